@@ -1,0 +1,5 @@
+"""The `gfs` command."""
+
+
+def main() -> None:
+    raise SystemExit("not yet")

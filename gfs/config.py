@@ -1,0 +1,174 @@
+"""Typed settings: defaults < TOML file < ``GFS_*`` environment < flags.
+
+One frozen struct per role. A TOML file has a table per role (``[master]``,
+``[chunkserver]``, ``[client]``); the environment variable of a setting is
+``GFS_<ROLE>_<SETTING>`` in capitals, lists separated by commas. A name that
+does not exist or a value that makes no sense is a SettingsError that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gfs.blocks import BLOCK_BYTES, MIB
+from gfs.errors import SettingsError
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+DEFAULT_PORT = 9400
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the roles' settings share."""
+
+    def check(self) -> None:
+        """Raise SettingsError for values that contradict each other."""
+
+
+class MasterSettings(Settings, frozen=True, kw_only=True):
+    address: str = f"127.0.0.1:{DEFAULT_PORT}"
+    #: Goal of new files that do not ask for another.
+    replication: int = 3
+    #: A new chunk needs this many live servers (or its goal, if that is lower).
+    replicas_min: int = 2
+    heartbeat_seconds: float = 1.0
+    #: A server not heard from for this long is dead: its chunks are re-replicated.
+    dead_seconds: float = 15.0
+    lease_seconds: float = 60.0
+    #: The primary stops this much before the master's count of the lease ends.
+    lease_margin_seconds: float = 5.0
+    #: Chunks that nothing refers to are kept this long, so that the client of an
+    #: upload can come back after a master's restart.
+    garbage_grace_seconds: float = 60.0
+    #: Reservations of a client not heard from for this long are given up.
+    client_silence_seconds: float = 60.0
+    #: Clones running at once: for one target or source, and in all.
+    clones_per_server: int = 2
+    clones_total: int = 64
+    #: Answers to mutations are remembered this long, for retries.
+    answers_seconds: float = 120.0
+    #: Upper bound of the metadata; address space, not memory or disk.
+    map_bytes: int = 64 * 1024 * MIB
+    #: Metadata commits wait for the disk. Off only where the disk is thrown away.
+    sync: bool = True
+
+    def check(self) -> None:
+        _require(1 <= self.replication <= 64, "replication must be 1 to 64")
+        _require(self.replicas_min >= 1, "replicas_min must be at least 1")
+        _require(
+            0 < self.heartbeat_seconds < self.dead_seconds,
+            "heartbeat_seconds must be above 0 and below dead_seconds",
+        )
+        _require(
+            0 < self.lease_margin_seconds < self.lease_seconds,
+            "lease_margin_seconds must be above 0 and below lease_seconds",
+        )
+        _require(self.clones_per_server >= 1, "clones_per_server must be at least 1")
+
+
+class ChunkserverSettings(Settings, frozen=True, kw_only=True):
+    address: str = "127.0.0.1:0"
+    master: str = f"127.0.0.1:{DEFAULT_PORT}"
+    rack: str = "default"
+    #: "replicated": acknowledged means in the page cache of every live replica.
+    durability: str = "replicated"
+    #: New data is refused when a disk has less free than this.
+    reserve_bytes: int = 256 * MIB
+    #: Blocking disk calls at once, per disk.
+    disk_threads: int = 8
+    #: Clone and scrub traffic while clients are being served; idle: no limit.
+    background_bytes_per_second: int = 64 * MIB
+    #: All chunk files are looked at (present, long enough) once in this time.
+    scan_seconds: float = 10.0
+    #: All blocks are read and verified once in this time.
+    scrub_seconds: float = 7 * 24 * 3600.0
+    #: An exchange in which nothing moves for this long is ended.
+    idle_seconds: float = 30.0
+
+    def check(self) -> None:
+        _require(self.durability in ("replicated", "fsync"), "durability: replicated or fsync")
+        _require(self.disk_threads >= 1, "disk_threads must be at least 1")
+
+
+class ClientSettings(Settings, frozen=True, kw_only=True):
+    #: Buffers of all transfers of one client together; beyond it they wait.
+    memory_bytes: int = 32 * MIB
+    #: Data sent and not yet acknowledged, per file being written.
+    window_bytes: int = 8 * MIB
+    #: Time allowed for one chunkserver to make any progress before another is tried.
+    stall_seconds: float = 10.0
+    #: A read that brought nothing for this long is also asked of another replica.
+    hedge_seconds: float = 1.0
+    #: Retries while the master or all replicas are away end after this long.
+    retry_seconds: float = 30.0
+    #: Files moved at once by put and get of directories.
+    parallel_files: int = 16
+    #: How long chunk locations are believed.
+    location_seconds: float = 30.0
+
+    def check(self) -> None:
+        _require(self.memory_bytes >= 4 * MIB, "memory_bytes must be at least 4 MiB")
+        _require(self.window_bytes >= BLOCK_BYTES, "window_bytes must be at least 64 KiB")
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise SettingsError(sentence)
+
+
+def load(
+    kind: type[SettingsT],
+    role: str,
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> SettingsT:
+    """The settings of one role, merged from all four sources.
+
+    ``flags`` whose value is None were not given. Raises SettingsError.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values.update(_from_file(file, role))
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    environment = os.environ if environment is None else environment
+    for name in fields:
+        raw = environment.get(f"GFS_{role}_{name}".upper())
+        if raw is not None:
+            values[name] = raw
+    values.update({k: v for k, v in (flags or {}).items() if v is not None})
+    try:
+        settings = msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{role} settings: {error}") from None
+    settings.check()
+    return settings
+
+
+def _from_file(file: Path, role: str) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}") from None
+    table = tables.get(role, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{file}: [{role}] must be a table")
+    return table
+
+
+def default_state_directory(environment: Mapping[str, str] | None = None) -> Path:
+    """Where ``gfs up`` keeps its state and where clients look for it."""
+    environment = os.environ if environment is None else environment
+    if environment.get("GFS_STATE"):
+        return Path(environment["GFS_STATE"])
+    base = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "gfs"

@@ -1,0 +1,242 @@
+"""The one error tree of the file system.
+
+Every failure a caller can see is one of these classes, whichever process it
+happened in: a server sends ``code`` and the message, :func:`from_wire` makes
+the same class of it again on the other side.
+
+::
+
+    GfsError
+    ├── NotFound (FileNotFoundError)            no such file or directory
+    ├── AlreadyExists (FileExistsError)         the name is taken
+    ├── IsADirectory (IsADirectoryError)        a file was wanted
+    ├── NotADirectory (NotADirectoryError)      a directory was wanted
+    ├── DirectoryNotEmpty                       delete without recursive
+    ├── InvalidName (ValueError)                the path breaks the naming rules
+    ├── InvalidArgument (ValueError)            any other argument is refused
+    ├── Retryable
+    │   ├── MasterUnavailable (ConnectionError) no master answers
+    │   ├── ReplicaUnavailable (ConnectionError) one chunkserver does not answer
+    │   ├── NotEnoughChunkservers               a new chunk cannot be placed now
+    │   ├── StaleVersion                        the replica or the caller is behind
+    │   ├── LeaseLost                           the primary may not order mutations
+    │   ├── FileChanged                         the file was replaced while read
+    │   ├── Busy                                a bound was reached, come back later
+    │   └── DeadlineExceeded (TimeoutError)     a wait reached its deadline
+    ├── ChunkUnavailable                        no good replica can be reached now
+    ├── CorruptReplica                          stored bytes fail their checksum
+    ├── DiskFull                                no room on a chunkserver's disk
+    ├── DiskFailed                              a disk refuses reads or writes
+    ├── WrongClusterKey (PermissionError)       the peer does not hold the key
+    ├── WrongCluster (PermissionError)          the peer belongs to another cluster
+    ├── ProtocolError (ValueError)              the peer does not speak our wire
+    ├── SettingsError (ValueError)              a setting makes no sense
+    └── StartupError                            the process cannot start here
+
+``http_status`` is what the REST control plane answers, ``exit_code`` what the
+command line returns, ``retryable`` whether the same call may succeed later.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AlreadyExists",
+    "Busy",
+    "ChunkUnavailable",
+    "CorruptReplica",
+    "DeadlineExceeded",
+    "DirectoryNotEmpty",
+    "DiskFailed",
+    "DiskFull",
+    "FileChanged",
+    "GfsError",
+    "InvalidArgument",
+    "InvalidName",
+    "InvariantViolated",
+    "IsADirectory",
+    "LeaseLost",
+    "MasterUnavailable",
+    "NotADirectory",
+    "NotEnoughChunkservers",
+    "NotFound",
+    "ProtocolError",
+    "ReplicaUnavailable",
+    "Retryable",
+    "SettingsError",
+    "StaleVersion",
+    "StartupError",
+    "WrongCluster",
+    "WrongClusterKey",
+    "from_wire",
+    "invariant",
+]
+
+
+class GfsError(Exception):
+    """Root of the tree. ``str(error)`` is one line that says what to do."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class NotFound(GfsError, FileNotFoundError):
+    code = "not_found"
+    http_status = 404
+
+
+class AlreadyExists(GfsError, FileExistsError):
+    code = "already_exists"
+    http_status = 409
+
+
+class IsADirectory(GfsError, IsADirectoryError):
+    code = "is_a_directory"
+    http_status = 409
+
+
+class NotADirectory(GfsError, NotADirectoryError):
+    code = "not_a_directory"
+    http_status = 409
+
+
+class DirectoryNotEmpty(GfsError, OSError):
+    code = "directory_not_empty"
+    http_status = 409
+
+
+class InvalidName(GfsError, ValueError):
+    code = "invalid_name"
+    http_status = 400
+
+
+class InvalidArgument(GfsError, ValueError):
+    code = "invalid_argument"
+    http_status = 400
+
+
+class Retryable(GfsError):
+    """The same call may succeed later, unchanged."""
+
+    code = "retryable"
+    http_status = 503
+    retryable = True
+
+
+class MasterUnavailable(Retryable, ConnectionError):
+    code = "master_unavailable"
+
+
+class ReplicaUnavailable(Retryable, ConnectionError):
+    """A chunkserver cannot be reached; ``server`` is its id when known."""
+
+    code = "replica_unavailable"
+
+    def __init__(self, message: str, server: str = "") -> None:
+        super().__init__(message)
+        self.server = server
+
+
+class NotEnoughChunkservers(Retryable):
+    code = "not_enough_chunkservers"
+
+
+class StaleVersion(Retryable):
+    code = "stale_version"
+
+
+class LeaseLost(Retryable):
+    code = "lease_lost"
+
+
+class FileChanged(Retryable):
+    code = "file_changed"
+    http_status = 409
+
+
+class Busy(Retryable):
+    code = "busy"
+
+
+class DeadlineExceeded(Retryable, TimeoutError):
+    code = "deadline_exceeded"
+    http_status = 504
+
+
+class ChunkUnavailable(GfsError, OSError):
+    """Unavailable, not corrupt: the paper, section 2.7.1."""
+
+    code = "chunk_unavailable"
+    http_status = 503
+
+
+class CorruptReplica(GfsError, OSError):
+    code = "corrupt_replica"
+
+
+class DiskFull(GfsError, OSError):
+    code = "disk_full"
+    http_status = 507
+
+
+class DiskFailed(GfsError, OSError):
+    code = "disk_failed"
+
+
+class WrongClusterKey(GfsError, PermissionError):
+    code = "wrong_cluster_key"
+    http_status = 502
+    exit_code = 2
+
+
+class WrongCluster(GfsError, PermissionError):
+    code = "wrong_cluster"
+    http_status = 502
+    exit_code = 2
+
+
+class ProtocolError(GfsError, ValueError):
+    code = "protocol"
+    http_status = 502
+
+
+class SettingsError(GfsError, ValueError):
+    code = "settings"
+    exit_code = 2
+
+
+class StartupError(GfsError):
+    code = "startup"
+    exit_code = 2
+
+
+class InvariantViolated(AssertionError):
+    """A promise the code makes to itself is broken: a bug, never bad input."""
+
+
+def invariant(condition: object, sentence: str) -> None:
+    """Raise :class:`InvariantViolated` unless ``condition``; ``-O`` keeps it."""
+    if not condition:
+        raise InvariantViolated(sentence)
+
+
+def _tree(root: type[GfsError]) -> dict[str, type[GfsError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+_BY_CODE = _tree(GfsError)
+
+
+def from_wire(code: str, message: str) -> GfsError:
+    """The error a peer sent. An unknown code (a newer peer) is a GfsError."""
+    return _BY_CODE.get(code, GfsError)(message)

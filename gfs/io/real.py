@@ -1,0 +1,365 @@
+"""This machine: non-blocking sockets under Trio, plain files, real clocks.
+
+Streams try the system call first and wait only when it would block: at full
+speed a megabyte costs a handful of Python steps. Since such a call may never
+wait, every so many calls yield to the other tasks (``TURNS_PER_YIELD``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from gfs.io.world import Buffer, DiskSpace, File, Listener, Stream, World
+
+T = TypeVar("T")
+
+#: Socket buffers asked for; the kernel caps them at its own maximum. With
+#: 64 KiB one loopback stream reaches less than half its rate.
+SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
+#: Consecutive calls on one stream that did not have to wait, before it yields.
+TURNS_PER_YIELD = 16
+ACCEPT_BACKLOG = 512
+#: Accept errors that pass by themselves: a bound of the process was reached.
+_ACCEPT_RETRY = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SENDFILE_BYTES_MAX = 0x7FFF_F000
+
+
+class RealFile:
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self.descriptor, [buffer[done:] if done else buffer], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def write(self, data: Buffer, offset: int) -> None:
+        done = os.pwrite(self.descriptor, data, offset)
+        if done < len(data):
+            view = memoryview(data)
+            while done < len(view):
+                done += os.pwrite(self.descriptor, view[done:], offset + done)
+
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self.descriptor, size)
+
+    def sync(self) -> None:
+        os.fdatasync(self.descriptor)
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_OPEN_FLAGS = {
+    "r": os.O_RDONLY,
+    "rw": os.O_RDWR,
+    "create": os.O_RDWR | os.O_CREAT | os.O_EXCL,
+    "replace": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+}
+
+
+class RealFileSystem:
+    def open(self, path: str, mode: str) -> RealFile:
+        return RealFile(os.open(path, _OPEN_FLAGS[mode] | os.O_CLOEXEC, 0o600))
+
+    def list(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def file_size(self, path: str) -> int:
+        return os.stat(path).st_size
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def rename(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def make_directories(self, path: str) -> None:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+    def sync_directory(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def space(self, path: str) -> DiskSpace:
+        stat = os.statvfs(path)
+        return DiskSpace(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+
+
+class RealStream:
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self._socket = sock
+        self.peer = peer
+        self._turns = 0
+
+    async def _turn(self) -> None:
+        self._turns += 1
+        if self._turns >= TURNS_PER_YIELD:
+            self._turns = 0
+            await trio.lowlevel.checkpoint()
+
+    async def _wait(self, wait: Callable[[int], Awaitable[None]]) -> None:
+        self._turns = 0
+        if self._socket.fileno() < 0:
+            raise ConnectionAbortedError(f"the connection to {self.peer} was closed here")
+        try:
+            await wait(self._socket.fileno())
+        except trio.ClosedResourceError:
+            raise ConnectionAbortedError(f"the connection to {self.peer} was closed here") from None
+
+    def _map(self, error: OSError) -> ConnectionError:
+        if isinstance(error, ConnectionError):
+            return error
+        return ConnectionResetError(f"the connection to {self.peer} failed: {error}")
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        await self._turn()
+        while True:
+            try:
+                return self._socket.recv_into(buffer)
+            except BlockingIOError:
+                await self._wait(trio.lowlevel.wait_readable)
+            except OSError as error:
+                raise self._map(error) from error
+
+    async def send_all(self, *buffers: Buffer) -> None:
+        await self._turn()
+        pending = [buffer for buffer in buffers if len(buffer)]
+        while pending:
+            try:
+                if len(pending) == 1:
+                    sent = self._socket.send(pending[0])
+                else:
+                    sent = self._socket.sendmsg(pending)
+            except BlockingIOError:
+                await self._wait(trio.lowlevel.wait_writable)
+                continue
+            except OSError as error:
+                raise self._map(error) from error
+            while pending and sent >= len(pending[0]):
+                sent -= len(pending.pop(0))
+            if sent:
+                pending[0] = memoryview(pending[0])[sent:]
+
+    async def send_file(self, file: File, offset: int, count: int) -> None:
+        """As in the contract. The disk is read in a worker thread; the waiting
+        for the peer is done in the loop, so that a slow reader holds no thread."""
+        if not isinstance(file, RealFile):
+            raise TypeError("a real stream sends real files")
+        end = offset + count
+        while offset < end:
+            try:
+                sent = await trio.to_thread.run_sync(
+                    _send_file_some, self._socket, file.descriptor, offset, end - offset
+                )
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise
+                raise self._map(error) from error
+            offset += sent
+            if offset < end:
+                await self._wait(trio.lowlevel.wait_writable)
+
+    def close(self) -> None:
+        _close(self._socket)
+
+
+def _close(sock: socket.socket) -> None:
+    """Close, and wake the tasks that wait on the socket."""
+    if sock.fileno() >= 0:
+        # Outside a running loop (after it ended) no task can be waiting.
+        with contextlib.suppress(RuntimeError):
+            trio.lowlevel.notify_closing(sock.fileno())
+        sock.close()
+
+
+def _send_file_some(sock: socket.socket, descriptor: int, offset: int, count: int) -> int:
+    """Send until done or until the socket is full; returns the bytes sent."""
+    sent = 0
+    while sent < count:
+        try:
+            step = os.sendfile(
+                sock.fileno(), descriptor, offset + sent, min(count - sent, _SENDFILE_BYTES_MAX)
+            )
+        except BlockingIOError:
+            break
+        if step == 0:
+            raise EOFError(f"the file ends at byte {offset + sent}")
+        sent += step
+    return sent
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer whose machine vanished is noticed even on an idle connection.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _widen(sock)
+
+
+def _widen(sock: socket.socket) -> None:
+    """Ask for large buffers where the kernel grants them; elsewhere its own
+    autotuning reaches further than a capped request would."""
+    if _kernel_grants("wmem_max"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    if _kernel_grants("rmem_max"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+
+
+@functools.cache
+def _kernel_grants(limit: str) -> bool:
+    try:
+        with open(f"/proc/sys/net/core/{limit}", encoding="ascii") as file:
+            return int(file.read()) >= SOCKET_BUFFER_BYTES
+    except (OSError, ValueError):
+        return False
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port``; ValueError says what is wrong with others."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not an address: write HOST:PORT")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def _join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class RealListener:
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        host, port = sock.getsockname()[:2]
+        self.address = _join_address(host, port)
+
+    async def accept(self) -> Stream:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+                sock, name = self._socket.accept()
+            except BlockingIOError:
+                continue
+            except trio.ClosedResourceError:
+                raise ConnectionAbortedError("the listener was closed here") from None
+            except OSError as error:
+                if error.errno in _ACCEPT_RETRY:
+                    await trio.sleep(0.1)
+                    continue
+                if error.errno == errno.EBADF:
+                    raise ConnectionAbortedError("the listener was closed here") from None
+                if isinstance(error, ConnectionError):
+                    continue  # that client is gone already
+                raise
+            _tune(sock)
+            return RealStream(sock, _join_address(*name[:2]))
+
+    def close(self) -> None:
+        _close(self._socket)
+
+
+class RealNetwork:
+    async def connect(self, address: str) -> Stream:
+        host, port = split_address(address)
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise ConnectionError(f"{address}: {error.strerror}") from None
+        last: OSError = ConnectionError(f"{address} has no address")
+        for family, kind, protocol, _, name in found:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                _tune(sock)
+                await _connect(sock, name)
+            except OSError as error:
+                sock.close()
+                last = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return RealStream(sock, address)
+        raise ConnectionError(f"{address}: {last.strerror or last}") from last
+
+    async def listen(self, address: str) -> Listener:
+        host, port = split_address(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setblocking(False)
+            # Accepted sockets inherit these; the window is negotiated at accept.
+            _widen(sock)
+            sock.bind((host, port))
+            sock.listen(ACCEPT_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+        await trio.lowlevel.checkpoint()
+        return RealListener(sock)
+
+
+async def _connect(sock: socket.socket, name: object) -> None:
+    try:
+        sock.connect(name)  # type: ignore[arg-type]
+    except BlockingIOError:
+        await trio.lowlevel.wait_writable(sock.fileno())
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code)) from None
+
+
+class RealClock:
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time_ns(self) -> int:
+        return time.time_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+async def _run_blocking(
+    function: Callable[..., T], *args: object, limiter: trio.CapacityLimiter | None = None
+) -> T:
+    return await trio.to_thread.run_sync(function, *args, limiter=limiter)
+
+
+def real_world() -> World:
+    """This machine. Randomness comes from the kernel."""
+    return World(
+        network=RealNetwork(),
+        files=RealFileSystem(),
+        clock=RealClock(),
+        random=random.SystemRandom(),
+        run_blocking=_run_blocking,
+    )

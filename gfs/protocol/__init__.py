@@ -1,0 +1,1 @@
+"""The wire: frames, messages, the handshake and the two kinds of connection."""

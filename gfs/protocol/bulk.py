@@ -1,0 +1,147 @@
+"""A connection that carries one exchange at a time, bodies by themselves.
+
+Heads are read through a small buffer; what it caught of the body (at most
+``READ_AHEAD_BYTES``) is copied to the caller's buffer, the rest is received
+straight into it. So a small message costs one ``recv``, a 1 MiB packet one
+more per piece the kernel has, and no copy worth the name.
+
+Used for the handshake of every connection and for everything to chunkservers.
+"""
+
+from __future__ import annotations
+
+from gfs.blocks import Buffer
+from gfs.errors import ProtocolError, from_wire
+from gfs.io import File, Stream
+from gfs.protocol.frames import HEADER_BYTES, decode_head, encode_frame, encode_head, split_header
+from gfs.protocol.messages import Failure, Message
+
+READ_AHEAD_BYTES = 8 * 1024
+
+
+class BulkConnection:
+    """Frames over a stream, in turn. Not for two tasks in the same direction.
+
+    Every failure of the peer or the network is ``ConnectionError`` or
+    ProtocolError; after either, or after a cancelled call, only ``close``
+    makes sense. Callers set deadlines.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.peer = stream.peer
+        self.peer_role = ""
+        self.peer_id = ""
+        self.peer_cluster = ""
+        #: Bytes of the body of the last received message not yet taken.
+        self.body_bytes = 0
+        self._buffer = bytearray(READ_AHEAD_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+        self.closed = False
+
+    async def send(self, message: Message, body: Buffer = b"") -> None:
+        if len(body) <= READ_AHEAD_BYTES:
+            await self.stream.send_all(encode_frame(message, body))
+        else:
+            await self.stream.send_all(encode_head(message, len(body)), body)
+
+    async def send_frames(self, frames: bytes, *more: Buffer) -> None:
+        """Send frames that :func:`encode_frame` or :func:`encode_head` made."""
+        await self.stream.send_all(frames, *more)
+
+    async def send_file(self, message: Message, file: File, offset: int, count: int) -> None:
+        """Send ``message`` with ``count`` bytes of ``file`` as its body."""
+        await self.stream.send_all(encode_head(message, count))
+        await self.stream.send_file(file, offset, count)
+
+    async def receive(self) -> Message:
+        """The next message; ``ConnectionError`` if the peer ended the stream.
+
+        ``body_bytes`` then says how much body follows: take all of it with
+        ``receive_body`` or ``read_body`` before the next ``receive``.
+        """
+        message = await self.receive_or_end()
+        if message is None:
+            raise ConnectionResetError(f"{self.peer} ended the connection")
+        return message
+
+    async def receive_or_end(self) -> Message | None:
+        """As ``receive``, but None if the stream ended between two frames."""
+        if self.body_bytes:
+            raise ProtocolError(f"{self.body_bytes} bytes of the last body were not taken")
+        if not await self._fill(HEADER_BYTES, may_end=True):
+            return None
+        head_bytes, body_bytes = split_header(self._buffer, self._start)
+        if HEADER_BYTES + head_bytes <= READ_AHEAD_BYTES:
+            await self._fill(HEADER_BYTES + head_bytes)
+            start = self._start + HEADER_BYTES
+            message = decode_head(self._view[start : start + head_bytes], body_bytes)
+            self._start = start + head_bytes
+        else:
+            self._start += HEADER_BYTES
+            head = bytearray(head_bytes)
+            await self._take(memoryview(head))
+            message = decode_head(head, body_bytes)
+        self.body_bytes = body_bytes
+        return message
+
+    async def receive_reply(self) -> Message:
+        """As ``receive``; a Failure is raised as the error it carries."""
+        message = await self.receive()
+        if type(message) is Failure:
+            raise from_wire(message.code, message.message)
+        return message
+
+    async def receive_body(self, target: memoryview) -> None:
+        """Fill ``target`` with the next bytes of the body."""
+        if len(target) > self.body_bytes:
+            raise ProtocolError(f"a body of {self.body_bytes} bytes, {len(target)} were expected")
+        await self._take(target)
+        self.body_bytes -= len(target)
+
+    async def read_body(self) -> bytes:
+        """All the rest of the body (the message's own limit bounds it)."""
+        body = bytearray(self.body_bytes)
+        await self.receive_body(memoryview(body))
+        return bytes(body)
+
+    async def _take(self, target: memoryview) -> None:
+        held = min(self._end - self._start, len(target))
+        if held:
+            target[:held] = self._view[self._start : self._start + held]
+            self._start += held
+        total = len(target)
+        while held < total:
+            count = await self.stream.receive_into(target[held:])
+            if not count:
+                raise ConnectionResetError(f"{self.peer} ended the connection in mid-frame")
+            held += count
+
+    async def _fill(self, count: int, may_end: bool = False) -> bool:
+        """Have at least ``count`` bytes in the buffer; False at a clean end."""
+        while self._end - self._start < count:
+            if self._start and self._start + count > READ_AHEAD_BYTES:
+                held = self._end - self._start
+                self._buffer[:held] = self._buffer[self._start : self._end]
+                self._start, self._end = 0, held
+            elif self._start == self._end:
+                self._start = self._end = 0
+            received = await self.stream.receive_into(self._view[self._end :])
+            if not received:
+                if may_end and self._start == self._end:
+                    return False
+                raise ConnectionResetError(f"{self.peer} ended the connection in mid-frame")
+            self._end += received
+        return True
+
+    def take_read_ahead(self) -> bytes:
+        """Bytes received beyond the last frame, for whoever takes over the stream."""
+        data = bytes(self._view[self._start : self._end])
+        self._start = self._end = 0
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+        self.stream.close()

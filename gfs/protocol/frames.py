@@ -1,0 +1,104 @@
+"""The codec: bytes in, messages out. No I/O (fuzzed in the unit tests).
+
+One frame, all integers big-endian::
+
+    u32 head length | u32 body length | head (msgpack) | body (raw bytes)
+
+The lengths are checked before anything is allocated for them: a head against
+``HEAD_BYTES_MAX``, a body against the message's own ``BODY_BYTES_MAX``. Bodies
+of bulk connections are not the codec's business: they go from the socket to
+the caller's buffer.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from gfs.blocks import Buffer
+from gfs.errors import ProtocolError
+from gfs.protocol.messages import HEAD_BYTES_MAX, AnyMessage, Message
+
+HEADER = struct.Struct(">II")
+HEADER_BYTES = HEADER.size
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(AnyMessage)
+_pack_header = HEADER.pack
+_unpack_header = HEADER.unpack_from
+
+
+def encode_frame(message: Message, body: Buffer = b"") -> bytes:
+    """A whole frame with a small body, in one piece."""
+    head = _encoder.encode(message)
+    if body:
+        return b"".join((_pack_header(len(head), len(body)), head, body))
+    return _pack_header(len(head), 0) + head
+
+
+def encode_head(message: Message, body_bytes: int) -> bytes:
+    """Header and head of a frame whose ``body_bytes`` of body follow by themselves."""
+    head = _encoder.encode(message)
+    return _pack_header(len(head), body_bytes) + head
+
+
+def split_header(data: Buffer, at: int = 0) -> tuple[int, int]:
+    """Head and body length from the 8 bytes at ``at``; refuses a bad head length."""
+    head_bytes, body_bytes = _unpack_header(data, at)
+    if not 0 < head_bytes <= HEAD_BYTES_MAX:
+        raise ProtocolError(f"a frame with a head of {head_bytes} bytes: not a gfs peer")
+    return head_bytes, body_bytes
+
+
+def decode_head(head: Buffer, body_bytes: int) -> Message:
+    """The message, or ProtocolError: unknown tag, wrong types, body too large."""
+    try:
+        message = _decoder.decode(head)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise ProtocolError(f"a head that is no message: {error}") from None
+    if body_bytes > message.BODY_BYTES_MAX:
+        name = type(message).__name__
+        raise ProtocolError(
+            f"{name} with a body of {body_bytes} bytes, at most {message.BODY_BYTES_MAX} allowed"
+        )
+    return message
+
+
+class FrameDecoder:
+    """Frames out of a byte stream that arrives in any pieces.
+
+    Holds at most one incomplete frame, whose size is bounded by the limits above.
+    After a ProtocolError the decoder is dead: the stream has no known boundary.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: Buffer) -> list[tuple[Message, bytes]]:
+        """All frames that are complete now, oldest first, as (message, body)."""
+        buffer = self._data
+        buffer += data
+        frames: list[tuple[Message, bytes]] = []
+        at, end = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while end - at >= HEADER_BYTES:
+                head_bytes, body_bytes = split_header(buffer, at)
+                start = at + HEADER_BYTES
+                head_end = start + head_bytes
+                if head_end > end:
+                    break
+                message = decode_head(view[start:head_end], body_bytes)
+                body_end = head_end + body_bytes
+                if body_end > end:
+                    break
+                frames.append((message, bytes(view[head_end:body_end])))
+                at = body_end
+        if at:
+            del buffer[:at]
+        return frames
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an incomplete frame held now."""
+        return len(self._data)

@@ -1,0 +1,198 @@
+"""A control connection: many requests in flight both ways, answered in any order.
+
+What makes it fast is batching at both ends and no task per request:
+
+* everything that one ``recv`` brought is decoded at once and handed to the
+  handler as one batch; what the handler answers on the spot leaves in one send;
+* a caller parks itself with ``wait_task_rescheduled``; the reader wakes it;
+* the writer joins whatever is queued.
+
+Sketch for one look-up, one at a time: 2 sends, 2 receives, 4 task switches,
+about 150 µs for both processes; with 16 in flight everything but the decoding
+(1 µs) and the look-up itself is shared by the batch.
+
+Bounds: at most ``OUT_BYTES_MAX`` of unsent replies, then no more requests are
+read; at most ``CALLS_MAX`` calls wait at once, then callers queue.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import outcome
+import trio
+
+from gfs.blocks import Buffer
+from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, from_wire
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.frames import FrameDecoder, encode_frame
+from gfs.protocol.messages import REPLIES, Failure, Message
+
+RECEIVE_BYTES = 256 * 1024
+OUT_BYTES_MAX = 8 * 1024 * 1024
+CALLS_MAX = 4096
+
+_REPLIES = frozenset(REPLIES)
+
+#: Called with every batch of requests. Must not block. It answers with
+#: :meth:`Rpc.send`, now or later.
+Handler = Callable[["Rpc", list[tuple[Message, bytes]]], None]
+
+
+def refuse_all(rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+    """The handler of a side that serves no requests."""
+    for message, _ in batch:
+        name = type(message).__name__
+        rpc.send(Failure(id=message.id, code="protocol", message=f"{name} is not served here"))
+
+
+class Rpc:
+    """One multiplexed connection. ``run`` must be running for anything to move."""
+
+    def __init__(self, connection: BulkConnection, handler: Handler = refuse_all) -> None:
+        self.peer = connection.peer
+        self.peer_role = connection.peer_role
+        self.peer_id = connection.peer_id
+        self.peer_cluster = connection.peer_cluster
+        self._stream = connection.stream
+        self._read_ahead = connection.take_read_ahead()
+        self._handler = handler
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._writer_parked: trio.lowlevel.Task | None = None
+        self._room = trio.Event()
+        self._ids = itertools.count(1)
+        self._calls: dict[int, trio.lowlevel.Task] = {}
+        self._queued_callers = trio.lowlevel.ParkingLot()
+        self._error: BaseException | None = None
+        self.closed = False
+
+    async def run(self) -> None:
+        """Move frames until the connection ends; returns then, however it ended.
+
+        Calls that still wait get ``ConnectionError``. A peer that breaks the
+        protocol is cut off.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                try:
+                    await self._read()
+                except (ConnectionError, ProtocolError) as error:
+                    self._error = error
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close()
+
+    async def _read(self) -> None:
+        decoder = FrameDecoder()
+        buffer = bytearray(RECEIVE_BYTES)
+        view = memoryview(buffer)
+        data: Buffer = self._read_ahead
+        while True:
+            requests = []
+            for frame in decoder.feed(data):
+                if type(frame[0]) in _REPLIES:
+                    self._answer(*frame)
+                else:
+                    requests.append(frame)
+            if requests:
+                self._handler(self, requests)
+            while self._out_bytes > OUT_BYTES_MAX:
+                self._room = trio.Event()
+                await self._room.wait()
+            count = await self._stream.receive_into(view)
+            if not count:
+                return
+            data = view[:count]
+
+    async def _write(self) -> None:
+        while True:
+            if not self._out:
+                self._writer_parked = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._unpark_writer)
+            out, self._out = self._out, []
+            self._out_bytes = 0
+            self._room.set()
+            try:
+                await self._stream.send_all(out[0] if len(out) == 1 else b"".join(out))
+            except ConnectionError as error:
+                self._error = error
+                self.close()
+                return
+
+    def _unpark_writer(self, _: object) -> trio.lowlevel.Abort:
+        self._writer_parked = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def send(self, message: Message, body: Buffer = b"") -> None:
+        """Queue a frame. After the connection has ended, it goes nowhere."""
+        frame = encode_frame(message, body)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._writer_parked is not None:
+            task, self._writer_parked = self._writer_parked, None
+            trio.lowlevel.reschedule(task)
+
+    def send_error(self, request_id: int, error: GfsError) -> None:
+        server = getattr(error, "server", "")
+        self.send(Failure(id=request_id, code=error.code, message=str(error), server=server))
+
+    async def call(
+        self, message: Message, body: Buffer = b"", seconds: float = 10.0
+    ) -> tuple[Message, bytes]:
+        """Send a request (its ``id`` is set here) and wait for its reply.
+
+        Raises the error a Failure carries, ``ConnectionError`` when the
+        connection ends first, DeadlineExceeded after ``seconds``. When it is
+        cancelled or too late, the peer may still have carried it out.
+        """
+        with trio.move_on_after(seconds):
+            while len(self._calls) >= CALLS_MAX:
+                await self._queued_callers.park()
+            if self.closed:
+                raise self._ended()
+            request_id = message.id = next(self._ids)
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                del self._calls[request_id]
+                self._queued_callers.unpark()
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            self._calls[request_id] = trio.lowlevel.current_task()
+            self.send(message, body)
+            reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
+            return reply
+        name = type(message).__name__
+        raise DeadlineExceeded(f"no answer from {self.peer} to {name} within {seconds:g} s")
+
+    def _answer(self, message: Message, body: bytes) -> None:
+        task = self._calls.pop(message.id, None)
+        if task is None:
+            return  # the caller gave up; a late answer is no error
+        self._queued_callers.unpark()
+        if type(message) is Failure:
+            error = from_wire(message.code, message.message)
+            if message.server:
+                error.__dict__["server"] = message.server
+            trio.lowlevel.reschedule(task, outcome.Error(error))
+        else:
+            trio.lowlevel.reschedule(task, outcome.Value((message, body)))
+
+    def _ended(self) -> ConnectionError:
+        if isinstance(self._error, ConnectionError):
+            return ConnectionResetError(str(self._error))
+        if self._error is not None:
+            return ConnectionResetError(f"the connection to {self.peer} broke: {self._error}")
+        return ConnectionResetError(f"{self.peer} ended the connection")
+
+    def close(self) -> None:
+        """End the connection now; waiting calls get ``ConnectionError``."""
+        if not self.closed:
+            self.closed = True
+            self._stream.close()
+        calls, self._calls = self._calls, {}
+        for task in calls.values():
+            trio.lowlevel.reschedule(task, outcome.Error(self._ended()))
+        self._queued_callers.unpark_all()
