@@ -2,8 +2,10 @@
 
 One frozen struct per role. A TOML file has a table per role (``[master]``,
 ``[chunkserver]``, ``[client]``); the environment variable of a setting is
-``GFS_<ROLE>_<SETTING>`` in capitals, lists separated by commas. A name that
-does not exist or a value that makes no sense is a SettingsError that names it.
+``GFS_<ROLE>_<SETTING>`` in capitals. A name that does not exist, in a role's
+table or among the flags, or a value that makes no sense is a SettingsError that
+names it. Environment variables that name no setting are left alone: container
+platforms set some of the same form (``GFS_MASTER_SERVICE_HOST``).
 """
 
 from __future__ import annotations

@@ -237,6 +237,13 @@ def _tree(root: type[GfsError]) -> dict[str, type[GfsError]]:
 _BY_CODE = _tree(GfsError)
 
 
-def from_wire(code: str, message: str) -> GfsError:
-    """The error a peer sent. An unknown code (a newer peer) is a GfsError."""
-    return _BY_CODE.get(code, GfsError)(message)
+def from_wire(code: str, message: str, server: str = "") -> GfsError:
+    """The error a peer sent. An unknown code (a newer peer) is a GfsError.
+
+    ``server`` is the id of the chunkserver that failed, if the peer named one;
+    it becomes the error's attribute of that name.
+    """
+    error = _BY_CODE.get(code, GfsError)(message)
+    if server:
+        error.__dict__["server"] = server
+    return error

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -50,24 +51,35 @@ def read_key(path: Path) -> bytes:
 def make_key(path: Path) -> bytes:
     """Read the key in ``path``, made there first if there is none (mode 0600).
 
-    Safe against another process doing the same: one of the two keys wins.
+    Safe against others doing the same: one of the keys wins, and all get it.
     """
-    try:
-        return read_key(path)
-    except SettingsError:
-        if path.exists():
-            raise
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    if not os.path.lexists(path):
+        try:
+            _place_key(path, secrets.token_hex(KEY_BYTES) + "\n")
+        except OSError as error:
+            raise SettingsError(f"{path}: the cluster key cannot be made: {error}") from None
+    return read_key(path)
+
+
+def _place_key(path: Path, text: str) -> None:
+    """Put a whole file there, on the disk, unless there is one by then.
+
+    The name of the draft is random: a process id is no name to share a
+    directory by, two containers both have a process 7.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(fresh, path)
-        except FileExistsError:
-            pass
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
     finally:
-        fresh.unlink(missing_ok=True)
-    return read_key(path)
+        draft.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

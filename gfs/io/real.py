@@ -32,6 +32,8 @@ ACCEPT_BACKLOG = 512
 #: Accept errors that pass by themselves: a bound of the process was reached.
 _ACCEPT_RETRY = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _SENDFILE_BYTES_MAX = 0x7FFF_F000
+#: Buffers of one sendmsg (Linux: UIO_MAXIOV).
+_BUFFERS_MAX = 1024
 
 
 class RealFile:
@@ -119,6 +121,9 @@ class RealStream:
         self._socket = sock
         self.peer = peer
         self._turns = 0
+        self._closed = False
+        #: A worker thread is inside a system call on the socket.
+        self._in_thread = False
 
     async def _turn(self) -> None:
         self._turns += 1
@@ -128,14 +133,22 @@ class RealStream:
 
     async def _wait(self, wait: Callable[[int], Awaitable[None]]) -> None:
         self._turns = 0
-        if self._socket.fileno() < 0:
-            raise ConnectionAbortedError(f"the connection to {self.peer} was closed here")
+        self._require_open()
         try:
             await wait(self._socket.fileno())
         except trio.ClosedResourceError:
-            raise ConnectionAbortedError(f"the connection to {self.peer} was closed here") from None
+            raise self._closed_here() from None
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise self._closed_here()
+
+    def _closed_here(self) -> ConnectionError:
+        return ConnectionAbortedError(f"the connection to {self.peer} was closed here")
 
     def _map(self, error: OSError) -> ConnectionError:
+        if self._closed:
+            return self._closed_here()
         if isinstance(error, ConnectionError):
             return error
         return ConnectionResetError(f"the connection to {self.peer} failed: {error}")
@@ -158,7 +171,7 @@ class RealStream:
                 if len(pending) == 1:
                     sent = self._socket.send(pending[0])
                 else:
-                    sent = self._socket.sendmsg(pending)
+                    sent = self._socket.sendmsg(pending[:_BUFFERS_MAX])
             except BlockingIOError:
                 await self._wait(trio.lowlevel.wait_writable)
                 continue
@@ -176,6 +189,8 @@ class RealStream:
             raise TypeError("a real stream sends real files")
         end = offset + count
         while offset < end:
+            self._require_open()
+            self._in_thread = True
             try:
                 sent = await trio.to_thread.run_sync(
                     _send_file_some, self._socket, file.descriptor, offset, end - offset
@@ -184,12 +199,33 @@ class RealStream:
                 if error.errno == errno.EIO:
                     raise
                 raise self._map(error) from error
+            finally:
+                self._in_thread = False
+                if self._closed:
+                    _close(self._socket)
             offset += sent
             if offset < end:
                 await self._wait(trio.lowlevel.wait_writable)
 
+    def ended(self) -> bool:
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def close(self) -> None:
-        _close(self._socket)
+        self._closed = True
+        if self._in_thread:
+            # The descriptor's number must not be reused under the thread, or
+            # the file would go out over somebody else's connection. Shut down,
+            # the system call ends; the task that waits for it closes.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            _close(self._socket)
 
 
 def _close(sock: socket.socket) -> None:
@@ -243,11 +279,15 @@ def _kernel_grants(limit: str) -> bool:
         return False
 
 
+class BadAddress(ConnectionError, ValueError):
+    """Not an address. A ConnectionError, because an address may be a peer's word."""
+
+
 def split_address(address: str) -> tuple[str, int]:
-    """``host:port`` or ``[v6]:port``; ValueError says what is wrong with others."""
+    """``host:port`` or ``[v6]:port``; BadAddress says what is wrong with others."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not an address: write HOST:PORT")
+    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise BadAddress(f"{address!r} is not an address: write HOST:PORT")
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 
@@ -263,6 +303,8 @@ class RealListener:
 
     async def accept(self) -> Stream:
         while True:
+            if self._socket.fileno() < 0:
+                raise ConnectionAbortedError("the listener was closed here")
             try:
                 await trio.lowlevel.wait_readable(self._socket.fileno())
                 sock, name = self._socket.accept()
@@ -279,7 +321,11 @@ class RealListener:
                 if isinstance(error, ConnectionError):
                     continue  # that client is gone already
                 raise
-            _tune(sock)
+            try:
+                _tune(sock)
+            except OSError:
+                sock.close()
+                continue  # gone before we looked at it
             return RealStream(sock, _join_address(*name[:2]))
 
     def close(self) -> None:
@@ -293,20 +339,14 @@ class RealNetwork:
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             raise ConnectionError(f"{address}: {error.strerror}") from None
+        except UnicodeError:
+            raise BadAddress(f"{address!r} is not an address: {host!r} is no host name") from None
         last: OSError = ConnectionError(f"{address} has no address")
         for family, kind, protocol, _, name in found:
-            sock = socket.socket(family, kind, protocol)
             try:
-                _tune(sock)
-                await _connect(sock, name)
+                return RealStream(await _connect(family, kind, protocol, name), address)
             except OSError as error:
-                sock.close()
                 last = error
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return RealStream(sock, address)
         raise ConnectionError(f"{address}: {last.strerror or last}") from last
 
     async def listen(self, address: str) -> Listener:
@@ -327,14 +367,21 @@ class RealNetwork:
         return RealListener(sock)
 
 
-async def _connect(sock: socket.socket, name: object) -> None:
+async def _connect(family: int, kind: int, protocol: int, name: object) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
     try:
-        sock.connect(name)  # type: ignore[arg-type]
-    except BlockingIOError:
-        await trio.lowlevel.wait_writable(sock.fileno())
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code)) from None
+        _tune(sock)
+        try:
+            sock.connect(name)  # type: ignore[arg-type]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock.fileno())
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class RealClock:

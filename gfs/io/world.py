@@ -33,6 +33,10 @@ class Stream(Protocol):
         Raises ``EOFError`` when the file ends before.
         """
 
+    def ended(self) -> bool:
+        """Whether an idle stream is of no more use: the peer closed it, or sent
+        something nobody asked for. Does not wait."""
+
     def close(self) -> None:
         """Close at once; tasks that wait on the stream get ``ConnectionError``."""
 

@@ -91,7 +91,7 @@ class BulkConnection:
         """As ``receive``; a Failure is raised as the error it carries."""
         message = await self.receive()
         if type(message) is Failure:
-            raise from_wire(message.code, message.message)
+            raise from_wire(message.code, message.message, message.server)
         return message
 
     async def receive_body(self, target: memoryview) -> None:

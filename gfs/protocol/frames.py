@@ -69,28 +69,51 @@ class FrameDecoder:
     """Frames out of a byte stream that arrives in any pieces.
 
     Holds at most one incomplete frame, whose size is bounded by the limits above.
-    After a ProtocolError the decoder is dead: the stream has no known boundary.
+    After a ProtocolError the decoder is dead: the stream has no known boundary,
+    and frames that came in the same piece are gone with it.
+
+    The cost is linear in the bytes however small the pieces: a frame that is
+    not complete is not looked at again before it is.
     """
 
     def __init__(self) -> None:
         self._data = bytearray()
+        #: Held bytes that must be there before there is anything to decode.
+        self._wanted = HEADER_BYTES
+        #: The head of the frame whose body is awaited, and where that begins.
+        self._message: Message | None = None
+        self._body_start = 0
 
     def feed(self, data: Buffer) -> list[tuple[Message, bytes]]:
         """All frames that are complete now, oldest first, as (message, body)."""
         buffer = self._data
         buffer += data
+        end = len(buffer)
+        if end < self._wanted:
+            return []
         frames: list[tuple[Message, bytes]] = []
-        at, end = 0, len(buffer)
+        at = 0
         with memoryview(buffer) as view:
-            while end - at >= HEADER_BYTES:
-                head_bytes, body_bytes = split_header(buffer, at)
+            if self._message is not None:
+                at = self._wanted
+                frames.append((self._message, bytes(view[self._body_start : at])))
+                self._message = None
+            while True:
                 start = at + HEADER_BYTES
+                if start > end:
+                    self._wanted = HEADER_BYTES
+                    break
+                head_bytes, body_bytes = split_header(buffer, at)
                 head_end = start + head_bytes
                 if head_end > end:
+                    self._wanted = head_end - at
                     break
                 message = decode_head(view[start:head_end], body_bytes)
                 body_end = head_end + body_bytes
                 if body_end > end:
+                    self._message = message
+                    self._body_start = head_end - at
+                    self._wanted = body_end - at
                     break
                 frames.append((message, bytes(view[head_end:body_end])))
                 at = body_end

@@ -11,8 +11,10 @@ Sketch for one look-up, one at a time: 2 sends, 2 receives, 4 task switches,
 about 150 µs for both processes; with 16 in flight everything but the decoding
 (1 µs) and the look-up itself is shared by the batch.
 
-Bounds: at most ``OUT_BYTES_MAX`` of unsent replies, then no more requests are
-read; at most ``CALLS_MAX`` calls wait at once, then callers queue.
+Bounds: at most ``OUT_BYTES_MAX`` queued (and as much again being sent), then no
+more requests are read; at most ``CALLS_MAX`` calls wait at once, then callers
+queue; after ``REQUESTS_PER_YIELD`` requests the reader lets the other tasks run,
+so that one busy peer does not starve the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from gfs.protocol.messages import REPLIES, Failure, Message
 RECEIVE_BYTES = 256 * 1024
 OUT_BYTES_MAX = 8 * 1024 * 1024
 CALLS_MAX = 4096
+REQUESTS_PER_YIELD = 512
 
 _REPLIES = frozenset(REPLIES)
 
@@ -80,7 +83,7 @@ class Rpc:
                 try:
                     await self._read()
                 except (ConnectionError, ProtocolError) as error:
-                    self._error = error
+                    self._error = self._error or error
                 nursery.cancel_scope.cancel()
         finally:
             self.close()
@@ -90,6 +93,7 @@ class Rpc:
         buffer = bytearray(RECEIVE_BYTES)
         view = memoryview(buffer)
         data: Buffer = self._read_ahead
+        unyielded = 0
         while True:
             requests = []
             for frame in decoder.feed(data):
@@ -99,6 +103,10 @@ class Rpc:
                     requests.append(frame)
             if requests:
                 self._handler(self, requests)
+                unyielded += len(requests)
+                if unyielded >= REQUESTS_PER_YIELD:
+                    unyielded = 0
+                    await trio.lowlevel.checkpoint()
             while self._out_bytes > OUT_BYTES_MAX:
                 self._room = trio.Event()
                 await self._room.wait()
@@ -118,7 +126,7 @@ class Rpc:
             try:
                 await self._stream.send_all(out[0] if len(out) == 1 else b"".join(out))
             except ConnectionError as error:
-                self._error = error
+                self._error = self._error or error
                 self.close()
                 return
 
@@ -128,6 +136,8 @@ class Rpc:
 
     def send(self, message: Message, body: Buffer = b"") -> None:
         """Queue a frame. After the connection has ended, it goes nowhere."""
+        if self.closed:
+            return
         frame = encode_frame(message, body)
         self._out.append(frame)
         self._out_bytes += len(frame)
@@ -153,6 +163,8 @@ class Rpc:
                 await self._queued_callers.park()
             if self.closed:
                 raise self._ended()
+            # What was cancelled before it began is not sent at all.
+            await trio.lowlevel.checkpoint_if_cancelled()
             request_id = message.id = next(self._ids)
 
             def abort(_: object) -> trio.lowlevel.Abort:
@@ -173,9 +185,7 @@ class Rpc:
             return  # the caller gave up; a late answer is no error
         self._queued_callers.unpark()
         if type(message) is Failure:
-            error = from_wire(message.code, message.message)
-            if message.server:
-                error.__dict__["server"] = message.server
+            error = from_wire(message.code, message.message, message.server)
             trio.lowlevel.reschedule(task, outcome.Error(error))
         else:
             trio.lowlevel.reschedule(task, outcome.Value((message, body)))
@@ -192,6 +202,9 @@ class Rpc:
         if not self.closed:
             self.closed = True
             self._stream.close()
+            self._out.clear()
+            self._out_bytes = 0
+            self._room.set()
         calls, self._calls = self._calls, {}
         for task in calls.values():
             trio.lowlevel.reschedule(task, outcome.Error(self._ended()))
