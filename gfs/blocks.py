@@ -45,18 +45,15 @@ def block_sums(data: Buffer) -> bytes:
     )
 
 
-def first_bad_block(data: Buffer, sums: bytes) -> int | None:
-    """Index of the first block whose digest differs from ``sums``, or None.
+def packet_sums(offset: int, data: Buffer) -> bytes:
+    """The digests of ``data`` cut at the block boundaries of what it is part of.
 
-    ``sums`` must hold one digest for each block of ``data``; too few or too
-    many count as a bad first block, so that a peer cannot skip the check.
+    ``offset`` is where ``data`` starts there: inside a block, the first piece
+    reaches only to that block's end.
     """
-    actual = block_sums(data)
-    if actual == sums:
-        return None
-    if len(actual) != len(sums):
-        return 0
-    for index in range(0, len(sums), SUM_BYTES):
-        if actual[index : index + SUM_BYTES] != sums[index : index + SUM_BYTES]:
-            return index // SUM_BYTES
-    return None
+    inside = offset % BLOCK_BYTES
+    if not inside:
+        return block_sums(data)
+    view = memoryview(data)
+    first = BLOCK_BYTES - inside
+    return xxh3_64_digest(view[:first]) + block_sums(view[first:])

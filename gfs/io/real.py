@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import random
@@ -85,6 +86,15 @@ _OPEN_FLAGS = {
 class RealFileSystem:
     def open(self, path: str, mode: str) -> RealFile:
         return RealFile(os.open(path, _OPEN_FLAGS[mode] | os.O_CLOEXEC, 0o600))
+
+    def lock(self, path: str) -> RealFile:
+        file = RealFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def list(self, path: str) -> list[str]:
         return os.listdir(path)

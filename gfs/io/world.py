@@ -89,6 +89,10 @@ class FileSystem(Protocol):
         """``mode``: ``"r"`` read, ``"rw"`` read and write, ``"create"`` a new
         file (``FileExistsError`` if there is one), ``"replace"`` empty or new."""
 
+    def lock(self, path: str) -> File:
+        """An exclusive lock on ``path`` (made if it is missing), held until the
+        file is closed or the process ends. ``BlockingIOError``: another has it."""
+
     def list(self, path: str) -> list[str]: ...
 
     def exists(self, path: str) -> bool: ...

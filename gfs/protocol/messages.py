@@ -32,6 +32,8 @@ MAGIC = "gfs1"
 HEAD_BYTES_MAX = 64 * KIB
 #: A write packet's data at most; a multiple of the block size.
 PACKET_BYTES_MAX = 1 * MIB
+#: A sender's window in packets, at least. See Packet.
+PACKETS_IN_FLIGHT_MIN = 4
 #: Replica reports: packed records, 16 bytes each, at most this many a batch.
 REPORT_RECORDS_MAX = 4096
 #: Paths are at most 4096 bytes; a page of a listing stays below a head's limit.
@@ -530,10 +532,12 @@ class CloneChunk(Message, tag=72):
 
 
 class VerifyChunk(Message, tag=80):
-    """Read all of a replica's blocks against their sums."""
+    """Read all of a replica's blocks against their sums; only tell its state
+    as it is known when ``blocks`` is false."""
 
     handle: int
     version: int
+    blocks: bool = True
 
 
 class VerifyReply(Message, tag=81):
@@ -596,7 +600,8 @@ class Packet(Message, tag=85):
     down: a packet that starts inside a block carries the sum of its bytes up
     to the block boundary first. ``id`` counts packets from 0. ``last`` ends
     the exchange: its acknowledgement means that every replica holds all of it,
-    head included.
+    head included. Servers pass acknowledgements on up to two packets late: a
+    sender must allow at least ``PACKETS_IN_FLIGHT_MIN`` before it waits for one.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = PACKET_BYTES_MAX

@@ -1,0 +1,155 @@
+"""Re-replication: this server copies a replica from another, block by block verified.
+
+The copy is made beside whatever is here and put in its place only when it is
+whole: a crash leaves the old state, and a damaged replica is replaced by a good
+one without a moment in which neither is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from gfs.blocks import BLOCK_BYTES, MIB, block_sums
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.format import State
+from gfs.chunkserver.store import Disk, map_disk_error
+from gfs.errors import ChunkUnavailable, CorruptReplica, GfsError, ProtocolError
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.messages import (
+    CloneChunk,
+    ReadChunk,
+    ReadReply,
+    VerifyChunk,
+    VerifyReply,
+)
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node import Node
+
+log = logging.getLogger(__name__)
+
+#: One request to the source; between two of them the throttle may wait.
+STEP_BYTES = 1 * MIB
+STEP_SECONDS = 20.0
+
+
+async def clone(node: Node, order: CloneChunk) -> None:
+    """Have a good replica of ``order.version`` here when this returns.
+
+    Raises the last source's error when none could give one.
+    """
+    if await _is_good_already(node, order):
+        return
+    last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: no source was named")
+    for source in order.sources:
+        try:
+            await _clone_from(node, order, source)
+            return
+        except ConnectionError as error:
+            last = ChunkUnavailable(f"chunk {order.handle:016x} from {source}: {error}")
+        except GfsError as error:
+            last = error
+        log.warning("clone of %016x from %s: %s", order.handle, source, last)
+    raise last
+
+
+async def _is_good_already(node: Node, order: CloneChunk) -> bool:
+    replica = node.store.inventory.get(order.handle)
+    if replica is None or replica.version != order.version:
+        return False
+    reply = await node.verify(VerifyChunk(id=0, handle=order.handle, version=order.version))
+    return reply.state == "good"
+
+
+async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
+    connection = await node.pool.acquire(source)
+    clean = False
+    try:
+        length = await _length_at(connection, order)
+        disk = node.store.pick_disk()
+        path = disk.chunk_path(order.handle) + ".clone"
+        try:
+            file = await node.store.run(disk, _begin, node, disk, path, order)
+            try:
+                await _copy(node, connection, disk, file, length)
+                await node.store.run(disk, file.commit, True)
+            finally:
+                file.close()
+            state = State(0, order.version, length, b"")
+            await node.store.install(order.handle, disk, path, state)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                node.world.files.unlink(path)
+            if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):
+                raise map_disk_error(error, f"clone of {order.handle:016x}") from error
+            raise
+        clean = True
+    finally:
+        if clean:
+            node.pool.release(connection, source)
+        else:
+            connection.close()
+
+
+async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
+    with deadline(STEP_SECONDS, "length of the replica"):
+        await connection.send(
+            VerifyChunk(id=1, handle=order.handle, version=order.version, blocks=False)
+        )
+        reply = await connection.receive_reply()
+    if not isinstance(reply, VerifyReply) or reply.state != "good":
+        raise ChunkUnavailable(f"chunk {order.handle:016x}: the source has no such replica")
+    if reply.version != order.version:
+        raise ChunkUnavailable(
+            f"chunk {order.handle:016x}: the source has version {reply.version}, "
+            f"wanted is {order.version}"
+        )
+    return reply.length
+
+
+def _begin(node: Node, disk: Disk, path: str, order: CloneChunk) -> ChunkFile:
+    files = node.world.files
+    files.make_directories(path.rpartition("/")[0])
+    with contextlib.suppress(FileNotFoundError):
+        files.unlink(path)
+    return ChunkFile.create(files, path, order.handle, order.version)
+
+
+async def _copy(
+    node: Node, connection: BulkConnection, disk: Disk, file: ChunkFile, length: int
+) -> None:
+    buffer = await node.buffers.acquire(patience=5.0)
+    try:
+        with memoryview(buffer) as whole:
+            for offset in range(0, length, STEP_BYTES):
+                step = min(STEP_BYTES, length - offset)
+                await node.throttle.take(step)
+                with whole[:step] as view:
+                    sums = await _fetch(connection, file, offset, view)
+                    await node.store.run(disk, file.write, offset, view, sums)
+    finally:
+        node.buffers.release(buffer)
+
+
+async def _fetch(
+    connection: BulkConnection, file: ChunkFile, offset: int, view: memoryview
+) -> bytes:
+    with deadline(STEP_SECONDS, "blocks of the replica"):
+        await connection.send(
+            ReadChunk(
+                id=1, handle=file.handle, version=file.version, offset=offset, length=len(view)
+            )
+        )
+        reply = await connection.receive_reply()
+        if not isinstance(reply, ReadReply) or reply.length != len(view):
+            raise ProtocolError(f"{type(reply).__name__} instead of {len(view)} bytes")
+        await connection.receive_body(view)
+    sums = block_sums(view)
+    if sums != reply.sums:
+        bad = next(i for i in range(0, len(sums), 8) if sums[i : i + 8] != reply.sums[i : i + 8])
+        block = offset // BLOCK_BYTES + bad // 8
+        raise CorruptReplica(f"chunk {file.handle:016x}: block {block} of the source is damaged")
+    return sums

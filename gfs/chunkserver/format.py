@@ -1,0 +1,187 @@
+"""The chunk file, byte by byte. Pure: bytes in, values out.
+
+::
+
+    offset  bytes  field                                    (integers big-endian)
+         0      8  magic "GFSCHUNK"
+         8      4  format, u32 = 1
+        12      4  zero
+        16      8  chunk handle, u64
+        24      8  XXH3-64 of bytes 0 … 23
+       512     40  state slot 0
+      1024     40  state slot 1
+      4096   8192  sums: XXH3-64 of each whole block, 1024 x 8
+     12288   4096  zero
+     16384         data
+
+A *state slot* is what the replica promises, and lies within one 512-byte sector::
+
+         0      8  sequence, u64: the valid slot with the higher one holds
+         8      4  chunk version, u32
+        12      4  length of the data in bytes, u32
+        16      8  zero
+        24      8  XXH3-64 of the last block's bytes if it is partial, else zero
+        32      8  XXH3-64 of bytes 0 … 31
+
+Every change of state writes the *other* slot, after the data and the sums that
+it covers. So at every instant of a crash one slot is whole, and everything it
+covers was written before it: the length never covers a byte that was not
+written (rule 2). Extending a partial last block changes none of the bytes that
+the older slot's sum covers (rule 3), and the block's entry in the sums is
+ignored while the slot says that the block is partial.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from gfs.blocks import BLOCK_BYTES, BLOCKS_PER_CHUNK, CHUNK_BYTES, SUM_BYTES, Buffer, block_sum
+from gfs.errors import CorruptReplica
+
+MAGIC = b"GFSCHUNK"
+FORMAT = 1
+HEAD_BYTES = 16 * 1024
+SLOT_OFFSETS = (512, 1024)
+SUMS_OFFSET = 4096
+SUMS_BYTES = BLOCKS_PER_CHUNK * SUM_BYTES
+NO_SUM = bytes(SUM_BYTES)
+#: The identity and both slots lie in these first bytes.
+PROBE_BYTES = 2048
+
+_IDENTITY = struct.Struct(">8sIIQ")
+_SLOT = struct.Struct(">QIIQ8s")
+SLOT_BYTES = _SLOT.size + SUM_BYTES
+
+
+class State(NamedTuple):
+    """What one state slot says."""
+
+    sequence: int
+    version: int
+    length: int
+    tail_sum: bytes
+
+
+def encode_identity(handle: int) -> bytes:
+    fields = _IDENTITY.pack(MAGIC, FORMAT, 0, handle)
+    return fields + block_sum(fields)
+
+
+def check_identity(head: Buffer, handle: int) -> None:
+    """Raise CorruptReplica unless ``head`` is that of this chunk's file."""
+    fields = bytes(head[: _IDENTITY.size])
+    if bytes(head[_IDENTITY.size : _IDENTITY.size + SUM_BYTES]) != block_sum(fields):
+        raise CorruptReplica(f"chunk {handle:016x}: the file's head is damaged")
+    magic, version, _, found = _IDENTITY.unpack(fields)
+    if magic != MAGIC or version != FORMAT:
+        raise CorruptReplica(f"chunk {handle:016x}: format {version} is not known here")
+    if found != handle:
+        raise CorruptReplica(f"chunk {handle:016x}: the file is that of chunk {found:016x}")
+
+
+def encode_slot(state: State) -> bytes:
+    fields = _SLOT.pack(state.sequence, state.version, state.length, 0, state.tail_sum)
+    return fields + block_sum(fields)
+
+
+def decode_slot(slot: Buffer) -> State | None:
+    """The state, or None if the slot is torn, damaged, or was never written."""
+    fields = bytes(slot[: _SLOT.size])
+    if len(slot) < SLOT_BYTES or bytes(slot[_SLOT.size : SLOT_BYTES]) != block_sum(fields):
+        return None
+    sequence, version, length, _, tail_sum = _SLOT.unpack(fields)
+    if not sequence or length > CHUNK_BYTES:
+        return None
+    return State(sequence, version, length, tail_sum)
+
+
+def encode_first_page(handle: int, state: State) -> bytes:
+    """The first bytes of a new chunk file, with its first state."""
+    page = bytearray(PROBE_BYTES)
+    identity, slot = encode_identity(handle), encode_slot(state)
+    page[: len(identity)] = identity
+    at = slot_offset(state.sequence)
+    page[at : at + len(slot)] = slot
+    return bytes(page)
+
+
+def slot_offset(sequence: int) -> int:
+    return SLOT_OFFSETS[sequence % 2]
+
+
+def recover_state(head: Buffer, handle: int, file_bytes: int) -> State:
+    """The newest valid state of a chunk file.
+
+    ``head`` is at least its first ``PROBE_BYTES``, ``file_bytes`` the file's size. Raises
+    CorruptReplica: damaged identity, no valid slot, or a file that is shorter
+    than its promise.
+    """
+    check_identity(head, handle)
+    slots = [decode_slot(head[at : at + SLOT_BYTES]) for at in SLOT_OFFSETS]
+    valid = [slot for slot in slots if slot is not None]
+    if not valid:
+        raise CorruptReplica(f"chunk {handle:016x}: no valid state in the file's head")
+    state = max(valid)
+    if state.length and file_bytes < HEAD_BYTES + state.length:
+        raise CorruptReplica(
+            f"chunk {handle:016x}: {file_bytes} bytes in the file, "
+            f"{HEAD_BYTES + state.length} promised"
+        )
+    return state
+
+
+def whole_blocks(length: int) -> int:
+    return length // BLOCK_BYTES
+
+
+# --- the redo record of a write over existing bytes ---------------------------
+#
+# A crash in the middle of a write inside a block leaves a mix of old and new
+# bytes that no sum fits. Before such a write, the packet goes to `<chunk>.redo`
+# as a whole: recovery applies it again. A redo file that is not whole means
+# that the chunk file was not touched yet.
+
+_REDO = struct.Struct(">8sQIIIIQ")
+REDO_MAGIC = b"GFSREDO1"
+
+
+class Redo(NamedTuple):
+    """``sums`` are those of all blocks the data touches, after the write."""
+
+    handle: int
+    version: int
+    offset: int
+    length: int  # of the replica, after the write
+    sums: bytes
+    data: bytes
+
+
+def encode_redo(redo: Redo) -> bytes:
+    head = _REDO.pack(
+        REDO_MAGIC,
+        redo.handle,
+        redo.version,
+        redo.offset,
+        redo.length,
+        len(redo.sums),
+        len(redo.data),
+    )
+    record = b"".join((head, redo.sums, redo.data))
+    return record + block_sum(record)
+
+
+def decode_redo(record: bytes, handle: int) -> Redo | None:
+    """The record, or None if it is not whole or not this chunk's."""
+    if len(record) < _REDO.size + SUM_BYTES:
+        return None
+    magic, found, version, offset, length, sums_bytes, data_bytes = _REDO.unpack_from(record)
+    end = _REDO.size + sums_bytes + data_bytes
+    if magic != REDO_MAGIC or found != handle or len(record) < end + SUM_BYTES:
+        return None
+    if block_sum(record[:end]) != record[end : end + SUM_BYTES]:
+        return None
+    sums_end = _REDO.size + sums_bytes
+    return Redo(
+        handle, version, offset, length, record[_REDO.size : sums_end], record[sums_end:end]
+    )

@@ -1,0 +1,44 @@
+"""The leases this server holds as primary. Plain data; the caller has the clock.
+
+The master counts a lease on its clock from before it was granted; this side
+counts the shorter duration it was told, on its own monotonic clock. So the
+primary stops before the master's count ends, whatever the clocks show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from gfs.errors import LeaseLost
+
+
+class Leases:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._until: dict[int, float] = {}
+        self._used: set[int] = set()
+
+    def grant(self, handle: int, lease_ms: int) -> None:
+        self._until[handle] = self._now() + lease_ms / 1000
+
+    def revoke(self, handle: int) -> None:
+        self._until.pop(handle, None)
+        self._used.discard(handle)
+
+    def check(self, handle: int) -> None:
+        """Raise LeaseLost unless this server may order mutations of ``handle`` now."""
+        if self._until.get(handle, 0.0) <= self._now():
+            self._until.pop(handle, None)
+            raise LeaseLost(f"chunk {handle:016x}: no lease here now: ask the master again")
+        self._used.add(handle)
+
+    def take_used(self) -> list[int]:
+        """Leases used since the last call: to be extended with the heartbeat."""
+        used = [handle for handle in self._used if handle in self._until]
+        self._used.clear()
+        return used
+
+    def extend(self, handles: Iterable[int], lease_ms: int) -> None:
+        for handle in handles:
+            if handle in self._until:
+                self.grant(handle, lease_ms)

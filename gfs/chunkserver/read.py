@@ -1,0 +1,132 @@
+"""Reads: whole blocks go out by ``sendfile``, smaller pieces are verified here.
+
+For whole blocks the stored sums travel in the head and the client verifies, so
+damage on the disk, in memory or on the wire is caught in one place, and no byte
+of the body enters this process. A piece of a block cannot be verified by whoever
+gets only the piece: then this server reads and verifies the blocks around it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gfs.blocks import BLOCK_BYTES, block_count, block_sum
+from gfs.chunkserver.store import OpenChunk, map_disk_error
+from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.messages import Failure, ReadChunk, ReadReply
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node import Node
+
+#: Reads of whole blocks up to this size are not worth a ``sendfile``.
+SENDFILE_BYTES_MIN = 64 * 1024 + 1
+#: A piece this server verifies is at most this long; ask for whole blocks beyond.
+PIECE_BYTES_MAX = 1024 * 1024
+
+
+async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk) -> bool:
+    """Answer one read. False if the connection is of no more use."""
+    try:
+        async with node.store.using(request.handle) as chunk:
+            _check(chunk, request)
+            if _is_whole(chunk, request):
+                return await _send_blocks(node, connection, chunk, request)
+            await _send_piece(node, connection, chunk, request)
+    except GfsError as error:
+        if isinstance(error, CorruptReplica):
+            node.store.mark_bad(request.handle, "corrupt")
+        await connection.send(
+            Failure(id=request.id, code=error.code, message=str(error), server=node.id)
+        )
+    return True
+
+
+def _check(chunk: OpenChunk, request: ReadChunk) -> None:
+    file = chunk.file
+    if file.version < request.version:
+        raise StaleVersion(
+            f"chunk {file.handle:016x} has version {file.version} here, not {request.version}"
+        )
+    if request.offset < 0 or request.length < 1:
+        raise InvalidArgument(f"a read of {request.length} bytes at {request.offset}")
+    if request.offset + request.length > file.length:
+        raise StaleVersion(
+            f"chunk {file.handle:016x} has {file.length} bytes here, "
+            f"{request.offset + request.length} were asked for"
+        )
+
+
+def _is_whole(chunk: OpenChunk, request: ReadChunk) -> bool:
+    end = request.offset + request.length
+    return not request.offset % BLOCK_BYTES and (not end % BLOCK_BYTES or end == chunk.file.length)
+
+
+async def _send_blocks(
+    node: Node, connection: BulkConnection, chunk: OpenChunk, request: ReadChunk
+) -> bool:
+    file = chunk.file
+    reply = ReadReply(
+        id=request.id,
+        offset=request.offset,
+        length=request.length,
+        whole=True,
+        sums=file.sums(request.offset // BLOCK_BYTES, block_count(request.length)),
+    )
+    if request.length < SENDFILE_BYTES_MIN:
+        data = bytearray(request.length)
+        try:
+            got = file.read_at(memoryview(data), request.offset)
+        except OSError as error:
+            raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+        if got < len(data):
+            raise CorruptReplica(f"chunk {request.handle:016x}: the file was cut short")
+        await connection.send(reply, data)
+        return True
+    try:
+        await connection.send_file(
+            reply, file.file, file.data_offset + request.offset, request.length
+        )
+    except EOFError:
+        # The head is out: the client learns of it by the connection's end.
+        node.store.mark_bad(request.handle, "corrupt")
+        return False
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        node.store.mark_bad(request.handle, "corrupt")
+        return False
+    return True
+
+
+async def _send_piece(
+    node: Node, connection: BulkConnection, chunk: OpenChunk, request: ReadChunk
+) -> None:
+    if request.length > PIECE_BYTES_MAX:
+        raise InvalidArgument(
+            f"a read of {request.length} bytes must start and end at 64 KiB boundaries"
+        )
+    try:
+        # Small and most often in the page cache: cheaper than a thread hop.
+        data = chunk.file.read_verified(request.offset, request.length)
+    except CorruptReplica:
+        # A write may have been under way: only a second look under the lock counts.
+        async with chunk.mutex:
+            try:
+                data = await node.store.run(
+                    chunk.disk, chunk.file.read_verified, request.offset, request.length
+                )
+            except OSError as error:
+                raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+    except OSError as error:
+        raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+    await connection.send(
+        ReadReply(
+            id=request.id,
+            offset=request.offset,
+            length=request.length,
+            whole=False,
+            sums=block_sum(data),
+        ),
+        data,
+    )

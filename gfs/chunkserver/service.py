@@ -1,0 +1,104 @@
+"""One chunkserver, from start to stop."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from gfs.chunkserver import background
+from gfs.chunkserver.link import MasterLink
+from gfs.chunkserver.node import Node
+from gfs.config import ChunkserverSettings
+from gfs.errors import StartupError
+from gfs.io import Listener, World
+from gfs.protocol.server import serve
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChunkserverStarted:
+    id: str
+    address: str
+
+
+async def run_chunkserver(
+    world: World,
+    settings: ChunkserverSettings,
+    directories: list[str],
+    key: bytes,
+    *,
+    task_status: trio.TaskStatus[ChunkserverStarted] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the replicas in ``directories`` (one per disk) until cancelled.
+
+    Reports started once it listens and the master has taken its first
+    registration; while the master is away it keeps trying. Raises StartupError:
+    address taken, a directory that cannot be written or belongs to another
+    server, a master of another cluster.
+
+    Stopping is by cancellation or by killing: there is no other kind (the
+    paper, 5.1.1).
+    """
+    node = Node(world, settings, directories, key)
+    try:
+        await _open(node)
+        listener = await _listen(node)
+        try:
+            await _run(node, listener, task_status)
+        finally:
+            listener.close()
+    finally:
+        node.close()
+
+
+async def _open(node: Node) -> None:
+    try:
+        await node.world.run_blocking(node.open)
+    except OSError as error:
+        if isinstance(error, StartupError):
+            raise
+        where = error.filename or ", ".join(d.path for d in node.store.disks)
+        raise StartupError(f"{where}: cannot be used: {error.strerror or error}") from None
+
+
+async def _listen(node: Node) -> Listener:
+    address = node.settings.address
+    try:
+        listener = await node.world.network.listen(address)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot listen at {address}: {reason}") from None
+    node.address = listener.address
+    return listener
+
+
+async def _run(
+    node: Node, listener: Listener, task_status: trio.TaskStatus[ChunkserverStarted]
+) -> None:
+    link = MasterLink(node)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, node.world, listener, node.identity, node.serve)
+            nursery.start_soon(link.run)
+            nursery.start_soon(background.watch_space, node)
+            nursery.start_soon(background.scan, node)
+            nursery.start_soon(background.scrub, node)
+            nursery.start_soon(background.save_memory, node)
+            await link.registered.wait()
+            log.info("chunkserver %s serves at %s", node.id, node.address)
+            task_status.started(ChunkserverStarted(id=node.id, address=node.address))
+    except BaseExceptionGroup as group:
+        refused = group.subgroup(StartupError)
+        if refused is not None:
+            raise StartupError(str(_first(refused))) from None
+        raise
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,42 @@
+"""Background traffic gives way to clients, and has the machine when they are away."""
+
+from __future__ import annotations
+
+from gfs.io import Clock
+
+#: A client's exchange in this many last seconds makes the server busy.
+BUSY_SECONDS = 1.0
+
+
+class Throttle:
+    """Paces clones and scrubbing: ``bytes_per_second`` while clients are being
+    served, unlimited otherwise. ``active`` exchanges are counted by the service."""
+
+    def __init__(self, clock: Clock, bytes_per_second: int) -> None:
+        self._clock = clock
+        self._rate = max(1, bytes_per_second)
+        self._next = 0.0
+        self._last_client = float("-inf")
+        self.active = 0
+
+    def client_starts(self) -> None:
+        self.active += 1
+
+    def client_ends(self) -> None:
+        self.active -= 1
+        self._last_client = self._clock.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        return self.active > 0 or self._clock.monotonic() - self._last_client < BUSY_SECONDS
+
+    async def take(self, count: int) -> None:
+        """Wait until ``count`` more bytes may move."""
+        now = self._clock.monotonic()
+        if not self.busy:
+            self._next = now
+            return
+        start = max(self._next, now)
+        self._next = start + count / self._rate
+        if start > now:
+            await self._clock.sleep(start - now)

@@ -1,0 +1,351 @@
+"""The write chain: one exchange writes a run of bytes to all replicas of a chunk.
+
+::
+
+    client ──packets──> primary ──packets──> secondary ──packets──> secondary
+           <───acks────         <───acks────           <───acks────
+
+Each server receives a packet into one buffer, passes it on, verifies it against
+the client's sums and writes it, all from that buffer; then takes the next. The
+sockets' buffers are the pipeline: while this server writes packet n, the next
+one receives it and the client sends n + 1. An acknowledgement goes back once
+this server *and* everything after it holds the packet; the one for the last
+packet once all have committed their heads.
+
+Sketch per MiB and server: receive 0.25 ms, send 0.25 ms, hash 0.08 ms, new page
+cache 0.6 ms, one thread hop 0.1 ms, a dozen Python steps. With three servers and
+a client on two cores the copies bound it at about 450 MiB/s.
+
+A failure anywhere ends the exchange at every server: each commits what it has
+verified and says who failed, as far as it knows. What was acknowledged is on
+all; what lies beyond, the next exchange drops (``cut``).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from gfs.blocks import packet_sums
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.store import OpenChunk, map_disk_error
+from gfs.errors import (
+    CorruptReplica,
+    GfsError,
+    InvalidArgument,
+    ProtocolError,
+    ReplicaUnavailable,
+    StaleVersion,
+)
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.frames import encode_frame, encode_head
+from gfs.protocol.messages import Failure, Message, Packet, PacketAck, ServerAddress, WriteChunk
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node import Node
+
+log = logging.getLogger(__name__)
+
+#: How long a server waits for the acknowledgement of the servers after it. Each
+#: hop towards the client waits longer, so that the one next to the stalled
+#: server notices first and names the right one.
+STALL_SECONDS = 6.0
+STALL_SECONDS_PER_HOP = 2.0
+#: Packets whose acknowledgement this server lets the next one owe it.
+ACK_LAG = 2
+#: Packets this small are received without a pooled buffer.
+SMALL_PACKET_BYTES = 64 * 1024
+#: How long a packet waits for a buffer before it takes one above the bound.
+BUFFER_PATIENCE_SECONDS = 0.5
+
+
+class ChainBroken(Exception):
+    """Another server of the chain failed; ``failure`` is what to tell upstream."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Downstream:
+    """The next server of the chain, as the sender sees it."""
+
+    def __init__(self, node: Node, server: ServerAddress, hops: int) -> None:
+        self._node = node
+        self.server = server
+        self._seconds = STALL_SECONDS + STALL_SECONDS_PER_HOP * hops
+        self._connection: BulkConnection | None = None
+        self._prefix = b""
+
+    def broken(self, error: BaseException) -> ChainBroken:
+        text = f"chunkserver {self.server.id} at {self.server.address}: {error}"
+        code = error.code if isinstance(error, GfsError) else ReplicaUnavailable.code
+        return ChainBroken(Failure(id=0, code=code, message=text, server=self.server.id))
+
+    async def open(self, request: WriteChunk) -> None:
+        """Connect. The request itself leaves together with the first packet."""
+        try:
+            self._connection = await self._node.pool.acquire(self.server.address)
+        except (ConnectionError, GfsError) as error:
+            raise self.broken(error) from None
+        self._prefix = encode_frame(request)
+
+    async def send(self, packet: Packet, body: memoryview) -> None:
+        assert self._connection is not None
+        frame = self._prefix + encode_head(packet, len(body))
+        self._prefix = b""
+        try:
+            with deadline(self._seconds, "progress"):
+                await self._connection.send_frames(frame, body)
+        except (ConnectionError, GfsError) as error:
+            # It may have said why before it hung up.
+            await self._last_words()
+            raise self.broken(error) from None
+
+    async def _last_words(self) -> None:
+        assert self._connection is not None
+        with trio.move_on_after(0.2):
+            try:
+                while True:
+                    self._check(await self._connection.receive())
+            except (ConnectionError, ProtocolError):
+                return
+
+    async def receive_ack(self) -> PacketAck:
+        assert self._connection is not None
+        try:
+            with deadline(self._seconds, "acknowledgement"):
+                message = await self._connection.receive()
+        except (ConnectionError, GfsError) as error:
+            raise self.broken(error) from None
+        return self._check(message)
+
+    def _check(self, message: Message) -> PacketAck:
+        if isinstance(message, Failure):
+            message.server = message.server or self.server.id
+            raise ChainBroken(message)
+        if not isinstance(message, PacketAck):
+            raise self.broken(ProtocolError(f"{type(message).__name__} instead of an ack"))
+        return message
+
+    def finish(self, clean: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if clean:
+            self._node.pool.release(connection, self.server.address)
+        else:
+            connection.close()
+
+
+class WriteExchange:
+    """One exchange at one server. ``run`` answers everything, errors included."""
+
+    def __init__(self, node: Node, upstream: BulkConnection, request: WriteChunk) -> None:
+        self._node = node
+        self._upstream = upstream
+        self._request = request
+        self._downstream: Downstream | None = None
+        self._relayed = -1
+        self._next_offset = request.offset
+
+    async def run(self) -> bool:
+        """True if the exchange ended well and the connection can carry another."""
+        request = self._request
+        try:
+            if request.chain:
+                self._downstream = Downstream(self._node, request.chain[0], len(request.chain) - 1)
+            await self._run_ordered()
+        except ChainBroken as broken:
+            await self._fail(broken.failure)
+        except GfsError as error:
+            await self._fail(
+                Failure(
+                    id=request.id,
+                    code=error.code,
+                    message=f"chunkserver {self._node.id}: {error}",
+                    server=self._node.id,
+                )
+            )
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise  # upstream is gone: nobody to tell
+            known = map_disk_error(error, f"chunk {request.handle:016x}")
+            await self._fail(
+                Failure(id=0, code=known.code, message=str(known), server=self._node.id)
+            )
+        else:
+            self._finish_downstream(clean=True)
+            return True
+        finally:
+            self._finish_downstream(clean=False)
+        return False
+
+    def _finish_downstream(self, clean: bool) -> None:
+        if self._downstream is not None:
+            self._downstream.finish(clean)
+
+    async def _fail(self, failure: Failure) -> None:
+        log.info("write of chunk %016x failed: %s", self._request.handle, failure.message)
+        failure.id = self._request.id
+        self._finish_downstream(clean=False)
+        await self._node.say_and_hang_up(self._upstream, failure)
+
+    async def _run_ordered(self) -> None:
+        """Wait for this replica's turn, then carry the exchange through.
+
+        One exchange at a time per replica is what gives all replicas the
+        primary's order. One with a higher version ends the one before it.
+        """
+        request = self._request
+        self._check_lease()
+        chunk = await self._node.writable(request)
+        chunk.users += 1
+        try:
+            if chunk.scope is not None and request.version > chunk.scope_version:
+                chunk.scope.cancel()
+            with deadline(self._node.settings.idle_seconds, "end of the write before this one"):
+                await chunk.mutex.acquire()
+            try:
+                await self._run_alone(chunk)
+            finally:
+                chunk.mutex.release()
+        finally:
+            chunk.users -= 1
+            self._node.store.close_if_unused(chunk)
+
+    def _check_lease(self) -> None:
+        request = self._request
+        if request.mode not in ("upload", "mutate"):
+            raise InvalidArgument(f"a write of mode {request.mode!r}")
+        if request.mode == "mutate" and request.primary:
+            self._node.leases.check(request.handle)
+
+    async def _run_alone(self, chunk: OpenChunk) -> None:
+        request = self._request
+        chunk.scope_version = request.version
+        with trio.CancelScope() as chunk.scope:
+            if chunk.dropped:
+                raise StaleVersion(f"chunk {request.handle:016x} was replaced meanwhile")
+            try:
+                await self._carry(chunk)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._leave(chunk)
+        if chunk.scope is not None and chunk.scope.cancelled_caught:
+            raise StaleVersion("a newer write of this chunk took over")
+        chunk.scope = None
+
+    async def _leave(self, chunk: OpenChunk) -> None:
+        """Whatever happened: what was verified is what a crash leaves."""
+        file = chunk.file
+        if not chunk.dropped:
+            if file.uncommitted:
+                try:
+                    await self._node.store.run(chunk.disk, file.commit)
+                except OSError as error:
+                    log.error("chunk %016x: %s", file.handle, error)
+            self._node.store.note(chunk)
+
+    async def _carry(self, chunk: OpenChunk) -> None:
+        number, packet = await self._receive_head()
+        if self._downstream is not None:
+            request = self._request
+            await self._downstream.open(
+                WriteChunk(
+                    id=request.id,
+                    version=request.version,
+                    handle=request.handle,
+                    offset=request.offset,
+                    mode=request.mode,
+                    chain=request.chain[1:],
+                    primary=False,
+                )
+            )
+        await self._node.store.run(chunk.disk, self._prepare, chunk.file)
+        while True:
+            await self._carry_one(chunk, packet)
+            await self._acknowledge(chunk, number, packet.last)
+            if packet.last:
+                return
+            previous = number
+            number, packet = await self._receive_head()
+            if number != previous + 1:
+                raise ProtocolError(f"packet {number} after packet {previous}")
+
+    def _prepare(self, file: ChunkFile) -> None:
+        """Blocks. Bring the replica to where this exchange starts."""
+        request = self._request
+        if request.mode == "mutate":
+            if file.version != request.version:
+                raise StaleVersion(
+                    f"chunk {file.handle:016x} has version {file.version} here, "
+                    f"not {request.version}"
+                )
+            return
+        if file.length < request.offset:
+            raise StaleVersion(
+                f"chunk {file.handle:016x} has {file.length} bytes here, not {request.offset}"
+            )
+        file.set_version(request.version)
+        file.cut(request.offset)
+
+    async def _receive_head(self) -> tuple[int, Packet]:
+        with deadline(self._node.settings.idle_seconds, "packet"):
+            message = await self._upstream.receive()
+        if not isinstance(message, Packet):
+            raise ProtocolError(f"{type(message).__name__} in the middle of a write")
+        if self._request.mode == "upload" and message.offset != self._next_offset:
+            raise InvalidArgument(f"a packet at {message.offset}, expected {self._next_offset}")
+        self._next_offset = message.offset + self._upstream.body_bytes
+        return message.id, message
+
+    async def _acknowledge(self, chunk: OpenChunk, number: int, last: bool) -> None:
+        """Say upstream which packets are on this replica and all after it.
+
+        No task listens to the server downstream: its acknowledgements are
+        fetched here, ``ACK_LAG`` packets late, so that it may work meanwhile. A
+        sender keeps more packets than that in flight before it waits.
+        """
+        if self._downstream is None:
+            await self._upstream.send(PacketAck(id=number, length=chunk.file.length))
+            return
+        due = number if last else number - ACK_LAG
+        while self._relayed < due:
+            ack = await self._downstream.receive_ack()
+            self._relayed = ack.id
+            await self._upstream.send(ack)
+
+    async def _carry_one(self, chunk: OpenChunk, packet: Packet) -> None:
+        count = self._upstream.body_bytes
+        if count <= SMALL_PACKET_BYTES:
+            await self._move(chunk, packet, memoryview(bytearray(count)))
+            return
+        buffer = await self._node.buffers.acquire(BUFFER_PATIENCE_SECONDS)
+        try:
+            with memoryview(buffer) as whole, whole[:count] as view:
+                await self._move(chunk, packet, view)
+        finally:
+            self._node.buffers.release(buffer)
+
+    async def _move(self, chunk: OpenChunk, packet: Packet, view: memoryview) -> None:
+        with deadline(self._node.settings.idle_seconds, "rest of the packet"):
+            await self._upstream.receive_body(view)
+        if self._downstream is not None:
+            await self._downstream.send(packet, view)
+        await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
+
+    def _store(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:
+        """Blocks. Verify and write one packet; with the last, commit."""
+        if packet_sums(packet.offset, view) != packet.sums:
+            raise CorruptReplica(
+                f"chunk {file.handle:016x}: a packet at {packet.offset} arrived damaged"
+            )
+        if file.version != self._request.version:
+            raise StaleVersion(f"chunk {file.handle:016x} has version {file.version} by now")
+        file.write(packet.offset, view, packet.sums)
+        if packet.last:
+            file.commit(sync=self._node.sync)
