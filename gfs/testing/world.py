@@ -1,0 +1,138 @@
+"""Simulated machines and the processes on them.
+
+::
+
+    universe = Universe(seed)
+    process = universe.machine("alpha").start_process()
+    ... give process.world to anything that takes a World ...
+    process.kill()                     # what is on alpha's disk stays
+    again = universe.machine("alpha").start_process()
+
+All of it lives in one Trio run under a clock that jumps
+(:func:`gfs.testing.determinism.run_simulated`), and all chance in it comes from
+the universe's seed: each machine and each process has its own generator made
+from the seed and its name, so that what one does shifts nobody else's luck.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from gfs.io import World
+from gfs.testing.clock import MachineTime, SimClock
+from gfs.testing.files import SimDisk, SimFileSystem
+from gfs.testing.life import Life
+from gfs.testing.network import SimEndpoint, SimNetwork
+from gfs.testing.trace import Trace
+
+T = TypeVar("T")
+
+#: What a blocking call takes, in virtual seconds: mostly the page cache.
+BLOCKING_SECONDS = (10e-6, 200e-6)
+
+
+class Process:
+    """One incarnation of a process: its world, until it is killed."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine = machine
+        self.life = Life(name)
+        self._delays = machine.universe.generator(f"{name}/blocking")
+        self.world = World(
+            network=SimEndpoint(machine.universe.network, machine.name, self.life),
+            files=SimFileSystem(machine.disk, self.life),
+            clock=SimClock(machine.time, self.life),
+            random=machine.universe.generator(name),
+            run_blocking=self._run_blocking,
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.life.alive
+
+    def kill(self) -> None:
+        """``kill -9``: its connections end, its disk stays as it is, and whatever
+        its tasks still try to do through the world raises Crashed."""
+        self.machine.universe.trace.add(f"kill {self.life.name}")
+        self.life.kill()
+
+    async def _run_blocking(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> T:
+        """Runs the function in the loop, some virtual time after the call.
+
+        Like the real one it cannot be cancelled once it has begun; killed before
+        the function runs, it does not run. Nobody sees the result of a call
+        during which the process was killed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if limiter is None:
+            return await self._run_now(function, *args)
+        borrower = object()
+        await limiter.acquire_on_behalf_of(borrower)
+        try:
+            return await self._run_now(function, *args)
+        finally:
+            limiter.release_on_behalf_of(borrower)
+
+    async def _run_now(self, function: Callable[..., T], *args: object) -> T:
+        with trio.CancelScope(shield=True):
+            self.life.check()
+            await trio.sleep(self._delays.uniform(*self.machine.blocking_seconds))
+            self.life.check()
+        try:
+            return function(*args)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            self.life.check()
+
+
+class Machine:
+    """A host: its name is its address, its disk outlives its processes."""
+
+    def __init__(self, universe: Universe, name: str) -> None:
+        self.universe = universe
+        self.name = name
+        self.disk = SimDisk(name, universe.trace)
+        self.time = MachineTime()
+        #: The range that the duration of a blocking call is drawn from.
+        self.blocking_seconds = BLOCKING_SECONDS
+        self._incarnations = 0
+
+    def start_process(self) -> Process:
+        self._incarnations += 1
+        return Process(self, f"{self.name}#{self._incarnations}")
+
+
+class Universe:
+    """Everything one seed decides: machines, the network between them, a trace."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.trace = Trace()
+        self.random = self.generator("universe")
+        self.network = SimNetwork(self.generator("network"), self.trace)
+        self._machines: dict[str, Machine] = {}
+
+    def generator(self, name: str) -> random.Random:
+        """A generator of its own for ``name``, the same for the same seed."""
+        return random.Random(f"{self.seed}/{name}")
+
+    def machine(self, name: str) -> Machine:
+        """The machine of that name, made at the first call."""
+        machine = self._machines.get(name)
+        if machine is None:
+            machine = self._machines[name] = Machine(self, name)
+        return machine
+
+    @property
+    def machines(self) -> list[Machine]:
+        return list(self._machines.values())

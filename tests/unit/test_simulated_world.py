@@ -1,0 +1,665 @@
+"""The simulated seam behaves as the real one does, and follows from its seed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfs.io import Listener, Stream, World
+from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def simulated(scenario: Callable[[Universe], Awaitable[None]], seed: int = 1) -> Universe:
+    async def main() -> Universe:
+        universe = Universe(seed)
+        with trio.fail_after(10_000):
+            await scenario(universe)
+        return universe
+
+    return run_simulated(seed, main)
+
+
+async def pair(universe: Universe) -> tuple[Process, Stream, Process, Stream]:
+    """Two processes on machines "a" and "b" and the two ends of a connection."""
+    left, right = universe.machine("a").start_process(), universe.machine("b").start_process()
+    listener = await right.world.network.listen("b:1")
+    near = await left.world.network.connect("b:1")
+    far = await listener.accept()
+    return left, near, right, far
+
+
+async def receive(stream: Stream, count: int) -> bytes:
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = await stream.receive_into(view[done:])
+        if not got:
+            break
+        done += got
+    return bytes(data[:done])
+
+
+# --- determinism ------------------------------------------------------------------
+
+
+async def busy_scenario(universe: Universe) -> None:
+    """Something that depends on every source of chance there is."""
+
+    async def serve(listener: Listener) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(echo, await listener.accept())
+
+    async def echo(stream: Stream) -> None:
+        buffer = bytearray(4096)
+        with contextlib.suppress(ConnectionError):
+            while count := await stream.receive_into(memoryview(buffer)):
+                await stream.send_all(buffer[:count])
+
+    async def talk(process: Process) -> None:
+        world = process.world
+        file = await world.run_blocking(world.files.open, "/log", "create")
+        with contextlib.suppress(ConnectionError):
+            for turn in range(20):
+                stream = await world.network.connect("server:1")
+                said = world.random_bytes(world.random.randint(1, 5000))
+                await stream.send_all(said)
+                assert await receive(stream, len(said)) == said
+                await world.run_blocking(file.write, said, turn * 5000)
+                await world.clock.sleep(world.random.random())
+                stream.close()
+
+    server = universe.machine("server").start_process()
+    listener = await server.world.network.listen("server:1")
+    talkers = [universe.machine(f"m{n}").start_process() for n in range(6)]
+    with trio.move_on_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener)
+            for process in talkers:
+                nursery.start_soon(talk, process)
+            await trio.sleep(universe.random.uniform(0, 5))
+            talkers[0].kill()
+            universe.network.cut("m1")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
+    first, second = simulated(busy_scenario, seed), simulated(busy_scenario, seed)
+    assert first.trace.events > 200
+    assert first.trace.digest() == second.trace.digest()
+    assert simulated(busy_scenario, seed + 1).trace.digest() != first.trace.digest()
+
+
+def test_the_trace_does_not_depend_on_the_interpreters_hash_seed() -> None:
+    def digest(hash_seed: str) -> str:
+        return subprocess.run(
+            [sys.executable, __file__],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    assert digest("1") == digest("2") != ""
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=5)
+def test_hypothesis_does_not_fix_the_schedule(seed: int) -> None:
+    """It seeds Trio's generator itself; ours is set after and put back."""
+    order: list[int] = []
+
+    async def note(number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        order.append(number)
+
+    async def scenario() -> list[int]:
+        order.clear()
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(note, number)
+        return list(order)
+
+    assert run_simulated(seed, scenario) == run_simulated(seed, scenario)
+    assert run_simulated(seed, scenario) != run_simulated(seed + 1, scenario)
+
+
+def test_a_failure_says_its_seed() -> None:
+    async def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError) as caught:
+        run_simulated(77, fail)
+    assert caught.value.__notes__ == ["simulated with seed 77"]
+
+
+def test_generators_of_machines_are_independent() -> None:
+    universe = Universe(5)
+    first = universe.machine("a").start_process().world.random.random()
+    again = Universe(5)
+    again.machine("b").start_process().world.random.random()
+    assert again.machine("a").start_process().world.random.random() == first
+    assert universe.machine("a").start_process().world.random.random() != first
+
+
+# --- network --------------------------------------------------------------------------
+
+
+@given(
+    pieces=st.lists(st.integers(0, 200_000), max_size=8),
+    reads=st.lists(st.integers(1, 300_000), min_size=1, max_size=8),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_bytes_arrive_in_order_whatever_the_pieces(
+    pieces: list[int], reads: list[int], seed: int
+) -> None:
+    async def scenario(universe: Universe) -> None:
+        universe.network.buffer_bytes = universe.random.choice([1, 1000, 1 << 20]) + 70_000
+        _, near, _, far = await pair(universe)
+        sent = [bytes([n % 251]) * size for n, size in enumerate(pieces)]
+
+        async def send() -> None:
+            for piece in sent:
+                await near.send_all(piece[:10], piece[10:])
+            near.close()
+
+        got = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            turn = 0
+            while True:
+                buffer = bytearray(reads[turn % len(reads)])
+                count = await far.receive_into(memoryview(buffer))
+                if not count:
+                    break
+                got += buffer[:count]
+                turn += 1
+        assert got == b"".join(sent)
+
+    simulated(scenario, seed)
+
+
+def test_a_sender_waits_for_a_reader_that_does_not_read() -> None:
+    async def scenario(universe: Universe) -> None:
+        universe.network.buffer_bytes = 10_000
+        _, near, _, far = await pair(universe)
+        with trio.move_on_after(100) as scope:
+            await near.send_all(bytes(10_001))
+        assert scope.cancelled_caught
+        assert len(await receive(far, 10_000)) == 10_000
+
+    simulated(scenario)
+
+
+def test_nobody_listens() -> None:
+    async def scenario(universe: Universe) -> None:
+        world = universe.machine("a").start_process().world
+        universe.machine("b")
+        with pytest.raises(ConnectionRefusedError):
+            await world.network.connect("b:1")
+        with pytest.raises(ConnectionError):
+            await world.network.connect("no address")
+        await universe.machine("b").start_process().world.network.listen("b:1")
+        universe.network.take_down("b")
+        with pytest.raises(ConnectionRefusedError):
+            await world.network.connect("b:1")
+        universe.network.bring_up("b")
+        (await world.network.connect("b:1")).close()
+
+    simulated(scenario)
+
+
+def test_listening() -> None:
+    async def scenario(universe: Universe) -> None:
+        network = universe.machine("a").start_process().world.network
+        one = await network.listen("a:0")
+        other = await network.listen("127.0.0.1:0")
+        assert one.address != other.address
+        with pytest.raises(OSError, match="in use"):
+            await network.listen(one.address)
+        with pytest.raises(OSError, match="not an address of a"):
+            await network.listen("b:0")
+        stream = await network.connect(one.address)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, ConnectionError, other.accept)
+            await trio.testing.wait_all_tasks_blocked()
+            one.close()
+            other.close()
+        assert await stream.receive_into(memoryview(bytearray(1))) == 0
+        await network.listen(one.address)
+
+    simulated(scenario)
+
+
+async def expect(
+    kind: type[BaseException], function: Callable[..., Awaitable[object]], *args: object
+) -> None:
+    with pytest.raises(kind):
+        await function(*args)
+
+
+def test_close_ends_the_peer_and_wakes_this_side() -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, _, far = await pair(universe)
+        await near.send_all(b"last words")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, ConnectionError, receive, near, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            near.close()
+        assert await receive(far, 100) == b"last words"
+        assert far.ended()
+        with pytest.raises(ConnectionError):
+            await far.send_all(b"anyone there?")
+        with pytest.raises(ConnectionError):
+            await near.send_all(b"x")
+        near.close()
+
+    simulated(scenario)
+
+
+def test_a_full_sender_learns_that_the_peer_closed() -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, _, far = await pair(universe)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, ConnectionError, near.send_all, bytes(10_000_000))
+            await trio.sleep(1)
+            far.close()
+
+    simulated(scenario)
+
+
+def test_closing_on_unread_bytes_resets() -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, _, far = await pair(universe)
+        await near.send_all(b"never read")
+        await far.send_all(b"overtaken")
+        far.close()
+        await trio.sleep(1)
+        with pytest.raises(ConnectionResetError):
+            await receive(near, 9)
+
+    simulated(scenario)
+
+
+def test_cut_resets_both_sides_at_once() -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, _, far = await pair(universe)
+        await near.send_all(b"lost")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, ConnectionResetError, receive, near, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert universe.network.cut("a", "b") == 1
+        for stream in (near, far):
+            with pytest.raises(ConnectionResetError):
+                await receive(stream, 4)
+            with pytest.raises(ConnectionResetError):
+                await stream.send_all(b"x")
+            stream.close()
+
+    simulated(scenario)
+
+
+def test_a_partition_is_silence_until_it_heals() -> None:
+    async def scenario(universe: Universe) -> None:
+        left, near, _, far = await pair(universe)
+        universe.network.partition(["a"], ["b"])
+        await near.send_all(b"delayed")
+        near.close()
+        with trio.move_on_after(1000) as connecting:
+            await left.world.network.connect("b:1")
+        with trio.move_on_after(1000) as receiving:
+            await receive(far, 1)
+        assert connecting.cancelled_caught
+        assert receiving.cancelled_caught
+        assert not far.ended()
+        await far.send_all(b"into the void")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.world.network.connect, "b:1")
+            await trio.sleep(100)
+            universe.network.heal()
+        assert await receive(far, 100) == b"delayed"
+
+    simulated(scenario)
+
+
+def test_one_direction_can_be_blocked() -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, _, far = await pair(universe)
+        universe.network.block("a", "b")
+        await far.send_all(b"heard")
+        assert await receive(near, 5) == b"heard"
+        await near.send_all(b"unheard")
+        with trio.move_on_after(1000) as scope:
+            await receive(far, 7)
+        assert scope.cancelled_caught
+
+    simulated(scenario)
+
+
+def test_a_slow_link_takes_its_time() -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, _, far = await pair(universe)
+        universe.network.bytes_per_second = 100_000
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.send_all, bytes(1_000_000))
+            await receive(far, 1_000_000)
+        assert 10 <= trio.current_time() - start < 11
+
+    simulated(scenario)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_killed_process_breaks_its_connections(seed: int) -> None:
+    async def scenario(universe: Universe) -> None:
+        left, near, right, far = await pair(universe)
+        await far.send_all(b"in flight")
+        right.kill()
+        with pytest.raises(Crashed):
+            await far.send_all(b"x")
+        with pytest.raises(Crashed):
+            await right.world.network.listen("b:2")
+        with contextlib.suppress(ConnectionResetError):
+            assert await receive(near, 100) == b"in flight"
+        with pytest.raises(ConnectionRefusedError):
+            await left.world.network.connect("b:1")
+        await universe.machine("b").start_process().world.network.listen("b:1")
+
+    simulated(scenario, seed)
+
+
+def test_the_kernel_takes_back_what_a_killed_process_never_accepted() -> None:
+    async def scenario(universe: Universe) -> None:
+        left, right = (universe.machine(name).start_process() for name in "ab")
+        await right.world.network.listen("b:1")
+        stream = await left.world.network.connect("b:1")
+        right.kill()
+        with contextlib.suppress(ConnectionResetError):
+            assert await receive(stream, 1) == b""
+
+    simulated(scenario)
+
+
+@pytest.mark.parametrize("count", [1, 700_000])
+def test_send_file(count: int) -> None:
+    async def scenario(universe: Universe) -> None:
+        _, near, right, far = await pair(universe)
+        content = bytes(range(256)) * (count // 256 + 2)
+        file = right.world.files.open("/f", "create")
+        file.write(content, 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(far.send_file, file, 100, count)
+            assert await receive(near, count) == content[100 : 100 + count]
+        with pytest.raises(EOFError):
+            await far.send_file(file, len(content) - 5, 6)
+        right.machine.disk.fail("/f")
+        with pytest.raises(OSError, match="Input/output error"):
+            await far.send_file(file, 0, 1)
+
+    simulated(scenario)
+
+
+# --- disk -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def refused(code: int) -> AsyncIterator[None]:  # type: ignore[misc]
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        yield
+    assert caught.value.errno == code
+
+
+def machine() -> Machine:
+    return Universe(3).machine("m")
+
+
+def real_and_simulated(tmp_path: object) -> list[tuple[str, World]]:
+    from gfs.io import real_world
+
+    return [(str(tmp_path), real_world()), ("/root", machine().start_process().world)]
+
+
+def test_the_simulated_disk_answers_as_the_real_one(tmp_path: object) -> None:
+    """The same calls on both; the same results and error numbers."""
+    results = []
+    for root, world in real_and_simulated(tmp_path):
+        files = world.files
+        said: list[object] = []
+
+        def attempt(
+            function: Callable[..., object], *args: object, said: list[object] = said
+        ) -> None:
+            try:
+                said.append(function(*args))
+            except OSError as error:
+                said.append((type(error), error.errno))
+
+        files.make_directories(f"{root}/d/e")
+        files.make_directories(f"{root}/d/e")
+        file = files.open(f"{root}/d/f", "create")
+        file.write(b"0123456789", 0)
+        file.write(b"xy", 12)
+        buffer = bytearray(20)
+        attempt(file.read_into, memoryview(buffer), 3)
+        said.append(bytes(buffer))
+        attempt(file.read_into, memoryview(buffer), 30)
+        attempt(file.size)
+        file.truncate(5)
+        file.truncate(7)
+        attempt(file.read_into, memoryview(buffer), 0)
+        said.append(bytes(buffer))
+        file.sync()
+        files.sync_directory(f"{root}/d")
+        attempt(files.open, f"{root}/d/f", "create")
+        attempt(files.open, f"{root}/d/none", "r")
+        attempt(files.open, f"{root}/d/none/x", "create")
+        attempt(files.open, f"{root}/d/f/x", "create")
+        attempt(files.open, f"{root}/d", "rw")
+        attempt(files.open, f"{root}/d", "replace")
+        attempt(files.unlink, f"{root}/d/e")
+        attempt(files.unlink, f"{root}/d/none")
+        attempt(files.make_directories, f"{root}/d/f")
+        attempt(files.list, f"{root}/none")
+        attempt(files.list, f"{root}/d/f")
+        attempt(files.file_size, f"{root}/d/f")
+        attempt(files.exists, f"{root}/d/f/x")
+        attempt(files.rename, f"{root}/none", f"{root}/x")
+        attempt(files.rename, f"{root}/d/f", f"{root}/d/e")
+        attempt(files.rename, f"{root}/d/e", f"{root}/d/f")
+        other = files.open(f"{root}/d/g", "replace")
+        other.write(b"other", 0)
+        files.rename(f"{root}/d/g", f"{root}/d/f")
+        attempt(lambda: sorted(files.list(f"{root}/d")))  # noqa: B023
+        attempt(files.file_size, f"{root}/d/f")
+        attempt(file.size)  # replaced, still open: still readable
+        files.unlink(f"{root}/d/f")
+        attempt(files.exists, f"{root}/d/f")
+        attempt(other.read_into, memoryview(buffer), 0)
+        files.open(f"{root}/d/h", "create").close()
+        reader = files.open(f"{root}/d/h", "r")
+        attempt(reader.write, b"x", 0)
+        lock = files.lock(f"{root}/d/lock")
+        attempt(files.lock, f"{root}/d/lock")
+        lock.close()
+        lock.close()
+        files.lock(f"{root}/d/lock").close()
+        for each in (file, other, reader):
+            each.close()
+        attempt(file.size)
+        results.append(said)
+    real, simulated_ = results
+    for index, (one, other_) in enumerate(zip(real, simulated_, strict=True)):
+        assert one == other_, index
+
+
+def test_a_full_disk_and_a_failing_one() -> None:
+    disk = machine().disk
+    host = machine()
+    disk = host.disk
+    disk.mount("/small", 1000)
+    files = host.start_process().world.files
+    file = files.open("/small/f", "create")
+    file.write(bytes(900), 0)
+    with refused(errno.ENOSPC):
+        file.write(bytes(200), 850)
+    assert file.size() == 900
+    assert files.space("/small") == (1000, 100)
+    file.write(bytes(100), 900)
+    with refused(errno.EXDEV):
+        files.rename("/small/f", "/f")
+    files.unlink("/small/f")
+    assert files.space("/small") == (1000, 0)
+    file.close()
+    assert files.space("/small") == (1000, 1000)
+    disk.fail("/small")
+    with refused(errno.EIO):
+        files.open("/small/g", "create")
+    files.open("/g", "create").close()
+    disk.fail("/small", 0)
+    files.open("/small/g", "create").close()
+
+
+def test_a_killed_process_leaves_its_files_as_they_are() -> None:
+    host = machine()
+    process = host.start_process()
+    file = process.world.files.open("/f", "create")
+    held = process.world.files.lock("/lock")
+    file.write(b"written", 0)
+    process.kill()
+    for call in (file.size, held.size, lambda: process.world.files.list("/")):
+        with pytest.raises(Crashed):
+            call()  # type: ignore[operator]
+    with pytest.raises(Crashed):
+        file.write(b"after death", 0)
+    file.close()
+    assert host.disk.read("/f") == b"written"
+    host.start_process().world.files.lock("/lock").close()
+
+
+def test_power_cut_loses_what_was_not_synced() -> None:
+    host = machine()
+    process = host.start_process()
+    files = process.world.files
+    files.make_directories("/d")
+    files.sync_directory("/")
+    file = files.open("/d/f", "create")
+    file.write(b"a" * 10_000, 0)
+    file.sync()
+    files.sync_directory("/d")
+    file.write(b"b" * 6_000, 5_000)
+    file.truncate(9_000)
+    file.write(b"c", 20_000)
+    files.open("/d/new", "create").close()
+    files.rename("/d/f", "/d/moved")
+    process.kill()
+    host.disk.power_cut()
+    assert host.disk.paths() == ["/d/f"]
+    assert host.disk.read("/d/f") == b"a" * 10_000
+    assert host.disk.space("/").free_bytes == host.disk.space("/").total_bytes - 10_000
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=50)
+def test_power_cut_by_chance_keeps_some_pages(seed: int) -> None:
+    import random
+
+    host = machine()
+    process = host.start_process()
+    file = process.world.files.open("/f", "create")
+    file.write(b"a" * 40_960, 0)
+    file.sync()
+    process.world.files.sync_directory("/")
+    file.write(b"b" * 40_960, 0)
+    process.kill()
+    host.disk.power_cut(random.Random(seed))
+    data = host.disk.read("/f")
+    pages = [data[at : at + 4096] for at in range(0, 40_960, 4096)]
+    assert set(pages) <= {b"a" * 4096, b"b" * 4096}
+
+
+def test_harming_a_disk() -> None:
+    host = machine()
+    file = host.start_process().world.files.open("/f", "create")
+    file.write(b"\x00\x00", 0)
+    trace = host.universe.trace
+
+    async def harm() -> None:
+        host.disk.flip_bit("/f", 9)
+        assert host.disk.read("/f") == b"\x00\x02"
+        host.disk.truncate("/f", 1)
+        host.disk.delete("/f")
+        host.disk.wipe()
+
+    run_simulated(0, harm)
+    assert trace.events == 5
+    assert "flip bit 9 of /f" in trace.tail()
+    assert file.size() == 1
+
+
+# --- clocks and blocking calls ------------------------------------------------------------
+
+
+def test_clocks_can_differ_between_machines() -> None:
+    async def scenario(universe: Universe) -> None:
+        fast, exact = universe.machine("fast"), universe.machine("exact")
+        ahead, true = fast.start_process().world.clock, exact.start_process().world.clock
+        fast.time.rate = 2.0
+        fast.time.wall_offset_seconds = 1000
+        await true.sleep(10)
+        assert true.monotonic() == pytest.approx(10)
+        assert ahead.monotonic() == pytest.approx(20)
+        assert ahead.time_ns() - true.time_ns() == pytest.approx(1010e9)
+        await ahead.sleep(10)
+        assert true.monotonic() == pytest.approx(15)
+
+    simulated(scenario)
+
+
+def test_blocking_calls_respect_their_limiter_and_are_not_abandoned() -> None:
+    async def scenario(universe: Universe) -> None:
+        process = universe.machine("m").start_process()
+        run = process.world.run_blocking
+        limiter = trio.CapacityLimiter(1)
+        done: list[int] = []
+
+        async def call(number: int) -> None:
+            await run(done.append, number, limiter=limiter)
+            assert limiter.borrowed_tokens <= 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(call, number)
+        assert sorted(done) == [0, 1, 2, 3, 4]
+        assert limiter.borrowed_tokens == 0
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await run(done.append, 5)
+        assert 5 not in done
+        with trio.move_on_after(1e-9):
+            await run(done.append, 6)
+        assert 6 in done
+        with pytest.raises(ZeroDivisionError):
+            await run(lambda: 1 / 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, Crashed, run, done.append, 7)
+            await trio.testing.wait_all_tasks_blocked()
+            process.kill()
+        assert 7 not in done
+
+    simulated(scenario)
+
+
+if __name__ == "__main__":
+    print(simulated(busy_scenario, 4).trace.digest())
