@@ -52,7 +52,7 @@ def packet_sums(offset: int, data: Buffer) -> bytes:
     reaches only to that block's end.
     """
     inside = offset % BLOCK_BYTES
-    if not inside:
+    if not inside or not data:
         return block_sums(data)
     view = memoryview(data)
     first = BLOCK_BYTES - inside

@@ -1,0 +1,95 @@
+"""The error tree: stable codes, the same class on both sides of the wire."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfs import errors
+from gfs.errors import GfsError, InvariantViolated, ReplicaUnavailable, from_wire, invariant
+
+
+def tree(root: type[GfsError] = GfsError) -> list[type[GfsError]]:
+    return [root, *(each for child in root.__subclasses__() for each in tree(child))]
+
+
+EVERY_ERROR = pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
+
+
+def test_codes_are_unique() -> None:
+    codes = [kind.code for kind in tree()]
+    assert len(set(codes)) == len(codes)
+
+
+def test_all_errors_are_public_and_drawn() -> None:
+    for kind in tree():
+        assert kind.__name__ in errors.__all__
+        assert errors.__doc__ is not None
+        assert kind.__name__ in errors.__doc__
+
+
+@EVERY_ERROR
+def test_an_error_is_the_same_class_on_the_other_side(kind: type[GfsError]) -> None:
+    error = from_wire(kind.code, "one line that says what to do")
+    assert type(error) is kind
+    assert str(error) == error.message == "one line that says what to do"
+    assert error.args == ("one line that says what to do",)
+
+
+@EVERY_ERROR
+def test_an_error_knows_what_it_means_outside(kind: type[GfsError]) -> None:
+    assert 400 <= kind.http_status < 600
+    assert kind.exit_code in (1, 2)
+    assert kind.retryable == issubclass(kind, errors.Retryable)
+
+
+@EVERY_ERROR
+@pytest.mark.parametrize("clone", [copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_an_error_survives_a_copy(kind: type[GfsError], clone: object) -> None:
+    """Into another process, say: of a multiprocessing pool that uses the client."""
+    error = clone(from_wire(kind.code, "words", "server-1"))  # type: ignore[operator]
+    assert type(error) is kind
+    assert str(error) == "words"
+    assert error.server == "server-1"  # type: ignore[attr-defined]
+
+
+@given(st.text(), st.text())
+def test_any_code_makes_an_error(code: str, message: str) -> None:
+    error = from_wire(code, message)
+    assert isinstance(error, GfsError)
+    assert str(error) == message
+
+
+def test_the_failed_server_is_named() -> None:
+    assert ReplicaUnavailable("m", "s").server == "s"
+    assert ReplicaUnavailable("m").server == ""
+    assert from_wire("corrupt_replica", "m", "s").server == "s"  # type: ignore[attr-defined]
+
+
+def test_errors_are_caught_by_their_builtin_names() -> None:
+    for kind, builtin in [
+        (errors.NotFound, FileNotFoundError),
+        (errors.AlreadyExists, FileExistsError),
+        (errors.DeadlineExceeded, TimeoutError),
+        (errors.MasterUnavailable, ConnectionError),
+        (errors.WrongClusterKey, PermissionError),
+        (errors.InvalidName, ValueError),
+        (errors.DiskFull, OSError),
+    ]:
+        with pytest.raises(builtin):
+            raise kind("x")
+
+
+def test_an_invariant_holds_under_dash_O() -> None:
+    invariant(1, "fine")
+    with pytest.raises(InvariantViolated, match="must be"):
+        invariant([], "must be")
+    code = "from gfs.errors import invariant\ninvariant(False, 'kept')"
+    run = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert "InvariantViolated: kept" in run.stderr

@@ -1,0 +1,109 @@
+"""The cluster key: made once whoever races, and refused when it is not safe."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from gfs.errors import SettingsError
+from gfs.state import KEY_BYTES, KEY_NAME, make_key, read_key
+
+
+def test_a_key_is_made_once_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / KEY_NAME
+    key = make_key(path)
+    assert len(key) == KEY_BYTES
+    assert make_key(path) == read_key(path) == key
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == [KEY_NAME]
+    assert make_key(tmp_path / "other") != key
+
+
+def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_key(tmp_path / KEY_NAME)
+    finally:
+        os.umask(before)
+    assert (tmp_path / KEY_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_no_key(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no cluster key there: start the cluster"):
+        read_key(tmp_path / KEY_NAME)
+    with pytest.raises(SettingsError, match="cannot be made"):
+        make_key(tmp_path / "no" / "directory" / KEY_NAME)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / KEY_NAME
+    make_key(path)
+    path.chmod(mode)
+    for read in (read_key, make_key):
+        with pytest.raises(SettingsError, match="chmod 600"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"ab" * 31, b"ab" * 33, b"xy" * 32, b"ab" * 1000, b"\xff" * 64, b"a" * 63]
+)
+def test_what_is_no_key_is_refused_and_left_alone(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / KEY_NAME
+    path.write_bytes(text)
+    path.chmod(0o600)
+    for read in (read_key, make_key):
+        with pytest.raises(SettingsError):
+            read(path)
+    assert path.read_bytes() == text
+
+
+def test_a_directory_or_a_dangling_link_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("directory", "link"):
+        with pytest.raises(SettingsError):
+            make_key(tmp_path / name)
+
+
+def _make(path: Path, start: object, results: object) -> None:
+    start.wait()  # type: ignore[attr-defined]
+    results.put(make_key(path))  # type: ignore[attr-defined]
+
+
+def test_processes_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(4), context.Queue()
+    arguments = (tmp_path / KEY_NAME, start, results)
+    racers = [context.Process(target=_make, args=arguments) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    keys = {results.get(timeout=60) for _ in racers}
+    for racer in racers:
+        racer.join()
+    assert keys == {read_key(tmp_path / KEY_NAME)}
+
+
+def test_threads_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:
+    """Also what two containers are that share a directory: the same process id."""
+    for turn in range(20):
+        path = tmp_path / str(turn) / KEY_NAME
+        path.parent.mkdir()
+        keys: set[bytes] = set()
+        start = threading.Barrier(4)
+
+        def race(path: Path = path, keys: set[bytes] = keys, start: object = start) -> None:
+            start.wait()  # type: ignore[attr-defined]
+            keys.add(make_key(path))
+
+        racers = [threading.Thread(target=race) for _ in range(4)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        assert keys == {read_key(path)}
+        assert os.listdir(path.parent) == [KEY_NAME]
