@@ -1,0 +1,34 @@
+"""The `gfs` command: what a person and a script see of the file system.
+
+Rules that hold for every subcommand:
+
+* What was asked for goes to stdout, everything else to stderr. With ``--json``
+  stdout carries exactly one JSON document.
+* A failure is one line, ``gfs: …``, and the exit code of its error class: 2
+  for settings and starts, 1 for the rest, 130 after Ctrl-C, 141 when stdout's
+  reader is gone. ``GFS_DEBUG=1`` adds the traceback.
+* Nothing half-done is left under a final name, here or in the cluster.
+* Memory does not grow with the number or the size of files.
+
+A subcommand's module imports only click and the light parts of ``gfs`` at its
+top, so that ``gfs --help`` and tab completion stay quick; ``tests/unit/
+test_cli_start.py`` holds them to it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        from gfs.cli.command import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("click", "rich", "lmdb"):
+            raise
+        sys.exit(
+            f"gfs: the command needs {error.name}: pip install 'gfs-control-plane[server]' "
+            "(the client library alone does without)"
+        )
+    sys.exit(run(sys.argv[1:]))

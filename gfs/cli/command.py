@@ -1,0 +1,126 @@
+"""The root of the `gfs` command: its subcommands by section, its exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+from collections.abc import Sequence
+
+import click
+
+import gfs
+from gfs.cli.exits import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STDOUT_CLOSED,
+    Failed,
+    Interrupted,
+    StdoutClosed,
+    complain,
+    silence_stdout,
+)
+from gfs.cli.options import Cluster, client_options
+from gfs.errors import GfsError
+
+#: section → subcommand → (module of gfs.cli, what it is for). A module is only
+#: imported when its subcommand is used.
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "A cluster on this machine": {
+        "up": ("servers", "Run a master and chunkservers until stopped"),
+        "down": ("servers", "Stop what gfs up runs"),
+    },
+    "Files": {
+        "put": ("transfer", "Copy local files or directories into the file system"),
+        "get": ("transfer", "Copy files or directories out of the file system"),
+        "cat": ("transfer", "Write files to stdout"),
+        "ls": ("files", "List directories"),
+        "stat": ("files", "Show what is known about files and directories"),
+        "mkdir": ("files", "Make directories"),
+        "rm": ("files", "Delete files and directories"),
+        "mv": ("files", "Move or rename files and directories"),
+        "du": ("files", "Sum up the files below a directory"),
+    },
+    "Health": {
+        "status": ("health", "Show the servers and the cluster's totals"),
+        "fsck": ("health", "Check every replica of the files; exit code 1 if any is damaged"),
+        "locate": ("health", "Show a file's chunks and where their replicas are"),
+    },
+    "Servers, one process each": {
+        "master": ("servers", "Run a master in the foreground"),
+        "chunkserver": ("servers", "Run a chunkserver in the foreground"),
+    },
+}
+
+
+class Sections(click.Group):
+    """A group that lists its subcommands by section and imports them late."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for commands in SECTIONS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for commands in SECTIONS.values():
+            if cmd_name in commands:
+                module = importlib.import_module(f"gfs.cli.{commands[cmd_name][0]}")
+                command = getattr(module, cmd_name)
+                assert isinstance(command, click.Command)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, what) for name, (_, what) in commands.items()])
+
+
+@click.group(
+    cls=Sections,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="The cluster is found by --master, else GFS_MASTER, else the state directory "
+    "(--state, else GFS_STATE, else the one gfs up uses). gfs COMMAND --help tells more.",
+)
+@click.version_option(gfs.__version__, prog_name="gfs", message="%(prog)s %(version)s")
+@client_options
+@click.pass_context
+def root(ctx: click.Context, cluster: Cluster) -> None:
+    """A distributed file system: files in chunks, on many machines, in copies."""
+    ctx.obj = cluster
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `gfs` with ``arguments``; returns its exit code, prints its failure.
+
+    An exception that no failure of the world explains is a bug, and is raised.
+    """
+    try:
+        code = root.main(args=list(arguments), prog_name="gfs", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BaseException as error:
+        return _explain(error)
+
+
+def _explain(error: BaseException) -> int:
+    from gfs.cluster.failures import EXPECTED, sentence, the_one
+
+    if os.environ.get("GFS_DEBUG"):
+        traceback.print_exception(error)
+    story = the_one(error)
+    if isinstance(story, Failed):
+        return EXIT_FAILED
+    if isinstance(story, StdoutClosed):
+        silence_stdout()
+        return EXIT_STDOUT_CLOSED
+    if isinstance(story, Interrupted):
+        complain("interrupted")
+        return story.exit_code
+    if isinstance(story, KeyboardInterrupt | click.Abort):
+        complain("interrupted")
+        return EXIT_INTERRUPTED
+    if isinstance(story, EXPECTED):
+        complain(sentence(story))
+        return story.exit_code if isinstance(story, GfsError) else EXIT_FAILED
+    raise error

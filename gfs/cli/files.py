@@ -1,0 +1,260 @@
+"""``gfs ls``, ``stat``, ``mkdir``, ``rm``, ``mv`` and ``du``: names and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import click
+
+from gfs.cli.options import (
+    Cluster,
+    base_name,
+    client_options,
+    join,
+    json_option,
+    remote_path,
+)
+from gfs.cli.output import JsonArray, Output, human_bytes, human_time, plural, to_json
+from gfs.cli.session import closing, run_with_client
+from gfs.client import Client
+from gfs.errors import NotADirectory, NotFound
+from gfs.protocol.messages import Entry
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.option("-l", "--long", is_flag=True, help="Replication, size and time too.")
+@click.option("-R", "--recursive", is_flag=True, help="Everything below, one full path a line.")
+@json_option("one array of entries, an entry a line,")
+@client_options
+def ls(
+    cluster: Cluster, paths: tuple[str, ...], long: bool, recursive: bool, as_json: bool
+) -> None:
+    """List directories (default /), by name; a directory's name ends with a slash.
+
+    Entries are printed as they come: millions of them take no more memory than
+    a few.
+    """
+    names = [remote_path(path) for path in paths or ("/",)]
+
+    async def work(client: Client) -> None:
+        async with Output() as output:
+            if as_json:
+                await _list_as_json(client, output, names, recursive)
+                return
+            for position, name in enumerate(names):
+                if len(names) > 1:
+                    await output.line(("\n" if position else "") + f"{output.name(name)}:")
+                async with closing(_entries(client, name, recursive)) as entries:
+                    async for entry in entries:
+                        await output.line(_line(output, entry, name, long, recursive))
+
+    run_with_client(cluster, work)
+
+
+async def _entries(client: Client, path: str, recursive: bool) -> AsyncIterator[Entry]:
+    entry = await client.stat(path)
+    if entry.kind != "directory":
+        yield entry
+        return
+    async with closing(client.walk(path) if recursive else client.scan(path)) as entries:
+        async for inner in entries:
+            yield inner
+
+
+async def _list_as_json(client: Client, output: Output, names: list[str], recursive: bool) -> None:
+    array = JsonArray(output)
+    for name in names:
+        async with closing(_entries(client, name, recursive)) as entries:
+            async for entry in entries:
+                await array.add(entry)
+    await array.end()
+
+
+def _line(output: Output, entry: Entry, listed: str, long: bool, full: bool) -> str:
+    is_directory = entry.kind == "directory"
+    shown = entry.path if full or entry.path == listed else base_name(entry.path)
+    name = output.name(shown) + ("/" if is_directory and shown != "/" else "")
+    if not long:
+        return name
+    replication = "-" if is_directory else str(entry.replication)
+    size = "-" if is_directory else human_bytes(entry.length)
+    kind = "d" if is_directory else "f"
+    return f"{kind} {replication:>2} {size:>9}  {human_time(entry.modified_ns)}  {name}"
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@json_option("the entry (an array of entries, for several paths)")
+@client_options
+def stat(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
+    """Show what is known about files and directories."""
+    names = [remote_path(path) for path in paths]
+
+    async def work(client: Client) -> None:
+        async with Output() as output:
+            entries = [await client.stat(name) for name in names]
+            if as_json:
+                await output.line(_one_or_many(entries))
+                return
+            for entry in entries:
+                await output.line(_description(output, entry))
+
+    run_with_client(cluster, work)
+
+
+def _one_or_many(values: list[Any]) -> str:
+    return to_json(values[0] if len(values) == 1 else values)
+
+
+def _description(output: Output, entry: Entry) -> str:
+    lines = [output.name(entry.path), f"  kind         {entry.kind}"]
+    if entry.kind == "file":
+        lines += [
+            f"  length       {entry.length} bytes ({human_bytes(entry.length)})",
+            f"  replication  {entry.replication}",
+            f"  chunks       {entry.chunks}",
+        ]
+    lines += [
+        f"  inode        {entry.inode}",
+        f"  created      {human_time(entry.created_ns)}",
+        f"  modified     {human_time(entry.modified_ns)}",
+    ]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-p", "--parents", is_flag=True, help="Missing parents too; no error if it exists.")
+@json_option("the entry (an array of entries, for several paths)")
+@client_options
+def mkdir(cluster: Cluster, paths: tuple[str, ...], parents: bool, as_json: bool) -> None:
+    """Make directories."""
+    names = [remote_path(path) for path in paths]
+
+    async def work(client: Client) -> None:
+        made = [await client.mkdir(name, parents=parents, exist_ok=parents) for name in names]
+        if as_json:
+            async with Output() as output:
+                await output.line(_one_or_many(made))
+
+    run_with_client(cluster, work)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-r", "--recursive", is_flag=True, help="Directories with all that is in them.")
+@click.option("-f", "--force", is_flag=True, help="No error for a path that does not exist.")
+@json_option('{"deleted": [path, …]}')
+@client_options
+def rm(
+    cluster: Cluster, paths: tuple[str, ...], recursive: bool, force: bool, as_json: bool
+) -> None:
+    """Delete files and empty directories; with -r any directory."""
+    names = [remote_path(path) for path in paths]
+
+    async def work(client: Client) -> None:
+        deleted = []
+        for name in names:
+            try:
+                await client.delete(name, recursive=recursive)
+            except NotFound:
+                if not force:
+                    raise
+            else:
+                deleted.append(name)
+        if as_json:
+            async with Output() as output:
+                await output.line(to_json({"deleted": deleted}))
+
+    run_with_client(cluster, work)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("target", metavar="TARGET")
+@click.option("-f", "--force", is_flag=True, help="Replace a file that has the new name.")
+@click.option("-p", "--parents", is_flag=True, help="Make missing parents of TARGET.")
+@json_option('{"moved": [{source, target}, …]}')
+@client_options
+def mv(
+    cluster: Cluster,
+    sources: tuple[str, ...],
+    target: str,
+    force: bool,
+    parents: bool,
+    as_json: bool,
+) -> None:
+    """Move or rename files and directories, each atomically.
+
+    Into TARGET if that is a directory, else to the name TARGET.
+    """
+    names = [remote_path(source) for source in sources]
+    wants_directory = target.endswith("/") or len(sources) > 1
+    goal = remote_path(target)
+
+    async def work(client: Client) -> None:
+        into = await _is_directory(client, goal)
+        if wants_directory and not into:
+            raise NotADirectory(f"{goal}: is not a directory to move into")
+        moved = []
+        for name in names:
+            final = join(goal, base_name(name)) if into else goal
+            await client.rename(name, final, replace=force, parents=parents)
+            moved.append({"source": name, "target": final})
+        if as_json:
+            async with Output() as output:
+                await output.line(to_json({"moved": moved}))
+
+    run_with_client(cluster, work)
+
+
+async def _is_directory(client: Client, path: str) -> bool:
+    try:
+        return (await client.stat(path)).kind == "directory"
+    except NotFound:
+        return False
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@json_option("the sums (an array of sums, for several paths)")
+@client_options
+def du(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
+    """Sum up the files at and below each PATH (default /).
+
+    Two sizes: of the files as they are read, and of all their replicas.
+    """
+    names = [remote_path(path) for path in paths or ("/",)]
+
+    async def work(client: Client) -> None:
+        sums = [(name, await client.disk_usage(name)) for name in names]
+        async with Output() as output:
+            if as_json:
+                await output.line(
+                    _one_or_many(
+                        [
+                            {
+                                "path": name,
+                                "files": usage.files,
+                                "directories": usage.directories,
+                                "bytes": usage.bytes,
+                                "replicated_bytes": usage.replicated_bytes,
+                            }
+                            for name, usage in sums
+                        ]
+                    )
+                )
+                return
+            for name, usage in sums:
+                counts = plural(usage.files, "file")
+                if usage.directories:
+                    counts += ", " + plural(usage.directories, "directory")
+                await output.line(
+                    f"{human_bytes(usage.bytes):>9}  "
+                    f"({human_bytes(usage.replicated_bytes)} with replicas)  "
+                    f"{output.name(name)}  {counts}"
+                )
+
+    run_with_client(cluster, work)

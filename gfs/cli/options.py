@@ -1,0 +1,131 @@
+"""Options that many subcommands share, and what they mean."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gfs.errors import InvalidName
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which cluster, as far as the command line says; None: not said."""
+
+    master: str | None = None
+    state: Path | None = None
+    key_file: Path | None = None
+    config: Path | None = None
+
+    def over(self, other: Cluster) -> Cluster:
+        """What is said here, completed by ``other``."""
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(other, **said)
+
+
+#: ``exists`` and the like are not asked of click: our own errors say more.
+PATH = click.Path(path_type=Path)
+
+_CLUSTER_OPTIONS = {
+    "master": click.option(
+        "--master", metavar="HOST:PORT", help="The master's address (GFS_MASTER)."
+    ),
+    "state": click.option(
+        "--state", type=PATH, metavar="DIR", help="State directory of gfs up (GFS_STATE)."
+    ),
+    "key_file": click.option(
+        "--key-file",
+        type=PATH,
+        metavar="FILE",
+        help="The cluster key (GFS_KEY_FILE); else the one in the state directory.",
+    ),
+    "config": click.option(
+        "--config",
+        type=PATH,
+        metavar="FILE",
+        envvar="GFS_CONFIG",
+        help="A TOML file with settings (GFS_CONFIG).",
+    ),
+}
+
+
+def cluster_options(*names: str) -> Callable[[Command], Command]:
+    """Options that say which cluster, given to the function as ``cluster``.
+
+    What is said after the subcommand wins over what is said before it.
+    """
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            said = Cluster(**{name: kwargs.pop(name) for name in names})
+            outer = click.get_current_context().find_object(Cluster)
+            return function(*args, cluster=said.over(outer) if outer else said, **kwargs)
+
+        for name in reversed(names):
+            _CLUSTER_OPTIONS[name](wrapped)
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+client_options = cluster_options("master", "state", "key_file", "config")
+
+
+def json_option(what: str) -> Callable[[Command], Command]:
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def remote_path(text: str) -> str:
+    """``text`` without what only habit adds: doubled and trailing slashes.
+
+    Raises InvalidName for what can be no path here.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidName(f"{text!a}: not valid UTF-8, which names here must be") from None
+    if not text.startswith("/"):
+        raise InvalidName(f"{text!r}: paths in the file system start with /")
+    return "/" + "/".join(part for part in text.split("/") if part)
+
+
+def join(directory: str, name: str) -> str:
+    return f"{directory.rstrip('/')}/{name}"
+
+
+def base_name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def state_directory(cluster: Cluster) -> Path:
+    from gfs.config import default_state_directory
+
+    return cluster.state or default_state_directory()
+
+
+def key_file(cluster: Cluster) -> Path:
+    """The file with the key that makes a process a member of the cluster."""
+    from gfs.state import KEY_NAME
+
+    if cluster.key_file is not None:
+        return cluster.key_file
+    named = os.environ.get("GFS_KEY_FILE")
+    return Path(named) if named else state_directory(cluster) / KEY_NAME
+
+
+def check_local_name(name: str) -> str:
+    """``name`` of a local file, if it can be a name in the file system too."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidName(f"{name!a}: the name is not valid UTF-8: rename the file first") from None
+    return name

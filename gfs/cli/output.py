@@ -1,0 +1,182 @@
+"""What goes to stdout: lines for people, one document for programs.
+
+Output is collected and written in pieces by a worker thread: a reader that
+pauses (``gfs ls | less``) holds up neither Ctrl-C nor the connections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import trio
+
+from gfs.cli.exits import StdoutClosed
+from gfs.protocol.messages import Message
+
+KIB = 1024
+#: Collected before it is written.
+PIECE_BYTES = 32 * KIB
+
+
+def _write(data: bytes | bytearray | memoryview) -> None:
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        sys.stdout.buffer.write(data)  # a test's stdout
+        return
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BrokenPipeError:
+        raise StdoutClosed from None
+
+
+async def write_bytes(data: bytes | bytearray | memoryview) -> None:
+    """Write raw bytes to stdout. A cancelled write ends with the process."""
+    await trio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
+
+
+class Output:
+    """Lines to stdout, in pieces. Use as an async context manager: what is
+    still collected is written at its end, also after a failure."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self.is_terminal = sys.stdout.isatty()
+
+    async def __aenter__(self) -> Output:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or not issubclass(kind, StdoutClosed):
+            await self.flush()
+
+    async def write(self, text: str) -> None:
+        self._pending += text.encode("utf-8", "backslashreplace")
+        if len(self._pending) >= PIECE_BYTES:
+            await self.flush()
+
+    async def line(self, text: str = "") -> None:
+        await self.write(text + "\n")
+
+    async def flush(self) -> None:
+        piece, self._pending = self._pending, bytearray()
+        if piece:
+            await write_bytes(piece)
+
+    def name(self, text: str) -> str:
+        """``text`` for a line: on a terminal without what could command it."""
+        return printable(text) if self.is_terminal else text
+
+
+def printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- JSON ----------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """``value`` as what JSON knows: structs and dataclasses become objects.
+
+    The wire's structs are arrays there, and carry ids that mean nothing here.
+    """
+    if isinstance(value, msgspec.Struct):
+        hidden = "id" if isinstance(value, Message) else ""
+        names = (name for name in value.__struct_fields__ if name != hidden)
+        return {name: plain(getattr(value, name)) for name in names}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def to_json(value: Any, *, indent: int = 2) -> str:
+    encoded = msgspec.json.encode(plain(value))
+    return (msgspec.json.format(encoded, indent=indent) if indent else encoded).decode()
+
+
+class JsonArray:
+    """A JSON array that is written while it grows, one element a line.
+
+    Nothing is written for an array that fails before its first element.
+    ``before`` and ``after`` enclose it, to make it part of an object.
+    """
+
+    def __init__(self, output: Output, before: str = "", after: Callable[[], str] = str) -> None:
+        self._output = output
+        self._before = before
+        self._after = after
+        self._count = 0
+
+    async def add(self, value: Any) -> None:
+        lead = ",\n" if self._count else f"{self._before}[\n"
+        self._count += 1
+        await self._output.write(lead + to_json(value, indent=0))
+
+    async def end(self) -> None:
+        close = "\n]" if self._count else f"{self._before}[]"
+        await self._output.line(close + self._after())
+
+
+# --- for people ------------------------------------------------------------------
+
+
+def human_bytes(count: float) -> str:
+    """``count`` bytes in at most four digits: ``"12.3 MiB"``."""
+    if count < KIB:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        count /= KIB
+        if count < 999.5 or unit == "PiB":
+            break
+    return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
+
+
+def human_time(nanoseconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(nanoseconds / 1e9))
+
+
+def human_seconds(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def plural(count: int, noun: str) -> str:
+    ending = {"y": "ies"}.get(noun[-1:])
+    many = noun[:-1] + ending if ending else noun + "s"
+    return f"{count} {noun if count == 1 else many}"
+
+
+def table(titles: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] = ()) -> str:
+    """A table whose columns ``right`` (counted from 0) are flushed right.
+
+    Plain text, as wide as it is: it can be piped, and is not cut to a window.
+    """
+    cells = [list(titles), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    flushed = set(right)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in flushed else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    )

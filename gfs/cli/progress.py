@@ -1,0 +1,102 @@
+"""A progress bar on stderr, when that is a terminal: bytes, rate, ETA.
+
+It appears after a moment only, so that short transfers do not flicker, and
+rich is not even imported for them. It is drawn by a task, not a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+
+import trio
+
+from gfs.cli.exits import complain
+from gfs.cli.output import human_bytes, human_seconds
+
+FIRST_SHOWN_SECONDS = 0.4
+DRAWN_SECONDS = 0.1
+
+
+class Progress:
+    """What has been moved. ``total`` None: nobody knows how much it will be."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self.done = 0
+        self._pending: list[str] = []
+        self._is_drawn = False
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def say(self, text: str) -> None:
+        """A line on stderr that does not run into the bar."""
+        if self._is_drawn:
+            self._pending.append(text)
+        else:
+            complain(text)
+
+    async def draw(self) -> None:
+        """Draw until cancelled; the bar stays as it was last."""
+        await trio.sleep(FIRST_SHOWN_SECONDS)
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[told]}", style="progress.download"),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            expand=True,
+        )
+        began = trio.current_time() - FIRST_SHOWN_SECONDS
+        task = bar.add_task("", total=self.total, told="")
+        self._is_drawn = True
+        bar.start()
+        try:
+            while True:
+                self._update(bar, task, trio.current_time() - began)
+                await trio.sleep(DRAWN_SECONDS)
+        finally:
+            self._is_drawn = False
+            self._update(bar, task, trio.current_time() - began)
+            bar.stop()
+
+    def _update(self, bar: object, task: object, seconds: float) -> None:
+        for text in self._pending:
+            bar.console.print(f"gfs: {text}", markup=False, highlight=False)  # type: ignore[attr-defined]
+        self._pending.clear()
+        told = describe(self.done, self.total, seconds)
+        bar.update(task, completed=self.done, total=self.total, told=told)  # type: ignore[attr-defined]
+        bar.refresh()  # type: ignore[attr-defined]
+
+
+def describe(done: int, total: int | None, seconds: float) -> str:
+    rate = done / seconds if seconds > 0 else 0.0
+    parts = [human_bytes(done), f"{human_bytes(rate)}/s"]
+    if total is not None:
+        parts[0] += f" of {human_bytes(total)}"
+        if rate > 0 and done < total:
+            parts.append(f"{human_seconds((total - done) / rate)} left")
+    return "  ".join(parts)
+
+
+def is_wanted() -> bool:
+    return sys.stderr.isatty()
+
+
+@contextlib.asynccontextmanager
+async def shown(progress: Progress) -> AsyncIterator[Progress]:
+    """Draw ``progress`` during the body, if there is a terminal to draw on."""
+    if not is_wanted():
+        yield progress
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(progress.draw)
+        yield progress
+        nursery.cancel_scope.cancel()

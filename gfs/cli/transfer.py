@@ -1,0 +1,409 @@
+"""``gfs put``, ``get`` and ``cat``: bytes in and out.
+
+Where a copy goes follows ``cp``: into TARGET if that is a directory (or ends
+with a slash, or there are several sources), else it becomes TARGET. A source
+directory that ends with ``/.`` gives its contents only. Other than ``cp``,
+nothing is overwritten without ``--force``, and missing parents are made.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator
+from functools import partial
+
+import click
+import trio
+
+from gfs.cli import local, progress
+from gfs.cli.batch import Batch, Job
+from gfs.cli.options import (
+    Cluster,
+    base_name,
+    check_local_name,
+    client_options,
+    join,
+    json_option,
+    remote_path,
+)
+from gfs.cli.output import Output, to_json, write_bytes
+from gfs.cli.progress import Progress
+from gfs.cli.session import client_settings, closing, run_with_client
+from gfs.client import Client
+from gfs.errors import (
+    AlreadyExists,
+    GfsError,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotFound,
+)
+from gfs.protocol.messages import Entry
+
+recursive_option = click.option("-r", "--recursive", is_flag=True, help="Copy directories, too.")
+force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
+
+
+# --- put -------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("target", metavar="TARGET")
+@recursive_option
+@force_option
+@click.option("--replication", type=click.IntRange(1, 64), metavar="R", help="Replicas wanted.")
+@json_option("the files made, {files, directories, bytes, failures},")
+@client_options
+def put(
+    cluster: Cluster,
+    sources: tuple[str, ...],
+    target: str,
+    recursive: bool,
+    force: bool,
+    replication: int | None,
+    as_json: bool,
+) -> None:
+    """Copy local files (- is stdin) to TARGET in the file system.
+
+    Into TARGET if it is a directory, ends with / or there are several sources;
+    missing parents are made. A file appears under its name when it is whole,
+    and not before. Symbolic links are followed.
+    """
+    copy = _Put(sources, target, recursive, force, replication)
+
+    async def work(client: Client) -> None:
+        async with Output() as output, progress.shown(Progress()) as shown:
+            batch = Batch(output, shown, client_settings(cluster).parallel_files, as_json)
+            await batch.run(copy.jobs(client, batch))
+
+    run_with_client(cluster, work)
+
+
+class _Put:
+    def __init__(
+        self,
+        sources: tuple[str, ...],
+        target: str,
+        recursive: bool,
+        force: bool,
+        replication: int | None,
+    ) -> None:
+        self.sources = sources
+        self.target = remote_path(target)
+        self.wants_directory = target.endswith("/") or len(sources) > 1
+        self.recursive = recursive
+        self.force = force
+        self.replication = replication
+
+    async def jobs(self, client: Client, batch: Batch) -> AsyncIterator[Job]:
+        into = await _is_remote_directory(client, self.target, self.wants_directory)
+        if progress.is_wanted():
+            batch.progress.total = await self._total()
+        for source in self.sources:
+            try:
+                async for job in self._jobs_of(client, batch, source, into):
+                    yield job
+            except (GfsError, OSError) as error:
+                batch.fail(error)
+
+    async def _total(self) -> int | None:
+        """Bytes to copy, if that can be known before."""
+        total = 0
+        for source in self.sources:
+            if source == "-" or local.is_pipe(source):
+                return None
+            with contextlib.suppress(OSError):
+                if self.recursive and os.path.isdir(source):
+                    total += await local.tree_bytes(source)
+                else:
+                    total += os.stat(source).st_size
+        return total
+
+    async def _jobs_of(
+        self, client: Client, batch: Batch, source: str, into: bool
+    ) -> AsyncIterator[Job]:
+        if source == "-":
+            if into:
+                raise IsADirectory(f"{self.target}: stdin has no name: give the file one")
+            yield partial(self._put_stream, client, batch, 0, self.target)
+            return
+        mode = os.stat(source).st_mode
+        if stat.S_ISDIR(mode):
+            if not self.recursive:
+                raise IsADirectory(f"{source}: is a directory: use -r")
+            async for job in self._jobs_of_tree(client, batch, source, into):
+                yield job
+            return
+        target = join(self.target, _local_name(source)) if into else self.target
+        if stat.S_ISFIFO(mode):
+            yield partial(self._put_pipe, client, batch, source, target)
+        elif stat.S_ISREG(mode):
+            yield partial(self._put_file, client, batch, source, target)
+        else:
+            raise InvalidArgument(f"{source}: is not a file")
+
+    async def _jobs_of_tree(
+        self, client: Client, batch: Batch, source: str, into: bool
+    ) -> AsyncIterator[Job]:
+        name = _local_name(source)
+        root = join(self.target, name) if into and name else self.target
+        async with closing(local.walk(source)) as items:
+            async for item in items:
+                target = join(root, item.relative) if item.relative else root
+                if item.error is not None:
+                    batch.fail(item.error)
+                elif item.is_directory:
+                    item.descend = await self._make_directory(client, batch, target)
+                else:
+                    yield partial(self._put_file, client, batch, item.path, target)
+
+    async def _make_directory(self, client: Client, batch: Batch, target: str) -> bool:
+        try:
+            await client.mkdir(target, parents=True, exist_ok=True)
+        except (AlreadyExists, NotADirectory) as error:
+            batch.fail(error)
+            return False
+        batch.directories += 1
+        return True
+
+    async def _put_file(self, client: Client, batch: Batch, source: str, target: str) -> Entry:
+        return await client.put(
+            source,
+            target,
+            overwrite=self.force,
+            replication=self.replication,
+            progress=batch.progress.advance,
+        )
+
+    async def _put_stream(
+        self, client: Client, batch: Batch, descriptor: int, target: str
+    ) -> Entry:
+        return await client.put(
+            local.read_stream(descriptor),
+            target,
+            overwrite=self.force,
+            replication=self.replication,
+            progress=batch.progress.advance,
+        )
+
+    async def _put_pipe(self, client: Client, batch: Batch, source: str, target: str) -> Entry:
+        descriptor = await local.open_pipe(source)
+        try:
+            return await self._put_stream(client, batch, descriptor, target)
+        finally:
+            os.close(descriptor)
+
+
+def _local_name(source: str) -> str:
+    """The name a copy of ``source`` gets in a directory; "": its contents go there."""
+    name = base_name(source)
+    if name == "." and source.rstrip("/") != ".":
+        return ""
+    if name in ("", ".", ".."):
+        name = os.path.basename(os.path.realpath(source))
+    return check_local_name(name)
+
+
+async def _is_remote_directory(client: Client, target: str, wanted: bool) -> bool:
+    """Whether to copy into ``target``, which is made a directory if so ``wanted``."""
+    try:
+        entry = await client.stat(target)
+    except NotFound:
+        if wanted:
+            await client.mkdir(target, parents=True, exist_ok=True)
+        return wanted
+    if wanted and entry.kind != "directory":
+        raise NotADirectory(f"{target}: is a file, not a directory")
+    return entry.kind == "directory"
+
+
+# --- get -------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="SOURCE... [TARGET]")
+@recursive_option
+@force_option
+@json_option("the files made, {files, directories, bytes, failures},")
+@client_options
+def get(
+    cluster: Cluster, paths: tuple[str, ...], recursive: bool, force: bool, as_json: bool
+) -> None:
+    """Copy files out of the file system to the local TARGET (- is stdout).
+
+    Into TARGET if it is a directory, ends with / or there are several sources;
+    the current directory if there is no TARGET. A file appears under its name
+    when it is whole and its checksums hold, and not before.
+    """
+    sources, target = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, ".")
+    if target == "-":
+        if recursive:
+            raise InvalidArgument("-r makes directories, which stdout cannot hold")
+        _write_files(cluster, sources, as_json)
+        return
+    copy = _Get(sources, target, recursive, force)
+
+    async def work(client: Client) -> None:
+        async with Output() as output, progress.shown(Progress()) as shown:
+            batch = Batch(output, shown, client_settings(cluster).parallel_files, as_json)
+            await batch.run(copy.jobs(client, batch))
+
+    run_with_client(cluster, work)
+
+
+class _Get:
+    def __init__(self, sources: tuple[str, ...], target: str, recursive: bool, force: bool) -> None:
+        #: Path, and the name of its copy in a directory; "": its contents go there.
+        self.sources = [_remote_source(source) for source in sources]
+        self.target = target
+        self.wants_directory = target.endswith("/") or len(sources) > 1
+        self.recursive = recursive
+        self.force = force
+
+    async def jobs(self, client: Client, batch: Batch) -> AsyncIterator[Job]:
+        into = os.path.isdir(self.target)
+        if self.wants_directory and not into:
+            os.makedirs(self.target, exist_ok=True)
+            into = True
+        if progress.is_wanted():
+            batch.progress.total = await self._total(client)
+        for source, name in self.sources:
+            into_here = os.path.join(self.target, name) if into and name else self.target
+            try:
+                async for job in self._jobs_of(client, batch, source, into_here):
+                    yield job
+            except (GfsError, OSError) as error:
+                batch.fail(error)
+
+    async def _total(self, client: Client) -> int:
+        total = 0
+        for source, _ in self.sources:
+            with contextlib.suppress(OSError):
+                total += (await client.disk_usage(source)).bytes
+        return total
+
+    async def _jobs_of(
+        self, client: Client, batch: Batch, source: str, target: str
+    ) -> AsyncIterator[Job]:
+        entry = await client.stat(source)
+        if entry.kind != "directory":
+            yield partial(self._get_file, client, batch, source, target)
+            return
+        if not self.recursive:
+            raise IsADirectory(f"{source}: is a directory: use -r")
+        await self._make_directory(batch, target)
+        async with closing(client.walk(source)) as entries:
+            async for inner in entries:
+                here = os.path.join(target, _relative(inner.path, source))
+                if inner.kind == "directory":
+                    await self._make_directory(batch, here)
+                else:
+                    yield partial(self._get_file, client, batch, inner.path, here)
+
+    async def _make_directory(self, batch: Batch, target: str) -> None:
+        await trio.to_thread.run_sync(partial(os.makedirs, target, exist_ok=True))
+        batch.directories += 1
+
+    async def _get_file(
+        self, client: Client, batch: Batch, source: str, target: str
+    ) -> dict[str, object]:
+        if local.is_special(target):
+            length = await self._get_into_special(client, batch, source, target)
+        else:
+            # A link keeps pointing at what is replaced.
+            target = os.path.realpath(target) if os.path.islink(target) else target
+            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+            entry = await client.get(
+                source, target, overwrite=self.force, progress=batch.progress.advance
+            )
+            assert isinstance(entry, Entry)
+            length = entry.length
+        name = os.fsencode(target).decode("utf-8", "backslashreplace")
+        return {"path": source, "target": name, "length": length}
+
+    async def _get_into_special(
+        self, client: Client, batch: Batch, source: str, target: str
+    ) -> int:
+        """Write to a device or a pipe, which no file may take the place of."""
+        descriptor = await trio.to_thread.run_sync(
+            os.open, target, os.O_WRONLY, abandon_on_cancel=True
+        )
+        length = 0
+        with open(descriptor, "wb", buffering=0) as file:
+            async with closing(client.stream(source)) as views:
+                async for view in views:
+                    await trio.to_thread.run_sync(_write_all, file, view, abandon_on_cancel=True)
+                    length += len(view)
+                    batch.progress.advance(len(view))
+        return length
+
+
+def _write_all(file: object, view: memoryview) -> None:
+    while view:
+        view = view[file.write(view) :]  # type: ignore[attr-defined]
+
+
+def _remote_source(text: str) -> tuple[str, str]:
+    path = remote_path(text.removesuffix("/.") or "/")
+    return path, "" if text.endswith("/.") else base_name(path)
+
+
+def _relative(path: str, root: str) -> str:
+    """``path`` below ``root`` for the local side, which it may not leave."""
+    relative = path.removeprefix(root.rstrip("/")).lstrip("/")
+    if ".." in relative.split("/"):
+        raise InvalidArgument(f"{path}: a name that leads out of the target")
+    return relative
+
+
+# --- cat -------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@json_option("an array of {path, length, encoding: base64, data}")
+@client_options
+def cat(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
+    """Write files to stdout, one after the other, byte for byte."""
+    _write_files(cluster, paths, as_json)
+
+
+def _write_files(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
+    names = [remote_path(path) for path in paths]
+
+    async def work(client: Client) -> None:
+        async with Output() as output:
+            for position, name in enumerate(names):
+                if as_json:
+                    lead = ",\n" if position else "[\n"
+                    await _write_as_json(client, output, name, lead)
+                else:
+                    await _write_raw(client, name)
+            if as_json:
+                await output.line("\n]")
+
+    run_with_client(cluster, work)
+
+
+async def _write_raw(client: Client, name: str) -> None:
+    async with closing(client.stream(name)) as views:
+        async for view in views:
+            await write_bytes(view)
+
+
+async def _write_as_json(client: Client, output: Output, name: str, lead: str) -> None:
+    entry = await client.stat(name)
+    head = to_json({"path": name, "length": entry.length, "encoding": "base64"}, indent=0)
+    rest = b""
+    async with closing(client.stream(name)) as views:
+        await output.write(lead + head.removesuffix("}") + ',"data":"')
+        async for view in views:
+            data = rest + view
+            whole = len(data) - len(data) % 3
+            await output.write(base64.b64encode(data[:whole]).decode())
+            rest = data[whole:]
+    await output.write(base64.b64encode(rest).decode() + '"}')

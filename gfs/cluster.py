@@ -1,5 +1,0 @@
-"""The `gfs` command."""
-
-
-def main() -> None:
-    raise SystemExit("not yet")

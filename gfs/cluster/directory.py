@@ -1,0 +1,253 @@
+"""The state directory of ``gfs up``: who may use it, what is in it, what runs.
+
+Beside what :mod:`gfs.state` lists::
+
+    DIR/up.json          what the flags of earlier starts settled for good
+    DIR/log/NAME.log     what the processes said; NAME.log.1 is the older half
+
+All functions block for no longer than a local disk does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gfs.errors import StartupError
+from gfs.io.real import split_address
+from gfs.state import LOCK_NAME, READY_NAME, make_key
+
+LOG_BYTES_MAX = 10 * 1024 * 1024
+_CHUNKSERVER = re.compile(r"chunkserver-([1-9][0-9]{0,5})")
+
+
+class StateDirectory:
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.lock = self.path / LOCK_NAME
+        self.ready = self.path / READY_NAME
+        self.logs = self.path / "log"
+        self.master = self.path / "master"
+        self.settled = self.path / "up.json"
+
+    def chunkserver(self, number: int) -> Path:
+        return self.path / f"chunkserver-{number}"
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def chunkservers(self) -> list[int]:
+        """The numbers of the chunkservers that have been here before."""
+        try:
+            names = os.listdir(self.path)
+        except OSError:
+            return []
+        return sorted(int(found[1]) for name in names if (found := _CHUNKSERVER.fullmatch(name)))
+
+    def read_settled(self) -> dict[str, Any]:
+        """What earlier starts settled; empty when nothing did."""
+        try:
+            values = json.loads(self.settled.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StartupError(f"{self.settled}: cannot be read: {error}") from None
+        return values if isinstance(values, dict) else {}
+
+    def prepare(self, chunkservers: Sequence[int]) -> None:
+        """Make the directories of a start and see that each can be written."""
+        numbered = (self.chunkserver(number) for number in chunkservers)
+        for directory in (self.path, self.logs, self.master, *numbered):
+            _make_writable(directory)
+        try:
+            make_key(self.path / "cluster.key")
+        except OSError as error:
+            raise StartupError(f"{self.path}: {error.strerror}") from None
+
+
+def _make_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"gfs")
+    except OSError as error:
+        raise StartupError(f"{directory}: cannot be written: {error.strerror}") from None
+
+
+def missing_directories(path: Path) -> list[Path]:
+    """``path`` and those above it that do not exist, the innermost first."""
+    return [place for place in (path, *path.parents) if not place.exists()]
+
+
+def remove_empty(directories: Sequence[Path]) -> None:
+    """Remove what a refused start made: it leaves nothing behind."""
+    for place in directories:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+# --- the lock -----------------------------------------------------------------
+
+
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock, or None if another cluster has it.
+
+    Raises StartupError if there can be no lock file.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StartupError(f"{path.parent}: cannot be written: {error.strerror}") from None
+        if not _flock(descriptor):
+            os.close(descriptor)
+            return None
+        # A refused start removes its lock file: then this is the lock of nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+        os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a cluster, or what is left of one, runs on this state."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StartupError(f"{path}: {error.strerror}") from None
+    try:
+        return not _flock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def supervisor_pid(path: Path) -> int | None:
+    """The supervisor that wrote itself into the lock file, if it still runs."""
+    try:
+        pid = int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return pid if _holds_open(pid, path) else None
+
+
+def _holds_open(pid: int, path: Path) -> bool:
+    """Whether ``pid`` runs and has ``path`` open.
+
+    A pid alone proves nothing: it may be a zombie's, or another process's by
+    now. Where the kernel does not tell (no /proc, another user), alive is enough.
+    """
+    if not Path("/proc/self/fd").exists():
+        return _is_alive(pid)
+    try:
+        wanted = path.stat()
+        for link in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(link.path), wanted):
+                    return True
+    except PermissionError:
+        return _is_alive(pid)
+    except OSError:
+        return False
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --- ports ----------------------------------------------------------------------
+
+
+def check_ports(addresses: Sequence[str]) -> None:
+    """Raise StartupError for the first address that cannot be listened on."""
+    for address in addresses:
+        host, port = split_address(address)
+        with _socket(host) as probe:
+            try:
+                probe.bind((host, port))
+                probe.listen(1)
+            except OSError as error:
+                raise StartupError(
+                    f"port {port} on {host} is taken ({error.strerror}): stop what listens "
+                    "there or choose other ports with --port"
+                ) from None
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that nobody listens on now; all are held until all are found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(_socket(host)) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _socket(host: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # As the servers do: connections of the last run that linger do not matter.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
+
+
+# --- files ----------------------------------------------------------------------
+
+
+def write_atomically(path: Path, value: object) -> None:
+    """``value`` as JSON under ``path``: readers see the old file or the new."""
+    text = json.dumps(value, indent=2) + "\n"
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+
+
+def open_log(path: Path) -> int:
+    """A descriptor that appends to ``path``, cut first if it has grown too long."""
+    bound_log(path)
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def bound_log(path: Path) -> None:
+    """Keep the log at ``path`` below its bound, also while it is being written.
+
+    The file is copied and emptied, not renamed: its writer appends, and goes
+    on at the new end. A line that comes in between may be lost.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > LOG_BYTES_MAX:
+            shutil.copyfile(path, path.with_name(path.name + ".1"))
+            os.truncate(path, 0)

@@ -1,0 +1,43 @@
+"""What went wrong, out of the groups that nurseries raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import trio
+
+from gfs.errors import GfsError
+
+#: Failures of the world, which are told in one line; all others are bugs.
+EXPECTED = (GfsError, OSError)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in ``error``, depth first; cancellations are no failures."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    elif not isinstance(error, trio.Cancelled):
+        yield error
+
+
+def the_one(error: BaseException) -> BaseException:
+    """The exception that tells the story: a bug before anything expected, an
+    expected failure before the interruptions that came with it."""
+    found = list(leaves(error)) or [error]
+
+    def rank(leaf: BaseException) -> int:
+        if isinstance(leaf, KeyboardInterrupt | SystemExit):
+            return 2
+        return 1 if isinstance(leaf, EXPECTED) else 0
+
+    return min(found, key=rank)
+
+
+def sentence(error: BaseException) -> str:
+    """``error`` as one line for a person."""
+    if isinstance(error, OSError) and not isinstance(error, GfsError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())

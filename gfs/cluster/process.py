@@ -1,0 +1,98 @@
+"""One server process: run a role until told to stop.
+
+Told to stop means SIGTERM, SIGINT, or the end of the lifeline. A second signal
+ends the process at once, as signals do by default.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import trio
+
+from gfs.cluster.failures import EXPECTED, sentence, the_one
+from gfs.cluster.report import Reporter
+from gfs.errors import GfsError, StartupError
+
+log = logging.getLogger(__name__)
+
+#: A process whose supervisor is gone has nobody to kill it when it hangs.
+ORPHAN_STOP_SECONDS = 10.0
+
+
+class Role(Protocol):
+    """Starts to serve, calls ``task_status.started(facts)``, serves until cancelled."""
+
+    def __call__(self, *, task_status: trio.TaskStatus[dict[str, Any]]) -> Awaitable[None]: ...
+
+
+def start_logging(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+
+
+def serve(role: Role, *, report: int | None = None, lifeline: int | None = None) -> None:
+    """Run ``role``; returns after a clean stop.
+
+    ``report`` and ``lifeline`` are inherited descriptors, see
+    :mod:`gfs.cluster`. What the role raises is reported and raised, out of any
+    group; an OSError before it serves comes as a StartupError.
+    """
+    reporter = Reporter(report)
+    try:
+        trio.run(_serve, role, reporter, lifeline)
+    except BaseException as error:
+        story = the_one(error)
+        if not isinstance(story, EXPECTED):
+            raise
+        if not isinstance(story, GfsError):
+            story = (StartupError if reporter.is_pending else GfsError)(sentence(story))
+        reporter.failed(sentence(story), story.exit_code)
+        raise story from error
+
+
+async def _serve(role: Role, reporter: Reporter, lifeline: int | None) -> None:
+    async with trio.open_nursery() as nursery:
+        stop = nursery.cancel_scope.cancel
+        await nursery.start(_stop_on_signal, stop)
+        if lifeline is not None:
+            nursery.start_soon(_stop_at_end, lifeline, stop)
+
+        async def until_it_ends(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
+            await role(task_status=task_status)
+            stop()
+
+        facts = await nursery.start(until_it_ends)
+        log.info("serving: %s (pid %d)", facts, os.getpid())
+        reporter.serving(facts)
+
+
+async def _stop_on_signal(
+    stop: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            stop()
+            return
+
+
+async def _stop_at_end(lifeline: int, stop: Callable[[], None]) -> None:
+    """Stop when the lifeline ends. Nobody writes to it: readable means ended."""
+    os.set_inheritable(lifeline, False)
+    await trio.lowlevel.wait_readable(lifeline)
+    log.warning("stopping: the supervisor is gone")
+    timer = threading.Timer(ORPHAN_STOP_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    stop()
