@@ -103,8 +103,9 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
     memory_bytes: int = 32 * MIB
     #: Data sent and not yet acknowledged, per file being written.
     window_bytes: int = 8 * MIB
-    #: Time allowed for one chunkserver to make any progress before another is tried.
-    stall_seconds: float = 10.0
+    #: Time allowed for one chunkserver to make any progress before another is
+    #: tried; a write chain gets two seconds more for each server in it.
+    stall_seconds: float = 6.0
     #: A read that brought nothing for this long is also asked of another replica.
     hedge_seconds: float = 1.0
     #: Retries while the master or all replicas are away end after this long.

@@ -268,7 +268,7 @@ class WriteExchange:
         await self._node.store.run(chunk.disk, self._prepare, chunk.file)
         while True:
             await self._carry_one(chunk, packet)
-            await self._acknowledge(chunk, number, packet.last)
+            await self._acknowledge(chunk, number, packet.last or packet.flush)
             if packet.last:
                 return
             previous = number
@@ -303,7 +303,7 @@ class WriteExchange:
         self._next_offset = message.offset + self._upstream.body_bytes
         return message.id, message
 
-    async def _acknowledge(self, chunk: OpenChunk, number: int, last: bool) -> None:
+    async def _acknowledge(self, chunk: OpenChunk, number: int, now: bool) -> None:
         """Say upstream which packets are on this replica and all after it.
 
         No task listens to the server downstream: its acknowledgements are
@@ -313,7 +313,7 @@ class WriteExchange:
         if self._downstream is None:
             await self._upstream.send(PacketAck(id=number, length=chunk.file.length))
             return
-        due = number if last else number - ACK_LAG
+        due = number if now else number - ACK_LAG
         while self._relayed < due:
             ack = await self._downstream.receive_ack()
             self._relayed = ack.id

@@ -601,13 +601,15 @@ class Packet(Message, tag=85):
     to the block boundary first. ``id`` counts packets from 0. ``last`` ends
     the exchange: its acknowledgement means that every replica holds all of it,
     head included. Servers pass acknowledgements on up to two packets late: a
-    sender must allow at least ``PACKETS_IN_FLIGHT_MIN`` before it waits for one.
+    sender must allow at least ``PACKETS_IN_FLIGHT_MIN`` before it waits for one,
+    or ask with ``flush`` for all that are due up to this packet.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = PACKET_BYTES_MAX
     offset: int
     last: bool
     sums: bytes
+    flush: bool = False
 
 
 class PacketAck(Message, tag=86):

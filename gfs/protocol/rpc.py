@@ -11,8 +11,11 @@ Sketch for one look-up, one at a time: 2 sends, 2 receives, 4 task switches,
 about 150 µs for both processes; with 16 in flight everything but the decoding
 (1 µs) and the look-up itself is shared by the batch.
 
-Bounds: at most ``OUT_BYTES_MAX`` queued (and as much again being sent), then no
-more requests are read; at most ``CALLS_MAX`` calls wait at once, then callers
+Bounds: at most ``REPLY_BYTES_MAX`` of replies queued (and as much again being
+sent), then no more is read, until the peer has read some. Requests do not count
+for it: two sides that send each other large requests must both go on reading.
+So only one side of a connection may give large answers (here: the master). At
+most ``CALLS_MAX`` calls wait at once, then callers
 queue; after ``REQUESTS_PER_YIELD`` requests the reader lets the other tasks run,
 so that one busy peer does not starve the rest.
 """
@@ -32,7 +35,7 @@ from gfs.protocol.frames import FrameDecoder, encode_frame
 from gfs.protocol.messages import REPLIES, Failure, Message
 
 RECEIVE_BYTES = 256 * 1024
-OUT_BYTES_MAX = 8 * 1024 * 1024
+REPLY_BYTES_MAX = 8 * 1024 * 1024
 CALLS_MAX = 4096
 REQUESTS_PER_YIELD = 512
 
@@ -62,7 +65,7 @@ class Rpc:
         self._read_ahead = connection.take_read_ahead()
         self._handler = handler
         self._out: list[bytes] = []
-        self._out_bytes = 0
+        self._reply_bytes = 0
         self._writer_parked: trio.lowlevel.Task | None = None
         self._room = trio.Event()
         self._ids = itertools.count(1)
@@ -107,7 +110,7 @@ class Rpc:
                 if unyielded >= REQUESTS_PER_YIELD:
                     unyielded = 0
                     await trio.lowlevel.checkpoint()
-            while self._out_bytes > OUT_BYTES_MAX:
+            while self._reply_bytes > REPLY_BYTES_MAX:
                 self._room = trio.Event()
                 await self._room.wait()
             count = await self._stream.receive_into(view)
@@ -121,7 +124,7 @@ class Rpc:
                 self._writer_parked = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._unpark_writer)
             out, self._out = self._out, []
-            self._out_bytes = 0
+            self._reply_bytes = 0
             self._room.set()
             try:
                 await self._stream.send_all(out[0] if len(out) == 1 else b"".join(out))
@@ -140,7 +143,8 @@ class Rpc:
             return
         frame = encode_frame(message, body)
         self._out.append(frame)
-        self._out_bytes += len(frame)
+        if type(message) in _REPLIES:
+            self._reply_bytes += len(frame)
         if self._writer_parked is not None:
             task, self._writer_parked = self._writer_parked, None
             trio.lowlevel.reschedule(task)
@@ -203,7 +207,7 @@ class Rpc:
             self.closed = True
             self._stream.close()
             self._out.clear()
-            self._out_bytes = 0
+            self._reply_bytes = 0
             self._room.set()
         calls, self._calls = self._calls, {}
         for task in calls.values():

@@ -1,0 +1,315 @@
+"""File objects: reading, writing a new file, updating one in place.
+
+All are async context managers. A new file is published when the block ends
+without an exception, and never existed otherwise.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer
+from gfs.client.core import ClientCore
+from gfs.client.mutate import write_in_place
+from gfs.client.read import PIECE_BYTES_MAX, STEP_BYTES, BlockStream, FileMap, read_piece
+from gfs.client.upload import Upload
+from gfs.errors import InvalidArgument
+from gfs.protocol.messages import Entry
+
+MODES = ("r", "w", "x", "r+")
+
+
+def normal_mode(mode: str) -> str:
+    """``rb``, ``r+b`` … without the ``b``; InvalidArgument for what is not offered."""
+    plain = mode.replace("b", "")
+    if plain not in MODES:
+        raise InvalidArgument(
+            f"mode {mode!r} is not offered: r reads, w writes a new file and replaces "
+            "an old one on close, x refuses to replace, r+ updates in place"
+        )
+    return plain
+
+
+class File:
+    """What all file objects have. Calls the mode does not allow raise
+    ``io.UnsupportedOperation``. One task at a time, except for ``pread``."""
+
+    def __init__(self, core: ClientCore, path: str, mode: str) -> None:
+        self._core = core
+        self.path = path
+        self.mode = mode
+        self.closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.close()
+        else:
+            await self.abort()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(f"{self.path}: the file is closed")
+
+    def _refuse(self, what: str) -> io.UnsupportedOperation:
+        return io.UnsupportedOperation(f"{self.path}: {what} with mode {self.mode!r}")
+
+    @property
+    def length(self) -> int:
+        """Bytes in the file as this object knows it."""
+        raise NotImplementedError
+
+    async def read(self, count: int = -1) -> bytes:
+        """Up to ``count`` bytes from the position, all that are left if it is
+        negative; fewer only at the end. Verified. The position moves on."""
+        raise self._refuse("cannot read")
+
+    async def readinto(self, target: Buffer) -> int:
+        """As ``read``, into the caller's memory: without a copy where the position
+        is at a block boundary. Returns the count, 0 at the end."""
+        raise self._refuse("cannot read")
+
+    async def pread(self, offset: int, count: int) -> bytes:
+        """``count`` bytes at ``offset``, fewer at the end. The position stays."""
+        raise self._refuse("cannot read")
+
+    async def write(self, data: Buffer) -> int:
+        """Write all of ``data`` at the position, which moves on."""
+        raise self._refuse("cannot write")
+
+    async def pwrite(self, offset: int, data: Buffer) -> int:
+        """Write all of ``data`` at ``offset``; it is on all replicas on return."""
+        raise self._refuse("cannot write at an offset (use mode r+)")
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        raise self._refuse("cannot seek")
+
+    def tell(self) -> int:
+        raise NotImplementedError
+
+    async def flush(self) -> None:
+        """What was written is on all replicas when this returns."""
+        await trio.lowlevel.checkpoint()
+
+    async def close(self) -> None:
+        """End. A new file is published; see :class:`NewFile`."""
+        raise NotImplementedError
+
+    async def abort(self) -> None:
+        """End without publishing anything."""
+        await self.close()
+
+
+class ExistingFile(File):
+    """A published file, read, and in mode ``r+`` also written in place."""
+
+    def __init__(self, core: ClientCore, map_: FileMap, mode: str) -> None:
+        super().__init__(core, map_.path, mode)
+        self._map = map_
+        self._length = map_.entry.length
+        self._position = 0
+        self._stream: BlockStream | None = None
+        # Bytes of the stream's last step not taken yet: [start, stop) of _ahead.
+        self._ahead = b""
+        self._ahead_at = 0
+
+    @property
+    def entry(self) -> Entry:
+        return self._map.entry
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def tell(self) -> int:
+        return self._position
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._check_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}.get(whence)
+        if base is None or base + offset < 0:
+            raise InvalidArgument(f"{self.path}: seek to {offset}, whence {whence}")
+        if base + offset != self._position:
+            self._drop_stream()
+            self._position = base + offset
+        await trio.lowlevel.checkpoint()
+        return self._position
+
+    async def read(self, count: int = -1) -> bytes:
+        self._check_open()
+        left = max(0, self._length - self._position)
+        want = left if count < 0 else min(count, left)
+        out = bytearray(want)
+        got = await self.readinto(out)
+        return bytes(out) if got == want else bytes(out[:got])
+
+    async def readinto(self, target: Buffer) -> int:
+        self._check_open()
+        with memoryview(target).cast("B") as view:
+            want = min(len(view), max(0, self._length - self._position))
+            done = 0
+            while done < want:
+                with view[done:want] as rest:
+                    count = await self._read_some(rest)
+                if not count:
+                    break
+                done += count
+                self._position += count
+            return done
+
+    async def _read_some(self, target: memoryview) -> int:
+        """From what was read ahead, else from the stream: straight into
+        ``target`` where blocks fit, through a buffer where they do not."""
+        if self._ahead_at < len(self._ahead):
+            count = min(len(target), len(self._ahead) - self._ahead_at)
+            target[:count] = self._ahead[self._ahead_at : self._ahead_at + count]
+            self._ahead_at += count
+            return count
+        stream = self._open_stream()
+        skip = self._position - stream.position
+        whole = len(target) - len(target) % BLOCK_BYTES
+        if self._position + len(target) == stream.end:
+            whole = len(target)
+        if not skip and whole:
+            return await stream.read_into(target[:whole])
+        return await self._read_ahead(stream, skip, target)
+
+    async def _read_ahead(self, stream: BlockStream, skip: int, target: memoryview) -> int:
+        step = bytearray(min(STEP_BYTES, stream.end - stream.position))
+        got = await stream.read_into(memoryview(step))
+        self._ahead = bytes(memoryview(step)[:got])
+        count = min(len(target), got - skip)
+        target[:count] = self._ahead[skip : skip + count]
+        self._ahead_at = skip + count
+        return count
+
+    def _open_stream(self) -> BlockStream:
+        start = self._position - self._position % BLOCK_BYTES
+        if self._stream is None or self._stream.position != start:
+            self._drop_stream()
+            self._stream = BlockStream(self._core, self._map, start, self._length)
+        return self._stream
+
+    def _drop_stream(self) -> None:
+        self._ahead, self._ahead_at = b"", 0
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    async def pread(self, offset: int, count: int) -> bytes:
+        self._check_open()
+        if offset < 0 or count < 0:
+            raise InvalidArgument(f"{self.path}: pread of {count} bytes at {offset}")
+        count = min(count, max(0, self._length - offset))
+        out = bytearray(count)
+        with memoryview(out) as view:
+            if count > PIECE_BYTES_MAX:
+                await self._pread_long(offset, view)
+            else:
+                await self._pread_pieces(offset, view)
+        return bytes(out)
+
+    async def _pread_pieces(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            at = offset + done
+            count = min(len(view) - done, CHUNK_BYTES - at % CHUNK_BYTES)
+            await read_piece(self._core, self._map, at, view[done : done + count])
+            done += count
+
+    async def _pread_long(self, offset: int, view: memoryview) -> None:
+        head = -offset % BLOCK_BYTES
+        if head:
+            await self._pread_pieces(offset, view[:head])
+        end = offset + len(view)
+        whole_end = end if end == self._length else end - end % BLOCK_BYTES
+        stream = BlockStream(self._core, self._map, offset + head, whole_end)
+        try:
+            done = head
+            while stream.position < whole_end:
+                done += await stream.read_into(view[done : whole_end - offset])
+        finally:
+            stream.close()
+        if done < len(view):
+            await self._pread_pieces(offset + done, view[done:])
+
+    async def write(self, data: Buffer) -> int:
+        count = await self.pwrite(self._position, data)
+        self._drop_stream()
+        self._position += count
+        return count
+
+    async def pwrite(self, offset: int, data: Buffer) -> int:
+        self._check_open()
+        if self.mode != "r+":
+            raise self._refuse("cannot write")
+        if offset < 0:
+            raise InvalidArgument(f"{self.path}: pwrite at {offset}")
+        with memoryview(data).cast("B") as view:
+            if not len(view):
+                return 0
+            self._drop_stream()
+            self._length = await write_in_place(
+                self._core, self._map.entry.inode, self._length, offset, view
+            )
+            await self._map.refresh(offset // CHUNK_BYTES)
+            return len(view)
+
+    async def close(self) -> None:
+        self._drop_stream()
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+
+class NewFile(File):
+    """A file being written. ``close`` publishes it: until then, and if it is
+    aborted, the path shows what it showed before."""
+
+    def __init__(self, core: ClientCore, path: str, mode: str, replication: int) -> None:
+        super().__init__(core, path, mode)
+        self._upload = Upload(core, replication)
+        self.entry: Entry | None = None
+
+    @property
+    def length(self) -> int:
+        return self._upload.length
+
+    def tell(self) -> int:
+        return self._upload.length
+
+    async def write(self, data: Buffer) -> int:
+        self._check_open()
+        with memoryview(data) as view:
+            count = view.nbytes
+        try:
+            await self._upload.write(data)
+        except BaseException:
+            await self.abort()
+            raise
+        return count
+
+    async def flush(self) -> None:
+        self._check_open()
+        await self._upload.flush()
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.entry = await self._upload.publish(self.path, replace=self.mode == "w", parents=True)
+
+    async def abort(self) -> None:
+        self.closed = True
+        await self._upload.abort()

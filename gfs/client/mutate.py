@@ -1,0 +1,123 @@
+"""Writing into a published file, in place, under a lease (the paper, 3.1).
+
+The master names the primary and the version; the bytes go down the chain as in
+an upload, and are acknowledged when every replica has them. A chain that breaks
+is reported, and the master grants a higher version to the replicas that are
+left, which fences the others. The same bytes are then written again: the range
+holds them when the call returns.
+
+Two clients that write the same range at once leave one of the two, the same on
+all replicas, for ranges inside one chunk; beyond that the pieces may
+interleave (the paper's "consistent but undefined").
+"""
+
+from __future__ import annotations
+
+from gfs.blocks import CHUNK_BYTES, packet_sums
+from gfs.client.core import ClientCore
+from gfs.client.upload import RECOVERIES_MAX, ChainBroken, ChainWriter, OutPacket
+from gfs.errors import ChunkUnavailable, ProtocolError
+from gfs.protocol.messages import (
+    PACKET_BYTES_MAX,
+    AcquireLease,
+    Done,
+    LeaseReply,
+    SetLength,
+)
+
+
+async def write_in_place(
+    core: ClientCore, inode: int, length: int, offset: int, data: memoryview
+) -> int:
+    """Write ``data`` at ``offset`` of the file, which is ``length`` bytes long.
+
+    A gap after the present end is filled with zeros. Returns the new length; the
+    bytes are on every live replica then, and the length is durable. Raises
+    NotFound if the file is gone, ChunkUnavailable when no chain could be had.
+    Cancelled, it leaves any part of the range written.
+    """
+    if offset > length:
+        zeros = memoryview(bytes(PACKET_BYTES_MAX))
+        while length < offset:
+            step = zeros[: min(len(zeros), offset - length)]
+            length = await write_in_place(core, inode, length, length, step)
+    done = 0
+    while done < len(data):
+        at = offset + done
+        count = min(len(data) - done, CHUNK_BYTES - at % CHUNK_BYTES)
+        await _write_chunk(
+            core, inode, at // CHUNK_BYTES, at % CHUNK_BYTES, data[done : done + count]
+        )
+        done += count
+    if offset + len(data) > length:
+        length = offset + len(data)
+        await core.master.ask(
+            SetLength(
+                id=0,
+                client=core.master.id,
+                sequence=core.master.next_sequence(),
+                inode=inode,
+                length=length,
+            ),
+            Done,
+        )
+    return length
+
+
+async def _write_chunk(
+    core: ClientCore, inode: int, index: int, offset: int, data: memoryview
+) -> None:
+    version, failed = 0, ""
+    last: Exception = ChunkUnavailable("no chain was tried")
+    for attempt in range(RECOVERIES_MAX):
+        if attempt > 1:
+            await core.world.clock.sleep(min(1.0, 0.05 * 2**attempt))
+        reply = await core.master.ask(
+            AcquireLease(
+                id=0,
+                client=core.master.id,
+                sequence=core.master.next_sequence(),
+                inode=inode,
+                index=index,
+                version=version,
+                failed=[failed] if failed else [],
+            ),
+            LeaseReply,
+        )
+        writer = ChainWriter(core, reply.chunk.handle, "mutate", reply.chunk.version)
+        writer.chain = [reply.servers[n] for n in reply.chunk.servers]
+        if not writer.chain:
+            raise ProtocolError("a lease without servers")
+        try:
+            await _send_all(writer, offset, data)
+            return
+        except ChainBroken as broken:
+            core.suspect(broken.server)
+            version, failed, last = reply.chunk.version, broken.server, broken
+        finally:
+            writer.abandon()
+    raise ChunkUnavailable(
+        f"the write of chunk {index} failed {RECOVERIES_MAX} times: {last}"
+    ) from last
+
+
+async def _send_all(writer: ChainWriter, offset: int, data: memoryview) -> None:
+    window = writer.core.settings.window_bytes
+    done = 0
+    while done < len(data):
+        count = min(PACKET_BYTES_MAX - (offset + done) % PACKET_BYTES_MAX, len(data) - done)
+        view = data[done : done + count]
+        packet = OutPacket(
+            offset=offset + done,
+            data=view,
+            sums=packet_sums(offset + done, view),
+            pooled=None,
+            last=done + count == len(data),
+        )
+        writer.packets.append(packet)
+        await writer.transmit(packet)
+        done += count
+        while len(writer.packets) * PACKET_BYTES_MAX > window and len(writer.packets) > 4:
+            await writer.receive_ack()
+    while not writer.done:
+        await writer.receive_ack()

@@ -1,0 +1,358 @@
+"""Reading chunks: every byte verified before the caller sees it.
+
+:class:`BlockStream` reads a file forwards in whole blocks. One request covers
+the rest of a chunk; the server's ``sendfile`` keeps the socket full while this
+side receives into the caller's memory and hashes, so the kernel's buffers are
+the read-ahead. :func:`read_piece` is for small random reads.
+
+A replica that fails in any way (refuses, hangs up, stalls, sends a block that
+does not fit its sum) is left, and the next one goes on from the last good block.
+When all have been tried the locations are asked for again, until
+``retry_seconds`` have passed. Damage is reported to the master.
+
+Per MiB: one or two ``recv_into``, 16 digests, one comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, SUM_BYTES, block_count, block_sum, block_sums
+from gfs.client.core import ClientCore
+from gfs.errors import (
+    ChunkUnavailable,
+    CorruptReplica,
+    DeadlineExceeded,
+    FileChanged,
+    GfsError,
+    InvalidArgument,
+    NotFound,
+    ProtocolError,
+)
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.messages import (
+    LOCATE_CHUNKS_MAX,
+    ChunkLocation,
+    Done,
+    Entry,
+    Locate,
+    LocateReply,
+    ReadChunk,
+    ReadReply,
+    ReportReplica,
+    ServerAddress,
+)
+
+log = logging.getLogger(__name__)
+
+#: A verified step: received, then checked, then the caller's.
+STEP_BYTES = 1 * MIB
+#: What chunkservers verify and send as an exact piece (see serve_read).
+PIECE_BYTES_MAX = 1 * MIB
+BACKOFF_SECONDS_MIN = 0.05
+BACKOFF_SECONDS_MAX = 1.0
+#: Chunks located ahead in one request to the master (the paper, 2.4).
+LOCATE_AHEAD = 64
+
+
+class FileMap:
+    """One file as opened: its length and, chunk by chunk, where the replicas are."""
+
+    def __init__(self, core: ClientCore, path: str, reply: LocateReply) -> None:
+        self._core = core
+        self.path = path
+        self.entry: Entry = reply.entry
+        self._chunks: dict[int, tuple[float, ChunkLocation, list[ServerAddress]]] = {}
+        self._take(0, reply)
+
+    @classmethod
+    async def open(cls, core: ClientCore, path: str) -> FileMap:
+        """Look ``path`` up. Raises NotFound, IsADirectory …"""
+        request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
+        return cls(core, path, await core.master.ask(request, LocateReply))
+
+    def _take(self, first: int, reply: LocateReply) -> None:
+        until = self._core.world.clock.monotonic() + self._core.settings.location_seconds
+        for index, chunk in enumerate(reply.chunks, first):
+            servers = [reply.servers[n] for n in chunk.servers]
+            self._chunks[index] = (until, chunk, servers)
+        while len(self._chunks) > 4 * LOCATE_CHUNKS_MAX:
+            del self._chunks[next(iter(self._chunks))]
+
+    async def locate(
+        self, index: int, fresh: bool = False
+    ) -> tuple[ChunkLocation, list[ServerAddress]]:
+        """Chunk ``index`` and its replicas, in the order to try them.
+
+        Raises FileChanged when the file was deleted or replaced meanwhile.
+        """
+        known = self._chunks.get(index)
+        if fresh or known is None or known[0] < self._core.world.clock.monotonic():
+            await self.refresh(index)
+            known = self._chunks.get(index)
+        if known is None:
+            raise FileChanged(f"{self.path}: became shorter while it was read")
+        return known[1], self._core.in_order(known[2])
+
+    async def refresh(self, index: int = 0) -> None:
+        request = Locate(
+            id=0, path=self.path, inode=self.entry.inode, first=index, count=LOCATE_AHEAD
+        )
+        try:
+            reply = await self._core.master.ask(request, LocateReply)
+        except NotFound as error:
+            raise FileChanged(f"{self.path}: deleted or replaced while it was open") from error
+        self.entry = reply.entry
+        self._take(index, reply)
+
+    async def report(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
+        """Tell the master what this reader found. It checks for itself."""
+        kind = "corrupt" if isinstance(error, CorruptReplica) else "missing"
+        request = ReportReplica(
+            id=0, handle=chunk.handle, version=chunk.version, server=server.id, kind=kind
+        )
+        with trio.move_on_after(2.0):
+            try:
+                await self._core.master.ask(request, Done)
+            except GfsError as failure:
+                log.info("report: %s", failure)
+
+
+class Attempts:
+    """The replicas of one chunk, one after another, then all over again."""
+
+    def __init__(self, core: ClientCore, file: FileMap, index: int) -> None:
+        self._core = core
+        self._file = file
+        self._index = index
+        self._left: list[ServerAddress] = []
+        self._rounds = 0
+        self._tried = 0
+        self._pause = BACKOFF_SECONDS_MIN
+        self._give_up = core.world.clock.monotonic() + core.settings.retry_seconds
+        self.last: Exception = ChunkUnavailable("no replica is known")
+
+    async def next(self) -> tuple[ChunkLocation, ServerAddress]:
+        """The next replica to try. Raises ChunkUnavailable after the last."""
+        while not self._left:
+            if self._rounds:
+                await self._wait()
+            self._chunk, self._left = await self._file.locate(self._index, self._rounds > 0)
+            self._rounds += 1
+        self._tried += 1
+        return self._chunk, self._left.pop(0)
+
+    async def _wait(self) -> None:
+        clock = self._core.world.clock
+        if clock.monotonic() + self._pause > self._give_up:
+            raise ChunkUnavailable(
+                f"{self._file.path}: chunk {self._index}: no good replica can be reached: "
+                f"{self.last}. See `gfs fsck {self._file.path}`"
+            ) from self.last
+        await clock.sleep(self._pause)
+        self._pause = min(2 * self._pause, BACKOFF_SECONDS_MAX)
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a byte before another replica is asked instead."""
+        settings = self._core.settings
+        return settings.hedge_seconds if self._left else settings.stall_seconds
+
+    async def failed(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
+        log.warning("chunk %016x at %s: %s", chunk.handle, server.address, error)
+        self.last = error
+        if isinstance(error, (CorruptReplica, NotFound)):
+            await self._file.report(chunk, server, error)
+        elif isinstance(error, (ConnectionError, DeadlineExceeded)):
+            self._core.suspect(server.id)
+
+    def progress(self) -> None:
+        """Bytes moved: the time to give up counts from here."""
+        self._give_up = self._core.world.clock.monotonic() + self._core.settings.retry_seconds
+
+
+class BlockStream:
+    """A file read forwards from a block boundary, up to ``end``.
+
+    Used by one task; ``close`` it. ``position`` is where the next byte is from.
+    """
+
+    def __init__(self, core: ClientCore, file: FileMap, position: int, end: int) -> None:
+        self._core = core
+        self._file = file
+        self.position = position
+        # Whole blocks are asked for, so that they can be verified here.
+        self._end = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, file.entry.length)
+        self._attempts: Attempts | None = None
+        self._connection: BulkConnection | None = None
+        self._server: ServerAddress | None = None
+        self._chunk: ChunkLocation | None = None
+        self._sums = b""
+        self._sums_at = 0
+
+    @property
+    def end(self) -> int:
+        """Where the stream ends: at a block boundary or the file's end."""
+        return self._end
+
+    async def read_into(self, target: memoryview) -> int:
+        """Fill ``target`` with the next verified bytes; 0 at the end.
+
+        ``target`` holds a whole number of blocks, or reaches to the end. Fewer
+        bytes than asked for come only before a chunk's end.
+        """
+        if self.position >= self._end:
+            return 0
+        if self._connection is None:
+            self._attempts = Attempts(self._core, self._file, self.position // CHUNK_BYTES)
+        chunk_left = CHUNK_BYTES - self.position % CHUNK_BYTES
+        count = min(len(target), chunk_left, self._end - self.position)
+        done = 0
+        while done < count:
+            step = min(STEP_BYTES, count - done)
+            await self._step(target[done : done + step])
+            done += step
+        return count
+
+    async def _step(self, view: memoryview) -> None:
+        assert self._attempts is not None
+        while True:
+            if self._connection is None:
+                await self._open()
+            assert self._connection is not None
+            try:
+                with deadline(self._attempts.patience, "bytes of the chunk"):
+                    await self._connection.receive_body(view)
+                self._verify(view)
+            except (ConnectionError, GfsError) as error:
+                await self._failed(error)
+                continue
+            break
+        self._attempts.progress()
+        self.position += len(view)
+        if not self._connection.body_bytes:
+            self._release()
+
+    def _verify(self, view: memoryview) -> None:
+        sums = block_sums(view)
+        expected = self._sums[self._sums_at : self._sums_at + len(sums)]
+        if sums != expected:
+            assert self._chunk is not None
+            raise CorruptReplica(
+                f"chunk {self._chunk.handle:016x}: blocks at {self.position % CHUNK_BYTES} "
+                "do not fit their checksums"
+            )
+        self._sums_at += len(sums)
+
+    async def _open(self) -> None:
+        """Start an exchange for the rest of the chunk with the next replica."""
+        assert self._attempts is not None
+        while True:
+            self._chunk, self._server = await self._attempts.next()
+            try:
+                await self._request(self._chunk, self._server)
+                return
+            except (ConnectionError, GfsError) as error:
+                await self._failed(error)
+
+    async def _request(self, chunk: ChunkLocation, server: ServerAddress) -> None:
+        assert self._attempts is not None
+        offset = self.position % CHUNK_BYTES
+        chunk_start = self.position - offset
+        length = min(CHUNK_BYTES, self._end - chunk_start) - offset
+        self._connection = await self._core.pool.acquire(server.address)
+        with deadline(self._attempts.patience, f"answer from {server.address}"):
+            await self._connection.send(
+                ReadChunk(
+                    id=0, handle=chunk.handle, version=chunk.version, offset=offset, length=length
+                )
+            )
+            reply = await self._connection.receive_reply()
+        if (
+            not isinstance(reply, ReadReply)
+            or not reply.whole
+            or reply.length != length
+            or self._connection.body_bytes != length
+            or len(reply.sums) != block_count(length) * SUM_BYTES
+        ):
+            raise ProtocolError(f"{type(reply).__name__} does not answer the read")
+        self._sums, self._sums_at = reply.sums, 0
+
+    async def _failed(self, error: Exception) -> None:
+        assert self._attempts is not None
+        self._hang_up(keep=_is_answer(error))
+        if self._chunk is not None and self._server is not None:
+            await self._attempts.failed(self._chunk, self._server, error)
+
+    def _hang_up(self, keep: bool = False) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if keep and self._server is not None and not connection.body_bytes:
+            self._core.pool.release(connection, self._server.address)
+        else:
+            connection.close()
+
+    def _release(self) -> None:
+        self._hang_up(keep=True)
+
+    def close(self) -> None:
+        self._hang_up()
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server answered with this error, so that the connection is in order."""
+    return isinstance(error, GfsError) and not isinstance(
+        error, (ProtocolError, DeadlineExceeded, ConnectionError)
+    )
+
+
+async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memoryview) -> None:
+    """Fill ``target`` with a small range inside one chunk, verified.
+
+    Raises ChunkUnavailable, FileChanged.
+    """
+    if len(target) > PIECE_BYTES_MAX:
+        raise InvalidArgument(f"a piece of {len(target)} bytes")
+    attempts = Attempts(core, file, offset // CHUNK_BYTES)
+    while True:
+        chunk, server = await attempts.next()
+        try:
+            connection = await core.pool.acquire(server.address)
+        except (ConnectionError, GfsError) as error:
+            await attempts.failed(chunk, server, error)
+            continue
+        clean = False
+        try:
+            with deadline(attempts.patience, f"answer from {server.address}"):
+                await _exchange_piece(connection, chunk, offset % CHUNK_BYTES, target)
+            clean = True
+            return
+        except (ConnectionError, GfsError) as error:
+            clean = _is_answer(error)
+            await attempts.failed(chunk, server, error)
+        finally:
+            if clean:
+                core.pool.release(connection, server.address)
+            else:
+                connection.close()
+
+
+async def _exchange_piece(
+    connection: BulkConnection, chunk: ChunkLocation, offset: int, target: memoryview
+) -> None:
+    await connection.send(
+        ReadChunk(
+            id=0, handle=chunk.handle, version=chunk.version, offset=offset, length=len(target)
+        )
+    )
+    reply = await connection.receive_reply()
+    if not isinstance(reply, ReadReply) or connection.body_bytes != len(target):
+        raise ProtocolError(f"{type(reply).__name__} does not answer the read")
+    await connection.receive_body(target)
+    actual = block_sums(target) if reply.whole else block_sum(target)
+    if actual != reply.sums:
+        raise CorruptReplica(f"chunk {chunk.handle:016x}: bytes at {offset} fail their checksum")

@@ -1,0 +1,321 @@
+"""The client, blocking: for scripts, notebooks, pandas, threads.
+
+The async client runs in a Trio loop in one background thread (anyio's blocking
+portal); calls from any thread wait for it. A process that forks starts anew in
+the child at its first call: the loop, the connections and the open uploads stay
+the parent's, and file objects opened before the fork say so when they are used.
+
+::
+
+    from gfs.client import sync
+
+    with sync.connect() as fs:
+        fs.put("model.bin", "/models/1")
+        with fs.open("/models/1") as file:
+            head = file.read(100)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from gfs.client import client as client_module
+from gfs.client import transfer
+from gfs.client.client import Client, LocateReport
+from gfs.client.files import File
+from gfs.client.fsck import FsckReport
+from gfs.config import ClientSettings
+from gfs.protocol.messages import DiskUsageReply, Entry, StatusReply
+
+T = TypeVar("T")
+
+#: Entries fetched from the loop's thread at once by iterating methods.
+BATCH = 500
+
+
+class _Running:
+    """The loop of one process."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.pid = os.getpid()
+        self._exit = ExitStack()
+        self.portal: BlockingPortal = self._exit.enter_context(
+            start_blocking_portal("trio", name="gfs client")
+        )
+        try:
+            manager: AbstractContextManager[Client] = self.portal.wrap_async_context_manager(
+                client_module.connect(**arguments)
+            )
+            self.client = self._exit.enter_context(manager)
+        except BaseException:
+            self._exit.close()
+            raise
+
+    def close(self) -> None:
+        self._exit.close()
+
+
+class SyncClient:
+    """As :class:`gfs.client.Client`, method for method. Thread-safe."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._closed = False
+        self.running()
+
+    def running(self) -> _Running:
+        """The loop of this process, started if it is another than last time."""
+        running = self._running
+        if running is not None and running.pid == os.getpid():
+            return running
+        if running is not None:
+            # A fork: another thread may have held the lock when it happened.
+            self._lock = threading.Lock()
+        with self._lock:
+            if self._closed:
+                raise ValueError("the client is closed")
+            if self._running is None or self._running.pid != os.getpid():
+                self._running = _Running(self._arguments)
+            return self._running
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        running = self.running()
+        function = getattr(running.client, method)
+        return running.portal.call(lambda: function(*args, **kwargs))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the background loop. Uploads not closed yet are given up."""
+        running, self._running = self._running, None
+        self._closed = True
+        if running is not None and running.pid == os.getpid():
+            running.close()
+
+    # --- as in Client -------------------------------------------------------------
+
+    def put(
+        self,
+        source: Any,
+        path: str,
+        *,
+        overwrite: bool = False,
+        replication: int | None = None,
+        parents: bool = True,
+        progress: transfer.Progress | None = None,
+    ) -> Entry:
+        entry: Entry = self.call(
+            "put",
+            source,
+            path,
+            overwrite=overwrite,
+            replication=replication,
+            parents=parents,
+            progress=progress,
+        )
+        return entry
+
+    def get(
+        self,
+        path: str,
+        target: transfer.Target | None = None,
+        *,
+        overwrite: bool = False,
+        progress: transfer.Progress | None = None,
+    ) -> bytes | Entry:
+        if target is None:
+            data: bytes = self.call("get", path, progress=progress)
+            return data
+        entry: Entry = self.call("get", path, target, overwrite=overwrite, progress=progress)
+        return entry
+
+    def open(self, path: str, mode: str = "r", *, replication: int | None = None) -> SyncFile:
+        running = self.running()
+        file = running.portal.call(lambda: running.client.open(path, mode, replication=replication))
+        return SyncFile(running, file)
+
+    def stat(self, path: str) -> Entry:
+        entry: Entry = self.call("stat", path)
+        return entry
+
+    def exists(self, path: str) -> bool:
+        return bool(self.call("exists", path))
+
+    def list(self, path: str = "/") -> list[Entry]:
+        entries: list[Entry] = self.call("list", path)
+        return entries
+
+    def scan(self, path: str = "/") -> Iterator[Entry]:
+        return self._iterate("scan", path)
+
+    def walk(self, path: str = "/") -> Iterator[Entry]:
+        return self._iterate("walk", path)
+
+    def _iterate(self, method: str, path: str) -> Iterator[Entry]:
+        running = self.running()
+        source = getattr(running.client, method)(path)
+
+        async def batch() -> list[Entry]:
+            entries: list[Entry] = []
+            async for entry in source:
+                entries.append(entry)
+                if len(entries) >= BATCH:
+                    break
+            return entries
+
+        try:
+            while entries := running.portal.call(batch):
+                yield from entries
+        finally:
+            running.portal.call(source.aclose)
+
+    def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Entry:
+        entry: Entry = self.call("mkdir", path, parents=parents, exist_ok=exist_ok)
+        return entry
+
+    def rename(
+        self, source: str, target: str, *, replace: bool = False, parents: bool = False
+    ) -> None:
+        self.call("rename", source, target, replace=replace, parents=parents)
+
+    def delete(self, path: str, *, recursive: bool = False) -> None:
+        self.call("delete", path, recursive=recursive)
+
+    def disk_usage(self, path: str = "/") -> DiskUsageReply:
+        reply: DiskUsageReply = self.call("disk_usage", path)
+        return reply
+
+    def status(self) -> StatusReply:
+        reply: StatusReply = self.call("status")
+        return reply
+
+    def locate(self, path: str) -> LocateReport:
+        report: LocateReport = self.call("locate", path)
+        return report
+
+    def fsck(
+        self,
+        path: str = "/",
+        *,
+        verify: bool = True,
+        progress: Callable[[int], object] | None = None,
+    ) -> FsckReport:
+        report: FsckReport = self.call("fsck", path, verify=verify, progress=progress)
+        return report
+
+
+class SyncFile:
+    """As :class:`gfs.client.File`, blocking; also what ``io`` expects of a binary file."""
+
+    def __init__(self, running: _Running, file: File) -> None:
+        self._running = running
+        self._file = file
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self._running.pid != os.getpid():
+            raise ValueError(
+                f"{self._file.path}: opened before this process was forked: open it again"
+            )
+        return self._running.portal.call(function, *args)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+    @property
+    def path(self) -> str:
+        return self._file.path
+
+    @property
+    def mode(self) -> str:
+        return self._file.mode
+
+    @property
+    def length(self) -> int:
+        return self._file.length
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def readable(self) -> bool:
+        return self._file.mode in ("r", "r+")
+
+    def writable(self) -> bool:
+        return self._file.mode != "r"
+
+    def seekable(self) -> bool:
+        return self.readable()
+
+    def read(self, count: int | None = -1) -> bytes:
+        data: bytes = self._call(self._file.read, -1 if count is None else count)
+        return data
+
+    def readinto(self, target: Any) -> int:
+        return int(self._call(self._file.readinto, target))
+
+    def pread(self, offset: int, count: int) -> bytes:
+        data: bytes = self._call(self._file.pread, offset, count)
+        return data
+
+    def write(self, data: Any) -> int:
+        return int(self._call(self._file.write, data))
+
+    def pwrite(self, offset: int, data: Any) -> int:
+        return int(self._call(self._file.pwrite, offset, data))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._call(self._file.seek, offset, whence))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._call(self._file.flush)
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._call(self._file.close)
+
+    def abort(self) -> None:
+        if not self._file.closed:
+            self._call(self._file.abort)
+
+
+def connect(
+    master: str | Sequence[str] | None = None,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    key: bytes | None = None,
+    settings: ClientSettings | None = None,
+) -> SyncClient:
+    """As :func:`gfs.client.connect`; close the client or use it with ``with``."""
+    return SyncClient(master=master, state=state, key=key, settings=settings)

@@ -1,0 +1,323 @@
+"""put and get: whole files between here and the cluster.
+
+A source that can be read again (a local path, bytes, a seekable file object) is
+uploaded from the start when its upload is lost with all servers that held a
+part of it; other sources give the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from contextlib import aclosing
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from gfs.blocks import BLOCK_BYTES, Buffer
+from gfs.client.core import ClientCore
+from gfs.client.read import STEP_BYTES, BlockStream, FileMap
+from gfs.client.upload import Upload
+from gfs.errors import AlreadyExists, ChunkUnavailable, FileChanged, InvalidArgument
+from gfs.protocol.messages import Entry
+
+Progress = Callable[[int], object]
+Source = str | os.PathLike[str] | Buffer | BinaryIO | AsyncIterable[bytes]
+Target = str | os.PathLike[str] | BinaryIO
+
+#: Whole uploads or downloads tried before the error is the caller's.
+TRIES_MAX = 3
+
+
+def _no_progress(_: int) -> None:
+    pass
+
+
+@runtime_checkable
+class Readable(Protocol):
+    def read(self, count: int, /) -> bytes: ...
+
+
+async def put(
+    core: ClientCore,
+    source: Source,
+    path: str,
+    *,
+    overwrite: bool,
+    replication: int,
+    parents: bool,
+    progress: Progress | None,
+) -> Entry:
+    feed = _feeder(core, source)
+    report = progress or _no_progress
+    for attempt in range(1, TRIES_MAX + 1):
+        upload = Upload(core, replication)
+        try:
+            await feed.fill(upload, report)
+            return await upload.publish(path, replace=overwrite, parents=parents)
+        except ChunkUnavailable:
+            again = attempt < TRIES_MAX and feed.can_rewind()
+            if not again:
+                raise
+            report(-upload.length)
+        finally:
+            await upload.abort()
+    raise AssertionError("the loop above returns or raises")
+
+
+class _Feed:
+    """Where the bytes come from."""
+
+    async def fill(self, upload: Upload, progress: Progress) -> None:
+        raise NotImplementedError
+
+    def can_rewind(self) -> bool:
+        return True
+
+
+class _BytesFeed(_Feed):
+    def __init__(self, data: Buffer) -> None:
+        self._data = data
+
+    async def fill(self, upload: Upload, progress: Progress) -> None:
+        await upload.write(self._data)
+        progress(upload.length)
+
+
+class _FileFeed(_Feed):
+    """A blocking file object, read in worker threads straight into packets."""
+
+    def __init__(self, core: ClientCore, file: BinaryIO) -> None:
+        self._core = core
+        self._file = file
+        try:
+            self._start: int | None = file.tell() if file.seekable() else None
+        except (OSError, AttributeError):
+            self._start = None
+
+    def can_rewind(self) -> bool:
+        return self._start is not None
+
+    async def fill(self, upload: Upload, progress: Progress) -> None:
+        run = self._core.world.run_blocking
+        if self._start is not None and self._file.tell() != self._start:
+            await run(self._file.seek, self._start)
+        while True:
+            with await upload.buffer() as free:
+                count = await run(self._read, free)
+            if not count:
+                return
+            upload.advance(count)
+            progress(count)
+
+    def _read(self, free: memoryview) -> int:
+        readinto = getattr(self._file, "readinto", None)
+        if readinto is not None:
+            return int(readinto(free) or 0)
+        data = self._file.read(len(free))
+        free[: len(data)] = data
+        return len(data)
+
+
+class _PathFeed(_Feed):
+    def __init__(self, core: ClientCore, path: str) -> None:
+        self._core = core
+        self._path = path
+
+    async def fill(self, upload: Upload, progress: Progress) -> None:
+        run = self._core.world.run_blocking
+        file = await run(_open_regular, self._path)
+        try:
+            await _FileFeed(self._core, file).fill(upload, progress)
+        finally:
+            file.close()
+
+
+def _open_regular(path: str) -> BinaryIO:
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+    kind = os.fstat(file.fileno()).st_mode
+    if stat.S_ISDIR(kind):
+        file.close()
+        raise IsADirectoryError(21, "is a directory", path)
+    return file
+
+
+class _IteratorFeed(_Feed):
+    def __init__(self, source: AsyncIterable[bytes]) -> None:
+        self._source = source
+
+    def can_rewind(self) -> bool:
+        return False
+
+    async def fill(self, upload: Upload, progress: Progress) -> None:
+        async for piece in self._source:
+            await upload.write(piece)
+            progress(len(piece))
+
+
+def _feeder(core: ClientCore, source: Source) -> _Feed:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _BytesFeed(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _PathFeed(core, os.fspath(source))
+    if isinstance(source, AsyncIterable):
+        return _IteratorFeed(source)
+    if isinstance(source, Readable) and not inspect.iscoroutinefunction(source.read):
+        return _FileFeed(core, source)
+    raise InvalidArgument(
+        f"cannot put a {type(source).__name__}: give a path, bytes, a binary file object "
+        "or an async iterator of bytes"
+    )
+
+
+async def stream(
+    core: ClientCore, path: str, offset: int = 0, length: int | None = None
+) -> AsyncGenerator[memoryview, None]:
+    """The file's bytes in verified pieces of up to 1 MiB; each view is valid until
+    the next step."""
+    file = await FileMap.open(core, path)
+    async with aclosing(stream_map(core, file, offset, length)) as pieces:
+        async for view in pieces:
+            yield view
+
+
+async def stream_map(
+    core: ClientCore, file: FileMap, offset: int = 0, length: int | None = None
+) -> AsyncGenerator[memoryview, None]:
+    """As :func:`stream`, of a file that was looked up already."""
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidArgument(f"{file.path}: {length} bytes at {offset}")
+    end = file.entry.length if length is None else min(file.entry.length, offset + length)
+    position = offset
+    blocks = BlockStream(core, file, offset - offset % BLOCK_BYTES, end)
+    buffer = await core.buffers.acquire() if end > offset else None
+    try:
+        while buffer is not None and position < end:
+            start = blocks.position
+            want = min(STEP_BYTES, blocks.end - start)
+            with memoryview(buffer) as whole:
+                with whole[:want] as step:
+                    got = await blocks.read_into(step)
+                with whole[position - start : min(got, end - start)] as view:
+                    position = start + got
+                    yield view
+    finally:
+        blocks.close()
+        if buffer is not None:
+            core.buffers.release(buffer)
+
+
+async def get_bytes(core: ClientCore, path: str, progress: Progress | None) -> bytes:
+    report = progress or _no_progress
+    for attempt in range(1, TRIES_MAX + 1):
+        file = await FileMap.open(core, path)
+        data = bytearray(file.entry.length)
+        blocks = BlockStream(core, file, 0, file.entry.length)
+        try:
+            with memoryview(data) as view:
+                while blocks.position < blocks.end:
+                    with view[blocks.position :][:STEP_BYTES] as step:
+                        report(await blocks.read_into(step))
+            return bytes(data)
+        except FileChanged:
+            if attempt == TRIES_MAX:
+                raise
+            report(-blocks.position)
+        finally:
+            blocks.close()
+    raise AssertionError("the loop above returns or raises")
+
+
+async def get_to_file(
+    core: ClientCore, path: str, target: BinaryIO, progress: Progress | None
+) -> Entry:
+    """Write the file's bytes to ``target`` as they come. Not atomic: it is a stream."""
+    report = progress or _no_progress
+    file = await FileMap.open(core, path)
+    async with aclosing(stream_map(core, file)) as pieces:
+        async for view in pieces:
+            await core.world.run_blocking(_write_all, target, view)
+            report(len(view))
+    return file.entry
+
+
+def _write_all(target: BinaryIO, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        count = target.write(view[done:])
+        if count is None:
+            raise BlockingIOError("the target is not ready: give a blocking file")
+        done += count
+
+
+async def get_to_path(
+    core: ClientCore, path: str, target: str, *, overwrite: bool, progress: Progress | None
+) -> Entry:
+    """Under its final name there is nothing, what was there, or the whole file."""
+    run = core.world.run_blocking
+    report = progress or _no_progress
+    if not overwrite and await run(os.path.lexists, target):
+        raise AlreadyExists(f"{target}: exists: overwrite it explicitly, or name another file")
+    for attempt in range(1, TRIES_MAX + 1):
+        file = await FileMap.open(core, path)
+        part = LocalPart(target)
+        moved = 0
+        try:
+            await run(part.open)
+            async with aclosing(stream_map(core, file)) as pieces:
+                async for view in pieces:
+                    await run(part.write, view)
+                    moved += len(view)
+                    report(len(view))
+            await run(part.commit, overwrite)
+            return file.entry
+        except FileChanged:
+            if attempt == TRIES_MAX:
+                raise
+            report(-moved)
+        finally:
+            part.discard()
+    raise AssertionError("the loop above returns or raises")
+
+
+class LocalPart:
+    """A local file on its way to its name. Methods block."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        folder, name = os.path.split(target)
+        self._part = os.path.join(folder, f".{name[:200]}.{os.getpid()}.{id(self):x}.part")
+        self._file: BinaryIO | None = None
+
+    def open(self) -> None:
+        folder = os.path.dirname(self._target)
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        self._file = open(self._part, "xb", buffering=0)  # noqa: SIM115
+
+    def write(self, view: memoryview) -> None:
+        assert self._file is not None
+        _write_all(self._file, view)
+
+    def commit(self, overwrite: bool) -> None:
+        assert self._file is not None
+        self._file.close()
+        if overwrite:
+            os.replace(self._part, self._target)
+        else:
+            # link refuses an existing name, whoever made it in the meantime.
+            try:
+                os.link(self._part, self._target)
+            except FileExistsError:
+                raise AlreadyExists(f"{self._target}: exists by now: it was not replaced") from None
+            os.unlink(self._part)
+        self._file = None
+
+    def discard(self) -> None:
+        """Remove what was not committed."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._part)

@@ -1,0 +1,498 @@
+"""Writing a new file: reserve, write chunks, publish.
+
+An upload holds the bytes it has sent until every replica has acknowledged them,
+and no others. So when a chain breaks, the rest of the chunk goes on from the
+acknowledged byte with the replicas that are left, under a higher version, and
+the source is never read again. Nothing of the file is in the namespace before
+:meth:`Upload.publish`, one transaction at the master.
+
+Memory: packets are filled in buffers of the client's pool. When the pool is
+empty, an upload first waits for its own acknowledgements, and then works with a
+small buffer of its own, one packet at a time: 400 writers need the pool and
+64 KiB each, and none waits for another.
+
+Per MiB: one buffer filled by the caller, 16 digests, one ``sendmsg`` or a few,
+one acknowledgement received every packet. No task: acknowledgements are read
+when the window is full and at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, packet_sums
+from gfs.client.core import ClientCore
+from gfs.errors import (
+    ChunkUnavailable,
+    GfsError,
+    NotFound,
+    ProtocolError,
+    invariant,
+)
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.frames import encode_frame, encode_head
+from gfs.protocol.messages import (
+    PACKETS_IN_FLIGHT_MIN,
+    ChunkLocation,
+    Done,
+    Entry,
+    Failure,
+    Packet,
+    PacketAck,
+    Publish,
+    PublishedChunk,
+    PublishReply,
+    Recover,
+    RecoverReply,
+    Release,
+    Reserve,
+    ReserveReply,
+    ServerAddress,
+    WriteChunk,
+)
+
+log = logging.getLogger(__name__)
+
+#: A writer's own buffer, when the pool is empty.
+OWN_BUFFER_BYTES = BLOCK_BYTES
+#: Each server of a chain waits this much longer than the one after it.
+STALL_SECONDS_PER_HOP = 2.0
+#: Chains tried for one chunk before the upload gives up.
+RECOVERIES_MAX = 8
+
+
+class ChainBroken(Exception):
+    """A write chain failed; ``server`` is the id of the one that did, if known."""
+
+    def __init__(self, message: str, server: str) -> None:
+        super().__init__(message)
+        self.server = server
+
+
+@dataclass(slots=True)
+class OutPacket:
+    """A packet that is not acknowledged everywhere yet."""
+
+    offset: int
+    data: memoryview
+    sums: bytes
+    pooled: mmap.mmap | None
+    last: bool = False
+    flush: bool = False
+    number: int = -1
+
+
+@dataclass(slots=True)
+class ChainWriter:
+    """One exchange after another with the write chain of one chunk.
+
+    Shared by uploads and mutations in place; knows nothing of the master.
+    """
+
+    core: ClientCore
+    handle: int
+    mode: str
+    version: int = 0
+    chain: list[ServerAddress] = field(default_factory=list)
+    packets: deque[OutPacket] = field(default_factory=deque)
+    acked: int = 0  # bytes from the chunk's start that every replica holds
+    length: int = 0  # the replicas' length, once the last packet is acknowledged
+    done: bool = False
+    _connection: BulkConnection | None = None
+    _next_number: int = 0
+
+    @property
+    def _stall_seconds(self) -> float:
+        hops = max(1, len(self.chain))
+        return self.core.settings.stall_seconds + STALL_SECONDS_PER_HOP * hops
+
+    async def transmit(self, packet: OutPacket) -> None:
+        """Send one packet, opening the exchange with the first. Raises ChainBroken."""
+        head = b""
+        try:
+            if self._connection is None:
+                self._connection = await self.core.pool.acquire(self.chain[0].address)
+                self._next_number = 0
+                head = encode_frame(
+                    WriteChunk(
+                        id=0,
+                        version=self.version,
+                        handle=self.handle,
+                        offset=packet.offset,
+                        mode=self.mode,
+                        chain=self.chain[1:],
+                        primary=True,
+                    )
+                )
+            packet.number = self._next_number
+            self._next_number += 1
+            message = Packet(
+                id=packet.number,
+                offset=packet.offset,
+                last=packet.last,
+                sums=packet.sums,
+                flush=packet.flush,
+            )
+            head += encode_head(message, len(packet.data))
+            with deadline(self._stall_seconds, f"progress at {self.chain[0].address}"):
+                await self._connection.send_frames(head, packet.data)
+        except (ConnectionError, GfsError) as error:
+            await self._hear_why()
+            raise self._broken(error) from error
+
+    async def _hear_why(self) -> None:
+        """The primary may have said who failed before it hung up."""
+        if self._connection is None:
+            return
+        with trio.move_on_after(0.5):
+            try:
+                while not self.done:
+                    self._take(await self._connection.receive())
+            except (ConnectionError, ProtocolError):
+                return
+
+    def _broken(self, error: BaseException) -> ChainBroken:
+        self.hang_up()
+        return ChainBroken(f"chunkserver {self.chain[0].id}: {error}", self.chain[0].id)
+
+    async def receive_ack(self) -> None:
+        """Wait for the next acknowledgement and let its packets go. Raises ChainBroken."""
+        try:
+            if self._connection is None:
+                raise ConnectionResetError("the exchange is not open")
+            with deadline(self._stall_seconds, f"progress at {self.chain[0].address}"):
+                message = await self._connection.receive()
+        except (ConnectionError, GfsError) as error:
+            raise self._broken(error) from error
+        self._take(message)
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, Failure):
+            server = message.server or self.chain[0].id
+            self.hang_up()
+            raise ChainBroken(message.message, server)
+        if not isinstance(message, PacketAck) or message.id >= self._next_number:
+            raise self._broken(ProtocolError(f"{message!r} instead of an acknowledgement"))
+        while self.packets and self.packets[0].number <= message.id:
+            packet = self.packets.popleft()
+            self.acked = packet.offset + len(packet.data)
+            self.let_go(packet)
+            if packet.last:
+                self.length = message.length
+                self._finish()
+
+    def let_go(self, packet: OutPacket) -> None:
+        packet.data.release()
+        if packet.pooled is not None:
+            self.core.buffers.release(packet.pooled)
+
+    def _finish(self) -> None:
+        self.done = True
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.core.pool.release(connection, self.chain[0].address)
+
+    def hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def abandon(self) -> None:
+        """Hang up and let everything go."""
+        self.hang_up()
+        while self.packets:
+            self.let_go(self.packets.popleft())
+
+
+class Upload:
+    """One new file on its way. Used by one task.
+
+    Fill what :meth:`buffer` gives, :meth:`advance`, and in the end
+    :meth:`publish` or :meth:`abort`.
+    """
+
+    def __init__(self, core: ClientCore, replication: int = 0) -> None:
+        self._core = core
+        self._replication = replication
+        self._chunks: list[ChainWriter] = []
+        self._unfinished: deque[ChainWriter] = deque()
+        self._in_flight_bytes = 0
+        self._buffer: mmap.mmap | bytearray | None = None
+        self._room = 0
+        self._filled = 0
+        self._offset = 0  # in the chunk being written, of the buffer's first byte
+        self.length = 0
+        self._ended = False
+
+    # --- filling ------------------------------------------------------------------
+
+    async def buffer(self) -> memoryview:
+        """Free space, at least one byte, to be filled from its start.
+
+        Release the view before :meth:`advance` says how much was filled.
+        """
+        if self._buffer is not None and self._filled == self._room:
+            await self._send_buffer(last=self._offset + self._filled == CHUNK_BYTES)
+        if self._buffer is None:
+            await self._take_buffer()
+        assert self._buffer is not None
+        return memoryview(self._buffer)[self._filled : self._room]
+
+    def advance(self, count: int) -> None:
+        invariant(0 <= count <= self._room - self._filled, "no more than the free space")
+        self._filled += count
+        self.length += count
+
+    async def write(self, data: Buffer) -> None:
+        """Copy ``data`` into buffers, sending those that are full."""
+        with memoryview(data).cast("B") as source:
+            done = 0
+            while done < len(source):
+                with await self.buffer() as free:
+                    count = min(len(free), len(source) - done)
+                    free[:count] = source[done : done + count]
+                self.advance(count)
+                done += count
+
+    async def flush(self) -> None:
+        """Wait until everything written is on all replicas (not yet published)."""
+        if self._filled or (self._offset and self._in_flight_bytes):
+            await self._send_buffer(last=False, flush=True)
+        while self._in_flight_bytes:
+            await self._drain_one()
+
+    async def _take_buffer(self) -> None:
+        pooled = self._core.buffers.acquire_now()
+        if pooled is None and self._in_flight_bytes:
+            await self.flush()
+            pooled = self._core.buffers.acquire_now()
+        self._buffer = pooled if pooled is not None else bytearray(OWN_BUFFER_BYTES)
+        self._room = min(len(self._buffer), CHUNK_BYTES - self._offset)
+        self._filled = 0
+
+    # --- sending ------------------------------------------------------------------
+
+    async def _send_buffer(self, last: bool, flush: bool = False) -> None:
+        buffer, self._buffer = self._buffer, None
+        pooled = buffer if isinstance(buffer, mmap.mmap) else None
+        count, self._filled, self._room = self._filled, 0, 0
+        view = memoryview(buffer if buffer is not None else b"")[:count]
+        packet = OutPacket(
+            offset=self._offset,
+            data=view,
+            sums=packet_sums(self._offset, view) if count else b"",
+            pooled=pooled,
+            last=last,
+            # A buffer of its own is a writer's only one: it is waited for.
+            flush=flush or (pooled is None and not last),
+        )
+        try:
+            chunk = await self._current_chunk()
+        except BaseException:
+            view.release()
+            if pooled is not None:
+                self._core.buffers.release(pooled)
+            raise
+        self._offset = 0 if last else self._offset + count
+        chunk.packets.append(packet)
+        self._in_flight_bytes += count
+        try:
+            await chunk.transmit(packet)
+        except ChainBroken as broken:
+            await self._recover(chunk, broken)
+        await self._keep_to_window(packet.flush and not flush)
+
+    async def _keep_to_window(self, empty: bool) -> None:
+        limit = 0 if empty else self._core.settings.window_bytes
+        while self._in_flight_bytes > limit:
+            if not empty and sum(len(c.packets) for c in self._unfinished) < PACKETS_IN_FLIGHT_MIN:
+                return
+            await self._drain_one()
+
+    async def _drain_one(self) -> None:
+        """Receive one acknowledgement of the oldest chunk that waits for any."""
+        while self._unfinished and not self._unfinished[0].packets:
+            if not self._unfinished[0].done:
+                break
+            self._unfinished.popleft()
+        for chunk in self._unfinished:
+            if chunk.packets:
+                await self._receive_ack(chunk)
+                return
+
+    async def _receive_ack(self, chunk: ChainWriter) -> None:
+        try:
+            await chunk.receive_ack()
+        except ChainBroken as broken:
+            await self._recover(chunk, broken)
+        self._count_in_flight()
+
+    def _count_in_flight(self) -> None:
+        self._in_flight_bytes = sum(len(p.data) for c in self._unfinished for p in c.packets)
+
+    async def _current_chunk(self) -> ChainWriter:
+        if self._offset and self._chunks:
+            return self._chunks[-1]
+        location, servers = await self._reserve()
+        chunk = ChainWriter(self._core, location.handle, "upload")
+        self._use(chunk, location, servers)
+        self._chunks.append(chunk)
+        self._unfinished.append(chunk)
+        return chunk
+
+    def _use(
+        self, chunk: ChainWriter, location: ChunkLocation, servers: list[ServerAddress]
+    ) -> None:
+        chunk.handle, chunk.version = location.handle, location.version
+        chunk.chain = [servers[index] for index in location.servers]
+        self._core.master.reservations[chunk.handle] = (
+            chunk.version,
+            0,
+            [server.id for server in chunk.chain],
+        )
+
+    async def _reserve(self) -> tuple[ChunkLocation, list[ServerAddress]]:
+        reply = await self._core.master.call(
+            lambda: Reserve(
+                id=0,
+                client=self._core.master.id,
+                count=1,
+                replication=self._replication,
+                avoid=self._core.suspects(),
+            ),
+            ReserveReply,
+        )
+        if not reply.chunks or not reply.chunks[0].servers:
+            raise ProtocolError("the master reserved a chunk without servers")
+        self._replication = reply.replication
+        return reply.chunks[0], reply.servers
+
+    # --- recovery -----------------------------------------------------------------
+
+    async def _recover(self, chunk: ChainWriter, broken: ChainBroken) -> None:
+        """Go on with the replicas that are left; everything unacknowledged again.
+
+        Raises ChunkUnavailable when the acknowledged bytes are nowhere any more.
+        """
+        for _ in range(RECOVERIES_MAX):
+            log.warning("chunk %016x: %s; going on without it", chunk.handle, broken)
+            self._core.suspect(broken.server)
+            chunk.hang_up()
+            try:
+                await self._new_chain(chunk, broken.server)
+                for packet in list(chunk.packets):
+                    await chunk.transmit(packet)
+                return
+            except ChainBroken as again:
+                broken = again
+        raise ChunkUnavailable(f"the write of a chunk failed {RECOVERIES_MAX} times: {broken}")
+
+    async def _new_chain(self, chunk: ChainWriter, failed: str) -> None:
+        try:
+            reply = await self._core.master.ask(
+                Recover(
+                    id=0,
+                    client=self._core.master.id,
+                    handle=chunk.handle,
+                    version=chunk.version,
+                    failed=[failed],
+                ),
+                RecoverReply,
+            )
+        except (ChunkUnavailable, NotFound) as error:
+            if chunk.acked:
+                raise ChunkUnavailable(
+                    f"all chunkservers that held the first {chunk.acked} bytes of a chunk "
+                    f"are gone: write the file again ({error})"
+                ) from error
+            # Nothing of it was acknowledged: any other chunk will do.
+            self._core.master.reservations.pop(chunk.handle, None)
+            location, servers = await self._reserve()
+            self._use(chunk, location, servers)
+            return
+        self._use(chunk, reply.chunk, reply.servers)
+
+    # --- the end ------------------------------------------------------------------
+
+    async def publish(self, path: str, *, replace: bool, parents: bool) -> Entry:
+        """Make the file visible, whole. Acknowledged when this returns.
+
+        Raises AlreadyExists and the other errors of the namespace; the upload is
+        over in any case.
+        """
+        try:
+            await self._finish_chunks()
+            entry = await self._publish(path, replace, parents)
+        except BaseException:
+            await self.abort()
+            raise
+        self._end()
+        return entry
+
+    async def _finish_chunks(self) -> None:
+        # With nothing left to send, an empty last packet ends the exchange.
+        if self._filled or self._offset:
+            await self._send_buffer(last=True)
+        for chunk in list(self._unfinished):
+            while not chunk.done:
+                await self._receive_ack(chunk)
+        self._unfinished.clear()
+
+    async def _publish(self, path: str, replace: bool, parents: bool) -> Entry:
+        ids: dict[str, int] = {}
+        chunks = [
+            PublishedChunk(
+                handle=chunk.handle,
+                version=chunk.version,
+                length=chunk.length,
+                servers=[ids.setdefault(s.id, len(ids)) for s in chunk.chain],
+            )
+            for chunk in self._chunks
+        ]
+        invariant(sum(c.length for c in chunks) == self.length, "all bytes are in chunks")
+        request = Publish(
+            id=0,
+            client=self._core.master.id,
+            sequence=self._core.master.next_sequence(),
+            path=path,
+            length=self.length,
+            replication=self._replication,
+            replace=replace,
+            parents=parents,
+            servers=list(ids),
+        )
+        body = msgspec.msgpack.encode(chunks)
+        return (await self._core.master.ask(request, PublishReply, body)).entry
+
+    async def abort(self) -> None:
+        """Give up: nothing of the file is or becomes visible. Never raises for that."""
+        if self._ended:
+            return
+        handles = [chunk.handle for chunk in self._chunks]
+        self._end()
+        if not handles:
+            return
+        # Telling the master only speeds the clean-up: it need not succeed.
+        with trio.move_on_after(1.0, shield=True):
+            try:
+                await self._core.master.ask(
+                    Release(id=0, client=self._core.master.id, handles=handles), Done
+                )
+            except (ConnectionError, GfsError) as error:
+                log.info("release: %s", error)
+
+    def _end(self) -> None:
+        self._ended = True
+        for chunk in self._chunks:
+            self._core.master.reservations.pop(chunk.handle, None)
+            chunk.abandon()
+        buffer, self._buffer = self._buffer, None
+        if isinstance(buffer, mmap.mmap):
+            self._core.buffers.release(buffer)
