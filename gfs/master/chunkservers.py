@@ -1,0 +1,196 @@
+"""One chunkserver's connection: registration, reports, heartbeats.
+
+Everything is answered on the spot, from memory and one read transaction. What
+an order needs to be safe is decided in :mod:`gfs.master.core`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from gfs.errors import GfsError, ProtocolError, StaleVersion
+from gfs.master.clients import send_failure
+from gfs.master.committer import Outcome
+from gfs.master.core import Master
+from gfs.master.namespace import Planned, inode_row
+from gfs.master.rows import FLAG_TRASHED, KnownServer
+from gfs.master.servers import Server
+from gfs.master.store import Txn
+from gfs.protocol.messages import (
+    Done,
+    Heartbeat,
+    Message,
+    Orders,
+    Ping,
+    Register,
+    RegisterReply,
+    ReportReplicas,
+)
+from gfs.protocol.rpc import Rpc
+
+log = logging.getLogger(__name__)
+
+SERVER_ID_BYTES_MAX = 64
+LEASES_EXTENDED_MAX = 4096
+
+
+class ChunkserverSession:
+    """``start_pass`` runs a pass over all chunks in the background."""
+
+    def __init__(self, master: Master, start_pass: Callable[[Iterator[None]], None]) -> None:
+        self._master = master
+        self._start_pass = start_pass
+        self.server: Server | None = None
+
+    def handle(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        """Answer a batch. Never raises."""
+        for message, body in batch:
+            try:
+                answer = self._answer(rpc, message, body)
+            except Exception as error:
+                send_failure(rpc, message.id, error)
+            else:
+                if answer is not None:
+                    answer.id = message.id
+                    rpc.send(answer)
+
+    def _answer(self, rpc: Rpc, message: Message, body: bytes) -> Message | None:
+        if type(message) is Register:
+            return self._register(rpc, message)
+        known = _ANSWERS.get(type(message))
+        if known is None:
+            name = type(message).__name__
+            raise ProtocolError(f"{name} is not for the master from a chunkserver")
+        server = self.server
+        if server is None:
+            raise ProtocolError(f"{type(message).__name__} before Register")
+        if server.rpc is not rpc:
+            raise StaleVersion("this chunkserver has a newer connection: this one is over")
+        self._master.servers.heard(server, self._master.now)
+        return known(self, server, message, body)
+
+    def ended(self, rpc: Rpc) -> None:
+        """The connection is gone."""
+        if self.server is not None and self._master.servers.disconnected(self.server, rpc):
+            log.info("chunkserver %s: its connection ended", self.server.id)
+
+    # --- registration ----------------------------------------------------------------------
+
+    def _register(self, rpc: Rpc, message: Register) -> Message | None:
+        master = self._master
+        if not 0 < len(message.server.encode()) <= SERVER_ID_BYTES_MAX:
+            raise ProtocolError(f"a chunkserver id has 1 to {SERVER_ID_BYTES_MAX} bytes")
+        sequence = master.committer.sequence
+        if message.sequence > sequence:
+            # lizardfs#416: orders from a younger memory would delete live data.
+            log.error(
+                "chunkserver %s has seen operation %d, this master's metadata ends at %d: an "
+                "old copy of the metadata? It is refused",
+                message.server,
+                message.sequence,
+                sequence,
+            )
+            raise StaleVersion(
+                f"this master's metadata (up to operation {sequence}) is older than what this "
+                f"chunkserver has seen ({message.sequence}): restore newer metadata"
+            )
+        server, changed = master.servers.register(
+            message.server,
+            message.incarnation,
+            message.address,
+            message.rack,
+            message.disks,
+            rpc,
+            master.now,
+        )
+        self.server = server
+        reply = RegisterReply(
+            id=message.id,
+            cluster=master.store.cluster,
+            sequence=sequence,
+            heartbeat_ms=int(master.settings.heartbeat_seconds * 1000),
+        )
+        if not changed:
+            return reply
+        master.committer.submit(
+            "",
+            0,
+            partial(_remember, server_id=server.id, row=KnownServer(server.address, server.rack)),
+            partial(_registered, rpc, reply),
+        )
+        return None
+
+    def _report(self, server: Server, message: ReportReplicas, body: bytes) -> Message:
+        self._master.take_report(server, body)
+        if message.complete:
+            self._start_pass(self._master.finish_registration(server))
+        return self._orders(server, [])
+
+    # --- heartbeats --------------------------------------------------------------------------
+
+    def _heartbeat(self, server: Server, message: Heartbeat, body: bytes) -> Message:
+        master = self._master
+        had_space = server.has_space
+        server.set_disks(message.disks)
+        server.chunks = message.chunks
+        if server.has_space != had_space:
+            master.servers.placement_changed()
+        master.take_bad(server, message.bad)
+        master.take_report(server, body)
+        return self._orders(server, message.leases[:LEASES_EXTENDED_MAX])
+
+    def _orders(self, server: Server, leases: list[int]) -> Orders:
+        master = self._master
+        return Orders(
+            id=0,
+            sequence=master.committer.sequence,
+            delete=master.deletion_orders(server),
+            extend_leases=[handle for handle in leases if self._extend(server, handle)],
+            lease_ms=master.leases.lease_ms,
+        )
+
+    def _extend(self, server: Server, handle: int) -> bool:
+        """Its primary mutated the chunk lately: let it go on, unless the file
+        was deleted or the chunk waits to be copied."""
+        master = self._master
+        lease = master.leases.current(handle, master.now)
+        if lease is None or handle in master.to_revoke:
+            return False
+        with master.store.read() as txn:
+            row = inode_row(txn, lease.inode)
+        if row is None or row.flags & FLAG_TRASHED:
+            return False
+        return master.leases.extend(handle, server.index, master.now)
+
+    def _ping(self, server: Server, message: Ping, body: bytes) -> Message:
+        return Done(id=0)
+
+
+def _remember(txn: Txn, server_id: str, row: KnownServer) -> Planned:
+    """After a restart the master knows whom to wait for."""
+    txn.put(server_id.encode(), msgspec.msgpack.encode(row), txn.db.servers)
+    return None, Done(id=0)
+
+
+def forget(txn: Txn, server_id: str) -> Planned:
+    txn.delete(server_id.encode(), txn.db.servers)
+    return None, Done(id=0)
+
+
+def _registered(rpc: Rpc, reply: RegisterReply, outcome: Outcome) -> None:
+    if isinstance(outcome, GfsError):
+        log.warning("a chunkserver could not be remembered: %s", outcome)
+    rpc.send(reply)
+
+
+_Answer = Callable[[ChunkserverSession, Server, Any, bytes], Message]
+_ANSWERS: dict[type[Message], _Answer] = {
+    ReportReplicas: ChunkserverSession._report,
+    Heartbeat: ChunkserverSession._heartbeat,
+    Ping: ChunkserverSession._ping,
+}

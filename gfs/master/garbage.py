@@ -1,0 +1,230 @@
+"""Replicas on chunkservers that the namespace does not want.
+
+========  ==================================================  ===================
+kind      what it is                                          deleted
+========  ==================================================  ===================
+orphaned  of a chunk no file has: given up, deleted, or the   after a grace, or
+          file was never published                            at once if it was
+                                                              given up or deleted
+stale     missed a grant: an older version than the chunk's   once a current one
+                                                              is confirmed
+corrupt   stored bytes fail their checksum                    once enough good
+                                                              ones are confirmed
+========  ==================================================  ===================
+
+Orders to delete ride on the answers to heartbeats, a bounded number on each,
+and name the exact version, so that an order that arrives late hits nothing
+new. They are not acknowledged: what was ordered is forgotten here, and what is
+still there after a while is reported again and starts over. Until then reports
+of it are taken for old news (``is_ordered``), so that a replica about to go is
+not counted as a good one.
+
+Grace: the client of an upload may lose its master and come back to publish
+chunks the new master knows nothing of (the paper leaves them to the collector).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+#: Orders to delete in one answer.
+ORDERS_MAX = 200
+#: A replica ordered deleted and reported after this long is really still there.
+ORDERED_SECONDS = 30.0
+#: Chunks given up on purpose are remembered, so that late reports of them get
+#: no grace.
+DOOMED_SECONDS = 600.0
+DOOMED_MAX = 200_000
+
+ORPHANED, STALE, CORRUPT = "orphaned", "stale", "corrupt"
+
+
+class Unwanted(NamedTuple):
+    version: int
+    kind: str
+    since: float
+
+
+class _Pile:
+    """What one server is to delete."""
+
+    __slots__ = ("ordered", "ready", "waiting")
+
+    def __init__(self) -> None:
+        #: Handles to order next, oldest first.
+        self.ready: dict[int, None] = {}
+        #: (when ready, handle, version), in order.
+        self.waiting: deque[tuple[float, int, int]] = deque()
+        #: Handle -> (version, until when reports of it are old news).
+        self.ordered: dict[int, tuple[int, float]] = {}
+
+
+class GarbageTable:
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        #: Handle -> server index -> what it is.
+        self.replicas: dict[int, dict[int, Unwanted]] = {}
+        self.counts = {ORPHANED: 0, STALE: 0, CORRUPT: 0}
+        self._piles: dict[int, _Pile] = {}
+        self._doomed: dict[int, float] = {}
+
+    # --- knowing ---------------------------------------------------------------------
+
+    def orphan(self, server: int, handle: int, version: int, now: float) -> None:
+        """A replica of an unknown chunk was reported: ready after the grace."""
+        if self._same(server, handle, version):
+            return
+        self._put(server, handle, Unwanted(version, ORPHANED, now))
+        pile = self._pile(server)
+        if handle in self._doomed:
+            pile.ready[handle] = None
+        else:
+            pile.waiting.append((now + self._grace_seconds, handle, version))
+
+    def hold(self, server: int, handle: int, version: int, kind: str, now: float) -> None:
+        """A stale or corrupt replica: kept until :meth:`release`."""
+        if self._same(server, handle, version) and self.replicas[handle][server].kind == kind:
+            return
+        self._put(server, handle, Unwanted(version, kind, now))
+
+    def give_up(self, server: int, handle: int, version: int, now: float) -> None:
+        """A replica nobody wants any more: ready at once."""
+        self._put(server, handle, Unwanted(version, ORPHANED, now))
+        self._pile(server).ready[handle] = None
+
+    def doom(self, handle: int, now: float) -> None:
+        """The chunk is gone for good: what is known of it is ready at once, and
+        so is what will be reported."""
+        self._doomed[handle] = now + DOOMED_SECONDS
+        while len(self._doomed) > DOOMED_MAX:
+            del self._doomed[next(iter(self._doomed))]
+        for server in self.replicas.get(handle, ()):
+            self._pile(server).ready[handle] = None
+
+    def is_doomed(self, handle: int) -> bool:
+        return handle in self._doomed
+
+    def release(self, handle: int, kind: str) -> None:
+        """Replicas of this kind that were held may go now."""
+        for server, known in self.replicas.get(handle, {}).items():
+            if known.kind == kind:
+                self._pile(server).ready[handle] = None
+
+    def drop(self, server: int, handle: int) -> None:
+        """The replica is wanted again, or gone."""
+        of_chunk = self.replicas.get(handle)
+        if of_chunk is None:
+            return
+        known = of_chunk.pop(server, None)
+        if known is not None:
+            self.counts[known.kind] -= 1
+            self._pile(server).ready.pop(handle, None)
+        if not of_chunk:
+            del self.replicas[handle]
+
+    def at(self, server: int, handle: int) -> Unwanted | None:
+        of_chunk = self.replicas.get(handle)
+        return None if of_chunk is None else of_chunk.get(server)
+
+    def _same(self, server: int, handle: int, version: int) -> bool:
+        known = self.at(server, handle)
+        return known is not None and known.version == version
+
+    def _put(self, server: int, handle: int, unwanted: Unwanted) -> None:
+        self.drop(server, handle)
+        self.replicas.setdefault(handle, {})[server] = unwanted
+        self.counts[unwanted.kind] += 1
+
+    def _pile(self, server: int) -> _Pile:
+        pile = self._piles.get(server)
+        if pile is None:
+            pile = self._piles[server] = _Pile()
+        return pile
+
+    # --- ordering --------------------------------------------------------------------
+
+    def orders(
+        self, server: int, now: float, refused: Callable[[int, int], bool]
+    ) -> list[tuple[int, int]]:
+        """(handle, version) of what ``server`` is to delete now.
+
+        ``refused`` is asked a last time about each. A stale or corrupt replica
+        it refuses is held again, an orphaned one is none any more.
+        """
+        pile = self._piles.get(server)
+        if pile is None:
+            return []
+        self._ripen(server, pile, now)
+        orders = []
+        for handle in list(_first(pile.ready, ORDERS_MAX)):
+            del pile.ready[handle]
+            known = self.at(server, handle)
+            if known is None:
+                continue
+            if refused(handle, known.version):
+                if known.kind == ORPHANED:
+                    self.drop(server, handle)
+                continue
+            self.drop(server, handle)
+            orders.append((handle, known.version))
+            pile.ordered[handle] = (known.version, now + ORDERED_SECONDS)
+        return orders
+
+    def _ripen(self, server: int, pile: _Pile, now: float) -> None:
+        waiting = pile.waiting
+        while waiting and waiting[0][0] <= now and len(pile.ready) < ORDERS_MAX:
+            _, handle, version = waiting.popleft()
+            known = self.at(server, handle)
+            if known is not None and known.kind == ORPHANED and known.version == version:
+                pile.ready[handle] = None
+        for handle in list(_first(pile.ordered, ORDERS_MAX)):
+            if pile.ordered[handle][1] > now:
+                break
+            del pile.ordered[handle]
+
+    def is_ordered(self, server: int, handle: int, version: int, now: float) -> bool:
+        """Was this very replica ordered deleted a moment ago?"""
+        pile = self._piles.get(server)
+        if pile is None:
+            return False
+        ordered = pile.ordered.get(handle)
+        return ordered is not None and ordered[0] == version and now < ordered[1]
+
+    def was_ordered(self, server: int, handle: int, now: float) -> bool:
+        """Was any version of it ordered deleted there a moment ago?"""
+        pile = self._piles.get(server)
+        ordered = None if pile is None else pile.ordered.get(handle)
+        return ordered is not None and now < ordered[1]
+
+    # --- forgetting ------------------------------------------------------------------
+
+    def forget_server(self, server: int) -> None:
+        """The server is dead, or begins to register: it will report anew."""
+        for handle in [h for h, of_chunk in self.replicas.items() if server in of_chunk]:
+            self.drop(server, handle)
+        self._piles.pop(server, None)
+
+    def expire(self, now: float) -> None:
+        for handle in list(self._doomed):
+            if self._doomed[handle] > now:
+                break
+            del self._doomed[handle]
+
+    def page(self, after: int, limit: int) -> tuple[list[tuple[int, int, Unwanted]], bool]:
+        """(handle, server, what) of the chunks after ``after``, whole chunks
+        only, about ``limit`` of them; and whether there are more."""
+        found: list[tuple[int, int, Unwanted]] = []
+        for handle in sorted(h for h in self.replicas if h > after):
+            if len(found) >= limit:
+                return found, True
+            found += [(handle, server, known) for server, known in self.replicas[handle].items()]
+        return found, False
+
+
+def _first(items: Mapping[int, object], count: int) -> Iterator[int]:
+    for at, handle in enumerate(items):
+        if at >= count:
+            return
+        yield handle

@@ -1,0 +1,283 @@
+"""Granting a lease: the paper, sections 3.1 and 4.5.
+
+::
+
+    commit "version n + 1 is attempted"            no other grant can bear n + 1
+    GrantLease(n -> n + 1) to every live replica   the primary with the lease
+    some did not answer: once more, n + 2, without them
+    commit "version n + 1 is confirmed"            every lower one is stale now
+    answer the client
+
+Two commits, because both shortcuts lose data. If the version became the chunk's
+before any replica had it, a grant that reaches nobody would make every replica
+stale. If it were not recorded at all before, a master that dies in between
+could use it twice, and a replica of the first, fruitless grant would pass for
+one that took part in the second.
+
+A replica that did not answer may or may not bear the new version. It must not
+be taken for a current one later, without the mutations the others got: so the
+others are raised once more, and only a version whose every recipient answered
+is confirmed. Such a replica is stale, whichever version it bears.
+
+A replica accepts a grant when it bears any version from the old to the new one:
+what was attempted and not confirmed was never used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES
+from gfs.errors import (
+    Busy,
+    ChunkUnavailable,
+    GfsError,
+    InvalidArgument,
+    LeaseLost,
+    NotFound,
+    Retryable,
+)
+from gfs.master import placement
+from gfs.master.core import Master
+from gfs.master.leases import Lease, wants_new_grant
+from gfs.master.namespace import (
+    chunk_handle,
+    chunk_row,
+    live_file,
+    plan_add_chunk,
+    plan_attempt_version,
+    plan_confirm_version,
+)
+from gfs.master.operations import VersionAttempted
+from gfs.master.rows import Chunk
+from gfs.master.servers import LIVE, Server
+from gfs.master.uploads import FIRST_VERSION, AddressBook, place
+from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply
+
+log = logging.getLogger(__name__)
+
+#: A replica that does not answer a grant within this is left out.
+GRANT_SECONDS = 2.0
+ROUNDS_MAX = 4
+#: A grant waits this long for a copy of the chunk that is being made: a copy
+#: cannot be finished under a lease.
+CLONE_WAIT_SECONDS = 3.0
+CLONE_POLL_SECONDS = 0.05
+U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
+
+
+class Grants:
+    """One grant at a time for each chunk, and for each file's next chunk."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+        self._locks: dict[tuple[int, int], trio.Lock] = {}
+
+    async def acquire(self, request: AcquireLease) -> LeaseReply:
+        """As the message says. Raises NotFound, InvalidArgument, or a
+        retryable error when the chunk cannot be mutated now.
+
+        When it is cancelled, a version may have been attempted in vain.
+        """
+        if not (0 < request.inode <= U64_MAX and 0 <= request.index <= U32_MAX):
+            raise InvalidArgument(f"chunk {request.index} of inode {request.inode}")
+        key = (request.inode, request.index)
+        lock = self._locks.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                return await self._acquire(request)
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._locks.pop(key, None)
+
+    async def _acquire(self, request: AcquireLease) -> LeaseReply:
+        master = self._master
+        with master.store.read() as txn:
+            row = live_file(txn, request.inode, f"inode {request.inode}")
+            handle = chunk_handle(txn, request.inode, request.index)
+            chunk = None if handle is None else chunk_row(txn, handle)
+        if handle is None or chunk is None:
+            if request.index != row.chunks:
+                raise InvalidArgument(
+                    f"chunk {request.index} of a file of {row.chunks}: only the next can be added"
+                )
+            return await self._add(request, row.replication)
+        now = master.now
+        lease = master.leases.current(handle, now)
+        failed = self._failed(request)
+        if wants_new_grant(lease, request.version, failed):
+            lease = await self._grant(request.inode, handle, chunk, failed)
+        if lease is None:
+            raise LeaseLost(f"chunk {handle:x}: its lease ended just now: try again")
+        length = max(0, min(row.length - request.index * CHUNK_BYTES, CHUNK_BYTES))
+        return self._reply(handle, lease, length)
+
+    def _failed(self, request: AcquireLease) -> frozenset[int]:
+        known = [self._master.servers.by_id.get(server_id) for server_id in request.failed]
+        for server in known:
+            if server is not None:
+                self._master.servers.failed(server, self._master.now)
+        return frozenset(server.index for server in known if server is not None)
+
+    def _reply(self, handle: int, lease: Lease, length: int) -> LeaseReply:
+        master = self._master
+        book = AddressBook()
+        positions = book.positions([master.servers.get(index) for index in lease.chain])
+        return LeaseReply(
+            id=0,
+            servers=book.servers,
+            chunk=ChunkLocation(handle, lease.version, length, positions),
+            lease_ms=master.leases.remaining_ms(lease, master.now),
+        )
+
+    # --- a chunk that is there ---------------------------------------------------------
+
+    async def _grant(self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int]) -> Lease:
+        master = self._master
+        await self._wait_for_clone(handle)
+        servers = self._candidates(handle, chunk, failed)
+        master.granting.add(handle)
+        try:
+            version, chain, sent = await self._raise(handle, chunk.version, servers)
+            await master.committer.perform(
+                partial(plan_confirm_version, handle=handle, version=version)
+            )
+        finally:
+            master.granting.discard(handle)
+        indexes = tuple(server.index for server in chain)
+        lease = master.leases.granted(handle, version, indexes, inode, sent)
+        master.set_locations(handle, version, chunk.replication, indexes, chunk.version)
+        return lease
+
+    async def _wait_for_clone(self, handle: int) -> None:
+        master = self._master
+        with trio.move_on_after(CLONE_WAIT_SECONDS):
+            while handle in master.repair.active:
+                await master.clock.sleep(CLONE_POLL_SECONDS)
+
+    def _candidates(self, handle: int, chunk: Chunk, failed: frozenset[int]) -> list[Server]:
+        """The live replicas that did not fail, a fresh one first."""
+        master = self._master
+        holders = master.locations.get(handle)
+        servers = [master.servers.get(index) for index in holders if index not in failed]
+        live = [server for server in servers if server.state == LIVE and server.rpc is not None]
+        if not master.settled and len(live) < chunk.replication:
+            raise Busy(
+                f"the master was restarted and has not heard of all replicas of {handle:x} yet"
+            )
+        if not live:
+            if holders:
+                raise Retryable(f"no replica of chunk {handle:x} can be reached now: try again")
+            raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
+        master.rng.shuffle(live)
+        return live
+
+    async def _raise(
+        self, handle: int, version: int, servers: list[Server]
+    ) -> tuple[int, list[Server], float]:
+        """Raise replicas to a version that all who were told of it hold:
+        (version, chain, when it was sent)."""
+        master = self._master
+        for _ in range(ROUNDS_MAX):
+            attempt, _reply = await master.committer.perform(
+                partial(plan_attempt_version, handle=handle)
+            )
+            if not isinstance(attempt, VersionAttempted):
+                raise NotFound(f"chunk {handle:x} was deleted")
+            sent = master.now
+            chain, silent = await self._tell(handle, version, attempt.version, servers)
+            if not chain:
+                break
+            if not silent and chain[0] is servers[0]:
+                return attempt.version, chain, sent
+            servers, version = chain, attempt.version
+        raise Retryable(f"no replica of chunk {handle:x} took a new lease: try again")
+
+    async def _tell(
+        self, handle: int, version: int, new_version: int, servers: Sequence[Server]
+    ) -> tuple[list[Server], bool]:
+        """Send a grant to all at once, the first as the primary. Returns who
+        took it, in order, and whether somebody's answer is not known."""
+        master = self._master
+        took: set[int] = set()
+        unknown: set[int] = set()
+
+        async def one(server: Server, lease_ms: int) -> None:
+            rpc = server.rpc
+            if rpc is None:
+                return
+            grant = GrantLease(
+                id=0, handle=handle, version=version, new_version=new_version, lease_ms=lease_ms
+            )
+            try:
+                await rpc.call(grant, seconds=GRANT_SECONDS)
+                took.add(server.index)
+            except GfsError as error:
+                log.info("chunkserver %s refused a grant of %x: %s", server.id, handle, error)
+                if isinstance(error, TimeoutError):
+                    unknown.add(server.index)
+            except ConnectionError:
+                unknown.add(server.index)
+
+        async with trio.open_nursery() as nursery:
+            for at, server in enumerate(servers):
+                nursery.start_soon(one, server, 0 if at else master.leases.lease_ms)
+        return [server for server in servers if server.index in took], bool(unknown)
+
+    # --- a chunk to be added -------------------------------------------------------------
+
+    async def _add(self, request: AcquireLease, replication: int) -> LeaseReply:
+        master = self._master
+        if request.index >= U32_MAX:
+            raise InvalidArgument("the file has as many chunks as a file can have")
+        servers = place(
+            master, replication, frozenset(request.failed), master.now, "the file's next chunk"
+        )
+        handle = master.reservations.new_handle()
+        master.prefetch_handles()
+        master.granting.add(handle)
+        try:
+            version, chain, sent = await self._make(handle, servers)
+            placement.require(
+                len(chain),
+                replication,
+                master.settings.replicas_min,
+                master.servers.live_count,
+                "the file's next chunk",
+            )
+            await master.committer.perform(
+                partial(
+                    plan_add_chunk,
+                    inode=request.inode,
+                    index=request.index,
+                    handle=handle,
+                    version=version,
+                    time_ns=master.clock.time_ns(),
+                )
+            )
+        except BaseException:
+            master.garbage.doom(handle, master.now)
+            raise
+        finally:
+            master.granting.discard(handle)
+        indexes = tuple(server.index for server in chain)
+        lease = master.leases.granted(handle, version, indexes, request.inode, sent)
+        master.set_locations(handle, version, replication, indexes, version)
+        return self._reply(handle, lease, 0)
+
+    async def _make(self, handle: int, servers: list[Server]) -> tuple[int, list[Server], float]:
+        """Empty replicas of a chunk that nothing refers to yet."""
+        version = 0
+        for new_version in range(FIRST_VERSION, FIRST_VERSION + ROUNDS_MAX):
+            sent = self._master.now
+            chain, silent = await self._tell(handle, version, new_version, servers)
+            if not chain:
+                break
+            if not silent and chain[0] is servers[0]:
+                return new_version, chain, sent
+            servers, version = chain, new_version
+        raise Retryable("no chunkserver made an empty replica: try again")

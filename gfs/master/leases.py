@@ -1,0 +1,94 @@
+"""Who may order mutations of a chunk, and for how long: the paper, section 3.1.
+
+A lease names the primary and the chain that holds its version. It is counted
+twice: the primary counts ``lease_seconds - lease_margin_seconds`` from when it
+got the grant (or sent the heartbeat that was answered with the extension), the
+master counts ``lease_seconds`` from before it sent it. So whatever the
+difference of the two clocks' starts, bounded by the margin, the primary stops
+first.
+
+Leases live in memory only. A master that was restarted knows of none and may
+grant a chunk anew while an old primary still believes in its lease; this is
+safe, because a grant always raises the version at the replicas it goes to, and
+a replica refuses mutations of another version than its own: the old primary's
+chain is broken from then on. For the same reason a broken chain may be granted
+anew before the old lease ends.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Lease(NamedTuple):
+    version: int
+    #: Server indexes, the primary first.
+    chain: tuple[int, ...]
+    inode: int
+    ends: float
+
+    @property
+    def primary(self) -> int:
+        return self.chain[0]
+
+
+class LeaseTable:
+    def __init__(self, lease_seconds: float, margin_seconds: float) -> None:
+        self.lease_seconds = lease_seconds
+        #: What a primary is told.
+        self.lease_ms = int((lease_seconds - margin_seconds) * 1000)
+        self._leases: dict[int, Lease] = {}
+
+    def current(self, handle: int, now: float) -> Lease | None:
+        """The lease of a chunk, if one is valid."""
+        lease = self._leases.get(handle)
+        if lease is None:
+            return None
+        if now >= lease.ends:
+            del self._leases[handle]
+            return None
+        return lease
+
+    def remaining_ms(self, lease: Lease, now: float) -> int:
+        """What is left of it for the primary's count, never below 1."""
+        master_ms = int((lease.ends - now) * 1000)
+        return max(1, master_ms - (int(self.lease_seconds * 1000) - self.lease_ms))
+
+    def granted(
+        self, handle: int, version: int, chain: tuple[int, ...], inode: int, sent: float
+    ) -> Lease:
+        """``sent`` is the time before the grant went out."""
+        lease = Lease(version, chain, inode, sent + self.lease_seconds)
+        self._leases[handle] = lease
+        return lease
+
+    def extend(self, handle: int, server: int, now: float) -> bool:
+        """The primary asks to go on; False if it is not the primary any more."""
+        lease = self.current(handle, now)
+        if lease is None or lease.primary != server:
+            return False
+        self._leases[handle] = lease._replace(ends=now + self.lease_seconds)
+        return True
+
+    def drop(self, handle: int) -> None:
+        self._leases.pop(handle, None)
+
+    def expire(self, now: float) -> None:
+        for handle in [h for h, lease in self._leases.items() if now >= lease.ends]:
+            del self._leases[handle]
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+
+def wants_new_grant(lease: Lease | None, asked_version: int, failed: frozenset[int]) -> bool:
+    """Does this request need a new version, or does the present lease answer it?
+
+    A valid lease answers everyone, except the client that saw the chain of
+    that very version break: a failure of an older version is old news, unless
+    the failed server is in the new chain as well and the client knows that
+    version.
+    """
+    if lease is None:
+        return True
+    return bool(failed) and asked_version == lease.version

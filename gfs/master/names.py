@@ -1,0 +1,58 @@
+"""Paths of the namespace: what a name may be, and nothing else.
+
+A path is absolute, at most 4096 bytes of UTF-8, its segments 1 to 255 bytes
+each, without NUL, and never ``.`` or ``..``. ``/`` is the root. One trailing
+slash is tolerated and means nothing (people type ``/data/``); an empty segment
+anywhere else is refused. Names are compared byte by byte: no case folding and
+no Unicode normalisation.
+"""
+
+from __future__ import annotations
+
+from gfs.errors import InvalidName
+
+PATH_BYTES_MAX = 4096
+SEGMENT_BYTES_MAX = 255
+
+_REFUSED = frozenset((b"", b".", b".."))
+
+
+def parse(path: str) -> list[bytes]:
+    """The segments of ``path``, none for the root. InvalidName names the rule."""
+    try:
+        raw = path.encode()
+    except UnicodeEncodeError:
+        raise _invalid(path, "is not valid UTF-8") from None
+    if raw[:1] != b"/":
+        raise _invalid(path, "must begin with /")
+    if len(raw) > PATH_BYTES_MAX:
+        raise _invalid(path, f"is {len(raw)} bytes long, at most {PATH_BYTES_MAX} are allowed")
+    if b"\0" in raw:
+        raise _invalid(path, "holds a NUL byte")
+    segments = raw[1:].split(b"/")
+    if not segments[-1]:
+        del segments[-1]
+    for segment in segments:
+        if segment in _REFUSED or len(segment) > SEGMENT_BYTES_MAX:
+            raise _bad_segment(path, segment)
+    return segments
+
+
+def join(segments: list[bytes]) -> str:
+    """The path of ``segments`` as people write it."""
+    return "/" + b"/".join(segments).decode()
+
+
+def _bad_segment(path: str, segment: bytes) -> InvalidName:
+    if not segment:
+        return _invalid(path, "has an empty name between two slashes")
+    if segment in _REFUSED:
+        return _invalid(path, f"has the name {segment.decode()!r}, which is refused")
+    return _invalid(
+        path, f"has a name of {len(segment)} bytes, at most {SEGMENT_BYTES_MAX} are allowed"
+    )
+
+
+def _invalid(path: str, rule: str) -> InvalidName:
+    shown = path if len(path) <= 100 else path[:97] + "..."
+    return InvalidName(f"path {shown!r} {rule}")

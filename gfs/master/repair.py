@@ -1,0 +1,213 @@
+"""Which chunks to copy next, and from where to where: the paper, section 4.3.
+
+A chunk with fewer locations than its goal is *endangered*. The queue holds all
+of them, and nothing but a small key each: (locations, goal). What is taken
+first has the smallest share of its goal left (1 of 3 before 2 of 3, 1 of 2
+before 3 of 5); among equals, chunks a reader just failed at. A chunk with no
+location at all cannot be copied; it counts as *lost* until a server brings one.
+
+Limits, so that a dead server does not flood the others: so many clones at once
+into one server, out of one server, and in all. What cannot start now (its
+sources are busy or silent, nobody can take it) goes to the end of its rank and
+is looked at again; what failed waits longer each time. One round looks at a
+bounded number of chunks, so its cost does not grow with the queue.
+
+A chunk under lease is not copied: the copy would miss what is written while it
+is made, and bear the same version. Its lease is revoked first (:class:`Revoke`);
+the client's next write asks for a new one, which raises the version, and with
+it makes a copy that was not finished by then worthless instead of wrong.
+
+Nothing here waits or sends: :class:`Clone` and :class:`Revoke` are orders for
+whoever does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from gfs.master import placement
+from gfs.master.servers import LIVE, Server
+
+#: Chunks looked at in one round.
+ROUND_MAX = 512
+BACKOFF_SECONDS = 0.5
+BACKOFF_SECONDS_MAX = 10.0
+#: What cannot start is not looked at again for this long.
+DEFER_SECONDS = 0.5
+
+
+class Danger(NamedTuple):
+    have: int
+    goal: int
+    blocked: bool
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Lower is more urgent."""
+        return (self.have * 1000 // self.goal, not self.blocked, self.have)
+
+
+class Clone(NamedTuple):
+    handle: int
+    version: int
+    target: Server
+    #: Best first; the first one's slot is taken.
+    sources: tuple[Server, ...]
+
+
+class Limits(NamedTuple):
+    per_server: int
+    total: int
+
+
+class RepairQueue:
+    def __init__(self) -> None:
+        self._ranks: dict[Danger, dict[int, None]] = {}
+        self._dangers: dict[int, Danger] = {}
+        self._blocked: set[int] = set()
+        self._failures: dict[int, int] = {}
+        self._not_before: dict[int, float] = {}
+        self.lost: set[int] = set()
+        self.active: dict[int, Clone] = {}
+
+    # --- what is endangered ------------------------------------------------------------
+
+    def update(self, handle: int, have: int, goal: int) -> None:
+        """This is how the chunk stands now."""
+        if have >= goal:
+            self.forget(handle)
+            return
+        if not have:
+            self._take_out(handle)
+            self.lost.add(handle)
+            return
+        self.lost.discard(handle)
+        danger = Danger(have, goal, handle in self._blocked)
+        if self._dangers.get(handle) == danger:
+            return
+        self._take_out(handle)
+        self._dangers[handle] = danger
+        self._ranks.setdefault(danger, {})[handle] = None
+
+    def block(self, handle: int) -> None:
+        """A reader failed at this chunk just now."""
+        self._blocked.add(handle)
+        danger = self._dangers.get(handle)
+        if danger is not None:
+            self.update(handle, danger.have, danger.goal)
+
+    def forget(self, handle: int) -> None:
+        """The chunk is whole again, or no more."""
+        self._take_out(handle)
+        self.lost.discard(handle)
+        self._blocked.discard(handle)
+        self._failures.pop(handle, None)
+        self._not_before.pop(handle, None)
+
+    def _take_out(self, handle: int) -> None:
+        danger = self._dangers.pop(handle, None)
+        if danger is not None:
+            rank = self._ranks[danger]
+            del rank[handle]
+            if not rank:
+                del self._ranks[danger]
+
+    def is_known(self, handle: int) -> bool:
+        return handle in self._dangers or handle in self.lost
+
+    @property
+    def endangered(self) -> int:
+        return len(self._dangers)
+
+    @property
+    def queued(self) -> int:
+        return len(self._dangers) - sum(handle in self._dangers for handle in self.active)
+
+    # --- what to do next -----------------------------------------------------------------
+
+    def due(self, now: float, spare_servers: Callable[[int], bool]) -> Iterator[int]:
+        """Chunks to try now, most urgent first, at most ``ROUND_MAX``.
+
+        ``spare_servers(have)``: is there any server without a replica of a
+        chunk that has that many? Each chunk yielded must be started or deferred
+        before the next one is asked for.
+        """
+        looked = 0
+        for danger in sorted(self._ranks, key=lambda danger: danger.rank):
+            if not spare_servers(danger.have):
+                continue
+            # One pass: what is deferred goes to the end of this very dict.
+            for _ in range(len(self._ranks.get(danger, ()))):
+                rank = self._ranks.get(danger)
+                if rank is None:
+                    break
+                if looked >= ROUND_MAX:
+                    return
+                looked += 1
+                handle = next(iter(rank))
+                del rank[handle]
+                rank[handle] = None
+                if handle in self.active or self._not_before.get(handle, 0.0) > now:
+                    continue
+                yield handle
+
+    def defer(self, handle: int, now: float) -> None:
+        """It could not be started: through nobody's fault."""
+        self._not_before[handle] = now + DEFER_SECONDS
+
+    def started(self, clone: Clone) -> None:
+        self.active[clone.handle] = clone
+        clone.target.clones_in += 1
+        clone.sources[0].clones_out += 1
+
+    def ended(self, clone: Clone, now: float, failed: bool) -> None:
+        del self.active[clone.handle]
+        clone.target.clones_in -= 1
+        clone.sources[0].clones_out -= 1
+        if failed:
+            failures = self._failures[clone.handle] = self._failures.get(clone.handle, 0) + 1
+            wait = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+            self._not_before[clone.handle] = now + wait
+            if clone.handle not in self._dangers:
+                self.forget(clone.handle)
+        else:
+            self._failures.pop(clone.handle, None)
+
+
+def plan_clone(
+    handle: int,
+    version: int,
+    holders: Sequence[Server],
+    placeable: Sequence[Server],
+    refused: Callable[[Server], bool],
+    limits: Limits,
+    rng: random.Random,
+) -> Clone | None:
+    """A clone of the chunk that can start now, or None.
+
+    ``holders`` have a good replica. ``refused(server)``: it must not be the
+    target (a deletion of this chunk is on its way there).
+    """
+    sources = [s for s in holders if s.state == LIVE and s.registered]
+    rng.shuffle(sources)
+    sources.sort(key=lambda server: server.clones_out)
+    if not sources or sources[0].clones_out >= limits.per_server:
+        return None
+    targets = [
+        server
+        for server in placeable
+        if server.clones_in < limits.per_server and server not in holders and not refused(server)
+    ]
+    if not targets:
+        return None
+    target = placement.choose(targets, 1, rng, [server.rack for server in holders])[0]
+    return Clone(handle, version, target, tuple(sources))
+
+
+def pick_surplus(holders: Sequence[Server]) -> Server:
+    """Which of too many good replicas to give up: one in a rack that has
+    another, on the fullest disk."""
+    racks = [server.rack for server in holders]
+    return max(holders, key=lambda server: (racks.count(server.rack), server.used, server.index))

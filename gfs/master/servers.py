@@ -1,0 +1,262 @@
+"""The chunkservers as the master knows them.
+
+============  ==========================================================
+state         meaning
+============  ==========================================================
+live          connected, and heard from lately
+silent        the connection is gone or the heartbeat late: nothing new is
+              placed there, but its replicas still count
+dead          not heard from for ``dead_seconds``: its replicas do not count
+              any more and are made anew elsewhere
+============  ==========================================================
+
+A server is known by the id it made for its own disk, and inside the master by
+a small index that never changes while the master runs. Its *incarnation* grows
+with each of its starts: what an older incarnation or an older connection still
+says is ignored (hadoop PR#4568).
+
+Ages are counted on the master's own clock. If the master itself stood still (a
+suspended machine), nobody could be heard meanwhile: :meth:`ServerTable.forgive`
+moves all ages by that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gfs.errors import StaleVersion
+from gfs.master.rows import KnownServer
+from gfs.protocol.messages import Disk, ServerAddress, ServerStatus
+from gfs.protocol.rpc import Rpc
+
+#: A server is silent when this many heartbeats are missing.
+SILENT_HEARTBEATS = 3
+#: The list of servers to place on is made anew at most this often.
+PLACEABLE_SECONDS = 0.25
+#: A server a chain broke at is passed over this long, unless it is heard from.
+FAILED_SECONDS = 5.0
+#: A dead server that holds nothing is forgotten after this long.
+FORGET_SECONDS = 7 * 24 * 3600.0
+RECENT_DECAY_PER_SECOND = 0.93
+
+LIVE, SILENT, DEAD = "live", "silent", "dead"
+_USABLE = frozenset(("ok", "slow"))
+
+
+@dataclass(eq=False, slots=True)
+class Server:
+    index: int
+    id: str
+    address: str
+    rack: str
+    last_heard: float
+    state: str = SILENT
+    incarnation: int = 0
+    disks: list[Disk] = field(default_factory=list)
+    #: What it says it holds, wanted or not.
+    chunks: int = 0
+    rpc: Rpc | None = None
+    #: Its registration on this connection is complete.
+    registered: bool = False
+    #: Handles known to be there since its registration began; None outside one.
+    reported: set[int] | None = None
+    used: float = 0.0
+    recent: float = 0.0
+    failed_at: float = float("-inf")
+    clones_in: int = 0
+    clones_out: int = 0
+    #: The address as replies carry it.
+    wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
+
+    def set_disks(self, disks: list[Disk]) -> None:
+        self.disks = disks
+        total = sum(disk.total_bytes for disk in disks)
+        free = sum(disk.free_bytes for disk in disks)
+        self.used = 1.0 - free / total if total > 0 else 1.0
+
+    @property
+    def has_space(self) -> bool:
+        return any(disk.state in _USABLE and disk.free_bytes > 0 for disk in self.disks)
+
+
+class ServerTable:
+    def __init__(
+        self,
+        known: dict[str, KnownServer],
+        heartbeat_seconds: float,
+        dead_seconds: float,
+        now: float,
+    ) -> None:
+        self._silent_seconds = min(SILENT_HEARTBEATS * heartbeat_seconds, dead_seconds)
+        self._dead_seconds = dead_seconds
+        self.by_id: dict[str, Server] = {}
+        self.by_index: list[Server | None] = []
+        #: Indexes of the servers that are not live.
+        self.not_live: set[int] = set()
+        self._placeable: list[Server] = []
+        self._placeable_until = float("-inf")
+        for server_id, row in known.items():
+            self._add(server_id, row.address, row.rack, now)
+
+    def _add(self, server_id: str, address: str, rack: str, now: float) -> Server:
+        index = len(self.by_index)
+        server = Server(index, server_id, address, rack, now)
+        server.wire = ServerAddress(server_id, address, rack)
+        self.by_id[server_id] = server
+        self.by_index.append(server)
+        self.not_live.add(index)
+        return server
+
+    def get(self, index: int) -> Server:
+        server = self.by_index[index]
+        if server is None:
+            raise IndexError(f"server {index} was forgotten")
+        return server
+
+    def all(self) -> list[Server]:
+        return list(self.by_id.values())
+
+    # --- coming and going ----------------------------------------------------------
+
+    def register(
+        self,
+        server_id: str,
+        incarnation: int,
+        address: str,
+        rack: str,
+        disks: list[Disk],
+        rpc: Rpc,
+        now: float,
+    ) -> tuple[Server, bool]:
+        """A server's first words on a connection; True if it is new, or changed
+        in what is remembered over a restart.
+
+        Raises StaleVersion for an older incarnation than the known one. An
+        older connection of the same server is closed.
+        """
+        server = self.by_id.get(server_id)
+        if server is None:
+            server = self._add(server_id, address, rack, now)
+            changed = True
+        elif incarnation < server.incarnation:
+            raise StaleVersion(
+                f"chunkserver {server_id} was started again since: this is its older process"
+            )
+        else:
+            changed = (server.address, server.rack) != (address, rack)
+        if server.rpc is not None and server.rpc is not rpc:
+            server.rpc.close()
+        server.incarnation, server.address, server.rack = incarnation, address, rack
+        server.wire = ServerAddress(server_id, address, rack)
+        server.rpc = rpc
+        server.registered = False
+        server.reported = set()
+        server.set_disks(disks)
+        self.heard(server, now)
+        return server, changed
+
+    def heard(self, server: Server, now: float) -> None:
+        server.last_heard = now
+        if server.state != LIVE and server.rpc is not None:
+            self._set_state(server, LIVE)
+
+    def disconnected(self, server: Server, rpc: Rpc) -> bool:
+        """The connection ended. False if the server has a newer one."""
+        if server.rpc is not rpc:
+            return False
+        server.rpc = None
+        server.registered = False
+        server.reported = None
+        if server.state == LIVE:
+            self._set_state(server, SILENT)
+        return True
+
+    def _set_state(self, server: Server, state: str) -> None:
+        server.state = state
+        (self.not_live.discard if state == LIVE else self.not_live.add)(server.index)
+        self._placeable_until = float("-inf")
+
+    def tick(self, now: float) -> list[Server]:
+        """Let time pass; returns the servers that are dead from now on."""
+        died = []
+        for server in self.by_id.values():
+            age = now - server.last_heard
+            if server.state != DEAD and age >= self._dead_seconds:
+                self._set_state(server, DEAD)
+                died.append(server)
+            elif server.state == LIVE and age >= self._silent_seconds:
+                self._set_state(server, SILENT)
+        return died
+
+    def decay(self, seconds: float) -> None:
+        """Creations become less recent."""
+        factor = RECENT_DECAY_PER_SECOND**seconds
+        for server in self.by_id.values():
+            server.recent *= factor
+
+    def forgive(self, seconds: float) -> None:
+        """The master itself did not run for this long."""
+        for server in self.by_id.values():
+            server.last_heard += seconds
+
+    def forgettable(self, now: float, locations: Mapping[int, int]) -> list[Server]:
+        """Dead for very long, and nothing is known to be there."""
+        return [
+            server
+            for server in self.by_id.values()
+            if server.state == DEAD
+            and not locations.get(server.index)
+            and now - server.last_heard >= FORGET_SECONDS
+        ]
+
+    def forget(self, server: Server) -> None:
+        del self.by_id[server.id]
+        self.by_index[server.index] = None
+        self.not_live.discard(server.index)
+
+    def unsettled(self) -> list[Server]:
+        """Those that may still come and tell what they hold."""
+        return [s for s in self.by_id.values() if s.state != DEAD and not s.registered]
+
+    # --- choosing --------------------------------------------------------------------
+
+    def placeable(self, now: float) -> list[Server]:
+        """The servers a new replica may go to; do not change the list."""
+        if now >= self._placeable_until:
+            self._placeable = [
+                server
+                for server in self.by_id.values()
+                if server.state == LIVE and server.registered and server.has_space
+            ]
+            self._placeable_until = now + PLACEABLE_SECONDS
+        return self._placeable
+
+    def placement_changed(self) -> None:
+        self._placeable_until = float("-inf")
+
+    def failed(self, server: Server, now: float) -> None:
+        """A client saw a chain break at this server."""
+        server.failed_at = now
+
+    def is_suspect(self, server: Server, now: float) -> bool:
+        """A chain broke there a moment ago, and it has said nothing since."""
+        return now - server.failed_at < FAILED_SECONDS and server.last_heard <= server.failed_at
+
+    @property
+    def live_count(self) -> int:
+        return len(self.by_id) - len(self.not_live)
+
+    def status(self, now: float) -> list[ServerStatus]:
+        return [
+            ServerStatus(
+                server.id,
+                server.address,
+                server.rack,
+                server.state,
+                max(0, int((now - server.last_heard) * 1000)),
+                server.chunks,
+                server.disks,
+            )
+            for server in sorted(self.by_id.values(), key=lambda s: (s.rack, s.id))
+        ]
