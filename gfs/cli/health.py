@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
@@ -24,7 +23,7 @@ from gfs.cli.output import (
 )
 from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
-from gfs.client import Client
+from gfs.client import ChunkReport, Client, FsckProblem, FsckReport
 from gfs.protocol.messages import ServerStatus, StatusReply
 
 #: Problems of one kind that are told one by one; ``--json`` has them all.
@@ -159,10 +158,10 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
     name = remote_path(path)
 
     async def work(client: Client) -> None:
-        async with Output() as output, progress.shown(Progress()) as shown:
+        async with Output() as output, progress.shown(Progress(unit="chunks")) as shown:
             report = await client.fsck(name, verify=verify, progress=shown.advance)
             if as_json:
-                await output.line(to_json(report))
+                await output.line(to_json(_fsck_document(name, report)))
             else:
                 await output.line(_fsck_text(output, name, report, verify))
         if report.damaged:
@@ -171,7 +170,18 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
     run_with_client(cluster, work)
 
 
-def _fsck_text(output: Output, path: str, report: Any, verify: bool) -> str:
+def _fsck_document(path: str, report: FsckReport) -> dict[str, object]:
+    return {
+        "path": path,
+        "files": report.files,
+        "chunks": report.chunks,
+        "counts": dict(Counter(problem.kind for problem in report.problems)),
+        "damaged": report.damaged,
+        "problems": report.problems,
+    }
+
+
+def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool) -> str:
     counts = Counter(problem.kind for problem in report.problems)
     told: Counter[str] = Counter()
     lines = []
@@ -195,7 +205,7 @@ def _fsck_text(output: Output, path: str, report: Any, verify: bool) -> str:
     return "\n".join(lines)
 
 
-def _problem(output: Output, problem: Any) -> str:
+def _problem(output: Output, problem: FsckProblem) -> str:
     where = f"{output.name(problem.path)} chunk {problem.index} " if problem.path else ""
     server = f" on {problem.server}" if problem.server else ""
     detail = f": {problem.detail}" if problem.detail else ""
@@ -221,24 +231,24 @@ def locate(cluster: Cluster, path: str, as_json: bool) -> None:
 
     async def work(client: Client) -> None:
         report = await client.locate(name)
+        entry, chunks = report.entry, report.chunks
         async with Output() as output:
             if as_json:
-                await output.line(to_json(report))
+                await output.line(to_json({"entry": entry, "chunks": chunks}))
                 return
-            entry = report.entry
             await output.line(
                 f"{output.name(entry.path)}: {human_bytes(entry.length)}, "
-                f"{plural(len(report.chunks), 'chunk')}, replication {entry.replication}"
+                f"{plural(len(chunks), 'chunk')}, replication {entry.replication}"
             )
-            if report.chunks:
+            if chunks:
                 titles = ["INDEX", "HANDLE", "VERSION", "LENGTH", "REPLICAS", "LEASE"]
-                rows = [_chunk_row(chunk) for chunk in report.chunks]
+                rows = [_chunk_row(chunk) for chunk in chunks]
                 await output.line(table(titles, rows, right=(0, 1, 2, 3)))
 
     run_with_client(cluster, work)
 
 
-def _chunk_row(chunk: Any) -> list[str]:
+def _chunk_row(chunk: ChunkReport) -> list[str]:
     replicas = ", ".join(f"{server.id} ({server.address})" for server in chunk.replicas)
     count = f"{len(chunk.replicas)}/{chunk.goal}"
     lease = f"{chunk.primary}, {human_seconds(chunk.lease_ms / 1000)}" if chunk.lease_ms else "-"

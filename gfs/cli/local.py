@@ -174,3 +174,24 @@ def is_special(path: str) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_directory(path: str, *, wanted: bool) -> bool:
+    """Whether to copy into ``path``, which is made a directory if so ``wanted``."""
+    if wanted:
+        os.makedirs(path, exist_ok=True)
+    return os.path.isdir(path)
+
+
+def prepare_target(path: str) -> str:
+    """Where a file for ``path`` goes, its parents made: a link stays a link,
+    and what it points at is written."""
+    target = os.path.realpath(path) if os.path.islink(path) else path
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    return target
+
+
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -7,7 +7,6 @@ pauses (``gfs ls | less``) holds up neither Ctrl-C nor the connections.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ import msgspec
 import trio
 
 from gfs.cli.exits import StdoutClosed
+from gfs.cli.local import write_all
 from gfs.protocol.messages import Message
 
 KIB = 1024
@@ -24,22 +24,24 @@ KIB = 1024
 PIECE_BYTES = 32 * KIB
 
 
-def _write(data: bytes | bytearray | memoryview) -> None:
+def _write(data: bytes | bytearray) -> None:
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError, AttributeError):
         sys.stdout.buffer.write(data)  # a test's stdout
         return
-    view = memoryview(data)
     try:
-        while view:
-            view = view[os.write(descriptor, view) :]
+        write_all(descriptor, data)
     except BrokenPipeError:
         raise StdoutClosed from None
 
 
 async def write_bytes(data: bytes | bytearray | memoryview) -> None:
-    """Write raw bytes to stdout. A cancelled write ends with the process."""
+    """Write raw bytes to stdout. A cancelled write ends with the process.
+
+    Until then it goes on, so it works on a copy of a view that will not last.
+    """
+    data = bytes(data) if isinstance(data, memoryview) else data
     await trio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
 
 

@@ -20,10 +20,12 @@ DRAWN_SECONDS = 0.1
 
 
 class Progress:
-    """What has been moved. ``total`` None: nobody knows how much it will be."""
+    """What has been done, in bytes or in ``unit``. ``total`` None: nobody knows
+    how much it will be."""
 
-    def __init__(self, total: int | None = None) -> None:
+    def __init__(self, total: int | None = None, unit: str = "") -> None:
         self.total = total
+        self.unit = unit
         self.done = 0
         self._pending: list[str] = []
         self._is_drawn = False
@@ -71,16 +73,19 @@ class Progress:
         for text in self._pending:
             bar.console.print(f"gfs: {text}", markup=False, highlight=False)  # type: ignore[attr-defined]
         self._pending.clear()
-        told = describe(self.done, self.total, seconds)
+        told = describe(self.done, self.total, seconds, self.unit)
         bar.update(task, completed=self.done, total=self.total, told=told)  # type: ignore[attr-defined]
         bar.refresh()  # type: ignore[attr-defined]
 
 
-def describe(done: int, total: int | None, seconds: float) -> str:
+def describe(done: int, total: int | None, seconds: float, unit: str = "") -> str:
+    def amount(count: float) -> str:
+        return f"{count:.0f} {unit}" if unit else human_bytes(count)
+
     rate = done / seconds if seconds > 0 else 0.0
-    parts = [human_bytes(done), f"{human_bytes(rate)}/s"]
+    parts = [amount(done), f"{amount(rate)}/s"]
     if total is not None:
-        parts[0] += f" of {human_bytes(total)}"
+        parts[0] += f" of {amount(total)}"
         if rate > 0 and done < total:
             parts.append(f"{human_seconds((total - done) / rate)} left")
     return "  ".join(parts)

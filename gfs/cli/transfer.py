@@ -117,10 +117,11 @@ class _Put:
             if source == "-" or local.is_pipe(source):
                 return None
             with contextlib.suppress(OSError):
-                if self.recursive and os.path.isdir(source):
+                found = os.stat(source)
+                if self.recursive and stat.S_ISDIR(found.st_mode):
                     total += await local.tree_bytes(source)
                 else:
-                    total += os.stat(source).st_size
+                    total += found.st_size
         return total
 
     async def _jobs_of(
@@ -265,10 +266,7 @@ class _Get:
         self.force = force
 
     async def jobs(self, client: Client, batch: Batch) -> AsyncIterator[Job]:
-        into = os.path.isdir(self.target)
-        if self.wants_directory and not into:
-            os.makedirs(self.target, exist_ok=True)
-            into = True
+        into = local.is_directory(self.target, wanted=self.wants_directory)
         if progress.is_wanted():
             batch.progress.total = await self._total(client)
         for source, name in self.sources:
@@ -314,9 +312,7 @@ class _Get:
         if local.is_special(target):
             length = await self._get_into_special(client, batch, source, target)
         else:
-            # A link keeps pointing at what is replaced.
-            target = os.path.realpath(target) if os.path.islink(target) else target
-            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+            target = local.prepare_target(target)
             entry = await client.get(
                 source, target, overwrite=self.force, progress=batch.progress.advance
             )
@@ -333,18 +329,18 @@ class _Get:
             os.open, target, os.O_WRONLY, abandon_on_cancel=True
         )
         length = 0
-        with open(descriptor, "wb", buffering=0) as file:
+        try:
             async with closing(client.stream(source)) as views:
                 async for view in views:
-                    await trio.to_thread.run_sync(_write_all, file, view, abandon_on_cancel=True)
+                    # A copy: a write that is abandoned may go on after the view.
+                    await trio.to_thread.run_sync(
+                        local.write_all, descriptor, bytes(view), abandon_on_cancel=True
+                    )
                     length += len(view)
                     batch.progress.advance(len(view))
+        finally:
+            os.close(descriptor)
         return length
-
-
-def _write_all(file: object, view: memoryview) -> None:
-    while view:
-        view = view[file.write(view) :]  # type: ignore[attr-defined]
 
 
 def _remote_source(text: str) -> tuple[str, str]:

@@ -161,9 +161,9 @@ def _holds_open(pid: int, path: Path) -> bool:
         return _is_alive(pid)
     try:
         wanted = path.stat()
-        for link in os.scandir(f"/proc/{pid}/fd"):
+        for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(link.path), wanted):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
                     return True
     except PermissionError:
         return _is_alive(pid)

@@ -1,0 +1,35 @@
+"""Fixtures for tests with real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three chunkservers, shared by the tests of a module."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters for one test, not started yet; all are stopped after it."""
+    made: list[Cluster] = []
+
+    def make(*arguments: str, name: str = "cluster", chunkservers: int | None = 3) -> Cluster:
+        directory = tmp_path / name
+        directory.mkdir(exist_ok=True)
+        made.append(Cluster(directory, *arguments, chunkservers=chunkservers))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.stop()

@@ -1,0 +1,193 @@
+"""A whole cluster of real processes, for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+GFS = [sys.executable, "-m", "gfs.cli"]
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+POLL_SECONDS = 0.02
+
+
+def wait_for(condition: Callable[[], T], seconds: float, what: str) -> T:
+    """What ``condition`` returns as soon as that is true; it fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
+        time.sleep(POLL_SECONDS)
+
+
+def runs(pid: int) -> bool:
+    """Whether ``pid`` is a process that has not ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except FileNotFoundError:
+        return False
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Ours, without what would point a command at another cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GFS_")}
+    return {**kept, **changes}
+
+
+class Cluster:
+    """``gfs up`` in the foreground, on ports of its own.
+
+    ``start`` and ``stop`` may be called again and again on the same state.
+    """
+
+    def __init__(self, directory: Path, *arguments: str, chunkservers: int | None = 3) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.ready_file = directory / "ready.json"
+        self.output = directory / "up.out"
+        self.arguments = ["--port", "0", *arguments]
+        if chunkservers is not None:
+            self.arguments += ["--chunkservers", str(chunkservers)]
+        self.environment = environment()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._seen: set[int] = set()
+
+    def start(self) -> Cluster:
+        self.launch()
+        assert self.process is not None
+
+        def is_up() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"gfs up ended: {self.output.read_text()}"
+            return self.ready_file.exists()
+
+        wait_for(is_up, START_SECONDS, "ready file")
+        return self
+
+    def launch(self) -> None:
+        """Start without waiting."""
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(*GFS, "up", "--state", self.state, "--ready-file", self.ready_file),
+                    *self.arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self.environment,
+            )
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """What the ready file says now."""
+        facts: dict[str, Any] = json.loads(self.ready_file.read_bytes())
+        self._seen.update(_pids(facts))
+        return facts
+
+    def pid(self, name: str) -> int:
+        """``"master"``, ``"chunkserver-2"`` or ``"supervisor"``."""
+        if name == "supervisor":
+            assert self.process is not None
+            return self.process.pid
+        return int(self._facts(name)["pid"])
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        ready = self.ready
+        if name == "master":
+            master: dict[str, Any] = ready["master"]
+            return master
+        found = [server for server in ready["chunkservers"] if Path(server["dir"]).name == name]
+        assert found, f"no {name} in {ready}"
+        server: dict[str, Any] = found[0]
+        return server
+
+    def pids(self) -> list[int]:
+        """All processes but the supervisor."""
+        return _pids(self.ready)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        """Send a signal; returns the pid it went to."""
+        pid = self.pid(name)
+        os.kill(pid, number)
+        return pid
+
+    def wait_restarted(self, name: str, old_pid: int, seconds: float = 20.0) -> int:
+        """Wait until another process than ``old_pid`` serves as ``name``; its pid."""
+
+        def restarted() -> int | None:
+            pid = self.pid(name)
+            return pid if pid != old_pid else None
+
+        pid = wait_for(restarted, seconds, f"restart of {name}")
+        assert pid is not None
+        return pid
+
+    def gfs(
+        self,
+        *arguments: str | os.PathLike[str],
+        input: bytes | None = None,
+        code: int | None = 0,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a subcommand on this cluster; fails unless it exits with ``code``."""
+        done = subprocess.run(
+            [*GFS, *arguments],
+            input=b"" if input is None else input,
+            capture_output=True,
+            env={**self.environment, "GFS_STATE": str(self.state)},
+            cwd=cwd,
+            timeout=120,
+            check=False,
+        )
+        assert code is None or done.returncode == code, (
+            f"gfs {' '.join(map(str, arguments))}: exit code {done.returncode}, not {code}\n"
+            f"{done.stderr.decode(errors='replace')}"
+        )
+        return done
+
+    def json(self, *arguments: str | os.PathLike[str], code: int = 0) -> Any:
+        return json.loads(self.gfs(*arguments, "--json", code=code).stdout)
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything at once, the supervisor included."""
+        assert self.process is not None
+        pids = [self.process.pid, *self.pids()]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        wait_for(lambda: not any(map(runs, pids)), STOP_SECONDS, "end of all processes")
+
+    def stop(self) -> int:
+        """Stop cleanly; the exit code of ``gfs up``. Leaves no process, come what may."""
+        if self.process is None:
+            return 0
+        process, self.process = self.process, None
+        if self.ready_file.exists():
+            _ = self.ready
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            # Children of a supervisor that was killed end by themselves.
+            wait_for(lambda: not any(map(runs, self._seen)), STOP_SECONDS, "end of the children")
+
+
+def _pids(facts: dict[str, Any]) -> list[int]:
+    return [facts["master"]["pid"], *(server["pid"] for server in facts["chunkservers"])]

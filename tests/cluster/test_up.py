@@ -1,0 +1,291 @@
+"""``gfs up``: what it promises about the processes it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import GFS, Cluster, environment, runs, wait_for
+
+MakeCluster = Callable[..., Cluster]
+
+
+def run_up(state: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """A ``gfs up`` that is expected to end by itself."""
+    return subprocess.run(
+        [*GFS, "up", "--state", state, *arguments],
+        capture_output=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
+    """Exit code 2, and one line on stderr that says ``words``."""
+    told = done.stderr.decode()
+    assert done.returncode == 2, told
+    assert told.count("\n") == 1, told
+    assert told.startswith("gfs: "), told
+    for word in words:
+        assert word in told
+    assert done.stdout == b""
+
+
+def free_base(count: int) -> int:
+    """A port that is free, with the ``count - 1`` ports after it."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            base: int = first.getsockname()[1]
+            rest = [socket.socket() for _ in range(count - 1)]
+            try:
+                for step, probe in enumerate(rest, 1):
+                    probe.bind(("127.0.0.1", base + step))
+                return base
+            except (OSError, OverflowError):
+                continue
+            finally:
+                for probe in rest:
+                    probe.close()
+
+
+# --- it serves ------------------------------------------------------------------
+
+
+def test_ready_file_is_true_and_the_cluster_serves(cluster: Cluster) -> None:
+    ready = cluster.ready
+    assert set(ready) == {"master", "chunkservers", "state"}
+    assert set(ready["master"]) == {"address", "pid"}
+    assert len(ready["chunkservers"]) == 3
+    for server in ready["chunkservers"]:
+        assert set(server) == {"id", "address", "pid", "dir"}
+        assert Path(server["dir"]).is_dir()
+    assert ready["state"] == str(cluster.state)
+    assert json.loads((cluster.state / "cluster.json").read_bytes()) == ready
+    pids = cluster.pids()
+    assert len(set(pids)) == 4
+    assert all(map(runs, pids))
+
+    cluster.gfs("put", "/usr/lib/os-release", "/etc/os")
+    assert b"os" in cluster.gfs("ls", "/etc").stdout.split()
+    assert cluster.gfs("get", "/etc/os", "-").stdout == Path("/usr/lib/os-release").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["chunkserver-2", "master"])
+def test_a_killed_process_is_started_again(cluster: Cluster, name: str) -> None:
+    cluster.gfs("put", "-", f"/kept-{name}", input=b"kept")
+    others = {pid for pid in cluster.pids() if pid != cluster.pid(name)}
+    old = cluster.kill(name)
+    new = cluster.wait_restarted(name, old)
+    assert runs(new)
+    assert not runs(old)
+    assert set(cluster.pids()) == others | {new}
+    assert cluster.gfs("cat", f"/kept-{name}").stdout == b"kept"
+
+
+def test_a_second_one_on_the_same_state_is_refused(cluster: Cluster) -> None:
+    before = cluster.ready
+    assert_refused(run_up(cluster.state), str(cluster.state), "gfs down")
+    assert_refused(run_up(cluster.state, "--detach"), str(cluster.state), "gfs down")
+    assert cluster.ready == before
+
+
+# --- it stops -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_and_the_state_stays(
+    make_cluster: MakeCluster, number: int
+) -> None:
+    cluster = make_cluster().start()
+    cluster.gfs("put", "-", "/a/b", input=b"kept")
+    pids = cluster.pids()
+    cluster.kill("supervisor", number)
+    assert cluster.process is not None
+    assert cluster.process.wait(30) == 0
+    assert not any(map(runs, pids))
+    assert not cluster.ready_file.exists()
+    assert not (cluster.state / "cluster.json").exists()
+
+    cluster.start()
+    assert cluster.gfs("cat", "/a/b").stdout == b"kept"
+
+
+def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster().start()
+    cluster.gfs("put", "-", "/a/b", input=b"kept")
+    cluster.kill_all()
+    cluster.ready_file.unlink()  # nobody could
+    cluster.start()
+    assert cluster.gfs("cat", "/a/b").stdout == b"kept"
+
+
+def test_children_do_not_outlive_a_killed_supervisor(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster().start()
+    pids = cluster.pids()
+    cluster.kill("supervisor")
+    assert cluster.process is not None
+    cluster.process.wait()
+    # The next one waits for what is left of the last one, and then starts.
+    cluster.ready_file.unlink()
+    cluster.start()
+    assert not any(map(runs, pids))
+
+
+def test_a_child_that_hangs_is_killed_in_the_end(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(chunkservers=1).start()
+    cluster.kill("chunkserver-1", signal.SIGSTOP)
+    cluster.kill("supervisor", signal.SIGTERM)
+    pids = cluster.pids()
+    wait_for(lambda: not runs(pids[0]), 10, "end of the master")
+    cluster.kill("supervisor", signal.SIGINT)  # hastens
+    assert cluster.process is not None
+    assert cluster.process.wait(5) == 0
+    assert not any(map(runs, pids))
+
+
+# --- it is refused ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_taken_port_is_refused_and_nothing_is_left(tmp_path: Path, step: int) -> None:
+    base = free_base(4)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", base + step))
+        taken.listen(1)
+        done = run_up(tmp_path / "deep" / "state", "--port", str(base))
+    assert_refused(done, str(base + step), "taken")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_ports_beyond_the_last_are_refused(tmp_path: Path) -> None:
+    assert_refused(run_up(tmp_path / "state", "--port", "65534"), "--port 65534")
+
+
+@pytest.mark.parametrize("where", ["", "/chunkserver-2", "/master", "/log"])
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, where: str) -> None:
+    # Root may write anywhere, but not below a file.
+    state = tmp_path / "state"
+    blocked = Path(f"{state}{where}")
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.write_text("in the way")
+    assert_refused(run_up(state, "--port", "0"), str(blocked))
+
+
+def test_a_ready_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run_up(
+        tmp_path / "state", "--port", "0", "--ready-file", str(tmp_path / "file" / "ready")
+    )
+    assert_refused(done, "file")
+
+
+def test_a_child_that_cannot_start_stops_the_others(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "cluster.key").write_text("nonsense")
+    (state / "cluster.key").chmod(0o600)
+    assert_refused(run_up(state, "--port", "0"), "cluster.key")
+    # A configuration error of one role only shows in its process.
+    (state / "cluster.key").unlink()
+    config = tmp_path / "gfs.toml"
+    config.write_text('[chunkserver]\ndurability = "hope"\n')
+    done = run_up(state, "--port", "0", "--config", str(config))
+    assert_refused(done, "chunkserver-", "durability")
+    assert not (state / "cluster.json").exists()
+    leftover = [
+        pid
+        for pid in filter(str.isdecimal, os.listdir("/proc"))
+        if str(state).encode() in _command_line(pid)
+    ]
+    assert leftover == []
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+# --- more and fewer -----------------------------------------------------------------
+
+
+def test_chunkservers_join_and_are_never_left_out(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("--replication", "1", chunkservers=1).start()
+    assert len(cluster.ready["chunkservers"]) == 1
+    cluster.gfs("put", "-", "/a", input=b"kept")
+    cluster.stop()
+
+    more = make_cluster(chunkservers=2).start()
+    assert len(more.ready["chunkservers"]) == 2
+    # The replication of the first start is remembered.
+    more.gfs("put", "-", "/b", input=b"kept")
+    assert more.json("stat", "/b")["replication"] == 1
+    more.stop()
+
+    fewer = make_cluster(chunkservers=1).start()
+    assert len(fewer.ready["chunkservers"]) == 2
+    assert fewer.gfs("cat", "/a", "/b").stdout == b"keptkept"
+
+
+def test_too_few_chunkservers_are_said(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("--replication", "3", chunkservers=1).start()
+    told = cluster.output.read_text()
+    assert "Warning" in told
+    assert "--replication 1" in told
+
+
+# --- in the background ---------------------------------------------------------------
+
+
+def test_detach_and_down(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    ready_file = tmp_path / "ready.json"
+    try:
+        done = run_up(
+            state, "--port", "0", "--chunkservers", "1", "--detach", "--ready-file", str(ready_file)
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == b""
+        assert b"down" in done.stdout
+        ready = json.loads(ready_file.read_bytes())
+        pids = [ready["master"]["pid"], ready["chunkservers"][0]["pid"]]
+        assert all(map(runs, pids))
+    finally:
+        down = subprocess.run(
+            [*GFS, "down", "--state", state], capture_output=True, env=environment(), check=False
+        )
+    assert down.returncode == 0, down.stderr
+    assert not any(map(runs, pids))
+    assert not ready_file.exists()
+    again = subprocess.run(
+        [*GFS, "down", "--state", state], capture_output=True, env=environment(), check=False
+    )
+    assert again.returncode == 0
+    assert b"no cluster runs" in again.stdout
+
+
+def test_detach_tells_why_it_failed(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        assert_refused(run_up(tmp_path / "state", "--port", str(port), "--detach"), str(port))
+
+
+def test_down_of_nothing_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*GFS, "down", "--state", tmp_path / "typo"],
+        capture_output=True,
+        env=environment(),
+        check=False,
+    )
+    assert_refused(done, "typo")

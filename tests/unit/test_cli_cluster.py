@@ -1,0 +1,209 @@
+"""What the supervisor decides, and the state directory it decides on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from gfs.cluster import directory as directories
+from gfs.cluster.directory import (
+    StateDirectory,
+    bound_log,
+    free_ports,
+    is_locked,
+    missing_directories,
+    remove_empty,
+    supervisor_pid,
+    try_lock,
+    write_atomically,
+)
+from gfs.cluster.report import Reporter, failure, receive_report
+from gfs.cluster.supervisor import (
+    RESTART_SECONDS_MAX,
+    Backoff,
+    Wishes,
+    choose_numbers,
+    how_it_ended,
+    make_plan,
+)
+from gfs.errors import GfsError, SettingsError, StartupError
+
+
+@pytest.mark.parametrize(
+    ("existing", "wanted", "chosen"),
+    [
+        ([], None, [1, 2, 3]),
+        ([], 2, [1, 2]),
+        ([1, 2], None, [1, 2]),
+        ([1, 2], 4, [1, 2, 3, 4]),
+        ([1, 2, 3, 4], 2, [1, 2, 3, 4]),
+        ([1, 3], 3, [1, 2, 3]),
+        ([7], 2, [1, 7]),
+    ],
+)
+def test_those_that_hold_data_always_run(
+    existing: list[int], wanted: int | None, chosen: list[int]
+) -> None:
+    assert choose_numbers(existing, wanted) == chosen
+
+
+def test_backoff_doubles_to_its_bound_and_forgets_after_health() -> None:
+    backoff = Backoff()
+    delays = [backoff.after(0.0) for _ in range(100)]
+    assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert delays[-1] == RESTART_SECONDS_MAX
+    assert backoff.after(31.0) == 0.1
+
+
+def test_ends_are_told() -> None:
+    assert how_it_ended(3) == "ended with exit code 3"
+    assert how_it_ended(-signal.SIGKILL) == "was ended by SIGKILL"
+
+
+def test_a_plan_changes_nothing(tmp_path: Path) -> None:
+    plan = make_plan(
+        Wishes(tmp_path / "state", chunkservers=2, port=0), StateDirectory(tmp_path / "state")
+    )
+    assert [child.name for child in plan.chunkservers] == ["chunkserver-1", "chunkserver-2"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_replication_is_remembered_and_can_be_changed(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    write_atomically(directory.settled, {"replication": 2})
+    assert make_plan(Wishes(tmp_path, port=0), directory).replication == 2
+    assert make_plan(Wishes(tmp_path, port=0, replication=5), directory).replication == 5
+
+
+def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    directory.settled.write_text("{")
+    with pytest.raises(StartupError, match=r"up\.json"):
+        make_plan(Wishes(tmp_path, port=0), directory)
+    directory.settled.write_text('{"replication": 99}')
+    with pytest.raises(SettingsError, match="replication"):
+        make_plan(Wishes(tmp_path, port=0), directory)
+
+
+# --- the lock ---------------------------------------------------------------------
+
+
+def test_the_lock_is_held_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    held = try_lock(path)
+    assert held is not None
+    assert is_locked(path)
+    assert try_lock(path) is None
+    assert supervisor_pid(path) == os.getpid()
+    os.close(held)
+    assert not is_locked(path)
+    # The pid is still there, but its process has the lock open no more.
+    assert supervisor_pid(path) is None
+
+
+def test_an_inherited_lock_is_held_until_the_last_one_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held = try_lock(path)
+    assert held is not None
+    inherited = os.dup(held)
+    os.close(held)
+    assert is_locked(path)
+    os.close(inherited)
+    assert not is_locked(path)
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "999999999", str(os.getppid())])
+def test_a_pid_is_believed_only_with_the_lock_open(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "lock"
+    path.write_text(content)
+    assert supervisor_pid(path) is None
+
+
+# --- files ------------------------------------------------------------------------
+
+
+def test_a_refused_start_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b"
+    missing = missing_directories(path)
+    path.mkdir(parents=True)
+    remove_empty(missing)
+    assert list(tmp_path.iterdir()) == []
+    path.mkdir(parents=True)
+    (path / "kept").touch()
+    remove_empty(missing)
+    assert (path / "kept").exists()
+
+
+def test_logs_are_bounded_while_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directories, "LOG_BYTES_MAX", 10)
+    path = tmp_path / "x.log"
+    descriptor = directories.open_log(path)
+    os.write(descriptor, b"0123456789")
+    bound_log(path)
+    assert path.stat().st_size == 10
+    os.write(descriptor, b"a")
+    bound_log(path)
+    os.write(descriptor, b"b")
+    os.close(descriptor)
+    assert (tmp_path / "x.log.1").read_bytes() == b"0123456789a"
+    assert path.read_bytes() == b"b"
+
+
+def test_files_are_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ready.json"
+    write_atomically(path, {"a": 1})
+    write_atomically(path, {"a": 2})
+    assert json.loads(path.read_bytes()) == {"a": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(free_ports("127.0.0.1", 20))) == 20
+
+
+# --- reports ----------------------------------------------------------------------
+
+
+async def test_a_report_arrives_once() -> None:
+    receive, send = os.pipe()
+    reporter = Reporter(send)
+    reporter.serving({"address": "h:1"})
+    reporter.failed("too late", 2)
+    report = await receive_report(receive)
+    assert report == {"pid": os.getpid(), "address": "h:1"}
+    assert failure(report) is None
+
+
+async def test_a_failure_keeps_its_exit_code() -> None:
+    for code, kind in ((2, StartupError), (1, GfsError)):
+        receive, send = os.pipe()
+        Reporter(send).failed("port taken", code)
+        report = await receive_report(receive)
+        assert report is not None
+        told = failure(report)
+        assert type(told) is kind
+        assert str(told) == "port taken"
+
+
+@pytest.mark.parametrize("data", [b"", b"half a li", b"no json\n", b"[]\n"])
+async def test_a_broken_report_is_none(data: bytes) -> None:
+    receive, send = os.pipe()
+    os.write(send, data)
+    os.close(send)
+    assert await receive_report(receive) is None
+
+
+async def test_waiting_for_a_report_can_be_cancelled() -> None:
+    receive, send = os.pipe()
+    with trio.move_on_after(0.01) as scope:
+        await receive_report(receive)
+    assert scope.cancelled_caught
+    os.close(send)

@@ -1,0 +1,136 @@
+"""What the `gfs` command does before it talks to anybody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+import gfs
+from gfs.cli import command
+from gfs.cli.exits import Failed, Interrupted, StdoutClosed
+from gfs.errors import MasterUnavailable, NotFound, StartupError
+
+GFS = [sys.executable, "-m", "gfs.cli"]
+CLIENT_COMMANDS = (
+    *("put", "get", "cat", "ls", "stat", "mkdir", "rm", "mv", "du"),
+    *("status", "fsck", "locate"),
+)
+
+
+def test_help_lists_every_subcommand_without_importing_them() -> None:
+    code = (
+        "import sys; from gfs.cli.command import run; run(['--help']);"
+        "print([m for m in ('trio', 'rich', 'lmdb', 'anyio', 'gfs.client') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *help_text, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    for commands in command.SECTIONS.values():
+        for name, (_, what) in commands.items():
+            assert any(line.split() == [name, *what.split()] for line in help_text)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"gfs {gfs.__version__}\n"
+
+
+def test_every_subcommand_says_what_it_does() -> None:
+    context = click.Context(command.root)
+    for name in command.root.list_commands(context):
+        found = command.root.get_command(context, name)
+        assert found is not None
+        assert found.name == name
+        assert found.help
+
+
+@pytest.mark.parametrize("name", CLIENT_COMMANDS)
+def test_client_subcommands_share_their_options(name: str) -> None:
+    found = command.root.get_command(click.Context(command.root), name)
+    assert found is not None
+    options = {option for parameter in found.params for option in parameter.opts}
+    assert options >= {"--json", "--master", "--state", "--key-file", "--config"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (NotFound("/a: no such file"), 1, "gfs: /a: no such file\n"),
+        (StartupError("port 1 is\ntaken"), 2, "gfs: port 1 is taken\n"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 1, "gfs: x: No such file"),
+        (KeyboardInterrupt(), 130, "gfs: interrupted\n"),
+        (Interrupted(15), 143, "gfs: interrupted\n"),
+        (Failed(), 1, ""),
+        (ExceptionGroup("", [ExceptionGroup("", [NotFound("gone")])]), 1, "gfs: gone\n"),
+        (
+            BaseExceptionGroup("", [KeyboardInterrupt(), MasterUnavailable("no master")]),
+            1,
+            "gfs: no master\n",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command._explain(error) == code
+    found = capsys.readouterr().err
+    assert found.startswith(told)
+    assert found.count("\n") == (1 if told else 0)
+
+
+def test_a_closed_stdout_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "from gfs.cli.command import _explain, StdoutClosed; exit(_explain(StdoutClosed()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
+
+
+def test_a_bug_is_raised() -> None:
+    with pytest.raises(ExceptionGroup):
+        command._explain(ExceptionGroup("", [NotFound("gone"), TypeError("a bug")]))
+    with pytest.raises(TypeError):
+        command._explain(TypeError("a bug"))
+    with pytest.raises(StdoutClosed):
+        raise StdoutClosed
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GFS_DEBUG", "1")
+    command._explain(NotFound("gone"))
+    assert "NotFound: gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ls", "--state", "/nowhere/at/all"], ["/nowhere/at/all", "gfs up"]),
+        (["ls", "relative"], ["'relative'", "start with /"]),
+        (["ls", "/bad-\udcff"], ["UTF-8"]),
+        (["get", "-r", "/a", "-"], ["stdout"]),
+        (["down", "--state", "/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["chunkserver", "--dir", "/tmp", "--key-file", "/nowhere/key"], ["/nowhere/key"]),
+        (["master", "--state", "/dev/null/x"], ["/dev/null/x"]),
+        (["ls", "--config", "/nowhere/gfs.toml"], ["/nowhere/gfs.toml"]),
+    ],
+)
+def test_what_cannot_work_is_one_line(arguments: list[str], words: list[str]) -> None:
+    done = subprocess.run([*GFS, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("gfs: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_setting_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GFS_CLIENT_MEMORY_BYTES", "lots")
+    done = subprocess.run(
+        [*GFS, "ls", "--master", "127.0.0.1:1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "memory_bytes" in done.stderr
