@@ -1,0 +1,380 @@
+"""Every subcommand against a cluster of real processes, as a script sees it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import GFS, Cluster, wait_for
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def top(cluster: Cluster, request: pytest.FixtureRequest) -> str:
+    """A remote directory for one test alone."""
+    path = "/" + "".join(c if c.isalnum() else "-" for c in request.node.name)
+    cluster.gfs("mkdir", path)
+    return path
+
+
+def fails(cluster: Cluster, *arguments: str | Path, code: int = 1, **options: object) -> str:
+    """The one line that a failing subcommand says."""
+    done = cluster.gfs(*arguments, code=code, **options)  # type: ignore[arg-type]
+    told = done.stderr.decode()
+    assert told.startswith("gfs: "), told
+    assert told.count("\n") == 1, told
+    return told
+
+
+# --- put and get ------------------------------------------------------------------
+
+
+def test_a_file_goes_in_and_out(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    data = os.urandom(3 * MIB + 17)
+    (tmp_path / "in").write_bytes(data)
+    done = cluster.gfs("put", tmp_path / "in", f"{top}/new/parents/file")
+    assert (done.stdout, done.stderr) == (b"", b"")
+    done = cluster.gfs("get", f"{top}/new/parents/file", tmp_path / "also" / "new" / "out")
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert (tmp_path / "also" / "new" / "out").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000])
+def test_stdin_and_stdout(cluster: Cluster, top: str, size: int) -> None:
+    data = os.urandom(size)
+    cluster.gfs("put", "-", f"{top}/file", input=data)
+    assert cluster.gfs("get", f"{top}/file", "-").stdout == data
+    assert cluster.gfs("cat", f"{top}/file", f"{top}/file").stdout == data + data
+    [found] = cluster.json("cat", f"{top}/file")
+    assert base64.b64decode(found["data"]) == data
+    assert found["length"] == size
+
+
+def test_nothing_is_overwritten_without_force(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"local")
+    cluster.gfs("put", "-", f"{top}/file", input=b"first")
+    assert f"{top}/file" in fails(cluster, "put", tmp_path / "local", f"{top}/file")
+    assert "local" in fails(cluster, "get", f"{top}/file", tmp_path / "local")
+    assert (tmp_path / "local").read_bytes() == b"local"
+    cluster.gfs("get", "--force", f"{top}/file", tmp_path / "local")
+    assert (tmp_path / "local").read_bytes() == b"first"
+    cluster.gfs("put", "-f", "-", f"{top}/file", input=b"second")
+    assert cluster.gfs("cat", f"{top}/file").stdout == b"second"
+    assert [path.name for path in tmp_path.iterdir()] == ["local"]
+
+
+def test_into_a_directory_as_cp_does(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    cluster.gfs("put", tmp_path / "a", top)
+    cluster.gfs("put", tmp_path / "a", f"{top}/made/")
+    cluster.gfs("put", tmp_path / "a", tmp_path / "b", f"{top}/several")
+    assert cluster.gfs("cat", f"{top}/a", f"{top}/made/a", f"{top}/several/b").stdout == b"aab"
+    out = tmp_path / "out"
+    out.mkdir()
+    cluster.gfs("get", f"{top}/a", out)
+    cluster.gfs("get", f"{top}/several/a", f"{top}/several/b", out / "more")
+    cluster.gfs("get", f"{top}/several/b", cwd=out)
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == [
+        *("a", "b", "more", "more/a", "more/b"),
+    ]
+    assert "no name" in fails(cluster, "put", "-", top, input=b"x")
+
+
+def test_directories(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for number in range(40):
+        path = tree / f"d{number % 4}" / "e" / f"file-{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(str(number).encode() * number)
+    (tree / "empty").mkdir()
+    assert "-r" in fails(cluster, "put", tree, top)
+    cluster.gfs("put", "-r", tree, top)
+    assert "-r" in fails(cluster, "get", f"{top}/tree", tmp_path / "x")
+    cluster.gfs("get", "-r", f"{top}/tree", tmp_path / "back")
+    _assert_same(tree, tmp_path / "back")
+
+    # As with cp: an existing target gets the directory, "/." its contents.
+    (tmp_path / "into").mkdir()
+    cluster.gfs("get", "-r", f"{top}/tree", tmp_path / "into")
+    _assert_same(tree, tmp_path / "into" / "tree")
+    cluster.gfs("get", "-r", f"{top}/tree/.", tmp_path / "contents")
+    _assert_same(tree, tmp_path / "contents")
+    cluster.gfs("put", "-r", f"{tree}/.", f"{top}/contents")
+    cluster.gfs("get", "-r", f"{top}/contents", tmp_path / "again")
+    _assert_same(tree, tmp_path / "again")
+
+
+def _assert_same(one: Path, other: Path) -> None:
+    def content(root: Path) -> dict[str, bytes | None]:
+        return {
+            str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+            for path in root.rglob("*")
+        }
+
+    assert content(one) == content(other)
+
+
+def test_what_cannot_be_copied_is_told_and_the_rest_copied(
+    cluster: Cluster, top: str, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "good").write_bytes(b"good")
+    (tree / "dangling").symlink_to("nothing")
+    (tree / os.fsdecode(b"bad-\xff")).write_bytes(b"x")
+    os.mkfifo(tree / "pipe")
+    done = cluster.gfs("put", "-r", tree, f"{top}/tree", "--json", code=1)
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("gfs: ") for line in lines)
+    document = json.loads(done.stdout)
+    assert [file["path"] for file in document["files"]] == [f"{top}/tree/good"]
+    assert document["failures"] == 3
+
+
+def test_transfers_in_json(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"12345")
+    document = cluster.json("put", tmp_path / "in", f"{top}/file", "--replication", "2")
+    [entry] = document["files"]
+    assert (entry["path"], entry["length"], entry["replication"]) == (f"{top}/file", 5, 2)
+    assert document["bytes"] == 5
+    document = cluster.json("get", f"{top}/file", tmp_path / "out")
+    [copy] = document["files"]
+    assert copy == {"path": f"{top}/file", "target": str(tmp_path / "out"), "length": 5}
+    done = cluster.gfs("get", f"{top}/missing", tmp_path / "x", "--json", code=1)
+    assert done.stdout == b""
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_device_is_not_replaced(cluster: Cluster, top: str) -> None:
+    cluster.gfs("put", "-", f"{top}/file", input=b"x")
+    cluster.gfs("get", f"{top}/file", "/dev/null")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_pipe_is_read_to_its_end(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["sh", "-c", f"echo piped > {tmp_path}/pipe"]):
+        cluster.gfs("put", tmp_path / "pipe", f"{top}/file")
+    assert cluster.gfs("cat", f"{top}/file").stdout == b"piped\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["put", "/nowhere", "/x"],
+        ["put", "/etc/hostname", "/bad-\udcff"],
+        ["get", "/nowhere", "x"],
+        ["cat", "/nowhere"],
+        ["ls", "/nowhere"],
+        ["stat", "/nowhere"],
+        ["mkdir", "/nowhere/deeper"],
+        ["rm", "/nowhere"],
+        ["mv", "/nowhere", "/x"],
+        ["du", "/nowhere"],
+        ["fsck", "/nowhere"],
+        ["locate", "/nowhere"],
+        ["locate", "/"],
+        ["cat", "/"],
+    ],
+)
+def test_failures_are_one_line(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
+    fails(cluster, *arguments, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- names ------------------------------------------------------------------------
+
+
+def test_ls(cluster: Cluster, top: str) -> None:
+    cluster.gfs("mkdir", "-p", f"{top}/d/e")
+    for name in ("b", "a", "d/e/deep"):
+        cluster.gfs("put", "-", f"{top}/{name}", input=b"12345")
+    assert cluster.gfs("ls", top).stdout == b"a\nb\nd/\n"
+    assert cluster.gfs("ls", f"{top}/a").stdout == f"{top}/a\n".encode()
+    assert sorted(cluster.gfs("ls", "-R", top).stdout.decode().split()) == [
+        *(f"{top}/{name}" for name in ("a", "b", "d/", "d/e/", "d/e/deep")),
+    ]
+    long = cluster.gfs("ls", "-l", top).stdout.decode().splitlines()
+    assert long[0].split()[:4] == ["f", "3", "5", "B"]
+    assert long[2].startswith("d")
+    listed = cluster.json("ls", top)
+    assert [(entry["path"], entry["kind"]) for entry in listed] == [
+        *((f"{top}/a", "file"), (f"{top}/b", "file"), (f"{top}/d", "directory")),
+    ]
+    assert len(cluster.json("ls", "-R", top)) == 5
+    cluster.gfs("mkdir", f"{top}/empty")
+    assert cluster.json("ls", f"{top}/empty") == []
+    assert cluster.gfs("ls", f"{top}/empty").stdout == b""
+
+
+def test_stat_and_du(cluster: Cluster, top: str) -> None:
+    cluster.gfs("put", "-", f"{top}/file", input=b"x" * 1000)
+    entry = cluster.json("stat", f"{top}/file")
+    assert (entry["kind"], entry["length"], entry["replication"]) == ("file", 1000, 3)
+    assert [entry["kind"] for entry in cluster.json("stat", top, f"{top}/file")] == [
+        *("directory", "file"),
+    ]
+    told = cluster.gfs("stat", f"{top}/file").stdout.decode()
+    assert "1000 bytes" in told
+    usage = cluster.json("du", top)
+    assert (usage["files"], usage["bytes"], usage["replicated_bytes"]) == (1, 1000, 3000)
+    assert b"1000 B" in cluster.gfs("du", top).stdout
+
+
+def test_mkdir_rm_mv(cluster: Cluster, top: str) -> None:
+    made = cluster.json("mkdir", "-p", f"{top}/a/b")
+    assert made["path"] == f"{top}/a/b"
+    cluster.gfs("mkdir", "-p", f"{top}/a/b")
+    fails(cluster, "mkdir", f"{top}/a/b")
+    cluster.gfs("put", "-", f"{top}/file", input=b"file")
+    cluster.gfs("mv", f"{top}/file", f"{top}/a")
+    moved = cluster.json("mv", f"{top}/a/file", f"{top}/renamed")
+    assert moved == {"moved": [{"source": f"{top}/a/file", "target": f"{top}/renamed"}]}
+    cluster.gfs("put", "-", f"{top}/other", input=b"other")
+    fails(cluster, "mv", f"{top}/other", f"{top}/renamed")
+    cluster.gfs("mv", "--force", f"{top}/other", f"{top}/renamed")
+    assert cluster.gfs("cat", f"{top}/renamed").stdout == b"other"
+    fails(cluster, "mv", f"{top}/renamed", f"{top}/a", f"{top}/missing")
+    fails(cluster, "rm", f"{top}/a")
+    assert cluster.json("rm", "-r", f"{top}/a") == {"deleted": [f"{top}/a"]}
+    fails(cluster, "rm", f"{top}/a")
+    cluster.gfs("rm", "-f", f"{top}/a")
+    assert cluster.gfs("ls", top).stdout == b"renamed\n"
+
+
+# --- health -----------------------------------------------------------------------
+
+
+def test_status(cluster: Cluster) -> None:
+    status = cluster.json("status")
+    assert len(status["servers"]) == 3
+    server = status["servers"][0]
+    assert server["state"] == "live"
+    assert {"address", "rack", "heartbeat_age_ms", "chunks", "disks"} <= set(server)
+    assert {"total_bytes", "free_bytes"} <= set(server["disks"][0])
+    assert {"files", "chunks", "under_replicated", "corrupt", "lost"} <= set(status["totals"])
+    told = cluster.gfs("status").stdout.decode()
+    for server in cluster.ready["chunkservers"]:
+        assert server["id"] in told
+        assert server["address"] in told
+
+
+def test_locate_and_fsck(cluster: Cluster, top: str) -> None:
+    cluster.gfs("put", "-", f"{top}/file", input=b"x" * 1000)
+    located = cluster.json("locate", f"{top}/file")
+    [chunk] = located["chunks"]
+    assert (chunk["index"], chunk["length"], len(chunk["replicas"])) == (0, 1000, 3)
+    assert {"handle", "version", "lease_ms"} <= set(chunk)
+    told = cluster.gfs("locate", f"{top}/file").stdout.decode()
+    assert f"{chunk['handle']:x}" in told
+    report = cluster.json("fsck", top)
+    assert (report["files"], report["chunks"], report["damaged"]) == (1, 1, [])
+    assert b"all is well" in cluster.gfs("fsck", top).stdout
+
+
+# --- manners ----------------------------------------------------------------------
+
+
+def test_a_closed_stdout_ends_quietly(cluster: Cluster, top: str) -> None:
+    cluster.gfs("put", "-", f"{top}/file", input=os.urandom(4 * MIB))
+    for arguments in (["cat", f"{top}/file"], ["get", f"{top}/file", "-"], ["status"]):
+        receive, send = os.pipe()
+        os.close(receive)
+        try:
+            done = subprocess.run(
+                [*GFS, *arguments],
+                stdout=send,
+                stderr=subprocess.PIPE,
+                env={**cluster.environment, "GFS_STATE": str(cluster.state)},
+                check=False,
+            )
+        finally:
+            os.close(send)
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_ctrl_c_leaves_nothing_half_done(cluster: Cluster, top: str) -> None:
+    with subprocess.Popen(
+        [*GFS, "put", "-", f"{top}/file"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**cluster.environment, "GFS_STATE": str(cluster.state)},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(os.urandom(MIB))
+        process.stdin.flush()
+        os.set_blocking(process.stdin.fileno(), False)
+
+        def is_read() -> bool:
+            """Whether the pipe was emptied, so that it takes a whole piece again."""
+            with contextlib.suppress(BlockingIOError):
+                return os.write(process.stdin.fileno(), bytes(65536)) == 65536  # type: ignore[union-attr]
+            return False
+
+        wait_for(is_read, 20, "reading of stdin")
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+        assert process.wait(20) == 130
+    assert told == b"gfs: interrupted\n"
+    assert cluster.gfs("ls", top).stdout == b""
+
+
+def test_a_terminal_sees_progress(cluster: Cluster, top: str) -> None:
+    """Stderr is a terminal, stdin a pipe that takes its time."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [*GFS, "put", "-", f"{top}/file"],
+        stdin=subprocess.PIPE,
+        stderr=follower,
+        env={**cluster.environment, "GFS_STATE": str(cluster.state), "TERM": "xterm"},
+    ) as process:
+        os.close(follower)
+        assert process.stdin is not None
+        process.stdin.write(bytes(3 * MIB))
+        process.stdin.flush()
+        shown = b""
+        while b"3.0 MiB" not in shown:
+            shown += os.read(leader, 4096)
+        process.stdin.close()
+        with contextlib.suppress(OSError):  # EIO: the terminal was closed
+            while more := os.read(leader, 4096):
+                shown += more
+        assert process.wait(20) == 0
+    os.close(leader)
+    assert b"/s" in shown
+
+
+def test_the_master_can_be_named(cluster: Cluster, top: str, tmp_path: Path) -> None:
+    address = cluster.ready["master"]["address"]
+    key = cluster.state / "cluster.key"
+    for arguments, extra in (
+        (["--master", address, "--key-file", str(key), "ls", top], {}),
+        (["ls", "--master", address, "--key-file", str(key), top], {}),
+        (["ls", top], {"GFS_MASTER": address, "GFS_KEY_FILE": str(key)}),
+        (["ls", "--state", str(cluster.state), top], {}),
+    ):
+        done = subprocess.run(
+            [*GFS, *arguments],
+            capture_output=True,
+            env={**cluster.environment, "GFS_STATE": str(tmp_path), **extra},
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_wrong_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("00" * 32)
+    (tmp_path / "key").chmod(0o600)
+    told = fails(cluster, "ls", "--key-file", tmp_path / "key", code=2)
+    assert "key" in told
