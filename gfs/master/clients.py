@@ -340,7 +340,8 @@ class ClientSession:
             with self._master.store.read() as txn:
                 for visit in reads.walk(txn, path, cursor):
                     cursor = reads.Cursor(visit.segments[root:], -1, True)
-                    _count(usage, visit)
+                    if cursor.segments or visit.row.kind == KIND_FILE:
+                        _count(usage, visit)
                     met += 1
                     if met >= WALK_SLICE:
                         break

@@ -52,14 +52,7 @@ async def run_master(
     metadata cannot be written any more: the process should end and be started
     again.
     """
-    store = await world.run_blocking(
-        open_store,
-        directory,
-        settings.map_bytes,
-        settings.sync,
-        world.random_bytes(CLUSTER_BYTES).hex(),
-        world.clock.time_ns(),
-    )
+    store = await _open(world, settings, directory)
     try:
         listener = await _listen(world, settings.address)
         try:
@@ -74,6 +67,30 @@ async def run_master(
             listener.close()
     finally:
         store.close()
+
+
+async def _open(world: World, settings: MasterSettings, directory: str) -> Store:
+    opened: list[Store] = []
+
+    def work() -> None:
+        opened.append(
+            open_store(
+                directory,
+                settings.map_bytes,
+                settings.sync,
+                world.random_bytes(CLUSTER_BYTES).hex(),
+                world.clock.time_ns(),
+            )
+        )
+
+    try:
+        await world.run_blocking(work)
+    except BaseException:
+        # The call may have been carried out all the same.
+        for store in opened:
+            store.close()
+        raise
+    return opened[0]
 
 
 async def _listen(world: World, address: str) -> Listener:

@@ -247,6 +247,8 @@ class LocateReply(Message, tag=15):
 
 
 class DiskUsage(Message, tag=16):
+    """What is at and below ``path``; a directory does not count itself."""
+
     path: str
 
 

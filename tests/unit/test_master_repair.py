@@ -1,0 +1,157 @@
+"""What is copied next, and from where to where."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gfs.master.repair import Clone, Limits, RepairQueue, pick_surplus, plan_clone
+from gfs.master.servers import LIVE, SILENT, Server
+from gfs.protocol.messages import Disk
+
+LIMITS = Limits(per_server=2, total=64)
+
+
+def server(index: int, rack: str = "r", state: str = LIVE, used: float = 0.5) -> Server:
+    made = Server(index, f"s{index}", f"host:{index}", rack, 0.0, state=state, registered=True)
+    made.set_disks([Disk("/d", 1000, int(1000 * (1 - used)), 0)])
+    return made
+
+
+def drain(queue: RepairQueue, now: float = 0.0) -> list[int]:
+    """What would be looked at in one round."""
+    order = []
+    for handle in queue.due(now, lambda have: True):
+        order.append(handle)
+        queue.defer(handle, now)
+    return order
+
+
+def plan(holders: list[Server], placeable: list[Server], **more: object) -> Clone | None:
+    return plan_clone(1, 1, holders, placeable, lambda s: False, LIMITS, random.Random(1))
+
+
+def test_most_endangered_first() -> None:
+    queue = RepairQueue()
+    queue.update(1, 2, 3)
+    queue.update(2, 1, 3)
+    queue.update(3, 3, 5)
+    queue.update(4, 1, 2)
+    queue.update(5, 2, 3)
+    queue.block(5)
+    assert drain(queue) == [2, 4, 3, 5, 1]
+
+
+def test_whole_and_lost_chunks_are_not_queued() -> None:
+    queue = RepairQueue()
+    queue.update(1, 2, 3)
+    queue.update(1, 3, 3)
+    queue.update(2, 0, 3)
+    assert (queue.endangered, queue.lost, drain(queue)) == (0, {2}, [])
+    queue.update(2, 1, 3)
+    assert (queue.endangered, queue.lost, drain(queue)) == (1, set(), [2])
+    queue.forget(2)
+    assert (queue.endangered, queue.lost) == (0, set())
+
+
+def test_what_cannot_start_waits_a_little_and_lets_others_by() -> None:
+    queue = RepairQueue()
+    for handle in range(1000):
+        queue.update(handle, 1, 3)
+    first = drain(queue)
+    assert first == list(range(512))
+    assert drain(queue) == list(range(512, 1000))
+    assert drain(queue) == []
+    assert len(drain(queue, 1.0)) == 512
+
+
+def test_what_no_server_could_take_is_not_even_looked_at() -> None:
+    queue = RepairQueue()
+    queue.update(1, 2, 3)
+    queue.update(2, 1, 3)
+    assert list(queue.due(0.0, lambda have: have < 2)) == [2]
+
+
+def test_failures_wait_longer_each_time() -> None:
+    queue = RepairQueue()
+    queue.update(1, 1, 3)
+    now, waits = 0.0, []
+    for _ in range(7):
+        clone = Clone(1, 1, server(0), (server(1),))
+        queue.started(clone)
+        assert drain(queue, now) == []
+        queue.ended(clone, now, failed=True)
+        begun = now
+        while not drain(queue, now):
+            now += 0.25
+        waits.append(now - begun)
+        now += 0.5
+    assert waits == sorted(waits)
+    assert waits[0] <= 1.0
+    assert 10 <= waits[-1] <= 10.5
+
+
+def test_slots_are_counted() -> None:
+    queue = RepairQueue()
+    queue.update(1, 1, 3)
+    target, source = server(0), server(1)
+    clone = Clone(1, 1, target, (source,))
+    queue.started(clone)
+    assert (target.clones_in, source.clones_out, queue.queued) == (1, 1, 0)
+    queue.ended(clone, 0.0, failed=False)
+    assert (target.clones_in, source.clones_out, queue.queued) == (0, 0, 1)
+
+
+def test_a_chunk_deleted_while_it_is_copied_leaves_nothing() -> None:
+    queue = RepairQueue()
+    queue.update(1, 1, 3)
+    clone = Clone(1, 1, server(0), (server(1),))
+    queue.started(clone)
+    queue.forget(1)
+    queue.ended(clone, 0.0, failed=True)
+    assert not queue._failures
+    assert not queue._not_before
+
+
+def test_a_target_holds_no_replica_and_is_in_another_rack() -> None:
+    a, b, c, d = server(0, "x"), server(1, "x"), server(2, "x", used=0.1), server(3, "y")
+    clone = plan([a, b], [a, b, c, d])
+    assert clone is not None
+    assert clone.target is d
+    assert set(clone.sources) == {a, b}
+
+
+def test_silent_servers_are_no_sources() -> None:
+    silent, live, free = server(0, state=SILENT), server(1), server(2)
+    clone = plan([silent, live], [live, free])
+    assert clone is not None
+    assert clone.sources == (live,)
+    assert plan([silent], [live, free]) is None
+
+
+def test_busy_servers_are_passed_over() -> None:
+    source, other, full, free = server(0), server(1), server(2), server(3)
+    source.clones_out = 2
+    full.clones_in = 2
+    clone = plan([source, other], [full, free])
+    assert clone is not None
+    assert (clone.sources[0], clone.target) == (other, free)
+    other.clones_out = 2
+    assert plan([source, other], [full, free]) is None
+    other.clones_out = 0
+    free.clones_in = 2
+    assert plan([source, other], [full, free]) is None
+
+
+def test_a_server_about_to_delete_it_is_no_target() -> None:
+    a, b, c = server(0), server(1), server(2)
+    clone = plan_clone(1, 1, [a], [b, c], lambda s: s is b, LIMITS, random.Random(1))
+    assert clone is not None
+    assert clone.target is c
+
+
+@pytest.mark.parametrize("order", range(3))
+def test_surplus_goes_from_a_doubled_rack_and_the_fullest_disk(order: int) -> None:
+    holders = [server(0, "x", used=0.9), server(1, "y", used=0.2), server(2, "y", used=0.4)]
+    assert pick_surplus(holders[order:] + holders[:order]).index == 2
