@@ -1,0 +1,1 @@
+"""Throughput and latency of a cluster on this machine, beside what bare sockets do."""

@@ -1,0 +1,295 @@
+"""Chunk files against a plain model, through a crash at every instant.
+
+The file system here keeps a log of every change. A crash keeps any prefix of
+the log, and of the change it hits any prefix of the bytes: what a kill leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, block_sums, packet_sums
+from gfs.chunkserver import format as layout
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.format import HEAD_BYTES, Redo, State
+from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion
+
+HANDLE = 0xABCDEF
+PATH = "/chunk"
+
+
+class LoggedFile:
+    def __init__(self, files: LoggedFiles, path: str) -> None:
+        self.files, self.path = files, path
+
+    @property
+    def data(self) -> bytearray:
+        return self.files.contents[self.path]
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        piece = self.data[offset : offset + len(buffer)]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def write(self, data: Any, offset: int) -> None:
+        self.files.do("write", self.path, bytes(data), offset)
+
+    def size(self) -> int:
+        return len(self.data)
+
+    def truncate(self, size: int) -> None:
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LoggedFiles:
+    """As much of a file system as a chunk file uses."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, bytearray] = {}
+        self.log: list[tuple[Any, ...]] = []
+
+    def do(self, *change: Any) -> None:
+        self.log.append(change)
+        self.apply(change)
+
+    def apply(self, change: tuple[Any, ...]) -> None:
+        kind, path, *rest = change
+        if kind == "make":
+            self.contents[path] = bytearray()
+        elif kind == "unlink":
+            del self.contents[path]
+        else:
+            data, offset = rest
+            content = self.contents[path]
+            if len(content) < offset:
+                content += bytes(offset - len(content))
+            content[offset : offset + len(data)] = data
+
+    def crashed(self, changes: int, torn_bytes: int) -> LoggedFiles:
+        """The file system as a crash after ``changes`` changes leaves it."""
+        after = LoggedFiles()
+        for change in self.log[:changes]:
+            after.apply(change)
+        if changes < len(self.log) and self.log[changes][0] == "write":
+            kind, path, data, offset = self.log[changes]
+            after.apply((kind, path, data[:torn_bytes], offset))
+        return after
+
+    def open(self, path: str, mode: str) -> LoggedFile:
+        if mode == "create" and path in self.contents:
+            raise FileExistsError(path)
+        if mode in ("r", "rw") and path not in self.contents:
+            raise FileNotFoundError(path)
+        if mode in ("create", "replace"):
+            self.do("make", path)
+        return LoggedFile(self, path)
+
+    def exists(self, path: str) -> bool:
+        return path in self.contents
+
+    def unlink(self, path: str) -> None:
+        self.do("unlink", path)
+
+
+def new_chunk() -> tuple[Any, ChunkFile]:
+    files: Any = LoggedFiles()
+    chunk = ChunkFile.create(files, PATH, HANDLE, 1)
+    chunk.commit()
+    return files, chunk
+
+
+def write(chunk: ChunkFile, offset: int, data: bytes) -> None:
+    chunk.write(offset, data, packet_sums(offset, data))
+
+
+def content(chunk: ChunkFile) -> bytes:
+    return chunk.read_verified(0, chunk.length) if chunk.length else b""
+
+
+def pattern(seed: int, length: int) -> bytes:
+    return (seed.to_bytes(4, "big") * (length // 4 + 1))[:length]
+
+
+#: Lengths and offsets around the block boundary, where the cases are.
+sizes = st.one_of(
+    st.integers(1, 3000),
+    st.integers(BLOCK_BYTES - 3, BLOCK_BYTES + 3),
+    st.integers(2 * BLOCK_BYTES - 2, 2 * BLOCK_BYTES + 2),
+)
+operations = st.lists(
+    st.tuples(
+        st.sampled_from(["append", "append", "overwrite", "version", "cut", "commit"]),
+        sizes,
+        st.integers(0, 1 << 30),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(operations, st.data())
+def test_every_crash_leaves_what_was_committed(
+    steps: list[tuple[str, int, int]], data: st.DataObject
+) -> None:
+    files, chunk = new_chunk()
+    model = bytearray()
+    # (changes in the log when it was promised, bytes that are then safe, version)
+    promises = [(len(files.log), b"", 1)]
+    for number, (kind, size, where) in enumerate(steps):
+        if kind == "append":
+            piece = pattern(number + 1, size)
+            write(chunk, len(model), piece)
+            model += piece
+            continue  # promised only by the next commit
+        if kind == "overwrite" and model:
+            offset = where % len(model)
+            piece = pattern(number + 1, size)
+            write(chunk, offset, piece)
+            model[offset : offset + size] = piece
+        elif kind == "version":
+            chunk.set_version(chunk.version + 1)
+        elif kind == "cut" and model:
+            # Only bytes that were never promised may be dropped in service.
+            length = max(len(promises[-1][1]), where % (len(model) + 1))
+            if length < len(model):
+                chunk.cut(length)
+                del model[length:]
+                continue
+        chunk.commit()
+        promises.append((len(files.log), bytes(model), chunk.version))
+    assert content(chunk) == model
+    assert chunk.bad_blocks() == []
+
+    at = data.draw(st.integers(promises[0][0], len(files.log)), label="crash after")
+    torn = data.draw(st.integers(0, 70_000), label="bytes of the change hit")
+    after: Any = files.crashed(at, torn)
+    recovered = ChunkFile.open(after, PATH, HANDLE)
+    _, safe, version = max(p for p in promises if p[0] <= at)
+    assert recovered.version >= version
+    assert recovered.length >= len(safe)
+    assert recovered.bad_blocks() == []
+    got = content(recovered)
+    later = [bytes(p[1]) for p in promises if p[0] > at]
+    overwritten = {i for p in later for i in range(min(len(safe), len(p))) if p[i] != safe[i]}
+    wrong = [i for i in range(len(safe)) if got[i] != safe[i] and i not in overwritten]
+    assert not wrong, f"bytes {wrong[:5]} of what was promised are gone"
+
+
+@given(st.lists(sizes, min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_reopening_changes_nothing(lengths: list[int]) -> None:
+    files, chunk = new_chunk()
+    model = b""
+    for number, length in enumerate(lengths):
+        piece = pattern(number, length)
+        write(chunk, len(model), piece)
+        model += piece
+    chunk.commit()
+    again = ChunkFile.open(files, PATH, HANDLE)
+    assert (again.length, again.version, content(again)) == (len(model), 1, model)
+    assert again.sums(0, -(-len(model) // BLOCK_BYTES)) == block_sums(model)
+    assert ChunkFile.probe(files, PATH, HANDLE) == State(2, 1, len(model), again._tail_sum)
+
+
+@given(st.integers(1, 3 * BLOCK_BYTES), st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_flipped_bit_is_found(length: int, data: st.DataObject) -> None:
+    files, chunk = new_chunk()
+    write(chunk, 0, pattern(7, length))
+    chunk.commit()
+    raw = files.contents[PATH]
+    used = (
+        [*range(0, 32), *range(512, 552), *range(1024, 1064)]
+        + list(range(4096, 4096 + length // BLOCK_BYTES * 8))
+        + [HEAD_BYTES + n for n in range(length)]
+    )
+    at = data.draw(st.sampled_from(used), label="byte")
+    raw[at] ^= 1 << data.draw(st.integers(0, 7), label="bit")
+    older_slot = layout.slot_offset(chunk._sequence - 1)
+    if older_slot <= at < older_slot + layout.SLOT_BYTES:
+        # The state before the last: damage there takes nothing away.
+        assert content(ChunkFile.open(files, PATH, HANDLE)) == pattern(7, length)
+        return
+    assert chunk.bad_blocks()
+    try:
+        damaged = ChunkFile.open(files, PATH, HANDLE)
+    except CorruptReplica:
+        return
+    if damaged.length < length:
+        return  # the newest slot is unreadable: an older state, reported as short
+    with pytest.raises(CorruptReplica):
+        content(damaged)
+
+
+def test_a_truncated_file_is_refused() -> None:
+    files, chunk = new_chunk()
+    write(chunk, 0, b"x" * 1000)
+    chunk.commit()
+    del files.contents[PATH][HEAD_BYTES + 999 :]
+    assert chunk.bad_blocks() == [0]
+    with pytest.raises(CorruptReplica, match="promised"):
+        ChunkFile.open(files, PATH, HANDLE)
+
+
+def test_a_file_never_committed_is_nothing() -> None:
+    files: Any = LoggedFiles()
+    chunk = ChunkFile.create(files, PATH, HANDLE, 1)
+    write(chunk, 0, b"data")
+    assert ChunkFile.probe(files, PATH, HANDLE) is None
+
+
+def test_the_file_of_another_chunk_is_refused() -> None:
+    files, _ = new_chunk()
+    with pytest.raises(CorruptReplica, match="is that of chunk"):
+        ChunkFile.open(files, PATH, HANDLE + 1)
+
+
+def test_writes_that_make_no_sense_are_refused() -> None:
+    _, chunk = new_chunk()
+    with pytest.raises(InvalidArgument, match="hole"):
+        write(chunk, 1, b"x")
+    with pytest.raises(InvalidArgument, match="past the chunk's end"):
+        chunk.length = CHUNK_BYTES
+        write(chunk, CHUNK_BYTES, b"x")
+
+
+def test_a_version_never_goes_back() -> None:
+    _, chunk = new_chunk()
+    chunk.set_version(5)
+    with pytest.raises(StaleVersion):
+        chunk.set_version(4)
+
+
+def test_overwriting_a_damaged_block_is_refused() -> None:
+    files, chunk = new_chunk()
+    write(chunk, 0, b"a" * 100)
+    chunk.commit()
+    files.contents[PATH][HEAD_BYTES + 50] ^= 1
+    with pytest.raises(CorruptReplica):
+        write(chunk, 10, b"b")
+
+
+@given(st.binary(max_size=300), st.binary(max_size=64), st.integers(0, 400))
+def test_a_redo_record_is_whole_or_nothing(data: bytes, sums: bytes, cut: int) -> None:
+    redo = Redo(HANDLE, 3, 17, 17 + len(data), sums, data)
+    record = layout.encode_redo(redo)
+    assert layout.decode_redo(record, HANDLE) == redo
+    assert layout.decode_redo(record, HANDLE + 1) is None
+    if cut < len(record):
+        assert layout.decode_redo(record[:cut], HANDLE) is None
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_are_no_slot(data: bytes) -> None:
+    assert layout.decode_slot(data) is None
