@@ -1,0 +1,410 @@
+"""This machine behind the seam: sockets over loopback, files, worker threads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from gfs.io import Listener, Stream, World, real_world
+from gfs.io.real import RealStream, split_address
+from gfs.io.world import buffers_length
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def world() -> World:
+    return real_world()
+
+
+@contextlib.asynccontextmanager
+async def connected(world: World) -> AsyncIterator[tuple[Stream, Stream]]:
+    listener = await world.network.listen("127.0.0.1:0")
+    near = await world.network.connect(listener.address)
+    far = await listener.accept()
+    try:
+        with trio.fail_after(60):
+            yield near, far
+    finally:
+        for each in (near, far, listener):
+            each.close()
+
+
+async def receive(stream: Stream, count: int) -> bytes:
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = await stream.receive_into(view[done:])
+        if not got:
+            break
+        done += got
+    return bytes(data[:done])
+
+
+async def expect(
+    kind: type[BaseException], function: Callable[..., Awaitable[object]], *args: object
+) -> None:
+    with pytest.raises(kind):
+        await function(*args)
+
+
+def open_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+# --- streams ---------------------------------------------------------------------------
+
+
+async def test_bytes_both_ways_at_once(world: World) -> None:
+    up, down = os.urandom(20 * MIB), os.urandom(15 * MIB)
+    got: dict[str, bytes] = {}
+
+    async def into(name: str, stream: Stream, count: int) -> None:
+        got[name] = await receive(stream, count)
+
+    async with connected(world) as (near, far), trio.open_nursery() as nursery:
+        nursery.start_soon(into, "up", far, len(up))
+        nursery.start_soon(into, "down", near, len(down))
+        nursery.start_soon(near.send_all, up)
+        nursery.start_soon(far.send_all, down[:7], down[7:MIB], b"", down[MIB:])
+    assert (got["up"], got["down"]) == (up, down)
+
+
+async def test_more_buffers_than_the_kernel_takes_at_once(world: World) -> None:
+    pieces = [bytes([n % 256]) * (n % 7) for n in range(3000)]
+    async with connected(world) as (near, far), trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, *pieces)
+        assert await receive(far, buffers_length(pieces)) == b"".join(pieces)
+
+
+async def test_sending_nothing(world: World) -> None:
+    async with connected(world) as (near, far):
+        await near.send_all()
+        await near.send_all(b"", bytearray(), memoryview(b""))
+        await near.send_all(b"x")
+        assert await receive(far, 1) == b"x"
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, 1), (5, 0), (4097, 3 * MIB), (0, 40 * MIB)])
+async def test_send_file(world: World, tmp_path: Path, offset: int, count: int) -> None:
+    content = os.urandom(MIB) * (count // MIB + 1) + bytes(8192)
+    (tmp_path / "f").write_bytes(content)
+    file = world.files.open(str(tmp_path / "f"), "r")
+    async with connected(world) as (near, far), trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_file, file, offset, count)
+        assert await receive(far, count) == content[offset : offset + count]
+    file.close()
+
+
+async def test_send_file_of_a_file_that_ends_before(world: World, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    file = world.files.open(str(tmp_path / "f"), "r")
+    async with connected(world) as (near, far):
+        with pytest.raises(EOFError, match="byte 5"):
+            await near.send_file(file, 2, 4)
+        assert await receive(far, 3) == b"345"
+    file.close()
+
+
+async def test_the_end_of_a_stream(world: World) -> None:
+    async with connected(world) as (near, far):
+        assert not far.ended()
+        await near.send_all(b"last")
+        near.close()
+        near.close()
+        assert await receive(far, 100) == b"last"
+        assert await far.receive_into(memoryview(bytearray(1))) == 0
+        assert far.ended()
+        with pytest.raises(ConnectionError):
+            await far.send_all(bytes(100 * MIB))
+
+
+async def test_a_stream_with_words_nobody_asked_for_is_ended(world: World) -> None:
+    async with connected(world) as (near, far):
+        await near.send_all(b"?")
+        await trio.lowlevel.wait_readable(far._socket)  # type: ignore[attr-defined]
+        assert far.ended()
+
+
+async def test_a_reset_by_the_peer(world: World) -> None:
+    async with connected(world) as (near, far):
+        await near.send_all(b"never read")
+        await trio.lowlevel.wait_readable(far._socket)  # type: ignore[attr-defined]
+        far.close()
+        with pytest.raises(ConnectionError):
+            await receive(near, 1)
+
+
+async def test_close_wakes_who_waits(world: World) -> None:
+    async with connected(world) as (near, _far):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, ConnectionError, receive, near, 1)
+            nursery.start_soon(expect, ConnectionError, near.send_all, bytes(64 * MIB))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            near.close()
+        for call in (near.receive_into(memoryview(bytearray(1))), near.send_all(b"x")):
+            with pytest.raises(ConnectionError):
+                await call
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_close_under_a_thread_that_sends_keeps_the_descriptor(
+    world: World, tmp_path: Path, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file must not leave over a connection that got the same number since."""
+    from gfs.io import real
+
+    (tmp_path / "f").write_bytes(bytes(MIB))
+    file = world.files.open(str(tmp_path / "f"), "r")
+    started, go_on = threading.Event(), threading.Event()
+    send = real._send_file_some
+
+    def slow(sock: socket.socket, *args: int) -> int:
+        started.set()
+        go_on.wait(20)
+        return send(sock, *args)
+
+    monkeypatch.setattr(real, "_send_file_some", slow)
+    async with connected(world) as (near, far):
+        assert isinstance(near, RealStream)
+        number = near._socket.fileno()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, ConnectionError, near.send_file, file, 0, MIB)
+            await trio.to_thread.run_sync(started.wait)
+            near.close()
+            assert near._socket.fileno() == number
+            if reads:
+                assert await far.receive_into(memoryview(bytearray(1))) == 0
+            go_on.set()
+        assert near._socket.fileno() == -1
+        with pytest.raises(ConnectionError):
+            await near.send_file(file, 0, 1)
+    file.close()
+
+
+async def test_a_slow_reader_holds_no_thread(world: World, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(64 * MIB))
+    file = world.files.open(str(tmp_path / "f"), "r")
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with connected(world) as (near, _far), trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_file, file, 0, 64 * MIB)
+        while True:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            if not limiter.borrowed_tokens:
+                break
+        nursery.cancel_scope.cancel()
+    file.close()
+
+
+async def test_a_fast_stream_lets_others_run(world: World) -> None:
+    """Calls that never have to wait still yield now and then."""
+    turns = 0
+    reached = trio.Event()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with connected(world) as (near, far), trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for _ in range(1000):
+            await near.send_all(b"x")
+        for _ in range(1000):
+            await receive(far, 1)
+        reached.set()
+        nursery.cancel_scope.cancel()
+    assert turns >= 100
+
+
+# --- connecting and listening -----------------------------------------------------------------
+
+
+async def test_addresses() -> None:
+    assert split_address("host:1") == ("host", 1)
+    assert split_address("[::1]:65535") == ("::1", 65535)
+    assert split_address(":80") == ("127.0.0.1", 80)
+    for wrong in ("", "host", "host:", "host:x", "host:65536", "host:-1", "host:٣"):
+        with pytest.raises(ValueError, match="HOST:PORT"):
+            split_address(wrong)
+
+
+@pytest.mark.parametrize("address", ["no address", "a..b:1", "x" * 70 + ".de:1", "127.0.0.1:1"])
+async def test_a_peers_word_for_an_address_is_a_connection_error(
+    world: World, address: str
+) -> None:
+    before = open_descriptors()
+    with pytest.raises(ConnectionError):
+        await world.network.connect(address)
+    assert open_descriptors() == before
+
+
+async def test_an_address_that_is_taken(world: World) -> None:
+    listener = await world.network.listen("127.0.0.1:0")
+    before = open_descriptors()
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        await world.network.listen(listener.address)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert open_descriptors() == before
+    listener.close()
+
+
+async def test_ipv6(world: World) -> None:
+    try:
+        listener = await world.network.listen("[::1]:0")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    assert listener.address.startswith("[::1]:")
+    near = await world.network.connect(listener.address)
+    far = await listener.accept()
+    await near.send_all(b"six")
+    assert await receive(far, 3) == b"six"
+    for each in (near, far, listener):
+        each.close()
+
+
+async def test_a_cancelled_connect_leaves_nothing_open(world: World) -> None:
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    fillers = [socket.socket() for _ in range(4)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(full.getsockname())
+    before = open_descriptors()
+    with trio.move_on_after(0.05) as scope:
+        await world.network.connect("127.0.0.1:%d" % full.getsockname()[1])  # noqa: UP031
+    assert scope.cancelled_caught
+    assert open_descriptors() == before
+    for each in (full, *fillers):
+        each.close()
+
+
+async def test_a_cancelled_accept_loses_no_connection(world: World) -> None:
+    listener = await world.network.listen("127.0.0.1:0")
+    for _ in range(20):
+        with trio.CancelScope() as scope:
+            near = await world.network.connect(listener.address)
+            scope.cancel()
+            far = await listener.accept()
+        if scope.cancelled_caught:
+            far = await listener.accept()
+        await near.send_all(b"x")
+        assert await receive(far, 1) == b"x"
+        near.close()
+        far.close()
+    listener.close()
+
+
+async def test_a_closed_listener(world: World) -> None:
+    listener = await world.network.listen("127.0.0.1:0")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, ConnectionError, listener.accept)
+        await trio.testing.wait_all_tasks_blocked()
+        listener.close()
+    with pytest.raises(ConnectionError):
+        await listener.accept()
+    with pytest.raises(ConnectionError):
+        await world.network.connect(listener.address)
+    listener.close()
+
+
+async def test_accepting_goes_on_when_descriptors_ran_out(
+    world: World, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener: Listener = await world.network.listen("127.0.0.1:0")
+    near = await world.network.connect(listener.address)
+    real_accept = socket.socket.accept
+    failures = [errno.EMFILE, errno.ECONNABORTED, errno.ENOBUFS]
+
+    def accept(sock: socket.socket) -> object:
+        if failures:
+            code = failures.pop()
+            raise OSError(code, os.strerror(code))
+        return real_accept(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    far = await listener.accept()
+    assert not failures
+    for each in (near, far, listener):
+        each.close()
+
+
+# --- files and threads -------------------------------------------------------------------------
+
+
+def test_files_are_closed_once_and_by_the_collector(world: World, tmp_path: Path) -> None:
+    before = open_descriptors()
+    file = world.files.open(str(tmp_path / "f"), "create")
+    file.close()
+    file.close()
+    world.files.open(str(tmp_path / "f"), "r")
+    assert open_descriptors() == before
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_is_refused_without_a_leak(world: World, tmp_path: Path) -> None:
+    held = world.files.lock(str(tmp_path / "lock"))
+    before = open_descriptors()
+    with pytest.raises(BlockingIOError):
+        world.files.lock(str(tmp_path / "lock"))
+    assert open_descriptors() == before
+    held.close()
+    world.files.lock(str(tmp_path / "lock")).close()
+
+
+def test_space(world: World, tmp_path: Path) -> None:
+    space = world.files.space(str(tmp_path))
+    assert 0 < space.free_bytes <= space.total_bytes
+
+
+async def test_blocking_calls_run_beside_the_loop(world: World) -> None:
+    limiter = trio.CapacityLimiter(1)
+    assert await world.run_blocking(threading.get_ident, limiter=limiter) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        await world.run_blocking(divmod, 1, 0)
+
+
+async def test_a_blocking_call_is_over_when_it_returns(world: World) -> None:
+    """Cancelled meanwhile, it is not abandoned: its buffers may be used again."""
+    started, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        done.wait(20)
+
+    finished = False
+
+    async def call() -> None:
+        nonlocal finished
+        await world.run_blocking(work)
+        finished = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await trio.to_thread.run_sync(started.wait)
+        nursery.cancel_scope.cancel()
+        done.set()
+    assert finished
+
+
+async def test_clock_and_chance(world: World, autojump_clock: trio.testing.MockClock) -> None:
+    before = trio.current_time()
+    await world.clock.sleep(100)
+    assert trio.current_time() - before >= 100
+    assert world.clock.monotonic() <= world.clock.monotonic()
+    assert world.clock.time_ns() > 1_700_000_000 * 10**9
+    assert len(world.random_bytes(16)) == 16
+    assert world.random_bytes(16) != world.random_bytes(16)
