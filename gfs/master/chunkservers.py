@@ -140,6 +140,7 @@ class ChunkserverSession:
         server.chunks = message.chunks
         if server.has_space != had_space:
             master.servers.placement_changed()
+        master.garbage.carried_out(server.index)
         master.take_bad(server, message.bad)
         master.take_report(server, body)
         return self._orders(server, message.leases[:LEASES_EXTENDED_MAX])

@@ -233,14 +233,13 @@ class Master:
                 reported.add(handle)
         self.evaluate(handle, version, goal)
 
-    def drop_location(self, server: Server, handle: int) -> None:
-        """The replica is not there, or not fit."""
+    def drop_location(self, server: Server, handle: int) -> bool:
+        """The replica is not there, or not fit; True if that is news."""
         if not self.locations.remove(handle, server.index):
-            return
+            return False
         with self.store.read() as txn:
-            row = chunk_row(txn, handle)
-        if row is not None:
-            self.evaluate(handle, row.version, row.replication)
+            self._evaluate_row(txn, handle)
+        return True
 
     def evaluate(self, handle: int, version: int, goal: int) -> None:
         """Something changed about this chunk: is it endangered, whole, or more
@@ -313,9 +312,9 @@ class Master:
             if replica.kind == "corrupt":
                 self.corrupt(server, replica.handle, replica.version)
             else:
-                log.warning("chunkserver %s lost its replica of %x", server.id, replica.handle)
                 self.garbage.drop(server.index, replica.handle)
-                self.drop_location(server, replica.handle)
+                if self.drop_location(server, replica.handle):
+                    log.warning("chunkserver %s lost its replica of %x", server.id, replica.handle)
 
     def corrupt(self, server: Server, handle: int, version: int) -> None:
         """A replica's bytes fail their checksum, for sure."""
@@ -471,9 +470,8 @@ class Master:
         for handle, of_chunk in list(self.garbage.replicas.items()):
             if index in of_chunk and handle not in reported:
                 self.garbage.drop(index, handle)
-        server.reported = None
-        server.registered = True
-        self.servers.placement_changed()
+        self.servers.registration_complete(server)
+        self.repair.retry_all()
         log.info(
             "chunkserver %s (%s, rack %s) registered with %d replicas",
             server.id,
@@ -550,7 +548,16 @@ class Master:
         def refused(server: Server) -> bool:
             return self.garbage.was_ordered(server.index, handle, now)
 
-        return plan_clone(handle, row.version, holders, placeable, refused, self.limits, self.rng)
+        return plan_clone(
+            handle,
+            row.version,
+            holders,
+            placeable,
+            refused,
+            self.repair.failed_at(handle),
+            self.limits,
+            self.rng,
+        )
 
     def clone_ended(self, clone: Clone, error: Exception | None) -> None:
         now = self.now

@@ -14,10 +14,10 @@ corrupt   stored bytes fail their checksum                    once enough good
 
 Orders to delete ride on the answers to heartbeats, a bounded number on each,
 and name the exact version, so that an order that arrives late hits nothing
-new. They are not acknowledged: what was ordered is forgotten here, and what is
-still there after a while is reported again and starts over. Until then reports
-of it are taken for old news (``is_ordered``), so that a replica about to go is
-not counted as a good one.
+new. A server carries them out before it sends its next heartbeat; until that
+comes, reports of what was ordered are old news (``is_ordered``), so that a
+replica about to go is not counted as a good one. What was ordered is forgotten
+here; what is still there afterwards is reported again and starts over.
 
 Grace: the client of an upload may lose its master and come back to publish
 chunks the new master knows nothing of (the paper leaves them to the collector).
@@ -31,7 +31,8 @@ from typing import NamedTuple
 
 #: Orders to delete in one answer.
 ORDERS_MAX = 200
-#: A replica ordered deleted and reported after this long is really still there.
+#: An order whose server sent no heartbeat since is believed to be on its way
+#: for this long.
 ORDERED_SECONDS = 30.0
 #: Chunks given up on purpose are remembered, so that late reports of them get
 #: no grace.
@@ -197,6 +198,12 @@ class GarbageTable:
         pile = self._piles.get(server)
         ordered = None if pile is None else pile.ordered.get(handle)
         return ordered is not None and now < ordered[1]
+
+    def carried_out(self, server: int) -> None:
+        """The server sent a heartbeat: it has done all it was told before."""
+        pile = self._piles.get(server)
+        if pile is not None:
+            pile.ordered.clear()
 
     # --- forgetting ------------------------------------------------------------------
 

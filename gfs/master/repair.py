@@ -34,6 +34,7 @@ from gfs.master.servers import LIVE, Server
 ROUND_MAX = 512
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 10.0
+FAILURES_KEPT = 8
 #: What cannot start is not looked at again for this long.
 DEFER_SECONDS = 0.5
 
@@ -67,7 +68,8 @@ class RepairQueue:
         self._ranks: dict[Danger, dict[int, None]] = {}
         self._dangers: dict[int, Danger] = {}
         self._blocked: set[int] = set()
-        self._failures: dict[int, int] = {}
+        #: Where copies failed, in order; a target that failed is tried last.
+        self._failures: dict[int, list[int]] = {}
         self._not_before: dict[int, float] = {}
         self.lost: set[int] = set()
         self.active: dict[int, Clone] = {}
@@ -153,6 +155,15 @@ class RepairQueue:
                     continue
                 yield handle
 
+    def failed_at(self, handle: int) -> list[int]:
+        """Indexes of the servers that failed to take it."""
+        return self._failures.get(handle, [])
+
+    def retry_all(self) -> None:
+        """There is a new server: what waits may be possible now."""
+        self._not_before.clear()
+        self._failures.clear()
+
     def defer(self, handle: int, now: float) -> None:
         """It could not be started: through nobody's fault."""
         self._not_before[handle] = now + DEFER_SECONDS
@@ -167,8 +178,10 @@ class RepairQueue:
         clone.target.clones_in -= 1
         clone.sources[0].clones_out -= 1
         if failed:
-            failures = self._failures[clone.handle] = self._failures.get(clone.handle, 0) + 1
-            wait = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+            failures = self._failures.setdefault(clone.handle, [])
+            failures.append(clone.target.index)
+            del failures[:-FAILURES_KEPT]
+            wait = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** (len(failures) - 1))
             self._not_before[clone.handle] = now + wait
             if clone.handle not in self._dangers:
                 self.forget(clone.handle)
@@ -182,13 +195,15 @@ def plan_clone(
     holders: Sequence[Server],
     placeable: Sequence[Server],
     refused: Callable[[Server], bool],
+    failed: Sequence[int],
     limits: Limits,
     rng: random.Random,
 ) -> Clone | None:
     """A clone of the chunk that can start now, or None.
 
     ``holders`` have a good replica. ``refused(server)``: it must not be the
-    target (a deletion of this chunk is on its way there).
+    target (a deletion of this chunk is on its way there). Servers in ``failed``
+    are targets only if there is no other.
     """
     sources = [s for s in holders if s.state == LIVE and s.registered]
     rng.shuffle(sources)
@@ -202,6 +217,7 @@ def plan_clone(
     ]
     if not targets:
         return None
+    targets = [server for server in targets if server.index not in failed] or targets
     target = placement.choose(targets, 1, rng, [server.rack for server in holders])[0]
     return Clone(handle, version, target, tuple(sources))
 

@@ -94,10 +94,12 @@ class ServerTable:
         self.by_index: list[Server | None] = []
         #: Indexes of the servers that are not live.
         self.not_live: set[int] = set()
+        #: Known from before the master was started, and not heard of since.
+        self.awaited: set[int] = set()
         self._placeable: list[Server] = []
         self._placeable_until = float("-inf")
         for server_id, row in known.items():
-            self._add(server_id, row.address, row.rack, now)
+            self.awaited.add(self._add(server_id, row.address, row.rack, now).index)
 
     def _add(self, server_id: str, address: str, rack: str, now: float) -> Server:
         index = len(self.by_index)
@@ -161,6 +163,13 @@ class ServerTable:
         if server.state != LIVE and server.rpc is not None:
             self._set_state(server, LIVE)
 
+    def registration_complete(self, server: Server) -> None:
+        """It has told everything it holds."""
+        server.reported = None
+        server.registered = True
+        self.awaited.discard(server.index)
+        self._placeable_until = float("-inf")
+
     def disconnected(self, server: Server, rpc: Rpc) -> bool:
         """The connection ended. False if the server has a newer one."""
         if server.rpc is not rpc:
@@ -184,6 +193,7 @@ class ServerTable:
             age = now - server.last_heard
             if server.state != DEAD and age >= self._dead_seconds:
                 self._set_state(server, DEAD)
+                self.awaited.discard(server.index)
                 died.append(server)
             elif server.state == LIVE and age >= self._silent_seconds:
                 self._set_state(server, SILENT)
@@ -214,10 +224,6 @@ class ServerTable:
         del self.by_id[server.id]
         self.by_index[server.index] = None
         self.not_live.discard(server.index)
-
-    def unsettled(self) -> list[Server]:
-        """Those that may still come and tell what they hold."""
-        return [s for s in self.by_id.values() if s.state != DEAD and not s.registered]
 
     # --- choosing --------------------------------------------------------------------
 

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -28,6 +29,8 @@ from gfs.protocol.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: A copy of 64 MiB takes far less unless its servers serve clients meanwhile.
 CLONE_SECONDS = 60.0
@@ -60,12 +63,15 @@ class Upkeep:
     def start(self) -> None:
         for loop in (self._tick_forever, self._reclaim_forever, self._watch_space):
             self._nursery.start_soon(loop)
+        if not self._master.servers.awaited:
+            self._settle()
 
     def start_pass(self, slices: Iterator[None]) -> None:
         self._nursery.start_soon(self._run_pass, slices, 0.0)
 
     async def _run_pass(self, slices: Iterator[None], rest_seconds: float) -> None:
-        for _ in slices:
+        done = object()
+        while guarded(partial(next, slices, done), done) is not done:
             if rest_seconds:
                 await self._master.clock.sleep(rest_seconds)
             else:
@@ -86,7 +92,7 @@ class Upkeep:
                 log.warning("the master did not run for %.1f s", late)
                 master.servers.forgive(late)
                 master.reservations.forgive(late)
-            self._tick(now, now - before)
+            guarded(partial(self._tick, now, now - before), None)
             before = now
 
     def _tick(self, now: float, passed: float) -> None:
@@ -106,12 +112,12 @@ class Upkeep:
         for server in master.servers.forgettable(now, master.locations.counts):
             master.servers.forget(server)
             master.committer.submit("", 0, partial(forget, server_id=server.id), lambda _: None)
-        if not master.settled and not master.servers.unsettled():
+        if not master.settled and not master.servers.awaited:
             self._settle()
         self._act()
 
     def _settle(self) -> None:
-        log.info("all chunkservers have reported or are dead: the master is settled")
+        log.info("all known chunkservers have reported or are dead: the master is settled")
         self._master.settled = True
         self.start_pass(self._master.scan_all())
         self._nursery.start_soon(self._rescan_forever)
@@ -123,6 +129,9 @@ class Upkeep:
 
     def _act(self) -> None:
         """Start whatever can be started now."""
+        guarded(self._start_all, None)
+
+    def _start_all(self) -> None:
         master = self._master
         master.trim_surplus()
         for clone in master.plan_clones():
@@ -245,6 +254,17 @@ class Upkeep:
                 master.disk_low = low
                 log.warning("the metadata's disk is %s", "nearly full" if low else "fine again")
             await master.clock.sleep(SPACE_SECONDS)
+
+
+def guarded(work: Callable[[], T], otherwise: T) -> T:
+    """A bug in what the master does on its own is logged; it serves on."""
+    try:
+        return work()
+    except ConnectionError:
+        raise  # the world is gone: a simulated process was killed
+    except Exception:
+        log.exception("the master met a bug in its upkeep")
+        return otherwise
 
 
 def _plan_reclaim(txn: Txn) -> Planned:

@@ -490,7 +490,8 @@ class Heartbeat(Message, tag=63):
 
 
 class Orders(Message, tag=64):
-    """The master's answer to a report or heartbeat.
+    """The master's answer to a report or heartbeat. It is carried out before
+    the next heartbeat is made.
 
     A server refuses ``delete`` when ``sequence`` is below the highest it has
     seen: that master's memory is younger than the server's.

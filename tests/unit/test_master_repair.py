@@ -29,7 +29,7 @@ def drain(queue: RepairQueue, now: float = 0.0) -> list[int]:
 
 
 def plan(holders: list[Server], placeable: list[Server], **more: object) -> Clone | None:
-    return plan_clone(1, 1, holders, placeable, lambda s: False, LIMITS, random.Random(1))
+    return plan_clone(1, 1, holders, placeable, lambda s: False, (), LIMITS, random.Random(1))
 
 
 def test_most_endangered_first() -> None:
@@ -146,7 +146,7 @@ def test_busy_servers_are_passed_over() -> None:
 
 def test_a_server_about_to_delete_it_is_no_target() -> None:
     a, b, c = server(0), server(1), server(2)
-    clone = plan_clone(1, 1, [a], [b, c], lambda s: s is b, LIMITS, random.Random(1))
+    clone = plan_clone(1, 1, [a], [b, c], lambda s: s is b, (), LIMITS, random.Random(1))
     assert clone is not None
     assert clone.target is c
 
@@ -155,3 +155,24 @@ def test_a_server_about_to_delete_it_is_no_target() -> None:
 def test_surplus_goes_from_a_doubled_rack_and_the_fullest_disk(order: int) -> None:
     holders = [server(0, "x", used=0.9), server(1, "y", used=0.2), server(2, "y", used=0.4)]
     assert pick_surplus(holders[order:] + holders[:order]).index == 2
+
+
+def test_a_target_that_failed_is_tried_last() -> None:
+    a, b, c = server(0), server(1, used=0.1), server(2, used=0.9)
+    for failed, target in (((), b), ((1,), c), ((1, 2), b)):
+        clone = plan_clone(1, 1, [a], [a, b, c], lambda s: False, failed, LIMITS, random.Random(1))
+        assert clone is not None
+        assert clone.target is target
+
+
+def test_a_new_server_ends_the_waiting() -> None:
+    queue = RepairQueue()
+    queue.update(1, 1, 3)
+    clone = Clone(1, 1, server(0), (server(1),))
+    queue.started(clone)
+    queue.ended(clone, 0.0, failed=True)
+    assert queue.failed_at(1) == [0]
+    assert drain(queue, 0.0) == []
+    queue.retry_all()
+    assert drain(queue, 0.0) == [1]
+    assert queue.failed_at(1) == []

@@ -1,0 +1,313 @@
+"""Group commit: answers, retries, bugs, a full disk; and the store beneath."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import lmdb
+import pytest
+import trio
+
+from gfs.errors import AlreadyExists, Busy, DiskFailed, DiskFull, GfsError, StartupError
+from gfs.io import World, real_world
+from gfs.master import committer as committer_module
+from gfs.master import reads
+from gfs.master.committer import Committer, Outcome, Plan, trim
+from gfs.master.namespace import Planned, plan_delete, plan_make_directory, plan_publish
+from gfs.master.operations import NewChunk, Reclaimed
+from gfs.master.rows import unpack_u64
+from gfs.master.store import HANDLE_RANGE, Store, Txn, open_store
+from gfs.protocol.messages import Delete, Done, MakeDirectory, Publish, PublishReply
+
+WORLD = real_world()
+MAP_BYTES = 1 << 28
+
+
+def open_at(path: Path, map_bytes: int = MAP_BYTES) -> Store:
+    return open_store(str(path / "metadata"), map_bytes, False, "feed", 7)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_at(tmp_path)
+    yield opened
+    opened.close()
+
+
+@asynccontextmanager
+async def running(
+    store: Store, world: World = WORLD
+) -> AsyncIterator[tuple[Committer, list[tuple[int, int]]]]:
+    freed: list[tuple[int, int]] = []
+    made = Committer(world, store, 120.0, freed.extend)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        yield made, freed
+        nursery.cancel_scope.cancel()
+
+
+def mkdir(path: str) -> Plan:
+    return lambda txn: plan_make_directory(
+        txn, MakeDirectory(0, "", 0, path, False, False), time_ns=5
+    )
+
+
+def publish(path: str, handle: int) -> Plan:
+    request = Publish(
+        id=0,
+        client="c",
+        sequence=0,
+        path=path,
+        length=1,
+        replication=3,
+        replace=False,
+        parents=True,
+        servers=[],
+    )
+    return lambda txn: plan_publish(txn, request, [NewChunk(handle, 1, 1)], 3, 5)
+
+
+class Answers:
+    """Collects what callbacks are given."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.got: list[Outcome] = []
+        self.all = trio.Event()
+
+    def __call__(self, outcome: Outcome) -> None:
+        self.got.append(outcome)
+        if len(self.got) == self.count:
+            self.all.set()
+
+    async def wait(self) -> list[Outcome]:
+        with trio.fail_after(10):
+            await self.all.wait()
+        return self.got
+
+
+async def one(committer: Committer, client: str, number: int, plan: Plan) -> Outcome:
+    answers = Answers(1)
+    committer.submit(client, number, plan, answers)
+    return (await answers.wait())[0]
+
+
+async def test_what_waits_is_committed_together(store: Store) -> None:
+    commits = []
+    commit = store.commit
+    store.commit = lambda work: (commits.append(1), commit(work))[1]  # type: ignore[method-assign]
+    async with running(store) as (committer, _):
+        answers = Answers(500)
+        for number in range(500):
+            committer.submit("c", number, mkdir(f"/d{number}"), answers)
+        assert all(isinstance(outcome, Done) for outcome in await answers.wait())
+    assert len(commits) <= 2
+    assert store.state.directories == 500
+    assert committer.sequence == 500
+
+
+async def test_a_refused_mutation_leaves_the_others_alone(store: Store) -> None:
+    async with running(store) as (committer, _):
+        answers = Answers(3)
+        for number, path in enumerate(["/a", "/a", "/b"]):
+            committer.submit("c", number, mkdir(path), answers)
+        got = await answers.wait()
+    assert [type(outcome) for outcome in got] == [Done, AlreadyExists, Done]
+    assert store.state.sequence == 2
+
+
+async def test_a_retry_joins_the_first_while_that_waits(store: Store) -> None:
+    async with running(store) as (committer, _):
+        answers = Answers(3)
+        for _ in range(3):
+            committer.submit("c", 1, mkdir("/a"), answers)
+        assert [type(outcome) for outcome in await answers.wait()] == [Done] * 3
+    assert store.state.sequence == 1
+
+
+async def test_a_retry_gets_the_same_answer_later_and_after_a_restart(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    async with running(store) as (committer, _):
+        first = await one(committer, "c", 1, publish("/f", 1))
+        again = await one(committer, "c", 1, publish("/f", 1))
+        assert isinstance(first, PublishReply)
+        assert again == first
+        assert isinstance(await one(committer, "c", 2, publish("/f", 2)), AlreadyExists)
+        assert isinstance(await one(committer, "d", 1, publish("/g", 3)), PublishReply)
+        assert not committer.join("c", 7, lambda _: None)
+    store.close()
+    store = open_at(tmp_path)
+    async with running(store) as (committer, _):
+        answers = Answers(1)
+        assert committer.join("c", 1, answers)
+        assert await answers.wait() == [first]
+        # Errors are not remembered: the retry finds the name free by now.
+        delete = Delete(0, "c", 3, "/f", False)
+        await one(committer, "c", 3, lambda txn: plan_delete(txn, delete, 6))
+        assert isinstance(await one(committer, "c", 2, publish("/f", 2)), PublishReply)
+    store.close()
+
+
+async def test_a_bug_costs_only_its_own_request(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    def buggy(txn: Txn) -> Planned:
+        txn.put(b"half a mutation", b"", txn.db.entries)
+        raise KeyError("a bug")
+
+    async with running(store) as (committer, _):
+        answers = Answers(3)
+        committer.submit("c", 1, mkdir("/a"), answers)
+        committer.submit("c", 2, buggy, answers)
+        committer.submit("c", 3, mkdir("/b"), answers)
+        got = await answers.wait()
+        assert [getattr(outcome, "code", "fine") for outcome in got] == [
+            "fine",
+            "internal",
+            "fine",
+        ]
+    with store.read() as txn:
+        assert txn.get(b"half a mutation", None, txn.db.entries) is None
+        assert reads.stat(txn, "/b").kind == "directory"
+    assert "a mutation failed on a bug" in caplog.text
+
+
+async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:
+    store = open_at(tmp_path, map_bytes=512 * 1024)
+    numbers = itertools.count(1)
+    async with running(store) as (committer, freed):
+        paths = []
+        outcome: Outcome = Done(id=0)
+        while not isinstance(outcome, GfsError):
+            number = next(numbers)
+            outcome = await one(committer, "c", number, publish(f"/f{number}", number))
+            paths.append(f"/f{number}")
+        assert isinstance(outcome, DiskFull)
+        with store.read() as txn:
+            assert reads.stat(txn, paths[0]).length == 1
+            with pytest.raises(GfsError, match="no such file"):
+                reads.stat(txn, paths[-1])
+        store._environment.set_mapsize(1024 * 1024)  # somebody made room
+        number = next(numbers)
+        outcome = await one(committer, "c", number, publish("/again", number))
+        assert isinstance(outcome, PublishReply)
+        assert freed == []
+    store.close()
+
+
+async def test_freed_chunks_are_told_after_the_commit(store: Store) -> None:
+    async with running(store) as (committer, freed):
+        await one(committer, "c", 1, publish("/f", 9))
+        delete = Delete(0, "c", 2, "/f", False)
+        await one(committer, "c", 2, lambda txn: plan_delete(txn, delete, 6))
+        with store.read() as txn:
+            ((key, _),) = txn.scan(b"", txn.db.trash)
+        assert freed == []
+        reclaimed = Reclaimed(unpack_u64(key[:8]), unpack_u64(key[8:]), 10)
+        made = await committer.perform(lambda txn: (reclaimed, Done(id=0)))
+        assert made[0] == reclaimed
+        assert freed == [(9, 1)]
+
+
+async def test_more_than_the_bound_is_busy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer_module, "QUEUE_WEIGHT_MAX", 10)
+    async with running(store) as (committer, _):
+        answers = Answers(20)
+        for number in range(20):
+            committer.submit("c", number, mkdir(f"/{number}"), answers)
+        kinds = [type(outcome) for outcome in await answers.wait()]
+        assert kinds.count(Busy) == 10
+        assert kinds.count(Done) == 10
+        assert isinstance(await one(committer, "c", 21, mkdir("/later")), Done)
+
+
+async def test_a_broken_store_ends_the_committer(store: Store) -> None:
+    class Broken:
+        def begin(self, write: bool = False) -> None:
+            raise lmdb.PanicError("mdb_txn_begin")
+
+        def close(self) -> None:
+            environment.close()
+
+    environment = store._environment
+    store._environment = Broken()  # type: ignore[assignment]
+    committer = Committer(WORLD, store, 120.0, lambda _: None)
+    committer.submit("c", 1, mkdir("/a"), lambda _: None)
+    with pytest.raises(DiskFailed, match="start it again"), trio.fail_after(10):
+        await committer.run()
+
+
+async def test_old_answers_are_trimmed_in_pieces(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "LOG_ROWS_MIN", 10)
+    seconds = itertools.count(0)
+
+    class Clock:
+        def time_ns(self) -> int:
+            return next(seconds) * 10**9
+
+        monotonic = WORLD.clock.monotonic
+        sleep = WORLD.clock.sleep
+
+    async with running(store, replace(WORLD, clock=Clock())) as (committer, _):
+        for number in range(300):
+            await one(committer, "c", number, mkdir(f"/{number}"))
+    with store.read() as txn:
+        log, answers = txn.count(txn.db.operation_log), txn.count(txn.db.answers)
+        first, _ = next(txn.scan(b"", txn.db.operation_log))
+    # Two readings of the clock per commit: 120 s are 60 mutations.
+    assert 60 <= log <= 80
+    assert log == answers
+    assert unpack_u64(first) == 301 - log
+    assert store.commit(lambda txn: trim(txn, 10**18, 5)) is None
+    with store.read() as txn:
+        assert txn.count(txn.db.operation_log) == log - 5
+        assert txn.count(txn.db.answers) == log - 5
+
+
+# --- opening -----------------------------------------------------------------------------
+
+
+def test_a_store_keeps_its_cluster_and_counts_its_starts(tmp_path: Path) -> None:
+    first = open_at(tmp_path)
+    assert (first.cluster, first.epoch, first.state.handle_end) == ("feed", 1, 1 + HANDLE_RANGE)
+    first.close()
+    again = open_store(str(tmp_path / "metadata"), MAP_BYTES, True, "another", 8)
+    assert (again.cluster, again.epoch) == ("feed", 2)
+    assert again.state.handle_end == 1 + 2 * HANDLE_RANGE
+    again.close()
+
+
+def test_two_masters_do_not_share_a_store(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    with pytest.raises(StartupError, match="another master is running"):
+        open_at(tmp_path)
+    store.close()
+    open_at(tmp_path).close()
+
+
+def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "metadata").write_text("a file")
+    with pytest.raises(StartupError, match="cannot keep its metadata"):
+        open_at(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"x" * 8192, b"short"])
+def test_files_that_are_no_store(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "data.mdb").write_bytes(content)
+    with pytest.raises(StartupError, match="cannot be opened"):
+        open_at(tmp_path)
+
+
+def test_a_store_of_a_newer_release(tmp_path: Path) -> None:
+    store = open_at(tmp_path)
+    store.commit(lambda txn: txn.put(b"schema", (99).to_bytes(8, "big"), txn.db.meta))
+    store.close()
+    with pytest.raises(StartupError, match="format 99"):
+        open_at(tmp_path)

@@ -1,0 +1,1347 @@
+"""A real master on loopback, a scripted chunkserver, and a bare client.
+
+The chunkserver here keeps its replicas in a dict and does what it is told,
+unless the test tells it otherwise; what the real one does with bytes is tested
+elsewhere. Waiting is polling with a deadline.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+import trio
+
+from gfs.config import MasterSettings
+from gfs.errors import (
+    AlreadyExists,
+    Busy,
+    ChunkUnavailable,
+    FileChanged,
+    GfsError,
+    InvalidArgument,
+    NotEnoughChunkservers,
+    NotFound,
+    ProtocolError,
+    Retryable,
+    StaleVersion,
+    StartupError,
+    WrongClusterKey,
+)
+from gfs.io import DiskSpace, real_world
+from gfs.master import MasterStarted, run_master
+from gfs.protocol import handshake
+from gfs.protocol.handshake import Identity
+from gfs.protocol.messages import (
+    AcquireLease,
+    BadReplica,
+    ChunkLocation,
+    CloneChunk,
+    Delete,
+    Disk,
+    DiskUsage,
+    DiskUsageReply,
+    Done,
+    FsckChunk,
+    FsckPage,
+    FsckPageReply,
+    GrantLease,
+    Heartbeat,
+    LeaseReply,
+    List,
+    ListGarbage,
+    ListGarbageReply,
+    ListReply,
+    Locate,
+    LocateReply,
+    MakeDirectory,
+    Message,
+    Orders,
+    Ping,
+    Publish,
+    PublishedChunk,
+    PublishReply,
+    Reclaim,
+    Recover,
+    RecoverReply,
+    Register,
+    RegisterReply,
+    Release,
+    Rename,
+    ReportReplica,
+    ReportReplicas,
+    Reserve,
+    ReserveReply,
+    RevokeLease,
+    ServerAddress,
+    SetLength,
+    Stat,
+    StatReply,
+    Status,
+    StatusReply,
+    VerifyChunk,
+    VerifyReply,
+)
+from gfs.protocol.rpc import Rpc
+
+KEY = bytes(range(32))
+CHUNK = 64 * 1024 * 1024
+WORLD = real_world()
+#: Fast enough for a test, slow enough for a loaded machine.
+SETTINGS = MasterSettings(
+    address="127.0.0.1:0",
+    heartbeat_seconds=0.1,
+    dead_seconds=1.0,
+    lease_seconds=10.0,
+    lease_margin_seconds=1.0,
+    garbage_grace_seconds=0.3,
+    client_silence_seconds=60.0,
+    map_bytes=1 << 28,
+    sync=False,
+)
+WAIT_SECONDS = 20.0
+
+ReplyT = TypeVar("ReplyT", bound=Message)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    async def ask() -> object:
+        return condition()
+
+    await until_told(ask, what)
+
+
+async def until_told(ask: Callable[[], Awaitable[object]], what: str) -> None:
+    """Ask again and again until the answer is true."""
+    with trio.move_on_after(WAIT_SECONDS):
+        while True:
+            if await ask():
+                return
+            await trio.sleep(0.01)
+    raise AssertionError(f"not within {WAIT_SECONDS:g} s: {what}")
+
+
+# --- the master ------------------------------------------------------------------------
+
+
+@contextmanager
+def only_error() -> Iterator[None]:
+    """Let the one error of a nursery out of its group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+class Cluster:
+    """A master in this process that can be stopped and started again."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery, settings: MasterSettings) -> None:
+        self.directory = str(directory)
+        self.settings = settings
+        self.nursery = nursery
+        self.address = ""
+        self.cluster = ""
+        self._scope = trio.CancelScope()
+        self._stopped = trio.Event()
+
+    async def start(self) -> None:
+        self._scope, self._stopped = trio.CancelScope(), trio.Event()
+
+        async def run(
+            scope: trio.CancelScope,
+            stopped: trio.Event,
+            task_status: trio.TaskStatus[MasterStarted],
+        ) -> None:
+            try:
+                with scope:
+                    await run_master(
+                        WORLD, self.settings, self.directory, KEY, task_status=task_status
+                    )
+            finally:
+                stopped.set()
+
+        started = await self.nursery.start(run, self._scope, self._stopped)
+        self.address, self.cluster = started.address, started.cluster
+        self.settings = msgspec.structs.replace(self.settings, address=started.address)
+
+    async def stop(self) -> None:
+        self._scope.cancel()
+        await self._stopped.wait()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def server(self, name: str, **more: object) -> FakeServer:
+        """A registered chunkserver."""
+        server = FakeServer(self, name, **more)  # type: ignore[arg-type]
+        await server.start()
+        return server
+
+    async def client(self, name: str = "client-1") -> Client:
+        identity = Identity("client", name, KEY, self.cluster)
+        connection = await handshake.connect(WORLD, self.address, identity)
+        rpc = Rpc(connection)
+        self.nursery.start_soon(rpc.run)
+        return Client(name, rpc)
+
+
+@asynccontextmanager
+async def running(directory: Path, **changes: object) -> AsyncIterator[Cluster]:
+    settings = msgspec.structs.replace(SETTINGS, **changes)
+    with only_error():
+        async with trio.open_nursery() as nursery:
+            cluster = Cluster(directory, nursery, settings)
+            await cluster.start()
+            with trio.fail_after(60):
+                yield cluster
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def no_bugs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The master serves on when it meets a bug of its own: look for them."""
+    yield
+    for phase in ("setup", "call"):
+        for record in caplog.get_records(phase):  # type: ignore[arg-type]
+            assert " bug" not in record.getMessage(), record.exc_text
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running(tmp_path / "master") as made:
+        yield made
+
+
+# --- a scripted chunkserver --------------------------------------------------------------
+
+
+class FakeServer:
+    incarnations = itertools.count(1)
+
+    def __init__(
+        self, cluster: Cluster, name: str, rack: str = "r", free: int = 10**12, sequence: int = 0
+    ) -> None:
+        self.cluster = cluster
+        self.id = name
+        self.rack = rack
+        self.disks = [Disk("/disk", 10**12, free, 0)]
+        self.sequence = sequence
+        self.incarnation = next(self.incarnations)
+        #: handle -> (version, length): what is on its disk.
+        self.replicas: dict[int, tuple[int, int]] = {}
+        #: handle -> state told when asked to verify, instead of the truth.
+        self.corrupt: set[int] = set()
+        self.bad: list[BadReplica] = []
+        self.used_leases: list[int] = []
+        self.extended: list[int] = []
+        self.deleted: list[tuple[int, int]] = []
+        self.clones: list[CloneChunk] = []
+        self.grants: list[GrantLease] = []
+        self.revoked: list[int] = []
+        #: Called with each order before it is carried out; True: say nothing.
+        self.swallow: Callable[[Message], bool] = lambda message: False
+        self.refuse: dict[type[Message], GfsError] = {}
+        self.report_all = True
+        #: All servers, by id: where clones come from.
+        self.cluster_servers: dict[str, FakeServer] = {}
+        self._scope = trio.CancelScope()
+        self._rpc: Rpc | None = None
+
+    async def start(self) -> None:
+        self._scope = trio.CancelScope()
+        await self.cluster.nursery.start(self._run)
+
+    def stop(self) -> None:
+        """As kill -9: its connection ends, its disk stays."""
+        self._scope.cancel()
+        self.incarnation = next(self.incarnations)
+
+    async def _run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Registers, and again when the master was away."""
+        with self._scope:
+            while True:
+                try:
+                    await self._session(task_status)
+                except (ConnectionError, GfsError) as error:
+                    if task_status is not trio.TASK_STATUS_IGNORED:
+                        raise
+                    logging.info("fake %s: %s", self.id, error)
+                task_status = trio.TASK_STATUS_IGNORED
+                await trio.sleep(0.02)
+
+    async def _session(self, task_status: trio.TaskStatus[None]) -> None:
+        identity = Identity("chunkserver", self.id, KEY, self.cluster.cluster)
+        connection = await handshake.connect(WORLD, self.cluster.address, identity)
+        self._rpc = rpc = Rpc(connection, self._obey)
+        failed: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+
+            async def move() -> None:
+                await rpc.run()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(move)
+            try:
+                await self._register(rpc)
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                while True:
+                    await self._beat(rpc)
+                    await trio.sleep(0.1)
+            except (ConnectionError, GfsError) as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
+
+    async def _register(self, rpc: Rpc) -> None:
+        register = Register(
+            id=0,
+            server=self.id,
+            incarnation=self.incarnation,
+            address=f"{self.id}:1",
+            rack=self.rack,
+            disks=self.disks,
+            sequence=self.sequence,
+        )
+        reply, _ = await rpc.call(register)
+        assert isinstance(reply, RegisterReply)
+        assert reply.cluster == self.cluster.cluster
+        assert reply.heartbeat_ms == 100
+        orders, _ = await rpc.call(ReportReplicas(id=0, complete=False), self._report([]))
+        assert isinstance(orders, Orders)
+        orders, _ = await rpc.call(
+            ReportReplicas(id=0, complete=True), self._report(list(self.replicas))
+        )
+        self._take(orders)
+
+    async def _beat(self, rpc: Rpc) -> None:
+        heartbeat = Heartbeat(
+            id=0,
+            disks=self.disks,
+            chunks=len(self.replicas),
+            bad=self.bad,
+            leases=self.used_leases,
+        )
+        sample = list(self.replicas) if self.report_all else []
+        orders, _ = await rpc.call(heartbeat, self._report(sample))
+        self._take(orders)
+
+    def _report(self, handles: list[int]) -> bytes:
+        records = [(handle, *self.replicas[handle]) for handle in handles]
+        return b"".join(struct.pack(">QII", *record) for record in records)
+
+    def _take(self, orders: Message) -> None:
+        assert isinstance(orders, Orders)
+        assert orders.sequence >= self.sequence
+        self.sequence = orders.sequence
+        self.extended += orders.extend_leases
+        for name in orders.delete:
+            self.deleted.append((name.handle, name.version))
+            if self.replicas.get(name.handle, (0, 0))[0] == name.version:
+                del self.replicas[name.handle]
+                self.corrupt.discard(name.handle)
+
+    def _obey(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        for message, _ in batch:
+            if self.swallow(message):
+                continue
+            error = self.refuse.get(type(message))
+            if error is not None:
+                rpc.send_error(message.id, error)
+                continue
+            rpc.send(self._carry_out(message))
+
+    def _carry_out(self, message: Message) -> Message:
+        if isinstance(message, GrantLease):
+            self.grants.append(message)
+            version, length = self.replicas.get(message.handle, (0, 0))
+            assert message.version <= version <= message.new_version
+            self.replicas[message.handle] = (message.new_version, length)
+        elif isinstance(message, CloneChunk):
+            self.clones.append(message)
+            name = message.sources[0].partition(":")[0]
+            source = self.cluster_servers[name]
+            assert source.replicas[message.handle][0] == message.version
+            self.replicas[message.handle] = source.replicas[message.handle]
+            self.corrupt.discard(message.handle)
+            self.bad = [bad for bad in self.bad if bad.handle != message.handle]
+        elif isinstance(message, RevokeLease):
+            self.revoked.append(message.handle)
+        elif isinstance(message, VerifyChunk):
+            version, length = self.replicas.get(message.handle, (0, 0))
+            state = "good" if version else "missing"
+            if message.handle in self.corrupt:
+                state = "corrupt"
+            return VerifyReply(
+                id=message.id, state=state, version=version, length=length, bad_blocks=[]
+            )
+        else:
+            raise AssertionError(message)
+        return Done(id=message.id)
+
+
+async def start_servers(cluster: Cluster, count: int, **more: object) -> list[FakeServer]:
+    servers = [await cluster.server(f"s{n}", **more) for n in range(count)]
+    for server in servers:
+        server.cluster_servers = {s.id: s for s in servers}
+    return servers
+
+
+# --- a bare client -------------------------------------------------------------------------
+
+
+class Client:
+    def __init__(self, name: str, rpc: Rpc) -> None:
+        self.name = name
+        self.rpc = rpc
+        self.sequence = itertools.count(1)
+
+    async def call(self, message: Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
+        reply, _ = await self.rpc.call(message, body)
+        assert isinstance(reply, kind)
+        return reply
+
+    async def patiently(self, message: Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
+        """As a real client: what is retryable is tried again."""
+        with trio.fail_after(WAIT_SECONDS):
+            while True:
+                try:
+                    return await self.call(message, kind, body)
+                except Retryable:
+                    await trio.sleep(0.02)
+
+    async def stat(self, path: str) -> StatReply:
+        return await self.call(Stat(0, path), StatReply)
+
+    async def status(self) -> StatusReply:
+        return await self.call(Status(0), StatusReply)
+
+    async def locate(self, path: str, inode: int = 0) -> LocateReply:
+        return await self.call(Locate(0, path, inode, 0, 100), LocateReply)
+
+    async def holders(self, path: str) -> list[set[str]]:
+        """Who is said to hold each chunk."""
+        reply = await self.locate(path)
+        return [{reply.servers[n].id for n in chunk.servers} for chunk in reply.chunks]
+
+    async def reserve(self, count: int = 1, replication: int = 3) -> ReserveReply:
+        return await self.patiently(Reserve(0, self.name, count, replication, []), ReserveReply)
+
+    def publish_request(
+        self,
+        path: str,
+        chunks: list[ChunkLocation],
+        servers: list[ServerAddress],
+        replace: bool = False,
+        replication: int = 3,
+    ) -> tuple[Publish, bytes]:
+        request = Publish(
+            id=0,
+            client=self.name,
+            sequence=next(self.sequence),
+            path=path,
+            length=sum(chunk.length for chunk in chunks),
+            replication=replication,
+            replace=replace,
+            parents=True,
+            servers=[server.id for server in servers],
+        )
+        body = [PublishedChunk(c.handle, c.version, c.length, c.servers) for c in chunks]
+        return request, msgspec.msgpack.encode(body)
+
+    async def put(
+        self,
+        path: str,
+        servers: list[FakeServer],
+        lengths: tuple[int, ...] = (10,),
+        replace: bool = False,
+        replication: int = 3,
+    ) -> list[ChunkLocation]:
+        """Reserve, "write" and publish a file; its chunks."""
+        reserved = ReserveReply(0, replication, [], [])
+        if lengths:
+            reserved = await self.reserve(len(lengths), replication)
+        named = {server.id: server for server in servers}
+        for chunk, length in zip(reserved.chunks, lengths, strict=True):
+            chunk.length = length
+            for at in chunk.servers:
+                named[reserved.servers[at].id].replicas[chunk.handle] = (chunk.version, length)
+        request, body = self.publish_request(
+            path, reserved.chunks, reserved.servers, replace, replication
+        )
+        await self.call(request, PublishReply, body)
+        return reserved.chunks
+
+    async def lease(
+        self, inode: int, index: int, version: int = 0, failed: tuple[str, ...] = ()
+    ) -> tuple[LeaseReply, list[str]]:
+        request = AcquireLease(
+            0, self.name, next(self.sequence), inode, index, version, list(failed)
+        )
+        reply = await self.patiently(request, LeaseReply)
+        return reply, [reply.servers[n].id for n in reply.chunk.servers]
+
+    async def until_held(self, path: str, wanted: set[str]) -> None:
+        async def ask() -> bool:
+            return await self.holders(path) == [wanted]
+
+        await until_told(ask, f"{path} is held by {wanted}")
+
+    async def until_states(self, **wanted: str) -> None:
+        async def ask() -> bool:
+            told = {server.id: server.state for server in (await self.status()).servers}
+            return told == wanted
+
+        await until_told(ask, f"the servers' states are {wanted}")
+
+    async def until_totals(self, **wanted: int) -> None:
+        told: dict[str, int] = {}
+
+        async def ask() -> bool:
+            totals = (await self.status()).totals
+            told.update({name: getattr(totals, name) for name in wanted})
+            return told == wanted
+
+        try:
+            await until_told(ask, f"the totals are {wanted}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: they stay {told}") from None
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+async def test_a_file_is_there_when_it_is_published(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    with pytest.raises(NotFound):
+        await client.stat("/d/f")
+    chunks = await client.put("/d/f", servers, (CHUNK, 7))
+    entry = (await client.stat("/d/f")).entry
+    assert (entry.path, entry.kind, entry.length, entry.chunks) == ("/d/f", "file", CHUNK + 7, 2)
+    found = await client.locate("/d/f")
+    assert [c.handle for c in found.chunks] == [c.handle for c in chunks]
+    assert [c.length for c in found.chunks] == [CHUNK, 7]
+    assert await client.holders("/d/f") == [{"s0", "s1", "s2"}] * 2
+    totals = (await client.status()).totals
+    assert (totals.files, totals.directories, totals.chunks) == (1, 1, 2)
+    assert totals.bytes == CHUNK + 7
+    usage = await client.call(DiskUsage(0, "/"), DiskUsageReply)
+    assert (usage.files, usage.directories, usage.bytes) == (1, 1, CHUNK + 7)
+    assert usage.replicated_bytes == 3 * (CHUNK + 7)
+
+
+async def test_a_retried_publish_gets_the_same_answer(cluster: Cluster) -> None:
+    await start_servers(cluster, 3)
+    client = await cluster.client()
+    reserved = await client.reserve()
+    reserved.chunks[0].length = 5
+    request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
+    first = await client.call(request, PublishReply, body)
+    again = await client.call(request, PublishReply, body)
+    assert again.entry == first.entry
+    await cluster.restart()
+    client = await cluster.client()
+    later = await client.call(request, PublishReply, body)
+    assert later.entry == first.entry
+    # Another name for the same chunks: no retry, and no reservation either.
+    request = msgspec.structs.replace(request, path="/g", sequence=99)
+    with pytest.raises(ChunkUnavailable):
+        await client.patiently(request, PublishReply, body)
+
+
+async def test_pipelined_retries_run_once(cluster: Cluster) -> None:
+    client = await cluster.client()
+    replies = []
+
+    async def one() -> None:
+        request = MakeDirectory(0, client.name, 1, "/d", False, False)
+        replies.append(await client.call(request, Done))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(one)
+    assert len(replies) == 20
+
+
+async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
+    client = await cluster.client()
+    number = client.sequence
+    name = client.name
+    await client.call(MakeDirectory(0, name, next(number), "/a/b", True, False), Done)
+    await client.call(MakeDirectory(0, name, next(number), "/a/b", False, True), Done)
+    with pytest.raises(AlreadyExists):
+        await client.call(MakeDirectory(0, name, next(number), "/a/b", False, False), Done)
+    await client.call(Rename(0, name, next(number), "/a", "/c/d", False, True), Done)
+    listing = await client.call(List(0, "/c/d", "", 10), ListReply)
+    assert ([e.path for e in listing.entries], listing.more) == (["/c/d/b"], False)
+    with pytest.raises(GfsError, match="not empty"):
+        await client.call(Delete(0, name, next(number), "/c", False), Done)
+    await client.call(Delete(0, name, next(number), "/c", True), Done)
+    with pytest.raises(NotFound):
+        await client.stat("/c")
+    await client.until_totals(directories=0, files=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"length": 11}, InvalidArgument, "for a length of 11"),
+        ({"handle": 10**6}, InvalidArgument, "never handed out"),
+        ({"version": 2**32}, InvalidArgument, "impossible version"),
+        ({"chunk_length": CHUNK + 1}, InvalidArgument, "last chunk"),
+        ({"servers": []}, InvalidArgument, "no chunkserver"),
+        ({"servers": [5]}, InvalidArgument, "server 5 of"),
+        ({"replication": 65}, InvalidArgument, "replication of 65"),
+        ({"path": "/x/../y"}, GfsError, "refused"),
+        ({"body": b"\xff\x00"}, ProtocolError, "cannot be read"),
+        ({"twice": True}, InvalidArgument, "twice"),
+    ],
+)
+async def test_what_cannot_be_published(
+    cluster: Cluster, change: dict[str, object], error: type[GfsError], text: str
+) -> None:
+    await start_servers(cluster, 3)
+    client = await cluster.client()
+    reserved = await client.reserve()
+    chunk = reserved.chunks[0]
+    chunk.length = 10
+    for field in ("handle", "version", "servers"):
+        if field in change:
+            setattr(chunk, field, change[field])
+    chunk.length = change.get("chunk_length", 10)  # type: ignore[assignment]
+    chunks = [chunk]
+    if change.get("twice"):
+        chunk.length = CHUNK
+        chunks = [chunk, chunk]
+    request, body = client.publish_request("/f", chunks, reserved.servers)
+    for field in ("length", "replication", "path"):
+        if field in change:
+            setattr(request, field, change[field])
+    with pytest.raises(error, match=text):
+        await client.call(request, PublishReply, change.get("body", body))  # type: ignore[arg-type]
+    with pytest.raises(NotFound):
+        await client.stat("/f")
+
+
+async def test_a_chunk_is_published_once_and_by_its_client(cluster: Cluster) -> None:
+    await start_servers(cluster, 3)
+    client, thief = await cluster.client(), await cluster.client("client-2")
+    reserved = await client.reserve()
+    reserved.chunks[0].length = 5
+    stolen, body = thief.publish_request("/g", reserved.chunks, reserved.servers)
+    with pytest.raises(InvalidArgument, match="another client"):
+        await thief.call(stolen, PublishReply, body)
+    request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
+    await client.call(request, PublishReply, body)
+    request, body = client.publish_request("/h", reserved.chunks, reserved.servers)
+    with pytest.raises((ChunkUnavailable, Busy)):
+        await client.call(request, PublishReply, body)
+
+
+async def test_a_replaced_file_is_another_file(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    old = await client.put("/f", servers)
+    inode = (await client.stat("/f")).entry.inode
+    with pytest.raises(AlreadyExists):
+        await client.put("/f", servers)
+    await client.put("/f", servers, replace=True)
+    with pytest.raises(FileChanged):
+        await client.locate("/f", inode)
+    await until(
+        lambda: all((old[0].handle, 1) in server.deleted for server in servers),
+        "the old file's replicas are deleted",
+    )
+    await client.until_totals(files=1, chunks=1)
+
+
+# --- placing ----------------------------------------------------------------------------------
+
+
+async def test_too_few_servers_is_told_and_passes(cluster: Cluster) -> None:
+    client = await cluster.client()
+    with pytest.raises(NotEnoughChunkservers, match=r"needs 2 .* 0 can .*\(0 live\)"):
+        await client.call(Reserve(0, client.name, 1, 3, []), ReserveReply)
+    await start_servers(cluster, 2)
+    reserved = await client.reserve()
+    assert len(reserved.chunks[0].servers) == 2
+    with pytest.raises(NotEnoughChunkservers, match="needs 2"):
+        await client.call(Reserve(0, client.name, 1, 3, ["s0"]), ReserveReply)
+    single = await client.call(Reserve(0, client.name, 1, 1, ["s0"]), ReserveReply)
+    assert [server.id for server in single.servers] == ["s1"]
+
+
+async def test_full_and_failed_disks_get_nothing(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    servers[0].disks = [Disk("/disk", 10**12, 0, 0, "full")]
+    client = await cluster.client()
+
+    async def ask() -> bool:
+        reserved = await client.reserve()
+        return {server.id for server in reserved.servers} == {"s1", "s2"}
+
+    await until_told(ask, "the full server gets nothing")
+
+
+async def test_recover_leaves_the_failed_server_out(cluster: Cluster) -> None:
+    await start_servers(cluster, 3)
+    client = await cluster.client()
+    reserved = await client.reserve()
+    chunk = reserved.chunks[0]
+    failed = reserved.servers[chunk.servers[0]].id
+    request = Recover(0, client.name, chunk.handle, 1, [failed])
+    first = await client.call(request, RecoverReply)
+    assert first.chunk.version == 2
+    left = {server.id for server in first.servers}
+    assert left == {"s0", "s1", "s2"} - {failed}
+    again = await client.call(request, RecoverReply)
+    assert (again.chunk, again.servers) == (first.chunk, first.servers)
+    with pytest.raises(ChunkUnavailable, match="write this part again"):
+        await client.call(
+            Recover(0, client.name, chunk.handle, 2, ["s0", "s1", "s2"]), RecoverReply
+        )
+    chunk.length = 5
+    request, body = client.publish_request("/f", [chunk], reserved.servers)
+    with pytest.raises(StaleVersion, match="version 2"):
+        await client.call(request, PublishReply, body)
+
+
+async def test_a_released_upload_is_deleted_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path, garbage_grace_seconds=1000.0) as cluster:
+        servers = await start_servers(cluster, 3)
+        client = await cluster.client()
+        reserved = await client.reserve()
+        handle = reserved.chunks[0].handle
+        for server in servers:
+            server.replicas[handle] = (1, 5)
+        await client.call(Release(0, client.name, [handle, 999]), Done)
+        await until(lambda: all(server.deleted == [(handle, 1)] for server in servers), "deletion")
+
+
+async def test_an_upload_whose_client_is_gone_is_collected(tmp_path: Path) -> None:
+    async with running(tmp_path, client_silence_seconds=0.5) as cluster:
+        servers = await start_servers(cluster, 3)
+        gone, alive = await cluster.client("gone"), await cluster.client("alive")
+        lost = (await gone.reserve()).chunks[0].handle
+        kept = (await alive.reserve()).chunks[0].handle
+        for server in servers:
+            server.replicas = {lost: (1, 5), kept: (1, 5)}
+        with trio.fail_after(WAIT_SECONDS):
+            while any((lost, 1) not in server.deleted for server in servers):
+                await alive.call(Ping(0), Done)
+                await trio.sleep(0.02)
+        assert all(kept in server.replicas for server in servers)
+
+
+# --- replicas come and go -----------------------------------------------------------------------
+
+
+async def test_a_dead_server_s_chunks_are_copied(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 4)
+    client = await cluster.client()
+    chunks = await client.put("/f", servers)
+    holders = (await client.holders("/f"))[0]
+    dead = next(server for server in servers if server.id in holders)
+    spare = next(server for server in servers if server.id not in holders)
+    dead.stop()
+    await client.until_held("/f", holders - {dead.id} | {spare.id})
+    assert [clone.handle for clone in spare.clones] == [chunks[0].handle]
+    await client.until_totals(under_replicated=0, repairs_active=0, lost=0)
+    states = {server.id: server.state for server in (await client.status()).servers}
+    assert states[dead.id] == "dead"
+    # It comes back with its replica: now there is one too many.
+    await dead.start()
+    await until(lambda: any(server.deleted for server in servers), "the surplus is deleted")
+    await client.until_totals(under_replicated=0, orphaned=0, stale=0)
+    assert sum(len(server.replicas) for server in servers) == 3
+    assert sum(len(server.deleted) for server in servers) == 1
+    assert len((await client.holders("/f"))[0]) == 3
+
+
+async def test_a_short_absence_copies_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path, dead_seconds=30.0) as cluster:
+        servers = await start_servers(cluster, 4)
+        client = await cluster.client()
+        await client.put("/f", servers)
+        holders = (await client.holders("/f"))[0]
+        away = next(server for server in servers if server.id in holders)
+        away.stop()
+        live = {server.id: "live" for server in servers}
+        await client.until_states(**{**live, away.id: "silent"})
+        found = await client.locate("/f")
+        assert found.servers[found.chunks[0].servers[-1]].id == away.id, "silent ones come last"
+        assert (await client.reserve()).chunks[0].servers
+        await away.start()
+        await client.until_states(**live)
+        assert not any(server.clones or server.deleted for server in servers)
+
+
+async def test_most_endangered_chunks_are_copied_first(tmp_path: Path) -> None:
+    async with running(tmp_path, clones_per_server=1, clones_total=1) as cluster:
+        servers = await start_servers(cluster, 3)
+        client = await cluster.client()
+        order: list[int] = []
+        two = [(await client.put(f"/two{n}", servers))[0].handle for n in range(5)]
+        one = [(await client.put(f"/one{n}", servers))[0].handle for n in range(5)]
+        for handle in one:
+            servers[1].replicas.pop(handle)
+            servers[1].bad.append(BadReplica(handle, 1, "missing"))
+        await client.until_totals(under_replicated=5)
+        for server in servers[:2]:
+            server.refuse[CloneChunk] = Busy("not now")
+        servers[0].stop()
+        await client.until_totals(under_replicated=10)
+        for handle in one:
+            assert handle in servers[2].replicas
+        spare = FakeServer(cluster, "s3")
+        spare.cluster_servers = {s.id: s for s in servers}
+        spare.swallow = lambda m: bool(isinstance(m, CloneChunk) and order.append(m.handle))
+        await spare.start()
+        await until(lambda: len(order) == 10, "the spare server gets a copy of each")
+        assert (set(order[:5]), set(order[5:])) == (set(one), set(two))
+
+
+async def test_a_server_that_comes_back_empty_is_just_new(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    await client.put("/f", servers)
+    servers[0].stop()
+    servers[0].replicas.clear()
+    await client.until_totals(under_replicated=1)
+    await servers[0].start()
+    await client.until_held("/f", {"s0", "s1", "s2"})
+    assert len(servers[0].clones) == 1
+
+
+async def test_lost_and_found(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 2)
+    client = await cluster.client()
+    await client.put("/f", servers)
+    for server in servers:
+        server.stop()
+    await client.until_totals(lost=1)
+    assert await client.holders("/f") == [set()]
+    await servers[0].start()
+    await client.until_totals(lost=0, under_replicated=1)
+    await servers[1].start()
+    await client.until_held("/f", {"s0", "s1"})
+
+
+async def test_corrupt_replicas_are_replaced_where_they_are(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    handle = (await client.put("/f", servers))[0].handle
+    servers[1].corrupt.add(handle)
+    servers[1].refuse[CloneChunk] = Busy("not yet")
+    servers[1].bad = [BadReplica(handle, 1, "corrupt")]
+    await client.until_totals(corrupt=1, under_replicated=1)
+    assert await client.holders("/f") == [{"s0", "s2"}]
+    del servers[1].refuse[CloneChunk]
+    await client.until_totals(corrupt=0, under_replicated=0)
+    assert await client.holders("/f") == [{"s0", "s1", "s2"}]
+    assert not any(server.deleted for server in servers)
+    assert f"corrupt replica: chunk {handle:x}" in caplog.text
+
+
+async def test_corrupt_replicas_are_deleted_once_there_are_enough(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 4)
+    client = await cluster.client()
+    handle = (await client.put("/f", servers))[0].handle
+    holders = (await client.holders("/f"))[0]
+    sick = next(server for server in servers if server.id in holders)
+    spare = next(server for server in servers if server.id not in holders)
+    sick.refuse[CloneChunk] = Busy("not me")
+    spare.refuse[CloneChunk] = Busy("not yet")
+    sick.corrupt.add(handle)
+    sick.bad = [BadReplica(handle, 1, "corrupt")]
+    await client.until_totals(corrupt=1)
+    assert not sick.deleted
+    del spare.refuse[CloneChunk]
+    await until(lambda: sick.deleted == [(handle, 1)], "the corrupt replica is deleted")
+    sick.bad = []
+    await client.until_totals(corrupt=0, under_replicated=0)
+    assert spare.id in (await client.holders("/f"))[0]
+
+
+async def test_a_reader_s_report_is_checked_first(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    handle = (await client.put("/f", servers))[0].handle
+    asked: list[int] = []
+    for server in servers:
+        server.swallow = lambda m: bool(isinstance(m, VerifyChunk) and asked.append(m.handle))
+    await client.call(ReportReplica(0, handle, 1, "s0", "corrupt"), Done)
+    await client.call(ReportReplica(0, handle, 1, "s0", "corrupt"), Done)
+    await until(lambda: asked, "the server is asked")
+    assert await client.holders("/f") == [{"s0", "s1", "s2"}]
+    servers[2].corrupt.add(handle)
+    servers[2].refuse[CloneChunk] = Busy("not yet")
+    await client.call(ReportReplica(0, handle, 1, "s2", "corrupt"), Done)
+    await client.until_held("/f", {"s0", "s1"})
+    assert asked.count(handle) == 2
+    del servers[2].refuse[CloneChunk]
+    await client.until_held("/f", {"s0", "s1", "s2"})
+
+
+async def test_orphans_are_listed_and_collected_after_the_grace(tmp_path: Path) -> None:
+    async with running(tmp_path, garbage_grace_seconds=1.0) as cluster:
+        client = await cluster.client()
+        server = await cluster.server("s0")
+        other = await cluster.server("s1")
+        handle = (await client.reserve()).chunks[0].handle
+        # A handle of before: reserved, and given up when the master was restarted.
+        await cluster.restart()
+        client = await cluster.client()
+        server.replicas[handle] = (1, 5)
+        other.replicas[10**9] = (1, 5)
+        await client.until_totals(orphaned=1)
+        garbage = await client.call(ListGarbage(0, 0, 10), ListGarbageReply)
+        assert [(g.server, g.handle, g.kind) for g in garbage.replicas] == [
+            ("s0", handle, "orphaned")
+        ]
+        await until(lambda: server.deleted == [(handle, 1)], "the orphan is deleted")
+        await client.until_totals(orphaned=0)
+        # What was never handed out by this master is nothing it may judge.
+        assert other.replicas
+        assert not other.deleted
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+async def test_a_lease_raises_the_version_everywhere(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client, other = await cluster.client(), await cluster.client("client-2")
+    handle = (await client.put("/f", servers))[0].handle
+    inode = (await client.stat("/f")).entry.inode
+    reply, chain = await client.lease(inode, 0)
+    assert (reply.chunk.handle, reply.chunk.version, reply.chunk.length) == (handle, 2, 10)
+    assert sorted(chain) == ["s0", "s1", "s2"]
+    assert 8_000 < reply.lease_ms <= 9_000
+    for server in servers:
+        assert server.replicas[handle][0] == 2
+        assert bool(server.grants[0].lease_ms) == (server.id == chain[0])
+    again, same = await other.lease(inode, 0)
+    assert (again.chunk.version, same) == (2, chain)
+    page = await client.call(FsckPage(0, "/f", b"", 10), FsckPageReply)
+    assert page.chunks[0].primary == chain[0]
+    assert page.chunks[0].lease_ms > 0
+    primary = next(server for server in servers if server.id == chain[0])
+    secondary = next(server for server in servers if server.id == chain[1])
+    primary.used_leases = secondary.used_leases = [handle]
+    await until(lambda: primary.extended, "the lease is extended")
+    assert not secondary.extended
+    await client.call(Delete(0, client.name, 50, "/f", False), Done)
+    primary.extended.clear()
+    await until(lambda: not primary.replicas, "the file is reclaimed")
+    assert not primary.extended
+
+
+async def test_a_broken_chain_gets_a_new_version_without_the_failed(tmp_path: Path) -> None:
+    async with running(tmp_path, dead_seconds=30.0) as cluster:
+        servers = await start_servers(cluster, 3)
+        client = await cluster.client()
+        handle = (await client.put("/f", servers))[0].handle
+        inode = (await client.stat("/f")).entry.inode
+        _, chain = await client.lease(inode, 0)
+        failed = next(server for server in servers if server.id == chain[1])
+        failed.stop()
+        reply, left = await client.lease(inode, 0, version=2, failed=(failed.id,))
+        assert (reply.chunk.version, set(left)) == (3, set(chain) - {failed.id})
+        # Told again of the same break: the present chain is the answer.
+        again, same = await client.lease(inode, 0, version=2, failed=(failed.id,))
+        assert (again.chunk.version, same) == (3, left)
+        # It comes back with the old version: stale, and replaced.
+        await failed.start()
+        await until(lambda: failed.replicas.get(handle) == (3, 10), "a fresh copy")
+        await client.until_totals(stale=0, under_replicated=0)
+
+
+async def test_a_replica_that_does_not_answer_is_left_behind_for_good(tmp_path: Path) -> None:
+    """It may have taken the version that was sent: so that one is not used."""
+    async with running(tmp_path, dead_seconds=30.0) as cluster:
+        servers = await start_servers(cluster, 3)
+        client = await cluster.client()
+        handle = (await client.put("/f", servers))[0].handle
+        inode = (await client.stat("/f")).entry.inode
+        mute = servers[1]
+
+        def take_and_say_nothing(message: Message) -> bool:
+            if isinstance(message, GrantLease):
+                mute.replicas[handle] = (message.new_version, 10)
+                return True
+            return isinstance(message, CloneChunk)
+
+        mute.swallow = take_and_say_nothing
+        reply, chain = await client.lease(inode, 0)
+        assert set(chain) == {"s0", "s2"}
+        assert reply.chunk.version > mute.replicas[handle][0]
+        await client.until_totals(stale=1)
+        assert (await client.holders("/f")) == [{"s0", "s2"}]
+
+
+async def test_nobody_answers_and_nothing_is_lost(tmp_path: Path) -> None:
+    async with running(tmp_path, dead_seconds=30.0) as cluster:
+        servers = await start_servers(cluster, 3)
+        client = await cluster.client()
+        handle = (await client.put("/f", servers))[0].handle
+        inode = (await client.stat("/f")).entry.inode
+        for server in servers:
+            server.refuse[GrantLease] = Busy("the disk hangs")
+        request = AcquireLease(0, client.name, 9, inode, 0, 0, [])
+        with pytest.raises(Retryable, match="took a new lease"):
+            await client.call(request, LeaseReply)
+        assert await client.holders("/f") == [{"s0", "s1", "s2"}]
+        assert [s.replicas[handle][0] for s in servers] == [1, 1, 1]
+        for server in servers:
+            server.refuse.clear()
+        reply, chain = await client.lease(inode, 0)
+        assert (reply.chunk.version, len(chain)) == (3, 3)
+
+
+async def test_a_chunk_is_added_and_the_file_grows(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    await client.put("/f", servers, ())
+    inode = (await client.stat("/f")).entry.inode
+    with pytest.raises(InvalidArgument, match="only the next"):
+        await client.call(AcquireLease(0, client.name, 9, inode, 1, 0, []), LeaseReply)
+    reply, chain = await client.lease(inode, 0)
+    assert (reply.chunk.version, reply.chunk.length, len(chain)) == (1, 0, 3)
+    assert all(server.replicas[reply.chunk.handle] == (1, 0) for server in servers)
+    again, _ = await client.lease(inode, 0)
+    assert again.chunk.handle == reply.chunk.handle
+    for server in servers:
+        server.replicas[reply.chunk.handle] = (1, 99)
+    await client.call(SetLength(0, client.name, 77, inode, 99), Done)
+    assert (await client.stat("/f")).entry.length == 99
+    with pytest.raises(InvalidArgument):
+        await client.call(SetLength(0, client.name, 78, inode, CHUNK + 1), Done)
+    with pytest.raises(NotFound):
+        await client.call(AcquireLease(0, client.name, 79, 12345, 0, 0, []), LeaseReply)
+
+
+async def test_concurrent_clients_get_one_lease(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    await client.put("/f", servers, ())
+    inode = (await client.stat("/f")).entry.inode
+    got = set()
+
+    async def one(name: str) -> None:
+        reply, chain = await (await cluster.client(name)).lease(inode, 0)
+        got.add((reply.chunk.handle, reply.chunk.version, *chain))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(one, f"c{number}")
+    assert len(got) == 1
+    assert (await client.stat("/f")).entry.chunks == 1
+
+
+async def test_a_leased_chunk_is_revoked_before_it_is_copied(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 4)
+    client = await cluster.client()
+    handle = (await client.put("/f", servers))[0].handle
+    inode = (await client.stat("/f")).entry.inode
+    _, chain = await client.lease(inode, 0)
+    primary = next(server for server in servers if server.id == chain[0])
+    dead = next(server for server in servers if server.id == chain[2])
+    dead.stop()
+    await client.until_totals(under_replicated=0)
+    await until(lambda: primary.revoked, "the lease is revoked")
+    await client.until_held("/f", {s.id for s in servers} - {dead.id})
+    assert all(handle in s.replicas for s in servers)
+
+
+# --- restarts -------------------------------------------------------------------------------------
+
+
+async def test_a_restart_learns_where_everything_is(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    for number in range(20):
+        await client.put(f"/d/f{number}", servers)
+    epoch = (await client.status()).epoch
+    await cluster.restart()
+    client = await cluster.client()
+    assert (await client.stat("/d/f7")).entry.length == 10
+    for number in range(20):
+        await client.until_held(f"/d/f{number}", {"s0", "s1", "s2"})
+    assert (await client.status()).epoch == epoch + 1
+    assert (await client.status()).totals.files == 20
+    await client.put("/d/after", servers)
+    assert not any(server.clones or server.deleted for server in servers)
+
+
+async def test_an_upload_goes_on_over_a_restart(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    reserved = await client.reserve()
+    chunk = reserved.chunks[0]
+    chunk.length = 5
+    for server in servers:
+        server.replicas[chunk.handle] = (1, 5)
+    await cluster.restart()
+    client = await cluster.client()
+    body = msgspec.msgpack.encode([PublishedChunk(chunk.handle, 1, 3, chunk.servers)])
+    names = [server.id for server in reserved.servers]
+    await client.call(Reclaim(0, client.name, names), Done, body)
+    request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
+    await client.call(request, PublishReply, body)
+    await client.until_held("/f", {"s0", "s1", "s2"})
+    assert all(server.replicas for server in servers)
+
+
+async def test_an_upload_is_published_from_what_servers_report(tmp_path: Path) -> None:
+    async with running(tmp_path, garbage_grace_seconds=1000.0) as cluster:
+        servers = await start_servers(cluster, 3)
+        client = await cluster.client()
+        reserved = await client.reserve()
+        chunk = reserved.chunks[0]
+        chunk.length = 5
+        for server in servers[:2]:
+            server.replicas[chunk.handle] = (1, 5)
+        await cluster.restart()
+        client = await cluster.client()
+        request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
+        await client.patiently(request, PublishReply, body)
+        await client.until_held("/f", {"s0", "s1", "s2"})
+
+
+async def test_a_restarted_master_waits_for_its_servers(tmp_path: Path) -> None:
+    async with running(tmp_path, dead_seconds=3.0) as cluster:
+        servers = await start_servers(cluster, 4)
+        client = await cluster.client()
+        await client.put("/f", servers)
+        holders = (await client.holders("/f"))[0]
+        missing = next(server for server in servers if server.id in holders)
+        missing.stop()
+        reserved = await client.reserve()
+        reserved.chunks[0].length = 5
+        request, body = client.publish_request("/g", reserved.chunks, reserved.servers)
+        await cluster.restart()
+        client = await cluster.client()
+        with pytest.raises(Busy, match="was restarted"):
+            await client.call(request, PublishReply, body)
+        totals = (await client.status()).totals
+        assert (totals.lost, totals.under_replicated) == (0, 0)
+        assert not any(server.clones or server.deleted for server in servers)
+        # Once the missing one is given up, its chunk is copied.
+        await until(lambda: any(server.clones for server in servers), "the copy")
+        with pytest.raises(ChunkUnavailable, match="write this part again"):
+            await client.call(request, PublishReply, body)
+
+
+async def test_a_version_above_the_master_s_is_taken(cluster: Cluster) -> None:
+    """The master failed between raising replicas and confirming the version."""
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    handle = (await client.put("/f", servers))[0].handle
+    await cluster.stop()
+    servers[0].replicas[handle] = servers[1].replicas[handle] = (2, 10)
+    servers[2].swallow = lambda message: isinstance(message, CloneChunk)
+    await cluster.start()
+    client = await cluster.client()
+    await client.until_held("/f", {"s0", "s1"})
+    assert (await client.locate("/f")).chunks[0].version == 2
+    await client.until_totals(under_replicated=1)
+    # Durably: the next grant bears a version above it.
+    await cluster.restart()
+    client = await cluster.client()
+    inode = (await client.stat("/f")).entry.inode
+    reply, _ = await client.lease(inode, 0)
+    assert reply.chunk.version > 2
+
+
+async def test_short_replicas_are_not_believed(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    handle = (await client.put("/f", servers))[0].handle
+    await cluster.stop()
+    servers[0].replicas[handle] = (1, 9)
+    servers[0].refuse[CloneChunk] = Busy("not yet")
+    await cluster.start()
+    client = await cluster.client()
+    await client.until_totals(corrupt=1)
+    assert await client.holders("/f") == [{"s1", "s2"}]
+    del servers[0].refuse[CloneChunk]
+    await client.until_totals(corrupt=0, under_replicated=0)
+    assert servers[0].replicas[handle] == (1, 10)
+
+
+async def test_a_master_with_old_metadata_gets_no_servers(cluster: Cluster) -> None:
+    with pytest.raises(StaleVersion, match="restore newer metadata"):
+        await cluster.server("s0", sequence=10**6)
+    client = await cluster.client()
+    assert (await client.status()).servers == []
+
+
+async def test_an_older_process_of_a_server_is_refused(cluster: Cluster) -> None:
+    server = await cluster.server("s0")
+    older = FakeServer(cluster, "s0")
+    older.incarnation = 0
+    with pytest.raises(StaleVersion, match="older process"):
+        await older.start()
+    newer = FakeServer(cluster, "s0")
+    server._scope.cancel()
+    await newer.start()
+    client = await cluster.client()
+    assert [s.state for s in (await client.status()).servers] == ["live"]
+
+
+# --- peers that do not behave ------------------------------------------------------------
+
+
+async def test_each_role_has_its_own_requests(cluster: Cluster) -> None:
+    client = await cluster.client()
+    with pytest.raises(ProtocolError, match="Heartbeat is not for the master from a client"):
+        await client.call(Heartbeat(0, [], 0, [], []), Orders)
+    identity = Identity("chunkserver", "x", KEY, cluster.cluster)
+    connection = await handshake.connect(WORLD, cluster.address, identity)
+    rpc = Rpc(connection)
+    cluster.nursery.start_soon(rpc.run)
+    server = Client("x", rpc)
+    with pytest.raises(ProtocolError, match="before Register"):
+        await server.call(Heartbeat(0, [], 0, [], []), Orders)
+    with pytest.raises(ProtocolError, match="Stat is not for the master from a chunkserver"):
+        await server.call(Stat(0, "/"), StatReply)
+    await client.stat("/")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Locate(0, "/", -1, 0, 1),
+        Locate(0, "/", 2**64 - 1, 0, 1),
+        Locate(0, "/", 0, -5, 1),
+        List(0, "/", "", 0),
+        List(0, "/", "", -(2**60)),
+        Reserve(0, "client-1", 0, 3, []),
+        Reserve(0, "client-1", 2**60, 3, []),
+        Reserve(0, "client-1", 1, -1, []),
+        Reserve(0, "", 1, 3, []),
+        Reserve(0, "x" * 65, 1, 3, []),
+        Recover(0, "client-1", 0, 1, []),
+        Recover(0, "client-1", 2**64 - 1, 1, []),
+        Delete(0, "client-1", -1, "/x", False),
+        SetLength(0, "client-1", 1, -1, 5),
+        SetLength(0, "client-1", 1, 1, 5),
+        AcquireLease(0, "client-1", 1, -1, 0, 0, []),
+        AcquireLease(0, "client-1", 1, 1, 2**40, 0, []),
+        FsckPage(0, "/", b"\xc1", 1),
+        ReportReplica(0, 1, 1, "nobody", "corrupt"),
+        Stat(0, "relative"),
+    ],
+)
+async def test_senseless_requests_are_refused_one_by_one(
+    cluster: Cluster, request_: Message, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await cluster.client()
+    with pytest.raises(GfsError) as caught:
+        await client.call(request_, Done)
+    assert caught.value.code != "internal"
+    assert (await client.stat("/")).entry.kind == "directory"
+    assert "bug" not in caplog.text
+
+
+async def test_a_wrong_key_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(WrongClusterKey):
+        await handshake.connect(WORLD, cluster.address, Identity("client", "c", bytes(32)))
+
+
+async def test_a_taken_address_is_told(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="cannot listen at") as caught:
+        await run_master(WORLD, cluster.settings, str(tmp_path / "other"), KEY)
+    assert caught.value.exit_code == 2
+
+
+async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Files:
+        free = 0
+
+        def space(self, path: str) -> DiskSpace:
+            return DiskSpace(10**12, self.free)
+
+    monkeypatch.setattr("gfs.master.upkeep.SPACE_SECONDS", 0.05)
+    files = Files()
+    monkeypatch.setitem(globals(), "WORLD", replace(WORLD, files=files))  # type: ignore[arg-type]
+    async with running(tmp_path) as cluster:
+        client = await cluster.client()
+        numbers = itertools.count(1)
+
+        async def make_directory() -> str:
+            number = next(numbers)
+            request = MakeDirectory(0, client.name, number, f"/{number}", False, False)
+            try:
+                await client.call(request, Done)
+            except GfsError as error:
+                return error.code
+            return "done"
+
+        assert await make_directory() in ("done", "disk_full")
+        await until_told(refused(make_directory), "growth is refused")
+        await client.stat("/")
+        with pytest.raises(NotFound):
+            await client.call(Delete(0, client.name, 10**6, "/none", False), Done)
+        files.free = 10**12
+
+        async def again() -> bool:
+            return await make_directory() == "done"
+
+        await until_told(again, "growth is allowed again")
+
+
+def refused(make: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        return await make() == "disk_full"
+
+    return ask
+
+
+# --- looking at everything ------------------------------------------------------------------------
+
+
+async def test_fsck_pages_show_every_chunk_once(cluster: Cluster) -> None:
+    servers = await start_servers(cluster, 3)
+    client = await cluster.client()
+    for number in range(12):
+        lengths = (CHUNK,) * (number % 4) + (5,)
+        await client.put(f"/d{number % 3}/f{number}", servers, lengths)
+    await client.put("/empty", servers, ())
+    seen: list[FsckChunk] = []
+    files, cursor = 0, b""
+    while True:
+        page = await client.call(FsckPage(0, "/", cursor, 2), FsckPageReply)
+        assert len(page.chunks) <= 2
+        seen += page.chunks
+        files += page.files
+        cursor = page.cursor
+        if not cursor:
+            break
+    names = [(chunk.path, chunk.index) for chunk in seen]
+    assert names == sorted(names)
+    assert len(set(names)) == len(names) == sum(number % 4 + 1 for number in range(12))
+    assert files == 13
+    assert all(len(chunk.servers) == chunk.goal == 3 for chunk in seen)
+    page = await client.call(FsckPage(0, "/d0/f3", b"", 100), FsckPageReply)
+    assert (page.files, len(page.chunks), page.cursor) == (1, 4, b"")
