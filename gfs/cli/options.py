@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gfs.errors import InvalidName
+from gfs.errors import InvalidName, SettingsError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -96,6 +96,16 @@ def remote_path(text: str) -> str:
     if not text.startswith("/"):
         raise InvalidName(f"{text!r}: paths in the file system start with /")
     return "/" + "/".join(part for part in text.split("/") if part)
+
+
+def check_address(option: str, address: str) -> str:
+    """The host of ``address``; SettingsError names ``option`` if it has none."""
+    from gfs.io.real import split_address
+
+    try:
+        return split_address(address)[0]
+    except ValueError as error:
+        raise SettingsError(f"{option}: {error}") from None
 
 
 def join(directory: str, name: str) -> str:

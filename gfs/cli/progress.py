@@ -59,6 +59,7 @@ class Progress:
         began = trio.current_time() - FIRST_SHOWN_SECONDS
         task = bar.add_task("", total=self.total, told="")
         self._is_drawn = True
+        self._update(bar, task, FIRST_SHOWN_SECONDS)
         bar.start()
         try:
             while True:

@@ -13,7 +13,14 @@ from typing import Any
 import click
 import trio
 
-from gfs.cli.options import PATH, Cluster, cluster_options, key_file, state_directory
+from gfs.cli.options import (
+    PATH,
+    Cluster,
+    check_address,
+    cluster_options,
+    key_file,
+    state_directory,
+)
 from gfs.cli.output import plural
 from gfs.cluster import launch, process, supervisor
 from gfs.cluster.failures import EXPECTED, sentence, the_one
@@ -224,6 +231,7 @@ def master(
             file=cluster.config,
             flags={"address": address, "replication": replication},
         )
+        check_address("--address", settings.address)
         state = state_directory(cluster)
         directory = state / "master"
         try:
@@ -282,6 +290,12 @@ def chunkserver(
         )
         if len(set(map(os.path.realpath, directories))) < len(directories):
             raise SettingsError("--dir: each disk must be another directory")
+        check_address("--master", settings.master)
+        if check_address("--address", settings.address) in ("0.0.0.0", "::"):
+            raise SettingsError(
+                f"--address {settings.address}: clients and other chunkservers connect to this "
+                "very address: give one of this machine that they can reach"
+            )
         key = read_key(key_file(cluster))
 
     async def role(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import trio
 
-from gfs.cli.exits import Interrupted
-from gfs.cli.options import Cluster
+from gfs.cli.exits import Interrupted, complain
+from gfs.cli.options import Cluster, check_address, state_directory
 from gfs.client import Client, connect
+from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import ClientSettings, load
+from gfs.errors import MasterUnavailable
 from gfs.state import read_key
 
 T = TypeVar("T")
+
+SAY_AFTER_SECONDS = 2.0
 
 
 def client_settings(cluster: Cluster) -> ClientSettings:
@@ -27,14 +32,42 @@ def run_with_client(cluster: Cluster, work: Callable[[Client], Awaitable[T]]) ->
     """``await work(client)``, in a Trio loop of its own, as :func:`run` does."""
 
     async def connected() -> T:
+        _check_runs(cluster)
         key = read_key(cluster.key_file) if cluster.key_file else None
         settings = client_settings(cluster)
-        async with connect(
-            cluster.master, state=cluster.state, key=key, settings=settings
-        ) as client:
-            return await work(client)
+        async with trio.open_nursery() as nursery:
+            waiting = trio.CancelScope()
+            nursery.start_soon(_say_that_it_waits, waiting, settings.retry_seconds)
+            async with connect(
+                cluster.master, state=cluster.state, key=key, settings=settings
+            ) as client:
+                waiting.cancel()
+                return await work(client)
 
     return run(connected)
+
+
+def _check_runs(cluster: Cluster) -> None:
+    """Wait for no address that is none, and for no master of this machine that
+    nobody is going to start."""
+    named = cluster.master or (os.environ.get("GFS_MASTER") if cluster.state is None else None)
+    if named:
+        for address in named.split(","):
+            check_address("--master", address.strip())
+        return
+    directory = StateDirectory(state_directory(cluster))
+    if directory.ready.exists() and not is_locked(directory.lock):
+        raise MasterUnavailable(
+            f"{directory.path}: the cluster there does not run: start it with gfs up"
+        )
+
+
+async def _say_that_it_waits(waiting: trio.CancelScope, seconds: float) -> None:
+    """Tell a person, but no program, why nothing happens."""
+    with waiting:
+        await trio.sleep(SAY_AFTER_SECONDS)
+        if sys.stderr.isatty():
+            complain(f"the master does not answer yet; trying for {seconds:g} s (Ctrl-C ends)")
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:

@@ -108,7 +108,7 @@ def try_lock(path: Path) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StartupError(f"{path.parent}: cannot be written: {error.strerror}") from None
-        if not _flock(descriptor):
+        if not _flock(descriptor, fcntl.LOCK_EX):
             os.close(descriptor)
             return None
         # A refused start removes its lock file: then this is the lock of nothing.
@@ -120,24 +120,27 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
 
 
-def _flock(descriptor: int) -> bool:
+def _flock(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a cluster, or what is left of one, runs on this state."""
+    """Whether a cluster, or what is left of one, runs on this state.
+
+    The look is a shared lock for a moment; a start that meets it looks again.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     except OSError as error:
         raise StartupError(f"{path}: {error.strerror}") from None
     try:
-        return not _flock(descriptor)
+        return not _flock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
 

@@ -127,6 +127,14 @@ def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -
     assert cluster.gfs("cat", "/a/b").stdout == b"kept"
 
 
+def test_a_cluster_that_does_not_run_is_not_waited_for(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(chunkservers=1).start()
+    cluster.kill_all()
+    told = cluster.gfs("ls", code=1).stderr.decode()
+    assert "gfs up" in told
+    assert told.count("\n") == 1
+
+
 def test_children_do_not_outlive_a_killed_supervisor(make_cluster: MakeCluster) -> None:
     cluster = make_cluster().start()
     pids = cluster.pids()

@@ -114,6 +114,11 @@ def test_debug_shows_the_traceback(
         (["down", "--state", "/nowhere/at/all"], ["/nowhere/at/all"]),
         (["chunkserver", "--dir", "/tmp", "--key-file", "/nowhere/key"], ["/nowhere/key"]),
         (["master", "--state", "/dev/null/x"], ["/dev/null/x"]),
+        (["chunkserver", "--dir", "/tmp", "--master", "nonsense"], ["--master", "nonsense"]),
+        (["chunkserver", "--dir", "/tmp", "--address", "0.0.0.0:0"], ["--address", "reach"]),
+        (["chunkserver", "--dir", "/tmp", "--dir", "/tmp/"], ["--dir"]),
+        (["master", "--address", "nonsense"], ["--address", "nonsense"]),
+        (["ls", "--master", "nonsense"], ["--master", "nonsense"]),
         (["ls", "--config", "/nowhere/gfs.toml"], ["/nowhere/gfs.toml"]),
     ],
 )
