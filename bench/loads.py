@@ -96,10 +96,10 @@ async def stats(fs: Client, seconds: float) -> Figures:
 async def small_files(fs: Client, seconds: float) -> Figures:
     """Put, then get, files of 1 KiB with 16 calls in flight."""
     data = os.urandom(1024)
-    put_rate, put_latencies = await _rate(lambda n: fs.put(data, f"/bench/small/{n}"), 16, seconds)
+    put_rate, put_latencies = await _rate(lambda n: fs.put(data, f"/bench/small-{os.getpid()}/{n}"), 16, seconds)
     count = len(put_latencies)
     get_rate, get_latencies = await _rate(
-        lambda n: fs.get(f"/bench/small/{n % count + 1}"), 16, seconds
+        lambda n: fs.get(f"/bench/small-{os.getpid()}/{n % count + 1}"), 16, seconds
     )
     return _figures("put_1k_16", put_rate, put_latencies) | _figures(
         "get_1k_16", get_rate, get_latencies

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from gfs.blocks import BLOCK_BYTES, MIB
+from gfs.blocks import BLOCK_BYTES, KIB, MIB
 from gfs.chunkserver.node import Node
 from gfs.errors import GfsError
 
@@ -21,6 +21,9 @@ SPACE_SECONDS = 1.0
 SCAN_STEP = 256
 SCAN_FILES_PER_SECOND = 2000
 SCRUB_STEP_BYTES = 1 * MIB
+#: A chunk costs at least as much of the pace as this many bytes: opening it is
+#: what costs, and there may be a million small ones.
+SCRUB_STEP_BYTES_MIN = 256 * KIB
 #: A small server is scrubbed at least this fast.
 SCRUB_BYTES_PER_SECOND_MIN = 8 * MIB
 SAVE_SECONDS = 5.0
@@ -79,7 +82,7 @@ async def _scrub_chunk(node: Node, handle: int) -> None:
             return
         if first and first * BLOCK_BYTES >= replica.length:
             return
-        step = min(SCRUB_STEP_BYTES, max(4096, replica.length - first * BLOCK_BYTES))
+        step = min(SCRUB_STEP_BYTES, max(SCRUB_STEP_BYTES_MIN, replica.length - first * BLOCK_BYTES))
         await node.world.clock.sleep(step / _rate(node))
         await node.throttle.take(step)
         async with node.store.using(handle) as chunk:
@@ -90,8 +93,7 @@ async def _scrub_chunk(node: Node, handle: int) -> None:
 
 
 def _rate(node: Node) -> float:
-    total = sum(replica.length for replica in node.store.inventory.values())
-    return max(SCRUB_BYTES_PER_SECOND_MIN, total / node.settings.scrub_seconds)
+    return max(SCRUB_BYTES_PER_SECOND_MIN, node.store.bytes / node.settings.scrub_seconds)
 
 
 async def save_memory(node: Node) -> None:

@@ -28,11 +28,13 @@ class ChunkFile:
     """An open replica. ``version`` and ``length`` are what reads may rely on;
     after an append they run ahead of the slots until :meth:`commit`."""
 
-    def __init__(self, files: FileSystem, path: str, handle: int, file: File, state: State) -> None:
+    def __init__(
+        self, files: FileSystem, path: str, handle: int, file: File | None, state: State
+    ) -> None:
         self.files = files
         self.path = path
         self.handle = handle
-        self.file = file
+        self._file = file
         self.version = state.version
         self.length = state.length
         self._sequence = state.sequence
@@ -44,12 +46,35 @@ class ChunkFile:
 
     @classmethod
     def create(cls, files: FileSystem, path: str, handle: int, version: int) -> ChunkFile:
-        """A new, empty replica. ``FileExistsError`` if the file is there.
+        """A new, empty replica. Does not block: the file is made by the first write.
 
         Its head is written by the first :meth:`commit`; a file without one was
-        never acknowledged to anybody.
+        never acknowledged to anybody. A file that is in the way is one of those,
+        or one that could not be read, and is dropped: the caller knows of none.
         """
-        return cls(files, path, handle, files.open(path, "create"), State(0, version, 0, NO_SUM))
+        return cls(files, path, handle, None, State(0, version, 0, NO_SUM))
+
+    @property
+    def file(self) -> File:
+        """The file, made now if it was not. Blocks then."""
+        if self._file is None:
+            self._file = self._make()
+        return self._file
+
+    @property
+    def made(self) -> bool:
+        """Whether there is a file at all."""
+        return self._file is not None
+
+    def _make(self) -> File:
+        for _ in range(3):
+            try:
+                return self.files.open(self.path, "create")
+            except FileNotFoundError:
+                self.files.make_directories(self.path.rpartition("/")[0])
+            except FileExistsError:
+                self.files.unlink(self.path)
+        return self.files.open(self.path, "create")
 
     @classmethod
     def open(cls, files: FileSystem, path: str, handle: int) -> ChunkFile:
@@ -85,7 +110,8 @@ class ChunkFile:
             file.close()
 
     def close(self) -> None:
-        self.file.close()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def uncommitted(self) -> bool:

@@ -72,7 +72,7 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
         disk = node.store.pick_disk()
         path = disk.chunk_path(order.handle) + ".clone"
         try:
-            file = await node.store.run(disk, _begin, node, disk, path, order)
+            file = ChunkFile.create(node.world.files, path, order.handle, order.version)
             try:
                 await _copy(node, connection, disk, file, length)
                 await node.store.run(disk, file.commit, True)
@@ -108,14 +108,6 @@ async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
             f"wanted is {order.version}"
         )
     return reply.length
-
-
-def _begin(node: Node, disk: Disk, path: str, order: CloneChunk) -> ChunkFile:
-    files = node.world.files
-    files.make_directories(path.rpartition("/")[0])
-    with contextlib.suppress(FileNotFoundError):
-        files.unlink(path)
-    return ChunkFile.create(files, path, order.handle, order.version)
 
 
 async def _copy(

@@ -108,6 +108,8 @@ class ChunkStore:
         self.reserve_bytes = reserve
         self.disks = [Disk(n, path, threads) for n, path in enumerate(directories)]
         self.inventory: dict[int, Replica] = {}
+        #: Data of all replicas, without their heads.
+        self.bytes = 0
         #: Replicas found unfit, by handle, until a clone or the master ends them.
         self.bad: dict[int, BadReplica] = {}
         self._open: OrderedDict[int, OpenChunk] = OrderedDict()
@@ -192,6 +194,7 @@ class ChunkStore:
         elif old.disk != replica.disk:
             self.disks[old.disk].chunks -= 1
             self.disks[replica.disk].chunks += 1
+        self.bytes += replica.length - (old.length if old is not None else 0)
         self.inventory[handle] = replica
 
     def note(self, chunk: OpenChunk) -> None:
@@ -204,6 +207,7 @@ class ChunkStore:
         replica = self.inventory.pop(handle, None)
         if replica is not None:
             self.disks[replica.disk].chunks -= 1
+            self.bytes -= replica.length
         chunk = self._open.pop(handle, None)
         if chunk is not None:
             self._drop(chunk)
@@ -320,39 +324,14 @@ class ChunkStore:
     async def create(self, handle: int, version: int) -> OpenChunk:
         """A new, empty replica, open; one that is there already is returned as it is.
 
-        Nothing of it outlives a crash before its first commit.
+        Nothing is on the disk, or in the inventory, before something is written.
         """
-        if handle in self.inventory or handle in self._opening:
+        if handle in self._open or handle in self.inventory or handle in self._opening:
             return await self.get(handle)
         disk = self.pick_disk()
-        done = self._opening[handle] = trio.Event()
-        try:
-            with trio.CancelScope(shield=True):
-                file = await self.run(disk, self._create, disk, handle, version)
-        except OSError as error:
-            raise map_disk_error(error, f"chunk {handle:016x}") from error
-        finally:
-            del self._opening[handle]
-            done.set()
-        chunk = self._keep(OpenChunk(disk, file))
-        self.note(chunk)
-        return chunk
-
-    def _create(self, disk: Disk, handle: int, version: int) -> ChunkFile:
         path = disk.chunk_path(handle)
-        files = self.world.files
-        for attempt in range(3):
-            try:
-                return ChunkFile.create(files, path, handle, version)
-            except FileNotFoundError:
-                files.make_directories(path.rpartition("/")[0])
-            except FileExistsError:
-                # Not in the inventory, so unreadable at start: its chunk is
-                # being written anew, the damaged file is of no use to anyone.
-                if attempt == 2:
-                    raise
-                files.unlink(path)
-        raise FileNotFoundError(errno.ENOENT, "the chunk directory vanishes", path)
+        file = ChunkFile.create(self.world.files, path, handle, version)
+        return self._keep(OpenChunk(disk, file))
 
     async def install(self, handle: int, disk: Disk, temporary: str, state: State) -> None:
         """Put a whole, closed chunk file in the place of whatever is there."""

@@ -150,6 +150,7 @@ class WriteExchange:
         self._request = request
         self._downstream: Downstream | None = None
         self._relayed = -1
+        self._prepared = False
         self._next_offset = request.offset
 
     async def run(self) -> bool:
@@ -248,7 +249,10 @@ class WriteExchange:
                     await self._node.store.run(chunk.disk, file.commit)
                 except OSError as error:
                     log.error("chunk %016x: %s", file.handle, error)
-            self._node.store.note(chunk)
+            if file.made:
+                self._node.store.note(chunk)
+            else:
+                self._node.store.forget(file.handle)
 
     async def _carry(self, chunk: OpenChunk) -> None:
         number, packet = await self._receive_head()
@@ -265,7 +269,6 @@ class WriteExchange:
                     primary=False,
                 )
             )
-        await self._node.store.run(chunk.disk, self._prepare, chunk.file)
         while True:
             await self._carry_one(chunk, packet)
             await self._acknowledge(chunk, number, packet.last or packet.flush)
@@ -344,6 +347,9 @@ class WriteExchange:
             raise CorruptReplica(
                 f"chunk {file.handle:016x}: a packet at {packet.offset} arrived damaged"
             )
+        if not self._prepared:
+            self._prepare(file)
+            self._prepared = True
         if file.version != self._request.version:
             raise StaleVersion(f"chunk {file.handle:016x} has version {file.version} by now")
         file.write(packet.offset, view, packet.sums)

@@ -28,6 +28,7 @@ from gfs.errors import (
     FileChanged,
     GfsError,
     InvalidArgument,
+    IsADirectory,
     NotFound,
     ProtocolError,
 )
@@ -72,7 +73,10 @@ class FileMap:
     async def open(cls, core: ClientCore, path: str) -> FileMap:
         """Look ``path`` up. Raises NotFound, IsADirectory …"""
         request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
-        return cls(core, path, await core.master.ask(request, LocateReply))
+        reply = await core.master.ask(request, LocateReply)
+        if reply.entry.kind == "directory":
+            raise IsADirectory(f"{path}: is a directory")
+        return cls(core, path, reply)
 
     def _take(self, first: int, reply: LocateReply) -> None:
         until = self._core.world.clock.monotonic() + self._core.settings.location_seconds
