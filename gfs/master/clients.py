@@ -168,6 +168,7 @@ class ClientSession:
             stale=counts["stale"],
             repairs_active=len(master.repair.active),
             repairs_queued=master.repair.queued,
+            corruptions=state.corruptions,
         )
         servers = master.servers.status(master.now)
         room = 40_000
@@ -309,8 +310,8 @@ class ClientSession:
         server = master.servers.by_id.get(message.server)
         if server is None:
             raise NotFound(f"there is no chunkserver {message.server}")
-        master.repair.block(message.handle)
-        master.suspect(server, message.handle, message.version)
+        if txn.get(message.handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
+            master.reported_bad(server, message.handle)
         return Done(id=0)
 
     def _start(self, rpc: Rpc, message: Message, work: Awaitable[Message]) -> None:

@@ -76,8 +76,10 @@ class Master:
         self.publishing: set[int] = set()
         #: Chunks with more replicas than their goal.
         self.surplus: dict[int, None] = {}
-        #: (server index, handle) -> version: replicas to be verified.
-        self.to_verify: dict[tuple[int, int], int] = {}
+        #: (server index, handle) -> must its blocks be read: replicas to verify.
+        self.to_verify: dict[tuple[int, int], bool] = {}
+        #: Those that are being verified.
+        self.verifying: set[tuple[int, int]] = set()
         self._verified: dict[tuple[int, int], float] = {}
         #: Leases to be revoked, so that an endangered chunk can be copied.
         self.to_revoke: dict[int, None] = {}
@@ -133,7 +135,7 @@ class Master:
                 current, _, length_min, _, goal = unpack_chunk(row)
                 if version == current:
                     if length < length_min:
-                        self.suspect(server, handle, version)
+                        self.suspect(server, handle)
                     elif index not in holders(handle):
                         self._good(server, handle, version, goal, now)
                 elif version < current:
@@ -176,7 +178,7 @@ class Master:
         if handle in self.granting:
             return
         if server.index in self.locations.get(handle):
-            self.suspect(server, handle, version)
+            self.suspect(server, handle)
         elif not self.garbage.is_ordered(server.index, handle, version, now):
             self.garbage.hold(server.index, handle, version, STALE, now)
             self.evaluate(handle, current, goal)
@@ -334,26 +336,38 @@ class Master:
         if row is not None:
             self.evaluate(handle, row.version, row.replication)
 
-    def suspect(self, server: Server, handle: int, version: int) -> None:
-        """Have the server read the replica. It is believed until then."""
-        key = (server.index, handle)
-        if key in self.to_verify or len(self.to_verify) >= VERIFY_MAX:
-            return
-        if self.now - self._verified.get(key, float("-inf")) >= VERIFIED_SECONDS:
-            self.to_verify[key] = version
+    def reported_bad(self, server: Server, handle: int) -> None:
+        """A reader failed at this replica."""
+        if self.suspect(server, handle, blocks=True):
+            self.repair.block(handle)
 
-    def verified(self, server: Server, handle: int, reply: VerifyReply) -> None:
-        """The truth about a suspect."""
+    def suspect(self, server: Server, handle: int, *, blocks: bool = False) -> bool:
+        """Have the server look at the replica, and read it all if ``blocks``.
+        It is believed until then. False if that was done a moment ago."""
+        key = (server.index, handle)
+        if self.now - self._verified.get(key, float("-inf")) < VERIFIED_SECONDS:
+            return False
+        if key in self.verifying:
+            return False
+        if key not in self.to_verify and len(self.to_verify) >= VERIFY_MAX:
+            return False
+        self.to_verify[key] = blocks or self.to_verify.get(key, False)
+        return True
+
+    def verified(self, server: Server, handle: int, reply: VerifyReply, blocks: bool) -> None:
+        """The truth about a suspect; about all of its bytes if ``blocks``."""
         now = self.now
         self._verified[server.index, handle] = now
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None or handle in self.granting:
-            return
-        if reply.state == "missing":
+            self.repair.unblock(handle)
+        elif reply.state == "missing":
             self.garbage.drop(server.index, handle)
             self.drop_location(server, handle)
-        elif reply.version < row.version or reply.state == "stale":
+        elif reply.state == "corrupt" and not reply.version:
+            self.corrupt(server, handle, row.version)  # not even its head can be read
+        elif reply.version < row.version:
             self.garbage.hold(server.index, handle, reply.version, STALE, now)
             self.locations.remove(handle, server.index)
             self.evaluate(handle, row.version, row.replication)
@@ -363,8 +377,11 @@ class Master:
             self.corrupt(server, handle, reply.version)
         else:
             known = self.garbage.at(server.index, handle)
-            if known is not None and known.kind == CORRUPT:
+            if known is not None and known.kind == CORRUPT and blocks:
                 self.garbage.drop(server.index, handle)
+            if server.index in self.locations.get(handle):
+                self.repair.unblock(handle)
+                return
             self._good(server, handle, reply.version, row.replication, now)
 
     def expire_verified(self, now: float) -> None:

@@ -29,8 +29,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-#: Orders to delete in one answer.
-ORDERS_MAX = 200
+#: Orders to delete in one answer: a slow disk must be done with them well before
+#: its server seems dead.
+ORDERS_MAX = 100
 #: An order whose server sent no heartbeat since is believed to be on its way
 #: for this long.
 ORDERED_SECONDS = 30.0

@@ -100,6 +100,10 @@ class RepairQueue:
         if danger is not None:
             self.update(handle, danger.have, danger.goal)
 
+    def unblock(self, handle: int) -> None:
+        """There is nothing wrong with it."""
+        self._blocked.discard(handle)
+
     def forget(self, handle: int) -> None:
         """The chunk is whole again, or no more."""
         self._take_out(handle)

@@ -48,6 +48,9 @@ RECLAIM_REST_SECONDS = 0.5
 #: Below this much free space, what makes the metadata grow is refused.
 METADATA_RESERVE_BYTES = 32 * MIB
 SPACE_SECONDS = 2.0
+#: How often ``dead_seconds`` a restarted master waits for a server that is there
+#: and does not come to the end of its registration.
+REGISTRATION_PERIODS_MAX = 4
 #: A tick that comes this much late means that the master did not run.
 LATE_SECONDS = 2.0
 
@@ -57,6 +60,7 @@ class Upkeep:
         self._master = master
         self._directory = directory
         self._nursery = nursery
+        self._started = master.now
         self._verifying: dict[int, int] = {}
         self._revoking: set[int] = set()
 
@@ -112,6 +116,8 @@ class Upkeep:
         for server in master.servers.forgettable(now, master.locations.counts):
             master.servers.forget(server)
             master.committer.submit("", 0, partial(forget, server_id=server.id), lambda _: None)
+        if now - self._started >= REGISTRATION_PERIODS_MAX * master.settings.dead_seconds:
+            master.servers.awaited.clear()  # connected, but never done with registering
         if not master.settled and not master.servers.awaited:
             self._settle()
         self._act()
@@ -168,7 +174,7 @@ class Upkeep:
         """The copy failed because of what it was made from."""
         for server in clone.sources:
             if not server_id or server.id == server_id:
-                self._master.suspect(server, clone.handle, clone.version)
+                self._master.suspect(server, clone.handle, blocks=True)
 
     async def _revoke(self, handle: int) -> None:
         """End a lease, so that its chunk can be copied. If the primary does not
@@ -193,34 +199,36 @@ class Upkeep:
 
     def _start_verifying(self) -> None:
         master = self._master
-        for key, version in list(master.to_verify.items()):
-            if sum(self._verifying.values()) >= VERIFIES_TOTAL:
+        for key, blocks in list(master.to_verify.items()):
+            if len(master.verifying) >= VERIFIES_TOTAL:
                 return
             server = master.servers.by_index[key[0]]
             if server is None or server.state != LIVE or server.rpc is None:
                 del master.to_verify[key]
-            elif version and self._verifying.get(server.index, 0) < VERIFIES_PER_SERVER:
-                # 0: it runs. It stays listed, so that it is not asked for again.
-                master.to_verify[key] = 0
+                master.repair.unblock(key[1])
+            elif self._verifying.get(server.index, 0) < VERIFIES_PER_SERVER:
+                del master.to_verify[key]
+                master.verifying.add(key)
                 self._verifying[server.index] = self._verifying.get(server.index, 0) + 1
-                self._nursery.start_soon(self._verify, server, key[1], version)
+                self._nursery.start_soon(self._verify, server, key[1], blocks)
 
-    async def _verify(self, server: Server, handle: int, version: int) -> None:
+    async def _verify(self, server: Server, handle: int, blocks: bool) -> None:
         master = self._master
         try:
             if server.rpc is None:
                 return
-            request = VerifyChunk(id=0, handle=handle, version=version)
+            # Version 0: whatever is there. What it should be is compared here.
+            request = VerifyChunk(id=0, handle=handle, version=0, blocks=blocks)
             reply, _ = await server.rpc.call(request, seconds=VERIFY_SECONDS)
             if isinstance(reply, VerifyReply):
-                master.verified(server, handle, reply)
+                master.verified(server, handle, reply, blocks)
         except DiskFailed as error:
             log.warning("chunkserver %s cannot read chunk %x: %s", server.id, handle, error)
             master.drop_location(server, handle)
         except (GfsError, ConnectionError) as error:
             log.info("chunkserver %s did not verify chunk %x: %s", server.id, handle, error)
         finally:
-            master.to_verify.pop((server.index, handle), None)
+            master.verifying.discard((server.index, handle))
             self._verifying[server.index] -= 1
         self._act()
 

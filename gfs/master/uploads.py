@@ -186,6 +186,8 @@ def _without(
         if index not in failed and master.servers.get(index).state == LIVE
     )
     if not left:
+        # Kept as orphans for the grace: their servers may come back with them.
+        master.give_up_reservation(request.handle, at_once=False)
         raise ChunkUnavailable(
             f"no chunkserver that holds chunk {request.handle:x} can be reached: "
             "write this part again"

@@ -143,6 +143,8 @@ class ClusterTotals(Part):
     stale: int
     repairs_active: int
     repairs_queued: int
+    #: Corrupt replicas found since the cluster was made, healed or not.
+    corruptions: int = 0
 
 
 class GarbageReplica(Part):
