@@ -31,4 +31,6 @@ def main() -> None:
             f"gfs: the command needs {error.name}: pip install 'gfs-control-plane[server]' "
             "(the client library alone does without)"
         )
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))

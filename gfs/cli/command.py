@@ -97,10 +97,19 @@ def run(arguments: Sequence[str]) -> int:
         code = root.main(args=list(arguments), prog_name="gfs", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _explain_usage(error)
     except BaseException as error:
         return _explain(error)
+
+
+def _explain_usage(error: click.ClickException) -> int:
+    """One line, as for every failure; `gfs` alone gets its help."""
+    context = getattr(error, "ctx", None)
+    if context is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        complain(f"{' '.join(error.format_message().split())} See {context.command_path} --help.")
+    return error.exit_code
 
 
 def _explain(error: BaseException) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import stat
@@ -141,6 +143,8 @@ async def read_stream(descriptor: int) -> AsyncIterator[bytes]:
     Waits in the loop where the kernel lets it, so that Ctrl-C works at once;
     the descriptor, which others may share, is not made non-blocking.
     """
+    with contextlib.suppress(OSError, AttributeError):  # not a pipe, not Linux
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, READ_BYTES)
     while True:
         try:
             await trio.lowlevel.wait_readable(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import click
 import trio
 
+from gfs.cli.exits import silence_stdout
 from gfs.cli.options import (
     PATH,
     Cluster,
@@ -112,11 +114,12 @@ def up(
 
 def _up_here(wishes: supervisor.Wishes, reporter: Reporter) -> None:
     def on_ready(plan: supervisor.Plan, facts: dict[str, Any]) -> None:
-        text = summary(plan, facts)
-        reporter.serving({"summary": text})
-        # The cluster serves, whether somebody reads this or not.
-        with contextlib.suppress(OSError, ValueError):
-            print(text, "Stop it with Ctrl-C.", sep="\n", flush=True)
+        settled = {"replication": plan.replication, "replicas_min": plan.replicas_min}
+        reporter.serving({"facts": facts, **settled})
+        try:
+            print(summary(facts, **settled), "Stop it with Ctrl-C.", sep="\n", flush=True)
+        except (OSError, ValueError):
+            silence_stdout()  # the cluster serves, whether somebody reads this or not
 
     try:
         trio.run(supervisor.up, wishes, on_ready)
@@ -137,9 +140,9 @@ def _up_in_background(wishes: supervisor.Wishes) -> None:
         if value is not None:
             arguments.append(f"--{name.replace('_', '-')}={value}")
     report = run(lambda: launch.detach(wishes.state, arguments))
-    print(report["summary"])
+    print(summary(report["facts"], report["replication"], report["replicas_min"]))
     print(f"It runs in the background (pid {report['pid']}). Stop it with:")
-    print(f"  {_command(wishes.state)} down{_state_option(wishes.state)}")
+    print(f"  {_command()} down{_state_option(wishes.state)}")
 
 
 @click.command()
@@ -150,26 +153,26 @@ def down(cluster: Cluster) -> None:
     print(f"{state}: stopped" if launch.down(state) else f"{state}: no cluster runs there")
 
 
-def summary(plan: supervisor.Plan, facts: dict[str, Any]) -> str:
+def summary(facts: dict[str, Any], replication: int, replicas_min: int) -> str:
     """What somebody who just started a cluster wants to know."""
-    state = plan.directory.path
-    gfs, option = _command(state), _state_option(state)
-    count = len(plan.chunkservers)
+    state = Path(facts["state"])
+    gfs, option = _command(), _state_option(state)
+    count = len(facts["chunkservers"])
     lines = [
         f"The cluster serves: master {facts['master']['address']}, "
-        f"{plural(count, 'chunkserver')}, replication {plan.replication}.",
+        f"{plural(count, 'chunkserver')}, replication {replication}.",
         f"State and logs: {state}",
     ]
-    needed = min(plan.replicas_min, plan.replication)
+    needed = min(replicas_min, replication)
     if count < needed:
         lines.append(
             f"Warning: no file can be written: a chunk needs {needed} live chunkservers. "
-            f"Start again with --chunkservers {plan.replication} or --replication {count}."
+            f"Start again with --chunkservers {replication} or --replication {count}."
         )
-    elif count < plan.replication:
+    elif count < replication:
         lines.append(
-            f"Warning: files will have {plural(count, 'replica')}, not {plan.replication}, until "
-            f"there are more chunkservers. Start again with --chunkservers {plan.replication}, "
+            f"Warning: files will have {plural(count, 'replica')}, not {replication}, until "
+            f"there are more chunkservers. Start again with --chunkservers {replication}, "
             f"or be content with --replication {count}."
         )
     lines += [
@@ -182,21 +185,24 @@ def summary(plan: supervisor.Plan, facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _command(state: Path) -> str:
+def _command() -> str:
     """How the user can call this very `gfs` again."""
     called = sys.argv[0]
-    if os.path.basename(called) != "gfs":
-        # Also the case in the background: then what stands beside Python.
+    if os.path.basename(called) != "gfs":  # python -m gfs.cli
         called = str(Path(sys.executable).with_name("gfs"))
     found = shutil.which("gfs")
     if found and os.path.exists(called) and os.path.samefile(found, called):
         return "gfs"
-    return called
+    return shlex.quote(called)
 
 
 def _state_option(state: Path) -> str:
     """The option that finds ``state``, if it is needed."""
-    return "" if state == default_state_directory().absolute() else f" --state {state}"
+    return (
+        ""
+        if state == default_state_directory().absolute()
+        else f" --state {shlex.quote(str(state))}"
+    )
 
 
 @click.command()

@@ -313,7 +313,16 @@ class Supervisor:
         served = False
         while True:
             began = trio.current_time()
-            process, pipe = await self._spawn(child)
+            try:
+                process, pipe = await self._spawn(child)
+            except OSError as error:
+                # No memory or no descriptors for a process: those that run go on.
+                if not served:
+                    raise StartupError(f"{child.name}: {error.strerror}") from None
+                delay = backoff.after(0.0)
+                say(f"{child.name} cannot be started ({error.strerror}); again in {delay:g} s")
+                await trio.sleep(delay)
+                continue
             try:
                 report = await receive_report(pipe)
                 if report is not None and "error" not in report:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from gfs.cli.servers import summary
 from gfs.cluster import directory as directories
 from gfs.cluster.directory import (
     StateDirectory,
@@ -207,3 +208,33 @@ async def test_waiting_for_a_report_can_be_cancelled() -> None:
         await receive_report(receive)
     assert scope.cancelled_caught
     os.close(send)
+
+
+# --- what is told at the start --------------------------------------------------------
+
+
+FACTS = {
+    "master": {"address": "127.0.0.1:9400"},
+    "chunkservers": [{}, {}],
+    "state": "/some where",
+}
+
+
+@pytest.mark.parametrize(
+    ("replication", "warnings"),
+    [
+        (1, []),
+        (2, []),
+        (3, ["2 replicas, not 3", "--chunkservers 3", "--replication 2"]),
+    ],
+)
+def test_the_summary_warns_of_too_few_chunkservers(replication: int, warnings: list[str]) -> None:
+    text = summary(FACTS, replication, 2)
+    assert ("Warning" in text) == bool(warnings)
+    for words in warnings:
+        assert words in text
+    assert "--state '/some where'" in text
+
+
+def test_the_summary_warns_when_nothing_can_be_written() -> None:
+    assert "no file can be written" in summary(FACTS, 3, 3)

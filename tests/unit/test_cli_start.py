@@ -139,3 +139,29 @@ def test_a_setting_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch
     )
     assert done.returncode == 2
     assert "memory_bytes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["put"], ["SOURCE", "gfs put --help"]),
+        (["frobnicate"], ["frobnicate", "gfs --help"]),
+        (["ls", "--frobnicate"], ["--frobnicate", "gfs ls --help"]),
+        (["up", "--chunkservers", "0"], ["--chunkservers", "gfs up --help"]),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    for word in words:
+        assert word in told
+
+
+def test_gfs_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run([]) in (0, 2)  # as click's version has it
+    captured = capsys.readouterr()
+    assert "Commands" not in captured.out
+    assert "chunkserver" in captured.out + captured.err
