@@ -23,7 +23,7 @@ SCAN_FILES_PER_SECOND = 2000
 SCRUB_STEP_BYTES = 1 * MIB
 #: A chunk costs at least as much of the pace as this many bytes: opening it is
 #: what costs, and there may be a million small ones.
-SCRUB_STEP_BYTES_MIN = 256 * KIB
+SCRUB_CHUNK_BYTES_MIN = 512 * KIB
 #: A small server is scrubbed at least this fast.
 SCRUB_BYTES_PER_SECOND_MIN = 8 * MIB
 SAVE_SECONDS = 5.0
@@ -82,8 +82,9 @@ async def _scrub_chunk(node: Node, handle: int) -> None:
             return
         if first and first * BLOCK_BYTES >= replica.length:
             return
-        step = min(SCRUB_STEP_BYTES, max(SCRUB_STEP_BYTES_MIN, replica.length - first * BLOCK_BYTES))
-        await node.world.clock.sleep(step / _rate(node))
+        step = min(SCRUB_STEP_BYTES, replica.length - first * BLOCK_BYTES)
+        pace = max(step, SCRUB_CHUNK_BYTES_MIN)
+        await node.world.clock.sleep(pace / _rate(node))
         await node.throttle.take(step)
         async with node.store.using(handle) as chunk:
             if await node.bad_blocks(chunk, first, blocks) and not chunk.dropped:

@@ -184,8 +184,7 @@ class Node:
             chunk = await self.store.get(order.handle)
         chunk.users += 1
         try:
-            if chunk.scope is not None and order.new_version > chunk.scope_version:
-                chunk.scope.cancel()
+            chunk.preempt(order.new_version)
             async with chunk.mutex:
                 await self._raise_version(chunk, order)
                 self.store.note(chunk)

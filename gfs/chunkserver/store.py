@@ -27,6 +27,7 @@ from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import HEAD_BYTES, State
 from gfs.errors import CorruptReplica, DiskFailed, DiskFull, GfsError, NotFound, StaleVersion
 from gfs.io import World
+from gfs.protocol.deadline import Watch
 from gfs.protocol.messages import BadReplica
 from gfs.protocol.messages import Disk as DiskReport
 
@@ -75,8 +76,8 @@ class Disk:
 class OpenChunk:
     """An open replica, shared by everyone who uses it now.
 
-    ``mutex`` is held by whoever mutates the file; ``scope`` is the present
-    write exchange's, so that one with a higher version can end it.
+    ``mutex`` is held by whoever mutates the file; ``watch`` is the present write
+    exchange's, so that one with a higher version can end it.
     """
 
     def __init__(self, disk: Disk, file: ChunkFile) -> None:
@@ -85,8 +86,14 @@ class OpenChunk:
         self.users = 0
         self.dropped = False
         self.mutex = trio.Lock()
-        self.scope: trio.CancelScope | None = None
-        self.scope_version = 0
+        self.watch: Watch | None = None
+        self.watch_version = 0
+
+    def preempt(self, version: int) -> None:
+        """End the write under way here if it is of a lower version."""
+        if self.watch is not None and version > self.watch_version:
+            watch, self.watch = self.watch, None
+            watch.scope.cancel()
 
 
 def map_disk_error(error: OSError, what: str) -> GfsError:

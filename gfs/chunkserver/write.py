@@ -40,7 +40,7 @@ from gfs.errors import (
     StaleVersion,
 )
 from gfs.protocol.bulk import BulkConnection
-from gfs.protocol.deadline import deadline
+from gfs.protocol.deadline import Watch, deadline
 from gfs.protocol.frames import encode_frame, encode_head
 from gfs.protocol.messages import Failure, Message, Packet, PacketAck, ServerAddress, WriteChunk
 
@@ -73,12 +73,15 @@ class ChainBroken(Exception):
 class Downstream:
     """The next server of the chain, as the sender sees it."""
 
-    def __init__(self, node: Node, server: ServerAddress, hops: int) -> None:
+    def __init__(self, node: Node, watch: Watch, server: ServerAddress, hops: int) -> None:
         self._node = node
+        self._watch = watch
         self.server = server
         self._seconds = STALL_SECONDS + STALL_SECONDS_PER_HOP * hops
         self._connection: BulkConnection | None = None
         self._prefix = b""
+        #: Whether it is this server's turn to do something.
+        self.awaited = False
 
     def broken(self, error: BaseException) -> ChainBroken:
         text = f"chunkserver {self.server.id} at {self.server.address}: {error}"
@@ -97,13 +100,15 @@ class Downstream:
         assert self._connection is not None
         frame = self._prefix + encode_head(packet, len(body))
         self._prefix = b""
+        self._watch.expect(self._seconds, "progress")
+        self.awaited = True
         try:
-            with deadline(self._seconds, "progress"):
-                await self._connection.send_frames(frame, body)
-        except (ConnectionError, GfsError) as error:
+            await self._connection.send_frames(frame, body)
+        except ConnectionError as error:
             # It may have said why before it hung up.
             await self._last_words()
             raise self.broken(error) from None
+        self.awaited = False
 
     async def _last_words(self) -> None:
         assert self._connection is not None
@@ -116,11 +121,13 @@ class Downstream:
 
     async def receive_ack(self) -> PacketAck:
         assert self._connection is not None
+        self._watch.expect(self._seconds, "acknowledgement")
+        self.awaited = True
         try:
-            with deadline(self._seconds, "acknowledgement"):
-                message = await self._connection.receive()
+            message = await self._connection.receive()
         except (ConnectionError, GfsError) as error:
             raise self.broken(error) from None
+        self.awaited = False
         return self._check(message)
 
     def _check(self, message: Message) -> PacketAck:
@@ -148,6 +155,7 @@ class WriteExchange:
         self._node = node
         self._upstream = upstream
         self._request = request
+        self._watch = Watch()
         self._downstream: Downstream | None = None
         self._relayed = -1
         self._prepared = False
@@ -158,7 +166,8 @@ class WriteExchange:
         request = self._request
         try:
             if request.chain:
-                self._downstream = Downstream(self._node, request.chain[0], len(request.chain) - 1)
+                hops = len(request.chain) - 1
+                self._downstream = Downstream(self._node, self._watch, request.chain[0], hops)
             await self._run_ordered()
         except ChainBroken as broken:
             await self._fail(broken.failure)
@@ -206,17 +215,23 @@ class WriteExchange:
         chunk = await self._node.writable(request)
         chunk.users += 1
         try:
-            if chunk.scope is not None and request.version > chunk.scope_version:
-                chunk.scope.cancel()
-            with deadline(self._node.settings.idle_seconds, "end of the write before this one"):
-                await chunk.mutex.acquire()
+            await self._take_turn(chunk)
             try:
                 await self._run_alone(chunk)
             finally:
+                chunk.watch = None
                 chunk.mutex.release()
         finally:
             chunk.users -= 1
             self._node.store.close_if_unused(chunk)
+
+    async def _take_turn(self, chunk: OpenChunk) -> None:
+        if not chunk.mutex.locked():
+            chunk.mutex.acquire_nowait()
+            return
+        chunk.preempt(self._request.version)
+        with deadline(self._node.settings.idle_seconds, "end of the write before this one"):
+            await chunk.mutex.acquire()
 
     def _check_lease(self) -> None:
         request = self._request
@@ -226,29 +241,31 @@ class WriteExchange:
             self._node.leases.check(request.handle)
 
     async def _run_alone(self, chunk: OpenChunk) -> None:
-        request = self._request
-        chunk.scope_version = request.version
-        with trio.CancelScope() as chunk.scope:
+        chunk.watch, chunk.watch_version = self._watch, self._request.version
+        with self._watch.scope:
             if chunk.dropped:
-                raise StaleVersion(f"chunk {request.handle:016x} was replaced meanwhile")
+                raise StaleVersion(f"chunk {chunk.file.handle:016x} was replaced meanwhile")
             try:
                 await self._carry(chunk)
             finally:
-                with trio.CancelScope(shield=True):
-                    await self._leave(chunk)
-        if chunk.scope is not None and chunk.scope.cancelled_caught:
-            raise StaleVersion("a newer write of this chunk took over")
-        chunk.scope = None
+                await self._leave(chunk)
+        if self._watch.scope.cancelled_caught:
+            if chunk.watch is None:
+                raise StaleVersion("a newer write of this chunk took over")
+            if self._downstream is not None and self._downstream.awaited:
+                raise self._downstream.broken(self._watch.error())
+            raise self._watch.error()
 
     async def _leave(self, chunk: OpenChunk) -> None:
         """Whatever happened: what was verified is what a crash leaves."""
         file = chunk.file
         if not chunk.dropped:
             if file.uncommitted:
-                try:
-                    await self._node.store.run(chunk.disk, file.commit)
-                except OSError as error:
-                    log.error("chunk %016x: %s", file.handle, error)
+                with trio.CancelScope(shield=True):
+                    try:
+                        await self._node.store.run(chunk.disk, file.commit)
+                    except OSError as error:
+                        log.error("chunk %016x: %s", file.handle, error)
             if file.made:
                 self._node.store.note(chunk)
             else:
@@ -297,8 +314,8 @@ class WriteExchange:
         file.cut(request.offset)
 
     async def _receive_head(self) -> tuple[int, Packet]:
-        with deadline(self._node.settings.idle_seconds, "packet"):
-            message = await self._upstream.receive()
+        self._watch.expect(self._node.settings.idle_seconds, "packet")
+        message = await self._upstream.receive()
         if not isinstance(message, Packet):
             raise ProtocolError(f"{type(message).__name__} in the middle of a write")
         if self._request.mode == "upload" and message.offset != self._next_offset:
@@ -335,10 +352,11 @@ class WriteExchange:
             self._node.buffers.release(buffer)
 
     async def _move(self, chunk: OpenChunk, packet: Packet, view: memoryview) -> None:
-        with deadline(self._node.settings.idle_seconds, "rest of the packet"):
-            await self._upstream.receive_body(view)
+        self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")
+        await self._upstream.receive_body(view)
         if self._downstream is not None:
             await self._downstream.send(packet, view)
+        self._watch.rest()
         await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
 
     def _store(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:

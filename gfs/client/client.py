@@ -93,9 +93,11 @@ async def connect(
         core = ClientCore(world, settings, link, pool)
         try:
             await link.connect_now()
-            nursery.start_soon(link.keep_known)
+            nursery.start_soon(core.upkeep)
             yield Client(core)
         finally:
+            with trio.move_on_after(1.0, shield=True):
+                await core.release_spare(everything=True)
             nursery.cancel_scope.cancel()
             pool.close()
             link.close()

@@ -40,8 +40,6 @@ ReplyT = TypeVar("ReplyT", bound=Message)
 CALL_SECONDS = 10.0
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
-#: Well below the master's client_silence_seconds.
-PING_SECONDS = 10.0
 #: A cluster short of servers may only be starting; longer than this it is not.
 PLACEMENT_SECONDS = 10.0
 
@@ -155,16 +153,14 @@ class MasterClient:
         request = Reclaim(id=0, client=self.id, servers=list(servers))
         await rpc.call(request, msgspec.msgpack.encode(chunks), seconds=CALL_SECONDS)
 
-    async def keep_known(self) -> None:
-        """Ping while uploads are open. Runs for as long as the client does."""
-        while True:
-            await self._world.clock.sleep(PING_SECONDS)
-            if self.reservations:
-                try:
-                    rpc = await self._connected()
-                    await rpc.call(Ping(id=0), seconds=CALL_SECONDS)
-                except (ConnectionError, GfsError) as error:
-                    log.info("ping: %s", error)
+    async def ping(self) -> None:
+        """Keep the reservations of this client alive, if it has any."""
+        if self.reservations:
+            try:
+                rpc = await self._connected()
+                await rpc.call(Ping(id=0), seconds=CALL_SECONDS)
+            except (ConnectionError, GfsError) as error:
+                log.info("ping: %s", error)
 
     async def connect_now(self) -> None:
         """Fail early, and clearly, when the cluster cannot be used at all."""

@@ -40,8 +40,6 @@ from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import encode_frame, encode_head
 from gfs.protocol.messages import (
     PACKETS_IN_FLIGHT_MIN,
-    ChunkLocation,
-    Done,
     Entry,
     Failure,
     Packet,
@@ -51,9 +49,6 @@ from gfs.protocol.messages import (
     PublishReply,
     Recover,
     RecoverReply,
-    Release,
-    Reserve,
-    ReserveReply,
     ServerAddress,
     WriteChunk,
 )
@@ -230,6 +225,7 @@ class Upload:
         self._offset = 0  # in the chunk being written, of the buffer's first byte
         self.length = 0
         self._ended = False
+        core.uploads += 1
 
     # --- filling ------------------------------------------------------------------
 
@@ -340,39 +336,18 @@ class Upload:
     async def _current_chunk(self) -> ChainWriter:
         if self._offset and self._chunks:
             return self._chunks[-1]
-        location, servers = await self._reserve()
-        chunk = ChainWriter(self._core, location.handle, "upload")
-        self._use(chunk, location, servers)
+        reserved, self._replication = await self._core.reserve(self._replication)
+        chunk = ChainWriter(self._core, reserved.handle, "upload")
+        self._use(chunk, reserved.handle, reserved.version, reserved.chain)
         self._chunks.append(chunk)
         self._unfinished.append(chunk)
         return chunk
 
     def _use(
-        self, chunk: ChainWriter, location: ChunkLocation, servers: list[ServerAddress]
+        self, chunk: ChainWriter, handle: int, version: int, chain: list[ServerAddress]
     ) -> None:
-        chunk.handle, chunk.version = location.handle, location.version
-        chunk.chain = [servers[index] for index in location.servers]
-        self._core.master.reservations[chunk.handle] = (
-            chunk.version,
-            0,
-            [server.id for server in chunk.chain],
-        )
-
-    async def _reserve(self) -> tuple[ChunkLocation, list[ServerAddress]]:
-        reply = await self._core.master.call(
-            lambda: Reserve(
-                id=0,
-                client=self._core.master.id,
-                count=1,
-                replication=self._replication,
-                avoid=self._core.suspects(),
-            ),
-            ReserveReply,
-        )
-        if not reply.chunks or not reply.chunks[0].servers:
-            raise ProtocolError("the master reserved a chunk without servers")
-        self._replication = reply.replication
-        return reply.chunks[0], reply.servers
+        chunk.handle, chunk.version, chunk.chain = handle, version, chain
+        self._core.master.reservations[handle] = (version, 0, [server.id for server in chain])
 
     # --- recovery -----------------------------------------------------------------
 
@@ -414,10 +389,11 @@ class Upload:
                 ) from error
             # Nothing of it was acknowledged: any other chunk will do.
             self._core.master.reservations.pop(chunk.handle, None)
-            location, servers = await self._reserve()
-            self._use(chunk, location, servers)
+            reserved, _ = await self._core.reserve(self._replication)
+            self._use(chunk, reserved.handle, reserved.version, reserved.chain)
             return
-        self._use(chunk, reply.chunk, reply.servers)
+        chain = [reply.servers[index] for index in reply.chunk.servers]
+        self._use(chunk, reply.chunk.handle, reply.chunk.version, chain)
 
     # --- the end ------------------------------------------------------------------
 
@@ -477,19 +453,12 @@ class Upload:
             return
         handles = [chunk.handle for chunk in self._chunks]
         self._end()
-        if not handles:
-            return
-        # Telling the master only speeds the clean-up: it need not succeed.
         with trio.move_on_after(1.0, shield=True):
-            try:
-                await self._core.master.ask(
-                    Release(id=0, client=self._core.master.id, handles=handles), Done
-                )
-            except (ConnectionError, GfsError) as error:
-                log.info("release: %s", error)
+            await self._core.release(handles)
 
     def _end(self) -> None:
         self._ended = True
+        self._core.uploads -= 1
         for chunk in self._chunks:
             self._core.master.reservations.pop(chunk.handle, None)
             chunk.abandon()
