@@ -25,9 +25,10 @@ What it promises:
 Old answers and log rows are trimmed as new ones are written, a few per commit,
 so that their number follows the load and no commit is long because of it.
 
-Sketch, 2 cores: a publish of one chunk is 6 puts and about 30 µs of Python in
-the thread; a commit about 1 to 5 ms of waiting. Measured: see
-``bench/`` for the whole path, 9,000 publishes/s for this part alone.
+Sketch: a publish of one chunk is 6 puts and some 20 µs of Python in the thread;
+a commit waits for the disk about 1 to 5 ms. Measured on 2 cores, syncing: 39,000
+publishes/s for this part alone with 256 waiting; over loopback 900 mutations/s
+one at a time, 7,400 with 16 in flight, 29,000 with 256.
 """
 
 from __future__ import annotations
