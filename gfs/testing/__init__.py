@@ -17,6 +17,7 @@ network, disks, clocks and chance follow from one integer::
 Nothing in ``gfs`` outside this package imports it.
 """
 
+from gfs.testing.cluster import SimCluster
 from gfs.testing.determinism import deterministic_scheduling, run_simulated
 from gfs.testing.life import Crashed
 from gfs.testing.world import Machine, Process, Universe
@@ -25,6 +26,7 @@ __all__ = [
     "Crashed",
     "Machine",
     "Process",
+    "SimCluster",
     "Universe",
     "deterministic_scheduling",
     "run_simulated",

@@ -1,0 +1,434 @@
+"""A whole cluster in one Trio run: a master, chunkservers and clients, simulated.
+
+The processes are the production entry points on simulated machines; only the
+master's LMDB is real, in a directory of its own, its commits taken as atomic.
+Every process can be killed at any instant and started again on what is on its
+disk. All of it follows from one seed, together with
+:func:`gfs.testing.determinism.run_simulated`.
+
+The machines are named ``master``, ``chunkserver0`` … and ``client0`` …; the
+names are their addresses too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
+
+import trio
+
+from gfs.chunkserver import run_chunkserver
+from gfs.client import Client, connect
+from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
+from gfs.io import World
+from gfs.master import run_master
+from gfs.testing.life import Crashed
+from gfs.testing.network import SimNetwork
+from gfs.testing.trace import Trace
+from gfs.testing.world import Machine, Process, Universe
+
+MASTER = "master"
+MASTER_ADDRESS = "master:9400"
+CHUNKSERVER_PORT = 9500
+#: Virtual seconds within which a process must be up, or gone after its end.
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+#: How often ``wait_until`` looks, in virtual seconds.
+LOOK_SECONDS = 0.1
+TRACE_LINES = 40
+
+
+class Node:
+    """One named process of the cluster, whichever incarnation runs now."""
+
+    def __init__(self, name: str, machine: Machine, main: Callable[..., Awaitable[None]]) -> None:
+        self.name = name
+        self.machine = machine
+        self.main = main
+        self.process: Process | None = None
+        self.scope = trio.CancelScope()
+        self.ready = trio.Event()
+        self.ended = trio.Event()
+        self.ended.set()
+
+    @property
+    def running(self) -> bool:
+        return not self.ended.is_set()
+
+
+class _BugCatcher(logging.Handler):
+    """Collects what the processes log as bugs: production goes on, a test must not."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.bugs: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not _only_crashed(error):
+            error.add_note(f"logged by {record.name}: {record.getMessage()}")
+            self.bugs.append(error)
+
+
+def _only_crashed(error: BaseException) -> bool:
+    """Whether ``error`` is nothing but a killed process noticing that it is."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_only_crashed(each) for each in error.exceptions)
+    return isinstance(error, (Crashed, trio.Cancelled)) or isinstance(error.__cause__, Crashed)
+
+
+class SimCluster:
+    """A running cluster, as an async context manager.
+
+    ::
+
+        async with SimCluster(seed, chunkservers=3) as cluster:
+            async with cluster.client() as fs:
+                await fs.put(b"bytes", "/file")
+            await cluster.crash("chunkserver1")
+
+    Everything has started when the block begins, unless ``start`` is False. An
+    error that one of the processes ends with, unless it was killed, ends the
+    block; so do, at its end, errors that a process only logged as bugs.
+
+    Args:
+        seed: decides everything.
+        chunkservers: how many.
+        racks: the rack of each chunkserver; default: each its own.
+        disks: directories of each chunkserver: ``/disk0`` …
+        master, chunkserver, client: settings; addresses are overruled.
+        start: start all processes.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        chunkservers: int = 3,
+        racks: Sequence[str] | None = None,
+        disks: int = 1,
+        master: MasterSettings | None = None,
+        chunkserver: ChunkserverSettings | None = None,
+        client: ClientSettings | None = None,
+        start: bool = True,
+    ) -> None:
+        self.seed = seed
+        self.universe = Universe(seed)
+        self.key = self.universe.generator("key").randbytes(32)
+        self.chunkservers = [f"chunkserver{n}" for n in range(chunkservers)]
+        self._racks = list(racks) if racks else [f"rack{n}" for n in range(chunkservers)]
+        self._disks = [f"/disk{n}" for n in range(disks)]
+        self._master_settings = master or MasterSettings(map_bytes=1 << 30)
+        self._chunkserver_settings = chunkserver or ChunkserverSettings()
+        self.client_settings = client or ClientSettings()
+        self._start = start
+        self._nodes: dict[str, Node] = {}
+        self._clients = 0
+        self._catcher = _BugCatcher()
+
+    # --- the block -----------------------------------------------------------------
+
+    async def __aenter__(self) -> SimCluster:
+        self._directory = tempfile.mkdtemp(prefix="gfs-sim-", dir=_fast_directory())
+        self._make_nodes()
+        logging.getLogger("gfs").addHandler(self._catcher)
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        try:
+            if self._start:
+                await self.start_all()
+        except BaseException as error:
+            if await self._leave(error):
+                raise AssertionError("a start was cancelled by nobody") from error
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        return await self._leave(error)
+
+    async def _leave(self, error: BaseException | None) -> bool:
+        """Stop everything. True if ``error`` was only our own cancellation."""
+        tail = self.trace.tail(TRACE_LINES)
+        try:
+            for node in self._nodes.values():
+                node.scope.cancel()
+            # The block's own error is for our caller to see as it is: the nursery
+            # gets none, unless it is the nursery's cancellation coming back.
+            inner = error if _has_cancelled(error) else None
+            swallowed = await self._manager.__aexit__(
+                type(inner) if inner else None, inner, inner.__traceback__ if inner else None
+            )
+            if error is None and self._catcher.bugs:
+                raise ExceptionGroup("logged as bugs", [_plain(e) for e in self._catcher.bugs])
+        except BaseException as failure:
+            self._explain(failure, tail)
+            raise
+        finally:
+            logging.getLogger("gfs").removeHandler(self._catcher)
+            shutil.rmtree(self._directory, ignore_errors=True)
+        if error is not None and inner is None:
+            self._explain(error, tail)
+        return bool(inner is not None and swallowed)
+
+    def _explain(self, error: BaseException, tail: str) -> None:
+        if not isinstance(error, trio.Cancelled):
+            error.add_note(f"the last of seed {self.seed}:\n{tail}")
+
+    def _make_nodes(self) -> None:
+        self._add(MASTER, self._run_master)
+        for index, name in enumerate(self.chunkservers):
+            self._add(name, self._chunkserver_main(name, self._racks[index]))
+
+    def _add(self, name: str, main: Callable[..., Awaitable[None]]) -> Node:
+        node = self._nodes[name] = Node(name, self.universe.machine(name), main)
+        return node
+
+    async def _run_master(self, world: World, task_status: trio.TaskStatus[Any]) -> None:
+        settings = _replace(self._master_settings, address=MASTER_ADDRESS)
+        await run_master(world, settings, self._directory, self.key, task_status=task_status)
+
+    def _chunkserver_main(self, name: str, rack: str) -> Callable[..., Awaitable[None]]:
+        async def main(world: World, task_status: trio.TaskStatus[Any]) -> None:
+            settings = _replace(
+                self._chunkserver_settings,
+                address=f"{name}:{CHUNKSERVER_PORT}",
+                master=MASTER_ADDRESS,
+                rack=rack,
+            )
+            await run_chunkserver(world, settings, self._disks, self.key, task_status=task_status)
+
+        return main
+
+    # --- what there is -----------------------------------------------------------
+
+    @property
+    def trace(self) -> Trace:
+        return self.universe.trace
+
+    @property
+    def network(self) -> SimNetwork:
+        return self.universe.network
+
+    @property
+    def disks(self) -> list[str]:
+        """The directories of each chunkserver."""
+        return list(self._disks)
+
+    @property
+    def names(self) -> list[str]:
+        """The master and the chunkservers."""
+        return [MASTER, *self.chunkservers]
+
+    def node(self, name: str) -> Node:
+        return self._nodes[name]
+
+    def machine(self, name: str) -> Machine:
+        return self._nodes[name].machine
+
+    def world(self, name: str) -> World:
+        """The world of the present incarnation of a process."""
+        process = self._nodes[name].process
+        if process is None:
+            raise ValueError(f"{name} was never started")
+        return process.world
+
+    def chunk_files(self, name: str) -> list[str]:
+        """The paths of the chunk files on a chunkserver's disks, sorted."""
+        disk = self._nodes[name].machine.disk
+        return [path for path in disk.paths() if path.endswith(".chunk")]
+
+    # --- processes ---------------------------------------------------------------
+
+    async def start_all(self) -> None:
+        """Start what does not run; returns when all of it serves."""
+        for name in self.names:
+            if not self._nodes[name].running:
+                self.begin(name)
+        for name in self.names:
+            await self.ready(name)
+
+    async def start(self, name: str) -> None:
+        """Start a process and wait until it serves."""
+        self.begin(name)
+        await self.ready(name)
+
+    def begin(self, name: str) -> None:
+        """Start a process; does not wait."""
+        node = self._nodes[name]
+        if node.running:
+            raise ValueError(f"{name} runs already")
+        node.process = node.machine.start_process()
+        node.scope, node.ready, node.ended = trio.CancelScope(), trio.Event(), trio.Event()
+        self.trace.add(f"start {node.process.life.name}")
+        self._nursery.start_soon(self._live, node, node.process, name=name)
+
+    async def ready(self, name: str) -> None:
+        """Wait until a process that was begun serves."""
+        node = self._nodes[name]
+        with trio.move_on_after(START_SECONDS) as scope:
+            await node.ready.wait()
+        if scope.cancelled_caught:
+            raise TimeoutError(f"{name} does not serve after {START_SECONDS:g} s")
+
+    async def _live(self, node: Node, process: Process) -> None:
+        ended, ready = node.ended, node.ready
+        try:
+            with node.scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(node.main, process.world)
+                    ready.set()
+            if not node.scope.cancelled_caught:
+                raise RuntimeError(f"{node.name} ended by itself")
+        except BaseException as error:
+            # What a killed process meets while its tasks unwind is nobody's
+            # concern; our own cancellation is.
+            rest = _without_ordinary(error) if not process.alive else error
+            if rest is not None:
+                raise rest from None
+        finally:
+            ended.set()
+
+    def kill(self, name: str) -> None:
+        """``kill -9``, at this instant; does not wait for its tasks to unwind."""
+        node = self._nodes[name]
+        if node.process is not None and node.process.alive:
+            node.process.kill()
+        node.scope.cancel()
+
+    async def crash(self, name: str) -> None:
+        """``kill -9``. Its connections end, its disk stays as it is. When this
+        returns it can be started again."""
+        self.kill(name)
+        await self._gone(name)
+
+    async def crash_all(self) -> None:
+        """``kill -9`` of the master and all chunkservers at one instant."""
+        for name in self.names:
+            self.kill(name)
+        for name in self.names:
+            await self._gone(name)
+
+    async def stop(self, name: str) -> None:
+        """End a process as SIGTERM does: its clean-up runs."""
+        self._nodes[name].scope.cancel()
+        await self._gone(name)
+        process = self._nodes[name].process
+        if process is not None:
+            process.kill()
+
+    async def restart(self, name: str) -> None:
+        """Crash it if it runs, start it, and wait until it serves."""
+        await self.crash(name)
+        await self.start(name)
+
+    async def _gone(self, name: str) -> None:
+        with trio.move_on_after(STOP_SECONDS) as scope:
+            await self._nodes[name].ended.wait()
+        if scope.cancelled_caught:
+            raise TimeoutError(f"the tasks of {name} do not end: something is shielded")
+
+    # --- clients -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def client(
+        self, name: str | None = None, settings: ClientSettings | None = None
+    ) -> AsyncIterator[Client]:
+        """A connected client on a machine of its own.
+
+        :meth:`crash` with its name kills it: the block is left then, quietly.
+        """
+        if name is None:
+            name = f"client{self._clients}"
+            self._clients += 1
+        node = self._nodes.get(name)
+        if node is None:
+            node = Node(name, self.universe.machine(name), _nothing)
+            self._nodes[name] = node
+        elif node.running:
+            raise ValueError(f"{name} runs already")
+        process = node.process = node.machine.start_process()
+        node.scope, node.ended = trio.CancelScope(), trio.Event()
+        try:
+            with node.scope:
+                async with connect(
+                    MASTER_ADDRESS,
+                    key=self.key,
+                    settings=settings or self.client_settings,
+                    world=process.world,
+                ) as fs:
+                    yield fs
+        except BaseException as error:
+            rest = _without_ordinary(error) if not process.alive else error
+            if rest is not None:
+                raise
+        finally:
+            if process.alive:
+                process.kill()
+            node.ended.set()
+
+    # --- waiting --------------------------------------------------------------------
+
+    async def wait_until(
+        self,
+        predicate: Callable[[], bool | Awaitable[bool]],
+        timeout: float = 60.0,
+        what: str = "",
+    ) -> float:
+        """Wait, in virtual time, until ``predicate`` (it may be async) holds.
+
+        Returns how long that took. Raises TimeoutError after ``timeout`` seconds.
+        """
+        start = trio.current_time()
+        while True:
+            held = predicate()
+            if not isinstance(held, bool):
+                held = await held
+            waited = trio.current_time() - start
+            if held:
+                return waited
+            if waited > timeout:
+                raise TimeoutError(f"not within {timeout:g} s: {what or predicate}")
+            await trio.sleep(LOOK_SECONDS)
+
+
+async def _nothing() -> None:
+    """What a client's node runs by itself."""
+
+
+def _has_cancelled(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled) is not None
+    return isinstance(error, trio.Cancelled)
+
+
+def _without_ordinary(error: BaseException) -> BaseException | None:
+    """What is left of ``error`` without plain exceptions: cancellation, interrupts."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(Exception)[1]
+    return None if isinstance(error, Exception) else error
+
+
+def _plain(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _replace(settings: Any, **changes: Any) -> Any:
+    return type(settings)(
+        **{**{f: getattr(settings, f) for f in settings.__struct_fields__}, **changes}
+    )
+
+
+def _fast_directory() -> str | None:
+    """A file system in memory for the master's metadata, if there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
