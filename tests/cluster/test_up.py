@@ -38,6 +38,22 @@ def assert_refused(done: subprocess.CompletedProcess[bytes], *words: str) -> Non
     assert done.stdout == b""
 
 
+def processes_of(state: Path) -> list[str]:
+    """Processes that name ``state`` in their command line."""
+    return [
+        pid
+        for pid in filter(str.isdecimal, os.listdir("/proc"))
+        if str(state).encode() in _command_line(pid)
+    ]
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def free_base(count: int) -> int:
     """A port that is free, with the ``count - 1`` ports after it."""
     while True:
@@ -100,12 +116,14 @@ def test_a_second_one_on_the_same_state_is_refused(cluster: Cluster) -> None:
 # --- it stops -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_everything_and_the_state_stays(
-    make_cluster: MakeCluster, number: int
-) -> None:
-    cluster = make_cluster().start()
-    cluster.gfs("put", "-", "/a/b", input=b"kept")
+def small(make_cluster: MakeCluster) -> Cluster:
+    """One chunkserver: enough to look at processes, and quick to start."""
+    return make_cluster("--replication", "1", chunkservers=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_everything(make_cluster: MakeCluster, number: int) -> None:
+    cluster = small(make_cluster).start()
     pids = cluster.pids()
     cluster.kill("supervisor", number)
     assert cluster.process is not None
@@ -114,8 +132,26 @@ def test_a_signal_stops_everything_and_the_state_stays(
     assert not cluster.ready_file.exists()
     assert not (cluster.state / "cluster.json").exists()
 
+
+def test_a_signal_during_the_start_stops_what_was_started(make_cluster: MakeCluster) -> None:
+    cluster = small(make_cluster)
+    cluster.launch()
+    wait_for((cluster.state / "log" / "master.log").exists, 20, "first process")
+    cluster.kill("supervisor", signal.SIGTERM)
+    assert cluster.process is not None
+    assert cluster.process.wait(30) == 0
+    assert processes_of(cluster.state) == []
+
+
+def test_the_state_stays(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster().start()
+    cluster.gfs("put", "-", "/a/b", input=b"kept")
+    assert cluster.stop() == 0
     cluster.start()
     assert cluster.gfs("cat", "/a/b").stdout == b"kept"
+    assert b"stopped" in cluster.gfs("down").stdout
+    assert cluster.process is not None
+    assert cluster.process.wait(30) == 0
 
 
 def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -> None:
@@ -128,7 +164,7 @@ def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -
 
 
 def test_a_cluster_that_does_not_run_is_not_waited_for(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(chunkservers=1).start()
+    cluster = small(make_cluster).start()
     cluster.kill_all()
     told = cluster.gfs("ls", code=1).stderr.decode()
     assert "gfs up" in told
@@ -136,7 +172,7 @@ def test_a_cluster_that_does_not_run_is_not_waited_for(make_cluster: MakeCluster
 
 
 def test_children_do_not_outlive_a_killed_supervisor(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster().start()
+    cluster = small(make_cluster).start()
     pids = cluster.pids()
     cluster.kill("supervisor")
     assert cluster.process is not None
@@ -148,7 +184,7 @@ def test_children_do_not_outlive_a_killed_supervisor(make_cluster: MakeCluster) 
 
 
 def test_a_child_that_hangs_is_killed_in_the_end(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(chunkservers=1).start()
+    cluster = small(make_cluster).start()
     cluster.kill("chunkserver-1", signal.SIGSTOP)
     cluster.kill("supervisor", signal.SIGTERM)
     pids = cluster.pids()
@@ -208,19 +244,7 @@ def test_a_child_that_cannot_start_stops_the_others(tmp_path: Path) -> None:
     done = run_up(state, "--port", "0", "--config", str(config))
     assert_refused(done, "chunkserver-", "durability")
     assert not (state / "cluster.json").exists()
-    leftover = [
-        pid
-        for pid in filter(str.isdecimal, os.listdir("/proc"))
-        if str(state).encode() in _command_line(pid)
-    ]
-    assert leftover == []
-
-
-def _command_line(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+    assert processes_of(state) == []
 
 
 # --- more and fewer -----------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import pty
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_file_goes_in_and_out(cluster: Cluster, top: str, tmp_path: Path) -> N
     assert (tmp_path / "also" / "new" / "out").read_bytes() == data
 
 
-@pytest.mark.parametrize("size", [0, 1, 70_000])
+@pytest.mark.parametrize("size", [0, 70_000])
 def test_stdin_and_stdout(cluster: Cluster, top: str, size: int) -> None:
     data = os.urandom(size)
     cluster.gfs("put", "-", f"{top}/file", input=data)
@@ -168,27 +169,28 @@ def test_a_pipe_is_read_to_its_end(cluster: Cluster, top: str, tmp_path: Path) -
     assert cluster.gfs("cat", f"{top}/file").stdout == b"piped\n"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["put", "/nowhere", "/x"],
-        ["put", "/etc/hostname", "/bad-\udcff"],
-        ["get", "/nowhere", "x"],
-        ["cat", "/nowhere"],
-        ["ls", "/nowhere"],
-        ["stat", "/nowhere"],
-        ["mkdir", "/nowhere/deeper"],
-        ["rm", "/nowhere"],
-        ["mv", "/nowhere", "/x"],
-        ["du", "/nowhere"],
-        ["fsck", "/nowhere"],
-        ["locate", "/nowhere"],
-        ["locate", "/"],
-        ["cat", "/"],
-    ],
-)
-def test_failures_are_one_line(cluster: Cluster, arguments: list[str], tmp_path: Path) -> None:
-    fails(cluster, *arguments, cwd=tmp_path)
+FAILING = [
+    ["put", "/nowhere", "/x"],
+    ["put", "/etc/hostname", "/bad-\udcff"],
+    ["get", "/nowhere", "x"],
+    ["cat", "/nowhere"],
+    ["cat", "/"],
+    ["ls", "/nowhere"],
+    ["stat", "/nowhere"],
+    ["mkdir", "/nowhere/deeper"],
+    ["rm", "/nowhere"],
+    ["mv", "/nowhere", "/x"],
+    ["du", "/nowhere"],
+    ["fsck", "/nowhere"],
+    ["locate", "/nowhere"],
+    ["locate", "/"],
+]
+
+
+def test_failures_are_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(lambda arguments: fails(cluster, *arguments, cwd=tmp_path), FAILING))
+    assert len(told) == len(FAILING)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,401 @@
+"""What the file system promises, with real processes that are killed for real."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+import trio
+from processes import Processes
+
+import gfs
+from gfs.blocks import CHUNK_BYTES, MIB
+from gfs.client import Client
+from gfs.config import ClientSettings
+from gfs.errors import GfsError, NotFound
+
+#: A little over two chunks: a whole one, a whole one, a short one.
+LARGE = 2 * CHUNK_BYTES + 5 * MIB + 12_345
+STALL_SECONDS_MAX = 5.0
+REPAIR_SECONDS_MAX = 30.0
+
+
+def content(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+@pytest.fixture
+def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
+    made = Processes(tmp_path, getattr(request, "param", 4))
+    yield made
+    made.stop()
+
+
+def connected(processes: Processes) -> AbstractAsyncContextManager[Client]:
+    return gfs.connect(processes.master_address, key=processes.key)
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
+    with trio.move_on_after(seconds):
+        while True:
+            try:
+                if await condition():
+                    return
+            except GfsError:
+                pass
+            await trio.sleep(0.1)
+    pytest.fail(f"no {what} within {seconds:g} s")
+
+
+async def wait_live(fs: Client, count: int) -> None:
+    async def live() -> bool:
+        status = await fs.status()
+        return sum(server.state == "live" for server in status.servers) >= count
+
+    await wait_until(live, 20, f"{count} live chunkservers")
+
+
+async def wait_whole(fs: Client, seconds: float) -> None:
+    """Every file at its goal, every replica good."""
+
+    async def whole() -> bool:
+        return not (await fs.fsck()).damaged
+
+    await wait_until(whole, seconds, "clean fsck")
+
+
+class Stalls:
+    """The longest time in which nothing moved."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.moved = 0
+        self._last = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self._last)
+        self._last = now
+        self.moved += count
+
+
+async def pieces(data: bytes, pace: Callable[[int], Awaitable[None]]) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), MIB):
+        await pace(at)
+        yield data[at : at + MIB]
+
+
+@pytest.mark.parametrize("at", [0.02, 0.3, 0.55, 0.97])
+async def test_a_put_survives_the_death_of_any_chunkserver(processes: Processes, at: float) -> None:
+    data = content(1, LARGE)
+    victim = f"chunkserver-{random.randrange(1, 5)}"
+    died = 0.0
+    stalls = Stalls()
+
+    async def pace(offset: int) -> None:
+        nonlocal died
+        if offset >= at * LARGE and not died:
+            processes.kill(victim)
+            died = time.monotonic()
+        await trio.lowlevel.checkpoint()
+
+    async with connected(processes) as fs:
+        await wait_live(fs, 4)
+        await fs.put(pieces(data, pace), "/a/large", progress=stalls)
+        assert died
+        assert await fs.get("/a/large") == data
+        assert stalls.longest <= STALL_SECONDS_MAX
+        await wait_whole(fs, REPAIR_SECONDS_MAX - (time.monotonic() - died))
+        report = await fs.locate("/a/large")
+        assert [len(chunk.replicas) for chunk in report.chunks] == [3, 3, 3]
+
+
+async def test_the_last_two_servers_are_enough_for_a_put(processes: Processes) -> None:
+    data = content(2, CHUNK_BYTES + 3 * MIB)
+    async with connected(processes) as fs:
+        await wait_live(fs, 4)
+        processes.kill("chunkserver-1")
+
+        async def pace(offset: int) -> None:
+            if offset == 20 * MIB:
+                processes.kill("chunkserver-2")
+            await trio.lowlevel.checkpoint()
+
+        await fs.put(pieces(data, pace), "/two")
+        assert await fs.get("/two") == data
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_get_survives_the_loss_of_any_chunkserver(
+    processes: Processes, how: signal.Signals
+) -> None:
+    data = content(3, LARGE)
+    async with connected(processes) as fs:
+        await wait_live(fs, 4)
+        await fs.put(data, "/large")
+        for number, at in enumerate((0, CHUNK_BYTES // 2, LARGE - 1)):
+            victim = f"chunkserver-{number + 1}"
+            stalls = Stalls()
+            digest = hashlib.sha256()
+            lost = False
+            async for view in fs.stream("/large"):
+                digest.update(view)
+                stalls(len(view))
+                if stalls.moved > at and not lost and number < 1 + (how == signal.SIGSTOP):
+                    processes.kill(victim, how)
+                    lost = True
+            assert digest.digest() == hashlib.sha256(data).digest()
+            assert stalls.longest <= STALL_SECONDS_MAX
+
+
+async def test_a_put_survives_a_chunkserver_that_hangs(processes: Processes) -> None:
+    """Slower than a death, which the kernel tells at once: the deadline must pass."""
+    data = content(4, 40 * MIB)
+    async with connected(processes) as fs:
+        await wait_live(fs, 4)
+
+        async def pace(offset: int) -> None:
+            if offset == 8 * MIB:
+                processes.kill("chunkserver-2", signal.SIGSTOP)
+            await trio.lowlevel.checkpoint()
+
+        with trio.fail_after(60):
+            await fs.put(pieces(data, pace), "/hang")
+        processes.kill("chunkserver-2", signal.SIGCONT)
+        assert await fs.get("/hang") == data
+        await wait_whole(fs, 60)
+
+
+async def _write_until_killed(
+    fs: Client, acknowledged: dict[str, bytes], started: set[str], stop: trio.Event
+) -> None:
+    """Small files and now and then one of 9 MiB, noting what was acknowledged."""
+    number = 0
+    while not stop.is_set():
+        number += 1
+        path = f"/w/{number % 7}/{number}"
+        data = content(number, 9 * MIB if number % 10 == 0 else number * 37 % 5000)
+        started.add(path)
+        try:
+            await fs.put(data, path)
+        except GfsError:
+            continue
+        acknowledged[path] = data
+
+
+async def _check_acknowledged(
+    fs: Client, acknowledged: dict[str, bytes], started: set[str]
+) -> None:
+    for path, data in acknowledged.items():
+        assert await fs.get(path) == data, f"{path} was acknowledged"
+    for path in started - set(acknowledged):
+        number = int(path.rpartition("/")[2])
+        whole = content(number, 9 * MIB if number % 10 == 0 else number * 37 % 5000)
+        try:
+            assert await fs.get(path) == whole, f"{path} is there in part"
+        except NotFound:
+            pass
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_a_master_killed_at_any_moment_forgets_nothing(processes: Processes) -> None:
+    acknowledged: dict[str, bytes] = {}
+    started: set[str] = set()
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_write_until_killed, fs, acknowledged, started, stop)
+            for _ in range(4):
+                before = len(acknowledged)
+                while len(acknowledged) < before + random.randrange(5, 40):
+                    await trio.sleep(0.01)
+                processes.kill("master")
+                processes.start_master()
+            stop.set()
+        assert len(acknowledged) == len(started), "a restart of the master shows as a delay"
+        await _check_acknowledged(fs, acknowledged, started)
+        await wait_whole(fs, 30)
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_everything_killed_at_once_forgets_nothing(processes: Processes) -> None:
+    acknowledged: dict[str, bytes] = {}
+    started: set[str] = set()
+    for _ in range(3):
+        settings = ClientSettings(retry_seconds=1.0)
+        async with gfs.connect(
+            processes.master_address, key=processes.key, settings=settings
+        ) as fs:
+            await wait_live(fs, 3)
+            stop = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_write_until_killed, fs, acknowledged, started, stop)
+                before = len(acknowledged)
+                while len(acknowledged) < before + random.randrange(5, 40):
+                    await trio.sleep(0.01)
+                processes.kill_all()
+                stop.set()
+        processes.start_master()
+        for number in (1, 2, 3):
+            processes.start_chunkserver(f"chunkserver-{number}")
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        await _check_acknowledged(fs, acknowledged, started)
+        await wait_whole(fs, 30)
+
+
+def chunk_files(processes: Processes, name: str) -> list[Path]:
+    return sorted((processes.state / name / "chunks").rglob("*.chunk"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    at = random.randrange(16 * 1024, len(data))
+    data[at] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+def flip_head(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[random.choice([3, 17, 520, 1030, 4100])] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - random.randrange(1, 1000))
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+@pytest.mark.parametrize("damage", [flip, flip_head, truncate, Path.unlink])
+async def test_damage_is_never_read_and_always_repaired(
+    processes: Processes, damage: Callable[[Path], None]
+) -> None:
+    data = {f"/f/{n}": content(n, 3 * MIB + n) for n in range(4)}
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        for path, whole in data.items():
+            await fs.put(whole, path)
+        for file in chunk_files(processes, "chunkserver-2"):
+            damage(file)
+        for _ in range(6):
+            for path, whole in data.items():
+                assert await fs.get(path) == whole
+        # A reader may have met no damaged replica; fsck reads them all.
+        report = await fs.fsck()
+        await wait_whole(fs, 30)
+        for path, whole in data.items():
+            assert await fs.get(path) == whole
+        assert report.files == len(data)
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_damage_nobody_reads_is_found_and_repaired(processes: Processes) -> None:
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        data = content(9, MIB)
+        await fs.put(data, "/quiet")
+        [file] = chunk_files(processes, "chunkserver-3")
+        flip(file)
+
+        async def repaired() -> bool:
+            raw = file.read_bytes()
+            return raw[16 * 1024 :] == data
+
+        await wait_until(repaired, 40, "repair by the scrubber")
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_of_concurrent_writers_one_whole_file_wins(processes: Processes) -> None:
+    candidates = [content(n, 2 * MIB + n) for n in range(6)]
+    async with connected(processes) as fs, connected(processes) as other:
+        await wait_live(fs, 3)
+        async with trio.open_nursery() as nursery:
+            for number, data in enumerate(candidates):
+                client = fs if number % 2 else other
+                nursery.start_soon(lambda c=client, d=data: c.put(d, "/one", overwrite=True))
+            for _ in range(20):
+                try:
+                    assert await fs.get("/one") in candidates
+                except NotFound:
+                    await trio.sleep(0.01)
+        assert await fs.get("/one") in candidates
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_hostile_peers_cost_nothing_but_their_connection(processes: Processes) -> None:
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        addresses = [processes.master_address]
+        addresses += [server.address for server in (await fs.status()).servers]
+        peers = []
+        for address in addresses:
+            host, _, port = address.partition(":")
+            for garbage in (
+                b"GET / HTTP/1.1\r\n\r\n",
+                os.urandom(5000),
+                b"\xff\xff\xff\xff\xff\xff\xff\xff",
+                b"\x00\x00\x00\x40",  # and then silence in mid-frame
+                b"",
+            ):
+                peer = socket.create_connection((host, int(port)))
+                peer.sendall(garbage)
+                peers.append(peer)
+        try:
+            await fs.put(b"still here", "/h")
+            assert await fs.get("/h") == b"still here"
+            with pytest.raises(GfsError, match="key"):
+                async with gfs.connect(processes.master_address, key=bytes(32)):
+                    pass
+            with trio.fail_after(10):
+                for peer in peers:
+                    await trio.to_thread.run_sync(_wait_hung_up, peer)
+        finally:
+            for peer in peers:
+                peer.close()
+        assert await fs.get("/h") == b"still here"
+
+
+def _wait_hung_up(peer: socket.socket) -> None:
+    peer.settimeout(9)
+    try:
+        while peer.recv(4096):
+            pass
+    except ConnectionError:
+        pass
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_in_place_writes_survive_a_death_and_a_restart(processes: Processes) -> None:
+    model = bytearray(content(5, CHUNK_BYTES + 200_000))
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        await fs.put(bytes(model), "/m")
+        async with await fs.open("/m", "r+") as file:
+            for number, (offset, length) in enumerate(
+                [(10, 100), (65_530, 20), (CHUNK_BYTES - 70_000, 140_000), (len(model), 300_000)]
+            ):
+                if number == 2:
+                    processes.kill("chunkserver-1")
+                data = content(100 + number, length)
+                await file.pwrite(offset, data)
+                model[offset : offset + length] = data
+                assert await file.pread(offset, length) == data
+        assert await fs.get("/m") == model
+        processes.start_chunkserver("chunkserver-1")
+        await wait_live(fs, 3)
+        processes.kill_all()
+        processes.start_master()
+        for number in (1, 2, 3):
+            processes.start_chunkserver(f"chunkserver-{number}")
+        await wait_live(fs, 3)
+        assert await fs.get("/m") == model
+        await wait_whole(fs, 30)
