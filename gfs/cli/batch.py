@@ -66,6 +66,22 @@ class Batch:
         self._told = JsonArray(self.output, '{"files": ', self._summary)
 
     async def run(self, jobs: AsyncIterator[Job]) -> None:
+        try:
+            await self._run_all(jobs)
+        except Exception:
+            # What was copied before is told: the document is closed, not cut off.
+            if self.as_json and self.files:
+                self.failures += 1
+                await self._told.end()
+            raise
+        if self.failures > TOLD_MAX:
+            self.progress.say(f"… and {self.failures - TOLD_MAX} more failures")
+        if self.as_json and (self.files or not self.failures):
+            await self._told.end()
+        if self.failures:
+            raise Failed
+
+    async def _run_all(self, jobs: AsyncIterator[Job]) -> None:
         send, receive = trio.open_memory_channel[Job](0)
         async with trio.open_nursery() as nursery:
             for _ in range(self.parallel):
@@ -73,12 +89,6 @@ class Batch:
             async with send, closing(jobs):
                 async for job in jobs:
                     await send.send(job)
-        if self.failures > TOLD_MAX:
-            self.progress.say(f"… and {self.failures - TOLD_MAX} more failures")
-        if self.as_json and (self.files or not self.failures):
-            await self._told.end()
-        if self.failures:
-            raise Failed
 
     async def _work(self, jobs: trio.MemoryReceiveChannel[Job]) -> None:
         # Not cloned and not closed here: the sender closing ends all workers.

@@ -128,7 +128,8 @@ def key_file(cluster: Cluster) -> Path:
 
     if cluster.key_file is not None:
         return cluster.key_file
-    named = os.environ.get("GFS_KEY_FILE")
+    # A state directory that was named brings its key; the client has it so, too.
+    named = os.environ.get("GFS_KEY_FILE") if cluster.state is None else None
     return Path(named) if named else state_directory(cluster) / KEY_NAME
 
 

@@ -28,7 +28,7 @@ from gfs.cluster.directory import (
 )
 from gfs.cluster.report import failure, receive_report
 from gfs.config import MasterSettings, load
-from gfs.errors import SettingsError, StartupError
+from gfs.errors import GfsError, SettingsError, StartupError
 from gfs.state import KEY_NAME
 
 HOST = "127.0.0.1"
@@ -311,37 +311,41 @@ class Supervisor:
         """Keep ``child`` running until cancelled; started when it first serves."""
         backoff = Backoff()
         served = False
+
+        def note_serving(report: dict[str, Any]) -> None:
+            nonlocal served
+            self._note_serving(child, report)
+            if not served:
+                served = True
+                task_status.started()
+
         while True:
             began = trio.current_time()
-            try:
-                process, pipe = await self._spawn(child)
-            except OSError as error:
-                # No memory or no descriptors for a process: those that run go on.
-                if not served:
-                    raise StartupError(f"{child.name}: {error.strerror}") from None
-                delay = backoff.after(0.0)
-                say(f"{child.name} cannot be started ({error.strerror}); again in {delay:g} s")
-                await trio.sleep(delay)
-                continue
-            try:
-                report = await receive_report(pipe)
-                if report is not None and "error" not in report:
-                    self._note_serving(child, report)
-                    if not served:
-                        served = True
-                        task_status.started()
-                await process.wait()
-            finally:
-                await self._stop(process)
+            end = await self._run_once(child, note_serving)
             if not served:
-                _judge_first_start(child, report, process.returncode, backoff.deaths)
+                _judge_first_start(child, end, backoff.deaths)
             delay = backoff.after(trio.current_time() - began)
-            reason = f": {report['error']}" if report and "error" in report else ""
-            say(
-                f"{child.name} (pid {process.pid}) {how_it_ended(process.returncode)}{reason}; "
-                f"starting it again in {delay:g} s"
-            )
+            say(f"{child.name} {end}; starting it again in {delay:g} s")
             await trio.sleep(delay)
+
+    async def _run_once(
+        self, child: Child, note_serving: Callable[[dict[str, Any]], None]
+    ) -> Ending:
+        """One life of ``child``. Cancelled, it stops the process before it returns."""
+        try:
+            process, pipe = await self._spawn(child)
+        except OSError as error:
+            # No memory or no descriptors for a process: those that run go on.
+            return Ending(None, None, error.strerror or str(error))
+        try:
+            report = await receive_report(pipe)
+            told = failure(report) if report is not None else None
+            if report is not None and told is None:
+                note_serving(report)
+            await process.wait()
+        finally:
+            await self._stop(process)
+        return Ending(process.pid, process.returncode, told)
 
     async def _spawn(self, child: Child) -> tuple[trio.Process, int]:
         """The new process, and the descriptor its report will come from."""
@@ -416,16 +420,29 @@ async def _first(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def _judge_first_start(
-    child: Child, report: dict[str, Any] | None, returncode: int | None, deaths: int
-) -> None:
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended, or why there was none (``pid`` None)."""
+
+    pid: int | None
+    returncode: int | None
+    #: What it reported, or the reason why it could not be made.
+    told: GfsError | str | None
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"cannot be started ({self.told})"
+        told = f": {self.told}" if self.told else ""
+        return f"(pid {self.pid}) {how_it_ended(self.returncode)}{told}"
+
+
+def _judge_first_start(child: Child, end: Ending, deaths: int) -> None:
     """Raise if ``child``, which has never served, is not worth another try."""
-    told = failure(report) if report is not None else None
-    if isinstance(told, StartupError):
-        raise StartupError(f"{child.name}: {told}")
-    if returncode == StartupError.exit_code or deaths + 1 >= FIRST_STARTS_MAX:
-        reason = str(told or how_it_ended(returncode))
-        raise StartupError(f"{child.name} does not start: {reason}; its log: {child.log}")
+    if isinstance(end.told, StartupError):
+        raise StartupError(f"{child.name}: {end.told}")
+    is_hopeless = end.pid is None or end.returncode == StartupError.exit_code
+    if is_hopeless or deaths + 1 >= FIRST_STARTS_MAX:
+        raise StartupError(f"{child.name} {end}; its log: {child.log}")
 
 
 def how_it_ended(returncode: int | None) -> str:

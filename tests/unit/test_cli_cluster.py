@@ -27,6 +27,7 @@ from gfs.cluster.report import Reporter, failure, receive_report
 from gfs.cluster.supervisor import (
     RESTART_SECONDS_MAX,
     Backoff,
+    Ending,
     Wishes,
     choose_numbers,
     how_it_ended,
@@ -62,6 +63,8 @@ def test_backoff_doubles_to_its_bound_and_forgets_after_health() -> None:
 
 
 def test_ends_are_told() -> None:
+    assert str(Ending(7, 2, StartupError("no"))) == "(pid 7) ended with exit code 2: no"
+    assert str(Ending(None, None, "No memory")) == "cannot be started (No memory)"
     assert how_it_ended(3) == "ended with exit code 3"
     assert how_it_ended(-signal.SIGKILL) == "was ended by SIGKILL"
 

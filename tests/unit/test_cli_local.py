@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -177,3 +178,19 @@ async def test_a_failure_of_all_ends_the_batch(error: GfsError) -> None:
     with pytest.raises(BaseExceptionGroup):
         await _batch(parallel=2).run(_jobs(*[job] * 50))
     assert started <= 3
+
+
+async def test_a_document_is_closed_when_the_batch_ends_early(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    async def fine() -> dict[str, str]:
+        await trio.lowlevel.checkpoint()
+        return {"path": "/a"}
+
+    async with Output() as output:
+        batch = Batch(output, Progress(), 1, as_json=True)
+        with pytest.raises(BaseExceptionGroup):
+            await batch.run(_jobs(fine, partial(_fail, MasterUnavailable("gone")), fine))
+    document = json.loads(capfdbinary.readouterr().out)
+    assert document["files"] == [{"path": "/a"}]
+    assert document["failures"] == 1
