@@ -15,7 +15,14 @@ from gfs.blocks import BLOCK_BYTES, MIB, block_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import State
 from gfs.chunkserver.store import Disk, map_disk_error
-from gfs.errors import ChunkUnavailable, CorruptReplica, GfsError, ProtocolError
+from gfs.errors import (
+    ChunkUnavailable,
+    CorruptReplica,
+    GfsError,
+    NotFound,
+    ProtocolError,
+    StaleVersion,
+)
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
@@ -39,7 +46,8 @@ STEP_SECONDS = 20.0
 async def clone(node: Node, order: CloneChunk) -> None:
     """Have a good replica of ``order.version`` here when this returns.
 
-    Raises the last source's error when none could give one.
+    Raises the last source's error when none could give one; its ``server`` is the
+    source's id if the source's replica is to blame.
     """
     if await _is_good_already(node, order):
         return
@@ -87,6 +95,9 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
                 raise map_disk_error(error, f"clone of {order.handle:016x}") from error
             raise
         clean = True
+    except (CorruptReplica, NotFound, StaleVersion) as error:
+        error.__dict__["server"] = connection.peer_id
+        raise
     finally:
         if clean:
             node.pool.release(connection, source)
@@ -100,10 +111,14 @@ async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
             VerifyChunk(id=1, handle=order.handle, version=order.version, blocks=False)
         )
         reply = await connection.receive_reply()
-    if not isinstance(reply, VerifyReply) or reply.state != "good":
-        raise ChunkUnavailable(f"chunk {order.handle:016x}: the source has no such replica")
+    if not isinstance(reply, VerifyReply):
+        raise ProtocolError(f"{type(reply).__name__} instead of the replica's state")
+    if reply.state == "missing":
+        raise NotFound(f"chunk {order.handle:016x}: the source has no such replica")
+    if reply.state == "corrupt":
+        raise CorruptReplica(f"chunk {order.handle:016x}: the source's replica is damaged")
     if reply.version != order.version:
-        raise ChunkUnavailable(
+        raise StaleVersion(
             f"chunk {order.handle:016x}: the source has version {reply.version}, "
             f"wanted is {order.version}"
         )

@@ -2,7 +2,9 @@
 
 The master counts a lease on its clock from before it was granted; this side
 counts the shorter duration it was told, on its own monotonic clock. So the
-primary stops before the master's count ends, whatever the clocks show.
+primary stops before the master's count ends, whatever the clocks show. Should a
+grant be so late that it does not, the version that came with it is no longer the
+secondaries' one, and nothing this primary orders is acknowledged.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Leases:
         self._used.clear()
         return used
 
-    def extend(self, handles: Iterable[int], lease_ms: int) -> None:
+    def extend(self, handles: Iterable[int], lease_ms: int, since: float) -> None:
+        """Extend leases that are held; ``since`` is when the heartbeat that asked
+        for it was sent, for the master counts from no earlier than that."""
         for handle in handles:
             if handle in self._until:
-                self.grant(handle, lease_ms)
+                self._until[handle] = max(self._until[handle], since + lease_ms / 1000)

@@ -144,6 +144,7 @@ class MasterLink:
     async def _beat(self, rpc: Rpc, seconds: float) -> None:
         node = self._node
         while True:
+            sent = node.world.clock.monotonic()
             orders, _ = await rpc.call(
                 Heartbeat(
                     id=0,
@@ -155,7 +156,7 @@ class MasterLink:
                 node.store.pack(self._next_sample()),
                 seconds=HEARTBEAT_SECONDS_MAX,
             )
-            await self._obey(orders)
+            await self._obey(orders, sent)
             await node.world.clock.sleep(seconds)
 
     def _next_sample(self) -> list[int]:
@@ -166,7 +167,7 @@ class MasterLink:
 
     # --- what the master says -------------------------------------------------------
 
-    async def _obey(self, orders: Message) -> None:
+    async def _obey(self, orders: Message, sent: float = 0.0) -> None:
         """Carry out the orders in an answer; refuse those of a younger memory."""
         if not isinstance(orders, Orders):
             raise ProtocolError(f"{type(orders).__name__} as the answer to a report")
@@ -182,7 +183,7 @@ class MasterLink:
                 )
             return
         record.sequence = orders.sequence
-        node.leases.extend(orders.extend_leases, orders.lease_ms)
+        node.leases.extend(orders.extend_leases, orders.lease_ms, sent)
         for name in orders.delete:
             try:
                 await node.store.delete(name.handle, name.version)

@@ -21,7 +21,8 @@ def free_port() -> int:
 class Processes:
     """``gfs master`` and ``gfs chunkserver`` processes with a state directory."""
 
-    def __init__(self, directory: Path, chunkservers: int) -> None:
+    def __init__(self, directory: Path, chunkservers: int, dead_seconds: float = 15.0) -> None:
+        self.environment = environment(GFS_MASTER_DEAD_SECONDS=str(dead_seconds))
         self.state = directory / "state"
         self.state.mkdir(parents=True)
         self.key = make_key(self.state / "cluster.key")
@@ -38,7 +39,7 @@ class Processes:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
-            env=environment(),
+            env=self.environment,
         )
 
     def start_master(self) -> None:
