@@ -102,20 +102,29 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
             "ones: see which and whether it is done: gfs fsck /"
         )
     if totals.under_replicated:
-        working = totals.repairs_active + totals.repairs_queued
         yield (
             f"WARNING: {plural(totals.under_replicated, 'chunk')} below the replication goal: "
-            + (
-                f"{working} repairs are under way; watch them: gfs status"
-                if working
-                else f"with {plural(live, 'live chunkserver')} they cannot be repaired: add some: "
-                f"gfs up --chunkservers {live + 1}, or gfs chunkserver"
-            )
+            + _repairs(reply, live)
         )
     for server in reply.servers:
         yield from _server_warnings(server)
     if not live:
         yield "WARNING: no chunkserver is live: start some: gfs up, or gfs chunkserver"
+
+
+def _repairs(reply: StatusReply, live: int) -> str:
+    totals = reply.totals
+    if totals.repairs_active:
+        return (
+            f"{plural(totals.repairs_active, 'repair')} running, {totals.repairs_queued} waiting: "
+            "watch them: gfs status"
+        )
+    return (
+        f"no repair is running. A file needs as many live chunkservers as replicas, {live} are "
+        "live: start those that are away, or add one: "
+        f"gfs up --chunkservers {len(reply.servers) + 1}, or gfs chunkserver; "
+        "which files: gfs fsck --no-verify"
+    )
 
 
 def _server_warnings(server: ServerStatus) -> Iterator[str]:

@@ -115,7 +115,9 @@ def up(
 def _up_here(wishes: supervisor.Wishes, reporter: Reporter) -> None:
     def on_ready(plan: supervisor.Plan, facts: dict[str, Any]) -> None:
         settled = {"replication": plan.replication, "replicas_min": plan.replicas_min}
-        reporter.serving({"facts": facts, **settled})
+        if reporter.is_awaited:
+            reporter.serving({"facts": facts, **settled})
+            return
         try:
             print(summary(facts, **settled), "Stop it with Ctrl-C.", sep="\n", flush=True)
         except (OSError, ValueError):

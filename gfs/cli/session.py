@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -75,7 +76,11 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
     SIGINT and SIGTERM cancel it, so that it can put away what is half-done,
     and Interrupted is raised; the second signal ends the process at once.
+    What the library logs is not told: a failure it gets over is none here.
     """
+    logging.getLogger("gfs").addHandler(logging.NullHandler())
+    if os.environ.get("GFS_DEBUG"):
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     return trio.run(_interruptible, work)
 
 

@@ -28,6 +28,11 @@ class Reporter:
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody still waits for a report."""
+        return self._descriptor is not None
+
     def serving(self, facts: dict[str, Any]) -> None:
         self._send({"pid": os.getpid(), **facts})
 
