@@ -267,8 +267,8 @@ class BlockStream:
         offset = self.position % CHUNK_BYTES
         chunk_start = self.position - offset
         length = min(CHUNK_BYTES, self._end - chunk_start) - offset
-        self._connection = await self._core.pool.acquire(server.address)
         with deadline(self._attempts.patience, f"answer from {server.address}"):
+            self._connection = await self._core.pool.acquire(server.address)
             await self._connection.send(
                 ReadChunk(
                     id=0, handle=chunk.handle, version=chunk.version, offset=offset, length=length
@@ -325,7 +325,8 @@ async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memor
     while True:
         chunk, server = await attempts.next()
         try:
-            connection = await core.pool.acquire(server.address)
+            with deadline(attempts.patience, f"connection to {server.address}"):
+                connection = await core.pool.acquire(server.address)
         except (ConnectionError, GfsError) as error:
             await attempts.failed(chunk, server, error)
             continue
