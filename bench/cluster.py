@@ -1,4 +1,4 @@
-"""A cluster of real processes for one measurement, gone afterwards."""
+"""A cluster of real processes for one measurement, gone afterwards, come what may."""
 
 from __future__ import annotations
 
@@ -6,60 +6,115 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+#: The figures are those of the defaults, whatever is set where the bench runs.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("GFS_")}
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def free_ports(count: int) -> int:
-    """A base port with ``count`` free ones from it on."""
-    for _ in range(100):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            base = first.getsockname()[1]
-        if base + count > 65535:
-            continue
-        try:
-            for port in range(base, base + count):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return int(base)
-    raise RuntimeError("no free ports")
+@dataclass(frozen=True)
+class Running:
+    """A cluster that serves."""
+
+    state: Path
+    master: int
+    chunkservers: list[int]
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.master, *self.chunkservers]
+
+    def cpu_seconds(self) -> float:
+        """What all servers together have used of the processors so far."""
+        return sum(map(_cpu_seconds, self.pids))
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextmanager
-def running(chunkservers: int = 3, folder: str | None = None) -> Iterator[Path]:
-    """Start ``gfs up`` in a fresh state directory; yields that directory."""
-    state = Path(tempfile.mkdtemp(prefix="gfs-bench-", dir=folder))
-    ready = state / "ready.json"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GFS_")}
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "gfs.cli", "up",
-            "--state", str(state / "state"),
-            "--chunkservers", str(chunkservers),
-            "--port", str(free_ports(chunkservers + 2)),
-            "--ready-file", str(ready),
-        ],
-        stdout=subprocess.DEVNULL,
-        env=environment,
-    )  # fmt: skip
+def running(chunkservers: int = 3, folder: str | None = None) -> Iterator[Running]:
+    """``gfs up`` on a fresh state directory, which is deleted in the end."""
+    directory = Path(tempfile.mkdtemp(prefix="gfs-bench-", dir=folder))
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the cluster did not start")
-            time.sleep(0.05)
-        json.loads(ready.read_text())
-        yield state / "state"
+        process = _start(directory, chunkservers)
+        try:
+            ready = _wait_ready(process, directory)
+            yield Running(
+                state=directory / "state",
+                master=ready["master"]["pid"],
+                chunkservers=[server["pid"] for server in ready["chunkservers"]],
+            )
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            finally:
+                process.kill()
+                process.wait()
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start(directory: Path, chunkservers: int) -> subprocess.Popen[bytes]:
+    with open(directory / "up.log", "wb") as said:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "gfs.cli", "up",
+                "--state", str(directory / "state"),
+                "--chunkservers", str(chunkservers),
+                "--port", "0",
+                "--ready-file", str(directory / "ready.json"),
+            ],
+            stdout=said,
+            stderr=said,
+            env=ENVIRONMENT,
+            start_new_session=True,  # Ctrl-C is for the bench, which stops the cluster
+        )  # fmt: skip
+
+
+def _wait_ready(process: subprocess.Popen[bytes], directory: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + START_SECONDS
+    while not (directory / "ready.json").exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            told = (directory / "up.log").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"the cluster did not start: {told}")
+        time.sleep(0.05)
+    ready: dict[str, Any] = json.loads((directory / "ready.json").read_bytes())
+    return ready
+
+
+@contextmanager
+def interrupted_cleanly() -> Iterator[None]:
+    """SIGTERM and SIGHUP do what Ctrl-C does: everything is put away, then the
+    process ends with one line."""
+
+    def as_ctrl_c(number: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler):
+            handler(signal.SIGINT, frame)
+
+    # A shell's background job is started with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, as_ctrl_c)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted; the cluster and its data are gone", file=sys.stderr)
+        sys.exit(130)

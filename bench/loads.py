@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import FrameType
 
 import trio
 
@@ -15,44 +17,78 @@ from gfs.client import Client
 
 Figures = dict[str, float]
 
+PIECE_BYTES = 4 * MIB
+#: Calls before the clock starts: connections are made, code is warm.
+WARM_SECONDS = 0.5
+SMALL_BYTES = 1024
 
-async def large_file(fs: Client, total: int) -> Figures:
-    """Write and read one file from and to memory, three times; the medians."""
-    piece = os.urandom(4 * MIB)
 
-    async def source() -> AsyncIterator[bytes]:
-        for _ in range(total // len(piece)):
-            yield piece
-            await trio.lowlevel.checkpoint()
+# --- one large file ----------------------------------------------------------------
 
-    writes, reads = [], []
-    for number in range(3):
-        path = f"/bench/large-{number}"
-        started = time.perf_counter()
-        await fs.put(source(), path)
-        writes.append(total / MIB / (time.perf_counter() - started))
-    for number in range(3):
-        started = time.perf_counter()
-        async with await fs.open(f"/bench/large-{number}") as file:
-            buffer = bytearray(4 * MIB)
-            done = 0
-            while count := await file.readinto(buffer):
-                done += count
-        if done != total:
-            raise RuntimeError(f"read {done} of {total} bytes")
-        reads.append(total / MIB / (time.perf_counter() - started))
-    for number in range(3):
-        await fs.delete(f"/bench/large-{number}")
-    return {"write_mib_s": sorted(writes)[1], "read_mib_s": sorted(reads)[1]}
+
+async def pieces(total: int) -> AsyncIterator[bytes]:
+    """``total`` bytes from memory, the same piece again and again."""
+    piece = os.urandom(PIECE_BYTES)
+    for at in range(0, total, PIECE_BYTES):
+        yield piece[: total - at]
+        await trio.lowlevel.checkpoint()
+
+
+async def write(fs: Client, path: str, total: int) -> float:
+    """MiB/s of a put from memory until it is acknowledged."""
+    started = time.perf_counter()
+    await fs.put(pieces(total), path)
+    return total / MIB / (time.perf_counter() - started)
+
+
+async def read(fs: Client, path: str, total: int) -> float:
+    """MiB/s of reading a whole file, verified, into memory that is reused."""
+    buffer = bytearray(PIECE_BYTES)
+    done = 0
+    started = time.perf_counter()
+    async with await fs.open(path) as file:
+        while count := await file.readinto(buffer):
+            done += count
+    took = time.perf_counter() - started
+    if done != total:
+        raise RuntimeError(f"read {done} of {total} bytes")
+    return total / MIB / took
+
+
+async def calls_per_mib(fs: Client, total: int) -> Figures:
+    """How many functions the client calls, in Python and from it, for each MiB.
+
+    The measure that other load on the machine does not change.
+    """
+    figures = {}
+    for name, load in (("write", write), ("read", read)):
+        count = 0
+
+        def note(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(note)
+        try:
+            await load(fs, "/bench/calls", total)
+        finally:
+            sys.setprofile(None)
+        figures[f"{name}_client_calls_per_mib"] = count / (total / MIB)
+    await fs.delete("/bench/calls")
+    return figures
+
+
+# --- many small calls ----------------------------------------------------------------
 
 
 async def _rate(
-    call: Callable[[int], Awaitable[object]], concurrency: int, seconds: float
-) -> tuple[float, list[float]]:
-    """Calls per second and the sorted latencies of ``concurrency`` callers."""
+    name: str, call: Callable[[int], Awaitable[object]], concurrency: int, seconds: float
+) -> Figures:
+    """Calls per second, and latencies, of ``concurrency`` callers."""
     latencies: list[float] = []
-    end = time.perf_counter() + seconds
     number = 0
+    warm = time.perf_counter() + WARM_SECONDS
+    end = warm + seconds
 
     async def caller() -> None:
         nonlocal number
@@ -61,20 +97,17 @@ async def _rate(
             number += 1
             await call(number)
             after = time.perf_counter()
-            latencies.append(after - now)
+            if after >= warm:
+                latencies.append(after - now)
             now = after
 
-    started = time.perf_counter()
     async with trio.open_nursery() as nursery:
         for _ in range(concurrency):
             nursery.start_soon(caller)
-    rate = len(latencies) / (time.perf_counter() - started)
-    return rate, sorted(latencies)
-
-
-def _figures(name: str, rate: float, latencies: list[float]) -> Figures:
+    took = time.perf_counter() - warm
+    latencies.sort()
     return {
-        f"{name}_per_s": rate,
+        f"{name}_per_s": len(latencies) / took,
         f"{name}_p50_ms": 1000 * latencies[len(latencies) // 2],
         f"{name}_p99_ms": 1000 * latencies[len(latencies) * 99 // 100],
     }
@@ -86,29 +119,33 @@ async def stats(fs: Client, seconds: float) -> Figures:
         await fs.put(b"x", f"/bench/stat/{number}")
     figures: Figures = {}
     for concurrency in (1, 16, 128):
-        rate, latencies = await _rate(
-            lambda n: fs.stat(f"/bench/stat/{n % 100}"), concurrency, seconds
+        figures |= await _rate(
+            f"stat_{concurrency}", lambda n: fs.stat(f"/bench/stat/{n % 100}"), concurrency, seconds
         )
-        figures |= _figures(f"stat_{concurrency}", rate, latencies)
     return figures
 
 
-async def small_files(fs: Client, seconds: float) -> Figures:
-    """Put, then get, files of 1 KiB with 16 calls in flight."""
-    data = os.urandom(1024)
-    put_rate, put_latencies = await _rate(lambda n: fs.put(data, f"/bench/small-{os.getpid()}/{n}"), 16, seconds)
-    count = len(put_latencies)
-    get_rate, get_latencies = await _rate(
-        lambda n: fs.get(f"/bench/small-{os.getpid()}/{n % count + 1}"), 16, seconds
-    )
-    return _figures("put_1k_16", put_rate, put_latencies) | _figures(
-        "get_1k_16", get_rate, get_latencies
-    )
+async def small_files(fs: Client, concurrency: int, seconds: float) -> Figures:
+    """Put, then get, files of 1 KiB."""
+    data = os.urandom(SMALL_BYTES)
+    folder = f"/bench/small-{concurrency}"
+    count = 0
+
+    async def put(number: int) -> None:
+        nonlocal count
+        await fs.put(data, f"{folder}/{number}")
+        count = max(count, number)
+
+    async def get(number: int) -> None:
+        await fs.get(f"{folder}/{number % count + 1}")
+
+    figures = await _rate(f"put_1k_{concurrency}", put, concurrency, seconds)
+    return figures | await _rate(f"get_1k_{concurrency}", get, concurrency, seconds)
 
 
-async def all_loads(state: Path, total: int, seconds: float) -> Figures:
+async def all_small(state: Path, seconds: float) -> Figures:
     async with gfs.connect(state=state) as fs:
-        figures = await large_file(fs, total)
-        figures |= await stats(fs, seconds)
-        figures |= await small_files(fs, seconds)
+        figures = await stats(fs, seconds)
+        for concurrency in (1, 16):
+            figures |= await small_files(fs, concurrency, seconds)
         return figures

@@ -1,32 +1,203 @@
-"""One picture of a run."""
+"""What a run found, for people: a table, a picture, the README's own table."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+Result = dict[str, Any]
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN = "<!-- bench: begin (figures from bench/out/bench.json; nothing in here by hand) -->"
+END = "<!-- bench: end -->"
+
+#: Key of the rate, what it is, calls in flight.
+SMALL = [
+    ("stat_1", "stat", 1),
+    ("stat_16", "stat", 16),
+    ("stat_128", "stat", 128),
+    ("put_1k_1", "put of 1 KiB", 1),
+    ("put_1k_16", "put of 1 KiB", 16),
+    ("get_1k_1", "get of 1 KiB", 1),
+    ("get_1k_16", "get of 1 KiB", 16),
+]
+
+INK, FAINT, GRID = "#22313f", "#7f8c8d", "#e4e8eb"
+BARE, WRITE, READ, SMALL_COLOR = "#cfd6db", "#2a9d6f", "#2f6db3", "#8e5aa8"
 
 
-def draw(figures: dict[str, float], path: Path) -> None:
-    """Bulk throughput beside its bare limit, and operations per second."""
-    fig, (bulk, rates) = plt.subplots(1, 2, figsize=(11, 4.5))
-    names = ["bare chain", "write x3", "bare sendfile", "read"]
-    keys = ["bare_chain_mib_s", "write_mib_s", "bare_sendfile_mib_s", "read_mib_s"]
-    bars = bulk.bar(names, [figures[key] for key in keys], color=["#bbb", "#2a6", "#bbb", "#26a"])
-    bulk.bar_label(bars, fmt="%.0f")
-    bulk.set_ylabel("MiB/s, one client, loopback")
-    bulk.set_title("One large file, 3 replicas, checksums end to end")
-    rate_keys = [key for key in figures if key.endswith("_per_s")]
-    bars = rates.barh(
-        [k.removesuffix("_per_s") for k in rate_keys], [figures[k] for k in rate_keys]
+def conditions(result: Result) -> str:
+    return (
+        f"{result['when'][:10]}, {result['cpus']} cores ({result.get('cpu', '?')}), loopback, "
+        f"Python {result['python']}, load average {result['load_before']:.1f} before"
     )
-    rates.bar_label(bars, fmt="%.0f", padding=3)
-    rates.set_xscale("log")
-    rates.set_xlabel("operations per second (name_concurrency)")
-    rates.set_title("Small operations")
-    fig.tight_layout()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+
+
+def table(result: Result) -> str:
+    """All figures as text."""
+    f = result["figures"]
+    lines = [conditions(result), ""]
+    lines.append(f"one file of {result['large_file_mib']} MiB, 3 replicas, one client")
+    for name, bare, ratio in (
+        ("write", "bare_chain", "write_of_bare_chain"),
+        ("read", "bare_sendfile", "read_of_bare_sendfile"),
+    ):
+        label = bare.replace("_", " ")
+        lines.append(
+            f"  {name:<6} {f[f'{name}_mib_s']:7.0f} MiB/s   {f[ratio]:4.0%} of {label} "
+            f"({f[f'{bare}_mib_s']:.0f} MiB/s)"
+        )
+        lines.append(
+            f"         {f[f'{name}_client_cpu_s_per_gib']:7.2f} s of processor per GiB in the "
+            f"client, {f[f'{name}_servers_cpu_s_per_gib']:.2f} in the servers; "
+            f"{f[f'{name}_client_calls_per_mib']:.0f} calls per MiB in the client"
+        )
+    lines += ["", f"{'small operations':<18} {'in flight':>9} {'per second':>11}   p50 ms   p99 ms"]
+    for key, name, concurrency in SMALL:
+        lines.append(
+            f"  {name:<16} {concurrency:>9} {f[f'{key}_per_s']:>11,.0f} "
+            f"{f[f'{key}_p50_ms']:>8.2f} {f[f'{key}_p99_ms']:>8.2f}"
+        )
+    lines += ["", f"measured in {result['seconds']:.0f} s"]
+    return "\n".join(lines)
+
+
+# --- the README -------------------------------------------------------------------
+
+
+def readme_table(result: Result) -> str:
+    f = result["figures"]
+    rows = [
+        ("write of one file, 3 replicas", f"{f['write_mib_s']:.0f} MiB/s",
+         f"{f['write_of_bare_chain']:.0%} of a bare chain of three processes "
+         f"({f['bare_chain_mib_s']:.0f} MiB/s)"),
+        ("verified read of it", f"{f['read_mib_s']:.0f} MiB/s",
+         f"{f['read_of_bare_sendfile']:.0%} of bare `sendfile` to one reader "
+         f"({f['bare_sendfile_mib_s']:.0f} MiB/s)"),
+    ]  # fmt: skip
+    for key, name, concurrency in SMALL:
+        if concurrency == 128 or (key.startswith("get") and concurrency == 1):
+            continue
+        flight = "one at a time" if concurrency == 1 else f"{concurrency} in flight"
+        rows.append(
+            (
+                f"`{name.split()[0]}`{name.removeprefix(name.split()[0])}, {flight}",
+                f"{f[f'{key}_per_s']:,.0f} /s",
+                f"median {f[f'{key}_p50_ms']:.1f} ms, 99 % within {f[f'{key}_p99_ms']:.1f} ms",
+            )
+        )
+    lines = [f"| {what} | {figure} | {beside} |" for what, figure, beside in rows]
+    head = f"One client, one file of {result['large_file_mib']} MiB; {conditions(result)}."
+    return "\n".join([head, "", "| | | |", "| --- | ---: | --- |", *lines])
+
+
+def update_readme(result: Result, path: Path = README) -> None:
+    """Put the figures between the marks in the README."""
+    text = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
+    found = pattern.search(text)
+    if found is None:
+        raise RuntimeError(f"{path} has no place for the figures")
+    block = f"{BEGIN}\n{readme_table(result)}\n{END}"
+    path.write_text(text[: found.start()] + block + text[found.end() :], encoding="utf-8")
+
+
+# --- the picture ---------------------------------------------------------------------
+
+
+def draw(result: Result, path: Path) -> None:
+    """Bulk throughput before its bare limit, and operations per second."""
+    with plt.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
+        fig, (bulk, small) = plt.subplots(
+            1, 2, figsize=(12, 5.2), gridspec_kw={"width_ratios": [1, 1.25]}
+        )
+        _draw_bulk(bulk, result)
+        _draw_small(small, result)
+        fig.suptitle(
+            "What the cluster does on one machine: 3 chunkservers, 3 replicas, one client",
+            x=0.012, ha="left", fontsize=13, fontweight="bold",
+        )  # fmt: skip
+        fig.text(0.012, 0.015, conditions(result), fontsize=8.5, color=FAINT)
+        fig.tight_layout(rect=(0, 0.04, 1, 0.96), w_pad=3)
+        fig.savefig(path, dpi=130)
+        plt.close(fig)
+
+
+def _bare_axes(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=12)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, colors=INK)
+    axes.set_axisbelow(True)
+
+
+def _draw_bulk(axes: Axes, result: Result) -> None:
+    figures, runs = result["figures"], result["runs"]
+    _bare_axes(axes, f"One file of {result['large_file_mib']} MiB, every block checksummed")
+    for at, (name, bare, ratio, color, label) in enumerate(
+        [
+            ("write", "bare_chain", "write_of_bare_chain", WRITE, "bare chain"),
+            ("read", "bare_sendfile", "read_of_bare_sendfile", READ, "bare sendfile"),
+        ]
+    ):
+        limit, value = figures[f"{bare}_mib_s"], figures[f"{name}_mib_s"]
+        axes.bar(at, limit, width=0.62, color=BARE, zorder=1)
+        axes.bar(at, value, width=0.42, color=color, zorder=2)
+        axes.scatter([at] * len(runs[f"{name}_mib_s"]), runs[f"{name}_mib_s"],
+                     s=16, color="white", edgecolors=INK, linewidths=0.7, zorder=3)  # fmt: skip
+        top = max(limit, value, *runs[f"{name}_mib_s"])
+        axes.annotate(
+            f"{value:,.0f} MiB/s", (at, top), (0, 20), textcoords="offset points",
+            ha="center", fontsize=13, fontweight="bold", color=color,
+        )  # fmt: skip
+        axes.annotate(
+            f"{figures[ratio]:.0%} of {label} ({limit:,.0f})", (at, top), (0, 6),
+            textcoords="offset points", ha="center", fontsize=9, color=FAINT,
+        )  # fmt: skip
+    axes.set_xticks([0, 1], ["write to all 3 replicas", "verified read"])
+    axes.set_xlim(-0.6, 1.6)
+    axes.set_ylim(0, 1.2 * max(max(values) for key, values in runs.items() if "mib_s" in key))
+    axes.set_ylabel("MiB/s")
+    axes.grid(axis="y", color=GRID)
+    axes.annotate(
+        "grey: the same bytes over bare sockets; dots: single runs, bars: their medians",
+        (0, 0), (0, -30), xycoords="axes fraction", textcoords="offset points",
+        fontsize=8.5, color=FAINT,
+    )  # fmt: skip
+
+
+def _draw_small(axes: Axes, result: Result) -> None:
+    figures = result["figures"]
+    _bare_axes(axes, "Small operations per second; below them, the median and the slowest of 100")
+    rates = [figures[f"{key}_per_s"] for key, _, _ in SMALL]
+    rows = list(range(len(SMALL)))[::-1]
+    left = min(rates) / 3
+    axes.hlines(rows, left, rates, color=GRID, linewidth=5, zorder=1)
+    axes.scatter(rates, rows, s=70, color=SMALL_COLOR, zorder=2)
+    for row, rate, (key, _, _) in zip(rows, rates, SMALL, strict=True):
+        axes.annotate(
+            f"{rate:,.0f}", (rate, row), (9, 2), textcoords="offset points",
+            va="bottom", fontsize=11, fontweight="bold",
+        )  # fmt: skip
+        axes.annotate(
+            f"{figures[f'{key}_p50_ms']:.2g} ms, {figures[f'{key}_p99_ms']:.2g} ms",
+            (rate, row), (9, -2), textcoords="offset points", va="top", fontsize=8.5, color=FAINT,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(left, max(rates) * 6)
+    axes.set_ylim(-0.7, len(SMALL) - 0.3)
+    axes.set_yticks(
+        rows,
+        [
+            f"{name},  {concurrency} at once" if concurrency > 1 else name
+            for _, name, concurrency in SMALL
+        ],
+    )
+    axes.grid(axis="x", color=GRID)
