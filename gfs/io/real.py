@@ -17,6 +17,7 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -207,7 +208,7 @@ class RealStream:
             self._require_open()
             self._in_thread = True
             try:
-                sent = await trio.to_thread.run_sync(
+                sent = await _run_blocking(
                     _send_file_some, self._socket, file.descriptor, offset, end - offset
                 )
             except OSError as error:
@@ -413,45 +414,35 @@ class RealClock:
 class _Job:
     """One blocking call on its way through a worker thread."""
 
-    __slots__ = ("arguments", "function", "result", "task", "token")
+    __slots__ = ("arguments", "function", "result", "task")
 
     def __init__(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
         self.function = function
         self.arguments = arguments
         self.task = trio.lowlevel.current_task()
-        self.token = trio.lowlevel.current_trio_token()
         self.result: outcome.Outcome[object] | None = None
-
-    def run(self) -> None:
-        self.result = outcome.capture(self.function, *self.arguments)
-        # Fails only when the loop has crashed: then nobody waits.
-        with contextlib.suppress(trio.RunFinishedError):
-            self.token.run_sync_soon(self.finish)
-
-    def finish(self) -> None:
-        assert self.result is not None
-        trio.lowlevel.reschedule(self.task, self.result)
 
 
 class _Workers:
-    """Threads for blocking calls: as ``trio.to_thread.run_sync`` in its contract,
-    at less than half its cost, which a small write pays three times (once per
-    replica): no thread names, no context, no hand-over locks."""
+    """Threads for the blocking calls of one Trio run.
+
+    As ``trio.to_thread.run_sync`` in its contract, at less than half its cost,
+    which a small write pays three times (once per replica): no thread names, no
+    context, no hand-over locks, and calls that end together wake the loop once.
+    """
 
     def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self.default_limiter = trio.to_thread.current_default_thread_limiter()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._done: deque[_Job] = deque()
+        self._waking = False  # the loop has been told of what is in _done
         self._idle = 0  # threads waiting, less the jobs on their way to them
         self._lock = threading.Lock()
 
-    async def __call__(
-        self,
-        function: Callable[..., T],
-        *args: object,
-        limiter: trio.CapacityLimiter | None = None,
+    async def run(
+        self, function: Callable[..., T], args: tuple[object, ...], limiter: trio.CapacityLimiter
     ) -> T:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if limiter is None:
-            limiter = trio.to_thread.current_default_thread_limiter()
         borrower = object()
         try:
             limiter.acquire_on_behalf_of_nowait(borrower)
@@ -482,10 +473,39 @@ class _Workers:
                         self._idle -= 1
                         return
                 continue  # a job is on its way
-            job.run()
+            job.result = outcome.capture(job.function, *job.arguments)
+            self._done.append(job)
             del job
             with self._lock:
                 self._idle += 1
+            if not self._waking:
+                self._waking = True
+                # Fails only when the loop has crashed: then nobody waits.
+                with contextlib.suppress(trio.RunFinishedError):
+                    self._token.run_sync_soon(self._finish)
+
+    def _finish(self) -> None:
+        # Cleared first: what is put in after this is told of again.
+        self._waking = False
+        while self._done:
+            job = self._done.popleft()
+            assert job.result is not None
+            trio.lowlevel.reschedule(job.task, job.result)
+
+
+_workers: trio.lowlevel.RunVar[_Workers] = trio.lowlevel.RunVar("gfs_workers")
+
+
+async def _run_blocking(
+    function: Callable[..., T], *args: object, limiter: trio.CapacityLimiter | None = None
+) -> T:
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        workers = _workers.get()
+    except LookupError:
+        workers = _Workers()
+        _workers.set(workers)
+    return await workers.run(function, args, limiter or workers.default_limiter)
 
 
 def _never_abandon(_: object) -> trio.lowlevel.Abort:
@@ -499,5 +519,5 @@ def real_world() -> World:
         files=RealFileSystem(),
         clock=RealClock(),
         random=random.SystemRandom(),
-        run_blocking=_Workers(),
+        run_blocking=_run_blocking,
     )
