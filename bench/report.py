@@ -125,7 +125,7 @@ def draw(result: Result, path: Path) -> None:
             x=0.012, ha="left", fontsize=13, fontweight="bold",
         )  # fmt: skip
         fig.text(0.012, 0.015, conditions(result), fontsize=8.5, color=FAINT)
-        fig.tight_layout(rect=(0, 0.04, 1, 0.96), w_pad=3)
+        fig.tight_layout(rect=(0, 0.04, 1, 0.98), w_pad=3)
         fig.savefig(path, dpi=130)
         plt.close(fig)
 
@@ -166,16 +166,12 @@ def _draw_bulk(axes: Axes, result: Result) -> None:
     axes.set_ylim(0, 1.2 * max(max(values) for key, values in runs.items() if "mib_s" in key))
     axes.set_ylabel("MiB/s")
     axes.grid(axis="y", color=GRID)
-    axes.annotate(
-        "grey: the same bytes over bare sockets; dots: single runs, bars: their medians",
-        (0, 0), (0, -30), xycoords="axes fraction", textcoords="offset points",
-        fontsize=8.5, color=FAINT,
-    )  # fmt: skip
+    _caption(axes, "grey: the same bytes over bare sockets; dots: single runs; bars: their medians")
 
 
 def _draw_small(axes: Axes, result: Result) -> None:
     figures = result["figures"]
-    _bare_axes(axes, "Small operations per second; below them, the median and the slowest of 100")
+    _bare_axes(axes, "Small operations per second")
     rates = [figures[f"{key}_per_s"] for key, _, _ in SMALL]
     rows = list(range(len(SMALL)))[::-1]
     left = min(rates) / 3
@@ -193,11 +189,16 @@ def _draw_small(axes: Axes, result: Result) -> None:
     axes.set_xscale("log")
     axes.set_xlim(left, max(rates) * 6)
     axes.set_ylim(-0.7, len(SMALL) - 0.3)
-    axes.set_yticks(
-        rows,
-        [
-            f"{name},  {concurrency} at once" if concurrency > 1 else name
-            for _, name, concurrency in SMALL
-        ],
-    )
+    labels = [f"{name}, {count} at once" if count > 1 else name for _, name, count in SMALL]
+    axes.set_yticks(rows, labels)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.tick_params(axis="x", which="minor", length=0)
     axes.grid(axis="x", color=GRID)
+    _caption(axes, "below each rate: the median of the calls, and what 99 of 100 stay within")
+
+
+def _caption(axes: Axes, text: str) -> None:
+    axes.annotate(
+        text, (0, 0), (0, -32), xycoords="axes fraction", textcoords="offset points",
+        fontsize=8.5, color=FAINT,
+    )  # fmt: skip

@@ -1,0 +1,125 @@
+"""The pages that people read: settings as they are, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gfs import blocks, config
+from gfs.blocks import KIB, MIB
+from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings, Settings
+from gfs.master import names, uploads
+from gfs.protocol import messages
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+ROLES: dict[str, type[Settings]] = {
+    "master": MasterSettings,
+    "chunkserver": ChunkserverSettings,
+    "client": ClientSettings,
+}
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+# --- settings -----------------------------------------------------------------------
+
+
+def shown_default(name: str, value: Any) -> str:
+    """A default as the page writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if "bytes" in name:
+        per_second = "/s" if name.endswith("per_second") else ""
+        in_gib = value >= 1024 * MIB
+        return f"{value // (1024 * MIB if in_gib else MIB)} {'G' if in_gib else 'M'}iB{per_second}"
+    if name.endswith("_seconds"):
+        days = value / (24 * 3600)
+        return f"{days:g} days" if days >= 1 else f"{value:g} s"
+    return str(value)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_setting_is_told_with_its_default(role: str) -> None:
+    text = OPERATIONS.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- settings: {role} -->\n(.*?)<!-- end -->", text, re.S)
+    assert found is not None
+    told = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| \S.{20,} \|$", found[1], flags=re.M)
+    fields = msgspec.structs.fields(ROLES[role])
+    assert told == [(field.name, shown_default(field.name, field.default)) for field in fields]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_settings_file_on_the_page_is_one(role: str, tmp_path: Path) -> None:
+    text = OPERATIONS.read_text(encoding="utf-8")
+    [example] = re.findall(r"^```toml\n(.*?)^```$", text, flags=re.M | re.S)
+    file = tmp_path / "gfs.toml"
+    file.write_text(example, encoding="utf-8")
+    settings = config.load(ROLES[role], role, file=file, environment={})
+    assert isinstance(settings, ROLES[role])
+
+
+# --- limits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"1 to {names.SEGMENT_BYTES_MAX} bytes of UTF-8",
+        f"up to {names.PATH_BYTES_MAX} bytes",
+        f"{blocks.CHUNK_BYTES // MIB} MiB, {blocks.BLOCK_BYTES // KIB} KiB, "
+        f"up to {messages.PACKET_BYTES_MAX // MIB} MiB",
+        f"1 to {uploads.REPLICATION_MAX} for each file, {MasterSettings().replication} by default",
+        f"one message of at most {messages.Publish.BODY_BYTES_MAX // MIB} MiB",
+        f"buffers of {ClientSettings().memory_bytes // MIB} MiB",
+    ],
+)
+def test_the_limits_are_those_of_the_code(said: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert said in text.partition("\n## Limits\n")[2].partition("\n## ")[0]
+
+
+def test_a_published_file_may_have_the_chunks_the_page_says() -> None:
+    chunk = messages.PublishedChunk(2**64 - 1, 2**32 - 1, blocks.CHUNK_BYTES, [0, 1, 2])
+    room = messages.Publish.BODY_BYTES_MAX // len(msgspec.msgpack.encode(chunk))
+    assert room >= 600_000
+    assert 600_000 * blocks.CHUNK_BYTES >= 36 * 1024**4
+
+
+# --- links ------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What can be linked to on a page, as its headings are commonly turned into ids."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    for path in re.findall(r"`((?:gfs|tests|bench|docs|tools)/[\w/]+\.\w+)`", text):
+        if not path.startswith("bench/out/"):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
