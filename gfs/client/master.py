@@ -81,7 +81,7 @@ class MasterClient:
         """
         clock = self._world.clock
         give_up = clock.monotonic() + self._retry_seconds
-        give_up_placing = clock.monotonic() + min(PLACEMENT_SECONDS, self._retry_seconds)
+        short_since: float | None = None
         pause = BACKOFF_SECONDS_MIN
         while True:
             try:
@@ -89,13 +89,16 @@ class MasterClient:
                 reply, _ = await rpc.call(make(), body, seconds=CALL_SECONDS)
                 break
             except (ConnectionError, DeadlineExceeded, Busy) as error:
+                short_since = None  # a master that starts knows no chunkserver yet
                 if clock.monotonic() + pause > give_up:
                     where = ", ".join(self._addresses)
                     raise MasterUnavailable(f"no answer from the master at {where}: {error}") from (
                         error
                     )
             except NotEnoughChunkservers:
-                if clock.monotonic() + pause > give_up_placing:
+                now = clock.monotonic()
+                short_since = now if short_since is None else short_since
+                if now + pause > min(short_since + PLACEMENT_SECONDS, give_up):
                     raise
             await clock.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS_MAX)
