@@ -33,10 +33,16 @@ INK, FAINT, GRID = "#22313f", "#7f8c8d", "#e4e8eb"
 BARE, WRITE, READ, SMALL_COLOR = "#cfd6db", "#2a9d6f", "#2f6db3", "#8e5aa8"
 
 
+#: A load average above this before the run means that it was not alone.
+ALONE_LOAD_MAX = 0.5
+
+
 def conditions(result: Result) -> str:
+    load = result["load_before"]
+    busy = ": other work was running" if load > ALONE_LOAD_MAX else ""
     return (
         f"{result['when'][:10]}, {result['cpus']} cores ({result.get('cpu', '?')}), loopback, "
-        f"Python {result['python']}, load average {result['load_before']:.1f} before"
+        f"Python {result['python']}, load average {load:.1f} before{busy}"
     )
 
 
