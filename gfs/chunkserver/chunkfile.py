@@ -321,6 +321,15 @@ class ChunkFile:
         self._sequence = state.sequence
         if sync:
             self.file.sync()
+            if state.sequence == 1:
+                self._sync_name()
+
+    def _sync_name(self) -> None:
+        """A new file's name, and that of the folder it may be the first in, are on
+        the disk: a synced file without a name is lost all the same."""
+        folder = self.path.rpartition("/")[0]
+        self.files.sync_directory(folder)
+        self.files.sync_directory(folder.rpartition("/")[0])
 
     # --- redo -----------------------------------------------------------------
 

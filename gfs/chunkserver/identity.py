@@ -50,6 +50,7 @@ class IdentityFile:
     def _lock(self, directory: str) -> None:
         try:
             self._files.make_directories(directory)
+            self._files.sync_directory(directory.rstrip("/").rpartition("/")[0] or "/")
             self._locks.append(self._files.lock(f"{directory}/{LOCK}"))
         except BlockingIOError:
             raise StartupError(
@@ -102,6 +103,7 @@ class IdentityFile:
                 finally:
                     file.close()
                 self._files.rename(path + ".new", path)
+                self._files.sync_directory(directory)
             except OSError as error:
                 raise StartupError(f"{path}: cannot be written: {error.strerror}") from None
 

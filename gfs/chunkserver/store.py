@@ -142,6 +142,7 @@ class ChunkStore:
         files = self.world.files
         for disk in self.disks:
             files.make_directories(f"{disk.path}/chunks")
+            files.sync_directory(disk.path)
             for name in sorted(files.list(f"{disk.path}/chunks")):
                 self._load_folder(disk, f"{disk.path}/chunks/{name}")
             self.refresh_space(disk)
@@ -345,7 +346,7 @@ class ChunkStore:
         old = self.inventory.get(handle)
         path = disk.chunk_path(handle)
         with trio.CancelScope(shield=True):
-            await self.run(disk, self.world.files.rename, temporary, path)
+            await self.run(disk, self._rename, temporary, path)
             self.forget(handle)
             if old is not None and old.disk != disk.index:
                 other = self.disks[old.disk]
@@ -353,6 +354,10 @@ class ChunkStore:
                     await self.run(other, self.world.files.unlink, other.chunk_path(handle))
         self.bad.pop(handle, None)
         self._note(handle, Replica(disk.index, state.version, state.length))
+
+    def _rename(self, temporary: str, path: str) -> None:
+        self.world.files.rename(temporary, path)
+        self.world.files.sync_directory(path.rpartition("/")[0])
 
     async def delete(self, handle: int, version: int) -> None:
         """Delete the replica if it is of exactly this version (a damaged one that

@@ -286,8 +286,8 @@ class LocalPart:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        folder, name = os.path.split(target)
-        self._part = os.path.join(folder, f".{name[:200]}.{os.getpid()}.{id(self):x}.part")
+        name = f".gfs-{os.getpid()}-{id(self):x}.part"
+        self._part = os.path.join(os.path.dirname(target), name)
         self._file: BinaryIO | None = None
 
     def open(self) -> None:
@@ -306,13 +306,23 @@ class LocalPart:
         if overwrite:
             os.replace(self._part, self._target)
         else:
-            # link refuses an existing name, whoever made it in the meantime.
-            try:
-                os.link(self._part, self._target)
-            except FileExistsError:
-                raise AlreadyExists(f"{self._target}: exists by now: it was not replaced") from None
-            os.unlink(self._part)
+            self._commit_new()
         self._file = None
+
+    def _commit_new(self) -> None:
+        """Take the name unless someone took it in the meantime."""
+        taken = AlreadyExists(f"{self._target}: exists by now: it was not replaced")
+        try:
+            os.link(self._part, self._target)  # refuses an existing name
+        except FileExistsError:
+            raise taken from None
+        except OSError:
+            # No links on this file system: a look is the best there is.
+            if os.path.lexists(self._target):
+                raise taken from None
+            os.rename(self._part, self._target)
+        else:
+            os.unlink(self._part)
 
     def discard(self) -> None:
         """Remove what was not committed."""
