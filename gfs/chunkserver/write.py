@@ -33,6 +33,7 @@ from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.store import OpenChunk, map_disk_error
 from gfs.errors import (
     CorruptReplica,
+    DeadlineExceeded,
     GfsError,
     InvalidArgument,
     ProtocolError,
@@ -132,7 +133,8 @@ class Downstream:
 
     def _check(self, message: Message) -> PacketAck:
         if isinstance(message, Failure):
-            message.server = message.server or self.server.id
+            if message.code != DeadlineExceeded.code:
+                message.server = message.server or self.server.id
             raise ChainBroken(message)
         if not isinstance(message, PacketAck):
             raise self.broken(ProtocolError(f"{type(message).__name__} instead of an ack"))
@@ -254,7 +256,9 @@ class WriteExchange:
                 raise StaleVersion("a newer write of this chunk took over")
             if self._downstream is not None and self._downstream.awaited:
                 raise self._downstream.broken(self._watch.error())
-            raise self._watch.error()
+            # The writer paused: no server of the chain has failed.
+            idle = self._watch.error()
+            raise ChainBroken(Failure(id=0, code=idle.code, message=str(idle)))
 
     async def _leave(self, chunk: OpenChunk) -> None:
         """Whatever happened: what was verified is what a crash leaves."""

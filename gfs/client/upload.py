@@ -30,6 +30,7 @@ from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, packet_sums
 from gfs.client.core import ClientCore
 from gfs.errors import (
     ChunkUnavailable,
+    DeadlineExceeded,
     GfsError,
     NotFound,
     ProtocolError,
@@ -64,7 +65,8 @@ RECOVERIES_MAX = 8
 
 
 class ChainBroken(Exception):
-    """A write chain failed; ``server`` is the id of the one that did, if known."""
+    """A write chain failed; ``server`` is the id of the one that did. It is empty
+    when none did: the servers end an exchange whose writer pauses for long."""
 
     def __init__(self, message: str, server: str) -> None:
         super().__init__(message)
@@ -170,7 +172,8 @@ class ChainWriter:
 
     def _take(self, message: object) -> None:
         if isinstance(message, Failure):
-            server = message.server or self.chain[0].id
+            paused = message.code == DeadlineExceeded.code
+            server = message.server or ("" if paused else self.chain[0].id)
             self.hang_up()
             raise ChainBroken(message.message, server)
         if not isinstance(message, PacketAck) or message.id >= self._next_number:
@@ -377,7 +380,7 @@ class Upload:
                     client=self._core.master.id,
                     handle=chunk.handle,
                     version=chunk.version,
-                    failed=[failed],
+                    failed=[failed] if failed else [],
                 ),
                 RecoverReply,
             )

@@ -404,3 +404,25 @@ async def test_in_place_writes_survive_a_death_and_a_restart(processes: Processe
         await wait_live(fs, 3)
         assert await fs.get("/m") == model
         await wait_whole(fs, 30)
+
+
+@pytest.mark.parametrize("processes", [3], indirect=True)
+async def test_a_writer_that_pauses_loses_no_replica(processes: Processes) -> None:
+    """The servers end an exchange in which nothing moves; nobody has failed then."""
+    for name in ("chunkserver-1", "chunkserver-2", "chunkserver-3"):
+        processes.kill(name)
+    processes.environment["GFS_CHUNKSERVER_IDLE_SECONDS"] = "0.3"
+    for name in ("chunkserver-1", "chunkserver-2", "chunkserver-3"):
+        processes.start_chunkserver(name)
+    data = content(8, 5 * MIB)
+    async with connected(processes) as fs:
+        await wait_live(fs, 3)
+        async with await fs.open("/paused", "w") as file:
+            for at in range(0, len(data), MIB):
+                await file.write(data[at : at + MIB])
+                await file.flush()
+                await trio.sleep(0.7)  # the pause itself is what is tested
+        assert await fs.get("/paused") == data
+        report = await fs.locate("/paused")
+        assert [len(chunk.replicas) for chunk in report.chunks] == [3]
+        assert report.chunks[0].version > 1, "the exchange was not interrupted at all"
