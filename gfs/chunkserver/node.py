@@ -60,6 +60,8 @@ class Node:
         self.pool = BulkPool(world, self.identity)
         self.sync = settings.durability == "fsync"
         self.address = ""
+        #: Connections between two exchanges, and since when.
+        self._idle: dict[BulkConnection, float] = {}
 
     @property
     def id(self) -> str:
@@ -81,9 +83,12 @@ class Node:
     async def serve(self, connection: BulkConnection) -> None:
         """All exchanges of one connection, one after another."""
         while True:
-            with trio.move_on_after(CONNECTION_IDLE_SECONDS) as idle:
+            self._idle[connection] = self.world.clock.monotonic()
+            try:
                 message = await connection.receive_or_end()
-            if idle.cancelled_caught or message is None:
+            finally:
+                del self._idle[connection]
+            if message is None:
                 return
             self.throttle.client_starts()
             try:
@@ -91,6 +96,15 @@ class Node:
                     return
             finally:
                 self.throttle.client_ends()
+
+    async def end_idle(self) -> None:
+        """Close the connections nobody uses. Runs for as long as the server does:
+        one task for all costs less than a deadline for each exchange."""
+        while True:
+            await self.world.clock.sleep(CONNECTION_IDLE_SECONDS / 4)
+            oldest = self.world.clock.monotonic() - CONNECTION_IDLE_SECONDS
+            for connection in [c for c, since in self._idle.items() if since < oldest]:
+                connection.close()
 
     async def _exchange(self, connection: BulkConnection, message: Message) -> bool:
         if isinstance(message, WriteChunk):

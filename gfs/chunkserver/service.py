@@ -82,6 +82,7 @@ async def _run(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, node.world, listener, node.identity, node.serve)
+            nursery.start_soon(node.end_idle)
             nursery.start_soon(link.run)
             nursery.start_soon(background.watch_space, node)
             nursery.start_soon(background.scan, node)

@@ -31,12 +31,15 @@ import trio
 from gfs.blocks import Buffer
 from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, from_wire
 from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import FrameDecoder, encode_frame
 from gfs.protocol.messages import REPLIES, Failure, Message
 
 RECEIVE_BYTES = 256 * 1024
 REPLY_BYTES_MAX = 8 * 1024 * 1024
 CALLS_MAX = 4096
+#: How often deadlines of waiting calls are looked at.
+SWEEP_SECONDS = 0.25
 REQUESTS_PER_YIELD = 512
 
 _REPLIES = frozenset(REPLIES)
@@ -69,7 +72,7 @@ class Rpc:
         self._writer_parked: trio.lowlevel.Task | None = None
         self._room = trio.Event()
         self._ids = itertools.count(1)
-        self._calls: dict[int, trio.lowlevel.Task] = {}
+        self._calls: dict[int, tuple[trio.lowlevel.Task, float, str]] = {}
         self._queued_callers = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
         self.closed = False
@@ -83,6 +86,7 @@ class Rpc:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
+                nursery.start_soon(self._sweep)
                 try:
                     await self._read()
                 except (ConnectionError, ProtocolError) as error:
@@ -159,34 +163,52 @@ class Rpc:
         """Send a request (its ``id`` is set here) and wait for its reply.
 
         Raises the error a Failure carries, ``ConnectionError`` when the
-        connection ends first, DeadlineExceeded after ``seconds``. When it is
-        cancelled or too late, the peer may still have carried it out.
+        connection ends first, DeadlineExceeded after ``seconds`` (up to
+        ``SWEEP_SECONDS`` late). When it is cancelled or too late, the peer may
+        still have carried it out.
         """
-        with trio.move_on_after(seconds):
-            while len(self._calls) >= CALLS_MAX:
+        # A call that is cancelled before it starts is not sent.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        until = trio.current_time() + seconds
+        while len(self._calls) >= CALLS_MAX:
+            with deadline(until - trio.current_time(), f"room for a call to {self.peer}"):
                 await self._queued_callers.park()
-            if self.closed:
-                raise self._ended()
-            # What was cancelled before it began is not sent at all.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            request_id = message.id = next(self._ids)
+        if self.closed:
+            raise self._ended()
+        request_id = message.id = next(self._ids)
 
-            def abort(_: object) -> trio.lowlevel.Abort:
-                del self._calls[request_id]
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._calls[request_id]
+            self._queued_callers.unpark()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._calls[request_id] = (
+            trio.lowlevel.current_task(),
+            until,
+            f"{type(message).__name__} within {seconds:g} s",
+        )
+        self.send(message, body)
+        reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
+        return reply
+
+    async def _sweep(self) -> None:
+        """End the calls whose deadline has passed: one task looks at all of them,
+        since a cancel scope for each costs more than the rest of a look-up."""
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            now = trio.current_time()
+            late = [number for number, call in self._calls.items() if call[1] <= now]
+            for number in late:
+                task, _, name = self._calls.pop(number)
+                error = DeadlineExceeded(f"no answer from {self.peer} to {name}")
+                trio.lowlevel.reschedule(task, outcome.Error(error))
                 self._queued_callers.unpark()
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            self._calls[request_id] = trio.lowlevel.current_task()
-            self.send(message, body)
-            reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
-            return reply
-        name = type(message).__name__
-        raise DeadlineExceeded(f"no answer from {self.peer} to {name} within {seconds:g} s")
 
     def _answer(self, message: Message, body: bytes) -> None:
-        task = self._calls.pop(message.id, None)
-        if task is None:
+        call = self._calls.pop(message.id, None)
+        if call is None:
             return  # the caller gave up; a late answer is no error
+        task = call[0]
         self._queued_callers.unpark()
         if type(message) is Failure:
             error = from_wire(message.code, message.message, message.server)
@@ -210,6 +232,6 @@ class Rpc:
             self._reply_bytes = 0
             self._room.set()
         calls, self._calls = self._calls, {}
-        for task in calls.values():
+        for task, _, _ in calls.values():
             trio.lowlevel.reschedule(task, outcome.Error(self._ended()))
         self._queued_callers.unpark_all()
