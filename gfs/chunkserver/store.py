@@ -152,7 +152,7 @@ class ChunkStore:
         for name in files.list(folder):
             path = f"{folder}/{name}"
             stem, _, kind = name.partition(".")
-            if kind == "clone":
+            if kind == "chunk.clone":
                 files.unlink(path)  # a clone that a crash cut short
                 continue
             try:
