@@ -16,7 +16,7 @@ from __future__ import annotations
 from gfs.blocks import CHUNK_BYTES, packet_sums
 from gfs.client.core import ClientCore
 from gfs.client.upload import RECOVERIES_MAX, ChainBroken, ChainWriter, OutPacket
-from gfs.errors import ChunkUnavailable, ProtocolError
+from gfs.errors import ChunkUnavailable, ProtocolError, Retryable
 from gfs.protocol.messages import (
     PACKET_BYTES_MAX,
     AcquireLease,
@@ -24,6 +24,9 @@ from gfs.protocol.messages import (
     LeaseReply,
     SetLength,
 )
+
+PAUSE_SECONDS_MIN = 0.05
+PAUSE_SECONDS_MAX = 1.0
 
 
 async def write_in_place(
@@ -67,38 +70,53 @@ async def write_in_place(
 async def _write_chunk(
     core: ClientCore, inode: int, index: int, offset: int, data: memoryview
 ) -> None:
-    version, failed = 0, ""
-    last: Exception = ChunkUnavailable("no chain was tried")
-    for attempt in range(RECOVERIES_MAX):
-        if attempt > 1:
-            await core.world.clock.sleep(min(1.0, 0.05 * 2**attempt))
-        reply = await core.master.ask(
-            AcquireLease(
-                id=0,
-                client=core.master.id,
-                sequence=core.master.next_sequence(),
-                inode=inode,
-                index=index,
-                version=version,
-                failed=[failed] if failed else [],
-            ),
-            LeaseReply,
-        )
-        writer = ChainWriter(core, reply.chunk.handle, "mutate", reply.chunk.version)
-        writer.chain = [reply.servers[n] for n in reply.chunk.servers]
-        if not writer.chain:
-            raise ProtocolError("a lease without servers")
+    version, failed, failures = 0, "", 0
+    clock = core.world.clock
+    give_up = clock.monotonic() + core.settings.retry_seconds
+    pause = PAUSE_SECONDS_MIN
+    while True:
         try:
-            await _send_all(writer, offset, data)
-            return
-        except ChainBroken as broken:
-            core.suspect(broken.server)
-            version, failed, last = reply.chunk.version, broken.server, broken
-        finally:
-            writer.abandon()
-    raise ChunkUnavailable(
-        f"the write of chunk {index} failed {RECOVERIES_MAX} times: {last}"
-    ) from last
+            writer = await _lease(core, inode, index, version, failed)
+            try:
+                await _send_all(writer, offset, data)
+                return
+            except ChainBroken as broken:
+                core.suspect(broken.server)
+                version, failed = writer.version, broken.server
+                last: Exception = broken
+            finally:
+                writer.abandon()
+        except Retryable as error:
+            last = error
+        failures += 1
+        if failures >= RECOVERIES_MAX and clock.monotonic() + pause > give_up:
+            raise ChunkUnavailable(f"the write of chunk {index} keeps failing: {last}") from last
+        if failures > 1:
+            await clock.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+
+async def _lease(
+    core: ClientCore, inode: int, index: int, version: int, failed: str
+) -> ChainWriter:
+    """Who orders writes of this chunk now; the chain of ``version`` broke at ``failed``."""
+    reply = await core.master.ask(
+        AcquireLease(
+            id=0,
+            client=core.master.id,
+            sequence=core.master.next_sequence(),
+            inode=inode,
+            index=index,
+            version=version,
+            failed=[failed] if failed else [],
+        ),
+        LeaseReply,
+    )
+    writer = ChainWriter(core, reply.chunk.handle, "mutate", reply.chunk.version)
+    writer.chain = [reply.servers[n] for n in reply.chunk.servers]
+    if not writer.chain:
+        raise ProtocolError("a lease without servers")
+    return writer
 
 
 async def _send_all(writer: ChainWriter, offset: int, data: memoryview) -> None:
