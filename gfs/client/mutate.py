@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from gfs.blocks import CHUNK_BYTES, packet_sums
 from gfs.client.core import ClientCore
-from gfs.client.upload import RECOVERIES_MAX, ChainBroken, ChainWriter, OutPacket
-from gfs.errors import ChunkUnavailable, ProtocolError, Retryable
+from gfs.client.upload import ChainBroken, ChainWriter, OutPacket
+from gfs.errors import ChunkUnavailable, MasterUnavailable, ProtocolError, Retryable
 from gfs.protocol.messages import (
     PACKET_BYTES_MAX,
     AcquireLease,
@@ -86,10 +86,12 @@ async def _write_chunk(
                 last: Exception = broken
             finally:
                 writer.abandon()
+        except MasterUnavailable:
+            raise  # it was waited for already
         except Retryable as error:
             last = error
         failures += 1
-        if failures >= RECOVERIES_MAX and clock.monotonic() + pause > give_up:
+        if failures > 2 and clock.monotonic() + pause > give_up:
             raise ChunkUnavailable(f"the write of chunk {index} keeps failing: {last}") from last
         if failures > 1:
             await clock.sleep(pause)
