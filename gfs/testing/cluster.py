@@ -384,8 +384,10 @@ class SimCluster:
         predicate: Callable[[], bool | Awaitable[bool]],
         timeout: float = 60.0,
         what: str = "",
+        every: float = LOOK_SECONDS,
     ) -> float:
-        """Wait, in virtual time, until ``predicate`` (it may be async) holds.
+        """Wait, in virtual time, until ``predicate`` (it may be async) holds;
+        look ``every`` so many seconds.
 
         Returns how long that took. Raises TimeoutError after ``timeout`` seconds.
         """
@@ -399,7 +401,7 @@ class SimCluster:
                 return waited
             if waited > timeout:
                 raise TimeoutError(f"not within {timeout:g} s: {what or predicate}")
-            await trio.sleep(LOOK_SECONDS)
+            await trio.sleep(every)
 
 
 async def _nothing() -> None:

@@ -38,7 +38,7 @@ def over_seeds(count: int) -> Callable[[Callable[..., Awaitable[None]]], Any]:
             except BaseException as error:
                 error.add_note(
                     f"replay: GFS_SEEDS={seed} python -m pytest "
-                    f"tests/simulation/test_cluster.py -k {scenario.__name__}"
+                    f"tests/simulation -k {scenario.__name__}"
                 )
                 raise
 

@@ -1,0 +1,180 @@
+"""The master dies at any moment, or everything at once: what was acknowledged is
+there, whole, and nothing else is there in part."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from gfs.blocks import MIB
+from gfs.client import Client
+from gfs.errors import NotFound
+from gfs.testing import SimCluster
+
+from .promises import (
+    LARGE_BYTES,
+    assert_sound,
+    content,
+    later,
+    settled,
+    wait_for_goal,
+)
+from .seeds import over_seeds
+
+
+class Acknowledged:
+    """Writers of many small files, and what they were told."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.sent: dict[str, bytes] = {}
+        self.done: dict[str, bytes | None] = {}
+        #: Names whose last operation has no answer: either state is right.
+        self.unsure: set[str] = set()
+
+    async def write(self, fs: Client, name: str) -> None:
+        for number in range(1000):
+            path = f"/{name}/{number % 7}/{number}"
+            data = content(self.chance, self.chance.choice([0, 1, 5000, 70_000, 300_000]))
+            self.sent[path] = data
+            self.unsure.add(path)
+            await fs.put(data, path)
+            self.unsure.discard(path)
+            self.done[path] = data
+            if number % 5 == 4:
+                await self._rename(fs, path)
+            if number % 7 == 6:
+                await self._delete(fs, path)
+
+    async def _rename(self, fs: Client, path: str) -> None:
+        target = f"{path}-moved"
+        self.sent[target] = self.sent[path]
+        self.unsure |= {path, target}
+        await fs.rename(path, target)
+        self.unsure -= {path, target}
+        self.done[target] = self.done[path]
+        self.done[path] = None
+
+    async def _delete(self, fs: Client, path: str) -> None:
+        if self.done[path] is None:
+            return
+        self.unsure.add(path)
+        await fs.delete(path)
+        self.unsure.discard(path)
+        self.done[path] = None
+
+    async def check(self, fs: Client) -> None:
+        assert self.done
+        for path, wanted in self.done.items():
+            if path in self.unsure:
+                continue
+            if wanted is None:
+                with pytest.raises(NotFound):
+                    await fs.get(path)
+            else:
+                assert await fs.get(path) == wanted, path
+        for path in sorted(self.unsure):
+            try:
+                assert await fs.get(path) == self.sent[path], path
+            except NotFound:
+                continue
+        files = [entry.path async for entry in fs.walk("/") if entry.kind == "file"]
+        known = {path for path, data in self.done.items() if data is not None} | self.unsure
+        assert set(files) <= known
+        assert {p for p, d in self.done.items() if d is not None and p not in self.unsure} <= set(
+            files
+        )
+
+
+@over_seeds(6)
+async def test_the_master_dies_and_comes_back(seed: int, chance: random.Random) -> None:
+    """Clients carry on by themselves; nothing acknowledged is lost."""
+    work = Acknowledged(chance)
+    async with SimCluster(seed) as cluster, cluster.client() as one, cluster.client() as other:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work.write, one, "one")
+            nursery.start_soon(work.write, other, "other")
+            for _ in range(3):
+                await trio.sleep(chance.uniform(0, 0.1))
+                await cluster.crash("master")
+                await trio.sleep(chance.choice([0, 0.5, 5]))
+                await cluster.start("master")
+            await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+        await work.check(one)
+        await cluster.wait_until(lambda: settled(one), 90, every=1)
+        await assert_sound(one)
+
+
+@over_seeds(4)
+async def test_the_master_dies_in_a_large_put(seed: int, chance: random.Random) -> None:
+    data = content(chance, LARGE_BYTES)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        async with trio.open_nursery() as nursery:
+            death, return_ = chance.uniform(0, 0.3), chance.choice([0, 1, 10])
+            nursery.start_soon(later, death, cluster.crash, "master")
+            nursery.start_soon(later, death + return_ + 0.1, cluster.start, "master")
+            await fs.put(data, "/file")
+        assert await fs.get("/file") == data
+        await wait_for_goal(cluster, fs, "/file", 3)
+        await assert_sound(fs)
+
+
+@over_seeds(6)
+async def test_everything_dies_at_once(seed: int, chance: random.Random) -> None:
+    work = Acknowledged(chance)
+    async with SimCluster(seed) as cluster:
+
+        async def write(name: str) -> None:
+            async with cluster.client(name) as fs:
+                await work.write(fs, name)
+
+        for turn in range(2):
+            clients = [f"one{turn}", f"other{turn}"]
+            async with trio.open_nursery() as nursery:
+                for name in clients:
+                    nursery.start_soon(write, name)
+                await trio.sleep(chance.uniform(0.02, 0.2))
+                for name in clients:
+                    cluster.kill(name)
+                await cluster.crash_all()
+            await cluster.start_all()
+            async with cluster.client() as fs:
+                await work.check(fs)
+        async with cluster.client() as fs:
+            await cluster.wait_until(lambda: settled(fs), 90, every=1)
+            await assert_sound(fs)
+            wanted = (await fs.status()).totals.chunks
+
+            def no_garbage() -> bool:
+                return all(len(cluster.chunk_files(s)) == wanted for s in cluster.chunkservers)
+
+            await cluster.wait_until(no_garbage, 300, f"{wanted} chunks each", every=5)
+
+
+@over_seeds(3)
+async def test_everything_dies_in_a_large_put_over_a_file(seed: int, chance: random.Random) -> None:
+    """The old file or the new one, never a mixture and never none."""
+    old, new = content(chance, MIB), content(chance, LARGE_BYTES)
+    async with SimCluster(seed) as cluster:
+        acknowledged = False
+
+        async def put() -> None:
+            nonlocal acknowledged
+            async with cluster.client("writer") as fs:
+                await fs.put(old, "/file")
+                await fs.put(new, "/file", overwrite=True)
+                acknowledged = True
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            await trio.sleep(chance.uniform(0.1, 0.4))
+            cluster.kill("writer")
+            await cluster.crash_all()
+        await cluster.start_all()
+        async with cluster.client() as fs:
+            found = await fs.get("/file")
+            assert found == new or (found == old and not acknowledged)
