@@ -59,7 +59,29 @@ def _check(chunk: OpenChunk, request: ReadChunk) -> None:
 
 def _is_whole(chunk: OpenChunk, request: ReadChunk) -> bool:
     end = request.offset + request.length
-    return not request.offset % BLOCK_BYTES and (not end % BLOCK_BYTES or end == chunk.file.length)
+    return not request.offset % BLOCK_BYTES and (
+        not end % BLOCK_BYTES or end == chunk.file.length or request.length > BLOCK_BYTES
+    )
+
+
+async def _sums(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytes:
+    """The stored sums of the blocks asked for.
+
+    A replica may be longer than its file: bytes that nobody acknowledged, of a
+    writer that died. Where the file's end is inside a block there is no stored sum
+    of just its part: the block is verified here, and the part gets a sum of its own.
+    """
+    file = chunk.file
+    first, end = request.offset // BLOCK_BYTES, request.offset + request.length
+    part = end % BLOCK_BYTES
+    if not part or end == file.length:
+        return file.sums(first, block_count(request.length))
+    try:
+        async with chunk.mutex:
+            data = await node.store.run(chunk.disk, file.read_verified, end - part, part)
+    except OSError as error:
+        raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+    return file.sums(first, request.length // BLOCK_BYTES) + block_sum(data)
 
 
 async def _send_blocks(
@@ -71,7 +93,7 @@ async def _send_blocks(
         offset=request.offset,
         length=request.length,
         whole=True,
-        sums=file.sums(request.offset // BLOCK_BYTES, block_count(request.length)),
+        sums=await _sums(node, chunk, request),
     )
     if request.length < SENDFILE_BYTES_MIN:
         data = bytearray(request.length)

@@ -309,11 +309,23 @@ class Master:
         for replica in bad:
             with self.store.read() as txn:
                 row = chunk_row(txn, replica.handle)
-            if row is None or replica.version < row.version:
-                continue
-            if replica.kind == "corrupt":
-                self.corrupt(server, replica.handle, replica.version)
-            else:
+            if row is None:
+                if replica.kind == "corrupt":
+                    self._unknown(server, replica.handle, replica.version, self.now)
+            elif replica.kind == "corrupt":
+                # Version 0: not even its head can be read, nothing is known of it.
+                if 0 < replica.version < row.version:
+                    self._behind(
+                        server,
+                        replica.handle,
+                        replica.version,
+                        row.version,
+                        row.replication,
+                        self.now,
+                    )
+                else:
+                    self.corrupt(server, replica.handle, replica.version)
+            elif replica.version >= row.version:
                 self.garbage.drop(server.index, replica.handle)
                 if self.drop_location(server, replica.handle):
                     log.warning("chunkserver %s lost its replica of %x", server.id, replica.handle)
