@@ -12,7 +12,7 @@ import logging
 
 from gfs.blocks import BLOCK_BYTES, KIB, MIB
 from gfs.chunkserver.node import Node
-from gfs.errors import GfsError
+from gfs.errors import GfsError, StartupError
 
 log = logging.getLogger(__name__)
 
@@ -104,5 +104,9 @@ async def save_memory(node: Node) -> None:
         await node.world.clock.sleep(SAVE_SECONDS)
         now = node.identity_file.record.sequence
         if now != saved:
-            await node.world.run_blocking(node.identity_file.save)
+            try:
+                await node.world.run_blocking(node.identity_file.save)
+            except StartupError as error:
+                log.error("%s", error)  # a full disk is a state, not an end
+                continue
             saved = now

@@ -49,8 +49,6 @@ async def clone(node: Node, order: CloneChunk) -> None:
     Raises the last source's error when none could give one; its ``server`` is the
     source's id if the source's replica is to blame.
     """
-    if await _is_good_already(node, order):
-        return
     last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: no source was named")
     for source in order.sources:
         try:
@@ -64,9 +62,9 @@ async def clone(node: Node, order: CloneChunk) -> None:
     raise last
 
 
-async def _is_good_already(node: Node, order: CloneChunk) -> bool:
+async def _is_good_already(node: Node, order: CloneChunk, length: int) -> bool:
     replica = node.store.inventory.get(order.handle)
-    if replica is None or replica.version != order.version:
+    if replica is None or (replica.version, replica.length) != (order.version, length):
         return False
     reply = await node.verify(VerifyChunk(id=0, handle=order.handle, version=order.version))
     return reply.state == "good"
@@ -77,6 +75,9 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
     clean = False
     try:
         length = await _length_at(connection, order)
+        if await _is_good_already(node, order, length):
+            clean = True
+            return
         disk = node.store.pick_disk()
         path = disk.chunk_path(order.handle) + ".clone"
         try:

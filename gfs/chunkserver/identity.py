@@ -8,10 +8,14 @@ server, and its deletion orders are refused (see ``Orders``).
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from gfs.errors import StartupError
 from gfs.io import File, FileSystem, World
+
+log = logging.getLogger(__name__)
 
 NAME = "server.json"
 LOCK = "lock"
@@ -40,9 +44,18 @@ class IdentityFile:
         try:
             for directory in self._directories:
                 self._lock(directory)
-            self._read(world)
-            self.record.incarnation += 1
-            self.save()
+            known = self._read(world)
+            # From the clock, so that it grows even if it cannot be saved; but
+            # never back, whatever the clock does.
+            now = world.clock.time_ns() // 1_000_000
+            self.record.incarnation = max(self.record.incarnation + 1, now)
+            try:
+                self.save()
+            except StartupError:
+                if not known:
+                    raise
+                # A disk that was full before must not stay so because of this.
+                log.exception("the server starts all the same")
         except BaseException:
             self.close()
             raise
@@ -61,7 +74,8 @@ class IdentityFile:
                 f"{directory}: cannot be written: {error.strerror or error}"
             ) from None
 
-    def _read(self, world: World) -> None:
+    def _read(self, world: World) -> bool:
+        """Whether there was a record; a new one is made otherwise."""
         records = [r for r in map(self._read_one, self._directories) if r is not None]
         if len({record.id for record in records}) > 1:
             raise StartupError(
@@ -72,6 +86,7 @@ class IdentityFile:
             self.record = max(records, key=lambda r: (r.incarnation, r.sequence))
         else:
             self.record = ServerRecord(id=world.random_bytes(6).hex())
+        return bool(records)
 
     def _read_one(self, directory: str) -> ServerRecord | None:
         path = f"{directory}/{NAME}"

@@ -31,15 +31,6 @@ from gfs.chunkserver.format import (
 from gfs.errors import ChunkUnavailable, DiskFull, NotEnoughChunkservers
 
 DISK_BYTES = 48 * MIB
-#: Remove these with the faults.
-ENDS_WHEN_FULL = pytest.mark.xfail(
-    reason="a chunkserver ends when it cannot write server.json, and does not start again",
-    run=False,
-)
-COPY_NOT_MADE = pytest.mark.xfail(
-    reason="a replica that is too short, but whole in itself, is taken for the copy to be made",
-    run=False,
-)
 NAMES = [f"chunkserver-{number}" for number in (1, 2, 3)]
 
 
@@ -252,7 +243,6 @@ def lose_newest_state(path: Path) -> None:
         file.write(bytes([head[newest + 14] ^ 4]))
 
 
-@COPY_NOT_MADE
 async def test_a_replica_that_fell_back_to_an_older_state_is_replaced(
     make_disks: Callable[..., Disks],
 ) -> None:
@@ -292,7 +282,6 @@ def overfill(disks: Disks) -> None:
                     file.write(bytes(4096))
 
 
-@ENDS_WHEN_FULL
 async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
     make_small_disks: Callable[..., Disks],
 ) -> None:
@@ -333,7 +322,6 @@ async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
     assert disks.all_run()
 
 
-@ENDS_WHEN_FULL
 async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
     make_small_disks: Callable[..., Disks],
 ) -> None:
@@ -376,7 +364,6 @@ async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
     disks.wait_well()
 
 
-@ENDS_WHEN_FULL
 async def test_many_writers_at_once_do_not_use_up_the_reserve(
     make_small_disks: Callable[..., Disks],
 ) -> None:
