@@ -59,18 +59,25 @@ class Disk:
         self.chunks = 0
         self.total_bytes = 0
         self.free_bytes = 0
+        #: Since free_bytes was read: chunks begun here, bytes written here.
+        self.begun = 0
+        self.written_bytes = 0
         self.failed = False
         self.busy_since: dict[int, float] = {}
 
     def chunk_path(self, handle: int) -> str:
         return f"{self.path}/chunks/{handle & 0xFF:02x}/{handle:016x}.chunk"
 
+    def has_room(self, reserve_bytes: int) -> bool:
+        """Whether new data may be written without touching the reserve."""
+        return self.free_bytes - self.written_bytes >= reserve_bytes
+
     def state(self, now: float, reserve_bytes: int) -> str:
         if self.failed:
             return "failed"
         if self.busy_since and now - min(self.busy_since.values()) > SLOW_SECONDS:
             return "slow"
-        return "full" if self.free_bytes < reserve_bytes else "ok"
+        return "ok" if self.has_room(reserve_bytes) else "full"
 
 
 class OpenChunk:
@@ -189,6 +196,7 @@ class ChunkStore:
     def refresh_space(self, disk: Disk) -> None:
         try:
             disk.total_bytes, disk.free_bytes = self.world.files.space(disk.path)
+            disk.begun = disk.written_bytes = 0
         except OSError as error:
             log.error("%s: %s", disk.path, error)
             disk.failed = True
@@ -324,10 +332,12 @@ class ChunkStore:
 
         Raises DiskFull when the reserve would be touched everywhere.
         """
-        fit = [d for d in self.disks if not d.failed and d.free_bytes >= self.reserve_bytes]
+        fit = [d for d in self.disks if not d.failed and d.has_room(self.reserve_bytes)]
         if not fit:
             raise DiskFull("no disk of this chunkserver has space above its reserve")
-        return max(fit, key=lambda d: (d.free_bytes, -d.chunks))
+        disk = max(fit, key=lambda d: (d.free_bytes - d.begun * need_bytes, -d.chunks))
+        disk.begun += 1
+        return disk
 
     async def create(self, handle: int, version: int) -> OpenChunk:
         """A new, empty replica, open; one that is there already is returned as it is.

@@ -34,6 +34,7 @@ from gfs.chunkserver.store import OpenChunk, map_disk_error
 from gfs.errors import (
     CorruptReplica,
     DeadlineExceeded,
+    DiskFull,
     GfsError,
     InvalidArgument,
     ProtocolError,
@@ -361,7 +362,15 @@ class WriteExchange:
         if self._downstream is not None:
             await self._downstream.send(packet, view)
         self._watch.rest()
+        self._take_room(chunk, len(view))
         await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
+
+    def _take_room(self, chunk: OpenChunk, count: int) -> None:
+        """Many writers at once must not use the reserve up between two looks at it."""
+        reserve = self._node.settings.reserve_bytes
+        if reserve and not chunk.disk.has_room(reserve):
+            raise DiskFull(f"chunk {chunk.file.handle:016x}: the disk is full to its reserve")
+        chunk.disk.written_bytes += count
 
     def _store(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:
         """Blocks. Verify and write one packet; with the last, commit."""

@@ -18,7 +18,7 @@ from gfs.client.core import ClientCore
 from gfs.client.files import ExistingFile, File, NewFile, normal_mode
 from gfs.client.fsck import ChunkReport, FsckReport
 from gfs.client.master import MasterClient
-from gfs.client.read import FileMap
+from gfs.client.read import FileMap, check_path
 from gfs.config import ClientSettings
 from gfs.errors import AlreadyExists, IsADirectory, NotFound, SettingsError
 from gfs.io import World, real_world
@@ -45,6 +45,7 @@ from gfs.state import KEY_NAME, READY_NAME, read_key
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 LIST_PAGE = 1000
+_NAMES = ("path", "source", "target")
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,9 @@ class Client:
     # --- namespace ------------------------------------------------------------------
 
     async def _ask(self, request: Message, kind: type[ReplyT]) -> ReplyT:
+        for name in _NAMES:
+            if name in request.__struct_fields__:
+                check_path(getattr(request, name))
         return await self._core.master.ask(request, kind)
 
     async def stat(self, path: str) -> Entry:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from gfs.client.core import ClientCore
+from gfs.client.read import check_path
 from gfs.errors import GfsError, ProtocolError
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
@@ -81,6 +82,7 @@ class ChunkReport:
 
 async def chunk_pages(core: ClientCore, path: str) -> AsyncIterator[FsckPageReply]:
     """All chunks of the files at and below ``path``, a page at a time."""
+    check_path(path)
     cursor = b""
     while True:
         page = await core.master.ask(

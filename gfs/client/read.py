@@ -28,6 +28,7 @@ from gfs.errors import (
     FileChanged,
     GfsError,
     InvalidArgument,
+    InvalidName,
     IsADirectory,
     NotFound,
     ProtocolError,
@@ -57,6 +58,22 @@ BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
+PATH_BYTES_MAX = 4096
+
+
+def check_path(path: object) -> None:
+    """Refuse what no master could take, before anything is sent or written.
+
+    The master knows the rest of the rules. Raises InvalidName.
+    """
+    if not isinstance(path, str):
+        raise InvalidName(f"a path is text, not {type(path).__name__}: {path!r:.100}")
+    try:
+        length = len(path.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(f"{path!r:.200} is not UTF-8") from None
+    if length > PATH_BYTES_MAX:
+        raise InvalidName(f"{path[:50]}…: {length} bytes, a path has at most {PATH_BYTES_MAX}")
 
 
 class FileMap:
@@ -72,6 +89,7 @@ class FileMap:
     @classmethod
     async def open(cls, core: ClientCore, path: str) -> FileMap:
         """Look ``path`` up. Raises NotFound, IsADirectory …"""
+        check_path(path)
         request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
         reply = await core.master.ask(request, LocateReply)
         if reply.entry.kind == "directory":

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from gfs.blocks import BLOCK_BYTES, Buffer
 from gfs.client.core import ClientCore
-from gfs.client.read import STEP_BYTES, BlockStream, FileMap
+from gfs.client.read import STEP_BYTES, BlockStream, FileMap, check_path
 from gfs.client.upload import Upload
 from gfs.errors import AlreadyExists, ChunkUnavailable, FileChanged, InvalidArgument
 from gfs.protocol.messages import Entry
@@ -49,6 +49,7 @@ async def put(
     parents: bool,
     progress: Progress | None,
 ) -> Entry:
+    check_path(path)
     feed = _feeder(core, source)
     report = progress or _no_progress
     for attempt in range(1, TRIES_MAX + 1):

@@ -29,11 +29,11 @@ import outcome
 import trio
 
 from gfs.blocks import Buffer
-from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, from_wire
+from gfs.errors import DeadlineExceeded, GfsError, InvalidArgument, ProtocolError, from_wire
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import FrameDecoder, encode_frame
-from gfs.protocol.messages import REPLIES, Failure, Message
+from gfs.protocol.messages import HEAD_BYTES_MAX, REPLIES, Failure, Message
 
 RECEIVE_BYTES = 256 * 1024
 REPLY_BYTES_MAX = 8 * 1024 * 1024
@@ -146,9 +146,12 @@ class Rpc:
         if self.closed:
             return
         frame = encode_frame(message, body)
-        self._out.append(frame)
         if type(message) in _REPLIES:
             self._reply_bytes += len(frame)
+        self._queue(frame)
+
+    def _queue(self, frame: bytes) -> None:
+        self._out.append(frame)
         if self._writer_parked is not None:
             task, self._writer_parked = self._writer_parked, None
             trio.lowlevel.reschedule(task)
@@ -176,6 +179,7 @@ class Rpc:
         if self.closed:
             raise self._ended()
         request_id = message.id = next(self._ids)
+        frame = _encode(message, body)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             del self._calls[request_id]
@@ -187,7 +191,7 @@ class Rpc:
             until,
             f"{type(message).__name__} within {seconds:g} s",
         )
-        self.send(message, body)
+        self._queue(frame)
         reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
         return reply
 
@@ -235,3 +239,16 @@ class Rpc:
         for task, _, _ in calls.values():
             trio.lowlevel.reschedule(task, outcome.Error(self._ended()))
         self._queued_callers.unpark_all()
+
+
+def _encode(message: Message, body: Buffer) -> bytes:
+    """The frame of a request, or InvalidArgument: this side's fault is told here,
+    before the peer cuts the connection for it."""
+    name = type(message).__name__
+    try:
+        frame = encode_frame(message, body)
+    except (UnicodeEncodeError, TypeError, OverflowError) as error:
+        raise InvalidArgument(f"{name} cannot be sent: {error}") from None
+    if len(frame) - len(body) > HEAD_BYTES_MAX:
+        raise InvalidArgument(f"{name} of {len(frame)} bytes is too long to send")
+    return frame

@@ -24,6 +24,7 @@ from gfs.config import ClientSettings
 from gfs.errors import (
     AlreadyExists,
     InvalidArgument,
+    InvalidName,
     IsADirectory,
     MasterUnavailable,
     NotFound,
@@ -322,3 +323,16 @@ import gfs, gfs.client.sync
 assert gfs.connect and gfs.Client
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def test_paths_that_cannot_be_are_refused_at_once(cluster: Cluster) -> None:
+    async with gfs.connect(state=cluster.state) as fs:
+        for path in ("/\udcff", "/" + "x" * 80_000, b"/bytes", 7, None):
+            for call in (fs.stat, fs.mkdir, fs.get, fs.delete, fs.disk_usage, fs.locate, fs.fsck):
+                with pytest.raises(InvalidName):
+                    await call(path)  # type: ignore[operator,arg-type]
+            with pytest.raises(InvalidName):
+                await fs.put(b"x", path)  # type: ignore[arg-type]
+            with pytest.raises(InvalidName):
+                await fs.rename("/a", path)  # type: ignore[arg-type]
+        assert (await fs.stat("/")).kind == "directory"
