@@ -168,6 +168,9 @@ class GarbageTable:
             if refused(handle, known.version):
                 if known.kind == ORPHANED:
                     self.drop(server, handle)
+                elif handle in self._doomed:
+                    # Refused for what is under way only: nobody will want it again.
+                    pile.ready[handle] = None
                 continue
             self.drop(server, handle)
             orders.append((handle, known.version))
