@@ -25,7 +25,9 @@ chunk unknown                               orphaned (:mod:`gfs.master.garbage`)
 
 *Reservations* are chunks handed to clients for new files and not published
 yet. They live as long as their client is heard from. After a restart of the
-master the client brings them back (Reclaim).
+master the client brings them back (Reclaim). What it names may have been
+collected meanwhile, by this master or the one before: its replicas are
+*doubted* until their servers say that they are there.
 
 Sketch for 1,000,000 chunks of 3 replicas: one dict of int to tuple of small
 ints, the tuples shared between chunks on the same servers: about 100 bytes a
@@ -113,6 +115,10 @@ class Reservation(NamedTuple):
     servers: Holders
     client: str
     replication: int
+    #: Servers that must say that the replica is there before it is published;
+    #: and those that said it is not.
+    doubted: frozenset[int] = frozenset()
+    absent: frozenset[int] = frozenset()
 
 
 class _Holder:
@@ -159,6 +165,18 @@ class ReservationTable:
             holder = self._clients[reservation.client] = _Holder(now)
         holder.handles.add(handle)
         holder.heard = now
+
+    def resolve(self, handle: int, server: int, version: int | None) -> None:
+        """A doubted replica is there, of ``version``, or is not (None)."""
+        reservation = self._reservations.get(handle)
+        if reservation is None or server not in reservation.doubted:
+            return
+        absent = reservation.absent
+        if version is None or version < reservation.version:
+            absent |= {server}
+        self._reservations[handle] = reservation._replace(
+            doubted=reservation.doubted - {server}, absent=absent
+        )
 
     def pop(self, handle: int) -> Reservation | None:
         reservation = self._reservations.pop(handle, None)

@@ -372,6 +372,9 @@ class Master:
         self._verified[server.index, handle] = now
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
+        if row is None:
+            there = reply.state in ("good", "stale")
+            self.reservations.resolve(handle, server.index, reply.version if there else None)
         if row is None or handle in self.granting:
             self.repair.unblock(handle)
         elif reply.state == "missing":
@@ -444,7 +447,7 @@ class Master:
         return [ReplicaName(handle, version) for handle, version in orders]
 
     def _is_wanted(self, txn: Txn, server: Server, handle: int, version: int) -> bool:
-        if handle in self.granting:
+        if handle in self.granting or handle in self.publishing:
             return True
         clone = self.repair.active.get(handle)
         if clone is not None and clone.target is server:

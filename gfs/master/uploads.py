@@ -193,7 +193,9 @@ def _without(
             "write this part again"
         )
     version = max(request.version, reservation.version) + 1
-    return reservation._replace(version=version, servers=left)
+    # Who acknowledges a write of the new version has the replica for sure.
+    nobody: frozenset[int] = frozenset()
+    return reservation._replace(version=version, servers=left, doubted=nobody, absent=nobody)
 
 
 def release(master: Master, request: Release) -> None:
@@ -227,7 +229,9 @@ def decode_chunks(body: bytes, servers: list[str]) -> list[PublishedChunk]:
 def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
     """Make reservations again that a master before this one gave.
 
-    What was published, released or reserved by another meanwhile stays so.
+    What was published, released or reserved by another meanwhile stays so. The
+    client may have been away for long and its replicas collected: only those
+    that were reported, and not ordered deleted since, are not doubted.
     """
     now = master.now
     chunks = decode_chunks(body, request.servers)
@@ -250,6 +254,7 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 if (server := master.servers.by_id.get(request.servers[at])) is not None
                 and not master.garbage.was_ordered(server.index, handle, now)
             ]
+            doubted = frozenset(i for i in servers if master.garbage.at(i, handle) is None)
             for index in servers:
                 master.garbage.drop(index, handle)
             reservation = Reservation(
@@ -257,6 +262,7 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 tuple(dict.fromkeys(servers)),
                 request.client,
                 master.settings.replication,
+                doubted,
             )
             master.reservations.put(handle, reservation, now)
 
@@ -275,11 +281,12 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
     """May these chunks become a file?
 
     Raises ProtocolError or InvalidArgument for what can never be published,
-    Busy while a restarted master still has to hear of them, and
-    ChunkUnavailable if they are gone.
+    Busy while a restarted master still has to hear of them or asks for them,
+    and ChunkUnavailable if they are gone.
     """
     chunks = decode_chunks(body, request.servers)
     check_chunk_lengths(request.path, [chunk.length for chunk in chunks], request.length)
+    _settle_doubts(master, chunks)
     upload = Upload(check_replication(request.replication, master.settings.replication))
     named = [master.servers.by_id.get(server_id) for server_id in request.servers]
     seen: set[int] = set()
@@ -297,6 +304,21 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
     return upload
 
 
+def _settle_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
+    """Have the servers asked for what is doubted. Raises Busy until they answered;
+    one that cannot be asked is not waited for, and not believed either."""
+    waiting = 0
+    for chunk in chunks:
+        reservation = master.reservations.get(chunk.handle)
+        for index in () if reservation is None else reservation.doubted:
+            server = master.servers.get(index)
+            if server.state == LIVE and server.rpc is not None:
+                master.suspect(server, chunk.handle)
+                waiting += 1
+    if waiting:
+        raise Busy(f"{waiting} replicas are looked for, which may be gone: try again")
+
+
 def _believed(
     master: Master, client: str, chunk: PublishedChunk, claimed: dict[int, Server]
 ) -> tuple[int, ...]:
@@ -311,7 +333,12 @@ def _believed(
             raise StaleVersion(
                 f"chunk {handle:x} was recovered since, to version {reservation.version}"
             )
-        holders = tuple(index for index, server in claimed.items() if server.state != DEAD)
+        not_believed = reservation.doubted | reservation.absent
+        holders = tuple(
+            index
+            for index, server in claimed.items()
+            if server.state != DEAD and index not in not_believed
+        )
     else:
         holders = tuple(
             index

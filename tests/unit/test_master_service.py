@@ -1105,9 +1105,26 @@ async def test_an_upload_goes_on_over_a_restart(cluster: Cluster) -> None:
     names = [server.id for server in reserved.servers]
     await client.call(Reclaim(0, client.name, names), Done, body)
     request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
-    await client.call(request, PublishReply, body)
+    await client.patiently(request, PublishReply, body)
     await client.until_held("/f", {"s0", "s1", "s2"})
     assert all(server.replicas for server in servers)
+
+
+async def test_what_a_client_brings_back_is_looked_for(cluster: Cluster) -> None:
+    """It was away, and the master before this one collected what it had written."""
+    await start_servers(cluster, 3)
+    client = await cluster.client()
+    reserved = await client.reserve()
+    chunk = reserved.chunks[0]
+    chunk.length = 5
+    await cluster.restart()
+    client = await cluster.client()
+    body = msgspec.msgpack.encode([PublishedChunk(chunk.handle, 1, 3, chunk.servers)])
+    names = [server.id for server in reserved.servers]
+    await client.call(Reclaim(0, client.name, names), Done, body)
+    request, body = client.publish_request("/f", reserved.chunks, reserved.servers)
+    with pytest.raises(ChunkUnavailable):
+        await client.patiently(request, PublishReply, body)
 
 
 async def test_an_upload_is_published_from_what_servers_report(tmp_path: Path) -> None:
