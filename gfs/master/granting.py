@@ -108,8 +108,10 @@ class Grants:
             return await self._add(request, row.replication)
         now = master.now
         lease = master.leases.current(handle, now)
+        if lease is not None and not master.leases.is_usable(lease, now):
+            lease = None  # its primary would refuse
         failed = self._failed(request)
-        if wants_new_grant(lease, request.version, failed):
+        if wants_new_grant(lease, request.version):
             lease = await self._grant(request.inode, handle, chunk, failed)
         if lease is None:
             raise LeaseLost(f"chunk {handle:x}: its lease ended just now: try again")

@@ -49,6 +49,10 @@ class LeaseTable:
             return None
         return lease
 
+    def is_usable(self, lease: Lease, now: float) -> bool:
+        """Whether the primary's count of it, which ends before ours, goes on."""
+        return now < lease.ends - (self.lease_seconds - self.lease_ms / 1000)
+
     def remaining_ms(self, lease: Lease, now: float) -> int:
         """What is left of it for the primary's count, never below 1."""
         master_ms = int((lease.ends - now) * 1000)
@@ -81,14 +85,11 @@ class LeaseTable:
         return len(self._leases)
 
 
-def wants_new_grant(lease: Lease | None, asked_version: int, failed: frozenset[int]) -> bool:
+def wants_new_grant(lease: Lease | None, asked_version: int) -> bool:
     """Does this request need a new version, or does the present lease answer it?
 
-    A valid lease answers everyone, except the client that saw the chain of
-    that very version break: a failure of an older version is old news, unless
-    the failed server is in the new chain as well and the client knows that
-    version.
+    A valid lease answers everyone, except the client that saw the chain of that
+    very version break, whether a server failed or the primary knew of no lease
+    (it was started again): a failure of an older version is old news.
     """
-    if lease is None:
-        return True
-    return bool(failed) and asked_version == lease.version
+    return lease is None or asked_version == lease.version

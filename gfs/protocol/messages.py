@@ -412,8 +412,8 @@ class Delete(Message, tag=42):
 class AcquireLease(Message, tag=45):
     """Who is primary for chunk ``index`` of ``inode``, now.
 
-    ``index`` one past the last chunk adds an empty chunk. ``failed`` and
-    ``version`` say that the chain of that version broke: a new version is
+    ``index`` one past the last chunk adds an empty chunk. ``version`` says that
+    the chain of that version broke, ``failed`` at which servers: a new version is
     granted to the others.
     """
 

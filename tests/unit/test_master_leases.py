@@ -45,12 +45,18 @@ def test_expired_and_dropped_leases_are_forgotten() -> None:
     assert leases.current(9, 65.0) is None
 
 
+def test_the_primary_can_use_it_for_less_than_the_master_counts() -> None:
+    leases = LeaseTable(60, 5)
+    lease = leases.granted(1, 1, (0,), 9, sent=100.0)
+    assert leases.is_usable(lease, 154.9)
+    assert not leases.is_usable(lease, 155.0)
+    assert leases.current(1, 155.0) == lease
+
+
 def test_who_gets_a_new_version() -> None:
     lease = LeaseTable(60, 5).granted(1, 4, (0, 1), 9, sent=0.0)
-    nobody: frozenset[int] = frozenset()
-    assert wants_new_grant(None, 0, nobody)
-    assert not wants_new_grant(lease, 0, nobody)
-    assert not wants_new_grant(lease, 4, nobody)
-    assert wants_new_grant(lease, 4, frozenset({1}))
-    # The chain that broke is the one before: the present one excludes it already.
-    assert not wants_new_grant(lease, 3, frozenset({1}))
+    assert wants_new_grant(None, 0)
+    assert not wants_new_grant(lease, 0)
+    assert wants_new_grant(lease, 4)
+    # The chain that broke is the one before.
+    assert not wants_new_grant(lease, 3)
