@@ -14,6 +14,8 @@ anything is built on them (the paper, 5.2).
 
 from __future__ import annotations
 
+import contextlib
+
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, SUM_BYTES, Buffer, block_count, block_sum
 from gfs.chunkserver import format as layout
 from gfs.chunkserver.format import HEAD_BYTES, NO_SUM, SUMS_OFFSET, Redo, State
@@ -41,6 +43,7 @@ class ChunkFile:
         self._tail_sum = state.tail_sum
         self._sums = bytearray()
         self._dirty_from: int | None = None  # first block whose sum is not in the file
+        self._redo_left = False  # an overwrite failed: its redo record may be there
 
     # --- making and opening ---------------------------------------------------
 
@@ -134,15 +137,20 @@ class ChunkFile:
         sums = bytes(self._sums[first * SUM_BYTES : min(end, whole) * SUM_BYTES])
         if end > whole:
             sums += self._tail_sum
-        invariant(len(sums) == count * SUM_BYTES, "sums cover the blocks asked for")
+        if len(sums) != count * SUM_BYTES:
+            # A thread cuts the replica just now: the writer starts over from there.
+            raise StaleVersion(f"chunk {self.handle:016x} became shorter meanwhile")
         return sums
 
     def read_verified(self, offset: int, length: int) -> bytes:
         """Exactly these bytes, every block they touch verified first.
 
-        Raises CorruptReplica; ``length`` 0 or a range outside is the caller's bug.
+        Raises CorruptReplica, StaleVersion if the replica does not reach that far;
+        ``length`` 0 is the caller's bug.
         """
-        invariant(0 <= offset < offset + length <= self.length, "the range is inside")
+        invariant(0 <= offset < offset + length, "a range has a length")
+        if offset + length > self.length:
+            raise StaleVersion(f"chunk {self.handle:016x} has {self.length} bytes here")
         first = offset // BLOCK_BYTES
         end = min(-(-(offset + length) // BLOCK_BYTES) * BLOCK_BYTES, self.length)
         start = first * BLOCK_BYTES
@@ -201,15 +209,21 @@ class ChunkFile:
 
     # --- mutations ------------------------------------------------------------
 
-    def set_version(self, version: int) -> None:
-        """Raise the version, durably as the slots are. Never lowers it."""
+    def set_version(self, version: int, sync: bool = False) -> None:
+        """Raise the version, as durably as :meth:`commit` says. Never lowers it;
+        when it fails, it is what it was."""
         if version < self.version:
             raise StaleVersion(
                 f"chunk {self.handle:016x} has version {self.version} here, not {version}"
             )
         if version > self.version:
-            self.version = version
-            self.commit()
+            before, self.version = self.version, version
+            try:
+                self.commit(sync)
+            except BaseException:
+                # A version that the caller was not told of must not be believed.
+                self.version = before
+                raise
 
     def cut(self, length: int) -> None:
         """Drop the bytes past ``length``: nobody was told that they are stored."""
@@ -245,6 +259,9 @@ class ChunkFile:
             return
         new_sums = self._sums_after(offset, memoryview(data), sums)
         length = max(self.length, end)
+        if self._redo_left:
+            # Replayed by a restart, it would undo what follows it.
+            self._drop_redo()
         if offset == self.length:
             self.file.write(data, HEAD_BYTES + offset)
             self._adopt(offset, new_sums, length)
@@ -304,21 +321,22 @@ class ChunkFile:
     def commit(self, sync: bool = False) -> None:
         """Make everything written so far what a crash leaves.
 
-        With ``sync`` it is also what a power cut leaves.
+        With ``sync`` it is also what a power cut leaves: the slot must not reach
+        the disk before the data and the sums that it covers.
         """
-        if sync:
-            self.file.sync()
         if self._dirty_from is not None:
             dirty = self._sums[self._dirty_from * SUM_BYTES :]
             if dirty:
                 self.file.write(dirty, SUMS_OFFSET + self._dirty_from * SUM_BYTES)
-            self._dirty_from = None
+        if sync:
+            self.file.sync()
         state = State(self._sequence + 1, self.version, self.length, self._tail_sum)
         if state.sequence == 1:
             self.file.write(layout.encode_first_page(self.handle, state), 0)
         else:
             self.file.write(layout.encode_slot(state), layout.slot_offset(state.sequence))
         self._sequence = state.sequence
+        self._dirty_from = None
         if sync:
             self.file.sync()
             if state.sequence == 1:
@@ -335,9 +353,10 @@ class ChunkFile:
 
     @property
     def _redo_path(self) -> str:
-        return self.path + ".redo"
+        return layout.redo_path(self.path)
 
     def _write_redo(self, redo: Redo) -> None:
+        self._redo_left = True
         file = self.files.open(self._redo_path, "replace")
         try:
             file.write(layout.encode_redo(redo), 0)
@@ -348,7 +367,12 @@ class ChunkFile:
         self.file.write(redo.data, HEAD_BYTES + redo.offset)
         self._adopt(redo.offset, redo.sums, redo.length)
         self.commit()
-        self.files.unlink(self._redo_path)
+        self._drop_redo()
+
+    def _drop_redo(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.files.unlink(self._redo_path)
+        self._redo_left = False
 
     def _replay_redo(self) -> None:
         """Finish an overwrite that a crash interrupted."""
@@ -364,4 +388,4 @@ class ChunkFile:
         if redo is not None and redo.version == self.version and redo.offset <= self.length:
             self._apply(redo)
         else:
-            self.files.unlink(self._redo_path)
+            self._drop_redo()

@@ -142,6 +142,12 @@ def whole_blocks(length: int) -> int:
 # as a whole: recovery applies it again. A redo file that is not whole means
 # that the chunk file was not touched yet.
 
+
+def redo_path(path: str) -> str:
+    """Where the redo record of the chunk file at ``path`` is."""
+    return path + ".redo"
+
+
 _REDO = struct.Struct(">8sQIIIIQ")
 REDO_MAGIC = b"GFSREDO1"
 

@@ -182,7 +182,10 @@ class Node:
         for a moment, so a finding counts when it stands with writes held off."""
         run = self.store.run
         try:
-            bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
+            try:
+                bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
+            except StaleVersion:  # it was cut meanwhile
+                bad = [first]
             if bad:
                 async with chunk.mutex:
                     bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
@@ -219,8 +222,10 @@ class Node:
                 f"not {order.version}: stale"
             )
         try:
-            await self.store.run(chunk.disk, file.set_version, order.new_version)
+            # Durable before it is the chunk's version: were it lost by all
+            # replicas in a power cut, none would be current any more.
+            await self.store.run(chunk.disk, file.set_version, order.new_version, self.sync)
             if order.version == 0:
-                await self.store.run(chunk.disk, file.commit)
+                await self.store.run(chunk.disk, file.commit, self.sync)
         except OSError as error:
             raise map_disk_error(error, f"chunk {file.handle:016x}") from error

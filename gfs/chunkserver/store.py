@@ -24,7 +24,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES, State
+from gfs.chunkserver.format import HEAD_BYTES, State, redo_path
 from gfs.errors import CorruptReplica, DiskFailed, DiskFull, GfsError, NotFound, StaleVersion
 from gfs.io import World
 from gfs.protocol.deadline import Watch
@@ -128,6 +128,8 @@ class ChunkStore:
         self.bad: dict[int, BadReplica] = {}
         self._open: OrderedDict[int, OpenChunk] = OrderedDict()
         self._opening: dict[int, trio.Event] = {}
+        #: Of those being opened: what they open was replaced or deleted meanwhile.
+        self._outdated: set[int] = set()
         self._calls = 0
 
     # --- blocking work ----------------------------------------------------------
@@ -224,6 +226,8 @@ class ChunkStore:
         if replica is not None:
             self.disks[replica.disk].chunks -= 1
             self.bytes -= replica.length
+        if handle in self._opening:
+            self._outdated.add(handle)
         chunk = self._open.pop(handle, None)
         if chunk is not None:
             self._drop(chunk)
@@ -280,11 +284,15 @@ class ChunkStore:
                 self._open.move_to_end(handle)
                 return chunk
             opening = self._opening.get(handle)
-            if opening is None:
-                return await self._open_file(handle)
-            await opening.wait()
+            if opening is not None:
+                await opening.wait()
+                continue
+            chunk = await self._open_file(handle)
+            if chunk is not None:
+                return chunk
 
-    async def _open_file(self, handle: int) -> OpenChunk:
+    async def _open_file(self, handle: int) -> OpenChunk | None:
+        """None if the file was replaced or deleted while it was opened."""
         replica = self.inventory.get(handle)
         if replica is None:
             raise NotFound(f"chunk {handle:016x} is not on this chunkserver")
@@ -305,6 +313,11 @@ class ChunkStore:
         finally:
             del self._opening[handle]
             done.set()
+            outdated = handle in self._outdated
+            self._outdated.discard(handle)
+        if outdated:
+            file.close()
+            return None
         return self._keep(OpenChunk(disk, file))
 
     def _keep(self, chunk: OpenChunk) -> OpenChunk:
@@ -361,11 +374,21 @@ class ChunkStore:
             if old is not None and old.disk != disk.index:
                 other = self.disks[old.disk]
                 with contextlib.suppress(OSError):
-                    await self.run(other, self.world.files.unlink, other.chunk_path(handle))
+                    await self.run(other, self._unlink, other.chunk_path(handle))
         self.bad.pop(handle, None)
         self._note(handle, Replica(disk.index, state.version, state.length))
 
+    def _unlink(self, path: str) -> None:
+        self._unlink_redo(path)
+        self.world.files.unlink(path)
+
+    def _unlink_redo(self, path: str) -> None:
+        """What an overwrite left that failed must not be applied to another file."""
+        with contextlib.suppress(FileNotFoundError):
+            self.world.files.unlink(redo_path(path))
+
     def _rename(self, temporary: str, path: str) -> None:
+        self._unlink_redo(path)
         self.world.files.rename(temporary, path)
         self.world.files.sync_directory(path.rpartition("/")[0])
 
@@ -381,7 +404,7 @@ class ChunkStore:
             if bad is not None and bad.version == version:
                 for disk in self.disks:
                     with contextlib.suppress(FileNotFoundError):
-                        await self.run(disk, self.world.files.unlink, disk.chunk_path(handle))
+                        await self.run(disk, self._unlink, disk.chunk_path(handle))
                 self.bad.pop(handle, None)
             return
         if replica.version != version:
@@ -393,7 +416,7 @@ class ChunkStore:
         self.bad.pop(handle, None)
         with trio.CancelScope(shield=True):
             try:
-                await self.run(disk, self.world.files.unlink, disk.chunk_path(handle))
+                await self.run(disk, self._unlink, disk.chunk_path(handle))
             except FileNotFoundError:
                 pass
             except OSError as error:

@@ -293,3 +293,46 @@ def test_a_redo_record_is_whole_or_nothing(data: bytes, sums: bytes, cut: int) -
 @given(st.binary(max_size=64))
 def test_random_bytes_are_no_slot(data: bytes) -> None:
     assert layout.decode_slot(data) is None
+
+
+class FailingFiles(LoggedFiles):
+    """Refuses the changes named in ``refused``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[tuple[str, str]] = set()
+
+    def do(self, *change: Any) -> None:
+        if change[:2] in self.refused:
+            raise OSError(5, "refused", change[1])
+        super().do(*change)
+
+
+def test_a_version_that_could_not_be_written_is_not_believed() -> None:
+    files = FailingFiles()
+    chunk = ChunkFile.create(files, PATH, HANDLE, 3)
+    chunk.write(0, b"abc", packet_sums(0, b"abc"))
+    chunk.commit()
+    files.refused.add(("write", PATH))
+    with pytest.raises(OSError, match="refused"):
+        chunk.set_version(4)
+    assert chunk.version == 3
+    files.refused.clear()
+    chunk.set_version(5)
+    assert ChunkFile.open(files, PATH, HANDLE).version == 5
+
+
+def test_a_redo_record_that_could_not_be_dropped_undoes_nothing_later() -> None:
+    files = FailingFiles()
+    chunk = ChunkFile.create(files, PATH, HANDLE, 3)
+    chunk.write(0, b"abcdef", packet_sums(0, b"abcdef"))
+    chunk.commit()
+    files.refused.add(("unlink", PATH + ".redo"))
+    with pytest.raises(OSError, match="refused"):
+        chunk.write(2, b"CD", packet_sums(2, b"CD"))
+    with pytest.raises(OSError, match="refused"):
+        chunk.write(6, b"ghi", packet_sums(6, b"ghi"))
+    files.refused.clear()
+    chunk.write(6, b"ghi", packet_sums(6, b"ghi"))
+    chunk.commit()
+    assert ChunkFile.open(files, PATH, HANDLE).read_verified(0, 9) == b"abCDefghi"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 
 from gfs.blocks import packet_sums
 from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.format import State
 from gfs.chunkserver.identity import IdentityFile
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.link import MasterLink
@@ -234,3 +236,50 @@ async def test_background_work_waits_only_for_clients(autojump_clock: object) ->
     before = trio.current_time()
     await throttle.take(1_000_000)
     assert trio.current_time() == before
+
+
+async def test_a_file_replaced_while_it_is_opened_is_opened_again(tmp_path: Path) -> None:
+    node = node_in(tmp_path)
+    make_chunk(node, 5, 1, b"old")
+    node.store.load()
+    (disk,) = node.store.disks
+    temporary = disk.chunk_path(5) + ".clone"
+    new = ChunkFile.create(node.world.files, temporary, 5, 2)
+    new.write(0, b"newer", packet_sums(0, b"newer"))
+    new.commit()
+    new.close()
+    found: list[bytes] = []
+    real_open = ChunkFile.open
+    opened, go_on = threading.Event(), threading.Event()
+
+    def slow_open(*args: object) -> ChunkFile:
+        file = real_open(*args)  # type: ignore[arg-type]
+        opened.set()
+        go_on.wait(5)
+        return file
+
+    async def read() -> None:
+        async with node.store.using(5) as chunk:
+            found.append(chunk.file.read_verified(0, chunk.file.length))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChunkFile, "open", slow_open)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.to_thread.run_sync(opened.wait)
+            await node.store.install(5, disk, temporary, State(0, 2, 5, b""))
+            go_on.set()
+    assert found == [b"newer"]
+    node.close()
+
+
+async def test_no_redo_record_outlives_its_replica(tmp_path: Path) -> None:
+    node = node_in(tmp_path)
+    path = str(make_chunk(node, 5, 1, b"old"))
+    node.store.load()
+    files = node.world.files
+    files.open(path + ".redo", "create").close()
+    await node.store.delete(5, 1)
+    assert not files.exists(path)
+    assert not files.exists(path + ".redo")
+    node.close()
