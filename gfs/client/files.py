@@ -261,6 +261,10 @@ class ExistingFile(File):
             if not len(view):
                 return 0
             self._drop_stream()
+            if offset > self._length:
+                # A gap is filled with zeros: not over what others wrote since.
+                await self._map.refresh(offset // CHUNK_BYTES)
+                self._length = max(self._length, self._map.entry.length)
             self._length = await write_in_place(
                 self._core, self._map.entry.inode, self._length, offset, view
             )
@@ -302,7 +306,11 @@ class NewFile(File):
 
     async def flush(self) -> None:
         self._check_open()
-        await self._upload.flush()
+        try:
+            await self._upload.flush()
+        except BaseException:
+            await self.abort()
+            raise
 
     async def close(self) -> None:
         if self.closed:

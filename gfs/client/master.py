@@ -139,7 +139,11 @@ class MasterClient:
             self._identity.cluster = connection.peer_cluster
             rpc = Rpc(connection)
             self._nursery.start_soon(rpc.run)
-            await self._claim(rpc)
+            try:
+                await self._claim(rpc)
+            except BaseException:
+                rpc.close()
+                raise
             return rpc
         raise ConnectionError(str(last)) from last
 
