@@ -43,6 +43,8 @@ async def serve(
                 connection.close()
         except (ConnectionError, GfsError) as error:
             log.info("connection from %s ended: %s", stream.peer, error)
+        except Exception:
+            log.exception("a connection from %s met a bug", stream.peer)
         finally:
             stream.close()
             slots.release_on_behalf_of(slot)
