@@ -211,7 +211,7 @@ class MasterLink:
             case GrantLease():
                 await node.grant(message)
             case RevokeLease():
-                node.leases.revoke(message.handle)
+                await node.revoke(message.handle)
             case CloneChunk():
                 await clone(node, message)
             case VerifyChunk():

@@ -213,6 +213,22 @@ class Node:
         else:
             self.leases.revoke(order.handle)
 
+    async def revoke(self, handle: int) -> None:
+        """Give the lease up. When this returns, nothing ordered under it is under way:
+        a copy made from now on misses nothing that is acknowledged."""
+        self.leases.revoke(handle)
+        chunk = self.store.opened(handle)
+        if chunk is None:
+            return
+        chunk.users += 1
+        try:
+            chunk.preempt()
+            async with chunk.mutex:
+                pass
+        finally:
+            chunk.users -= 1
+            self.store.close_if_unused(chunk)
+
     async def _raise_version(self, chunk: OpenChunk, order: GrantLease) -> None:
         file = chunk.file
         if order.version and not order.version <= file.version <= order.new_version:

@@ -96,9 +96,9 @@ class OpenChunk:
         self.watch: Watch | None = None
         self.watch_version = 0
 
-    def preempt(self, version: int) -> None:
-        """End the write under way here if it is of a lower version."""
-        if self.watch is not None and version > self.watch_version:
+    def preempt(self, version: int | None = None) -> None:
+        """End the write under way here, if it is of a lower version when one is given."""
+        if self.watch is not None and (version is None or version > self.watch_version):
             watch, self.watch = self.watch, None
             watch.scope.cancel()
 
@@ -275,6 +275,10 @@ class ChunkStore:
         finally:
             chunk.users -= 1
             self.close_if_unused(chunk)
+
+    def opened(self, handle: int) -> OpenChunk | None:
+        """The replica if it is open now. Pin it before anything is awaited."""
+        return self._open.get(handle)
 
     async def get(self, handle: int) -> OpenChunk:
         """As ``using``, but not pinned: pin it before anything is awaited."""

@@ -37,6 +37,7 @@ from gfs.errors import (
     DiskFull,
     GfsError,
     InvalidArgument,
+    LeaseLost,
     ProtocolError,
     ReplicaUnavailable,
     StaleVersion,
@@ -214,7 +215,8 @@ class WriteExchange:
         primary's order. One with a higher version ends the one before it.
         """
         request = self._request
-        self._check_lease()
+        if request.mode not in ("upload", "mutate"):
+            raise InvalidArgument(f"a write of mode {request.mode!r}")
         chunk = await self._node.writable(request)
         chunk.users += 1
         try:
@@ -238,8 +240,6 @@ class WriteExchange:
 
     def _check_lease(self) -> None:
         request = self._request
-        if request.mode not in ("upload", "mutate"):
-            raise InvalidArgument(f"a write of mode {request.mode!r}")
         if request.mode == "mutate" and request.primary:
             self._node.leases.check(request.handle)
 
@@ -248,13 +248,15 @@ class WriteExchange:
         with self._watch.scope:
             if chunk.dropped:
                 raise StaleVersion(f"chunk {chunk.file.handle:016x} was replaced meanwhile")
+            # Only now: it may have been revoked while this write waited its turn.
+            self._check_lease()
             try:
                 await self._carry(chunk)
             finally:
                 await self._leave(chunk)
         if self._watch.scope.cancelled_caught:
             if chunk.watch is None:
-                raise StaleVersion("a newer write of this chunk took over")
+                raise LeaseLost("a newer grant of this chunk took over")
             if self._downstream is not None and self._downstream.awaited:
                 raise self._downstream.broken(self._watch.error())
             # The writer paused: no server of the chain has failed.

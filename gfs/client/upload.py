@@ -32,6 +32,7 @@ from gfs.errors import (
     ChunkUnavailable,
     DeadlineExceeded,
     GfsError,
+    LeaseLost,
     NotFound,
     ProtocolError,
     invariant,
@@ -174,6 +175,8 @@ class ChainWriter:
         if isinstance(message, Failure):
             paused = message.code == DeadlineExceeded.code
             server = message.server or ("" if paused else self.chain[0].id)
+            if message.code == LeaseLost.code:
+                server = ""  # nobody failed: the master wants to be asked again
             self.hang_up()
             raise ChainBroken(message.message, server)
         if not isinstance(message, PacketAck) or message.id >= self._next_number:

@@ -68,6 +68,8 @@ class Master:
         self.reservations = ReservationTable(end - HANDLE_RANGE, end)
         self.garbage = GarbageTable(settings.garbage_grace_seconds)
         self.leases = LeaseTable(settings.lease_seconds, settings.lease_margin_seconds)
+        #: Until then a lease of the master before this one may still be running.
+        self._old_leases_until = now + settings.lease_seconds if store.epoch > 1 else now
         self.repair = RepairQueue()
         self.limits = Limits(settings.clones_per_server, settings.clones_total)
         #: Chunks whose replicas are being raised right now.
@@ -574,6 +576,10 @@ class Master:
             return None
         if self.leases.current(handle, now) is not None:
             self.to_revoke[handle] = None
+            return None
+        if row.attempted > 1 and now < self._old_leases_until:
+            # It was under lease once, and may be now: a copy could miss a write
+            # that this master's predecessor let in.
             return None
         holders = [self.servers.get(index) for index in self.locations.get(handle)]
 

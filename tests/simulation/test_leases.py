@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 
-import pytest
 import trio
 
 from gfs.client import Client
@@ -17,10 +16,6 @@ from .promises import content, replicas
 from .seeds import over_seeds
 
 LENGTH = 200_000
-KNOWN_FAULT = pytest.mark.xfail(
-    reason="a lease's end neither waits for the write under it nor, after a restart of the "
-    "master, is waited for: a copy made meanwhile misses that write",
-)
 
 
 def machine_of(address: str) -> str:
@@ -54,7 +49,6 @@ async def assert_all_replicas_hold(
         assert stored == data, f"{name} missed an acknowledged write"
 
 
-@KNOWN_FAULT
 @over_seeds(12)
 async def test_a_copy_waits_for_the_write_that_a_lost_lease_cannot_stop(
     seed: int, chance: random.Random
@@ -96,13 +90,12 @@ async def at_goal(fs: Client) -> bool:
     return await replicas(fs, "/file") >= 3
 
 
-@KNOWN_FAULT
 @over_seeds(2)
 async def test_a_restarted_master_fences_the_leases_it_does_not_know(
     seed: int, chance: random.Random
 ) -> None:
-    """The primary is cut off from the new master, not from the client, and its
-    lease is still running when its chunk is copied elsewhere."""
+    """The primary is cut off from the new master, not from the client, and its lease
+    is still running: its chunk is copied elsewhere only when that has ended."""
     data = bytearray(content(chance, LENGTH))
     async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
         await fs.put(bytes(data), "/file")
@@ -116,17 +109,17 @@ async def test_a_restarted_master_fences_the_leases_it_does_not_know(
             await cluster.crash("master")
             cluster.network.partition([chain[0]], ["master"])
             await cluster.start("master")
+            # The primary counts as dead long before its lease is over.
+            await trio.sleep(40)
             async with cluster.client() as other:
-
-                async def copied() -> bool:
-                    return await replicas(other, "/file", without=[chain[0]]) >= 3
-
-                await cluster.wait_until(copied, 50)
+                assert await replicas(other, "/file", without=[chain[0]]) == 2
 
         on_leases(fs, between)
         async with await fs.open("/file", "r+") as file:
             await file.pwrite(100_000, b"acknowledged")
         data[100_000:100_012] = b"acknowledged"
+        await cluster.wait_until(lambda: at_goal(fs), 90)
+        await assert_all_replicas_hold(cluster, fs, bytes(data))
         cluster.network.heal()
         await trio.sleep(20)
         await assert_all_replicas_hold(cluster, fs, bytes(data))
