@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from gfs.blocks import packet_sums
+from gfs.blocks import CHUNK_BYTES, packet_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.store import OpenChunk, map_disk_error
 from gfs.errors import (
@@ -214,15 +214,20 @@ class WriteExchange:
         One exchange at a time per replica is what gives all replicas the
         primary's order. One with a higher version ends the one before it.
         """
-        request = self._request
-        if request.mode not in ("upload", "mutate"):
-            raise InvalidArgument(f"a write of mode {request.mode!r}")
-        chunk = await self._node.writable(request)
+        self._check_request()
+        while not await self._run_in_turn(await self._node.writable(self._request)):
+            pass
+
+    async def _run_in_turn(self, chunk: OpenChunk) -> bool:
+        """False if the file was replaced or given up while this waited for it."""
         chunk.users += 1
         try:
             await self._take_turn(chunk)
             try:
+                if chunk.dropped:
+                    return False
                 await self._run_alone(chunk)
+                return True
             finally:
                 chunk.watch = None
                 chunk.mutex.release()
@@ -238,6 +243,21 @@ class WriteExchange:
         with deadline(self._node.settings.idle_seconds, "end of the write before this one"):
             await chunk.mutex.acquire()
 
+    def _check_request(self) -> None:
+        """Refuse numbers that a chunk file cannot hold."""
+        request = self._request
+        if request.mode not in ("upload", "mutate"):
+            raise InvalidArgument(f"a write of mode {request.mode!r}")
+        if not (
+            0 < request.version < 1 << 32
+            and 0 <= request.handle < 1 << 64
+            and 0 <= request.offset <= CHUNK_BYTES
+        ):
+            raise InvalidArgument(
+                f"a write at {request.offset} of version {request.version} "
+                f"of chunk {request.handle:x}"
+            )
+
     def _check_lease(self) -> None:
         request = self._request
         if request.mode == "mutate" and request.primary:
@@ -246,8 +266,6 @@ class WriteExchange:
     async def _run_alone(self, chunk: OpenChunk) -> None:
         chunk.watch, chunk.watch_version = self._watch, self._request.version
         with self._watch.scope:
-            if chunk.dropped:
-                raise StaleVersion(f"chunk {chunk.file.handle:016x} was replaced meanwhile")
             # Only now: it may have been revoked while this write waited its turn.
             self._check_lease()
             try:
@@ -327,6 +345,8 @@ class WriteExchange:
             raise ProtocolError(f"{type(message).__name__} in the middle of a write")
         if self._request.mode == "upload" and message.offset != self._next_offset:
             raise InvalidArgument(f"a packet at {message.offset}, expected {self._next_offset}")
+        if not 0 <= message.offset <= CHUNK_BYTES:
+            raise InvalidArgument(f"a packet at {message.offset} of a chunk")
         self._next_offset = message.offset + self._upstream.body_bytes
         return message.id, message
 
@@ -336,14 +356,20 @@ class WriteExchange:
         No task listens to the server downstream: its acknowledgements are
         fetched here, ``ACK_LAG`` packets late, so that it may work meanwhile. A
         sender keeps more packets than that in flight before it waits.
+
+        The primary acknowledges a mutation only while it holds the lease: once
+        that has run out, a copy of the chunk may be under way, and would miss
+        what is acknowledged now.
         """
         if self._downstream is None:
+            self._check_lease()
             await self._upstream.send(PacketAck(id=number, length=chunk.file.length))
             return
         due = number if now else number - ACK_LAG
         while self._relayed < due:
             ack = await self._downstream.receive_ack()
             self._relayed = ack.id
+            self._check_lease()
             await self._upstream.send(ack)
 
     async def _carry_one(self, chunk: OpenChunk, packet: Packet) -> None:
