@@ -16,6 +16,7 @@ from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import State
 from gfs.chunkserver.store import Disk, map_disk_error
 from gfs.errors import (
+    Busy,
     ChunkUnavailable,
     CorruptReplica,
     GfsError,
@@ -49,6 +50,16 @@ async def clone(node: Node, order: CloneChunk) -> None:
     Raises the last source's error when none could give one; its ``server`` is the
     source's id if the source's replica is to blame.
     """
+    if order.handle in node.cloning:
+        raise Busy(f"chunk {order.handle:016x} is being copied to this server already")
+    node.cloning.add(order.handle)
+    try:
+        await _clone_from_any(node, order)
+    finally:
+        node.cloning.discard(order.handle)
+
+
+async def _clone_from_any(node: Node, order: CloneChunk) -> None:
     last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: no source was named")
     for source in order.sources:
         try:

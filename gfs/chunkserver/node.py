@@ -60,6 +60,8 @@ class Node:
         self.pool = BulkPool(world, self.identity)
         self.sync = settings.durability == "fsync"
         self.address = ""
+        #: Chunks being copied to this server.
+        self.cloning: set[int] = set()
         #: Connections between two exchanges, and since when.
         self._idle: dict[BulkConnection, float] = {}
 
