@@ -144,6 +144,7 @@ class Node:
         """The replica a write is for, made if it is the start of an upload."""
         if request.mode == "upload" and request.offset == 0:
             return await self.store.create(request.handle, request.version)
+        self.store.check_fit(request.handle)
         return await self.store.get(request.handle)
 
     async def verify(self, request: VerifyChunk) -> VerifyReply:
@@ -200,6 +201,7 @@ class Node:
         if order.version == 0:
             chunk = await self.store.create(order.handle, order.new_version)
         else:
+            self.store.check_fit(order.handle)
             chunk = await self.store.get(order.handle)
         chunk.users += 1
         try:

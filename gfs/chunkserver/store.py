@@ -260,6 +260,13 @@ class ChunkStore:
             log.error("chunk %016x version %d is %s here", handle, version, kind)
         self.bad[handle] = BadReplica(handle, version, kind)
 
+    def check_fit(self, handle: int) -> None:
+        """Refuse to build on a replica that is known to be unfit: one whose file was
+        deleted while it was open would take writes that no restart finds again."""
+        bad = self.bad.get(handle)
+        if bad is not None:
+            raise CorruptReplica(f"chunk {handle:016x}: the replica here is {bad.kind}")
+
     # --- open chunks ------------------------------------------------------------------
 
     @contextlib.asynccontextmanager

@@ -18,9 +18,9 @@ from gfs.chunkserver.link import MasterLink
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.throttle import Throttle
 from gfs.config import ChunkserverSettings
-from gfs.errors import DiskFull, LeaseLost, NotFound, StaleVersion, StartupError
+from gfs.errors import CorruptReplica, DiskFull, LeaseLost, NotFound, StaleVersion, StartupError
 from gfs.io import World, real_world
-from gfs.protocol.messages import Orders, ReplicaName, VerifyChunk
+from gfs.protocol.messages import GrantLease, Orders, ReplicaName, VerifyChunk, WriteChunk
 
 
 @pytest.fixture
@@ -160,6 +160,27 @@ async def test_a_file_deleted_while_it_is_open_is_missed(tmp_path: Path) -> None
     path.unlink()
     assert (await node.verify(request)).state == "missing"
     assert node.store.bad[1].kind == "missing"
+    node.close()
+
+
+async def test_nothing_is_built_on_a_replica_known_as_unfit(tmp_path: Path) -> None:
+    """Its file is gone, and still open: what it acknowledged would be lost."""
+    node = node_in(tmp_path)
+    path = make_chunk(node, 1, 1, b"data")
+    node.close()
+    node = node_in(tmp_path)
+    grant = GrantLease(id=1, handle=1, version=1, new_version=2, lease_ms=1000)
+    write = WriteChunk(id=1, version=1, handle=1, offset=0, mode="mutate", chain=[], primary=False)
+    async with node.store.using(1):
+        assert (await node.writable(write)).file.version == 1
+        path.unlink()
+        assert (await node.verify(VerifyChunk(id=1, handle=1, version=1))).state == "missing"
+        with pytest.raises(CorruptReplica):
+            await node.grant(grant)
+        with pytest.raises(CorruptReplica):
+            await node.writable(write)
+        with pytest.raises(LeaseLost):
+            node.leases.check(1)
     node.close()
 
 
