@@ -737,7 +737,8 @@ async def test_one_busy_peer_lets_the_others_run(wire: Wire) -> None:
         await until(lambda: seen == 100_000)
         nursery.cancel_scope.cancel()
         assert yields >= 4
-        assert turns >= yields
+        # The last yield may be seen before the other task has had its turn.
+        assert turns >= yields - 1
 
 
 @on_both_wires
