@@ -277,9 +277,10 @@ class Master:
 
     def _release_garbage(self, handle: int, goal: int, holders: tuple[int, ...]) -> None:
         live = sum(index not in self.servers.not_live for index in holders)
-        if live:
-            self.garbage.release(handle, STALE)
+        # An old or damaged copy is better than none: it goes when enough good ones
+        # are there for sure, not when there is one.
         if live and live >= min(goal, self.servers.live_count):
+            self.garbage.release(handle, STALE)
             self.garbage.release(handle, CORRUPT)
 
     def trim_surplus(self) -> None:
@@ -462,9 +463,7 @@ class Master:
             return False
         holders = self.locations.get(handle)
         live = [index for index in holders if index not in self.servers.not_live]
-        if version < row.version:
-            return not live
-        if version > row.version or server.index in holders:
+        if version > row.version or (version == row.version and server.index in holders):
             return True
         return len(live) < max(1, min(row.replication, self.servers.live_count))
 

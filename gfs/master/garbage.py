@@ -6,8 +6,8 @@ kind      what it is                                          deleted
 orphaned  of a chunk no file has: given up, deleted, or the   after a grace, or
           file was never published                            at once if it was
                                                               given up or deleted
-stale     missed a grant: an older version than the chunk's   once a current one
-                                                              is confirmed
+stale     missed a grant: an older version than the chunk's   once enough current
+                                                              ones are confirmed
 corrupt   stored bytes fail their checksum                    once enough good
                                                               ones are confirmed
 ========  ==================================================  ===================

@@ -98,3 +98,29 @@ async def test_a_file_is_readable_whose_writer_died_before_its_new_length_was_kn
             assert await file.read() == data
             assert await file.pread(length - 50, CHUNK_BYTES) == data[-50:]
         assert await sound(fs)
+
+
+@over_seeds(4)
+async def test_stale_replicas_stay_until_enough_current_ones_are_there(
+    seed: int, chance: random.Random
+) -> None:
+    """One current replica is not enough to delete what is left of the others."""
+    data = bytearray(content(chance, 300_000))
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.put(bytes(data), "/file")
+        behind = holders(cluster)[1:]
+        for name in behind:
+            cluster.network.partition([name], ["master"])
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, b"missed by two")
+        data[:13] = b"missed by two"
+        (chunk,) = (await fs.locate("/file")).chunks
+        assert len(chunk.replicas) < 3
+        cluster.network.heal()
+        with trio.fail_after(60):
+            while len((await fs.locate("/file")).chunks[0].replicas) < 3:
+                assert len(holders(cluster)) >= 3
+                await trio.sleep(0.05)
+        assert await fs.get("/file") == data
+        await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
+        assert await sound(fs)
