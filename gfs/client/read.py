@@ -37,6 +37,7 @@ from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
+    PATH_BYTES_MAX,
     ChunkLocation,
     Done,
     Entry,
@@ -58,7 +59,6 @@ BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
-PATH_BYTES_MAX = 4096
 
 
 def check_path(path: object) -> None:
@@ -152,7 +152,6 @@ class Attempts:
         self._index = index
         self._left: list[ServerAddress] = []
         self._rounds = 0
-        self._tried = 0
         self._pause = BACKOFF_SECONDS_MIN
         self._give_up = core.world.clock.monotonic() + core.settings.retry_seconds
         self.last: Exception = ChunkUnavailable("no replica is known")
@@ -164,7 +163,6 @@ class Attempts:
                 await self._wait()
             self._chunk, self._left = await self._file.locate(self._index, self._rounds > 0)
             self._rounds += 1
-        self._tried += 1
         return self._chunk, self._left.pop(0)
 
     async def _wait(self) -> None:

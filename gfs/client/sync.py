@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from gfs.blocks import Buffer
 from gfs.client import client as client_module
 from gfs.client import transfer
 from gfs.client.client import Client, LocateReport
@@ -65,14 +66,21 @@ class _Running:
 class SyncClient:
     """As :class:`gfs.client.Client`, method for method. Thread-safe."""
 
-    def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments
+    def __init__(
+        self,
+        master: str | Sequence[str] | None = None,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        key: bytes | None = None,
+        settings: ClientSettings | None = None,
+    ) -> None:
+        self._arguments = {"master": master, "state": state, "key": key, "settings": settings}
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._closed = False
-        self.running()
+        self._current()
 
-    def running(self) -> _Running:
+    def _current(self) -> _Running:
         """The loop of this process, started if it is another than last time."""
         running = self._running
         if running is not None and running.pid == os.getpid():
@@ -87,8 +95,8 @@ class SyncClient:
                 self._running = _Running(self._arguments)
             return self._running
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        running = self.running()
+    def _method(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        running = self._current()
         function = getattr(running.client, method)
         return running.portal.call(lambda: function(*args, **kwargs))
 
@@ -114,7 +122,7 @@ class SyncClient:
 
     def put(
         self,
-        source: Any,
+        source: transfer.Source,
         path: str,
         *,
         overwrite: bool = False,
@@ -122,7 +130,7 @@ class SyncClient:
         parents: bool = True,
         progress: transfer.Progress | None = None,
     ) -> Entry:
-        entry: Entry = self.call(
+        entry: Entry = self._method(
             "put",
             source,
             path,
@@ -142,25 +150,25 @@ class SyncClient:
         progress: transfer.Progress | None = None,
     ) -> bytes | Entry:
         if target is None:
-            data: bytes = self.call("get", path, progress=progress)
+            data: bytes = self._method("get", path, progress=progress)
             return data
-        entry: Entry = self.call("get", path, target, overwrite=overwrite, progress=progress)
+        entry: Entry = self._method("get", path, target, overwrite=overwrite, progress=progress)
         return entry
 
     def open(self, path: str, mode: str = "r", *, replication: int | None = None) -> SyncFile:
-        running = self.running()
+        running = self._current()
         file = running.portal.call(lambda: running.client.open(path, mode, replication=replication))
         return SyncFile(running, file)
 
     def stat(self, path: str) -> Entry:
-        entry: Entry = self.call("stat", path)
+        entry: Entry = self._method("stat", path)
         return entry
 
     def exists(self, path: str) -> bool:
-        return bool(self.call("exists", path))
+        return bool(self._method("exists", path))
 
     def list(self, path: str = "/") -> list[Entry]:
-        entries: list[Entry] = self.call("list", path)
+        entries: list[Entry] = self._method("list", path)
         return entries
 
     def scan(self, path: str = "/") -> Iterator[Entry]:
@@ -170,7 +178,7 @@ class SyncClient:
         return self._iterate("walk", path)
 
     def _iterate(self, method: str, path: str) -> Iterator[Entry]:
-        running = self.running()
+        running = self._current()
         source = getattr(running.client, method)(path)
 
         async def batch() -> list[Entry]:
@@ -188,27 +196,27 @@ class SyncClient:
             running.portal.call(source.aclose)
 
     def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Entry:
-        entry: Entry = self.call("mkdir", path, parents=parents, exist_ok=exist_ok)
+        entry: Entry = self._method("mkdir", path, parents=parents, exist_ok=exist_ok)
         return entry
 
     def rename(
         self, source: str, target: str, *, replace: bool = False, parents: bool = False
     ) -> None:
-        self.call("rename", source, target, replace=replace, parents=parents)
+        self._method("rename", source, target, replace=replace, parents=parents)
 
     def delete(self, path: str, *, recursive: bool = False) -> None:
-        self.call("delete", path, recursive=recursive)
+        self._method("delete", path, recursive=recursive)
 
     def disk_usage(self, path: str = "/") -> DiskUsageReply:
-        reply: DiskUsageReply = self.call("disk_usage", path)
+        reply: DiskUsageReply = self._method("disk_usage", path)
         return reply
 
     def status(self) -> StatusReply:
-        reply: StatusReply = self.call("status")
+        reply: StatusReply = self._method("status")
         return reply
 
     def locate(self, path: str) -> LocateReport:
-        report: LocateReport = self.call("locate", path)
+        report: LocateReport = self._method("locate", path)
         return report
 
     def fsck(
@@ -218,7 +226,7 @@ class SyncClient:
         verify: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> FsckReport:
-        report: FsckReport = self.call("fsck", path, verify=verify, progress=progress)
+        report: FsckReport = self._method("fsck", path, verify=verify, progress=progress)
         return report
 
 
@@ -279,17 +287,17 @@ class SyncFile:
         data: bytes = self._call(self._file.read, -1 if count is None else count)
         return data
 
-    def readinto(self, target: Any) -> int:
+    def readinto(self, target: bytearray | memoryview) -> int:
         return int(self._call(self._file.readinto, target))
 
     def pread(self, offset: int, count: int) -> bytes:
         data: bytes = self._call(self._file.pread, offset, count)
         return data
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         return int(self._call(self._file.write, data))
 
-    def pwrite(self, offset: int, data: Any) -> int:
+    def pwrite(self, offset: int, data: Buffer) -> int:
         return int(self._call(self._file.pwrite, offset, data))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -318,4 +326,4 @@ def connect(
     settings: ClientSettings | None = None,
 ) -> SyncClient:
     """As :func:`gfs.client.connect`; close the client or use it with ``with``."""
-    return SyncClient(master=master, state=state, key=key, settings=settings)
+    return SyncClient(master, state=state, key=key, settings=settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -146,7 +146,3 @@ class World:
 
     def random_bytes(self, count: int) -> bytes:
         return self.random.randbytes(count)
-
-
-def buffers_length(buffers: Sequence[Buffer]) -> int:
-    return sum(map(len, buffers))

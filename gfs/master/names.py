@@ -10,8 +10,8 @@ no Unicode normalisation.
 from __future__ import annotations
 
 from gfs.errors import InvalidName
+from gfs.protocol.messages import PATH_BYTES_MAX
 
-PATH_BYTES_MAX = 4096
 SEGMENT_BYTES_MAX = 255
 
 _REFUSED = frozenset((b"", b".", b".."))

@@ -50,7 +50,3 @@ class BufferPool:
             self._waiting.unpark()
         else:
             buffer.close()
-
-    @property
-    def in_use(self) -> int:
-        return self._in_use

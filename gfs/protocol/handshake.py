@@ -29,7 +29,6 @@ NONCE_BYTES = 16
 #: A peer that says nothing is let go after this long.
 HANDSHAKE_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
-KEY_BYTES = 32
 
 
 @dataclass

@@ -36,7 +36,8 @@ PACKET_BYTES_MAX = 1 * MIB
 PACKETS_IN_FLIGHT_MIN = 4
 #: Replica reports: packed records, 16 bytes each, at most this many a batch.
 REPORT_RECORDS_MAX = 4096
-#: Paths are at most 4096 bytes; a page of a listing stays below a head's limit.
+PATH_BYTES_MAX = 4096
+#: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
 #: Chunk rows a reply carries at most (each below 128 bytes, servers apart).
 LOCATE_CHUNKS_MAX = 256

@@ -76,7 +76,7 @@ def test_the_settings_file_on_the_page_is_one(role: str, tmp_path: Path) -> None
     "said",
     [
         f"1 to {names.SEGMENT_BYTES_MAX} bytes of UTF-8",
-        f"up to {names.PATH_BYTES_MAX} bytes",
+        f"up to {messages.PATH_BYTES_MAX} bytes",
         f"{blocks.CHUNK_BYTES // MIB} MiB, {blocks.BLOCK_BYTES // KIB} KiB, "
         f"up to {messages.PACKET_BYTES_MAX // MIB} MiB",
         f"1 to {uploads.REPLICATION_MAX} for each file, {MasterSettings().replication} by default",
