@@ -11,7 +11,7 @@ Measured on 2 cores: 15 GiB/s over a memoryview, so a 1 MiB packet costs about
 
 from __future__ import annotations
 
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest, xxh3_128
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -57,3 +57,42 @@ def packet_sums(offset: int, data: Buffer) -> bytes:
     view = memoryview(data)
     first = BLOCK_BYTES - inside
     return xxh3_64_digest(view[:first]) + block_sums(view[first:])
+
+
+def joined_sum(*parts: Buffer) -> bytes:
+    """The 8-byte digest of ``parts`` as if they were one after another in memory."""
+    digest = xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+#: The digest of a whole block of zeros: what a hole reads as.
+ZERO_BLOCK_SUM = block_sum(bytes(BLOCK_BYTES))
+
+
+def row_sum(row: Buffer) -> int:
+    """The XXH3-64 of a row of the operation log, as a number."""
+    return xxh3_64_intdigest(row)
+
+
+class FileDigest:
+    """A digest of a whole file, out of its blocks' sums: XXH3-128, seed 0, of all
+    of them in file order; 16 bytes big-endian.
+
+    It costs a few nanoseconds a block, for the bytes were hashed already. It
+    tells two contents apart as the sums do: against accidents, not against those
+    who mean to deceive.
+    """
+
+    __slots__ = ("_hash",)
+
+    def __init__(self) -> None:
+        self._hash = xxh3_128()
+
+    def update(self, sums: bytes) -> None:
+        """The sums of the file's next whole blocks; the file's last may be partial."""
+        self._hash.update(sums)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()

@@ -42,6 +42,10 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
     heartbeat_seconds: float = 1.0
     #: A server not heard from for this long is dead: its chunks are re-replicated.
     dead_seconds: float = 15.0
+    #: When all replicas of a chunk that are left may lack what was last written, since
+    #: their machines lost power: servers that are away are waited for so long before the
+    #: best of these replicas is believed.
+    forgetful_seconds: float = 600.0
     lease_seconds: float = 60.0
     #: The primary stops this much before the master's count of the lease ends.
     lease_margin_seconds: float = 5.0
@@ -50,15 +54,33 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
     garbage_grace_seconds: float = 60.0
     #: Reservations of a client not heard from for this long are given up.
     client_silence_seconds: float = 60.0
+    #: What is deleted can be undeleted for this long; 0: not at all.
+    trash_seconds: float = 3 * 24 * 3600.0
     #: Clones running at once: for one target or source, and in all.
     clones_per_server: int = 2
     clones_total: int = 64
+    #: Replicas moved at once for fuller balance, of racks and of disks; 0: none.
+    moves_total: int = 4
+    #: A server gives replicas to one whose disks are emptier by more than this share.
+    balance_share: float = 0.1
     #: Answers to mutations are remembered this long, for retries.
     answers_seconds: float = 120.0
     #: Upper bound of the metadata; address space, not memory or disk.
     map_bytes: int = 64 * 1024 * MIB
     #: Metadata commits wait for the disk. Off only where the disk is thrown away.
     sync: bool = True
+    #: Not the master, but a shadow of the one at these addresses (with commas).
+    shadow_of: str = ""
+    #: A mutation is acknowledged when so many shadow masters have it on disk.
+    replicas_before_ack: int = 0
+    #: Waiting for them longer than this is an error, which may be tried again.
+    shadow_wait_seconds: float = 5.0
+    #: Rows of the operation log that are kept for shadow masters that are away.
+    log_rows_max: int = 1_000_000
+    #: An operation that takes so long is told of in the log.
+    slow_seconds: float = 1.0
+    #: Where /metrics is served, HOST:PORT; empty: nowhere.
+    metrics: str = ""
 
     def check(self) -> None:
         _require(1 <= self.replication <= 64, "replication must be 1 to 64")
@@ -71,15 +93,23 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
             0 < self.lease_margin_seconds < self.lease_seconds,
             "lease_margin_seconds must be above 0 and below lease_seconds",
         )
+        _require(self.trash_seconds >= 0, "trash_seconds must not be negative")
         _require(self.clones_per_server >= 1, "clones_per_server must be at least 1")
+        _require(self.moves_total >= 0, "moves_total must not be negative")
+        _require(0 < self.balance_share <= 1, "balance_share must be above 0 and at most 1")
+        _require(0 <= self.replicas_before_ack <= 16, "replicas_before_ack must be 0 to 16")
+        _require(self.shadow_wait_seconds > 0, "shadow_wait_seconds must be above 0")
 
 
 class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     address: str = "127.0.0.1:0"
+    #: The master; or with commas all that may be it, shadow masters included.
     master: str = f"127.0.0.1:{DEFAULT_PORT}"
     rack: str = "default"
     #: "replicated": acknowledged means in the page cache of every live replica.
     durability: str = "replicated"
+    #: Each of the two files of a disk's redo journal.
+    journal_bytes: int = 16 * MIB
     #: New data is refused when a disk has less free than this.
     reserve_bytes: int = 256 * MIB
     #: Blocking disk calls at once, per disk.
@@ -90,12 +120,21 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     scan_seconds: float = 10.0
     #: All blocks are read and verified once in this time.
     scrub_seconds: float = 7 * 24 * 3600.0
+    #: What was written in place and then not again for this long is synced. Until then a
+    #: machine that loses its power has to have it copied from others.
+    mark_seconds: float = 60.0
     #: An exchange in which nothing moves for this long is ended.
     idle_seconds: float = 30.0
+    #: An operation that takes so long is told of in the log.
+    slow_seconds: float = 1.0
+    #: Where /metrics is served, HOST:PORT; empty: nowhere.
+    metrics: str = ""
 
     def check(self) -> None:
         _require(self.durability in ("replicated", "fsync"), "durability: replicated or fsync")
+        _require(self.journal_bytes >= 1024, "journal_bytes must be at least 1024")
         _require(self.disk_threads >= 1, "disk_threads must be at least 1")
+        _require(self.mark_seconds > 0, "mark_seconds must be above 0")
 
 
 class ClientSettings(Settings, frozen=True, kw_only=True):
@@ -120,6 +159,11 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
         _require(self.window_bytes >= BLOCK_BYTES, "window_bytes must be at least 64 KiB")
 
 
+def split_addresses(text: str) -> list[str]:
+    """``a:1,b:2`` as a list, each once."""
+    return list(dict.fromkeys(part for each in text.split(",") if (part := each.strip())))
+
+
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise SettingsError(sentence)
@@ -139,7 +183,7 @@ def load(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values.update(_from_file(file, role))
+        values.update(read_table(file, role))
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     environment = os.environ if environment is None else environment
     for name in fields:
@@ -155,7 +199,8 @@ def load(
     return settings
 
 
-def _from_file(file: Path, role: str) -> dict[str, Any]:
+def read_table(file: Path, role: str) -> dict[str, Any]:
+    """The table of ``role`` in a settings file. Raises SettingsError."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,14 +22,19 @@ the same class of it again on the other side.
     │   ├── LeaseLost                           the primary may not order mutations
     │   ├── FileChanged                         the file was replaced while read
     │   ├── Busy                                a bound was reached, come back later
+    │   │   └── NotEnoughShadows                too few shadow masters to acknowledge
+    │   ├── NotTheMaster (ConnectionError)      a shadow master was asked to change something
     │   └── DeadlineExceeded (TimeoutError)     a wait reached its deadline
+    ├── DrainRefused                            a chunkserver cannot be emptied
     ├── ChunkUnavailable                        no good replica can be reached now
     ├── CorruptReplica                          stored bytes fail their checksum
     ├── DiskFull                                no room on a chunkserver's disk
     ├── DiskFailed                              a disk refuses reads or writes
     ├── WrongClusterKey (PermissionError)       the peer does not hold the key
     ├── WrongCluster (PermissionError)          the peer belongs to another cluster
+    ├── TlsRefused (PermissionError)            no trusted encrypted connection
     ├── ProtocolError (ValueError)              the peer does not speak our wire
+    ├── Deposed                                 a master of a higher term took over
     ├── SettingsError (ValueError)              a setting makes no sense
     └── StartupError                            the process cannot start here
 
@@ -47,7 +52,9 @@ __all__ = [
     "ChunkUnavailable",
     "CorruptReplica",
     "DeadlineExceeded",
+    "Deposed",
     "DirectoryNotEmpty",
+    "DrainRefused",
     "DiskFailed",
     "DiskFull",
     "FileChanged",
@@ -60,13 +67,16 @@ __all__ = [
     "MasterUnavailable",
     "NotADirectory",
     "NotEnoughChunkservers",
+    "NotEnoughShadows",
     "NotFound",
+    "NotTheMaster",
     "ProtocolError",
     "ReplicaUnavailable",
     "Retryable",
     "SettingsError",
     "StaleVersion",
     "StartupError",
+    "TlsRefused",
     "WrongCluster",
     "WrongClusterKey",
     "from_wire",
@@ -81,6 +91,8 @@ class GfsError(Exception):
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
+    #: The request that failed, as the servers' logs name it; empty: not known.
+    request: str = ""
 
     @property
     def message(self) -> str:
@@ -165,9 +177,27 @@ class Busy(Retryable):
     code = "busy"
 
 
+class NotEnoughShadows(Busy):
+    """A mutation may or may not be carried out; the same one, asked for again under
+    the same number, is acknowledged once enough shadow masters have it."""
+
+    code = "not_enough_shadows"
+
+
+class NotTheMaster(Retryable, ConnectionError):
+    code = "not_the_master"
+
+
 class DeadlineExceeded(Retryable, TimeoutError):
     code = "deadline_exceeded"
     http_status = 504
+
+
+class DrainRefused(GfsError):
+    """Goals could not be met, or data would be lost. The message says what to add."""
+
+    code = "drain_refused"
+    http_status = 409
 
 
 class ChunkUnavailable(GfsError, OSError):
@@ -202,9 +232,26 @@ class WrongCluster(GfsError, PermissionError):
     exit_code = 2
 
 
+class TlsRefused(GfsError, PermissionError):
+    """The two sides cannot agree on a connection that is encrypted, or is not; or the
+    certificate of one is not to be trusted."""
+
+    code = "tls"
+    http_status = 502
+    exit_code = 2
+
+
 class ProtocolError(GfsError, ValueError):
     code = "protocol"
     http_status = 502
+
+
+class Deposed(GfsError):
+    """This master's term is over; it serves no more."""
+
+    code = "deposed"
+    http_status = 503
+    exit_code = 2
 
 
 class SettingsError(GfsError, ValueError):

@@ -38,7 +38,11 @@ ACCEPT_BACKLOG = 512
 _ACCEPT_RETRY = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 #: A worker thread with nothing to do ends after this long.
 WORKER_IDLE_SECONDS = 10.0
+#: What copy_file_range says where the kernel cannot do it: the bytes come through here.
+_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
+COPY_BYTES = 1024 * 1024
 _SENDFILE_BYTES_MAX = 0x7FFF_F000
+BOOT_PATH = "/proc/sys/kernel/random/boot_id"
 #: Buffers of one sendmsg (Linux: UIO_MAXIOV).
 _BUFFERS_MAX = 1024
 
@@ -62,6 +66,28 @@ class RealFile:
             view = memoryview(data)
             while done < len(view):
                 done += os.pwrite(self.descriptor, view[done:], offset + done)
+
+    def copy_from(self, source: File, offset: int, count: int) -> None:
+        if not isinstance(source, RealFile):
+            raise TypeError("a real file is copied from a real file")
+        end = offset + count
+        while offset < end:
+            try:
+                done = os.copy_file_range(
+                    source.descriptor, self.descriptor, end - offset, offset, offset
+                )
+            except OSError as error:
+                if error.errno not in _CANNOT_COPY:
+                    raise
+                done = self._copy_some(source, offset, min(COPY_BYTES, end - offset))
+            if not done:
+                raise OSError(errno.EIO, "the file to be copied ended early")
+            offset += done
+
+    def _copy_some(self, source: RealFile, offset: int, count: int) -> int:
+        data = os.pread(source.descriptor, count, offset)
+        self.write(data, offset)
+        return len(data)
 
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size
@@ -307,7 +333,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 
-def _join_address(host: str, port: int) -> str:
+def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -315,7 +341,7 @@ class RealListener:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         host, port = sock.getsockname()[:2]
-        self.address = _join_address(host, port)
+        self.address = join_address(host, port)
 
     async def accept(self) -> Stream:
         while True:
@@ -342,7 +368,7 @@ class RealListener:
             except OSError:
                 sock.close()
                 continue  # gone before we looked at it
-            return RealStream(sock, _join_address(*name[:2]))
+            return RealStream(sock, join_address(*name[:2]))
 
     def close(self) -> None:
         _close(self._socket)
@@ -400,9 +426,23 @@ async def _connect(family: int, kind: int, protocol: int, name: object) -> socke
     return sock
 
 
+def _elapsed_clock() -> int:
+    """The kernel's clock that goes on while the machine is suspended, if there is one."""
+    with contextlib.suppress(AttributeError, OSError):
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.CLOCK_BOOTTIME
+    return time.CLOCK_MONOTONIC
+
+
+_ELAPSED = _elapsed_clock()
+
+
 class RealClock:
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def elapsed(self) -> float:
+        return time.clock_gettime(_ELAPSED)
 
     def time_ns(self) -> int:
         return time.time_ns()
@@ -520,4 +560,16 @@ def real_world() -> World:
         clock=RealClock(),
         random=random.SystemRandom(),
         run_blocking=_run_blocking,
+        boot=_boot(),
     )
+
+
+def _boot() -> str:
+    """The kernel's word. Where there is none to be had, each process is in a boot of its
+    own: what may be lost with the power may be lost with the process, as far as it knows."""
+    try:
+        with open(BOOT_PATH, encoding="ascii") as file:
+            boot = file.read(64).strip()
+    except (OSError, UnicodeDecodeError):
+        boot = ""
+    return boot or os.urandom(16).hex()

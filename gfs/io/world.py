@@ -67,6 +67,10 @@ class File(Protocol):
     def write(self, data: Buffer, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
 
+    def copy_from(self, source: File, offset: int, count: int) -> None:
+        """As a read of ``count`` bytes of ``source``, all there, and a write, at the same
+        ``offset``; the disk may share the blocks between the two."""
+
     def size(self) -> int: ...
 
     def truncate(self, size: int) -> None: ...
@@ -114,7 +118,12 @@ class Clock(Protocol):
     """One machine's idea of time."""
 
     def monotonic(self) -> float:
-        """Seconds, for durations; never goes back."""
+        """Seconds, for durations; never goes back. May stand still while the machine is
+        suspended."""
+
+    def elapsed(self) -> float:
+        """As :meth:`monotonic`, and goes on while the machine is suspended: for what must
+        be over here before it is over by another machine's count."""
 
     def time_ns(self) -> int:
         """Wall clock, for people; may jump."""
@@ -143,6 +152,9 @@ class World:
     #: here, at once in the simulator (a thread would break its clock). Not
     #: abandoned on cancellation: when it returns, the call is over.
     run_blocking: BlockingRunner
+    #: Names the time since the machine was started: while it is the same, nothing that
+    #: was written to its disks is lost. Not the same means that something may be.
+    boot: str
 
     def random_bytes(self, count: int) -> bytes:
         return self.random.randbytes(count)

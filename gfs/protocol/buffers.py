@@ -28,6 +28,10 @@ class BufferPool:
         self._in_use = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
+    @property
+    def in_use(self) -> int:
+        return self._in_use
+
     async def acquire(self, patience: float | None = None) -> mmap.mmap:
         if self._in_use >= self._count_max:
             with trio.move_on_after(float("inf") if patience is None else patience):

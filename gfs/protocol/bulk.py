@@ -11,7 +11,8 @@ Used for the handshake of every connection and for everything to chunkservers.
 from __future__ import annotations
 
 from gfs.blocks import Buffer
-from gfs.errors import ProtocolError, from_wire
+from gfs.diagnostics import request_name, request_of
+from gfs.errors import GfsError, ProtocolError, from_wire
 from gfs.io import File, Stream
 from gfs.protocol.frames import HEADER_BYTES, decode_head, encode_frame, encode_head, split_header
 from gfs.protocol.messages import Failure, Message
@@ -33,6 +34,13 @@ class BulkConnection:
         self.peer_role = ""
         self.peer_id = ""
         self.peer_cluster = ""
+        self.peer_term = 0
+        #: The name of the cluster key that both sides proved to have.
+        self.key = b""
+        #: What was last sent of a failure, for whoever keeps the books.
+        self.failure: GfsError | None = None
+        #: Where the numbers of requests begin that this side makes up on it.
+        self.first_request = 1
         #: Bytes of the body of the last received message not yet taken.
         self.body_bytes = 0
         self._buffer = bytearray(READ_AHEAD_BYTES)
@@ -40,8 +48,15 @@ class BulkConnection:
         self._start = 0
         self._end = 0
         self.closed = False
+        #: In the middle of an exchange, and how many began, as far as who serves them tells;
+        #: whether it is to be ended after this one.
+        self.busy = False
+        self.exchanges = 0
+        self.ending = False
 
     async def send(self, message: Message, body: Buffer = b"") -> None:
+        if type(message) is Failure:
+            self.failure = from_wire(message.code, message.message)
         if len(body) <= READ_AHEAD_BYTES:
             await self.stream.send_all(encode_frame(message, body))
         else:
@@ -91,8 +106,15 @@ class BulkConnection:
         """As ``receive``; a Failure is raised as the error it carries."""
         message = await self.receive()
         if type(message) is Failure:
-            raise from_wire(message.code, message.message, message.server)
+            error = from_wire(message.code, message.message, message.server)
+            error.request = request_name(request_of(message.id))
+            raise error
         return message
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes behind the last message that are here: to take them is not to wait."""
+        return self._end - self._start
 
     async def receive_body(self, target: memoryview) -> None:
         """Fill ``target`` with the next bytes of the body."""

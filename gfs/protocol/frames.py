@@ -17,11 +17,13 @@ import struct
 import msgspec
 
 from gfs.blocks import Buffer
-from gfs.errors import ProtocolError
+from gfs.errors import ProtocolError, TlsRefused
 from gfs.protocol.messages import HEAD_BYTES_MAX, AnyMessage, Message
 
 HEADER = struct.Struct(">II")
 HEADER_BYTES = HEADER.size
+#: How every TLS connection begins (handshake, version 3.x).
+TLS_HELLO = 0x1603
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(AnyMessage)
@@ -47,6 +49,8 @@ def split_header(data: Buffer, at: int = 0) -> tuple[int, int]:
     """Head and body length from the 8 bytes at ``at``; refuses a bad head length."""
     head_bytes, body_bytes = _unpack_header(data, at)
     if not 0 < head_bytes <= HEAD_BYTES_MAX:
+        if head_bytes >> 16 == TLS_HELLO:
+            raise TlsRefused("a TLS connection, but this side has no TLS: see gfs up --help")
         raise ProtocolError(f"a frame with a head of {head_bytes} bytes: not a gfs peer")
     return head_bytes, body_bytes
 

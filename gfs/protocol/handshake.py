@@ -10,18 +10,34 @@
 A proof is a keyed BLAKE2b over both Hellos' fields, both nonces and the side
 that makes it, so it fits one connection only and cannot be reflected. The
 connector may send its first request right behind its proof. This proves
-membership; it does not encrypt or sign what follows.
+membership; it does not encrypt or sign what follows. That is TLS's business: with
+it, all of this is said inside the encrypted connection.
+
+While the cluster key is changed some hold the old one, some the new one, some both.
+The connector names those it holds (``keys``), the acceptor takes the first of its own
+that is among them, and says which: any two that share a key get on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gfs.errors import GfsError, ProtocolError, WrongCluster, WrongClusterKey, from_wire
+from gfs.errors import (
+    GfsError,
+    ProtocolError,
+    TlsRefused,
+    WrongCluster,
+    WrongClusterKey,
+    from_wire,
+)
 from gfs.io import Stream, World
+from gfs.io.real import split_address
+from gfs.io.tls import NotTls, Tls, TlsError
 from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.credentials import Credentials, as_credentials, key_name
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import MAGIC, PROTOCOL_VERSION, Failure, Hello, HelloProof, Message
 
@@ -33,12 +49,26 @@ CONNECT_SECONDS = 2.0
 
 @dataclass
 class Identity:
-    """Who this process is, to its peers. ``cluster`` may become known later."""
+    """Who this process is, to its peers. ``cluster`` may become known later.
 
-    role: str  # "client" | "chunkserver" | "master"
+    ``term`` is a master's own. All others tell the highest they know of and, with
+    ``learns``, hear of a higher one from whomever they meet.
+    """
+
+    role: str  # "client" | "chunkserver" | "master" | "shadow"
     peer: str
-    key: bytes
+    key: bytes | Credentials
     cluster: str = ""
+    term: int = 0
+    learns: bool = True
+
+    @property
+    def credentials(self) -> Credentials:
+        return as_credentials(self.key)
+
+    def met(self, term: int) -> None:
+        if self.learns and term > self.term:
+            self.term = term
 
 
 def _proof(key: bytes, side: bytes, connector: Hello, acceptor: Hello) -> bytes:
@@ -53,13 +83,23 @@ def _proof(key: bytes, side: bytes, connector: Hello, acceptor: Hello) -> bytes:
         acceptor.peer.encode(),
         acceptor.cluster.encode(),
         acceptor.nonce,
+        *_terms(connector.term, acceptor.term),
+        *(connector.keys if acceptor.keys else ()),
+        *acceptor.keys,
     ):
         mac.update(len(field).to_bytes(4, "big"))
         mac.update(field)
     return mac.digest()
 
 
-def _hello(identity: Identity, world: World) -> Hello:
+def _terms(connector: int, acceptor: int) -> tuple[bytes, ...]:
+    """Nothing before the first promotion."""
+    if not (connector or acceptor):
+        return ()
+    return b"%d" % connector, b"%d" % acceptor
+
+
+def _hello(identity: Identity, world: World, keys: list[bytes]) -> Hello:
     return Hello(
         id=0,
         magic=MAGIC,
@@ -68,6 +108,8 @@ def _hello(identity: Identity, world: World) -> Hello:
         peer=identity.peer,
         cluster=identity.cluster,
         nonce=world.random_bytes(NONCE_BYTES),
+        term=identity.term,
+        keys=keys,
     )
 
 
@@ -96,49 +138,71 @@ async def connect(
 ) -> BulkConnection:
     """A connection whose peer has proved that it belongs to the cluster.
 
-    Raises ``ConnectionError``, DeadlineExceeded, ProtocolError,
+    Raises ``ConnectionError``, DeadlineExceeded, ProtocolError, TlsRefused,
     WrongClusterKey or WrongCluster; nothing is left open then.
     """
     with deadline(seconds, f"connection to {address}"):
         stream = await world.network.connect(address)
-    connection = BulkConnection(stream)
     try:
         with deadline(HANDSHAKE_SECONDS, f"hello from {address}"):
-            ours = _hello(identity, world)
+            stream = await _secured(world, stream, address, identity.credentials)
+            connection = BulkConnection(stream)
+            keys = {key_name(key): key for key in identity.credentials.current_keys()}
+            ours = _hello(identity, world, list(keys))
             await connection.send(ours)
             theirs = _check_hello(await connection.receive(), address)
-            expected = _proof(identity.key, b"acceptor", ours, theirs)
-            if not hmac.compare_digest(expected, theirs.proof):
+            chosen = theirs.keys[0] if theirs.keys else ours.keys[0]
+            if chosen not in keys or not hmac.compare_digest(
+                _proof(keys[chosen], b"acceptor", ours, theirs), theirs.proof
+            ):
                 raise WrongClusterKey(
                     f"{address} holds another cluster key: copy the cluster.key "
                     "of its state directory, or check the address"
                 )
             _check_cluster(theirs.cluster, identity.cluster, address)
             await connection.send(
-                HelloProof(id=0, proof=_proof(identity.key, b"connector", ours, theirs))
+                HelloProof(id=0, proof=_proof(keys[chosen], b"connector", ours, theirs))
             )
     except BaseException:
-        connection.close()
+        stream.close()
         raise
+    connection.key = keys[chosen]
+    connection.first_request = int.from_bytes(ours.nonce[:4], "big") << 8
     connection.peer_role = theirs.role
     connection.peer_id = theirs.peer
     connection.peer_cluster = theirs.cluster
+    connection.peer_term = theirs.term
+    identity.met(theirs.term)
     return connection
+
+
+async def _secured(world: World, stream: Stream, address: str, credentials: Credentials) -> Stream:
+    """The same, encrypted, if that is how it is to be. Raises TlsRefused."""
+    if credentials.tls is None:
+        return stream
+    host = split_address(address)[0]
+    try:
+        return await credentials.tls.connect(stream, host, world.run_blocking)
+    except TlsError as error:
+        raise TlsRefused(str(error)) from error
 
 
 async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnection:
     """The other side. Tells the peer why it is refused; closes on every error."""
-    connection = BulkConnection(stream)
     try:
         with deadline(HANDSHAKE_SECONDS, f"hello from {stream.peer}"):
+            if identity.credentials.tls is not None:
+                stream = await _accept_secured(world, stream, identity.credentials.tls)
+            connection = BulkConnection(stream)
             try:
                 theirs = _check_hello(await connection.receive(), stream.peer)
                 _check_cluster(theirs.cluster, identity.cluster, stream.peer)
-                ours = _hello(identity, world)
-                ours.proof = _proof(identity.key, b"acceptor", theirs, ours)
+                key, name = _choose(identity.credentials.current_keys(), theirs.keys)
+                ours = _hello(identity, world, [name] if theirs.keys else [])
+                ours.proof = _proof(key, b"acceptor", theirs, ours)
                 await connection.send(ours)
                 answer = await connection.receive()
-                expected = _proof(identity.key, b"connector", theirs, ours)
+                expected = _proof(key, b"connector", theirs, ours)
                 if not isinstance(answer, HelloProof) or not hmac.compare_digest(
                     expected, answer.proof
                 ):
@@ -147,9 +211,33 @@ async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnec
                 await connection.send(Failure(id=0, code=error.code, message=str(error)))
                 raise
     except BaseException:
-        connection.close()
+        stream.close()
         raise
+    connection.key = key
+    connection.first_request = int.from_bytes(ours.nonce[:4], "big") << 8
     connection.peer_role = theirs.role
     connection.peer_id = theirs.peer
     connection.peer_cluster = theirs.cluster
+    connection.peer_term = theirs.term
+    identity.met(theirs.term)
     return connection
+
+
+def _choose(keys: Sequence[bytes], theirs: list[bytes]) -> tuple[bytes, bytes]:
+    """The first of ``keys`` that the connector has, and its name; else the first."""
+    for key in keys:
+        if key_name(key) in theirs:
+            return key, key_name(key)
+    return keys[0], key_name(keys[0])
+
+
+async def _accept_secured(world: World, stream: Stream, tls: Tls) -> Stream:
+    """Raises TlsRefused; a peer without TLS is told so in its own way."""
+    try:
+        return await tls.accept(stream, world.run_blocking)
+    except NotTls as error:
+        refusal = TlsRefused(str(error))
+        await BulkConnection(stream).send(Failure(id=0, code=refusal.code, message=str(refusal)))
+        raise refusal from error
+    except TlsError as error:
+        raise TlsRefused(str(error)) from error

@@ -24,6 +24,7 @@ from typing import ClassVar, Union, get_args
 import msgspec
 
 from gfs.blocks import CHUNK_BYTES, KIB, MIB
+from gfs.protocol.records import FRAME_BYTES_MAX
 
 PROTOCOL_VERSION = 1
 MAGIC = "gfs1"
@@ -36,9 +37,17 @@ PACKET_BYTES_MAX = 1 * MIB
 PACKETS_IN_FLIGHT_MIN = 4
 #: Replica reports: packed records, 16 bytes each, at most this many a batch.
 REPORT_RECORDS_MAX = 4096
+#: In a report: the replica may lack what was last written, since its machine lost its
+#: power. No chunk is that long.
+FORGETFUL = 1 << 31
 PATH_BYTES_MAX = 4096
 #: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
+#: What a file may carry beside its bytes: so many attributes, with names and values
+#: of so many bytes of UTF-8 together. See gfs.protocol.attributes.
+ATTRIBUTES_MAX = 16
+ATTRIBUTES_BYTES_MAX = 1024
+FILE_DIGEST_BYTES = 16
 #: Chunk rows a reply carries at most (each below 128 bytes, servers apart).
 LOCATE_CHUNKS_MAX = 256
 
@@ -68,6 +77,12 @@ class Entry(Part):
     created_ns: int
     modified_ns: int
     chunks: int = 0
+    #: See gfs.blocks.FileDigest; empty when it is not known.
+    digest: bytes = b""
+    #: What its writer gave the file to keep.
+    attributes: dict[str, str] = msgspec.field(default_factory=dict)
+    #: Records are appended: the replicas of its last chunk may know of a greater length.
+    appended: bool = False
 
 
 class ServerAddress(Part):
@@ -122,6 +137,26 @@ class ReplicaName(Part):
     version: int
 
 
+class AppendedChunk(Part):
+    """A chunk that records were appended to: every replica of ``version`` holds
+    ``length`` bytes."""
+
+    handle: int
+    version: int
+    inode: int
+    length: int
+
+
+class Scrub(Part):
+    """How far a chunkserver's reading of everything is."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    #: When this pass began, and the last whole one ended; -1: not yet.
+    began_ms: int = -1
+    ended_ms: int = -1
+
+
 class ServerStatus(Part):
     id: str
     address: str
@@ -130,6 +165,14 @@ class ServerStatus(Part):
     heartbeat_age_ms: int
     chunks: int
     disks: list[Disk]
+    #: "" | "draining" | "drained": then it can be stopped.
+    drain: str = ""
+    #: Of one that is drained: chunks that still need it, and uploads under way to it.
+    drain_chunks: int = 0
+    drain_uploads: int = 0
+    scrub: Scrub = msgspec.field(default_factory=Scrub)
+    #: Of the chunks that still need it: lost ones, of which it has the remains.
+    drain_lost: int = 0
 
 
 class ClusterTotals(Part):
@@ -146,6 +189,49 @@ class ClusterTotals(Part):
     repairs_queued: int
     #: Corrupt replicas found since the cluster was made, healed or not.
     corruptions: int = 0
+    #: What was deleted and can be undeleted: how often, and what it has. None of it
+    #: is in the counts above, only in ``chunks``.
+    trash_rows: int = 0
+    trash_files: int = 0
+    trash_bytes: int = 0
+    #: Bytes that files share with others (snapshots): counted in ``bytes`` for each
+    #: of them, stored once.
+    shared_bytes: int = 0
+    #: Copies for draining and rebalancing, of chunks that are at their goal.
+    moves_active: int = 0
+    moves_queued: int = 0
+    #: The highest goal that a chunk is below of; 0: none is.
+    goal_unmet: int = 0
+    #: Of the lost: chunks of which all replicas there are damaged. They are being put
+    #: together from what is good in these, or cannot be from what is there.
+    salvages: int = 0
+    beyond_repair: int = 0
+    #: Of the corrupt: those that are all that is left of a lost chunk.
+    corrupt_kept: int = 0
+
+
+class TrashEntry(Part):
+    """What was deleted, as a whole, by one delete, and can be undeleted."""
+
+    path: str
+    inode: int
+    kind: str  # "file" | "directory"
+    length: int  # bytes; of a directory in all files below it, -1 while it is counted
+    files: int  # the same
+    deleted_ns: int
+    until_ns: int
+
+
+class ShadowStatus(Part):
+    """A shadow master as its master sees it."""
+
+    address: str
+    #: "following" | "not counted" (it follows, and replicas_before_ack waits for others
+    #: until those know of it) | "away"
+    state: str
+    sequence: int  # the last operation that it has on disk; -1: not known
+    #: For how long it has been without the newest operation; -1: not known.
+    behind_ms: int
 
 
 class GarbageReplica(Part):
@@ -154,7 +240,9 @@ class GarbageReplica(Part):
     server: str
     handle: int
     version: int
-    kind: str  # "orphaned" | "stale" | "corrupt"
+    kind: str  # "orphaned" | "stale" | "forgetful" | "corrupt"
+    #: Its chunk has too few good replicas for it to go.
+    kept: bool = False
 
 
 class FsckChunk(Part):
@@ -169,6 +257,8 @@ class FsckChunk(Part):
     servers: list[int]
     lease_ms: int = 0
     primary: str = ""
+    #: Without any good replica: who has a damaged one.
+    damaged: list[int] = []
 
 
 # --- the handshake -----------------------------------------------------------
@@ -179,11 +269,16 @@ class Hello(Message, tag=1):
 
     magic: str
     version: int
-    role: str  # "client" | "chunkserver" | "master"
+    role: str  # "client" | "chunkserver" | "master" | "shadow"
     peer: str  # the sender's own id
     cluster: str  # "" while the sender does not know it yet
     nonce: bytes
     proof: bytes = b""
+    #: The master's own term; of all others the highest they know of.
+    term: int = 0
+    #: Names of cluster keys (8 bytes each): the connector's own; of the acceptor the
+    #: one that both prove to have.
+    keys: list[bytes] = msgspec.field(default_factory=list)
 
 
 class HelloProof(Message, tag=2):
@@ -260,6 +355,13 @@ class DiskUsageReply(Message, tag=17):
     directories: int
     bytes: int
     replicated_bytes: int
+    #: What was deleted at and below ``path`` and can be undeleted.
+    trash_files: int = 0
+    trash_bytes: int = 0
+    #: Of ``bytes`` and ``replicated_bytes``: what other files have too, here or
+    #: elsewhere (snapshots and what they were made of). Deleting frees the rest.
+    shared_bytes: int = 0
+    shared_replicated_bytes: int = 0
 
 
 class Status(Message, tag=18):
@@ -267,10 +369,21 @@ class Status(Message, tag=18):
 
 
 class StatusReply(Message, tag=19):
+    """``master`` is where the master is, if this comes from a shadow; its ``totals``
+    of replicas are the master's, as far as it was told."""
+
     cluster: str
     epoch: int
     servers: list[ServerStatus]
     totals: ClusterTotals
+    role: str = "master"  # "master" | "shadow"
+    term: int = 0
+    sequence: int = 0
+    master: str = ""
+    behind_operations: int = 0
+    behind_ms: int = 0
+    shadows: list[ShadowStatus] = []
+    replicas_before_ack: int = 0
 
 
 class FsckPage(Message, tag=20):
@@ -360,7 +473,9 @@ class Publish(Message, tag=36):
 
     The body is a msgpack ``list[PublishedChunk]`` whose ``servers`` index the
     ``servers`` field. ``replace`` swaps out a file of that name. Missing
-    parents are made if ``parents``.
+    parents are made if ``parents``; if ``below`` is not empty, only below that
+    directory, which must be there. ``expect`` is -1, or what must be at the path
+    instead of what ``replace`` allows: 0, nothing; else the file of that inode.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = 16 * MIB
@@ -372,6 +487,10 @@ class Publish(Message, tag=36):
     replace: bool
     parents: bool
     servers: list[str]
+    digest: bytes = b""
+    attributes: dict[str, str] = msgspec.field(default_factory=dict)
+    expect: int = -1
+    below: str = ""
 
 
 class PublishReply(Message, tag=37):
@@ -401,21 +520,119 @@ class Rename(Message, tag=41):
 
 
 class Delete(Message, tag=42):
+    """``expect`` is -1, or the inode that must be at the path. ``now``: it cannot
+    be undeleted."""
+
     client: str
     sequence: int
     path: str
     recursive: bool
+    expect: int = -1
+    now: bool = False
+
+
+class ListTrash(Message, tag=100):
+    """What was deleted at and below ``path``, by path, then by time, in pages.
+
+    ``cursor`` is empty first, then what the last reply said; an empty ``cursor``
+    in the reply ends it.
+    """
+
+    path: str
+    cursor: bytes
+    limit: int
+
+
+class ListTrashReply(Message, tag=101):
+    entries: list[TrashEntry]
+    cursor: bytes
+
+
+class Undelete(Message, tag=102):
+    """Answered by StatReply. Of what was deleted under ``path`` the last one, or the
+    one with ``inode`` if that is not 0, gets its name again, or that of ``target``
+    if it is not empty. Missing parents are made."""
+
+    client: str
+    sequence: int
+    path: str
+    target: str = ""
+    inode: int = 0
+
+
+class EmptyTrash(Message, tag=103):
+    """What was deleted under ``path`` (and below it, if ``recursive``; only the one
+    with ``inode``, if that is not 0) goes now. A bounded number for each request:
+    to be asked again while the reply says that there is ``more``."""
+
+    client: str
+    sequence: int
+    path: str
+    recursive: bool = False
+    inode: int = 0
+
+
+class EmptyTrashReply(Message, tag=104):
+    rows: int
+    more: bool
+
+
+class SetReplication(Message, tag=105):
+    """A file gets another goal, 0: the cluster's default. Answered by StatReply;
+    copies are made, or given up, afterwards."""
+
+    client: str
+    sequence: int
+    path: str
+    replication: int
+
+
+class Snapshot(Message, tag=106):
+    """``target`` becomes a copy of ``source``, a file or a directory with all that is
+    in it, as it is at one instant (the paper, 3.4). Missing parents of ``target`` are
+    made if ``parents``. To be asked again, the same, until it is ``done``."""
+
+    client: str
+    sequence: int
+    source: str
+    target: str
+    parents: bool = False
+
+
+class SnapshotReply(Message, tag=107):
+    """What was copied until now."""
+
+    done: bool
+    files: int
+    directories: int
+    bytes: int  # of the files; their chunks are shared
 
 
 # --- client to master: mutating a file in place --------------------------------
 
 
+class Drain(Message, tag=120):
+    """Empty a chunkserver (by id or address), so that it can be stopped; or, with
+    ``cancel``, do not. ``fewer_racks`` accepts that replicas are in fewer racks.
+    DrainRefused if it is impossible."""
+
+    server: str
+    cancel: bool = False
+    fewer_racks: bool = False
+
+
+class DrainReply(Message, tag=121):
+    server: ServerStatus
+
+
 class AcquireLease(Message, tag=45):
-    """Who is primary for chunk ``index`` of ``inode``, now.
+    """Who is primary for chunk ``index`` of ``inode``, now. The file loses its
+    digest before the answer.
 
     ``index`` one past the last chunk adds an empty chunk. ``version`` says that
     the chain of that version broke, ``failed`` at which servers: a new version is
-    granted to the others.
+    granted to the others. ``append``: records will be appended, from now on the
+    file's length is what the replicas of its last chunk say.
     """
 
     client: str
@@ -424,6 +641,7 @@ class AcquireLease(Message, tag=45):
     index: int
     version: int
     failed: list[str]
+    append: bool = False
 
 
 class LeaseReply(Message, tag=46):
@@ -464,6 +682,7 @@ class Register(Message, tag=60):
     rack: str
     disks: list[Disk]
     sequence: int  # the highest operation-log sequence it has seen
+    term: int = 0  # the term of the master that it saw it of
 
 
 class RegisterReply(Message, tag=61):
@@ -473,7 +692,8 @@ class RegisterReply(Message, tag=61):
 
 
 class ReportReplicas(Message, tag=62):
-    """The body is packed records: handle u64, version u32, length u32, big-endian.
+    """The body is packed records: handle u64, version u32, length u32, big-endian; the
+    highest bit of the length says that the replica is ``FORGETFUL``.
 
     Answered by Orders. ``complete`` marks the last batch of a registration.
     """
@@ -490,6 +710,9 @@ class Heartbeat(Message, tag=63):
     chunks: int
     bad: list[BadReplica]
     leases: list[int]  # handles under lease here that were mutated lately
+    #: Chunks that this server appended to as primary since it last told.
+    appended: list[AppendedChunk] = []
+    scrub: Scrub = msgspec.field(default_factory=Scrub)
 
 
 class Orders(Message, tag=64):
@@ -504,6 +727,8 @@ class Orders(Message, tag=64):
     delete: list[ReplicaName]
     extend_leases: list[int]
     lease_ms: int
+    #: Where the master's shadows are: one of them may be the next master.
+    masters: list[str] = []
 
 
 # --- master to chunkserver ------------------------------------------------------
@@ -514,24 +739,182 @@ class GrantLease(Message, tag=70):
 
     Idempotent. ``lease_ms`` > 0 makes this server the primary; the empty
     replica of a chunk just added is made when ``version`` is 0.
+
+    A forgetful replica refuses, unless it is to be ``believed``, for want of a better
+    one: then it is no longer forgetful, and has ``length`` bytes at least, zeros where
+    it had none.
     """
 
     handle: int
     version: int
     new_version: int
     lease_ms: int
+    believed: bool = False
+    length: int = 0
 
 
 class RevokeLease(Message, tag=71):
+    """Order no more mutations of the chunk. One under way may take ``patience_ms``
+    to end."""
+
     handle: int
+    patience_ms: int = 0
 
 
 class CloneChunk(Message, tag=72):
-    """Copy a replica from one of ``sources``; answered by Done when it is whole."""
+    """Copy a replica from one of ``sources``; answered by Done when it is whole.
+
+    With ``salvage`` none is whole: one of at least ``length`` bytes is to be made good
+    with blocks of the others, and of the one that may be at the target.
+    """
 
     handle: int
     version: int
     sources: list[str]  # addresses
+    salvage: bool = False
+    length: int = 0
+
+
+class CopyChunk(Message, tag=73):
+    """Make a copy of the replica here, as a replica of the chunk ``target``, which no
+    file has yet; durably. ``lease_ms`` > 0 makes this server its primary."""
+
+    handle: int
+    version: int
+    target: int
+    target_version: int
+    lease_ms: int
+
+
+# --- masters among themselves ---------------------------------------------------
+
+
+class Follow(Message, tag=90):
+    """A shadow master has applied the log up to ``sequence``, whose row has the
+    checksum ``chain``. Sequence 0: it has nothing."""
+
+    address: str  # where the shadow serves
+    term: int
+    sequence: int
+    chain: int
+
+
+class FollowReply(Message, tag=91):
+    """LogRows follow, unless a ``copy`` must be fetched first: the shadow's
+    history is another one, or the log does not reach back to it."""
+
+    copy: bool
+    term: int
+    sequence: int
+    chunkservers_ms: int  # a chunkserver's heartbeat
+
+
+class ReadCopy(Message, tag=92):
+    """Piece ``number`` of a copy of the store as it is when piece 0 is asked for.
+    Pieces are asked for in order."""
+
+    number: int
+
+
+class CopyPiece(Message, tag=93):
+    """The body is a msgpack array of keys and values in turn, of ``database``;
+    ``sums`` is its checksum. The ``last`` has none: ``sums`` is the checksum of all
+    pieces, ``state`` the store's counters."""
+
+    BODY_BYTES_MAX: ClassVar[int] = 64 * MIB
+    database: str
+    last: bool
+    sums: bytes
+    state: bytes = b""
+    cluster: str = ""
+
+
+class LogRows(Message, tag=94):
+    """From the master: rows of the log from ``first`` on. The body is a msgpack
+    array: of rows, each [the row, the answer]; and of what is known of locations,
+    each [handle, [server id]]. Sent at least every second. Answered by LogAck when
+    the rows are on the shadow's disk.
+
+    ``sequence`` is the newest there is; when the rows reach to it, ``state`` are the
+    counters that the shadow must have come to as well.
+    """
+
+    BODY_BYTES_MAX: ClassVar[int] = 64 * MIB
+    first: int
+    sequence: int
+    state: bytes
+    #: Where the other shadows are.
+    peers: list[str]
+    totals: ClusterTotals
+
+
+class LogAck(Message, tag=95):
+    sequence: int
+
+
+class Position(Message, tag=96):
+    """Who are you, and how far have you come?"""
+
+
+class PositionReply(Message, tag=97):
+    role: str  # "master" | "shadow" | "copying"
+    term: int
+    sequence: int
+    chain: int
+    #: The master that it follows just now.
+    follows: str = ""
+    #: The highest term that it promised, and all to whom: those that were not followed
+    #: or released yet.
+    promised: int = 0
+    promised_to: list[str] = []
+    #: The term that it may be about to begin.
+    beginning: int = 0
+    #: It was the master of ``term`` and handed over to the shadow here.
+    heir: str = ""
+
+
+class Bind(Message, tag=122):
+    """From a shadow at ``address`` that is to be promoted to ``term``: follow no master
+    of a lower one from now on. Refused by a shadow that follows one, without ``leave``.
+    The PositionReply tells what it had promised before, and all it has on disk: it
+    acknowledges nothing more to those.
+
+    It asks ``address`` from time to time, and is free again when that says that it is
+    not about to begin ``term`` and did not.
+    """
+
+    term: int
+    address: str
+    leave: bool
+
+
+class ForgetShadow(Message, tag=123):
+    """From an operator: the shadow master at ``address`` is lost for good. It does not
+    count any more for ``replicas_before_ack``; what it has is not to be promoted."""
+
+    address: str
+
+
+class Retire(Message, tag=98):
+    """From a shadow that is to be promoted to ``term``: end what is under way, take
+    no more, and answer when this shadow has all of it. The master is a shadow of
+    ``address`` from then on, and has promised it ``term`` as by Bind."""
+
+    term: int
+    address: str
+
+
+class Promote(Message, tag=99):
+    """From an operator: be the master from now on. Without ``force`` it is refused
+    if operations that were acknowledged could be lost."""
+
+    force: bool
+
+
+class PromoteReply(Message, tag=89):
+    term: int
+    sequence: int
+    message: str  # for the operator
 
 
 # --- to a chunkserver, bulk and control ----------------------------------------
@@ -539,18 +922,20 @@ class CloneChunk(Message, tag=72):
 
 class VerifyChunk(Message, tag=80):
     """Read all of a replica's blocks against their sums; only tell its state
-    as it is known when ``blocks`` is false."""
+    as it is known when ``blocks`` is false. Tell the sums, too, if ``sums``."""
 
     handle: int
     version: int
     blocks: bool = True
+    sums: bool = False
 
 
 class VerifyReply(Message, tag=81):
-    state: str  # "good" | "corrupt" | "missing" | "stale"
+    state: str  # "good" | "corrupt" | "missing" | "stale" | "forgetful"
     version: int
     length: int
     bad_blocks: list[int]
+    sums: bytes = b""
 
 
 class ReadChunk(Message, tag=82):
@@ -609,6 +994,8 @@ class Packet(Message, tag=85):
     head included. Servers pass acknowledgements on up to two packets late: a
     sender must allow at least ``PACKETS_IN_FLIGHT_MIN`` before it waits for one,
     or ask with ``flush`` for all that are due up to this packet.
+
+    ``hole``: instead of a body, so many zeros, at the replica's end.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = PACKET_BYTES_MAX
@@ -616,6 +1003,7 @@ class Packet(Message, tag=85):
     last: bool
     sums: bytes
     flush: bool = False
+    hole: int = 0
 
 
 class PacketAck(Message, tag=86):
@@ -627,6 +1015,26 @@ class PacketAck(Message, tag=86):
     length: int
 
 
+class AppendRecords(Message, tag=87):
+    """To the primary, for the end of a chunk under lease: the body is frames (see
+    :mod:`gfs.protocol.records`), each of which is to be there whole."""
+
+    BODY_BYTES_MAX: ClassVar[int] = FRAME_BYTES_MAX
+    handle: int
+    version: int
+    inode: int
+    chain: list[ServerAddress]  # the secondaries
+
+
+class AppendReply(Message, tag=88):
+    """Every replica holds the first ``placed`` frames, one after another from
+    ``offset`` of the chunk on. The others did not fit: the chunk is ``full``."""
+
+    offset: int
+    placed: int
+    full: bool
+
+
 AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     Hello, HelloProof, Failure, Done, Ping,
     Stat, StatReply, List, ListReply, Locate, LocateReply,
@@ -635,8 +1043,13 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     Reserve, ReserveReply, Recover, RecoverReply, Reclaim, Release, Publish, PublishReply,
     MakeDirectory, Rename, Delete, AcquireLease, LeaseReply, SetLength, ReportReplica,
     Register, RegisterReply, ReportReplicas, Heartbeat, Orders,
-    GrantLease, RevokeLease, CloneChunk,
+    GrantLease, RevokeLease, CloneChunk, CopyChunk,
+    ListTrash, ListTrashReply, Undelete, EmptyTrash, EmptyTrashReply,
+    SetReplication, Snapshot, SnapshotReply, Drain, DrainReply,
+    Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
+    Bind, Retire, Promote, PromoteReply, ForgetShadow,
     VerifyChunk, VerifyReply, ReadChunk, ReadReply, WriteChunk, Packet, PacketAck,
+    AppendRecords, AppendReply,
 ]  # fmt: skip
 
 ALL_MESSAGES: tuple[type[Message], ...] = get_args(AnyMessage)
@@ -646,4 +1059,6 @@ REPLIES: tuple[type[Message], ...] = (
     Failure, Done, StatReply, ListReply, LocateReply, DiskUsageReply, StatusReply,
     FsckPageReply, ListGarbageReply, ReserveReply, RecoverReply, PublishReply,
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
+    ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply,
+    FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply,
 )  # fmt: skip

@@ -29,6 +29,14 @@ import outcome
 import trio
 
 from gfs.blocks import Buffer
+from gfs.diagnostics import (
+    CALL_BITS,
+    CALL_MASK,
+    REQUEST_MASK,
+    request,
+    request_name,
+    request_of,
+)
 from gfs.errors import DeadlineExceeded, GfsError, InvalidArgument, ProtocolError, from_wire
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
@@ -64,6 +72,7 @@ class Rpc:
         self.peer_role = connection.peer_role
         self.peer_id = connection.peer_id
         self.peer_cluster = connection.peer_cluster
+        self.peer_term = connection.peer_term
         self._stream = connection.stream
         self._read_ahead = connection.take_read_ahead()
         self._handler = handler
@@ -72,6 +81,8 @@ class Rpc:
         self._writer_parked: trio.lowlevel.Task | None = None
         self._room = trio.Event()
         self._ids = itertools.count(1)
+        #: For calls that are made for no request of somebody else.
+        self._requests = itertools.count(connection.first_request)
         self._calls: dict[int, tuple[trio.lowlevel.Task, float, str]] = {}
         self._queued_callers = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
@@ -178,7 +189,8 @@ class Rpc:
                 await self._queued_callers.park()
         if self.closed:
             raise self._ended()
-        request_id = message.id = next(self._ids)
+        of = request.get() or next(self._requests) & REQUEST_MASK
+        request_id = message.id = of << CALL_BITS | next(self._ids) & CALL_MASK
         frame = _encode(message, body)
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -205,6 +217,7 @@ class Rpc:
             for number in late:
                 task, _, name = self._calls.pop(number)
                 error = DeadlineExceeded(f"no answer from {self.peer} to {name}")
+                error.request = request_name(request_of(number))
                 trio.lowlevel.reschedule(task, outcome.Error(error))
                 self._queued_callers.unpark()
 
@@ -216,6 +229,7 @@ class Rpc:
         self._queued_callers.unpark()
         if type(message) is Failure:
             error = from_wire(message.code, message.message, message.server)
+            error.request = request_name(request_of(message.id))
             trio.lowlevel.reschedule(task, outcome.Error(error))
         else:
             trio.lowlevel.reschedule(task, outcome.Value((message, body)))
