@@ -1,0 +1,141 @@
+"""What processes tell of themselves: which request it was, and what happened.
+
+*Request ids.* Whatever a client is asked to do gets a number of 40 bits, and every
+message that is sent for it carries it: the upper bits of a message's ``id``, whose
+lower 24 count the calls of one connection. A server takes it from the message and
+passes it on with what it asks of others in turn. Log lines and errors name it, ten hex
+digits, so one ``grep`` follows a request through all processes. What a server does
+unasked gets a number as well, when it first asks another.
+
+*Events.* What the paper counts as significant (5.3) has a name and fields beside its
+words: ``log.warning("…", extra=event("server_dead", server="…"))``. The text log shows
+the words, the JSON log everything, one object a line.
+
+Costs 0.1 µs per message; nothing is formatted that nobody reads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+from gfs.errors import GfsError
+
+REQUEST_BITS = 40
+CALL_BITS = 24
+REQUEST_MASK = (1 << REQUEST_BITS) - 1
+CALL_MASK = (1 << CALL_BITS) - 1
+
+#: The request that the present task works for; 0: none that is known.
+request: ContextVar[int] = ContextVar("gfs_request", default=0)
+
+
+def request_name(number: int) -> str:
+    """As people see it."""
+    return f"{number:010x}"
+
+
+def request_of(message_id: int) -> int:
+    """The request that a message belongs to; 0: none."""
+    return message_id >> CALL_BITS & REQUEST_MASK
+
+
+def message_id() -> int:
+    """The id of a message that opens an exchange for the present request."""
+    return request.get() << CALL_BITS
+
+
+class working_for:
+    """The block works for this request; by hand, since that is cheaper."""
+
+    __slots__ = ("_number", "_token")
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        self._token = request.set(self._number)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        request.reset(self._token)
+
+
+class asked_for(working_for):
+    """The same for a request of this process' own: errors that leave the block name it.
+
+    An async generator works for the request of whoever takes its next step, so one that
+    has a request of its own enters this block around each wait; never around a ``yield``.
+    """
+
+    __slots__ = ()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, GfsError):
+            error.request = request_name(self._number)
+
+
+def event(name: str, **fields: object) -> dict[str, Any]:
+    """The ``extra`` of a log line that tells of a significant event."""
+    return {"gfs_event": name, "gfs_fields": fields}
+
+
+class TextFormatter(logging.Formatter):
+    """For people: the request in brackets at the end, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        number = request.get()
+        return f"{line} [{request_name(number)}]" if number else line
+
+
+class JsonFormatter(logging.Formatter):
+    """For programs: one object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        number = request.get()
+        if number:
+            line["request"] = request_name(number)
+        name = getattr(record, "gfs_event", None)
+        if name is not None:
+            line["event"] = name
+            for key, value in record.__dict__["gfs_fields"].items():
+                line.setdefault(key, value)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
+
+
+def start_logging(level: str, form: str = "text") -> None:
+    """Log to stderr from ``level`` on, in one of ``FORMATTERS``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(FORMATTERS[form]())
+    logging.basicConfig(handlers=[handler], level=level.upper())
