@@ -7,14 +7,15 @@ one without a moment in which neither is there.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 from gfs.blocks import BLOCK_BYTES, MIB, block_sums
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import State
-from gfs.chunkserver.store import Disk, map_disk_error
+from gfs.chunkserver.replacing import new_replica
+from gfs.chunkserver.salvage import salvage
+from gfs.chunkserver.store import Disk
+from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,
     ChunkUnavailable,
@@ -54,7 +55,7 @@ async def clone(node: Node, order: CloneChunk) -> None:
         raise Busy(f"chunk {order.handle:016x} is being copied to this server already")
     node.cloning.add(order.handle)
     try:
-        await _clone_from_any(node, order)
+        await (salvage(node, order) if order.salvage else _clone_from_any(node, order))
     finally:
         node.cloning.discard(order.handle)
 
@@ -64,6 +65,18 @@ async def _clone_from_any(node: Node, order: CloneChunk) -> None:
     for source in order.sources:
         try:
             await _clone_from(node, order, source)
+            log.info(
+                "copied chunk %016x version %d from %s",
+                order.handle,
+                order.version,
+                source,
+                extra=event(
+                    "replica_copied",
+                    chunk=f"{order.handle:x}",
+                    version=order.version,
+                    source=source,
+                ),
+            )
             return
         except ConnectionError as error:
             last = ChunkUnavailable(f"chunk {order.handle:016x} from {source}: {error}")
@@ -89,23 +102,9 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
         if await _is_good_already(node, order, length):
             clean = True
             return
-        disk = node.store.pick_disk()
-        path = disk.chunk_path(order.handle) + ".clone"
-        try:
-            file = ChunkFile.create(node.world.files, path, order.handle, order.version)
-            try:
-                await _copy(node, connection, disk, file, length)
-                await node.store.run(disk, file.commit, True)
-            finally:
-                file.close()
-            state = State(0, order.version, length, b"")
-            await node.store.install(order.handle, disk, path, state)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                node.world.files.unlink(path)
-            if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):
-                raise map_disk_error(error, f"clone of {order.handle:016x}") from error
-            raise
+        disk, what = node.store.pick_disk(), f"clone of {order.handle:016x}"
+        async with new_replica(node, disk, order.handle, order.version, what) as file:
+            await _copy(node, connection, disk, file, length)
         clean = True
     except (CorruptReplica, NotFound, StaleVersion) as error:
         error.__dict__["server"] = connection.peer_id
@@ -120,7 +119,7 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
 async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
     with deadline(STEP_SECONDS, "length of the replica"):
         await connection.send(
-            VerifyChunk(id=1, handle=order.handle, version=order.version, blocks=False)
+            VerifyChunk(id=message_id(), handle=order.handle, version=order.version, blocks=False)
         )
         reply = await connection.receive_reply()
     if not isinstance(reply, VerifyReply):
@@ -129,10 +128,10 @@ async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
         raise NotFound(f"chunk {order.handle:016x}: the source has no such replica")
     if reply.state == "corrupt":
         raise CorruptReplica(f"chunk {order.handle:016x}: the source's replica is damaged")
-    if reply.version != order.version:
+    if reply.state == "forgetful" or reply.version != order.version:
         raise StaleVersion(
-            f"chunk {order.handle:016x}: the source has version {reply.version}, "
-            f"wanted is {order.version}"
+            f"chunk {order.handle:016x}: the source has a {reply.state} replica of version "
+            f"{reply.version}, wanted is {order.version}"
         )
     return reply.length
 
@@ -159,7 +158,11 @@ async def _fetch(
     with deadline(STEP_SECONDS, "blocks of the replica"):
         await connection.send(
             ReadChunk(
-                id=1, handle=file.handle, version=file.version, offset=offset, length=len(view)
+                id=message_id(),
+                handle=file.handle,
+                version=file.version,
+                offset=offset,
+                length=len(view),
             )
         )
         reply = await connection.receive_reply()

@@ -135,30 +135,39 @@ def whole_blocks(length: int) -> int:
     return length // BLOCK_BYTES
 
 
-# --- the redo record of a write over existing bytes ---------------------------
-#
-# A crash in the middle of a write inside a block leaves a mix of old and new
-# bytes that no sum fits. Before such a write, the packet goes to `<chunk>.redo`
-# as a whole: recovery applies it again. A redo file that is not whole means
-# that the chunk file was not touched yet.
+def was_never_saved(head: Buffer) -> bool:
+    """Whether this is the head of a file into which no state was written, or only a
+    part of the first one: each of its sectors is whole or was not written at all."""
+    identity = bytes(head[: _IDENTITY.size + SUM_BYTES])
+    slots = [bytes(head[at : at + SLOT_BYTES]) for at in SLOT_OFFSETS]
+    written = [slot for slot in slots if any(slot)]
+    if any(identity) and (written or identity[-SUM_BYTES:] != block_sum(identity[:-SUM_BYTES])):
+        return False
+    return len(written) < 2 and all(decode_slot(slot) is not None for slot in written)
 
 
-def redo_path(path: str) -> str:
-    """Where the redo record of the chunk file at ``path`` is."""
-    return path + ".redo"
+# --- a record of the redo journal ---------------------------------------------
 
 
-_REDO = struct.Struct(">8sQIIIIQ")
-REDO_MAGIC = b"GFSREDO1"
+_REDO = struct.Struct(">8sQQQIIIIQ")
+REDO_MAGIC = b"GFSREDO2"
 
 
 class Redo(NamedTuple):
-    """``sums`` are those of all blocks the data touches, after the write."""
+    """What makes one state of a replica out of the one before it.
+
+    ``sums`` are those of all blocks from the one with ``offset`` on that change,
+    as they are afterwards; ``data`` what is to be written at ``offset``. Bytes that
+    were appended, and are on the disk, come without data. Version 0 is no state: the
+    replica was deleted.
+    """
 
     handle: int
+    base: int  # the number of the state before; 0: the replica is new
+    sequence: int  # the number of this state
     version: int
     offset: int
-    length: int  # of the replica, after the write
+    length: int  # of the replica, afterwards
     sums: bytes
     data: bytes
 
@@ -167,6 +176,8 @@ def encode_redo(redo: Redo) -> bytes:
     head = _REDO.pack(
         REDO_MAGIC,
         redo.handle,
+        redo.base,
+        redo.sequence,
         redo.version,
         redo.offset,
         redo.length,
@@ -177,17 +188,25 @@ def encode_redo(redo: Redo) -> bytes:
     return record + block_sum(record)
 
 
-def decode_redo(record: bytes, handle: int) -> Redo | None:
-    """The record, or None if it is not whole or not this chunk's."""
-    if len(record) < _REDO.size + SUM_BYTES:
+def redo_bytes(redo: Redo) -> int:
+    """How long the record is."""
+    return _REDO.size + len(redo.sums) + len(redo.data) + SUM_BYTES
+
+
+def decode_redo(journal: Buffer, at: int = 0) -> Redo | None:
+    """The record at ``at``, or None if there is no whole one."""
+    if len(journal) < at + _REDO.size + SUM_BYTES:
         return None
-    magic, found, version, offset, length, sums_bytes, data_bytes = _REDO.unpack_from(record)
-    end = _REDO.size + sums_bytes + data_bytes
-    if magic != REDO_MAGIC or found != handle or len(record) < end + SUM_BYTES:
-        return None
-    if block_sum(record[:end]) != record[end : end + SUM_BYTES]:
-        return None
-    sums_end = _REDO.size + sums_bytes
-    return Redo(
-        handle, version, offset, length, record[_REDO.size : sums_end], record[sums_end:end]
+    magic, handle, base, sequence, version, offset, length, sums_bytes, data_bytes = (
+        _REDO.unpack_from(journal, at)
     )
+    sums_at = at + _REDO.size
+    data_at = sums_at + sums_bytes
+    end = data_at + data_bytes
+    if magic != REDO_MAGIC or len(journal) < end + SUM_BYTES:
+        return None
+    with memoryview(journal) as view:
+        if block_sum(view[at:end]) != view[end : end + SUM_BYTES]:
+            return None
+        sums, data = bytes(view[sums_at:data_at]), bytes(view[data_at:end])
+    return Redo(handle, base, sequence, version, offset, length, sums, data)

@@ -1,9 +1,12 @@
 """Who this chunkserver is, kept on each of its disks, and what it must not forget.
 
 ``server.json`` holds the server's id, the cluster it belongs to, how often it
-was started (its incarnation), and the highest operation-log sequence a master
-ever told it: a master behind that sequence has a younger memory than this
-server, and its deletion orders are refused (see ``Orders``).
+was started (its incarnation), the highest term of a master it registered with,
+and the highest operation-log sequence that a master of that term told it: a
+master behind that sequence has a younger memory than this server, and its
+deletion orders are refused (see ``Orders``); one of a lower term is none any more.
+Also where the master's shadows are: one of them may be the next master; and how far
+the scrubber has come.
 """
 
 from __future__ import annotations
@@ -26,6 +29,13 @@ class ServerRecord(msgspec.Struct):
     cluster: str = ""
     incarnation: int = 0
     sequence: int = 0
+    term: int = 0
+    masters: list[str] = []
+    #: The scrubber's present pass has read all replicas up to this handle, and began
+    #: then; the last whole pass ended then. Wall clock.
+    scrubbed: int = 0
+    scrub_began_ns: int = 0
+    scrub_ended_ns: int = 0
 
 
 class IdentityFile:
@@ -36,6 +46,14 @@ class IdentityFile:
         self._directories = directories
         self._locks: list[File] = []
         self.record = ServerRecord(id="")
+        #: Cluster and term of the last record that some disk took.
+        self._saved = ("", 0)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the next start knows of the present cluster and term: it reads all
+        disks, and ends if it cannot, so one that has them is enough."""
+        return self._saved == (self.record.cluster, self.record.term)
 
     def open(self, world: World) -> None:
         """Lock the disks, read or make the record. Raises StartupError."""
@@ -83,7 +101,8 @@ class IdentityFile:
                 + ", ".join(self._directories)
             )
         if records:
-            self.record = max(records, key=lambda r: (r.incarnation, r.sequence))
+            self.record = max(records, key=lambda r: (r.incarnation, r.term, r.sequence))
+            self._saved = (self.record.cluster, self.record.term)
         else:
             self.record = ServerRecord(id=world.random_bytes(6).hex())
         return bool(records)
@@ -106,21 +125,30 @@ class IdentityFile:
             file.close()
 
     def save(self) -> None:
-        """The record is on every disk when this returns, synced."""
-        data = msgspec.json.encode(self.record)
+        """The record is on every disk when this returns, synced. Raises StartupError if
+        some disk does not take it; the others have it all the same."""
+        record = msgspec.structs.replace(self.record)  # as it is now: this blocks
+        data = msgspec.json.encode(record)
+        refused: list[str] = []
         for directory in self._directories:
             path = f"{directory}/{NAME}"
             try:
-                file = self._files.open(path + ".new", "replace")
-                try:
-                    file.write(data, 0)
-                    file.sync()
-                finally:
-                    file.close()
-                self._files.rename(path + ".new", path)
-                self._files.sync_directory(directory)
+                self._save_one(directory, path, data)
+                self._saved = (record.cluster, record.term)
             except OSError as error:
-                raise StartupError(f"{path}: cannot be written: {error.strerror}") from None
+                refused.append(f"{path}: cannot be written: {error.strerror}")
+        if refused:
+            raise StartupError("; ".join(refused))
+
+    def _save_one(self, directory: str, path: str, data: bytes) -> None:
+        file = self._files.open(path + ".new", "replace")
+        try:
+            file.write(data, 0)
+            file.sync()
+        finally:
+            file.close()
+        self._files.rename(path + ".new", path)
+        self._files.sync_directory(directory)
 
     def close(self) -> None:
         while self._locks:

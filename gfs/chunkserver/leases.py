@@ -1,10 +1,15 @@
 """The leases this server holds as primary. Plain data; the caller has the clock.
 
 The master counts a lease on its clock from before it was granted; this side
-counts the shorter duration it was told, on its own monotonic clock. So the
-primary stops before the master's count ends, whatever the clocks show. Should a
+counts the shorter duration it was told, on its own clock, one that goes on while its
+machine is suspended (:meth:`gfs.io.Clock.elapsed`). So the primary stops before the
+master's count ends, whatever the clocks show. Should a
 grant be so late that it does not, the version that came with it is no longer the
 secondaries' one, and nothing this primary orders is acknowledged.
+
+It also stops by itself, when a write broke off of which something may still be on its
+way to the secondaries (see :mod:`gfs.chunkserver.write`): whoever is refused asks the
+master for a new version then.
 """
 
 from __future__ import annotations
@@ -19,6 +24,12 @@ class Leases:
         self._now = now
         self._until: dict[int, float] = {}
         self._used: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """Those that run."""
+        now = self._now()
+        return sum(until > now for until in self._until.values())
 
     def grant(self, handle: int, lease_ms: int) -> None:
         self._until[handle] = self._now() + lease_ms / 1000

@@ -1,10 +1,18 @@
-"""The connection to the master: registration, heartbeats, orders.
+"""The connections to the master and its shadows: registration, heartbeats, orders.
 
 The chunkserver connects, says who it is, reports every replica in batches, then
 sends heartbeats on the same connection; the master sends its orders over it,
 either as answers to heartbeats or as requests of its own. When the connection
 is lost, everything starts over: what the master knows of this server is always
 what this server said since it last registered.
+
+Shadow masters are told the same and give no orders: what they answer is not
+looked at. Where they are the master says, and it is kept, so that the next
+master is found by a server that was away when it was promoted.
+
+Who is the master is a matter of *terms*: one of a higher term than was ever seen
+is believed, and that term written down before anything is done for it; from then
+on whoever has a lower one is hung up on, and told so by the handshake.
 """
 
 from __future__ import annotations
@@ -16,14 +24,26 @@ from collections.abc import Iterator
 import trio
 
 from gfs.chunkserver.clone import clone
+from gfs.chunkserver.copying import copy
 from gfs.chunkserver.node import Node
-from gfs.errors import GfsError, ProtocolError, StartupError, WrongCluster, WrongClusterKey
+from gfs.config import split_addresses
+from gfs.diagnostics import event, request, request_of
+from gfs.errors import (
+    DiskFailed,
+    GfsError,
+    ProtocolError,
+    StaleVersion,
+    StartupError,
+    TlsRefused,
+    WrongCluster,
+    WrongClusterKey,
+)
 from gfs.protocol import handshake
 from gfs.protocol.messages import (
     REPORT_RECORDS_MAX,
     CloneChunk,
+    CopyChunk,
     Done,
-    Failure,
     GrantLease,
     Heartbeat,
     Message,
@@ -31,6 +51,7 @@ from gfs.protocol.messages import (
     Ping,
     Register,
     RegisterReply,
+    ReplicaName,
     ReportReplicas,
     RevokeLease,
     VerifyChunk,
@@ -46,34 +67,87 @@ HEARTBEAT_SECONDS_MAX = 5.0
 #: Replicas named in one heartbeat's sample; all are named in turn.
 SAMPLE_RECORDS = 512
 BAD_REPORTS_MAX = 500
+MASTERS_MAX = 32
 #: Orders of the master carried out at once.
 ORDERS_AT_ONCE = 32
+DELETIONS_AT_ONCE = 64
 
 
-class MasterLink:
-    """Keeps this server registered for as long as ``run`` runs."""
+class MasterLinks:
+    """One link to each process that is the master or may become it."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        #: Set when a master has taken this server.
         self.registered = trio.Event()
+        self._changed = trio.Event()
+        self._links: dict[str, trio.CancelScope] = {}
+
+    async def run(self) -> None:
+        """Keep this server registered. Raises StartupError if the master refuses it
+        before it was ever registered."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                wanted = self._addresses()
+                for address in [known for known in self._links if known not in wanted]:
+                    self._links.pop(address).cancel()
+                for address in wanted:
+                    if address not in self._links:
+                        scope = self._links[address] = trio.CancelScope()
+                        nursery.start_soon(self._keep, MasterLink(self._node, self, address), scope)
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+    def _addresses(self) -> list[str]:
+        named = split_addresses(self._node.settings.master)
+        learnt = self._node.identity_file.record.masters
+        return list(dict.fromkeys([*named, *learnt]))[:MASTERS_MAX]
+
+    @staticmethod
+    async def _keep(link: MasterLink, scope: trio.CancelScope) -> None:
+        with scope:
+            await link.run()
+
+    def learnt(self, master: str, shadows: list[str]) -> None:
+        """The master at this address says where its shadows are."""
+        record = self._node.identity_file.record
+        masters = [master, *shadows][:MASTERS_MAX]
+        if shadows and masters != record.masters:
+            record.masters = masters
+            self._changed.set()
+
+
+class MasterLink:
+    """Keeps this server known at ``address`` for as long as ``run`` runs."""
+
+    def __init__(self, node: Node, links: MasterLinks, address: str) -> None:
+        self._node = node
+        self._links = links
+        self._address = address
+        self._is_master = False
+        #: Set when this server has taken whom it is connected to for its master.
+        self._joined = trio.Event()
+        #: The last failure in the log: one that lasts is told once.
+        self._told = ""
         self._slots = trio.CapacityLimiter(ORDERS_AT_ONCE)
         self._sample: Iterator[int] = iter(())
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
-        """Register, and again whenever the connection ends. Raises StartupError
-        if the master refuses this server before it was ever registered."""
+        """Register, and again whenever the connection ends."""
         pause = RECONNECT_SECONDS_MIN
         while True:
             started = self._node.world.clock.monotonic()
             try:
                 await self._session()
             except (ConnectionError, GfsError) as error:
-                if not self.registered.is_set() and isinstance(
-                    error, (WrongCluster, WrongClusterKey)
+                if not self._links.registered.is_set() and isinstance(
+                    error, (TlsRefused, WrongCluster, WrongClusterKey)
                 ):
-                    raise StartupError(f"master {self._node.settings.master}: {error}") from None
-                log.warning("master %s: %s", self._node.settings.master, error)
+                    raise StartupError(f"master {self._address}: {error}") from None
+                level = logging.INFO if str(error) == self._told else logging.WARNING
+                self._told = str(error)
+                log.log(level, "master %s: %s", self._address, error)
             if self._node.world.clock.monotonic() - started > RECONNECT_SECONDS_MAX:
                 pause = RECONNECT_SECONDS_MIN
             await self._node.world.clock.sleep(pause)
@@ -81,7 +155,9 @@ class MasterLink:
 
     async def _session(self) -> None:
         node = self._node
-        connection = await handshake.connect(node.world, node.settings.master, node.identity)
+        connection = await handshake.connect(node.world, self._address, node.identity)
+        self._is_master = connection.peer_role == "master"
+        self._joined = trio.Event()
         rpc = Rpc(connection, self._take_orders)
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
@@ -93,13 +169,21 @@ class MasterLink:
 
             nursery.start_soon(move)
             try:
+                self._check_term(rpc)
                 heartbeat_seconds = await self._register(rpc)
-                self.registered.set()
+                if self._is_master:
+                    self._links.registered.set()
                 await self._beat(rpc, heartbeat_seconds)
             except (ConnectionError, GfsError) as error:
                 failure = error
+            rpc.close()
             nursery.cancel_scope.cancel()
         raise failure or ConnectionResetError("the connection ended")
+
+    def _check_term(self, rpc: Rpc) -> None:
+        """Raises StaleVersion if another master took over from this one."""
+        if self._is_master and rpc.peer_term < self._node.identity.term:
+            raise StaleVersion("this master's term is over: another one took over")
 
     # --- what this server says ------------------------------------------------------
 
@@ -114,11 +198,12 @@ class MasterLink:
                 rack=node.settings.rack,
                 disks=node.store.reports(),
                 sequence=record.sequence,
+                term=record.term,
             )
         )
         if not isinstance(reply, RegisterReply):
             raise ProtocolError(f"{type(reply).__name__} as the answer to a registration")
-        await self._join(reply)
+        await self._join(rpc, reply)
         handles = list(node.store.inventory)
         batches = range(0, max(1, len(handles)), REPORT_RECORDS_MAX)
         for at in batches:
@@ -127,36 +212,66 @@ class MasterLink:
             orders, _ = await rpc.call(
                 ReportReplicas(id=0, complete=complete), body, seconds=REPORT_SECONDS
             )
-            await self._obey(orders)
+            await self._obey(rpc, orders)
         return reply.heartbeat_ms / 1000
 
-    async def _join(self, reply: RegisterReply) -> None:
+    async def _join(self, rpc: Rpc, reply: RegisterReply) -> None:
         node, record = self._node, self._node.identity_file.record
         if record.cluster and record.cluster != reply.cluster:
             raise WrongCluster(
                 f"the master serves cluster {reply.cluster}, this server's disks belong "
                 f"to cluster {record.cluster}"
             )
+        if not self._is_master:
+            return
+        self._check_term(rpc)
+        if rpc.peer_term > record.term:
+            log.warning(
+                "a new master, of term %d, at %s",
+                rpc.peer_term >> 32,
+                self._address,
+                extra=event("new_master", term=rpc.peer_term >> 32, address=self._address),
+            )
+            # What the master before it had beyond this was given up.
+            record.term, record.sequence = rpc.peer_term, reply.sequence
         if not record.cluster:
             record.cluster = node.identity.cluster = reply.cluster
-            await node.world.run_blocking(node.identity_file.save)
+        await self._remember()
+        self._joined.set()
+
+    async def _remember(self) -> None:
+        """Have cluster and term written down, this time or at another attempt to join.
+        Raises StartupError if no disk takes them."""
+        identity = self._node.identity_file
+        if not identity.remembers:
+            try:
+                await self._node.save_identity()
+            except StartupError as error:
+                if not identity.remembers:
+                    raise
+                log.error("%s", error)  # of one disk of several
 
     async def _beat(self, rpc: Rpc, seconds: float) -> None:
         node = self._node
         while True:
-            sent = node.world.clock.monotonic()
+            self._check_term(rpc)
+            sent = node.world.clock.elapsed()
+            appended = node.appends.untold() if self._is_master else []
             orders, _ = await rpc.call(
                 Heartbeat(
                     id=0,
                     disks=node.store.reports(),
                     chunks=len(node.store.inventory),
                     bad=list(itertools.islice(node.store.bad.values(), BAD_REPORTS_MAX)),
-                    leases=node.leases.take_used(),
+                    leases=node.leases.take_used() if self._is_master else [],
+                    scrub=node.scrubber.progress(),
+                    appended=appended,
                 ),
                 node.store.pack(self._next_sample()),
                 seconds=HEARTBEAT_SECONDS_MAX,
             )
-            await self._obey(orders, sent)
+            node.appends.told(appended)
+            await self._obey(rpc, orders, sent)
             await node.world.clock.sleep(seconds)
 
     def _next_sample(self) -> list[int]:
@@ -167,10 +282,18 @@ class MasterLink:
 
     # --- what the master says -------------------------------------------------------
 
-    async def _obey(self, orders: Message, sent: float = 0.0) -> None:
-        """Carry out the orders in an answer; refuse those of a younger memory."""
+    async def _obey(self, rpc: Rpc, orders: Message, sent: float = 0.0) -> None:
+        """Carry out the orders in an answer, if it is a master's."""
         if not isinstance(orders, Orders):
             raise ProtocolError(f"{type(orders).__name__} as the answer to a report")
+        if not self._is_master:
+            return
+        self._check_term(rpc)
+        self._links.learnt(self._address, orders.masters)
+        await self.obey(orders, sent)
+
+    async def obey(self, orders: Orders, sent: float = 0.0) -> None:
+        """Carry out the orders of a master; refuse those of a younger memory."""
         node, record = self._node, self._node.identity_file.record
         if orders.sequence < record.sequence:
             if orders.delete:
@@ -184,26 +307,48 @@ class MasterLink:
             return
         record.sequence = orders.sequence
         node.leases.extend(orders.extend_leases, orders.lease_ms, sent)
-        for name in orders.delete:
-            try:
-                await node.store.delete(name.handle, name.version)
-                log.info("deleted chunk %016x version %d", name.handle, name.version)
-            except GfsError as error:
-                log.warning("order to delete refused: %s", error)
+        # Together, since each waits for the disk.
+        for at in range(0, len(orders.delete), DELETIONS_AT_ONCE):
+            async with trio.open_nursery() as nursery:
+                for name in orders.delete[at : at + DELETIONS_AT_ONCE]:
+                    nursery.start_soon(self._delete, name)
+
+    async def _delete(self, name: ReplicaName) -> None:
+        try:
+            await self._node.store.delete(name.handle, name.version)
+            log.info(
+                "deleted chunk %016x version %d",
+                name.handle,
+                name.version,
+                extra=event("replica_deleted", chunk=f"{name.handle:x}", version=name.version),
+            )
+        except GfsError as error:
+            log.warning("order to delete refused: %s", error)
 
     def _take_orders(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         assert self._nursery is not None
         for message, _ in batch:
-            self._nursery.start_soon(self._carry_out, rpc, message)
+            self._nursery.start_soon(self._carry_out, rpc, message, self._joined)
 
-    async def _carry_out(self, rpc: Rpc, message: Message) -> None:
+    async def _carry_out(self, rpc: Rpc, message: Message, joined: trio.Event) -> None:
+        request.set(request_of(message.id))  # of this task, which does nothing else
         async with self._slots:
+            began = self._node.world.clock.monotonic()
+            failure: GfsError | None = None
             try:
+                if not self._is_master:
+                    raise ProtocolError("orders from a shadow master are not taken")
+                await joined.wait()  # for no longer than the registration may take
+                self._check_term(rpc)
                 rpc.send(await self._result(message))
             except GfsError as error:
+                failure = error
                 rpc.send_error(message.id, error)
             except OSError as error:
-                rpc.send(Failure(id=message.id, code="disk_failed", message=str(error)))
+                failure = DiskFailed(str(error))
+                rpc.send_error(message.id, failure)
+            took = self._node.world.clock.monotonic() - began
+            self._node.operations.done(type(message), message.id, took, failure)
 
     async def _result(self, message: Message) -> Message:
         node = self._node
@@ -211,7 +356,9 @@ class MasterLink:
             case GrantLease():
                 await node.grant(message)
             case RevokeLease():
-                await node.revoke(message.handle)
+                await node.revoke(message.handle, message.patience_ms / 1000)
+            case CopyChunk():
+                await copy(node, message)
             case CloneChunk():
                 await clone(node, message)
             case VerifyChunk():

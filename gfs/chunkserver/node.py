@@ -6,21 +6,27 @@ import logging
 
 import trio
 
-from gfs.blocks import MIB
+from gfs.blocks import CHUNK_BYTES, MIB, block_count
+from gfs.chunkserver.append import Appends
 from gfs.chunkserver.identity import IdentityFile
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.read import serve_read
+from gfs.chunkserver.scrub import Scrubber
 from gfs.chunkserver.store import ChunkStore, OpenChunk, map_disk_error
 from gfs.chunkserver.throttle import Throttle
-from gfs.chunkserver.write import WriteExchange
+from gfs.chunkserver.write import FromConnection, WriteExchange
 from gfs.config import ChunkserverSettings
-from gfs.errors import GfsError, NotFound, StaleVersion
+from gfs.diagnostics import request, request_of
+from gfs.errors import CorruptReplica, DeadlineExceeded, GfsError, NotFound, StaleVersion
 from gfs.io import World
+from gfs.metrics import Operations
 from gfs.protocol.buffers import BufferPool
 from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.credentials import Credentials
 from gfs.protocol.deadline import deadline
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import (
+    AppendRecords,
     Done,
     Failure,
     GrantLease,
@@ -47,19 +53,29 @@ class Node:
     """One chunkserver's parts. No task of its own: the service runs them."""
 
     def __init__(
-        self, world: World, settings: ChunkserverSettings, directories: list[str], key: bytes
+        self,
+        world: World,
+        settings: ChunkserverSettings,
+        directories: list[str],
+        key: bytes | Credentials,
     ) -> None:
         self.world = world
         self.settings = settings
         self.identity_file = IdentityFile(world.files, directories)
-        self.store = ChunkStore(world, directories, settings.disk_threads, settings.reserve_bytes)
-        self.leases = Leases(world.clock.monotonic)
+        self.store = ChunkStore(world, directories, settings)
+        self.leases = Leases(world.clock.elapsed)
         self.throttle = Throttle(world.clock, settings.background_bytes_per_second)
         self.buffers = BufferPool(BUFFER_BYTES_MAX)
         self.identity = Identity(role="chunkserver", peer="", key=key)
         self.pool = BulkPool(world, self.identity)
-        self.sync = settings.durability == "fsync"
+        self.appends = Appends(self)
+        #: For metrics, like what exchanges count.
+        self.operations = Operations(settings.slow_seconds)
+        self.connections: set[BulkConnection] = set()
+        self.read_bytes = self.written_bytes = 0
+        self.scrubber = Scrubber(self)
         self.address = ""
+        self._saving = trio.Lock()
         #: Chunks being copied to this server.
         self.cloning: set[int] = set()
         #: Connections between two exchanges, and since when.
@@ -74,17 +90,24 @@ class Node:
         self.identity_file.open(self.world)
         self.identity.peer = self.identity_file.record.id
         self.identity.cluster = self.identity_file.record.cluster
+        self.identity.term = self.identity_file.record.term
         self.store.load()
+
+    async def save_identity(self) -> None:
+        """The record is on every disk when this returns. Raises StartupError."""
+        async with self._saving:
+            await self.world.run_blocking(self.identity_file.save)
 
     def close(self) -> None:
         self.pool.close()
+        self.store.close()
         self.identity_file.close()
 
     # --- exchanges ------------------------------------------------------------------
 
     async def serve(self, connection: BulkConnection) -> None:
         """All exchanges of one connection, one after another."""
-        while True:
+        while not connection.ending:
             self._idle[connection] = self.world.clock.monotonic()
             try:
                 message = await connection.receive_or_end()
@@ -93,11 +116,27 @@ class Node:
             if message is None:
                 return
             self.throttle.client_starts()
+            began = self.world.clock.monotonic()
+            # Not reset: this task works for nobody else between two exchanges.
+            request.set(request_of(message.id))
+            connection.failure = None
+            connection.busy = True
+            connection.exchanges += 1
             try:
                 if not await self._exchange(connection, message):
                     return
             finally:
+                connection.busy = False
+                self._idle.pop(connection, None)
                 self.throttle.client_ends()
+                took = self.world.clock.monotonic() - began
+                self.operations.done(type(message), message.id, took, connection.failure)
+
+    async def answer_briefly(self, connection: BulkConnection, answer: Message) -> None:
+        """Send what fits into the buffer of any peer who took what was sent before;
+        one who did not is idle, and is treated as that."""
+        self._idle[connection] = self.world.clock.monotonic()
+        await connection.send(answer)
 
     async def end_idle(self) -> None:
         """Close the connections nobody uses. Runs for as long as the server does:
@@ -110,10 +149,15 @@ class Node:
 
     async def _exchange(self, connection: BulkConnection, message: Message) -> bool:
         if isinstance(message, WriteChunk):
-            return await WriteExchange(self, connection, message).run()
+            return await WriteExchange(self, FromConnection(self, connection), message).run()
+        if isinstance(message, AppendRecords):
+            return await self.appends.serve(connection, message)
         with deadline(self.settings.idle_seconds * 4, "taking of the answer"):
             if isinstance(message, ReadChunk):
-                return await serve_read(self, connection, message)
+                is_well = await serve_read(self, connection, message)
+                if is_well and connection.failure is None:
+                    self.read_bytes += message.length
+                return is_well
             await connection.send(await self._answer(message))
         return True
 
@@ -154,16 +198,24 @@ class Node:
             async with self.store.using(request.handle) as chunk:
                 file = chunk.file
                 reply.version, reply.length, reply.state = file.version, file.length, "good"
+                if request.sums:
+                    reply.sums = file.sums(0, block_count(reply.length))
                 if file.version < request.version:
                     reply.state = "stale"
                 elif request.blocks:
                     await self._verify_blocks(chunk, reply)
         except NotFound:
             reply.state = "missing"
+        except DeadlineExceeded:
+            raise  # what it is, is not known
         except GfsError:
+            reply.state = "corrupt"
+        if self.store.is_lacking(request.handle):
             reply.state = "corrupt"
         if request.handle in self.store.bad and reply.state == "good" and request.blocks:
             del self.store.bad[request.handle]  # it was repaired, or a write was under way
+        if request.handle in self.store.forgetful and reply.state == "good":
+            reply.state = "forgetful"
         return reply
 
     async def _verify_blocks(self, chunk: OpenChunk, reply: VerifyReply) -> None:
@@ -176,7 +228,7 @@ class Node:
             reply.bad_blocks = bad[:1000]
             wrong = [(file.handle, "corrupt")]
         reply.state = wrong[0][1]
-        self.store.mark_bad(file.handle, reply.state)
+        self.store.mark_unfit(chunk, reply.state)
 
     async def bad_blocks(
         self, chunk: OpenChunk, first: int = 0, count: int | None = None
@@ -198,34 +250,53 @@ class Node:
 
     async def grant(self, order: GrantLease) -> None:
         """Raise the replica's version as the master ordered, then take the lease."""
-        if order.version == 0:
-            chunk = await self.store.create(order.handle, order.new_version)
-        else:
-            self.store.check_fit(order.handle)
-            chunk = await self.store.get(order.handle)
-        chunk.users += 1
-        try:
-            chunk.preempt(order.new_version)
-            async with chunk.mutex:
-                await self._raise_version(chunk, order)
-                self.store.note(chunk)
-        finally:
-            chunk.users -= 1
-            self.store.close_if_unused(chunk)
+        while not await self._grant(order):
+            pass
         if order.lease_ms:
             self.leases.grant(order.handle, order.lease_ms)
         else:
             self.leases.revoke(order.handle)
 
-    async def revoke(self, handle: int) -> None:
+    async def _grant(self, order: GrantLease) -> bool:
+        """False if the replica was replaced or deleted while this waited for it."""
+        if order.version == 0:
+            chunk = await self.store.create(order.handle, order.new_version)
+        else:
+            self.store.check_fit(order.handle, forgetful=order.believed)
+            chunk = await self.store.get(order.handle)
+        chunk.users += 1
+        try:
+            chunk.preempt(order.new_version)
+            async with chunk.mutex:
+                if chunk.dropped:
+                    return False
+                try:
+                    await self._raise_version(chunk, order)
+                finally:
+                    # Raised or made it may be even if this failed.
+                    if order.version == 0:
+                        await self.store.give_up(chunk)
+                    if chunk.file.made:
+                        self.store.note(chunk)
+                return True
+        finally:
+            chunk.users -= 1
+            self.store.close_if_unused(chunk)
+
+    async def revoke(self, handle: int, patience: float = 0.0) -> None:
         """Give the lease up. When this returns, nothing ordered under it is under way:
-        a copy made from now on misses nothing that is acknowledged."""
-        self.leases.revoke(handle)
+        a copy made from now on misses nothing that is acknowledged. What is under way
+        now may take ``patience`` seconds to end, so that all replicas have it."""
         chunk = self.store.opened(handle)
         if chunk is None:
+            self.leases.revoke(handle)
             return
         chunk.users += 1
         try:
+            with trio.move_on_after(patience):
+                async with chunk.mutex:
+                    self.leases.revoke(handle)
+            self.leases.revoke(handle)
             chunk.preempt()
             async with chunk.mutex:
                 pass
@@ -241,11 +312,34 @@ class Node:
                 f"chunk {file.handle:016x} has version {file.version} here, "
                 f"not {order.version}: stale"
             )
+        store, disk = self.store, chunk.disk
         try:
             # Durable before it is the chunk's version: were it lost by all
             # replicas in a power cut, none would be current any more.
-            await self.store.run(chunk.disk, file.set_version, order.new_version, self.sync)
+            await store.wait_for_room(disk)
+            is_forgetful = order.handle in store.forgetful
+            if is_forgetful:
+                await self._lengthen(chunk, order)
+            else:
+                # Before it looks like one that took part: if that fails, it did not.
+                await store.mark(chunk, order.new_version)
+            await store.run(disk, file.set_version, order.new_version)
             if order.version == 0:
-                await self.store.run(chunk.disk, file.commit, self.sync)
+                await store.run(disk, file.commit if disk.journal.sync else file.save)
+            await store.settle(disk)
+            if is_forgetful:
+                # Last of all: until then no other version of it may be believed.
+                await store.believe(chunk)
         except OSError as error:
             raise map_disk_error(error, f"chunk {file.handle:016x}") from error
+
+    async def _lengthen(self, chunk: OpenChunk, order: GrantLease) -> None:
+        """Make up for what was written under the mark of a forgetful replica: a reader is
+        to get to its end. What is missing below, nothing can make up for."""
+        file, mark = chunk.file, self.store.forgetful.get(order.handle)
+        if mark is None or file.length >= order.length:
+            return
+        if file.length < mark.length:
+            self.store.mark_bad(order.handle, "corrupt")
+            raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
+        await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gfs.blocks import BLOCK_BYTES, block_count, block_sum
+from gfs.blocks import BLOCK_BYTES, block_sum
 from gfs.chunkserver.store import OpenChunk, map_disk_error
 from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
 from gfs.protocol.bulk import BulkConnection
@@ -28,14 +28,17 @@ PIECE_BYTES_MAX = 1024 * 1024
 async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk) -> bool:
     """Answer one read. False if the connection is of no more use."""
     try:
+        node.store.check_remembers(request.handle)
         async with node.store.using(request.handle) as chunk:
-            _check(chunk, request)
-            if _is_whole(chunk, request):
-                return await _send_blocks(node, connection, chunk, request)
-            await _send_piece(node, connection, chunk, request)
+            try:
+                _check(chunk, request)
+                if _is_whole(chunk, request):
+                    return await _send_blocks(node, connection, chunk, request)
+                await _send_piece(node, connection, chunk, request)
+            except CorruptReplica:
+                node.store.mark_unfit(chunk, "corrupt")
+                raise
     except GfsError as error:
-        if isinstance(error, CorruptReplica):
-            node.store.mark_bad(request.handle, "corrupt")
         await connection.send(
             Failure(id=request.id, code=error.code, message=str(error), server=node.id)
         )
@@ -68,20 +71,31 @@ async def _sums(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytes:
     """The stored sums of the blocks asked for.
 
     A replica may be longer than its file: bytes that nobody acknowledged, of a
-    writer that died. Where the file's end is inside a block there is no stored sum
-    of just its part: the block is verified here, and the part gets a sum of its own.
+    writer that died, or records appended meanwhile. Where the file's end is inside
+    a block there is no stored sum of just its part: the block is verified here, and
+    the part gets a sum of its own.
     """
     file = chunk.file
     first, end = request.offset // BLOCK_BYTES, request.offset + request.length
+    stored = file.stored_sums(first, end)
+    if stored is not None:
+        return stored
     part = end % BLOCK_BYTES
-    if not part or end == file.length:
-        return file.sums(first, block_count(request.length))
-    try:
-        async with chunk.mutex:
-            data = await node.store.run(chunk.disk, file.read_verified, end - part, part)
-    except OSError as error:
-        raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+    data = await _verified(node, chunk, end - part, part)
     return file.sums(first, request.length // BLOCK_BYTES) + block_sum(data)
+
+
+async def _verified(node: Node, chunk: OpenChunk, offset: int, length: int) -> bytes:
+    """A piece, verified. One that fails may be written just now: only a second look
+    with writes held off counts."""
+    try:
+        try:
+            return await node.store.run(chunk.disk, chunk.file.read_verified, offset, length)
+        except CorruptReplica:
+            async with chunk.mutex:
+                return await node.store.run(chunk.disk, chunk.file.read_verified, offset, length)
+    except OSError as error:
+        raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
 
 
 async def _send_blocks(
@@ -111,12 +125,12 @@ async def _send_blocks(
         )
     except EOFError:
         # The head is out: the client learns of it by the connection's end.
-        node.store.mark_bad(request.handle, "corrupt")
+        node.store.mark_unfit(chunk, "corrupt")
         return False
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
-        node.store.mark_bad(request.handle, "corrupt")
+        node.store.mark_unfit(chunk, "corrupt")
         return False
     return True
 
@@ -132,14 +146,7 @@ async def _send_piece(
         # Small and most often in the page cache: cheaper than a thread hop.
         data = chunk.file.read_verified(request.offset, request.length)
     except CorruptReplica:
-        # A write may have been under way: only a second look under the lock counts.
-        async with chunk.mutex:
-            try:
-                data = await node.store.run(
-                    chunk.disk, chunk.file.read_verified, request.offset, request.length
-                )
-            except OSError as error:
-                raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+        data = await _verified(node, chunk, request.offset, request.length)
     except OSError as error:
         raise map_disk_error(error, f"chunk {request.handle:016x}") from error
     await connection.send(

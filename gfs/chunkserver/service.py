@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from gfs.chunkserver import background
-from gfs.chunkserver.link import MasterLink
+from gfs.chunkserver.link import MasterLinks
+from gfs.chunkserver.metrics import families
 from gfs.chunkserver.node import Node
 from gfs.config import ChunkserverSettings
 from gfs.errors import StartupError
 from gfs.io import Listener, World
+from gfs.metrics import Source
+from gfs.protocol.credentials import Credentials
 from gfs.protocol.server import serve
 
 log = logging.getLogger(__name__)
@@ -28,13 +32,14 @@ async def run_chunkserver(
     world: World,
     settings: ChunkserverSettings,
     directories: list[str],
-    key: bytes,
+    key: bytes | Credentials,
     *,
+    metrics: Source | None = None,
     task_status: trio.TaskStatus[ChunkserverStarted] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the replicas in ``directories`` (one per disk) until cancelled.
 
-    Reports started once it listens and the master has taken its first
+    ``metrics`` then tells of it. Reports started once it listens and the master has taken its first
     registration; while the master is away it keeps trying. Raises StartupError:
     address taken, a directory that cannot be written or belongs to another
     server, a master of another cluster.
@@ -43,6 +48,8 @@ async def run_chunkserver(
     paper, 5.1.1).
     """
     node = Node(world, settings, directories, key)
+    if metrics is not None:
+        metrics.collect = partial(families, node)
     try:
         await _open(node)
         listener = await _listen(node)
@@ -78,17 +85,22 @@ async def _listen(node: Node) -> Listener:
 async def _run(
     node: Node, listener: Listener, task_status: trio.TaskStatus[ChunkserverStarted]
 ) -> None:
-    link = MasterLink(node)
+    links = MasterLinks(node)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, node.world, listener, node.identity, node.serve)
+            nursery.start_soon(
+                serve, node.world, listener, node.identity, node.serve, node.connections
+            )
             nursery.start_soon(node.end_idle)
-            nursery.start_soon(link.run)
+            nursery.start_soon(links.run)
+            for disk in node.store.disks:
+                nursery.start_soon(node.store.keep_saving, disk)
             nursery.start_soon(background.watch_space, node)
             nursery.start_soon(background.scan, node)
-            nursery.start_soon(background.scrub, node)
+            nursery.start_soon(node.scrubber.run)
             nursery.start_soon(background.save_memory, node)
-            await link.registered.wait()
+            nursery.start_soon(background.take_marks_back, node)
+            await links.registered.wait()
             log.info("chunkserver %s serves at %s", node.id, node.address)
             task_status.started(ChunkserverStarted(id=node.id, address=node.address))
     except BaseExceptionGroup as group:

@@ -7,6 +7,8 @@ size. A disk is one directory::
 
     DIR/server.json            this server's id, its cluster, what it has seen
     DIR/lock                   held while the server runs
+    DIR/journal.0, journal.1   see gfs.chunkserver.journal
+    DIR/marks                  see gfs.chunkserver.marks
     DIR/chunks/HH/HANDLE.chunk HH: the handle's lowest byte; all in hex
 """
 
@@ -24,11 +26,23 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES, State, redo_path
-from gfs.errors import CorruptReplica, DiskFailed, DiskFull, GfsError, NotFound, StaleVersion
+from gfs.chunkserver.format import HEAD_BYTES, Redo, State
+from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
+from gfs.chunkserver.marks import Mark, Marks, boot_number
+from gfs.config import ChunkserverSettings
+from gfs.diagnostics import event
+from gfs.errors import (
+    CorruptReplica,
+    DeadlineExceeded,
+    DiskFailed,
+    DiskFull,
+    GfsError,
+    NotFound,
+    StaleVersion,
+)
 from gfs.io import World
-from gfs.protocol.deadline import Watch
-from gfs.protocol.messages import BadReplica
+from gfs.protocol.deadline import Watch, deadline
+from gfs.protocol.messages import FORGETFUL, BadReplica
 from gfs.protocol.messages import Disk as DiskReport
 
 T = TypeVar("T")
@@ -39,6 +53,11 @@ log = logging.getLogger(__name__)
 OPEN_FILES_MAX = 512
 #: A disk whose calls take longer than this says so in the heartbeat.
 SLOW_SECONDS = 5.0
+#: Whoever opens, replaces or deletes a chunk's file waits so long for another who does,
+#: and for a write that is to end first. Heartbeats wait for deletions.
+TURN_SECONDS = 3.0
+#: Between two marks that are looked at, at most.
+MARK_REST_SECONDS = 0.1
 
 _RECORD = struct.Struct(">QII")
 
@@ -52,9 +71,16 @@ class Replica(NamedTuple):
 class Disk:
     """One directory. Blocking calls on it share a bounded number of threads."""
 
-    def __init__(self, index: int, path: str, threads: int) -> None:
+    def __init__(self, index: int, path: str, threads: int, journal: Journal, marks: Marks) -> None:
         self.index = index
         self.path = path
+        self.journal = journal
+        self.marks = marks
+        #: Set when the sync of the journal, or the marks, that is under way ends.
+        self.syncing: dict[Journal | Marks, trio.Event] = {}
+        #: Wakes who saves what a full journal has.
+        self.to_save = trio.Event()
+        self.room = trio.lowlevel.ParkingLot()
         self.limiter = trio.CapacityLimiter(threads)
         self.chunks = 0
         self.total_bytes = 0
@@ -63,10 +89,15 @@ class Disk:
         self.begun = 0
         self.written_bytes = 0
         self.failed = False
+        #: Calls that the disk refused.
+        self.errors = 0
         self.busy_since: dict[int, float] = {}
 
+    def folder(self, handle: int) -> str:
+        return f"{self.path}/chunks/{handle & 0xFF:02x}"
+
     def chunk_path(self, handle: int) -> str:
-        return f"{self.path}/chunks/{handle & 0xFF:02x}/{handle:016x}.chunk"
+        return f"{self.folder(handle)}/{handle:016x}.chunk"
 
     def has_room(self, reserve_bytes: int) -> bool:
         """Whether new data may be written without touching the reserve."""
@@ -95,6 +126,21 @@ class OpenChunk:
         self.mutex = trio.Lock()
         self.watch: Watch | None = None
         self.watch_version = 0
+        #: The version under which all replicas were last known to be of one length,
+        #: by this server as the primary.
+        self.level_version = 0
+        #: When the last exchange of appends ended, and how long it took; and how many
+        #: requests were in it or waited behind it.
+        self.appended_at = float("-inf")
+        #: When it was last marked, or a write that needs a mark ended.
+        self.mutated_at = float("-inf")
+        self.append_seconds = 0.0
+        self.appenders = 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its file does not say yet what this says."""
+        return self.disk.journal.holds(self.file.handle)
 
     def preempt(self, version: int | None = None) -> None:
         """End the write under way here, if it is of a lower version when one is given."""
@@ -115,21 +161,45 @@ def map_disk_error(error: OSError, what: str) -> GfsError:
 
 
 class ChunkStore:
-    """All replicas of this server. One task at a time decides; threads only work."""
+    """All replicas of this server. One task at a time decides; threads only work.
 
-    def __init__(self, world: World, directories: list[str], threads: int, reserve: int) -> None:
+    A chunk has one file here, or none. *Busy* is a chunk whose file is being opened,
+    made, replaced or deleted: one task at a time does that. Who has it open goes on;
+    who writes holds its ``mutex``, which who replaces or deletes it takes as well. So
+    nobody finds, with the mutex in hand, that the file was dropped in the middle; only
+    before it got it.
+    """
+
+    def __init__(self, world: World, directories: list[str], settings: ChunkserverSettings) -> None:
         self.world = world
-        self.reserve_bytes = reserve
-        self.disks = [Disk(n, path, threads) for n, path in enumerate(directories)]
+        self.reserve_bytes = settings.reserve_bytes
+        self._idle_seconds = settings.idle_seconds
+        sync, size = settings.durability == "fsync", settings.journal_bytes
+        boot = boot_number(world.boot)
+        self.disks = [
+            Disk(
+                n,
+                path,
+                settings.disk_threads,
+                Journal(world.files, path, sync, size),
+                Marks(world.files, path, boot),
+            )
+            for n, path in enumerate(directories)
+        ]
         self.inventory: dict[int, Replica] = {}
         #: Data of all replicas, without their heads.
         self.bytes = 0
         #: Replicas found unfit, by handle, until a clone or the master ends them.
         self.bad: dict[int, BadReplica] = {}
+        #: Unfit replicas found since the start.
+        self.found_bad = 0
+        #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
+        self._twins: set[tuple[int, int]] = set()
+        #: Replicas that may lack what was last written, and the marks that say so.
+        self.forgetful: dict[int, Mark] = {}
         self._open: OrderedDict[int, OpenChunk] = OrderedDict()
-        self._opening: dict[int, trio.Event] = {}
-        #: Of those being opened: what they open was replaced or deleted meanwhile.
-        self._outdated: set[int] = set()
+        #: Set when the chunk is not busy any more.
+        self.busy: dict[int, trio.Event] = {}
         self._calls = 0
 
     # --- blocking work ----------------------------------------------------------
@@ -141,22 +211,236 @@ class ChunkStore:
         disk.busy_since[call] = self.world.clock.monotonic()
         try:
             return await self.world.run_blocking(function, *args, limiter=disk.limiter)
+        except OSError as error:
+            if not isinstance(error, GfsError):
+                disk.errors += 1
+            raise
         finally:
             del disk.busy_since[call]
+            if disk.journal.to_save:
+                disk.to_save.set()
+
+    # --- the redo journal -----------------------------------------------------------
+
+    async def settle(self, disk: Disk) -> None:
+        """What was written before is as durable as is promised when this returns: all
+        who wait at the same time share one sync. Raises ``OSError``."""
+        if disk.journal.sync:
+            await self._sync(disk, disk.journal, disk.journal.written)
+
+    async def _sync(self, disk: Disk, log: Journal | Marks, target: int) -> None:
+        while log.synced < target:
+            under_way = disk.syncing.get(log)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            done = disk.syncing[log] = trio.Event()
+            try:
+                with trio.CancelScope(shield=True):
+                    await self.run(disk, log.flush)
+            finally:
+                disk.failed = disk.failed or log.failed
+                del disk.syncing[log]
+                done.set()
+
+    async def wait_for_room(self, disk: Disk) -> None:
+        """Until the journal can take more. Raises DeadlineExceeded."""
+        if disk.journal.crowded:
+            with deadline(self._idle_seconds, "room in the redo journal"):
+                while disk.journal.crowded:
+                    await disk.room.park()
+
+    async def keep_saving(self, disk: Disk) -> None:
+        """Save what a full journal has, so that it can be overwritten. Runs for as long
+        as the server does."""
+        while True:
+            await disk.to_save.wait()
+            disk.to_save = trio.Event()
+            try:
+                for keeper in disk.journal.unsaved():
+                    await self._save(disk, keeper)
+                await self.run(disk, disk.journal.release)
+            except OSError as error:
+                log.error("%s: the redo journal cannot be emptied: %s", disk.path, error)
+                await self.world.clock.sleep(1.0)
+                disk.to_save.set()
+            disk.room.unpark_all()
+
+    async def _save(self, disk: Disk, keeper: Keeper) -> None:
+        try:
+            await self.run(disk, keeper.save)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
+            if keeper in disk.journal.unsaved():  # not deleted or replaced meanwhile
+                await self._give_up_saving(disk, keeper)
+
+    async def _give_up_saving(self, disk: Disk, keeper: Keeper) -> None:
+        """The replica is not what it is said to be, and is to be made anew. That is on the
+        disk before the records of what it lacks may go. Raises ``OSError``."""
+        self.mark_bad(keeper.handle, "corrupt")
+        await self._sync(disk, disk.marks, disk.marks.put_lacking(keeper.handle, keeper.sequence))
+        disk.journal.settled(keeper)
+
+    def is_lacking(self, handle: int) -> bool:
+        """Whether the disk refused the newest states of the replica here: it is good to
+        all looks as long as it is open, and not when it is opened anew. Nothing mends it
+        but another in its place."""
+        replica = self.inventory.get(handle)
+        mark = None if replica is None else self.disks[replica.disk].marks.get(handle)
+        return mark is not None and mark.is_lacking
+
+    # --- marks ----------------------------------------------------------------------
+
+    async def mark(self, chunk: OpenChunk, version: int) -> None:
+        """Before a replica is written that was there before, or gets a new version: it is
+        noted, on the disk, that it may lack something when the power is gone. Raises
+        ``OSError``."""
+        disk, file = chunk.disk, chunk.file
+        if disk.journal.sync or disk.marks.covers(file.handle, version):
+            return
+        chunk.mutated_at = self.world.clock.monotonic()
+        change = disk.marks.put(file.handle, version, file.length)
+        await self._sync(disk, disk.marks, change)
+
+    async def believe(self, chunk: OpenChunk) -> None:
+        """The master found no better replica: this one is as good as any from now on,
+        in its present version, which nobody else's can pass for."""
+        disk, file = chunk.disk, chunk.file
+        change = disk.marks.put(file.handle, file.version, file.length)
+        await self._sync(disk, disk.marks, change)
+        if not chunk.dropped:
+            self.forgetful.pop(file.handle, None)
+
+    async def take_marks_back(self, disk: Disk, idle_seconds: float) -> None:
+        """Sync what was not written for ``idle_seconds``, one replica after the other."""
+        marks = disk.marks.all()
+        rest = min(MARK_REST_SECONDS, idle_seconds / (len(marks) + 1))
+        for mark in marks:
+            try:
+                await self._take_back(disk, mark, idle_seconds)
+            except (GfsError, OSError) as error:
+                log.info("chunk %016x stays marked: %s", mark.handle, error)
+            await self.world.clock.sleep(rest)
+        await self._sync(disk, disk.marks, disk.marks.changes)
+
+    async def _take_back(self, disk: Disk, mark: Mark, idle_seconds: float) -> None:
+        handle = mark.handle
+        if handle in self.forgetful or handle in self.bad:
+            return
+        replica = self.inventory.get(handle)
+        if replica is None or replica.disk != disk.index:
+            if handle in self.busy or handle in self._open:
+                return
+            if await self.run(disk, self._is_gone, disk, handle):
+                self._unmark(disk, mark)
+            return
+        opened = self.opened(handle)
+        now = self.world.clock.monotonic()
+        if opened is not None and now < opened.mutated_at + idle_seconds:
+            return
+        async with self.using(handle) as chunk:
+            before = chunk.mutated_at
+            if not chunk.mutex.locked() and chunk.disk is disk:
+                await self.run(disk, chunk.file.sync)
+                if chunk.mutated_at == before and not (chunk.mutex.locked() or chunk.dropped):
+                    self._unmark(disk, mark)
+
+    def _unmark(self, disk: Disk, mark: Mark) -> None:
+        if disk.marks.get(mark.handle) is mark:
+            disk.marks.remove(mark.handle)
+
+    def _is_gone(self, disk: Disk, handle: int) -> bool:
+        """Blocks. Whether there is no file of it, and none can come back."""
+        if self.world.files.exists(disk.chunk_path(handle)):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            self.world.files.sync_directory(disk.folder(handle))
+        return True
 
     # --- start --------------------------------------------------------------------
 
     def load(self) -> None:
-        """Make the directories and read the inventory. Blocks; ``OSError`` if it can't."""
+        """Make the directories, read the inventory, do again what the redo journals say,
+        and doubt what the marks say. Blocks; ``OSError`` if it can't."""
         files = self.world.files
         for disk in self.disks:
             files.make_directories(f"{disk.path}/chunks")
+            records = read_records(files, disk.path)
+            disk.journal.open()
+            disk.journal.saw(records.sequence)
+            are_known = disk.marks.open()
+            for mark in disk.marks.all():
+                if mark.is_lacking:
+                    disk.journal.saw(mark.boot)
             files.sync_directory(disk.path)
             for name in sorted(files.list(f"{disk.path}/chunks")):
-                self._load_folder(disk, f"{disk.path}/chunks/{name}")
+                self._load_folder(disk, f"{disk.path}/chunks/{name}", records)
+            for handle, redos in sorted(records.by_handle.items()):
+                if not redos[0].base:
+                    self._load_unnamed(disk, handle, redos)
+            # The records of it go now: that these files are gone must be on the disk.
+            for folder in sorted({disk.folder(handle) for handle in records.deleted}):
+                with contextlib.suppress(FileNotFoundError):
+                    files.sync_directory(folder)
+            if not are_known:
+                self._mark_all(disk)
+            if disk.marks.synced < disk.marks.changes:
+                disk.marks.flush()
+            disk.journal.start()
             self.refresh_space(disk)
+        for disk in self.disks:
+            self._doubt(disk)
 
-    def _load_folder(self, disk: Disk, folder: str) -> None:
+    def _mark_all(self, disk: Disk) -> None:
+        """Some mark on the disk cannot be read, and may be any replica's."""
+        log.error("%s: damaged: all replicas on this disk are doubted", disk.marks.path)
+        for handle, replica in self.inventory.items():
+            if replica.disk == disk.index:
+                disk.marks.put_unknown(handle, replica.version)
+
+    def _doubt(self, disk: Disk) -> None:
+        """The power was lost since some replicas were marked: they may lack something."""
+        count = 0
+        for mark in disk.marks.all():
+            replica = self.inventory.get(mark.handle)
+            if mark.boot == disk.marks.boot or replica is None or replica.disk != disk.index:
+                continue
+            count += 1
+            self.forgetful[mark.handle] = mark
+            if mark.version > replica.version:
+                self._raise(disk, mark)
+        if count:
+            log.warning(
+                "%s: %d replicas may lack what was written before the power was lost",
+                disk.path,
+                count,
+                extra=event("power_lost", disk=disk.path, replicas=count),
+            )
+
+    def _raise(self, disk: Disk, mark: Mark) -> None:
+        """It was granted that version, and has lost it."""
+        path = disk.chunk_path(mark.handle)
+        try:
+            file = ChunkFile.open(self.world.files, path, mark.handle, disk.journal)
+            try:
+                file.set_version(mark.version)
+                file.save()
+            finally:
+                file.close()
+        except (CorruptReplica, OSError) as error:
+            log.error("%s: %s", path, error)
+            self.mark_bad(mark.handle, "corrupt")
+            return
+        self._note(mark.handle, Replica(disk.index, mark.version, file.length))
+
+    def close(self) -> None:
+        for disk in self.disks:
+            disk.journal.close()
+            disk.marks.close()
+
+    def _load_folder(self, disk: Disk, folder: str, records: Records) -> None:
         files = self.world.files
         for name in files.list(folder):
             path = f"{folder}/{name}"
@@ -170,30 +454,93 @@ class ChunkStore:
                 log.warning("%s is not a chunk file: left alone", path)
                 continue
             if kind == "chunk":
-                self._load_chunk(disk, handle, path)
+                deleted = records.deleted.get(handle, 0)
+                if deleted and self._is_older(path, handle, deleted):
+                    self._unlink_for_good(path)  # a power cut brought it back
+                else:
+                    self._load_chunk(disk, handle, path, records.take(handle))
 
-    def _load_chunk(self, disk: Disk, handle: int, path: str) -> None:
+    def _is_older(self, path: str, handle: int, sequence: int) -> bool:
         try:
-            state = self._recover(path, handle)
+            state = ChunkFile.probe(self.world.files, path, handle)
+        except (CorruptReplica, OSError):
+            return False
+        return state is not None and state.sequence < sequence
+
+    def _load_unnamed(self, disk: Disk, handle: int, records: list[Redo]) -> None:
+        """A replica made shortly before a power cut, which its name did not survive."""
+        path = disk.chunk_path(handle)
+        self.world.files.make_directories(path.rpartition("/")[0])
+        self.world.files.open(path, "create").close()
+        self._load_chunk(disk, handle, path, records)
+
+    def _load_chunk(self, disk: Disk, handle: int, path: str, records: list[Redo]) -> None:
+        known = self.inventory.get(handle)
+        try:
+            state = self._recover(disk, path, handle, records)
             if state is None:
-                self.world.files.unlink(path)  # never acknowledged to anybody
+                self._unlink_for_good(path)  # never acknowledged to anybody
                 return
+            self._check_saved(disk, handle, state)
         except (CorruptReplica, OSError) as error:
             log.error("%s: %s", path, error)
-            self.bad[handle] = BadReplica(handle, 0, "corrupt")
+            if records:  # which go now
+                disk.marks.put_lacking(handle, records[-1].sequence)
+            if known is None:
+                self.bad[handle] = BadReplica(handle, 0, "corrupt")
+            else:
+                self._unlink_twin(disk, handle)
             return
-        known = self.inventory.get(handle)
-        if known is not None and known.version >= state.version:
+        found = Replica(disk.index, state.version, state.length)
+        if known is not None and self._rank(handle, known) >= self._rank(handle, found):
+            self._unlink_twin(disk, handle)
             return
-        self._note(handle, Replica(disk.index, state.version, state.length))
+        if known is not None or self.bad.pop(handle, None) is not None:
+            for other in self.disks[: disk.index]:
+                self._unlink_twin(other, handle)
+        self._note(handle, found)
 
-    def _recover(self, path: str, handle: int) -> State | None:
-        files = self.world.files
-        if not files.exists(path + ".redo"):
-            return ChunkFile.probe(files, path, handle)
-        chunk = ChunkFile.open(files, path, handle)  # finishes the interrupted write
-        chunk.close()
-        return State(0, chunk.version, chunk.length, b"")
+    def _check_saved(self, disk: Disk, handle: int, state: State) -> None:
+        """Raises CorruptReplica if later states than this could not be saved."""
+        mark = disk.marks.get(handle)
+        if mark is not None and mark.is_lacking:
+            if state.sequence < mark.boot:
+                raise CorruptReplica(
+                    f"chunk {handle:016x}: what was last written could not be saved"
+                )
+            disk.marks.remove(handle)
+
+    def _rank(self, handle: int, replica: Replica) -> tuple[int, bool]:
+        """Of two disks' replicas the one with the higher is kept."""
+        marks = self.disks[replica.disk].marks
+        mark = marks.get(handle)
+        return replica.version, mark is None or mark.boot == marks.boot
+
+    def _unlink_twin(self, disk: Disk, handle: int) -> None:
+        """Another disk has a better replica of this chunk. The removal of this one,
+        when that was made, did not reach the platter before a power cut."""
+        log.warning("%s: another disk has a better one", disk.chunk_path(handle))
+        with contextlib.suppress(OSError):
+            self._unlink_for_good(disk.chunk_path(handle))
+
+    def _unlink_for_good(self, path: str) -> None:
+        """Where no journal will tell of it."""
+        self.world.files.unlink(path)
+        self.world.files.sync_directory(path.rpartition("/")[0])
+
+    def _recover(self, disk: Disk, path: str, handle: int, records: list[Redo]) -> State | None:
+        files, journal = self.world.files, disk.journal
+        state = ChunkFile.probe(files, path, handle, records)
+        if state is None:
+            return None
+        journal.saw(state.sequence)
+        if records:
+            chunk = ChunkFile.open(files, path, handle, journal, records)
+            try:
+                chunk.save()
+            finally:
+                chunk.close()
+        return state
 
     def refresh_space(self, disk: Disk) -> None:
         try:
@@ -214,6 +561,10 @@ class ChunkStore:
             self.disks[replica.disk].chunks += 1
         self.bytes += replica.length - (old.length if old is not None else 0)
         self.inventory[handle] = replica
+        bad = self.bad.get(handle)
+        if bad is not None and bad.version != replica.version:
+            # An upload may start over on it. By its old version nobody could delete it.
+            self.bad[handle] = BadReplica(handle, replica.version, bad.kind)
 
     def note(self, chunk: OpenChunk) -> None:
         """The inventory says what the open file says."""
@@ -226,8 +577,7 @@ class ChunkStore:
         if replica is not None:
             self.disks[replica.disk].chunks -= 1
             self.bytes -= replica.length
-        if handle in self._opening:
-            self._outdated.add(handle)
+        self.forgetful.pop(handle, None)
         chunk = self._open.pop(handle, None)
         if chunk is not None:
             self._drop(chunk)
@@ -236,7 +586,11 @@ class ChunkStore:
         """Report records (see ReportReplicas) of those of ``handles`` held here."""
         found = ((h, self.inventory.get(h)) for h in handles)
         return b"".join(
-            [_RECORD.pack(h, r.version, r.length) for h, r in found if r and h not in self.bad]
+            [
+                _RECORD.pack(h, r.version, r.length | FORGETFUL * (h in self.forgetful))
+                for h, r in found
+                if r and h not in self.bad
+            ]
         )
 
     def reports(self) -> list[DiskReport]:
@@ -257,15 +611,38 @@ class ChunkStore:
         replica = self.inventory.get(handle)
         version = replica.version if replica else 0
         if handle not in self.bad:
-            log.error("chunk %016x version %d is %s here", handle, version, kind)
+            self.found_bad += 1
+            log.error(
+                "chunk %016x version %d is %s here",
+                handle,
+                version,
+                kind,
+                extra=event("corruption_found", chunk=f"{handle:x}", version=version, kind=kind),
+            )
         self.bad[handle] = BadReplica(handle, version, kind)
 
-    def check_fit(self, handle: int) -> None:
+    def mark_unfit(self, chunk: OpenChunk, kind: str) -> None:
+        """As :meth:`mark_bad`, unless the replica was replaced or deleted since."""
+        if not chunk.dropped:
+            self.mark_bad(chunk.file.handle, kind)
+
+    def check_fit(self, handle: int, forgetful: bool = False) -> None:
         """Refuse to build on a replica that is known to be unfit: one whose file was
-        deleted while it was open would take writes that no restart finds again."""
+        deleted while it was open would take writes that no restart finds again. One that
+        may lack something is fit only if ``forgetful``."""
         bad = self.bad.get(handle)
         if bad is not None:
             raise CorruptReplica(f"chunk {handle:016x}: the replica here is {bad.kind}")
+        if not forgetful:
+            self.check_remembers(handle)
+
+    def check_remembers(self, handle: int) -> None:
+        """Refuse to show, or to build on, a replica that may lack something."""
+        if handle in self.forgetful:
+            raise StaleVersion(
+                f"chunk {handle:016x}: the replica here may lack what was written before "
+                "its machine lost its power"
+            )
 
     # --- open chunks ------------------------------------------------------------------
 
@@ -289,30 +666,67 @@ class ChunkStore:
 
     async def get(self, handle: int) -> OpenChunk:
         """As ``using``, but not pinned: pin it before anything is awaited."""
-        while True:
-            chunk = self._open.get(handle)
-            if chunk is not None:
-                self._open.move_to_end(handle)
-                return chunk
-            opening = self._opening.get(handle)
-            if opening is not None:
-                await opening.wait()
-                continue
-            chunk = await self._open_file(handle)
-            if chunk is not None:
-                return chunk
+        chunk = self._open.get(handle)
+        if chunk is None:
+            async with self._alone(handle):
+                chunk = self._open.get(handle) or await self._open_file(handle)
+        self._open.move_to_end(handle)
+        return chunk
 
-    async def _open_file(self, handle: int) -> OpenChunk | None:
-        """None if the file was replaced or deleted while it was opened."""
+    @contextlib.asynccontextmanager
+    async def _alone(self, handle: int) -> AsyncIterator[None]:
+        """The chunk is busy within this block, for its body alone.
+
+        Raises DeadlineExceeded.
+        """
+        with deadline(TURN_SECONDS, f"end of what is done with chunk {handle:016x}"):
+            while handle in self.busy:
+                await self.busy[handle].wait()
+        done = self.busy[handle] = trio.Event()
+        try:
+            yield
+        finally:
+            del self.busy[handle]
+            done.set()
+
+    @contextlib.asynccontextmanager
+    async def _unwritten(self, handle: int) -> AsyncIterator[None]:
+        """Nobody writes to the busy chunk within this block. A write that is under way is
+        broken off: its next packet would be one to a file that is gone, or make that
+        anew in the place of another. Raises DeadlineExceeded."""
+        chunk = self._open.get(handle)
+        if chunk is None:
+            yield
+            return
+        chunk.users += 1
+        try:
+            chunk.preempt()
+            with deadline(TURN_SECONDS, f"end of the write to chunk {handle:016x}"):
+                await chunk.mutex.acquire()
+            try:
+                yield
+            finally:
+                chunk.mutex.release()
+        finally:
+            chunk.users -= 1
+            self.close_if_unused(chunk)
+
+    async def _open_file(self, handle: int) -> OpenChunk:
         replica = self.inventory.get(handle)
         if replica is None:
             raise NotFound(f"chunk {handle:016x} is not on this chunkserver")
+        if self.is_lacking(handle):
+            raise CorruptReplica(f"chunk {handle:016x}: its newest states could not be saved")
         disk = self.disks[replica.disk]
-        done = self._opening[handle] = trio.Event()
         try:
             with trio.CancelScope(shield=True):  # a file opened is a file noted
                 file = await self.run(
-                    disk, ChunkFile.open, self.world.files, disk.chunk_path(handle), handle
+                    disk,
+                    ChunkFile.open,
+                    self.world.files,
+                    disk.chunk_path(handle),
+                    handle,
+                    disk.journal,
                 )
         except CorruptReplica:
             self.mark_bad(handle, "corrupt")
@@ -321,21 +735,13 @@ class ChunkStore:
             if isinstance(error, FileNotFoundError):
                 self.mark_bad(handle, "missing")
             raise map_disk_error(error, f"chunk {handle:016x}") from error
-        finally:
-            del self._opening[handle]
-            done.set()
-            outdated = handle in self._outdated
-            self._outdated.discard(handle)
-        if outdated:
-            file.close()
-            return None
         return self._keep(OpenChunk(disk, file))
 
     def _keep(self, chunk: OpenChunk) -> OpenChunk:
         self._open[chunk.file.handle] = chunk
         if len(self._open) > OPEN_FILES_MAX:
             for handle, other in self._open.items():
-                if not other.users and other is not chunk:
+                if not other.users and other is not chunk and not other.is_pending:
                     del self._open[handle]
                     self._drop(other)
                     break
@@ -368,38 +774,104 @@ class ChunkStore:
 
         Nothing is on the disk, or in the inventory, before something is written.
         """
-        if handle in self._open or handle in self.inventory or handle in self._opening:
-            return await self.get(handle)
+        if handle not in self._open:
+            async with self._alone(handle):
+                if handle not in self._open and handle not in self.inventory:
+                    return await self._create(handle, version)
+        return await self.get(handle)
+
+    async def _create(self, handle: int, version: int) -> OpenChunk:
+        if handle in self.bad:
+            await self._discard(handle)  # it could not be read at start
         disk = self.pick_disk()
         path = disk.chunk_path(handle)
-        file = ChunkFile.create(self.world.files, path, handle, version)
+        file = ChunkFile.create(self.world.files, path, handle, version, disk.journal)
         return self._keep(OpenChunk(disk, file))
 
-    async def install(self, handle: int, disk: Disk, temporary: str, state: State) -> None:
-        """Put a whole, closed chunk file in the place of whatever is there."""
-        old = self.inventory.get(handle)
-        path = disk.chunk_path(handle)
+    async def give_up(self, chunk: OpenChunk) -> None:
+        """A new replica could not be committed: nothing of it stays, since nobody
+        would ever know of its file to have it deleted. Its mutex must be held."""
+        if chunk.file.committed or chunk.dropped:
+            return
+        handle = chunk.file.handle
         with trio.CancelScope(shield=True):
-            await self.run(disk, self._rename, temporary, path)
-            self.forget(handle)
-            if old is not None and old.disk != disk.index:
-                other = self.disks[old.disk]
-                with contextlib.suppress(OSError):
-                    await self.run(other, self._unlink, other.chunk_path(handle))
-        self.bad.pop(handle, None)
-        self._note(handle, Replica(disk.index, state.version, state.length))
+            try:
+                await self._remove(chunk.disk, handle)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                self.bad[handle] = BadReplica(handle, 0, "corrupt")
+        self.forget(handle)
 
-    def _unlink(self, path: str) -> None:
-        self._unlink_redo(path)
-        self.world.files.unlink(path)
+    async def install(self, disk: Disk, file: ChunkFile) -> None:
+        """Save a whole replica that was made beside the others, on ``disk``, and put it
+        in the place of whatever is there. The caller closes the file.
 
-    def _unlink_redo(self, path: str) -> None:
-        """What an overwrite left that failed must not be applied to another file."""
-        with contextlib.suppress(FileNotFoundError):
-            self.world.files.unlink(redo_path(path))
+        Raises StaleVersion when there is a newer one by now, DeadlineExceeded, ``OSError``.
+        """
+        handle = file.handle
+        async with self._alone(handle), self._unwritten(handle):
+            replica = self.inventory.get(handle)
+            is_good = handle not in self.bad and handle not in self.forgetful
+            if replica is not None and replica.version > file.version and is_good:
+                raise StaleVersion(f"chunk {handle:016x} has version {replica.version} here")
+            with trio.CancelScope(shield=True):
+                # Only now: a start skips what the journal has of the old file, if all of
+                # that has lower numbers.
+                await self.run(disk, file.save)
+                await self.run(disk, self._rename, file.path, disk.chunk_path(handle))
+                await self._retire(handle)
+                self.forget(handle)
+                disk.marks.remove(handle)
+                # One that could not be read at start may be on any disk.
+                for other in self.disks if replica is not None or handle in self.bad else ():
+                    if other is not disk:
+                        await self._remove_twin(other, handle)
+                _tell_mended(self.bad.pop(handle, None), "replaced")
+                self._note(handle, Replica(disk.index, file.version, file.length))
+
+    async def _retire(self, handle: int) -> None:
+        """Nothing is written to the open file any more, not by who saves either."""
+        chunk = self._open.get(handle)
+        if chunk is not None:
+            await self.run(chunk.disk, chunk.file.retire)
+
+    async def _remove(self, disk: Disk, handle: int) -> None:
+        """Delete a file. With ``"fsync"`` no power cut brings back what was there, not
+        even by records of it: that it is gone is on the disk before it goes."""
+        if disk.journal.sync:
+            try:
+                await self.run(disk, disk.journal.bury, handle, disk.folder(handle))
+                await self.settle(disk)
+            except OSError as error:
+                # A disk that is full of what is to be deleted has no room for records.
+                log.warning("chunk %016x is deleted without a record: %s", handle, error)
+                await self.run(disk, self._unlink_for_good, disk.chunk_path(handle))
+                return
+        await self.run(disk, self.world.files.unlink, disk.chunk_path(handle))
+
+    async def _remove_twin(self, disk: Disk, handle: int) -> None:
+        """Delete what is left on this disk; later if it refuses."""
+        self._twins.discard((disk.index, handle))
+        try:
+            await self._remove(disk, handle)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._twins.add((disk.index, handle))
+
+    async def remove_twins(self) -> None:
+        """Delete what disks refused to when a replica on another one took its place."""
+        for index, handle in list(self._twins):
+            with contextlib.suppress(DeadlineExceeded):
+                async with self._alone(handle):
+                    replica, chunk = self.inventory.get(handle), self._open.get(handle)
+                    if index in (replica and replica.disk, chunk and chunk.disk.index):
+                        self._twins.discard((index, handle))  # another file has its name
+                    else:
+                        await self._remove_twin(self.disks[index], handle)
 
     def _rename(self, temporary: str, path: str) -> None:
-        self._unlink_redo(path)
         self.world.files.rename(temporary, path)
         self.world.files.sync_directory(path.rpartition("/")[0])
 
@@ -407,31 +879,52 @@ class ChunkStore:
         """Delete the replica if it is of exactly this version (a damaged one that
         could not be read at start counts as version 0).
 
-        Raises StaleVersion when it is another by now: a late order.
+        Raises StaleVersion when it is another by now: a late order; DeadlineExceeded,
+        DiskFailed.
         """
+        async with self._alone(handle):
+            # Before, too: a write under a higher version is not broken off for it.
+            if self._is_there(handle, version):
+                async with self._unwritten(handle):
+                    if self._is_there(handle, version):
+                        await self._discard(handle)
+
+    def _is_there(self, handle: int, version: int) -> bool:
         replica = self.inventory.get(handle)
-        bad = self.bad.get(handle)
         if replica is None:
-            if bad is not None and bad.version == version:
-                for disk in self.disks:
-                    with contextlib.suppress(FileNotFoundError):
-                        await self.run(disk, self._unlink, disk.chunk_path(handle))
-                self.bad.pop(handle, None)
-            return
-        if replica.version != version:
-            raise StaleVersion(
-                f"chunk {handle:016x} has version {replica.version} here, not {version}"
-            )
-        disk = self.disks[replica.disk]
-        self.forget(handle)
-        self.bad.pop(handle, None)
+            bad = self.bad.get(handle)
+            return bad is not None and bad.version == version
+        found, chunk = replica.version, self._open.get(handle)
+        if chunk is not None:
+            # The inventory learns of it when the mutation ends.
+            found = max(found, chunk.file.version, chunk.watch_version if chunk.watch else 0)
+        if found != version:
+            raise StaleVersion(f"chunk {handle:016x} has version {found} here, not {version}")
+        return True
+
+    async def _discard(self, handle: int) -> None:
+        """Delete all that is here of a chunk: one that could not be read at start may be
+        on any disk."""
+        replica = self.inventory.get(handle)
+        disks = self.disks
+        if replica is not None and handle not in self.bad:
+            disks = [disks[replica.disk]]
         with trio.CancelScope(shield=True):
-            try:
-                await self.run(disk, self._unlink, disk.chunk_path(handle))
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise map_disk_error(error, f"chunk {handle:016x}") from error
+            await self._retire(handle)
+            self.forget(handle)
+            for disk in disks:
+                try:
+                    await self._remove(disk, handle)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    # Still there, though without what was not saved: to be deleted later.
+                    if replica is not None:
+                        self._note(handle, replica)
+                    version = replica.version if replica is not None else 0
+                    self.bad[handle] = BadReplica(handle, version, "corrupt")
+                    raise map_disk_error(error, f"chunk {handle:016x}") from error
+        _tell_mended(self.bad.pop(handle, None), "deleted")
 
     def looks_right(self, disk: Disk, handles: list[int]) -> list[tuple[int, str]]:
         """Blocks. Which of these replicas' files are gone or too short, by a stat."""
@@ -450,3 +943,17 @@ class ChunkStore:
                 if replica.length and size < HEAD_BYTES + replica.length:
                     found.append((handle, "corrupt"))
         return found
+
+
+def _tell_mended(bad: BadReplica | None, how: str) -> None:
+    """What was unfit here, if anything was, is "replaced" by a good one, or "deleted": the
+    good ones are elsewhere."""
+    if bad is not None and bad.kind == "corrupt":
+        log.info(
+            "chunk %016x: the damaged replica is %s",
+            bad.handle,
+            how,
+            extra=event(
+                "corruption_repaired", chunk=f"{bad.handle:x}", version=bad.version, how=how
+            ),
+        )

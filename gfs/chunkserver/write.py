@@ -18,13 +18,22 @@ a client on two cores the copies bound it at about 450 MiB/s.
 
 A failure anywhere ends the exchange at every server: each commits what it has
 verified and says who failed, as far as it knows. What was acknowledged is on
-all; what lies beyond, the next exchange drops (``cut``).
+all; what lies beyond, the next exchange of an upload drops (``cut``).
+
+*Late packets.* A connection that was given up may still bring what was sent over it,
+however much later: the kernel of a dead process sends on. A server after the primary
+takes it as long as the version is right, so it could lay it over what was written, and
+acknowledged, since. So a primary that passed on a packet and was never told that the
+others have it orders nothing more under that version: it gives its lease up, and the
+next write comes under a new version, which those others take on with the grant. That
+is once for each exchange that breaks, and costs the others nothing. In an upload the
+client orders, and has the version raised itself.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -73,6 +82,13 @@ class ChainBroken(Exception):
         self.failure = failure
 
 
+def chain_broken(server: ServerAddress, error: BaseException) -> ChainBroken:
+    """``server`` is the one that failed."""
+    text = f"chunkserver {server.id} at {server.address}: {error}"
+    code = error.code if isinstance(error, GfsError) else ReplicaUnavailable.code
+    return ChainBroken(Failure(id=0, code=code, message=text, server=server.id))
+
+
 class Downstream:
     """The next server of the chain, as the sender sees it."""
 
@@ -87,9 +103,7 @@ class Downstream:
         self.awaited = False
 
     def broken(self, error: BaseException) -> ChainBroken:
-        text = f"chunkserver {self.server.id} at {self.server.address}: {error}"
-        code = error.code if isinstance(error, GfsError) else ReplicaUnavailable.code
-        return ChainBroken(Failure(id=0, code=code, message=text, server=self.server.id))
+        return chain_broken(self.server, error)
 
     async def open(self, request: WriteChunk) -> None:
         """Connect. The request itself leaves together with the first packet."""
@@ -152,15 +166,54 @@ class Downstream:
             connection.close()
 
 
+class Upstream(Protocol):
+    """Where the packets of an exchange come from, and the acknowledgements go to."""
+
+    @property
+    def body_bytes(self) -> int: ...
+
+    async def receive(self) -> Message: ...
+
+    async def receive_body(self, target: memoryview) -> None: ...
+
+    async def send(self, message: Message) -> None: ...
+
+    async def refuse(self, failure: Failure) -> None:
+        """The last word: nothing more is received."""
+
+
+class FromConnection:
+    """A client, or the server before this one in the chain."""
+
+    def __init__(self, node: Node, connection: BulkConnection) -> None:
+        self._node = node
+        self._connection = connection
+        self.receive = connection.receive
+        self.receive_body = connection.receive_body
+
+    @property
+    def body_bytes(self) -> int:
+        return self._connection.body_bytes
+
+    async def send(self, message: Message) -> None:
+        await self._connection.send(message)
+
+    async def refuse(self, failure: Failure) -> None:
+        await self._node.say_and_hang_up(self._connection, failure)
+
+
 class WriteExchange:
     """One exchange at one server. ``run`` answers everything, errors included."""
 
-    def __init__(self, node: Node, upstream: BulkConnection, request: WriteChunk) -> None:
+    def __init__(self, node: Node, upstream: Upstream, request: WriteChunk) -> None:
         self._node = node
         self._upstream = upstream
         self._request = request
         self._watch = Watch()
         self._downstream: Downstream | None = None
+        #: The last packet that was passed on, wholly or not, and the last one that all
+        #: servers after this one are known to have.
+        self._passed_on = -1
         self._relayed = -1
         self._prepared = False
         self._next_offset = request.offset
@@ -206,7 +259,7 @@ class WriteExchange:
         log.info("write of chunk %016x failed: %s", self._request.handle, failure.message)
         failure.id = self._request.id
         self._finish_downstream(clean=False)
-        await self._node.say_and_hang_up(self._upstream, failure)
+        await self._upstream.refuse(failure)
 
     async def _run_ordered(self) -> None:
         """Wait for this replica's turn, then carry the exchange through.
@@ -265,12 +318,16 @@ class WriteExchange:
 
     async def _run_alone(self, chunk: OpenChunk) -> None:
         chunk.watch, chunk.watch_version = self._watch, self._request.version
+        # Until it has ended well: one that breaks leaves replicas of many lengths.
+        level, chunk.level_version = chunk.level_version, 0
         with self._watch.scope:
             # Only now: it may have been revoked while this write waited its turn.
             self._check_lease()
             try:
-                await self._carry(chunk)
+                await self._mark(chunk)
+                await self._write_all(chunk, level)
             finally:
+                self._fence(chunk)
                 await self._leave(chunk)
         if self._watch.scope.cancelled_caught:
             if chunk.watch is None:
@@ -281,9 +338,33 @@ class WriteExchange:
             idle = self._watch.error()
             raise ChainBroken(Failure(id=0, code=idle.code, message=str(idle)))
 
+    async def _mark(self, chunk: OpenChunk) -> None:
+        """Most often a grant has done that. What is uploaded needs none: it is new."""
+        if self._request.mode == "mutate":
+            await self._node.store.mark(chunk, chunk.file.version)
+
+    async def _write_all(self, chunk: OpenChunk, level_version: int) -> None:
+        """Carry all packets; the replicas are as even then as they were before."""
+        await self._carry(chunk)
+        chunk.level_version = level_version
+
+    def _fence(self, chunk: OpenChunk) -> None:
+        """Order nothing more under this version, if what was passed on of this exchange
+        may still arrive. Before the next one has its turn."""
+        request = self._request
+        if (
+            self._relayed < self._passed_on
+            and request.mode == "mutate"
+            and request.primary
+            and request.version == chunk.file.version
+        ):
+            log.info("chunk %016x: a write broke off: its lease is given up", request.handle)
+            self._node.leases.revoke(request.handle)
+
     async def _leave(self, chunk: OpenChunk) -> None:
         """Whatever happened: what was verified is what a crash leaves."""
         file = chunk.file
+        chunk.mutated_at = self._node.world.clock.monotonic()
         if not chunk.dropped:
             if file.uncommitted:
                 with trio.CancelScope(shield=True):
@@ -347,6 +428,13 @@ class WriteExchange:
             raise InvalidArgument(f"a packet at {message.offset}, expected {self._next_offset}")
         if not 0 <= message.offset <= CHUNK_BYTES:
             raise InvalidArgument(f"a packet at {message.offset} of a chunk")
+        hole = message.hole
+        if hole and (
+            self._request.mode != "mutate"
+            or self._upstream.body_bytes
+            or not 0 < hole <= CHUNK_BYTES - message.offset
+        ):
+            raise InvalidArgument(f"a hole of {hole} bytes at {message.offset}")
         self._next_offset = message.offset + self._upstream.body_bytes
         return message.id, message
 
@@ -388,10 +476,17 @@ class WriteExchange:
         self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")
         await self._upstream.receive_body(view)
         if self._downstream is not None:
+            self._passed_on = packet.id
             await self._downstream.send(packet, view)
         self._watch.rest()
         self._take_room(chunk, len(view))
+        await self._node.store.wait_for_room(chunk.disk)
         await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
+        if chunk.file.waits:
+            await self._node.store.settle(chunk.disk)
+            await self._node.store.run(chunk.disk, chunk.file.finish)
+        elif packet.last:
+            await self._node.store.settle(chunk.disk)
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
         """Many writers at once must not use the reserve up between two looks at it."""
@@ -399,6 +494,7 @@ class WriteExchange:
         if reserve and not chunk.disk.has_room(reserve):
             raise DiskFull(f"chunk {chunk.file.handle:016x}: the disk is full to its reserve")
         chunk.disk.written_bytes += count
+        self._node.written_bytes += count
 
     def _store(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:
         """Blocks. Verify and write one packet; with the last, commit."""
@@ -411,6 +507,14 @@ class WriteExchange:
             self._prepared = True
         if file.version != self._request.version:
             raise StaleVersion(f"chunk {file.handle:016x} has version {file.version} by now")
-        file.write(packet.offset, view, packet.sums)
-        if packet.last:
-            file.commit(sync=self._node.sync)
+        # Without "fsync" a power cut makes a replica shorter, and not stale.
+        if packet.offset > file.length or (packet.hole and packet.offset < file.length):
+            raise StaleVersion(
+                f"chunk {file.handle:016x} has {file.length} bytes here, not {packet.offset}"
+            )
+        if packet.hole:
+            file.pad(packet.offset + packet.hole)
+        else:
+            file.write(packet.offset, view, packet.sums)
+        if packet.last and not file.waits:
+            file.commit()

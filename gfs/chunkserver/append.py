@@ -1,0 +1,486 @@
+"""Record append at the primary: the paper, section 3.3.
+
+::
+
+    client ─records─┐
+    client ─records─┼─> queue ─> one exchange (gfs.chunkserver.write) ─> all replicas
+    client ─records─┘       its offsets are chosen when its turn comes
+
+*Group commit.* What arrives while an exchange is under way waits, and goes with the
+next one, together: the fixed price (two thread hops, one round trip down the chain,
+the writes of sums and slot) is paid for a batch, not for each record. The first who
+waits carries the batch; no task is started.
+
+*Gathering.* Clients that wait for each answer would fall into two halves, each of
+which waits while the other one is carried, and pay the fixed price twice. So a small
+batch first waits until as many have come as were in the last exchange and behind it,
+for no longer than that took: their answers come no later than they would in halves.
+A client alone waits for nobody.
+
+*Atomic.* A record is acknowledged when the exchange with all of it has been, by every
+replica; until then nobody was told that it is there. One whose exchange broke off may
+be there, in whole or in part, or not: its client tries again, and a reader tells by
+the frame (:mod:`gfs.protocol.records`).
+
+*Level.* The offset is the primary's length, so all replicas must have that length.
+Within a run of exchanges that ended well they do. Before the first one under a new
+version, and after one that broke, the primary asks all. The longest has everything
+that was ever acknowledged, whichever that is, even if a machine came back without
+what it had last written: what the primary is short of, it fetches from there; what
+others are short of goes down the chain ahead of the new records. So bytes are never
+dropped, and replicas differ in nothing but how far they have come.
+
+*Full.* A record that does not fit into the rest of the chunk is for the next one:
+the rest becomes a hole, on all replicas, and whoever asks is told.
+
+*Bounds.* Bodies of all appends of one server: ``WAITING_BYTES_MAX``; they are not
+even received before there is room, so the client's send waits. Requests for one
+chunk: ``WAITING_MAX``, then Busy. A batch: ``BATCH_BYTES`` or one request.
+
+Sketch, one record of 100 bytes alone: 3 servers x (1 receive, 1 thread hop, 3
+writes), 5 sends: about 1 ms. 100 in a batch: 1.5 ms. Processor time: each server 0.4
+ms an exchange (of which the disk is 0.02, the thread hop 0.04), the primary 0.07 more
+for each request. So what counts is how many share an exchange; what the tail block
+costs to be read back and verified (0.01 ms) does not. Measured with ``python -m
+bench.append``: see docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES, KIB, MIB, block_sum, block_sums, packet_sums
+from gfs.chunkserver.store import ChunkStore, OpenChunk
+from gfs.chunkserver.write import STALL_SECONDS, WriteExchange, chain_broken
+from gfs.diagnostics import message_id
+from gfs.errors import (
+    Busy,
+    CorruptReplica,
+    GfsError,
+    InvalidArgument,
+    LeaseLost,
+    ProtocolError,
+    StaleVersion,
+)
+from gfs.protocol import records
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.messages import (
+    PACKET_BYTES_MAX,
+    AppendedChunk,
+    AppendRecords,
+    AppendReply,
+    Failure,
+    Message,
+    Packet,
+    ReadChunk,
+    ReadReply,
+    ServerAddress,
+    VerifyChunk,
+    VerifyReply,
+    WriteChunk,
+)
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node import Node
+
+WAITING_BYTES_MAX = 64 * MIB
+WAITING_MAX = 1024
+BATCH_BYTES = 4 * MIB
+#: A batch that is smaller than this waits for those who are on their way back,
+SMALL_BATCH_BYTES = 256 * KIB
+#: for as long as the last exchange took, and not longer than this.
+GATHER_SECONDS_MAX = 0.004
+#: Frames are verified in the loop up to this size: a thread hop costs as much.
+VERIFY_INLINE_BYTES = 1 * MIB
+#: Chunks whose new lengths one heartbeat tells; the others wait for the next.
+TOLD_MAX = 1024
+
+
+class Waiting:
+    """One client's records, on their way into the chunk."""
+
+    def __init__(self, request: AppendRecords, body: memoryview) -> None:
+        self.request = request
+        self.body = body
+        self.sizes: list[int] = []
+        #: Set when there is an answer, or when this one is to carry the next batch.
+        self.woken = trio.Event()
+        self.answer: Message | None = None
+
+
+class Queue:
+    def __init__(self) -> None:
+        self.waiting: deque[Waiting] = deque()
+        self.led = False
+        #: Set when so many wait; for whoever gathers.
+        self.enough = trio.Event()
+        self.wanted = 0
+
+    def add(self, waiting: Waiting) -> None:
+        self.waiting.append(waiting)
+        if len(self.waiting) == self.wanted:
+            self.enough.set()
+
+    async def gather(self, wanted: int, seconds: float) -> None:
+        """Until ``wanted`` wait, but not for longer than that."""
+        if len(self.waiting) < wanted:
+            self.wanted, self.enough = wanted, trio.Event()
+            with trio.move_on_after(seconds):
+                await self.enough.wait()
+            self.wanted = 0
+
+
+class Appends:
+    """All appends that this server orders as a primary."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._queues: dict[int, Queue] = {}
+        self._bytes = 0
+        self._room = trio.lowlevel.ParkingLot()
+        self._untold: dict[int, AppendedChunk] = {}
+
+    # --- what the master is told --------------------------------------------------------
+
+    def untold(self) -> list[AppendedChunk]:
+        """Lengths that all replicas have, and that the master may not know yet."""
+        return list(self._untold.values())[:TOLD_MAX]
+
+    def told(self, chunks: list[AppendedChunk]) -> None:
+        for chunk in chunks:
+            if self._untold.get(chunk.handle) is chunk:
+                del self._untold[chunk.handle]
+
+    # --- one request --------------------------------------------------------------------
+
+    async def serve(self, connection: BulkConnection, request: AppendRecords) -> bool:
+        """Answer one request. False if the connection is of no more use."""
+        node = self._node
+        count = connection.body_bytes
+        try:
+            if self._bytes and self._bytes + count > WAITING_BYTES_MAX:
+                await self._wait_for_room(count)
+            self._bytes += count
+            try:
+                waiting = Waiting(request, memoryview(bytearray(count)))
+                await self._receive(connection, waiting)
+                answer = await self._append(waiting)
+            finally:
+                self._bytes -= count
+                self._room.unpark_all()
+        except GfsError as error:
+            answer = Failure(id=request.id, code=error.code, message=f"{node.id}: {error}")
+            if connection.body_bytes:
+                await node.say_and_hang_up(connection, answer)
+                return False
+        answer.id = request.id
+        await node.answer_briefly(connection, answer)
+        return True
+
+    async def _wait_for_room(self, count: int) -> None:
+        """Raises Busy when there was none for long."""
+        with trio.move_on_after(self._node.settings.idle_seconds) as scope:
+            while self._bytes and self._bytes + count > WAITING_BYTES_MAX:
+                await self._room.park()
+        if scope.cancelled_caught:
+            raise Busy("too many appends wait here: try again")
+
+    async def _receive(self, connection: BulkConnection, waiting: Waiting) -> None:
+        """Small ones came with their request: there is nothing to wait for then."""
+        body = waiting.body
+        if connection.held_bytes >= len(body):
+            await connection.receive_body(body)
+        else:
+            with deadline(self._node.settings.idle_seconds, "rest of the records"):
+                await connection.receive_body(body)
+        try:
+            if len(body) <= VERIFY_INLINE_BYTES:
+                waiting.sizes = records.split_frames(body)
+            else:
+                waiting.sizes = await self._node.world.run_blocking(records.split_frames, body)
+        except ValueError as error:
+            raise InvalidArgument(f"an append that arrived damaged: {error}") from None
+        if not waiting.sizes:
+            raise InvalidArgument("an append of nothing")
+
+    async def _append(self, waiting: Waiting) -> Message:
+        """Carry it, with all that wait, or have it carried."""
+        handle = waiting.request.handle
+        queue = self._queues.setdefault(handle, Queue())
+        if len(queue.waiting) >= WAITING_MAX:
+            raise Busy(f"{WAITING_MAX} appends to chunk {handle:016x} wait: try again")
+        queue.add(waiting)
+        if queue.led:
+            try:
+                # Whoever leads is held to deadlines by its exchange.
+                await waiting.woken.wait()
+            except BaseException:
+                if waiting in queue.waiting:
+                    queue.waiting.remove(waiting)
+                if waiting.woken.is_set() and waiting.answer is None:
+                    self._hand_over(handle, queue)
+                raise
+            if waiting.answer is not None:
+                return waiting.answer
+        queue.led = True
+        try:
+            await self._carry(queue)
+        finally:
+            self._hand_over(handle, queue)
+        assert waiting.answer is not None
+        return waiting.answer
+
+    def _hand_over(self, handle: int, queue: Queue) -> None:
+        if queue.waiting:
+            queue.waiting[0].woken.set()
+        else:
+            queue.led = False
+            self._queues.pop(handle, None)
+
+    async def _carry(self, queue: Queue) -> None:
+        """One exchange, for as many as it takes from the queue's head on."""
+        request = queue.waiting[0].request
+        batch = Batch(self._node.store, queue)
+        exchange = AppendExchange(self._node, batch, request)
+        try:
+            await exchange.run()
+        except BaseException:
+            lost = "the append was broken off: try again"
+            batch.failure = Failure(id=0, code=LeaseLost.code, message=lost)
+            raise
+        finally:
+            if batch.failure is not None:
+                batch.take_all()
+            batch.answer()
+        if batch.failure is None and exchange.length:
+            self._untold[request.handle] = AppendedChunk(
+                request.handle, request.version, request.inode, exchange.length
+            )
+
+
+class Batch:
+    """Records that go together: the upstream of their exchange, which stores them as
+    it would what a connection brought."""
+
+    def __init__(self, store: ChunkStore, queue: Queue) -> None:
+        self._store = store
+        self._queue = queue
+        self.taken: list[tuple[Waiting, AppendReply]] = []
+        self.failure: Failure | None = None
+        self.body_bytes = 0
+        self._body = memoryview(b"")
+        self._records = memoryview(b"")
+        self._hole = 0
+        #: Offset and size of the packets to come; the hole's has none.
+        self._ranges: deque[tuple[int, int]] = deque()
+        self._number = -1
+
+    # --- who gets which place ----------------------------------------------------------
+
+    def choose(self, length: int) -> None:
+        """Give those who wait their places, from ``length`` of the chunk on."""
+        at, full = length, False
+        pieces: list[memoryview] = []
+        while self._may_take(at - length):
+            waiting = self._queue.waiting.popleft()
+            begin, placed = at, 0
+            for size in waiting.sizes:
+                full = full or at + size > CHUNK_BYTES
+                if full:
+                    break
+                records.place(waiting.body[at - begin :], at)
+                at += size
+                placed += 1
+            if placed:
+                pieces.append(waiting.body[: at - begin])
+            reply = AppendReply(0, begin, placed, placed < len(waiting.sizes))
+            self.taken.append((waiting, reply))
+        self._records = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        self._hole = CHUNK_BYTES - at if full else 0
+
+    def _may_take(self, count: int) -> bool:
+        waiting = self._queue.waiting
+        if not waiting:
+            return False
+        if not self.taken:
+            return True
+        first, request = self.taken[0][0].request, waiting[0].request
+        return (
+            (request.version, request.chain) == (first.version, first.chain)
+        ) and count < BATCH_BYTES
+
+    async def gather(self, wanted: int, seconds: float) -> None:
+        """Wait for so many requests, if it is the fixed price of an exchange that counts."""
+        if sum(len(waiting.body) for waiting in self._queue.waiting) < SMALL_BATCH_BYTES:
+            await self._queue.gather(wanted, seconds)
+
+    @property
+    def requests(self) -> int:
+        """Those that were taken, and those that came meanwhile."""
+        return len(self.taken) + len(self._queue.waiting)
+
+    def take_all(self) -> None:
+        """Those who wait for the same chain as the first: they will hear of its end."""
+        while self._may_take(0):
+            self.taken.append((self._queue.waiting.popleft(), AppendReply(0, 0, 0, False)))
+
+    def answer(self) -> None:
+        """Wake everybody."""
+        for waiting, reply in self.taken:
+            waiting.answer = self.failure or reply
+            waiting.woken.set()
+
+    # --- the packets -------------------------------------------------------------------
+
+    def plan(self, chunk: OpenChunk, low: int) -> bool:
+        """What the replicas lack from ``low`` on comes from this server's, then the
+        records, then the hole. False if there is nothing at all to send."""
+        self._chunk, self._start = chunk, chunk.file.length
+        end = self._start + len(self._records)
+        at = low
+        while at < end:
+            stop = self._start if at < self._start else end
+            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, stop - at)
+            self._ranges.append((at, count))
+            at += count
+        if self._hole:
+            self._ranges.append((end, 0))
+        return bool(self._ranges)
+
+    async def receive(self) -> Message:
+        """The next packet of the plan. The last one is answered when all is committed."""
+        at, count = self._ranges.popleft()
+        last = not self._ranges
+        self._number += 1
+        if not count:
+            self._body = memoryview(b"")
+        elif at < self._start:
+            read = self._chunk.file.read_verified
+            self._body = memoryview(await self._store.run(self._chunk.disk, read, at, count))
+        else:
+            self._body = self._records[at - self._start : at - self._start + count]
+        sums = packet_sums(at, self._body)
+        self.body_bytes = count
+        return Packet(self._number, at, last, sums, hole=0 if count else self._hole)
+
+    async def receive_body(self, target: memoryview) -> None:
+        target[:] = self._body
+        self.body_bytes = 0
+
+    async def send(self, message: Message) -> None:
+        """An acknowledgement: what counts is that the exchange ends well."""
+
+    async def refuse(self, failure: Failure) -> None:
+        self.failure = failure
+
+
+class AppendExchange(WriteExchange):
+    """The exchange of one batch, at the primary."""
+
+    def __init__(self, node: Node, batch: Batch, request: AppendRecords) -> None:
+        write = WriteChunk(
+            id=request.id,
+            version=request.version,
+            handle=request.handle,
+            offset=0,
+            mode="mutate",
+            chain=request.chain,
+            primary=True,
+        )
+        super().__init__(node, batch, write)
+        self._batch = batch
+        #: What all replicas have when it ended well.
+        self.length = 0
+
+    async def _write_all(self, chunk: OpenChunk, level_version: int) -> None:
+        file = chunk.file
+        self._prepare(file)
+        low = file.length
+        if level_version != self._request.version:
+            low = await self._level(chunk)
+        await self._gather(chunk)
+        self._batch.choose(file.length)
+        clock = self._node.world.clock
+        began = clock.monotonic()
+        if self._batch.plan(chunk, low):
+            await self._carry(chunk)
+        chunk.appended_at = clock.monotonic()
+        chunk.append_seconds = chunk.appended_at - began
+        chunk.appenders = self._batch.requests
+        chunk.level_version = self._request.version
+        self.length = file.length
+
+    async def _gather(self, chunk: OpenChunk) -> None:
+        now = self._node.world.clock.monotonic()
+        if now < chunk.appended_at + GATHER_SECONDS_MAX:
+            seconds = min(chunk.append_seconds, GATHER_SECONDS_MAX)
+            await self._batch.gather(chunk.appenders, seconds)
+
+    async def _level(self, chunk: OpenChunk) -> int:
+        """Have here what the longest replica has. Returns from where on some lack it."""
+        lengths = [await self._length_at(server) for server in self._request.chain]
+        for server, length in zip(self._request.chain, lengths, strict=True):
+            if length > chunk.file.length:
+                await self._fetch(chunk, server, length)
+        return min([chunk.file.length, *lengths])
+
+    async def _length_at(self, server: ServerAddress) -> int:
+        request = self._request
+        question = VerifyChunk(
+            id=message_id(), handle=request.handle, version=request.version, blocks=False
+        )
+        async with self._asked(server, question) as (_, reply):
+            if not isinstance(reply, VerifyReply):
+                raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
+            if reply.state != "good" or reply.version != request.version:
+                raise StaleVersion(
+                    f"its replica is {reply.state}, of version {reply.version}, "
+                    f"not {request.version}"
+                )
+            return reply.length
+
+    async def _fetch(self, chunk: OpenChunk, server: ServerAddress, end: int) -> None:
+        """Append here what another replica has up to ``end``."""
+        file, request = chunk.file, self._request
+        while file.length < end:
+            at = file.length
+            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, end - at)
+            question = ReadChunk(message_id(), request.handle, request.version, at, count)
+            async with self._asked(server, question) as (connection, reply):
+                if not isinstance(reply, ReadReply) or connection.body_bytes != count:
+                    raise ProtocolError(f"{type(reply).__name__} instead of {count} bytes")
+                data = await connection.read_body()
+                if (block_sums(data) if reply.whole else block_sum(data)) != reply.sums:
+                    raise CorruptReplica(f"bytes at {at} do not fit their checksum")
+            self._watch.rest()
+            self._take_room(chunk, count)
+            await self._node.store.run(chunk.disk, file.write, at, data, packet_sums(at, data))
+        await self._node.store.run(chunk.disk, file.commit)
+
+    @asynccontextmanager
+    async def _asked(
+        self, server: ServerAddress, question: Message
+    ) -> AsyncIterator[tuple[BulkConnection, Message]]:
+        """One exchange with another server of the chain. Raises ChainBroken."""
+        connection: BulkConnection | None = None
+        clean = False
+        try:
+            with deadline(STALL_SECONDS, f"answer from {server.address}"):
+                connection = await self._node.pool.acquire(server.address)
+                await connection.send(question)
+                yield connection, await connection.receive_reply()
+            clean = True
+        except (ConnectionError, GfsError) as error:
+            raise chain_broken(server, error) from None
+        finally:
+            if connection is not None:
+                if clean:
+                    self._node.pool.release(connection, server.address)
+                else:
+                    connection.close()

@@ -1,0 +1,36 @@
+"""A replica made beside whatever is here, and put in its place only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.store import Disk, map_disk_error
+from gfs.errors import GfsError
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node import Node
+
+
+@contextlib.asynccontextmanager
+async def new_replica(
+    node: Node, disk: Disk, handle: int, version: int, what: str
+) -> AsyncIterator[ChunkFile]:
+    """An empty replica, for the block to fill: installed at its end, or nothing of it is
+    left. What the disk refuses is raised as the error it means for ``what``."""
+    path = disk.chunk_path(handle) + ".clone"
+    try:
+        file = ChunkFile.create(node.world.files, path, handle, version, disk.journal, copied=True)
+        try:
+            yield file
+            await node.store.install(disk, file)
+        finally:
+            file.close()
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            node.world.files.unlink(path)
+        if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):
+            raise map_disk_error(error, what) from error
+        raise
