@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import msgspec
-
+from gfs.diagnostics import event
 from gfs.errors import GfsError, ProtocolError, StaleVersion
 from gfs.master.clients import send_failure
 from gfs.master.committer import Outcome
 from gfs.master.core import Master
-from gfs.master.namespace import Planned, inode_row
-from gfs.master.rows import FLAG_TRASHED, KnownServer
+from gfs.master.namespace import Planned, inode_row, plan_note_append
+from gfs.master.operations import ServerForgotten, ServerRemembered
+from gfs.master.rows import FLAG_TRASHED
 from gfs.master.servers import Server
 from gfs.master.store import Txn
 from gfs.protocol.messages import (
+    AppendedChunk,
     Done,
     Heartbeat,
     Message,
@@ -41,6 +42,9 @@ LEASES_EXTENDED_MAX = 4096
 
 class ChunkserverSession:
     """``start_pass`` runs a pass over all chunks in the background."""
+
+    #: New chunkservers are written down: a shadow master reads of them in the log.
+    remembers = True
 
     def __init__(self, master: Master, start_pass: Callable[[Iterator[None]], None]) -> None:
         self._master = master
@@ -77,7 +81,11 @@ class ChunkserverSession:
     def ended(self, rpc: Rpc) -> None:
         """The connection is gone."""
         if self.server is not None and self._master.servers.disconnected(self.server, rpc):
-            log.info("chunkserver %s: its connection ended", self.server.id)
+            log.info(
+                "chunkserver %s: its connection ended",
+                self.server.id,
+                extra=event("chunkserver_disconnected", server=self.server.id),
+            )
 
     # --- registration ----------------------------------------------------------------------
 
@@ -85,20 +93,7 @@ class ChunkserverSession:
         master = self._master
         if not 0 < len(message.server.encode()) <= SERVER_ID_BYTES_MAX:
             raise ProtocolError(f"a chunkserver id has 1 to {SERVER_ID_BYTES_MAX} bytes")
-        sequence = master.committer.sequence
-        if message.sequence > sequence:
-            # lizardfs#416: orders from a younger memory would delete live data.
-            log.error(
-                "chunkserver %s has seen operation %d, this master's metadata ends at %d: an "
-                "old copy of the metadata? It is refused",
-                message.server,
-                message.sequence,
-                sequence,
-            )
-            raise StaleVersion(
-                f"this master's metadata (up to operation {sequence}) is older than what this "
-                f"chunkserver has seen ({message.sequence}): restore newer metadata"
-            )
+        self._check_memory(message)
         server, changed = master.servers.register(
             message.server,
             message.incarnation,
@@ -112,18 +107,36 @@ class ChunkserverSession:
         reply = RegisterReply(
             id=message.id,
             cluster=master.store.cluster,
-            sequence=sequence,
+            sequence=master.committer.sequence,
             heartbeat_ms=int(master.settings.heartbeat_seconds * 1000),
         )
-        if not changed:
+        if not (changed and self.remembers):
             return reply
         master.committer.submit(
             "",
             0,
-            partial(_remember, server_id=server.id, row=KnownServer(server.address, server.rack)),
+            partial(_remember, server=server),
             partial(_registered, rpc, reply),
         )
         return None
+
+    def _check_memory(self, message: Register) -> None:
+        """lizardfs#416: orders from a younger memory would delete live data. In a new
+        term the operations that were not on the promoted shadow are given up."""
+        sequence, term = self._master.committer.sequence, self._master.store.state.term
+        if message.term != term or message.sequence <= sequence:
+            return
+        log.error(
+            "chunkserver %s has seen operation %d, this master's metadata ends at %d: an "
+            "old copy of the metadata? It is refused",
+            message.server,
+            message.sequence,
+            sequence,
+        )
+        raise StaleVersion(
+            f"this master's metadata (up to operation {sequence}) is older than what this "
+            f"chunkserver has seen ({message.sequence}): restore newer metadata"
+        )
 
     def _report(self, server: Server, message: ReportReplicas, body: bytes) -> Message:
         self._master.take_report(server, body)
@@ -138,12 +151,22 @@ class ChunkserverSession:
         had_space = server.has_space
         server.set_disks(message.disks)
         server.chunks = message.chunks
+        server.scrub = message.scrub
         if server.has_space != had_space:
             master.servers.placement_changed()
         master.garbage.carried_out(server.index)
+        master.end_shifts(server)
         master.take_bad(server, message.bad)
         master.take_report(server, body)
+        for appended in message.appended:
+            self._note_append(appended)
         return self._orders(server, message.leases[:LEASES_EXTENDED_MAX])
+
+    def _note_append(self, appended: AppendedChunk) -> None:
+        """So that a listing is not far behind, and a replica that lost what every other
+        has is found out."""
+        plan = partial(plan_note_append, appended=appended, time_ns=self._master.clock.time_ns())
+        self._master.committer.submit("", 0, plan, lambda _: None)
 
     def _orders(self, server: Server, leases: list[int]) -> Orders:
         master = self._master
@@ -153,14 +176,18 @@ class ChunkserverSession:
             delete=master.deletion_orders(server),
             extend_leases=[handle for handle in leases if self._extend(server, handle)],
             lease_ms=master.leases.lease_ms,
+            masters=self._masters(),
         )
+
+    def _masters(self) -> list[str]:
+        return self._master.store.standing.peers
 
     def _extend(self, server: Server, handle: int) -> bool:
         """Its primary mutated the chunk lately: let it go on, unless the file
-        was deleted or the chunk waits to be copied."""
+        was deleted, the chunk waits to be copied, or a snapshot to be made."""
         master = self._master
         lease = master.leases.current(handle, master.now)
-        if lease is None or handle in master.to_revoke:
+        if lease is None or handle in master.to_revoke or handle in master.revoking:
             return False
         with master.store.read() as txn:
             row = inode_row(txn, lease.inode)
@@ -172,15 +199,13 @@ class ChunkserverSession:
         return Done(id=0)
 
 
-def _remember(txn: Txn, server_id: str, row: KnownServer) -> Planned:
+def _remember(txn: Txn, server: Server) -> Planned:
     """After a restart the master knows whom to wait for."""
-    txn.put(server_id.encode(), msgspec.msgpack.encode(row), txn.db.servers)
-    return None, Done(id=0)
+    return ServerRemembered(server.id, server.address, server.rack), Done(id=0)
 
 
 def forget(txn: Txn, server_id: str) -> Planned:
-    txn.delete(server_id.encode(), txn.db.servers)
-    return None, Done(id=0)
+    return ServerForgotten(server_id), Done(id=0)
 
 
 def _registered(rpc: Rpc, reply: RegisterReply, outcome: Outcome) -> None:

@@ -14,6 +14,8 @@ reported                                    it is
 version equal, long enough                  a location
 version equal, too short                    suspect: the server is asked to
                                             verify it
+forgetful, version not lower                no location: garbage, unless there is
+                                            nothing else (:mod:`gfs.master.believing`)
 version lower, and it was no location       stale
 version lower, but it was a location        suspect: the report may be older
                                             than the grant it contradicts
@@ -27,7 +29,8 @@ chunk unknown                               orphaned (:mod:`gfs.master.garbage`)
 yet. They live as long as their client is heard from. After a restart of the
 master the client brings them back (Reclaim). What it names may have been
 collected meanwhile, by this master or the one before: its replicas are
-*doubted* until their servers say that they are there.
+*doubted* until their servers say that they are there. So are those on a server that
+registers again without them: it may have lost what its clients were told it has.
 
 Sketch for 1,000,000 chunks of 3 replicas: one dict of int to tuple of small
 ints, the tuples shared between chunks on the same servers: about 100 bytes a
@@ -37,7 +40,7 @@ the dict (0.1 s a million), in slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from gfs.errors import Busy, InvalidArgument
@@ -54,6 +57,8 @@ class LocationTable:
         self._shared: dict[Holders, Holders] = {}
         #: Locations per server index.
         self.counts: dict[int, int] = {}
+        #: Each is told the handles that change, for a shadow master.
+        self.watchers: list[dict[int, None]] = []
 
     def get(self, handle: int) -> Holders:
         """Server indexes, in no order that means anything."""
@@ -90,6 +95,8 @@ class LocationTable:
     def pop(self, handle: int) -> Holders:
         """The chunk is no more."""
         holders = self._holders.pop(handle, ())
+        for watcher in self.watchers:
+            watcher[handle] = None
         for server in holders:
             self.counts[server] -= 1
         return holders
@@ -99,6 +106,8 @@ class LocationTable:
         return list(self._holders)
 
     def _put(self, handle: int, holders: Holders) -> None:
+        for watcher in self.watchers:
+            watcher[handle] = None
         if not holders:
             self._holders.pop(handle, None)
             return
@@ -166,6 +175,13 @@ class ReservationTable:
         holder.handles.add(handle)
         holder.heard = now
 
+    def doubt(self, server: int, reported: Collection[int]) -> None:
+        """The server came back, and all it holds is ``reported``: what else was written
+        there may be lost, or be written just now. Looks at all of them."""
+        for handle, each in self._reservations.items():
+            if server in each.servers and handle not in reported and server not in each.absent:
+                self._reservations[handle] = each._replace(doubted=each.doubted | {server})
+
     def resolve(self, handle: int, server: int, version: int | None) -> None:
         """A doubted replica is there, of ``version``, or is not (None)."""
         reservation = self._reservations.get(handle)
@@ -186,6 +202,10 @@ class ReservationTable:
             if not holder.handles:
                 del self._clients[reservation.client]
         return reservation
+
+    def at(self, server: int) -> int:
+        """How many have a replica there. Looks at all of them."""
+        return sum(server in each.servers for each in self._reservations.values())
 
     def heard(self, client: str, now: float) -> None:
         holder = self._clients.get(client)

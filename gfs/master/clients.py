@@ -11,12 +11,22 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import trio
 
-from gfs.errors import Busy, DiskFull, GfsError, InvalidArgument, NotFound, ProtocolError
-from gfs.master import reads, uploads
+from gfs.diagnostics import request, request_of, working_for
+from gfs.errors import (
+    Busy,
+    DiskFull,
+    GfsError,
+    InvalidArgument,
+    NotEnoughShadows,
+    NotFound,
+    NotTheMaster,
+    ProtocolError,
+)
+from gfs.master import draining, reads, trash, uploads
 from gfs.master.committer import CHUNKS_PER_WEIGHT, Callback, Outcome, Plan
 from gfs.master.core import Master
 from gfs.master.fsck import WALK_SLICE, FsckWalk
@@ -30,30 +40,38 @@ from gfs.master.namespace import (
     plan_publish,
     plan_rename,
     plan_set_length,
+    plan_set_replication,
 )
 from gfs.master.rows import CLIENT_BYTES_MAX, KIND_DIRECTORY, KIND_FILE
 from gfs.master.servers import Server
+from gfs.master.snapshot import Snapshots
+from gfs.master.status import status_reply
 from gfs.master.store import Txn
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
     AcquireLease,
     ChunkLocation,
-    ClusterTotals,
     Delete,
     DiskUsage,
     DiskUsageReply,
     Done,
+    Drain,
+    EmptyTrash,
+    ForgetShadow,
     FsckPage,
     GarbageReplica,
     List,
     ListGarbage,
     ListGarbageReply,
     ListReply,
+    ListTrash,
+    ListTrashReply,
     Locate,
     LocateReply,
     MakeDirectory,
     Message,
     Ping,
+    Promote,
     Publish,
     Reclaim,
     Recover,
@@ -62,10 +80,13 @@ from gfs.protocol.messages import (
     ReportReplica,
     Reserve,
     SetLength,
+    SetReplication,
+    Snapshot,
     Stat,
     StatReply,
     Status,
-    StatusReply,
+    TrashEntry,
+    Undelete,
 )
 from gfs.protocol.rpc import Rpc
 
@@ -77,32 +98,53 @@ GARBAGE_PAGE_MAX = 500
 U64_MAX = 2**64 - 1
 
 
+_Answer = Callable[[Any, Rpc, Any, bytes, Txn], Message | None]
+
+
 class ClientSession:
     """``nursery`` runs what takes longer, and ends with the connection."""
 
-    def __init__(self, master: Master, grants: Grants, nursery: trio.Nursery, peer: str) -> None:
+    #: What is served: a shadow master serves less.
+    answers: ClassVar[dict[type[Message], _Answer]]
+
+    def __init__(
+        self,
+        master: Master,
+        grants: Grants,
+        nursery: trio.Nursery,
+        peer: str,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self._master = master
         self._grants = grants
+        self._snapshots = snapshots
         self._nursery = nursery
         self._peer = peer
         self._tasks = 0
 
     def handle(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         """Answer a batch, or have it answered later. Never raises."""
-        self._master.reservations.heard(self._peer, self._master.now)
-        with self._master.store.read() as txn:
+        master = self._master
+        began = master.now
+        answered: list[Message] = []
+        master.reservations.heard(self._peer, began)
+        with master.store.read() as txn:
             for message, body in batch:
                 try:
-                    answer = _ANSWERS[type(message)](self, rpc, message, body, txn)
+                    answer = self.answers[type(message)](self, rpc, message, body, txn)
                 except KeyError:
-                    answer = None
                     self._refuse(rpc, message)
                 except Exception as error:
-                    answer = None
-                    send_failure(rpc, message.id, error)
-                if answer is not None:
-                    answer.id = message.id
-                    rpc.send(answer)
+                    failure = send_failure(rpc, message.id, error)
+                    took = master.now - began
+                    master.operations.done(type(message), message.id, took, failure)
+                else:
+                    if answer is not None:
+                        answer.id = message.id
+                        rpc.send(answer)
+                        answered.append(message)
+        # They leave together, so that is how long each has taken.
+        master.operations.all_done(answered, master.now - began)
 
     def _refuse(self, rpc: Rpc, message: Message) -> None:
         name = type(message).__name__
@@ -120,6 +162,11 @@ class ClientSession:
         entries, more = reads.list_page(txn, message.path, message.after, message.limit)
         return ListReply(0, entries, more)
 
+    def _list_trash(self, rpc: Rpc, message: ListTrash, body: bytes, txn: Txn) -> Message:
+        book = self._master.trash
+        entries, cursor = trash.page(txn, book, message.path, message.cursor, message.limit)
+        return ListTrashReply(0, entries, cursor)
+
     def _locate(self, rpc: Rpc, message: Locate, body: bytes, txn: Txn) -> Message:
         """Fewer chunks than asked for if the reply would be too large, never none."""
         if message.first < 0 or message.count < 0:
@@ -134,16 +181,19 @@ class ClientSession:
             for chunk in reads.file_chunks(txn, inode, row.length, message.first):
                 if len(chunks) >= count or (chunks and book.room <= 0):
                     break
-                servers = self._readers_order(chunk.handle)
+                servers = self._readers_order(chunk.handle, chunk.version)
                 positions = book.positions(servers)
                 chunks.append(ChunkLocation(chunk.handle, chunk.version, chunk.length, positions))
         return LocateReply(0, entry, book.servers, chunks)
 
-    def _readers_order(self, handle: int) -> list[Server]:
+    def _readers_order(self, handle: int, version: int) -> list[Server]:
         """Replicas in the order to try them: live ones first, and begun at a
-        random one, so that readers spread."""
+        random one, so that readers spread. Of one that has only damaged ones, these: most
+        of its blocks are good, and readers verify each."""
         master = self._master
         holders = master.locations.get(handle)
+        if not holders and handle in master.salvage.handles:
+            return master.damaged_holders(handle, version)
         if len(holders) > 1:
             at = int(master.rng.random() * len(holders))
             holders = holders[at:] + holders[:at]
@@ -153,39 +203,23 @@ class ClientSession:
         return [master.servers.get(index) for index in holders]
 
     def _status(self, rpc: Rpc, message: Status, body: bytes, txn: Txn) -> Message:
-        master = self._master
-        state = master.store.state
-        counts = master.garbage.counts
-        totals = ClusterTotals(
-            files=state.files,
-            directories=state.directories,
-            chunks=txn.count(txn.db.chunks),
-            bytes=state.bytes,
-            under_replicated=master.repair.endangered,
-            corrupt=counts["corrupt"],
-            lost=len(master.repair.lost),
-            orphaned=counts["orphaned"],
-            stale=counts["stale"],
-            repairs_active=len(master.repair.active),
-            repairs_queued=master.repair.queued,
-            corruptions=state.corruptions,
-        )
-        servers = master.servers.status(master.now)
-        room = 40_000
-        for server in servers:
-            room -= 64 + len(server.id) + len(server.address) + len(server.rack)
-            room -= sum(48 + len(disk.path) for disk in server.disks)
-            if room < 0:
-                # A head has a bound: with very many servers the disks are left out.
-                server.disks = []
-        return StatusReply(0, master.store.cluster, master.store.epoch, servers, totals)
+        return status_reply(self._master, txn)
+
+    def _promote(self, rpc: Rpc, message: Promote, body: bytes, txn: Txn) -> Message:
+        raise InvalidArgument("this is the master already: name a shadow master")
 
     def _list_garbage(self, rpc: Rpc, message: ListGarbage, body: bytes, txn: Txn) -> Message:
         limit = max(1, min(message.limit, GARBAGE_PAGE_MAX))
         found, more = self._master.garbage.page(message.after, limit)
         servers = self._master.servers
         replicas = [
-            GarbageReplica(servers.get(index).id, handle, known.version, known.kind)
+            GarbageReplica(
+                servers.get(index).id,
+                handle,
+                known.version,
+                known.kind,
+                self._master.garbage.is_kept(index, handle),
+            )
             for handle, index, known in found
         ]
         return ListGarbageReply(0, replicas, more)
@@ -214,7 +248,7 @@ class ClientSession:
         return Done(id=0)
 
     def _publish(self, rpc: Rpc, message: Publish, body: bytes, txn: Txn) -> None:
-        answer = self._answerer(rpc, message.id)
+        answer = self._answerer(rpc, message)
         master = self._master
         self._check_client(message.client, message.sequence)
         if master.committer.join(message.client, message.sequence, answer):
@@ -226,7 +260,9 @@ class ClientSession:
 
         def done(outcome: Outcome) -> None:
             master.publishing.difference_update(handles)
-            if not isinstance(outcome, GfsError):
+            if not isinstance(outcome, GfsError) or (
+                isinstance(outcome, NotEnoughShadows) and uploads.is_published(master, upload)
+            ):
                 uploads.published(master, upload)
             answer(outcome)
 
@@ -251,10 +287,34 @@ class ClientSession:
         self._mutate(rpc, message, message.client, message.sequence, plan_rename)
 
     def _delete(self, rpc: Rpc, message: Delete, body: bytes, txn: Txn) -> None:
-        self._mutate(rpc, message, message.client, message.sequence, plan_delete)
+        plan = partial(plan_delete, trash_ns=int(self._master.settings.trash_seconds * 1e9))
+        self._mutate(rpc, message, message.client, message.sequence, plan)
+
+    def _undelete(self, rpc: Rpc, message: Undelete, body: bytes, txn: Txn) -> None:
+        _check_u64(message.inode)
+        self._check_growth(message.client)
+        self._mutate(rpc, message, message.client, message.sequence, trash.plan_undelete)
+
+    def _empty_trash(self, rpc: Rpc, message: EmptyTrash, body: bytes, txn: Txn) -> None:
+        self._mutate(rpc, message, message.client, message.sequence, trash.plan_empty)
+
+    def _set_replication(self, rpc: Rpc, message: SetReplication, body: bytes, txn: Txn) -> None:
+        self._check_client(message.client, message.sequence)
+        default = self._master.settings.replication
+        goal = uploads.check_replication(message.replication, default)
+        chunks = reads.stat(txn, message.path).chunks
+        self._master.committer.submit(
+            message.client,
+            message.sequence,
+            partial(plan_set_replication, request=message, goal=goal),
+            self._answerer(rpc, message),
+            1 + chunks // CHUNKS_PER_WEIGHT,
+        )
 
     def _set_length(self, rpc: Rpc, message: SetLength, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
+        if message.inode in self._master.held:
+            raise Busy("a snapshot is being made of the file: try again in a moment")
         self._mutate(rpc, message, message.client, message.sequence, plan_set_length)
 
     def _mutate(
@@ -268,15 +328,21 @@ class ClientSession:
         self._check_client(client, sequence)
         time_ns = self._master.clock.time_ns()
         job: Plan = lambda txn: plan(txn, message, time_ns)  # noqa: E731 - it is called once
-        self._master.committer.submit(client, sequence, job, self._answerer(rpc, message.id))
+        self._master.committer.submit(client, sequence, job, self._answerer(rpc, message))
 
-    def _answerer(self, rpc: Rpc, request_id: int) -> Callback:
+    def _answerer(self, rpc: Rpc, message: Message) -> Callback:
+        master, request_id = self._master, message.id
+        began = master.now
+
         def answer(outcome: Outcome) -> None:
+            took = master.now - began
             if isinstance(outcome, GfsError):
                 rpc.send_error(request_id, outcome)
+                master.operations.done(type(message), request_id, took, outcome)
             else:
                 outcome.id = request_id
                 rpc.send(outcome)
+                master.operations.done(type(message), request_id, took)
 
         return answer
 
@@ -300,8 +366,21 @@ class ClientSession:
         self._check_growth(message.client)
         self._start(rpc, message, self._grants.acquire(message))
 
+    def _snapshot(self, rpc: Rpc, message: Snapshot, body: bytes, txn: Txn) -> None:
+        self._check_client(message.client, message.sequence)
+        self._check_growth(message.client)
+        if self._snapshots is None:
+            raise NotTheMaster("this is a shadow master")
+        self._start(rpc, message, self._snapshots.ask(message))
+
     def _disk_usage(self, rpc: Rpc, message: DiskUsage, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, self._add_up(message.path))
+
+    def _drain(self, rpc: Rpc, message: Drain, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, draining.drain(self._master, message))
+
+    def _forget_shadow(self, rpc: Rpc, message: ForgetShadow, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, self._master.forget_shadow(message))
 
     def _report_replica(self, rpc: Rpc, message: ReportReplica, body: bytes, txn: Txn) -> Message:
         """Answered at once; the check follows."""
@@ -319,17 +398,21 @@ class ClientSession:
             work.close()  # type: ignore[attr-defined]
             raise Busy(f"{TASKS_MAX} requests of this connection run already: try again")
         self._tasks += 1
-        self._nursery.start_soon(self._run, rpc, message.id, work)
+        self._nursery.start_soon(self._run, rpc, message, work)
 
-    async def _run(self, rpc: Rpc, request_id: int, work: Awaitable[Message]) -> None:
+    async def _run(self, rpc: Rpc, message: Message, work: Awaitable[Message]) -> None:
+        request_id, began = message.id, self._master.now
+        request.set(request_of(request_id))  # of this task, which does nothing else
+        failure: GfsError | None = None
         try:
             answer = await work
             answer.id = request_id
             rpc.send(answer)
         except Exception as error:
-            send_failure(rpc, request_id, error)
+            failure = send_failure(rpc, request_id, error)
         finally:
             self._tasks -= 1
+        self._master.operations.done(type(message), request_id, self._master.now - began, failure)
 
     async def _add_up(self, path: str) -> DiskUsageReply:
         """In slices: others are answered in between."""
@@ -342,34 +425,57 @@ class ClientSession:
                 for visit in reads.walk(txn, path, cursor):
                     cursor = reads.Cursor(visit.segments[root:], -1, True)
                     if cursor.segments or visit.row.kind == KIND_FILE:
-                        _count(usage, visit)
-                    met += 1
+                        _count(txn, usage, visit)
+                    met += 1 + visit.row.chunks
                     if met >= WALK_SLICE:
                         break
             if met < WALK_SLICE:
+                break
+            await trio.lowlevel.checkpoint()
+        deleted = b""
+        while True:
+            with self._master.store.read() as txn:
+                entries, deleted = trash.page(
+                    txn, self._master.trash, path, deleted, trash.ROWS_MAX
+                )
+            for entry in entries:
+                _count_deleted(usage, entry)
+            if not deleted:
                 return usage
             await trio.lowlevel.checkpoint()
 
 
-def _count(usage: DiskUsageReply, visit: reads.Visit) -> None:
+def _count_deleted(usage: DiskUsageReply, entry: TrashEntry) -> None:
+    """Of a directory that is not counted yet nothing is known."""
+    usage.trash_files += max(0, entry.files)
+    usage.trash_bytes += max(0, entry.length)
+
+
+def _count(txn: Txn, usage: DiskUsageReply, visit: reads.Visit) -> None:
     if visit.row.kind == KIND_DIRECTORY:
         usage.directories += 1
-    else:
-        usage.files += 1
-        usage.bytes += visit.row.length
-        usage.replicated_bytes += visit.row.length * visit.row.replication
+        return
+    usage.files += 1
+    usage.bytes += visit.row.length
+    usage.replicated_bytes += visit.row.length * visit.row.replication
+    for chunk in reads.shared_chunks(txn, visit.inode, visit.row.length):
+        usage.shared_bytes += chunk
+        usage.shared_replicated_bytes += chunk * visit.row.replication
 
 
-def send_failure(rpc: Rpc, request_id: int, error: Exception) -> None:
-    """Answer any exception. One that is no GfsError is a bug here, or a number
-    outside its field's range."""
+def send_failure(rpc: Rpc, request_id: int, error: Exception) -> GfsError:
+    """Answer any exception, with what is returned. One that is no GfsError is a bug
+    here, or a number outside its field's range."""
     if isinstance(error, GfsError):
-        rpc.send_error(request_id, error)
+        failure = error
     elif isinstance(error, (struct.error, OverflowError)):
-        rpc.send_error(request_id, InvalidArgument(f"a number is out of range: {error}"))
+        failure = InvalidArgument(f"a number is out of range: {error}")
     else:
-        log.error("a request from %s met a bug", rpc.peer, exc_info=error)
-        rpc.send_error(request_id, GfsError(f"the master failed on this request: {error!r}"))
+        with working_for(request_of(request_id)):
+            log.error("a request from %s met a bug", rpc.peer, exc_info=error)
+        failure = GfsError(f"the master failed on this request: {error!r}")
+    rpc.send_error(request_id, failure)
+    return failure
 
 
 def _check_u64(value: int) -> None:
@@ -377,7 +483,6 @@ def _check_u64(value: int) -> None:
         raise InvalidArgument(f"a number of {value} is out of range")
 
 
-_Answer = Callable[[ClientSession, Rpc, Any, bytes, Txn], Message | None]
 _ANSWERS: dict[type[Message], _Answer] = {
     Ping: ClientSession._ping,
     Stat: ClientSession._stat,
@@ -395,7 +500,16 @@ _ANSWERS: dict[type[Message], _Answer] = {
     MakeDirectory: ClientSession._make_directory,
     Rename: ClientSession._rename,
     Delete: ClientSession._delete,
+    ListTrash: ClientSession._list_trash,
+    Undelete: ClientSession._undelete,
+    EmptyTrash: ClientSession._empty_trash,
     SetLength: ClientSession._set_length,
+    SetReplication: ClientSession._set_replication,
+    Snapshot: ClientSession._snapshot,
     AcquireLease: ClientSession._acquire_lease,
+    Drain: ClientSession._drain,
     ReportReplica: ClientSession._report_replica,
+    Promote: ClientSession._promote,
+    ForgetShadow: ClientSession._forget_shadow,
 }
+ClientSession.answers = _ANSWERS

@@ -42,10 +42,12 @@ import trio
 
 from gfs.errors import Busy, DiskFull, GfsError
 from gfs.io import World
+from gfs.master import oplog
+from gfs.master.gate import Gate
 from gfs.master.namespace import Planned
-from gfs.master.operations import LogHead, LogRecord, apply
-from gfs.master.rows import answer_key, pack_u64, unpack_u64
-from gfs.master.store import Store, Txn
+from gfs.master.operations import DirectoriesMade, LogHead
+from gfs.master.rows import answer_key, unpack_u64
+from gfs.master.store import Effects, Store, Txn
 from gfs.protocol.frames import decode_head
 from gfs.protocol.messages import Message
 
@@ -63,6 +65,7 @@ LOG_ROWS_MIN = 10_000
 #: Rows trimmed per commit: some for each mutation of the batch, and a few.
 TRIM_PER_MUTATION = 2
 TRIM_MIN = 16
+U64_MAX = 2**64 - 1
 
 Outcome = Message | GfsError
 Plan = Callable[[Txn], Planned]
@@ -74,14 +77,24 @@ _log_head = msgspec.msgpack.Decoder(LogHead)
 
 
 class Job:
-    __slots__ = ("client", "number", "plan", "waiters", "weight")
+    __slots__ = ("client", "held", "number", "plan", "waiters", "weight")
 
-    def __init__(self, client: str, number: int, plan: Plan, done: Callback, weight: int) -> None:
+    def __init__(
+        self,
+        client: str,
+        number: int,
+        plan: Plan,
+        done: Callback,
+        weight: int,
+        held: bool = False,
+    ) -> None:
         self.client = client
         self.number = number
         self.plan = plan
         self.waiters = [done]
         self.weight = weight
+        #: Answered only when the shadow masters have it, see :mod:`gfs.master.gate`.
+        self.held = held or bool(client)
 
 
 class Committer:
@@ -92,35 +105,67 @@ class Committer:
         world: World,
         store: Store,
         answers_seconds: float,
-        freed: Callable[[list[tuple[int, int]]], None],
+        applied: Callable[[Effects], None],
+        gate: Gate | None = None,
     ) -> None:
         self._world = world
         self._store = store
         self._answers_ns = int(answers_seconds * 1e9)
-        #: Told of the chunks that nothing refers to any more, after the commit.
-        self._freed = freed
+        #: Told of what a commit means for others, after it.
+        self._applied = applied
+        self.gate = Gate(world.clock, 1.0) if gate is None else gate
+        #: Called after each commit.
+        self.committed: Callable[[], None] = lambda: None
+        #: A shadow master still needs the log from here on; None: none does.
+        self.needed_from: int | None = None
+        #: So many rows are kept for shadow masters at most.
+        self.log_rows_max = LOG_ROWS_MIN
+        #: Why nothing is taken any more, if so.
+        self.closed: GfsError | None = None
+        self._busy = False
+        self._unanswered = 0
         self._queue: list[Job] = []
         self._queued_weight = 0
         self._running: dict[tuple[str, int], Job] = {}
         self._wake = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
+        #: Of the last row in the batch being applied; see :mod:`gfs.master.oplog`.
+        self._chain = 0
         #: Sequence of the last operation that is durable.
         self.sequence = store.state.sequence
 
+    @property
+    def queued_weight(self) -> int:
+        """Mutations that wait; one of many chunks counts for more."""
+        return self._queued_weight
+
     # --- asking ------------------------------------------------------------------
 
-    def submit(self, client: str, number: int, plan: Plan, done: Callback, weight: int = 1) -> None:
+    def submit(
+        self,
+        client: str,
+        number: int,
+        plan: Plan,
+        done: Callback,
+        weight: int = 1,
+        held: bool = False,
+    ) -> None:
         """Queue a mutation. ``client`` is empty for the master's own, whose
-        answers nobody will ask for again."""
+        answers nobody will ask for again; they need no shadow masters, unless
+        ``held``."""
         if client:
             running = self._running.get((client, number))
             if running is not None:
                 running.waiters.append(done)
                 return
+        refusal = self.closed or (self.gate.refusal() if client or held else None)
+        if refusal is not None:
+            done(refusal)
+            return
         if self._queued_weight >= QUEUE_WEIGHT_MAX:
             done(Busy("the master has too many mutations waiting: try again"))
             return
-        job = Job(client, number, plan, done, weight)
+        job = Job(client, number, plan, done, weight, held)
         if client:
             self._running[client, number] = job
         self._queue.append(job)
@@ -137,12 +182,13 @@ class Committer:
             stored = txn.get(answer_key(client, number), None, txn.db.answers)
         if stored is None:
             return False
-        done(decode_head(stored, 0))
+        reply = decode_head(stored, 0)
+        self.gate.hold(self.sequence, lambda error: done(error or reply))
         return True
 
     async def perform(self, plan: Plan) -> Planned:
-        """Have ``plan`` carried out as the master's own; returns what it made
-        when that is durable. Raises what it raised.
+        """Have ``plan`` carried out as the master's own; returns what it made when
+        that is durable, also on the shadow masters. Raises what it raised.
 
         When this is cancelled, it may still be carried out.
         """
@@ -158,7 +204,7 @@ class Committer:
             outcomes.append(outcome)
             event.set()
 
-        self.submit("", 0, remember, done)
+        self.submit("", 0, remember, done, held=True)
         await event.wait()
         if isinstance(outcomes[0], GfsError):
             raise outcomes[0]
@@ -172,17 +218,57 @@ class Committer:
         while True:
             await self._wake.wait()
             batch = self._take()
-            outcomes, freed = await self._world.run_blocking(
+            self._busy = True
+            outcomes, effects = await self._world.run_blocking(
                 self._commit, batch, limiter=self._limiter
             )
+            self._busy = False
             self.sequence = self._store.state.sequence
-            if freed:
-                self._freed(freed)
-            for job, outcome in zip(batch, outcomes, strict=True):
-                if job.client:
-                    del self._running[job.client, job.number]
-                for done in job.waiters:
-                    done(outcome)
+            self._unanswered += len(batch)
+            if effects:
+                self._take_effect(effects)
+            if self.gate.is_open(self.sequence):
+                self._answer(batch, outcomes, None)
+            else:
+                self._answer_in_time(batch, outcomes)
+            self.committed()
+
+    def _take_effect(self, effects: Effects) -> None:
+        """Chunks are given up only when the shadow masters know that, too."""
+        if not self.gate.is_open(self.sequence):
+            later = Effects()
+            later.freed, effects.freed = effects.freed, []
+            self.gate.hold_deed(self.sequence, partial(self._applied, later))
+        self._applied(effects)
+
+    def _answer_in_time(self, batch: list[Job], outcomes: list[Outcome]) -> None:
+        """Those that may be answered now, and those that wait for shadow masters."""
+        both = list(zip(batch, outcomes, strict=True))
+        own = [each for each in both if not each[0].held]
+        held = [each for each in both if each[0].held]
+        self._answer([job for job, _ in own], [outcome for _, outcome in own], None)
+        jobs, theirs = [job for job, _ in held], [outcome for _, outcome in held]
+        # Until then they count as waiting: the bound is of all.
+        self._queued_weight += sum(job.weight for job in jobs)
+
+        def release(error: GfsError | None) -> None:
+            self._queued_weight -= sum(job.weight for job in jobs)
+            self._answer(jobs, theirs, error)
+
+        self.gate.hold(self.sequence, release)
+
+    def _answer(self, batch: list[Job], outcomes: list[Outcome], error: GfsError | None) -> None:
+        self._unanswered -= len(batch)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if job.client:
+                del self._running[job.client, job.number]
+            for done in job.waiters:
+                done(error or outcome)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits, runs, or is held back."""
+        return not (self._queue or self._busy or self._unanswered)
 
     def _take(self) -> list[Job]:
         queue = self._queue
@@ -196,38 +282,37 @@ class Committer:
             self._wake = trio.Event()
         return queue[:count]
 
-    def _commit(self, batch: list[Job]) -> tuple[list[Outcome], list[tuple[int, int]]]:
+    def _commit(self, batch: list[Job]) -> tuple[list[Outcome], Effects]:
         """In the worker thread. Raises only DiskFailed."""
         oldest_ns = self._world.clock.time_ns() - self._answers_ns
         try:
             return self._store.commit(partial(self._apply_all, batch, oldest_ns))
         except DiskFull as error:
-            return [error] * len(batch), []
+            return [error] * len(batch), Effects()
         except GfsError:
             raise
         except Exception as error:
             return self._after_a_bug(batch, error)
 
-    def _after_a_bug(
-        self, batch: list[Job], error: Exception
-    ) -> tuple[list[Outcome], list[tuple[int, int]]]:
+    def _after_a_bug(self, batch: list[Job], error: Exception) -> tuple[list[Outcome], Effects]:
         if len(batch) == 1:
             log.exception("a mutation failed on a bug; nothing of it was kept", exc_info=error)
-            return [GfsError(f"the master failed on this request: {error!r}")], []
+            return [GfsError(f"the master failed on this request: {error!r}")], Effects()
         outcomes: list[Outcome] = []
-        freed: list[tuple[int, int]] = []
+        effects = Effects()
         for job in batch:
             one, of_it = self._commit([job])
             outcomes += one
-            freed += of_it
-        return outcomes, freed
+            effects.add(of_it)
+        return outcomes, effects
 
     def _apply_all(
         self, batch: list[Job], oldest_ns: int, txn: Txn
-    ) -> tuple[list[Outcome], list[tuple[int, int]]]:
+    ) -> tuple[list[Outcome], Effects]:
         time_ns = self._world.clock.time_ns()
         outcomes: list[Outcome] = []
         written = 0
+        self._chain = oplog.chain(txn)
         for job in batch:
             try:
                 outcomes.append(self._apply_one(job, time_ns, txn))
@@ -235,8 +320,10 @@ class Committer:
             except GfsError as error:
                 outcomes.append(error)
         if written:
-            trim(txn, oldest_ns, TRIM_MIN + TRIM_PER_MUTATION * written)
-        return outcomes, txn.freed
+            kept_from = txn.state.sequence + 1 if self.needed_from is None else self.needed_from
+            kept_from = max(kept_from, txn.state.sequence - self.log_rows_max)
+            trim(txn, oldest_ns, TRIM_MIN + TRIM_PER_MUTATION * written, kept_from)
+        return outcomes, txn.effects
 
     def _apply_one(self, job: Job, time_ns: int, txn: Txn) -> Message:
         key = b""
@@ -246,23 +333,22 @@ class Committer:
             if stored is not None:
                 return decode_head(stored, 0)
         operation, reply = job.plan(txn)
+        if operation is None and key:
+            operation = DirectoriesMade(time_ns, [])  # an answer goes with a row of the log
         if operation is not None:
-            state = txn.state
-            state.sequence += 1
-            apply(txn, operation)
-            record = LogRecord(time_ns, job.client, job.number, operation)  # type: ignore[arg-type]
-            txn.raw.put(
-                pack_u64(state.sequence), _encode(record), append=True, db=txn.db.operation_log
+            self._chain = oplog.carry_out(
+                txn, time_ns, job.client, job.number, operation, self._chain
             )
         if key:
             txn.put(key, _encode(reply), txn.db.answers)
         return reply
 
 
-def trim(txn: Txn, oldest_ns: int, limit: int) -> None:
+def trim(txn: Txn, oldest_ns: int, limit: int, kept_from: int = U64_MAX) -> None:
     """Forget up to ``limit`` log rows, and the answers that go with them, that
-    are older than ``oldest_ns``; the last ``LOG_ROWS_MIN`` rows always stay."""
-    end = txn.state.sequence - LOG_ROWS_MIN
+    are older than ``oldest_ns``; the last ``LOG_ROWS_MIN`` rows always stay, and
+    those from ``kept_from`` on."""
+    end = min(txn.state.sequence - LOG_ROWS_MIN, kept_from - 1)
     if end <= 0:
         return
     rows: list[tuple[bytes, LogHead]] = []

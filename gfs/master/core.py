@@ -16,23 +16,40 @@ from __future__ import annotations
 import logging
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from gfs.config import MasterSettings
-from gfs.errors import GfsError, ProtocolError
+from gfs.diagnostics import event
+from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError
 from gfs.io import World
-from gfs.master.chunktable import LocationTable, ReservationTable
+from gfs.master import believing, drain, rebalance
+from gfs.master.chunktable import Holders, LocationTable, ReservationTable
 from gfs.master.committer import Committer, Outcome
-from gfs.master.garbage import CORRUPT, ORPHANED, STALE, GarbageTable
-from gfs.master.leases import LeaseTable
+from gfs.master.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
+from gfs.master.gate import Gate
+from gfs.master.leases import FIRST_LEASED_VERSION, LeaseTable
 from gfs.master.namespace import Planned, chunk_row, plan_confirm_version
-from gfs.master.operations import HandlesReserved
+from gfs.master.operations import CorruptionFound, HandlesReserved
 from gfs.master.repair import Clone, Limits, RepairQueue, pick_surplus, plan_clone
-from gfs.master.rows import pack_u64, unpack_chunk, unpack_u64
-from gfs.master.servers import DEAD, LIVE, Server, ServerTable
-from gfs.master.store import HANDLE_RANGE, Store, Txn
-from gfs.protocol.messages import BadReplica, Done, ReplicaName, VerifyReply
+from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
+from gfs.master.salvage import SalvageQueue, plan_salvage
+from gfs.master.servers import DEAD, LIVE, Server, ServerTable, Shift
+from gfs.master.store import HANDLE_RANGE, Effects, Store, Txn
+from gfs.master.trash import TrashBook, trashed_chunks
+from gfs.metrics import Operations
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.messages import FORGETFUL as FORGETFUL_BIT
+from gfs.protocol.messages import (
+    BadReplica,
+    Done,
+    ForgetShadow,
+    ReplicaName,
+    ServerStatus,
+    ShadowStatus,
+    VerifyReply,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +59,34 @@ SLICE = 2_000
 VERIFY_MAX = 10_000
 #: A replica that was just verified is not verified again for this long.
 VERIFIED_SECONDS = 5.0
+#: What a server says of its disks is not older than this.
+SPACE_AGE_SECONDS = 5.0
 #: Chunks with too many replicas looked at in one round.
 SURPLUS_ROUND = 200
 
 _records = struct.Struct(">QII")
+
+
+async def _without_shadows(request: ForgetShadow) -> Done:
+    raise NotFound(f"there is no shadow master {request.address}")
+
+
+class InTheMaking:
+    """A chunk that no file has yet."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self._version = 0
+        self._holders: tuple[int, ...] = ()
+
+    def made(self, version: int, chain: Iterable[Server]) -> tuple[int, ...]:
+        """These have it now, and a file is to get it; returns their indexes."""
+        self._version, self._holders = version, tuple(server.index for server in chain)
+        return self._holders
+
+    def holders(self, version: int) -> tuple[int, ...]:
+        """Who has it, if it is of that version."""
+        return self._holders if version == self._version else ()
 
 
 class Master:
@@ -59,7 +100,11 @@ class Master:
         # The world's own may cost a system call for each number.
         self.rng = random.Random(world.random.getrandbits(64))
         now = world.clock.monotonic()
-        self.committer = Committer(world, store, settings.answers_seconds, self._chunks_freed)
+        gate = Gate(world.clock, settings.shadow_wait_seconds)
+        self.committer = Committer(world, store, settings.answers_seconds, self._applied, gate)
+        #: Of the shadow masters: see :mod:`gfs.master.shadows`.
+        self.shadow_status: Callable[[], list[ShadowStatus]] = list
+        self.forget_shadow: Callable[[ForgetShadow], Awaitable[Done]] = _without_shadows
         self.servers = ServerTable(
             store.known_servers(), settings.heartbeat_seconds, settings.dead_seconds, now
         )
@@ -69,27 +114,50 @@ class Master:
         self.garbage = GarbageTable(settings.garbage_grace_seconds)
         self.leases = LeaseTable(settings.lease_seconds, settings.lease_margin_seconds)
         #: Until then a lease of the master before this one may still be running.
-        self._old_leases_until = now + settings.lease_seconds if store.epoch > 1 else now
+        self.old_leases_until = now
+        if store.epoch > 1 or store.state.term:
+            self.old_leases_until += settings.lease_seconds
         self.repair = RepairQueue()
+        self.salvage = SalvageQueue()
+        self.trash = TrashBook(store)
+        self.operations = Operations(settings.slow_seconds)
+        #: Connections served now, for metrics.
+        self.connections: set[BulkConnection] = set()
         self.limits = Limits(settings.clones_per_server, settings.clones_total)
         #: Chunks whose replicas are being raised right now.
         self.granting: set[int] = set()
+        #: Files that stand still, for a snapshot: nothing of them is granted.
+        self.held: set[int] = set()
+        #: Chunks whose lease is being revoked for one: it is not extended.
+        self.revoking: set[int] = set()
         #: Chunks of files that are being committed.
         self.publishing: set[int] = set()
+        #: Chunks that are moved -> the server that is to give its replica up.
+        self.moves: dict[int, int] = {}
         #: Chunks with more replicas than their goal.
         self.surplus: dict[int, None] = {}
         #: (server index, handle) -> must its blocks be read: replicas to verify.
         self.to_verify: dict[tuple[int, int], bool] = {}
         #: Those that are being verified.
         self.verifying: set[tuple[int, int]] = set()
+        #: Those that could not be verified, and did not look better since.
+        self.unverified: set[tuple[int, int]] = set()
         self._verified: dict[tuple[int, int], float] = {}
+        #: Chunks of which there are forgetful replicas and no others.
+        self.forgotten: dict[int, None] = {}
+        #: Chunks whose goal may be another one now.
+        self.to_evaluate: dict[int, None] = {}
         #: Leases to be revoked, so that an endangered chunk can be copied.
         self.to_revoke: dict[int, None] = {}
         #: Reported versions above the master's, on their way into the store.
         self._ahead: dict[int, tuple[int, set[int]]] = {}
         #: Servers with replicas of chunks that were never handed out.
         self._strange: set[int] = set()
+        #: Whether a server can be drained is being found out, for one at a time.
+        self.drain_checked = False
         self.settled = False
+        #: All chunks are to be looked at: servers are drained, or not any more.
+        self.rescan_wanted = False
         self.disk_low = False
         self._range_asked = False
 
@@ -98,6 +166,41 @@ class Master:
         return self.clock.monotonic()
 
     # --- handles ---------------------------------------------------------------------
+
+    @contextmanager
+    def chunk_in_the_making(self) -> Iterator[InTheMaking]:
+        """A new handle, for a chunk that servers make before a commit gives it to a file.
+
+        Until then nobody knows of it; what was made is garbage if the block fails and
+        no file got it all the same.
+        """
+        making = InTheMaking(self.reservations.new_handle())
+        self.prefetch_handles()
+        self.granting.add(making.handle)
+        try:
+            yield making
+        except BaseException:
+            # Cancelled, because its client hung up, it leaves a commit behind that may be
+            # queued or under way: what came of it shows when a later one was carried out.
+            look = partial(self._given_up, making)
+            self.committer.submit("", 0, lambda _: (None, Done(id=0)), look)
+            raise
+        self.granting.discard(making.handle)
+
+    def _given_up(self, making: InTheMaking, outcome: Outcome) -> None:
+        handle = making.handle
+        self.granting.discard(handle)
+        if isinstance(outcome, GfsError):
+            return  # perhaps never queued: it is garbage like any that nobody knows of
+        with self.store.read() as txn:
+            row = chunk_row(txn, handle)
+        if row is None:
+            self.garbage.doom(handle, self.now)
+            return
+        known = [self.servers.by_index[index] for index in making.holders(row.version)]
+        there = [server.index for server in known if server and server.state != DEAD]
+        if there:
+            self.set_locations(handle, row.version, there, row.version)
 
     def prefetch_handles(self) -> None:
         """Have the next range made durable long before this one is used up."""
@@ -135,10 +238,16 @@ class Master:
                     self._unknown(server, handle, version, now)
                     continue
                 current, _, length_min, _, goal = unpack_chunk(row)
-                if version == current:
+                if length & FORGETFUL_BIT:
+                    self._forgetful(server, handle, version, current, goal, now)
+                elif version == current:
                     if length < length_min:
                         self.suspect(server, handle)
-                    elif index not in holders(handle):
+                        continue
+                    if self.unverified and (index, handle) in self.unverified:
+                        self.unverified.discard((index, handle))
+                        self.to_evaluate[handle] = None
+                    if index not in holders(handle):
                         self._good(server, handle, version, goal, now)
                 elif version < current:
                     self._behind(server, handle, version, current, goal, now)
@@ -167,7 +276,7 @@ class Master:
         """A whole replica of the current version that was not known yet."""
         known = self.garbage.at(server.index, handle)
         if known is not None:
-            if known.version == version and known.kind != STALE:
+            if known.version == version and known.kind not in (STALE, FORGETFUL):
                 return  # found corrupt, or one too many: it is to go
             self.garbage.drop(server.index, handle)
         elif self.garbage.is_ordered(server.index, handle, version, now):
@@ -184,6 +293,22 @@ class Master:
         elif not self.garbage.is_ordered(server.index, handle, version, now):
             self.garbage.hold(server.index, handle, version, STALE, now)
             self.evaluate(handle, current, goal)
+
+    def _forgetful(
+        self, server: Server, handle: int, version: int, current: int, goal: int, now: float
+    ) -> None:
+        """It may lack something, so it is no location; nor does its version mean anything
+        if it is above ours: what others have is all that was ever acknowledged."""
+        self.locations.remove(handle, server.index)
+        known = self.garbage.at(server.index, handle)
+        if known is not None and (known.version, known.kind) == (version, CORRUPT):
+            self.garbage.hold(server.index, handle, version, CORRUPT, now, forgot=True)
+            self.evaluate(handle, current, goal)
+            return
+        if not self.garbage.is_ordered(server.index, handle, version, now):
+            kind = STALE if version < current else FORGETFUL
+            self.garbage.hold(server.index, handle, version, kind, now)
+        self.evaluate(handle, current, goal)
 
     def _ahead_of_us(self, server: Server, handle: int, version: int, current: int) -> None:
         """The master failed while it granted this version: take it, durably."""
@@ -203,6 +328,11 @@ class Master:
             partial(self._taken_ahead, handle, version, current),
         )
 
+    def _is_rising(self, handle: int) -> bool:
+        """Its version goes up just now: which replicas are current is not known. A copy
+        of the present one may even be made over the only one of the next."""
+        return handle in self.granting or handle in self._ahead
+
     def _taken_ahead(self, handle: int, version: int, before: int, outcome: Outcome) -> None:
         known = self._ahead.get(handle)
         if known is None or known[0] != version:
@@ -212,7 +342,7 @@ class Master:
             row = chunk_row(txn, handle)
         if isinstance(outcome, GfsError) or row is None or row.version != version:
             return
-        self.set_locations(handle, version, row.replication, known[1], before)
+        self.set_locations(handle, version, known[1], before)
 
     def add_location(self, server: Server, handle: int, version: int, goal: int) -> None:
         if self.locations.add(handle, server.index):
@@ -221,12 +351,13 @@ class Master:
             self.evaluate(handle, version, goal)
 
     def set_locations(
-        self, handle: int, version: int, goal: int, servers: Iterable[int], old_version: int
+        self, handle: int, version: int, servers: Iterable[int], old_version: int
     ) -> None:
         """These hold ``version``; all others known until now are stale, at
         ``old_version`` as far as the master knows."""
         now = self.now
-        servers = set(servers)
+        # One that is dead by now will report what it has if it comes back.
+        servers = {index for index in servers if self.servers.get(index).state != DEAD}
         for index in self.locations.replace(handle, servers):
             if self.servers.get(index).state != DEAD:
                 self.garbage.hold(index, handle, old_version, STALE, now)
@@ -235,7 +366,9 @@ class Master:
             reported = self.servers.get(index).reported
             if reported is not None:
                 reported.add(handle)
-        self.evaluate(handle, version, goal)
+        with self.store.read() as txn:
+            # The goal may be another one than when this began.
+            self._evaluate_row(txn, handle)
 
     def drop_location(self, server: Server, handle: int) -> bool:
         """The replica is not there, or not fit; True if that is news."""
@@ -256,12 +389,25 @@ class Master:
             holders = self.locations.get(handle)
         if known is not None:
             self._release_garbage(handle, goal, holders)
+        if known is not None and not holders and self.garbage.of_kind(handle, FORGETFUL):
+            self.forgotten[handle] = None
+        else:
+            self.forgotten.pop(handle, None)
+        if known is not None and not holders and self.damaged_holders(handle, version):
+            self.salvage.add(handle)
+        else:
+            self.salvage.forget(handle)
         if len(holders) > goal:
             self.surplus[handle] = None
         else:
             self.surplus.pop(handle, None)
-        if len(holders) < goal or self.repair.is_known(handle):
-            self.repair.update(handle, len(holders), goal)
+            if handle not in self.repair.active:
+                self.moves.pop(handle, None)
+        staying = len(holders)
+        if self.servers.draining:
+            staying -= sum([index in self.servers.draining for index in holders])
+        if staying < goal or self.repair.is_known(handle):
+            self.repair.update(handle, len(holders), goal, staying)
 
     def _readopt(self, handle: int, version: int) -> bool:
         """Take back good replicas that were about to be deleted as too many."""
@@ -275,33 +421,72 @@ class Master:
             self.locations.add(handle, index)
         return bool(found)
 
-    def _release_garbage(self, handle: int, goal: int, holders: tuple[int, ...]) -> None:
-        live = sum(index not in self.servers.not_live for index in holders)
+    def _release_garbage(self, handle: int, goal: int, holders: Holders) -> None:
         # An old or damaged copy is better than none: it goes when enough good ones
         # are there for sure, not when there is one.
-        if live and live >= min(goal, self.servers.live_count):
-            self.garbage.release(handle, STALE)
-            self.garbage.release(handle, CORRUPT)
+        if self._are_enough(handle, goal, holders):
+            for kind in (STALE, FORGETFUL, CORRUPT):
+                self.garbage.release(handle, kind)
+
+    def _are_enough(self, handle: int, goal: int, holders: Holders) -> bool:
+        """Whether a replica that is none of these may be deleted."""
+        confirmed = len(self._confirmed(handle, holders))
+        return confirmed >= max(1, min(goal, self.servers.live_count))
+
+    def _confirmed(self, handle: int, holders: Holders) -> list[Server]:
+        """Those that have a good replica for sure, as far as can be known.
+
+        A server that just came back is believed to hold what it held before, and may
+        have lost it; and a suspect is believed until it is verified. For reading and
+        copying that is enough, for deleting others it is not.
+        """
+        found = []
+        for index in holders:
+            server, key = self.servers.get(index), (index, handle)
+            told = server.registered or (server.reported is not None and handle in server.reported)
+            suspected = key in self.to_verify or key in self.verifying or key in self.unverified
+            if server.state == LIVE and told and not suspected:
+                found.append(server)
+        return found
+
+    def look_at_revived(self) -> None:
+        """Servers are live again, or have told all: what was kept for want of live
+        replicas may go now."""
+        revived, self.servers.revived = self.servers.revived, set()
+        for handle in self.garbage.replicas:
+            if not revived.isdisjoint(self.locations.get(handle)):
+                self.to_evaluate[handle] = None
 
     def trim_surplus(self) -> None:
-        """Give up replicas beyond the goal, once enough are live for sure."""
+        """Give up replicas beyond the goal, once there are enough for sure."""
         if not self.settled:
             return
         now = self.now
         with self.store.read() as txn:
             for handle in list(self.surplus)[:SURPLUS_ROUND]:
                 row = chunk_row(txn, handle)
-                holders = [self.servers.get(i) for i in self.locations.get(handle)]
+                holders = self.locations.get(handle)
                 if row is None or len(holders) <= row.replication:
                     del self.surplus[handle]
+                    self.moves.pop(handle, None)
                     continue
                 # What cannot be decided now is looked at again after the others.
                 del self.surplus[handle]
                 self.surplus[handle] = None
-                live = [s for s in holders if s.state == LIVE and s.registered]
-                if len(live) <= row.replication or self.leases.current(handle, now):
+                confirmed = self._confirmed(handle, holders)
+                if len(confirmed) <= row.replication or self._is_rising(handle):
                     continue
-                victim = pick_surplus(live)
+                if self.leases.current(handle, now) is not None:
+                    continue
+                moved = self.moves.pop(handle, None)
+                victim = pick_surplus(confirmed, moved)
+                if victim.index == moved:
+                    log.info(
+                        "chunk %x is moved away from chunkserver %s",
+                        handle,
+                        victim.id,
+                        extra=event("replica_moved", server=victim.id, chunk=f"{handle:x}"),
+                    )
                 self.locations.remove(handle, victim.index)
                 self.garbage.give_up(victim.index, handle, row.version, now)
 
@@ -331,7 +516,12 @@ class Master:
             elif replica.version >= row.version:
                 self.garbage.drop(server.index, replica.handle)
                 if self.drop_location(server, replica.handle):
-                    log.warning("chunkserver %s lost its replica of %x", server.id, replica.handle)
+                    log.warning(
+                        "chunkserver %s lost its replica of %x",
+                        server.id,
+                        replica.handle,
+                        extra=event("replica_lost", server=server.id, chunk=f"{replica.handle:x}"),
+                    )
 
     def corrupt(self, server: Server, handle: int, version: int) -> None:
         """A replica's bytes fail their checksum, for sure."""
@@ -341,10 +531,16 @@ class Master:
         if self.garbage.is_ordered(server.index, handle, version, self.now):
             return
         log.warning(
-            "corrupt replica: chunk %x version %d on chunkserver %s", handle, version, server.id
+            "corrupt replica: chunk %x version %d on chunkserver %s",
+            handle,
+            version,
+            server.id,
+            extra=event("corruption_found", server=server.id, chunk=f"{handle:x}", version=version),
         )
-        self.committer.submit("", 0, _count_corruption, _ignore)
-        self.garbage.hold(server.index, handle, version, CORRUPT, self.now)
+        count = partial(_count_corruption, handle=handle, version=version)
+        self.committer.submit("", 0, count, _ignore)
+        forgot = known is not None and (known.kind == FORGETFUL or known.forgot)
+        self.garbage.hold(server.index, handle, version, CORRUPT, self.now, forgot)
         self.locations.remove(handle, server.index)
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
@@ -369,10 +565,20 @@ class Master:
         self.to_verify[key] = blocks or self.to_verify.get(key, False)
         return True
 
-    def verified(self, server: Server, handle: int, reply: VerifyReply, blocks: bool) -> None:
-        """The truth about a suspect; about all of its bytes if ``blocks``."""
+    def length_min(self, handle: int) -> int:
+        """What a good replica holds at least, 0 of no chunk."""
+        with self.store.read() as txn:
+            row = chunk_row(txn, handle)
+        return 0 if row is None else row.length
+
+    def verified(
+        self, server: Server, handle: int, reply: VerifyReply, blocks: bool, length_min: int
+    ) -> None:
+        """The truth about a suspect; about all of its bytes if ``blocks``. It was to
+        hold ``length_min`` when it was asked."""
         now = self.now
         self._verified[server.index, handle] = now
+        self.unverified.discard((server.index, handle))
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None:
@@ -385,13 +591,15 @@ class Master:
             self.drop_location(server, handle)
         elif reply.state == "corrupt" and not reply.version:
             self.corrupt(server, handle, row.version)  # not even its head can be read
+        elif reply.state == "forgetful":
+            self._forgetful(server, handle, reply.version, row.version, row.replication, now)
         elif reply.version < row.version:
             self.garbage.hold(server.index, handle, reply.version, STALE, now)
             self.locations.remove(handle, server.index)
             self.evaluate(handle, row.version, row.replication)
-        elif reply.version > row.version:
+        elif reply.version > row.version and reply.state == "good":
             self._ahead_of_us(server, handle, reply.version, row.version)
-        elif reply.state == "corrupt" or reply.length < row.length:
+        elif reply.state == "corrupt" or reply.length < length_min:
             self.corrupt(server, handle, reply.version)
         else:
             known = self.garbage.at(server.index, handle)
@@ -399,6 +607,8 @@ class Master:
                 self.garbage.drop(server.index, handle)
             if server.index in self.locations.get(handle):
                 self.repair.unblock(handle)
+                if handle in self.garbage.replicas:
+                    self.to_evaluate[handle] = None  # others may have been kept for want of it
                 return
             self._good(server, handle, reply.version, row.replication, now)
 
@@ -408,7 +618,34 @@ class Master:
                 break
             del self._verified[key]
 
+    def may_believe(self, handle: int) -> bool:
+        """Whether a forgetful replica of the chunk may be believed now: there is no other
+        on any server that is there, and no server is away that might bring one."""
+        return (
+            self.settled
+            and handle in self.forgotten
+            and bool(self.garbage.of_kind(handle, FORGETFUL))
+            and not self.salvage.is_pending(handle)
+            and not self._is_rising(handle)
+            and handle not in self.repair.active
+            and not any(handle == known for _, known in (*self.to_verify, *self.verifying))
+            and not self.awaits_any()
+        )
+
+    def awaits_any(self) -> bool:
+        """Whether a server is away that might bring better replicas than forgetful ones."""
+        return believing.awaited(self.servers.all(), self.now, self.settings.forgetful_seconds)
+
     # --- deletion ------------------------------------------------------------------------
+
+    def _applied(self, effects: Effects) -> None:
+        """What else changes with a commit."""
+        self._chunks_freed(effects.freed)
+        for inode, trashed in effects.trashed:
+            self.trash.changed(inode, trashed)
+        self.to_evaluate.update(dict.fromkeys(effects.goals))
+        for server_id, draining in effects.drains:
+            self.set_draining(server_id, draining)
 
     def _chunks_freed(self, freed: list[tuple[int, int]]) -> None:
         """Nothing refers to these chunks any more, and that is durable."""
@@ -416,10 +653,14 @@ class Master:
         for handle, version in freed:
             self.garbage.doom(handle, now)
             for index in self.locations.pop(handle):
+                self.unverified.discard((index, handle))
                 self.garbage.give_up(index, handle, version, now)
             self.repair.forget(handle)
             self.leases.drop(handle)
             self.surplus.pop(handle, None)
+            self.moves.pop(handle, None)
+            self.forgotten.pop(handle, None)
+            self.salvage.forget(handle)
 
     def give_up_reservation(self, handle: int, *, at_once: bool) -> None:
         """An upload ended without a file: its replicas are garbage, after the
@@ -444,13 +685,18 @@ class Master:
         with self.store.read() as txn:
 
             def refused(handle: int, version: int) -> bool:
-                return self._is_wanted(txn, server, handle, version)
+                if self._is_wanted(txn, server, handle, version):
+                    return True
+                known = self.garbage.at(server.index, handle)
+                if known is not None and known.kind == CORRUPT:
+                    _tell_repaired(server, handle, version, "deleted")
+                return False
 
             orders = self.garbage.orders(server.index, self.now, refused)
         return [ReplicaName(handle, version) for handle, version in orders]
 
     def _is_wanted(self, txn: Txn, server: Server, handle: int, version: int) -> bool:
-        if handle in self.granting or handle in self.publishing:
+        if self._is_rising(handle) or handle in self.publishing:
             return True
         clone = self.repair.active.get(handle)
         if clone is not None and clone.target is server:
@@ -462,10 +708,72 @@ class Master:
         if row is None:
             return False
         holders = self.locations.get(handle)
-        live = [index for index in holders if index not in self.servers.not_live]
-        if version > row.version or (version == row.version and server.index in holders):
+        if version == row.version and server.index in holders:
             return True
-        return len(live) < max(1, min(row.replication, self.servers.live_count))
+        known = self.garbage.at(server.index, handle)
+        if version > row.version and (known is None or known.kind not in (CORRUPT, FORGETFUL)):
+            return True  # while one of these, of a version that was only attempted, is useless
+        return not self._are_enough(handle, row.replication, holders)
+
+    # --- draining ------------------------------------------------------------------------
+
+    def set_draining(self, server_id: str, draining: int) -> None:
+        """It is to be emptied, is empty, or is as all others; that is durable."""
+        server = self.servers.by_id.get(server_id)
+        if server is None or server.draining == draining:
+            return
+        if not server.draining:
+            server.granting_then = frozenset(self.granting)
+        told = drain.NAMES[draining] or "not drained any more"
+        log.info(
+            "chunkserver %s: %s",
+            server_id,
+            told,
+            extra=event("drain", server=server_id, state=told),
+        )
+        self.servers.set_draining(server, draining)
+        self.rescan_wanted = True
+
+    def is_empty(self, server: Server) -> bool:
+        """Nothing is on a draining server, and nothing can come to be there."""
+        index = server.index
+        return (
+            self.settled
+            and server.state == LIVE
+            and server.registered
+            and not server.chunks
+            and not self.locations.counts.get(index)
+            and not server.clones_in
+            and not self.reservations.at(index)
+            and server.granting_then.isdisjoint(self.granting)
+            and not any(self.garbage.at(index, handle) for handle in self.repair.lost)
+        )
+
+    def server_status(self, server: Server) -> ServerStatus:
+        draining = server.draining
+        known = self.locations.counts.get(server.index, 0)
+        if draining == drain.DRAINED and server.state == LIVE and (known or server.chunks):
+            draining = drain.DRAINING  # it came back with something
+        status = ServerStatus(
+            server.id,
+            server.address,
+            server.rack,
+            server.state,
+            max(0, int((self.now - server.last_heard) * 1000)),
+            server.chunks,
+            server.disks,
+            drain.NAMES[draining],
+            scrub=server.scrub,
+        )
+        if draining == drain.DRAINING:
+            status.drain_chunks = max(known, server.chunks)
+            status.drain_uploads = self.reservations.at(server.index)
+            status.drain_lost = sum(
+                self.garbage.at(server.index, handle) is not None
+                and not self.salvage.is_pending(handle)
+                for handle in self.repair.lost
+            )
+        return status
 
     # --- passes over all chunks ------------------------------------------------------------
 
@@ -473,6 +781,7 @@ class Master:
         """Its replicas do not count any more. In slices."""
         index = server.index
         self.garbage.forget_server(index)
+        self.unverified = {key for key in self.unverified if key[0] != index}
         handles = self.locations.handles()
         for start in range(0, len(handles), SLICE):
             with self.store.read() as txn:
@@ -483,6 +792,24 @@ class Master:
                         self.locations.remove(handle, index)
                         self._evaluate_row(txn, handle)
             yield
+
+    def evaluate_changed(self) -> Iterator[None]:
+        """Look at the chunks whose goal may have changed. In slices."""
+        while self.to_evaluate:
+            with self.store.read() as txn:
+                for _ in range(min(SLICE, len(self.to_evaluate))):
+                    handle = next(iter(self.to_evaluate))
+                    del self.to_evaluate[handle]
+                    self._evaluate_row(txn, handle)
+            yield
+
+    def mark_trashed(self) -> Iterator[None]:
+        """Have chunks of deleted files copied after those of live ones. In slices."""
+        trashed: set[int] = set()
+        for handles in trashed_chunks(self.store):
+            trashed.update(filter(self.repair.is_known, handles))
+            yield
+        self.repair.set_trashed(trashed)
 
     def finish_registration(self, server: Server) -> Iterator[None]:
         """Everything the server holds was reported: what it was believed to
@@ -503,6 +830,8 @@ class Master:
         for handle, of_chunk in list(self.garbage.replicas.items()):
             if index in of_chunk and handle not in reported:
                 self.garbage.drop(index, handle)
+        self.reservations.doubt(index, reported)
+        server.chunks = len(reported)
         self.servers.registration_complete(server)
         self.repair.retry_all()
         log.info(
@@ -511,11 +840,13 @@ class Master:
             server.address,
             server.rack,
             len(reported),
+            extra=event("chunkserver_up", server=server.id, replicas=len(reported)),
         )
 
     def scan_all(self) -> Iterator[None]:
         """Look at every chunk once. In slices."""
         at = b""
+        draining = self.servers.draining
         while True:
             count = 0
             with self.store.read() as txn:
@@ -526,8 +857,10 @@ class Master:
                     at = key + b"\0"
                     version, _, _, _, goal = unpack_chunk(row)
                     handle = unpack_u64(key)
+                    holders = self.locations.get(handle)
                     if (
-                        len(self.locations.get(handle)) != goal
+                        len(holders) != goal
+                        or not draining.isdisjoint(holders)
                         or self.repair.is_known(handle)
                         or handle in self.garbage.replicas
                     ):
@@ -565,20 +898,30 @@ class Master:
                 started.append(clone)
         return started
 
+    def plan_released(self, handle: int) -> Clone | None:
+        """The copy for which this chunk's lease was revoked, if it can start now: before
+        its writer has the next one. It counts as started."""
+        queue = self.repair
+        is_full = len(queue.active) >= self.limits.total
+        if not self.settled or is_full or handle in queue.active or not queue.is_queued(handle):
+            return None
+        clone = self._plan_clone(handle, self.servers.placeable(self.now), self.now)
+        if clone is not None:
+            queue.started(clone)
+        return clone
+
     def _plan_clone(self, handle: int, placeable: list[Server], now: float) -> Clone | None:
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None:
             self.repair.forget(handle)
             return None
-        if handle in self.granting:
+        if self._is_rising(handle):
             return None
         if self.leases.current(handle, now) is not None:
             self.to_revoke[handle] = None
             return None
-        if row.attempted > 1 and now < self._old_leases_until:
-            # It was under lease once, and may be now: a copy could miss a write
-            # that this master's predecessor let in.
+        if self._may_be_leased(row, now):
             return None
         holders = [self.servers.get(index) for index in self.locations.get(handle)]
 
@@ -596,9 +939,168 @@ class Master:
             self.rng,
         )
 
+    def _may_be_leased(self, row: Chunk, now: float) -> bool:
+        """Whether this master's predecessor may have given a lease of the chunk that still
+        runs: a copy could miss a write that is let in under it."""
+        return row.attempted >= FIRST_LEASED_VERSION and now < self.old_leases_until
+
+    # --- putting together from damaged replicas ------------------------------------------
+
+    def damaged_holders(self, handle: int, version: int) -> list[Server]:
+        """Who has a damaged replica of the current version, that lacks nothing else."""
+        return [
+            self.servers.get(index)
+            for index, known in self.garbage.replicas.get(handle, {}).items()
+            if (known.version, known.kind, known.forgot) == (version, CORRUPT, False)
+        ]
+
+    def plan_salvages(self) -> list[Clone]:
+        """Chunks to put together now. They count as started."""
+        started: list[Clone] = []
+        if not self.settled or not self.salvage.handles:
+            return started
+        now = self.now
+        placeable = self.servers.placeable(now)
+        with self.store.read() as txn:
+            for handle in self.salvage.round():
+                if len(self.repair.active) >= self.limits.total:
+                    break
+                clone = self._plan_salvage(chunk_row(txn, handle), handle, placeable, now)
+                if clone is not None:
+                    self.repair.started(clone)
+                    started.append(clone)
+        return started
+
+    def _plan_salvage(
+        self, row: Chunk | None, handle: int, placeable: list[Server], now: float
+    ) -> Clone | None:
+        damaged = [] if row is None else self.damaged_holders(handle, row.version)
+        if row is None or not damaged or self.locations.get(handle):
+            self.salvage.forget(handle)
+            return None
+        sources = self._remains(handle)
+        servers = frozenset(server.index for server in sources)
+        if handle in self.repair.active or not self.salvage.is_due(handle, servers, now):
+            return None
+        if self._is_rising(handle) or self._may_be_leased(row, now):
+            return None
+        if self.leases.current(handle, now) is not None:
+            self.to_revoke[handle] = None
+            return None
+        targets = [s for s in placeable if not self.garbage.was_ordered(s.index, handle, now)]
+        return plan_salvage(handle, row, sources, targets, self.limits, self.rng)
+
+    def _remains(self, handle: int) -> list[Server]:
+        """Who is there and has a damaged or old replica: of use for single blocks."""
+        of_chunk = self.garbage.replicas.get(handle, {})
+        kinds = (CORRUPT, STALE)
+        found = [self.servers.get(i) for i, known in of_chunk.items() if known.kind in kinds]
+        return [server for server in found if server.state == LIVE and server.registered]
+
+    def _salvage_ended(self, clone: Clone, error: Exception | None) -> None:
+        if error is None:
+            self.salvage.forget(clone.handle)
+        elif clone.handle in self.salvage.handles:
+            servers = frozenset(server.index for server in clone.sources)
+            is_hopeless = isinstance(error, CorruptReplica)
+            if is_hopeless and not self.salvage.is_hopeless(clone.handle):
+                log.error("chunk %x is lost, as far as is known now: %s", clone.handle, error)
+            self.salvage.failed(clone.handle, servers, self.now, is_hopeless)
+
+    # --- moves ---------------------------------------------------------------------------
+
+    def may_move(self) -> bool:
+        """Whether replicas may be moved for fuller balance now."""
+        return (
+            self.settled
+            and not self.repair.repairing
+            and len(self.moves) < self.settings.moves_total
+            and rebalance.is_possible(self.servers.placeable(self.now), self.settings.balance_share)
+        )
+
+    def unbalanced(self, handles: list[int]) -> list[int]:
+        """Those that would be better elsewhere."""
+        placeable = self.servers.placeable(self.now)
+        known: dict[Holders, bool] = {}
+        found = []
+        for handle in handles:
+            holders = self.locations.get(handle)
+            verdict = known.get(holders)
+            if verdict is None:
+                verdict = known[holders] = self._move(holders, placeable) is not None
+            if verdict:
+                found.append(handle)
+        return found
+
+    def _move(self, holders: Holders, placeable: list[Server]) -> rebalance.Move | None:
+        servers = [self.servers.get(index) for index in holders]
+        if any(s.state != LIVE or not s.registered or s.draining for s in servers):
+            return None  # they are others soon
+        return rebalance.plan_move(servers, placeable, self.settings.balance_share, self.rng)
+
+    def start_move(self, handle: int) -> Clone | None:
+        """Begin to move a replica of the chunk, if that can be done now: a copy to be
+        made, which counts as started."""
+        now = self.now
+        busy = (self.publishing, self.moves, self.surplus, self.repair.active)
+        if not self.may_move() or any(handle in each for each in busy):
+            return None
+        if self._is_rising(handle):
+            return None
+        if self.repair.is_known(handle) or self.leases.current(handle, now) is not None:
+            return None
+        with self.store.read() as txn:
+            row = chunk_row(txn, handle)
+        holders = self.locations.get(handle)
+        if row is None or len(holders) < row.replication:
+            return None
+        if self._may_be_leased(row, now):
+            return None
+        placeable = [
+            server
+            for server in self.servers.placeable(now)
+            if not server.clones_in
+            and not self.garbage.was_ordered(server.index, handle, now)
+            and server.index not in self.repair.failed_at(handle)
+        ]
+        move = self._move(holders, placeable)
+        if move is None:
+            return None
+        sources = [self.servers.get(index) for index in holders]
+        sources.sort(key=lambda server: (server.clones_out, server is not move.victim))
+        if sources[0].clones_out:
+            return None
+        clone = Clone(handle, row.version, move.target, tuple(sources))
+        self.moves[handle] = move.victim.index
+        self.repair.started(clone)
+        move.target.shifts[handle], move.victim.shifts[handle] = Shift(+1), Shift(-1)
+        return clone
+
+    def end_shifts(self, server: Server) -> None:
+        """A heartbeat came: forget moves to and from the server that ended so long ago
+        that its report of its disks is newer."""
+        now = self.now
+        for handle, shift in list(server.shifts.items()):
+            if self._is_shifting(server, handle, now):
+                shift.ended_at = None
+            elif shift.ended_at is None:
+                shift.ended_at = now
+            elif now >= shift.ended_at + SPACE_AGE_SECONDS:
+                del server.shifts[handle]
+
+    def _is_shifting(self, server: Server, handle: int, now: float) -> bool:
+        return (
+            handle in self.moves
+            or handle in self.repair.active
+            or self.garbage.at(server.index, handle) is not None
+            or self.garbage.was_ordered(server.index, handle, now)
+        )
+
     def clone_ended(self, clone: Clone, error: Exception | None) -> None:
         now = self.now
         self.repair.ended(clone, now, failed=error is not None)
+        if clone.salvage:
+            self._salvage_ended(clone, error)
         with self.store.read() as txn:
             row = chunk_row(txn, clone.handle)
         if error is not None:
@@ -607,8 +1109,24 @@ class Master:
                 clone.handle,
                 clone.target.id,
                 error,
+                extra=event("copy_failed", server=clone.target.id, chunk=f"{clone.handle:x}"),
             )
         elif row is not None and row.version == clone.version and clone.target.rpc is not None:
+            log.info(
+                "chunk %x version %d copied to chunkserver %s",
+                clone.handle,
+                clone.version,
+                clone.target.id,
+                extra=event(
+                    "replica_copied",
+                    server=clone.target.id,
+                    chunk=f"{clone.handle:x}",
+                    version=clone.version,
+                ),
+            )
+            known = self.garbage.at(clone.target.index, clone.handle)
+            if known is not None and known.kind == CORRUPT:
+                _tell_repaired(clone.target, clone.handle, known.version, "replaced")
             self.garbage.drop(clone.target.index, clone.handle)
             self.add_location(clone.target, clone.handle, clone.version, row.replication)
         elif row is None:
@@ -619,9 +1137,27 @@ class Master:
             self.evaluate(clone.handle, row.version, row.replication)
 
 
-def _count_corruption(txn: Txn) -> Planned:
-    txn.state.corruptions += 1
-    return None, Done(id=0)
+def _tell_repaired(server: Server, handle: int, version: int, how: str) -> None:
+    """A corrupt replica is "replaced" by a good one, or to be "deleted" since there are
+    enough elsewhere."""
+    log.info(
+        "the corrupt replica of chunk %x version %d on chunkserver %s is %s",
+        handle,
+        version,
+        server.id,
+        how,
+        extra=event(
+            "corruption_repaired",
+            server=server.id,
+            chunk=f"{handle:x}",
+            version=version,
+            how=how,
+        ),
+    )
+
+
+def _count_corruption(txn: Txn, handle: int, version: int) -> Planned:
+    return CorruptionFound(handle, version), Done(id=0)
 
 
 def _ignore(_: Outcome) -> None:

@@ -85,6 +85,7 @@ class FsckWalk:
         master = self._master
         holders = [master.servers.get(i) for i in master.locations.get(chunk.handle)]
         positions = self._book.positions(holders)
+        damaged = [] if holders else master.damaged_holders(chunk.handle, chunk.version)
         lease = master.leases.current(chunk.handle, master.now)
         found = FsckChunk(
             path=path,
@@ -94,6 +95,7 @@ class FsckWalk:
             length=chunk.length,
             goal=chunk.goal,
             servers=positions,
+            damaged=self._book.positions(damaged),
         )
         if lease is not None:
             found.lease_ms = master.leases.remaining_ms(lease, master.now)

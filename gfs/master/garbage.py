@@ -1,16 +1,18 @@
 """Replicas on chunkservers that the namespace does not want.
 
-========  ==================================================  ===================
-kind      what it is                                          deleted
-========  ==================================================  ===================
-orphaned  of a chunk no file has: given up, deleted, or the   after a grace, or
-          file was never published                            at once if it was
+=========  =================================================  ===================
+kind       what it is                                         deleted
+=========  =================================================  ===================
+orphaned   of a chunk no file has: given up, deleted, or the  after a grace, or
+           file was never published                           at once if it was
                                                               given up or deleted
-stale     missed a grant: an older version than the chunk's   once enough current
+stale      missed a grant: an older version than the chunk's  once enough current
                                                               ones are confirmed
-corrupt   stored bytes fail their checksum                    once enough good
+forgetful  may lack what was last written: its machine lost   once enough good
+           its power (:mod:`gfs.master.believing`)            ones are confirmed
+corrupt    stored bytes fail their checksum                   once enough good
                                                               ones are confirmed
-========  ==================================================  ===================
+=========  =================================================  ===================
 
 Orders to delete ride on the answers to heartbeats, a bounded number on each,
 and name the exact version, so that an order that arrives late hits nothing
@@ -40,13 +42,15 @@ ORDERED_SECONDS = 30.0
 DOOMED_SECONDS = 600.0
 DOOMED_MAX = 200_000
 
-ORPHANED, STALE, CORRUPT = "orphaned", "stale", "corrupt"
+ORPHANED, STALE, CORRUPT, FORGETFUL = "orphaned", "stale", "corrupt", "forgetful"
 
 
 class Unwanted(NamedTuple):
     version: int
     kind: str
     since: float
+    #: A corrupt one that is forgetful besides.
+    forgot: bool = False
 
 
 class _Pile:
@@ -68,7 +72,7 @@ class GarbageTable:
         self._grace_seconds = grace_seconds
         #: Handle -> server index -> what it is.
         self.replicas: dict[int, dict[int, Unwanted]] = {}
-        self.counts = {ORPHANED: 0, STALE: 0, CORRUPT: 0}
+        self.counts = {ORPHANED: 0, STALE: 0, CORRUPT: 0, FORGETFUL: 0}
         self._piles: dict[int, _Pile] = {}
         self._doomed: dict[int, float] = {}
 
@@ -85,11 +89,13 @@ class GarbageTable:
         else:
             pile.waiting.append((now + self._grace_seconds, handle, version))
 
-    def hold(self, server: int, handle: int, version: int, kind: str, now: float) -> None:
-        """A stale or corrupt replica: kept until :meth:`release`."""
-        if self._same(server, handle, version) and self.replicas[handle][server].kind == kind:
-            return
-        self._put(server, handle, Unwanted(version, kind, now))
+    def hold(
+        self, server: int, handle: int, version: int, kind: str, now: float, forgot: bool = False
+    ) -> None:
+        """A stale, forgetful or corrupt replica: kept until :meth:`release`."""
+        known = self.at(server, handle)
+        if known is None or known[:2] != (version, kind) or (forgot and not known.forgot):
+            self._put(server, handle, Unwanted(version, kind, now, forgot))
 
     def give_up(self, server: int, handle: int, version: int, now: float) -> None:
         """A replica nobody wants any more: ready at once."""
@@ -113,6 +119,21 @@ class GarbageTable:
         for server, known in self.replicas.get(handle, {}).items():
             if known.kind == kind:
                 self._pile(server).ready[handle] = None
+
+    def of_kind(self, handle: int, kind: str) -> dict[int, int]:
+        """Server index -> version of what there is of a chunk of this kind."""
+        return {
+            server: known.version
+            for server, known in self.replicas.get(handle, {}).items()
+            if known.kind == kind
+        }
+
+    def is_kept(self, server: int, handle: int) -> bool:
+        """Whether it was not released yet."""
+        known, pile = self.at(server, handle), self._piles.get(server)
+        if known is None or known.kind == ORPHANED:
+            return False
+        return pile is None or handle not in pile.ready
 
     def drop(self, server: int, handle: int) -> None:
         """The replica is wanted again, or gone."""
@@ -152,7 +173,7 @@ class GarbageTable:
     ) -> list[tuple[int, int]]:
         """(handle, version) of what ``server`` is to delete now.
 
-        ``refused`` is asked a last time about each. A stale or corrupt replica
+        ``refused`` is asked a last time about each. A stale, forgetful or corrupt one
         it refuses is held again, an orphaned one is none any more.
         """
         pile = self._piles.get(server)

@@ -19,6 +19,9 @@ be taken for a current one later, without the mutations the others got: so the
 others are raised once more, and only a version whose every recipient answered
 is confirmed. Such a replica is stale, whichever version it bears.
 
+The file loses its digest with the first attempt, durably, before anybody can
+change a byte. A lease that is there already followed such an attempt.
+
 A replica accepts a grant when it bears any version from the old to the new one:
 what was attempted and not confirmed was never used.
 """
@@ -26,12 +29,13 @@ what was attempted and not confirmed was never used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import trio
 
 from gfs.blocks import CHUNK_BYTES
+from gfs.diagnostics import event
 from gfs.errors import (
     Busy,
     ChunkUnavailable,
@@ -41,22 +45,24 @@ from gfs.errors import (
     NotFound,
     Retryable,
 )
-from gfs.master import placement
+from gfs.master import placement, sharing
 from gfs.master.core import Master
-from gfs.master.leases import Lease, wants_new_grant
+from gfs.master.leases import FIRST_LEASED_VERSION, Lease, wants_new_grant
 from gfs.master.namespace import (
     chunk_handle,
     chunk_row,
     live_file,
     plan_add_chunk,
     plan_attempt_version,
+    plan_begin_append,
     plan_confirm_version,
 )
 from gfs.master.operations import VersionAttempted
-from gfs.master.rows import Chunk
+from gfs.master.rows import FLAG_APPENDED, Chunk, Inode
 from gfs.master.servers import LIVE, Server
-from gfs.master.uploads import FIRST_VERSION, AddressBook, place
-from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply
+from gfs.master.unsharing import unshare
+from gfs.master.uploads import AddressBook, place
+from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply, Message
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +80,7 @@ class Grants:
     """One grant at a time for each chunk, and for each file's next chunk."""
 
     def __init__(self, master: Master) -> None:
-        self._master = master
+        self.master = self._master = master
         self._locks: dict[tuple[int, int], trio.Lock] = {}
 
     async def acquire(self, request: AcquireLease) -> LeaseReply:
@@ -89,10 +95,40 @@ class Grants:
         lock = self._locks.setdefault(key, trio.Lock())
         try:
             async with lock:
+                if request.inode in self._master.held:
+                    raise Busy("a snapshot is being made of the file: try again in a moment")
                 return await self._acquire(request)
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._locks.pop(key, None)
+
+    def is_busy(self, inodes: Collection[int]) -> bool:
+        """Whether something is being granted of one of these files."""
+        return any(inode in inodes for inode, _ in self._locks)
+
+    async def fence(self, handle: int, failed: frozenset[int]) -> None:
+        """Nobody orders mutations of the chunk when this returns: all replicas but
+        those at ``failed`` servers have a version that no lease is for."""
+        master = self._master
+        with master.store.read() as txn:
+            chunk = chunk_row(txn, handle)
+        if chunk is None:
+            raise NotFound(f"chunk {handle:x} was deleted")
+        await self._grant(0, handle, chunk, failed, lease=False)
+
+    async def believe(self, handle: int, server: Server) -> None:
+        """Make the forgetful replica at ``server`` the only current one of its chunk.
+
+        Raises a retryable error, or NotFound; the replica may be believed then all the
+        same, in a version that was attempted and that the server will report.
+        """
+        master = self._master
+        with master.store.read() as txn:
+            chunk = chunk_row(txn, handle)
+        if chunk is None:
+            raise NotFound(f"chunk {handle:x} was deleted")
+        # As good as there is now: see Master.may_believe. Nothing is awaited before this.
+        await self._grant_to([server], 0, handle, chunk, lease=False, believed=True)
 
     async def _acquire(self, request: AcquireLease) -> LeaseReply:
         master = self._master
@@ -100,12 +136,16 @@ class Grants:
             row = live_file(txn, request.inode, f"inode {request.inode}")
             handle = chunk_handle(txn, request.inode, request.index)
             chunk = None if handle is None else chunk_row(txn, handle)
+        if request.append and not row.flags & FLAG_APPENDED:
+            await master.committer.perform(partial(plan_begin_append, inode=request.inode))
         if handle is None or chunk is None:
             if request.index != row.chunks:
                 raise InvalidArgument(
                     f"chunk {request.index} of a file of {row.chunks}: only the next can be added"
                 )
             return await self._add(request, row.replication)
+        if sharing.is_frozen(chunk):
+            return await self._unshare(request, row, handle, chunk)
         now = master.now
         lease = master.leases.current(handle, now)
         if lease is not None and not master.leases.is_usable(lease, now):
@@ -115,8 +155,15 @@ class Grants:
             lease = await self._grant(request.inode, handle, chunk, failed)
         if lease is None:
             raise LeaseLost(f"chunk {handle:x}: its lease ended just now: try again")
-        length = max(0, min(row.length - request.index * CHUNK_BYTES, CHUNK_BYTES))
-        return self._reply(handle, lease, length)
+        return self._reply(handle, lease, _held(row, request.index))
+
+    async def _unshare(
+        self, request: AcquireLease, row: Inode, handle: int, chunk: Chunk
+    ) -> LeaseReply:
+        target, lease = await unshare(
+            self, request.inode, request.index, handle, chunk, self._failed(request)
+        )
+        return self._reply(target, lease, _held(row, request.index))
 
     def _failed(self, request: AcquireLease) -> frozenset[int]:
         known = [self._master.servers.by_id.get(server_id) for server_id in request.failed]
@@ -138,60 +185,105 @@ class Grants:
 
     # --- a chunk that is there ---------------------------------------------------------
 
-    async def _grant(self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int]) -> Lease:
-        master = self._master
+    async def _grant(
+        self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int], lease: bool = True
+    ) -> Lease:
         await self._wait_for_clone(handle)
-        servers = self._candidates(handle, chunk, failed)
+        servers = self.candidates(handle, chunk, failed)
+        return await self._grant_to(servers, inode, handle, chunk, lease)
+
+    async def _grant_to(
+        self,
+        servers: list[Server],
+        inode: int,
+        handle: int,
+        chunk: Chunk,
+        lease: bool,
+        believed: bool = False,
+    ) -> Lease:
+        master = self._master
         master.granting.add(handle)
         try:
-            version, chain, sent = await self._raise(handle, chunk.version, servers)
+            version, chain, sent = await self._raise(inode, handle, chunk, servers, lease, believed)
             await master.committer.perform(
                 partial(plan_confirm_version, handle=handle, version=version)
             )
         finally:
             master.granting.discard(handle)
         indexes = tuple(server.index for server in chain)
-        lease = master.leases.granted(handle, version, indexes, inode, sent)
-        master.set_locations(handle, version, chunk.replication, indexes, chunk.version)
-        return lease
+        granted = master.leases.granted(handle, version, indexes, inode, sent)
+        master.set_locations(handle, version, indexes, chunk.version)
+        log.info(
+            "chunk %x version %d: %s %s",
+            handle,
+            version,
+            "leased to chunkserver" if lease else "held by",
+            ", ".join(server.id for server in chain),
+            extra=event(
+                "lease_granted" if lease else "version_raised",
+                chunk=f"{handle:x}",
+                version=version,
+                chain=[server.id for server in chain],
+            ),
+        )
+        return granted
 
     async def _wait_for_clone(self, handle: int) -> None:
         master = self._master
         with trio.move_on_after(CLONE_WAIT_SECONDS):
-            while handle in master.repair.active:
+            while handle in master.repair.active and handle not in master.moves:
                 await master.clock.sleep(CLONE_POLL_SECONDS)
 
-    def _candidates(self, handle: int, chunk: Chunk, failed: frozenset[int]) -> list[Server]:
+    def candidates(self, handle: int, chunk: Chunk, failed: frozenset[int]) -> list[Server]:
         """The live replicas that did not fail, a fresh one first."""
         master = self._master
         holders = master.locations.get(handle)
         servers = [master.servers.get(index) for index in holders if index not in failed]
         live = [server for server in servers if server.state == LIVE and server.rpc is not None]
+        staying = [server for server in live if not server.draining]
+        if len(staying) >= chunk.replication:
+            live = staying  # those of servers that are drained have done their duty
         if not master.settled and len(live) < chunk.replication:
             raise Busy(
                 f"the master was restarted and has not heard of all replicas of {handle:x} yet"
             )
         if not live:
-            if holders:
+            # Or its commit came just now, and whoever asked for it hung up.
+            if holders or handle in master.granting:
                 raise Retryable(f"no replica of chunk {handle:x} can be reached now: try again")
             raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
         master.rng.shuffle(live)
         return live
 
     async def _raise(
-        self, handle: int, version: int, servers: list[Server]
+        self,
+        inode: int,
+        handle: int,
+        chunk: Chunk,
+        servers: list[Server],
+        lease: bool,
+        believed: bool,
     ) -> tuple[int, list[Server], float]:
         """Raise replicas to a version that all who were told of it hold:
         (version, chain, when it was sent)."""
-        master = self._master
+        master, version = self._master, chunk.version
         for _ in range(ROUNDS_MAX):
             attempt, _reply = await master.committer.perform(
-                partial(plan_attempt_version, handle=handle)
+                partial(plan_attempt_version, handle=handle, inode=inode)
             )
             if not isinstance(attempt, VersionAttempted):
                 raise NotFound(f"chunk {handle:x} was deleted")
             sent = master.now
-            chain, silent = await self._tell(handle, version, attempt.version, servers)
+            grant = partial(
+                GrantLease,
+                0,
+                handle,
+                version,
+                attempt.version,
+                believed=believed,
+                length=chunk.length if believed else 0,
+            )
+            chain, silent = await self.tell(handle, servers, grant, lease=lease)
             if not chain:
                 break
             if not silent and chain[0] is servers[0]:
@@ -199,11 +291,18 @@ class Grants:
             servers, version = chain, attempt.version
         raise Retryable(f"no replica of chunk {handle:x} took a new lease: try again")
 
-    async def _tell(
-        self, handle: int, version: int, new_version: int, servers: Sequence[Server]
+    async def tell(
+        self,
+        handle: int,
+        servers: Sequence[Server],
+        order: Callable[[int], Message],
+        seconds: float = GRANT_SECONDS,
+        *,
+        lease: bool = True,
     ) -> tuple[list[Server], bool]:
-        """Send a grant to all at once, the first as the primary. Returns who
-        took it, in order, and whether somebody's answer is not known."""
+        """Send a grant of so many milliseconds to all at once, the first as the
+        primary. Returns who took it, in order, and whether somebody's answer is not
+        known."""
         master = self._master
         took: set[int] = set()
         unknown: set[int] = set()
@@ -212,11 +311,8 @@ class Grants:
             rpc = server.rpc
             if rpc is None:
                 return
-            grant = GrantLease(
-                id=0, handle=handle, version=version, new_version=new_version, lease_ms=lease_ms
-            )
             try:
-                await rpc.call(grant, seconds=GRANT_SECONDS)
+                await rpc.call(order(lease_ms), seconds=seconds)
                 took.add(server.index)
             except GfsError as error:
                 log.info("chunkserver %s refused a grant of %x: %s", server.id, handle, error)
@@ -227,7 +323,8 @@ class Grants:
 
         async with trio.open_nursery() as nursery:
             for at, server in enumerate(servers):
-                nursery.start_soon(one, server, 0 if at else master.leases.lease_ms)
+                is_primary = lease and not at
+                nursery.start_soon(one, server, master.leases.lease_ms if is_primary else 0)
         return [server for server in servers if server.index in took], bool(unknown)
 
     # --- a chunk to be added -------------------------------------------------------------
@@ -239,11 +336,10 @@ class Grants:
         servers = place(
             master, replication, frozenset(request.failed), master.now, "the file's next chunk"
         )
-        handle = master.reservations.new_handle()
-        master.prefetch_handles()
-        master.granting.add(handle)
-        try:
+        with master.chunk_in_the_making() as making:
+            handle = making.handle
             version, chain, sent = await self._make(handle, servers)
+            indexes = making.made(version, chain)
             placement.require(
                 len(chain),
                 replication,
@@ -261,25 +357,25 @@ class Grants:
                     time_ns=master.clock.time_ns(),
                 )
             )
-        except BaseException:
-            master.garbage.doom(handle, master.now)
-            raise
-        finally:
-            master.granting.discard(handle)
-        indexes = tuple(server.index for server in chain)
         lease = master.leases.granted(handle, version, indexes, request.inode, sent)
-        master.set_locations(handle, version, replication, indexes, version)
+        master.set_locations(handle, version, indexes, version)
         return self._reply(handle, lease, 0)
 
     async def _make(self, handle: int, servers: list[Server]) -> tuple[int, list[Server], float]:
         """Empty replicas of a chunk that nothing refers to yet."""
         version = 0
-        for new_version in range(FIRST_VERSION, FIRST_VERSION + ROUNDS_MAX):
+        for new_version in range(FIRST_LEASED_VERSION, FIRST_LEASED_VERSION + ROUNDS_MAX):
             sent = self._master.now
-            chain, silent = await self._tell(handle, version, new_version, servers)
+            grant = partial(GrantLease, 0, handle, version, new_version)
+            chain, silent = await self.tell(handle, servers, grant)
             if not chain:
                 break
             if not silent and chain[0] is servers[0]:
                 return new_version, chain, sent
             servers, version = chain, new_version
         raise Retryable("no chunkserver made an empty replica: try again")
+
+
+def _held(row: Inode, index: int) -> int:
+    """How much of a file is in one of its chunks."""
+    return max(0, min(row.length - index * CHUNK_BYTES, CHUNK_BYTES))

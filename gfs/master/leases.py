@@ -19,6 +19,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+#: What an upload makes begins at this version, and is under no lease; a chunk that is
+#: made to be written in place begins above it, so that a master that was restarted knows
+#: which may be under a lease of the master before it.
+FIRST_VERSION = 1
+FIRST_LEASED_VERSION = FIRST_VERSION + 1
+
 
 class Lease(NamedTuple):
     version: int

@@ -12,7 +12,8 @@ between the plan and its :func:`~gfs.master.operations.apply`; the paper's
 locks on path prefixes (section 4.1) are not needed for operations of one step.
 
 Deleting is one row as well: the inode moves to the ``trash``, and whatever is
-below it is out of reach at once. Its rows are reclaimed later, in pieces.
+below it is out of reach at once. For a while it can be had back
+(:mod:`gfs.master.trash`); then its rows are reclaimed, in pieces.
 
 What this does not keep: a directory's modification time does not follow its
 entries (it would make every create in a directory write the same row), and
@@ -28,6 +29,7 @@ from gfs.errors import (
     AlreadyExists,
     Busy,
     DirectoryNotEmpty,
+    FileChanged,
     InvalidArgument,
     IsADirectory,
     NotADirectory,
@@ -35,7 +37,9 @@ from gfs.errors import (
 )
 from gfs.master.names import join, parse
 from gfs.master.operations import (
+    AppendBegun,
     ChunkAdded,
+    ChunkReplaced,
     Deleted,
     DirectoriesMade,
     FilePublished,
@@ -44,10 +48,12 @@ from gfs.master.operations import (
     NewDirectory,
     Operation,
     Renamed,
+    ReplicationSet,
     VersionAttempted,
     VersionConfirmed,
 )
 from gfs.master.rows import (
+    FLAG_APPENDED,
     FLAG_TRASHED,
     KIND_DIRECTORY,
     KIND_FILE,
@@ -59,12 +65,14 @@ from gfs.master.rows import (
     entry_key,
     pack_file_chunk_key,
     pack_u64,
+    unpack_attributes,
     unpack_entry,
     unpack_inode,
     unpack_u64,
 )
 from gfs.master.store import Txn
 from gfs.protocol.messages import (
+    AppendedChunk,
     Delete,
     Done,
     Entry,
@@ -74,9 +82,17 @@ from gfs.protocol.messages import (
     PublishReply,
     Rename,
     SetLength,
+    SetReplication,
+    StatReply,
 )
 
 Planned = tuple[Operation | None, Message]
+
+SECOND_NS = 1_000_000_000
+#: A replaced file is kept so long for those who are reading it.
+READERS_NS = 600 * SECOND_NS
+#: The same, of a file of one chunk.
+CHUNK_READERS_NS = 10 * SECOND_NS
 
 
 # --- walking -------------------------------------------------------------------
@@ -120,7 +136,7 @@ def chunk_handle(txn: Txn, inode: int, index: int) -> int | None:
 
 
 def entry_of(path: str, inode: int, row: Inode) -> Entry:
-    return Entry(
+    entry = Entry(
         path,
         inode,
         KIND_NAMES[row.kind],
@@ -130,6 +146,12 @@ def entry_of(path: str, inode: int, row: Inode) -> Entry:
         row.modified_ns,
         row.chunks,
     )
+    if row.attributes:
+        kept = unpack_attributes(row.attributes)
+        entry.digest = kept.digest
+        entry.attributes = kept.attributes
+    entry.appended = bool(row.flags & FLAG_APPENDED)
+    return entry
 
 
 def live_file(txn: Txn, inode: int, name: str) -> Inode:
@@ -142,7 +164,7 @@ def live_file(txn: Txn, inode: int, name: str) -> Inode:
     return row
 
 
-class _Place:
+class Place:
     """Where a new name goes: its directory, and the ones to be made before."""
 
     def __init__(
@@ -162,9 +184,9 @@ class _Place:
         return None if row is None else unpack_entry(row)
 
 
-def _place(txn: Txn, segments: list[bytes], parents: bool) -> _Place:
+def place_for(txn: Txn, segments: list[bytes], parents: bool, kept: int = 0) -> Place:
     """Resolve the directory of ``segments``; missing ones get fresh inodes if
-    ``parents``, otherwise they are NotFound."""
+    ``parents``, otherwise they are NotFound. So are the first ``kept`` always."""
     inode = ROOT_INODE
     made: list[NewDirectory] = []
     passed = [inode]
@@ -176,12 +198,34 @@ def _place(txn: Txn, segments: list[bytes], parents: bool) -> _Place:
             if kind == KIND_FILE:
                 raise NotADirectory(f"{join(segments[: at + 1])} is a file")
             passed.append(inode)
+        elif at < kept:
+            raise NotFound(f"{join(segments[:kept])}: no such directory")
         elif parents:
             made.append(NewDirectory(inode, segment, next_inode))
             inode, next_inode = next_inode, next_inode + 1
         else:
             raise NotFound(f"{join(segments[: at + 1])}: no such directory")
-    return _Place(inode, segments[-1], made, passed)
+    if txn.state.snapshots:
+        check_thawed(txn, passed)
+    return Place(inode, segments[-1], made, passed)
+
+
+def check_thawed(txn: Txn, passed: Sequence[int]) -> None:
+    """Busy if one of these directories is being copied by a snapshot."""
+    for snapshot in txn.state.snapshots:
+        if snapshot.source in passed:
+            raise _frozen()
+
+
+def _check_movable(txn: Txn, inode: int) -> None:
+    """Busy if this, or something below it, is being copied by a snapshot."""
+    for snapshot in txn.state.snapshots:
+        if inode == snapshot.source or inode in snapshot.above:
+            raise _frozen()
+
+
+def _frozen() -> Busy:
+    return Busy("a snapshot is being made of it: nothing in it can change for a moment")
 
 
 # --- plans -----------------------------------------------------------------------
@@ -194,13 +238,18 @@ def plan_publish(
     segments = parse(request.path)
     if not segments:
         raise IsADirectory("/ is a directory")
-    place = _place(txn, segments, request.parents)
+    expect = request.expect
+    kept = _kept(request.below, segments)
+    # With a file expected there, directories that are missing tell that it is gone.
+    place = place_for(txn, segments, request.parents or expect > 0, kept)
     existing = place.existing(txn)
+    _check_expected(request.path, expect, existing)
     if existing is not None:
         if existing[1] == KIND_DIRECTORY:
             raise IsADirectory(f"{request.path} is a directory")
-        if not request.replace:
+        if expect == 0 or (expect < 0 and not request.replace):
             raise AlreadyExists(f"{request.path} exists already")
+        _check_movable(txn, existing[0])
     for new in chunks:
         if txn.get(pack_u64(new.handle), None, txn.db.chunks) is not None:
             raise InvalidArgument(f"chunk {new.handle:x} belongs to a file already")
@@ -217,9 +266,53 @@ def plan_publish(
         length=request.length,
         path=path,
         chunks=chunks,
+        digest=request.digest,
+        attributes=request.attributes,
+        kept_ns=_kept_ns(txn, existing, time_ns),
     )
-    entry = Entry(path, inode, "file", request.length, replication, time_ns, time_ns, len(chunks))
+    entry = Entry(
+        path,
+        inode,
+        "file",
+        request.length,
+        replication,
+        time_ns,
+        time_ns,
+        len(chunks),
+        request.digest,
+        request.attributes,
+    )
     return operation, PublishReply(id=0, entry=entry)
+
+
+def _kept_ns(txn: Txn, replaced: tuple[int, int] | None, time_ns: int) -> int:
+    """Until when the file that is replaced is kept for those who are reading it.
+
+    A chunk is read in one go, and its file stays open at the chunkserver for that
+    long; who reads more of them comes back for the next ones much later.
+    """
+    if replaced is None:
+        return 0
+    row = unpack_inode(txn.get(pack_u64(replaced[0]), b"", txn.db.inodes))
+    return time_ns + (READERS_NS if row.chunks > 1 else CHUNK_READERS_NS)
+
+
+def _kept(below: str, segments: list[bytes]) -> int:
+    """How many of ``segments`` are those of the directory ``below``."""
+    if not below:
+        return 0
+    kept = parse(below)
+    if len(kept) >= len(segments) or segments[: len(kept)] != kept:
+        raise InvalidArgument(f"{below} is no directory above {join(segments)}")
+    return len(kept)
+
+
+def _check_expected(path: str, expect: int, existing: tuple[int, int] | None) -> None:
+    """The compare of compare and swap; ``expect`` is an inode if it is positive."""
+    if expect < -1:
+        raise InvalidArgument(f"{path}: inode {expect} cannot be expected")
+    if expect > 0 and (existing is None or existing[0] != expect):
+        raise FileChanged(f"{path} was replaced or deleted meanwhile")
 
 
 def check_chunk_lengths(path: str, lengths: Sequence[int], total: int) -> None:
@@ -241,7 +334,7 @@ def plan_make_directory(txn: Txn, request: MakeDirectory, time_ns: int) -> Plann
         if not request.exist_ok:
             raise AlreadyExists("/ exists already")
         return DirectoriesMade(time_ns, []), Done(id=0)
-    place = _place(txn, segments, request.parents)
+    place = place_for(txn, segments, request.parents)
     existing = place.existing(txn)
     if existing is None:
         inode = txn.state.next_inode + len(place.made)
@@ -259,12 +352,12 @@ def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
         raise InvalidArgument("/ cannot be renamed")
     if not target:
         raise AlreadyExists("/ exists already")
-    origin = _place(txn, source, parents=False)
+    origin = place_for(txn, source, parents=False)
     moved = origin.existing(txn)
     if moved is None:
         raise NotFound(f"{request.source}: no such file or directory")
     inode, kind = moved
-    place = _place(txn, target, request.parents)
+    place = place_for(txn, target, request.parents)
     if inode in place.passed:
         raise InvalidArgument(f"{request.source} cannot be moved into itself")
     existing = place.existing(txn)
@@ -272,6 +365,8 @@ def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
         return DirectoriesMade(time_ns, []), Done(id=0)
     if existing is not None:
         _check_replaceable(request, kind, existing[1])
+        _check_movable(txn, existing[0])
+    _check_movable(txn, inode)
     operation = Renamed(
         time_ns=time_ns,
         directories=place.made,
@@ -283,6 +378,7 @@ def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
         kind=kind,
         replaced=existing[0] if existing else 0,
         path=join(target),
+        kept_ns=_kept_ns(txn, existing, time_ns),
     )
     return operation, Done(id=0)
 
@@ -297,18 +393,24 @@ def _check_replaceable(request: Rename, kind: int, target_kind: int) -> None:
         raise NotADirectory(f"{request.target} is a file, {request.source} a directory")
 
 
-def plan_delete(txn: Txn, request: Delete, time_ns: int) -> Planned:
+def plan_delete(txn: Txn, request: Delete, time_ns: int, trash_ns: int = 0) -> Planned:
+    """``trash_ns``: how long it can be undeleted."""
     segments = parse(request.path)
     if not segments:
         raise InvalidArgument("/ cannot be deleted")
-    place = _place(txn, segments, parents=False)
+    place = place_for(txn, segments, parents=False)
     existing = place.existing(txn)
     if existing is None:
         raise NotFound(f"{request.path}: no such file or directory")
+    if request.expect == 0:
+        raise InvalidArgument(f"{request.path}: expect the inode that is to be deleted")
+    _check_expected(request.path, request.expect, existing)
     inode, kind = existing
     if kind == KIND_DIRECTORY and not request.recursive and has_entries(txn, inode):
         raise DirectoryNotEmpty(f"{request.path} is not empty: delete it recursively")
-    operation = Deleted(time_ns, place.parent, place.name, inode, join(segments))
+    _check_movable(txn, inode)
+    kept_ns = 0 if request.now else time_ns + trash_ns
+    operation = Deleted(time_ns, place.parent, place.name, inode, join(segments), kept_ns)
     return operation, Done(id=0)
 
 
@@ -333,6 +435,36 @@ def plan_set_length(txn: Txn, request: SetLength, time_ns: int) -> Planned:
     return LengthSet(time_ns, request.inode, length), Done(id=0)
 
 
+def plan_begin_append(txn: Txn, inode: int) -> Planned:
+    row = live_file(txn, inode, f"inode {inode}")
+    return (None if row.flags & FLAG_APPENDED else AppendBegun(inode)), Done(id=0)
+
+
+def plan_note_append(txn: Txn, appended: AppendedChunk, time_ns: int) -> Planned:
+    """All replicas of a chunk have this length. Old news, and what is of a chunk that
+    the file does not have there any more, changes nothing."""
+    row = inode_row(txn, appended.inode)
+    if row is None or row.kind != KIND_FILE or row.flags & FLAG_TRASHED:
+        return None, Done(id=0)
+    index = row.length // CHUNK_BYTES
+    length = index * CHUNK_BYTES + appended.length
+    if chunk_handle(txn, appended.inode, index) != appended.handle or length <= row.length:
+        return None, Done(id=0)
+    return LengthSet(time_ns, appended.inode, length), Done(id=0)
+
+
+def plan_set_replication(txn: Txn, request: SetReplication, goal: int) -> Planned:
+    segments = parse(request.path)
+    inode, kind = lookup(txn, request.path)
+    if kind != KIND_FILE:
+        raise IsADirectory(f"{request.path} is a directory: only files have a goal")
+    place_for(txn, segments, parents=False)
+    _check_movable(txn, inode)
+    row = live_file(txn, inode, request.path)
+    reply = StatReply(0, entry_of(join(segments), inode, row._replace(replication=goal)))
+    return (ReplicationSet(inode, goal) if goal != row.replication else None), reply
+
+
 def plan_add_chunk(
     txn: Txn, inode: int, index: int, handle: int, version: int, time_ns: int
 ) -> Planned:
@@ -343,15 +475,26 @@ def plan_add_chunk(
     return ChunkAdded(time_ns, inode, index, handle, version), Done(id=0)
 
 
-def plan_attempt_version(txn: Txn, handle: int) -> Planned:
-    """The next version, never sent to any replica before.
+def plan_replace_chunk(
+    txn: Txn, inode: int, index: int, shared: int, handle: int, version: int
+) -> Planned:
+    """The file gets ``handle``, a copy of the chunk ``shared``, in its place."""
+    live_file(txn, inode, f"inode {inode}")
+    if chunk_handle(txn, inode, index) != shared:
+        raise Busy(f"chunk {index} of inode {inode} was replaced by another client")
+    return ChunkReplaced(inode, index, handle, version), Done(id=0)
+
+
+def plan_attempt_version(txn: Txn, handle: int, inode: int) -> Planned:
+    """The next version, never sent to any replica before, of a chunk of ``inode``.
 
     The operation carries it: the caller reads it from there.
     """
     chunk = chunk_row(txn, handle)
     if chunk is None:
         raise NotFound(f"chunk {handle:x} was deleted")
-    return VersionAttempted(handle, chunk.attempted + 1), Done(id=0)
+    version = max(chunk.attempted + 1, txn.state.version_floor)
+    return VersionAttempted(handle, version, inode), Done(id=0)
 
 
 def plan_confirm_version(txn: Txn, handle: int, version: int) -> Planned:

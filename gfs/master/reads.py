@@ -16,7 +16,6 @@ from gfs.errors import FileChanged, InvalidArgument, NotADirectory, NotFound
 from gfs.master.names import join, parse
 from gfs.master.namespace import entry_of, find, inode_row, lookup
 from gfs.master.rows import (
-    FLAG_TRASHED,
     KIND_DIRECTORY,
     KIND_FILE,
     Inode,
@@ -32,7 +31,8 @@ from gfs.master.rows import (
 from gfs.master.store import Txn
 from gfs.protocol.messages import PAGE_BYTES_MAX, Entry
 
-#: What an Entry takes on the wire besides its path, at most.
+#: What an Entry takes on the wire besides its path and what its inode's row says of
+#: attributes (which is as long there as here), at most.
 ENTRY_BYTES = 64
 LIST_LIMIT_MAX = 10_000
 
@@ -68,10 +68,10 @@ def list_page(txn: Txn, path: str, after: str, limit: int) -> tuple[list[Entry],
     except UnicodeEncodeError:
         raise InvalidArgument("a name to list from that is not valid UTF-8") from None
     for name, inode, _ in children(txn, found[0], start):
-        room -= base_bytes + len(name)
+        row = unpack_inode(txn.get(pack_u64(inode), b"", txn.db.inodes))
+        room -= base_bytes + len(name) + len(row.attributes)
         if len(entries) >= min(limit, LIST_LIMIT_MAX) or (room < 0 and entries):
             return entries, True
-        row = unpack_inode(txn.get(pack_u64(inode), b"", txn.db.inodes))
         entries.append(entry_of(base + name.decode(), inode, row))
     return entries, False
 
@@ -90,17 +90,17 @@ def children(txn: Txn, directory: int, after: bytes) -> Iterator[tuple[bytes, in
 
 def open_file(txn: Txn, path: str, inode: int) -> tuple[int, Inode]:
     """The file at ``path``, or, if ``inode`` is given, that very file wherever
-    it is named now.
+    it is named now, or even if it was replaced a while ago.
 
-    Raises NotFound, FileChanged if another file has the path by now, or
-    IsADirectory.
+    Raises NotFound, FileChanged if another file has the path by now and that one
+    is gone, or IsADirectory.
     """
     if inode == 0:
         inode, _ = lookup(txn, path)
         row = inode_row(txn, inode)
     else:
         row = inode_row(txn, inode)
-        if row is None or row.flags & FLAG_TRASHED:
+        if row is None:
             raise _gone(txn, path)
     if row is None:
         raise NotFound(f"{path}: no such file or directory")
@@ -132,6 +132,22 @@ def file_chunks(txn: Txn, inode: int, length: int, first: int) -> Iterator[FileC
         chunk = chunk_of(txn.get(value, b"", txn.db.chunks))
         held = min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
         yield FileChunk(index, unpack_u64(value), chunk.version, held, chunk.replication)
+
+
+def chunk_references(txn: Txn, inode: int, first: int) -> Iterator[tuple[int, int, int]]:
+    """(number, handle, references) of a file's chunks from number ``first``."""
+    for key, value in txn.scan(pack_file_chunk_key(inode, first), txn.db.file_chunks):
+        owner, index = unpack_file_chunk_key(key)
+        if owner != inode:
+            return
+        yield index, unpack_u64(value), chunk_of(txn.get(value, b"", txn.db.chunks)).references
+
+
+def shared_chunks(txn: Txn, inode: int, length: int) -> Iterator[int]:
+    """How much of a file is in each of its chunks that others have as well."""
+    for index, _, references in chunk_references(txn, inode, 0):
+        if references > 1:
+            yield min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
 
 
 # --- walking a tree ----------------------------------------------------------------
@@ -173,6 +189,12 @@ def walk(txn: Txn, path: str, cursor: Cursor) -> Iterator[Visit]:
             yield Visit(root, inode, row)
     if kind == KIND_DIRECTORY:
         yield from _walk_below(txn, root, _resume(txn, inode, cursor))
+
+
+def walk_below(txn: Txn, directory: int, cursor: Cursor) -> Iterator[Visit]:
+    """As :func:`walk`, of what is below a directory, wherever that is; the paths
+    are counted from it."""
+    yield from _walk_below(txn, [], _resume(txn, directory, cursor))
 
 
 def _resume(txn: Txn, directory: int, cursor: Cursor) -> list[tuple[int, bytes]]:

@@ -3,7 +3,8 @@
 A chunk with fewer locations than its goal is *endangered*. The queue holds all
 of them, and nothing but a small key each: (locations, goal). What is taken
 first has the smallest share of its goal left (1 of 3 before 2 of 3, 1 of 2
-before 3 of 5); among equals, chunks a reader just failed at. A chunk with no
+before 3 of 5); among equals, chunks of live files before those of deleted ones,
+and then chunks a reader just failed at. A chunk with no
 location at all cannot be copied; it counts as *lost* until a server brings one.
 
 Limits, so that a dead server does not flood the others: so many clones at once
@@ -40,14 +41,17 @@ DEFER_SECONDS = 0.5
 
 
 class Danger(NamedTuple):
+    """``have`` may be the goal: some of these are on servers that are drained."""
+
     have: int
     goal: int
     blocked: bool
+    trashed: bool = False
 
     @property
-    def rank(self) -> tuple[int, int, int]:
+    def rank(self) -> tuple[int, bool, bool, int]:
         """Lower is more urgent."""
-        return (self.have * 1000 // self.goal, not self.blocked, self.have)
+        return (self.have * 1000 // self.goal, self.trashed, not self.blocked, self.have)
 
 
 class Clone(NamedTuple):
@@ -56,6 +60,9 @@ class Clone(NamedTuple):
     target: Server
     #: Best first; the first one's slot is taken.
     sources: tuple[Server, ...]
+    #: None of the sources is good: see :mod:`gfs.master.salvage`.
+    salvage: bool = False
+    length: int = 0
 
 
 class Limits(NamedTuple):
@@ -68,6 +75,8 @@ class RepairQueue:
         self._ranks: dict[Danger, dict[int, None]] = {}
         self._dangers: dict[int, Danger] = {}
         self._blocked: set[int] = set()
+        #: Of those that are endangered: chunks that only files in the trash have.
+        self._trashed: set[int] = set()
         #: Where copies failed, in order; a target that failed is tried last.
         self._failures: dict[int, list[int]] = {}
         self._not_before: dict[int, float] = {}
@@ -76,9 +85,10 @@ class RepairQueue:
 
     # --- what is endangered ------------------------------------------------------------
 
-    def update(self, handle: int, have: int, goal: int) -> None:
-        """This is how the chunk stands now."""
-        if have >= goal:
+    def update(self, handle: int, have: int, goal: int, staying: int | None = None) -> None:
+        """This is how the chunk stands now. ``staying`` of its replicas are on servers
+        that are not drained (default: all); only when these are enough it is whole."""
+        if (have if staying is None else staying) >= goal:
             self.forget(handle)
             return
         if not have:
@@ -86,7 +96,7 @@ class RepairQueue:
             self.lost.add(handle)
             return
         self.lost.discard(handle)
-        danger = Danger(have, goal, handle in self._blocked)
+        danger = Danger(min(have, goal), goal, handle in self._blocked, handle in self._trashed)
         if self._dangers.get(handle) == danger:
             return
         self._take_out(handle)
@@ -98,15 +108,27 @@ class RepairQueue:
         self._blocked.add(handle)
         danger = self._dangers.get(handle)
         if danger is not None:
-            self.update(handle, danger.have, danger.goal)
+            self._again(handle, danger)
 
     def unblock(self, handle: int) -> None:
         """There is nothing wrong with it."""
         self._blocked.discard(handle)
 
+    def set_trashed(self, handles: set[int]) -> None:
+        """Only files in the trash have these chunks, and no others."""
+        before, self._trashed = self._trashed, handles
+        for handle in before ^ handles:
+            danger = self._dangers.get(handle)
+            if danger is not None:
+                self._again(handle, danger)
+
+    def _again(self, handle: int, danger: Danger) -> None:
+        self.update(handle, danger.have, danger.goal, min(danger.have, danger.goal - 1))
+
     def forget(self, handle: int) -> None:
         """The chunk is whole again, or no more."""
         self._take_out(handle)
+        self._trashed.discard(handle)
         self.lost.discard(handle)
         self._blocked.discard(handle)
         self._failures.pop(handle, None)
@@ -123,13 +145,47 @@ class RepairQueue:
     def is_known(self, handle: int) -> bool:
         return handle in self._dangers or handle in self.lost
 
+    def is_queued(self, handle: int) -> bool:
+        return handle in self._dangers
+
     @property
     def endangered(self) -> int:
-        return len(self._dangers)
+        """Chunks below their goal."""
+        return len(self._dangers) - self.leaving
+
+    @property
+    def leaving(self) -> int:
+        """Chunks at their goal with replicas on servers that are drained."""
+        return sum(len(rank) for danger, rank in self._ranks.items() if danger.have >= danger.goal)
+
+    @property
+    def goal_unmet(self) -> int:
+        """The highest goal of a chunk that is below it; 0: none is."""
+        goals = [danger.goal for danger in self._ranks if danger.have < danger.goal]
+        return max(goals, default=0)
+
+    def is_endangered(self, handle: int) -> bool:
+        danger = self._dangers.get(handle)
+        return danger is not None and danger.have < danger.goal
+
+    @property
+    def repairing(self) -> int:
+        """Copies under way of chunks that are below their goal."""
+        return sum(map(self.is_endangered, self.active))
+
+    @property
+    def salvaging(self) -> int:
+        """Chunks that are being put together from damaged replicas."""
+        return sum(clone.salvage for clone in self.active.values())
 
     @property
     def queued(self) -> int:
-        return len(self._dangers) - sum(handle in self._dangers for handle in self.active)
+        return self.endangered - self.repairing
+
+    @property
+    def leaving_queued(self) -> int:
+        active = sum(handle in self._dangers for handle in self.active) - self.repairing
+        return self.leaving - active
 
     # --- what to do next -----------------------------------------------------------------
 
@@ -222,12 +278,24 @@ def plan_clone(
     if not targets:
         return None
     targets = [server for server in targets if server.index not in failed] or targets
-    target = placement.choose(targets, 1, rng, [server.rack for server in holders])[0]
+    racks = [server.rack for server in holders if not server.draining]
+    target = placement.choose(targets, 1, rng, racks)[0]
     return Clone(handle, version, target, tuple(sources))
 
 
-def pick_surplus(holders: Sequence[Server]) -> Server:
-    """Which of too many good replicas to give up: one in a rack that has
+def pick_surplus(holders: Sequence[Server], moved: int | None = None) -> Server:
+    """Which of too many good replicas to give up: one on a server that is drained,
+    else the one that was to be ``moved`` (an index), else one in a rack that has
     another, on the fullest disk."""
-    racks = [server.rack for server in holders]
-    return max(holders, key=lambda server: (racks.count(server.rack), server.used, server.index))
+    racks = [server.rack for server in holders if not server.draining]
+
+    def order(server: Server) -> tuple[bool, bool, int, float, int]:
+        return (
+            bool(server.draining),
+            server.index == moved,
+            racks.count(server.rack),
+            server.used,
+            server.index,
+        )
+
+    return max(holders, key=order)

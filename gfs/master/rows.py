@@ -8,15 +8,15 @@ entries        u64 parent inode, name                     u64 inode, u8 kind
 inodes         u64 inode                                  :class:`Inode`, attributes
 file_chunks    u64 inode, u32 index                       u64 handle
 chunks         u64 handle                                 :class:`Chunk`
-trash          u64 deletion time (ns), u64 inode          msgpack :class:`Trash`
+trash          u64 when it may go (ns), u64 inode          msgpack :class:`Trash`
+trash_paths    :func:`trash_path_key`                     u64 when it may go (ns)
 operation_log  u64 sequence                               msgpack :class:`LogRecord`
 answers        client, NUL, u64 the client's sequence     the reply's head, id 0
 servers        server id                                  msgpack :class:`KnownServer`
 =============  =========================================  ==========================
 
-``attributes`` is room for what later releases keep with a file; it is carried
-along unread. The entry repeats the inode's kind, so that walking a path costs
-one look-up per segment.
+``attributes`` are empty, or msgpack :class:`FileAttributes`. The entry repeats
+the inode's kind, so that walking a path costs one look-up per segment.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ KIND_NAMES = {KIND_FILE: "file", KIND_DIRECTORY: "directory"}
 
 #: The inode left the namespace and waits in the trash.
 FLAG_TRASHED = 1
+#: Records are appended: the length of the last chunk is what its replicas say.
+FLAG_APPENDED = 2
 
 ROOT_INODE = 1
 CLIENT_BYTES_MAX = 64
@@ -49,7 +51,7 @@ unpack_entry = _entry.unpack
 pack_file_chunk_key = _file_chunk.pack
 unpack_file_chunk_key = _file_chunk.unpack
 pack_trash_key = _pair.pack
-unpack_chunk = _chunk.unpack
+unpack_chunk = _chunk.unpack_from
 pack_chunk = _chunk.pack
 
 
@@ -67,6 +69,16 @@ class Inode(NamedTuple):
         return _inode.pack(*self[:7]) + self.attributes
 
 
+class FileAttributes(msgspec.Struct, array_like=True, gc=False):
+    """What a file carries beside its bytes. Fields are only ever appended."""
+
+    digest: bytes = b""
+    attributes: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+_attributes = msgspec.msgpack.Decoder(FileAttributes)
+
+
 class Chunk(NamedTuple):
     """``version`` is the highest that at least one replica was confirmed to
     hold; ``attempted`` the highest ever sent to one, so that no two grants of
@@ -78,9 +90,11 @@ class Chunk(NamedTuple):
     length: int
     references: int
     replication: int
+    #: See :mod:`gfs.master.sharing`; empty for a chunk that only one file ever had.
+    goals: bytes = b""
 
     def pack(self) -> bytes:
-        return _chunk.pack(*self)
+        return _chunk.pack(*self[:5]) + self.goals
 
 
 class Trash(msgspec.Struct, array_like=True, gc=False):
@@ -89,11 +103,30 @@ class Trash(msgspec.Struct, array_like=True, gc=False):
     parent: int
     name: bytes
     path: str
+    #: When it was deleted, as long as it can be undeleted; 0 if it cannot: a file that
+    #: was replaced and is kept for its readers, what is being reclaimed.
+    deleted_ns: int = 0
+
+
+#: Bytes of a path that its key in the trash has: LMDB's keys have a bound. Longer
+#: paths with the same beginning lie side by side.
+TRASH_PATH_BYTES = 480
+
+
+def trash_path_start(path: str) -> bytes:
+    """What all keys of this path begin with. No path has a NUL in it."""
+    return path.encode()[:TRASH_PATH_BYTES] + b"\0"
+
+
+def trash_path_key(path: str, deleted_ns: int, inode: int) -> bytes:
+    return trash_path_start(path) + _pair.pack(deleted_ns, inode)
 
 
 class KnownServer(msgspec.Struct, array_like=True, gc=False):
     address: str
     rack: str
+    #: See :mod:`gfs.master.drain`.
+    draining: int = 0
 
 
 def unpack_u64(row: bytes) -> int:
@@ -106,8 +139,29 @@ def unpack_inode(row: bytes) -> Inode:
     return Inode._make((*_inode.unpack_from(row), row[_inode.size :]))
 
 
+def pack_attributes(digest: bytes, attributes: dict[str, str]) -> bytes:
+    """Nothing at all for a file that carries nothing."""
+    if not (digest or attributes):
+        return b""
+    return msgspec.msgpack.encode(FileAttributes(digest, attributes))
+
+
+def unpack_attributes(packed: bytes) -> FileAttributes:
+    return _attributes.decode(packed) if packed else FileAttributes()
+
+
+def without_digest(row: Inode) -> Inode:
+    """The file's bytes are about to change."""
+    kept = unpack_attributes(row.attributes)
+    if not kept.digest:
+        return row
+    return row._replace(attributes=pack_attributes(b"", kept.attributes))
+
+
 def chunk_of(row: bytes) -> Chunk:
-    return Chunk._make(_chunk.unpack(row))
+    if len(row) == _chunk.size:
+        return Chunk(*_chunk.unpack(row))
+    return Chunk._make((*_chunk.unpack_from(row), row[_chunk.size :]))
 
 
 def entry_key(parent: int, name: bytes) -> bytes:

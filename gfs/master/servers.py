@@ -3,7 +3,8 @@
 ============  ==========================================================
 state         meaning
 ============  ==========================================================
-live          connected, and heard from lately
+live          connected, and heard from lately: new chunks are placed there,
+              and copies once it has told all it holds
 silent        the connection is gone or the heartbeat late: nothing new is
               placed there, but its replicas still count
 dead          not heard from for ``dead_seconds``: its replicas do not count
@@ -26,8 +27,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gfs.errors import StaleVersion
+from gfs.master import drain
 from gfs.master.rows import KnownServer
-from gfs.protocol.messages import Disk, ServerAddress, ServerStatus
+from gfs.protocol.messages import Disk, Scrub, ServerAddress
 from gfs.protocol.rpc import Rpc
 
 #: A server is silent when this many heartbeats are missing.
@@ -42,6 +44,15 @@ RECENT_DECAY_PER_SECOND = 0.93
 
 LIVE, SILENT, DEAD = "live", "silent", "dead"
 _USABLE = frozenset(("ok", "slow"))
+
+
+@dataclass(slots=True)
+class Shift:
+    """A replica on its way to a server (+1) or away from it (-1)."""
+
+    delta: int
+    #: When it had ended, and was not looked for any more.
+    ended_at: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -62,10 +73,17 @@ class Server:
     #: Handles known to be there since its registration began; None outside one.
     reported: set[int] | None = None
     used: float = 0.0
+    total_bytes: int = 0
+    #: By handle: replicas moved for balance that ``used`` may not tell of yet.
+    shifts: dict[int, Shift] = field(default_factory=dict)
     recent: float = 0.0
     failed_at: float = float("-inf")
+    scrub: Scrub = field(default_factory=Scrub)
     clones_in: int = 0
     clones_out: int = 0
+    #: See :mod:`gfs.master.drain`; and the chunks that were being granted when it began.
+    draining: int = drain.NO
+    granting_then: frozenset[int] = frozenset()
     #: The address as replies carry it.
     wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
 
@@ -74,6 +92,12 @@ class Server:
         total = sum(disk.total_bytes for disk in disks)
         free = sum(disk.free_bytes for disk in disks)
         self.used = 1.0 - free / total if total > 0 else 1.0
+        self.total_bytes = total
+
+    @property
+    def free_bytes(self) -> int:
+        """For new replicas."""
+        return sum(disk.free_bytes for disk in self.disks if disk.state in _USABLE)
 
     @property
     def has_space(self) -> bool:
@@ -94,12 +118,20 @@ class ServerTable:
         self.by_index: list[Server | None] = []
         #: Indexes of the servers that are not live.
         self.not_live: set[int] = set()
+        #: Servers that are live again, or have told all they hold, since somebody looked.
+        self.revived: set[int] = set()
         #: Known from before the master was started, and not heard of since.
         self.awaited: set[int] = set()
+        #: Indexes of the servers that are being emptied, or are empty.
+        self.draining: set[int] = set()
+        self._open_to_new: list[Server] = []
         self._placeable: list[Server] = []
         self._placeable_until = float("-inf")
         for server_id, row in known.items():
-            self.awaited.add(self._add(server_id, row.address, row.rack, now).index)
+            server = self._add(server_id, row.address, row.rack, now)
+            self.set_draining(server, row.draining)
+            if row.draining != drain.DRAINED:  # nothing is there, and it may be gone
+                self.awaited.add(server.index)
 
     def _add(self, server_id: str, address: str, rack: str, now: float) -> Server:
         index = len(self.by_index)
@@ -162,12 +194,14 @@ class ServerTable:
         server.last_heard = now
         if server.state != LIVE and server.rpc is not None:
             self._set_state(server, LIVE)
+            self.revived.add(server.index)
 
     def registration_complete(self, server: Server) -> None:
         """It has told everything it holds."""
         server.reported = None
         server.registered = True
         self.awaited.discard(server.index)
+        self.revived.add(server.index)
         self._placeable_until = float("-inf")
 
     def disconnected(self, server: Server, rpc: Rpc) -> bool:
@@ -224,19 +258,36 @@ class ServerTable:
         del self.by_id[server.id]
         self.by_index[server.index] = None
         self.not_live.discard(server.index)
+        self.draining.discard(server.index)
+
+    def set_draining(self, server: Server, draining: int) -> None:
+        server.draining = draining
+        (self.draining.add if draining else self.draining.discard)(server.index)
+        self._placeable_until = float("-inf")
 
     # --- choosing --------------------------------------------------------------------
 
     def placeable(self, now: float) -> list[Server]:
-        """The servers a new replica may go to; do not change the list."""
-        if now >= self._placeable_until:
-            self._placeable = [
-                server
-                for server in self.by_id.values()
-                if server.state == LIVE and server.registered and server.has_space
-            ]
-            self._placeable_until = now + PLACEABLE_SECONDS
+        """The servers a copy of a replica may go to; do not change the list."""
+        self._refresh_placeable(now)
         return self._placeable
+
+    def open_to_new(self, now: float) -> list[Server]:
+        """The servers a new chunk may go to, which none of them can hold already: also
+        those that have not told yet what they hold. Do not change the list."""
+        self._refresh_placeable(now)
+        return self._open_to_new
+
+    def _refresh_placeable(self, now: float) -> None:
+        if now < self._placeable_until:
+            return
+        self._open_to_new = [
+            server
+            for server in self.by_id.values()
+            if server.state == LIVE and server.has_space and not server.draining
+        ]
+        self._placeable = [server for server in self._open_to_new if server.registered]
+        self._placeable_until = now + PLACEABLE_SECONDS
 
     def placement_changed(self) -> None:
         self._placeable_until = float("-inf")
@@ -249,20 +300,15 @@ class ServerTable:
         """A chain broke there a moment ago, and it has said nothing since."""
         return now - server.failed_at < FAILED_SECONDS and server.last_heard <= server.failed_at
 
+    def may_be_there(self, server: Server, now: float) -> bool:
+        """Also if its connection ended just now: it may only connect anew. And if this
+        master has not been there for long enough to say."""
+        return server.state == LIVE or now - server.last_heard < self._silent_seconds
+
     @property
     def live_count(self) -> int:
         return len(self.by_id) - len(self.not_live)
 
-    def status(self, now: float) -> list[ServerStatus]:
-        return [
-            ServerStatus(
-                server.id,
-                server.address,
-                server.rack,
-                server.state,
-                max(0, int((now - server.last_heard) * 1000)),
-                server.chunks,
-                server.disks,
-            )
-            for server in sorted(self.by_id.values(), key=lambda s: (s.rack, s.id))
-        ]
+    def ordered(self) -> list[Server]:
+        """As they are shown."""
+        return sorted(self.by_id.values(), key=lambda server: (server.rack, server.id))

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -33,15 +34,48 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Version of the rows' format. A store with a higher one is not opened.
-SCHEMA = 1
+#: Version of the rows' format. A store with a higher one is not opened; one with a
+#: lower one is taken as it is and marked: what came since was only appended.
+#: 2: ``term`` and ``version_floor`` in the state, checksums in the operation log.
+#: 3: ``trash_paths``; of what was deleted before, nothing can be undeleted. Chunks
+#: that several files have.
+#: 4: snapshots.
+#: 5: the shadow masters that count.
+SCHEMA = 5
 #: Readers are the loop's own few transactions and tools that look from outside.
 READERS_MAX = 1024
 SPARE_TRANSACTIONS = 8
 HANDLE_RANGE = 10_000
 LOCK_NAME = "master.lock"
+DATA_NAME, LMDB_LOCK_NAME = "data.mdb", "lock.mdb"
 
 _CLUSTER, _SCHEMA, _EPOCH, _STATE = b"cluster", b"schema", b"epoch", b"state"
+_STANDING = b"standing"
+
+
+class UnderWay(msgspec.Struct, array_like=True, frozen=True):
+    """A snapshot that is being made: see :mod:`gfs.master.snapshot`."""
+
+    #: What is copied, and what it is copied to, which has no name yet.
+    source: int
+    copy: int
+    #: The directories above the source, the root first.
+    above: list[int]
+
+
+class Counted(msgspec.Struct, array_like=True, frozen=True):
+    """``wanted`` of the shadow masters at ``addresses`` must have what is acknowledged:
+    see :mod:`gfs.master.counting`."""
+
+    addresses: list[str] = []
+    wanted: int = 0
+
+
+class Change(msgspec.Struct, array_like=True, frozen=True):
+    """Others are to count. The operation ``sequence`` says so."""
+
+    to: Counted
+    sequence: int
 
 
 class State(msgspec.Struct, array_like=True):
@@ -56,6 +90,47 @@ class State(msgspec.Struct, array_like=True):
     bytes: int = 0
     #: Corrupt replicas ever found, healed or not.
     corruptions: int = 0
+    #: See :mod:`gfs.master.terms`: of the last promotion, and what came of it.
+    term: int = 0
+    version_floor: int = 0
+    #: What can be undeleted: rows of the trash; and of those that are files, which
+    #: the counts above do not have any more, how many and how long they are.
+    trash_rows: int = 0
+    trash_files: int = 0
+    trash_bytes: int = 0
+    #: Bytes of chunks that several files have, counted for each file but one.
+    shared_bytes: int = 0
+    #: Never changed in place: a transaction that is given up keeps the one before.
+    snapshots: list[UnderWay] = []
+    counted: Counted = msgspec.field(default_factory=Counted)
+    counted_next: Change | None = None
+
+
+class Promise(msgspec.Struct, array_like=True, frozen=True):
+    """A shadow master follows no master below ``term`` any more, since the shadow at
+    ``address`` may have begun that term."""
+
+    term: int
+    address: str
+
+
+class Standing(msgspec.Struct, array_like=True, frozen=True):
+    """What the master on this very store is; each store's own, in no log."""
+
+    #: Not empty: a shadow, and where the others of its cluster are.
+    follows: list[str] = []
+    #: A master of this higher term took over from it.
+    fenced: int = 0
+    #: Where the master's shadows are, as far as it knows.
+    peers: list[str] = []
+    #: What is here is not what it follows: a copy must be fetched before it serves.
+    diverged: bool = False
+    #: It was a master's: the copy is not to overwrite it.
+    keep: bool = False
+    promises: list[Promise] = []
+    #: It was the master of the term ``ended`` and handed over to the shadow at ``heir``.
+    ended: int = 0
+    heir: str = ""
 
 
 class Databases(NamedTuple):
@@ -65,24 +140,50 @@ class Databases(NamedTuple):
     file_chunks: lmdb._Database
     chunks: lmdb._Database
     trash: lmdb._Database
+    trash_paths: lmdb._Database
     operation_log: lmdb._Database
     answers: lmdb._Database
     servers: lmdb._Database
+
+
+class Effects:
+    """What the operations of a transaction mean for what is only in memory."""
+
+    __slots__ = ("drains", "freed", "goals", "trashed")
+
+    def __init__(self) -> None:
+        #: Chunks that lost their last reference, as (handle, version).
+        self.freed: list[tuple[int, int]] = []
+        #: Directories that can be undeleted from now on (True), or not any more.
+        self.trashed: list[tuple[int, bool]] = []
+        #: Chunks whose goal may be another one now.
+        self.goals: list[int] = []
+        #: Chunkservers that are drained from now on, or not any more: (id, how far).
+        self.drains: list[tuple[str, int]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.freed or self.trashed or self.goals or self.drains)
+
+    def add(self, other: Effects) -> None:
+        """What was committed after this."""
+        self.freed += other.freed
+        self.trashed += other.trashed
+        self.goals += other.goals
+        self.drains += other.drains
 
 
 class Txn:
     """One transaction. ``get``, ``put`` and ``delete`` take the database last:
     ``txn.get(key, None, txn.db.inodes)``."""
 
-    __slots__ = ("db", "freed", "get", "raw", "state")
+    __slots__ = ("db", "effects", "get", "raw", "state")
 
     def __init__(self, raw: lmdb.Transaction[bytes], db: Databases, state: State) -> None:
         self.raw = raw
         self.get = raw.get
         self.db = db
         self.state = state
-        #: Chunks that lost their last reference here, as (handle, version).
-        self.freed: list[tuple[int, int]] = []
+        self.effects = Effects()
 
     def put(self, key: bytes, value: bytes, database: lmdb._Database) -> None:
         self.raw.put(key, value, db=database)
@@ -95,6 +196,12 @@ class Txn:
         with self.raw.cursor(database) as cursor:
             if cursor.set_range(start):
                 yield from cursor.iternext()
+
+    def last_below(self, end: bytes, database: lmdb._Database) -> Iterator[tuple[bytes, bytes]]:
+        """Rows from the last key below ``end`` backwards."""
+        with self.raw.cursor(database) as cursor:
+            if cursor.prev() if cursor.set_range(end) else cursor.last():
+                yield from cursor.iterprev()
 
     def count(self, database: lmdb._Database) -> int:
         return self.raw.stat(database)["entries"]
@@ -114,18 +221,36 @@ class Txn:
 class Store:
     """An open store. See :func:`open_store`."""
 
-    def __init__(self, environment: lmdb.Environment, db: Databases, lock: int) -> None:
+    def __init__(
+        self,
+        environment: lmdb.Environment,
+        db: Databases,
+        lock: int,
+        opened: tuple[str, int, bool],
+    ) -> None:
         self._environment = environment
         self._db = db
         self._lock = lock
+        #: Directory, size of the map, and whether commits wait for the disk.
+        self._opened = opened
         self.cluster = ""
         self.epoch = 0
         #: As of the last commit.
         self.state = State()
+        self.standing = Standing()
 
     def read(self) -> Txn:
         """A snapshot of the last commit, to be used in a ``with`` statement."""
         return Txn(self._environment.begin(), self._db, self.state)
+
+    def snapshot(self) -> Txn:
+        """As :meth:`read`, with exactly the counters of that commit; those of ``read``
+        may be of the one before or after, while a commit is under way."""
+        txn = Txn(self._environment.begin(), self._db, self.state)
+        state = txn.get(_STATE, None, self._db.meta)
+        if state is not None:
+            txn.state = msgspec.msgpack.decode(state, type=State)
+        return txn
 
     def commit(self, work: Callable[[Txn], T]) -> T:
         """Run ``work`` in a write transaction and commit it durably.
@@ -170,8 +295,26 @@ class Store:
             os.close(self._lock)
             self._lock = -1
 
-    def _start(self, fresh_cluster: str, now_ns: int) -> None:
-        """Bootstrap a new store, once; count the start of any."""
+    def load(self) -> None:
+        """Read what is there. Raises StartupError for a newer format."""
+        with self.read() as txn:
+            meta = self._db.meta
+            schema = unpack_u64(txn.get(_SCHEMA, pack_u64(SCHEMA), meta))
+            state = txn.get(_STATE, None, meta)
+            standing = txn.get(_STANDING, None, meta)
+            self.cluster = txn.get(_CLUSTER, b"", meta).decode()
+            self.epoch = unpack_u64(txn.get(_EPOCH, b"", meta))
+        if schema > SCHEMA:
+            raise StartupError(
+                f"the metadata has format {schema}, this release knows {SCHEMA}: run a newer one"
+            )
+        if state is not None:
+            self.state = msgspec.msgpack.decode(state, type=State)
+        if standing is not None:
+            self.standing = msgspec.msgpack.decode(standing, type=Standing)
+
+    def begin(self, fresh_cluster: str, now_ns: int) -> None:
+        """A master starts on it: bootstrap a new store, once; count the start of any."""
 
         def work(txn: Txn) -> tuple[str, int]:
             meta = self._db.meta
@@ -179,24 +322,63 @@ class Store:
                 root = Inode(KIND_DIRECTORY, 0, 0, 0, 0, now_ns, now_ns)
                 txn.put(pack_u64(ROOT_INODE), root.pack(), self._db.inodes)
                 txn.put(_CLUSTER, fresh_cluster.encode(), meta)
-                txn.put(_SCHEMA, pack_u64(SCHEMA), meta)
                 txn.put(_STATE, msgspec.msgpack.encode(txn.state), meta)
             epoch = unpack_u64(txn.get(_EPOCH, b"", meta)) + 1
             txn.put(_EPOCH, pack_u64(epoch), meta)
+            txn.put(_SCHEMA, pack_u64(SCHEMA), meta)
             # The first range of handles rides on this commit.
             txn.state.handle_end += HANDLE_RANGE
             return txn.get(_CLUSTER, b"", meta).decode(), epoch
 
-        with self.read() as txn:
-            schema = unpack_u64(txn.get(_SCHEMA, pack_u64(SCHEMA), self._db.meta))
-            state = txn.get(_STATE, None, self._db.meta)
-        if schema > SCHEMA:
-            raise StartupError(
-                f"the metadata has format {schema}, this release knows {SCHEMA}: run a newer one"
-            )
-        if state is not None:
-            self.state = msgspec.msgpack.decode(state, type=State)
         self.cluster, self.epoch = self.commit(work)
+
+    def put_standing(self, txn: Txn, standing: Standing) -> None:
+        """``self.standing`` is the caller's to set when it is committed."""
+        txn.put(_STANDING, msgspec.msgpack.encode(standing), self._db.meta)
+
+    def set_standing(self, standing: Standing) -> None:
+        """Durably. Only while no committer runs."""
+        self.commit(lambda txn: self.put_standing(txn, standing))
+        self.standing = standing
+
+    def put_copied(self, cluster: str, state: State) -> None:
+        """This store was filled with another's rows: make them one."""
+
+        def work(txn: Txn) -> None:
+            txn.put(_CLUSTER, cluster.encode(), self._db.meta)
+            txn.put(_SCHEMA, pack_u64(SCHEMA), self._db.meta)
+            for name in State.__struct_fields__:
+                setattr(txn.state, name, getattr(state, name))
+
+        self.commit(work)
+        self.cluster = cluster
+
+    def swap_in(self, directory: str, keep_as: str) -> None:
+        """Put the store in ``directory``, which is closed, in the place of this one;
+        this one's file is kept under another name if ``keep_as``. Blocks. No
+        transaction may be open. A crash leaves one or the other."""
+        here, map_bytes, sync = self._opened
+        self._environment.close()
+        mine, theirs = os.path.join(here, DATA_NAME), os.path.join(directory, DATA_NAME)
+        if keep_as and os.path.exists(mine):
+            kept = os.path.join(here, keep_as)
+            if os.path.exists(kept):
+                os.unlink(kept)
+            os.link(mine, kept)
+        os.replace(theirs, mine)
+        lock = os.path.join(here, LMDB_LOCK_NAME)
+        if os.path.exists(lock):
+            os.unlink(lock)
+        shutil.rmtree(directory, ignore_errors=True)
+        _sync_directory(here)
+        self._environment = _open_environment(here, map_bytes, sync)
+        self._db = _open_databases(self._environment)
+        self.state, self.standing = State(), Standing()
+        self.load()
+
+    def sync(self) -> None:
+        """What was committed is on the disk, also where commits do not wait for it."""
+        self._environment.sync(True)
 
     def known_servers(self) -> dict[str, KnownServer]:
         """The chunkservers that ever registered, by id."""
@@ -216,6 +398,19 @@ def open_store(
     StartupError: the directory cannot be written, another master holds it, the
     files cannot be read, or they were written by a newer release.
     """
+    store = open_only(directory, map_bytes, sync)
+    try:
+        store.begin(fresh_cluster, now_ns)
+    except BaseException as error:
+        store.close()
+        if isinstance(error, (DiskFull, DiskFailed)):
+            raise StartupError(f"{directory}: the metadata cannot be opened: {error}") from error
+        raise
+    return store
+
+
+def open_only(directory: str, map_bytes: int, sync: bool) -> Store:
+    """Open the store as it is, for a shadow, or to look who it is. As open_store."""
     lock = _take_lock(directory)
     try:
         environment = _open_environment(directory, map_bytes, sync)
@@ -225,9 +420,9 @@ def open_store(
     try:
         # Slots of readers that were killed would keep old pages from reuse.
         environment.reader_check()
-        db = Databases(*[environment.open_db(name.encode()) for name in Databases._fields])
-        store = Store(environment, db, lock)
-        store._start(fresh_cluster, now_ns)
+        db = _open_databases(environment)
+        store = Store(environment, db, lock, (directory, map_bytes, sync))
+        store.load()
     except BaseException as error:
         environment.close()
         os.close(lock)
@@ -253,6 +448,18 @@ def _take_lock(directory: str) -> int:
         os.close(lock)
         raise StartupError(f"{directory}: another master is running on this metadata") from error
     return lock
+
+
+def _open_databases(environment: lmdb.Environment) -> Databases:
+    return Databases(*[environment.open_db(name.encode()) for name in Databases._fields])
+
+
+def _sync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _open_environment(directory: str, map_bytes: int, sync: bool) -> lmdb.Environment:

@@ -4,22 +4,31 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
 import trio
 
 from gfs.blocks import MIB
+from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, DiskFailed, GfsError, NotFound, StaleVersion
+from gfs.master import believing
 from gfs.master.chunkservers import forget
-from gfs.master.core import Master
-from gfs.master.namespace import Planned
-from gfs.master.operations import Reclaimed
+from gfs.master.core import SLICE, Master
+from gfs.master.drain import DRAINED
+from gfs.master.draining import drained, plan_drain
+from gfs.master.garbage import FORGETFUL
+from gfs.master.granting import Grants
+from gfs.master.namespace import Planned, chunk_row
+from gfs.master.operations import Reclaimed, TrashEmptied
 from gfs.master.repair import Clone
 from gfs.master.servers import LIVE, Server
 from gfs.master.store import Txn
+from gfs.master.trash import plan_empty_early
 from gfs.protocol.messages import (
     CloneChunk,
     Done,
@@ -38,13 +47,30 @@ VERIFY_SECONDS = 60.0
 VERIFIES_TOTAL = 32
 VERIFIES_PER_SERVER = 2
 REVOKE_SECONDS = 2.0
+#: Chunks of which a forgetful replica is chosen at once; after a failure each rests.
+BELIEVE_TOTAL = 8
+BELIEVE_REST_SECONDS = 2.0
 #: All chunks are looked at once in this time, for what was overlooked.
 RESCAN_SECONDS = 600.0
 #: The rescan rests this long between slices.
 RESCAN_REST_SECONDS = 0.05
+#: Between two looks at all chunks for those that would be better elsewhere: after
+#: one that found some, and after one that found none.
+REBALANCE_SECONDS = 1.0
+REBALANCE_IDLE_SECONDS = 15.0
 #: Rows of the trash reclaimed in one transaction.
 RECLAIM_ROWS = 1000
 RECLAIM_REST_SECONDS = 0.5
+#: A disk with less free space than this, or than this share of it, is short of it:
+#: what was deleted goes early, before a write is refused.
+LOW_BYTES = 4096 * MIB
+LOW_SHARE = 10
+#: So often that much is free then: writers go on meanwhile.
+LOW_FREED = 3
+#: Replicas of what went early are gone, and the disks looked at again, after this.
+EARLY_REST_SECONDS = 2.5
+#: While chunks are endangered: which of them only deleted files have.
+MARK_SECONDS = 60.0
 #: Below this much free space, what makes the metadata grow is refused.
 METADATA_RESERVE_BYTES = 32 * MIB
 SPACE_SECONDS = 2.0
@@ -56,17 +82,26 @@ LATE_SECONDS = 2.0
 
 
 class Upkeep:
-    def __init__(self, master: Master, directory: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, master: Master, directory: str, nursery: trio.Nursery, grants: Grants
+    ) -> None:
         self._master = master
+        self._grants = grants
         self._directory = directory
         self._nursery = nursery
         self._started = master.now
         self._verifying: dict[int, int] = {}
         self._revoking: set[int] = set()
+        #: Of so many chunks a forgetful replica is being chosen; when each is looked at again.
+        self._choosing = 0
+        self._believe_after: dict[int, float] = {}
+        self._early_after = self._mark_after = float("-inf")
+        self._counting = False
 
     def start(self) -> None:
         for loop in (self._tick_forever, self._reclaim_forever, self._watch_space):
             self._nursery.start_soon(loop)
+        self.start_pass(self._master.trash.load())
         if not self._master.servers.awaited:
             self._settle()
 
@@ -102,10 +137,15 @@ class Upkeep:
     def _tick(self, now: float, passed: float) -> None:
         master = self._master
         for server in master.servers.tick(now):
-            log.warning("chunkserver %s (%s) is dead", server.id, server.address)
+            log.warning(
+                "chunkserver %s (%s) is dead",
+                server.id,
+                server.address,
+                extra=event("chunkserver_dead", server=server.id),
+            )
             if server.rpc is not None:
                 server.rpc.close()
-            self.start_pass(master.server_died(server))
+            self.start_pass(itertools.chain(master.server_died(server), master.mark_trashed()))
         master.servers.decay(passed)
         for handle in master.reservations.expired(now, master.settings.client_silence_seconds):
             if handle not in master.publishing:
@@ -114,24 +154,72 @@ class Upkeep:
         master.garbage.expire(now)
         master.expire_verified(now)
         for server in master.servers.forgettable(now, master.locations.counts):
+            if master.reservations.at(server.index):
+                continue  # an upload goes on that once had a replica there
+            master.garbage.forget_server(server.index)
             master.servers.forget(server)
             master.committer.submit("", 0, partial(forget, server_id=server.id), lambda _: None)
         if now - self._started >= REGISTRATION_PERIODS_MAX * master.settings.dead_seconds:
             master.servers.awaited.clear()  # connected, but never done with registering
         if not master.settled and not master.servers.awaited:
             self._settle()
+        if master.repair.endangered and now >= self._mark_after:
+            self._mark_after = now + MARK_SECONDS
+            self.start_pass(master.mark_trashed())
+        self.start_counting()
+        if master.servers.revived:
+            master.look_at_revived()
+        if master.to_evaluate:
+            self.start_pass(master.evaluate_changed())
+        if master.rescan_wanted and master.settled:
+            master.rescan_wanted = False
+            self.start_pass(master.scan_all())
+        for server in drained(master):
+            plan = partial(plan_drain, server_id=server.id, draining=DRAINED)
+            master.committer.submit("", 0, plan, lambda _: None)
         self._act()
+
+    def start_counting(self) -> None:
+        """Of what is below deleted directories."""
+        if self._master.trash.waiting and not self._counting:
+            self._counting = True
+            self.start_pass(self._count_trash())
+
+    def _count_trash(self) -> Iterator[None]:
+        try:
+            yield from self._master.trash.count()
+        finally:
+            self._counting = False
 
     def _settle(self) -> None:
         log.info("all known chunkservers have reported or are dead: the master is settled")
         self._master.settled = True
         self.start_pass(self._master.scan_all())
         self._nursery.start_soon(self._rescan_forever)
+        self._nursery.start_soon(self._rebalance_forever)
 
     async def _rescan_forever(self) -> None:
         while True:
             await self._master.clock.sleep(RESCAN_SECONDS)
             await self._run_pass(self._master.scan_all(), RESCAN_REST_SECONDS)
+
+    async def _rebalance_forever(self) -> None:
+        master, rest = self._master, REBALANCE_SECONDS
+        while True:
+            await master.clock.sleep(rest)
+            rest = REBALANCE_IDLE_SECONDS
+            if not guarded(master.may_move, False):
+                continue
+            handles = master.locations.handles()
+            for start in range(0, len(handles), SLICE):
+                part = handles[start : start + SLICE]
+                found: list[int] = guarded(partial(master.unbalanced, part), [])
+                for handle in found:
+                    rest = REBALANCE_SECONDS
+                    clone = guarded(partial(master.start_move, handle), None)
+                    if clone is not None:
+                        self._nursery.start_soon(self._clone, clone)
+                await master.clock.sleep(RESCAN_REST_SECONDS)
 
     def _act(self) -> None:
         """Start whatever can be started now."""
@@ -140,13 +228,14 @@ class Upkeep:
     def _start_all(self) -> None:
         master = self._master
         master.trim_surplus()
-        for clone in master.plan_clones():
+        for clone in (*master.plan_clones(), *master.plan_salvages()):
             self._nursery.start_soon(self._clone, clone)
         for handle in list(master.to_revoke):
             if handle not in self._revoking:
                 self._revoking.add(handle)
                 self._nursery.start_soon(self._revoke, handle)
         self._start_verifying()
+        self._start_believing()
 
     # --- copies ------------------------------------------------------------------------------
 
@@ -160,18 +249,27 @@ class Upkeep:
                 id=0,
                 handle=clone.handle,
                 version=clone.version,
-                sources=[server.address for server in clone.sources],
+                # It knows itself what it has.
+                sources=[s.address for s in clone.sources if s is not clone.target],
+                salvage=clone.salvage,
+                length=clone.length,
             )
             await rpc.call(order, seconds=CLONE_SECONDS)
         except (GfsError, ConnectionError) as caught:
             error = caught
-            if isinstance(caught, (CorruptReplica, StaleVersion, NotFound)):
+            is_to_blame = isinstance(caught, (CorruptReplica, StaleVersion, NotFound))
+            if is_to_blame and not clone.salvage:
                 self._suspect_source(clone, getattr(caught, "server", ""))
         self._master.clone_ended(clone, error)
         self._act()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:
-        """The copy failed because of what it was made from."""
+        """The copy failed because of what it was made from, unless somebody writes to
+        the chunk by now."""
+        with self._master.store.read() as txn:
+            row = chunk_row(txn, clone.handle)
+        if row is None or row.version != clone.version:
+            return
         for server in clone.sources:
             if not server_id or server.id == server_id:
                 self._master.suspect(server, clone.handle, blocks=True)
@@ -189,11 +287,74 @@ class Upkeep:
             now = master.leases.current(handle, master.now)
             if now is not None and now.version == lease.version:
                 master.leases.drop(handle)
+            log.info(
+                "the lease of chunk %x is revoked",
+                handle,
+                extra=event("lease_revoked", chunk=f"{handle:x}", version=lease.version),
+            )
         except (GfsError, ConnectionError) as error:
             log.info("the lease of chunk %x could not be revoked: %s", handle, error)
         finally:
             self._revoking.discard(handle)
             master.to_revoke.pop(handle, None)
+        clone = guarded(partial(master.plan_released, handle), None)
+        if clone is not None:
+            self._nursery.start_soon(self._clone, clone)
+
+    # --- forgetful replicas --------------------------------------------------------------------
+
+    def _start_believing(self) -> None:
+        """Nothing better than forgetful replicas is left of some chunks, nor will come."""
+        master, now = self._master, self._master.now
+        if not master.forgotten:
+            self._believe_after.clear()
+            return
+        if not master.settled or master.awaits_any():
+            return
+        for handle in master.forgotten:
+            if self._choosing >= BELIEVE_TOTAL:
+                return
+            if now >= self._believe_after.get(handle, now) and master.may_believe(handle):
+                self._choosing += 1
+                self._believe_after[handle] = math.inf  # until that ended
+                self._nursery.start_soon(self._believe, handle)
+
+    async def _believe(self, handle: int) -> None:
+        master = self._master
+        try:
+            await self._believe_best(handle)
+        except GfsError as error:
+            log.info("no replica of chunk %x is believed: %s", handle, error)
+        finally:
+            self._choosing -= 1
+            self._believe_after[handle] = master.now + BELIEVE_REST_SECONDS
+        self._act()
+
+    async def _believe_best(self, handle: int) -> None:
+        master = self._master
+        found: list[tuple[Server, VerifyReply]] = []
+        asked = master.garbage.of_kind(handle, FORGETFUL)
+        async with trio.open_nursery() as nursery:
+            for index in asked:
+                nursery.start_soon(self._look_at, master.servers.get(index), handle, found)
+        chosen = believing.best(found)
+        if chosen is None or len(found) < len(asked) or not master.may_believe(handle):
+            return
+        await self._grants.believe(handle, chosen)
+        log.warning(
+            "chunk %x: all replicas may lack what was written before the power was lost: that "
+            "of chunkserver %s is believed",
+            handle,
+            chosen.id,
+            extra=event("replica_believed", server=chosen.id, chunk=f"{handle:x}"),
+        )
+
+    async def _look_at(
+        self, server: Server, handle: int, found: list[tuple[Server, VerifyReply]]
+    ) -> None:
+        reply = await self._ask(server, handle, blocks=True)
+        if reply is not None:
+            found.append((server, reply))
 
     # --- verifying ---------------------------------------------------------------------------
 
@@ -213,24 +374,34 @@ class Upkeep:
                 self._nursery.start_soon(self._verify, server, key[1], blocks)
 
     async def _verify(self, server: Server, handle: int, blocks: bool) -> None:
+        try:
+            await self._ask(server, handle, blocks)
+        finally:
+            self._master.verifying.discard((server.index, handle))
+            self._verifying[server.index] -= 1
+        self._act()
+
+    async def _ask(self, server: Server, handle: int, blocks: bool) -> VerifyReply | None:
+        """What a server says of its replica, which the master knows by then as well."""
         master = self._master
         try:
             if server.rpc is None:
-                return
+                return None
             # Version 0: whatever is there. What it should be is compared here.
             request = VerifyChunk(id=0, handle=handle, version=0, blocks=blocks)
+            # Not what it should hold when the answer comes: it may be appended to.
+            length_min = master.length_min(handle)
             reply, _ = await server.rpc.call(request, seconds=VERIFY_SECONDS)
             if isinstance(reply, VerifyReply):
-                master.verified(server, handle, reply, blocks)
+                master.verified(server, handle, reply, blocks, length_min)
+                return reply
         except DiskFailed as error:
             log.warning("chunkserver %s cannot read chunk %x: %s", server.id, handle, error)
             master.drop_location(server, handle)
         except (GfsError, ConnectionError) as error:
             log.info("chunkserver %s did not verify chunk %x: %s", server.id, handle, error)
-        finally:
-            master.verifying.discard((server.index, handle))
-            self._verifying[server.index] -= 1
-        self._act()
+            master.unverified.add((server.index, handle))
+        return None
 
     # --- the trash -----------------------------------------------------------------------------
 
@@ -239,13 +410,41 @@ class Upkeep:
         directory of a million files holds nobody up (hadoop PR#3065)."""
         master = self._master
         while True:
+            if master.committer.gate.refusal() is not None:
+                await master.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
+                continue
             try:
-                done = await master.committer.perform(_plan_reclaim)
+                done = await master.committer.perform(
+                    partial(_plan_reclaim, until_ns=master.clock.time_ns())
+                )
+                if done[0] is None:
+                    await self._reclaim_early()
             except GfsError as error:
                 log.warning("deleted files could not be reclaimed: %s", error)
                 done = (None, Done(id=0))
             if done[0] is None:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)
+
+    async def _reclaim_early(self) -> None:
+        """Without space, what was deleted counts less than what is to be written.
+
+        A little at a time: what it was good for shows when the servers have
+        deleted their replicas and told of their disks again.
+        """
+        master = self._master
+        wanted = bytes_short(master.servers.all())
+        if master.disk_low:
+            wanted = max(wanted, MIB)  # pages of the metadata become free as well
+        if wanted <= 0 or master.now < self._early_after:
+            return
+        plan = partial(plan_empty_early, time_ns=master.clock.time_ns(), bytes_wanted=wanted)
+        operation, _ = await master.committer.perform(plan)
+        if isinstance(operation, TrashEmptied):
+            log.warning(
+                "a disk is nearly full: %d deleted or replaced files and directories go early",
+                len(operation.rows),
+            )
+            self._early_after = master.now + EARLY_REST_SECONDS
 
     # --- the disk ------------------------------------------------------------------------------
 
@@ -275,8 +474,25 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _plan_reclaim(txn: Txn) -> Planned:
+def bytes_short(servers: Iterable[Server]) -> int:
+    """How much should be freed on the disk that is shortest of space; 0 if all
+    have enough."""
+    short = 0
+    for server in servers:
+        if server.state != LIVE:
+            continue
+        for disk in server.disks:
+            low = min(LOW_BYTES, disk.total_bytes // LOW_SHARE)
+            if disk.state == "full" or (disk.state == "ok" and disk.free_bytes < low):
+                short = max(short, LOW_FREED * low - disk.free_bytes, 1)
+    return short
+
+
+def _plan_reclaim(txn: Txn, until_ns: int) -> Planned:
+    """The next of what may go by then; the trash is in this order."""
     for key, _ in txn.scan(b"", txn.db.trash):
-        deleted_ns, inode = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
-        return Reclaimed(deleted_ns, inode, RECLAIM_ROWS), Done(id=0)
+        due_ns, inode = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+        if due_ns > until_ns:
+            break
+        return Reclaimed(due_ns, inode, RECLAIM_ROWS), Done(id=0)
     return None, Done(id=0)

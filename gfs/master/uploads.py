@@ -24,9 +24,11 @@ from gfs.master import placement
 from gfs.master.chunktable import Reservation
 from gfs.master.core import Master
 from gfs.master.garbage import ORPHANED
-from gfs.master.namespace import check_chunk_lengths
+from gfs.master.leases import FIRST_VERSION
+from gfs.master.namespace import check_chunk_lengths, chunk_row
 from gfs.master.operations import NewChunk
 from gfs.master.servers import DEAD, LIVE, Server
+from gfs.protocol.attributes import check_attributes, check_digest
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
     PAGE_BYTES_MAX,
@@ -46,7 +48,6 @@ log = logging.getLogger(__name__)
 
 REPLICATION_MAX = 64
 VERSION_MAX = 2**32 - 1
-FIRST_VERSION = 1
 #: What a ChunkLocation takes on the wire, without and per server; and what an
 #: address takes beside its strings.
 LOCATION_BYTES, LOCATION_SERVER_BYTES, ADDRESS_BYTES = 24, 3, 12
@@ -93,7 +94,7 @@ def place(
     Servers in ``avoid`` are never chosen; those where a chain broke a moment
     ago only if there are not enough others. Raises NotEnoughChunkservers.
     """
-    placeable = master.servers.placeable(now)
+    placeable = master.servers.open_to_new(now)
     if avoid:
         placeable = [server for server in placeable if server.id not in avoid]
     trusted = [s for s in placeable if not master.servers.is_suspect(s, now)]
@@ -168,7 +169,7 @@ def recover(master: Master, request: Recover) -> RecoverReply:
             master.servers.failed(server, now)
     repeated = request.version < reservation.version and failed.isdisjoint(reservation.servers)
     if not repeated:
-        reservation = _without(master, request, reservation, failed)
+        reservation = _without(master, request, reservation, failed, now)
         master.reservations.put(request.handle, reservation, now)
     book = AddressBook()
     chain = [master.servers.get(index) for index in reservation.servers]
@@ -178,12 +179,13 @@ def recover(master: Master, request: Recover) -> RecoverReply:
 
 
 def _without(
-    master: Master, request: Recover, reservation: Reservation, failed: set[int]
+    master: Master, request: Recover, reservation: Reservation, failed: set[int], now: float
 ) -> Reservation:
     left = tuple(
         index
         for index in reservation.servers
-        if index not in failed and master.servers.get(index).state == LIVE
+        # Who is kept and has failed all the same, the client will name at once.
+        if index not in failed and master.servers.may_be_there(master.servers.get(index), now)
     )
     if not left:
         # Kept as orphans for the grace: their servers may come back with them.
@@ -254,6 +256,8 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 if (server := master.servers.by_id.get(request.servers[at])) is not None
                 and not master.garbage.was_ordered(server.index, handle, now)
             ]
+            if not servers:
+                continue  # collected everywhere, or just about to be
             doubted = frozenset(i for i in servers if master.garbage.at(i, handle) is None)
             for index in servers:
                 master.garbage.drop(index, handle)
@@ -284,6 +288,8 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
     Busy while a restarted master still has to hear of them or asks for them,
     and ChunkUnavailable if they are gone.
     """
+    check_digest(request.digest)
+    check_attributes(request.attributes)
     chunks = decode_chunks(body, request.servers)
     check_chunk_lengths(request.path, [chunk.length for chunk in chunks], request.length)
     _settle_doubts(master, chunks)
@@ -334,10 +340,11 @@ def _believed(
                 f"chunk {handle:x} was recovered since, to version {reservation.version}"
             )
         not_believed = reservation.doubted | reservation.absent
+        # Of those named when it was brought back, only these may still have it.
         holders = tuple(
             index
-            for index, server in claimed.items()
-            if server.state != DEAD and index not in not_believed
+            for index in reservation.servers
+            if index in claimed and claimed[index].state != DEAD and index not in not_believed
         )
     else:
         holders = tuple(
@@ -357,20 +364,33 @@ def _believed(
     )
 
 
+def is_published(master: Master, upload: Upload) -> bool:
+    """Its commit was made, though it is not acknowledged."""
+    with master.store.read() as txn:
+        return bool(upload.chunks) and chunk_row(txn, upload.chunks[0].handle) is not None
+
+
 def published(master: Master, upload: Upload) -> None:
     """The file is in the namespace: what held its chunks are locations now."""
     for new, holders in zip(upload.chunks, upload.holders, strict=True):
         handle = new.handle
-        master.reservations.pop(handle)
+        reservation = master.reservations.pop(handle)
         for index in holders:
             server = master.servers.get(index)
             master.garbage.drop(index, handle)
-            if server.state == DEAD:
-                continue  # it died while this was committed
+            # It died while this was committed, or came back without the replica.
+            if server.state == DEAD or (reservation is not None and index in reservation.absent):
+                continue
+            untold = server.reported is not None and handle not in server.reported
+            if untold or (reservation is not None and index in reservation.doubted):
+                master.suspect(server, handle)
             if master.locations.add(handle, index) and server.reported is not None:
                 server.reported.add(handle)
-        if len(master.locations.get(handle)) != upload.replication or (
-            handle in master.garbage.replicas
+        if (
+            len(master.locations.get(handle)) != upload.replication
+            or handle in master.garbage.replicas
+            # A server may have been drained since the chunk was placed.
+            or not master.servers.draining.isdisjoint(holders)
         ):
             master.evaluate(handle, new.version, upload.replication)
 
@@ -381,6 +401,7 @@ __all__ = [
     "check_publish",
     "check_replication",
     "decode_chunks",
+    "is_published",
     "place",
     "published",
     "reclaim",

@@ -1,0 +1,67 @@
+"""The cluster at a glance, as a master or a shadow master knows it."""
+
+from __future__ import annotations
+
+from gfs.master.core import Master
+from gfs.master.garbage import CORRUPT
+from gfs.master.store import Txn
+from gfs.protocol.messages import ClusterTotals, StatusReply
+
+#: Of a head, for the servers; with very many of them the disks are left out.
+SERVERS_BYTES = 40_000
+
+
+def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
+    state = master.store.state
+    counts = master.garbage.counts
+    book = master.trash
+    return ClusterTotals(
+        files=state.files - book.files,
+        directories=state.directories - book.directories,
+        chunks=chunks,
+        bytes=state.bytes - book.bytes,
+        under_replicated=master.repair.endangered,
+        corrupt=counts["corrupt"],
+        lost=len(master.repair.lost),
+        orphaned=counts["orphaned"],
+        stale=counts["stale"] + counts["forgetful"],
+        repairs_active=master.repair.repairing + master.repair.salvaging,
+        repairs_queued=master.repair.queued,
+        corruptions=state.corruptions,
+        trash_rows=state.trash_rows,
+        trash_files=state.trash_files + book.files,
+        trash_bytes=state.trash_bytes + book.bytes,
+        shared_bytes=state.shared_bytes,
+        moves_active=(
+            len(master.repair.active) - master.repair.repairing - master.repair.salvaging
+        ),
+        moves_queued=master.repair.leaving_queued,
+        goal_unmet=master.repair.goal_unmet,
+        salvages=len(master.salvage.handles) - master.salvage.hopeless,
+        beyond_repair=master.salvage.hopeless,
+        corrupt_kept=sum(
+            len(master.garbage.of_kind(handle, CORRUPT)) for handle in master.repair.lost
+        ),
+    )
+
+
+def status_reply(master: Master, txn: Txn) -> StatusReply:
+    """As a master tells it."""
+    servers = [master.server_status(server) for server in master.servers.ordered()]
+    room = SERVERS_BYTES
+    for server in servers:
+        room -= 64 + len(server.id) + len(server.address) + len(server.rack)
+        room -= sum(48 + len(disk.path) for disk in server.disks)
+        if room < 0:
+            server.disks = []
+    return StatusReply(
+        id=0,
+        cluster=master.store.cluster,
+        epoch=master.store.epoch,
+        servers=servers,
+        totals=cluster_totals(master, txn.count(txn.db.chunks)),
+        term=master.store.state.term,
+        sequence=master.committer.sequence,
+        shadows=master.shadow_status(),
+        replicas_before_ack=master.settings.replicas_before_ack,
+    )
