@@ -3,18 +3,23 @@
 :mod:`gfs.client.sync` has the same names, blocking.
 """
 
+from gfs.client.append import Record
 from gfs.client.client import Client, LocateReport, connect
-from gfs.client.files import File
+from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import ChunkReport, FsckProblem, FsckReport
-from gfs.protocol.messages import Entry
+from gfs.protocol.messages import Entry, TrashEntry
 
 __all__ = [
     "ChunkReport",
     "Client",
     "Entry",
+    "ExistingFile",
     "File",
     "FsckProblem",
     "FsckReport",
     "LocateReport",
+    "NewFile",
+    "Record",
+    "TrashEntry",
     "connect",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
 
 from gfs.client.master import MasterClient
 from gfs.config import ClientSettings
-from gfs.errors import GfsError, ProtocolError
+from gfs.diagnostics import CALL_BITS, asked_for, request
+from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError, StaleVersion
 from gfs.io import World
 from gfs.protocol.buffers import BufferPool
 from gfs.protocol.messages import (
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: A chunkserver that failed this client is asked last for this long.
 SUSPECT_SECONDS = 10.0
+#: Codes of failures that say nothing of a server, only of a replica there.
+OF_REPLICAS = frozenset((NotFound.code, StaleVersion.code, CorruptReplica.code))
 #: Many small uploads at once reserve for each other: up to this many chunks in
 #: one call, each used within this time or given back.
 RESERVE_AT_ONCE = 16
@@ -34,13 +40,21 @@ UPKEEP_SECONDS = 10.0
 class Reserved:
     """A chunk to write, and its chain."""
 
-    __slots__ = ("chain", "handle", "until", "version")
+    __slots__ = ("chain", "connection", "handle", "until", "version")
 
-    def __init__(self, chunk: ChunkLocation, servers: list[ServerAddress], until: float) -> None:
+    def __init__(
+        self,
+        chunk: ChunkLocation,
+        servers: list[ServerAddress],
+        until: float,
+        connection: int,
+    ) -> None:
         self.handle = chunk.handle
         self.version = chunk.version
         self.chain = [servers[index] for index in chunk.servers]
         self.until = until
+        #: Of which connection to the master: the next one is not told of it.
+        self.connection = connection
 
 
 class ClientCore:
@@ -59,8 +73,19 @@ class ClientCore:
         self.uploads = 0
         self._reserved: dict[int, list[Reserved]] = {}
 
-    def suspect(self, server: str) -> None:
-        if server:
+    def present_request(self) -> int:
+        """The number of what the present task is asked to do; a new one if it has none."""
+        return request.get() or self.master.new_request()
+
+    def message_id(self) -> int:
+        """The id of a message that opens an exchange with a chunkserver."""
+        return self.present_request() << CALL_BITS
+
+    def suspect(self, server: str, code: str = "") -> None:
+        """A server failed this client, which passes it over for a while. Not if the
+        failure's ``code`` says no more than that it has another replica than was thought:
+        of a file that was deleted since, for example."""
+        if server and code not in OF_REPLICAS:
             self._suspects[server] = self.world.clock.monotonic() + SUSPECT_SECONDS
 
     def suspects(self) -> list[str]:
@@ -71,6 +96,8 @@ class ClientCore:
 
     def in_order(self, servers: list[ServerAddress]) -> list[ServerAddress]:
         """The order to try replicas in: as the master gave them, suspects last."""
+        if not self._suspects:
+            return servers.copy()
         suspects = self.suspects()
         return sorted(servers, key=lambda server: server.id in suspects)
 
@@ -78,10 +105,11 @@ class ClientCore:
         """A chunk to write, with the goal it was placed for (0 asks for the
         cluster's). Raises NotEnoughChunkservers."""
         spare = self._reserved.setdefault(replication, [])
-        suspects = set(self.suspects())
+        suspects = set(self.suspects()) if self._suspects else None
         while spare:
             reserved = spare.pop()
-            good = not suspects.intersection(server.id for server in reserved.chain)
+            good = not suspects or suspects.isdisjoint(s.id for s in reserved.chain)
+            good = good and reserved.connection == self.master.connections
             if good and reserved.until > self.world.clock.monotonic():
                 return reserved, replication
             await self.release([reserved.handle])
@@ -97,7 +125,8 @@ class ClientCore:
             ReserveReply,
         )
         until = self.world.clock.monotonic() + RESERVED_SECONDS
-        fresh = [Reserved(chunk, reply.servers, until) for chunk in reply.chunks]
+        connection = self.master.connections
+        fresh = [Reserved(chunk, reply.servers, until, connection) for chunk in reply.chunks]
         if not fresh or not all(reserved.chain for reserved in fresh):
             raise ProtocolError("the master reserved a chunk without servers")
         spare.extend(fresh[1:])
@@ -129,3 +158,25 @@ class ClientCore:
             await self.world.clock.sleep(UPKEEP_SECONDS)
             await self.release_spare()
             await self.master.ping()
+
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def one_request(method: MethodT) -> MethodT:
+    """All messages of one call of ``method`` carry the same request, unless it is
+    called for one that is known already. Its errors name it.
+
+    For methods of whatever has a ``_core``, no generators: those take the number once and
+    enter ``asked_for`` themselves.
+    """
+
+    @functools.wraps(method)
+    async def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if request.get():
+            return await method(self, *args, **kwargs)
+        core: ClientCore = self._core
+        with asked_for(core.master.new_request()):
+            return await method(self, *args, **kwargs)
+
+    return cast(MethodT, wrapped)

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer
-from gfs.client.core import ClientCore
+from gfs.client.core import ClientCore, one_request
 from gfs.client.mutate import write_in_place
-from gfs.client.read import PIECE_BYTES_MAX, STEP_BYTES, BlockStream, FileMap, read_piece
-from gfs.client.upload import Upload
+from gfs.client.read import (
+    PIECE_BYTES_MAX,
+    SMALL_BYTES,
+    STEP_BYTES,
+    BlockStream,
+    FileMap,
+    read_pieces,
+)
+from gfs.client.transfer import stream
+from gfs.client.upload import Terms, Upload
 from gfs.errors import InvalidArgument
 from gfs.protocol.messages import Entry
 
@@ -121,9 +130,11 @@ class ExistingFile(File):
         self._length = map_.entry.length
         self._position = 0
         self._stream: BlockStream | None = None
-        # Bytes of the stream's last step not taken yet: [start, stop) of _ahead.
+        # Bytes of the stream's last step not taken yet, from _ahead_at on, and until when
+        # they may be.
         self._ahead = b""
         self._ahead_at = 0
+        self._ahead_until = 0.0
 
     @property
     def entry(self) -> Entry:
@@ -147,6 +158,7 @@ class ExistingFile(File):
         await trio.lowlevel.checkpoint()
         return self._position
 
+    @one_request
     async def read(self, count: int = -1) -> bytes:
         self._check_open()
         left = max(0, self._length - self._position)
@@ -155,6 +167,7 @@ class ExistingFile(File):
         got = await self.readinto(out)
         return bytes(out) if got == want else bytes(out[:got])
 
+    @one_request
     async def readinto(self, target: Buffer) -> int:
         self._check_open()
         with memoryview(target).cast("B") as view:
@@ -172,11 +185,17 @@ class ExistingFile(File):
     async def _read_some(self, target: memoryview) -> int:
         """From what was read ahead, else from the stream: straight into
         ``target`` where blocks fit, through a buffer where they do not."""
+        if self._ahead and self._core.world.clock.monotonic() > self._ahead_until:
+            self._drop_stream()
         if self._ahead_at < len(self._ahead):
             count = min(len(target), len(self._ahead) - self._ahead_at)
             target[:count] = self._ahead[self._ahead_at : self._ahead_at + count]
             self._ahead_at += count
             return count
+        rest = self._position + len(target) == self._length
+        if rest and self._stream is None and len(target) <= SMALL_BYTES:
+            await read_pieces(self._core, self._map, self._position, target)
+            return len(target)
         stream = self._open_stream()
         skip = self._position - stream.position
         whole = len(target) - len(target) % BLOCK_BYTES
@@ -189,7 +208,7 @@ class ExistingFile(File):
     async def _read_ahead(self, stream: BlockStream, skip: int, target: memoryview) -> int:
         step = bytearray(min(STEP_BYTES, stream.end - stream.position))
         got = await stream.read_into(memoryview(step))
-        self._ahead = bytes(memoryview(step)[:got])
+        self._ahead, self._ahead_until = bytes(memoryview(step)[:got]), stream.until
         count = min(len(target), got - skip)
         target[:count] = self._ahead[skip : skip + count]
         self._ahead_at = skip + count
@@ -208,6 +227,7 @@ class ExistingFile(File):
         if stream is not None:
             stream.close()
 
+    @one_request
     async def pread(self, offset: int, count: int) -> bytes:
         self._check_open()
         if offset < 0 or count < 0:
@@ -218,39 +238,47 @@ class ExistingFile(File):
             if count > PIECE_BYTES_MAX:
                 await self._pread_long(offset, view)
             else:
-                await self._pread_pieces(offset, view)
+                await read_pieces(self._core, self._map, offset, view)
         return bytes(out)
 
-    async def _pread_pieces(self, offset: int, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            at = offset + done
-            count = min(len(view) - done, CHUNK_BYTES - at % CHUNK_BYTES)
-            await read_piece(self._core, self._map, at, view[done : done + count])
-            done += count
+    def stream(
+        self, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[memoryview, None]:
+        """As ``Client.stream``, of the file as it was opened: it is not looked up
+        again. The position stays.
+
+        Raises FileChanged when the file is deleted or replaced meanwhile and its
+        chunks have to be asked for again.
+        """
+        self._check_open()
+        return stream(self._core, self._map, offset, length)
 
     async def _pread_long(self, offset: int, view: memoryview) -> None:
         head = -offset % BLOCK_BYTES
         if head:
-            await self._pread_pieces(offset, view[:head])
+            await read_pieces(self._core, self._map, offset, view[:head])
         end = offset + len(view)
-        whole_end = end if end == self._length else end - end % BLOCK_BYTES
+        # The file may have grown since it was opened: then its last block as it was is a
+        # part of one.
+        whole_end = end if end == self._map.entry.length else end - end % BLOCK_BYTES
         stream = BlockStream(self._core, self._map, offset + head, whole_end)
         try:
             done = head
-            while stream.position < whole_end:
+            while stream.position < stream.end:
                 done += await stream.read_into(view[done : whole_end - offset])
         finally:
             stream.close()
         if done < len(view):
-            await self._pread_pieces(offset + done, view[done:])
+            await read_pieces(self._core, self._map, offset + done, view[done:])
 
+    @one_request
     async def write(self, data: Buffer) -> int:
         count = await self.pwrite(self._position, data)
         self._drop_stream()
         self._position += count
         return count
 
+    @one_request
     async def pwrite(self, offset: int, data: Buffer) -> int:
         self._check_open()
         if self.mode != "r+":
@@ -271,6 +299,7 @@ class ExistingFile(File):
             await self._map.refresh(offset // CHUNK_BYTES)
             return len(view)
 
+    @one_request
     async def close(self) -> None:
         self._drop_stream()
         self.closed = True
@@ -281,8 +310,9 @@ class NewFile(File):
     """A file being written. ``close`` publishes it: until then, and if it is
     aborted, the path shows what it showed before."""
 
-    def __init__(self, core: ClientCore, path: str, mode: str, replication: int) -> None:
-        super().__init__(core, path, mode)
+    def __init__(self, core: ClientCore, path: str, replication: int, terms: Terms) -> None:
+        super().__init__(core, path, "w" if terms.replace else "x")
+        self._terms = terms
         self._upload = Upload(core, replication)
         self.entry: Entry | None = None
 
@@ -293,6 +323,7 @@ class NewFile(File):
     def tell(self) -> int:
         return self._upload.length
 
+    @one_request
     async def write(self, data: Buffer) -> int:
         self._check_open()
         with memoryview(data) as view:
@@ -304,6 +335,7 @@ class NewFile(File):
             raise
         return count
 
+    @one_request
     async def flush(self) -> None:
         self._check_open()
         try:
@@ -312,11 +344,12 @@ class NewFile(File):
             await self.abort()
             raise
 
+    @one_request
     async def close(self) -> None:
         if self.closed:
             return
         self.closed = True
-        self.entry = await self._upload.publish(self.path, replace=self.mode == "w", parents=True)
+        self.entry = await self._upload.publish(self.path, self._terms)
 
     async def abort(self) -> None:
         self.closed = True

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import trio
 
 from gfs.client.core import ClientCore
-from gfs.client.read import check_path
-from gfs.errors import GfsError, ProtocolError
-from gfs.protocol.deadline import deadline
+from gfs.client.read import ask_state, check_path
+from gfs.errors import GfsError
 from gfs.protocol.messages import (
     Done,
     FsckChunk,
@@ -23,13 +22,16 @@ from gfs.protocol.messages import (
     ReportReplica,
     ServerAddress,
     VerifyChunk,
-    VerifyReply,
 )
 
 PAGE_CHUNKS = 200
 VERIFY_SECONDS = 60.0
 #: Replicas being read at once; each keeps one disk of one server busy.
 VERIFY_AT_ONCE = 8
+
+KEPT = "kept, for nothing better is there"
+#: Of a lost chunk that is not lost for long.
+MENDING = "no replica is good, but each block is in one: being put together from them"
 
 DAMAGE = ("lost", "missing", "corrupt", "stale", "below_goal")
 
@@ -120,7 +122,8 @@ async def _check_page(
     async def one(chunk: FsckChunk) -> None:
         async with slots:
             servers = [page.servers[n] for n in chunk.servers]
-            await _check_chunk(core, chunk, servers, report, verify)
+            damaged = [page.servers[n] for n in chunk.damaged]
+            await _check_chunk(core, chunk, servers, damaged, report, verify)
 
     async with trio.open_nursery() as nursery:
         for chunk in page.chunks:
@@ -133,13 +136,25 @@ async def _check_chunk(
     core: ClientCore,
     chunk: FsckChunk,
     servers: list[ServerAddress],
+    damaged: list[ServerAddress],
     report: FsckReport,
     verify: bool,
 ) -> None:
     good = 0
-    for server in servers:
+    #: Of each damaged replica: the blocks that are, None if that is not known.
+    bad: list[set[int] | None] = []
+    for server in (*servers, *damaged):
         report.replicas += 1
-        kind, detail = await _state(core, chunk, server, verify)
+        if server in damaged and not verify:
+            _add(report, chunk, "corrupt", server.id, KEPT)
+            bad.append(None)
+            continue
+        kind, detail, blocks = await _state(core, chunk, server, verify)
+        if kind == "corrupt":
+            bad.append(blocks)
+        if server in damaged and kind == "corrupt":
+            _add(report, chunk, kind, server.id, f"{detail}; {KEPT}")
+            continue
         if kind == "good":
             good += 1
             continue
@@ -151,9 +166,24 @@ async def _check_chunk(
             Done,
         )
     if not good and chunk.length:
-        _add(report, chunk, "lost", "", "no good replica is left")
+        _add(report, chunk, "lost", "", _what_is_left(bad))
     elif good < chunk.goal:
         _add(report, chunk, "below_goal", "", f"{good} good replicas, the goal is {chunk.goal}")
+
+
+def _what_is_left(bad: list[set[int] | None]) -> str:
+    known = [blocks for blocks in bad if blocks is not None]
+    if not bad or len(known) < len(bad):
+        return "no good replica is left"
+    nowhere = set.intersection(*known)
+    if nowhere:
+        return f"{_blocks(nowhere)}: damaged in every replica there is"
+    return MENDING
+
+
+def _blocks(blocks: set[int]) -> str:
+    told = ", ".join(map(str, sorted(blocks)[:10]))
+    return f"blocks {told}{' …' if len(blocks) > 10 else ''}"
 
 
 def _add(report: FsckReport, chunk: FsckChunk, kind: str, server: str, detail: str) -> None:
@@ -164,43 +194,30 @@ def _add(report: FsckReport, chunk: FsckChunk, kind: str, server: str, detail: s
 
 async def _state(
     core: ClientCore, chunk: FsckChunk, server: ServerAddress, verify: bool
-) -> tuple[str, str]:
+) -> tuple[str, str, set[int] | None]:
+    """Its kind, why, and which blocks are damaged if that is known."""
     try:
-        reply = await _ask(core, chunk, server, verify)
+        question = VerifyChunk(
+            id=core.message_id(), handle=chunk.handle, version=chunk.version, blocks=verify
+        )
+        reply = await ask_state(core, server, question, VERIFY_SECONDS)
     except (ConnectionError, GfsError) as error:
-        return "missing", f"{server.address} does not answer: {error}"
+        return "missing", f"{server.address} does not answer: {error}", None
     if reply.state == "corrupt":
-        blocks = ", ".join(map(str, reply.bad_blocks[:10]))
-        return "corrupt", f"blocks {blocks}" if blocks else "its head is damaged"
+        bad = set(reply.bad_blocks)
+        if not bad:
+            return "corrupt", "its head is damaged, or a part of it cannot be read", None
+        return "corrupt", _blocks(bad), bad
     if reply.state != "good":
-        return reply.state, f"version {reply.version} there"
+        return reply.state, f"version {reply.version} there", None
     if reply.length < chunk.length:
-        return "corrupt", f"{reply.length} bytes there, {chunk.length} in the file"
-    return "good", ""
-
-
-async def _ask(
-    core: ClientCore, chunk: FsckChunk, server: ServerAddress, verify: bool
-) -> VerifyReply:
-    connection = await core.pool.acquire(server.address)
-    try:
-        with deadline(VERIFY_SECONDS, f"answer from {server.address}"):
-            await connection.send(
-                VerifyChunk(id=0, handle=chunk.handle, version=chunk.version, blocks=verify)
-            )
-            reply = await connection.receive_reply()
-        if not isinstance(reply, VerifyReply):
-            raise ProtocolError(f"{type(reply).__name__} instead of a verification")
-    except BaseException:
-        connection.close()
-        raise
-    core.pool.release(connection, server.address)
-    return reply
+        return "corrupt", f"{reply.length} bytes there, {chunk.length} in the file", None
+    return "good", "", None
 
 
 async def _add_garbage(core: ClientCore, report: FsckReport) -> None:
-    """Replicas that no file wants. Stale and corrupt ones were told with their file
-    if that still counts them; here they are only on their way out."""
+    """Replicas that no file wants, on their way out; and what is kept until there are
+    enough good ones, told with its file as well if that has nothing better."""
     after = -1
     while True:
         reply = await core.master.ask(ListGarbage(id=0, after=after, limit=1000), ListGarbageReply)
@@ -212,6 +229,5 @@ async def _add_garbage(core: ClientCore, report: FsckReport) -> None:
 
 
 def _garbage(replica: GarbageReplica) -> FsckProblem:
-    return FsckProblem(
-        replica.kind, "", 0, replica.handle, replica.version, replica.server, "to be collected"
-    )
+    detail = "kept: its chunk has too few good replicas" if replica.kept else "to be collected"
+    return FsckProblem(replica.kind, "", 0, replica.handle, replica.version, replica.server, detail)

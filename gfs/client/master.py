@@ -5,6 +5,11 @@ lost; callers do not notice a master that restarts beyond the time it takes.
 Look-ups are simply asked again. A mutation keeps its (client, sequence) over
 all attempts, so the master gives the answer it gave the first time.
 
+With several addresses, the master is the one among them that says it is and whose
+term is the highest: the others are shadow masters, or were the master before. A
+promotion is a lost connection like another, and a moment until the next attempt.
+With one address, a shadow master is taken as well, for look-ups.
+
 While uploads are open, a ping keeps the client known to the master; after a
 reconnect the reservations are claimed again before anything else is asked.
 """
@@ -20,16 +25,20 @@ import msgspec
 import trio
 
 from gfs.blocks import Buffer
+from gfs.diagnostics import REQUEST_MASK, asked_for, request_of
+from gfs.diagnostics import request as current_request
 from gfs.errors import (
     Busy,
     DeadlineExceeded,
     GfsError,
     MasterUnavailable,
     NotEnoughChunkservers,
+    NotTheMaster,
     ProtocolError,
 )
 from gfs.io import World
 from gfs.protocol import handshake
+from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Done, Message, Ping, PublishedChunk, Reclaim
 from gfs.protocol.rpc import Rpc
 
@@ -38,6 +47,8 @@ log = logging.getLogger(__name__)
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 CALL_SECONDS = 10.0
+#: One that answers no call in time, and not even this, is taken for gone.
+PING_SECONDS = 2.0
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
 #: A cluster short of servers may only be starting; longer than this it is not.
@@ -65,9 +76,16 @@ class MasterClient:
         self._identity = identity
         self._nursery = nursery
         self._retry_seconds = retry_seconds
+        #: How many there were: what an earlier one reserved and did not claim is gone.
+        self.connections = 0
         self._rpc: Rpc | None = None
         self._connecting = trio.Lock()
         self._sequence = itertools.count(1)
+        self._requests = itertools.count(int.from_bytes(world.random_bytes(4), "big") << 8)
+
+    def new_request(self) -> int:
+        """The number of one thing that this client is asked to do."""
+        return next(self._requests) & REQUEST_MASK or 1
 
     def next_sequence(self) -> int:
         return next(self._sequence)
@@ -89,6 +107,7 @@ class MasterClient:
                 reply, _ = await rpc.call(make(), body, seconds=CALL_SECONDS)
                 break
             except (ConnectionError, DeadlineExceeded, Busy) as error:
+                await self._doubt(error)
                 short_since = None  # a master that starts knows no chunkserver yet
                 if clock.monotonic() + pause > give_up:
                     where = ", ".join(self._addresses)
@@ -107,34 +126,77 @@ class MasterClient:
         return reply
 
     async def ask(self, request: Message, kind: type[ReplyT], body: Buffer = b"") -> ReplyT:
-        """One request, the same in every attempt."""
+        """One message, the same in every attempt."""
         rpc = self._rpc
-        if rpc is not None and not rpc.closed:
+        if rpc is not None and not rpc.closed and rpc.peer_term >= self._identity.term:
             # The way nearly all calls go: one attempt, no loop around it.
             try:
                 reply, _ = await rpc.call(request, body, seconds=CALL_SECONDS)
                 if isinstance(reply, kind):
                     return reply
-            except (ConnectionError, DeadlineExceeded, Busy, NotEnoughChunkservers):
-                pass
-        return await self.call(lambda: request, kind, body)
+            except (ConnectionError, DeadlineExceeded, Busy, NotEnoughChunkservers) as error:
+                await self._doubt(error)
+        number = current_request.get() or request_of(request.id) or self.new_request()
+        with asked_for(number):
+            return await self.call(lambda: request, kind, body)
+
+    async def _doubt(self, error: Exception) -> None:
+        """Is it still the master? With others to ask, one that says no or nothing is
+        left. Raises NotTheMaster if there are none."""
+        if len(self._addresses) == 1:
+            if isinstance(error, NotTheMaster):
+                raise error
+            return
+        asked, rpc = self._addresses[0], self._rpc
+        if rpc is None:
+            return
+        if isinstance(error, DeadlineExceeded) and await self._is_there(rpc):
+            return  # what was asked for takes long, and would begin anew elsewhere
+        if isinstance(error, (NotTheMaster, DeadlineExceeded)) and self._rpc is rpc:
+            self._addresses.sort(key=asked.__eq__)
+            self.close()
+
+    async def _is_there(self, rpc: Rpc) -> bool:
+        try:
+            await rpc.call(Ping(id=0), seconds=PING_SECONDS)
+        except (ConnectionError, GfsError):
+            return False
+        return True
+
+    async def once(self, request: Message, kind: type[ReplyT], seconds: float) -> ReplyT:
+        """One attempt, for what must not be done twice."""
+        rpc = await self._connected()
+        reply, _ = await rpc.call(request, seconds=seconds)
+        if not isinstance(reply, kind):
+            raise ProtocolError(f"{type(reply).__name__} instead of {kind.__name__}")
+        return reply
 
     async def _connected(self) -> Rpc:
         rpc = self._rpc
-        if rpc is not None and not rpc.closed:
+        if rpc is not None and self._is_usable(rpc):
             return rpc
         async with self._connecting:
-            if self._rpc is None or self._rpc.closed:
+            if self._rpc is None or not self._is_usable(self._rpc):
+                self.close()
                 self._rpc = await self._connect()
             return self._rpc
 
+    def _is_usable(self, rpc: Rpc) -> bool:
+        """A chunkserver may have told of a new master since."""
+        return not rpc.closed and rpc.peer_term >= self._identity.term
+
     async def _connect(self) -> Rpc:
         last: Exception | None = None
-        for address in self._addresses:
+        for address in self._addresses.copy():
             try:
                 connection = await handshake.connect(self._world, address, self._identity)
             except (ConnectionError, DeadlineExceeded) as error:
                 last = error
+                continue
+            refusal = self._refusal(connection)
+            if refusal is not None:
+                connection.close()
+                last = ConnectionError(f"{address} {refusal}")
                 continue
             self._identity.cluster = connection.peer_cluster
             rpc = Rpc(connection)
@@ -144,8 +206,19 @@ class MasterClient:
             except BaseException:
                 rpc.close()
                 raise
+            self.connections += 1
+            # The next time it is asked first.
+            self._addresses.sort(key=address.__ne__)
             return rpc
         raise ConnectionError(str(last)) from last
+
+    def _refusal(self, connection: BulkConnection) -> str | None:
+        """Why this is not whom to ask, if so."""
+        if connection.peer_role != "master" and len(self._addresses) > 1:
+            return f"is a {connection.peer_role}, not the master"
+        if connection.peer_term < self._identity.term:
+            return "was the master before the present one"
+        return None
 
     async def _claim(self, rpc: Rpc) -> None:
         if not self.reservations:

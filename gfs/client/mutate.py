@@ -81,7 +81,7 @@ async def _write_chunk(
                 await _send_all(writer, offset, data)
                 return
             except ChainBroken as broken:
-                core.suspect(broken.server)
+                core.suspect(broken.server, broken.code)
                 version, failed = writer.version, broken.server
                 last: Exception = broken
             finally:

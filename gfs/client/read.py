@@ -3,7 +3,7 @@
 :class:`BlockStream` reads a file forwards in whole blocks. One request covers
 the rest of a chunk; the server's ``sendfile`` keeps the socket full while this
 side receives into the caller's memory and hashes, so the kernel's buffers are
-the read-ahead. :func:`read_piece` is for small random reads.
+the read-ahead. :func:`read_pieces` is for small files and small random reads.
 
 A replica that fails in any way (refuses, hangs up, stalls, sends a block that
 does not fit its sum) is left, and the next one goes on from the last good block.
@@ -47,12 +47,18 @@ from gfs.protocol.messages import (
     ReadReply,
     ReportReplica,
     ServerAddress,
+    VerifyChunk,
+    VerifyReply,
 )
 
 log = logging.getLogger(__name__)
 
 #: A verified step: received, then checked, then the caller's.
 STEP_BYTES = 1 * MIB
+#: Up to this size a range is cheaper as one piece than as a stream of blocks.
+SMALL_BYTES = BLOCK_BYTES
+#: A connection that took longer to get was made anew: that has a deadline of its own.
+CONNECTED_SECONDS = 0.01
 #: What chunkservers verify and send as an exact piece (see serve_read).
 PIECE_BYTES_MAX = 1 * MIB
 BACKOFF_SECONDS_MIN = 0.05
@@ -87,14 +93,17 @@ class FileMap:
         self._take(0, reply)
 
     @classmethod
-    async def open(cls, core: ClientCore, path: str) -> FileMap:
-        """Look ``path`` up. Raises NotFound, IsADirectory …"""
+    async def open(cls, core: ClientCore, path: str, *, patient: bool = True) -> FileMap:
+        """Look ``path`` up. Raises NotFound, IsADirectory …; of a file that is appended
+        to ChunkUnavailable when nobody tells its length, at once unless ``patient``."""
         check_path(path)
         request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
         reply = await core.master.ask(request, LocateReply)
         if reply.entry.kind == "directory":
             raise IsADirectory(f"{path}: is a directory")
-        return cls(core, path, reply)
+        file = cls(core, path, reply)
+        await file._settle_length(patient)
+        return file
 
     def _take(self, first: int, reply: LocateReply) -> None:
         until = self._core.world.clock.monotonic() + self._core.settings.location_seconds
@@ -119,16 +128,66 @@ class FileMap:
             raise FileChanged(f"{self.path}: became shorter while it was read")
         return known[1], self._core.in_order(known[2])
 
-    async def refresh(self, index: int = 0) -> None:
+    def believed_until(self, index: int) -> float:
+        """How long what is known of chunk ``index`` is believed, on the monotonic clock."""
+        known = self._chunks.get(index)
+        return float("-inf") if known is None else known[0]
+
+    async def _locate(self, index: int) -> LocateReply:
         request = Locate(
             id=0, path=self.path, inode=self.entry.inode, first=index, count=LOCATE_AHEAD
         )
         try:
-            reply = await self._core.master.ask(request, LocateReply)
+            return await self._core.master.ask(request, LocateReply)
         except NotFound as error:
             raise FileChanged(f"{self.path}: deleted or replaced while it was open") from error
+
+    async def refresh(self, index: int = 0) -> None:
+        reply = await self._locate(index)
         self.entry = reply.entry
         self._take(index, reply)
+        await self._settle_length()
+
+    async def _settle_length(self, patient: bool = True) -> None:
+        """Of a file that is appended to, the replicas of its last chunk know the length.
+
+        All are asked, and the longest is believed: it has all that was acknowledged, even
+        if another machine came back without what it had last written. So one alone is
+        not believed before most others had ``stall_seconds`` to be found.
+        """
+        if not self.entry.appended:
+            return
+        attempts = Attempts(self._core, self, 0)
+        clock = self._core.world.clock
+        wanted = self.entry.replication // 2 + 1
+        content_with_less = clock.monotonic() + self._core.settings.stall_seconds
+        while self.entry.length // CHUNK_BYTES < self.entry.chunks:
+            index = self.entry.length // CHUNK_BYTES
+            chunk, servers = await self._located(index)
+            lengths = await lengths_of(self._core, chunk, servers)
+            enough = len(lengths) >= wanted or clock.monotonic() >= content_with_less
+            if not lengths or (patient and not enough):
+                attempts.last = ChunkUnavailable(f"nobody says how long chunk {index} is")
+                if not patient:
+                    raise attempts.last
+                await attempts.wait()
+                self._chunks.pop(index, None)
+                continue
+            length = max(lengths)
+            self.entry.length = max(self.entry.length, index * CHUNK_BYTES + length)
+            if length < CHUNK_BYTES:
+                return
+
+    async def _located(self, index: int) -> tuple[ChunkLocation, list[ServerAddress]]:
+        known = self._chunks.get(index)
+        if known is None:
+            reply = await self._locate(index)
+            self.entry.chunks = reply.entry.chunks
+            self._take(index, reply)
+            known = self._chunks.get(index)
+        if known is None:
+            raise FileChanged(f"{self.path}: became shorter while it was read")
+        return known[1], known[2]
 
     async def report(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
         """Tell the master what this reader found. It checks for itself."""
@@ -160,12 +219,13 @@ class Attempts:
         """The next replica to try. Raises ChunkUnavailable after the last."""
         while not self._left:
             if self._rounds:
-                await self._wait()
+                await self.wait()
             self._chunk, self._left = await self._file.locate(self._index, self._rounds > 0)
             self._rounds += 1
         return self._chunk, self._left.pop(0)
 
-    async def _wait(self) -> None:
+    async def wait(self) -> None:
+        """Before all are tried again. Raises ChunkUnavailable when it is enough."""
         clock = self._core.world.clock
         if clock.monotonic() + self._pause > self._give_up:
             raise ChunkUnavailable(
@@ -194,10 +254,54 @@ class Attempts:
         self._give_up = self._core.world.clock.monotonic() + self._core.settings.retry_seconds
 
 
+async def ask_state(
+    core: ClientCore, server: ServerAddress, question: VerifyChunk, seconds: float
+) -> VerifyReply:
+    """What a chunkserver says of its replica. Raises ConnectionError or GfsError."""
+    connection = await core.pool.acquire(server.address)
+    try:
+        with deadline(seconds, f"answer from {server.address}"):
+            await connection.send(question)
+            reply = await connection.receive_reply()
+        if not isinstance(reply, VerifyReply):
+            raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
+    except BaseException:
+        connection.close()
+        raise
+    core.pool.release(connection, server.address)
+    return reply
+
+
+async def lengths_of(
+    core: ClientCore, chunk: ChunkLocation, servers: list[ServerAddress]
+) -> list[int]:
+    """The lengths of all replicas that answer soon."""
+    question = VerifyChunk(
+        id=core.message_id(), handle=chunk.handle, version=chunk.version, blocks=False
+    )
+    lengths: list[int] = []
+
+    async def ask(server: ServerAddress) -> None:
+        try:
+            reply = await ask_state(core, server, question, core.settings.hedge_seconds)
+        except (ConnectionError, GfsError) as error:
+            log.info("chunk %016x at %s: %s", chunk.handle, server.address, error)
+            return
+        if reply.state == "good":
+            lengths.append(reply.length)
+
+    with trio.move_on_after(core.settings.hedge_seconds):
+        async with trio.open_nursery() as nursery:
+            for server in servers:
+                nursery.start_soon(ask, server)
+    return lengths
+
+
 class BlockStream:
     """A file read forwards from a block boundary, up to ``end``.
 
-    Used by one task; ``close`` it. ``position`` is where the next byte is from.
+    Used by one task; ``close`` it. ``position`` is where the next byte is from. A reader
+    who takes his time is shown what others wrote meanwhile, later than ``until``.
     """
 
     def __init__(self, core: ClientCore, file: FileMap, position: int, end: int) -> None:
@@ -212,6 +316,8 @@ class BlockStream:
         self._chunk: ChunkLocation | None = None
         self._sums = b""
         self._sums_at = 0
+        #: Until then what was read last is believed, as is the replica that it is from.
+        self.until = float("-inf")
 
     @property
     def end(self) -> int:
@@ -226,6 +332,8 @@ class BlockStream:
         """
         if self.position >= self._end:
             return 0
+        if self._connection is not None and self._core.world.clock.monotonic() > self.until:
+            self._hang_up()
         if self._connection is None:
             self._attempts = Attempts(self._core, self._file, self.position // CHUNK_BYTES)
         chunk_left = CHUNK_BYTES - self.position % CHUNK_BYTES
@@ -272,6 +380,7 @@ class BlockStream:
         assert self._attempts is not None
         while True:
             self._chunk, self._server = await self._attempts.next()
+            self.until = self._file.believed_until(self.position // CHUNK_BYTES)
             try:
                 await self._request(self._chunk, self._server)
                 return
@@ -287,7 +396,11 @@ class BlockStream:
             self._connection = await self._core.pool.acquire(server.address)
             await self._connection.send(
                 ReadChunk(
-                    id=0, handle=chunk.handle, version=chunk.version, offset=offset, length=length
+                    id=self._core.message_id(),
+                    handle=chunk.handle,
+                    version=chunk.version,
+                    offset=offset,
+                    length=length,
                 )
             )
             reply = await self._connection.receive_reply()
@@ -331,6 +444,20 @@ def _is_answer(error: Exception) -> bool:
     )
 
 
+async def read_pieces(core: ClientCore, file: FileMap, offset: int, target: memoryview) -> None:
+    """Fill ``target`` with the file's bytes from ``offset``, verified: for ranges that
+    are not worth a :class:`BlockStream`.
+
+    Raises ChunkUnavailable, FileChanged, InvalidArgument.
+    """
+    done, total = 0, len(target)
+    while done < total:
+        at = offset + done
+        count = min(total - done, CHUNK_BYTES - at % CHUNK_BYTES)
+        await read_piece(core, file, at, target if count == total else target[done : done + count])
+        done += count
+
+
 async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memoryview) -> None:
     """Fill ``target`` with a small range inside one chunk, verified.
 
@@ -342,21 +469,43 @@ async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memor
     while True:
         chunk, server = await attempts.next()
         try:
-            with deadline(attempts.patience, f"connection to {server.address}"):
-                connection = await core.pool.acquire(server.address)
-        except (ConnectionError, GfsError) as error:
-            await attempts.failed(chunk, server, error)
-            continue
-        clean = False
-        try:
-            with deadline(attempts.patience, f"answer from {server.address}"):
-                await _exchange_piece(connection, chunk, offset % CHUNK_BYTES, target)
-            clean = True
+            await _read_piece_at(
+                core, chunk, server, attempts.patience, offset % CHUNK_BYTES, target
+            )
             return
         except (ConnectionError, GfsError) as error:
-            clean = _is_answer(error)
             await attempts.failed(chunk, server, error)
-        finally:
+
+
+async def _read_piece_at(
+    core: ClientCore,
+    chunk: ChunkLocation,
+    server: ServerAddress,
+    patience: float,
+    offset: int,
+    target: memoryview,
+) -> None:
+    """One attempt, at one replica, under one cancel scope: each costs a good part of
+    what a small read does."""
+    connection: BulkConnection | None = None
+    clean = False
+    try:
+        with deadline(patience, f"answer from {server.address}") as scope:
+            started = trio.current_time()
+            connection = await core.pool.acquire(server.address)
+            now = trio.current_time()
+            if now - started > CONNECTED_SECONDS:
+                scope.deadline = now + patience
+            question = ReadChunk(
+                core.message_id(), chunk.handle, chunk.version, offset, len(target)
+            )
+            await _exchange_piece(connection, question, target)
+            clean = True
+    except (ConnectionError, GfsError) as error:
+        clean = _is_answer(error)
+        raise
+    finally:
+        if connection is not None:
             if clean:
                 core.pool.release(connection, server.address)
             else:
@@ -364,17 +513,15 @@ async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memor
 
 
 async def _exchange_piece(
-    connection: BulkConnection, chunk: ChunkLocation, offset: int, target: memoryview
+    connection: BulkConnection, question: ReadChunk, target: memoryview
 ) -> None:
-    await connection.send(
-        ReadChunk(
-            id=0, handle=chunk.handle, version=chunk.version, offset=offset, length=len(target)
-        )
-    )
+    await connection.send(question)
     reply = await connection.receive_reply()
     if not isinstance(reply, ReadReply) or connection.body_bytes != len(target):
         raise ProtocolError(f"{type(reply).__name__} does not answer the read")
     await connection.receive_body(target)
     actual = block_sums(target) if reply.whole else block_sum(target)
     if actual != reply.sums:
-        raise CorruptReplica(f"chunk {chunk.handle:016x}: bytes at {offset} fail their checksum")
+        raise CorruptReplica(
+            f"chunk {question.handle:016x}: bytes at {question.offset} fail their checksum"
+        )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -29,16 +29,27 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from gfs.blocks import Buffer
 from gfs.client import client as client_module
 from gfs.client import transfer
+from gfs.client.append import Record
 from gfs.client.client import Client, LocateReport
 from gfs.client.files import File
 from gfs.client.fsck import FsckReport
 from gfs.config import ClientSettings
-from gfs.protocol.messages import DiskUsageReply, Entry, StatusReply
+from gfs.protocol.messages import (
+    DiskUsageReply,
+    Entry,
+    PromoteReply,
+    ServerStatus,
+    SnapshotReply,
+    StatusReply,
+    TrashEntry,
+)
 
 T = TypeVar("T")
 
 #: Entries fetched from the loop's thread at once by iterating methods.
 BATCH = 500
+#: The same, of records, each of which may have 16 MiB.
+RECORDS_BATCH = 4
 
 
 class _Running:
@@ -71,10 +82,17 @@ class SyncClient:
         master: str | Sequence[str] | None = None,
         *,
         state: str | os.PathLike[str] | None = None,
-        key: bytes | None = None,
+        key: bytes | str | os.PathLike[str] | None = None,
+        tls: str | os.PathLike[str] | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
-        self._arguments = {"master": master, "state": state, "key": key, "settings": settings}
+        self._arguments = {
+            "master": master,
+            "state": state,
+            "key": key,
+            "tls": tls,
+            "settings": settings,
+        }
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._closed = False
@@ -127,8 +145,10 @@ class SyncClient:
         *,
         overwrite: bool = False,
         replication: int | None = None,
-        parents: bool = True,
+        parents: bool | str = True,
         progress: transfer.Progress | None = None,
+        attributes: Mapping[str, str] | None = None,
+        expect: int | None = None,
     ) -> Entry:
         entry: Entry = self._method(
             "put",
@@ -138,6 +158,8 @@ class SyncClient:
             replication=replication,
             parents=parents,
             progress=progress,
+            attributes=attributes,
+            expect=expect,
         )
         return entry
 
@@ -160,6 +182,43 @@ class SyncClient:
         file = running.portal.call(lambda: running.client.open(path, mode, replication=replication))
         return SyncFile(running, file)
 
+    def create(
+        self,
+        path: str,
+        *,
+        overwrite: bool = False,
+        replication: int | None = None,
+        parents: bool | str = True,
+        attributes: Mapping[str, str] | None = None,
+        expect: int | None = None,
+    ) -> SyncFile:
+        file: File = self._method(
+            "create",
+            path,
+            overwrite=overwrite,
+            replication=replication,
+            parents=parents,
+            attributes=attributes,
+            expect=expect,
+        )
+        return SyncFile(self._current(), file)
+
+    def append(self, path: str, record: Buffer, *, create: bool = True) -> int:
+        offset: int = self._method("append", path, record, create=create)
+        return offset
+
+    def append_many(
+        self, path: str, records: Iterable[Buffer], *, create: bool = True
+    ) -> list[int]:
+        offsets: list[int] = self._method("append_many", path, list(records), create=create)
+        return offsets
+
+    def records(self, path: str, *, start: int = 0, duplicates: bool = False) -> Iterator[Record]:
+        """As the async client's; a few records are fetched ahead."""
+        return self._iterate(
+            "records", path, start=start, duplicates=duplicates, batch=RECORDS_BATCH
+        )
+
     def stat(self, path: str) -> Entry:
         entry: Entry = self._method("stat", path)
         return entry
@@ -171,26 +230,28 @@ class SyncClient:
         entries: list[Entry] = self._method("list", path)
         return entries
 
-    def scan(self, path: str = "/") -> Iterator[Entry]:
-        return self._iterate("scan", path)
+    def scan(self, path: str = "/", after: str = "") -> Iterator[Entry]:
+        return self._iterate("scan", path, after)
 
     def walk(self, path: str = "/") -> Iterator[Entry]:
         return self._iterate("walk", path)
 
-    def _iterate(self, method: str, path: str) -> Iterator[Entry]:
+    def _iterate(
+        self, method: str, *arguments: str, batch: int = BATCH, **options: Any
+    ) -> Iterator[Any]:
         running = self._current()
-        source = getattr(running.client, method)(path)
+        source = getattr(running.client, method)(*arguments, **options)
 
-        async def batch() -> list[Entry]:
-            entries: list[Entry] = []
+        async def some() -> list[Any]:
+            entries: list[Any] = []
             async for entry in source:
                 entries.append(entry)
-                if len(entries) >= BATCH:
+                if len(entries) >= batch:
                     break
             return entries
 
         try:
-            while entries := running.portal.call(batch):
+            while entries := running.portal.call(some):
                 yield from entries
         finally:
             running.portal.call(source.aclose)
@@ -204,8 +265,36 @@ class SyncClient:
     ) -> None:
         self._method("rename", source, target, replace=replace, parents=parents)
 
-    def delete(self, path: str, *, recursive: bool = False) -> None:
-        self._method("delete", path, recursive=recursive)
+    def delete(
+        self, path: str, *, recursive: bool = False, expect: int | None = None, now: bool = False
+    ) -> None:
+        self._method("delete", path, recursive=recursive, expect=expect, now=now)
+
+    def set_replication(self, path: str, goal: int, *, recursive: bool = False) -> int:
+        return int(self._method("set_replication", path, goal, recursive=recursive))
+
+    def snapshot(
+        self,
+        source: str,
+        target: str,
+        *,
+        parents: bool = False,
+        progress: Callable[[SnapshotReply], object] | None = None,
+    ) -> SnapshotReply:
+        reply: SnapshotReply = self._method(
+            "snapshot", source, target, parents=parents, progress=progress
+        )
+        return reply
+
+    def undelete(self, path: str, *, target: str = "", inode: int = 0) -> Entry:
+        entry: Entry = self._method("undelete", path, target=target, inode=inode)
+        return entry
+
+    def trash(self, path: str = "/") -> Iterator[TrashEntry]:
+        return self._iterate("trash", path)
+
+    def empty_trash(self, path: str, *, recursive: bool = False, inode: int = 0) -> int:
+        return int(self._method("empty_trash", path, recursive=recursive, inode=inode))
 
     def disk_usage(self, path: str = "/") -> DiskUsageReply:
         reply: DiskUsageReply = self._method("disk_usage", path)
@@ -214,6 +303,19 @@ class SyncClient:
     def status(self) -> StatusReply:
         reply: StatusReply = self._method("status")
         return reply
+
+    def drain(
+        self, server: str, *, cancel: bool = False, fewer_racks: bool = False
+    ) -> ServerStatus:
+        status: ServerStatus = self._method("drain", server, cancel=cancel, fewer_racks=fewer_racks)
+        return status
+
+    def promote(self, *, force: bool = False) -> PromoteReply:
+        reply: PromoteReply = self._method("promote", force=force)
+        return reply
+
+    def forget_shadow(self, address: str) -> None:
+        self._method("forget_shadow", address)
 
     def locate(self, path: str) -> LocateReport:
         report: LocateReport = self._method("locate", path)
@@ -322,8 +424,9 @@ def connect(
     master: str | Sequence[str] | None = None,
     *,
     state: str | os.PathLike[str] | None = None,
-    key: bytes | None = None,
+    key: bytes | str | os.PathLike[str] | None = None,
+    tls: str | os.PathLike[str] | None = None,
     settings: ClientSettings | None = None,
 ) -> SyncClient:
     """As :func:`gfs.client.connect`; close the client or use it with ``with``."""
-    return SyncClient(master, state=state, key=key, settings=settings)
+    return SyncClient(master, state=state, key=key, tls=tls, settings=settings)

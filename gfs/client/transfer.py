@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import mmap
 import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
@@ -17,9 +18,18 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from gfs.blocks import BLOCK_BYTES, Buffer
 from gfs.client.core import ClientCore
-from gfs.client.read import STEP_BYTES, BlockStream, FileMap, check_path
-from gfs.client.upload import Upload
+from gfs.client.read import (
+    SMALL_BYTES,
+    STEP_BYTES,
+    BlockStream,
+    FileMap,
+    check_path,
+    read_pieces,
+)
+from gfs.client.upload import OWN_BUFFER_BYTES, Terms, Upload
+from gfs.diagnostics import asked_for
 from gfs.errors import AlreadyExists, ChunkUnavailable, FileChanged, InvalidArgument
+from gfs.protocol.buffers import BufferPool
 from gfs.protocol.messages import Entry
 
 Progress = Callable[[int], object]
@@ -44,9 +54,8 @@ async def put(
     source: Source,
     path: str,
     *,
-    overwrite: bool,
+    terms: Terms,
     replication: int,
-    parents: bool,
     progress: Progress | None,
 ) -> Entry:
     check_path(path)
@@ -56,7 +65,7 @@ async def put(
         upload = Upload(core, replication)
         try:
             await feed.fill(upload, report)
-            return await upload.publish(path, replace=overwrite, parents=parents)
+            return await upload.publish(path, terms)
         except ChunkUnavailable:
             again = attempt < TRIES_MAX and feed.can_rewind()
             if not again:
@@ -173,40 +182,70 @@ def _feeder(core: ClientCore, source: Source) -> _Feed:
 
 
 async def stream(
-    core: ClientCore, path: str, offset: int = 0, length: int | None = None
+    core: ClientCore,
+    source: FileMap | str,
+    offset: int = 0,
+    length: int | None = None,
+    *,
+    request: int = 0,
 ) -> AsyncGenerator[memoryview, None]:
-    """The file's bytes in verified pieces of up to 1 MiB; each view is valid until
-    the next step."""
-    file = await FileMap.open(core, path)
-    async with aclosing(stream_map(core, file, offset, length)) as pieces:
-        async for view in pieces:
-            yield view
-
-
-async def stream_map(
-    core: ClientCore, file: FileMap, offset: int = 0, length: int | None = None
-) -> AsyncGenerator[memoryview, None]:
-    """As :func:`stream`, of a file that was looked up already."""
+    """The bytes of a file, or of the one at a path, in verified pieces of up to
+    1 MiB; each view is valid until the next step. All of it is one request: the one
+    given, else that of the first step."""
+    asked = asked_for(request or core.present_request())
+    with asked:
+        file = source if isinstance(source, FileMap) else await FileMap.open(core, source)
     if offset < 0 or (length is not None and length < 0):
         raise InvalidArgument(f"{file.path}: {length} bytes at {offset}")
     end = file.entry.length if length is None else min(file.entry.length, offset + length)
+    if end - offset <= SMALL_BYTES:
+        if end > offset:
+            with memoryview(bytearray(end - offset)) as piece:
+                with asked:
+                    await read_pieces(core, file, offset, piece)
+                yield piece
+        return
     position = offset
     blocks = BlockStream(core, file, offset - offset % BLOCK_BYTES, end)
-    buffer = await core.buffers.acquire() if end > offset else None
+    steps = _StepBuffer(core.buffers)
     try:
-        while buffer is not None and position < end:
+        while position < end:
             start = blocks.position
-            want = min(STEP_BYTES, blocks.end - start)
-            with memoryview(buffer) as whole:
-                with whole[:want] as step:
+            with steps.view(blocks.end - start) as step:
+                with asked:
                     got = await blocks.read_into(step)
-                with whole[position - start : min(got, end - start)] as view:
+                with step[position - start : min(got, end - start)] as view:
                     position = start + got
                     yield view
     finally:
         blocks.close()
-        if buffer is not None:
-            core.buffers.release(buffer)
+        steps.close()
+
+
+class _StepBuffer:
+    """Where a download's steps go: a buffer of the client's pool, or while the pool
+    has none, a small one of its own. A consumer may keep a step for as long as it
+    likes, so nobody waits for a buffer that another has."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._pooled: mmap.mmap | None = None
+        self._own = bytearray()
+
+    def view(self, left: int) -> memoryview:
+        """Room for the next step, of whole blocks or all the ``left`` bytes."""
+        if self._pooled is None:
+            self._pooled = self._pool.acquire_now()
+        if self._pooled is not None:
+            return memoryview(self._pooled)[: min(STEP_BYTES, left)]
+        if not self._own:
+            self._own = bytearray(min(OWN_BUFFER_BYTES, left))
+        return memoryview(self._own)[:left]
+
+    def close(self) -> None:
+        if self._pooled is not None:
+            self._pool.release(self._pooled)
+            self._pooled = None
 
 
 async def get_bytes(core: ClientCore, path: str, progress: Progress | None) -> bytes:
@@ -216,6 +255,10 @@ async def get_bytes(core: ClientCore, path: str, progress: Progress | None) -> b
         data = bytearray(file.entry.length)
         blocks = BlockStream(core, file, 0, file.entry.length)
         try:
+            if len(data) <= SMALL_BYTES:
+                await read_pieces(core, file, 0, memoryview(data))
+                report(len(data))
+                return bytes(data)
             with memoryview(data) as view:
                 while blocks.position < blocks.end:
                     with view[blocks.position :][:STEP_BYTES] as step:
@@ -236,7 +279,7 @@ async def get_to_file(
     """Write the file's bytes to ``target`` as they come. Not atomic: it is a stream."""
     report = progress or _no_progress
     file = await FileMap.open(core, path)
-    async with aclosing(stream_map(core, file)) as pieces:
+    async with aclosing(stream(core, file)) as pieces:
         async for view in pieces:
             await core.world.run_blocking(_write_all, target, view)
             report(len(view))
@@ -266,7 +309,7 @@ async def get_to_path(
         moved = 0
         try:
             await run(part.open)
-            async with aclosing(stream_map(core, file)) as pieces:
+            async with aclosing(stream(core, file)) as pieces:
                 async for view in pieces:
                     await run(part.write, view)
                     moved += len(view)

@@ -21,22 +21,27 @@ from __future__ import annotations
 import logging
 import mmap
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
-from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, packet_sums
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, FileDigest, packet_sums
 from gfs.client.core import ClientCore
+from gfs.client.read import check_path
 from gfs.errors import (
     ChunkUnavailable,
     DeadlineExceeded,
     GfsError,
+    InvalidArgument,
+    InvalidName,
     LeaseLost,
     NotFound,
     ProtocolError,
     invariant,
 )
+from gfs.protocol.attributes import check_attributes
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import encode_frame, encode_head
@@ -67,11 +72,43 @@ RECOVERIES_MAX = 8
 
 class ChainBroken(Exception):
     """A write chain failed; ``server`` is the id of the one that did. It is empty
-    when none did: the servers end an exchange whose writer pauses for long."""
+    when none did: the servers end an exchange whose writer pauses for long. ``code`` is
+    what it said, if it said anything."""
 
-    def __init__(self, message: str, server: str) -> None:
+    def __init__(self, message: str, server: str, code: str = "") -> None:
         super().__init__(message)
         self.server = server
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a new file takes its name, and what it carries. Made before the first byte
+    is sent, so that a mistake is told then.
+
+    Raises InvalidArgument or InvalidName.
+    """
+
+    replace: bool = False
+    #: Make missing directories; a path: only below that one, which must be there.
+    parents: bool | str = True
+    attributes: Mapping[str, str] | None = None
+    #: 0: nothing may be at the path; n: the file of that inode, which is replaced.
+    expect: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parents, str):
+            check_path(self.parents)
+            if not self.parents:
+                raise InvalidName("an empty path of the directory that must be there")
+        if self.attributes:
+            check_attributes(self.attributes)
+        check_expect(self.expect)
+
+
+def check_expect(expect: int | None) -> None:
+    if expect is not None and not 0 <= expect < 1 << 63:
+        raise InvalidArgument(f"inode {expect} cannot be expected")
 
 
 @dataclass(slots=True)
@@ -120,7 +157,7 @@ class ChainWriter:
                 self._next_number = 0
                 head = encode_frame(
                     WriteChunk(
-                        id=0,
+                        id=self.core.message_id(),
                         version=self.version,
                         handle=self.handle,
                         offset=packet.offset,
@@ -178,7 +215,7 @@ class ChainWriter:
             if message.code == LeaseLost.code:
                 server = ""  # nobody failed: the master wants to be asked again
             self.hang_up()
-            raise ChainBroken(message.message, server)
+            raise ChainBroken(message.message, server, message.code)
         if not isinstance(message, PacketAck) or message.id >= self._next_number:
             raise self._broken(ProtocolError(f"{message!r} instead of an acknowledgement"))
         while self.packets and self.packets[0].number <= message.id:
@@ -230,6 +267,8 @@ class Upload:
         self._filled = 0
         self._offset = 0  # in the chunk being written, of the buffer's first byte
         self.length = 0
+        #: None once a packet ended inside a block: its sums are not the stored ones.
+        self._digest: FileDigest | None = FileDigest()
         self._ended = False
         core.uploads += 1
 
@@ -254,7 +293,11 @@ class Upload:
 
     async def write(self, data: Buffer) -> None:
         """Copy ``data`` into buffers, sending those that are full."""
-        with memoryview(data).cast("B") as source:
+        with memoryview(data) as given:
+            if not given.nbytes:
+                return  # what is empty cannot be cast
+            source = given.cast("B")
+        with source:
             done = 0
             while done < len(source):
                 with await self.buffer() as free:
@@ -295,6 +338,7 @@ class Upload:
             # A buffer of its own is a writer's only one: it is waited for.
             flush=flush or (pooled is None and not last),
         )
+        self._digest_packet(packet)
         try:
             chunk = await self._current_chunk()
         except BaseException:
@@ -310,6 +354,13 @@ class Upload:
         except ChainBroken as broken:
             await self._recover(chunk, broken)
         await self._keep_to_window(packet.flush and not flush)
+
+    def _digest_packet(self, packet: OutPacket) -> None:
+        """Each packet comes here once, however often it is sent."""
+        if packet.sums and packet.offset % BLOCK_BYTES:
+            self._digest = None
+        elif self._digest is not None:
+            self._digest.update(packet.sums)
 
     async def _keep_to_window(self, empty: bool) -> None:
         limit = 0 if empty else self._core.settings.window_bytes
@@ -363,8 +414,9 @@ class Upload:
         Raises ChunkUnavailable when the acknowledged bytes are nowhere any more.
         """
         for _ in range(RECOVERIES_MAX):
-            log.warning("chunk %016x: %s; going on without it", chunk.handle, broken)
-            self._core.suspect(broken.server)
+            how = "without it" if broken.server else "with all servers"
+            log.warning("chunk %016x: %s; going on %s", chunk.handle, broken, how)
+            self._core.suspect(broken.server, broken.code)
             chunk.hang_up()
             try:
                 await self._new_chain(chunk, broken.server)
@@ -403,15 +455,15 @@ class Upload:
 
     # --- the end ------------------------------------------------------------------
 
-    async def publish(self, path: str, *, replace: bool, parents: bool) -> Entry:
+    async def publish(self, path: str, terms: Terms) -> Entry:
         """Make the file visible, whole. Acknowledged when this returns.
 
-        Raises AlreadyExists and the other errors of the namespace; the upload is
+        Raises AlreadyExists, FileChanged and the other errors of the namespace; the upload is
         over in any case.
         """
         try:
             await self._finish_chunks()
-            entry = await self._publish(path, replace, parents)
+            entry = await self._publish(path, terms)
         except BaseException:
             await self.abort()
             raise
@@ -427,7 +479,7 @@ class Upload:
                 await self._receive_ack(chunk)
         self._unfinished.clear()
 
-    async def _publish(self, path: str, replace: bool, parents: bool) -> Entry:
+    async def _publish(self, path: str, terms: Terms) -> Entry:
         ids: dict[str, int] = {}
         chunks = [
             PublishedChunk(
@@ -446,9 +498,13 @@ class Upload:
             path=path,
             length=self.length,
             replication=self._replication,
-            replace=replace,
-            parents=parents,
+            replace=terms.replace,
+            parents=bool(terms.parents),
             servers=list(ids),
+            digest=b"" if self._digest is None else self._digest.digest(),
+            attributes=dict(terms.attributes or {}),
+            expect=-1 if terms.expect is None else terms.expect,
+            below=terms.parents if isinstance(terms.parents, str) else "",
         )
         body = msgspec.msgpack.encode(chunks)
         return (await self._core.master.ask(request, PublishReply, body)).entry

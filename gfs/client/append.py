@@ -1,0 +1,463 @@
+"""Record append: the paper, section 3.3. At least once, whole, where the primary says.
+
+What one client appends to one file goes through one :class:`Appender`: it knows the
+chunk that is being filled, its primary and chain, and sends what has come together
+since the last answer as one request. The master is asked for the lease, once for each
+chunk and after failures, for the next chunk when one is full, and whether the path is
+still that of the same file every ``location_seconds``.
+
+A failure is treated as that of a write in place (:mod:`gfs.client.mutate`): the
+master grants a higher version to the replicas that are left, and the same frames,
+under the same names, are sent again. Some of them may be there twice then.
+
+Reading looks for frames in whatever a chunk holds (:mod:`gfs.protocol.records`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES, MIB, Buffer
+from gfs.client.core import ClientCore
+from gfs.client.read import FileMap, check_path
+from gfs.client.transfer import put, stream
+from gfs.client.upload import STALL_SECONDS_PER_HOP, Terms
+from gfs.diagnostics import asked_for
+from gfs.errors import (
+    AlreadyExists,
+    Busy,
+    ChunkUnavailable,
+    DiskFull,
+    GfsError,
+    InvalidArgument,
+    IsADirectory,
+    LeaseLost,
+    MasterUnavailable,
+    NotFound,
+    ProtocolError,
+    Retryable,
+    StaleVersion,
+    from_wire,
+)
+from gfs.protocol import records
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.frames import encode_head
+from gfs.protocol.messages import (
+    AcquireLease,
+    AppendRecords,
+    AppendReply,
+    Done,
+    Failure,
+    LeaseReply,
+    Locate,
+    LocateReply,
+    Message,
+    ServerAddress,
+    SetLength,
+)
+
+#: Records of one request, unless a single one is larger.
+BATCH_BYTES = min(1 * MIB, records.FRAME_BYTES_MAX)
+BATCH_RECORDS = 1024
+#: Of one appender, waiting to be sent; beyond it callers wait.
+WAITING_BYTES_MAX = 32 * MIB
+PAUSE_SECONDS_MIN = 0.05
+PAUSE_SECONDS_MAX = 1.0
+#: Appenders kept that nobody uses now.
+IDLE_MAX = 256
+#: Numbers of each appender's records begin with the appender's own number.
+RECORDS_MAX_BITS = 40
+
+
+class Record(NamedTuple):
+    """One record of a file. ``client`` and ``sequence`` name it: an append that was
+    tried twice may be there twice, under the same name."""
+
+    offset: int
+    data: bytes
+    client: str
+    sequence: int
+
+
+class _Pending:
+    """One caller's record, framed."""
+
+    __slots__ = ("data", "done", "error", "head", "offset")
+
+    def __init__(self, head: bytes, data: memoryview) -> None:
+        self.head = head
+        self.data = data
+        self.done = trio.Event()
+        self.offset = -1
+        self.error: Exception | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.data)
+
+
+@dataclass(frozen=True)
+class _Lease:
+    handle: int
+    version: int
+    chain: list[ServerAddress]
+
+
+class _ChainBroken(Exception):
+    """``server`` is the id of the one that failed, empty if none did."""
+
+    def __init__(self, error: Exception, server: str) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.server = server
+        self.code = error.code if isinstance(error, GfsError) else ""
+
+
+class Appends:
+    """The appenders of one client, by path."""
+
+    def __init__(self, core: ClientCore, nursery: trio.Nursery) -> None:
+        self._core = core
+        self._nursery = nursery
+        self._appenders: dict[tuple[str, bool], Appender] = {}
+        self._made = 0
+
+    async def append(self, path: str, given: Iterable[Buffer], create: bool) -> list[int]:
+        """See :meth:`gfs.client.Client.append_many`."""
+        check_path(path)
+        data = [_checked(record) for record in given]
+        appender = self._appenders.pop((path, create), None)
+        if appender is None:
+            self._made += 1
+            appender = Appender(self._core, path, self._made, create)
+        self._appenders[path, create] = appender  # the last used are the last in order
+        if len(self._appenders) > IDLE_MAX:
+            self._forget_idle()
+        return await appender.append(data, self._nursery)
+
+    def _forget_idle(self) -> None:
+        for key, appender in list(self._appenders.items()):
+            if not appender.users:
+                del self._appenders[key]
+                return
+
+
+def _checked(record: Buffer) -> memoryview:
+    with memoryview(record) as given:
+        if given.nbytes > records.RECORD_BYTES_MAX:
+            raise InvalidArgument(
+                f"a record of {given.nbytes} bytes: at most {records.RECORD_BYTES_MAX} "
+                "(a quarter of a chunk)"
+            )
+        # What can be changed may be, when the caller is cancelled.
+        return memoryview(record if isinstance(record, bytes) else given.tobytes())
+
+
+class Appender:
+    """One file being appended to. One request at a time is on its way; what comes
+    meanwhile goes with the next."""
+
+    def __init__(self, core: ClientCore, path: str, number: int, create: bool) -> None:
+        self._core = core
+        self._path = path
+        self._create = create
+        self._client = bytes.fromhex(core.master.id)
+        self._next = number << RECORDS_MAX_BITS
+        self.users = 0
+        self._waiting: deque[_Pending] = deque()
+        self._waiting_bytes = 0
+        self._room = trio.lowlevel.ParkingLot()
+        self._sending = False
+        self._inode = 0
+        self._index = 0
+        self._known_until = float("-inf")
+        self._lease: _Lease | None = None
+        #: What the last lease of this chunk came to: (version, who failed).
+        self._broken = (0, "")
+
+    async def append(self, data: list[memoryview], nursery: trio.Nursery) -> list[int]:
+        self.users += 1
+        mine: list[_Pending] = []
+        try:
+            for record in data:
+                while self._waiting and self._waiting_bytes + len(record) > WAITING_BYTES_MAX:
+                    await self._room.park()
+                mine.append(self._enqueue(record))
+                if not self._sending:
+                    self._sending = True
+                    nursery.start_soon(self._send_all)
+            for pending in mine:
+                await pending.done.wait()
+        except BaseException:
+            self._take_back(mine)
+            raise
+        finally:
+            self.users -= 1
+        for pending in mine:
+            if pending.error is not None:
+                raise pending.error
+        return [pending.offset for pending in mine]
+
+    def _enqueue(self, record: memoryview) -> _Pending:
+        head = records.encode_head(self._client, self._next, record)
+        self._next += 1
+        pending = _Pending(head, record)
+        self._waiting.append(pending)
+        self._waiting_bytes += pending.size
+        return pending
+
+    def _take_back(self, given_up: list[_Pending]) -> None:
+        for pending in given_up:
+            if pending in self._waiting:
+                self._waiting.remove(pending)
+                self._waiting_bytes -= pending.size
+        self._room.unpark_all()
+
+    # --- sending --------------------------------------------------------------------------
+
+    async def _send_all(self) -> None:
+        """Until nothing waits any more. Whatever happens, nobody is left waiting."""
+        batch: list[_Pending] = []
+        try:
+            while self._waiting:
+                batch = self._take_batch()
+                try:
+                    await self._send(batch)
+                except GfsError as error:
+                    _fail(batch, error)
+        except BaseException:
+            _fail([*batch, *self._waiting], ChunkUnavailable(f"{self._path}: the client ends"))
+            self._waiting.clear()
+            raise
+        finally:
+            self._sending = False
+
+    def _take_batch(self) -> list[_Pending]:
+        batch: list[_Pending] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH_RECORDS:
+            if batch and size + self._waiting[0].size > BATCH_BYTES:
+                break
+            pending = self._waiting.popleft()
+            size += pending.size
+            batch.append(pending)
+        self._waiting_bytes -= size
+        self._room.unpark_all()
+        return batch
+
+    async def _send(self, batch: list[_Pending]) -> None:
+        """Until all of ``batch`` is placed. Raises what is to be told to its callers."""
+        clock = self._core.world.clock
+        give_up = clock.monotonic() + self._core.settings.retry_seconds
+        pause, failures = PAUSE_SECONDS_MIN, 0
+        while batch:
+            try:
+                batch = await self._send_once(batch)
+                failures = 0
+                continue
+            except _ChainBroken as broken:
+                last = broken.error
+                if self._lease is not None:
+                    self._broken = (self._lease.version, broken.server)
+                self._lease = None
+                self._core.suspect(broken.server, broken.code)
+            except (Busy, LeaseLost, StaleVersion, DiskFull) as error:
+                last = error
+            except MasterUnavailable:
+                raise  # it was waited for already
+            except Retryable as error:
+                last = error
+            failures += 1
+            if failures > 2 and clock.monotonic() + pause > give_up:
+                if isinstance(last, DiskFull):
+                    raise last
+                raise ChunkUnavailable(f"{self._path}: appends keep failing: {last}") from last
+            if failures > 1:
+                await clock.sleep(pause)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    async def _send_once(self, batch: list[_Pending]) -> list[_Pending]:
+        """Returns those that did not fit into the chunk."""
+        await self._find()
+        if self._lease is None:
+            self._lease = await self._acquire()
+        reply = await self._exchange(self._lease, batch)
+        if not 0 <= reply.placed <= len(batch) or (reply.placed < len(batch)) != reply.full:
+            raise ProtocolError(f"{reply} to an append of {len(batch)} records")
+        at = self._index * CHUNK_BYTES + reply.offset
+        for pending in batch[: reply.placed]:
+            pending.offset = at
+            at += pending.size
+            pending.done.set()
+        if reply.full:
+            await self._next_chunk()
+        return batch[reply.placed :]
+
+    async def _find(self) -> None:
+        """Which file is at the path now; made if there is none and it is to be."""
+        now = self._core.world.clock.monotonic()
+        if now < self._known_until:
+            return
+        while True:
+            try:
+                request = Locate(id=0, path=self._path, inode=0, first=0, count=0)
+                entry = (await self._core.master.ask(request, LocateReply)).entry
+                break
+            except NotFound:
+                if not self._create:
+                    raise
+                try:
+                    await put(
+                        self._core, b"", self._path, terms=Terms(), replication=0, progress=None
+                    )
+                except AlreadyExists:
+                    continue
+        if entry.kind == "directory":
+            raise IsADirectory(f"{self._path}: is a directory")
+        if entry.inode != self._inode:
+            self._inode, self._lease, self._broken = entry.inode, None, (0, "")
+            # The file may be longer by now: then that chunk is full, and says so.
+            self._index = entry.length // CHUNK_BYTES
+        self._known_until = now + self._core.settings.location_seconds
+
+    async def _acquire(self) -> _Lease:
+        version, failed = self._broken
+        request = AcquireLease(
+            id=0,
+            client=self._core.master.id,
+            sequence=self._core.master.next_sequence(),
+            inode=self._inode,
+            index=self._index,
+            version=version,
+            failed=[failed] if failed else [],
+            append=True,
+        )
+        try:
+            reply = await self._core.master.ask(request, LeaseReply)
+        except NotFound:
+            self._known_until = float("-inf")  # deleted: the path may be another file's
+            raise LeaseLost(f"{self._path}: the file was deleted") from None
+        chain = [reply.servers[n] for n in reply.chunk.servers]
+        if not chain:
+            raise ProtocolError("a lease without servers")
+        return _Lease(reply.chunk.handle, reply.chunk.version, chain)
+
+    async def _next_chunk(self) -> None:
+        """The chunk is full: the master is to know before it adds the next."""
+        self._lease, self._broken = None, (0, "")
+        self._index += 1
+        request = SetLength(
+            id=0,
+            client=self._core.master.id,
+            sequence=self._core.master.next_sequence(),
+            inode=self._inode,
+            length=self._index * CHUNK_BYTES,
+        )
+        try:
+            await self._core.master.ask(request, Done)
+        except NotFound:
+            self._known_until = float("-inf")
+
+    async def _exchange(self, lease: _Lease, batch: list[_Pending]) -> AppendReply:
+        """One request to the primary. Raises _ChainBroken, or what needs no new lease."""
+        primary = lease.chain[0]
+        size = sum(pending.size for pending in batch)
+        request = AppendRecords(
+            self._core.message_id(), lease.handle, lease.version, self._inode, lease.chain[1:]
+        )
+        buffers: list[Buffer] = []
+        for pending in batch:
+            buffers.append(pending.head)
+            if pending.data:
+                buffers.append(pending.data)
+        if size <= BATCH_BYTES:
+            buffers = [b"".join(buffers)]
+        seconds = self._core.settings.stall_seconds + STALL_SECONDS_PER_HOP * len(lease.chain)
+        connection: BulkConnection | None = None
+        message: Message | None = None
+        try:
+            with deadline(seconds, f"answer from {primary.address}"):
+                connection = await self._core.pool.acquire(primary.address)
+                await connection.send_frames(encode_head(request, size), *buffers)
+                message = await connection.receive()
+        except (ConnectionError, GfsError) as error:
+            raise _ChainBroken(error, primary.id) from error
+        finally:
+            if connection is not None:
+                if isinstance(message, AppendReply):
+                    self._core.pool.release(connection, primary.address)
+                else:
+                    connection.close()
+        if isinstance(message, AppendReply):
+            return message
+        if isinstance(message, Failure):
+            raise _meaning(message, primary.id)
+        raise _ChainBroken(ProtocolError(f"{type(message).__name__}"), primary.id)
+
+
+def _meaning(failure: Failure, primary: str) -> Exception:
+    """What a Failure says of the chain."""
+    error = from_wire(failure.code, failure.message, failure.server)
+    if isinstance(error, (InvalidArgument, Busy)):
+        return error
+    nobody = isinstance(error, LeaseLost) or (
+        # It knows of a newer version: the master will tell.
+        isinstance(error, StaleVersion) and failure.server == primary
+    )
+    return _ChainBroken(error, "" if nobody else failure.server)
+
+
+def _fail(batch: list[_Pending], error: Exception) -> None:
+    for pending in batch:
+        if not pending.done.is_set():
+            pending.error = error
+            pending.done.set()
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+async def read_records(
+    core: ClientCore, path: str, start: int, duplicates: bool
+) -> AsyncGenerator[Record, None]:
+    """See :meth:`gfs.client.Client.records`."""
+    if start < 0:
+        raise InvalidArgument(f"{path}: records from {start} on")
+    request = core.present_request()
+    with asked_for(request):
+        file = await FileMap.open(core, path)
+    async with aclosing(records_of(core, file, start, duplicates, request=request)) as found:
+        async for record in found:
+            yield record
+
+
+async def records_of(
+    core: ClientCore, file: FileMap, start: int, duplicates: bool, *, request: int = 0
+) -> AsyncGenerator[Record, None]:
+    """The records of a file as it was opened; all of it is one request, as of a stream."""
+    request = request or core.present_request()
+    end, seen = file.entry.length, records.SeenRecords()
+    while start < end:
+        base = start - start % CHUNK_BYTES
+        stop = min(end, base + CHUNK_BYTES)
+        scanner = records.RecordScanner(start - base)
+        async with aclosing(stream(core, file, start, stop - start, request=request)) as pieces:
+            async for piece in pieces:
+                for frame in scanner.feed(piece):
+                    if seen.add(frame.client, frame.sequence) or duplicates:
+                        yield _record(base, frame)
+        for frame in scanner.end():
+            if seen.add(frame.client, frame.sequence) or duplicates:
+                yield _record(base, frame)
+        start = stop
+
+
+def _record(base: int, frame: records.Frame) -> Record:
+    return Record(base + frame.offset, frame.data, frame.client.hex(), frame.sequence)
