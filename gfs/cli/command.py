@@ -6,6 +6,7 @@ import importlib
 import os
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,7 +22,11 @@ from gfs.cli.exits import (
     silence_stdout,
 )
 from gfs.cli.options import Cluster, client_options
-from gfs.errors import GfsError
+from gfs.cli.settings import write_settings
+from gfs.errors import GfsError, StartupError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 #: section → subcommand → (module of gfs.cli, what it is for). A module is only
 #: imported when its subcommand is used.
@@ -34,30 +39,46 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "put": ("transfer", "Copy local files or directories into the file system"),
         "get": ("transfer", "Copy files or directories out of the file system"),
         "cat": ("transfer", "Write files to stdout"),
+        "append": ("records", "Append records to a file, together with others"),
+        "records": ("records", "Write a file's records to stdout"),
         "ls": ("files", "List directories"),
         "stat": ("files", "Show what is known about files and directories"),
         "mkdir": ("files", "Make directories"),
         "rm": ("files", "Delete files and directories"),
+        "undelete": ("trash", "Bring back what was deleted"),
         "mv": ("files", "Move or rename files and directories"),
+        "snapshot": ("files", "Copy a file or directory at once, without copying data"),
+        "setrep": ("files", "Change how many replicas files have"),
         "du": ("files", "Sum up the files below a directory"),
     },
     "Health": {
         "status": ("health", "Show the servers and the cluster's totals"),
         "fsck": ("health", "Check every replica of the files; exit code 1 if any is damaged"),
         "locate": ("health", "Show a file's chunks and where their replicas are"),
+        "drain": ("drain", "Empty a chunkserver, so that it can be taken away"),
+        "key": ("keys", "Change the cluster key while the cluster runs"),
+        "promote": ("shadows", "Make a shadow master the master"),
+        "forget": ("shadows", "Wait no more for a shadow master that is lost"),
     },
     "Servers, one process each": {
-        "master": ("servers", "Run a master in the foreground"),
+        "master": ("servers", "Run a master, or a shadow of one, in the foreground"),
         "chunkserver": ("servers", "Run a chunkserver in the foreground"),
     },
 }
+
+
+#: Subcommands of other packages: entry points, each a click command. They are only
+#: looked for when a name is none of ours, and for the help.
+GROUP = "gfs.commands"
+GROUP_TITLE = "On top of the file system"
 
 
 class Sections(click.Group):
     """A group that lists its subcommands by section and imports them late."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for commands in SECTIONS.values() for name in commands]
+        ours = [name for commands in SECTIONS.values() for name in commands]
+        return [*ours, *sorted(set(_entry_points()) - set(ours))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for commands in SECTIONS.values():
@@ -66,12 +87,45 @@ class Sections(click.Group):
                 command = getattr(module, cmd_name)
                 assert isinstance(command, click.Command)
                 return command
-        return None
+        point = _entry_points().get(cmd_name)
+        return _load(point) if point is not None else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, what) for name, (_, what) in commands.items()])
+        others = [(name, _short_help(point)) for name, point in sorted(_entry_points().items())]
+        if others:
+            with formatter.section(GROUP_TITLE):
+                formatter.write_dl(others)
+        write_settings(formatter)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> click.Command:
+    """Raises StartupError, in one line, for a package that is broken."""
+    try:
+        command = point.load()
+    except Exception as error:
+        raise StartupError(
+            f"{point.name}: {point.value} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(command, click.Command):
+        raise StartupError(f"{point.name}: {point.value} is no click command")
+    return command
+
+
+def _short_help(point: EntryPoint) -> str:
+    """What it is for; the help is there for people whose other packages are broken."""
+    try:
+        return _load(point).get_short_help_str(limit=80)
+    except StartupError as error:
+        return f"({error})"
 
 
 @click.group(

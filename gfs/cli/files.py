@@ -1,4 +1,5 @@
-"""``gfs ls``, ``stat``, ``mkdir``, ``rm``, ``mv`` and ``du``: names and what they stand for."""
+"""``gfs ls``, ``stat``, ``mkdir``, ``rm``, ``mv``, ``snapshot``, ``du``: names and what they
+stand for."""
 
 from __future__ import annotations
 
@@ -17,29 +18,41 @@ from gfs.cli.options import (
 )
 from gfs.cli.output import JsonArray, Output, human_bytes, human_time, plural, to_json
 from gfs.cli.session import closing, run_with_client
+from gfs.cli.trash import empty_trash, list_trash
 from gfs.client import Client
-from gfs.errors import NotADirectory, NotFound
-from gfs.protocol.messages import Entry
+from gfs.errors import InvalidArgument, NotADirectory, NotFound
+from gfs.protocol.messages import DiskUsageReply, Entry
 
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("-l", "--long", is_flag=True, help="Replication, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below, one full path a line.")
+@click.option(
+    "--trash", "trashed", is_flag=True, help="What was deleted there and below, and until when."
+)
 @json_option("one array of entries, an entry a line,")
 @client_options
 def ls(
-    cluster: Cluster, paths: tuple[str, ...], long: bool, recursive: bool, as_json: bool
+    cluster: Cluster,
+    paths: tuple[str, ...],
+    long: bool,
+    recursive: bool,
+    trashed: bool,
+    as_json: bool,
 ) -> None:
     """List directories (default /), by name; a directory's name ends with a slash.
 
     Entries are printed as they come: millions of them take no more memory than
-    a few.
+    a few. What --trash shows can be had back with gfs undelete.
     """
     names = [remote_path(path) for path in paths or ("/",)]
 
     async def work(client: Client) -> None:
         async with Output() as output:
+            if trashed:
+                await list_trash(client, output, names, as_json)
+                return
             if as_json:
                 await _list_as_json(client, output, names, recursive)
                 return
@@ -146,19 +159,39 @@ def mkdir(cluster: Cluster, paths: tuple[str, ...], parents: bool, as_json: bool
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("-r", "--recursive", is_flag=True, help="Directories with all that is in them.")
 @click.option("-f", "--force", is_flag=True, help="No error for a path that does not exist.")
+@click.option("--now", is_flag=True, help="For good: it cannot be undeleted.")
+@click.option(
+    "--trash",
+    "trashed",
+    is_flag=True,
+    help="Give up what was deleted there before; with -r all below: gfs rm --trash -r /",
+)
 @json_option('{"deleted": [path, …]}')
 @client_options
 def rm(
-    cluster: Cluster, paths: tuple[str, ...], recursive: bool, force: bool, as_json: bool
+    cluster: Cluster,
+    paths: tuple[str, ...],
+    recursive: bool,
+    force: bool,
+    now: bool,
+    trashed: bool,
+    as_json: bool,
 ) -> None:
-    """Delete files and empty directories; with -r any directory."""
+    """Delete files and empty directories; with -r any directory.
+
+    For a while (the master's trash_seconds) they can be had back with gfs undelete.
+    """
     names = [remote_path(path) for path in paths]
+    if now and trashed:
+        raise InvalidArgument("--trash is for what was deleted before: without --now")
 
     async def work(client: Client) -> None:
         deleted = []
-        for name in names:
+        if trashed:
+            deleted = await empty_trash(client, names, recursive, force)
+        for name in () if trashed else names:
             try:
-                await client.delete(name, recursive=recursive)
+                await client.delete(name, recursive=recursive, now=now)
             except NotFound:
                 if not force:
                     raise
@@ -210,11 +243,84 @@ def mv(
     run_with_client(cluster, work)
 
 
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("-p", "--parents", is_flag=True, help="Make missing parents of DST.")
+@json_option('{"source", "target", "files", "directories", "bytes"}')
+@client_options
+def snapshot(cluster: Cluster, source: str, target: str, parents: bool, as_json: bool) -> None:
+    """Make DST a copy of SRC as it is at one instant: a file, or a directory with all
+    that is in it.
+
+    No data is copied, so it takes no space and no longer for large files: SRC and
+    DST share it until one of them is written. DST appears whole, or not at all.
+    Changes in SRC wait until it is there.
+    """
+    names = remote_path(source), remote_path(target)
+
+    async def work(client: Client) -> None:
+        reply = await client.snapshot(*names, parents=parents)
+        if as_json:
+            async with Output() as output:
+                await output.line(
+                    to_json(
+                        {
+                            "source": names[0],
+                            "target": names[1],
+                            "files": reply.files,
+                            "directories": reply.directories,
+                            "bytes": reply.bytes,
+                        }
+                    )
+                )
+
+    run_with_client(cluster, work)
+
+
 async def _is_directory(client: Client, path: str) -> bool:
     try:
         return (await client.stat(path)).kind == "directory"
     except NotFound:
         return False
+
+
+@click.command()
+@click.argument("goal", type=click.IntRange(min=0), metavar="GOAL")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("-R", "--recursive", is_flag=True, help="All files below a directory.")
+@json_option('{"files": how many}')
+@client_options
+def setrep(
+    cluster: Cluster, goal: int, paths: tuple[str, ...], recursive: bool, as_json: bool
+) -> None:
+    """Have GOAL replicas of each file (0: as many as the cluster's default).
+
+    Copies are made, or given up, in the minutes that follow: gfs status.
+    """
+    names = [remote_path(path) for path in paths]
+
+    async def work(client: Client) -> None:
+        files = 0
+        for name in names:
+            files += await client.set_replication(name, goal, recursive=recursive)
+        if as_json:
+            async with Output() as output:
+                await output.line(to_json({"files": files}))
+
+    run_with_client(cluster, work)
+
+
+def _shared(usage: DiskUsageReply) -> str:
+    if not usage.shared_bytes:
+        return ""
+    return f"; shared: {human_bytes(usage.shared_bytes)}"
+
+
+def _in_trash(usage: DiskUsageReply) -> str:
+    if not usage.trash_files:
+        return ""
+    return f"; deleted: {human_bytes(usage.trash_bytes)}, {plural(usage.trash_files, 'file')}"
 
 
 @click.command()
@@ -224,7 +330,9 @@ async def _is_directory(client: Client, path: str) -> bool:
 def du(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
     """Sum up the files at and below each PATH (default /).
 
-    Two sizes: of the files as they are read, and of all their replicas.
+    Two sizes: of the files as they are read, and of all their replicas. How much of
+    it is shared with other files (snapshots) is told, of which deleting it here frees
+    nothing; what was deleted there and can be undeleted is told apart (gfs ls --trash).
     """
     names = [remote_path(path) for path in paths or ("/",)]
 
@@ -241,6 +349,10 @@ def du(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
                                 "directories": usage.directories,
                                 "bytes": usage.bytes,
                                 "replicated_bytes": usage.replicated_bytes,
+                                "shared_bytes": usage.shared_bytes,
+                                "shared_replicated_bytes": usage.shared_replicated_bytes,
+                                "trash_files": usage.trash_files,
+                                "trash_bytes": usage.trash_bytes,
                             }
                             for name, usage in sums
                         ]
@@ -254,7 +366,7 @@ def du(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
                 await output.line(
                     f"{human_bytes(usage.bytes):>9}  "
                     f"({human_bytes(usage.replicated_bytes)} with replicas)  "
-                    f"{output.name(name)}  {counts}"
+                    f"{output.name(name)}  {counts}{_shared(usage)}{_in_trash(usage)}"
                 )
 
     run_with_client(cluster, work)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import click
 
 from gfs.cli import progress
+from gfs.cli.drain import told
 from gfs.cli.exits import Failed
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
 from gfs.cli.output import (
@@ -24,7 +25,8 @@ from gfs.cli.output import (
 from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
 from gfs.client import ChunkReport, Client, FsckProblem, FsckReport
-from gfs.protocol.messages import ServerStatus, StatusReply
+from gfs.client.fsck import MENDING
+from gfs.protocol.messages import ClusterTotals, Scrub, ServerStatus, ShadowStatus, StatusReply
 
 #: Problems of one kind that are told one by one; ``--json`` has them all.
 TOLD_MAX = 100
@@ -42,16 +44,19 @@ def status(cluster: Cluster, as_json: bool) -> None:
             if as_json:
                 await output.line(to_json(reply))
                 return
-            for part in (_servers(reply), _totals(reply), *_warnings(reply)):
+            for part in (_servers(reply), _totals(reply), *masters(reply), *_warnings(reply)):
                 await output.line(part)
 
     run_with_client(cluster, work)
 
 
 def _servers(reply: StatusReply) -> str:
-    titles = ["CHUNKSERVER", "ADDRESS", "RACK", "STATE", "USED", "FREE", "CHUNKS", "HEARTBEAT"]
+    titles = [
+        *("CHUNKSERVER", "ADDRESS", "RACK", "STATE", "USED", "FREE", "CHUNKS"),
+        *("SCRUBBED", "HEARTBEAT"),
+    ]
     rows = [_server_row(server) for server in reply.servers]
-    return table(titles, rows, right=(4, 5, 6, 7))
+    return table(titles, rows, right=(4, 5, 6, 7, 8))
 
 
 def _server_row(server: ServerStatus) -> list[str]:
@@ -59,6 +64,8 @@ def _server_row(server: ServerStatus) -> list[str]:
     free = sum(disk.free_bytes for disk in server.disks)
     state = server.state
     unfit = sorted({disk.state for disk in server.disks if disk.state != "ok"})
+    if server.drain:
+        state = server.drain if server.state == "live" else f"{state}, {server.drain}"
     if unfit:
         state += f" (disk {', '.join(unfit)})"
     return [
@@ -69,8 +76,14 @@ def _server_row(server: ServerStatus) -> list[str]:
         human_bytes(total - free),
         human_bytes(free),
         str(server.chunks),
+        _scrubbed(server.scrub),
         f"{human_seconds(server.heartbeat_age_ms / 1000)} ago",
     ]
+
+
+def _scrubbed(scrub: Scrub) -> str:
+    """How much of its bytes it has read and verified in this pass."""
+    return f"{100 * scrub.done_bytes // scrub.total_bytes} %" if scrub.total_bytes else "-"
 
 
 def _totals(reply: StatusReply) -> str:
@@ -80,31 +93,96 @@ def _totals(reply: StatusReply) -> str:
             "",
             f"cluster {reply.cluster}: {plural(totals.files, 'file')}, "
             f"{plural(totals.directories, 'directory')}, {human_bytes(totals.bytes)} "
-            f"in {plural(totals.chunks, 'chunk')}",
+            f"in {plural(totals.chunks, 'chunk')}{_shared(totals)}",
             f"chunks: {totals.under_replicated} under-replicated, {totals.corrupt} corrupt, "
             f"{totals.lost} lost; {totals.orphaned} orphaned, {totals.stale} stale",
             f"repairs: {totals.repairs_active} running, {totals.repairs_queued} waiting",
+            *_moves(totals),
+            *_trash(totals),
         ]
     )
+
+
+def _shared(totals: ClusterTotals) -> str:
+    if not totals.shared_bytes:
+        return ""
+    return f", {human_bytes(totals.shared_bytes)} of it shared (snapshots) and not stored again"
+
+
+def _moves(totals: ClusterTotals) -> Iterator[str]:
+    if totals.moves_active or totals.moves_queued:
+        yield (
+            f"moves (draining, rebalancing): {totals.moves_active} running, "
+            f"{totals.moves_queued} waiting"
+        )
+
+
+def _trash(totals: ClusterTotals) -> Iterator[str]:
+    if totals.trash_rows:
+        yield (
+            f"trash: {plural(totals.trash_files, 'file')}, {human_bytes(totals.trash_bytes)} "
+            "(gfs ls --trash; gfs undelete; for good: gfs rm --trash)"
+        )
+
+
+def masters(reply: StatusReply) -> Iterator[str]:
+    """Where this comes from, and how far the shadow masters are."""
+    if reply.role == "shadow":
+        yield (
+            f"This is a shadow master; the master is at {reply.master or 'an unknown address'}. "
+            f"At operation {reply.sequence}, {plural(reply.behind_operations, 'operation')} and "
+            f"{human_seconds(reply.behind_ms / 1000)} behind it"
+        )
+        return
+    if reply.term or reply.shadows or reply.replicas_before_ack:
+        yield (
+            f"master: term {reply.term >> 32}, at operation {reply.sequence}; "
+            f"{plural(reply.replicas_before_ack, 'shadow')} must have it before it is acknowledged"
+        )
+    for shadow in reply.shadows:
+        yield f"shadow {shadow.address}: {shadow.state}, {_behind(reply, shadow)}"
+    following = sum(shadow.state == "following" for shadow in reply.shadows)
+    if following < reply.replicas_before_ack:
+        yield (
+            f"WARNING: nothing can be changed: {reply.replicas_before_ack} shadow masters must "
+            f"follow, {following} of those that count do: start what is missing: gfs master "
+            "--shadow-of ADDRESS; one that is lost for good: gfs forget ADDRESS"
+        )
+    elif any(shadow.state == "away" for shadow in reply.shadows):
+        yield (
+            "WARNING: a shadow master is away: see its log, start it again: "
+            "gfs master --shadow-of ADDRESS"
+        )
+
+
+def _behind(reply: StatusReply, shadow: ShadowStatus) -> str:
+    known = []
+    if shadow.sequence >= 0:
+        known.append(plural(max(0, reply.sequence - shadow.sequence), "operation"))
+    if shadow.behind_ms >= 0:
+        known.append(human_seconds(shadow.behind_ms / 1000))
+    return f"{' and '.join(known)} behind" if known else "how far behind is not known"
 
 
 def _warnings(reply: StatusReply) -> Iterator[str]:
     totals = reply.totals
     live = sum(server.state == "live" for server in reply.servers)
     if totals.lost:
+        yield f"WARNING: {_lost(reply)}; which files: gfs fsck /"
+    if totals.corrupt > totals.corrupt_kept:
         yield (
-            f"WARNING: {plural(totals.lost, 'chunk')} without any good replica: bring back the "
-            "chunkservers that are away (gfs chunkserver, gfs up); which files: gfs fsck /"
+            f"WARNING: {plural(totals.corrupt - totals.corrupt_kept, 'corrupt replica')}, being "
+            "repaired from good ones: see which and whether it is done: gfs fsck /"
         )
-    if totals.corrupt:
+    if totals.corrupt_kept:
         yield (
-            f"WARNING: {plural(totals.corrupt, 'corrupt replica')}, being repaired from good "
-            "ones: see which and whether it is done: gfs fsck /"
+            f"WARNING: {plural(totals.corrupt_kept, 'corrupt replica')} kept, for nothing better "
+            "is left of their chunks: see which: gfs fsck /"
         )
     if totals.under_replicated:
         yield (
             f"WARNING: {plural(totals.under_replicated, 'chunk')} below the replication goal: "
-            + _repairs(reply, live)
+            + _repairs(reply)
         )
     for server in reply.servers:
         yield from _server_warnings(server)
@@ -112,22 +190,55 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
         yield "WARNING: no chunkserver is live: start some: gfs up, or gfs chunkserver"
 
 
-def _repairs(reply: StatusReply, live: int) -> str:
+def _lost(reply: StatusReply) -> str:
     totals = reply.totals
-    if totals.repairs_active:
+    told = [f"{plural(totals.lost, 'chunk')} without any good replica"]
+    if totals.salvages:
+        told.append(f"{totals.salvages} being put together from damaged replicas")
+    if totals.beyond_repair:
+        told.append(
+            f"{totals.beyond_repair} that cannot be put together from the damaged replicas "
+            "there are"
+        )
+    if totals.lost > totals.salvages:
+        told.append(_bring_back(reply))
+    return ": ".join((told[0], ", ".join(told[1:])))
+
+
+def _bring_back(reply: StatusReply) -> str:
+    """What is left to do about chunks that are lost."""
+    away = [f"{s.id} ({s.address})" for s in reply.servers if s.state != "live"]
+    if away:
+        return f"bring back the chunkservers that are away ({', '.join(away)}): gfs chunkserver"
+    return (
+        "no chunkserver that is known is away, so unless there are others or old disks to bring "
+        "back, delete these files (gfs rm) and restore them from where they came from"
+    )
+
+
+def _repairs(reply: StatusReply) -> str:
+    totals = reply.totals
+    usable = sum(server.state == "live" and not server.drain for server in reply.servers)
+    missing = totals.goal_unmet - usable
+    if totals.repairs_active or missing <= 0:
         return (
-            f"{plural(totals.repairs_active, 'repair')} running, {totals.repairs_queued} waiting: "
-            "watch them: gfs status"
+            f"{plural(totals.repairs_active, 'repair')} running, {totals.repairs_queued} waiting; "
+            "they begin by themselves where a live chunkserver has room: watch them: gfs status"
         )
     return (
-        f"no repair is running. A file needs as many live chunkservers as replicas, {live} are "
-        "live: start those that are away, or add one: "
-        f"gfs up --chunkservers {len(reply.servers) + 1}, or gfs chunkserver; "
-        "which files: gfs fsck --no-verify"
+        f"no repair is running. A goal of {plural(totals.goal_unmet, 'replica')} takes as many "
+        f"live chunkservers, there are {usable}: start those that are away, or add {missing}: "
+        f"gfs up --chunkservers {len(reply.servers) + missing}, or gfs chunkserver; or lower the "
+        "goal: gfs setrep; which files: gfs fsck --no-verify"
     )
 
 
 def _server_warnings(server: ServerStatus) -> Iterator[str]:
+    if server.drain == "drained":
+        yield f"{told(server)}; to use it again: gfs drain --cancel {server.id}"
+        return
+    if server.drain:
+        yield told(server)
     if server.state != "live":
         yield (
             f"WARNING: {server.id} ({server.address}) is {server.state}, not heard from for "
@@ -138,8 +249,9 @@ def _server_warnings(server: ServerStatus) -> Iterator[str]:
     for disk in server.disks:
         if disk.state == "full":
             yield (
-                f"WARNING: {server.id}: {disk.path} is full: make room, delete files (gfs rm), "
-                "or add a chunkserver (gfs up --chunkservers N, gfs chunkserver)"
+                f"WARNING: {server.id}: {disk.path} is full: make room, delete files for "
+                "good (gfs rm --now, gfs rm --trash), or add a chunkserver (gfs up "
+                "--chunkservers N, gfs chunkserver)"
             )
         elif disk.state != "ok":
             yield (
@@ -169,10 +281,11 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
     async def work(client: Client) -> None:
         async with Output() as output, progress.shown(Progress(unit="chunks")) as shown:
             report = await client.fsck(name, verify=verify, progress=shown.advance)
+            advice = _advice(report, await client.status()) if report.damaged else ""
             if as_json:
                 await output.line(to_json(_fsck_document(name, report)))
             else:
-                await output.line(_fsck_text(output, name, report, verify))
+                await output.line(_fsck_text(output, name, report, verify, advice))
         if report.damaged:
             raise Failed
 
@@ -190,7 +303,7 @@ def _fsck_document(path: str, report: FsckReport) -> dict[str, object]:
     }
 
 
-def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool) -> str:
+def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool, advice: str) -> str:
     counts = Counter(problem.kind for problem in report.problems)
     told: Counter[str] = Counter()
     lines = []
@@ -210,7 +323,7 @@ def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool) -> s
         f"{plural(report.files, 'file')}: {found or 'all is well'}"
     )
     if report.damaged:
-        lines.append(f"{plural(len(report.damaged), 'file')} damaged. {_advice(counts)}")
+        lines.append(f"{plural(len(report.damaged), 'file')} damaged. {advice}")
     return "\n".join(lines)
 
 
@@ -224,9 +337,10 @@ def _problem(output: Output, problem: FsckProblem) -> str:
     )
 
 
-def _advice(counts: Counter[str]) -> str:
-    if counts["lost"]:
-        return "Bring back the chunkservers that are away; which those are: gfs status"
+def _advice(report: FsckReport, status: StatusReply) -> str:
+    if any(p.kind == "lost" and p.detail != MENDING for p in report.problems):
+        told = _bring_back(status)
+        return f"Of what is lost and not being put together: {told}; how far it is: gfs status"
     return "Repairs run by themselves while chunkservers are live: gfs status; then gfs fsck again"
 
 

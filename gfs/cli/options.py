@@ -23,6 +23,7 @@ class Cluster:
     master: str | None = None
     state: Path | None = None
     key_file: Path | None = None
+    tls: Path | None = None
     config: Path | None = None
 
     def over(self, other: Cluster) -> Cluster:
@@ -36,7 +37,9 @@ PATH = click.Path(path_type=Path)
 
 _CLUSTER_OPTIONS = {
     "master": click.option(
-        "--master", metavar="HOST:PORT", help="The master's address (GFS_MASTER)."
+        "--master",
+        metavar="HOST:PORT[,…]",
+        help="The master's address (GFS_MASTER); with commas, of all that may be it.",
     ),
     "state": click.option(
         "--state", type=PATH, metavar="DIR", help="State directory of gfs up (GFS_STATE)."
@@ -46,6 +49,13 @@ _CLUSTER_OPTIONS = {
         type=PATH,
         metavar="FILE",
         help="The cluster key (GFS_KEY_FILE); else the one in the state directory.",
+    ),
+    "tls": click.option(
+        "--tls",
+        type=PATH,
+        metavar="DIR",
+        help="Encrypt all connections: ca.pem, and a server's cert.pem and key.pem (GFS_TLS); "
+        "else tls in the state directory, if it is there.",
     ),
     "config": click.option(
         "--config",
@@ -77,7 +87,34 @@ def cluster_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-client_options = cluster_options("master", "state", "key_file", "config")
+client_options = cluster_options("master", "state", "key_file", "tls", "config")
+
+
+#: Inherited descriptors, see :mod:`gfs.cluster`.
+ready_fd_option = click.option("--ready-fd", type=int, hidden=True)
+life_fd_option = click.option("--life-fd", type=int, hidden=True)
+log_level_option = click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="GFS_LOG_LEVEL",
+    help="What goes to stderr (GFS_LOG_LEVEL).",
+)
+
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="GFS_LOG_FORMAT",
+    help="Lines for people, or a JSON object a line (GFS_LOG_FORMAT).",
+)
+
+
+def log_options(command: Command) -> Command:
+    """``log_level`` and ``log_format``."""
+    return log_level_option(log_format_option(command))
 
 
 def json_option(what: str) -> Callable[[Command], Command]:
@@ -106,6 +143,12 @@ def check_address(option: str, address: str) -> str:
         return split_address(address)[0]
     except ValueError as error:
         raise SettingsError(f"{option}: {error}") from None
+
+
+def check_addresses(option: str, addresses: str) -> None:
+    """Each of those with commas between them."""
+    for address in addresses.split(","):
+        check_address(option, address.strip())
 
 
 def join(directory: str, name: str) -> str:

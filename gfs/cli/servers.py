@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import trio
 
-from gfs.cli.exits import silence_stdout
+from gfs.cli.exits import complain, silence_stdout
 from gfs.cli.options import (
     PATH,
     Cluster,
     check_address,
+    check_addresses,
     cluster_options,
     key_file,
+    life_fd_option,
+    log_options,
+    ready_fd_option,
     state_directory,
 )
 from gfs.cli.output import plural
+from gfs.cli.settings import ServerCommand
 from gfs.cluster import launch, process, supervisor
+from gfs.cluster.directory import StateDirectory
 from gfs.cluster.failures import EXPECTED, sentence, the_one
-from gfs.cluster.report import Reporter
+from gfs.cluster.report import Reporter, reported
 from gfs.config import (
     DEFAULT_PORT,
     ChunkserverSettings,
@@ -34,24 +40,15 @@ from gfs.config import (
     default_state_directory,
     load,
 )
+from gfs.diagnostics import start_logging
 from gfs.errors import GfsError, SettingsError, StartupError
 from gfs.io import real_world
-from gfs.state import KEY_NAME, make_key, read_key
-
-#: Inherited descriptors, see :mod:`gfs.cluster`.
-ready_fd_option = click.option("--ready-fd", type=int, hidden=True)
-life_fd_option = click.option("--life-fd", type=int, hidden=True)
-log_level_option = click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    envvar="GFS_LOG_LEVEL",
-    help="What goes to stderr (GFS_LOG_LEVEL).",
-)
+from gfs.metrics import Source
+from gfs.protocol.credentials import load_credentials
+from gfs.state import KEY_NAME, find_tls, make_key
 
 
-@click.command()
+@click.command(cls=ServerCommand, roles=("master", "chunkserver"))
 @cluster_options("state", "config")
 @click.option(
     "--chunkservers",
@@ -72,7 +69,33 @@ log_level_option = click.option(
     default=DEFAULT_PORT,
     metavar="BASE",
     show_default=True,
-    help="The master's port; the chunkservers get the next ones. 0: any that are free.",
+    help="The master's port; the chunkservers get the next ones. 0: any that are free, also "
+    "for the REST API.",
+)
+@click.option(
+    "--control-bind",
+    metavar="HOST:PORT",
+    help="Where the REST API listens (GFS_CONTROL_BIND; default "
+    f"{supervisor.CONTROL_DEFAULTS['bind']}). Port 0: any that is free.",
+)
+@click.option(
+    "--control-workers",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Processes that serve the REST API (GFS_CONTROL_WORKERS; default 1).",
+)
+@click.option("--no-control", is_flag=True, help="Run no REST API.")
+@click.option(
+    "--metrics",
+    is_flag=True,
+    help="Have each server serve /metrics for Prometheus, at a port of its own on loopback, "
+    "which the ready file tells.",
+)
+@click.option(
+    "--tls",
+    is_flag=True,
+    help="Encrypt all connections of the file system, with certificates made in STATE/tls at "
+    "the first time. Remembered: as long as STATE/tls is there.",
 )
 @click.option(
     "--ready-file",
@@ -87,17 +110,24 @@ def up(
     chunkservers: int | None,
     replication: int | None,
     port: int,
+    control_bind: str | None,
+    control_workers: int | None,
+    no_control: bool,
+    metrics: bool,
+    tls: bool,
     ready_file: Path | None,
     detach: bool,
     ready_fd: int | None,
 ) -> None:
-    """Run a master and chunkservers on this machine, until stopped.
+    """Run a master, chunkservers and the REST API on this machine, until stopped.
 
     They are processes of their own; one that dies is started again. Everything
     is kept in the state directory (--state, else GFS_STATE, else
     ~/.local/state/gfs), and found there by the next gfs up. SIGINT (Ctrl-C) or
     SIGTERM stops all of them, a second one at once.
     """
+    if no_control and (control_bind or control_workers):
+        raise SettingsError("--no-control: then there is nothing to say about the REST API")
     wishes = supervisor.Wishes(
         state=state_directory(cluster).absolute(),
         chunkservers=chunkservers,
@@ -105,6 +135,11 @@ def up(
         port=port,
         ready_file=ready_file.absolute() if ready_file else None,
         config=cluster.config.absolute() if cluster.config else None,
+        control=not no_control,
+        control_bind=control_bind,
+        control_workers=control_workers,
+        tls=tls,
+        metrics=metrics,
     )
     if detach:
         _up_in_background(wishes)
@@ -114,12 +149,19 @@ def up(
 
 def _up_here(wishes: supervisor.Wishes, reporter: Reporter) -> None:
     def on_ready(plan: supervisor.Plan, facts: dict[str, Any]) -> None:
-        settled = {"replication": plan.replication, "replicas_min": plan.replicas_min}
+        settled: dict[str, Any] = {
+            "replication": plan.replication,
+            "replicas_min": plan.replicas_min,
+            "admin": plan.admin,
+        }
         if reporter.is_awaited:
+            # Without the password: a report is no place for it.
             reporter.serving({"facts": facts, **settled})
             return
         try:
-            print(summary(facts, **settled), "Stop it with Ctrl-C.", sep="\n", flush=True)
+            password = _first_password(facts, wishes)
+            told = summary(facts, **settled, password=password)
+            print(told, "Stop it with Ctrl-C.", sep="\n", flush=True)
         except (OSError, ValueError):
             silence_stdout()  # the cluster serves, whether somebody reads this or not
 
@@ -137,14 +179,35 @@ def _up_in_background(wishes: supervisor.Wishes) -> None:
     from gfs.cli.session import run
 
     arguments = [f"--state={wishes.state}", f"--port={wishes.port}"]
-    for name in ("chunkservers", "replication", "ready_file", "config"):
+    for name in (
+        *("chunkservers", "replication", "ready_file", "config"),
+        *("control_bind", "control_workers"),
+    ):
         value = getattr(wishes, name)
         if value is not None:
             arguments.append(f"--{name.replace('_', '-')}={value}")
+    if not wishes.control:
+        arguments.append("--no-control")
+    for flag in ("tls", "metrics"):
+        if getattr(wishes, flag):
+            arguments.append(f"--{flag}")
     report = run(lambda: launch.detach(wishes.state, arguments))
-    print(summary(report["facts"], report["replication"], report["replicas_min"]))
+    facts = report["facts"]
+    settled = {name: report[name] for name in ("replication", "replicas_min", "admin")}
+    print(summary(facts, **settled, password=_first_password(facts, wishes)))
     print(f"It runs in the background (pid {report['pid']}). Stop it with:")
     print(f"  {_command()} down{_state_option(wishes.state)}")
+
+
+def _first_password(facts: dict[str, Any], wishes: supervisor.Wishes) -> str | None:
+    """The admin's, if it was made up in this start or nobody was there to read it."""
+    if "control" not in facts:
+        return None
+    try:
+        return StateDirectory(wishes.state).take_first_password()
+    except GfsError as error:
+        complain(str(error))
+        return None
 
 
 @click.command()
@@ -155,7 +218,13 @@ def down(cluster: Cluster) -> None:
     print(f"{state}: stopped" if launch.down(state) else f"{state}: no cluster runs there")
 
 
-def summary(facts: dict[str, Any], replication: int, replicas_min: int) -> str:
+def summary(
+    facts: dict[str, Any],
+    replication: int,
+    replicas_min: int,
+    admin: str = "",
+    password: str | None = None,
+) -> str:
     """What somebody who just started a cluster wants to know."""
     state = Path(facts["state"])
     gfs, option = _command(), _state_option(state)
@@ -165,6 +234,8 @@ def summary(facts: dict[str, Any], replication: int, replicas_min: int) -> str:
         f"{plural(count, 'chunkserver')}, replication {replication}.",
         f"State and logs: {state}",
     ]
+    if "control" in facts:
+        lines += control_summary(facts["control"]["auth"], admin, password)
     needed = min(replicas_min, replication)
     if count < needed:
         lines.append(
@@ -187,6 +258,19 @@ def summary(facts: dict[str, Any], replication: int, replicas_min: int) -> str:
     return "\n".join(lines)
 
 
+def control_summary(url: str, admin: str, password: str | None) -> list[str]:
+    """Where the REST API is, and how to log in. The password is in no log and
+    cannot be asked for again: only its hash is kept."""
+    lines = [f"REST API: {url} (documentation: {url}/docs)"]
+    if password is not None:
+        body = json.dumps({"username": admin, "password": password})
+        lines += [
+            f"Its user {admin} has the password {password} (this is not shown again). Log in:",
+            f"  curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}/api/login",
+        ]
+    return lines
+
+
 def _command() -> str:
     """How the user can call this very `gfs` again."""
     called = sys.argv[0]
@@ -207,57 +291,118 @@ def _state_option(state: Path) -> str:
     )
 
 
-@click.command()
-@cluster_options("state", "key_file", "config")
+@click.command(cls=ServerCommand, roles=("master",))
+@cluster_options("state", "key_file", "tls", "config")
 @click.option("--address", metavar="HOST:PORT", help="Listen here (GFS_MASTER_ADDRESS).")
 @click.option("--replication", type=int, metavar="R", help="Replicas of new files.")
-@log_level_option
+@click.option(
+    "--shadow-of",
+    metavar="HOST:PORT[,…]",
+    help="Not a master, but a shadow of the one at this address (GFS_MASTER_SHADOW_OF).",
+)
+@click.option(
+    "--replicas-before-ack",
+    type=int,
+    metavar="N",
+    help="Acknowledge a mutation when N shadows have it on disk "
+    "(GFS_MASTER_REPLICAS_BEFORE_ACK; default 0).",
+)
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve /metrics for Prometheus here (GFS_MASTER_METRICS). Port 0: any that is free.",
+)
+@log_options
 @ready_fd_option
 @life_fd_option
 def master(
     cluster: Cluster,
     address: str | None,
     replication: int | None,
+    shadow_of: str | None,
+    replicas_before_ack: int | None,
+    metrics: str | None,
     log_level: str,
+    log_format: str,
     ready_fd: int | None,
     life_fd: int | None,
 ) -> None:
     """Run a master in the foreground, with its metadata in STATE/master.
 
-    The cluster key is STATE/cluster.key (or --key-file), made at the first
-    start; chunkservers and clients on other machines need a copy of it.
+    With --shadow-of it is a shadow master: it copies the metadata of the master
+    there, follows it within a second, serves look-ups, and can be made the master
+    with gfs promote. It needs a state directory of its own and the same key.
+
+    The cluster key is STATE/cluster.key (or --key-file), made at a master's first
+    start; shadow masters, chunkservers and clients on other machines need a copy of it.
     Settings: flags, else GFS_MASTER_* variables, else table [master] of the
     --config file.
     """
     from gfs.master import run_master
 
-    process.start_logging(log_level)
+    start_logging(log_level, log_format)
     with reported(ready_fd):
         settings = load(
             MasterSettings,
             "master",
             file=cluster.config,
-            flags={"address": address, "replication": replication},
+            flags={
+                "address": address,
+                "replication": replication,
+                "shadow_of": shadow_of,
+                "replicas_before_ack": replicas_before_ack,
+                "metrics": metrics,
+            },
         )
-        check_address("--address", settings.address)
+        host = check_address("--address", settings.address)
+        if settings.shadow_of:
+            check_addresses("--shadow-of", settings.shadow_of)
+            if host in ("0.0.0.0", "::"):
+                raise SettingsError(
+                    f"--address {settings.address}: chunkservers and other masters connect to "
+                    "this very address: give one of this machine that they can reach"
+                )
         state = state_directory(cluster)
         directory = state / "master"
+        key_path = cluster.key_file or state / KEY_NAME
+        if settings.shadow_of and not key_path.exists():
+            raise SettingsError(
+                f"{key_path}: a shadow master takes the cluster's key: copy cluster.key from the "
+                "state directory of its master there, or name a copy with --key-file"
+            )
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            key = make_key(cluster.key_file or state / KEY_NAME)
+            make_key(key_path)
         except OSError as error:
             raise StartupError(f"{state}: {sentence(error)}") from None
+        tls = find_tls(cluster.tls, cluster.state)
+        credentials = load_credentials(key_path, tls, server=True)
 
     async def role(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         async with trio.open_nursery() as nursery:
-            started = await nursery.start(run_master, real_world(), settings, str(directory), key)
-            task_status.started({"address": started.address})
+            facts, source = await scraped(nursery, settings.metrics)
+            run = partial(run_master, metrics=source)
+            started = await nursery.start(run, real_world(), settings, str(directory), credentials)
+            task_status.started({"address": started.address, **facts})
 
     process.serve(role, report=ready_fd, lifeline=life_fd)
 
 
-@click.command()
-@cluster_options("master", "state", "key_file", "config")
+async def scraped(nursery: trio.Nursery, address: str) -> tuple[dict[str, str], Source]:
+    """What tells the numbers of this process, served at ``address`` if there is one;
+    and what to report of that. Raises StartupError."""
+    source = Source()
+    if not address:
+        return {}, source
+    from gfs.cluster.scrape import listen, serve_metrics
+
+    listener = await listen(real_world(), address)
+    nursery.start_soon(serve_metrics, listener, source)
+    return {"metrics": f"http://{listener.address}/metrics"}, source
+
+
+@click.command(cls=ServerCommand, roles=("chunkserver",))
+@cluster_options("master", "state", "key_file", "tls", "config")
 @click.option(
     "--dir",
     "directories",
@@ -268,7 +413,12 @@ def master(
 )
 @click.option("--address", metavar="HOST:PORT", help="Listen here (GFS_CHUNKSERVER_ADDRESS).")
 @click.option("--rack", metavar="NAME", help="Machines that fail together (GFS_CHUNKSERVER_RACK).")
-@log_level_option
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve /metrics for Prometheus here (GFS_CHUNKSERVER_METRICS). Port 0: any that is free.",
+)
+@log_options
 @ready_fd_option
 @life_fd_option
 def chunkserver(
@@ -276,7 +426,9 @@ def chunkserver(
     directories: tuple[str, ...],
     address: str | None,
     rack: str | None,
+    metrics: str | None,
     log_level: str,
+    log_format: str,
     ready_fd: int | None,
     life_fd: int | None,
 ) -> None:
@@ -288,39 +440,37 @@ def chunkserver(
     """
     from gfs.chunkserver import run_chunkserver
 
-    process.start_logging(log_level)
+    start_logging(log_level, log_format)
     with reported(ready_fd):
         settings = load(
             ChunkserverSettings,
             "chunkserver",
             file=cluster.config,
-            flags={"address": address, "rack": rack, "master": cluster.master},
+            flags={
+                "address": address,
+                "rack": rack,
+                "master": cluster.master,
+                "metrics": metrics,
+            },
         )
         if len(set(map(os.path.realpath, directories))) < len(directories):
             raise SettingsError("--dir: each disk must be another directory")
-        check_address("--master", settings.master)
+        check_addresses("--master", settings.master)
         if check_address("--address", settings.address) in ("0.0.0.0", "::"):
             raise SettingsError(
                 f"--address {settings.address}: clients and other chunkservers connect to this "
                 "very address: give one of this machine that they can reach"
             )
-        key = read_key(key_file(cluster))
+        tls = find_tls(cluster.tls, cluster.state)
+        credentials = load_credentials(key_file(cluster), tls, server=True)
 
     async def role(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         async with trio.open_nursery() as nursery:
+            facts, source = await scraped(nursery, settings.metrics)
+            run = partial(run_chunkserver, metrics=source)
             started = await nursery.start(
-                run_chunkserver, real_world(), settings, list(directories), key
+                run, real_world(), settings, list(directories), credentials
             )
-            task_status.started({"id": started.id, "address": started.address})
+            task_status.started({"id": started.id, "address": started.address, **facts})
 
     process.serve(role, report=ready_fd, lifeline=life_fd)
-
-
-@contextlib.contextmanager
-def reported(ready_fd: int | None) -> Iterator[None]:
-    """Tell a supervisor what is wrong with the settings, before anything runs."""
-    try:
-        yield
-    except GfsError as error:
-        Reporter(ready_fd).failed(sentence(error), error.exit_code)
-        raise

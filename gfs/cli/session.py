@@ -18,7 +18,6 @@ from gfs.client import Client, connect
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import ClientSettings, load
 from gfs.errors import MasterUnavailable
-from gfs.state import read_key
 
 T = TypeVar("T")
 
@@ -34,13 +33,16 @@ def run_with_client(cluster: Cluster, work: Callable[[Client], Awaitable[T]]) ->
 
     async def connected() -> T:
         _check_runs(cluster)
-        key = read_key(cluster.key_file) if cluster.key_file else None
         settings = client_settings(cluster)
         async with trio.open_nursery() as nursery:
             waiting = trio.CancelScope()
             nursery.start_soon(_say_that_it_waits, waiting, settings.retry_seconds)
             async with connect(
-                cluster.master, state=cluster.state, key=key, settings=settings
+                cluster.master,
+                state=cluster.state,
+                key=cluster.key_file,
+                tls=cluster.tls,
+                settings=settings,
             ) as client:
                 waiting.cancel()
                 return await work(client)

@@ -1,9 +1,9 @@
 """A whole cluster on this machine, and the processes it is made of.
 
-``gfs up`` is one supervisor and, as processes of their own, one master and
-some chunkservers: the very commands a deployment over many machines runs
-(``gfs master``, ``gfs chunkserver``), so that what is tried here is what runs
-there.
+``gfs up`` is one supervisor and, as processes of their own, one master, some
+chunkservers and the control plane: the very commands a deployment over many
+machines runs (``gfs master``, ``gfs chunkserver``, ``gfs control``), so that
+what is tried here is what runs there.
 
 Three inherited descriptors tie a child to its supervisor:
 
@@ -13,16 +13,18 @@ Three inherited descriptors tie a child to its supervisor:
   means that the supervisor is gone, however it went; the child then stops as
   if it had got SIGTERM. No child outlives its cluster.
 * the *lock*: the flock on ``DIR/lock`` belongs to the open file and so to
-  supervisor and children together. It is free only when the last of them is
-  gone, so a new ``gfs up`` on the same state never meets half an old cluster,
-  and after ``kill -9`` of everything nothing stale remains.
+  supervisor and children together, and to the children of these. It is free
+  only when the last of them is gone, so a new ``gfs up`` on the same state never
+  meets half an old cluster, and after ``kill -9`` of everything nothing stale
+  remains.
 
 A child that dies is started again, after 0.1 s, doubling to 10 s while it
-keeps dying. Prior art: daemontools' ``supervise`` for the lock and the
+keeps dying. ``gfs control --workers N`` keeps its workers in the same way.
+Prior art: daemontools' ``supervise`` for the lock and the
 restart, s6 for readiness by descriptor.
 
 Modules: :mod:`gfs.cluster.directory` (the state directory),
-:mod:`gfs.cluster.supervisor` (``gfs up``), :mod:`gfs.cluster.process` (one
-child), :mod:`gfs.cluster.report` (the report's two ends),
-:mod:`gfs.cluster.launch` (``--detach`` and ``gfs down``).
+:mod:`gfs.cluster.supervisor` (``gfs up``), :mod:`gfs.cluster.children` (what is
+kept running), :mod:`gfs.cluster.process` (one child), :mod:`gfs.cluster.report`
+(the report's two ends), :mod:`gfs.cluster.launch` (``--detach`` and ``gfs down``).
 """

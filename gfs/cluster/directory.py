@@ -3,6 +3,7 @@
 Beside what :mod:`gfs.state` lists::
 
     DIR/up.json          what the flags of earlier starts settled for good
+    DIR/control/         what the control plane keeps: users, keys, namespaces
     DIR/log/NAME.log     what the processes said; NAME.log.1 is the older half
 
 All functions block for no longer than a local disk does.
@@ -11,6 +12,7 @@ All functions block for no longer than a local disk does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,8 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gfs.errors import StartupError
-from gfs.io.real import split_address
+from gfs.errors import GfsError, StartupError
 from gfs.state import LOCK_NAME, READY_NAME, make_key
 
 LOG_BYTES_MAX = 10 * 1024 * 1024
@@ -62,6 +63,22 @@ class StateDirectory:
         except (OSError, ValueError) as error:
             raise StartupError(f"{self.settled}: cannot be read: {error}") from None
         return values if isinstance(values, dict) else {}
+
+    def take_first_password(self) -> str | None:
+        """The password that the control plane made up for its first admin.
+
+        It leaves it in ``control/first-password`` (one line, mode 0600) for
+        whoever faces a person, who shows it once: the file is removed here.
+        """
+        path = self.path / "control" / "first-password"
+        try:
+            password = path.read_text(encoding="utf-8").strip()
+            path.unlink()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise GfsError(f"{path}: cannot be read and removed: {error}") from None
+        return password or None
 
     def prepare(self, chunkservers: Sequence[int]) -> None:
         """Make the directories of a start and see that each can be written."""
@@ -188,19 +205,22 @@ def _is_alive(pid: int) -> bool:
 # --- ports ----------------------------------------------------------------------
 
 
-def check_ports(addresses: Sequence[str]) -> None:
-    """Raise StartupError for the first address that cannot be listened on."""
-    for address in addresses:
-        host, port = split_address(address)
+def check_port(host: str, port: int, option: str) -> None:
+    """Raise StartupError, which names ``option``, if nobody can listen there."""
+    try:
         with _socket(host) as probe:
-            try:
-                probe.bind((host, port))
-                probe.listen(1)
-            except OSError as error:
-                raise StartupError(
-                    f"port {port} on {host} is taken ({error.strerror}): stop what listens "
-                    "there or choose other ports with --port"
-                ) from None
+            probe.bind((host, port))
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartupError(
+                f"port {port} on {host} is taken: stop what listens there or choose "
+                f"another with {option}"
+            ) from None
+        raise StartupError(
+            f"cannot listen on port {port} of {host} ({error.strerror}): choose another "
+            f"address with {option}"
+        ) from None
 
 
 def free_ports(host: str, count: int) -> list[int]:

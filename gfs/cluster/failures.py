@@ -35,9 +35,12 @@ def the_one(error: BaseException) -> BaseException:
 
 
 def sentence(error: BaseException) -> str:
-    """``error`` as one line for a person."""
+    """``error`` as one line for a person. Of what the caller did not do wrong, the servers'
+    logs may tell more: under the number of the request, if that is known."""
     if isinstance(error, OSError) and not isinstance(error, GfsError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error) or type(error).__name__
+    if isinstance(error, GfsError) and error.request and error.http_status >= 500:
+        text = f"{text} (request {error.request})"
     return " ".join(text.split())

@@ -12,9 +12,9 @@ from typing import Any
 
 import trio
 
+from gfs.cluster.children import STOP_SECONDS, interpreter
 from gfs.cluster.directory import StateDirectory, is_locked, open_log, supervisor_pid
 from gfs.cluster.report import failure, receive_report
-from gfs.cluster.supervisor import STOP_SECONDS, interpreter
 from gfs.errors import GfsError, SettingsError, StartupError
 
 #: A supervisor stops within this, killing what does not end.

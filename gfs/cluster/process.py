@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -33,14 +33,6 @@ class Role(Protocol):
     def __call__(self, *, task_status: trio.TaskStatus[dict[str, Any]]) -> Awaitable[None]: ...
 
 
-def start_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
-
-
 def calm_collector() -> None:
     """Look for garbage cycles rarely, and never among what the imports made.
 
@@ -50,6 +42,14 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def allow_descriptors(count: int) -> None:
+    """Let this process have ``count`` files and sockets open, as far as it may say so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve(role: Role, *, report: int | None = None, lifeline: int | None = None) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import trio
 
+from gfs.cluster.failures import sentence
 from gfs.errors import GfsError, StartupError
 
 #: A report longer than this is not one of ours.
@@ -49,6 +51,17 @@ class Reporter:
         with contextlib.suppress(OSError):
             os.write(descriptor, json.dumps(facts).encode() + b"\n")
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def reported(descriptor: int | None) -> Iterator[None]:
+    """Tell whoever waits for a report what is wrong with the settings, before
+    anything runs."""
+    try:
+        yield
+    except GfsError as error:
+        Reporter(descriptor).failed(sentence(error), error.exit_code)
+        raise
 
 
 async def receive_report(descriptor: int) -> dict[str, Any] | None:

@@ -5,44 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from gfs.cluster.certificates import make_certificates
+from gfs.cluster.children import Child, Keeper
 from gfs.cluster.directory import (
     StateDirectory,
     bound_log,
-    check_ports,
+    check_port,
     free_ports,
     missing_directories,
-    open_log,
     remove_empty,
     supervisor_pid,
     try_lock,
     write_atomically,
 )
-from gfs.cluster.report import failure, receive_report
-from gfs.config import MasterSettings, load
-from gfs.errors import GfsError, SettingsError, StartupError
-from gfs.state import KEY_NAME
+from gfs.config import MasterSettings, load, read_table
+from gfs.errors import SettingsError, StartupError
+from gfs.io.real import join_address, split_address
+from gfs.state import KEY_NAME, TLS_NAME, find_tls
 
 HOST = "127.0.0.1"
+CONTROL_DEFAULTS = {"bind": f"{HOST}:8080", "admin_username": "admin"}
 CHUNKSERVERS_DEFAULT = 3
 CHUNKSERVERS_MAX = 1000
 
-RESTART_SECONDS_MIN = 0.1
-RESTART_SECONDS_MAX = 10.0
-#: A process that ran this long is healthy: its next death is a first one.
-HEALTHY_SECONDS = 30.0
-#: Deaths without a reason, before it ever served, after which a start is given up.
-FIRST_STARTS_MAX = 3
-#: Between SIGTERM and SIGKILL.
-STOP_SECONDS = 10.0
 #: Children of a supervisor that was killed need this long to notice and stop.
 LEFTOVER_SECONDS = 15.0
 SLOW_START_SECONDS = 10.0
@@ -59,17 +52,15 @@ class Wishes:
     port: int = 9400
     ready_file: Path | None = None
     config: Path | None = None
-
-
-@dataclass
-class Child:
-    """One process that is kept running."""
-
-    name: str
-    arguments: list[str]
-    log: Path
-    #: What goes into the ready file, as of the last time it served.
-    facts: dict[str, Any] = field(default_factory=dict)
+    #: Whether the control plane runs too, where it listens (HOST:PORT), and in
+    #: how many processes; None leaves both to its settings.
+    control: bool = True
+    control_bind: str | None = None
+    control_workers: int | None = None
+    #: Encrypt connections with certificates that are made if they are not there.
+    tls: bool = False
+    #: Have the servers tell their numbers, each at a port of its own.
+    metrics: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,10 +70,13 @@ class Plan:
     directory: StateDirectory
     master: Child
     chunkservers: list[Child]
+    control: Child | None
     numbers: list[int]
     #: Goal of new files, and the live servers that a new chunk needs.
     replication: int
     replicas_min: int
+    #: The user that a new control plane starts with.
+    admin: str
     ready_files: list[Path]
 
 
@@ -112,9 +106,17 @@ def make_plan(wishes: Wishes, directory: StateDirectory) -> Plan:
         MasterSettings, "master", file=wishes.config, flags={"replication": replication}
     )
     ports = _ports(wishes.port, numbers)
-    check_ports([f"{HOST}:{port}" for port in ports])
+    control_address = _control_address(wishes, ports)
+    for port in ports:
+        check_port(HOST, port, "--port")
+    if control_address is not None:
+        check_port(*split_address(control_address), "--control-bind")
     master_address = f"{HOST}:{ports[0]}"
     config = ["--config", str(wishes.config.absolute())] if wishes.config else []
+    tls = None if wishes.tls else find_tls(None, directory.path)
+    if wishes.tls or tls is not None:
+        config.append(f"--tls={(tls or directory.path / TLS_NAME).absolute()}")
+    metrics = [f"--metrics={HOST}:0"] if wishes.metrics else []
     master = Child(
         "master",
         [
@@ -123,6 +125,7 @@ def make_plan(wishes: Wishes, directory: StateDirectory) -> Plan:
             f"--address={master_address}",
             f"--replication={settings.replication}",
             *config,
+            *metrics,
         ],
         directory.log("master"),
     )
@@ -136,6 +139,7 @@ def make_plan(wishes: Wishes, directory: StateDirectory) -> Plan:
                 f"--address={HOST}:{port}",
                 f"--key-file={directory.path / KEY_NAME}",
                 *config,
+                *metrics,
             ],
             directory.log(f"chunkserver-{number}"),
             {"dir": str(directory.chunkserver(number))},
@@ -146,9 +150,11 @@ def make_plan(wishes: Wishes, directory: StateDirectory) -> Plan:
         directory,
         master,
         chunkservers,
+        _control(wishes, directory, control_address, master_address, config),
         numbers,
         settings.replication,
         settings.replicas_min,
+        _control_setting(wishes, "admin_username"),
         [directory.ready, *([wishes.ready_file.absolute()] if wishes.ready_file else [])],
     )
 
@@ -160,6 +166,64 @@ def _ports(base: int, numbers: list[int]) -> list[int]:
     if base + numbers[-1] > 65535:
         raise SettingsError(f"--port {base}: {base + numbers[-1]} would be no port any more")
     return [base, *(base + number for number in numbers)]
+
+
+def _control_address(wishes: Wishes, ports: list[int]) -> str | None:
+    """Where the control plane is to listen, beside ``ports``; None: it does not run.
+
+    Port 0 is decided here and not in the child, which then comes back at the
+    same place when it is started again.
+    """
+    if not wishes.control:
+        return None
+    said = wishes.control_bind or (
+        f"{HOST}:0" if wishes.port == 0 else _control_setting(wishes, "bind")
+    )
+    try:
+        host, port = split_address(said)
+    except ValueError as error:
+        raise SettingsError(f"--control-bind: {error}") from None
+    if port == 0:
+        port = next(free for free in free_ports(host, len(ports) + 1) if free not in ports)
+    elif port in ports:
+        raise SettingsError(
+            f"port {port} is the control plane's and a server's: choose other ports with "
+            "--port or --control-bind"
+        )
+    return join_address(host, port)
+
+
+def _control_setting(wishes: Wishes, name: str) -> str:
+    """A setting of the control plane, whose code the file system does not know: the
+    port is checked before anything is started, and the admin is told his name."""
+    said = os.environ.get(f"GFS_CONTROL_{name.upper()}")
+    if said is None and wishes.config is not None:
+        said = read_table(wishes.config, "control").get(name)
+    return CONTROL_DEFAULTS[name] if said is None else str(said)
+
+
+def _control(
+    wishes: Wishes,
+    directory: StateDirectory,
+    address: str | None,
+    master_address: str,
+    config: list[str],
+) -> Child | None:
+    if address is None:
+        return None
+    workers = [f"--workers={wishes.control_workers}"] if wishes.control_workers else []
+    return Child(
+        "control",
+        [
+            "control",
+            f"--state={directory.path}",
+            f"--master={master_address}",
+            f"--bind={address}",
+            *workers,
+            *config,
+        ],
+        directory.log("control"),
+    )
 
 
 async def up(wishes: Wishes, on_ready: Callable[[Plan, dict[str, Any]], None]) -> None:
@@ -213,6 +277,8 @@ def _prepare(plan: Plan, wishes: Wishes) -> None:
     """Everything that can be found out without a process, and made for one."""
     directory = plan.directory
     directory.prepare(plan.numbers)
+    if wishes.tls:
+        make_certificates(directory.path / TLS_NAME)
     try:
         if wishes.replication:
             settled = directory.read_settled() | {"replication": wishes.replication}
@@ -242,19 +308,17 @@ class Supervisor:
         self._plan = plan
         self._lock = lock
         self._on_ready = on_ready
-        self._hasten = trio.Event()
         self._is_ready = False
-        self._lifeline = -1
 
     async def run(self) -> None:
-        with _pipe() as (lifeline, _):
-            self._lifeline = lifeline
+        with pipe() as (lifeline, _):
+            keeper = Keeper(lifeline, [self._lock], self._note_serving, say)
             work = trio.CancelScope()
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._watch_signals, work)
+                await nursery.start(self._watch_signals, work, keeper)
                 try:
                     with work:
-                        await self._work()
+                        await self._work(keeper)
                 finally:
                     for path in self._plan.ready_files:
                         path.unlink(missing_ok=True)
@@ -263,6 +327,7 @@ class Supervisor:
     async def _watch_signals(
         self,
         work: trio.CancelScope,
+        keeper: Keeper,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -274,29 +339,37 @@ class Supervisor:
             task_status.started()
             async for number in signals:
                 if work.cancel_called:
-                    self._hasten.set()
+                    keeper.hasten()
                     return
                 say(f"stopping ({signal.Signals(number).name}); again to hasten")
                 work.cancel()
 
-    async def _work(self) -> None:
+    async def _work(self, keeper: Keeper) -> None:
+        plan = self._plan
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._say_when_slow)
-            await nursery.start(self._keep, self._plan.master)
+            await nursery.start(keeper.keep, plan.master)
             async with trio.open_nursery() as starting:
-                for child in self._plan.chunkservers:
-                    starting.start_soon(nursery.start, self._keep, child)
+                for child in plan.chunkservers:
+                    starting.start_soon(nursery.start, keeper.keep, child)
+            if plan.control is not None:
+                # It has processes of its own, which hold the lock as well.
+                plan.control.arguments.append(f"--hold-fd={self._lock}")
+                await nursery.start(keeper.keep, plan.control)
             self._is_ready = True
             self._write_ready()
             self._on_ready(self._plan, self._facts())
             while True:
                 await trio.sleep(LOG_CHECK_SECONDS)
                 for child in self._children:
-                    bound_log(child.log)
+                    if child.log is not None:
+                        bound_log(child.log)
 
     @property
     def _children(self) -> list[Child]:
-        return [self._plan.master, *self._plan.chunkservers]
+        plan = self._plan
+        last = [plan.control] if plan.control is not None else []
+        return [plan.master, *plan.chunkservers, *last]
 
     async def _say_when_slow(self) -> None:
         while not self._is_ready:
@@ -305,96 +378,7 @@ class Supervisor:
             if late:
                 say(f"waiting for {', '.join(late)}; logs: {self._plan.directory.logs}")
 
-    async def _keep(
-        self, child: Child, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Keep ``child`` running until cancelled; started when it first serves."""
-        backoff = Backoff()
-        served = False
-
-        def note_serving(report: dict[str, Any]) -> None:
-            nonlocal served
-            self._note_serving(child, report)
-            if not served:
-                served = True
-                task_status.started()
-
-        while True:
-            began = trio.current_time()
-            end = await self._run_once(child, note_serving)
-            if not served:
-                _judge_first_start(child, end, backoff.deaths)
-            delay = backoff.after(trio.current_time() - began)
-            say(f"{child.name} {end}; starting it again in {delay:g} s")
-            await trio.sleep(delay)
-
-    async def _run_once(
-        self, child: Child, note_serving: Callable[[dict[str, Any]], None]
-    ) -> Ending:
-        """One life of ``child``. Cancelled, it stops the process before it returns."""
-        try:
-            process, pipe = await self._spawn(child)
-        except OSError as error:
-            # No memory or no descriptors for a process: those that run go on.
-            return Ending(None, None, error.strerror or str(error))
-        try:
-            report = await receive_report(pipe)
-            told = failure(report) if report is not None else None
-            if report is not None and told is None:
-                note_serving(report)
-            await process.wait()
-        finally:
-            await self._stop(process)
-        return Ending(process.pid, process.returncode, told)
-
-    async def _spawn(self, child: Child) -> tuple[trio.Process, int]:
-        """The new process, and the descriptor its report will come from."""
-        try:
-            log = open_log(child.log)
-        except StartupError as error:
-            say(f"{error}; what {child.name} says is lost")
-            log = os.open(os.devnull, os.O_WRONLY)
-        receive, send = os.pipe()
-        try:
-            process = await trio.lowlevel.open_process(
-                [
-                    *interpreter(),
-                    *child.arguments,
-                    f"--ready-fd={send}",
-                    f"--life-fd={self._lifeline}",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(send, self._lifeline, self._lock),
-                # Ctrl-C at the terminal is for the supervisor alone.
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(receive)
-            raise
-        finally:
-            os.close(send)
-            os.close(log)
-        return process, receive
-
-    async def _stop(self, process: trio.Process) -> None:
-        """End ``process``: by SIGTERM, in the end by SIGKILL. Not cancelled."""
-        if process.returncode is not None:
-            return
-        with trio.CancelScope(shield=True):
-            process.terminate()
-            with trio.move_on_after(STOP_SECONDS):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_first, process.wait, nursery.cancel_scope)
-                    nursery.start_soon(_first, self._hasten.wait, nursery.cancel_scope)
-            if process.returncode is None:
-                say(f"pid {process.pid} does not stop: killing it")
-                process.kill()
-                await process.wait()
-
     def _note_serving(self, child: Child, report: dict[str, Any]) -> None:
-        child.facts.update(report)
         if self._is_ready:
             say(f"{child.name} serves again (pid {report['pid']})")
             self._write_ready()
@@ -402,6 +386,7 @@ class Supervisor:
     def _facts(self) -> dict[str, Any]:
         return {
             "master": self._plan.master.facts,
+            **({"control": self._plan.control.facts} if self._plan.control else {}),
             "chunkservers": [child.facts for child in self._plan.chunkservers],
             "state": str(self._plan.directory.path),
         }
@@ -415,67 +400,8 @@ class Supervisor:
                 say(f"{path}: cannot be written: {error.strerror}")
 
 
-async def _first(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
-    await wait()
-    scope.cancel()
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a process ended, or why there was none (``pid`` None)."""
-
-    pid: int | None
-    returncode: int | None
-    #: What it reported, or the reason why it could not be made.
-    told: GfsError | str | None
-
-    def __str__(self) -> str:
-        if self.pid is None:
-            return f"cannot be started ({self.told})"
-        told = f": {self.told}" if self.told else ""
-        return f"(pid {self.pid}) {how_it_ended(self.returncode)}{told}"
-
-
-def _judge_first_start(child: Child, end: Ending, deaths: int) -> None:
-    """Raise if ``child``, which has never served, is not worth another try."""
-    if isinstance(end.told, StartupError):
-        raise StartupError(f"{child.name}: {end.told}")
-    is_hopeless = end.pid is None or end.returncode == StartupError.exit_code
-    if is_hopeless or deaths + 1 >= FIRST_STARTS_MAX:
-        raise StartupError(f"{child.name} {end}; its log: {child.log}")
-
-
-def how_it_ended(returncode: int | None) -> str:
-    if returncode is not None and returncode < 0:
-        try:
-            return f"was ended by {signal.Signals(-returncode).name}"
-        except ValueError:
-            return f"was ended by signal {-returncode}"
-    return f"ended with exit code {returncode}"
-
-
-class Backoff:
-    """How long to wait before a process that died is started again."""
-
-    def __init__(self) -> None:
-        self.deaths = 0
-
-    def after(self, ran_seconds: float) -> float:
-        if ran_seconds >= HEALTHY_SECONDS:
-            self.deaths = 0
-        # The exponent is bounded too, for a process that dies for weeks.
-        delay = RESTART_SECONDS_MIN * 2.0 ** min(self.deaths, 16)
-        self.deaths += 1
-        return min(delay, RESTART_SECONDS_MAX)
-
-
-def interpreter() -> list[str]:
-    """The command that runs ``gfs`` again, whatever directory we are in."""
-    return [sys.executable, "-P", "-m", "gfs.cli"]
-
-
 @contextlib.contextmanager
-def _pipe() -> Iterator[tuple[int, int]]:
+def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
     try:
         yield ends

@@ -1,0 +1,170 @@
+"""``gfs append`` and ``gfs records``: many writers, one file."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import click
+import trio
+
+from gfs.cli.exits import complain
+from gfs.cli.options import Cluster, client_options, json_option, remote_path
+from gfs.cli.output import JsonArray, Output, write_bytes
+from gfs.cli.session import closing, run_with_client
+from gfs.client import Client
+from gfs.errors import InvalidArgument
+from gfs.protocol.records import RECORD_BYTES_MAX
+
+#: Lines on their way at once; and their bytes, about.
+AT_ONCE = 256
+BYTES_AT_ONCE = 8 * 1024 * 1024
+PIECE_BYTES = 256 * 1024
+
+
+@click.command()
+@click.argument("path", metavar="PATH")
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@json_option("an array of {offset, length}, one for each record in order")
+@client_options
+def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Append each line of stdin, or each local FILE as a whole, to PATH as a record.
+
+    PATH is made if it is not there. Any number of programs may append to it at the same
+    time: a record, up to 16 MiB, is there whole, where the file system chose, and on all
+    replicas when this ends. After a failure it may be there twice, under one name:
+    gfs records shows it once. Empty lines are records, too.
+    """
+    name = remote_path(path)
+
+    async def work(client: Client) -> None:
+        source = _whole_files(files) if files else _lines()
+        async with Output() as output:
+            array = JsonArray(output)
+            async with closing(_append_all(client, name, source)) as appended:
+                async for offset, length in appended:
+                    if as_json:
+                        await array.add({"offset": offset, "length": length})
+            if as_json:
+                await array.end()
+
+    run_with_client(cluster, work)
+
+
+async def _append_all(
+    client: Client, name: str, source: AsyncIterator[bytes]
+) -> AsyncIterator[tuple[int, int]]:
+    """(offset, length) of each, in order. What is at hand together goes together."""
+    batch: list[bytes] = []
+    size = 0
+    async with closing(source) as pieces:
+        async for record in pieces:
+            if record is not _PAUSE:
+                batch.append(record)
+                size += len(record)
+            if record is _PAUSE or len(batch) >= AT_ONCE or size >= BYTES_AT_ONCE:
+                for offset, data in zip(await client.append_many(name, batch), batch, strict=True):
+                    yield offset, len(data)
+                batch, size = [], 0
+    for offset, data in zip(await client.append_many(name, batch), batch, strict=True):
+        yield offset, len(data)
+
+
+#: No more lines are at hand now: those that are there should not wait.
+_PAUSE = b"pause"
+
+
+async def _lines() -> AsyncIterator[bytes]:
+    """The lines of stdin without their ends, and a pause after each piece of it."""
+    rest = bytearray()
+    while piece := await trio.to_thread.run_sync(_read_some, abandon_on_cancel=True):
+        rest += piece
+        *lines, last = rest.split(b"\n")
+        rest = last
+        if len(rest) > RECORD_BYTES_MAX:
+            raise InvalidArgument(f"a line of more than {RECORD_BYTES_MAX} bytes")
+        for line in lines:
+            yield bytes(line)
+        yield _PAUSE
+    if rest:
+        yield bytes(rest)
+
+
+def _read_some() -> bytes:
+    return os.read(sys.stdin.fileno(), PIECE_BYTES)
+
+
+async def _whole_files(files: tuple[str, ...]) -> AsyncIterator[bytes]:
+    for file in files:
+        yield await trio.to_thread.run_sync(_read_file, file)
+
+
+def _read_file(path: str) -> bytes:
+    if path == "-":
+        data = sys.stdin.buffer.read(RECORD_BYTES_MAX + 1)
+    else:
+        with open(path, "rb") as file:
+            data = file.read(RECORD_BYTES_MAX + 1)
+    if len(data) > RECORD_BYTES_MAX:
+        raise InvalidArgument(f"{path}: more than {RECORD_BYTES_MAX} bytes are no record")
+    return data
+
+
+@click.command()
+@click.argument("path", metavar="PATH")
+@click.option(
+    "--from",
+    "start",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="OFFSET",
+    help="Only from the record at OFFSET on (as --json tells it).",
+)
+@click.option("--duplicates", is_flag=True, help="Also what was appended twice after a failure.")
+@click.option("-0", "--null", is_flag=True, help="A zero byte after each record, no newline.")
+@json_option("an array of {offset, length, client, sequence, encoding: base64, data}")
+@client_options
+def records(
+    cluster: Cluster, path: str, start: int, duplicates: bool, null: bool, as_json: bool
+) -> None:
+    """Write the records that were appended to PATH to stdout, a newline after each.
+
+    What is no record is passed over; stderr tells if the file has bytes, but no record.
+    """
+    name = remote_path(path)
+    end = b"\0" if null else b"\n"
+
+    async def work(client: Client) -> None:
+        source = client.records(name, start=start, duplicates=duplicates)
+        found = False
+        async with Output() as output, closing(source) as every:
+            array = JsonArray(output)
+            pending = bytearray()
+            async for record in every:
+                found = True
+                if as_json:
+                    await array.add(
+                        {
+                            "offset": record.offset,
+                            "length": len(record.data),
+                            "client": record.client,
+                            "sequence": record.sequence,
+                            "encoding": "base64",
+                            "data": base64.b64encode(record.data).decode(),
+                        }
+                    )
+                    continue
+                pending += record.data
+                pending += end
+                if len(pending) >= PIECE_BYTES:
+                    await write_bytes(bytes(pending))
+                    pending.clear()
+            await write_bytes(bytes(pending))
+            if as_json:
+                await array.end()
+        if not found and not start and (await client.stat(name)).length:
+            complain(f"{name}: there are no records in it (its bytes: gfs cat)")
+
+    run_with_client(cluster, work)

@@ -1,0 +1,55 @@
+"""What the help says of settings that have no flag, and of what they steer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+#: Role → setting → what it does. Many more are in docs/operations.md.
+TOLD = {
+    "master": {
+        "trash_seconds": "What is deleted can be undeleted for this long",
+        "moves_total": "Replicas moved at once to rebalance racks and disks; 0: none",
+        "balance_share": "Disks are rebalanced whose use differs by more than this share",
+    },
+    "chunkserver": {
+        "scrub_seconds": "All blocks are read and verified once in this time",
+        "durability": "fsync: a power cut of everything loses nothing acknowledged",
+    },
+}
+
+
+class ServerCommand(click.Command):
+    """Its help ends with the settings of ``roles``."""
+
+    def __init__(self, *args: Any, roles: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.roles = roles
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_settings(formatter, self.roles)
+        super().format_epilog(ctx, formatter)
+
+
+def write_settings(formatter: click.HelpFormatter, roles: tuple[str, ...] = tuple(TOLD)) -> None:
+    from gfs.config import ChunkserverSettings, MasterSettings
+
+    defaults = {"master": MasterSettings(), "chunkserver": ChunkserverSettings()}
+    with formatter.section("Settings of servers (or in --config; all are in docs/operations.md)"):
+        formatter.write_dl(
+            [
+                (
+                    f"GFS_{role}_{name}".upper(),
+                    f"{what} (default {_shown(getattr(defaults[role], name))})",
+                )
+                for role in roles
+                for name, what in TOLD[role].items()
+            ]
+        )
+
+
+def _shown(value: object) -> str:
+    """Those that are told of are in days if they are long."""
+    days = value / (24 * 3600) if isinstance(value, float) else 0.0
+    return f"{days:g} days" if days >= 1 else str(value)

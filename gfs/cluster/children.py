@@ -1,0 +1,234 @@
+"""Processes that are kept running: by ``gfs up``, and by ``gfs control`` its workers.
+
+A :class:`Keeper` starts a child, waits for its report, starts it again when it
+dies, and stops it when it is cancelled itself. See :mod:`gfs.cluster` for the
+descriptors that a child inherits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from gfs.cluster.directory import open_log
+from gfs.cluster.report import failure, receive_report
+from gfs.errors import GfsError, StartupError
+
+RESTART_SECONDS_MIN = 0.1
+RESTART_SECONDS_MAX = 10.0
+#: A process that ran this long is healthy: its next death is a first one.
+HEALTHY_SECONDS = 30.0
+#: Deaths without a reason, before it ever served, after which a start is given up.
+FIRST_STARTS_MAX = 3
+#: Between SIGTERM and SIGKILL.
+STOP_SECONDS = 10.0
+
+
+@dataclass
+class Child:
+    """One process that is kept running."""
+
+    name: str
+    arguments: list[str]
+    #: Where it writes; None: where its parent does.
+    log: Path | None = None
+    #: What it reported, as of the last time it served.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Keeper:
+    """Keeps children running. One lifeline for all of them.
+
+    Args:
+        lifeline: the end of a pipe that nobody writes to.
+        inherited: further descriptors that every child gets.
+        note_serving: called with each report of a child that serves.
+        say: tells a person, in one line.
+        stop_seconds: what a child gets from SIGTERM to SIGKILL.
+    """
+
+    def __init__(
+        self,
+        lifeline: int,
+        inherited: Sequence[int],
+        note_serving: Callable[[Child, dict[str, Any]], None],
+        say: Callable[[str], None],
+        *,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
+        self._lifeline = lifeline
+        self._inherited = inherited
+        self._note_serving = note_serving
+        self._say = say
+        self._stop_seconds = stop_seconds
+        self._hasten = trio.Event()
+
+    def hasten(self) -> None:
+        """Kill what has been told to stop, and what will be."""
+        self._hasten.set()
+
+    async def keep(
+        self, child: Child, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep ``child`` running until cancelled; started when it first serves.
+
+        Raises StartupError if it never serves.
+        """
+        backoff = Backoff()
+        served = False
+
+        def note_serving(report: dict[str, Any]) -> None:
+            nonlocal served
+            child.facts.update(report)
+            self._note_serving(child, report)
+            if not served:
+                served = True
+                task_status.started()
+
+        while True:
+            began = trio.current_time()
+            end = await self._run_once(child, note_serving)
+            if not served:
+                _judge_first_start(child, end, backoff.deaths)
+            delay = backoff.after(trio.current_time() - began)
+            self._say(f"{child.name} {end}; starting it again in {delay:g} s")
+            await trio.sleep(delay)
+
+    async def _run_once(
+        self, child: Child, note_serving: Callable[[dict[str, Any]], None]
+    ) -> Ending:
+        """One life of ``child``. Cancelled, it stops the process before it returns."""
+        try:
+            process, pipe = await self._spawn(child)
+        except OSError as error:
+            # No memory or no descriptors for a process: those that run go on.
+            return Ending(None, None, error.strerror or str(error))
+        try:
+            report = await receive_report(pipe)
+            told = failure(report) if report is not None else None
+            if report is not None and told is None:
+                note_serving(report)
+            await process.wait()
+        finally:
+            await self._stop(process)
+        return Ending(process.pid, process.returncode, told)
+
+    async def _spawn(self, child: Child) -> tuple[trio.Process, int]:
+        """The new process, and the descriptor its report will come from."""
+        log = self._open_log(child)
+        receive, send = os.pipe()
+        try:
+            process = await trio.lowlevel.open_process(
+                [
+                    *interpreter(),
+                    *child.arguments,
+                    f"--ready-fd={send}",
+                    f"--life-fd={self._lifeline}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(send, self._lifeline, *self._inherited),
+                # Ctrl-C at the terminal is for the parent alone.
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(receive)
+            raise
+        finally:
+            os.close(send)
+            if log is not None:
+                os.close(log)
+        return process, receive
+
+    def _open_log(self, child: Child) -> int | None:
+        if child.log is None:
+            return None
+        try:
+            return open_log(child.log)
+        except StartupError as error:
+            self._say(f"{error}; what {child.name} says is lost")
+            return os.open(os.devnull, os.O_WRONLY)
+
+    async def _stop(self, process: trio.Process) -> None:
+        """End ``process``: by SIGTERM, in the end by SIGKILL. Not cancelled."""
+        if process.returncode is not None:
+            return
+        with trio.CancelScope(shield=True):
+            process.terminate()
+            with trio.move_on_after(self._stop_seconds):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_first, process.wait, nursery.cancel_scope)
+                    nursery.start_soon(_first, self._hasten.wait, nursery.cancel_scope)
+            if process.returncode is None:
+                self._say(f"pid {process.pid} does not stop: killing it")
+                process.kill()
+                await process.wait()
+
+
+async def _first(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended, or why there was none (``pid`` None)."""
+
+    pid: int | None
+    returncode: int | None
+    #: What it reported, or the reason why it could not be made.
+    told: GfsError | str | None
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return f"cannot be started ({self.told})"
+        told = f": {self.told}" if self.told else ""
+        return f"(pid {self.pid}) {how_it_ended(self.returncode)}{told}"
+
+
+def _judge_first_start(child: Child, end: Ending, deaths: int) -> None:
+    """Raise if ``child``, which has never served, is not worth another try."""
+    if isinstance(end.told, StartupError):
+        raise StartupError(f"{child.name}: {end.told}")
+    is_hopeless = end.pid is None or end.returncode == StartupError.exit_code
+    if is_hopeless or deaths + 1 >= FIRST_STARTS_MAX:
+        where = f"; its log: {child.log}" if child.log is not None else ""
+        raise StartupError(f"{child.name} {end}{where}")
+
+
+def how_it_ended(returncode: int | None) -> str:
+    if returncode is not None and returncode < 0:
+        try:
+            return f"was ended by {signal.Signals(-returncode).name}"
+        except ValueError:
+            return f"was ended by signal {-returncode}"
+    return f"ended with exit code {returncode}"
+
+
+class Backoff:
+    """How long to wait before a process that died is started again."""
+
+    def __init__(self) -> None:
+        self.deaths = 0
+
+    def after(self, ran_seconds: float) -> float:
+        if ran_seconds >= HEALTHY_SECONDS:
+            self.deaths = 0
+        # The exponent is bounded too, for a process that dies for weeks.
+        delay = RESTART_SECONDS_MIN * 2.0 ** min(self.deaths, 16)
+        self.deaths += 1
+        return min(delay, RESTART_SECONDS_MAX)
+
+
+def interpreter() -> list[str]:
+    """The command that runs ``gfs`` again, whatever directory we are in."""
+    return [sys.executable, "-P", "-m", "gfs.cli"]

@@ -1,0 +1,94 @@
+"""``/metrics`` of a server, for Prometheus: just enough HTTP to be asked.
+
+One request a connection, GET or HEAD; whoever says anything else, or nothing, is let go
+of. The numbers tell of names of disks and servers, and nobody proves who he is: so it
+listens only where it is told to.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from gfs.errors import StartupError
+from gfs.io import Listener, Stream, World
+from gfs.metrics import CONTENT_TYPE, Source
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES_MAX = 8 * 1024
+REQUEST_SECONDS = 5.0
+CONNECTIONS_MAX = 16
+
+
+async def listen(world: World, address: str) -> Listener:
+    """Raises StartupError."""
+    try:
+        return await world.network.listen(address)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartupError(f"metrics cannot be served at {address}: {reason}") from None
+
+
+async def serve_metrics(listener: Listener, source: Source) -> None:
+    """Answer until cancelled; then the listener is closed."""
+    slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+
+    async def one(stream: Stream) -> None:
+        async with slots:
+            try:
+                with trio.move_on_after(REQUEST_SECONDS):
+                    await stream.send_all(answer(await _head(stream), source))
+            except ConnectionError:
+                pass
+            finally:
+                stream.close()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(one, await listener.accept())
+    finally:
+        listener.close()
+
+
+async def _head(stream: Stream) -> bytes:
+    """What the client sent up to an empty line, its end, or too much."""
+    head = bytearray()
+    buffer = memoryview(bytearray(HEAD_BYTES_MAX))
+    while b"\r\n\r\n" not in head and len(head) < HEAD_BYTES_MAX:
+        count = await stream.receive_into(buffer)
+        if not count:
+            break
+        head += buffer[:count]
+    return bytes(head)
+
+
+def answer(head: bytes, source: Source) -> bytes:
+    """The whole of it, whatever was asked."""
+    words = head.partition(b"\r\n")[0].split(b" ")
+    if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or b"\r\n\r\n" not in head:
+        return _response("400 Bad Request", b"this is an HTTP server with /metrics\n")
+    method, target = words[0], words[1].partition(b"?")[0]
+    if method not in (b"GET", b"HEAD"):
+        return _response("405 Method Not Allowed", b"GET it\n", "Allow: GET, HEAD\r\n")
+    if target != b"/metrics":
+        return _response("404 Not Found", b"/metrics is all there is\n")
+    try:
+        body = source.text()
+    except Exception:
+        log.exception("the metrics met a bug")
+        return _response("500 Internal Server Error", b"a bug: see the log\n")
+    response = _response("200 OK", body, content_type=CONTENT_TYPE)
+    return response if method == b"GET" else response[: len(response) - len(body)]
+
+
+def _response(
+    status: str, body: bytes, more: str = "", content_type: str = "text/plain; charset=utf-8"
+) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        f"{more}Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
