@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from gfs.testing.life import Life
+from gfs.testing.timers import sleep
 
 #: Wall-clock time at virtual time 0: 2024-01-01 00:00:00 UTC.
 EPOCH_NS = 1_704_067_200 * 1_000_000_000
@@ -16,6 +17,8 @@ class MachineTime:
     def __init__(self) -> None:
         #: What the wall clock is ahead of the truth. May change at any time.
         self.wall_offset_seconds = 0.0
+        #: How long it was suspended altogether, with its monotonic clock.
+        self.suspended_seconds = 0.0
         self._rate = 1.0
         self._base_true = 0.0
         self._base_local = 0.0
@@ -47,10 +50,13 @@ class SimClock:
     def monotonic(self) -> float:
         return self._time.monotonic()
 
+    def elapsed(self) -> float:
+        return self._time.monotonic() + self._time.suspended_seconds
+
     def time_ns(self) -> int:
         return self._time.time_ns()
 
     async def sleep(self, seconds: float) -> None:
         self._life.check()
-        await trio.sleep(seconds / self._time.rate)
+        await sleep(seconds / self._time.rate)
         self._life.check()

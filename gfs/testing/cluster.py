@@ -13,9 +13,7 @@ names are their addresses too.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -28,8 +26,17 @@ from gfs.client import Client, connect
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 from gfs.io import World
 from gfs.master import run_master
+from gfs.testing.endings import (
+    BugCatcher,
+    has_cancelled,
+    innermost,
+    only_ends,
+    plain,
+    without_ordinary,
+)
 from gfs.testing.life import Crashed
 from gfs.testing.network import SimNetwork
+from gfs.testing.scratch import make_scratch
 from gfs.testing.trace import Trace
 from gfs.testing.world import Machine, Process, Universe
 
@@ -41,6 +48,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 #: How often ``wait_until`` looks, in virtual seconds.
 LOOK_SECONDS = 0.1
+#: What a supervisor waits before it starts a process again.
+RESTART_SECONDS = 2.0
 TRACE_LINES = 40
 
 
@@ -56,31 +65,12 @@ class Node:
         self.ready = trio.Event()
         self.ended = trio.Event()
         self.ended.set()
+        #: Dead, and to stay so: no supervisor starts it.
+        self.held = False
 
     @property
     def running(self) -> bool:
         return not self.ended.is_set()
-
-
-class _BugCatcher(logging.Handler):
-    """Collects what the processes log as bugs: production goes on, a test must not."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.bugs: list[BaseException] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None and not _only_crashed(error):
-            error.add_note(f"logged by {record.name}: {record.getMessage()}")
-            self.bugs.append(error)
-
-
-def _only_crashed(error: BaseException) -> bool:
-    """Whether ``error`` is nothing but a killed process noticing that it is."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_only_crashed(each) for each in error.exceptions)
-    return isinstance(error, (Crashed, trio.Cancelled)) or isinstance(error.__cause__, Crashed)
 
 
 class SimCluster:
@@ -104,6 +94,9 @@ class SimCluster:
         disks: directories of each chunkserver: ``/disk0`` …
         master, chunkserver, client: settings; addresses are overruled.
         start: start all processes.
+        supervised: a process that ends because it cannot go on here (StartupError,
+            DiskFailed) is started again by whoever watches it, after a pause; without,
+            that is an error.
     """
 
     def __init__(
@@ -117,7 +110,9 @@ class SimCluster:
         chunkserver: ChunkserverSettings | None = None,
         client: ClientSettings | None = None,
         start: bool = True,
+        supervised: bool = False,
     ) -> None:
+        self.supervised = supervised
         self.seed = seed
         self.universe = Universe(seed)
         self.key = self.universe.generator("key").randbytes(32)
@@ -130,12 +125,12 @@ class SimCluster:
         self._start = start
         self._nodes: dict[str, Node] = {}
         self._clients = 0
-        self._catcher = _BugCatcher()
+        self._catcher = BugCatcher(supervised)
 
     # --- the block -----------------------------------------------------------------
 
     async def __aenter__(self) -> SimCluster:
-        self._directory = tempfile.mkdtemp(prefix="gfs-sim-", dir=_fast_directory())
+        self._directory = make_scratch()
         self._make_nodes()
         logging.getLogger("gfs").addHandler(self._catcher)
         self._manager = trio.open_nursery()
@@ -162,15 +157,16 @@ class SimCluster:
         tail = self.trace.tail(TRACE_LINES)
         try:
             for node in self._nodes.values():
+                node.held = True  # one that cannot start is not tried again
                 node.scope.cancel()
             # The block's own error is for our caller to see as it is: the nursery
             # gets none, unless it is the nursery's cancellation coming back.
-            inner = error if _has_cancelled(error) else None
+            inner = error if has_cancelled(error) else None
             swallowed = await self._manager.__aexit__(
                 type(inner) if inner else None, inner, inner.__traceback__ if inner else None
             )
             if error is None and self._catcher.bugs:
-                raise ExceptionGroup("logged as bugs", [_plain(e) for e in self._catcher.bugs])
+                raise ExceptionGroup("logged as bugs", [plain(e) for e in self._catcher.bugs])
         except BaseException as failure:
             self._explain(failure, tail)
             raise
@@ -202,7 +198,7 @@ class SimCluster:
         async def main(world: World, task_status: trio.TaskStatus[Any]) -> None:
             settings = _replace(
                 self._chunkserver_settings,
-                address=f"{name}:{CHUNKSERVER_PORT}",
+                address=self.address(name),
                 master=MASTER_ADDRESS,
                 rack=rack,
             )
@@ -221,9 +217,19 @@ class SimCluster:
         return self.universe.network
 
     @property
+    def bugs(self) -> list[BaseException]:
+        """What processes logged as bugs so far, without ending."""
+        return list(self._catcher.bugs)
+
+    @property
     def disks(self) -> list[str]:
         """The directories of each chunkserver."""
         return list(self._disks)
+
+    @property
+    def directory(self) -> str:
+        """Where the master's real metadata is."""
+        return self._directory
 
     @property
     def names(self) -> list[str]:
@@ -242,6 +248,13 @@ class SimCluster:
         if process is None:
             raise ValueError(f"{name} was never started")
         return process.world
+
+    def address(self, name: str) -> str:
+        """Of a chunkserver."""
+        return f"{name}:{CHUNKSERVER_PORT}"
+
+    def rack(self, name: str) -> str:
+        return self._racks[self.chunkservers.index(name)]
 
     def chunk_files(self, name: str) -> list[str]:
         """The paths of the chunk files on a chunkserver's disks, sorted."""
@@ -268,6 +281,7 @@ class SimCluster:
         node = self._nodes[name]
         if node.running:
             raise ValueError(f"{name} runs already")
+        node.held = False
         node.process = node.machine.start_process()
         node.scope, node.ready, node.ended = trio.CancelScope(), trio.Event(), trio.Event()
         self.trace.add(f"start {node.process.life.name}")
@@ -293,11 +307,24 @@ class SimCluster:
         except BaseException as error:
             # What a killed process meets while its tasks unwind is nobody's
             # concern; our own cancellation is.
-            rest = _without_ordinary(error) if not process.alive else error
-            if rest is not None:
+            rest = without_ordinary(error) if not process.alive else error
+            if self.supervised and process.alive and only_ends(error):
+                self.trace.add(f"{process.life.name} ended: {innermost(error)}")
+                process.kill()
+                self._nursery.start_soon(self._start_again, node, process)
+            elif rest is not None:
                 raise rest from None
         finally:
             ended.set()
+
+    async def _start_again(self, node: Node, process: Process) -> None:
+        await trio.sleep(RESTART_SECONDS)
+        if node.process is process and not node.held:
+            self.begin(node.name)
+
+    def hold(self, name: str) -> None:
+        """Nobody starts the process again until :meth:`begin` is called."""
+        self._nodes[name].held = True
 
     def kill(self, name: str) -> None:
         """``kill -9``, at this instant; does not wait for its tasks to unwind."""
@@ -305,6 +332,25 @@ class SimCluster:
         if node.process is not None and node.process.alive:
             node.process.kill()
         node.scope.cancel()
+
+    def kill_in_call(self, name: str, calls: int) -> None:
+        """``kill -9`` instead of the ``calls``-th disk call that changes something from now
+        on, so in the middle of whatever that is a part of."""
+        process = self._nodes[name].process
+        if process is not None and process.alive:
+            process.life.light(calls, lambda: self.kill(name))
+
+    async def spare(self, name: str) -> None:
+        """Take back what :meth:`hold` and :meth:`kill_in_call` have in store for it, and
+        start it if it does not run."""
+        node = self._nodes[name]
+        node.held = False
+        if node.process is not None and node.process.alive:
+            node.process.life.light(0)
+            return
+        await self._gone(name)
+        if not node.running:
+            self.begin(name)
 
     async def crash(self, name: str) -> None:
         """``kill -9``. Its connections end, its disk stays as it is. When this
@@ -347,6 +393,7 @@ class SimCluster:
         """A connected client on a machine of its own.
 
         :meth:`crash` with its name kills it: the block is left then, quietly.
+        Raises Crashed if it is killed before it is connected.
         """
         if name is None:
             name = f"client{self._clients}"
@@ -359,6 +406,7 @@ class SimCluster:
             raise ValueError(f"{name} runs already")
         process = node.process = node.machine.start_process()
         node.scope, node.ended = trio.CancelScope(), trio.Event()
+        connected = False
         try:
             with node.scope:
                 async with connect(
@@ -367,15 +415,18 @@ class SimCluster:
                     settings=settings or self.client_settings,
                     world=process.world,
                 ) as fs:
+                    connected = True
                     yield fs
         except BaseException as error:
-            rest = _without_ordinary(error) if not process.alive else error
+            rest = without_ordinary(error) if not process.alive else error
             if rest is not None:
                 raise
         finally:
             if process.alive:
                 process.kill()
             node.ended.set()
+        if not connected:
+            raise Crashed(name)
 
     # --- waiting --------------------------------------------------------------------
 
@@ -408,29 +459,7 @@ async def _nothing() -> None:
     """What a client's node runs by itself."""
 
 
-def _has_cancelled(error: BaseException | None) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(trio.Cancelled) is not None
-    return isinstance(error, trio.Cancelled)
-
-
-def _without_ordinary(error: BaseException) -> BaseException | None:
-    """What is left of ``error`` without plain exceptions: cancellation, interrupts."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(Exception)[1]
-    return None if isinstance(error, Exception) else error
-
-
-def _plain(error: BaseException) -> Exception:
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
-
-
 def _replace(settings: Any, **changes: Any) -> Any:
     return type(settings)(
         **{**{f: getattr(settings, f) for f in settings.__struct_fields__}, **changes}
     )
-
-
-def _fast_directory() -> str | None:
-    """A file system in memory for the master's metadata, if there is one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -1,45 +1,79 @@
 """One integer decides a whole Trio run: the only module that reaches into Trio.
 
 Trio shuffles every batch of runnable tasks with a generator of its own, so that
-nobody relies on an order. For a replay that generator is seeded here and the
+nobody relies on an order. For a replay a seeded one takes its place here and the
 batch is put in order before the shuffle, the way Trio's own tests do it
 (``trio._core._run._r`` and ``_ALLOW_DETERMINISTIC_SCHEDULING``). With a clock
 that jumps whenever all tasks wait, and no threads and no sockets, a run is then
 a function of its seed. ``tests/unit/test_simulated_world.py`` compares two runs.
 
-Hypothesis seeds the same generator to 0 before every example: inside it, draw
-the seed and pass it here.
+Trio's generator is one for all loops of the process: the seeded one answers its own
+thread alone, or a loop that another thread keeps (a blocking client's) would draw
+from it whenever it wakes.
+
+Hypothesis seeds Trio's generator to 0 before every example: inside it, draw the seed
+and pass it here.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
-import trio.testing
 from trio._core import _run
+
+from gfs.testing.timers import VirtualClock
 
 T = TypeVar("T")
 
 
+class _Seeded:
+    """Chance that follows from a seed in the thread that made it; other threads draw from
+    the generator it stands in for. These are the methods that Trio calls."""
+
+    def __init__(self, seed: int, others: random.Random) -> None:
+        self._seeded, self._others = random.Random(seed), others
+        self._thread = threading.get_ident()
+
+    def _of_this_thread(self) -> random.Random:
+        return self._seeded if threading.get_ident() == self._thread else self._others
+
+    def random(self) -> float:
+        return self._of_this_thread().random()
+
+    def uniform(self, a: float, b: float) -> float:
+        return self._of_this_thread().uniform(a, b)
+
+    def shuffle(self, x: list[Any]) -> None:
+        self._of_this_thread().shuffle(x)
+
+
 @contextmanager
 def deterministic_scheduling(seed: int) -> Iterator[None]:
-    """The order in which tasks run follows from ``seed`` alone, in the body.
+    """The order in which this thread's tasks run follows from ``seed`` alone, in the body.
 
-    Trio's generator and switch are put back afterwards.
+    Trio's generator and switch are put back afterwards. One thread at a time.
     """
-    generator: random.Random = _run._r
-    before, ordered = generator.getstate(), _run._ALLOW_DETERMINISTIC_SCHEDULING
-    generator.seed(seed)
+    generator = _run._r
+    if isinstance(generator, _Seeded):
+        raise RuntimeError("another simulation runs in this process: one at a time")
+    ordered = _run._ALLOW_DETERMINISTIC_SCHEDULING
+    _run._r = _Seeded(seed, generator)  # type: ignore[assignment]
     _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     try:
         yield
     finally:
         _run._ALLOW_DETERMINISTIC_SCHEDULING = ordered  # type: ignore[misc]
-        generator.setstate(before)
+        _run._r = generator
+
+
+def _idle_is_awaited() -> bool:
+    """Whether ``wait_all_tasks_blocked`` waits: its time is before the clock's next."""
+    return bool(_run.GLOBAL_RUN_CONTEXT.runner.waiting_for_idle)
 
 
 def run_simulated(seed: int, function: Callable[..., Awaitable[T]], *args: object) -> T:
@@ -52,7 +86,7 @@ def run_simulated(seed: int, function: Callable[..., Awaitable[T]], *args: objec
             return trio.run(
                 function,
                 *args,
-                clock=trio.testing.MockClock(autojump_threshold=0),
+                clock=VirtualClock(_idle_is_awaited),
                 strict_exception_groups=True,
             )
         except BaseException as error:

@@ -16,100 +16,16 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from xxhash import xxh3_64_hexdigest
 
-from gfs.io.world import Buffer, DiskSpace
+from gfs.io.world import Buffer, DiskSpace, File
+from gfs.testing.inode import PAGE_BYTES, SECTOR_BYTES, Directory, Inode, Volume, disk_error
 from gfs.testing.life import Life
 from gfs.testing.trace import Trace
 
-PAGE_BYTES = 4096
 CAPACITY_BYTES = 1 << 40
-
-
-class _Volume:
-    """What one mount point can hold."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self.capacity_bytes = capacity_bytes
-        self.used_bytes = 0
-
-    def take(self, count: int) -> None:
-        if count > 0 and self.used_bytes + count > self.capacity_bytes:
-            raise _error(errno.ENOSPC)
-        self.used_bytes += count
-
-
-class _Inode:
-    """A file's bytes, and enough of their past to undo what was not synced."""
-
-    def __init__(self, volume: _Volume) -> None:
-        self.volume = volume
-        self.data = bytearray()
-        self.names = 0
-        self.opened = 0
-        self.locked_by: SimFile | None = None
-        #: The size at the last sync, and the pages below it that changed since,
-        #: as they were then.
-        self.synced_bytes = 0
-        self._before: dict[int, bytes] = {}
-
-    def write(self, data: Buffer, offset: int) -> None:
-        end = offset + len(data)
-        size = len(self.data)
-        self.volume.take(max(end - size, 0))
-        self._remember(offset, end)
-        if offset > size:
-            self.data.extend(bytes(offset - size))
-        self.data[offset:end] = data
-
-    def resize(self, size: int) -> None:
-        present = len(self.data)
-        self.volume.take(size - present)
-        self._remember(size, present)
-        if size < present:
-            del self.data[size:]
-        else:
-            self.data.extend(bytes(size - present))
-
-    def _remember(self, start: int, end: int) -> None:
-        for page in range(start // PAGE_BYTES, -(-min(end, self.synced_bytes) // PAGE_BYTES)):
-            if page not in self._before:
-                at = page * PAGE_BYTES
-                self._before[page] = bytes(self.data[at : min(at + PAGE_BYTES, self.synced_bytes)])
-
-    def sync(self) -> None:
-        self.synced_bytes = len(self.data)
-        self._before.clear()
-
-    def lose_unsynced(self, chance: random.Random | None) -> None:
-        """Go back to the last sync; with ``chance``, any subset of the pages
-        written since is kept, as a disk that wrote some of them back would."""
-        size = self.synced_bytes
-        if chance is not None and len(self.data) > size:
-            size = chance.randint(size, len(self.data))
-        before = {p: b for p, b in self._before.items() if chance is None or chance.random() < 0.5}
-        if size < len(self.data):
-            del self.data[size:]
-        else:
-            self.data.extend(bytes(size - len(self.data)))
-        for page, content in before.items():
-            self.data[page * PAGE_BYTES : page * PAGE_BYTES + len(content)] = content
-        self.sync()
-
-    def used(self) -> bool:
-        return bool(self.names or self.opened)
-
-
-class _Directory:
-    def __init__(self) -> None:
-        self.entries: dict[str, _Inode | _Directory] = {}
-        self.synced: dict[str, _Inode | _Directory] = {}
-
-
-def _error(code: int, path: str | None = None) -> OSError:
-    return OSError(code, os.strerror(code), path)
 
 
 def _segments(path: str) -> list[str]:
@@ -124,9 +40,11 @@ class SimDisk:
     ) -> None:
         self.name = name
         self.trace = trace
-        self._root = _Directory()
-        self._volumes: dict[tuple[str, ...], _Volume] = {(): _Volume(capacity_bytes)}
-        self._failing: dict[str, int] = {}
+        self._root = Directory()
+        self._volumes: dict[tuple[str, ...], Volume] = {(): Volume(capacity_bytes)}
+        self._failing: dict[str, tuple[int, frozenset[str]]] = {}
+        #: How often the power was cut.
+        self.power_cuts = 0
 
     # --- for tests: set up, look, harm ------------------------------------
 
@@ -135,17 +53,19 @@ class SimDisk:
         parts = tuple(_segments(path))
         volume = self._volumes.get(parts)
         if volume is None:
-            self._volumes[parts] = _Volume(capacity_bytes)
+            self._volumes[parts] = Volume(capacity_bytes)
         else:
             volume.capacity_bytes = capacity_bytes
         self.make_directories(path)
 
-    def fail(self, path: str, code: int = errno.EIO) -> None:
-        """Every read and write of a file at or below ``path`` fails with ``code``;
-        0 heals it."""
+    def fail(
+        self, path: str, code: int = errno.EIO, what: Iterable[str] = ("read", "write", "sync")
+    ) -> None:
+        """Every read, write or sync, or ``what`` of these, of a file at or below ``path``
+        fails with ``code``; 0 heals it."""
         prefix = "/" + "/".join(_segments(path))
         if code:
-            self._failing[prefix] = code
+            self._failing[prefix] = code, frozenset(what)
         else:
             self._failing.pop(prefix, None)
 
@@ -159,7 +79,16 @@ class SimDisk:
     def flip_bit(self, path: str, bit: int) -> None:
         """Flip one bit of a file, counted from its start, as a bad disk would."""
         self.note(f"flip bit {bit} of {path}")
-        self._inode(path).data[bit // 8] ^= 1 << (bit % 8)
+        inode = self._inode(path)
+        inode.data[bit // 8] ^= 1 << (bit % 8)
+        inode.harmed = inode.damaged = True
+
+    def spoil(self, path: str, offset: int) -> None:
+        """The sector at ``offset`` of a file cannot be read until it is written again."""
+        self.note(f"spoil {path} at {offset}")
+        inode = self._inode(path)
+        inode.unreadable.add(offset // SECTOR_BYTES)
+        inode.harmed = inode.damaged = True
 
     def truncate(self, path: str, size: int) -> None:
         self.note(f"truncate {path} to {size}")
@@ -169,30 +98,69 @@ class SimDisk:
         self.note(f"delete {path}")
         self.unlink(path)
 
+    def inode(self, path: str) -> Inode:
+        """The file at a path, to be looked at."""
+        return self._inode(path)
+
+    def is_synced(self, path: str) -> bool:
+        """Whether a file, bytes and name, would survive a power cut as it is."""
+        parent, name = self._parent(path)
+        return parent.synced.get(name) is self._inode(path) and not self._inode(path).unsynced
+
+    def write_back(self, chance: random.Random, share: float = 1.0) -> None:
+        """What a kernel does in the background: files and names reach the platter."""
+        for path, inode in sorted(self._walk("/")):
+            if chance.random() < share:
+                inode.sync()
+                parent, name = self._parent(path)
+                parent.synced[name] = inode
+        for directory in self._directories(self._root):
+            for name in [n for n in directory.synced if n not in directory.entries]:
+                if chance.random() < share:
+                    del directory.synced[name]
+            # A file's name is of use only if those above it are there.
+            directory.synced.update(
+                (n, node) for n, node in directory.entries.items() if isinstance(node, Directory)
+            )
+
+    def _directories(self, root: Directory) -> Iterator[Directory]:
+        yield root
+        for node in root.entries.values():
+            if isinstance(node, Directory):
+                yield from self._directories(node)
+
     def wipe(self) -> None:
         """A new, empty disk in its place."""
         self.note("wipe")
-        self._root = _Directory()
+        self._root = Directory()
         for parts, volume in self._volumes.items():
             volume.used_bytes = 0
             self.make_directories("/".join(parts))
 
     def power_cut(self, chance: random.Random | None = None) -> None:
-        """Lose what was not synced: all of it, or what ``chance`` decides.
+        """Lose what was not synced: all of it, or what ``chance`` decides, sector by
+        sector.
 
         The machine's processes must be dead.
         """
         self.note("power cut")
+        self.power_cuts += 1
         self._lose_unsynced(self._root, chance)
         for volume in self._volumes.values():
             volume.used_bytes = 0
         for _, inode in self._walk("/"):
             inode.volume.used_bytes += len(inode.data)
 
-    def _lose_unsynced(self, directory: _Directory, chance: random.Random | None) -> None:
+    def _lose_unsynced(self, directory: Directory, chance: random.Random | None) -> None:
+        if chance is not None and chance.random() < 0.5:
+            # The names had been written back already.
+            directory.synced = dict(directory.entries)
+        for name, node in directory.synced.items():
+            if isinstance(node, Inode) and directory.entries.get(name) is not node:
+                node.harmed = True  # an old file has its name back
         directory.entries = dict(directory.synced)
         for node in directory.entries.values():
-            if isinstance(node, _Directory):
+            if isinstance(node, Directory):
                 self._lose_unsynced(node, chance)
             else:
                 node.names = 1
@@ -204,58 +172,59 @@ class SimDisk:
 
     # --- the tree ------------------------------------------------------------
 
-    def _node(self, path: str) -> _Inode | _Directory:
-        node: _Inode | _Directory = self._root
+    def _node(self, path: str) -> Inode | Directory:
+        node: Inode | Directory = self._root
         for part in _segments(path):
-            if not isinstance(node, _Directory):
-                raise _error(errno.ENOTDIR, path)
+            if not isinstance(node, Directory):
+                raise disk_error(errno.ENOTDIR, path)
             found = node.entries.get(part)
             if found is None:
-                raise _error(errno.ENOENT, path)
+                raise disk_error(errno.ENOENT, path)
             node = found
         return node
 
-    def _inode(self, path: str) -> _Inode:
+    def _inode(self, path: str) -> Inode:
         node = self._node(path)
-        if isinstance(node, _Directory):
-            raise _error(errno.EISDIR, path)
+        if isinstance(node, Directory):
+            raise disk_error(errno.EISDIR, path)
         return node
 
-    def _directory(self, path: str) -> _Directory:
+    def _directory(self, path: str) -> Directory:
         node = self._node(path)
-        if not isinstance(node, _Directory):
-            raise _error(errno.ENOTDIR, path)
+        if not isinstance(node, Directory):
+            raise disk_error(errno.ENOTDIR, path)
         return node
 
-    def _parent(self, path: str) -> tuple[_Directory, str]:
+    def _parent(self, path: str) -> tuple[Directory, str]:
         parts = _segments(path)
         if not parts:
-            raise _error(errno.EISDIR, path)
+            raise disk_error(errno.EISDIR, path)
         return self._directory("/".join(parts[:-1])), parts[-1]
 
-    def _walk(self, below: str) -> Iterator[tuple[str, _Inode]]:
+    def _walk(self, below: str) -> Iterator[tuple[str, Inode]]:
         stack = [("/" + "/".join(_segments(below)), self._node(below))]
         while stack:
             path, node = stack.pop()
-            if isinstance(node, _Inode):
+            if isinstance(node, Inode):
                 yield path, node
             else:
                 stack += [(f"{path.rstrip('/')}/{n}", child) for n, child in node.entries.items()]
 
-    def _volume(self, path: str) -> _Volume:
+    def _volume(self, path: str) -> Volume:
         parts = tuple(_segments(path))
         while parts not in self._volumes:
             parts = parts[:-1]
         return self._volumes[parts]
 
-    def check_healthy(self, path: str) -> None:
-        for prefix, code in self._failing.items():
-            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
-                raise _error(code, path)
+    def check_healthy(self, path: str, what: str) -> None:
+        for prefix, (code, failing) in self._failing.items():
+            is_at = path == prefix or path.startswith(prefix.rstrip("/") + "/")
+            if is_at and what in failing:
+                raise disk_error(code, path)
 
     # --- the system calls ------------------------------------------------------
 
-    def open_inode(self, path: str, mode: str) -> _Inode:
+    def open_inode(self, path: str, mode: str) -> Inode:
         if mode in ("r", "rw"):
             return self._inode(path)
         if mode not in ("create", "replace"):
@@ -263,12 +232,12 @@ class SimDisk:
         parent, name = self._parent(path)
         node = parent.entries.get(name)
         if node is None:
-            node = parent.entries[name] = _Inode(self._volume(path))
+            node = parent.entries[name] = Inode(self._volume(path))
             node.names = 1
         elif mode == "create":
-            raise _error(errno.EEXIST, path)
-        elif isinstance(node, _Directory):
-            raise _error(errno.EISDIR, path)
+            raise disk_error(errno.EEXIST, path)
+        elif isinstance(node, Directory):
+            raise disk_error(errno.EISDIR, path)
         else:
             node.resize(0)
         return node
@@ -285,7 +254,7 @@ class SimDisk:
 
     def file_size(self, path: str) -> int:
         node = self._node(path)
-        return PAGE_BYTES if isinstance(node, _Directory) else len(node.data)
+        return PAGE_BYTES if isinstance(node, Directory) else len(node.data)
 
     def unlink(self, path: str) -> None:
         inode = self._inode(path)
@@ -298,24 +267,24 @@ class SimDisk:
         parent, name = self._parent(source)
         target_parent, target_name = self._parent(target)
         if self._volume(source) is not self._volume(target):
-            raise _error(errno.EXDEV, source)
+            raise disk_error(errno.EXDEV, source)
         replaced = target_parent.entries.get(target_name)
         if replaced is node:
             return
-        if isinstance(replaced, _Directory):
-            if not isinstance(node, _Directory):
-                raise _error(errno.EISDIR, target)
+        if isinstance(replaced, Directory):
+            if not isinstance(node, Directory):
+                raise disk_error(errno.EISDIR, target)
             if replaced.entries:
-                raise _error(errno.ENOTEMPTY, target)
+                raise disk_error(errno.ENOTEMPTY, target)
         elif replaced is not None:
-            if isinstance(node, _Directory):
-                raise _error(errno.ENOTDIR, target)
+            if isinstance(node, Directory):
+                raise disk_error(errno.ENOTDIR, target)
             self._drop_name(replaced)
         del parent.entries[name]
         target_parent.entries[target_name] = node
 
     @staticmethod
-    def _drop_name(inode: _Inode) -> None:
+    def _drop_name(inode: Inode) -> None:
         # Its bytes stay with it: a name whose removal was not synced comes back
         # in a power cut.
         inode.names -= 1
@@ -327,9 +296,9 @@ class SimDisk:
         for part in _segments(path):
             node = directory.entries.get(part)
             if node is None:
-                node = directory.entries[part] = _Directory()
-            elif isinstance(node, _Inode):
-                raise _error(errno.EEXIST, path)
+                node = directory.entries[part] = Directory()
+            elif isinstance(node, Inode):
+                raise disk_error(errno.EEXIST, path)
             directory = node
 
     def sync_directory(self, path: str) -> None:
@@ -345,7 +314,7 @@ class SimDisk:
 class SimFile:
     """An open file of one process. Blocking calls that never block."""
 
-    def __init__(self, disk: SimDisk, path: str, inode: _Inode, life: Life, mode: str) -> None:
+    def __init__(self, disk: SimDisk, path: str, inode: Inode, life: Life, mode: str) -> None:
         self._disk = disk
         self._path = path
         self._inode = inode
@@ -355,33 +324,38 @@ class SimFile:
         inode.opened += 1
         life.hold(self)
 
-    def _check(self, writing: bool = False) -> _Inode:
+    def _check(self, what: str = "read") -> Inode:
+        if what != "read":
+            self._life.burn()
         self._life.check()
-        if not self._open or (writing and not self._writable):
-            raise _error(errno.EBADF, self._path)
-        self._disk.check_healthy(self._path)
+        if not self._open or (what == "write" and not self._writable):
+            raise disk_error(errno.EBADF, self._path)
+        if self._life.meets_failures:
+            self._disk.check_healthy(self._path, what)
         return self._inode
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        data = self._check().data
-        count = max(min(len(buffer), len(data) - offset), 0)
-        with memoryview(data) as view:
-            buffer[:count] = view[offset : offset + count]
-        return count
+        return self._check().read(buffer, offset)
 
     def write(self, data: Buffer, offset: int) -> None:
-        self._check(writing=True).write(data, offset)
+        self._check("write").write(data, offset)
         self._disk.note(f"{self._path} {offset} +{len(data)} {xxh3_64_hexdigest(data)}")
+
+    def copy_from(self, source: File, offset: int, count: int) -> None:
+        data = bytearray(count)
+        if source.read_into(memoryview(data), offset) < count:
+            raise disk_error(errno.EIO, self._path)
+        self.write(data, offset)
 
     def size(self) -> int:
         return len(self._check().data)
 
     def truncate(self, size: int) -> None:
-        self._check(writing=True).resize(size)
+        self._check("write").resize(size)
         self._disk.note(f"{self._path} cut to {size}")
 
     def sync(self) -> None:
-        self._check().sync()
+        self._check("sync").sync()
 
     def close(self) -> None:
         if self._open:
@@ -408,13 +382,16 @@ class SimFileSystem:
         self._disk = disk
         self._life = life
 
-    def _ready(self, path: str) -> SimDisk:
+    def _ready(self, path: str, what: str = "read") -> SimDisk:
+        if what != "read":
+            self._life.burn()
         self._life.check()
-        self._disk.check_healthy("/" + "/".join(_segments(path)))
+        if self._life.meets_failures:
+            self._disk.check_healthy("/" + "/".join(_segments(path)), what)
         return self._disk
 
     def open(self, path: str, mode: str) -> SimFile:
-        disk = self._ready(path)
+        disk = self._ready(path, "write" if mode in ("create", "replace") else "read")
         full = "/" + "/".join(_segments(path))
         return SimFile(disk, full, disk.open_inode(path, mode), self._life, mode)
 
@@ -422,7 +399,7 @@ class SimFileSystem:
         disk = self._ready(path)
         inode = disk.open_inode(path, "rw" if disk.exists(path) else "create")
         if inode.locked_by is not None:
-            raise _error(errno.EAGAIN, path)
+            raise disk_error(errno.EAGAIN, path)
         file = SimFile(disk, path, inode, self._life, "rw")
         inode.locked_by = file
         return file
@@ -437,18 +414,18 @@ class SimFileSystem:
         return self._ready(path).file_size(path)
 
     def unlink(self, path: str) -> None:
-        self._ready(path).unlink(path)
+        self._ready(path, "write").unlink(path)
         self._disk.note(f"{path} unlinked")
 
     def rename(self, source: str, target: str) -> None:
-        self._ready(source).rename(source, target)
+        self._ready(source, "write").rename(source, target)
         self._disk.note(f"{source} renamed {target}")
 
     def make_directories(self, path: str) -> None:
-        self._ready(path).make_directories(path)
+        self._ready(path, "write").make_directories(path)
 
     def sync_directory(self, path: str) -> None:
-        self._ready(path).sync_directory(path)
+        self._ready(path, "sync").sync_directory(path)
 
     def space(self, path: str) -> DiskSpace:
         return self._ready(path).space(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -27,10 +28,28 @@ class Mortal(Protocol):
 class Life:
     """One incarnation of a simulated process."""
 
+    #: Whether disks that fail do so for it.
+    meets_failures = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
         self._holds: dict[Mortal, None] = {}
+        self._fuse = 0
+        self._when_burnt: Callable[[], None] | None = None
+
+    def light(self, calls: int, when_burnt: Callable[[], None] | None = None) -> None:
+        """Die instead of the ``calls``-th disk call from now that changes something: in the
+        middle of what takes no time here, a write of several parts for example. 0: do
+        not, after all."""
+        self._fuse, self._when_burnt = calls, when_burnt
+
+    def burn(self) -> None:
+        """A disk call that changes something is about to be made."""
+        if self._fuse and self.alive:
+            self._fuse -= 1
+            if not self._fuse and self._when_burnt is not None:
+                self._when_burnt()
 
     def check(self) -> None:
         """Raise Crashed in a dead process."""
@@ -49,3 +68,12 @@ class Life:
         holds, self._holds = self._holds, {}
         for thing in holds:
             thing.die()
+
+
+class Onlooker(Life):
+    """Nobody's: of a test that looks at what is on a disk. No disk fails for it."""
+
+    meets_failures = False
+
+    def __init__(self) -> None:
+        super().__init__("who looks")

@@ -36,6 +36,7 @@ from gfs.io.real import BadAddress, split_address
 from gfs.io.world import Buffer, File, Listener, Stream
 from gfs.testing.files import SimFile
 from gfs.testing.life import Crashed, Life
+from gfs.testing.timers import WaitingRoom, sleep
 from gfs.testing.trace import Trace
 
 BUFFER_BYTES = 512 * 1024
@@ -61,12 +62,12 @@ class _Pipe:
         #: When the receiving side learns that the sender closed, and how.
         self.ends_at = math.inf
         self.reset = False
-        self.readers = trio.lowlevel.ParkingLot()
-        self.writers = trio.lowlevel.ParkingLot()
+        self.readers = WaitingRoom()
+        self.writers = WaitingRoom()
 
     def wake(self) -> None:
-        self.readers.unpark_all()
-        self.writers.unpark_all()
+        self.readers.wake()
+        self.writers.wake()
 
 
 class SimStream:
@@ -97,7 +98,7 @@ class SimStream:
             self._check()
             pipe = self._in
             if self._network.is_blocked(pipe):
-                await pipe.readers.park()
+                await pipe.readers.wait(math.inf)
                 continue
             now = trio.current_time()
             if pipe.reset and pipe.ends_at <= now:
@@ -107,8 +108,7 @@ class SimStream:
             if not pipe.pieces and pipe.ends_at <= now:
                 return 0
             next_event = min(pipe.pieces[0][0] if pipe.pieces else math.inf, pipe.ends_at)
-            with trio.move_on_at(next_event):
-                await pipe.readers.park()
+            await pipe.readers.wait(next_event)
 
     def _take(self, buffer: memoryview, now: float) -> int:
         room = len(buffer)
@@ -126,7 +126,7 @@ class SimStream:
             else:
                 pieces[0] = (at, piece[count:])
         self._in.held_bytes -= taken
-        self._in.writers.unpark_all()
+        self._in.writers.wake()
         return taken
 
     def ended(self) -> bool:
@@ -174,8 +174,7 @@ class SimStream:
             if room > 0:
                 return min(room, wanted, PIECE_BYTES)
             # The peer's end wakes the sender too, when word of it arrives.
-            with trio.move_on_at(self._learns_of_end()):
-                await pipe.writers.park()
+            await pipe.writers.wait(self._learns_of_end())
 
     def _put(self, piece: memoryview) -> None:
         pipe = self._out
@@ -190,7 +189,9 @@ class SimStream:
         self._network.trace.add(
             f"{pipe.source} > {pipe.target} {len(piece)} {xxh3_64_hexdigest(piece)}"
         )
-        pipe.readers.unpark_all()
+        # Blocked, it waits for more than a time; healing wakes it.
+        if not self._network.is_blocked(pipe):
+            pipe.readers.wake_at(pipe.last_arrival)
 
     def _learns_of_end(self) -> float:
         return math.inf if self._network.is_blocked(self._in) else self._in.ends_at
@@ -304,6 +305,8 @@ class SimNetwork:
         self.listeners: dict[str, SimListener] = {}
         self.streams: dict[SimStream, None] = {}
         self._blocked: set[tuple[str, str]] = set()
+        #: (source, target) -> (latency range, bytes per second) of a slow link.
+        self.slow_links: dict[tuple[str, str], tuple[tuple[float, float], float]] = {}
         self._down: set[str] = set()
         self._healed = trio.lowlevel.ParkingLot()
         self._ports = FIRST_FREE_PORT
@@ -336,6 +339,19 @@ class SimNetwork:
             stream._in.wake()
             stream._out.wake()
 
+    def slow(
+        self, source: str, target: str, latency_seconds: tuple[float, float], rate: float
+    ) -> None:
+        """What ``source`` sends to ``target`` from now on takes that long, and leaves
+        at ``rate`` bytes per second."""
+        self.trace.add(f"network: slow {source} -> {target}")
+        self.slow_links[source, target] = (latency_seconds, rate)
+
+    def restore(self, source: str, target: str) -> None:
+        """The link is as fast as all others."""
+        self.trace.add(f"network: restore {source} -> {target}")
+        self.slow_links.pop((source, target), None)
+
     def cut(self, left: str, right: str | None = None) -> int:
         """Reset all connections between two machines, or all of one machine's.
 
@@ -363,15 +379,18 @@ class SimNetwork:
     def is_blocked(self, pipe: _Pipe) -> bool:
         return bool(self._blocked) and (pipe.source, pipe.target) in self._blocked
 
-    def latency(self) -> float:
-        return self.random.uniform(*self.latency_seconds)
+    def latency(self, source: str, target: str) -> float:
+        slow = self.slow_links.get((source, target)) if self.slow_links else None
+        return self.random.uniform(*(self.latency_seconds if slow is None else slow[0]))
 
     def arrival(self, pipe: _Pipe, count: int) -> float:
         """When ``count`` bytes that leave now are at the other end."""
         start = trio.current_time()
-        if self.bytes_per_second is not None:
-            start = max(start, pipe.last_arrival) + count / self.bytes_per_second
-        return start + self.latency()
+        slow = self.slow_links.get((pipe.source, pipe.target)) if self.slow_links else None
+        rate = self.bytes_per_second if slow is None else slow[1]
+        if rate is not None:
+            start = max(start, pipe.last_arrival) + count / rate
+        return start + self.latency(pipe.source, pipe.target)
 
     def free_port(self) -> int:
         self._ports += 1
@@ -408,7 +427,7 @@ class SimEndpoint:
         host, port = split_address(address)
         host = self._host(host)
         self._life.check()
-        await trio.sleep(network.latency())
+        await sleep(network.latency(self._machine, host))
         await network.until_open(self._machine, host)
         self._life.check()
         listener = network.listener(host, port)
@@ -416,7 +435,7 @@ class SimEndpoint:
         back = _Pipe(host, self._machine)
         client = f"{self._machine}:{network.free_port()}"
         if listener is None or not listener.offer(client, there, back):
-            await trio.sleep(network.latency())
+            await sleep(network.latency(host, self._machine))
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"{address}: Connection refused")
         # Nothing may wait between the offer and the return: a cancelled connect
         # would leave the other side with a connection that has no other end.

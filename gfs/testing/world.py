@@ -27,6 +27,7 @@ from gfs.testing.clock import MachineTime, SimClock
 from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Life
 from gfs.testing.network import SimEndpoint, SimNetwork
+from gfs.testing.timers import sleep_shielded
 from gfs.testing.trace import Trace
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Process:
             clock=SimClock(machine.time, self.life),
             random=machine.universe.generator(name),
             run_blocking=self._run_blocking,
+            boot=f"{machine.name}, boot {machine.disk.power_cuts}",
         )
 
     @property
@@ -83,15 +85,13 @@ class Process:
             limiter.release_on_behalf_of(borrower)
 
     async def _run_now(self, function: Callable[..., T], *args: object) -> T:
-        with trio.CancelScope(shield=True):
-            self.life.check()
-            await trio.sleep(self._delays.uniform(*self.machine.blocking_seconds))
-            self.life.check()
+        self.life.check()
+        await sleep_shielded(self._delays.uniform(*self.machine.blocking_seconds))
+        self.life.check()
         try:
             return function(*args)
         finally:
-            with trio.CancelScope(shield=True):
-                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
             self.life.check()
 
 

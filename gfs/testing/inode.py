@@ -1,0 +1,172 @@
+"""One file on a simulated disk: its bytes, what of them is on the platter, and
+what a power cut leaves.
+
+What was written and not synced is in the page cache. A power cut loses it: all
+of it, or, with a source of chance, any part of it in units of sectors, as of a
+disk that was writing pages back when the current went. A sector is written
+whole or not at all; a page, eight of them, may be torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from typing import TYPE_CHECKING
+
+from gfs.io.world import Buffer
+
+if TYPE_CHECKING:
+    from gfs.testing.files import SimFile
+
+PAGE_BYTES = 4096
+SECTOR_BYTES = 512
+
+
+def disk_error(code: int, path: str | None = None) -> OSError:
+    return OSError(code, os.strerror(code), path)
+
+
+class Volume:
+    """What one mount point can hold."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+
+    def take(self, count: int) -> None:
+        if count > 0 and self.used_bytes + count > self.capacity_bytes:
+            raise disk_error(errno.ENOSPC)
+        self.used_bytes += count
+
+
+class Inode:
+    """A file's bytes, and enough of their past to undo what was not synced."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.data = bytearray()
+        self.names = 0
+        self.opened = 0
+        self.locked_by: SimFile | None = None
+        #: The size at the last sync, and the pages below it that changed since,
+        #: as they were then.
+        self.synced_bytes = 0
+        self._before: dict[int, bytes] = {}
+        #: Sectors that cannot be read until they are written again.
+        self.unreadable: set[int] = set()
+        #: Whether the disk lost or damaged bytes of it: for those who count what
+        #: may be gone.
+        self.harmed = False
+        #: Whether bytes of it were damaged where they lie, so that nobody need know yet.
+        self.damaged = False
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether a power cut now could change anything."""
+        return bool(self._before) or len(self.data) != self.synced_bytes
+
+    # --- reading and writing -------------------------------------------------------
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        count = max(min(len(buffer), len(self.data) - offset), 0)
+        if self.unreadable and count:
+            sectors = range(offset // SECTOR_BYTES, -(-(offset + count) // SECTOR_BYTES))
+            if not self.unreadable.isdisjoint(sectors):
+                raise disk_error(errno.EIO)
+        with memoryview(self.data) as view:
+            buffer[:count] = view[offset : offset + count]
+        return count
+
+    def write(self, data: Buffer, offset: int) -> None:
+        end = offset + len(data)
+        size = len(self.data)
+        self.volume.take(max(end - size, 0))
+        self._remember(offset, end)
+        if offset > size:
+            self.data.extend(bytes(offset - size))
+        self.data[offset:end] = data
+        if self.unreadable:
+            # The disk puts another sector in the place of one that is written whole.
+            whole = range(-(-offset // SECTOR_BYTES), end // SECTOR_BYTES)
+            self.unreadable.difference_update(whole)
+
+    def resize(self, size: int) -> None:
+        present = len(self.data)
+        self.volume.take(size - present)
+        self._remember(size, present)
+        if size < present:
+            del self.data[size:]
+        else:
+            self.data.extend(bytes(size - present))
+
+    def _remember(self, start: int, end: int) -> None:
+        for page in range(start // PAGE_BYTES, -(-min(end, self.synced_bytes) // PAGE_BYTES)):
+            if page not in self._before:
+                at = page * PAGE_BYTES
+                self._before[page] = bytes(self.data[at : min(at + PAGE_BYTES, self.synced_bytes)])
+
+    def sync(self) -> None:
+        self.synced_bytes = len(self.data)
+        self._before.clear()
+
+    # --- losing --------------------------------------------------------------------
+
+    def lose_unsynced(self, chance: random.Random | None) -> None:
+        """Go back to the last sync; with ``chance``, any part of what was written
+        since is kept, sector by sector."""
+        if not self.unsynced:
+            return
+        self.harmed = True
+        if chance is None:
+            self._go_back()
+        else:
+            self._tear(chance)
+        self.sync()
+
+    def _go_back(self) -> None:
+        del self.data[self.synced_bytes :]
+        self.data.extend(bytes(self.synced_bytes - len(self.data)))
+        for page, content in self._before.items():
+            self.data[page * PAGE_BYTES : page * PAGE_BYTES + len(content)] = content
+
+    def _tear(self, chance: random.Random) -> None:
+        """Each changed page is on the platter, or is not, or some of its sectors."""
+        synced, present = self.synced_bytes, len(self.data)
+        if present < synced and chance.random() < 0.5:
+            self._go_back()  # that it became shorter was not written back
+            return
+        size = present
+        if present > synced:
+            size = chance.choice([synced, present, chance.randint(synced, present)])
+        changed = set(self._before)
+        # A file that grew shows zeros where its new pages are not on the platter.
+        changed.update(range(synced // PAGE_BYTES, -(-size // PAGE_BYTES)))
+        platter = {page: self._on_platter(page) for page in changed}
+        del self.data[size:]
+        for page in sorted(changed):
+            fate = chance.random()
+            if fate < 0.4:
+                continue  # it was written back
+            start = page * PAGE_BYTES
+            for at in range(start, min(start + PAGE_BYTES, size), SECTOR_BYTES):
+                if fate > 0.8 or chance.random() < 0.5:
+                    end = min(at + SECTOR_BYTES, size)
+                    self.data[at:end] = platter[page][at - start : end - start]
+
+    def _on_platter(self, page: int) -> bytes:
+        """A page as it was synced, zeros where it was not."""
+        start = page * PAGE_BYTES
+        known = self._before.get(page)
+        if known is None:
+            known = bytes(self.data[start : min(start + PAGE_BYTES, self.synced_bytes)])
+        return known + bytes(PAGE_BYTES - len(known))
+
+    def used(self) -> bool:
+        return bool(self.names or self.opened)
+
+
+class Directory:
+    def __init__(self) -> None:
+        self.entries: dict[str, Inode | Directory] = {}
+        self.synced: dict[str, Inode | Directory] = {}
