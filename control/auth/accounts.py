@@ -1,0 +1,193 @@
+"""Service accounts: they hold scopes, and their tokens inherit them as they are now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from control.auth.shapes import (
+    AccountBody,
+    AccountInfo,
+    AccountTokenBody,
+    NewToken,
+    ScopesBody,
+    Status,
+    TokenInfo,
+)
+from control.auth.tokens import check_room, new_token, newest_first, token_info
+from control.call import Call
+from control.errors import BadRequest, NoSuchThing, Unauthorized
+from control.identity import ids
+from control.identity.access import SESSION
+from control.identity.rows import ServiceAccount, accounts, tokens, users
+from control.identity.scopes import check_grants
+from control.identity.users import clean_label
+from control.module import Route
+from control.records import Txn
+from control.runtime import Control
+
+#: Of one user.
+ACCOUNTS_MAX = 100
+
+
+class AccountRoutes:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def routes(self) -> Sequence[Route]:
+        one = "/api/service-accounts/{id}"
+        return [
+            Route(
+                "POST",
+                "/api/service-accounts",
+                self.create,
+                SESSION,
+                "Make a service account",
+                body=AccountBody,
+                answer=AccountInfo,
+                errors=[507],
+                description=f"A user has {ACCOUNTS_MAX} at most.",
+            ),
+            Route(
+                "GET",
+                "/api/service-accounts",
+                self.list_accounts,
+                SESSION,
+                "One's service accounts, newest first",
+                answer=list[AccountInfo],
+            ),
+            Route("GET", one, self.get, SESSION, "One of them", answer=AccountInfo, errors=[404]),
+            Route(
+                "DELETE",
+                one,
+                self.delete,
+                SESSION,
+                "Delete a service account and its tokens",
+                answer=Status,
+                errors=[404, 507],
+            ),
+            Route(
+                "PUT",
+                f"{one}/scopes",
+                self.set_scopes,
+                SESSION,
+                "Change what its tokens may do, those that exist included",
+                body=ScopesBody,
+                answer=AccountInfo,
+                errors=[404, 507],
+            ),
+            Route(
+                "POST",
+                f"{one}/tokens",
+                self.create_token,
+                SESSION,
+                "Make a token of the service account",
+                body=AccountTokenBody,
+                answer=NewToken,
+                errors=[404, 507],
+            ),
+            Route(
+                "GET",
+                f"{one}/tokens",
+                self.list_tokens,
+                SESSION,
+                "Its tokens, newest first",
+                answer=list[TokenInfo],
+                errors=[404],
+            ),
+        ]
+
+    async def create(self, call: Call, body: AccountBody) -> AccountInfo:
+        user_id = call.user.user_id
+        draft = ServiceAccount(
+            id=ids.token_id(),
+            user_id=user_id,
+            name=clean_label(body.name),
+            scopes=check_grants(self._control.scopes, user_id, body.scopes),
+            created_at=int(time.time()),
+            serial=0,
+        )
+
+        def decide(txn: Txn) -> ServiceAccount:
+            if users.get(txn, user_id) is None:
+                raise Unauthorized("the user is not there any more")
+            serials = [row.serial for row in accounts.by(txn, "user", user_id)]
+            if len(serials) >= ACCOUNTS_MAX:
+                raise BadRequest(
+                    f"you have {ACCOUNTS_MAX} service accounts, no more are allowed: delete some"
+                )
+            row = msgspec.structs.replace(draft, serial=1 + max(serials, default=0))
+            accounts.insert(txn, row)
+            return row
+
+        return _info(await self._control.records.write(decide))
+
+    async def list_accounts(self, call: Call) -> list[AccountInfo]:
+        with self._control.records.read() as txn:
+            rows = list(accounts.by(txn, "user", call.user.user_id))
+        return [_info(row) for row in sorted(rows, key=lambda row: row.serial, reverse=True)]
+
+    async def get(self, call: Call) -> AccountInfo:
+        with self._control.records.read() as txn:
+            return _info(_own(txn, call))
+
+    async def delete(self, call: Call) -> Status:
+        def decide(txn: Txn) -> None:
+            row = _own(txn, call)
+            for token in tokens.by(txn, "account", row.id):
+                tokens.delete(txn, token.id)
+            accounts.delete(txn, row.id)
+
+        await self._control.records.write(decide)
+        return Status()
+
+    async def set_scopes(self, call: Call, body: ScopesBody) -> AccountInfo:
+        def decide(txn: Txn) -> ServiceAccount:
+            row = _own(txn, call)
+            scopes = check_grants(self._control.scopes, row.user_id, body.scopes)
+            row = msgspec.structs.replace(row, scopes=scopes)
+            accounts.put(txn, row)
+            return row
+
+        return _info(await self._control.records.write(decide))
+
+    async def create_token(self, call: Call, body: AccountTokenBody) -> NewToken:
+        name = clean_label(body.name)
+        with self._control.records.read() as txn:
+            account = _own(txn, call)
+
+        def check(txn: Txn) -> None:
+            _own(txn, call)
+            check_room(txn, account.user_id)
+
+        row, text = await self._control.credentials.issue_token(
+            account.user_id,
+            name,
+            account.scopes,
+            body.expires_in,
+            account_id=account.id,
+            check=check,
+        )
+        return new_token(row, account.scopes, text)
+
+    async def list_tokens(self, call: Call) -> list[TokenInfo]:
+        with self._control.records.read() as txn:
+            account = _own(txn, call)
+            rows = list(tokens.by(txn, "account", account.id))
+        return [
+            token_info(self._control.credentials, row, account.scopes) for row in newest_first(rows)
+        ]
+
+
+def _own(txn: Txn, call: Call) -> ServiceAccount:
+    """The caller's account that the path names. Raises NoSuchThing."""
+    row = accounts.get(txn, call.params["id"])
+    if row is None or row.user_id != call.user.user_id:
+        raise NoSuchThing("no such service account")
+    return row
+
+
+def _info(row: ServiceAccount) -> AccountInfo:
+    return AccountInfo(id=row.id, name=row.name, scopes=row.scopes, created_at=row.created_at)

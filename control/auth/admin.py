@@ -1,0 +1,161 @@
+"""What administrators do with users and their sessions."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import trio
+
+from control.auth.shapes import SessionRow, Status, UserBody, UserInfo, UserQuery
+from control.call import Call
+from control.errors import BadRequest, Unauthorized
+from control.identity import users as people
+from control.identity.access import ADMIN
+from control.identity.passwords import Passwords, check_password
+from control.identity.rows import Session, User, sessions, users
+from control.module import Route
+from control.records import Txn
+from control.runtime import Control
+
+#: Deleting a user deletes all that is his, in every module.
+DELETE_SECONDS = 60.0
+#: Sessions read at once, some milliseconds.
+PIECE_ROWS = 1000
+
+
+class AdminRoutes:
+    def __init__(self, control: Control, passwords: Passwords) -> None:
+        self._control = control
+        self._passwords = passwords
+
+    def routes(self) -> Sequence[Route]:
+        return [
+            Route(
+                "GET",
+                "/admin/users",
+                self.list_users,
+                ADMIN,
+                "All users, by name",
+                answer=list[UserInfo],
+            ),
+            Route(
+                "POST",
+                "/admin/users",
+                self.create_user,
+                ADMIN,
+                "Make a user",
+                body=UserBody,
+                answer=UserInfo,
+                errors=[409, 507],
+            ),
+            Route(
+                "DELETE",
+                "/admin/users",
+                self.delete_user,
+                ADMIN,
+                "Delete a user",
+                query=UserQuery,
+                answer=Status,
+                errors=[404, 409, 507],
+                description=(
+                    "His sessions and tokens end at once. His files stay: his storage namespaces "
+                    "become private and have no owner, so that only administrators reach them. "
+                    "One cannot delete oneself, nor the last administrator (409)."
+                ),
+            ),
+            Route(
+                "GET",
+                "/admin/sessions",
+                self.list_sessions,
+                ADMIN,
+                "All sessions that last, newest first",
+                answer=list[SessionRow],
+            ),
+        ]
+
+    async def list_users(self, call: Call) -> list[UserInfo]:
+        with self._control.records.read() as txn:
+            rows = list(users.scan(txn))
+        return [_info(row) for row in sorted(rows, key=lambda row: row.username)]
+
+    async def create_user(self, call: Call, body: UserBody) -> UserInfo:
+        username = people.new_username(body.username)
+        display_name = people.clean_display_name(body.display_name, username)
+        hashed = await self._passwords.hash(check_password(body.password))
+
+        def decide(txn: Txn) -> User:
+            _check_admin(txn, call)
+            return people.create(
+                txn,
+                username=username,
+                display_name=display_name,
+                password=hashed,
+                is_admin=body.is_admin,
+                now=int(time.time()),
+            )
+
+        return _info(await self._control.records.write(decide))
+
+    async def delete_user(self, call: Call) -> Status:
+        user_id = call.query(UserQuery).id
+        if user_id == call.user.user_id:
+            raise BadRequest("id: you cannot delete yourself: let another administrator do it")
+
+        def decide(txn: Txn) -> None:
+            _check_admin(txn, call)
+            people.delete(txn, user_id, self._control.user_deletions)
+
+        await self._control.records.write(decide, seconds=DELETE_SECONDS)
+        return Status()
+
+    async def list_sessions(self, call: Call) -> list[SessionRow]:
+        now = time.time()
+        with self._control.records.read() as txn:
+            names = {row.id: row.username for row in users.scan(txn)}
+        rows = [row async for row in self._sessions() if row.expires_at > now]
+        rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
+        return [
+            SessionRow(
+                id=row.id,
+                user_id=row.user_id,
+                username=names[row.user_id],
+                created_at=row.created_at,
+                expires_at=row.expires_at,
+                address=row.address,
+            )
+            for row in rows
+            if row.user_id in names
+        ]
+
+    async def _sessions(self) -> AsyncIterator[Session]:
+        """All of them, in pieces: others are served in between."""
+        after = ""
+        while True:
+            with self._control.records.read() as txn:
+                rows = list(itertools.islice(sessions.scan(txn, after=after), PIECE_ROWS))
+            for row in rows:
+                yield row
+            if len(rows) < PIECE_ROWS:
+                return
+            after = rows[-1].id
+            await trio.lowlevel.checkpoint()
+
+
+def _check_admin(txn: Txn, call: Call) -> None:
+    """Who was an administrator when he asked may have been deleted while a password was
+    hashed. Raises Unauthorized."""
+    row = users.get(txn, call.user.user_id)
+    if row is None or not row.is_admin or sessions.get(txn, call.user.credential_id) is None:
+        raise Unauthorized("the session is over: log in again")
+
+
+def _info(row: User) -> UserInfo:
+    return UserInfo(
+        id=row.id,
+        username=row.username,
+        display_name=row.display_name,
+        is_admin=row.is_admin,
+        created_at=row.created_at,
+    )

@@ -1,0 +1,62 @@
+"""The module ``auth``: its routes, and what it does at start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import trio
+from argon2 import PasswordHasher
+
+from control.auth.accounts import AccountRoutes
+from control.auth.admin import AdminRoutes
+from control.auth.failures import Failures
+from control.auth.first_start import make_first_admin
+from control.auth.login import LoginRoutes
+from control.auth.tokens import TokenRoutes
+from control.identity.passwords import Passwords
+from control.identity.rows import users
+from control.module import Module, Route
+from control.runtime import Control
+
+
+class Auth(Module):
+    """Logins, API tokens, service accounts and the administration of users."""
+
+    name = "auth"
+    summary = "Logins, API tokens, service accounts, users"
+    #: Its parameters are what a stolen password file is worth; tests take cheaper ones.
+    hasher: ClassVar[PasswordHasher] = PasswordHasher()
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(control)
+        settings = control.settings
+        self._passwords = Passwords(settings.password_threads, settings.password_queue, self.hasher)
+        self._login = LoginRoutes(control, self._passwords)
+        self._tokens = TokenRoutes(control)
+        self._accounts = AccountRoutes(control)
+        self._admin = AdminRoutes(control, self._passwords)
+
+    def routes(self) -> Sequence[Route]:
+        return [
+            *self._login.routes(),
+            *self._tokens.routes(),
+            *self._accounts.routes(),
+            *self._admin.routes(),
+        ]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Make the first administrator if there is no user. Then nothing is left to do."""
+        control, settings = self.control, self.control.settings
+        self._login.failures = Failures(
+            control.volatile, settings.login_failures, settings.login_window_seconds
+        )
+        await self._passwords.prepare()
+        await make_first_admin(
+            control.records, self._passwords, control.directory, settings.admin_username
+        )
+        task_status.started()
+
+    async def check_ready(self) -> None:
+        with self.control.records.read() as txn:
+            users.count(txn)

@@ -1,0 +1,141 @@
+"""API tokens of a user. Managed with a session alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from control.auth.shapes import NewToken, Status, TokenBody, TokenInfo, Validity
+from control.call import Call
+from control.errors import BadRequest, NoSuchThing
+from control.identity.access import SERVICE, SESSION
+from control.identity.credentials import Credentials, current_scopes, is_live
+from control.identity.rows import Token, tokens, users
+from control.identity.scopes import check_grants
+from control.identity.users import clean_label
+from control.module import Route
+from control.records import Txn
+from control.runtime import Control
+
+#: Of one user, his service accounts' included.
+TOKENS_MAX = 1000
+MISSING = "no such token"
+
+
+class TokenRoutes:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def routes(self) -> Sequence[Route]:
+        return [
+            Route(
+                "POST",
+                "/api/tokens",
+                self.create,
+                SESSION,
+                "Make an API token",
+                body=TokenBody,
+                answer=NewToken,
+                errors=[507],
+                description=f"A user has {TOKENS_MAX} at most.",
+            ),
+            Route(
+                "GET",
+                "/api/tokens",
+                self.list_tokens,
+                SESSION,
+                "One's API tokens, newest first",
+                answer=list[TokenInfo],
+            ),
+            Route(
+                "DELETE",
+                "/api/tokens/{id}",
+                self.delete,
+                SESSION,
+                "Revoke an API token, of oneself or of one's service accounts",
+                answer=Status,
+                errors=[404, 507],
+            ),
+            Route(
+                "GET",
+                "/api/tokens/{id}/check",
+                self.check,
+                SERVICE,
+                "Whether an API token is still valid",
+                answer=Validity,
+                errors=[404],
+            ),
+        ]
+
+    async def create(self, call: Call, body: TokenBody) -> NewToken:
+        user_id = call.user.user_id
+        name = clean_label(body.name)
+        scopes = check_grants(self._control.scopes, user_id, body.scopes)
+        row, text = await self._control.credentials.issue_token(
+            user_id, name, scopes, body.expires_in, check=lambda txn: check_room(txn, user_id)
+        )
+        return new_token(row, scopes, text)
+
+    async def list_tokens(self, call: Call) -> list[TokenInfo]:
+        with self._control.records.read() as txn:
+            rows = list(tokens.by(txn, "user", call.user.user_id))
+        return [
+            token_info(self._control.credentials, row, row.scopes) for row in newest_first(rows)
+        ]
+
+    async def delete(self, call: Call) -> Status:
+        user_id = call.user.user_id
+
+        def decide(txn: Txn) -> None:
+            row = tokens.get(txn, call.params["id"])
+            if row is None or row.user_id != user_id:
+                raise NoSuchThing(MISSING)
+            tokens.delete(txn, row.id)
+
+        await self._control.records.write(decide)
+        return Status()
+
+    async def check(self, call: Call) -> Validity:
+        with self._control.records.read() as txn:
+            row = tokens.get(txn, call.params["id"])
+            if (
+                row is None
+                or not is_live(row, self._control.credentials.now())
+                or current_scopes(txn, row) is None
+                or users.get(txn, row.user_id) is None
+            ):
+                raise NoSuchThing(MISSING)
+        return Validity()
+
+
+def check_room(txn: Txn, user_id: str) -> None:
+    """Raises BadRequest if the user may have no further token."""
+    if tokens.count(txn, "owner", user_id) >= TOKENS_MAX:
+        raise BadRequest(f"you have {TOKENS_MAX} API tokens, no more are allowed: delete some")
+
+
+def newest_first(rows: Iterable[Token]) -> Sequence[Token]:
+    return sorted(rows, key=lambda row: row.serial, reverse=True)
+
+
+def token_info(credentials: Credentials, row: Token, scopes: dict[str, list[str]]) -> TokenInfo:
+    """``scopes`` as they are now: a service account's are not in the token's row."""
+    return TokenInfo(
+        id=row.id,
+        name=row.name,
+        scopes=scopes,
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        last_used_at=credentials.last_used_at(row),
+    )
+
+
+def new_token(row: Token, scopes: dict[str, list[str]], text: str) -> NewToken:
+    return NewToken(
+        id=row.id,
+        name=row.name,
+        scopes=scopes,
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        last_used_at=row.last_used_at,
+        token=text,
+    )

@@ -1,0 +1,159 @@
+"""What a REST request can be answered with when it fails.
+
+::
+
+    ApiError
+    ├── BadRequest        400  the request breaks a rule that it names
+    ├── Unauthorized      401  no credentials, or none that are valid
+    ├── Forbidden         403  valid credentials that do not allow this
+    ├── NoSuchThing       404  it does not exist
+    ├── WrongMethod       405  with ``Allow``
+    ├── TooSlow           408  the body did not come in time
+    ├── Conflict          409  it exists already, or changed meanwhile
+    ├── TooLarge          413  the body is above its bound
+    ├── UpgradeRequired   426  it is a WebSocket: with ``Upgrade``
+    ├── TooManyRequests   429  with ``Retry-After``
+    └── Unavailable       503  what it needs does not answer now
+
+Every answer is ``{"error": "<one line>"}``. Errors of the file system are
+translated at this border (:func:`explain`): a user is told what he can do, and
+addresses, paths and chunk handles of the inside stay in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+from werkzeug.exceptions import HTTPException
+
+from control.http.asgi import BodyCutShort
+from gfs.cluster.failures import leaves
+from gfs.errors import DiskFull, GfsError, InvalidArgument, InvalidName, Retryable
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """Root of the tree. ``str(error)`` is the line the user reads."""
+
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.headers = dict(headers or {})
+
+
+class BadRequest(ApiError):
+    status = 400
+
+
+class Unauthorized(ApiError):
+    """RFC 9110, 15.5.2: says how to authenticate."""
+
+    status = 401
+
+    def __init__(self, message: str = "not logged in: send Authorization: Bearer <token>") -> None:
+        super().__init__(message, {"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(ApiError):
+    status = 403
+
+
+class NoSuchThing(ApiError):
+    status = 404
+
+
+class WrongMethod(ApiError):
+    status = 405
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message, {"Allow": allowed})
+
+
+class TooSlow(ApiError):
+    status = 408
+
+
+class Conflict(ApiError):
+    status = 409
+
+
+class TooLarge(ApiError):
+    status = 413
+
+
+class UpgradeRequired(ApiError):
+    """RFC 9110, 15.5.22: says to what."""
+
+    status = 426
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this is a WebSocket: ask with Upgrade: websocket",
+            {"Upgrade": "websocket", "Connection": "Upgrade"},
+        )
+
+
+class TooManyRequests(ApiError):
+    status = 429
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message, {"Retry-After": str(max(1, seconds))})
+
+
+class Unavailable(ApiError):
+    status = 503
+
+
+#: What a user can be told of a failure inside.
+INTERNAL = "internal error: see the server's log"
+UNAVAILABLE = "the storage does not answer right now: try again later"
+FULL = "the storage is full: nothing was stored"
+
+
+#: Failures that say themselves what they are. All others are bugs of ours.
+_TOLD = (ApiError, HTTPException, GfsError, BodyCutShort)
+
+
+def explain(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
+    """Status, message and headers of the answer to a request that failed with ``error``.
+
+    Of a group the gravest is answered: what made eight questions fail at once is one
+    story. What is not the user's doing is logged here, with its traceback.
+    """
+    story = min(leaves(error), key=lambda leaf: isinstance(leaf, _TOLD), default=error)
+    if isinstance(story, ApiError):
+        return story.status, str(story), story.headers
+    if isinstance(story, HTTPException):
+        return _explain_http(story)
+    if isinstance(story, BodyCutShort | InvalidName | InvalidArgument):
+        return 400, str(story), {}
+    if isinstance(story, DiskFull):
+        log.warning("%s: %s", type(story).__name__, story)
+        return 507, FULL, {}
+    if isinstance(story, Retryable) or (isinstance(story, GfsError) and story.http_status == 503):
+        log.warning("%s: %s", type(story).__name__, story)
+        return 503, UNAVAILABLE, {"Retry-After": "5"}
+    log.error("a request failed", exc_info=error)
+    return 500, INTERNAL, {}
+
+
+def _explain_http(error: HTTPException) -> tuple[int, str, Mapping[str, str]]:
+    """The framework's own refusals: unknown routes, wrong methods."""
+    status = error.code or 500
+    if status == 404:
+        return 404, "no such route: see /openapi.json for those that exist", {}
+    if status == 405:
+        # Every path answers OPTIONS; the framework knows of it only where it is a route.
+        allowed = ", ".join(sorted({*(getattr(error, "valid_methods", None) or ()), "OPTIONS"}))
+        return 405, f"this method is not offered here, only {allowed}", {"Allow": allowed}
+    return status, error.description or error.name, {}
+
+
+def error_body(message: str) -> bytes:
+    """``{"error": message}`` as JSON."""
+    return msgspec.json.encode({"error": message})

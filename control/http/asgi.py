@@ -1,0 +1,197 @@
+"""Quart's side: requests whose bodies are pulled, answered without extra tasks.
+
+Quart starts two tasks per request, one of which copies the whole body into memory as
+fast as it arrives, whether the handler reads it or not. Here the handler reads the
+socket: what it does not take stays with the client. Quart's ``BODY_TIMEOUT`` and
+``RESPONSE_TIMEOUT`` are not used, because the server bounds each stall instead of the
+whole transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any
+
+from quart.utils import encode_headers
+from quart.wrappers.response import DataBody
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
+
+__all__ = ["BodyCutShort", "HttpConnection", "PulledBody", "StreamingRequest"]
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class BodyCutShort(ConnectionError):
+    """The client ended the connection before its body was complete."""
+
+    def __init__(self) -> None:
+        super().__init__("the request's body ended before it was complete; send it again")
+
+
+class PulledBody:
+    """The body of one request: ``async for piece in body`` gives its bytes as they come.
+
+    Each piece is read from the connection when it is asked for, at most 256 KiB at a
+    time. The body can be read once.
+    """
+
+    def __init__(
+        self, expected_content_length: int | None = None, max_content_length: int | None = None
+    ) -> None:
+        self.expected_bytes = expected_content_length
+        self.bytes_max = max_content_length
+        self._receive: Receive | None = None
+        self._ended = False
+        self._kept: bytes | None = None
+
+    def pull_from(self, receive: Receive) -> None:
+        """Take the pieces from ASGI's *receive*."""
+        self._receive = receive
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece.
+
+        Raises:
+            BodyCutShort: The client has left.
+        """
+        while not self._ended:
+            if self._receive is None:
+                break
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise BodyCutShort
+            self._ended = not message.get("more_body", False)
+            piece: bytes = message.get("body", b"")
+            if piece:
+                return piece
+        raise StopAsyncIteration
+
+    async def read_all(self, bytes_max: int | None) -> bytes:
+        """The whole body, or what is left of it. Kept, so that it can be asked again.
+
+        Raises:
+            RequestEntityTooLarge: It has more than *bytes_max* bytes. If it says so in
+                advance nothing of it is read.
+            BodyCutShort: The client has left.
+        """
+        if self._kept is not None:
+            return self._kept
+        if bytes_max is not None and (self.expected_bytes or 0) > bytes_max:
+            raise RequestEntityTooLarge
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self:
+            size += len(piece)
+            if bytes_max is not None and size > bytes_max:
+                raise RequestEntityTooLarge
+            pieces.append(piece)
+        self._kept = b"".join(pieces)
+        return self._kept
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        return self.read_all(self.bytes_max).__await__()
+
+    def clear(self) -> None:
+        """Forget what :meth:`read_all` kept."""
+        self._kept = b""
+
+    def append(self, data: bytes) -> None:
+        """Add bytes by hand; for requests made in tests."""
+        self._kept = (self._kept or b"") + data
+
+    def set_complete(self) -> None:
+        """End a body made by hand."""
+        self._ended = True
+        self._kept = self._kept or b""
+
+
+class StreamingRequest(TrioRequest):
+    """Quart's request with a :class:`PulledBody`."""
+
+    body_class = PulledBody  # type: ignore[assignment]
+    body: PulledBody  # type: ignore[assignment]
+
+    async def get_data(  # type: ignore[override]
+        self,
+        cache: bool = True,
+        as_text: bool = False,
+        parse_form_data: bool = False,
+        *,
+        limit: int | None = None,
+    ) -> str | bytes:
+        """The whole body, of at most *limit* bytes.
+
+        Args:
+            cache: Keep it for the next call.
+            as_text: Decode it as UTF-8.
+            parse_form_data: Take a form out of it first.
+            limit: In bytes; by default the application's ``MAX_CONTENT_LENGTH``.
+
+        Raises:
+            RequestEntityTooLarge: It is larger.
+            BadRequest: Text was asked for, and it is none.
+            BodyCutShort: The client has left.
+        """
+        if parse_form_data:
+            await self._load_form_data()
+        data = await self.body.read_all(limit if limit is not None else self.max_content_length)
+        if not cache:
+            self.body.clear()
+        if not as_text:
+            return data
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise BadRequest("the body is not valid UTF-8") from None
+
+
+class HttpConnection(TrioASGIHTTPConnection):
+    """Runs Quart's handler for one request in the task that calls it."""
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        request = self._create_request_from_scope(send)
+        if isinstance(request.body, PulledBody):
+            request.body.pull_from(receive)
+        response = await self.app.handle_request(request)
+        await self._send_response(send, response)
+
+    async def _send_response(self, send: Send, response: Any) -> None:
+        start = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": encode_headers(response.headers),
+        }
+        body = response.response
+        last = b""
+        if isinstance(body, DataBody):
+            await send(start)
+            last = bytes(body.data[body.begin : body.end])
+        else:
+            await self._send_pieces(send, start, body)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _send_pieces(self, send: Send, start: dict[str, Any], body: Any) -> None:
+        """Send a body that is made while it is sent; a HEAD request gets none of it."""
+        if not hasattr(body, "__aenter__"):  # of a plain Werkzeug response
+            await send(start)
+            for piece in body:
+                await _send_piece(send, piece)
+            return
+        # It may have begun, and hold what it gives back when it is closed.
+        async with body as pieces:
+            await send(start)
+            if self.scope["method"] == "HEAD":
+                return
+            async for piece in pieces:
+                await _send_piece(send, piece)
+
+
+async def _send_piece(send: Send, piece: str | bytes | memoryview) -> None:
+    data = piece.encode() if isinstance(piece, str) else piece
+    await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -1,0 +1,253 @@
+"""Decisions about the heads of requests and answers: plain functions, no waiting."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import unquote_to_bytes
+
+import h11
+
+__all__ = [
+    "AnswerFraming",
+    "Refusal",
+    "RequestHead",
+    "error_answer",
+    "error_body",
+    "read_head",
+    "refuse_loose_lines",
+]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+FOLDED = re.compile(rb"\n[ \t]")
+BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+
+
+class Refusal(Exception):
+    """The request is answered with this status by the server, not by the application."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What the server itself needs to know of a request.
+
+    Attributes:
+        target: The raw path with its query, without scheme and host.
+        path: The path, percent-decoded; strictly, see ``_decoded_path``.
+        body_bytes: The length of the body, or None if it comes in chunks.
+        keep_alive: Whether the client wants to send another request afterwards.
+        expects_continue: Whether it waits for a word before it sends the body.
+    """
+
+    method: str
+    target: bytes
+    path: str
+    http_version: str
+    headers: list[tuple[bytes, bytes]]
+    body_bytes: int | None
+    keep_alive: bool
+    expects_continue: bool
+    is_websocket: bool
+
+
+def read_head(request: h11.Request) -> RequestHead:
+    """Check one request head and take from it what the server needs.
+
+    Raises:
+        Refusal: The request must not reach the application.
+    """
+    http_version = request.http_version.decode("ascii")
+    if http_version not in ("1.0", "1.1"):
+        raise Refusal(505, f"HTTP/{http_version} is not spoken here; use HTTP/1.1")
+    if request.method == b"CONNECT":
+        raise Refusal(501, "this server is no proxy; CONNECT is not offered")
+    if not request.method.isupper():
+        # Methods are case-sensitive. An application that takes "head" for HEAD and a
+        # proxy that does not disagree about where the answer ends.
+        raise Refusal(501, "methods are written in capitals")
+    headers = list(request.headers)
+    length: bytes | None = None
+    chunked = False
+    expects_continue = False
+    tokens: list[bytes] = []
+    upgrade = b""
+    for name, value in headers:
+        if name == b"content-length":
+            length = value
+        elif name == b"transfer-encoding":
+            chunked = True
+        elif name == b"connection":
+            tokens += [token.strip() for token in value.lower().split(b",")]
+        elif name == b"upgrade":
+            upgrade = value.lower()
+        elif name == b"expect":
+            expects_continue = value.lower() == b"100-continue"
+    if chunked and length is not None:
+        # Two servers in a row that pick a different one can be made to disagree about
+        # where the next request starts, so neither is picked.
+        raise Refusal(400, "send Content-Length or Transfer-Encoding, not both")
+    if chunked and http_version == "1.0":
+        raise Refusal(400, "HTTP/1.0 has no Transfer-Encoding; send Content-Length")
+    target = _origin_form(request.target)
+    path = _decoded_path(target)
+    return RequestHead(
+        method=request.method.decode("ascii"),
+        target=target,
+        path=path,
+        http_version=http_version,
+        headers=headers,
+        body_bytes=None if chunked else int(length or 0),
+        keep_alive=http_version == "1.1" and b"close" not in tokens,
+        expects_continue=expects_continue and http_version == "1.1",
+        is_websocket=upgrade == b"websocket" and b"upgrade" in tokens and request.method == b"GET",
+    )
+
+
+def refuse_loose_lines(head: bytes | bytearray) -> None:
+    """Refuse ways to end or go on with a line that servers do not agree upon.
+
+    h11 takes a bare line feed for the end of a line, and joins a line that begins with
+    white space to the one before. A proxy that reads these otherwise sees other headers
+    than we do, so that it may let pass what it is there to stop.
+
+    Args:
+        head: The bytes of one request line and its headers.
+
+    Raises:
+        Refusal: There is one of these.
+    """
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise Refusal(400, "lines end with CR LF, not with LF alone")
+    if FOLDED.search(head) is not None:
+        raise Refusal(400, "a header is one line; folding is obsolete")
+
+
+def _origin_form(target: bytes) -> bytes:
+    if target.startswith(b"/"):
+        return target
+    absolute = ABSOLUTE_FORM.match(target)
+    if absolute is not None:
+        rest = target[absolute.end() :]
+        return rest if rest.startswith(b"/") else b"/" + rest
+    if target == b"*":
+        return target
+    raise Refusal(400, "the request target must be a path that starts with '/'")
+
+
+def _decoded_path(target: bytes) -> str:
+    """Decode the path; refuse escapes that decode to nothing, or not to UTF-8.
+
+    Decoders that put a replacement character in their place make different names
+    look the same. The query stays encoded, but must be decodable too.
+    """
+    path, _, query = target.partition(b"?")
+    if b"%" not in target:
+        return path.decode("ascii")
+    if BAD_ESCAPE.search(target) is not None:
+        raise Refusal(400, "the path or query has a '%' without two hex digits; write '%25' for it")
+    _strictly_decoded(query, "query")
+    return _strictly_decoded(path, "path")
+
+
+def _strictly_decoded(part: bytes, where: str) -> str:
+    try:
+        return unquote_to_bytes(part).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refusal(400, f"the {where} is not valid percent-encoded UTF-8") from None
+
+
+@dataclass(slots=True)
+class AnswerFraming:
+    """How the end of an answer's body is told to the peer.
+
+    Attributes:
+        bytes_left: What a Content-Length still promises, None without one.
+        chunked: The body goes out in chunks.
+        suppressed: The answer has no body, whatever the application sends.
+        close: The connection ends with this answer.
+    """
+
+    bytes_left: int | None
+    chunked: bool
+    suppressed: bool
+    close: bool
+
+    @classmethod
+    def decide(cls, head: RequestHead, status: int, headers: Headers) -> AnswerFraming:
+        length: int | None = None
+        close = not head.keep_alive
+        encoded = False
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                encoded = True
+            elif name == b"connection" and b"close" in value.lower():
+                close = True
+        suppressed = head.method == "HEAD" or status in (204, 304)
+        if encoded:
+            length = None
+        unknown = length is None and not suppressed
+        chunked = unknown and head.http_version == "1.1"
+        return cls(length, chunked, suppressed, close or (unknown and not chunked))
+
+    def frame(self, piece: bytes | memoryview, last: bool) -> list[bytes | memoryview]:
+        """The buffers to send for one piece of the body, without copying it.
+
+        Raises:
+            ValueError: The application sends more than its Content-Length.
+        """
+        if self.suppressed:
+            return []
+        size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
+        if self.chunked:
+            framed: list[bytes | memoryview] = []
+            if size:
+                framed += [b"%x\r\n" % size, piece, b"\r\n"]
+            if last:
+                framed.append(b"0\r\n\r\n")
+            return framed
+        if self.bytes_left is not None:
+            if size > self.bytes_left:
+                raise ValueError(
+                    f"the answer's Content-Length leaves {self.bytes_left} bytes, "
+                    f"but the application sends {size}"
+                )
+            self.bytes_left -= size
+        return [piece] if size else []
+
+    @property
+    def until_close(self) -> bool:
+        """Whether the body ends where the connection does."""
+        return self.bytes_left is None and not self.chunked and not self.suppressed
+
+    @property
+    def short(self) -> bool:
+        """Whether the body would end before what was promised."""
+        return not self.suppressed and bool(self.bytes_left)
+
+
+def error_body(message: str) -> bytes:
+    """The JSON body of every refusal."""
+    return json.dumps({"error": message}).encode("ascii")
+
+
+def error_answer(status: int, message: str, *, with_body: bool = True) -> bytes:
+    """A whole answer that refuses a request and ends the connection."""
+    body = error_body(message)
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode("ascii")
+    return head + body if with_body else head

@@ -1,0 +1,55 @@
+"""Every bound of the HTTP server, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BODY_PIECE_BYTES_MAX", "DRAIN_BYTES_MAX", "HttpLimits"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+BODY_PIECE_BYTES_MAX = 256 * KIB
+"""The most of a body that is read at once, so also what is buffered per connection."""
+
+DRAIN_BYTES_MAX = 64 * KIB
+"""An unread body of at most this size is read and dropped to keep the connection.
+With more to come it is cheaper for both sides to open a new one."""
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """What one server process allows.
+
+    Attributes:
+        connections_max: Open connections. At the limit the one that has been idle the
+            longest is closed for a new one; if none is idle the new one waits.
+        header_bytes_max: A request line with its headers; more is answered 431.
+        header_seconds: From the first byte of a request to the end of its headers;
+            later is answered 408. Also bounds the TLS handshake.
+        keep_alive_seconds: How long a connection may be idle between requests.
+        body_stall_seconds: How long the application may wait for the next byte of a
+            body; then the request ends with 408.
+        send_stall_seconds: How long the peer may take nothing of what is sent to it;
+            then the connection is closed.
+        linger_seconds: How long an unread body is read and dropped after the answer,
+            so that the peer sees the answer instead of a reset.
+        linger_bytes: How much of it is read and dropped.
+        graceful_seconds: What requests under way get to end when the server stops.
+        websocket_message_bytes_max: The largest WebSocket message taken.
+        websocket_ping_seconds: How often a WebSocket peer is pinged, apart from pings
+            between its messages. One that sends nothing for three times as long, not
+            even answers to these, is disconnected.
+    """
+
+    connections_max: int = 1024
+    header_bytes_max: int = 64 * KIB
+    header_seconds: float = 10.0
+    keep_alive_seconds: float = 60.0
+    body_stall_seconds: float = 30.0
+    send_stall_seconds: float = 60.0
+    linger_seconds: float = 2.0
+    linger_bytes: int = 32 * MIB
+    graceful_seconds: float = 5.0
+    websocket_message_bytes_max: int = 1 * MIB
+    websocket_ping_seconds: float = 20.0

@@ -1,0 +1,150 @@
+"""One TCP connection without a wait that has no end.
+
+``trio.SocketStream`` can wait for ever on a peer that reads nothing, and sends one
+buffer at a time. This stream sends several buffers with one system call and no copy,
+and closes on a peer that takes nothing for too long. It tries the system call first
+and asks the kernel to be woken only if that would block: most answers fit into the
+socket's buffer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Sequence
+
+import trio
+
+__all__ = ["Buffer", "Wire"]
+
+Buffer = bytes | bytearray | memoryview
+
+JOIN_BYTES_MAX = 32 * 1024
+"""Below this, copying buffers together is cheaper than handing over a list of them."""
+
+
+class Wire(trio.abc.Stream):
+    """A connected socket as a Trio stream.
+
+    Args:
+        sock: Connected and non-blocking; closed by :meth:`aclose`.
+        send_stall_seconds: How long the peer may take nothing.
+    """
+
+    def __init__(self, sock: socket.socket, send_stall_seconds: float) -> None:
+        self.sock = sock
+        self._send_stall_seconds = send_stall_seconds
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """At least one byte; ``b""`` once the peer has ended.
+
+        If cancelled nothing was read: a byte taken and then dropped would put whoever
+        reads on at the wrong place.
+
+        Raises:
+            trio.BrokenResourceError: The connection is gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        data = self._receive_now(max_bytes or 65536)
+        if data is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        while data is None:
+            await trio.lowlevel.wait_readable(self.sock)
+            data = self._receive_now(max_bytes or 65536)
+        return data
+
+    def _receive_now(self, bytes_max: int) -> bytes | None:
+        try:
+            return self.sock.recv(bytes_max)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def send_all(self, data: Buffer) -> None:
+        """Send one buffer; see :meth:`send_buffers`."""
+        await self.send_buffers([data])
+
+    async def send_buffers(self, buffers: Sequence[Buffer]) -> None:
+        """Hand all of *buffers* to the kernel, in order.
+
+        They may be reused when this returns. If cancelled, a part may have been sent.
+        Returns without a checkpoint if everything fits at once.
+
+        Raises:
+            trio.BrokenResourceError: The peer is gone, or took nothing for too long.
+        """
+        total = sum(
+            piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in buffers
+        )
+        if total <= JOIN_BYTES_MAX and len(buffers) > 1:
+            buffers = [b"".join(buffers)]
+        sent = self._send_now(buffers)
+        if sent < total:
+            await self._send_rest(buffers, sent)
+
+    def _send_now(self, buffers: Sequence[Buffer]) -> int:
+        try:
+            if len(buffers) == 1:
+                return self.sock.send(buffers[0])
+            return self.sock.sendmsg(buffers)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def _send_rest(self, buffers: Sequence[Buffer], sent: int) -> None:
+        rest = [memoryview(piece).cast("B") for piece in buffers]
+        while True:
+            while rest and sent >= rest[0].nbytes:
+                sent -= rest.pop(0).nbytes
+            if not rest:
+                return
+            rest[0] = rest[0][sent:]
+            await self._wait_for_room()
+            sent = self._send_now(rest)
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the kernel takes more, as long as the peer takes anything.
+
+        The kernel wakes us when a good part of its buffer is free. On a thin line that
+        may be longer than the limit, so what is still queued is compared first.
+        """
+        queued = self._queued_bytes()
+        while True:
+            with trio.move_on_after(self._send_stall_seconds):
+                await trio.lowlevel.wait_writable(self.sock)
+                return
+            before, queued = queued, self._queued_bytes()
+            if queued >= before:
+                raise trio.BrokenResourceError("the peer takes nothing")
+
+    def _queued_bytes(self) -> int:
+        packed = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        return int(struct.unpack("i", packed)[0])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait for room, within the same limit as sending."""
+        await self._wait_for_room()
+
+    def end_sending(self) -> None:
+        """Tell the peer that nothing more comes; it can still be read."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    def reset(self) -> None:
+        """Let the end of the connection be an error to the peer, not an end."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def aclose(self) -> None:
+        """Close at once, without waiting for what the kernel still has to send."""
+        if self.sock.fileno() != -1:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,104 @@
+"""Passwords: Argon2id, in threads, a few at a time.
+
+Hashing one takes 64 MiB and a tenth of a second by design, and over a second on
+busy cores. So at most ``threads`` run at once, at most ``queue`` wait, and whoever
+would wait longer is told to come back. An unknown user costs the same hash as a
+wrong password, or the time would tell who exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
+
+from control.errors import Unavailable
+from control.identity.users import bounded
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PASSWORD_BYTES_MAX = 1024
+#: Nobody waits longer for his turn.
+TURN_SECONDS = 30.0
+BUSY = "too many people are logging in at this moment: try again in some seconds"
+
+
+def check_password(password: str) -> str:
+    """``password``, if it can be one. Raises BadRequest."""
+    return bounded("password", password, PASSWORD_BYTES_MAX)
+
+
+class Passwords:
+    """Hashes and verifies. ``hasher`` holds the parameters: argon2-cffi's defaults,
+    which are the second choice of RFC 9106 (64 MiB, 3 passes)."""
+
+    def __init__(self, threads: int, queue: int, hasher: PasswordHasher) -> None:
+        self._hasher = hasher
+        self._limiter = trio.CapacityLimiter(threads)
+        self._places = threads + queue
+        self._inside = 0
+        self._dummy: str | None = None
+
+    async def hash(self, password: str) -> str:
+        """To be kept of ``password``. Raises Unavailable when the queue is full."""
+        return await self._in_turn(lambda: self._hasher.hash(password))
+
+    async def verify(self, stored: str | None, password: str) -> bool:
+        """Whether ``stored`` was made of ``password``; never if ``stored`` is None.
+
+        Takes as long for None. Raises Unavailable when the queue is full. Cancelled
+        while it waits, it leaves; once it hashes, it ends first.
+        """
+        return await self._in_turn(lambda: self._verify(stored, password))
+
+    def is_outdated(self, stored: str) -> bool:
+        """Whether ``stored`` was made with other parameters than new ones are."""
+        return self._hasher.check_needs_rehash(stored)
+
+    def _verify(self, stored: str | None, password: str) -> bool:
+        if stored is None:
+            self._matches(self._dummy_hash(), password)
+            return False
+        return self._matches(stored, password)
+
+    def _matches(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except VerifyMismatchError:
+            return False
+        except (Argon2Error, InvalidHashError):
+            log.exception("a stored password cannot be verified")
+            return False
+
+    def _dummy_hash(self) -> str:
+        if self._dummy is None:
+            self._dummy = self._hasher.hash(secrets.token_hex())
+        return self._dummy
+
+    async def prepare(self) -> None:
+        """Make what unknown users are compared with, before the first one comes."""
+        await self._in_turn(self._dummy_hash)
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        if self._inside >= self._places:
+            raise _busy()
+        self._inside += 1
+        try:
+            # A thread that has begun is waited for: the deadline is for the turn.
+            with trio.fail_after(TURN_SECONDS):
+                return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except trio.TooSlowError:
+            raise _busy() from None
+        finally:
+            self._inside -= 1
+
+
+def _busy() -> Unavailable:
+    return Unavailable(BUSY, {"Retry-After": "5"})

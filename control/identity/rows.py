@@ -1,0 +1,89 @@
+"""The rows of users and of their credentials.
+
+Times are unix seconds. Rows are only ever extended: new fields last, with a
+default. Tokens are kept as their SHA-256 alone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from control.records import Schema, Table
+
+
+class User(msgspec.Struct, array_like=True, frozen=True):
+    id: str
+    username: str
+    display_name: str
+    #: Argon2id, in its own format.
+    password: str
+    is_admin: bool
+    created_at: int
+
+
+class Session(msgspec.Struct, array_like=True, frozen=True):
+    """One login. Deleting it ends the session before its token expires."""
+
+    id: str
+    user_id: str
+    created_at: int
+    expires_at: int
+    address: str
+
+
+class Token(msgspec.Struct, array_like=True, frozen=True):
+    """An API token: of a user, or of a service account of his."""
+
+    id: str
+    user_id: str
+    name: str
+    #: Empty for a service account's: the account holds them.
+    scopes: dict[str, list[str]]
+    digest: str
+    created_at: int
+    expires_at: int  # 0: never
+    last_used_at: int  # 0: never
+    #: Makes "newest first" well defined within one second.
+    serial: int
+    account_id: str = ""
+
+
+class ServiceAccount(msgspec.Struct, array_like=True, frozen=True):
+    id: str
+    user_id: str
+    name: str
+    scopes: dict[str, list[str]]
+    created_at: int
+    serial: int
+
+
+users: Table[User] = Table(
+    "users",
+    User,
+    key=lambda u: u.id,
+    indexes={
+        "username": lambda u: [u.username],
+        "admin": lambda u: ["yes"] if u.is_admin else [],
+    },
+    unique=["username"],
+)
+sessions: Table[Session] = Table(
+    "sessions", Session, key=lambda s: s.id, indexes={"user": lambda s: [s.user_id]}
+)
+tokens: Table[Token] = Table(
+    "tokens",
+    Token,
+    key=lambda t: t.id,
+    indexes={
+        "digest": lambda t: [t.digest],
+        "user": lambda t: [] if t.account_id else [t.user_id],
+        "owner": lambda t: [t.user_id],
+        "account": lambda t: [t.account_id] if t.account_id else [],
+    },
+    unique=["digest"],
+)
+accounts: Table[ServiceAccount] = Table(
+    "accounts", ServiceAccount, key=lambda a: a.id, indexes={"user": lambda a: [a.user_id]}
+)
+
+IDENTITY = Schema("identity", 1, [users, sessions, tokens, accounts])

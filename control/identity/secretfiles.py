@@ -1,0 +1,95 @@
+"""Files that hold secrets: whole or not there, and readable by their owner alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from gfs.errors import StartupError
+
+#: Who holds a lock writes a file or two; more than this is a process that hangs.
+LOCK_SECONDS = 10.0
+_LOCK_POLL_SECONDS = 0.01
+
+
+def make_private_directory(path: Path) -> None:
+    """``path`` with mode 0700. Raises StartupError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be used for secrets: {error}") from None
+    if mode & 0o077:
+        raise StartupError(f"{path}: others can look into it: chmod 700 {path}")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` against all processes of this machine.
+
+    Blocks while another holds it; raises StartupError after 10 s. A process that
+    dies lets go of it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        give_up = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(descriptor):
+            if time.monotonic() > give_up:
+                raise StartupError(f"{path}: another process has held this for {LOCK_SECONDS:g} s")
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Replace ``path`` by a file of ``data``, mode 0600, on the disk on return.
+
+    Others see the old one or the new one, whole. One writer at a time: the draft
+    has a fixed name, so that a crash leaves no more than one.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    sync_directory(path.parent)
+
+
+def read_secret(path: Path, bytes_max: int) -> bytes | None:
+    """What is in ``path``; None if it is not there. Raises StartupError."""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            data = file.read(bytes_max)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be read: {error}") from None
+    if mode & 0o077:
+        raise StartupError(f"{path}: others can read this secret: chmod 600 {path}")
+    return data
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in ``path`` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

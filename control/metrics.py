@@ -1,0 +1,131 @@
+"""``/metrics``: what was served, as Prometheus text.
+
+Each process counts for itself, in the label ``worker``. Where several share a port
+any of them may be asked, and each tells of all: they count in files of a directory
+that their parent made (:func:`share`), which the client library names with the
+process id. Those of a worker that died go with the next look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: A client may send any word as its method; each would stay here for ever.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+#: Where the client library looks, when it is imported, for the shared directory.
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+@contextlib.contextmanager
+def share(directory: Path) -> Iterator[None]:
+    """The processes started in this block tell of one another's counts.
+
+    The counts are in files below ``directory``, which several parents may share; those
+    of parents that were killed are taken away.
+    """
+    for stale in directory.glob("metrics-*"):
+        if not _is_alive(stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale, ignore_errors=True)
+    own = directory / f"metrics-{os.getpid()}"
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = os.environ.get(_SHARED)
+    os.environ[_SHARED] = str(own)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SHARED]
+        else:
+            os.environ[_SHARED] = before
+        shutil.rmtree(own, ignore_errors=True)
+
+
+class Metrics:
+    """Counters of one process. Cheap: the children of labels are kept."""
+
+    def __init__(self) -> None:
+        self._shared = Path(os.environ[_SHARED]) if os.environ.get(_SHARED) else None
+        self._registry = CollectorRegistry()
+        worker = str(os.getpid())
+        self._requests = Counter(
+            "gfs_control_requests",
+            "Requests answered",
+            ["method", "route", "status", "worker"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "gfs_control_request_seconds",
+            "From the request's head to the start of its answer",
+            ["route", "worker"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._bytes = Counter(
+            "gfs_control_file_bytes",
+            "Bytes of files moved",
+            ["direction", "worker"],
+            registry=self._registry,
+        )
+        active = Gauge(
+            "gfs_control_transfers_active",
+            "Uploads and downloads under way",
+            ["worker"],
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._worker = worker
+        self.transfers = active.labels(worker)
+        self.received = self._bytes.labels("upload", worker)
+        self.sent = self._bytes.labels("download", worker)
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def note(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One request. ``route`` is the path as declared, so labels stay few."""
+        if method not in _METHODS:
+            method = "other"
+        known = self._children.get((method, route, status))
+        if known is None:
+            known = (
+                self._requests.labels(method, route, str(status), self._worker),
+                self._seconds.labels(route, self._worker),
+            )
+            self._children[method, route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
+
+    def text(self) -> bytes:
+        if self._shared is None:
+            return generate_latest(self._registry)
+        _forget_the_dead(self._shared)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(everybody)
+
+
+def _forget_the_dead(directory: Path) -> None:
+    """Their counts would only grow in number, with every restart."""
+    for path in directory.glob("*_*.db"):
+        if not _is_alive(path.stem.rpartition("_")[2]):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: str) -> bool:
+    """Of what is no process id, too, so that it is left alone."""
+    if not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True

@@ -1,0 +1,104 @@
+"""Settings of the control plane: flags, else ``GFS_CONTROL_*``, else table
+``[control]`` of the ``--config`` file."""
+
+from __future__ import annotations
+
+import re
+
+from control.forwarded import PROXIES_MAX
+from gfs.blocks import KIB, MIB
+from gfs.config import Settings
+from gfs.errors import SettingsError
+
+HOURS = 3600.0
+#: Ten years.
+SECONDS_MAX = 10 * 365 * 24 * HOURS
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+class ControlSettings(Settings, frozen=True, kw_only=True):
+    #: HOST:PORT; port 0 takes any that is free.
+    bind: str = "127.0.0.1:8080"
+    #: Processes that share the port.
+    workers: int = 1
+    #: Names of modules, separated by commas; empty: all that are installed.
+    modules: str = ""
+    #: TLS: PEM files. Both or none.
+    certfile: str = ""
+    keyfile: str = ""
+    #: Origins that browsers may call from (CORS), separated by commas. None: same origin only.
+    origins: str = ""
+    #: The URL users reach this under, if it is not what it binds to (a proxy in front).
+    public_url: str = ""
+    #: Proxies in front, each of which appends to X-Forwarded-For whom it was called by.
+    trusted_proxies: int = 0
+    session_seconds: float = 24 * HOURS
+    #: Name of the administrator who is made when there is no user at all.
+    admin_username: str = "admin"
+    #: Failed logins for one address or one user within the window; 0: no limit.
+    login_failures: int = 20
+    login_window_seconds: float = 15 * 60.0
+    #: Passwords hashed at once; others wait, up to the queue's bound.
+    password_threads: int = 2
+    password_queue: int = 64
+    #: JSON bodies above this are refused.
+    json_bytes_max: int = 1 * MIB
+    header_bytes_max: int = 64 * KIB
+    connections_max: int = 1024
+    #: The whole head of a request must have come within this time.
+    header_seconds: float = 10.0
+    keep_alive_seconds: float = 60.0
+    #: A body or a response in which nothing moves for this long is ended.
+    body_stall_seconds: float = 30.0
+    send_stall_seconds: float = 60.0
+    #: Requests under way may end by themselves when the process is told to stop.
+    graceful_seconds: float = 5.0
+    #: Upper bound of the records; address space, not memory or disk.
+    map_bytes: int = 4 * 1024 * MIB
+    #: Commits wait for the disk. Off only where the disk is thrown away.
+    sync: bool = True
+
+    def check(self) -> None:
+        for field in self.__struct_fields__:
+            if field.endswith("_seconds"):
+                self._check_seconds(field, getattr(self, field))
+        for field in ("json_bytes_max", "header_bytes_max", "connections_max", "map_bytes"):
+            if getattr(self, field) < 1:
+                raise SettingsError(f"{field} must be at least 1")
+        if self.workers < 1 or self.workers > 256:
+            raise SettingsError("workers must be 1 to 256")
+        if bool(self.certfile) != bool(self.keyfile):
+            raise SettingsError("certfile and keyfile: give both, or none")
+        if not 0 <= self.trusted_proxies <= PROXIES_MAX:
+            raise SettingsError(f"trusted_proxies must be 0 to {PROXIES_MAX}")
+        if not 0 <= self.login_failures <= 100:
+            raise SettingsError("login_failures must be 0 to 100")
+        for origin in self.origin_list:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"origins: {origin!r} is none: write https://host or https://host:port, "
+                    "without a path"
+                )
+        if self.password_threads < 1 or self.password_queue < 1:
+            raise SettingsError("password_threads and password_queue must be at least 1")
+
+    def _check_seconds(self, field: str, value: float) -> None:
+        """What is no number at all is refused as well: it compares with nothing."""
+        if field == "graceful_seconds" and value == 0:
+            return
+        if not 0 < value <= SECONDS_MAX:
+            raise SettingsError(f"{field} must be above 0 and at most {SECONDS_MAX:g}")
+
+    @property
+    def module_names(self) -> list[str]:
+        return _split(self.modules)
+
+    @property
+    def origin_list(self) -> list[str]:
+        """As browsers write them: small letters, no slash at the end."""
+        return [origin.lower().rstrip("/") for origin in _split(self.origins)]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

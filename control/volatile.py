@@ -1,0 +1,346 @@
+"""Facts that the worker processes of one machine share and may lose.
+
+The progress of transfers and failed logins: written often, from every worker,
+and of no use after a while. They are kept in an LMDB file of their own that is
+never synced, so writing a fact costs microseconds and is done on the loop's
+thread. The facts outlive any process, ``kill -9`` included, since the kernel
+has the pages. A power cut may leave the file torn. Therefore whoever opens it
+while nobody else has it open looks through it first, with a checker that does
+not trust it, and throws a damaged file away. The same is done, by whoever finds
+out, with a file that breaks or is full while in use; the other processes see it
+at their next sweep, or when their own file fails them, and follow.
+
+Nothing here waits for the disk. Writers wait for one another for the length of
+one small write; a process stopped (SIGSTOP) inside one would hold up the rest,
+a killed one does not.
+
+In the directory: ``data.mdb`` and ``lock.mdb`` (LMDB's; they are replaced
+together), ``open.lock`` (held while opening), ``users.lock`` (held shared by
+all that have the file open). A row is KIND 0x00 KEY, or 0x00 and the hash of
+that if it is long → the time it expires as a big-endian double, then msgpack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, cast
+
+import lmdb
+import msgspec
+
+from gfs.errors import DiskFailed, DiskFull, InvalidArgument, StartupError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Raw: TypeAlias = "lmdb.Transaction[bytes]"
+
+#: A quarter of a million facts of 1 KB; what fills it is thrown away.
+MAP_BYTES = 256 * 1024**2
+ROW_BYTES_MAX = 64 * 1024
+#: The checker does some 30 MB/s; rather than wait longer we begin anew.
+CHECKED_BYTES_MAX = 32 * 1024**2
+READERS_MAX = 1024
+#: add() keeps the newest; no limit on logins is that high, the one just added aside.
+TIMES_MAX = 101
+#: What one sweep looks at, some milliseconds.
+SWEPT_ROWS_MAX = 10_000
+OPEN_SECONDS = 30.0
+
+_KEY_BYTES_MAX = 500
+_EXPIRES = struct.Struct(">d")
+_FILES = ("data.mdb", "lock.mdb")
+
+
+class Volatile:
+    """The shared facts in one directory. See :meth:`open`.
+
+    A fact has a kind (a short name in the code) and a key (any text). Times are
+    wall-clock seconds, ``time.time()``, since they are compared over processes.
+    Every method is done at once and may raise DiskFull or DiskFailed. For one thread.
+    """
+
+    def __init__(self, directory: Path, map_bytes: int) -> None:
+        self._directory = directory
+        self._map_bytes = map_bytes
+        self._users = -1
+        self._file: tuple[int, int] | None = None
+        self._swept = b""
+        self._decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+        with self._opening():
+            self._users = os.open(directory / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                if self._alone() and not _is_sound(directory / "data.mdb"):
+                    self._remove()
+                fcntl.flock(self._users, fcntl.LOCK_SH)
+                self._environment = self._open_or_replace()
+            except BaseException:
+                os.close(self._users)
+                raise
+
+    @classmethod
+    def open(cls, directory: Path, *, map_bytes: int = MAP_BYTES) -> Volatile:
+        """Open the facts in ``directory``, made with mode 0700 if it is not there.
+
+        The directory must be for this alone. A damaged file is replaced by an
+        empty one. ``map_bytes`` is what the file can grow to. Blocks for at most
+        30 seconds. StartupError: the directory cannot be used.
+        """
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            return cls(directory, map_bytes)
+        except (OSError, lmdb.Error) as error:
+            raise StartupError(f"{directory}: cannot be opened: {error}") from error
+
+    def put(
+        self,
+        kind: str,
+        key: str,
+        row: bytes | msgspec.Struct,
+        *,
+        ttl_seconds: float,
+        now: float | None = None,
+    ) -> None:
+        """Set a fact, for ``ttl_seconds`` from ``now`` (by default the present).
+
+        InvalidArgument: it has more than 64 KiB.
+        """
+        expires = (time.time() if now is None else now) + ttl_seconds
+        data = row if isinstance(row, bytes) else msgspec.msgpack.encode(row)
+        if len(data) > ROW_BYTES_MAX:
+            raise InvalidArgument(f"{kind}: a fact of {len(data)} bytes is too large")
+        value = _EXPIRES.pack(expires) + data
+        self._run(lambda txn: txn.put(_key(kind, key), value), write=True)
+
+    def get(self, kind: str, key: str, type: type[T], *, now: float | None = None) -> T | None:
+        """The fact as ``type`` (``bytes`` as they were put), or None.
+
+        None if there is none, it has expired, or it does not fit the type.
+        """
+        value = self._run(lambda txn: txn.get(_key(kind, key)), write=False)
+        if value is None or _expires(value) <= (time.time() if now is None else now):
+            return None
+        data = value[_EXPIRES.size :]
+        if type is bytes:
+            return cast(T, data)
+        try:
+            return self._decoder(type).decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def add(self, kind: str, key: str, now: float, window_seconds: float) -> list[float]:
+        """Note that something happened at ``now``; all times within the window.
+
+        The newest 101 are kept, as one fact for all processes: each of two that
+        add at once sees its own time, and the later one both. Read it without
+        adding by ``get(kind, key, list[float])``.
+        """
+
+        def work(txn: Raw) -> list[float]:
+            value = txn.get(_key(kind, key))
+            times = [] if value is None else self._times(value)
+            # Times of a clock that was set back count as long as others do.
+            times = [each for each in times if abs(now - each) < window_seconds]
+            times = [*times, now][-TIMES_MAX:]
+            expires = _EXPIRES.pack(max(times) + window_seconds)
+            txn.put(_key(kind, key), expires + msgspec.msgpack.encode(times))
+            return times
+
+        return self._run(work, write=True)
+
+    def delete(self, kind: str, key: str) -> None:
+        """Forget a fact, if it is there."""
+        self._run(lambda txn: txn.delete(_key(kind, key)), write=True)
+
+    def sweep(self, now: float) -> int:
+        """Remove facts that have expired; how many. To be called now and then.
+
+        Looks at 10,000 facts at most and goes on from there the next time.
+        """
+        if self._file != _identity(self._directory):
+            self._renew("another process replaced it")
+        expired = self._run(lambda txn: self._look_for_expired(txn, now), write=False)
+
+        def work(txn: Raw) -> int:
+            gone = 0
+            for key in expired:
+                value = txn.get(key)
+                # Somebody may have renewed it in between.
+                if value is not None and _expires(value) <= now:
+                    gone += txn.delete(key)
+            return gone
+
+        return self._run(work, write=True) if expired else 0
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._environment.close()
+        if self._users >= 0:
+            os.close(self._users)
+            self._users = -1
+
+    def _look_for_expired(self, txn: Raw, now: float) -> list[bytes]:
+        expired = []
+        with txn.cursor() as cursor:
+            there = cursor.set_range(self._swept)
+            for _ in range(SWEPT_ROWS_MAX):
+                if not there:
+                    break
+                if _expires(cursor.value()) <= now:
+                    expired.append(cursor.key())
+                there = cursor.next()
+            self._swept = cursor.key() if there else b""
+        return expired
+
+    def _times(self, value: bytes) -> list[float]:
+        try:
+            return self._decoder(list[float]).decode(value[_EXPIRES.size :])
+        except msgspec.DecodeError:
+            return []
+
+    def _decoder(self, type: type[T]) -> msgspec.msgpack.Decoder[T]:
+        if type not in self._decoders:
+            self._decoders[type] = msgspec.msgpack.Decoder(type)
+        return self._decoders[type]
+
+    def _run(self, work: Callable[[Raw], T], *, write: bool) -> T:
+        """One transaction, tried again in a new file if this one fails."""
+        try:
+            return self._transaction(work, write)
+        except lmdb.Error as error:
+            if isinstance(error, lmdb.DiskError) or getattr(error, "code", 0) == errno.ENOSPC:
+                raise DiskFull(f"{self._directory}: the disk is full: free some space") from error
+            why = str(error)
+        try:
+            self._renew(why)
+            return self._transaction(work, write)
+        except (lmdb.Error, OSError) as error:
+            raise DiskFailed(
+                f"{self._directory}: the shared facts cannot be kept ({error}): look at the disk"
+            ) from error
+
+    def _transaction(self, work: Callable[[Raw], T], write: bool) -> T:
+        with self._environment.begin(write=write) as txn:
+            return work(txn)
+
+    def _renew(self, why: str) -> None:
+        """Leave the file for the one that replaced it, or replace it."""
+        if self._users < 0:
+            raise StartupError(f"{self._directory}: used after close")
+        log.warning("%s: the shared facts are begun anew: %s", self._directory, why)
+        self._environment.close()
+        with self._opening():
+            if self._file == _identity(self._directory):
+                self._remove()
+            self._environment = self._open_or_replace()
+        self._swept = b""
+
+    def _open_or_replace(self) -> lmdb.Environment:
+        try:
+            environment = self._open_file()
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+            log.warning("%s: damaged, begun anew: %s", self._directory, error)
+            self._remove()
+            environment = self._open_file()
+        self._file = _identity(self._directory)
+        return environment
+
+    def _open_file(self) -> lmdb.Environment:
+        environment = lmdb.open(
+            str(self._directory),
+            map_size=self._map_bytes,
+            max_readers=READERS_MAX,
+            max_spare_txns=2,
+            sync=False,
+            metasync=False,
+            mode=0o600,
+        )
+        environment.reader_check()
+        return environment
+
+    def _remove(self) -> None:
+        for name in _FILES:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _alone(self) -> bool:
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """One process at a time opens, checks and replaces."""
+        lock = os.open(self._directory / "open.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock(lock, self._directory)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _lock(lock: int, directory: Path) -> None:
+    deadline = time.monotonic() + OPEN_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StartupError(
+                    f"{directory}: another process has been opening this for "
+                    f"{OPEN_SECONDS:g} s: see what it is doing"
+                ) from None
+            time.sleep(0.005)
+
+
+def _key(kind: str, key: str) -> bytes:
+    raw = f"{kind}\0{key}".encode("utf-8", "surrogatepass")
+    if len(raw) <= _KEY_BYTES_MAX:
+        return raw
+    return b"\0" + hashlib.blake2b(raw, digest_size=32).digest()
+
+
+def _expires(value: bytes) -> float:
+    expires: float = _EXPIRES.unpack_from(value)[0]
+    return expires
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(directory / "data.mdb")
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether LMDB can be trusted with the file, which nobody may have open.
+
+    LMDB itself believes what it reads and can take the process down with it.
+    """
+    try:
+        # Came with py-lmdb 3; without it no old file is good enough.
+        from lmdb.verify import verify
+    except ImportError:
+        return False
+    try:
+        if not path.exists() or path.stat().st_size > CHECKED_BYTES_MAX:
+            return False
+        problems: list[object] = verify(str(path.parent))  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # It cannot begin, or met what it did not expect: no better than damage.
+        problems = [error]
+    if problems:
+        log.warning("%s: damaged (%s): the shared facts are begun anew", path, problems[0])
+    return not problems
