@@ -1,0 +1,587 @@
+"""The module: which routes there are, and what each does first to last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import ClassVar
+
+import msgspec
+import trio
+from quart import Response
+from werkzeug.routing import BaseConverter
+
+from control.call import FOR_ONE, JSON, Call
+from control.errors import ApiError, BadRequest, NoSuchThing
+from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
+from control.identity.scopes import SEED_SCOPES, ScopeTable
+from control.module import Content, Module, Route, UserDeletion
+from control.records import RecordsFailed, Schema
+from control.runtime import Control
+from control.storage import download, listing
+from control.storage.cluster import Cluster, as_answers
+from control.storage.media import OCTETS
+from control.storage.multipart import FIELD, FORM, is_form
+from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
+from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove
+from control.storage.progress import Listening, Transfers
+from control.storage.rows import STORAGE, Space, disown
+from control.storage.spaces import Spaces
+from control.storage.types import (
+    AdminFileInfo,
+    AdminListQuery,
+    Done,
+    DownloadQuery,
+    FileInfo,
+    FileQuery,
+    ListQuery,
+    NewSpace,
+    ProgressQuery,
+    PutQuery,
+    SpaceChange,
+    SpaceInfo,
+    StatusInfo,
+    TransferQuery,
+    UploadQuery,
+)
+from control.storage.upload import Uploads, Wish
+from gfs.blocks import KIB
+from gfs.client import Entry
+from gfs.errors import DirectoryNotEmpty, FileChanged, GfsError, NotADirectory, NotFound
+
+log = logging.getLogger(__name__)
+
+#: Requests are taken after this, even if the file system cannot be reached.
+CONNECT_SECONDS = 10.0
+REPAIR_SECONDS = 60.0
+#: A chunkserver heard from within this time counts as there.
+HEARTBEAT_MS = 30_000
+#: JSON of a listing that is sent at once.
+LIST_PIECE_BYTES = 32 * KIB
+
+
+class SpaceConverter(BaseConverter):
+    """A storage namespace in a path: never what is a route of its own, so that a
+    wrong method there is told as that."""
+
+    regex = rf"(?!(?:{'|'.join(sorted(RESERVED))})(?:/|$))[^/]+"
+
+
+_UPLOAD_HEADERS = {
+    "X-File-Size": "Size of the file in bytes: checked, and the total of its progress",
+    "X-Transfer-Id": "As the parameter id",
+}
+_DOWNLOAD_HEADERS = {
+    "Range": "The bytes that are wanted, one range or several (RFC 9110)",
+    "If-Range": "The ETag of the part that is there already; a date is not exact enough",
+    "If-Match": "Only if the file has this ETag",
+    "If-None-Match": "Only if the file has another ETag",
+    "If-Modified-Since": "Only if the file was changed after",
+    "If-Unmodified-Since": "Only if the file was not changed after",
+    "X-Transfer-Id": "As the parameter id",
+}
+_DOWNLOAD_OTHERS = {206: "The ranges asked for", 304: "The client has it already"}
+_UPLOAD_ERRORS = (400, 401, 403, 404, 408, 409, 507)
+_DOWNLOAD_ERRORS = (400, 401, 403, 404, 412, 416)
+
+
+class Storage(Module):
+    name = "storage"
+    summary = "Files in storage namespaces"
+    scopes: ClassVar[ScopeTable] = {"storage": SEED_SCOPES["storage"]}
+    schemas: ClassVar[Sequence[Schema]] = (STORAGE,)
+    converters: ClassVar[Mapping[str, type[BaseConverter]]] = {"space": SpaceConverter}
+    on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(disown)
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(control)
+        self.cluster = Cluster(control)
+        self.spaces = Spaces(control, self.cluster)
+        self.transfers = Transfers(control)
+        self.uploads = Uploads(self.cluster, self.spaces, self.transfers)
+
+    # --- life ---------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await self.spaces.make_default()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.cluster.hold)
+            nursery.start_soon(self.transfers.run)
+            with trio.move_on_after(CONNECT_SECONDS) as first:
+                await self._repair()
+            task_status.started()
+            if first.cancelled_caught:
+                await self._repair()
+            while True:
+                await trio.sleep(REPAIR_SECONDS)
+                await self._repair()
+
+    async def _repair(self) -> None:
+        await self.cluster.connected.wait()
+        try:
+            await self.spaces.repair()
+        except RecordsFailed:
+            raise  # and with it this process ends
+        except (GfsError, ApiError) as error:
+            log.warning("storage namespaces could not be looked through: %s", error)
+
+    async def check_ready(self) -> None:
+        await self.cluster.fs.status()
+
+    # --- routes -------------------------------------------------------------------
+
+    def routes(self) -> Sequence[Route]:
+        return [*self._file_routes(), *self._path_routes(), *self._space_routes(), *self._others()]
+
+    def _file_routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET",
+                "/storage/files",
+                self.list_files,
+                READ,
+                "List files",
+                query=ListQuery,
+                answer=list[FileInfo],
+                errors=[400, 401, 403, 404],
+                description="Sorted by path. Everybody may list what is public or visible.",
+            ),
+            Route(
+                "POST",
+                "/storage/upload",
+                self.upload,
+                CREATE,
+                "Upload a file",
+                query=UploadQuery,
+                headers=_UPLOAD_HEADERS,
+                body=Content(FORM, "A form with the file, or with ?name= the bytes alone", [FIELD]),
+                answer=Done,
+                errors=_UPLOAD_ERRORS,
+                description=(
+                    "The file has its name when the answer comes, and not before: readers see "
+                    "the old one or the new one, whole. What can be refused is refused before "
+                    "the body is read."
+                ),
+            ),
+            Route(
+                "GET",
+                "/storage/download",
+                self.download,
+                READ,
+                "Download a file",
+                query=DownloadQuery,
+                headers=_DOWNLOAD_HEADERS,
+                answer=Content(OCTETS),
+                errors=_DOWNLOAD_ERRORS,
+                others=_DOWNLOAD_OTHERS,
+            ),
+            Route(
+                "DELETE",
+                "/storage/delete",
+                self.delete,
+                DELETE,
+                "Delete a file",
+                query=FileQuery,
+                answer=Done,
+                errors=[400, 401, 403, 404, 409],
+                description="In `default` only by who uploaded it, and by administrators.",
+            ),
+        ]
+
+    def _path_routes(self) -> list[Route]:
+        """A file by its path."""
+        path = "/storage/{namespace:space}/{path:path}"
+        writing = [
+            Route(
+                method,
+                path,
+                handler,
+                CREATE,
+                summary,
+                query=PutQuery,
+                headers=_UPLOAD_HEADERS,
+                body=body,
+                answer=Done,
+                errors=_UPLOAD_ERRORS,
+            )
+            for method, handler, summary, body in (
+                ("PUT", self.put, "Upload a file to its path", Content("*/*", "The file")),
+                (
+                    "POST",
+                    self.post,
+                    "Upload a file to its path, also from a form",
+                    Content("*/*", "The file, or a form with it"),
+                ),
+            )
+        ]
+        reading = [
+            Route(
+                "GET",
+                route,
+                handler,
+                READ,
+                summary,
+                query=TransferQuery,
+                headers=_DOWNLOAD_HEADERS,
+                answer=Content(kind),
+                errors=_DOWNLOAD_ERRORS,
+                others=_DOWNLOAD_OTHERS,
+            )
+            for route, handler, summary, kind in (
+                (path, self.show, "Show a file in the browser", "*/*"),
+                (
+                    "/storage/download/{namespace}/{path:path}",
+                    self.save,
+                    "Download a file by its path",
+                    OCTETS,
+                ),
+            )
+        ]
+        deleting = Route(
+            "DELETE",
+            path,
+            self.delete_path,
+            DELETE,
+            "Delete a file by its path",
+            answer=Done,
+            errors=[400, 401, 403, 404, 409],
+        )
+        return [*reading, *writing, deleting]
+
+    def _space_routes(self) -> list[Route]:
+        def need(action: str, parameter: str = "") -> Need:
+            return scoped("storage", "namespaces", action, parameter=parameter)
+
+        path = "/storage/namespaces/{name}"
+        return [
+            Route(
+                "GET",
+                "/storage/namespaces",
+                self.list_spaces,
+                scoped("storage", "namespaces", "read", is_open=True),
+                "List storage namespaces",
+                answer=list[SpaceInfo],
+                description="The public ones, and one's own.",
+            ),
+            Route(
+                "POST",
+                "/storage/namespaces",
+                self.create_space,
+                need("create"),
+                "Create a storage namespace",
+                body=NewSpace,
+                answer=SpaceInfo,
+                errors=[409],
+            ),
+            Route(
+                "PUT",
+                path,
+                self.update_space,
+                need("update", "name"),
+                "Change a storage namespace",
+                body=SpaceChange,
+                answer=SpaceInfo,
+                errors=[409],
+            ),
+            Route(
+                "DELETE",
+                path,
+                self.delete_space,
+                need("delete", "name"),
+                "Delete a storage namespace with all its files",
+                answer=Done,
+                description="In one step; by its owner.",
+            ),
+        ]
+
+    def _others(self) -> list[Route]:
+        return [
+            Route(
+                "GET",
+                "/storage/status",
+                self.status,
+                PUBLIC,
+                "Health of the cluster",
+                answer=StatusInfo,
+            ),
+            Route(
+                "GET",
+                "/sse/progress",
+                self.progress,
+                LOGGED_IN,
+                "Follow a transfer",
+                query=ProgressQuery,
+                answer=Content("text/event-stream", "Events as the transfer goes on"),
+                description=(
+                    "Server-sent events for who started the transfer with this id. A comment "
+                    "comes at once; then, while bytes move, `data:` with `id`, `direction`, "
+                    "`bytes`, `total` (0: not known), `done` and, if it failed, `error`. The "
+                    "stream ends after `done`."
+                ),
+            ),
+            Route(
+                "GET",
+                "/admin/files",
+                self.admin_files,
+                ADMIN,
+                "All files of all storage namespaces",
+                query=AdminListQuery,
+                answer=list[AdminFileInfo],
+                errors=[404],
+            ),
+            Route(
+                "GET",
+                "/admin/namespaces",
+                self.admin_spaces,
+                ADMIN,
+                "All storage namespaces",
+                answer=list[SpaceInfo],
+            ),
+        ]
+
+    # --- files --------------------------------------------------------------------
+
+    async def list_files(self, call: Call) -> Response:
+        query = call.query(ListQuery)
+        space = self._readable(call, query.namespace or DEFAULT)
+        return await _array(self._rows([space], query, _file_info))
+
+    async def upload(self, call: Call) -> Done:
+        query = call.query(UploadQuery)
+        form = is_form(call.header("Content-Type"))
+        if not form and not query.name:
+            raise BadRequest(
+                f"send a form ({FORM}) with a part named {FIELD}, or give ?name= and the bytes"
+            )
+        wish = Wish(
+            query.namespace or DEFAULT,
+            in_folder(query.path, query.name) if query.name else None,
+            query.path,
+            query.overwrite == "true",
+            query.id,
+        )
+        return await self.uploads.take(call, wish, form=form)
+
+    async def put(self, call: Call) -> Done:
+        return await self._store(call, form=False)
+
+    async def post(self, call: Call) -> Done:
+        return await self._store(call, form=is_form(call.header("Content-Type")))
+
+    async def _store(self, call: Call, form: bool) -> Done:
+        query = call.query(PutQuery)
+        space, path = _named(call)
+        wish = Wish(space, path, "", query.overwrite == "true", query.id)
+        return await self.uploads.take(call, wish, form=form)
+
+    async def download(self, call: Call) -> Response:
+        query = call.query(DownloadQuery)
+        return await self._send(call, query.namespace, query.name, False, query.id)
+
+    async def save(self, call: Call) -> Response:
+        return await self._send(call, *_named(call), False, call.query(TransferQuery).id)
+
+    async def show(self, call: Call) -> Response:
+        return await self._send(call, *_named(call), True, call.query(TransferQuery).id)
+
+    async def _send(
+        self, call: Call, name: str, path: str, inline: bool, transfer_id: str
+    ) -> Response:
+        check_path(path)
+        transfer = self.transfers.begin(call, transfer_id, "download")
+        try:
+            space = self._readable(call, name or DEFAULT)
+            return await download.send(call, self.cluster.fs, space, path, transfer, inline=inline)
+        except BaseException as error:
+            transfer.never_mind(error)
+            raise
+
+    async def delete(self, call: Call) -> Done:
+        query = call.query(FileQuery)
+        return await self._delete(call, query.namespace or DEFAULT, query.name)
+
+    async def delete_path(self, call: Call) -> Done:
+        return await self._delete(call, *_named(call))
+
+    async def _delete(self, call: Call, name: str, path: str) -> Done:
+        check_path(path)
+        space = self.spaces.get(name)
+        call.allow(space.target)
+        fs = self.cluster.fs
+        full = f"{space.directory}/{path}"
+        try:
+            entry = await fs.stat(full)
+        except (NotFound, NotADirectory):
+            raise NoSuchThing(f"{path} does not exist") from None
+        if entry.kind != "file":
+            raise NoSuchThing(f"{path} does not exist")
+        may_remove(call, space, entry)
+        with as_answers(path):
+            await fs.delete(full, expect=entry.inode)
+        await self._prune(space, path)
+        return Done(last_segment(path))
+
+    async def _prune(self, space: Space, path: str) -> None:
+        """Take away the folders that ``path`` was the last file of.
+
+        Exactly those: in place of one that another deletion took away there may be a
+        file by now.
+        """
+        fs = self.cluster.fs
+        folder = path.rpartition("/")[0]
+        try:
+            while folder:
+                full = f"{space.directory}/{folder}"
+                there = await fs.stat(full)
+                if there.kind != "directory":
+                    return
+                await fs.delete(full, expect=there.inode)
+                folder = folder.rpartition("/")[0]
+        except (DirectoryNotEmpty, FileChanged, NotFound, NotADirectory):
+            pass
+        except GfsError as error:
+            log.info("an empty folder stays: %s", error)
+
+    def _readable(self, call: Call, name: str) -> Space:
+        space = self.spaces.get(name)
+        call.allow(space.target, reading=True)
+        return space
+
+    async def _rows(
+        self,
+        chosen: Iterable[Space],
+        query: ListQuery | AdminListQuery,
+        info: Callable[[Space, str, Entry], FileInfo],
+    ) -> AsyncGenerator[FileInfo, None]:
+        """What ``query`` asks for of the files of ``chosen``."""
+        left = query.limit
+        after = query.after if isinstance(query, ListQuery) else ""
+        fs = self.cluster.fs
+        for space in chosen:
+            found = listing.files(fs, space.directory, prefix=query.prefix, after=after)
+            async with aclosing(found) as files:
+                async for path, entry in files:
+                    yield info(space, path, entry)
+                    if left is not None:
+                        left -= 1
+                        if not left:
+                            return
+
+    # --- storage namespaces -------------------------------------------------------
+
+    async def list_spaces(self, call: Call) -> list[SpaceInfo]:
+        chosen = self.spaces.listed_for(call.principal, call.route.need)
+        return await self.spaces.infos(chosen)
+
+    async def create_space(self, call: Call, body: NewSpace) -> SpaceInfo:
+        return await self.spaces.create(call, body)
+
+    async def update_space(self, call: Call, body: SpaceChange) -> SpaceInfo:
+        return await self.spaces.update(call, body.visibility)
+
+    async def delete_space(self, call: Call) -> Done:
+        await self.spaces.delete(call)
+        return Done(call.params["name"])
+
+    # --- the rest -----------------------------------------------------------------
+
+    async def status(self, call: Call) -> StatusInfo:
+        status = await self.cluster.fs.status()
+        totals = status.totals
+        heard = [s for s in status.servers if s.state != "dead"]
+        return StatusInfo(
+            chunkserver_count=sum(s.heartbeat_age_ms <= HEARTBEAT_MS for s in heard),
+            total_servers=len(status.servers),
+            files=totals.files,
+            bytes=totals.bytes,
+            under_replicated=totals.under_replicated,
+            corrupt=totals.corrupt,
+            lost=totals.lost,
+            repairs_active=totals.repairs_active,
+            repairs_queued=totals.repairs_queued,
+        )
+
+    async def progress(self, call: Call) -> Response:
+        query = call.query(ProgressQuery)
+        listening = Listening(self.control.volatile, call.user.user_id, query.id)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Response(listening.events(), 200, headers, content_type="text/event-stream")
+
+    async def admin_files(self, call: Call) -> Response:
+        query = call.query(AdminListQuery)
+        chosen = [self.spaces.get(query.namespace)] if query.namespace else self.spaces.all()
+        return await _array(self._rows(chosen, query, _admin_file_info))
+
+    async def admin_spaces(self, call: Call) -> list[SpaceInfo]:
+        return await self.spaces.infos(self.spaces.all())
+
+
+def _named(call: Call) -> tuple[str, str]:
+    """The storage namespace and the file's path, of a route with both in its path."""
+    if call.request.path.endswith("/"):
+        # The router overlooks it; a file of that name cannot be.
+        raise BadRequest("name: a file's name does not end with a slash")
+    return call.params["namespace"], call.params["path"]
+
+
+def _file_info(space: Space, path: str, entry: Entry) -> FileInfo:
+    return FileInfo(*_fields(space, path, entry))
+
+
+def _admin_file_info(space: Space, path: str, entry: Entry) -> FileInfo:
+    return AdminFileInfo(*_fields(space, path, entry), entry.attributes.get(OWNER) or None)
+
+
+def _fields(space: Space, path: str, entry: Entry) -> tuple[str, str, str, int, int, int]:
+    return (
+        last_segment(path),
+        path,
+        space.name,
+        entry.length,
+        entry.created_ns // 10**9,
+        entry.modified_ns // 10**9,
+    )
+
+
+async def _array(rows: AsyncGenerator[FileInfo, None]) -> Response:
+    """``rows`` as a JSON array: in one piece if it is short, else as they are read.
+
+    What fails before the second piece is still told as an error.
+    """
+    pieces = _json_pieces(rows)
+    first = await anext(pieces)
+    second = await anext(pieces, None)
+    if second is None:
+        return Response(first, headers=FOR_ONE, content_type=JSON)
+    body = _joined(first, second, pieces)
+    await anext(body)
+    return Response(body, headers=FOR_ONE, content_type=JSON)
+
+
+async def _json_pieces(rows: AsyncGenerator[FileInfo, None]) -> AsyncGenerator[bytes, None]:
+    piece = bytearray(b"[")
+    separator = b""
+    async with aclosing(rows):
+        async for row in rows:
+            piece += separator
+            piece += msgspec.json.encode(row)
+            separator = b","
+            if len(piece) >= LIST_PIECE_BYTES:
+                yield bytes(piece)
+                piece.clear()
+    piece += b"]"
+    yield bytes(piece)
+
+
+async def _joined(
+    first: bytes, second: bytes, rest: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """First of all nothing: one that never began would not close ``rest`` when it is
+    closed, because of HEAD or a client that has left."""
+    async with aclosing(rest):
+        yield b""
+        yield first
+        yield second
+        async for piece in rest:
+            yield piece

@@ -1,0 +1,98 @@
+"""What a storage namespace and a file may be called: rules, and nothing else.
+
+Whatever comes from outside passes here before it becomes part of a path. Names
+are compared byte by byte: no case folding, no Unicode normalisation.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from control.errors import BadRequest
+
+#: Made at the first start; nobody's, and everybody's who is logged in.
+DEFAULT = "default"
+
+SPACE_BYTES_MAX = 64
+SEGMENT_BYTES_MAX = 255
+#: Of a whole path. With the directory it goes to, far below the file system's 4,096.
+PATH_BYTES_MAX = 1024
+#: Folders in folders: a listing keeps a page of each while it is inside.
+SEGMENTS_MAX = 64
+
+#: ``/storage/<one of these>`` is a route of its own.
+RESERVED = frozenset(("files", "upload", "download", "delete", "status", "namespaces"))
+
+_space = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+#: The same rule for the documentation (ECMA 262).
+SPACE_PATTERN = r"^(?!\.{1,2}$)(?!(?:" + "|".join(sorted(RESERVED)) + r")$)[A-Za-z0-9._-]{1,64}$"
+
+#: That of a file's path, but for its length in bytes.
+_SEGMENT_PATTERN = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f-\x9f\ufffd]+"
+PATH_PATTERN = f"^{_SEGMENT_PATTERN}(?:/{_SEGMENT_PATTERN})*$"
+
+
+def check_space_name(name: str) -> None:
+    """Raises BadRequest for what no storage namespace may be called."""
+    if not _space.fullmatch(name):
+        raise BadRequest(f"name: 1 to {SPACE_BYTES_MAX} letters, digits, hyphens, _ and dots")
+    if name in (".", ".."):
+        raise BadRequest(f"name: {name!r} is no name")
+    if name in RESERVED:
+        raise BadRequest(f"name: {name!r} is a route of this service, choose another")
+
+
+def check_path(path: str) -> str:
+    """``path`` if it may name a file; slashes make folders. Raises BadRequest."""
+    if not path:
+        raise BadRequest("name: a file's name is empty")
+    try:
+        raw = path.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("name: is not valid UTF-8") from None
+    if len(raw) > PATH_BYTES_MAX:
+        raise BadRequest(f"name: {len(raw)} bytes, at most {PATH_BYTES_MAX} are allowed")
+    _check_characters(path)
+    segments = path.split("/")
+    if len(segments) > SEGMENTS_MAX:
+        raise BadRequest(f"name: {len(segments)} levels, at most {SEGMENTS_MAX} are allowed")
+    for segment in segments:
+        _check_segment(segment)
+    return path
+
+
+def _check_characters(path: str) -> None:
+    if "\\" in path:
+        raise BadRequest("name: a backslash is not allowed, / makes folders")
+    # What is not UTF-8 in a URL arrives as this character, so nobody can tell
+    # which name was meant.
+    if "\ufffd" in path:
+        raise BadRequest("name: is not valid UTF-8")
+    if not path.isprintable() and any(unicodedata.category(c) == "Cc" for c in path):
+        raise BadRequest("name: control characters are not allowed")
+
+
+def _check_segment(segment: str) -> None:
+    if segment in ("", ".", ".."):
+        raise BadRequest(f"name: the part {segment!r} is not allowed")
+    size = len(segment.encode())
+    if size > SEGMENT_BYTES_MAX:
+        raise BadRequest(f"name: a part of {size} bytes, at most {SEGMENT_BYTES_MAX} are allowed")
+
+
+def last_segment(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def in_folder(folder: str, name: str) -> str:
+    """``name`` in ``folder``, which may be empty and may begin or end with a slash."""
+    folder = folder.strip("/")
+    return f"{folder}/{name}" if folder else name
+
+
+def reduced(filename: str) -> str:
+    """The last segment of what a browser calls the file it sends, whichever way its
+    system writes paths."""
+    return filename.replace("\\", "/").rpartition("/")[2]

@@ -1,0 +1,50 @@
+"""Who may overwrite and delete files, on top of who may write at all.
+
+In ``default`` everybody who is logged in may upload. So there, and only there,
+a file belongs to who uploaded it: he may replace and delete it, and so may an
+administrator. Everything is asked of the one decision.
+"""
+
+from __future__ import annotations
+
+from control.call import Call
+from control.errors import Forbidden
+from control.identity.access import Target, decide_target, scoped
+from control.storage.names import DEFAULT
+from control.storage.rows import Space
+from gfs.client import Entry
+
+READ = scoped("storage", "files", "read", parameter="namespace", fallback=DEFAULT, is_open=True)
+CREATE = scoped("storage", "files", "create", parameter="namespace", fallback=DEFAULT)
+DELETE = scoped("storage", "files", "delete", parameter="namespace", fallback=DEFAULT)
+
+#: The file's attribute with the user_id of its uploader.
+OWNER = "owner"
+
+
+def may_remove(call: Call, space: Space, entry: Entry) -> None:
+    """Replace or delete ``entry``. Raises Unauthorized or Forbidden."""
+    decide_target(call.principal, DELETE, space.target)
+    if not space.is_default:
+        return
+    owner = entry.attributes.get(OWNER) or None
+    noun = "this file in default"
+    try:
+        decide_target(call.principal, DELETE, Target(owner, space.name, noun=noun))
+    except Forbidden as refusal:
+        try:
+            # As if it were nobody's: then it is the administrators'.
+            decide_target(call.principal, DELETE, Target(None, space.name, noun=noun))
+        except Forbidden:
+            raise refusal from None
+
+
+def may_remove_any(call: Call, space: Space) -> bool:
+    """Whether whatever is at a path of ``space`` may be replaced."""
+    if space.is_default:
+        return False
+    try:
+        decide_target(call.principal, DELETE, space.target)
+    except Forbidden:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""The rows of storage namespaces. Their files are in the file system alone."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from control.identity.access import PRIVATE, PUBLIC_VISIBILITY, Target
+from control.records import Schema, Table, Txn
+from control.storage.names import DEFAULT
+
+#: Of the file system: every storage namespace has its directory below.
+ROOT = "/storage"
+
+
+class Space(msgspec.Struct, array_like=True, frozen=True):
+    """One storage namespace. That this row is there is what makes it exist."""
+
+    name: str
+    #: 8 hex digits. A name that is taken again after a deletion has another one, so
+    #: the files of the first can never show up in the second.
+    id: str
+    #: None: nobody's, after its owner was deleted; and ``default``.
+    owner_id: str | None
+    visibility: int
+    hidden: bool
+    created_at: int  # unix seconds
+    #: Gone for everybody; the row keeps the name until the files are gone as well.
+    deleting: bool = False
+
+    @property
+    def directory(self) -> str:
+        """Where its files are."""
+        return f"{ROOT}/{self.name}.{self.id}"
+
+    @property
+    def is_default(self) -> bool:
+        return self.name == DEFAULT
+
+    @property
+    def target(self) -> Target:
+        """For the decision who may do what with it."""
+        return Target(
+            self.owner_id,
+            self.name,
+            self.visibility,
+            is_shared=self.is_default,
+            noun=f"storage namespace {self.name}",
+        )
+
+
+def _owner(space: Space) -> list[str]:
+    return [space.owner_id] if space.owner_id is not None else []
+
+
+def _listed(space: Space) -> list[str]:
+    return ["public"] if space.visibility == PUBLIC_VISIBILITY else []
+
+
+spaces = Table(
+    "namespaces",
+    Space,
+    key=lambda space: space.name,
+    indexes={"owner": _owner, "listed": _listed},
+)
+
+STORAGE = Schema("storage", 1, [spaces])
+
+
+def disown(txn: Txn, user_id: str) -> None:
+    """What the deletion of a user leaves: nobody's, and only for administrators."""
+    for space in list(spaces.by(txn, "owner", user_id)):
+        spaces.put(txn, replace(space, owner_id=None, visibility=PRIVATE))

@@ -1,0 +1,299 @@
+"""Storage namespaces: made, changed, listed, deleted; and put right after a crash.
+
+A storage namespace is a row and a directory of the file system, and two stores
+cannot change in one step. So the row decides, and the directory follows:
+
+==========================  ================  =====================================
+row                         directory         meaning, and what the repair does
+==========================  ================  =====================================
+there                       there             it exists
+there                       missing           just made: the directory is made
+there, ``deleting``         there or missing  deleted: the directory, then the row go
+missing                     there             never deleted, only logged
+==========================  ================  =====================================
+
+The last is nobody's, as far as this code can know: it may belong to records that
+were restored from an older copy, and files are not thrown away on a guess.
+
+An upload names the directory as the one that must be there, so one that races
+with a deletion fails, and cannot bring it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+import trio
+from msgspec.structs import replace
+
+from control.call import Call
+from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
+from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_target
+from control.records import Records, RecordsFailed, Taken, Txn
+from control.runtime import Control
+from control.storage.cluster import Cluster
+from control.storage.names import DEFAULT, check_space_name
+from control.storage.rows import ROOT, Space, spaces
+from control.storage.types import NewSpace, SpaceInfo
+from gfs.errors import GfsError, NotFound
+
+log = logging.getLogger(__name__)
+
+#: Counts at once, of one process: each is a walk of the master through all the files.
+COUNTS_AT_ONCE = 8
+#: What follows a committed row goes on when the client has left, for so long.
+FOLLOW_UP_SECONDS = 30.0
+
+
+class _Count:
+    """How many files one storage namespace has, counted once for all who wait.
+
+    An answer is good for those who asked before the counting began: what they had
+    stored by then is in it.
+    """
+
+    def __init__(self) -> None:
+        self.askers = 0
+        self._lock = trio.Lock()
+        self._asked = 0
+        self._answered = 0
+        self._files = 0
+
+    async def get(self, count: Callable[[], Awaitable[int]]) -> int:
+        self._asked += 1
+        mine = self._asked
+        async with self._lock:
+            if self._answered < mine:
+                before = self._asked
+                self._files = await count()
+                self._answered = before
+            return self._files
+
+
+class Spaces:
+    """The storage namespaces, as one process sees them."""
+
+    def __init__(self, control: Control, cluster: Cluster) -> None:
+        self._control = control
+        self._cluster = cluster
+        #: Directories without a row at the last repair, and those told about.
+        self._strangers: set[str] = set()
+        self._told: set[str] = set()
+        self._counts: dict[str, _Count] = {}
+        self._counting = trio.CapacityLimiter(COUNTS_AT_ONCE)
+
+    @property
+    def _records(self) -> Records:
+        return self._control.records
+
+    # --- looking ------------------------------------------------------------------
+
+    def get(self, name: str) -> Space:
+        """Raises NoSuchThing. What is being deleted is gone."""
+        with self._records.read() as txn:
+            space = spaces.get(txn, name)
+        if space is None or space.deleting:
+            raise NoSuchThing(f"there is no storage namespace {name!r:.80}")
+        return space
+
+    def still_exists(self, space: Space) -> bool:
+        with self._records.read() as txn:
+            found = spaces.get(txn, space.name)
+        return found is not None and found.id == space.id and not found.deleting
+
+    def all(self) -> list[Space]:
+        with self._records.read() as txn:
+            return [space for space in spaces.scan(txn) if not space.deleting]
+
+    def listed_for(self, principal: Principal | None, need: Need) -> list[Space]:
+        """The public ones, and the caller's own that his credential may read."""
+        with self._records.read() as txn:
+            found = {space.name: space for space in spaces.by(txn, "listed", "public")}
+            if principal is not None:
+                for space in spaces.by(txn, "owner", principal.user_id):
+                    if _may(principal, need, space):
+                        found[space.name] = space
+        return [found[name] for name in sorted(found) if not found[name].deleting]
+
+    async def info(self, space: Space) -> SpaceInfo:
+        return _info(space, await self._count(space))
+
+    async def infos(self, chosen: Iterable[Space]) -> list[SpaceInfo]:
+        """With how many files each has, some asked for at once."""
+        rows = list(chosen)
+        counts = dict.fromkeys((space.name for space in rows), 0)
+        waiting = iter(rows)
+
+        async def work() -> None:
+            for space in waiting:
+                counts[space.name] = await self._count(space)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(COUNTS_AT_ONCE, len(rows))):
+                nursery.start_soon(work)
+        return [_info(space, counts[space.name]) for space in rows]
+
+    async def _count(self, space: Space) -> int:
+        count = self._counts.setdefault(space.directory, _Count())
+        count.askers += 1
+        try:
+            return await count.get(lambda: self._count_now(space))
+        finally:
+            count.askers -= 1
+            if not count.askers:
+                del self._counts[space.directory]
+
+    async def _count_now(self, space: Space) -> int:
+        async with self._counting:
+            try:
+                return (await self._cluster.fs.disk_usage(space.directory)).files
+            except NotFound:
+                return 0  # deleted just now, or its directory is still to be made
+
+    # --- changing -----------------------------------------------------------------
+
+    async def create(self, call: Call, body: NewSpace) -> SpaceInfo:
+        check_space_name(body.name)
+        space = Space(
+            body.name,
+            secrets.token_hex(4),
+            call.user.user_id,
+            body.visibility,
+            body.hidden,
+            int(time.time()),
+        )
+        _ = self._cluster.fs
+        try:
+            await self._records.write(lambda txn: spaces.insert(txn, space))
+        except Taken:
+            raise Conflict(f"a storage namespace {body.name} exists already") from None
+        with trio.move_on_after(FOLLOW_UP_SECONDS, shield=True):
+            try:
+                await self._make_directory(space)
+            except GfsError:
+                # Told to have failed, it must not appear later.
+                await self._records.write(lambda txn: _mark_deleting(txn, space))
+                raise
+        return _info(space, 0)
+
+    async def update(self, call: Call, visibility: int) -> SpaceInfo:
+        space = self._changeable(call, "changed")
+
+        def change(txn: Txn) -> Space:
+            found = spaces.get(txn, space.name)
+            if found is None or found.id != space.id or found.deleting:
+                raise NoSuchThing(f"there is no storage namespace {space.name}")
+            # Its owner may have been deleted since: then it stays as that left it.
+            if found.owner_id != space.owner_id:
+                raise Conflict(f"{space.name} was changed meanwhile: try again")
+            changed = replace(found, visibility=visibility)
+            spaces.put(txn, changed)
+            return changed
+
+        return await self.info(await self._records.write(change))
+
+    async def delete(self, call: Call) -> None:
+        """Gone for everybody when this returns, all files at once."""
+        space = self._changeable(call, "deleted")
+        _ = self._cluster.fs
+        if not await self._records.write(lambda txn: _mark_deleting(txn, space)):
+            raise NoSuchThing(f"there is no storage namespace {space.name}")
+        with trio.move_on_after(FOLLOW_UP_SECONDS, shield=True):
+            try:
+                await self._finish_deletion(space)
+            except RecordsFailed:
+                raise
+            except GfsError as error:
+                # It is deleted; that the name is free again has to wait for the repair.
+                log.warning("files of storage namespace %s: %s", space.name, error)
+
+    def _changeable(self, call: Call, what: str) -> Space:
+        space = self.get(call.params["name"])
+        if space.is_default:
+            raise Forbidden(f"storage namespace {DEFAULT} cannot be {what}")
+        call.allow(space.target)
+        return space
+
+    async def _finish_deletion(self, space: Space) -> None:
+        with contextlib.suppress(NotFound):
+            await self._cluster.fs.delete(space.directory, recursive=True)
+        await self._records.write(lambda txn: _remove(txn, space))
+
+    # --- repair -------------------------------------------------------------------
+
+    async def make_default(self) -> None:
+        """The row of ``default``, if it is not there."""
+        with self._records.read() as txn:
+            if spaces.get(txn, DEFAULT) is not None:
+                return
+        row = Space(DEFAULT, secrets.token_hex(4), None, PUBLIC_VISIBILITY, False, int(time.time()))
+
+        def make(txn: Txn) -> None:
+            if spaces.get(txn, DEFAULT) is None:
+                spaces.put(txn, row)
+
+        await self._records.write(make)
+
+    async def repair(self) -> None:
+        """Let the directories follow the rows; see above. Any process, at any time."""
+        there = await self._directories()
+        with self._records.read() as txn:
+            rows = list(spaces.scan(txn))
+        for space in rows:
+            if space.deleting:
+                await self._finish_deletion(space)
+            elif space.directory not in there:
+                await self._make_directory(space)
+        self._tell_strangers(there - {space.directory for space in rows})
+
+    def _tell_strangers(self, found: set[str]) -> None:
+        """Seen twice, since a deletion may have ended between the two looks."""
+        for path in sorted((found & self._strangers) - self._told):
+            log.warning("%s in the file system belongs to no storage namespace: left alone", path)
+            self._told.add(path)
+        self._strangers = found
+
+    async def _directories(self) -> set[str]:
+        try:
+            return {entry.path async for entry in self._cluster.fs.scan(ROOT)}
+        except NotFound:
+            return set()
+
+    async def _make_directory(self, space: Space) -> None:
+        fs = self._cluster.fs
+        with contextlib.suppress(NotFound):  # deleted as soon as it was made
+            await fs.mkdir(space.directory, parents=True, exist_ok=True)
+        if not self.still_exists(space):
+            # Another process deleted it in between: nobody else would, ever again.
+            with contextlib.suppress(NotFound):
+                await fs.delete(space.directory, recursive=True)
+
+
+def _may(principal: Principal, need: Need, space: Space) -> bool:
+    try:
+        decide_target(principal, need, space.target)
+    except ApiError:
+        return False
+    return True
+
+
+def _info(space: Space, count: int) -> SpaceInfo:
+    return SpaceInfo(space.name, count, space.hidden, space.visibility, space.owner_id)
+
+
+def _mark_deleting(txn: Txn, space: Space) -> bool:
+    found = spaces.get(txn, space.name)
+    if found is None or found.id != space.id or found.deleting:
+        return False
+    spaces.put(txn, replace(found, deleting=True))
+    return True
+
+
+def _remove(txn: Txn, space: Space) -> None:
+    found = spaces.get(txn, space.name)
+    if found is not None and found.id == space.id and found.deleting:
+        spaces.delete(txn, space.name)
