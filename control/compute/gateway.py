@@ -1,0 +1,309 @@
+"""A TCP gateway: a port of this machine leads to a port of a container.
+
+Whoever runs containers on one machine cannot publish ports of a running one, so they
+are served from here, and can be added and removed at any time. Bytes pass unread.
+
+Guarantees: one piece (:data:`PIECE_BYTES`) each way is held for a connection, so a slow
+reader slows its sender and nobody else; the end of one direction is passed on and the
+other goes on; a connection that broke on one side is reset on the other, so nobody
+takes what was cut short for the whole; what a rule had let in ends with the rule.
+A port that somebody else listens on is reported, and tried again at every change and
+every :data:`RETRY_SECONDS`.
+
+It hides who connects: a container sees the gateway's address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import resource
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+import trio
+
+__all__ = ["Address", "Connect", "Gateway", "Target"]
+
+log = logging.getLogger("control.compute")
+
+#: For each direction of each connection, beside the kernel's own buffers.
+PIECE_BYTES = 64 * 1024
+#: Two descriptors each; a quarter of what the process may open is the other bound.
+CONNECTIONS_MAX = 4096
+#: Of one container: its owner cannot take all of them.
+CONNECTIONS_OF_ONE_MAX = 256
+CONNECT_SECONDS = 10.0
+#: Nothing in either direction. SSH clients and our SSH server ask each other more often.
+IDLE_SECONDS = 2 * 3600.0
+#: After one side has said all it has to say.
+IDLE_HALF_CLOSED_SECONDS = 600.0
+BACKLOG = 128
+#: How soon a port that somebody else gave up is ours.
+RETRY_SECONDS = 5.0
+
+Address = tuple[str, int]
+#: Where a connection shall lead now; None: nowhere, the container does not run.
+Target = Callable[[], Address | None]
+Connect = Callable[[str, int], Awaitable[trio.SocketStream]]
+
+
+class _Rule(msgspec.Struct):
+    """An address that is listened on."""
+
+    owner: str
+    target: Target
+    scope: trio.CancelScope
+    listener: trio.socket.SocketType
+
+
+def _nobody(owner: str) -> None:
+    pass
+
+
+async def connect_tcp(host: str, port: int) -> trio.SocketStream:
+    return await trio.open_tcp_stream(host, port)
+
+
+class Gateway:
+    """Plain calls change what is listened on; :meth:`run` serves it.
+
+    Args:
+        connect: Opens the connection to where a rule leads.
+        changed: Called with an owner when other ports of his are refused than before.
+    """
+
+    def __init__(
+        self,
+        connect: Connect = connect_tcp,
+        changed: Callable[[str], None] = _nobody,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._connect = connect
+        self._changed = changed
+        self._retry_seconds = retry_seconds
+        self._wanted: dict[str, dict[Address, Target]] = {}
+        self._open: dict[Address, _Rule] = {}
+        self._refused: dict[str, dict[Address, str]] = {}
+        self._connections: dict[str, int] = {}
+        self._total = 0
+        self._total_max = min(
+            CONNECTIONS_MAX, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        )
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; then every port is closed."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._settle(nursery)
+            task_status.started()
+            try:
+                while True:
+                    await trio.sleep(self._retry_seconds)
+                    if self._refused:
+                        self._settle(nursery)
+            finally:
+                self._nursery = None
+                for address in list(self._open):
+                    self._close(address)
+
+    def set_rules(self, owner: str, rules: Mapping[Address, Target]) -> None:
+        """Let these in for ``owner``, and nothing else. Takes effect at once, or when
+        :meth:`run` begins."""
+        if rules:
+            self._wanted[owner] = dict(rules)
+        else:
+            self._wanted.pop(owner, None)
+        if self._nursery is not None:
+            self._settle(self._nursery)
+
+    def refused(self, owner: str) -> dict[Address, str]:
+        """Address -> why it cannot be listened on now."""
+        return dict(self._refused.get(owner, {}))
+
+    def listening(self, owner: str) -> set[Address]:
+        """Where connections are taken for ``owner``."""
+        return {address for address, rule in self._open.items() if rule.owner == owner}
+
+    def _settle(self, nursery: trio.Nursery) -> None:
+        for address, rule in list(self._open.items()):
+            target = self._wanted.get(rule.owner, {}).get(address)
+            if target is None:
+                self._close(address)
+            else:
+                rule.target = target
+        before, self._refused = self._refused, {}
+        for owner, rules in self._wanted.items():
+            for address, target in rules.items():
+                holder = self._open.get(address)
+                if holder is None:
+                    reason = self._listen(nursery, owner, address, target)
+                elif holder.owner != owner:
+                    reason = "another container has it"
+                else:
+                    continue
+                if reason:
+                    text = f"port {address[1]} of {address[0]}: {reason}"
+                    self._refused.setdefault(owner, {})[address] = text
+        for owner in before.keys() | self._refused.keys():
+            if before.get(owner) != self._refused.get(owner):
+                self._changed(owner)
+
+    def _listen(self, nursery: trio.Nursery, owner: str, address: Address, target: Target) -> str:
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            return _why(error)
+        served = trio.socket.from_stdlib_socket(listener)
+        rule = _Rule(owner, target, trio.CancelScope(), served)
+        self._open[address] = rule
+        nursery.start_soon(self._serve, rule)
+        return ""
+
+    def _close(self, address: Address) -> None:
+        rule = self._open.pop(address)
+        rule.scope.cancel()
+        # Now, not when its task is run: the next to want the port gets it.
+        rule.listener.close()
+
+    async def _serve(self, rule: _Rule) -> None:
+        with rule.scope:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        client, _ = await rule.listener.accept()
+                    except OSError as error:
+                        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                            await trio.sleep(0.1)
+                        # Otherwise the client was gone before it was accepted.
+                        continue
+                    if not self._has_room(rule.owner):
+                        client.close()
+                        continue
+                    self._count(rule.owner, 1)
+                    nursery.start_soon(self._pass, rule, trio.SocketStream(client))
+
+    def _has_room(self, owner: str) -> bool:
+        return (
+            self._total < self._total_max
+            and self._connections.get(owner, 0) < CONNECTIONS_OF_ONE_MAX
+        )
+
+    def _count(self, owner: str, change: int) -> None:
+        self._total += change
+        of_owner = self._connections.get(owner, 0) + change
+        if of_owner:
+            self._connections[owner] = of_owner
+        else:
+            self._connections.pop(owner, None)
+
+    async def _pass(self, rule: _Rule, client: trio.SocketStream) -> None:
+        whole = False
+        try:
+            server = await self._reach(rule)
+            if server is None:
+                return
+            try:
+                _keep_alive(client)
+                _keep_alive(server)
+                whole = await _both_ways(client, server)
+            finally:
+                if not whole:
+                    _reset_on_close(server)
+                server.socket.close()
+        finally:
+            if not whole:
+                _reset_on_close(client)
+            client.socket.close()
+            self._count(rule.owner, -1)
+
+    async def _reach(self, rule: _Rule) -> trio.SocketStream | None:
+        address = rule.target()
+        if address is None:
+            return None
+        with trio.move_on_after(CONNECT_SECONDS), contextlib.suppress(OSError):
+            return await self._connect(*address)
+        return None
+
+
+async def _both_ways(client: trio.SocketStream, server: trio.SocketStream) -> bool:
+    """Pass bytes until both have ended. False: it broke, or nothing passed for too long."""
+    broken = False
+    #: Who has said all it has to say.
+    ended: set[trio.SocketStream] = set()
+    idle = trio.CancelScope()
+
+    def awake() -> None:
+        seconds = IDLE_HALF_CLOSED_SECONDS if ended else IDLE_SECONDS
+        idle.deadline = trio.current_time() + seconds
+
+    async def one_way(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        nonlocal broken
+        try:
+            while piece := await source.receive_some(PIECE_BYTES):
+                awake()
+                if not await _sent(target, piece):
+                    break
+                awake()
+            else:
+                ended.add(source)
+                awake()
+                if await _sent(target, b""):
+                    return
+            # Whoever wants to hear no more has often said everything, and that is on its
+            # way to the other, who must not lose it to a reset.
+            broken |= target not in ended
+        except trio.BrokenResourceError:
+            broken = True
+        if broken:
+            nursery.cancel_scope.cancel()
+
+    awake()
+    with idle:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one_way, client, server)
+            nursery.start_soon(one_way, server, client)
+    return not broken and not idle.cancelled_caught
+
+
+async def _sent(target: trio.SocketStream, piece: bytes | bytearray) -> bool:
+    """Whether ``target`` took it; b"" is the end."""
+    try:
+        if piece:
+            await target.send_all(piece)
+        else:
+            await target.send_eof()
+    except trio.BrokenResourceError:
+        return False
+    return True
+
+
+def _keep_alive(stream: trio.SocketStream) -> None:
+    with contextlib.suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _reset_on_close(stream: trio.SocketStream) -> None:
+    with contextlib.suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _why(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "somebody else listens on it"
+        case errno.EACCES:
+            return "only root may listen on it (see sysctl net.ipv4.ip_unprivileged_port_start)"
+        case errno.EADDRNOTAVAIL:
+            return "this machine does not have that address"
+    return error.strerror or str(error)

@@ -1,0 +1,265 @@
+"""Containers in a Kubernetes cluster. What one is there: :mod:`.manifests`.
+
+- **A start** says in the namespace which generation is wished, then applies everything
+  else, the workload last: so what is missing is made again, what was changed by hand is put
+  right, and the watch can tell a run of before from the one to come. The cluster ends the
+  old pod before it begins the new one.
+- **Whose.** Everything carries the installation's id. A namespace that does not is never
+  touched, whatever its name: several installations may share a cluster.
+- **Gone** is a container when its namespace is: Kubernetes empties it first, volumes
+  included. That takes seconds, up to half a minute if the pod does not want to end.
+- **Where it is reached.** With a Service of type LoadBalancer at an address of its own, for
+  SSH and all ports but 443. With ClusterIP somebody's gateway leads from the host name to
+  the Service. The cluster's ingress controller serves the host name, for 443 and 80.
+- **Apart.** A network policy lets nothing in but what is opened, and out to DNS and the
+  internet alone. It is the cluster's network that enforces it: one that knows no policies
+  does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from control.compute.backend import (
+    COLUMNS,
+    ROWS,
+    BackendUnavailable,
+    Impossible,
+    Installation,
+    Spec,
+    Terminal,
+    Usage,
+    Watch,
+)
+from control.compute.kubernetes import exec, logs, manifests
+from control.compute.kubernetes.api import Api
+from control.compute.kubernetes.credentials import Source, find
+from control.compute.kubernetes.permissions import missing
+from control.compute.kubernetes.refusals import GRANT, Refused, translated
+from control.compute.kubernetes.shapes import Namespace, is_ours, memory_bytes, remaining
+from control.compute.kubernetes.watching import Watching
+
+__all__ = ["Kubernetes", "make"]
+
+MIB = 1024**2
+#: What we are allowed in all namespaces, we are in one that does not exist.
+ANY_NAMESPACE = "compute-any"
+#: Until a deletion is reported as not yet done. Less than the driver's patience, so that
+#: the reason is told.
+DELETE_SECONDS = 100.0
+#: A namespace that ends is looked at this often, besides by the watch.
+LOOK_SECONDS = 5.0
+
+
+class Settings(Protocol):
+    """What we need of :class:`control.compute.settings.ComputeSettings`."""
+
+    @property
+    def kubeconfig(self) -> str: ...
+    @property
+    def context(self) -> str: ...
+    @property
+    def storage_class(self) -> str: ...
+    @property
+    def ingress_class(self) -> str: ...
+    @property
+    def service_type(self) -> manifests.ServiceType: ...
+    @property
+    def tls_issuer(self) -> str: ...
+
+
+def make(installation: Installation, settings: Settings) -> Kubernetes:
+    return Kubernetes(installation, settings)
+
+
+class Kubernetes:
+    """See :class:`control.compute.backend.Backend`."""
+
+    name = "kubernetes"
+
+    def __init__(self, installation: Installation, settings: Settings) -> None:
+        self._installation = installation
+        self._settings = settings
+        self._options = manifests.Options(
+            storage_class=settings.storage_class,
+            ingress_class=settings.ingress_class,
+            service_type=settings.service_type,
+            tls_issuer=settings.tls_issuer,
+        )
+        self._api = Api(self._find)
+        self._watching: Watching | None = None
+
+    def _find(self) -> Source:
+        return find(self._settings.kubeconfig, self._settings.context)
+
+    async def check(self) -> None:
+        with translated():
+            rights = await self._api.rights(ANY_NAMESPACE)
+            lacking = missing(rights)
+            if rights.incomplete:
+                lacking = [each for each in lacking if not await self._api.may(*each)]
+        if lacking:
+            told = ", ".join(f"{verb} {resource}" for _, resource, verb in lacking)
+            raise BackendUnavailable(f"the cluster does not let us {told}: {GRANT}")
+
+    async def run(
+        self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        labels = manifests.selector(self._installation)
+        watching = Watching(self._api, self._installation.id, labels, watch)
+        self._watching = watching
+        try:
+            await watching.run(task_status=task_status)
+        finally:
+            self._watching = None
+            self._api.close()
+
+    async def create(self, spec: Spec) -> None:
+        with translated():
+            await self._make_namespace(spec, run=False)
+            await self._make_parts(spec)
+
+    async def start(self, spec: Spec) -> None:
+        watching = self._watching
+        begun = contextlib.nullcontext() if watching is None else watching.starting(_name(spec))
+        with translated(), begun:
+            await self._make_namespace(spec, run=True)
+            await self._make_parts(spec)
+            await self._open(spec)
+            await self._api.apply(manifests.workload(self._installation, spec, run=True))
+
+    async def stop(self, spec: Spec) -> None:
+        with translated():
+            found = await self._api.namespace(_name(spec))
+            if found is None or found.metadata.deletion_timestamp:
+                return
+            self._insist_on_ours(found)
+            await self._mark(spec, run=False)
+            await self._api.apply(manifests.workload(self._installation, spec, run=False))
+
+    async def delete(self, container_id: str, user_id: str) -> None:
+        name = manifests.namespace_name(user_id, container_id)
+        deadline = trio.current_time() + DELETE_SECONDS
+        with translated():
+            while True:
+                found = await self._api.namespace(name)
+                if found is None or not is_ours(found, self._installation.id):
+                    return
+                if not found.metadata.deletion_timestamp:
+                    await self._api.delete_namespace(name, found.metadata.uid)
+                elif trio.current_time() > deadline:
+                    raise BackendUnavailable(f"{name} is still there: {remaining(found)}")
+                with trio.move_on_after(LOOK_SECONDS):
+                    await self._something_gone()
+
+    async def _something_gone(self) -> None:
+        if self._watching is None:
+            await trio.sleep_forever()
+        else:
+            await self._watching.something_gone()
+
+    async def expose(self, spec: Spec) -> None:
+        with translated():
+            await self._make_parts(spec)
+            await self._open(spec)
+
+    async def usage(self, spec: Spec) -> Usage:
+        with translated():
+            try:
+                metrics = await self._api.metrics(_name(spec), manifests.POD)
+            except Refused as refused:
+                if refused.status in (403, 503):
+                    # Not granted, or a metrics server that is not well: it is not known.
+                    return Usage()
+                raise
+        used = memory_bytes(metrics) if metrics is not None else None
+        return Usage(memory_mb=None if used is None else -(-used // MIB))
+
+    def exec(
+        self, spec: Spec, command: list[str], columns: int = COLUMNS, rows: int = ROWS
+    ) -> AbstractAsyncContextManager[Terminal]:
+        return self._exec(spec, command, columns, rows)
+
+    @asynccontextmanager
+    async def _exec(
+        self, spec: Spec, command: list[str], columns: int, rows: int
+    ) -> AsyncGenerator[Terminal, None]:
+        async with exec.terminal(self._api, _name(spec), command, columns, rows) as opened:
+            yield opened
+
+    async def logs(self, spec: Spec, tail: int, *, follow: bool) -> AsyncGenerator[str, None]:
+        lines = logs.logs(self._api, _name(spec), tail, follow=follow)
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                yield line
+
+    def ssh_command(self, spec: Spec) -> str:
+        return f"ssh root@{spec.external_ip or self.hostname(spec)}"
+
+    def hostname(self, spec: Spec) -> str:
+        return f"{spec.id}.{self._installation.domain}"
+
+    # --- what is made -------------------------------------------------------------------
+
+    async def _make_namespace(self, spec: Spec, *, run: bool) -> None:
+        """There, ours, and with what is wished written on it."""
+        name = _name(spec)
+        found = await self._api.namespace(name)
+        if found is None:
+            try:
+                await self._api.create_namespace(self._namespace(spec, run=run))
+                return
+            except Refused as refused:
+                if refused.status != 409:
+                    raise
+            found = await self._api.namespace(name)
+        if found is None or found.metadata.deletion_timestamp:
+            raise BackendUnavailable(f"its namespace {name} is still being deleted")
+        self._insist_on_ours(found)
+        if run or not found.metadata.wish[0]:
+            await self._mark(spec, run=run)
+
+    def _insist_on_ours(self, found: Namespace) -> None:
+        if not is_ours(found, self._installation.id):
+            raise Impossible(
+                f"the namespace {found.metadata.name} of this cluster belongs to somebody else"
+            )
+
+    async def _mark(self, spec: Spec, *, run: bool) -> None:
+        await self._api.apply_namespace(self._namespace(spec, run=run))
+
+    def _namespace(self, spec: Spec, *, run: bool) -> manifests.Manifest:
+        wish = manifests.wish(spec.generation, run=run)
+        return manifests.namespace(self._installation, spec, wish)
+
+    async def _make_parts(self, spec: Spec) -> None:
+        """All that outlives a run. What keeps it apart comes first."""
+        await self._api.apply(manifests.network_policy(self._installation, spec))
+        await self._api.apply(manifests.secret(self._installation, spec))
+        await self._api.apply(manifests.volume_claim(self._installation, spec, self._options))
+
+    async def _open(self, spec: Spec) -> None:
+        here, options = self._installation, self._options
+        namespace = _name(spec)
+        service = manifests.service(here, spec, options)
+        if service is None:
+            await self._api.delete_service(namespace, manifests.CONTAINER)
+        else:
+            await self._api.apply(service)
+        web = manifests.web_service(here, spec)
+        ingress = manifests.ingress(here, spec, options)
+        if web is None or ingress is None:
+            await self._api.delete_ingress(namespace, manifests.WEB)
+            await self._api.delete_service(namespace, manifests.WEB)
+        else:
+            await self._api.apply(web)
+            await self._api.apply(ingress)
+
+
+def _name(spec: Spec) -> str:
+    return manifests.namespace_name(spec.user_id, spec.id)

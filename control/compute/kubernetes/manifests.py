@@ -1,0 +1,507 @@
+"""What a container is in Kubernetes, as plain manifests: pure functions of its Spec.
+
+Every container has a namespace of its own, so the names in it are fixed and deleting the
+namespace deletes it all::
+
+    Namespace compute-<user>-<id>   also says what is wished: see ``wish``
+    ├── NetworkPolicy container     out: DNS and the internet; in: only what is opened
+    ├── Secret keys                 authorized_keys
+    ├── PersistentVolumeClaim data  one sub-path for each mount path, one for the host keys
+    ├── StatefulSet container       one pod, ``container-0``, or none
+    ├── Service container           SSH and the ports but 443, if there are any
+    └── Service web, Ingress web    443 with TLS, else 80, under the host name
+
+A StatefulSet and no Deployment, since it never runs two pods at once: both would write to
+the same volume. ``Parallel``, since with the default a broken pod is never replaced by
+one of a newer template.
+
+Users' text does not take part: names are lower-case letters and digits, the container's
+name stands in an annotation alone, the paths of mounts stand as they are only where
+Kubernetes wants a path, and in arguments, never in a command. All manifests are sent as
+JSON, so there is nothing to break out of; also where YAML is wanted, see ``as_yaml``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from control.compute.backend import (
+    LABEL_CLUSTER,
+    LABEL_CONTAINER,
+    LABEL_MANAGED,
+    LABEL_USER,
+    Impossible,
+    Installation,
+    Port,
+    Spec,
+)
+
+__all__ = [
+    "ANNOTATION_NAME",
+    "ANNOTATION_WISH",
+    "CONTAINER",
+    "INIT_CONTAINER",
+    "Manifest",
+    "Options",
+    "POD",
+    "ServiceType",
+    "WEB",
+    "as_yaml",
+    "ingress",
+    "labels",
+    "namespace",
+    "namespace_name",
+    "network_policy",
+    "secret",
+    "selector",
+    "service",
+    "sub_path",
+    "volume_claim",
+    "web_service",
+    "wish",
+    "wished",
+    "workload",
+]
+
+#: As JSON: what the API server takes.
+Manifest = dict[str, Any]
+
+ServiceType = Literal["ClusterIP", "LoadBalancer"]
+
+CONTAINER = "container"
+INIT_CONTAINER = "prepare"
+POD = "container-0"  # a StatefulSet's first pod
+KEYS = "keys"
+DATA = "data"
+WEB = "web"
+
+ANNOTATION_NAME = "gfs.control/name"
+#: On the namespace and on the pod; see ``wish``.
+ANNOTATION_WISH = "gfs.control/wish"
+
+SSH_PORT = 22
+HTTP_PORT = 80
+HTTPS_PORT = 443
+#: What control/compute/image promises.
+KEYS_FILE = "/etc/gfs/keys/authorized_keys"
+HOST_KEYS = "/etc/gfs/host_keys"
+#: Where the init container, and only it, sees the whole volume. No mount path is below
+#: /etc, or the volume would be copied into itself.
+VOLUME = "/etc/gfs/volume"
+
+#: Between SIGTERM and SIGKILL.
+GRACE_SECONDS = 15
+#: What a container may write beside its volume before it is ended, at least.
+EPHEMERAL_GB_MIN = 10
+
+#: A root that can install packages and serve SSH: what the Pod Security Standard
+#: "baseline" allows, but MKNOD, SETFCAP and SETPCAP. sshd needs SETUID, SETGID and
+#: SYS_CHROOT for the process that speaks with strangers, AUDIT_WRITE for logins, CHOWN
+#: for terminals, NET_BIND_SERVICE for port 22; dpkg and tar the rest.
+CAPABILITIES = (
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETGID",
+    "SETUID",
+    "SYS_CHROOT",
+)
+
+#: Not the internet: this host, private, shared, link-local (where clouds serve
+#: credentials), for documentation, benchmarks, multicast, reserved.
+PRIVATE_4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+)
+#: Of what is the internet by IPv6: other ways to say the above (6to4, Teredo), and what
+#: is for documentation.
+INTERNET_6 = "2000::/3"
+PRIVATE_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+#: NAT64, the only way to IPv4 in some clusters: all but the above, said in IPv6.
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+PRIVATE_NAT64 = tuple(
+    str(ipaddress.IPv6Network((int(NAT64[0]) + int(net[0]), NAT64.prefixlen + net.prefixlen)))
+    for net in map(ipaddress.IPv4Network, PRIVATE_4)
+)
+#: Where the DNS cache of a node listens, by convention.
+NODE_DNS = "169.254.20.10/32"
+
+#: $1 is the volume, then for each mount path the path and its directory in the volume.
+#: The copy gets its name when it is whole, so a start that was cut short begins again.
+#: No ``$(`` and no ``$$`` in here: see ``_literal``.
+#: No -e: a file the image does not let us read shall not keep a container from starting.
+PREPARE = """\
+set -u
+volume=$1
+shift
+mkdir -p "$volume/mounts" "$volume/host_keys" && chmod 0700 "$volume/host_keys" || exit 1
+while [ $# -gt 1 ]; do
+    source=$1
+    target=$volume/$2
+    shift 2
+    [ -d "$target" ] && continue
+    rm -rf "$target.new" && mkdir "$target.new" || exit 1
+    if [ -d "$source" ]; then
+        cp -a "$source/." "$target.new/" || echo "not all of $source could be copied" >&2
+    fi
+    mv "$target.new" "$target" || exit 1
+done
+"""
+
+#: What YAML reads as a line's end, or not at all, although it is in quotes.
+_UNREADABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+_USER = re.compile(r"[0-9A-Za-z]{1,32}")
+_ID = re.compile(r"[0-9a-f]{8}")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What differs between clusters."""
+
+    #: "" is the cluster's default, for both.
+    storage_class: str = ""
+    ingress_class: str = ""
+    #: Of the Service for SSH and ports: with LoadBalancer each container has an address;
+    #: with ClusterIP a gateway of the cluster's leads to it.
+    service_type: ServiceType = "LoadBalancer"
+    #: A cert-manager ClusterIssuer; "": the certificate the ingress controller has.
+    tls_issuer: str = ""
+
+
+def namespace_name(user_id: str, container_id: str) -> str:
+    """``compute-<user>-<id>``, in lower case. Where that loses capitals, a number
+    between the two says which letters they were, so no two users share a name."""
+    if not _USER.fullmatch(user_id) or not _ID.fullmatch(container_id):
+        raise Impossible(f"not the ids of a user and a container: {user_id!r}, {container_id!r}")
+    capitals = sum(1 << i for i, letter in enumerate(user_id) if letter.isupper())
+    mark = f"-{capitals:x}" if capitals else ""
+    return f"compute-{user_id.lower()}{mark}-{container_id}"
+
+
+def labels(installation: Installation, user_id: str, container_id: str) -> dict[str, str]:
+    return {
+        LABEL_MANAGED: "true",
+        LABEL_CLUSTER: installation.id,
+        LABEL_USER: user_id,
+        LABEL_CONTAINER: container_id,
+    }
+
+
+def selector(installation: Installation) -> str:
+    """Selects all that an installation made, in a watch or a list."""
+    return f"{LABEL_MANAGED}=true,{LABEL_CLUSTER}={installation.id}"
+
+
+def wish(generation: int, *, run: bool) -> str:
+    """What a namespace shall hold, for the watch to compare pods with."""
+    return f"{'run' if run else 'stop'}-{generation}"
+
+
+def wished(text: str) -> tuple[int, bool]:
+    """The generation, and whether it shall run; (0, False) if nothing was wished yet."""
+    verb, _, generation = text.partition("-")
+    if verb not in ("run", "stop") or not generation.isascii() or not generation.isdigit():
+        return 0, False
+    return int(generation), verb == "run"
+
+
+def sub_path(mount_path: str) -> str:
+    """Where in the volume a mount path is kept: the same for as long as its name is."""
+    return f"mounts/{hashlib.sha256(mount_path.encode()).hexdigest()[:32]}"
+
+
+def namespace(installation: Installation, spec: Spec, wish: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": namespace_name(spec.user_id, spec.id),
+            "labels": {
+                **labels(installation, spec.user_id, spec.id),
+                "pod-security.kubernetes.io/enforce": "baseline",
+            },
+            "annotations": {ANNOTATION_NAME: _text(spec.name), ANNOTATION_WISH: wish},
+        },
+    }
+
+
+def network_policy(installation: Installation, spec: Spec) -> Manifest:
+    opened = ([SSH_PORT] if spec.ssh_enabled else []) + [port.target_port for port in spec.ports]
+    dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(installation, spec, CONTAINER),
+        "spec": {
+            "podSelector": {},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"ports": [{"port": port, "protocol": "TCP"} for port in sorted(set(opened))]}
+            ]
+            if opened
+            else [],
+            "egress": [
+                {
+                    "to": [
+                        {
+                            "namespaceSelector": {},
+                            "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+                        },
+                        {"ipBlock": {"cidr": NODE_DNS}},
+                    ],
+                    "ports": dns,
+                },
+                {
+                    "to": [
+                        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(PRIVATE_4)}},
+                        {"ipBlock": {"cidr": INTERNET_6, "except": list(PRIVATE_6)}},
+                        {"ipBlock": {"cidr": str(NAT64), "except": list(PRIVATE_NAT64)}},
+                    ]
+                },
+            ],
+        },
+    }
+
+
+def secret(installation: Installation, spec: Spec) -> Manifest:
+    lines = "".join(f"{key}\n" for key in spec.ssh_keys)
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(installation, spec, KEYS),
+        "type": "Opaque",
+        "data": {"authorized_keys": base64.b64encode(lines.encode()).decode()},
+    }
+
+
+def volume_claim(installation: Installation, spec: Spec, options: Options) -> Manifest:
+    claim: Manifest = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": f"{spec.storage_gb}Gi"}},
+    }
+    if options.storage_class:
+        claim["storageClassName"] = options.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": _metadata(installation, spec, DATA),
+        "spec": claim,
+    }
+
+
+def workload(installation: Installation, spec: Spec, *, run: bool) -> Manifest:
+    marks = labels(installation, spec.user_id, spec.id)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": _metadata(installation, spec, CONTAINER),
+        "spec": {
+            "replicas": 1 if run else 0,
+            "serviceName": CONTAINER,
+            "podManagementPolicy": "Parallel",
+            "revisionHistoryLimit": 1,
+            "selector": {"matchLabels": {LABEL_CONTAINER: spec.id}},
+            "template": {
+                "metadata": {
+                    "labels": marks,
+                    "annotations": {ANNOTATION_WISH: wish(spec.generation, run=True)},
+                },
+                "spec": _pod(spec),
+            },
+        },
+    }
+
+
+def service(installation: Installation, spec: Spec, options: Options) -> Manifest | None:
+    """None: nothing is opened, so there shall be none."""
+    ports = ([Port(SSH_PORT, SSH_PORT)] if spec.ssh_enabled else []) + [
+        port for port in spec.ports if port.port not in (HTTPS_PORT, SSH_PORT)
+    ]
+    return _service(installation, spec, CONTAINER, options.service_type, ports)
+
+
+def web_service(installation: Installation, spec: Spec) -> Manifest | None:
+    """What the Ingress leads to: apart from the other, which may have an address."""
+    port = _web_port(spec)
+    return _service(installation, spec, WEB, "ClusterIP", [] if port is None else [port])
+
+
+def ingress(installation: Installation, spec: Spec, options: Options) -> Manifest | None:
+    """An Ingress cannot lead http and https of one host to two places: if both are opened,
+    it leads to that of 443. What http is then, its controller decides; most send on to https."""
+    port = _web_port(spec)
+    if port is None:
+        return None
+    host = f"{spec.id}.{installation.domain}"
+    metadata = _metadata(installation, spec, WEB)
+    backend = {"service": {"name": WEB, "port": {"number": port.port}}}
+    body: Manifest = {
+        "rules": [
+            {
+                "host": host,
+                "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
+            }
+        ],
+    }
+    if port.port == HTTPS_PORT:
+        tls: Manifest = {"hosts": [host]}
+        if options.tls_issuer:
+            metadata["annotations"] = {"cert-manager.io/cluster-issuer": options.tls_issuer}
+            tls["secretName"] = "tls"
+        body["tls"] = [tls]
+    if options.ingress_class:
+        body["ingressClassName"] = options.ingress_class
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata,
+        "spec": body,
+    }
+
+
+def _web_port(spec: Spec) -> Port | None:
+    by_port = {port.port: port for port in spec.ports}
+    return by_port.get(HTTPS_PORT) or by_port.get(HTTP_PORT)
+
+
+def _metadata(installation: Installation, spec: Spec, name: str) -> Manifest:
+    return {
+        "name": name,
+        "namespace": namespace_name(spec.user_id, spec.id),
+        "labels": labels(installation, spec.user_id, spec.id),
+    }
+
+
+def _service(
+    installation: Installation, spec: Spec, name: str, kind: ServiceType, ports: Iterable[Port]
+) -> Manifest | None:
+    listed = [
+        {
+            "name": f"port-{port.port}",
+            "port": port.port,
+            "targetPort": port.target_port,
+            "protocol": "TCP",
+        }
+        for port in ports
+    ]
+    if not listed:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(installation, spec, name),
+        "spec": {"type": kind, "selector": {LABEL_CONTAINER: spec.id}, "ports": listed},
+    }
+
+
+def _pod(spec: Spec) -> Manifest:
+    limits = {
+        "cpu": f"{round(spec.cpus * 1000)}m",
+        "memory": f"{spec.memory_mb}Mi",
+        "ephemeral-storage": f"{max(spec.storage_gb, EPHEMERAL_GB_MIN)}Gi",
+    }
+    requests = {**limits, "ephemeral-storage": "64Mi"}
+    security = {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    common: Manifest = {
+        "image": spec.image,
+        "imagePullPolicy": "IfNotPresent",
+        "resources": {"limits": limits, "requests": requests},
+        "securityContext": security,
+    }
+    paths = [text for path in spec.mount_paths for text in (_literal(path), sub_path(path))]
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "nodeSelector": {"kubernetes.io/arch": spec.architecture, "kubernetes.io/os": "linux"},
+        # Some clouds keep other software off nodes of this kind.
+        "tolerations": [
+            {
+                "key": "kubernetes.io/arch",
+                "operator": "Equal",
+                "value": spec.architecture,
+                "effect": "NoSchedule",
+            }
+        ],
+        "initContainers": [
+            {
+                **common,
+                "name": INIT_CONTAINER,
+                "command": ["/bin/sh", "-c", PREPARE, INIT_CONTAINER, VOLUME, *paths],
+                "volumeMounts": [{"name": DATA, "mountPath": VOLUME}],
+            }
+        ],
+        "containers": [
+            {
+                **common,
+                "name": CONTAINER,
+                "volumeMounts": [
+                    *(
+                        {"name": DATA, "mountPath": path, "subPath": sub_path(path)}
+                        for path in spec.mount_paths
+                    ),
+                    {"name": DATA, "mountPath": HOST_KEYS, "subPath": "host_keys"},
+                    # As one file, not as a directory: a Secret's directory may be written
+                    # by everybody, and sshd takes no keys from such a one.
+                    {
+                        "name": KEYS,
+                        "mountPath": KEYS_FILE,
+                        "subPath": "authorized_keys",
+                        "readOnly": True,
+                    },
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": DATA, "persistentVolumeClaim": {"claimName": DATA}},
+            {"name": KEYS, "secret": {"secretName": KEYS, "defaultMode": 0o400}},
+        ],
+    }
+
+
+def _literal(text: str) -> str:
+    """In a command, Kubernetes puts variables in the place of ``$(NAME)``."""
+    return text.replace("$", "$$")
+
+
+def as_yaml(manifest: Manifest) -> bytes:
+    """As JSON that is YAML too: an apply is read as that. YAML knows no pairs of escapes, as
+    JSON may have them for an emoji, and wants escapes for some letters that JSON does not."""
+    text = json.dumps(manifest, ensure_ascii=False)
+    return _UNREADABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
+
+
+def _text(text: str) -> str:
+    """JSON takes no half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()

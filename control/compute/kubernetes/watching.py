@@ -1,0 +1,204 @@
+"""Who sees what happens to containers: three streams for a whole cluster.
+
+What is seen of a container is put together from its namespace (is it there, and what is
+wished of it), its pod (how far that has come) and its Service (at which address). All of
+them have our labels, so one watch of each kind, across all namespaces, shows every
+container of this installation, also one that no record knows and one without a pod, and
+nothing of any other's. No more is needed: volumes and images that are waited for show
+in the pod.
+
+Only a start that stays without news for :data:`LOOK_SECONDS` is looked into: why no pod
+was made (a quota, or its StatefulSet is gone), or why it does not get on (a volume that
+cannot be attached), is told by Kubernetes nowhere but in its events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+
+import trio
+
+from control.compute.backend import LABEL_CONTAINER, Sighting, Watch
+from control.compute.kubernetes.api import Api
+from control.compute.kubernetes.manifests import CONTAINER
+from control.compute.kubernetes.mirror import Mirror
+from control.compute.kubernetes.refusals import translated
+from control.compute.kubernetes.shapes import (
+    Namespace,
+    Pod,
+    Service,
+    address,
+    is_ours,
+    sighting,
+    story,
+)
+from gfs.errors import GfsError
+
+__all__ = ["Watching"]
+
+log = logging.getLogger("control.compute")
+
+LOOK_SECONDS = 10.0
+#: Looked into in one round.
+LOOKS_MAX = 50
+#: What was complained about so much before a start may be about it: clocks differ.
+CLOCK_SECONDS = 30.0
+
+
+class Watching:
+    """Tells ``watch`` of all containers of an installation, chosen by ``labels``."""
+
+    def __init__(self, api: Api, installation_id: str, labels: str, watch: Watch) -> None:
+        self._api = api
+        self._installation_id = installation_id
+        self._watch = watch
+        self._namespaces = Mirror(
+            api, "/api/v1/namespaces", Namespace, labels, self._namespaces_changed
+        )
+        self._pods = Mirror(api, "/api/v1/pods", Pod, labels, self._changed)
+        self._services = Mirror(api, "/api/v1/services", Service, labels, self._services_changed)
+        self._synced = trio.Event()
+        #: Containers that were told of, by namespace.
+        self._told: dict[str, str] = {}
+        #: Their Services, by namespace.
+        self._served: dict[str, set[str]] = {}
+        self._starting: set[str] = set()
+        #: When a start was told, in seconds since 1970, by namespace.
+        self._begun: dict[str, float] = {}
+        #: Starts without news, by namespace, and since when.
+        self._silent: dict[str, float] = {}
+        self._remarks: dict[str, str] = {}
+        self._without_workload: set[str] = set()
+        #: For those who wait until a namespace is gone.
+        self._gone = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """For ever. Started when all that there is was told."""
+        async with trio.open_nursery() as nursery:
+            for mirror in (self._namespaces, self._pods, self._services):
+                nursery.start_soon(mirror.run)
+            await self._synced.wait()
+            task_status.started()
+            while True:
+                await trio.sleep(LOOK_SECONDS)
+                await self._look()
+
+    async def something_gone(self) -> None:
+        """Returns when any namespace is."""
+        await self._gone.wait()
+
+    @contextlib.contextmanager
+    def starting(self, namespace: str) -> Iterator[None]:
+        """It is started within: what was found out about it is of the past, and it is not
+        looked into before all that belongs to it is made. Whoever called that start must not
+        take the old news for news of it."""
+        self._begun[namespace] = time.time()
+        self._starting.add(namespace)
+        self._forget(namespace)
+        try:
+            yield
+        finally:
+            self._starting.discard(namespace)
+            if namespace in self._silent:
+                self._silent[namespace] = trio.current_time()
+            if namespace in self._told:
+                self._tell(namespace)
+
+    def _settle(self, namespace: str) -> None:
+        """There is news of it: it need not be looked into."""
+        self._silent.pop(namespace, None)
+        self._forget(namespace)
+
+    def _forget(self, namespace: str) -> None:
+        self._remarks.pop(namespace, None)
+        self._without_workload.discard(namespace)
+
+    # --- what the mirrors tell ----------------------------------------------------------
+
+    def _changed(self, namespaces: set[str], listed: bool) -> None:
+        if self._synced.is_set():
+            for name in namespaces:
+                self._tell(name)
+        elif all(each.is_listed for each in (self._namespaces, self._pods, self._services)):
+            # Before all three are listed, what is missing means nothing.
+            self._synced.set()
+            self._namespaces_changed(self._namespaces.namespaces, True)
+
+    def _namespaces_changed(self, namespaces: set[str], listed: bool) -> None:
+        was_synced = self._synced.is_set()
+        self._changed(namespaces, listed)
+        if listed and was_synced:
+            self._watch.synced(set(self._told.values()))
+
+    def _services_changed(self, namespaces: set[str], listed: bool) -> None:
+        self._changed(namespaces, listed)
+        for name in namespaces:
+            now = {service.metadata.name for service in self._services.of(name)}
+            lost = self._served.pop(name, set()) - now
+            if now:
+                self._served[name] = now
+            if lost and (container_id := self._told.get(name)) is not None:
+                self._watch.exposure_lost(container_id)
+
+    def _tell(self, name: str) -> None:
+        found = self._namespaces.of(name)
+        if found and is_ours(found[0], self._installation_id):
+            self._told[name] = found[0].metadata.label(LABEL_CONTAINER)
+            self._watch.seen(self._sighting(name, found[0]))
+            return
+        if found:
+            log.warning("kubernetes: namespace %s has our labels and is none of ours", name)
+        self._settle(name)
+        self._begun.pop(name, None)
+        if (container_id := self._told.pop(name, None)) is not None:
+            self._watch.gone(container_id)
+            self._gone.set()
+            self._gone = trio.Event()
+
+    def _sighting(self, name: str, namespace: Namespace) -> Sighting:
+        pods = self._pods.of(name)
+        seen = sighting(namespace, pods, address(self._services.of(name)))
+        if seen.phase not in ("pending", "initializing") or seen.reason:
+            self._settle(name)
+            return seen
+        self._silent.setdefault(name, trio.current_time())
+        return sighting(
+            namespace,
+            pods,
+            remark=self._remarks.get(name, ""),
+            has_workload=name not in self._without_workload,
+        )
+
+    # --- starts without news ------------------------------------------------------------
+
+    async def _look(self) -> None:
+        before = trio.current_time() - LOOK_SECONDS
+        silent = [
+            (name, since)
+            for name, since in self._silent.items()
+            if since < before and name not in self._starting
+        ]
+        for name, since in silent[:LOOKS_MAX]:
+            try:
+                with translated():
+                    await self._look_into(name, since)
+            except GfsError as error:
+                log.debug("kubernetes: %s cannot be looked into: %s", name, error)
+                return
+
+    async def _look_into(self, name: str, since: float) -> None:
+        has_workload = await self._api.has_workload(name, CONTAINER)
+        warnings = await self._api.warnings(name)
+        if self._silent.get(name) != since or name in self._starting:
+            # There was news meanwhile, or a start.
+            return
+        # Of a start that another process told, any complaint may be.
+        self._remarks[name] = story(warnings, self._begun.get(name, 0.0) - CLOCK_SECONDS)
+        # Those that wait longest for a look are looked into next.
+        self._silent[name] = self._silent.pop(name)
+        if not has_workload and not self._pods.of(name):
+            self._without_workload.add(name)
+        self._tell(name)

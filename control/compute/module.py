@@ -1,0 +1,415 @@
+"""The module: which routes there are, and what each does first to last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import trio
+
+from control.call import Call, upgrade_only
+from control.compute import names
+from control.compute.backend import Backend, Installation
+from control.compute.changes import Changes
+from control.compute.choose import choose, installation_id
+from control.compute.containers import Containers
+from control.compute.driver import Driver
+from control.compute.hub import PING_SECONDS, Hub
+from control.compute.lead import Lead
+from control.compute.logs import TEXT, Logs
+from control.compute.rows import COMPUTE, forget_user
+from control.compute.settings import ComputeSettings
+from control.compute.shapes import (
+    AdminContainerList,
+    ContainerInfo,
+    ContainerList,
+    KeyInfo,
+    KeyList,
+    LogsQuery,
+    MountsChanged,
+    MountsInfo,
+    NewContainer,
+    NewKey,
+    NewRule,
+    RuleInfo,
+    RuleList,
+    SshInfo,
+    Status,
+)
+from control.compute.sshkeys import SshKeys
+from control.compute.terminal import PING_SECONDS as TERMINAL_PING_SECONDS
+from control.compute.terminal import TERMINALS_MAX, Terminals
+from control.errors import BadRequest
+from control.http.socket import Socket
+from control.identity.access import ADMIN, Need, scoped
+from control.identity.scopes import SEED_SCOPES, ScopeTable
+from control.identity.secretfiles import make_private_directory
+from control.module import Content, Module, Route, Upgrade, UserDeletion
+from control.records import Schema
+from control.runtime import Control
+from gfs.config import load
+
+_ONE = "/compute/containers/{id}"
+
+
+def _container(action: str) -> Need:
+    """For what is done to the container that the path names."""
+    return scoped("compute", "containers", action, parameter="id")
+
+
+class Compute(Module):
+    """Containers with SSH, ingress, mount paths, a terminal and logs."""
+
+    name = "compute"
+    summary = "Containers, and the SSH keys to reach them"
+    scopes: ClassVar[ScopeTable] = {"compute": SEED_SCOPES["compute"]}
+    schemas: ClassVar[Sequence[Schema]] = (COMPUTE,)
+    on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(forget_user)
+
+    #: There while the process serves.
+    backend: Backend
+    changes: Changes
+    containers: Containers
+    keys: SshKeys
+    terminals: Terminals
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(control)
+        self.settings = load(ComputeSettings, "compute", file=control.config)
+
+    # --- life ---------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        records, image = self.control.records, self.settings.image
+        directory = self.control.directory / "compute"
+        make_private_directory(directory)
+        with contextlib.closing(Lead(self.control.directory / "compute.lock")) as lead:
+            installation = Installation(
+                id=await installation_id(records),
+                domain=self.settings.domain,
+                image=image,
+                directory=str(directory),
+            )
+            leads = lead.take()
+            self.backend = await choose(records, installation, self.settings, leads=leads)
+            self.changes = Changes(records)
+            self.containers = Containers(records, self.changes, self.backend, image)
+            self.keys = SshKeys(records)
+            self.terminals = Terminals(self.containers, self.backend)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.changes.run)
+                task_status.started()
+                await lead.wait()
+                await self.make_driver().run()
+
+    def make_driver(self) -> Driver:
+        return Driver(self.control.records, self.changes, self.backend, self.settings.image)
+
+    async def check_ready(self) -> None:
+        if self.backend.name != "none":
+            await self.backend.check()
+
+    # --- routes -------------------------------------------------------------------------
+
+    def routes(self) -> Sequence[Route]:
+        return [
+            *self._container_routes(),
+            *self._part_routes(),
+            *self._socket_routes(),
+            *self._key_routes(),
+        ]
+
+    def _container_routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET",
+                "/compute/containers",
+                self.list,
+                scoped("compute", "containers", "read"),
+                "List containers",
+                answer=ContainerList,
+                description="One's own, newest first.",
+            ),
+            Route(
+                "POST",
+                "/compute/containers",
+                self.create,
+                scoped("compute", "containers", "create"),
+                "Create a container",
+                body=NewContainer,
+                answer=ContainerInfo,
+                description=(
+                    "At most three per user. It is `pending`, then `initializing`, then "
+                    "`running`, or `failed` with a reason: see `/compute/ws`."
+                ),
+            ),
+            Route(
+                "GET",
+                _ONE,
+                self.get,
+                _container("read"),
+                "One container, and what it uses",
+                answer=ContainerInfo,
+            ),
+            Route(
+                "DELETE",
+                _ONE,
+                self.delete,
+                _container("delete"),
+                "Delete a container with all that is in it",
+                answer=Status,
+            ),
+            Route(
+                "POST",
+                f"{_ONE}/start",
+                self.start,
+                _container("start"),
+                "Start a stopped or failed container",
+                answer=ContainerInfo,
+                description="One that runs, or is about to, stays as it is.",
+            ),
+            Route(
+                "POST",
+                f"{_ONE}/stop",
+                self.stop,
+                _container("stop"),
+                "Stop a container",
+                answer=ContainerInfo,
+                description="What is under its mount paths stays; the rest is made anew.",
+            ),
+            Route(
+                "GET",
+                "/compute/admin/containers",
+                self.list_all,
+                ADMIN,
+                "All containers of all users",
+                answer=AdminContainerList,
+            ),
+        ]
+
+    def _part_routes(self) -> list[Route]:
+        """SSH access, ingress rules, mount paths."""
+        read, update = _container("read"), _container("update")
+        return [
+            Route("GET", f"{_ONE}/ssh", self.get_ssh, read, "Whether SSH is on", answer=SshInfo),
+            Route(
+                "PUT",
+                f"{_ONE}/ssh",
+                self.put_ssh,
+                update,
+                "Switch SSH on or off",
+                body=SshInfo,
+                answer=SshInfo,
+            ),
+            Route(
+                "GET",
+                f"{_ONE}/ingress",
+                self.list_rules,
+                read,
+                "List ingress rules",
+                answer=RuleList,
+            ),
+            Route(
+                "POST",
+                f"{_ONE}/ingress",
+                self.add_rule,
+                update,
+                "Open a port",
+                body=NewRule,
+                answer=RuleInfo,
+                description="The same port again changes its target.",
+            ),
+            Route(
+                "DELETE",
+                f"{_ONE}/ingress/{{port}}",
+                self.remove_rule,
+                update,
+                "Close a port",
+                answer=Status,
+                description="One that is not open is no error.",
+            ),
+            Route(
+                "GET",
+                f"{_ONE}/mounts",
+                self.get_mounts,
+                read,
+                "List mount paths",
+                answer=MountsInfo,
+            ),
+            Route(
+                "PUT",
+                f"{_ONE}/mounts",
+                self.put_mounts,
+                update,
+                "Change the mount paths",
+                body=MountsInfo,
+                answer=MountsChanged,
+                description="A running container is restarted.",
+            ),
+        ]
+
+    def _socket_routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET",
+                "/compute/ws",
+                upgrade_only,
+                scoped("compute", "containers", "read"),
+                "Follow what becomes of one's containers",
+                upgrade=Upgrade(
+                    self.listen,
+                    sends=(
+                        'first `{"type":"containers","data":[…]}` with all of them, then '
+                        '`{"type":"container_status","data":{"container_id","status",'
+                        '"external_ip"}}` (`external_ip` when it is known) and '
+                        '`{"type":"container_deleted","data":{"container_id"}}`'
+                    ),
+                    ping_seconds=PING_SECONDS,
+                ),
+            ),
+            Route(
+                "GET",
+                f"{_ONE}/terminal",
+                upgrade_only,
+                _container("update"),
+                "A shell in a running container",
+                errors=[429],
+                description=f"At most {TERMINALS_MAX} of a container at a time, then it is 429.",
+                upgrade=Upgrade(
+                    self.open_terminal,
+                    sends="what the terminal shows, in binary frames",
+                    takes=(
+                        "what is typed, as text or binary; the text "
+                        '`{"type":"resize","cols":80,"rows":24}` changes the size'
+                    ),
+                    ping_seconds=TERMINAL_PING_SECONDS,
+                ),
+            ),
+            Route(
+                "GET",
+                f"{_ONE}/logs",
+                self.get_logs,
+                _container("read"),
+                "What a container prints",
+                query=LogsQuery,
+                answer=Content(TEXT.partition(";")[0], "A line for each, with its time in front"),
+                upgrade=Upgrade(
+                    self.follow_logs,
+                    sends="the last lines, then those to come: one in each text frame",
+                ),
+            ),
+        ]
+
+    def _key_routes(self) -> list[Route]:
+        def need(action: str) -> Need:
+            parameter = "id" if action == "delete" else ""
+            return scoped("compute", "keys", action, parameter=parameter)
+
+        return [
+            Route(
+                "GET",
+                "/compute/ssh-keys",
+                self.list_keys,
+                need("read"),
+                "List SSH keys",
+                answer=KeyList,
+            ),
+            Route(
+                "POST",
+                "/compute/ssh-keys",
+                self.add_key,
+                need("create"),
+                "Add an SSH key",
+                body=NewKey,
+                answer=KeyInfo,
+                description="At most ten per user.",
+            ),
+            Route(
+                "DELETE",
+                "/compute/ssh-keys/{id}",
+                self.delete_key,
+                need("delete"),
+                "Delete an SSH key",
+                answer=Status,
+                description="Containers that were made with it keep it.",
+            ),
+        ]
+
+    # --- containers ---------------------------------------------------------------------
+
+    async def list(self, call: Call) -> ContainerList:
+        return ContainerList(await self.containers.listed(call.user.user_id))
+
+    async def create(self, call: Call, body: NewContainer) -> ContainerInfo:
+        return await self.containers.create(call.user.user_id, body)
+
+    async def get(self, call: Call) -> ContainerInfo:
+        return (await self.containers.infos([self.containers.own(call)]))[0]
+
+    async def delete(self, call: Call) -> Status:
+        await self.containers.delete(call)
+        return Status()
+
+    async def start(self, call: Call) -> ContainerInfo:
+        return await self.containers.start(call)
+
+    async def stop(self, call: Call) -> ContainerInfo:
+        return await self.containers.stop(call)
+
+    async def list_all(self, call: Call) -> AdminContainerList:
+        return AdminContainerList(self.containers.everybodys())
+
+    async def get_ssh(self, call: Call) -> SshInfo:
+        return SshInfo(self.containers.own(call).ssh_enabled)
+
+    async def put_ssh(self, call: Call, body: SshInfo) -> SshInfo:
+        return SshInfo((await self.containers.set_ssh(call, body.ssh_enabled)).ssh_enabled)
+
+    async def list_rules(self, call: Call) -> RuleList:
+        return RuleList([RuleInfo.of(rule) for rule in self.containers.own(call).rules])
+
+    async def add_rule(self, call: Call, body: NewRule) -> RuleInfo:
+        return RuleInfo.of(await self.containers.add_rule(call, body))
+
+    async def remove_rule(self, call: Call) -> Status:
+        self.containers.own(call)
+        text = call.params["port"]
+        if not (text.isascii() and text.isdecimal() and len(text) <= 5):
+            raise BadRequest("port: a number")
+        names.check_port(int(text))
+        await self.containers.remove_rule(call, int(text))
+        return Status()
+
+    async def get_mounts(self, call: Call) -> MountsInfo:
+        return MountsInfo([*self.containers.own(call).mount_paths])
+
+    async def put_mounts(self, call: Call, body: MountsInfo) -> MountsChanged:
+        row, restarted = await self.containers.set_mounts(call, body.mount_paths)
+        return MountsChanged([*row.mount_paths], restarted)
+
+    # --- WebSockets ---------------------------------------------------------------------
+
+    async def listen(self, call: Call, socket: Socket) -> None:
+        await Hub(self.control.records, self.changes, self.containers).listen(call, socket)
+
+    async def open_terminal(self, call: Call, socket: Socket) -> None:
+        await self.terminals.open(call, socket)
+
+    async def get_logs(self, call: Call) -> object:
+        return await Logs(self.containers, self.backend).get(call)
+
+    async def follow_logs(self, call: Call, socket: Socket) -> None:
+        await Logs(self.containers, self.backend).follow(call, socket)
+
+    # --- keys ---------------------------------------------------------------------------
+
+    async def list_keys(self, call: Call) -> KeyList:
+        return KeyList(self.keys.list(call.user.user_id))
+
+    async def add_key(self, call: Call, body: NewKey) -> KeyInfo:
+        return await self.keys.add(call.user.user_id, body)
+
+    async def delete_key(self, call: Call) -> Status:
+        await self.keys.delete(call)
+        return Status()

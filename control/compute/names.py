@@ -1,0 +1,260 @@
+"""What users may write, and what it becomes: names, keys, sizes, paths, ports.
+
+Plain functions that raise BadRequest. What passes here ends in YAML, in shell commands,
+labels, paths and an ``authorized_keys`` file, so each allows what is known to be good
+rather than to forbid what is known to be bad, wherever people can live with that.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from control.compute.backend import Port
+from control.errors import BadRequest
+
+NAME_LENGTH_MAX = 64
+KEY_BYTES_MAX = 16 * 1024
+RSA_BITS_MIN = 1024
+RSA_BITS_MAX = 16384
+
+MEMORY_MB = range(128, 65536 + 1)
+STORAGE_GB = range(1, 1000 + 1)
+MEMORY_MB_DEFAULT = 512
+STORAGE_GB_DEFAULT = 5
+
+MOUNTS_MAX = 16
+MOUNT_BYTES_MAX = 1024
+#: Of a part between two slashes, as file systems have it.
+SEGMENT_BYTES_MAX = 255
+MOUNTS_DEFAULT = ("/root",)
+#: The system's own: a volume there would break the container, or more.
+MOUNTS_FORBIDDEN = ("/proc", "/sys", "/dev", "/etc")
+#: What a shell, a mount option or a list of volumes would read as more than a letter.
+_SPECIAL = frozenset("\"'\\`$&|;<>()[]{}*?!#~=%^:,")
+
+HTTPS = 443
+_PORTS = frozenset({80, HTTPS, *range(8000, 9000)})
+TARGETS = range(1, 65535 + 1)
+
+
+class InstanceType(NamedTuple):
+    architecture: Literal["amd64", "arm64"]
+    cpus: float
+
+
+INSTANCE_TYPES = {
+    "nano": InstanceType("arm64", 0.5),
+    "micro": InstanceType("arm64", 1.0),
+    "mini": InstanceType("arm64", 2.0),
+    "tiny": InstanceType("amd64", 1.0),
+    "small": InstanceType("amd64", 2.0),
+    "medium": InstanceType("amd64", 4.0),
+}
+INSTANCE_TYPE_DEFAULT = "nano"
+
+
+def clean_name(name: str) -> str:
+    """``name`` trimmed: 1 to 64 characters, whichever, but for those that control."""
+    name = name.strip()
+    if not 1 <= len(name) <= NAME_LENGTH_MAX:
+        raise BadRequest(f"name: 1 to {NAME_LENGTH_MAX} characters")
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
+        raise BadRequest("name: no control characters")
+    return name
+
+
+def check_instance_type(name: str) -> None:
+    if name not in INSTANCE_TYPES:
+        raise BadRequest(f"instance_type: one of {', '.join(INSTANCE_TYPES)}")
+
+
+def check_sizes(memory_mb: int, storage_gb: int) -> None:
+    if memory_mb not in MEMORY_MB:
+        raise BadRequest(f"memory_mb: {MEMORY_MB[0]} to {MEMORY_MB[-1]}")
+    if storage_gb not in STORAGE_GB:
+        raise BadRequest(f"storage_gb: {STORAGE_GB[0]} to {STORAGE_GB[-1]}")
+
+
+# --- mount paths ------------------------------------------------------------------------
+
+
+def check_mounts(paths: Sequence[str]) -> tuple[str, ...]:
+    """``paths`` as they are, if a container can have them all."""
+    if not paths:
+        raise BadRequest("mount_paths: give at least one")
+    if len(paths) > MOUNTS_MAX:
+        raise BadRequest(f"mount_paths: at most {MOUNTS_MAX}")
+    for path in paths:
+        _check_mount(path)
+    known = set(paths)
+    if len(known) < len(paths):
+        raise BadRequest("mount_paths: one is given twice")
+    for path in paths:
+        for above in _above(path):
+            if above in known:
+                raise BadRequest(f"mount_paths: {path} is inside {above}")
+    return tuple(paths)
+
+
+def _check_mount(path: str) -> None:
+    shown = ascii(path[:60])
+    if len(path.encode(errors="replace")) > MOUNT_BYTES_MAX:
+        raise BadRequest(f"mount_paths: {shown}… is longer than {MOUNT_BYTES_MAX} bytes")
+    if not path.startswith("/"):
+        raise BadRequest(f"mount_paths: {shown} does not begin with /")
+    if any(letter in _SPECIAL or letter == " " or not letter.isprintable() for letter in path):
+        raise BadRequest(f"mount_paths: {shown}: no spaces, control or special characters")
+    if any(part in ("", ".", "..") for part in path[1:].split("/")):
+        raise BadRequest(f"mount_paths: {shown}: no //, no . or .., and no / at the end")
+    if any(len(part.encode()) > SEGMENT_BYTES_MAX for part in path.split("/")):
+        raise BadRequest(f"mount_paths: {shown}… has a part longer than {SEGMENT_BYTES_MAX} bytes")
+    for forbidden in MOUNTS_FORBIDDEN:
+        if path == forbidden or path.startswith(f"{forbidden}/"):
+            raise BadRequest(f"mount_paths: {shown}: {forbidden} is the system's own")
+
+
+def _above(path: str) -> Iterable[str]:
+    path = path.rpartition("/")[0]
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+# --- ports ------------------------------------------------------------------------------
+
+
+def check_port(port: int) -> None:
+    if port not in _PORTS:
+        raise BadRequest("port: 80, 443 or 8000 to 8999")
+
+
+def check_rule(port: int, target_port: int | None) -> Port:
+    """The rule, whose target is ``port`` if none is said."""
+    check_port(port)
+    target = port if target_port is None else target_port
+    if target not in TARGETS:
+        raise BadRequest(f"target_port: {TARGETS[0]} to {TARGETS[-1]}")
+    return Port(port, target)
+
+
+# --- SSH keys ---------------------------------------------------------------------------
+
+
+def clean_key(text: str) -> str:
+    """A line for ``authorized_keys``: ``type base64 [comment]``, and nothing else."""
+    text = text.strip()
+    if len(text.encode(errors="replace")) > KEY_BYTES_MAX:
+        raise BadRequest(f"public_key: longer than {KEY_BYTES_MAX} bytes")
+    if not text.replace("\t", " ").isprintable():
+        raise BadRequest("public_key: one line, without control characters")
+    kind, *rest = text.split(None, 2)[:3] or [""]
+    if kind not in _PARSERS:
+        raise BadRequest(f"public_key: begins with one of {', '.join(_PARSERS)}")
+    if not rest:
+        raise BadRequest("public_key: the key is missing after its type")
+    _check_blob(kind, rest[0])
+    return " ".join([kind, *rest])
+
+
+def _check_blob(kind: str, text: str) -> None:
+    try:
+        blob = base64.b64decode(text.encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error, ValueError):
+        raise BadRequest("public_key: the second word is not base64") from None
+    if base64.b64encode(blob).decode() != text:
+        raise BadRequest("public_key: the second word is not base64")
+    try:
+        name, *fields = _fields(blob)
+        if name != kind.encode():
+            raise ValueError
+        _PARSERS[kind](kind, fields)
+    except ValueError:
+        raise BadRequest(f"public_key: this is no key of type {kind}") from None
+
+
+def _fields(blob: bytes) -> list[bytes]:
+    """The strings of RFC 4251 that ``blob`` is made of. Raises ValueError."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(blob):
+        size = int.from_bytes(blob[at : at + 4], "big")
+        end = at + 4 + size
+        if at + 4 > len(blob) or end > len(blob):
+            raise ValueError
+        found.append(blob[at + 4 : end])
+        at = end
+    if not found:
+        raise ValueError
+    return found
+
+
+def _positive(field: bytes) -> int:
+    """An ``mpint`` of RFC 4251, above 0 and in its shortest form. Raises ValueError."""
+    number = int.from_bytes(field, "big", signed=True)
+    if number <= 0 or len(field) != number.bit_length() // 8 + 1:
+        raise ValueError
+    return number
+
+
+def _parse_rsa(kind: str, fields: list[bytes]) -> None:
+    exponent, modulus = map(_positive, fields)
+    if not RSA_BITS_MIN <= modulus.bit_length() <= RSA_BITS_MAX:
+        raise BadRequest(f"public_key: an RSA key has {RSA_BITS_MIN} to {RSA_BITS_MAX} bits")
+    if exponent % 2 == 0 or modulus % 2 == 0 or not 3 <= exponent < modulus:
+        raise ValueError
+
+
+def _parse_ed25519(kind: str, fields: list[bytes]) -> None:
+    (point,) = fields
+    if len(point) != 32:
+        raise ValueError
+
+
+def _parse_ecdsa(kind: str, fields: list[bytes]) -> None:
+    """SEC 1, 2.3.4: an uncompressed point, which must lie on the curve."""
+    name, point = fields
+    prime, b = _CURVES[kind.rpartition("-")[2]]
+    size = (prime.bit_length() + 7) // 8
+    if name != kind.rpartition("-")[2].encode() or len(point) != 1 + 2 * size or point[0] != 4:
+        raise ValueError
+    x = int.from_bytes(point[1 : 1 + size], "big")
+    y = int.from_bytes(point[1 + size :], "big")
+    if x >= prime or y >= prime or (y * y - (x * x * x - 3 * x + b)) % prime:
+        raise ValueError
+
+
+#: Prime and b of y² = x³ - 3x + b (FIPS 186-4, D.1.2).
+_CURVES = {
+    "nistp256": (
+        2**256 - 2**224 + 2**192 + 2**96 - 1,
+        0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B,
+    ),
+    "nistp384": (
+        2**384 - 2**128 - 2**96 + 2**32 - 1,
+        int(
+            "B3312FA7E23EE7E4988E056BE3F82D19181D9C6EFE8141120314088F5013875A"
+            "C656398D8A2ED19D2A85C8EDD3EC2AEF",
+            16,
+        ),
+    ),
+    "nistp521": (
+        2**521 - 1,
+        int(
+            "51953EB9618E1C9A1F929A21A0B68540EEA2DA725B99B315F3B8B489918EF109E1"
+            "56193951EC7E937B1652C0BD3BB1BF073573DF883D2C34F1EF451FD46B503F00",
+            16,
+        ),
+    ),
+}
+
+_PARSERS = {
+    "ssh-rsa": _parse_rsa,
+    "ssh-ed25519": _parse_ed25519,
+    "ecdsa-sha2-nistp256": _parse_ecdsa,
+    "ecdsa-sha2-nistp384": _parse_ecdsa,
+    "ecdsa-sha2-nistp521": _parse_ecdsa,
+}

@@ -1,0 +1,82 @@
+"""No backend: keys and lists work, nothing can be created.
+
+It sees nothing, so it also says of nothing that it is gone: containers that another
+backend made stay as they were last seen, until that backend is chosen again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+
+import trio
+
+from control.compute.backend import (
+    COLUMNS,
+    ROWS,
+    BackendUnavailable,
+    Installation,
+    Spec,
+    Terminal,
+    Usage,
+    Watch,
+)
+
+HOW = (
+    "install Podman (apt install podman), or point GFS_COMPUTE_KUBECONFIG at a cluster, "
+    "set GFS_COMPUTE_BACKEND to podman or kubernetes, and start the server again"
+)
+
+
+class NoBackend:
+    name = "none"
+
+    def __init__(self, installation: Installation, why: str = "") -> None:
+        """``why`` is told besides, to who wants to create a container."""
+        self._domain = installation.domain
+        self._why = f"no containers can run here{f' ({why})' if why else ''}: {HOW}"
+
+    async def check(self) -> None:
+        raise self._refusal()
+
+    async def run(
+        self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def create(self, spec: Spec) -> None:
+        raise self._refusal()
+
+    async def start(self, spec: Spec) -> None:
+        raise self._refusal()
+
+    async def stop(self, spec: Spec) -> None:
+        raise self._refusal()
+
+    async def delete(self, container_id: str, user_id: str) -> None:
+        raise self._refusal()
+
+    async def expose(self, spec: Spec) -> None:
+        raise self._refusal()
+
+    async def usage(self, spec: Spec) -> Usage:
+        raise self._refusal()
+
+    def exec(
+        self, spec: Spec, command: list[str], columns: int = COLUMNS, rows: int = ROWS
+    ) -> AbstractAsyncContextManager[Terminal]:
+        raise self._refusal()
+
+    async def logs(self, spec: Spec, tail: int, *, follow: bool) -> AsyncGenerator[str, None]:
+        raise self._refusal()
+        yield ""  # so that it is a generator
+
+    def ssh_command(self, spec: Spec) -> str:
+        return f"ssh root@{self.hostname(spec)}"
+
+    def hostname(self, spec: Spec) -> str:
+        return f"{spec.id}.{self._domain}"
+
+    def _refusal(self) -> BackendUnavailable:
+        return BackendUnavailable(self._why)

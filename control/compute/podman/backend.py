@@ -1,0 +1,375 @@
+"""Containers on this machine.
+
+What a container is here: a run (a Podman container, removed when it is stopped), a
+network of its own, a volume for each mount path and one for its SSH host keys. All of
+it is found again by its labels. Nothing is published by Podman: SSH and ingress come in
+through :mod:`control.compute.gateway`, in the process that drives this machine.
+
+- **A run that ends.** Podman starts one again that died, five times at most; then it has
+  failed, with the reason. One that ended with code 0 (``kill 1`` in it, or a stop from
+  outside) is stopped.
+- **Fresh.** A start makes a new root file system from the image. What is under the mount
+  paths stays, also of a path that is not mounted any more, until the container is
+  deleted. An empty volume gets what the image has at its path, once.
+- **Where it is reached.** SSH: a port of ``gateway_host`` that is the container's as long as
+  it exists. Ingress: several containers may want port 80, and this machine has one. So
+  while ``gateway_host`` is a loopback address, each container also has a loopback address
+  of its own, in 127.64.0.0/10, told as its ``external_ip``, with all its ports; the port of
+  ``gateway_host`` itself is the first container's to ask for it. With any other
+  ``gateway_host`` only the latter is there, and a container that came second is told so.
+- **Limits.** Memory (without swap), CPU time and processes. Disk: Podman can hold a run or
+  a volume to a size on XFS with project quotas alone, so ``storage_gb`` is shown
+  beside what is used and holds nobody back. The architecture is this machine's own,
+  whatever the instance type says.
+- **Apart.** Containers do not reach one another (a network each, isolated), nothing of this
+  machine that listens on loopback, and no link-local address, where clouds tell a machine
+  its secrets (:mod:`control.compute.podman.fence`). What this machine or its neighbours
+  serve on other addresses they can reach, as any process of this machine can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import zlib
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from control.compute.backend import (
+    COLUMNS,
+    ROWS,
+    BackendUnavailable,
+    Impossible,
+    Installation,
+    Spec,
+    Terminal,
+    Usage,
+    Watch,
+)
+from control.compute.gateway import Address, Gateway, Target, connect_tcp
+from control.compute.podman import shapes
+from control.compute.podman.api import Api
+from control.compute.podman.fence import Fence
+from control.compute.podman.http import Refused
+from control.compute.podman.images import Images
+from control.compute.podman.logs import Lines
+from control.compute.podman.processes import has_ended
+from control.compute.podman.service import Service, run_podman
+from control.compute.podman.slots import Slots
+from control.compute.podman.terminal import Terminals
+from control.compute.podman.usage import DiskUsage
+from control.compute.podman.watching import Watching
+
+__all__ = ["Podman", "make"]
+
+log = logging.getLogger("control.compute")
+
+SSH = 22
+MIB = 1024**2
+GIB = 1024**3
+
+
+class Settings(Protocol):
+    """What we need of :class:`control.compute.settings.ComputeSettings`."""
+
+    @property
+    def podman(self) -> str: ...
+    @property
+    def podman_runtime(self) -> str: ...
+    @property
+    def image_base(self) -> str: ...
+    @property
+    def gateway_host(self) -> str: ...
+    @property
+    def ssh_port_base(self) -> int: ...
+
+
+def make(installation: Installation, settings: Settings) -> Podman:
+    return Podman(installation, settings)
+
+
+class Podman:
+    """See :class:`control.compute.backend.Backend`."""
+
+    name = "podman"
+
+    def __init__(self, installation: Installation, settings: Settings) -> None:
+        self._installation = installation
+        self._settings = settings
+        self._cluster = installation.id
+        Path(installation.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._service = Service(installation.directory, settings.podman, settings.podman_runtime)
+        self._api = Api(self._service.client)
+        self._gateway = Gateway(connect_tcp, self._note_ports)
+        self._slots = Slots(installation.directory, settings.gateway_host, settings.ssh_port_base)
+        self._disk = DiskUsage()
+        self._fence = Fence()
+        self._terminals = Terminals(self._api, installation.directory)
+        self._images = Images(
+            installation.directory,
+            settings.podman,
+            settings.podman_runtime,
+            settings.image_base,
+            self._api.image_exists,
+        )
+        self._watching: Watching | None = None
+
+    async def check(self) -> None:
+        image = self._installation.image
+        if os.geteuid() != 0:
+            raise BackendUnavailable(
+                "Podman is used as root only: run the control plane as root, "
+                "or use Kubernetes (compute.backend)."
+            )
+        if await self._service.answers():
+            with _translated():
+                is_there = await self._api.image_exists(image)
+        else:
+            # Nobody drives it yet.
+            podman = (self._settings.podman, self._settings.podman_runtime)
+            code, said = await run_podman(*podman, "image", "exists", image)
+            if code not in (0, 1):
+                raise BackendUnavailable(f"Podman does not work: {said}")
+            is_there = code == 0
+        if not is_there:
+            self._images.check_missing(image)
+
+    async def run(
+        self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        watching = Watching(
+            self._service,
+            self._api,
+            self._cluster,
+            _Keeping(watch, self._slots),
+            self._ports,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._gateway.run)
+                await nursery.start(self._images.run)
+                nursery.start_soon(self._terminals.sweep_for_ever)
+                nursery.start_soon(self._fence.keep)
+                self._watching = watching
+                await nursery.start(watching.run)
+                task_status.started()
+        finally:
+            self._watching = None
+            await self._service.close()
+
+    async def create(self, spec: Spec) -> None:
+        await self._service.begun()
+        with _translated():
+            for name, path in shapes.volumes(self._cluster, spec).items():
+                await self._api.ensure_volume(shapes.volume_body(self._cluster, spec, name, path))
+            try:
+                await self._api.ensure_network(shapes.network_body(self._cluster, spec))
+            except Refused:
+                # An older Podman knows no stricter way.
+                body = shapes.network_body(self._cluster, spec, isolate="true")
+                await self._api.ensure_network(body)
+        self._slots.number(spec.id)
+        self._touch(spec.id)
+
+    async def start(self, spec: Spec) -> None:
+        name = self._name(spec.id)
+        await self._service.begun()
+        with _translated():
+            seen = await self._api.inspect(name)
+            same = seen is not None and seen.generation == spec.generation
+            if same and seen is not None and seen.runs and not has_ended(seen.state.pid):
+                await self.expose(spec)
+                return
+            await self.create(spec)
+            if seen is not None:
+                # Also one that was created and not started: who knows how far it came.
+                await self._end(name)
+            await self._create_container(spec)
+            await self._fence.ensure()
+            await self._api.unpack(name, shapes.authorized_keys(spec))
+            await self._api.start(name)
+        self._touch(spec.id)
+        await self.expose(spec)
+
+    async def _create_container(self, spec: Spec) -> None:
+        body = shapes.container_body(self._cluster, spec)
+        try:
+            await self._api.create_container(body)
+        except Refused:
+            await self._images.need(spec.image)
+            await self._api.create_container(body)
+
+    async def stop(self, spec: Spec) -> None:
+        self._gateway.set_rules(spec.id, {})
+        await self._service.begun()
+        with _translated():
+            await self._end(self._name(spec.id))
+        self._touch(spec.id)
+
+    async def delete(self, container_id: str, user_id: str) -> None:
+        self._gateway.set_rules(container_id, {})
+        await self._service.begun()
+        with _translated():
+            await self._api.remove_container(self._name(container_id))
+            for found in await self._api.find("containers", self._cluster, container_id):
+                await self._api.remove_container(found.name)
+            for found in await self._api.find("volumes", self._cluster, container_id):
+                await self._api.remove_volume(found.name)
+            for found in await self._api.find("networks", self._cluster, container_id):
+                await self._api.remove_network(found.name)
+        self._slots.free(container_id)
+        self._touch(container_id)
+
+    async def expose(self, spec: Spec) -> None:
+        host = self._settings.gateway_host
+        rules: dict[Address, Target] = {}
+        own = self._own_address(spec.id)
+        if spec.ssh_enabled:
+            rules[host, self._slots.ssh_port(spec.id)] = self._target(spec.id, SSH)
+        for port in spec.ports:
+            rules[host, port.port] = self._target(spec.id, port.target_port)
+            if own:
+                rules[own, port.port] = self._target(spec.id, port.target_port)
+        self._gateway.set_rules(spec.id, rules)
+        self._touch(spec.id)
+        await trio.lowlevel.checkpoint()
+
+    async def usage(self, spec: Spec) -> Usage:
+        name = self._name(spec.id)
+        with _translated():
+            seen = await self._api.inspect(name)
+            if seen is None or seen.state.status != "running":
+                return Usage()
+            memory = await self._api.memory_bytes(name)
+        storage = await self._disk.bytes_of(spec.id, seen.directories)
+        return Usage(
+            memory_mb=None if memory is None else -(-memory // MIB),
+            storage_gb=None if storage is None else round(storage / GIB, 3),
+        )
+
+    def exec(
+        self, spec: Spec, command: list[str], columns: int = COLUMNS, rows: int = ROWS
+    ) -> AbstractAsyncContextManager[Terminal]:
+        return self._terminals.open(self._name(spec.id), command, columns, rows)
+
+    async def logs(self, spec: Spec, tail: int, *, follow: bool) -> AsyncGenerator[str, None]:
+        lines = Lines()
+        try:
+            async with self._api.logs(self._name(spec.id), tail, follow=follow) as body:
+                while piece := await body.receive():
+                    for line in lines.feed(piece):
+                        yield line
+        except Refused as refused:
+            if refused.status == 404:
+                return  # no run, no output
+            raise BackendUnavailable(f"Podman shows no logs: {refused}") from None
+        for line in lines.end():
+            yield line
+
+    def ssh_command(self, spec: Spec) -> str:
+        host = _reachable(self._settings.gateway_host)
+        return f"ssh -p {self._slots.ssh_port(spec.id)} root@{host}"
+
+    def hostname(self, spec: Spec) -> str:
+        return f"{spec.id}.{self._installation.domain}"
+
+    def _name(self, container_id: str) -> str:
+        return shapes.resource_name(self._cluster, container_id)
+
+    def _touch(self, container_id: str) -> None:
+        if self._watching is not None:
+            self._watching.touch(container_id)
+
+    async def _end(self, name: str) -> None:
+        # One whose end nobody noticed cannot be stopped; it can be removed.
+        with contextlib.suppress(Refused):
+            await self._api.stop(name, shapes.STOP_SECONDS)
+        await self._api.remove_container(name)
+
+    def _target(self, container_id: str, port: int) -> Target:
+        def now() -> Address | None:
+            host = self._watching.address(container_id) if self._watching else ""
+            return (host, port) if host else None
+
+        return now
+
+    def _own_address(self, container_id: str) -> str:
+        """Empty unless the gateway listens on loopback only."""
+        if not _is_loopback4(self._settings.gateway_host):
+            return ""
+        number = self._slots.number(container_id) + 1
+        # Another installation on this machine counts from another place.
+        network = 64 + zlib.crc32(self._cluster.encode()) % 64
+        return f"127.{network}.{number >> 8}.{number & 255}"
+
+    def _ports(self, container_id: str) -> tuple[str, str]:
+        """Where a container's ports are, and which are missing."""
+        host, own = self._settings.gateway_host, self._own_address(container_id)
+        refused = self._gateway.refused(container_id)
+        if own:
+            # What another has at the shared address, it has at its own.
+            elsewhere = {port for _, port in self._gateway.listening(container_id)}
+            refused = {
+                address: why for address, why in refused.items() if address[1] not in elsewhere
+            }
+        return own or _reachable(host), "; ".join(refused.values())
+
+    def _note_ports(self, container_id: str) -> None:
+        if remark := self._ports(container_id)[1]:
+            log.warning("podman: %s is not reached everywhere: %s", container_id, remark)
+        self._touch(container_id)
+
+
+class _Keeping:
+    """A watch that also forgets the ports of those who are long gone."""
+
+    def __init__(self, watch: Watch, slots: Slots) -> None:
+        self._slots = slots
+        self.seen = watch.seen
+        self.gone = watch.gone
+        self.exposure_lost = watch.exposure_lost
+        self._synced = watch.synced
+
+    def synced(self, present: set[str]) -> None:
+        self._slots.keep(present)
+        self._synced(present)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        if refused.status == 400:
+            raise Impossible(f"Podman refuses it: {refused}") from None
+        raise BackendUnavailable(f"Podman cannot do it: {refused}") from None
+
+
+def _is_loopback4(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reachable(host: str) -> str:
+    """``host``, or, if it stands for every address, the one this machine calls others from."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    family, far = (
+        (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    )
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Only looks up a route: nothing is sent.
+            probe.connect((far, 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "localhost"

@@ -1,0 +1,71 @@
+"""Seeing the first processes of containers die, whoever looks after them.
+
+Podman has no process of its own that waits for a container: conmon does, one for each,
+and tells of its end. Kill conmon, and nobody would; so the kernel is asked too, with one
+descriptor a container, all in one epoll.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Callable
+
+import trio
+
+__all__ = ["Deaths"]
+
+#: Conmon and Podman's clean-up are about to tell of the same end.
+AFTER_SECONDS = 0.5
+
+
+class Deaths:
+    """Calls ``touch(container_id, seconds)`` when a container's first process has died."""
+
+    def __init__(self, touch: Callable[[str, float], None]) -> None:
+        self._touch = touch
+        self._pids: dict[str, tuple[int, int]] = {}
+        self._ids: dict[int, str] = {}
+        self._epoll: select.epoll | None = None
+
+    async def run(self) -> None:
+        with select.epoll() as epoll:
+            self._epoll = epoll
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(epoll.fileno())
+                    for descriptor, _ in epoll.poll(0):
+                        container_id = self._ids[descriptor]
+                        self.forget(container_id)
+                        self._touch(container_id, AFTER_SECONDS)
+            finally:
+                for container_id in list(self._pids):
+                    self.forget(container_id)
+                self._epoll = None
+
+    def expect(self, container_id: str, pid: int) -> None:
+        """``pid`` is its first process now."""
+        known = self._pids.get(container_id)
+        if self._epoll is None or pid <= 0 or (known and known[0] == pid):
+            return
+        self.forget(container_id)
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._touch(container_id, AFTER_SECONDS)
+            return
+        except OSError:
+            return  # no descriptor is left: the next list sees it
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._pids[container_id] = (pid, descriptor)
+        self._ids[descriptor] = container_id
+
+    def forget(self, container_id: str) -> None:
+        _, descriptor = self._pids.pop(container_id, (0, -1))
+        if descriptor >= 0:
+            self._ids.pop(descriptor, None)
+            with contextlib.suppress(OSError):
+                if self._epoll is not None:
+                    self._epoll.unregister(descriptor)
+            os.close(descriptor)

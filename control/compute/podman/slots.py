@@ -1,0 +1,145 @@
+"""A number for each container, for as long as it exists: its SSH port, its own address.
+
+``ports.json`` holds them. Every worker process may ask, since each shows containers to
+users, so a file lock is held while it is changed, and it is replaced as a whole. Numbers
+go round before one is given again: an SSH client that knew the host behind a port would
+refuse another one there. The file is a convenience, not a memory: without it containers
+get other numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import msgspec
+
+from control.compute.backend import BackendUnavailable
+
+__all__ = ["Slots"]
+
+SLOTS_MAX = 8192
+#: One that was given a number and is not seen for so long does not exist.
+FORGOTTEN_AFTER_SECONDS = 3600.0
+#: How many ports in a row may be found taken by somebody else.
+PORTS_TRIED = 256
+
+
+class _Slot(msgspec.Struct, array_like=True):
+    number: int
+    since: float
+
+
+class _File(msgspec.Struct):
+    next: int = 0
+    slots: dict[str, _Slot] = {}
+
+
+class Slots:
+    """Of the containers of one installation.
+
+    Args:
+        directory: Where the file is.
+        host: Where the ports will be listened on.
+        port_base: The port of number 0.
+    """
+
+    def __init__(self, directory: str, host: str, port_base: int) -> None:
+        self._path = Path(directory) / "ports.json"
+        self._host = host
+        self._base = port_base
+        self._count = min(SLOTS_MAX, 65536 - port_base)
+        self._known = _File()
+        self._version: tuple[int, int] = (0, 0)
+
+    def number(self, container_id: str) -> int:
+        """Its number; the same for as long as it exists."""
+        self._look()
+        slot = self._known.slots.get(container_id)
+        return slot.number if slot else self._give(container_id)
+
+    def ssh_port(self, container_id: str) -> int:
+        return self._base + self.number(container_id)
+
+    def free(self, container_id: str) -> None:
+        self._look()
+        if container_id in self._known.slots:
+            with self._changed() as file:
+                file.slots.pop(container_id, None)
+
+    def keep(self, present: Collection[str]) -> None:
+        """Free the numbers of those that have not been present for long."""
+        self._look()
+        before = time.time() - FORGOTTEN_AFTER_SECONDS
+        gone = [
+            container_id
+            for container_id, slot in self._known.slots.items()
+            if container_id not in present and not before < slot.since <= time.time()
+        ]
+        if gone:
+            with self._changed() as file:
+                for container_id in gone:
+                    file.slots.pop(container_id, None)
+
+    def _give(self, container_id: str) -> int:
+        with self._changed() as file:
+            if (slot := file.slots.get(container_id)) is not None:
+                return slot.number
+            taken = {slot.number for slot in file.slots.values()}
+            tried = 0
+            for step in range(self._count):
+                number = (file.next + step) % self._count
+                if number in taken:
+                    continue
+                tried += 1
+                if tried < PORTS_TRIED and not self._can_listen(self._base + number):
+                    continue
+                file.slots[container_id] = _Slot(number, time.time())
+                file.next = (number + 1) % self._count
+                return number
+        raise BackendUnavailable(f"All {self._count} SSH ports are in use.")
+
+    def _can_listen(self, port: int) -> bool:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self._host, port))
+            except OSError:
+                return False
+        return True
+
+    def _look(self) -> None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            self._known, self._version = _File(slots={}), (0, 0)
+            return
+        version = (status.st_ino, status.st_mtime_ns)
+        if version != self._version:
+            self._known, self._version = self._read(), version
+
+    def _read(self) -> _File:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_File)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return _File(slots={})
+
+    @contextlib.contextmanager
+    def _changed(self) -> Iterator[_File]:
+        lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Held by others for a fraction of a millisecond.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = self._read()
+            yield file
+            new = Path(f"{self._path}.new")
+            new.write_bytes(msgspec.json.encode(file))
+            new.replace(self._path)
+        finally:
+            os.close(lock)

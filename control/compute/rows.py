@@ -1,0 +1,201 @@
+"""The rows of compute: what users wish for, and what was last seen of it.
+
+A container's row says both. ``wanted``, ``wish`` and ``generation`` are written by
+requests, ``done``, ``status`` and what follows from it by the driver
+(:mod:`control.compute.driver`). A deleted container's row is there, and invisible,
+until nothing is left of it in the backend.
+
+Every change of a container is also an *event*, in the same transaction, with the next
+number. Whoever wants to know what is new (the driver, listeners on WebSockets, in any
+process) remembers the number of the last event it has seen; looking for more costs some
+microseconds. The last :data:`EVENTS_KEPT` are kept: whoever is further behind than that
+looks at the rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from control.compute.backend import Phase
+from control.identity.access import Target
+from control.records import Schema, Table, Txn
+
+Wanted = Literal["running", "stopped", "deleted"]
+
+CONTAINERS_MAX = 3
+KEYS_MAX = 10
+EVENTS_KEPT = 4096
+
+
+class Rule(msgspec.Struct, array_like=True, frozen=True):
+    """An ingress rule."""
+
+    id: int
+    port: int
+    target_port: int
+    created_at: int  # unix seconds
+
+
+class Container(msgspec.Struct, array_like=True, frozen=True):
+    id: str  # 8 hex digits
+    user_id: str
+    name: str
+    instance_type: str
+    memory_mb: int
+    storage_gb: int
+    #: Lines for authorized_keys, as they were when it was made.
+    ssh_keys: tuple[str, ...]
+    ssh_enabled: bool
+    mount_paths: tuple[str, ...]
+    rules: tuple[Rule, ...]  # by port
+    created_at: int  # unix seconds
+    #: Makes "newest first" well defined within one second.
+    serial: int
+    wanted: Wanted = "running"
+    #: Grows with every start and change of mounts.
+    generation: int = 1
+    #: Grows with whatever the backend must be told: a start, a stop, new mounts.
+    wish: int = 1
+    #: The wish that the backend has taken over last.
+    done: int = 0
+    #: Grows when SSH or a rule changes, which happens live.
+    exposure: int = 1
+    status: Phase = "pending"
+    #: Why it failed, or what it waits for.
+    reason: str = ""
+    external_ip: str = ""
+    #: The backend has made it, and has shown it since.
+    seen: bool = False
+    #: The backend will never do this; what it shows does not count until the next start.
+    refused: bool = False
+
+    @property
+    def target(self) -> Target:
+        """For the decision who may do what with it."""
+        return Target(self.user_id, self.id, noun="the container")
+
+
+class Key(msgspec.Struct, array_like=True, frozen=True):
+    """An SSH key."""
+
+    id: int
+    user_id: str
+    name: str
+    #: ``type base64 [comment]``.
+    public_key: str
+    created_at: int  # unix seconds
+
+
+class Event(msgspec.Struct, array_like=True, frozen=True):
+    number: int
+    container_id: str
+    user_id: str
+    #: "status" and "deleted" are told to users; "wish" is for the driver.
+    kind: Literal["status", "deleted", "wish"]
+    status: str = ""
+    external_ip: str = ""
+
+
+class Counter(msgspec.Struct, array_like=True, frozen=True):
+    name: str
+    value: int
+
+
+class Fact(msgspec.Struct, array_like=True, frozen=True):
+    """What the installation remembers of itself."""
+
+    name: str
+    value: str
+
+
+def numbered(number: int) -> str:
+    """A key that sorts as its number does."""
+    return f"{number:016d}"
+
+
+def _owner(container: Container) -> list[str]:
+    return [] if container.wanted == "deleted" else [container.user_id]
+
+
+containers = Table("containers", Container, key=lambda c: c.id, indexes={"owner": _owner})
+keys = Table("keys", Key, key=lambda k: numbered(k.id), indexes={"owner": lambda k: [k.user_id]})
+events = Table("events", Event, key=lambda e: numbered(e.number))
+counters = Table("counters", Counter, key=lambda c: c.name)
+facts = Table("facts", Fact, key=lambda f: f.name)
+
+COMPUTE = Schema("compute", 1, [containers, keys, events, counters, facts])
+
+
+def count_up(txn: Txn, name: str) -> int:
+    """The next number of this name, from 1; never given twice."""
+    row = counters.get(txn, name)
+    value = (row.value if row is not None else 0) + 1
+    counters.put(txn, Counter(name, value))
+    return value
+
+
+def last_event(txn: Txn) -> int:
+    """The number of the newest event."""
+    row = counters.get(txn, "event")
+    return row.value if row is not None else 0
+
+
+def events_after(txn: Txn, number: int) -> list[Event] | None:
+    """The events after this one, oldest first; None if not all are there any more."""
+    last = last_event(txn)
+    if number >= last:
+        return [] if number == last else None
+    found = list(events.scan(txn, after=numbered(number)))
+    if not found or found[0].number != number + 1:
+        return None
+    return found
+
+
+def tell(txn: Txn, container: Container, kind: Literal["status", "deleted", "wish"]) -> None:
+    number = count_up(txn, "event")
+    events.put(
+        txn,
+        Event(
+            number,
+            container.id,
+            container.user_id,
+            kind,
+            container.status if kind == "status" else "",
+            container.external_ip if kind == "status" else "",
+        ),
+    )
+    events.delete(txn, numbered(number - EVENTS_KEPT))
+
+
+def visible(txn: Txn, container_id: str) -> Container | None:
+    found = containers.get(txn, container_id)
+    return None if found is None or found.wanted == "deleted" else found
+
+
+def of_user(txn: Txn, user_id: str) -> list[Container]:
+    """Newest first."""
+    return sorted(containers.by(txn, "owner", user_id), key=lambda c: -c.serial)
+
+
+def every(txn: Txn) -> Iterator[Container]:
+    """All that are visible, in no order."""
+    return (row for row in containers.scan(txn) if row.wanted != "deleted")
+
+
+def mark_deleted(txn: Txn, container: Container) -> None:
+    """Gone for its user from here on. The driver does the rest."""
+    gone = replace(container, wanted="deleted", wish=container.wish + 1)
+    containers.put(txn, gone)
+    tell(txn, gone, "deleted")
+
+
+def forget_user(txn: Txn, user_id: str) -> None:
+    """What the deletion of a user leaves of his: nothing."""
+    for container in list(containers.by(txn, "owner", user_id)):
+        mark_deleted(txn, container)
+    for key in list(keys.by(txn, "owner", user_id)):
+        keys.delete(txn, numbered(key.id))

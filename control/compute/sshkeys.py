@@ -1,0 +1,55 @@
+"""SSH keys: added, listed, deleted."""
+
+from __future__ import annotations
+
+import time
+
+from control.call import Call
+from control.compute import names
+from control.compute.rows import KEYS_MAX, Key, count_up, keys, numbered
+from control.compute.shapes import KeyInfo, NewKey
+from control.errors import BadRequest, NoSuchThing, Unauthorized
+from control.identity.rows import users
+from control.records import Records, Txn
+
+#: Of what is surely no number of a key, since it is longer than any.
+ID_DIGITS_MAX = 15
+
+
+class SshKeys:
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def list(self, user_id: str) -> list[KeyInfo]:
+        with self._records.read() as txn:
+            return [KeyInfo.of(key) for key in keys.by(txn, "owner", user_id)]
+
+    async def add(self, user_id: str, body: NewKey) -> KeyInfo:
+        line = names.clean_key(body.public_key)
+        name = names.clean_name(body.name)
+
+        def insert(txn: Txn) -> Key:
+            if users.get(txn, user_id) is None:
+                raise Unauthorized("the token is not valid, or not any more: log in again")
+            if keys.count(txn, "owner", user_id) >= KEYS_MAX:
+                raise BadRequest(f"you have {KEYS_MAX} SSH keys already: delete one first")
+            key = Key(count_up(txn, "key"), user_id, name, line, int(time.time()))
+            keys.insert(txn, key)
+            return key
+
+        return KeyInfo.of(await self._records.write(insert))
+
+    async def delete(self, call: Call) -> None:
+        """Containers that it was given to keep it."""
+        text = call.params["id"]
+        known = text.isascii() and text.isdecimal() and len(text) <= ID_DIGITS_MAX
+        row_key = numbered(int(text)) if known else ""
+
+        def delete(txn: Txn) -> None:
+            found = keys.get(txn, row_key)
+            # Another's is told as one that is not there: ids are given in a row.
+            if found is None or found.user_id != call.user.user_id:
+                raise NoSuchThing("you have no such SSH key")
+            keys.delete(txn, row_key)
+
+        await self._records.write(delete)

@@ -1,0 +1,114 @@
+"""A shell in a container, over a WebSocket.
+
+What the shell prints comes in binary frames, as the client takes them: nothing is kept
+here, so a client that reads slowly slows the shell, as a terminal does. What the client
+sends, text or binary, is typed; but for a text frame ``{"type":"resize","cols","rows"}``.
+The WebSocket ends with the shell, and with the run of the container. A container has at
+most :data:`TERMINALS_MAX` of them in each worker process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from control.call import Call
+from control.compute.answers import as_answers
+from control.compute.backend import TERM, Backend, Terminal
+from control.compute.containers import Containers
+from control.compute.rows import Container
+from control.errors import ApiError, BadRequest, TooManyRequests
+from control.http.socket import Socket
+
+PING_SECONDS = 5.0
+#: Of one container in one process: each costs this machine or its node a process or two
+#: that the container's own limits do not count.
+TERMINALS_MAX = 16
+#: A login shell where its user is at home: bash if the image has it.
+SHELL = [
+    "/bin/sh",
+    "-c",
+    f"export TERM={TERM}; cd; command -v bash >/dev/null && exec bash -l; exec sh -l",
+]
+_RESIZE_LENGTH_MAX = 200
+
+
+class _Resize(msgspec.Struct):
+    type: Literal["resize"]
+    cols: Annotated[int, Meta(ge=1, le=1000)]
+    rows: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Terminals:
+    def __init__(self, containers: Containers, backend: Backend) -> None:
+        self._containers = containers
+        self._backend = backend
+        #: Those with terminals: how many.
+        self._open: dict[str, int] = {}
+
+    async def open(self, call: Call, socket: Socket) -> None:
+        """Until the shell ends or the client leaves."""
+        row = self._containers.own(call)
+        if row.status != "running":
+            raise BadRequest(f"the container is {row.status}, not running: start it first")
+        try:
+            with self._counted(row.id), as_answers():
+                async with self._backend.exec(self._containers.spec(row), SHELL) as terminal:
+                    await socket.accept(PING_SECONDS)
+                    await self._converse(row, socket, terminal)
+        except ApiError:
+            # A shell breaks when its container ends: that is an end like any other.
+            if not (socket.accepted and self._containers.is_over(row)):
+                raise
+
+    @contextlib.contextmanager
+    def _counted(self, container_id: str) -> Iterator[None]:
+        """One is open until its shell has ended."""
+        count = self._open.get(container_id, 0)
+        if count >= TERMINALS_MAX:
+            raise TooManyRequests(
+                f"the container has {TERMINALS_MAX} terminals already: close one first", 5
+            )
+        self._open[container_id] = count + 1
+        try:
+            yield
+        finally:
+            self._open[container_id] -= 1
+            if not self._open[container_id]:
+                del self._open[container_id]
+
+    async def _converse(self, row: Container, socket: Socket, terminal: Terminal) -> None:
+        async def end_with_the_run() -> None:
+            await self._containers.until_over(row)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_type, socket, terminal)
+            nursery.start_soon(end_with_the_run)
+            while output := await terminal.receive():
+                await socket.send(output)
+            nursery.cancel_scope.cancel()
+
+
+async def _type(socket: Socket, terminal: Terminal) -> None:
+    while True:
+        typed = await socket.receive()
+        resize = _resize(typed)
+        if resize is not None:
+            await terminal.resize(resize.cols, resize.rows)
+        elif typed:
+            await terminal.send(typed.encode() if isinstance(typed, str) else typed)
+
+
+def _resize(typed: str | bytes) -> _Resize | None:
+    if not isinstance(typed, str) or len(typed) > _RESIZE_LENGTH_MAX or typed[:1] != "{":
+        return None
+    try:
+        return msgspec.json.decode(typed, type=_Resize)
+    except (msgspec.DecodeError, RecursionError):
+        return None
