@@ -1,0 +1,131 @@
+"""The routes of the documentation."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, cached_property
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from quart import Response
+
+from control.call import JSON, Call
+from control.documentation.openapi import SYSTEM, describe
+from control.errors import NoSuchThing
+from control.identity.access import PUBLIC
+from control.module import Content, Route
+from gfs import __version__
+
+if TYPE_CHECKING:
+    from control.app import ControlApp
+
+_SYSTEM_SUMMARY = "Health, metrics and this documentation."
+_PAGE = "page.html"
+_HTML = "text/html; charset=utf-8"
+#: The page's files, all from this package, and their types. Nothing else is served.
+_ASSETS = {
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "element.js": "text/javascript; charset=utf-8",
+    "schema.js": "text/javascript; charset=utf-8",
+    "request.js": "text/javascript; charset=utf-8",
+    "try.js": "text/javascript; charset=utf-8",
+}
+#: The page holds a token in its memory: nothing but its own files runs in it or
+#: learns from it, and no other page can put it in a frame.
+_GUARD = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_UNCHANGED = {304: "The copy at hand is still right"}
+_CONDITION = {"If-None-Match": "The ETag of a copy that is at hand."}
+
+
+def documentation_routes(app: ControlApp) -> list[Route]:
+    """The document and the page about every route ``app`` serves."""
+    documentation = _Documentation(app)
+    return [
+        Route(
+            "GET",
+            "/openapi.json",
+            documentation.document,
+            PUBLIC,
+            "This API as an OpenAPI 3.1 document",
+            headers=_CONDITION,
+            answer=dict[str, Any],
+            others=_UNCHANGED,
+        ),
+        Route(
+            "GET",
+            "/docs",
+            _page,
+            PUBLIC,
+            "This API as a page for people",
+            headers=_CONDITION,
+            answer=Content("text/html"),
+            others=_UNCHANGED,
+        ),
+        Route(
+            "GET",
+            "/docs/{file}",
+            _asset,
+            PUBLIC,
+            "A file of that page",
+            headers=_CONDITION,
+            answer=Content("text/*"),
+            others=_UNCHANGED,
+        ),
+    ]
+
+
+class _Documentation:
+    def __init__(self, app: ControlApp) -> None:
+        self._app = app
+
+    @cached_property
+    def _document(self) -> bytes:
+        """Made at the first request: by then all routes are there."""
+        summaries = {module.name: module.summary for module in self._app.modules}
+        summaries.setdefault(SYSTEM, _SYSTEM_SUMMARY)
+        converters = self._app.url_map.converters
+        return msgspec.json.encode(describe(self._app.table, summaries, __version__, converters))
+
+    async def document(self, call: Call) -> Response:
+        return _conditional(call, self._document, JSON)
+
+
+async def _page(call: Call) -> Response:
+    return _conditional(call, _file(_PAGE), _HTML)
+
+
+async def _asset(call: Call) -> Response:
+    kind = _ASSETS.get(call.params["file"])
+    if kind is None:
+        raise NoSuchThing("the documentation has no such file")
+    return _conditional(call, _file(call.params["file"]), kind)
+
+
+@cache
+def _file(name: str) -> bytes:
+    return resources.files("control.documentation").joinpath(name).read_bytes()
+
+
+@cache
+def _entity_tag(data: bytes) -> str:
+    """A strong ETag (RFC 9110, 8.8.3). Kept: there are few, and they never change."""
+    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+
+
+def _conditional(call: Call, data: bytes, kind: str) -> Response:
+    """``data``, or 304 to who has it. Caches ask each time: an upgrade is seen at once."""
+    etag = _entity_tag(data)
+    headers = {"ETag": etag, "Cache-Control": "no-cache", **_GUARD}
+    known = (call.header("If-None-Match") or "").split(",")
+    if {tag.strip().removeprefix("W/") for tag in known} & {etag, "*"}:
+        return Response(b"", status=304, headers=headers)
+    return Response(data, headers=headers, content_type=kind)
