@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, block_sums, packet_sums
 from gfs.chunkserver import format as layout
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES, Redo, State
+from gfs.chunkserver.format import HEAD_BYTES, State
+from gfs.chunkserver.journal import Journal, read_records
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion
 
 HANDLE = 0xABCDEF
+DIRECTORY = ""
 PATH = "/chunk"
 
 
@@ -42,7 +44,7 @@ class LoggedFile:
         return len(self.data)
 
     def truncate(self, size: int) -> None:
-        raise NotImplementedError
+        self.files.do("truncate", self.path, size)
 
     def sync(self) -> None:
         pass
@@ -68,6 +70,10 @@ class LoggedFiles:
             self.contents[path] = bytearray()
         elif kind == "unlink":
             del self.contents[path]
+        elif kind == "truncate":
+            content, (size,) = self.contents[path], rest
+            del content[size:]
+            content += bytes(size - len(content))
         else:
             data, offset = rest
             content = self.contents[path]
@@ -100,10 +106,31 @@ class LoggedFiles:
     def unlink(self, path: str) -> None:
         self.do("unlink", path)
 
+    def sync_directory(self, path: str) -> None:
+        pass
+
+
+def new_journal(files: Any) -> Journal:
+    journal = Journal(files, DIRECTORY, False, 1 << 20)
+    journal.open()
+    return journal
+
+
+def create(files: Any, version: int = 1) -> ChunkFile:
+    return ChunkFile.create(files, PATH, HANDLE, version, new_journal(files))
+
+
+def reopen(files: Any, handle: int = HANDLE) -> ChunkFile:
+    """As a start does it."""
+    records = read_records(files, DIRECTORY)
+    journal = new_journal(files)
+    journal.saw(records.sequence)
+    return ChunkFile.open(files, PATH, handle, journal, records.take(handle))
+
 
 def new_chunk() -> tuple[Any, ChunkFile]:
     files: Any = LoggedFiles()
-    chunk = ChunkFile.create(files, PATH, HANDLE, 1)
+    chunk = create(files)
     chunk.commit()
     return files, chunk
 
@@ -128,7 +155,7 @@ sizes = st.one_of(
 )
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["append", "append", "overwrite", "version", "cut", "commit"]),
+        st.sampled_from(["append", "append", "overwrite", "version", "cut", "commit", "pad"]),
         sizes,
         st.integers(0, 1 << 30),
     ),
@@ -152,6 +179,10 @@ def test_every_crash_leaves_what_was_committed(
             write(chunk, len(model), piece)
             model += piece
             continue  # promised only by the next commit
+        if kind == "pad":
+            chunk.pad(len(model) + size)
+            model += bytes(size)
+            continue
         if kind == "overwrite" and model:
             offset = where % len(model)
             piece = pattern(number + 1, size)
@@ -174,7 +205,7 @@ def test_every_crash_leaves_what_was_committed(
     at = data.draw(st.integers(promises[0][0], len(files.log)), label="crash after")
     torn = data.draw(st.integers(0, 70_000), label="bytes of the change hit")
     after: Any = files.crashed(at, torn)
-    recovered = ChunkFile.open(after, PATH, HANDLE)
+    recovered = reopen(after)
     _, safe, version = max(p for p in promises if p[0] <= at)
     assert recovered.version >= version
     assert recovered.length >= len(safe)
@@ -196,10 +227,26 @@ def test_reopening_changes_nothing(lengths: list[int]) -> None:
         write(chunk, len(model), piece)
         model += piece
     chunk.commit()
-    again = ChunkFile.open(files, PATH, HANDLE)
+    again = reopen(files)
     assert (again.length, again.version, content(again)) == (len(model), 1, model)
     assert again.sums(0, -(-len(model) // BLOCK_BYTES)) == block_sums(model)
-    assert ChunkFile.probe(files, PATH, HANDLE) == State(2, 1, len(model), again._tail_sum)
+    assert ChunkFile.probe(files, PATH, HANDLE) == State(chunk._sequence, 1, *again._tail)
+
+
+@given(st.integers(0, 2 * BLOCK_BYTES), sizes, st.binary(max_size=100))
+@settings(max_examples=40, deadline=None)
+def test_padding_is_zeros_whatever_lay_there(before: int, size: int, left: bytes) -> None:
+    files, chunk = new_chunk()
+    model = pattern(7, before)
+    if model:
+        write(chunk, 0, model)
+    chunk.file.write(left, HEAD_BYTES + before)  # of an append that failed
+    chunk.pad(before + size)
+    chunk.commit()
+    again = reopen(files)
+    assert content(again) == model + bytes(size)
+    assert again.bad_blocks() == []
+    assert again.sums(0, -(-(before + size) // BLOCK_BYTES)) == block_sums(model + bytes(size))
 
 
 @given(st.integers(1, 3 * BLOCK_BYTES), st.data())
@@ -216,14 +263,14 @@ def test_any_flipped_bit_is_found(length: int, data: st.DataObject) -> None:
     )
     at = data.draw(st.sampled_from(used), label="byte")
     raw[at] ^= 1 << data.draw(st.integers(0, 7), label="bit")
-    older_slot = layout.slot_offset(chunk._sequence - 1)
+    older_slot = layout.slot_offset(chunk._sequence + 1)
     if older_slot <= at < older_slot + layout.SLOT_BYTES:
         # The state before the last: damage there takes nothing away.
-        assert content(ChunkFile.open(files, PATH, HANDLE)) == pattern(7, length)
+        assert content(reopen(files)) == pattern(7, length)
         return
     assert chunk.bad_blocks()
     try:
-        damaged = ChunkFile.open(files, PATH, HANDLE)
+        damaged = reopen(files)
     except CorruptReplica:
         return
     if damaged.length < length:
@@ -239,12 +286,12 @@ def test_a_truncated_file_is_refused() -> None:
     del files.contents[PATH][HEAD_BYTES + 999 :]
     assert chunk.bad_blocks() == [0]
     with pytest.raises(CorruptReplica, match="promised"):
-        ChunkFile.open(files, PATH, HANDLE)
+        reopen(files)
 
 
 def test_a_file_never_committed_is_nothing() -> None:
     files: Any = LoggedFiles()
-    chunk = ChunkFile.create(files, PATH, HANDLE, 1)
+    chunk = create(files)
     write(chunk, 0, b"data")
     assert ChunkFile.probe(files, PATH, HANDLE) is None
 
@@ -252,14 +299,14 @@ def test_a_file_never_committed_is_nothing() -> None:
 def test_the_file_of_another_chunk_is_refused() -> None:
     files, _ = new_chunk()
     with pytest.raises(CorruptReplica, match="is that of chunk"):
-        ChunkFile.open(files, PATH, HANDLE + 1)
+        reopen(files, HANDLE + 1)
 
 
 def test_writes_that_make_no_sense_are_refused() -> None:
     _, chunk = new_chunk()
     with pytest.raises(InvalidArgument, match="hole"):
         write(chunk, 1, b"x")
-    chunk.length = CHUNK_BYTES
+    chunk._tail = (CHUNK_BYTES, bytes(8))
     with pytest.raises(InvalidArgument, match="past the chunk's end"):
         write(chunk, CHUNK_BYTES, b"x")
 
@@ -278,16 +325,6 @@ def test_overwriting_a_damaged_block_is_refused() -> None:
     files.contents[PATH][HEAD_BYTES + 50] ^= 1
     with pytest.raises(CorruptReplica):
         write(chunk, 10, b"b")
-
-
-@given(st.binary(max_size=300), st.binary(max_size=64), st.integers(0, 400))
-def test_a_redo_record_is_whole_or_nothing(data: bytes, sums: bytes, cut: int) -> None:
-    redo = Redo(HANDLE, 3, 17, 17 + len(data), sums, data)
-    record = layout.encode_redo(redo)
-    assert layout.decode_redo(record, HANDLE) == redo
-    assert layout.decode_redo(record, HANDLE + 1) is None
-    if cut < len(record):
-        assert layout.decode_redo(record[:cut], HANDLE) is None
 
 
 @given(st.binary(max_size=64))
@@ -310,7 +347,7 @@ class FailingFiles(LoggedFiles):
 
 def test_a_version_that_could_not_be_written_is_not_believed() -> None:
     files = FailingFiles()
-    chunk = ChunkFile.create(files, PATH, HANDLE, 3)
+    chunk = create(files, 3)
     chunk.write(0, b"abc", packet_sums(0, b"abc"))
     chunk.commit()
     files.refused.add(("write", PATH))
@@ -319,15 +356,15 @@ def test_a_version_that_could_not_be_written_is_not_believed() -> None:
     assert chunk.version == 3
     files.refused.clear()
     chunk.set_version(5)
-    assert ChunkFile.open(files, PATH, HANDLE).version == 5
+    assert reopen(files).version == 5
 
 
-def test_a_redo_record_that_could_not_be_dropped_undoes_nothing_later() -> None:
+def test_an_overwrite_that_failed_is_finished_before_anything_else() -> None:
     files = FailingFiles()
-    chunk = ChunkFile.create(files, PATH, HANDLE, 3)
+    chunk = create(files, 3)
     chunk.write(0, b"abcdef", packet_sums(0, b"abcdef"))
     chunk.commit()
-    files.refused.add(("unlink", PATH + ".redo"))
+    files.refused.add(("write", PATH))
     with pytest.raises(OSError, match="refused"):
         chunk.write(2, b"CD", packet_sums(2, b"CD"))
     with pytest.raises(OSError, match="refused"):
@@ -335,4 +372,5 @@ def test_a_redo_record_that_could_not_be_dropped_undoes_nothing_later() -> None:
     files.refused.clear()
     chunk.write(6, b"ghi", packet_sums(6, b"ghi"))
     chunk.commit()
-    assert ChunkFile.open(files, PATH, HANDLE).read_verified(0, 9) == b"abCDefghi"
+    assert content(chunk) == b"abCDefghi"
+    assert content(reopen(files)) == b"abCDefghi"

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import random
 import threading
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from gfs.blocks import packet_sums
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import State
+from gfs.chunkserver.copying import copy
 from gfs.chunkserver.identity import IdentityFile
 from gfs.chunkserver.leases import Leases
-from gfs.chunkserver.link import MasterLink
+from gfs.chunkserver.link import MasterLink, MasterLinks
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.throttle import Throttle
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFull, LeaseLost, NotFound, StaleVersion, StartupError
 from gfs.io import World, real_world
-from gfs.protocol.messages import GrantLease, Orders, ReplicaName, VerifyChunk, WriteChunk
+from gfs.protocol.messages import (
+    CopyChunk,
+    GrantLease,
+    Orders,
+    RegisterReply,
+    ReplicaName,
+    VerifyChunk,
+    WriteChunk,
+)
+from gfs.testing import Process, Universe, run_simulated
 
 
 @pytest.fixture
@@ -39,7 +52,8 @@ def node_in(*directories: Path, **settings: object) -> Node:
 
 def make_chunk(node: Node, handle: int, version: int, data: bytes, disk: int = 0) -> Path:
     path = node.store.disks[disk].chunk_path(handle)
-    chunk = ChunkFile.create(node.world.files, path, handle, version)
+    journal = node.store.disks[disk].journal
+    chunk = ChunkFile.create(node.world.files, path, handle, version, journal)
     chunk.write(0, data, packet_sums(0, data))
     chunk.commit()
     chunk.close()
@@ -141,13 +155,56 @@ async def test_orders_of_a_younger_memory_are_refused(tmp_path: Path) -> None:
     node.close()
     node = node_in(tmp_path)
     node.identity_file.record.sequence = 100
-    link = MasterLink(node)
+    link = MasterLink(node, MasterLinks(node), "master:9400")
     delete = [ReplicaName(handle=1, version=1)]
-    await link._obey(Orders(id=1, sequence=99, delete=delete, extend_leases=[], lease_ms=0))
+    await link.obey(Orders(id=1, sequence=99, delete=delete, extend_leases=[], lease_ms=0))
     assert path.exists()
-    await link._obey(Orders(id=1, sequence=100, delete=delete, extend_leases=[], lease_ms=0))
+    await link.obey(Orders(id=1, sequence=100, delete=delete, extend_leases=[], lease_ms=0))
     assert not path.exists()
     node.close()
+
+
+@pytest.mark.parametrize("disks", [1, 2])
+def test_a_new_master_is_obeyed_once_its_term_is_written_down(disks: int) -> None:
+    """On any disk: one that refuses it does not keep a server from its master. A start that
+    does not know of the term would take the old master."""
+    machine = Universe(1).machine("chunkserver")
+    directories = [f"/disk{n}" for n in range(disks)]
+    old, new = 4 << 32, 5 << 32
+
+    def start(process: Process) -> Node:
+        node = Node(process.world, ChunkserverSettings(), directories, bytes(32))
+        node.open()
+        return node
+
+    async def try_to_join(node: Node, term: int) -> bool:
+        link = MasterLink(node, MasterLinks(node), "master:9400")
+        link._is_master = True
+        rpc = type("Peer", (), {"peer_term": term})()
+        try:
+            await link._join(rpc, RegisterReply(0, "a cluster", sequence=3, heartbeat_ms=500))
+        except StartupError:
+            assert not link._joined.is_set()
+            return False
+        assert link._joined.is_set()
+        return True
+
+    async def play() -> None:
+        process = machine.start_process()
+        node = start(process)
+        assert await try_to_join(node, old)
+        for directory in directories:
+            machine.disk.fail(directory)
+        for _ in range(3):
+            assert not await try_to_join(node, new)
+        machine.disk.fail(directories[-1], 0)
+        assert await try_to_join(node, new)
+        machine.disk.fail(directories[0], 0)
+        process.kill()
+        machine.disk.power_cut(None)
+        assert start(machine.start_process()).identity.term == new
+
+    run_simulated(1, play)
 
 
 async def test_a_file_deleted_while_it_is_open_is_missed(tmp_path: Path) -> None:
@@ -181,6 +238,40 @@ async def test_nothing_is_built_on_a_replica_known_as_unfit(tmp_path: Path) -> N
             await node.writable(write)
         with pytest.raises(LeaseLost):
             node.leases.check(1)
+    node.close()
+
+
+async def test_a_replica_that_could_not_be_saved_is_not_good_because_it_looks_so(
+    tmp_path: Path,
+) -> None:
+    """All of it is there, and fits its checksums, for as long as it is open."""
+    node = node_in(tmp_path)
+    make_chunk(node, 1, 1, b"data")
+    node.store.load()
+    async with node.store.using(1) as chunk:
+        node.store.mark_bad(1, "corrupt")
+        node.store.disks[0].marks.put_lacking(1, chunk.file.sequence + 1)
+        for blocks in (False, True):
+            request = VerifyChunk(id=1, handle=1, version=1, blocks=blocks)
+            assert (await node.verify(request)).state == "corrupt"
+        assert 1 in node.store.bad
+    node.close()
+
+
+async def test_an_unfit_replica_is_reported_by_the_version_it_has_by_now(tmp_path: Path) -> None:
+    """It was reported, and ordered deleted, by the one at which it was found unfit."""
+    node = node_in(tmp_path)
+    path = make_chunk(node, 5, 1, b"data")
+    node.store.load()
+    node.store.mark_bad(5, "corrupt")
+    async with node.store.using(5) as chunk:  # as an upload does that starts over
+        chunk.file.set_version(2)
+        node.store.note(chunk)
+    (bad,) = node.store.bad.values()
+    assert (bad.version, bad.kind) == (2, "corrupt")
+    await node.store.delete(bad.handle, bad.version)
+    assert not path.exists()
+    assert not node.store.bad
     node.close()
 
 
@@ -259,16 +350,14 @@ async def test_background_work_waits_only_for_clients(autojump_clock: object) ->
     assert trio.current_time() == before
 
 
-async def test_a_file_replaced_while_it_is_opened_is_opened_again(tmp_path: Path) -> None:
+async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> None:
     node = node_in(tmp_path)
     make_chunk(node, 5, 1, b"old")
     node.store.load()
     (disk,) = node.store.disks
     temporary = disk.chunk_path(5) + ".clone"
-    new = ChunkFile.create(node.world.files, temporary, 5, 2)
+    new = ChunkFile.create(node.world.files, temporary, 5, 2, disk.journal, copied=True)
     new.write(0, b"newer", packet_sums(0, b"newer"))
-    new.commit()
-    new.close()
     found: list[bytes] = []
     real_open = ChunkFile.open
     opened, go_on = threading.Event(), threading.Event()
@@ -288,19 +377,182 @@ async def test_a_file_replaced_while_it_is_opened_is_opened_again(tmp_path: Path
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             await trio.to_thread.run_sync(opened.wait)
-            await node.store.install(5, disk, temporary, State(0, 2, 5, b""))
+            nursery.start_soon(node.store.install, disk, new)
+            await trio.testing.wait_all_tasks_blocked()
             go_on.set()
-    assert found == [b"newer"]
+        await read()
+    assert found == [b"old", b"newer"]
+    new.close()
     node.close()
 
 
-async def test_no_redo_record_outlives_its_replica(tmp_path: Path) -> None:
+async def test_no_copy_takes_the_place_of_a_newer_replica(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gfs")
+
+    def repairs() -> list[object]:
+        events = [vars(record) for record in caplog.records if hasattr(record, "gfs_event")]
+        return [one["gfs_fields"] for one in events if one["gfs_event"] == "corruption_repaired"]
+
     node = node_in(tmp_path)
-    path = str(make_chunk(node, 5, 1, b"old"))
+    make_chunk(node, 5, 3, b"newer")
     node.store.load()
-    files = node.world.files
-    files.open(path + ".redo", "create").close()
-    await node.store.delete(5, 1)
-    assert not files.exists(path)
-    assert not files.exists(path + ".redo")
+    (disk,) = node.store.disks
+
+    async def put_older() -> None:
+        temporary = disk.chunk_path(5) + ".clone"
+        old = ChunkFile.create(node.world.files, temporary, 5, 2, disk.journal, copied=True)
+        old.write(0, b"old", packet_sums(0, b"old"))
+        try:
+            await node.store.install(disk, old)
+        finally:
+            old.close()
+
+    async def there() -> tuple[int, bytes]:
+        async with node.store.using(5) as chunk:
+            return chunk.file.version, chunk.file.read_verified(0, chunk.file.length)
+
+    with pytest.raises(StaleVersion, match="has version 3 here"):
+        await put_older()
+    assert await there() == (3, b"newer")
+    node.store.mark_bad(5, "corrupt")  # then it is good for nothing
+    assert not repairs()
+    await put_older()
+    assert await there() == (2, b"old")
+    assert repairs() == [{"chunk": "5", "version": 3, "how": "replaced"}]
+    node.store.mark_bad(5, "corrupt")
+    await node.store.delete(5, 2)
+    assert repairs()[1:] == [{"chunk": "5", "version": 2, "how": "deleted"}]
+    node.close()
+
+
+# --- copy on write ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["kernel", "here"])
+@pytest.mark.parametrize("length", [0, 1, 65_536, 65_537, 3_000_000])
+async def test_a_copy_is_a_replica_of_its_own(
+    tmp_path: Path, length: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, "not between these")
+
+    if how == "here":
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    data = random.Random(length).randbytes(length)
+    make_chunk_in(tmp_path, 7, 3, data)
+    node = node_in(tmp_path)
+    try:
+        await copy(node, CopyChunk(0, 7, 3, 8, 2, 1000))
+        node.leases.check(8)
+        for handle, version in ((7, 3), (8, 2)):
+            reply = await node.verify(VerifyChunk(id=0, handle=handle, version=version))
+            assert (reply.state, reply.version, reply.length) == ("good", version, length)
+        async with node.store.using(8) as chunk:
+            chunk.file.write(0, b"new", packet_sums(0, b"new"))
+            chunk.file.commit()
+        async with node.store.using(7) as chunk:
+            assert not length or chunk.file.read_verified(0, length) == data
+    finally:
+        node.close()
+    node = node_in(tmp_path)  # and is still there after a restart
+    try:
+        async with node.store.using(8) as chunk:
+            whole = chunk.file.read_verified(0, chunk.file.length)
+            assert whole == b"new" + data[3:]
+    finally:
+        node.close()
+
+
+async def test_a_damaged_replica_is_not_copied(tmp_path: Path) -> None:
+    path = make_chunk_in(tmp_path, 7, 3, bytes(200_000))
+    content = bytearray(path.read_bytes())
+    content[16_384 + 150_000] ^= 1
+    path.write_bytes(content)
+    node = node_in(tmp_path)
+    try:
+        with pytest.raises(StaleVersion):
+            await copy(node, CopyChunk(0, 7, 2, 8, 2, 0))
+        with pytest.raises(CorruptReplica):
+            await copy(node, CopyChunk(0, 7, 3, 8, 2, 1000))
+        assert [bad.kind for bad in node.store.bad.values()] == ["corrupt"]
+        assert 8 not in node.store.inventory
+        assert not node.world.files.exists(node.store.disks[0].chunk_path(8) + ".clone")
+        with pytest.raises(LeaseLost):
+            node.leases.check(8)
+        with pytest.raises(NotFound):
+            await copy(node, CopyChunk(0, 9, 3, 8, 2, 0))
+    finally:
+        node.close()
+
+
+async def test_a_write_under_way_may_end_before_its_lease_does(tmp_path: Path) -> None:
+    make_chunk_in(tmp_path, 7, 3, bytes(100))
+    node = node_in(tmp_path)
+    ended: list[str] = []
+    try:
+        async with node.store.using(7) as chunk, trio.open_nursery() as nursery:
+            node.leases.grant(7, 60_000)
+            await chunk.mutex.acquire()  # as a write exchange does
+
+            async def revoke() -> None:
+                await node.revoke(7, 30.0)
+                ended.append("revoked")
+
+            nursery.start_soon(revoke)
+            await trio.testing.wait_all_tasks_blocked()
+            node.leases.check(7)  # it may acknowledge
+            ended.append("written")
+            chunk.mutex.release()
+        assert ended == ["written", "revoked"]
+        with pytest.raises(LeaseLost):
+            node.leases.check(7)
+    finally:
+        node.close()
+
+
+def make_chunk_in(directory: Path, handle: int, version: int, data: bytes) -> Path:
+    node = node_in(directory)
+    try:
+        return make_chunk(node, handle, version, data)
+    finally:
+        node.close()
+
+
+async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None:
+    """Whoever saves it has its descriptor, and would give it a number above that of its
+    deletion: a power cut might bring it back then."""
+    node = node_in(tmp_path, durability="fsync")
+    (disk,) = node.store.disks
+    await node.grant(GrantLease(id=1, handle=1, version=0, new_version=1, lease_ms=0))
+    saves, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+    async with node.store.using(1) as chunk:
+        sync, bury = chunk.file.file.sync, disk.journal.bury
+
+        def slow_sync() -> None:
+            saves.set()
+            go_on.wait(5)
+            sync()
+            done.append("saved")
+
+        def noted_bury(handle: int, folder: str) -> None:
+            done.append("buried")
+            bury(handle, folder)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunk.file.file, "sync", slow_sync)
+            patch.setattr(disk.journal, "bury", noted_bury)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, chunk.file.save)
+                await trio.to_thread.run_sync(saves.wait)
+                nursery.start_soon(node.store.delete, 1, 1)
+                with trio.move_on_after(0.2):  # it would be done by then
+                    while not done:
+                        await trio.lowlevel.checkpoint()
+                go_on.set()
+    assert done[0] == "saved"
+    assert done[-1] == "buried"
+    assert not node.store.inventory
     node.close()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from control.auth.first_start import FILE_NAME
+from control.settings import ControlSettings
 from gfs.cli.servers import summary
 from gfs.cluster import directory as directories
+from gfs.cluster import supervisor
+from gfs.cluster.children import RESTART_SECONDS_MAX, Backoff, Ending, how_it_ended
 from gfs.cluster.directory import (
     StateDirectory,
     bound_log,
@@ -24,15 +30,7 @@ from gfs.cluster.directory import (
     write_atomically,
 )
 from gfs.cluster.report import Reporter, failure, receive_report
-from gfs.cluster.supervisor import (
-    RESTART_SECONDS_MAX,
-    Backoff,
-    Ending,
-    Wishes,
-    choose_numbers,
-    how_it_ended,
-    make_plan,
-)
+from gfs.cluster.supervisor import Plan, Wishes, choose_numbers, make_plan
 from gfs.errors import GfsError, SettingsError, StartupError
 
 
@@ -92,6 +90,78 @@ def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
     directory.settled.write_text('{"replication": 99}')
     with pytest.raises(SettingsError, match="replication"):
         make_plan(Wishes(tmp_path, port=0), directory)
+
+
+# --- the control plane --------------------------------------------------------------
+
+
+def control_bind(plan: Plan) -> str:
+    assert plan.control is not None
+    [said] = [word for word in plan.control.arguments if word.startswith("--bind=")]
+    return said.removeprefix("--bind=")
+
+
+def test_it_runs_beside_the_cluster_unless_told_not_to(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    plan = make_plan(Wishes(tmp_path, port=0), directory)
+    assert plan.control is not None
+    assert f"--state={directory.path}" in plan.control.arguments
+    assert plan.admin == "admin"
+    assert make_plan(Wishes(tmp_path, port=0, control=False), directory).control is None
+
+
+def test_any_free_port_is_another_one_than_the_servers(tmp_path: Path) -> None:
+    for bind in (None, "127.0.0.1:0"):
+        plan = make_plan(Wishes(tmp_path, port=0, control_bind=bind), StateDirectory(tmp_path))
+        host, _, port = control_bind(plan).rpartition(":")
+        assert host == "127.0.0.1"
+        assert port != "0"
+        servers = [word for child in [plan.master, *plan.chunkservers] for word in child.arguments]
+        assert not [word for word in servers if word.endswith(f":{port}")]
+
+
+def test_its_settings_are_found_where_its_own_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, config = tmp_path / "state", tmp_path / "gfs.toml"
+    config.write_text('[control]\nbind = "127.0.0.1:79"\nadmin_username = "root"\n')
+    wishes = Wishes(state, config=config)
+    monkeypatch.delenv("GFS_CONTROL_BIND", raising=False)
+    monkeypatch.setattr(supervisor, "check_port", lambda *_: None)
+    plan = make_plan(wishes, StateDirectory(state))
+    assert control_bind(plan) == "127.0.0.1:79"
+    assert plan.admin == "root"
+    monkeypatch.setenv("GFS_CONTROL_BIND", "127.0.0.1:80")
+    assert control_bind(make_plan(wishes, StateDirectory(state))) == "127.0.0.1:80"
+    said = replace(wishes, control_bind="127.0.0.1:81")
+    assert control_bind(make_plan(said, StateDirectory(state))) == "127.0.0.1:81"
+
+
+def test_its_defaults_are_those_of_its_own_settings() -> None:
+    theirs = ControlSettings()
+    assert {name: getattr(theirs, name) for name in supervisor.CONTROL_DEFAULTS} == (
+        supervisor.CONTROL_DEFAULTS
+    )
+
+
+def test_a_port_for_two_is_refused(tmp_path: Path) -> None:
+    wishes = Wishes(tmp_path, chunkservers=1, port=9400, control_bind="127.0.0.1:9401")
+    with pytest.raises(SettingsError, match="9401"):
+        make_plan(wishes, StateDirectory(tmp_path))
+
+
+def test_the_first_password_is_taken_once(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    assert directory.take_first_password() is None
+    control = tmp_path / "control"
+    control.mkdir()
+    # As the control plane leaves it.
+    (control / FILE_NAME).write_text("abcd-efgh\n")
+    assert directory.take_first_password() == "abcd-efgh"
+    assert directory.take_first_password() is None
+    (control / FILE_NAME).mkdir()
+    with pytest.raises(GfsError, match="first-password"):
+        directory.take_first_password()
 
 
 # --- the lock ---------------------------------------------------------------------
@@ -241,3 +311,16 @@ def test_the_summary_warns_of_too_few_chunkservers(replication: int, warnings: l
 
 def test_the_summary_warns_when_nothing_can_be_written() -> None:
     assert "no file can be written" in summary(FACTS, 3, 3)
+
+
+def test_the_summary_tells_of_the_rest_api_what_there_is() -> None:
+    assert "REST API" not in summary(FACTS, 2, 2)
+    facts = {**FACTS, "control": {"auth": "http://127.0.0.1:8080"}}
+    text = summary(facts, 2, 2, "root")
+    assert "http://127.0.0.1:8080/docs" in text
+    assert "password" not in text
+    text = summary(facts, 2, 2, "root", "it's")
+    assert "user root has the password it's" in text
+    [line] = [line for line in text.splitlines() if "curl" in line]
+    words = shlex.split(line)
+    assert json.loads(words[words.index("-d") + 1]) == {"username": "root", "password": "it's"}

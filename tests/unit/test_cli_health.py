@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from gfs.cli.health import _fsck_text, _warnings
+from gfs.cli.drain import is_stuck
+from gfs.cli.drain import told as drain_told
+from gfs.cli.health import _advice, _fsck_text, _warnings, masters
 from gfs.cli.output import Output
 from gfs.client import FsckProblem, FsckReport
-from gfs.protocol.messages import ClusterTotals, Disk, ServerStatus, StatusReply
+from gfs.client.fsck import MENDING
+from gfs.protocol.messages import ClusterTotals, Disk, ServerStatus, ShadowStatus, StatusReply
 
 
 def server(state: str = "live", disk: str = "ok", age_ms: int = 400) -> ServerStatus:
@@ -30,14 +35,33 @@ def test_a_healthy_cluster_is_not_warned_of() -> None:
     ("reply", "words"),
     [
         (status(server(), lost=1), ["1 chunk without any good replica", "gfs fsck"]),
-        (status(server(), corrupt=2), ["2 corrupt replicas", "gfs fsck"]),
+        (status(server(), lost=1), ["no chunkserver that is known is away", "gfs rm"]),
+        (
+            status(server(), lost=2, salvages=2),
+            ["2 chunks without any good replica: 2 being put together from damaged replicas;"],
+        ),
+        (
+            status(server(), lost=2, salvages=1, beyond_repair=1),
+            ["1 being put together", "1 that cannot be put together", "no chunkserver that is"],
+        ),
+        (status(server(), corrupt=2), ["2 corrupt replicas, being repaired from good", "gfs fsck"]),
+        (status(server(), corrupt=2, corrupt_kept=2), ["2 corrupt replicas kept", "gfs fsck"]),
         (
             status(server(), under_replicated=5, repairs_active=1, repairs_queued=4),
             ["5 chunks", "1 repair running, 4 waiting", "gfs status"],
         ),
         (
-            status(server(), under_replicated=5, repairs_queued=5),
-            ["no repair is running", "gfs up --chunkservers 2"],
+            status(server(), under_replicated=5, repairs_queued=5, goal_unmet=2),
+            ["no repair is running", "2 replicas", "there are 1", "gfs up --chunkservers 2,"],
+        ),
+        (
+            status(*[server()] * 4, under_replicated=1, repairs_queued=1, goal_unmet=7),
+            ["no repair is running", "add 3", "gfs up --chunkservers 7,", "gfs setrep"],
+        ),
+        (
+            # Enough are there: it has not begun yet, after a start or a promotion.
+            status(*[server()] * 3, under_replicated=1, repairs_queued=1, goal_unmet=3),
+            ["0 repairs running, 1 waiting", "by themselves", "gfs status"],
         ),
         (status(server(disk="full")), ["/d is full", "gfs rm"]),
         (status(server(disk="failed")), ["/d is failed", "dmesg"]),
@@ -52,22 +76,74 @@ def test_a_warning_names_the_next_command(reply: StatusReply, words: list[str]) 
         assert word in warning
 
 
+def test_a_server_that_is_emptied_takes_no_replica() -> None:
+    emptied = server()
+    emptied.drain = "draining"
+    reply = status(server(), server(), emptied, under_replicated=1, goal_unmet=3)
+    assert "gfs up --chunkservers 4" in next(_warnings(reply))
+
+
+@pytest.mark.parametrize(
+    ("sequence", "behind_ms", "told"),
+    [
+        (48, 1500, "away, 2 operations and 1.5 s behind"),
+        (50, 0, "away, 0 operations and 0.0 s behind"),
+        (-1, 90_000, "away, 90.0 s behind"),
+        (-1, -1, "away, how far behind is not known"),
+    ],
+)
+def test_of_a_shadow_master_only_what_is_known_is_told(
+    sequence: int, behind_ms: int, told: str
+) -> None:
+    reply = status(server())
+    reply.sequence = 50
+    reply.shadows = [ShadowStatus("h:2", "away", sequence, behind_ms)]
+    lines = list(masters(reply))
+    assert f"shadow h:2: {told}" in lines
+    assert any(line.startswith("WARNING: a shadow master is away") for line in lines)
+
+
+def test_what_is_lost_may_be_on_servers_that_are_away() -> None:
+    words = "bring back the chunkservers that are away (s1 (h:1))"
+    reply = status(server(), server("dead"), lost=2, beyond_repair=1)
+    lost, away = _warnings(reply)
+    assert "is dead" in away
+    assert words in lost
+    assert words in _advice(FsckReport(problems=[problem("lost")]), reply)
+    assert words not in _advice(FsckReport(problems=[problem("lost")]), status(server()))
+    # Nobody is to delete what is about to be good again.
+    mending = FsckReport(problems=[replace(problem("lost"), detail=MENDING)])
+    assert "delete" not in _advice(mending, status(server()))
+
+
+def test_a_drain_that_does_not_end_says_why() -> None:
+    draining = server()
+    draining.drain, draining.drain_chunks, draining.drain_lost = "draining", 2, 1
+    assert "2 chunks left, 1 of them lost but for what it has" in drain_told(draining)
+    assert not is_stuck(draining)
+    draining.drain_chunks = 1
+    assert is_stuck(draining)
+    draining.drain_lost = 0
+    assert not is_stuck(draining)
+    assert "lost" not in drain_told(draining)
+
+
 def problem(kind: str, path: str = "/a") -> FsckProblem:
     return FsckProblem(kind, path, 0, 255, 2, "s1", "why")
 
 
 def test_fsck_tells_what_is_damaged_and_what_to_do() -> None:
     report = FsckReport(files=2, chunks=2, problems=[problem("corrupt"), problem("below_goal")])
-    text = _fsck_text(Output(), "/", report, verify=True)
+    text = _fsck_text(Output(), "/", report, verify=True, advice="Do that")
     assert "corrupt    /a chunk 0 (handle ff, version 2) on s1: why" in text
     assert "checked 2 chunks of 2 files: 1 below goal, 1 corrupt" in text
     assert "1 file damaged" in text
-    assert "gfs status" in text
+    assert "1 file damaged. Do that" in text
 
 
 def test_fsck_counts_what_is_too_much_to_tell() -> None:
     report = FsckReport(problems=[problem("orphaned", "") for _ in range(150)])
-    text = _fsck_text(Output(), "/", report, verify=False)
+    text = _fsck_text(Output(), "/", report, verify=False, advice="")
     assert text.count("handle ff") == 100
     assert "and 50 more orphaned" in text
     assert "damaged" not in text

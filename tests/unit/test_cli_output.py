@@ -48,7 +48,7 @@ def test_names() -> None:
 def test_what_is_said_after_the_subcommand_wins() -> None:
     before = Cluster(master="a:1", state=Path("/s"))
     after = Cluster(master="b:2", config=Path("/c"))
-    assert after.over(before) == Cluster("b:2", Path("/s"), None, Path("/c"))
+    assert after.over(before) == Cluster("b:2", Path("/s"), config=Path("/c"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import click
 import pytest
@@ -23,7 +24,8 @@ CLIENT_COMMANDS = (
 def test_help_lists_every_subcommand_without_importing_them() -> None:
     code = (
         "import sys; from gfs.cli.command import run; run(['--help']);"
-        "print([m for m in ('trio', 'rich', 'lmdb', 'anyio', 'gfs.client') if m in sys.modules])"
+        "heavy = ('trio', 'rich', 'lmdb', 'anyio', 'gfs.client', 'quart', 'control.app');"
+        "print([module for module in heavy if module in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     *help_text, imported = done.stdout.splitlines()
@@ -31,6 +33,40 @@ def test_help_lists_every_subcommand_without_importing_them() -> None:
     for commands in command.SECTIONS.values():
         for name, (_, what) in commands.items():
             assert any(line.split() == [name, *what.split()] for line in help_text)
+    assert any(line.split()[:3] == ["control", "Serve", "the"] for line in help_text)
+
+
+def test_other_packages_are_not_looked_for_by_our_own_subcommands() -> None:
+    code = (
+        "import sys; from gfs.cli.command import run; run(['ls', '--help']);"
+        "print([m for m in sys.modules if m.partition('.')[0] == 'control'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("no_such_package:command", ["no_such_package", "cannot be loaded"]),
+        ("os:getpid", ["os:getpid", "no click command"]),
+    ],
+)
+def test_a_broken_package_breaks_only_its_own_subcommand(
+    value: str,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    point = EntryPoint("broken", value, command.GROUP)
+    monkeypatch.setattr(command, "_entry_points", lambda: {"broken": point})
+    assert command.run(["--help"]) == 0
+    assert " ".join(words[:1]) in capsys.readouterr().out
+    assert command.run(["broken"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    for word in words:
+        assert word in told
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +81,34 @@ def test_every_subcommand_says_what_it_does() -> None:
         assert found is not None
         assert found.name == name
         assert found.help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "roles"),
+    [
+        ([], ["master", "chunkserver"]),
+        (["up"], ["master", "chunkserver"]),
+        (["master"], ["master"]),
+        (["chunkserver"], ["chunkserver"]),
+    ],
+)
+def test_help_tells_of_settings_that_have_no_flag(
+    arguments: list[str], roles: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "GFS_MASTER_TRASH_SECONDS": ("undeleted", "(default 3 days)"),
+        "GFS_MASTER_MOVES_TOTAL": ("rebalance", "(default 4)"),
+        "GFS_MASTER_BALANCE_SHARE": ("rebalanced", "(default 0.1)"),
+        "GFS_CHUNKSERVER_SCRUB_SECONDS": ("verified", "(default 7 days)"),
+        "GFS_CHUNKSERVER_DURABILITY": ("power cut", "(default replicated)"),
+    }
+    assert command.run([*arguments, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for name, words in settings.items():
+        _, found, rest = told.partition(f" {name} ")
+        assert bool(found) == (name.split("_")[1].lower() in roles), name
+        for word in words:
+            assert word in rest.partition(" GFS_")[0] or not found
 
 
 @pytest.mark.parametrize("name", CLIENT_COMMANDS)
@@ -112,8 +176,14 @@ def test_debug_shows_the_traceback(
         (["ls", "/bad-\udcff"], ["UTF-8"]),
         (["get", "-r", "/a", "-"], ["stdout"]),
         (["down", "--state", "/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["up", "--no-control", "--control-workers", "2"], ["--no-control"]),
+        (["up", "--state", "/tmp/none", "--control-bind", "nonsense"], ["--control-bind"]),
         (["chunkserver", "--dir", "/tmp", "--key-file", "/nowhere/key"], ["/nowhere/key"]),
         (["master", "--state", "/dev/null/x"], ["/dev/null/x"]),
+        (
+            ["master", "--state", "/nowhere/at/all", "--shadow-of", "h:1", "--address", "h:2"],
+            ["/nowhere/at/all/cluster.key", "copy cluster.key", "--key-file"],
+        ),
         (["chunkserver", "--dir", "/tmp", "--master", "nonsense"], ["--master", "nonsense"]),
         (["chunkserver", "--dir", "/tmp", "--address", "0.0.0.0:0"], ["--address", "reach"]),
         (["chunkserver", "--dir", "/tmp", "--dir", "/tmp/"], ["--dir"]),
@@ -148,6 +218,9 @@ def test_a_setting_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch
         (["frobnicate"], ["frobnicate", "gfs --help"]),
         (["ls", "--frobnicate"], ["--frobnicate", "gfs ls --help"]),
         (["up", "--chunkservers", "0"], ["--chunkservers", "gfs up --help"]),
+        (["up", "--control-workers", "0"], ["--control-workers", "gfs up --help"]),
+        (["control", "frobnicate"], ["frobnicate", "gfs control --help"]),
+        (["control", "set-password"], ["USER", "gfs control set-password --help"]),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -370,7 +370,7 @@ async def test_another_key_another_cluster_another_version(wire: Wire) -> None:
         await refused(WrongCluster, Identity("client", "me", KEY, "c2"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(handshake, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
-            hello = handshake._hello(wire.identity, wire.client)
+            hello = handshake._hello(wire.identity, wire.client, [])
         stranger = BulkConnection(await wire.client.network.connect(address))
         await stranger.send(hello)
         with pytest.raises(ProtocolError, match="run the same release"):

@@ -9,8 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from control.compute.settings import ComputeSettings
+from control.settings import ControlSettings
 from gfs import blocks, config
 from gfs.blocks import KIB, MIB
+from gfs.cli.command import SECTIONS as SECTIONS_OF_COMMANDS
+from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings, Settings
 from gfs.master import names, uploads
 from gfs.protocol import messages
@@ -23,6 +27,8 @@ ROLES: dict[str, type[Settings]] = {
     "master": MasterSettings,
     "chunkserver": ChunkserverSettings,
     "client": ClientSettings,
+    "control": ControlSettings,
+    "compute": ComputeSettings,
 }
 
 
@@ -41,8 +47,12 @@ def shown_default(name: str, value: Any) -> str:
         return f'"{value}"'
     if "bytes" in name:
         per_second = "/s" if name.endswith("per_second") else ""
-        in_gib = value >= 1024 * MIB
-        return f"{value // (1024 * MIB if in_gib else MIB)} {'G' if in_gib else 'M'}iB{per_second}"
+        unit, name = next(
+            (unit, name)
+            for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+            if value >= unit
+        )
+        return f"{value // unit} {name}{per_second}"
     if name.endswith("_seconds"):
         days = value / (24 * 3600)
         return f"{days:g} days" if days >= 1 else f"{value:g} s"
@@ -120,6 +130,54 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_pages_name_exist(page: Path) -> None:
     text = without_code(page.read_text(encoding="utf-8"))
-    for path in re.findall(r"`((?:gfs|tests|bench|docs|tools)/[\w/]+\.\w+)`", text):
+    for path in re.findall(r"`((?:gfs|control|tests|bench|docs|tools)/[\w/]+\.\w+)`", text):
         if not path.startswith("bench/out/"):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+# --- the paper ------------------------------------------------------------------------
+
+#: Of the paper, but for its assumptions (2.1) and what is told by their parts; and what
+#: it left out.
+SECTIONS = [
+    *("2.2", "2.3", "2.4", "2.5", "2.6.1", "2.6.2", "2.6.3", "2.7.1", "2.7.2"),
+    *("3.1", "3.2", "3.3", "3.4", "4.1", "4.2", "4.3", "4.4", "4.5"),
+    *("5.1.1", "5.1.2", "5.1.3", "5.2", "5.3"),
+    "Beyond",
+]
+
+
+def rows_of_the_paper() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("## The paper, section by section")
+    table = re.search(r"^\|.*?(?=\n\n)", rest, re.M | re.S)
+    assert table is not None
+    lines = table[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_section_of_the_paper_has_its_row() -> None:
+    found = [row[0].partition(" ")[0] for row in rows_of_the_paper()]
+    assert list(dict.fromkeys(found)) == SECTIONS
+
+
+def test_every_row_of_the_paper_names_tests_that_exist() -> None:
+    for section, what, _, tests in rows_of_the_paper():
+        assert what, section
+        named = re.findall(r"`([^`]+)`", tests)
+        assert named, section
+        for name in named:
+            assert re.fullmatch(r"tests/\w+/test_\w+\.py", name), (section, name)
+            assert (ROOT / name).is_file(), (section, name)
+
+
+def test_every_command_of_the_paper_is_one() -> None:
+    known = {name for commands in SECTIONS_OF_COMMANDS.values() for name in commands}
+    for section, _, used, _ in rows_of_the_paper():
+        for name in re.findall(r"`gfs (\w+)", used):
+            assert name in known, (section, name)
+        for name in re.findall(r"`fs\.(\w+)", used):
+            assert hasattr(Client, name), (section, name)
+        settings = {f.name for role in ROLES.values() for f in msgspec.structs.fields(role)}
+        for name in re.findall(r"`([a-z]+_\w+)`", used):
+            assert name in settings, (section, name)

@@ -13,14 +13,16 @@ import re
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import msgspec
 import pytest
 
 from gfs import errors
-from gfs.blocks import block_sum
+from gfs.blocks import CHUNK_BYTES, block_sum
 from gfs.chunkserver import format as layout
+from gfs.chunkserver import marks
 from gfs.chunkserver.identity import ServerRecord
 from gfs.master import operations, rows, store
 from gfs.protocol import handshake, messages
@@ -34,6 +36,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 def kind(annotation: Any) -> str:
     """A field's type as the page writes it."""
     args = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return f"{{{kind(args[0])}: {kind(args[1])}}}"
+    if get_origin(annotation) is UnionType:
+        return " or ".join("nil" if arg is NoneType else kind(arg) for arg in args)
     if args:
         return f"[{', '.join(kind(arg) for arg in args)}]"
     return {int: "int", str: "str", bytes: "bytes", bool: "bool"}.get(
@@ -83,7 +89,7 @@ def part_table() -> str:
 
 def operation_table() -> str:
     found = sorted(get_args(operations.AnyOperation), key=tag)
-    inner = [operations.NewDirectory, operations.NewChunk]
+    inner = [operations.NewDirectory, operations.NewChunk, operations.Copied]
     lines = [(tag(one), f"`{one.__name__}`", fields(one)) for one in found]
     return table(
         ["tag", "operation", "fields"],
@@ -107,20 +113,23 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": error_table,
 }
 ROWS: list[type[msgspec.Struct]] = [
-    store.State, rows.Trash, operations.LogRecord, rows.KnownServer,
+    store.State, store.UnderWay, store.Counted, store.Change, store.Standing, store.Promise,
+    rows.FileAttributes, rows.Trash, operations.LogRecord, rows.KnownServer,
 ]  # fmt: skip
 
 # --- examples ------------------------------------------------------------------------
 
 HANDLE, VERSION = 0x2A, 3
 FIRST = layout.State(1, VERSION, 5, block_sum(b"hello"))
-REDO = layout.Redo(HANDLE, VERSION, 0, 5, block_sum(b"Jello"), b"J")
+MARK = marks.Mark(HANDLE, VERSION, 5, marks.boot_number("boot"))
+REDO = layout.Redo(HANDLE, 1, 2, VERSION, 0, 5, block_sum(b"Jello"), b"J")
 
 #: Name → bytes, and how many of them make a group on the page.
 EXAMPLES: dict[str, tuple[bytes, list[int]]] = {
     "identity": (layout.encode_identity(HANDLE), [8, 4, 4, 8, 8]),
     "slot": (layout.encode_slot(FIRST), [8, 4, 4, 8, 8, 8]),
-    "redo": (layout.encode_redo(REDO), [8, 8, 4, 4, 4, 4, 8, 8, 1, 8]),
+    "mark": (marks.encode_mark(MARK), [8, 4, 4, 8, 8]),
+    "redo": (layout.encode_redo(REDO), [8, 8, 8, 8, 4, 4, 4, 4, 8, 8, 1, 8]),
     "entries-key": (rows.entry_key(rows.ROOT_INODE, b"os"), [8, 2]),
     "entries-value": (rows.pack_entry(3, rows.KIND_FILE), [8, 1]),
     "inodes-value": (rows.Inode(rows.KIND_FILE, 0, 3, 1, 20, 0, 0).pack(), [1, 1, 2, 4, 8, 8, 8]),
@@ -219,8 +228,17 @@ def test_the_chunk_file_is_laid_out_as_the_page_says() -> None:
 
 
 def test_the_redo_record_is_laid_out_as_the_page_says() -> None:
-    [redo] = layouts(section("The redo record"))
+    [redo] = layouts(section("The redo journal"))
     assert redo == field_layout(layout._REDO.format)
+
+
+def test_a_mark_is_laid_out_as_the_page_says() -> None:
+    [mark] = layouts(section("Marks"))
+    size = marks._MARK.size
+    assert mark == [*field_layout(marks._MARK.format), (size, marks.MARK_BYTES - size)]
+    assert f"; {marks.NO_BOOT}: not known |" in section("Marks")
+    assert f"{CHUNK_BYTES}: not known" in section("Marks")
+    assert f"; {marks.LACKING}: the replica is *lacking* |" in section("Marks")
 
 
 def test_rows_are_laid_out_as_the_page_says() -> None:

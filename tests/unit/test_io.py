@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from descriptors import assert_none_left, open_descriptors
 
 from gfs.io import Listener, Stream, World, real_world
 from gfs.io.real import RealStream, split_address
@@ -55,11 +56,6 @@ async def expect(
 ) -> None:
     with pytest.raises(kind):
         await function(*args)
-
-
-def open_descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 # --- streams ---------------------------------------------------------------------------
@@ -247,7 +243,7 @@ async def test_a_peers_word_for_an_address_is_a_connection_error(
     before = open_descriptors()
     with pytest.raises(ConnectionError):
         await world.network.connect(address)
-    assert open_descriptors() == before
+    assert_none_left(before)
 
 
 async def test_an_address_that_is_taken(world: World) -> None:
@@ -256,7 +252,7 @@ async def test_an_address_that_is_taken(world: World) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011
         await world.network.listen(listener.address)
     assert caught.value.errno == errno.EADDRINUSE
-    assert open_descriptors() == before
+    assert_none_left(before)
     listener.close()
 
 
@@ -286,7 +282,7 @@ async def test_a_cancelled_connect_leaves_nothing_open(world: World) -> None:
     with trio.move_on_after(0.05) as scope:
         await world.network.connect("127.0.0.1:%d" % full.getsockname()[1])  # noqa: UP031
     assert scope.cancelled_caught
-    assert open_descriptors() == before
+    assert_none_left(before)
     for each in (full, *fillers):
         each.close()
 
@@ -350,7 +346,7 @@ def test_files_are_closed_once_and_by_the_collector(world: World, tmp_path: Path
     file.close()
     file.close()
     world.files.open(str(tmp_path / "f"), "r")
-    assert open_descriptors() == before
+    assert_none_left(before)
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
 
 
@@ -359,7 +355,7 @@ def test_a_lock_is_refused_without_a_leak(world: World, tmp_path: Path) -> None:
     before = open_descriptors()
     with pytest.raises(BlockingIOError):
         world.files.lock(str(tmp_path / "lock"))
-    assert open_descriptors() == before
+    assert_none_left(before)
     held.close()
     world.files.lock(str(tmp_path / "lock")).close()
 
@@ -399,11 +395,28 @@ async def test_a_blocking_call_is_over_when_it_returns(world: World) -> None:
     assert finished
 
 
+def test_the_time_a_machine_was_suspended_has_elapsed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {time.CLOCK_BOOTTIME: 5000.0, time.CLOCK_MONOTONIC: 1400.0}
+    monkeypatch.setattr(time, "clock_gettime", now.get)
+    assert world.clock.elapsed() == 5000.0
+
+
 async def test_clock_and_chance(world: World, autojump_clock: trio.testing.MockClock) -> None:
     before = trio.current_time()
     await world.clock.sleep(100)
     assert trio.current_time() - before >= 100
     assert world.clock.monotonic() <= world.clock.monotonic()
+    assert world.clock.elapsed() <= world.clock.elapsed()
     assert world.clock.time_ns() > 1_700_000_000 * 10**9
     assert len(world.random_bytes(16)) == 16
     assert world.random_bytes(16) != world.random_bytes(16)
+
+
+def test_a_boot_is_the_kernels_or_else_each_worlds_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert real_world().boot == real_world().boot
+    monkeypatch.setattr("gfs.io.real.BOOT_PATH", str(tmp_path / "none"))
+    assert real_world().boot != real_world().boot

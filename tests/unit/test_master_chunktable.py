@@ -7,7 +7,7 @@ import pytest
 from gfs.errors import Busy, InvalidArgument
 from gfs.master import garbage as garbage_module
 from gfs.master.chunktable import LocationTable, Reservation, ReservationTable
-from gfs.master.garbage import CORRUPT, ORPHANED, STALE, GarbageTable
+from gfs.master.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
 
 
 def anything(handle: int, version: int) -> bool:
@@ -101,7 +101,7 @@ def test_held_replicas_wait_for_their_release() -> None:
     table = GarbageTable(60.0)
     table.hold(0, 1, 1, STALE, now=0.0)
     table.hold(1, 1, 2, CORRUPT, now=0.0)
-    assert table.counts == {ORPHANED: 0, STALE: 1, CORRUPT: 1}
+    assert table.counts == {ORPHANED: 0, STALE: 1, CORRUPT: 1, FORGETFUL: 0}
     assert table.orders(0, 1000.0, anything) == []
     table.release(1, STALE)
     assert table.orders(1, 1000.0, anything) == []

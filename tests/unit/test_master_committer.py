@@ -43,7 +43,7 @@ async def running(
     store: Store, world: World = WORLD
 ) -> AsyncIterator[tuple[Committer, list[tuple[int, int]]]]:
     freed: list[tuple[int, int]] = []
-    made = Committer(world, store, 120.0, freed.extend)
+    made = Committer(world, store, 120.0, lambda effects: freed.extend(effects.freed))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(made.run)
         yield made, freed

@@ -8,6 +8,7 @@ import pytest
 
 from gfs.master.repair import Clone, Limits, RepairQueue, pick_surplus, plan_clone
 from gfs.master.servers import LIVE, SILENT, Server
+from gfs.master.upkeep import bytes_short
 from gfs.protocol.messages import Disk
 
 LIMITS = Limits(per_server=2, total=64)
@@ -43,6 +44,41 @@ def test_most_endangered_first() -> None:
     assert drain(queue) == [2, 4, 3, 5, 1]
 
 
+def test_live_files_before_deleted_ones_that_are_as_endangered() -> None:
+    queue = RepairQueue()
+    for handle in (1, 2, 3):
+        queue.update(handle, 2, 3)
+    queue.update(4, 1, 3)
+    queue.block(2)
+    queue.set_trashed({2, 4, 99})
+    assert drain(queue) == [4, 1, 3, 2]
+    queue.set_trashed({1})
+    assert drain(queue, 1.0) == [4, 2, 3, 1]
+    queue.forget(1)
+    queue.update(1, 2, 3)
+    assert drain(queue, 2.0)[-1] != 2
+
+
+@pytest.mark.parametrize(
+    ("disks", "short"),
+    [
+        ([(1 << 40, 1 << 39, "ok")], 0),
+        ([(1 << 40, (4 << 30) - 1, "ok")], (8 << 30) + 1),
+        ([(1 << 40, 1 << 39, "ok"), (1000, 50, "ok")], 250),
+        ([(1000, 0, "full")], 300),
+        ([(1000, 500, "full")], 1),
+        ([(1000, 0, "failed")], 0),
+        ([(0, 0, "ok")], 0),
+    ],
+)
+def test_how_much_a_disk_is_short_of(disks: list[tuple[int, int, str]], short: int) -> None:
+    made = server(0)
+    made.set_disks([Disk("/d", total, free, 0, state) for total, free, state in disks])
+    assert bytes_short([made]) == short
+    made.state = SILENT
+    assert bytes_short([made]) == 0
+
+
 def test_whole_and_lost_chunks_are_not_queued() -> None:
     queue = RepairQueue()
     queue.update(1, 2, 3)
@@ -53,6 +89,17 @@ def test_whole_and_lost_chunks_are_not_queued() -> None:
     assert (queue.endangered, queue.lost, drain(queue)) == (1, set(), [2])
     queue.forget(2)
     assert (queue.endangered, queue.lost) == (0, set())
+
+
+def test_the_highest_goal_that_is_not_met() -> None:
+    queue = RepairQueue()
+    assert queue.goal_unmet == 0
+    queue.update(1, 2, 3)
+    queue.update(2, 4, 5)
+    queue.update(3, 7, 7, staying=6)  # it has them; one is on a server that is drained
+    assert queue.goal_unmet == 5
+    queue.forget(2)
+    assert queue.goal_unmet == 3
 
 
 def test_what_cannot_start_waits_a_little_and_lets_others_by() -> None:

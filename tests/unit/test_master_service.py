@@ -103,6 +103,7 @@ SETTINGS = MasterSettings(
     lease_seconds=10.0,
     lease_margin_seconds=1.0,
     garbage_grace_seconds=0.3,
+    trash_seconds=0.0,
     client_silence_seconds=60.0,
     map_bytes=1 << 28,
     sync=False,
@@ -608,6 +609,13 @@ async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
         ({"servers": [5]}, InvalidArgument, "server 5 of"),
         ({"replication": 65}, InvalidArgument, "replication of 65"),
         ({"path": "/x/../y"}, GfsError, "refused"),
+        ({"digest": b"short"}, InvalidArgument, "digest of 5 bytes"),
+        ({"attributes": {"UP": ""}}, InvalidArgument, "named 'UP'"),
+        ({"attributes": {"a": "b" * 1024}}, InvalidArgument, "1025 bytes"),
+        ({"expect": -2}, InvalidArgument, "inode -2"),
+        ({"expect": 77}, FileChanged, "replaced or deleted meanwhile"),
+        ({"below": "/g"}, InvalidArgument, "/g is no directory above /f"),
+        ({"below": "g"}, GfsError, "begin with /"),
         ({"body": b"\xff\x00"}, ProtocolError, "cannot be read"),
         ({"twice": True}, InvalidArgument, "twice"),
     ],
@@ -629,7 +637,7 @@ async def test_what_cannot_be_published(
         chunk.length = CHUNK
         chunks = [chunk, chunk]
     request, body = client.publish_request("/f", chunks, reserved.servers)
-    for field in ("length", "replication", "path"):
+    for field in ("length", "replication", "path", "digest", "attributes", "expect", "below"):
         if field in change:
             setattr(request, field, change[field])
     with pytest.raises(error, match=text):
@@ -661,12 +669,15 @@ async def test_a_replaced_file_is_another_file(cluster: Cluster) -> None:
     with pytest.raises(AlreadyExists):
         await client.put("/f", servers)
     await client.put("/f", servers, replace=True)
-    with pytest.raises(FileChanged):
-        await client.locate("/f", inode)
+    # Who has it open can go on reading it, unless there is no space for that.
+    assert (await client.locate("/f", inode)).chunks[0].handle == old[0].handle
+    servers[0].disks = [Disk("/disk", 10**12, 0, 0, "full")]
     await until(
         lambda: all((old[0].handle, 1) in server.deleted for server in servers),
         "the old file's replicas are deleted",
     )
+    with pytest.raises(FileChanged):
+        await client.locate("/f", inode)
     await client.until_totals(files=1, chunks=1)
 
 
@@ -845,6 +856,7 @@ async def test_lost_and_found(cluster: Cluster) -> None:
 async def test_corrupt_replicas_are_replaced_where_they_are(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "gfs")
     servers = await start_servers(cluster, 3)
     client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
@@ -858,9 +870,23 @@ async def test_corrupt_replicas_are_replaced_where_they_are(
     assert await client.holders("/f") == [{"s0", "s1", "s2"}]
     assert not any(server.deleted for server in servers)
     assert f"corrupt replica: chunk {handle:x}" in caplog.text
+    assert repairs(caplog) == [{"server": "s1", "version": 1, "how": "replaced"}]
 
 
-async def test_corrupt_replicas_are_deleted_once_there_are_enough(cluster: Cluster) -> None:
+def repairs(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """What was told of corrupt replicas that are none any more."""
+    told = [
+        getattr(record, "gfs_fields", {})
+        for record in caplog.records
+        if (getattr(record, "gfs_event", "") == "corruption_repaired")
+    ]
+    return [{name: one[name] for name in ("server", "version", "how")} for one in told]
+
+
+async def test_corrupt_replicas_are_deleted_once_there_are_enough(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gfs")
     servers = await start_servers(cluster, 4)
     client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
@@ -873,8 +899,10 @@ async def test_corrupt_replicas_are_deleted_once_there_are_enough(cluster: Clust
     sick.bad = [BadReplica(handle, 1, "corrupt")]
     await client.until_totals(corrupt=1)
     assert not sick.deleted
+    assert not repairs(caplog)
     del spare.refuse[CloneChunk]
     await until(lambda: sick.deleted == [(handle, 1)], "the corrupt replica is deleted")
+    assert repairs(caplog)[-1] == {"server": sick.id, "version": 1, "how": "deleted"}
     sick.bad = []
     await client.until_totals(corrupt=0, under_replicated=0)
     assert spare.id in (await client.holders("/f"))[0]
@@ -1024,12 +1052,12 @@ async def test_a_chunk_is_added_and_the_file_grows(cluster: Cluster) -> None:
     with pytest.raises(InvalidArgument, match="only the next"):
         await client.call(AcquireLease(0, client.name, 9, inode, 1, 0, []), LeaseReply)
     reply, chain = await client.lease(inode, 0)
-    assert (reply.chunk.version, reply.chunk.length, len(chain)) == (1, 0, 3)
-    assert all(server.replicas[reply.chunk.handle] == (1, 0) for server in servers)
+    assert (reply.chunk.version, reply.chunk.length, len(chain)) == (2, 0, 3)
+    assert all(server.replicas[reply.chunk.handle] == (2, 0) for server in servers)
     again, _ = await client.lease(inode, 0)
     assert again.chunk.handle == reply.chunk.handle
     for server in servers:
-        server.replicas[reply.chunk.handle] = (1, 99)
+        server.replicas[reply.chunk.handle] = (2, 99)
     await client.call(SetLength(0, client.name, 77, inode, 99), Done)
     assert (await client.stat("/f")).entry.length == 99
     with pytest.raises(InvalidArgument):
@@ -1198,7 +1226,8 @@ async def test_short_replicas_are_not_believed(cluster: Cluster) -> None:
     await cluster.start()
     client = await cluster.client()
     await client.until_totals(corrupt=1)
-    assert await client.holders("/f") == [{"s1", "s2"}]
+    # The short one may be the first to come back.
+    await client.until_held("/f", {"s1", "s2"})
     del servers[0].refuse[CloneChunk]
     await client.until_totals(corrupt=0, under_replicated=0)
     assert servers[0].replicas[handle] == (1, 10)

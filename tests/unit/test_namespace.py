@@ -11,7 +11,10 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -21,7 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gfs.errors import (
     AlreadyExists,
+    Busy,
     DirectoryNotEmpty,
+    FileChanged,
     GfsError,
     InvalidArgument,
     IsADirectory,
@@ -29,22 +34,49 @@ from gfs.errors import (
     NotFound,
 )
 from gfs.io import real_world
-from gfs.master import reads
+from gfs.master import oplog, reads, trash
 from gfs.master.committer import Committer, Job, Outcome, Plan
 from gfs.master.namespace import (
     Planned,
+    chunk_handle,
+    chunk_row,
+    inode_row,
+    plan_add_chunk,
+    plan_attempt_version,
     plan_delete,
     plan_make_directory,
     plan_publish,
     plan_rename,
+    plan_replace_chunk,
     plan_set_length,
+    plan_set_replication,
 )
-from gfs.master.operations import LogRecord, NewChunk, Reclaimed, apply
-from gfs.master.rows import KIND_DIRECTORY, unpack_u64
+from gfs.master.operations import (
+    NewChunk,
+    Operation,
+    Reclaimed,
+    SnapshotBegun,
+    SnapshotCopied,
+    TrashEmptied,
+)
+from gfs.master.rows import (
+    KIND_DIRECTORY,
+    KIND_FILE,
+    chunk_of,
+    pack_u64,
+    unpack_file_chunk_key,
+    unpack_u64,
+)
+from gfs.master.sharing import goals_of, is_frozen
+from gfs.master.snapshot import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
 from gfs.master.store import HANDLE_RANGE, Store, Txn, open_store
+from gfs.master.trash import TrashBook, plan_empty, plan_empty_early, plan_undelete
 from gfs.protocol.messages import (
+    PAGE_BYTES_MAX,
     Delete,
     Done,
+    EmptyTrash,
+    EmptyTrashReply,
     Entry,
     MakeDirectory,
     Message,
@@ -52,6 +84,10 @@ from gfs.protocol.messages import (
     PublishReply,
     Rename,
     SetLength,
+    SetReplication,
+    Snapshot,
+    TrashEntry,
+    Undelete,
 )
 
 CHUNK = 64 * 1024 * 1024
@@ -61,8 +97,23 @@ MAP_BYTES = 1 << 28
 NAMES = st.sampled_from(["a", "b", "c", "ä", "a.b"])
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map(tuple)
 Path = tuple[str, ...]
-#: A path's file length, or None for a directory.
-Tree = dict[Path, int | None]
+
+
+class Held(NamedTuple):
+    length: int
+    inode: int
+    digest: bytes
+    attributes: dict[str, str]
+
+
+#: What a path is: a file, or None for a directory.
+Tree = dict[Path, Held | None]
+DIGESTS = st.sampled_from([b"", b"0123456789abcdef"])
+ATTRIBUTES = st.dictionaries(st.sampled_from(["x", "y-1"]), st.text(max_size=3), max_size=2)
+#: Later than any reclaiming in here.
+KEPT_NS = 10**15
+#: An inode that nothing has.
+NOBODY = 1 << 40
 
 
 def text(path: Path) -> str:
@@ -72,29 +123,53 @@ def text(path: Path) -> str:
 # --- the model -----------------------------------------------------------------------
 
 
+class InTrash(NamedTuple):
+    path: Path
+    deleted_ns: int
+    #: What there was, by its path below it; the empty one is itself.
+    tree: Tree
+
+    @property
+    def length(self) -> int:
+        return sum(node.length for node in self.tree.values() if node)
+
+
 class Model:
     def __init__(self) -> None:
         self.tree: Tree = {}
+        #: In the order of deletion.
+        self.trash: list[InTrash] = []
+        #: The inode that the store gave the file now published.
+        self.new_inode = 0
 
-    def _parents(self, tree: Tree, path: Path, make: bool) -> None:
+    def _parents(self, tree: Tree, path: Path, make: bool, kept: int = 0) -> None:
         for end in range(1, len(path)):
             parent = path[:end]
             if parent not in tree:
-                if not make:
+                if not make or end <= kept:
                     raise NotFound
                 tree[parent] = None
             elif tree[parent] is not None:
                 raise NotADirectory
 
-    def publish(self, path: Path, length: int, replace: bool, parents: bool) -> None:
+    def _expect(self, path: Path, expect: int) -> None:
+        held = self.tree.get(path)
+        if expect > 0 and (held is None or held.inode != expect):
+            raise FileChanged
+
+    def publish(self, path: Path, request: Publish, below: Path | None) -> None:
         tree = dict(self.tree)
-        self._parents(tree, path, parents)
+        if below is not None and (len(below) >= len(path) or path[: len(below)] != below):
+            raise InvalidArgument
+        make = request.parents or request.expect > 0
+        self._parents(tree, path, make, len(below or ()))
+        self._expect(path, request.expect)
         if path in tree:
             if tree[path] is None:
                 raise IsADirectory
-            if not replace:
+            if request.expect == 0 or (request.expect == -1 and not request.replace):
                 raise AlreadyExists
-        tree[path] = length
+        tree[path] = Held(request.length, self.new_inode, request.digest, request.attributes)
         self.tree = tree
 
     def make_directory(self, path: Path, parents: bool, exist_ok: bool) -> None:
@@ -134,14 +209,56 @@ class Model:
             tree[target + path[len(source) :]] = node
         self.tree = tree
 
-    def delete(self, path: Path, recursive: bool) -> None:
+    def delete(self, path: Path, recursive: bool, expect: int, kept: bool, time_ns: int) -> None:
         self._parents(self.tree, path, False)
         if path not in self.tree:
             raise NotFound
+        if expect == 0:
+            raise InvalidArgument
+        self._expect(path, expect)
         below = [p for p in self.tree if p[: len(path)] == path]
         if len(below) > 1 and not recursive:
             raise DirectoryNotEmpty
+        if kept:
+            gone = {p[len(path) :]: self.tree[p] for p in below}
+            self.trash.append(InTrash(path, time_ns, gone))
         self.tree = {p: n for p, n in self.tree.items() if p not in below}
+
+    def undelete(self, path: Path, target: Path, chosen: InTrash | None) -> None:
+        found = [entry for entry in self.trash if entry.path == path]
+        if not found or (chosen and chosen not in found):
+            raise NotFound
+        chosen = chosen or found[-1]
+        tree = dict(self.tree)
+        self._parents(tree, target, True)
+        if target in tree:
+            raise AlreadyExists
+        for below, node in chosen.tree.items():
+            tree[target + below] = node
+        self.tree = tree
+        self.trash.remove(chosen)
+
+    def snapshot(self, source: Path, target: Path, parents: bool) -> None:
+        tree = dict(self.tree)
+        self._parents(tree, source, False)
+        if source not in tree:
+            raise NotFound
+        self._parents(tree, target, parents)
+        if tree[source] is None and len(target) > len(source) and target[: len(source)] == source:
+            raise InvalidArgument
+        if target in tree:
+            raise AlreadyExists
+        for path, node in self.tree.items():
+            if path[: len(source)] == source:
+                tree[target + path[len(source) :]] = node
+        self.tree = tree
+
+    def empty(self, path: Path, recursive: bool) -> None:
+        self.trash = [
+            entry
+            for entry in self.trash
+            if not (entry.path == path or (recursive and entry.path[: len(path)] == path))
+        ]
 
 
 # --- the real one ----------------------------------------------------------------------
@@ -150,6 +267,8 @@ class Model:
 def plan_reclaim(limit: int) -> Plan:
     def plan(txn: Txn) -> Planned:
         for key, _ in txn.scan(b"", txn.db.trash):
+            if unpack_u64(key[:8]) >= KEPT_NS:
+                break
             return Reclaimed(unpack_u64(key[:8]), unpack_u64(key[8:]), limit), Done(id=0)
         return None, Done(id=0)
 
@@ -166,7 +285,7 @@ class Real:
 
     def open(self) -> None:
         self.store = open_store(self.directory, MAP_BYTES, False, "feed", 7)
-        self.committer = Committer(real_world(), self.store, 120.0, self.freed.extend)
+        self.committer = Committer(real_world(), self.store, 120.0, lambda effects: None)
 
     def reopen(self) -> None:
         self.store.close()
@@ -174,15 +293,42 @@ class Real:
 
     def commit(self, jobs: list[tuple[int, Plan]]) -> list[Outcome]:
         batch = [Job(CLIENT, number, plan, lambda _: None, 1) for number, plan in jobs]
-        outcomes, freed = self.committer._commit(batch)
-        self.freed += freed
+        outcomes, effects = self.committer._commit(batch)
+        self.freed += effects.freed
         return outcomes
+
+    def perform(self, plan: Plan) -> Operation | None:
+        """As the master's own; returns the operation."""
+        made: list[Planned] = []
+
+        def remember(txn: Txn) -> Planned:
+            made[:] = [plan(txn)]
+            return made[0]
+
+        outcomes, effects = self.committer._commit([Job("", 0, remember, lambda _: None, 1)])
+        self.freed += effects.freed
+        assert isinstance(outcomes[0], Message), outcomes
+        return made[0][0]
 
     def reclaim(self, limit: int) -> None:
         batch = [Job("", 0, plan_reclaim(limit), lambda _: None, 1)]
-        outcomes, freed = self.committer._commit(batch)
+        outcomes, effects = self.committer._commit(batch)
         assert isinstance(outcomes[0], Done)
-        self.freed += freed
+        self.freed += effects.freed
+
+    def counted(self) -> TrashBook:
+        """What the deleted directories hold, as a master that starts finds it."""
+        book = TrashBook(self.store)
+        for slices in (book.load(), book.count()):
+            for _ in slices:
+                pass
+        assert not book.waiting
+        return book
+
+    def empty(self) -> None:
+        request = EmptyTrash(0, CLIENT, 0, "/", True)
+        plan: Plan = lambda txn: plan_empty(txn, request, 1)  # noqa: E731
+        assert isinstance(self.commit([(1_000_000, plan)])[0], EmptyTrashReply)
 
     def reclaim_all(self, limit: int) -> None:
         for _ in range(10_000):
@@ -222,8 +368,21 @@ class NamespaceMachine(RuleBasedStateMachine):
 
     # --- mutations ---
 
-    def publish(self, path: Path, length: int, replace: bool, parents: bool) -> Mutation:
-        chunks = self.real.chunks_for(length)
+    def some_path(self, data: st.DataObject, known: list[Path]) -> Path:
+        """One of those, or any."""
+        anything = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
+        return data.draw(st.sampled_from(known) | anything if known else anything)
+
+    def expected(self, data: st.DataObject, path: Path) -> int:
+        held = self.model.tree.get(path)
+        wanted = [-1, -1, -1, 0, NOBODY]
+        return data.draw(st.sampled_from([*wanted, held.inode] if held else wanted))
+
+    def publish(self, data: st.DataObject, path: Path) -> Mutation:
+        length = data.draw(st.sampled_from([0, 1, CHUNK, CHUNK + 5, 3 * CHUNK]))
+        below = data.draw(
+            st.none() | st.none() | st.integers(0, len(path)).map(lambda n: path[:n]) | PATHS
+        )
         request = Publish(
             id=0,
             client=CLIENT,
@@ -231,14 +390,22 @@ class NamespaceMachine(RuleBasedStateMachine):
             path=text(path),
             length=length,
             replication=3,
-            replace=replace,
-            parents=parents,
+            replace=data.draw(st.booleans()),
+            parents=data.draw(st.sampled_from([True, True, False])),
             servers=[],
+            digest=data.draw(DIGESTS),
+            attributes=data.draw(ATTRIBUTES),
+            expect=self.expected(data, path),
+            below="" if below is None else text(below),
         )
+        return self.publishing(path, request, below)
+
+    def publishing(self, path: Path, request: Publish, below: Path | None = None) -> Mutation:
+        chunks = self.real.chunks_for(request.length)
         time_ns = next(self.real.times)
         return (
             lambda txn: plan_publish(txn, request, chunks, 3, time_ns),
-            lambda model: model.publish(path, length, replace, parents),
+            lambda model: model.publish(path, request, below),
         )
 
     def make_directory(self, path: Path, parents: bool, exist_ok: bool) -> Mutation:
@@ -257,13 +424,64 @@ class NamespaceMachine(RuleBasedStateMachine):
             lambda model: model.rename(source, target, replace, parents),
         )
 
-    def delete(self, path: Path, recursive: bool) -> Mutation:
-        request = Delete(0, CLIENT, 0, text(path), recursive)
+    def delete(self, path: Path, recursive: bool, expect: int, now: bool) -> Mutation:
+        request = Delete(0, CLIENT, 0, text(path), recursive, expect, now)
         time_ns = next(self.real.times)
         return (
-            lambda txn: plan_delete(txn, request, time_ns),
-            lambda model: model.delete(path, recursive),
+            lambda txn: plan_delete(txn, request, time_ns, KEPT_NS),
+            lambda model: model.delete(path, recursive, expect, not now, time_ns),
         )
+
+    def undelete(self, data: st.DataObject, path: Path) -> Mutation:
+        """The last one; or one by its inode, as the listing names it."""
+        target = data.draw(st.none() | PATHS)
+        with self.real.store.read() as txn:
+            told = [e for e in self.told(txn, text(path)) if e.path == text(path)]
+        inode, chosen = 0, None
+        if told and data.draw(st.booleans()):
+            nth = data.draw(st.integers(0, len(told) - 1))
+            inode = told[nth].inode
+            chosen = [entry for entry in self.model.trash if entry.path == path][nth]
+        new_name = text(target) if target else ""
+        request = Undelete(0, CLIENT, 0, text(path), new_name, inode)
+        time_ns = next(self.real.times)
+        return (
+            lambda txn: plan_undelete(txn, request, time_ns),
+            lambda model: model.undelete(path, target or path, chosen),
+        )
+
+    def set_replication(self, path: Path, goal: int) -> Mutation:
+        request = SetReplication(0, CLIENT, 0, text(path), goal)
+
+        def expected(model: Model) -> None:
+            if path in model.tree and model.tree[path] is None:
+                raise IsADirectory
+            for end in range(1, len(path)):
+                if model.tree.get(path[:end]) is not None:
+                    raise NotADirectory
+            if path not in model.tree:
+                raise NotFound
+
+        return lambda txn: plan_set_replication(txn, request, goal), expected
+
+    def empty(self, path: Path, recursive: bool) -> Mutation:
+        request = EmptyTrash(0, CLIENT, 0, text(path), recursive)
+        time_ns = next(self.real.times)
+        return (
+            lambda txn: plan_empty(txn, request, time_ns),
+            lambda model: model.empty(path, recursive),
+        )
+
+    def told(self, txn: Txn, path: str) -> list[TrashEntry]:
+        book = self.real.counted()
+        entries: list[TrashEntry] = []
+        cursor, more = b"", True
+        while more:
+            page, cursor = trash.page(txn, book, path, cursor, 2)
+            assert len(page) <= 2
+            entries += page
+            more = bool(cursor)
+        return entries
 
     @rule(data=st.data(), count=st.integers(1, 6))
     def mutate(self, data: st.DataObject, count: int) -> None:
@@ -271,18 +489,153 @@ class NamespaceMachine(RuleBasedStateMachine):
         flags = st.booleans()
         wanted = []
         for _ in range(count):
-            kind = data.draw(st.integers(0, 5))
-            path = data.draw(PATHS)
-            if kind <= 1:
-                length = data.draw(st.sampled_from([0, 1, CHUNK, CHUNK + 5, 3 * CHUNK]))
-                wanted.append(self.publish(path, length, data.draw(flags), data.draw(flags)))
-            elif kind == 2:
+            kind = data.draw(st.integers(0, 13))
+            path = self.some_path(data, list(self.model.tree))
+            if kind <= 2:
+                wanted.append(self.publish(data, path))
+            elif kind == 3:
                 wanted.append(self.make_directory(path, data.draw(flags), data.draw(flags)))
-            elif kind <= 4:
-                target = data.draw(PATHS)
+            elif kind <= 5:
+                target = self.some_path(data, list(self.model.tree))
                 wanted.append(self.rename(path, target, data.draw(flags), data.draw(flags)))
+            elif kind <= 8:
+                expect = self.expected(data, path)
+                wanted.append(self.delete(path, data.draw(flags), expect, data.draw(flags)))
+            elif kind <= 11:
+                path = self.some_path(data, [entry.path for entry in self.model.trash])
+                wanted.append(self.undelete(data, path))
+            elif kind == 12:
+                wanted.append(self.set_replication(path, data.draw(st.integers(1, 4))))
             else:
-                wanted.append(self.delete(path, data.draw(flags)))
+                path = self.some_path(data, [entry.path for entry in self.model.trash])
+                wanted.append(self.empty(path, data.draw(flags)))
+        self.carry_out(wanted)
+
+    @rule(data=st.data(), flags=st.lists(st.booleans(), min_size=3, max_size=3))
+    def snapshot(self, data: st.DataObject, flags: list[bool]) -> None:
+        """Piece by piece, with attempts to change it in between; given up, or whole."""
+        source = self.some_path(data, list(self.model.tree))
+        target = self.some_path(data, [])
+        parents, gives_up, dies = flags
+        request = Snapshot(0, CLIENT, 0, text(source), text(target), parents)
+        expected = Model()
+        expected.tree = self.model.tree
+        try:
+            expected.snapshot(source, target, parents)
+        except GfsError as error:
+            with pytest.raises(type(error)), self.real.store.read() as txn:
+                plan_begin(txn, request, 5)
+            return
+        begun = self.real.perform(partial(plan_begin, request=request, time_ns=5))
+        assert isinstance(begun, SnapshotBegun)
+        with self.real.store.read() as txn:
+            row = inode_row(txn, begun.source)
+        assert row is not None
+        walk = Walk(begun.source, begun.copy, row.kind, row.chunks, piece=3)
+        while not walk.is_done:
+            self.disturb(data, source)
+            with self.real.store.read() as txn:
+                pieces = walk.next(txn)
+            if pieces:
+                copied = self.real.perform(partial(plan_copy, pieces=pieces, time_ns=6))
+                assert isinstance(copied, SnapshotCopied)
+                pieces = copied.pieces
+            with self.real.store.read() as txn:
+                walk.copied(txn, pieces)
+            self.same_tree()
+            self.real.reclaim(2)
+        if gives_up:
+            if dies:
+                self.real.reopen()
+            assert [s.copy for s in self.real.store.state.snapshots] == [begun.copy]
+            self.real.perform(partial(plan_abandon, copy=begun.copy, time_ns=7))
+            assert self.real.perform(partial(plan_abandon, copy=begun.copy, time_ns=7)) is None
+        else:
+            plan = partial(
+                plan_finish, request=request, copy=begun.copy, reply=walk.reply, time_ns=7
+            )
+            self.carry_out([(plan, lambda model: model.snapshot(source, target, parents))])
+            self.copied_inodes(target)
+        assert self.real.store.state.snapshots == []
+
+    def disturb(self, data: st.DataObject, source: Path) -> None:
+        """What would change the source is refused; elsewhere things go on."""
+        inside = (*source, data.draw(NAMES))
+        paths = st.sampled_from([source, inside, source[:-1] or source, source])
+        path = data.draw(paths)
+        mutation = data.draw(
+            st.sampled_from(
+                [
+                    self.delete(path, True, -1, True),
+                    self.rename(path, ("elsewhere",), True, True),
+                    self.rename(("elsewhere",), inside, True, True),
+                    self.make_directory(inside, True, True),
+                ]
+            )
+        )
+        before = self.real.store.state.sequence
+        outcome = self.real.commit([(next(self.numbers), mutation[0])])[0]
+        assert isinstance(outcome, (Busy, NotFound, NotADirectory)), outcome
+        assert self.real.store.state.sequence == before
+
+    def copied_inodes(self, target: Path) -> None:
+        """The copies are files of their own."""
+        for path, entry in self.everything().items():
+            held = self.model.tree[path]
+            if path[: len(target)] == target and held is not None:
+                self.model.tree[path] = held._replace(inode=entry.inode)
+
+    @rule(data=st.data())
+    def write(self, data: st.DataObject) -> None:
+        """A chunk of a file is about to be written: shared, it is replaced by its own."""
+        files = [p for p, n in self.model.tree.items() if n and n.length]
+        if not files:
+            return
+        path = data.draw(st.sampled_from(files))
+        held = self.model.tree[path]
+        assert held is not None
+        index = data.draw(st.integers(0, -(-held.length // CHUNK) - 1))
+        with self.real.store.read() as txn:
+            handle = chunk_handle(txn, held.inode, index)
+            assert handle is not None
+            chunk = chunk_row(txn, handle)
+        assert chunk is not None
+        if is_frozen(chunk):
+            plan = partial(
+                plan_replace_chunk,
+                inode=held.inode,
+                index=index,
+                shared=handle,
+                handle=next(self.real.handles),
+                version=2,
+            )
+        else:
+            plan = partial(plan_attempt_version, handle=handle, inode=held.inode)
+        self.real.perform(plan)
+        self.model.tree = {**self.model.tree, path: held._replace(digest=b"")}
+
+    @rule(data=st.data(), goal=st.integers(1, 4))
+    def raise_or_lower(self, data: st.DataObject, goal: int) -> None:
+        """Of a file that is there, perhaps one that shares its chunks."""
+        files = [path for path, node in self.model.tree.items() if node]
+        if files:
+            self.carry_out([self.set_replication(data.draw(st.sampled_from(files)), goal)])
+
+    @rule(data=st.data(), paths=st.lists(PATHS, min_size=1, max_size=4))
+    def there_and_back(self, data: st.DataObject, paths: list[Path]) -> None:
+        """Files appear, some go, some come back: what chance alone does too seldom."""
+        for path in paths:
+            request = Publish(0, CLIENT, 0, text(path), CHUNK + 5, 3, True, True, [])
+            self.carry_out([self.publishing(path, request)])
+        for _ in range(data.draw(st.integers(1, 3))):
+            path = data.draw(st.sampled_from(paths))
+            path = path[: data.draw(st.integers(1, len(path)))]
+            self.carry_out([self.delete(path, True, -1, False)])
+        known = [entry.path for entry in self.model.trash]
+        for path in data.draw(st.lists(st.sampled_from(known or paths), max_size=2)):
+            self.carry_out([self.undelete(data, path)])
+
+    def carry_out(self, wanted: list[Mutation]) -> None:
         jobs = [(next(self.numbers), plan) for plan, _ in wanted]
         outcomes = self.real.commit(jobs)
         for (number, plan), (_, expected), outcome in zip(jobs, wanted, outcomes, strict=True):
@@ -290,6 +643,8 @@ class NamespaceMachine(RuleBasedStateMachine):
             self.answered[number] = (plan, outcome)
 
     def compare(self, expected: Callable[[Model], None], outcome: Outcome) -> None:
+        if isinstance(outcome, PublishReply):
+            self.model.new_inode = outcome.entry.inode
         refused: type[GfsError] | None = None
         try:
             expected(self.model)
@@ -326,6 +681,29 @@ class NamespaceMachine(RuleBasedStateMachine):
     def reclaim(self, limit: int) -> None:
         self.real.reclaim(limit)
 
+    @rule(wanted=st.sampled_from([1, CHUNK, 5 * CHUNK]))
+    def run_short_of_space(self, wanted: int) -> None:
+        """What was deleted first goes first, and no more than is needed."""
+        rows: list[tuple[int, int]] = []
+        time_ns = next(self.real.times)
+
+        def plan(txn: Txn) -> Planned:
+            planned = plan_empty_early(txn, time_ns, wanted)
+            if planned[0] is not None:
+                assert isinstance(planned[0], TrashEmptied)
+                rows[:] = planned[0].rows
+            return planned
+
+        with self.real.store.read() as txn:
+            entries = {e.inode: e for e in self.told(txn, "/")}
+        assert isinstance(self.real.commit([(next(self.numbers), plan)])[0], Done)
+        gone = [entries[inode] for _, inode in rows if inode in entries]
+        assert [entry.deleted_ns for entry in gone] == [
+            entry.deleted_ns for entry in self.model.trash[: len(gone)]
+        ]
+        assert sum(entry.length for entry in gone[:-1]) < wanted
+        del self.model.trash[: len(gone)]
+
     # --- what must hold ---
 
     def everything(self) -> dict[Path, Entry]:
@@ -333,18 +711,38 @@ class NamespaceMachine(RuleBasedStateMachine):
         with self.real.store.read() as txn:
             visits = list(reads.walk(txn, "/", reads.Cursor()))
             assert visits[0].segments == []
+            assert not any(visit.row.flags for visit in visits)
+            for visit in visits:
+                chunks = reads.file_chunks(txn, visit.inode, visit.row.length, 0)
+                # A shared one has the highest goal of its files.
+                assert all(chunk.goal >= visit.row.replication for chunk in chunks)
             for visit in visits[1:]:
                 path = tuple(s.decode() for s in visit.segments)
                 assert path not in found
                 found[path] = reads.stat(txn, text(path))
             order = [v.segments for v in visits]
+            self.check_goals(txn)
         assert order == sorted(order)
         return found
+
+    def check_goals(self, txn: Txn) -> None:
+        """Each chunk knows the goals of the files that have it: of those in the trash too."""
+        wanted: dict[bytes, Counter[int]] = {}
+        for key, handle in txn.scan(b"", txn.db.file_chunks):
+            row = inode_row(txn, unpack_file_chunk_key(key)[0])
+            assert row is not None
+            wanted.setdefault(handle, Counter())[row.replication] += 1
+        rows = {key: chunk_of(row) for key, row in txn.scan(b"", txn.db.chunks)}
+        assert {key: goals_of(row) for key, row in rows.items()} == wanted
+        assert all(row.replication == max(wanted[key]) for key, row in rows.items())
 
     @invariant()
     def same_tree(self) -> None:
         found = self.everything()
-        told = {p: e.length if e.kind == "file" else None for p, e in found.items()}
+        told = {
+            p: Held(e.length, e.inode, e.digest, e.attributes) if e.kind == "file" else None
+            for p, e in found.items()
+        }
         assert told == self.model.tree
         assert len({e.inode for e in found.values()}) == len(found)
         for path, entry in found.items():
@@ -368,25 +766,54 @@ class NamespaceMachine(RuleBasedStateMachine):
                 assert got == names
 
     @invariant()
-    def same_totals(self) -> None:
+    def same_trash(self) -> None:
+        wanted = [
+            (text(entry.path), entry.deleted_ns, entry.length, sum(map(bool, entry.tree.values())))
+            for entry in self.model.trash
+        ]
+        wanted.sort(key=lambda entry: (entry[0].encode() + b"\0", entry[1]))
         with self.real.store.read() as txn:
-            trash = txn.count(txn.db.trash)
-        if trash:
+            told = self.told(txn, "/")
+            assert [(e.path, e.deleted_ns, e.length, e.files) for e in told] == wanted
+            assert txn.count(txn.db.trash_paths) == len(told)
+            assert all(entry.until_ns == entry.deleted_ns + KEPT_NS for entry in told)
+            for path in {entry.path[:1] for entry in self.model.trash}:
+                below = [e.path for e in told if (e.path + "/").startswith(text(path) + "/")]
+                assert [entry.path for entry in self.told(txn, text(path))] == below
+
+    @invariant()
+    def same_totals(self) -> None:
+        state, book = self.real.store.state, self.real.counted()
+        entries = self.model.trash
+        files = [node for entry in entries for node in entry.tree.values() if node]
+        assert state.trash_rows == len(entries)
+        assert state.trash_files + book.files == len(files)
+        assert state.trash_bytes + book.bytes == sum(node.length for node in files)
+        with self.real.store.read() as txn:
+            keys = [unpack_u64(key[:8]) for key, _ in txn.scan(b"", txn.db.trash)]
+        if any(due < KEPT_NS for due in keys):
             return  # what is below a deleted directory is counted out piece by piece
-        state = self.real.store.state
-        lengths = [n for n in self.model.tree.values() if n is not None]
-        assert (state.files, state.bytes) == (len(lengths), sum(lengths))
-        assert state.directories == len(self.model.tree) - len(lengths)
+        lengths = [n.length for n in self.model.tree.values() if n is not None]
+        assert state.files - book.files == len(lengths)
+        assert state.bytes - book.bytes == sum(lengths)
+        directories = len(self.model.tree) - len(lengths)
+        assert state.directories - book.directories == directories
 
     def check_reclaimed(self) -> None:
         """With the trash emptied, only what the tree needs is left."""
+        self.real.empty()
+        self.model.trash.clear()
         self.real.reclaim_all(3)
         self.same_tree()
         self.same_totals()
-        chunks = sum(-(-n // CHUNK) for n in self.model.tree.values() if n)
+        chunks = sum(-(-n.length // CHUNK) for n in self.model.tree.values() if n)
         with self.real.store.read() as txn:
-            assert txn.count(txn.db.chunks) == chunks
-            assert txn.count(txn.db.file_chunks) == chunks
+            had = Counter(handle for _, handle in txn.scan(b"", txn.db.file_chunks))
+            rows = {key: chunk_of(row) for key, row in txn.scan(b"", txn.db.chunks)}
+            assert had.total() == chunks
+            assert {key: row.references for key, row in rows.items()} == had
+            shared = sum((row.references - 1) * row.length for row in rows.values())
+            assert self.real.store.state.shared_bytes == shared
             assert txn.count(txn.db.inodes) == len(self.model.tree) + 1
             assert txn.count(txn.db.entries) == len(self.model.tree)
             live = {unpack_u64(key) for key, _ in txn.scan(b"", txn.db.chunks)}
@@ -398,16 +825,20 @@ class NamespaceMachine(RuleBasedStateMachine):
         copy = tempfile.mkdtemp(prefix="gfs-replay-")
         try:
             follower = open_store(copy, MAP_BYTES, False, "feed", 7)
-            with self.real.store.read() as txn:
-                log = list(txn.scan(b"", txn.db.operation_log))
-                assert [unpack_u64(key) for key, _ in log] == list(range(1, len(log) + 1))
 
-            def replay(txn: Txn) -> None:
-                for _, row in log:
-                    apply(txn, msgspec.msgpack.decode(row, type=LogRecord).operation)
+            def follow(txn: Txn) -> int:
+                chain = oplog.chain(txn)
+                with self.real.store.read() as source:
+                    page = oplog.read(source, txn.state.sequence + 1, 500)
+                for row, answer in page:
+                    chain = oplog.replay(txn, row, answer, chain)
+                return len(page)
 
-            follower.commit(replay)
+            while follower.commit(follow):
+                pass
             assert rows_of(follower) == rows_of(self.real.store)
+            counted = msgspec.structs.replace(follower.state, handle_end=0)
+            assert counted == msgspec.structs.replace(self.real.store.state, handle_end=0)
             follower.close()
         finally:
             shutil.rmtree(copy)
@@ -416,12 +847,12 @@ class NamespaceMachine(RuleBasedStateMachine):
 def rows_of(store: Store) -> dict[str, list[tuple[bytes, bytes]]]:
     with store.read() as txn:
         db = txn.db
-        tables = ("entries", "inodes", "file_chunks", "chunks", "trash")
+        tables = [name for name in db._fields if name != "meta"]
         return {name: list(txn.scan(b"", getattr(db, name))) for name in tables}
 
 
 NamespaceMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None
+    max_examples=100, stateful_step_count=25, deadline=None
 )
 TestNamespace = NamespaceMachine.TestCase
 
@@ -436,7 +867,7 @@ def real(tmp_path):  # type: ignore[no-untyped-def]
     made.store.close()
 
 
-def publish(real: Real, number: int, path: str, length: int, **flags: bool) -> Entry:
+def publish(real: Real, number: int, path: str, length: int, **more: Any) -> Entry:
     request = Publish(
         id=0,
         client=CLIENT,
@@ -444,9 +875,10 @@ def publish(real: Real, number: int, path: str, length: int, **flags: bool) -> E
         path=path,
         length=length,
         replication=3,
-        replace=flags.get("replace", False),
+        replace=more.pop("replace", False),
         parents=True,
         servers=[],
+        **more,
     )
     chunks = real.chunks_for(length)
     (outcome,) = real.commit([(number, lambda txn: plan_publish(txn, request, chunks, 3, number))])
@@ -473,6 +905,81 @@ def test_length_only_grows_and_within_the_chunks(real: Real) -> None:
     assert real.store.state.bytes == 2 * CHUNK
 
 
+DIGEST = b"0123456789abcdef"
+
+
+@pytest.mark.parametrize("change", ["a lease", "another chunk", "a length"])
+def test_a_file_that_is_to_change_loses_its_digest(real: Real, change: str) -> None:
+    entry = publish(real, 1, "/f", 10, digest=DIGEST, attributes={"a": "b"})
+    other = publish(real, 2, "/g", 10, digest=DIGEST)
+    with real.store.read() as txn:
+        (chunk,) = reads.file_chunks(txn, entry.inode, 10, 0)
+    plans: dict[str, Plan] = {
+        "a lease": lambda txn: plan_attempt_version(txn, chunk.handle, entry.inode),
+        "another chunk": lambda txn: plan_add_chunk(txn, entry.inode, 1, 999, 1, 5),
+        "a length": lambda txn: plan_set_length(txn, SetLength(0, CLIENT, 3, entry.inode, 20), 5),
+    }
+    assert isinstance(real.commit([(3, plans[change])])[0], Message)
+    real.reopen()
+    with real.store.read() as txn:
+        now = reads.stat(txn, "/f")
+        assert (now.digest, now.attributes) == (b"", {"a": "b"})
+        assert reads.stat(txn, "/g").digest == other.digest == DIGEST
+
+
+def test_a_snapshot_has_the_chunk_that_its_file_got_when_it_began(real: Real) -> None:
+    """A grant that was under way: the leases are ended, and nothing granted, only then."""
+    entry = publish(real, 1, "/f", CHUNK, digest=DIGEST, attributes={"a": "b"})
+    request = Snapshot(0, CLIENT, 2, "/f", "/copy", False)
+    begun = real.perform(partial(plan_begin, request=request, time_ns=5))
+    assert isinstance(begun, SnapshotBegun)
+    handle = next(real.handles)
+    add = partial(plan_add_chunk, inode=entry.inode, index=1, handle=handle, version=2, time_ns=6)
+    real.perform(add)
+    walk = Walk(begun.source, begun.copy, KIND_FILE, 2, piece=1)
+    while not walk.is_done:
+        with real.store.read() as txn:
+            pieces = walk.next(txn)
+        copied = real.perform(partial(plan_copy, pieces=pieces, time_ns=7))
+        assert isinstance(copied, SnapshotCopied)
+        with real.store.read() as txn:
+            walk.copied(txn, copied.pieces)
+    finish = partial(plan_finish, request=request, copy=begun.copy, reply=walk.reply, time_ns=8)
+    real.perform(finish)
+    with real.store.read() as txn:
+        copy, source = reads.stat(txn, "/copy"), reads.stat(txn, "/f")
+        row = chunk_row(txn, handle)
+    assert (copy.chunks, copy.length, copy.digest) == (2, CHUNK, b"")
+    assert copy.attributes == source.attributes == {"a": "b"}
+    assert row is not None
+    assert row.references == 2
+    real.commit([(3, lambda txn: plan_delete(txn, Delete(0, CLIENT, 3, "/copy", False), 9, 0))])
+    real.empty()
+    real.reclaim_all(1)
+    with real.store.read() as txn:
+        assert txn.count(txn.db.file_chunks) == 2
+
+
+def test_a_file_without_anything_to_carry_has_the_row_it_always_had(real: Real) -> None:
+    plain = publish(real, 1, "/plain", 10)
+    marked = publish(real, 2, "/marked", 10, digest=DIGEST)
+    with real.store.read() as txn:
+        sizes = [
+            len(txn.get(pack_u64(entry.inode), b"", txn.db.inodes)) for entry in (plain, marked)
+        ]
+    assert sizes[0] == 32 < sizes[1]
+
+
+def test_a_lease_of_a_chunk_whose_file_is_gone_changes_nothing_else(real: Real) -> None:
+    entry = publish(real, 1, "/f", 10, digest=DIGEST)
+    with real.store.read() as txn:
+        (chunk,) = reads.file_chunks(txn, entry.inode, 10, 0)
+    plan: Plan = lambda txn: plan_attempt_version(txn, chunk.handle, NOBODY)  # noqa: E731
+    assert isinstance(real.commit([(2, plan)])[0], Done)
+    with real.store.read() as txn:
+        assert reads.stat(txn, "/f").digest == DIGEST
+
+
 def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
     entry = publish(real, 1, "/f", 1)
     rename = Rename(0, CLIENT, 2, "/f", "/d/g", False, True)
@@ -482,6 +989,9 @@ def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
         with pytest.raises(NotFound):
             reads.open_file(txn, "/f", 0)
     publish(real, 3, "/d/g", 2, replace=True)
+    with real.store.read() as txn:
+        assert reads.open_file(txn, "/d/g", entry.inode)[0] == entry.inode
+    real.reclaim_all(10)
     with real.store.read() as txn:
         with pytest.raises(GfsError, match="replaced by another") as caught:
             reads.open_file(txn, "/d/g", entry.inode)
@@ -558,3 +1068,29 @@ def test_a_listing_page_fits_into_a_reply(real: Real) -> None:
         root, _ = reads.lookup(txn, "/")
         kinds = [kind for _, _, kind in reads.children(txn, root, b"")]
     assert kinds == [KIND_DIRECTORY]
+
+
+@pytest.mark.parametrize("after", ["b", "b\0", "a" * 5000, "b" * 255, "b" * 5000])
+def test_a_page_may_begin_at_what_nothing_can_be_called(real: Real, after: str) -> None:
+    names = ["a", "b", "b" * 254, "b" * 255, "c"]
+    for number, name in enumerate(names, 1):
+        publish(real, number, f"/d/{name}", 0)
+    with real.store.read() as txn:
+        page, more = reads.list_page(txn, "/d", after, 10)
+    assert [entry.path for entry in page] == [f"/d/{name}" for name in names if name > after]
+    assert not more
+
+
+def test_a_page_of_entries_that_carry_all_they_may_fits_too(real: Real) -> None:
+    attributes = {f"{n:064}": "" for n in range(15)} | {"v": "v" * 63}
+    for number in range(101, 201):
+        publish(real, number, f"/{number}", 0, digest=DIGEST, attributes=attributes)
+    names: list[str] = []
+    more = True
+    with real.store.read() as txn:
+        while more:
+            page, more = reads.list_page(txn, "/", names[-1] if names else "", 10_000)
+            assert len(msgspec.msgpack.encode(page)) <= PAGE_BYTES_MAX
+            assert all((e.digest, e.attributes) == (DIGEST, attributes) for e in page)
+            names += [entry.path[1:] for entry in page]
+    assert names == [f"{number}" for number in range(101, 201)]

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.errors import ProtocolError
+from gfs.errors import InvalidArgument, ProtocolError
 from gfs.protocol import messages
+from gfs.protocol.attributes import check_attributes
 from gfs.protocol.frames import (
     HEADER,
     HEADER_BYTES,
@@ -56,6 +57,9 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if typing.get_origin(kind) is list:
         (item,) = typing.get_args(kind)
         return st.lists(values(item), max_size=4)
+    if typing.get_origin(kind) is dict:
+        key, value = typing.get_args(kind)
+        return st.dictionaries(values(key), values(value), max_size=4)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return structs(kind)
     return SIMPLE[kind]
@@ -196,6 +200,43 @@ def test_a_large_body_in_small_pieces_costs_its_size() -> None:
     assert found == [(publish, body)]
 
 
+def test_an_older_client_s_publish_asks_for_nothing_new() -> None:
+    old = [36, 1, "client", 2, "/path", 3, 3, True, True, ["server"]]
+    message = decode_head(msgspec.msgpack.encode(old), 0)
+    assert isinstance(message, Publish)
+    told = (message.digest, message.attributes, message.expect, message.below)
+    assert told == (b"", {}, -1, "")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "rule"),
+    [
+        ({}, None),
+        ({"a": ""}, None),
+        ({"a-z_0.9": "ä"}, None),
+        ({"n" * 64: "v" * 960}, None),
+        ({"n" * 64: "v" * 961}, "1025 bytes"),
+        ({"n" * 2: "ä" * 512}, "1026 bytes"),
+        ({f"n{n}": "v" for n in range(16)}, None),
+        ({f"n{n}": "v" for n in range(17)}, "17 attributes"),
+        ({"": "v"}, "named ''"),
+        ({"n" * 65: "v"}, "named"),
+        ({"N": "v"}, "named 'N'"),
+        ({"n\n": "v"}, "named"),
+        ({"a b": "v"}, "named 'a b'"),
+        ({"a": 5}, "must be text"),
+        ({5: "a"}, "named 5"),
+        ({"a": "\ud800"}, "not valid UTF-8"),
+    ],
+)
+def test_attributes_are_few_and_short(attributes: dict[str, str], rule: str | None) -> None:
+    if rule is None:
+        check_attributes(attributes)
+    else:
+        with pytest.raises(InvalidArgument, match=re.escape(rule)):
+            check_attributes(attributes)
+
+
 # --- no trust ---------------------------------------------------------------------------------
 
 
@@ -245,6 +286,11 @@ def check_type(value: Any, kind: Any) -> None:
         assert type(value) is list
         for item in value:
             check_type(item, typing.get_args(kind)[0])
+    elif typing.get_origin(kind) is dict:
+        assert type(value) is dict
+        for pair in value.items():
+            for item, its_kind in zip(pair, typing.get_args(kind), strict=True):
+                check_type(item, its_kind)
     else:
         assert type(value) is kind
         if isinstance(value, Part):

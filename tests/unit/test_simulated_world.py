@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -101,6 +102,57 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert simulated(busy_scenario, seed + 1).trace.digest() != first.trace.digest()
 
 
+async def race(rounds: int) -> list[int]:
+    """Who comes first, of tasks that all can run."""
+    order: list[int] = []
+
+    async def note(number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        order.append(number)
+
+    for _ in range(rounds):
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(note, number)
+    return order
+
+
+def test_the_order_does_not_depend_on_another_threads_loop() -> None:
+    """A blocking client keeps a loop in a thread, which draws from Trio's generator too."""
+    alone = run_simulated(7, race, 200)
+    turns = 0
+
+    async def spin() -> None:
+        nonlocal turns
+        while not stop.is_set():
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async def loop() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(spin)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=trio.run, args=(loop,))
+    thread.start()
+    try:
+        before = turns
+        assert run_simulated(7, race, 200) == alone
+        assert turns > before
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_two_simulations_at_once_are_refused() -> None:
+    async def another() -> None:
+        run_simulated(2, trio.sleep, 0)
+
+    with pytest.raises(RuntimeError, match="one at a time"):
+        run_simulated(1, another)
+
+
 def test_the_trace_does_not_depend_on_the_interpreters_hash_seed() -> None:
     def digest(hash_seed: str) -> str:
         return subprocess.run(
@@ -118,21 +170,8 @@ def test_the_trace_does_not_depend_on_the_interpreters_hash_seed() -> None:
 @settings(max_examples=5)
 def test_hypothesis_does_not_fix_the_schedule(seed: int) -> None:
     """It seeds Trio's generator itself; ours is set after and put back."""
-    order: list[int] = []
-
-    async def note(number: int) -> None:
-        await trio.lowlevel.checkpoint()
-        order.append(number)
-
-    async def scenario() -> list[int]:
-        order.clear()
-        async with trio.open_nursery() as nursery:
-            for number in range(50):
-                nursery.start_soon(note, number)
-        return list(order)
-
-    assert run_simulated(seed, scenario) == run_simulated(seed, scenario)
-    assert run_simulated(seed, scenario) != run_simulated(seed + 1, scenario)
+    assert run_simulated(seed, race, 1) == run_simulated(seed, race, 1)
+    assert run_simulated(seed, race, 1) != run_simulated(seed + 1, race, 1)
 
 
 def test_a_failure_says_its_seed() -> None:
@@ -572,7 +611,7 @@ def test_power_cut_loses_what_was_not_synced() -> None:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=50)
-def test_power_cut_by_chance_keeps_some_pages(seed: int) -> None:
+def test_power_cut_by_chance_keeps_some_sectors(seed: int) -> None:
     import random
 
     host = machine()
@@ -585,8 +624,66 @@ def test_power_cut_by_chance_keeps_some_pages(seed: int) -> None:
     process.kill()
     host.disk.power_cut(random.Random(seed))
     data = host.disk.read("/f")
-    pages = [data[at : at + 4096] for at in range(0, 40_960, 4096)]
-    assert set(pages) <= {b"a" * 4096, b"b" * 4096}
+    sectors = [data[at : at + 512] for at in range(0, 40_960, 512)]
+    assert set(sectors) <= {b"a" * 512, b"b" * 512}
+
+
+@given(st.integers(0, 10_000), st.integers(1, 20_000), st.integers(1, 20_000))
+@settings(max_examples=100)
+def test_power_cut_by_chance_keeps_what_was_synced(seed: int, synced: int, more: int) -> None:
+    import random
+
+    host = machine()
+    process = host.start_process()
+    file = process.world.files.open("/f", "create")
+    file.write(b"a" * synced, 0)
+    file.sync()
+    process.world.files.sync_directory("/")
+    file.write(b"b" * more, synced)
+    assert not host.disk.is_synced("/f")
+    process.kill()
+    host.disk.power_cut(random.Random(seed))
+    data = host.disk.read("/f")
+    assert data[:synced] == b"a" * synced
+    assert set(data[synced:]) <= set(b"b\0")
+    assert len(data) <= synced + more
+    assert host.disk.inode("/f").harmed
+
+
+def test_what_was_written_back_survives_a_power_cut() -> None:
+    import random
+
+    host = machine()
+    process = host.start_process()
+    process.world.files.make_directories("/d/e")
+    process.world.files.open("/d/e/f", "create").write(b"bytes", 0)
+    host.disk.write_back(random.Random(0))
+    assert host.disk.is_synced("/d/e/f")
+    process.kill()
+    host.disk.power_cut()
+    assert host.disk.read("/d/e/f") == b"bytes"
+    assert not host.disk.inode("/d/e/f").harmed
+
+
+def test_a_sector_is_unreadable_until_it_is_written() -> None:
+    host = machine()
+    file = host.start_process().world.files.open("/f", "create")
+    file.write(bytes(2048), 0)
+
+    async def spoil() -> None:
+        host.disk.spoil("/f", 700)
+
+    run_simulated(0, spoil)
+    buffer = memoryview(bytearray(100))
+    assert file.read_into(buffer, 400) == 100
+    for offset in (450, 600, 1000):
+        with pytest.raises(OSError, match="Input/output"):
+            file.read_into(buffer, offset)
+    file.write(bytes(100), 600)
+    with pytest.raises(OSError, match="Input/output"):
+        file.read_into(buffer, 600)
+    file.write(bytes(512), 512)
+    assert file.read_into(buffer, 600) == 100
 
 
 def test_harming_a_disk() -> None:
@@ -663,3 +760,19 @@ def test_blocking_calls_respect_their_limiter_and_are_not_abandoned() -> None:
 
 if __name__ == "__main__":
     print(simulated(busy_scenario, 4).trace.digest())
+
+
+def test_a_process_dies_in_the_middle_of_its_disk_calls() -> None:
+    host = machine()
+    process = host.start_process()
+
+    async def scenario() -> None:
+        file = process.world.files.open("/f", "create")
+        process.life.light(2, process.kill)
+        file.write(b"one", 0)
+        with pytest.raises(Crashed):
+            file.write(b"two", 3)
+
+    run_simulated(0, scenario)
+    assert not process.alive
+    assert host.disk.read("/f") == b"one"

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from gfs.errors import SettingsError
-from gfs.state import KEY_BYTES, KEY_NAME, make_key, read_key
+from gfs.state import KEY_BYTES, KEY_NAME, KeyFile, make_key, read_keys, retire_keys, rotate_key
 
 
 def test_a_key_is_made_once_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / KEY_NAME
     key = make_key(path)
     assert len(key) == KEY_BYTES
-    assert make_key(path) == read_key(path) == key
+    assert (make_key(path),) == read_keys(path) == (key,)
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == [KEY_NAME]
     assert make_key(tmp_path / "other") != key
@@ -34,7 +34,7 @@ def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
 
 def test_no_key(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no cluster key there: start the cluster"):
-        read_key(tmp_path / KEY_NAME)
+        read_keys(tmp_path / KEY_NAME)
     with pytest.raises(SettingsError, match="cannot be made"):
         make_key(tmp_path / "no" / "directory" / KEY_NAME)
 
@@ -44,19 +44,29 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> Non
     path = tmp_path / KEY_NAME
     make_key(path)
     path.chmod(mode)
-    for read in (read_key, make_key):
+    for read in (read_keys, make_key):
         with pytest.raises(SettingsError, match="chmod 600"):
             read(path)
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"ab" * 31, b"ab" * 33, b"xy" * 32, b"ab" * 1000, b"\xff" * 64, b"a" * 63]
+    "text",
+    [
+        b"",
+        b"ab" * 31,
+        b"ab" * 33,
+        b"xy" * 32,
+        b"ab" * 1000,
+        b"\xff" * 64,
+        b"a" * 63,
+        b"ab" * 32 + b"\n" + b"ab" * 31,
+    ],
 )
 def test_what_is_no_key_is_refused_and_left_alone(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / KEY_NAME
     path.write_bytes(text)
     path.chmod(0o600)
-    for read in (read_key, make_key):
+    for read in (read_keys, make_key):
         with pytest.raises(SettingsError):
             read(path)
     assert path.read_bytes() == text
@@ -85,7 +95,7 @@ def test_processes_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> Non
     keys = {results.get(timeout=60) for _ in racers}
     for racer in racers:
         racer.join()
-    assert keys == {read_key(tmp_path / KEY_NAME)}
+    assert keys == set(read_keys(tmp_path / KEY_NAME))
 
 
 def test_threads_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:
@@ -105,5 +115,45 @@ def test_threads_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:
             racer.start()
         for racer in racers:
             racer.join()
-        assert keys == {read_key(path)}
+        assert keys == set(read_keys(path))
         assert os.listdir(path.parent) == [KEY_NAME]
+
+
+def test_a_key_is_rotated_and_the_old_one_retired(tmp_path: Path) -> None:
+    path = tmp_path / KEY_NAME
+    old = make_key(path)
+    held = KeyFile(path)
+    rotate_key(path)
+    new, also = read_keys(path)
+    assert also == old != new
+    assert held() == (new, old)
+    with pytest.raises(SettingsError, match="gfs key retire"):
+        rotate_key(path)
+    assert make_key(path) == new
+    assert retire_keys(path)
+    assert held() == read_keys(path) == (new,)
+    assert not retire_keys(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == [KEY_NAME]
+
+
+def test_a_key_file_that_was_spoiled_leaves_the_keys_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / KEY_NAME
+    key = make_key(path)
+    held = KeyFile(path)
+    path.chmod(0o644)
+    assert held() == (key,)
+    path.unlink()
+    assert held() == (key,)
+    assert make_key(path) != key
+    assert held() == read_keys(path)
+
+
+def test_a_linked_key_file_is_changed_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    path = tmp_path / KEY_NAME
+    make_key(tmp_path / "far" / KEY_NAME)
+    path.symlink_to(tmp_path / "far" / KEY_NAME)
+    rotate_key(path)
+    assert path.is_symlink()
+    assert len(read_keys(path)) == 2

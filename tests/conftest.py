@@ -1,0 +1,45 @@
+"""In which order test files run, and where their examples come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# A run of the tests is the same everywhere: property tests have fixed examples, as the
+# simulation has fixed seeds. `make explore` looks for new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
+
+HERE = Path(__file__).parent
+#: Files of half a minute and more, the longest first. With several processes, each of which
+#: takes the next file when it is done with one, a long one that began last would run alone.
+LONGEST = [
+    "control/test_deaths.py",
+    "kubernetes/test_backend_control.py",
+    "kubernetes/test_fixture.py",
+    "podman/test_podman_runs.py",
+    "control/test_contract_storage.py",
+    "cluster/test_disks.py",
+    "cluster/test_promises.py",
+    "control/test_schemathesis.py",
+    "podman/test_podman_deaths.py",
+    "control/test_hostile.py",
+    "control/test_contract_auth.py",
+    "podman/test_podman_images.py",
+    "simulation/test_seeds.py",
+    "cluster/test_tour.py",
+    "control/test_control_process.py",
+    "podman/test_podman_apart.py",
+    "kubernetes/test_backend_life.py",
+    "control/test_contract_common.py",
+]
+_PLACES = {HERE / name: place for place, name in enumerate(LONGEST)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gone = [path for path in _PLACES if not path.exists()]
+    if gone:
+        raise pytest.UsageError(f"{__file__}: LONGEST names what is not there: {gone}")
+    items.sort(key=lambda item: _PLACES.get(item.path, len(_PLACES)))

@@ -1,0 +1,610 @@
+"""The redo journal, through a death and a power cut at every disk call.
+
+A disk of the simulator takes the calls of a few operations on the replicas of a
+server, up to one at which the process dies; then, perhaps, the machine's power goes,
+which loses any part of what was not synced, in units of sectors. A start must find
+each replica in a state that it was in, and not in one older than was acknowledged;
+a start that dies on its way as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfs.blocks import BLOCK_BYTES, packet_sums
+from gfs.chunkserver import chunkfile
+from gfs.chunkserver import format as layout
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.format import Redo, State
+from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
+from gfs.chunkserver.store import ChunkStore, Disk, Replica
+from gfs.config import ChunkserverSettings
+from gfs.errors import CorruptReplica, DiskFailed
+from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
+from gfs.testing.files import SimFileSystem
+
+DIRECTORY = "/disk"
+
+
+@dataclass
+class Model:
+    """All states that a replica was ever in, and from which on it may be found in them."""
+
+    #: (version, bytes); None: there is none.
+    states: list[tuple[int, bytes] | None] = field(default_factory=lambda: [None])
+    safe: int = 0
+
+    @property
+    def now(self) -> tuple[int, bytes] | None:
+        return self.states[-1]
+
+    def acknowledge(self) -> None:
+        self.safe = len(self.states) - 1
+
+
+class Server:
+    """The replicas of one disk, without the rest of a chunkserver."""
+
+    def __init__(self, machine: Machine, sync: bool, journal_bytes: int) -> None:
+        self.process: Process = machine.start_process()
+        self.files = self.process.world.files
+        self.files.make_directories(DIRECTORY)
+        self.files.sync_directory("/")
+        config = ChunkserverSettings(
+            durability="fsync" if sync else "replicated",
+            journal_bytes=journal_bytes,
+            reserve_bytes=0,
+        )
+        self.store = ChunkStore(self.process.world, [DIRECTORY], config)
+        self.open: dict[int, ChunkFile] = {}
+        #: Who is still to be saved before the full file is released; None: nobody looked.
+        self.to_save: list[Keeper] | None = None
+
+    @property
+    def disk(self) -> Disk:
+        return self.store.disks[0]
+
+    @property
+    def journal(self) -> Journal:
+        return self.disk.journal
+
+    def chunk(self, handle: int) -> ChunkFile:
+        if handle not in self.open:
+            path = self.disk.chunk_path(handle)
+            if self.files.exists(path):
+                found = ChunkFile.open(self.files, path, handle, self.journal)
+            else:
+                found = ChunkFile.create(self.files, path, handle, 1, self.journal)
+            self.open[handle] = found
+        return self.open[handle]
+
+    def write(self, handle: int, offset: int, data: bytes) -> None:
+        self.chunk(handle).write(offset, data, packet_sums(offset, data))
+
+    def empty_journal(self) -> None:
+        """One step of it: on a slow disk writes come between any two. That somebody has
+        looked does not mean that there was a full file."""
+        if self.to_save is None:
+            self.to_save = self.journal.unsaved()
+        elif self.to_save:
+            self.to_save.pop().save()
+        else:
+            self.journal.release()
+            self.to_save = None
+
+    def delete(self, handle: int) -> None:
+        self.chunk(handle).retire()
+        del self.open[handle]
+        path = self.disk.chunk_path(handle)
+        if self.journal.sync:
+            self.journal.bury(handle, self.disk.folder(handle))
+            self.journal.flush()
+        self.files.unlink(path)
+
+    def replace(self, handle: int, version: int, data: bytes) -> None:
+        """As a copy from another server would be put in its place."""
+        path = self.disk.chunk_path(handle)
+        new = ChunkFile.create(
+            self.files, path + ".clone", handle, version, self.journal, copied=True
+        )
+        new.write(0, data, packet_sums(0, data))
+        new.save()
+        new.close()
+        self.store._rename(path + ".clone", path)
+        if handle in self.open:
+            self.open.pop(handle).retire()
+
+    def found(self, handle: int, model: Model) -> tuple[int, bytes] | None:
+        if handle in self.store.bad:
+            assert model.states[model.safe] is None, "a replica is taken for damaged"
+            # Its first state was being written, and nobody had been told of it.
+            self.files.unlink(self.disk.chunk_path(handle))
+            return None
+        replica = self.store.inventory.get(handle)
+        if replica is None:
+            return None
+        chunk = ChunkFile.open(self.files, self.disk.chunk_path(handle), handle, self.journal)
+        assert (chunk.version, chunk.length) == (replica.version, replica.length)
+        assert chunk.bad_blocks() == []
+        return chunk.version, chunk.read_verified(0, chunk.length) if chunk.length else b""
+
+
+def pattern(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+KINDS = [
+    "append", "append", "overwrite", "overwrite", "version", "cut", "pad", "commit", "commit",
+    "flush", "flush", "empty", "empty", "empty", "delete", "replace",
+]  # fmt: skip
+SIZES = st.one_of(
+    st.integers(1, 5000),
+    st.integers(BLOCK_BYTES - 2, BLOCK_BYTES + 2),
+    # Past what goes through the journal.
+    st.integers(chunkfile.JOURNALED_BYTES_MAX, chunkfile.JOURNALED_BYTES_MAX + 3),
+)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(KINDS), st.sampled_from([1, 1, 258]), SIZES, st.integers(0, 1 << 20)),
+    min_size=1,
+    max_size=20,
+)
+Step = tuple[str, int, int, int]
+
+
+def change(server: Server, models: dict[int, Model], number: int, step: Step, power: bool) -> None:
+    """One operation. What it makes is in the model before it begins, and acknowledged
+    after it ends, if that is what its end promises."""
+    kind, handle, size, where = step
+    model = models[handle]
+    if kind == "flush":
+        for chunk in server.open.values():
+            chunk.commit()
+        server.journal.flush()
+        for each in models.values():
+            each.acknowledge()
+        return
+    if kind == "empty":
+        server.empty_journal()
+        return
+    version, data = model.now or (1, b"")
+    piece = pattern(number, size)
+    if kind == "append":
+        model.states.append((version, data + piece))
+        server.write(handle, len(data), piece)
+        return  # in force for a crash by the next commit, at the latest
+    if kind == "replace":
+        model.states.append((version + 1, piece))
+        server.replace(handle, version + 1, piece)
+        model.acknowledge()
+        return
+    if model.now is None or not data:
+        return
+    if kind == "overwrite":
+        at = where % len(data)
+        model.states.append((version, data[:at] + piece + data[at + size :]))
+        server.write(handle, at, piece)
+    elif kind == "version":
+        model.states.append((version + 1, data))
+        server.chunk(handle).set_version(version + 1)
+    elif kind == "pad":
+        model.states.append((version, data + bytes(size)))
+        server.chunk(handle).pad(len(data) + size)
+        return
+    elif kind == "cut":
+        at = where % len(data)
+        model.states.append((version, data[:at]))
+        server.chunk(handle).cut(at)
+        model.acknowledge()
+        return
+    elif kind == "commit":
+        server.chunk(handle).commit()
+    elif kind == "delete":
+        model.states.append(None)
+        server.delete(handle)
+    if not power:
+        model.acknowledge()
+
+
+def run(server: Server, models: dict[int, Model], steps: list[Step], power: bool) -> None:
+    try:
+        server.store.load()
+        for number, step in enumerate(steps):
+            change(server, models, number, step, power)
+    except Crashed:
+        return
+
+
+def die(server: Server, machine: Machine, chance: random.Random | None, power: bool) -> None:
+    server.process.kill()
+    if power:
+        machine.disk.power_cut(chance)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    steps=STEPS,
+    death=st.integers(1, 90),
+    second_death=st.one_of(st.just(0), st.integers(1, 25)),
+    power=st.sampled_from(["torn", "lost", "stays"]),
+    sync=st.booleans(),
+    journal_bytes=st.sampled_from([1024, 100_000, 1 << 20]),
+    seed=st.integers(0, 1 << 20),
+)
+def test_a_start_after_any_death_finds_what_was_acknowledged(
+    steps: list[Step],
+    death: int,
+    second_death: int,
+    power: str,
+    sync: bool,
+    journal_bytes: int,
+    seed: int,
+) -> None:
+    cut = power != "stays"
+    sync = sync or cut  # nothing is promised of a power cut otherwise
+    chance = random.Random(seed) if power == "torn" else None
+    machine = Universe(seed).machine("m")
+    models = {1: Model(), 258: Model()}
+
+    server = Server(machine, sync, journal_bytes)
+    server.store.load()  # it has been running for a while
+    server.process.life.light(death)
+    server.process.life._when_burnt = server.process.kill
+    run(server, models, steps, cut)
+    die(server, machine, chance, cut)
+    if second_death:
+        again = Server(machine, sync, journal_bytes)
+        again.process.life.light(second_death, again.process.kill)
+        run(again, models, [], cut)
+        die(again, machine, chance, cut)
+
+    last = Server(machine, sync, journal_bytes)
+    last.store.load()
+    states = {}
+    for handle, model in models.items():
+        states[handle] = found = last.found(handle, model)
+        allowed = model.states[model.safe :]
+        assert found in allowed, (
+            f"chunk {handle}: {describe(found)} was found; acknowledged was "
+            f"{describe(allowed[0])}, then came {[describe(s) for s in allowed[1:]]}"
+        )
+    # What was found can be built on, and is found again.
+    for handle, model in models.items():
+        model.states.append(states[handle])
+        model.acknowledge()
+    for number, kind in enumerate(["append", "overwrite", "version", "commit", "flush"]):
+        for handle in models:
+            change(last, models, 100 + number, (kind, handle, 100, 7), cut)
+    die(last, machine, chance, cut)
+    server = Server(machine, sync, journal_bytes)
+    server.store.load()
+    for handle, model in models.items():
+        assert server.found(handle, model) == model.now
+
+
+def describe(state: tuple[int, bytes] | None) -> str:
+    if state is None:
+        return "none"
+    version, data = state
+    return f"version {version}, {len(data)} bytes, sum {layout.block_sum(data).hex()[:6]}"
+
+
+# --- a disk that refuses ------------------------------------------------------------------
+
+#: The old bytes are too many for the journal.
+OLD, NEW = b"o" * (chunkfile.JOURNALED_BYTES_MAX + 1), b"n" * 1000
+
+
+def overwritten(machine: Machine) -> tuple[Server, str]:
+    """A server with a chunk whose file has the old bytes, and the journal the new ones,
+    which were acknowledged; its half is full. And the chunk's file."""
+    server = Server(machine, True, 32_768)
+    server.store.load()
+    server.write(7, 0, OLD)
+    server.chunk(7).save()
+    server.store._note(7, Replica(0, 1, len(OLD)))
+    server.write(7, 0, NEW)
+    server.journal.flush()
+    server.chunk(7).finish()
+    while not server.journal.to_save:
+        server.write(8, 0, bytes(4096))
+        server.chunk(8).commit()
+    server.journal.flush()
+    server.disk.to_save.set()
+    return server, server.disk.chunk_path(7)
+
+
+async def is_emptied(server: Server) -> bool:
+    """Whether the full half was released before long."""
+    with trio.move_on_after(10):
+        await server.store.keep_saving(server.disk)
+    return not server.journal.to_save
+
+
+def started_again(server: Server, machine: Machine, power: bool) -> Server:
+    server.process.kill()
+    if power:
+        machine.disk.power_cut(None)
+    again = Server(machine, True, 32_768)
+    again.store.load()
+    return again
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_a_replica_that_cannot_be_saved_never_comes_back_as_it_was_before(power: bool) -> None:
+    """Its file is a good one, of the current version, with bytes that were overwritten."""
+    machine = Universe(1).machine("m")
+
+    async def play() -> None:
+        server, path = overwritten(machine)
+        machine.disk.fail(path)
+        assert await is_emptied(server), "one replica stops the disk"
+        machine.disk.fail(path, 0)
+        assert server.store.bad[7].kind == "corrupt"
+        with pytest.raises(CorruptReplica):
+            await server.store.get(7)
+        for _ in range(2):
+            server = started_again(server, machine, power)
+            assert 7 not in server.store.inventory
+            assert server.store.bad[7].kind == "corrupt"
+            assert server.store.inventory[8].length == 4096
+        # One that takes its place is a good one.
+        new = ChunkFile.create(server.files, path + ".clone", 7, 1, server.journal, copied=True)
+        new.write(0, NEW, packet_sums(0, NEW))
+        await server.store.install(server.disk, new)
+        server = started_again(server, machine, power)
+        assert 7 not in server.store.bad
+        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
+
+    run_simulated(1, play)
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_a_replica_that_could_not_be_saved_is_good_if_a_start_can(power: bool) -> None:
+    """The server ends before the records are gone."""
+    machine = Universe(1).machine("m")
+
+    async def play() -> None:
+        server, path = overwritten(machine)
+        machine.disk.fail(path)
+        (keeper,) = (each for each in server.journal.unsaved() if each.handle == 7)
+        await server.store._save(server.disk, keeper)
+        machine.disk.fail(path, 0)
+        for _ in range(2):
+            server = started_again(server, machine, power)
+            assert not server.store.bad
+            assert not len(server.disk.marks)
+            assert server.chunk(7).read_verified(0, len(NEW)) == NEW
+
+    run_simulated(1, play)
+
+
+def test_records_stay_while_it_cannot_be_noted_that_a_replica_is_lacking() -> None:
+    machine = Universe(1).machine("m")
+
+    async def play() -> None:
+        server, path = overwritten(machine)
+        machine.disk.fail(path)
+        machine.disk.fail(server.disk.marks.path)
+        assert not await is_emptied(server)
+        machine.disk.fail(path, 0)
+        machine.disk.fail(server.disk.marks.path, 0)
+        server = started_again(server, machine, True)
+        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
+
+    run_simulated(1, play)
+
+
+def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
+    machine = Universe(1).machine("m")
+    server, path = overwritten(machine)
+    machine.disk.fail(path)
+    server = started_again(server, machine, True)
+    machine.disk.fail(path, 0)
+    for _ in range(2):
+        assert 7 not in server.store.inventory
+        assert server.store.bad[7].kind == "corrupt"
+        server = started_again(server, machine, True)
+
+
+def test_a_mark_of_a_lacking_replica_says_nothing_of_one_that_takes_its_place() -> None:
+    """It was taken back, and a power cut brought it back; nothing else on the disk tells
+    how far the numbers of the states had come."""
+    machine = Universe(1).machine("m")
+
+    async def play() -> None:
+        server, path = overwritten(machine)
+        machine.disk.fail(path)
+        assert await is_emptied(server)
+        machine.disk.fail(path, 0)
+        server = started_again(server, machine, True)
+        for handle, version in ((7, 0), (8, 1)):
+            await server.store.delete(handle, version)
+        for _ in range(2):  # the first one still finds records of the deletions
+            server = started_again(server, machine, True)
+        assert not server.store.inventory
+        assert not server.store.bad
+        new = ChunkFile.create(server.files, path + ".clone", 7, 1, server.journal, copied=True)
+        new.write(0, NEW, packet_sums(0, NEW))
+        await server.store.install(server.disk, new)
+        server = started_again(server, machine, True)
+        assert not server.store.bad
+        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
+
+    run_simulated(1, play)
+
+
+def test_a_save_whose_last_sync_failed_is_done_again() -> None:
+    """A power cut may take the slot: only the journal has what it says."""
+    machine = Universe(1).machine("m")
+    server, path = overwritten(machine)
+    chunk = server.chunk(7)
+    sync, synced = chunk.file.sync, 0
+
+    def last_one_fails() -> None:
+        nonlocal synced
+        synced += 1
+        if synced == 2:
+            raise OSError(errno.ENOSPC, "no space left")
+        sync()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk.file, "sync", last_one_fails)
+        with pytest.raises(OSError, match="no space"):
+            chunk.save()
+    assert server.journal.holds(7)
+    chunk.save()
+    assert not server.journal.holds(7)
+    server.process.kill()
+    machine.disk.power_cut(None)
+    files = machine.start_process().world.files
+    state = ChunkFile.probe(files, path, 7)
+    assert state is not None
+    assert state.sequence == chunk.sequence
+
+
+# --- the files by themselves ------------------------------------------------------------
+
+
+def new_journal(sync: bool = True, size: int = 4096) -> tuple[SimFileSystem, Journal]:
+    files = Universe(0).machine("m").start_process().world.files
+    files.make_directories(DIRECTORY)
+    made = Journal(files, DIRECTORY, sync, size)
+    made.open()
+    return files, made  # type: ignore[return-value]
+
+
+class Kept:
+    sequence = 0
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.saved = 0
+
+    def save(self) -> None:
+        self.saved += 1
+
+
+def redo(handle: int, base: int, data: bytes) -> Redo:
+    return Redo(handle, base, 0, 1, 0, len(data), b"", data)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_no_file_is_released_that_became_full_after_the_last_look(sync: bool) -> None:
+    """Whoever saves what a full file has looks, finds none, and releases what is the full
+    file by then, which on a slow disk is another."""
+    files, made = new_journal(sync, size=2048)
+    one, two = Kept(1), Kept(2)
+    made.append(redo(1, 0, bytes(1500)), 0, one)
+    assert not made.to_save
+    assert made.unsaved() == []
+    made.append(redo(2, 0, bytes(1500)), 0, two)
+    assert made.to_save
+    made.release()
+    assert made.unsaved() == [one]
+    assert len(read_records(files, DIRECTORY).take(1)) == 1
+    made.settled(one)
+    made.release()
+    assert not made.to_save
+    # Without a promise about power cuts what was saved need not go.
+    assert len(read_records(files, DIRECTORY).take(1)) == (0 if sync else 1)
+    assert len(read_records(files, DIRECTORY).take(2)) == 1
+
+
+@given(st.lists(st.binary(max_size=1500), max_size=12), st.integers(0, 20_000), st.integers(0, 7))
+@settings(deadline=None)
+def test_records_are_found_up_to_the_first_that_is_damaged(
+    pieces: list[bytes], at: int, bit: int
+) -> None:
+    files, made = new_journal(size=1 << 20)
+    written = []
+    for piece in pieces:
+        sequence = made.append(redo(7, len(written), piece), 0, Kept(7))
+        written.append(redo(7, len(written), piece)._replace(sequence=sequence))
+    assert read_records(files, DIRECTORY).take(7) == written
+    ends = [0]
+    for record in written:
+        ends.append(ends[-1] + layout.redo_bytes(record))
+    if at < ends[-1]:
+        file = files.open(f"{DIRECTORY}/journal.0", "rw")
+        byte = bytearray(1)
+        file.read_into(memoryview(byte), at)
+        byte[0] ^= 1 << bit
+        file.write(byte, at)
+        whole = sum(end <= at for end in ends[1:])
+        assert read_records(files, DIRECTORY).take(7) == written[:whole]
+
+
+@given(st.binary(max_size=300), st.binary(max_size=64), st.integers(0, 400))
+def test_a_record_is_whole_or_nothing(data: bytes, sums: bytes, cut: int) -> None:
+    whole = Redo(7, 1, 2, 3, 17, 17 + len(data), sums, data)
+    record = layout.encode_redo(whole)
+    assert layout.decode_redo(record) == whole
+    assert layout.decode_redo(b"xyz" + record + b"abc", 3) == whole
+    assert layout.redo_bytes(whole) == len(record)
+    if cut < len(record):
+        assert layout.decode_redo(record[:cut]) is None
+
+
+def test_a_full_file_is_used_again_once_all_in_it_is_saved() -> None:
+    files, made = new_journal(size=1000)
+    kept = [Kept(handle) for handle in range(4)]
+    for each in kept[:2]:
+        made.append(redo(each.handle, 0, bytes(700)), 0, each)
+    assert made.to_save
+    assert not made.crowded
+    assert made.unsaved() == [kept[0]]
+    made.append(redo(2, 0, bytes(700)), 0, kept[2])
+    assert made.crowded, "the second file is full, and the first one is still needed"
+    made.settled(kept[0])
+    made.release()
+    assert not made.to_save
+    made.append(redo(3, 0, bytes(700)), 0, kept[3])
+    assert made.unsaved() == [kept[1], kept[2]]
+    assert set(read_records(files, DIRECTORY).by_handle) == {1, 2, 3}
+
+
+def test_nothing_is_accepted_after_a_sync_that_failed() -> None:
+    universe = Universe(0)
+    machine = universe.machine("m")
+    files = machine.start_process().world.files
+    files.make_directories(DIRECTORY)
+    made = Journal(files, DIRECTORY, True, 4096)
+    made.open()
+    made.append(redo(1, 0, b"abc"), 0, Kept(1))
+    machine.disk.fail(DIRECTORY)
+    with pytest.raises(OSError, match="Input/output"):
+        made.flush()
+    machine.disk.fail(DIRECTORY, 0)
+    with pytest.raises(DiskFailed):
+        made.append(redo(1, 2, b"abc"), 0, Kept(1))
+    with pytest.raises(DiskFailed):
+        made.flush()
+    assert made.synced < made.written
+
+
+def test_a_deleted_replica_has_no_records() -> None:
+    records = Records()
+    records.add(redo(1, 0, b"a")._replace(sequence=1))
+    records.add(redo(1, 0, b"")._replace(sequence=2, version=0))
+    records.add(redo(1, 3, b"b")._replace(sequence=4))
+    assert records.deleted == {1: 2}
+    assert [each.sequence for each in records.take(1)] == [4]
+
+
+def test_a_record_that_follows_from_nothing_is_damage() -> None:
+    files, made = new_journal()
+    path = f"{DIRECTORY}/chunk"
+    chunk = ChunkFile.create(files, path, 1, 1, made)
+    chunk.write(0, b"abc", packet_sums(0, b"abc"))
+    chunk.save()
+    missing = Redo(1, 77, 99, 1, 0, 3, layout.block_sum(b"xyz"), b"xyz")
+    with pytest.raises(CorruptReplica, match="lost"):
+        ChunkFile.open(files, path, 1, made, [missing])
+    assert ChunkFile.probe(files, path, 1) == State(1, 1, 3, layout.block_sum(b"abc"))

@@ -1,0 +1,172 @@
+"""Logs that people and programs read, and numbers that Prometheus does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from gfs.diagnostics import (
+    CALL_MASK,
+    REQUEST_MASK,
+    JsonFormatter,
+    TextFormatter,
+    asked_for,
+    event,
+    message_id,
+    request,
+    request_name,
+    request_of,
+    working_for,
+)
+from gfs.errors import Busy, NotFound
+from gfs.metrics import BUCKETS, Family, Operations, exposition, operation_families
+from gfs.protocol.messages import Publish, Stat
+
+texts = st.text(max_size=20)
+
+
+def record(message: str, level: int = logging.INFO, **extra: object) -> logging.LogRecord:
+    return logging.getLogger("gfs.test").makeRecord(
+        "gfs.test", level, "file", 1, message, (), None, extra=dict(extra)
+    )
+
+
+# --- logs ----------------------------------------------------------------------------
+
+
+@given(texts, st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts)), texts)
+def test_a_json_line_is_one_line_and_says_what_it_was_told(
+    message: str, fields: dict[str, object], name: str
+) -> None:
+    line = JsonFormatter().format(record(message, gfs_event=name, gfs_fields=fields))
+    assert line.isascii()
+    assert "\n" not in line
+    told = json.loads(line)
+    assert told["message"] == message
+    assert told["event"] == name
+    assert told["level"] == "info"
+    own = {"time", "level", "logger", "message", "event"}
+    assert {k: v for k, v in told.items() if k not in own} == {
+        k: v for k, v in fields.items() if k not in own
+    }
+
+
+def test_lines_name_the_request_they_are_about() -> None:
+    json_line, text = JsonFormatter(), TextFormatter()
+    with working_for(0xAB):
+        assert json.loads(json_line.format(record("x")))["request"] == "00000000ab"
+        assert text.format(record("x")).endswith(": x [00000000ab]")
+    assert "request" not in json.loads(json_line.format(record("x")))
+    assert text.format(record("x")).endswith(": x")
+
+
+def test_an_exception_is_part_of_the_line() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        made = record("it failed")
+        made.exc_info = (ValueError, error, error.__traceback__)
+    [line] = JsonFormatter().format(made).splitlines()
+    assert json.loads(line)["exception"].endswith("ValueError: two\nlines")
+
+
+def test_an_event_cannot_be_taken_for_anything_else() -> None:
+    extra = event("lease_granted", chunk="2a", message="not the line's own")
+    told = json.loads(JsonFormatter().format(record("words", **extra)))
+    assert (told["event"], told["chunk"], told["message"]) == ("lease_granted", "2a", "words")
+
+
+@given(st.integers(1, REQUEST_MASK), st.integers(0, CALL_MASK))
+def test_a_message_carries_its_request(number: int, call: int) -> None:
+    with working_for(number):
+        assert request_of(message_id() | call) == number
+        with working_for(1):
+            assert request.get() == 1
+        assert request.get() == number
+    assert message_id() == 0
+    assert int(request_name(number), 16) == number
+    assert len(request_name(number)) == 10
+
+
+def test_errors_name_what_was_asked_for() -> None:
+    asked = asked_for(0xAB)
+    for _ in range(2):  # an async generator enters it for each of its steps
+        error = NotFound("no such file")
+        with contextlib.suppress(NotFound), asked:
+            assert request.get() == 0xAB
+            raise error
+        assert error.request == "00000000ab"
+        assert request.get() == 0
+
+
+# --- what is told of operations --------------------------------------------------------
+
+
+def test_slow_and_failed_operations_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gfs")
+    operations = Operations(1.0)
+    operations.done(Stat, 7 << 24, 0.5)
+    operations.done(Stat, 7 << 24, 0.5, NotFound("no such file"))
+    assert caplog.records == []  # whoever asked knows
+    operations.done(Publish, 7 << 24, 1.0)
+    operations.done(Publish, 8 << 24, 0.1, Busy("later"))
+    told = [(r.levelname, r.__dict__["gfs_event"], r.getMessage()) for r in caplog.records]
+    assert told == [
+        ("WARNING", "request_slow", "Publish took 1.000 s"),
+        ("INFO", "request_failed", "Publish failed (busy: later) after 0.100 s"),
+    ]
+    assert operations.failed == {("Stat", "not_found"): 1, ("Publish", "busy"): 1}
+
+
+# --- numbers -------------------------------------------------------------------------
+
+
+names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True).map("gfs_".__add__)
+labels = st.dictionaries(
+    st.from_regex(r"[a-z]{1,5}", fullmatch=True).filter("le".__ne__), texts, max_size=3
+)
+values = st.integers(0, 2**62) | st.floats(allow_nan=False)
+
+
+@given(names, texts, st.lists(st.tuples(labels, values), max_size=5))
+def test_what_is_exposed_can_be_read_again(
+    name: str, help: str, samples: list[tuple[dict[str, str], float]]
+) -> None:
+    # The reader of these tests strips what is around a help text, and splits lines
+    # also where the format does not.
+    help = " ".join(help.split())
+    family = Family(name, "gauge", help, [("", told, value) for told, value in samples])
+    text = exposition([family]).decode()
+    assert text.count("\n") == 2 + len(samples)
+    [found] = text_string_to_metric_families(text)
+    assert found.name == name
+    got = [(sample.labels, sample.value) for sample in found.samples]
+    assert got == samples
+
+
+@given(st.lists(st.sampled_from([*BUCKETS, 0.0, 11.0, 1e-9]) | st.floats(0, 100), max_size=30))
+def test_durations_fall_into_their_buckets(durations: list[float]) -> None:
+    operations = Operations(math.inf)
+    for seconds in durations:
+        operations.done(Stat, 0, seconds)
+    [took, _] = text_string_to_metric_families(
+        exposition(operation_families("gfs_x", operations)).decode()
+    )
+    told = {
+        (sample.name.removeprefix("gfs_x_operation_seconds"), sample.labels.get("le")): sample.value
+        for sample in took.samples
+    }
+    if not durations:
+        assert told == {}
+        return
+    for bound in BUCKETS:
+        assert told["_bucket", repr(bound)] == sum(one <= bound for one in durations)
+    assert told["_bucket", "+Inf"] == told["_count", None] == len(durations)
+    assert told["_sum", None] == pytest.approx(sum(durations))

@@ -1,0 +1,408 @@
+"""One chunk is made, copied here, raised, deleted and read, all at once, and the server is
+killed: whatever the order, its store and its disks agree on what is there afterwards,
+and nothing that was acknowledged is missing.
+
+In virtual time, where each call to a disk takes its own: seed and plan decide the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfs.blocks import BLOCK_BYTES, packet_sums
+from gfs.chunkserver import store as store_module
+from gfs.chunkserver.background import look_at
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.write import WriteExchange
+from gfs.config import ChunkserverSettings
+from gfs.errors import GfsError
+from gfs.protocol.messages import (
+    Failure,
+    GrantLease,
+    Message,
+    Packet,
+    VerifyChunk,
+    WriteChunk,
+)
+from gfs.testing import Universe, run_simulated
+
+HANDLES = (0x51, 0x52)
+#: Longer than any of what is done at once.
+ROUND_MICROSECONDS = 1500
+
+
+class Op(NamedTuple):
+    kind: str
+    handle: int
+    start_us: int
+    #: What it does depends on this: how long a writer pauses, what version is deleted.
+    knob: int
+
+
+class Round(NamedTuple):
+    ops: tuple[Op, ...]
+    #: "quiet", "kill" or "power"; and when.
+    end: str
+    end_us: int
+
+
+@dataclass
+class Done:
+    """What was ordered of one chunk, and whether that was acknowledged."""
+
+    kind: str
+    version: int
+    began: float
+    ended: float = float("inf")
+    acked: bool = False
+
+
+@dataclass
+class Known:
+    """Of one chunk. Each order that makes or raises it has a version of its own."""
+
+    version: int = 0
+    done: list[Done] = field(default_factory=list)
+
+    def draw(self) -> int:
+        self.version += 1
+        return self.version
+
+
+def content(handle: int, version: int) -> bytes:
+    return random.Random(f"{handle}/{version}").randbytes(BLOCK_BYTES + 100 * version)
+
+
+class Packets:
+    """The upload of a chunk in two packets, by a client that may pause."""
+
+    def __init__(self, data: bytes, pause: float) -> None:
+        self._left = [(BLOCK_BYTES, data[BLOCK_BYTES:]), (0, data[:BLOCK_BYTES])]
+        self._pause = pause
+        self._body = b""
+        self._sent = 0
+
+    @property
+    def body_bytes(self) -> int:
+        return len(self._body)
+
+    async def receive(self) -> Message:
+        await trio.sleep(self._pause)
+        at, self._body = self._left.pop()
+        self._sent += 1
+        sums = packet_sums(at, self._body)
+        return Packet(self._sent - 1, at, not self._left, sums)
+
+    async def receive_body(self, target: memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        target[:] = self._body
+
+    async def send(self, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def refuse(self, failure: Failure) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class Server:
+    """A chunkserver's parts, on a simulated machine."""
+
+    def __init__(self, seed: int, durability: str, disks: int) -> None:
+        self.machine = Universe(seed).machine("chunkserver")
+        self.sync = durability == "fsync"
+        self.disks = [f"/disk{n}" for n in range(disks)]
+        self._settings = ChunkserverSettings(
+            reserve_bytes=0, durability=durability, journal_bytes=32_768, idle_seconds=5.0
+        )
+        self.known = {handle: Known() for handle in HANDLES}
+        self.start()
+
+    def start(self) -> None:
+        self.process = self.machine.start_process()
+        self.node = Node(self.process.world, self._settings, self.disks, bytes(32))
+        self.node.open()
+
+    # --- what is ordered ---------------------------------------------------------------
+
+    async def upload(self, handle: int, version: int, pause: float) -> bool:
+        request = WriteChunk(0, version, handle, 0, "upload", [], False)
+        packets = Packets(content(handle, version), pause)
+        return await WriteExchange(self.node, packets, request).run()
+
+    async def install(self, handle: int, version: int) -> bool:
+        """As the copy of a chunk from another server does."""
+        node = self.node
+        if handle in node.cloning:
+            return False
+        node.cloning.add(handle)
+        disk = node.store.pick_disk()
+        path = disk.chunk_path(handle) + ".clone"
+        data = content(handle, version)
+        try:
+            file = ChunkFile.create(node.world.files, path, handle, version, disk.journal, True)
+            try:
+                await node.store.run(disk, file.write, 0, data, packet_sums(0, data))
+                await node.store.install(disk, file)
+            finally:
+                file.close()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                node.world.files.unlink(path)
+            raise
+        finally:
+            node.cloning.discard(handle)
+        return True
+
+    async def grant(self, handle: int, version: int, anew: bool) -> bool:
+        replica = self.node.store.inventory.get(handle)
+        if anew and replica is not None:
+            return False
+        before = 0 if replica is None else replica.version
+        await self.node.grant(GrantLease(0, handle, before, version, 0))
+        return True
+
+    async def delete(self, handle: int, version: int) -> bool:
+        await self.node.store.delete(handle, version)
+        return True
+
+    async def look(self, handle: int, how: int) -> bool:
+        node = self.node
+        match how % 3:
+            case 0:
+                await node.verify(VerifyChunk(id=0, handle=handle, version=0))
+            case 1:
+                async with node.store.using(handle) as chunk:
+                    await trio.sleep(how / 1e6)
+                    length = chunk.file.length
+                    if length:
+                        found = chunk.file.read_verified(0, length)
+                        assert self.origin(handle, found), "bytes that nobody wrote"
+            case 2:
+                await look_at(node, [handle])
+        return True
+
+    # --- one at a time, and all at once --------------------------------------------------
+
+    async def carry_out(self, op: Op) -> None:
+        handle, known = op.handle, self.known[op.handle]
+        action: Callable[[], Awaitable[bool]]
+        version = 0
+        match op.kind:
+            case "upload":
+                version = known.draw()
+                action = partial(self.upload, handle, version, op.knob / 1e6)
+            case "install":
+                version = known.draw()
+                action = partial(self.install, handle, version)
+            case "grant":
+                version = known.draw()
+                action = partial(self.grant, handle, version, op.knob % 2 == 0)
+            case "delete":
+                replica = self.node.store.inventory.get(handle)
+                version = known.version - op.knob % 3
+                if op.knob % 4 and replica is not None:
+                    version = replica.version
+                action = partial(self.delete, handle, version)
+            case _:
+                action = partial(self.look, handle, op.knob)
+        await trio.sleep(op.start_us / 1e6)
+        done = Done(op.kind, version, trio.current_time())
+        known.done.append(done)
+        try:
+            # An order never hangs: what it waits for has a deadline.
+            with trio.fail_after(60):
+                done.acked = await action() and self.process.alive
+        except (GfsError, OSError):
+            if op.kind == "delete" and trio.current_time() > done.began + 5:
+                raise
+        done.ended = trio.current_time()
+
+    async def play(self, round_: Round) -> None:
+        async def end() -> None:
+            await trio.sleep(round_.end_us / 1e6)
+            self.process.kill()
+
+        async with trio.open_nursery() as nursery:
+            for op in round_.ops:
+                nursery.start_soon(self.carry_out, op)
+            if round_.end != "quiet":
+                nursery.start_soon(end)
+        if round_.end == "quiet":
+            self.check_quiet()
+            self.process.kill()
+        if round_.end == "power" and self.sync:
+            self.machine.disk.power_cut(random.Random(round_.end_us))
+        self.start()
+        self.check()
+
+    # --- what must hold --------------------------------------------------------------------
+
+    def files(self, handle: int) -> list[str]:
+        return [path for path in self.machine.disk.paths() if f"{handle:016x}." in path]
+
+    def origin(self, handle: int, found: bytes) -> int:
+        """The order whose bytes these are; 0 if there is none."""
+        for version in range(1, self.known[handle].version + 1):
+            if content(handle, version).startswith(found):
+                return version
+        return 0
+
+    def check_quiet(self) -> None:
+        """Nothing goes on: nothing is held, and nothing waits."""
+        store = self.node.store
+        assert not store.busy
+        for chunk in store._open.values():
+            assert not chunk.users
+            assert not chunk.dropped
+            assert not chunk.mutex.locked()
+        made = sum(chunk.file.made for chunk in store._open.values())
+        assert len(self.process.life._holds) == len(self.disks) * 4 + made, "a file is left open"
+        self.check()
+
+    def check(self) -> None:
+        store = self.node.store
+        assert not store.bad
+        assert store.bytes == sum(r.length for r in store.inventory.values())
+        for disk in store.disks:
+            assert disk.chunks == sum(r.disk == disk.index for r in store.inventory.values())
+        for handle in HANDLES:
+            replica = store.inventory.get(handle)
+            files = self.files(handle)
+            if replica is None:
+                assert not files, "a file that the store knows nothing of"
+            else:
+                assert files == [store.disks[replica.disk].chunk_path(handle)]
+                self._check_bytes(handle)
+            self._check_promises(handle, replica.version if replica else 0)
+
+    def _check_bytes(self, handle: int) -> None:
+        store = self.node.store
+        replica = store.inventory[handle]
+        disk = store.disks[replica.disk]
+        chunk = store._open.get(handle)
+        if chunk is None:
+            file = ChunkFile.open(
+                self.process.world.files, disk.chunk_path(handle), handle, disk.journal
+            )
+        else:
+            file = chunk.file
+            path = disk.chunk_path(handle)
+            assert self.machine.disk.inode(path) is file.file._inode  # type: ignore[attr-defined]
+        try:
+            assert (file.version, file.length) == (replica.version, replica.length)
+            assert file.bad_blocks() == []
+            if file.length:
+                assert self.origin(handle, file.read_verified(0, file.length))
+        finally:
+            if chunk is None:
+                file.close()
+
+    def _check_promises(self, handle: int, version: int) -> None:
+        done = self.known[handle].done
+        deletes = [d for d in done if d.kind == "delete"]
+        for made in (d for d in done if d.acked and d.kind in ("upload", "install", "grant")):
+            may_be_gone = any(d.version >= made.version and d.ended > made.began for d in deletes)
+            assert version >= made.version or may_be_gone, f"{made} is gone"
+        for gone in (d for d in deletes if d.acked and d.version):
+            by = [d for d in done if d.kind != "delete" and d.version == gone.version]
+            if by and by[0].ended < gone.began:
+                assert version != gone.version, f"{gone} was not carried out"
+
+
+def simulate(
+    seed: int, durability: str, rounds: list[Round], disks: int, open_max: int = 512
+) -> None:
+    async def play() -> None:
+        server = Server(seed, durability, disks)
+        for round_ in rounds:
+            await server.play(round_)
+        server.process.kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "OPEN_FILES_MAX", open_max)
+        run_simulated(seed, play)
+
+
+ops = st.builds(
+    Op,
+    st.sampled_from(["upload", "install", "grant", "delete", "look"]),
+    st.sampled_from(HANDLES),
+    st.integers(0, ROUND_MICROSECONDS),
+    st.integers(0, 500),
+)
+rounds = st.builds(
+    Round,
+    st.lists(ops, min_size=1, max_size=6).map(tuple),
+    st.sampled_from(["quiet", "quiet", "kill", "power"]),
+    st.integers(0, 2 * ROUND_MICROSECONDS),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(["replicated", "fsync"]),
+    st.lists(rounds, min_size=1, max_size=4),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 512]),
+)
+def test_store_and_disks_agree_whatever_is_done_at_once(
+    seed: int, durability: str, plan: list[Round], disks: int, open_max: int
+) -> None:
+    simulate(seed, durability, plan, disks, open_max)
+
+
+KINDS = ["upload", "install", "grant", "delete", "look"]
+
+
+@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+@pytest.mark.parametrize(
+    ("one", "other"), [(a, b) for n, a in enumerate(KINDS) for b in KINDS[n + 1 :]]
+)
+def test_two_at_once_of_one_chunk(one: str, other: str, durability: str) -> None:
+    """Of a chunk that is there, and of one that is not."""
+    for seed in range(40):
+        chance = random.Random(f"{seed}/{one}/{other}")
+
+        def op(kind: str, within_us: int, chance: random.Random = chance) -> Op:
+            return Op(kind, HANDLES[0], chance.randrange(within_us), chance.randrange(400))
+
+        before = Round((op(chance.choice(["upload", "install"]), 1),), "quiet", 0)
+        both = Round((op(one, 500), op(other, 500)), "quiet", 0)
+        simulate(seed, durability, [before, both] if seed % 2 else [both], 1 + seed // 2 % 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_deleted_is_not_brought_back_by_a_kill_and_then_a_power_cut(seed: int) -> None:
+    """The record of it in the journal was gone after the first start, and that the file
+    was, was not on the disk yet."""
+    rounds = [
+        Round((Op("install", HANDLES[0], 0, 0),), "quiet", 0),
+        Round((Op("delete", HANDLES[0], 1, 1),), "quiet", 0),
+        Round((), "power", seed),
+    ]
+    simulate(seed, "fsync", rounds, 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_records_from_before_two_starts_do_not_follow_new_ones(seed: int) -> None:
+    """That of a deletion had the highest number of all, and was hidden by the first start;
+    so the second one knew of no number as high. Behind the first new record it came to
+    light, and the chunk that had been made since was deleted at the third."""
+    rounds = [
+        Round((Op("grant", HANDLES[0], 0, 0), Op("delete", HANDLES[0], 900, 0)), "quiet", 0),
+        Round((), "quiet", 0),
+        Round((Op("install", HANDLES[0], 0, 0), Op("grant", HANDLES[0], 900, 1)), "quiet", 0),
+    ]
+    simulate(seed, "fsync", rounds, 1)
