@@ -146,3 +146,15 @@ def test_the_callers_own_error_comes_out_as_it_is() -> None:
         run_simulated(1, scenario)
     assert isinstance(caught.value.exceptions[0], LookupError)
     assert "the last of seed 1" in "".join(caught.value.__notes__)
+
+
+@over_seeds(1)
+async def test_a_cluster_ends_whose_server_cannot_start(seed: int, chance: random.Random) -> None:
+    """Whoever watches it tries for ever, but for the end."""
+    with trio.fail_after(100):
+        async with SimCluster(seed, supervised=True) as cluster:
+            await cluster.crash("chunkserver0")
+            cluster.machine("chunkserver0").disk.spoil("/disk0/server.json", 0)
+            cluster.begin("chunkserver0")
+            await trio.sleep(20)
+            assert not cluster.node("chunkserver0").ready.is_set()

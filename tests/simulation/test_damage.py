@@ -7,15 +7,24 @@ import random
 import pytest
 import trio
 
-from gfs.blocks import MIB
-from gfs.config import ChunkserverSettings, ClientSettings
+from gfs.blocks import BLOCK_BYTES, MIB, block_sums
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.format import HEAD_BYTES
+from gfs.cli.drain import is_stuck
+from gfs.client import Client
+from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 from gfs.errors import GfsError
+from gfs.protocol.messages import ServerStatus
 from gfs.testing import SimCluster
+from gfs.testing.files import SimFileSystem
+from gfs.testing.life import Life
 
+from .losses import handle_of, journal_of
 from .promises import (
     REPAIR_SECONDS,
     assert_sound,
     content,
+    settled,
     sound,
     wait_for_goal,
 )
@@ -133,12 +142,244 @@ async def test_no_good_replica_is_an_error_and_never_wrong_bytes(
             cluster.machine(server).disk.flip_bit(path, 8 * (16 * 1024 + 70_000))
         async with await fs.open("/file") as file:
             assert await file.pread(0, 1000) == data[:1000]
-        with pytest.raises(GfsError) as caught:
-            await fs.get("/file")
-        assert caught.value.code in ("chunk_unavailable", "corrupt_replica")
-        # Nobody threw the last copies away: most of the bytes are still there.
-        await trio.sleep(200)
-        assert [len(cluster.chunk_files(s)) for s in cluster.chunkservers] == [1, 1, 1]
+            with pytest.raises(GfsError) as caught:
+                await fs.get("/file")
+            assert caught.value.code in ("chunk_unavailable", "corrupt_replica")
+            # Nobody threw the last copies away: most of the bytes are still there,
+            # and can be read.
+            await trio.sleep(200)
+            assert [len(cluster.chunk_files(s)) for s in cluster.chunkservers] == [1, 1, 1]
+            for start in (0, 2 * BLOCK_BYTES):
+                end = start + BLOCK_BYTES
+                assert await file.pread(start, BLOCK_BYTES) == data[start:end]
+            with pytest.raises(GfsError):
+                await file.pread(BLOCK_BYTES, 10)
+        totals = (await fs.status()).totals
+        assert (totals.lost, totals.beyond_repair, totals.salvages) == (1, 1, 0)
+        assert (totals.corrupt, totals.corrupt_kept) == (3, 3)
+        report = await fs.fsck()
+        details = {kind: [p.detail for p in report.problems if p.kind == kind and p.path]
+                   for kind in report.counts}  # fmt: skip
+        assert details["lost"] == ["blocks 1: damaged in every replica there is"]
+        assert details["corrupt"] == ["blocks 1; kept, for nothing better is there"] * 3
+        others = {p.detail for p in report.problems if not p.path}
+        assert others == {"kept: its chunk has too few good replicas"}
+
+
+def harm_block(cluster: SimCluster, server: str, block: int, how: str) -> None:
+    """In the middle of a block of the one chunk there is."""
+    (path,) = cluster.chunk_files(server)
+    at = HEAD_BYTES + block * BLOCK_BYTES + BLOCK_BYTES // 2
+    disk = cluster.machine(server).disk
+    if how == "flip":
+        disk.flip_bit(path, 8 * at)
+    else:
+        disk.spoil(path, at)
+
+
+async def all_found(cluster: SimCluster, fs: Client, count: int) -> None:
+    """Every damaged replica is known to be."""
+    await fs.fsck()
+
+    async def found() -> bool:
+        return (await fs.status()).totals.corruptions >= count
+
+    await cluster.wait_until(found, 30, "all damage is found")
+
+
+@pytest.mark.parametrize("how", ["flip", "spoil"])
+@pytest.mark.parametrize("servers", [3, 4])
+@over_seeds(3)
+async def test_damage_in_another_place_of_each_replica_is_repaired(
+    seed: int, chance: random.Random, how: str, servers: int
+) -> None:
+    """No replica is whole, and the chunk is: each block is good somewhere."""
+    data = content(chance, chance.choice([200_000, 2 * MIB + 17]))
+    async with SimCluster(seed, chunkservers=servers) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+        blocks = chance.sample(range(len(data) // BLOCK_BYTES), 3)
+        for server, block in zip(holders, blocks, strict=True):
+            harm_block(cluster, server, block, how)
+        await all_found(cluster, fs, 3)
+
+        async def repaired() -> bool:
+            # Readers find the good blocks meanwhile.
+            start = chance.randrange(len(data) - 1000)
+            async with await fs.open("/file") as file:
+                assert await file.pread(start, 1000) == data[start : start + 1000]
+            assert await fs.get("/file") == data
+            return await settled(fs)
+
+        await cluster.wait_until(repaired, REPAIR_SECONDS, every=0.5)
+        await wait_for_goal(cluster, fs, "/file", 3)
+        for server in cluster.chunkservers:
+            await cluster.restart(server)
+        assert await fs.get("/file") == data
+        await assert_sound(fs)
+
+
+@over_seeds(2)
+async def test_what_one_server_alone_has_is_waited_for(seed: int, chance: random.Random) -> None:
+    """It is away when the others' damage is found, and its replica is damaged, too."""
+    data = content(chance, 300_000)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        one, two, three = chance.sample(cluster.chunkservers, 3)
+        for server, block in ((one, 0), (two, 0), (three, 2)):
+            harm_block(cluster, server, block, "flip")
+        await cluster.crash(three)
+        await cluster.wait_until(lambda: is_dead(fs, three), 60)
+        await all_found(cluster, fs, 2)
+
+        async def given_up() -> bool:
+            return (await fs.status()).totals.beyond_repair == 1
+
+        await cluster.wait_until(given_up, 60)
+        await cluster.start(three)
+
+        async def repaired() -> bool:
+            return await sound(fs) and await settled(fs)
+
+        await cluster.wait_until(repaired, 60, every=0.5)
+        assert await fs.get("/file") == data
+
+
+@over_seeds(2)
+async def test_an_old_replica_has_blocks_that_are_of_use(seed: int, chance: random.Random) -> None:
+    """It missed a write elsewhere in the chunk, and has what both current ones lack."""
+    data = bytearray(content(chance, 3 * BLOCK_BYTES))
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(bytes(data), "/file")
+        one, two, three = chance.sample(cluster.chunkservers, 3)
+        await cluster.crash(three)
+        piece = content(chance, 1000)
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(100, piece)
+        data[100:1100] = piece
+        harm_block(cluster, one, 1, "flip")
+        harm_block(cluster, two, 1, "flip")
+        await all_found(cluster, fs, 2)
+        await cluster.start(three)
+
+        async def repaired() -> bool:
+            return await sound(fs) and await settled(fs)
+
+        await cluster.wait_until(repaired, 60, every=0.5)
+        assert await fs.get("/file") == bytes(data)
+
+
+@over_seeds(10)
+async def test_a_server_dies_while_a_chunk_is_put_together(
+    seed: int, chance: random.Random
+) -> None:
+    data = content(chance, 8 * MIB)
+    servers = chance.choice([3, 4])
+    async with SimCluster(seed, chunkservers=servers) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+        for server, block in zip(holders, chance.sample(range(128), 3), strict=True):
+            harm_block(cluster, server, block, "flip")
+        await fs.fsck()
+
+        async def begun() -> bool:
+            return (await fs.status()).totals.corruptions == 3
+
+        await cluster.wait_until(begun, 30, every=0.01)
+        await trio.sleep(chance.random() * 0.3)
+        victim = chance.choice(cluster.chunkservers)
+        await cluster.crash(victim)
+        await trio.sleep(chance.choice([0, 30]))
+        await cluster.start(victim)
+
+        async def repaired() -> bool:
+            return await sound(fs) and await settled(fs)
+
+        await cluster.wait_until(repaired, 90, every=0.5)
+        assert await fs.get("/file") == data
+
+
+def put_in_place(cluster: SimCluster, server: str, data: bytes) -> None:
+    """Whole by its checksums, of the same version, and other bytes: as it is after a
+    writer died on the way."""
+    (path,) = cluster.chunk_files(server)
+    disk, handle = cluster.machine(server).disk, handle_of(path)
+    files = SimFileSystem(disk, Life("a writer"))
+    state = ChunkFile.probe(files, path, handle)
+    assert state is not None
+    disk.delete(path)
+    file = ChunkFile.create(
+        files, path, handle, state.version, journal_of(files, path), copied=True
+    )
+    file.write(0, data, block_sums(data))
+    file.save()
+    file.close()
+
+
+@over_seeds(5)
+async def test_replicas_that_differ_are_not_mixed(seed: int, chance: random.Random) -> None:
+    """A writer died after its first two blocks were at one replica: that has them both,
+    or neither, when it is made good with blocks of the other."""
+    old = content(chance, 3 * BLOCK_BYTES)
+    new = content(chance, 2 * BLOCK_BYTES) + old[2 * BLOCK_BYTES :]
+    settings = MasterSettings(replication=2)
+    async with SimCluster(seed, chunkservers=2, master=settings) as cluster, cluster.client() as fs:
+        await fs.put(old, "/file")
+        one, two = chance.sample(cluster.chunkservers, 2)
+        await cluster.crash(two)
+        put_in_place(cluster, two, new)
+        harm_block(cluster, one, 1, "flip")
+        harm_block(cluster, two, 2, "flip")
+        await cluster.start(two)
+        await all_found(cluster, fs, 2)
+
+        async def repaired() -> bool:
+            return await sound(fs) and await settled(fs)
+
+        await cluster.wait_until(repaired, REPAIR_SECONDS, every=0.5)
+        # The old one's second block is good nowhere.
+        assert await fs.get("/file") == new
+
+
+@over_seeds(2)
+async def test_the_remains_of_a_lost_chunk_keep_a_drain_from_ending(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 200_000), "/file")
+        await fs.put(content(chance, 200_000), "/other")
+        locations = (await fs.locate("/file")).chunks[0]
+        name = f"{locations.handle:016x}.chunk"
+        for replica in locations.replicas:
+            host = replica.address.partition(":")[0]
+            [path] = [each for each in cluster.chunk_files(host) if each.endswith(name)]
+            cluster.machine(host).disk.flip_bit(path, 8 * (HEAD_BYTES + 1))
+        await all_found(cluster, fs, 3)
+        victim = chance.choice(locations.replicas).id
+        await fs.drain(victim)
+
+        async def drained() -> ServerStatus:
+            [server] = [s for s in (await fs.status()).servers if s.id == victim]
+            return server
+
+        async def stuck() -> bool:
+            return is_stuck(await drained())
+
+        await cluster.wait_until(stuck, 60)
+        await trio.sleep(30)
+        server = await drained()
+        assert (server.drain, server.drain_chunks, server.drain_lost) == ("draining", 1, 1)
+        await fs.delete("/file", now=True)
+
+        async def ended() -> bool:
+            return (await drained()).drain == "drained"
+
+        await cluster.wait_until(ended, 60)
+
+
+async def is_dead(fs: Client, name: str) -> bool:
+    [server] = [s for s in (await fs.status()).servers if s.address.startswith(name)]
+    return server.state == "dead"
 
 
 @over_seeds(2)
@@ -165,4 +406,46 @@ async def test_a_full_disk_is_an_error_and_damages_nothing(
         await trio.sleep(30)
         await fs.put(data, "/second")
         assert await fs.get("/second") == data
+        await assert_sound(fs)
+
+
+@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+@over_seeds(2)
+async def test_what_a_disk_refuses_to_delete_is_deleted_later(
+    seed: int, chance: random.Random, durability: str
+) -> None:
+    """It is told again, though its server wanted to forget it."""
+    settings = ChunkserverSettings(durability=durability)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 300_000), "/file")
+        victim = chance.choice(cluster.chunkservers)
+        disk = cluster.machine(victim).disk
+        disk.fail("/disk0/chunks", what=["write", "sync"])
+        await fs.delete("/file", now=True)
+        others = [name for name in cluster.chunkservers if name != victim]
+        await cluster.wait_until(lambda: not any(map(cluster.chunk_files, others)), 200)
+        await trio.sleep(10)
+        assert cluster.chunk_files(victim)
+        disk.fail("/disk0/chunks", 0)
+        await cluster.wait_until(lambda: not cluster.chunk_files(victim), 300)
+
+
+@over_seeds(3)
+async def test_what_a_disk_refuses_to_delete_is_deleted_later_if_another_disk_has_it_too(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        data = content(chance, 300_000)
+        await fs.put(data, "/file")
+        victim = chance.choice(cluster.chunkservers)
+        disk = cluster.machine(victim).disk
+        (path,) = cluster.chunk_files(victim)
+        disk.flip_bit(path, 8 * (HEAD_BYTES + 100))
+        disk.fail(f"/{path.split('/')[1]}/chunks", what=["write", "sync"])
+        await fs.fsck()
+        await cluster.wait_until(lambda: len(cluster.chunk_files(victim)) == 2, 300)
+        await wait_for_goal(cluster, fs, "/file", 3)
+        disk.fail(f"/{path.split('/')[1]}/chunks", 0)
+        await cluster.wait_until(lambda: path not in cluster.chunk_files(victim), 100)
+        assert len(cluster.chunk_files(victim)) == 1
         await assert_sound(fs)

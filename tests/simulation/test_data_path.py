@@ -1,25 +1,161 @@
-"""The ways of bytes that are rarely taken: pauses, ended leases, odd numbers."""
+"""The ways of bytes: the ordinary one, and those that are rarely taken: pauses, ended
+leases, odd numbers."""
 
 from __future__ import annotations
 
+import logging
 import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import trio
 
-from gfs.blocks import CHUNK_BYTES, packet_sums
-from gfs.config import ChunkserverSettings, MasterSettings
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, packet_sums
+from gfs.client import Client
+from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 from gfs.errors import ChunkUnavailable
 from gfs.protocol.messages import AcquireLease, Failure, LeaseReply, Packet, WriteChunk
 from gfs.testing import SimCluster
 
-from .promises import assert_sound, content
+from .promises import STALL_SECONDS, assert_sound, content, replicas
 from .seeds import over_seeds
+
+# --- the ordinary way --------------------------------------------------------------------
+
+
+@contextmanager
+def counted(cluster: SimCluster) -> Iterator[Counter[tuple[str, str]]]:
+    """The bytes that leave meanwhile, by (from, to)."""
+    sent: Counter[tuple[str, str]] = Counter()
+    trace, add = cluster.network.trace, cluster.network.trace.add
+
+    def note(event: str) -> None:
+        match event.split():
+            case [source, ">", target, count, _]:
+                sent[source, target] += int(count)
+        add(event)
+
+    trace.add = note  # type: ignore[method-assign]
+    try:
+        yield sent
+    finally:
+        trace.add = add  # type: ignore[method-assign]
+
+
+@contextmanager
+def asked_of_master() -> Iterator[Counter[str]]:
+    """How often the master is asked for what, meanwhile."""
+    asked: Counter[str] = Counter()
+
+    class Requests(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "gfs_event", "") == "request":
+                asked[record.__dict__["gfs_fields"]["operation"]] += 1
+
+    handler, logger = Requests(), logging.getLogger("gfs.metrics")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield asked
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@over_seeds(2)
+async def test_bytes_never_pass_through_the_master(seed: int, chance: random.Random) -> None:
+    data = content(chance, 8 * MIB)
+    cluster = SimCluster(seed, chunkservers=4)
+    async with cluster, cluster.client("user") as fs:
+
+        async def moves(work: Callable[[], Awaitable[object]], count: int) -> None:
+            with counted(cluster) as sent:
+                await work()
+            masters = sum(sent[pair] for pair in sent if "master" in pair)
+            assert sum(sent.values()) - masters >= count
+            assert masters < BLOCK_BYTES
+
+        async def lose_a_server() -> None:
+            holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+            assert len(holders) == 3
+            await cluster.crash(holders[0])
+            rest = [name for name in cluster.chunkservers if name != holders[0]]
+            await cluster.wait_until(lambda: all(map(cluster.chunk_files, rest)), 60)
+            await trio.sleep(2)
+            assert await replicas(fs, "/file", without=holders[:1]) == 3
+
+        async def overwrite() -> None:
+            async with await fs.open("/file", "r+") as file:
+                await file.pwrite(123_456, data[: 4 * MIB])
+
+        await moves(lambda: fs.put(data, "/file"), 3 * len(data))
+        await moves(lambda: fs.get("/file"), len(data))
+        await moves(lose_a_server, len(data))
+        await moves(overwrite, 3 * 4 * MIB)
+        await moves(lambda: fs.append("/log", data[: 4 * MIB]), 3 * 4 * MIB)
 
 
 @over_seeds(1)
-async def test_a_writer_that_was_away_for_long_is_told_that_its_chunks_are_gone(
+async def test_the_locations_of_many_chunks_are_asked_for_at_once_and_remembered(
     seed: int, chance: random.Random
+) -> None:
+    master = MasterSettings(map_bytes=1 << 30, replication=1)
+    client = ClientSettings(location_seconds=60.0)
+    cluster = SimCluster(seed, chunkservers=2, master=master, client=client)
+    async with cluster, cluster.client() as fs:
+        await fs.put(bytes(3 * CHUNK_BYTES + 10), "/file")
+        with asked_of_master() as asked:
+            async with await fs.open("/file") as file:
+                for _ in range(2):
+                    for index in range(4):
+                        assert await file.pread(index * CHUNK_BYTES, 10) == bytes(10)
+                    assert asked["Locate"] == 1
+                    await trio.sleep(client.location_seconds / 2)
+                await trio.sleep(1)  # now they may be old
+                for index in range(4):
+                    assert await file.pread(index * CHUNK_BYTES, 10) == bytes(10)
+                assert asked["Locate"] == 2
+
+
+@over_seeds(2)
+async def test_a_write_to_many_replicas_takes_as_long_as_to_one(
+    seed: int, chance: random.Random
+) -> None:
+    """Each server passes on what it gets while it gets the next; the client sends once.
+
+    The sockets' buffers are the pipeline: here as large as Linux makes them.
+    """
+    data = content(chance, 32 * MIB)
+    rate = 16 * MIB  # bytes a second, of each link
+    async with SimCluster(seed) as cluster, cluster.client("writer") as fs:
+        cluster.network.bytes_per_second = rate
+        cluster.network.buffer_bytes = 2 * MIB
+        started = trio.current_time()
+        with counted(cluster) as sent:
+            await fs.put(data, "/file")
+        took = trio.current_time() - started
+        # One after the other, the three transfers would take 6 s; packets of 1 MiB that
+        # are passed on when they are whole, 2 s and two packets' time, 0.125 s.
+        assert 2 <= took < 2.5
+        heavy = {pair: count for pair, count in sent.items() if count > MIB}
+        assert len(heavy) == 3
+        assert [source for source, _ in heavy].count("writer") == 1
+        assert all(len(data) <= count < len(data) + MIB for count in heavy.values())
+        assert await replicas(fs, "/file") == 3
+
+
+# --- pauses and deaths -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["", "and the master was restarted"])
+@pytest.mark.parametrize("away", [0.0, 1.0, 20.0])
+@over_seeds(1)
+async def test_a_writer_that_was_away_for_long_is_told_that_its_chunks_are_gone(
+    seed: int, chance: random.Random, restarts: bool, away: float
 ) -> None:
     """It brings its reservation back; what it had written was collected meanwhile."""
     async with SimCluster(seed) as cluster, cluster.client("writer") as fs:
@@ -28,12 +164,14 @@ async def test_a_writer_that_was_away_for_long_is_told_that_its_chunks_are_gone(
         await file.write(b"x")  # the first chunk is complete
         await trio.sleep(1)
         cluster.network.partition(["writer"], ["master"])
+        if restarts:
+            await cluster.restart("master")
         await cluster.wait_until(
             lambda: not any(cluster.chunk_files(name) for name in cluster.chunkservers), 300
         )
         cluster.network.heal()
         fs._core.master.close()  # it connects anew
-        await trio.sleep(20)
+        await trio.sleep(away)
         with pytest.raises(ChunkUnavailable):
             await file.close()
         assert not await fs.exists("/slow")
@@ -152,3 +290,174 @@ async def test_numbers_that_make_no_sense_cost_one_exchange(
         connection.close()
         assert await fs.get("/file") == data
         await assert_sound(fs)
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@over_seeds(1)
+async def test_who_reads_a_file_that_is_replaced_reads_it_to_its_end(
+    seed: int, chance: random.Random, chunks: int
+) -> None:
+    """And then it goes."""
+    old = chance.randbytes(CHUNK_BYTES * (chunks - 1) + 300_000)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(old, "/file")
+        file = await fs.open("/file")
+        assert await file.read(100_000) == old[:100_000]
+        await fs.put(b"new", "/file", overwrite=True)
+        await trio.sleep(5 if chunks == 1 else 300)
+        assert await file.read() == old[100_000:]
+        await file.close()
+        assert await fs.get("/file") == b"new"
+        await cluster.wait_until(
+            lambda: all(len(cluster.chunk_files(name)) <= 1 for name in cluster.chunkservers), 900
+        )
+        await assert_sound(fs)
+
+
+@pytest.mark.parametrize("how", ["put", "append"])
+@over_seeds(3)
+async def test_a_new_chunk_has_all_its_replicas_as_soon_as_enough_servers_are_live(
+    seed: int, chance: random.Random, how: str
+) -> None:
+    """One of them is live, and has not told yet what it holds."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        late = chance.choice(cluster.chunkservers)
+        await cluster.crash(late)
+        await cluster.wait_until(partial(live, fs, 2))
+        cluster.network.slow("master", late, (0.1, 0.3), 1e9)
+        cluster.begin(late)
+        await cluster.wait_until(partial(live, fs, 3), every=0.001)
+        assert not cluster.node(late).ready.is_set(), "it has told all already"
+        if how == "put":
+            await fs.put(content(chance, 300_000), "/file")
+        else:
+            await fs.append("/file", b"record")
+        assert await replicas(fs, "/file") == 3
+
+
+async def live(fs: Client, count: int) -> bool:
+    return sum(server.state == "live" for server in (await fs.status()).servers) == count
+
+
+async def nothing(cluster: SimCluster) -> None:
+    pass
+
+
+async def a_server_connects_anew(cluster: SimCluster) -> None:
+    cluster.network.cut("master", random.Random(cluster.seed).choice(cluster.chunkservers))
+
+
+async def all_servers_connect_anew(cluster: SimCluster) -> None:
+    cluster.network.cut("master")
+
+
+async def the_master_is_started_again(cluster: SimCluster) -> None:
+    await cluster.restart("master")
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [nothing, a_server_connects_anew, all_servers_connect_anew, the_master_is_started_again],
+)
+@over_seeds(8)
+async def test_a_writer_that_pauses_loses_no_replica(
+    seed: int, chance: random.Random, meanwhile: Callable[[SimCluster], Awaitable[None]]
+) -> None:
+    """The servers end an exchange in which nothing moves, each by its own count, and
+    hang up a second later: at any of these moments the next packet may come."""
+    settings = ChunkserverSettings(
+        idle_seconds=1.0, durability=chance.choice(["replicated", "fsync"])
+    )
+    data = content(chance, chance.choice([700, 300_000, 3 * MIB]))
+    step = -(-len(data) // 5)
+    cluster = SimCluster(seed, chunkserver=settings)
+    async with cluster, cluster.client() as fs:
+        async with await fs.open("/file", "w") as file:
+            for at in range(0, len(data), step):
+                await file.write(data[at : at + step])
+                if not at or chance.random() < 0.8:
+                    await file.flush()
+                near = chance.choice([1.0, 2.0]) + chance.uniform(-0.002, 0.004)
+                await trio.sleep(chance.choice([near, chance.uniform(0.1, 3.0)]))
+                await meanwhile(cluster)
+        assert await replicas(fs, "/file") == 3
+        (chunk,) = (await fs.locate("/file")).chunks
+        assert chunk.version > 1, "the exchange was not interrupted at all"
+        assert await fs.get("/file") == data
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [nothing, all_servers_connect_anew, the_master_is_started_again]
+)
+@over_seeds(8)
+async def test_a_death_costs_a_writer_one_replica_whoever_has_just_come_back(
+    seed: int, chance: random.Random, meanwhile: Callable[[SimCluster], Awaitable[None]]
+) -> None:
+    """Of the two that are left the master does not know yet that they are there."""
+    data = content(chance, 300_000)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        async with await fs.open("/file", "w") as file:
+            await file.write(data[:100_000])
+            await file.flush()
+            await cluster.crash(chance.choice(cluster.chunkservers))
+            await meanwhile(cluster)
+            began = trio.current_time()
+            await file.write(data[100_000:])
+            await file.flush()
+            assert trio.current_time() - began < STALL_SECONDS
+        assert await replicas(fs, "/file") == 2
+        assert await fs.get("/file") == data
+
+
+@pytest.mark.parametrize("old", [2 * MIB + 1, 2 * MIB, 2 * MIB + 100_000])
+@over_seeds(1)
+async def test_a_file_that_grew_is_read_as_it_was_opened(
+    seed: int, chance: random.Random, old: int
+) -> None:
+    """What was its last block is a part of one by now, and the reader knows it."""
+    data = content(chance, old)
+    async with SimCluster(seed) as cluster, cluster.client() as fs, cluster.client() as other:
+        await fs.put(data, "/file")
+        async with await fs.open("/file") as file, await other.open("/file", "r+") as writer:
+            await writer.pwrite(old, content(chance, 1000))
+            await trio.sleep(fs._core.settings.location_seconds + 1)
+            assert await file.pread(0, 100) == data[:100]  # the locations are asked for again
+            assert file.entry.length == old + 1000
+            for start in (0, 1, 65_536):
+                assert await file.pread(start, old) == data[start:]
+                await file.seek(start)
+                assert await file.read() == data[start:]
+
+
+@pytest.mark.parametrize("how", ["read", "stream"])
+@over_seeds(2)
+async def test_what_was_read_ahead_is_believed_no_longer_than_locations(
+    seed: int, chance: random.Random, how: str
+) -> None:
+    """A reader takes his time, and others write, which whoever he asked first has missed."""
+    size = 6 * MIB
+    data = bytearray(content(chance, size))
+    async with (
+        SimCluster(seed, chunkservers=3) as cluster,
+        cluster.client("reader") as fs,
+        cluster.client("writer") as other,
+    ):
+        await fs.put(bytes(data), "/file")
+        file = await fs.open("/file")
+        pieces = file.stream()
+        asked = 100 if how == "read" else MIB
+        with counted(cluster) as sent:
+            first = await file.read(asked) if how == "read" else bytes(await anext(pieces))
+        assert first == data[:asked]
+        # Whoever it is from is not there when all is written anew.
+        source = max(cluster.chunkservers, key=lambda name: sent[name, "reader"])
+        others = [name for name in [*cluster.names, "writer"] if name != source]
+        cluster.network.partition([source], others)
+        new = content(chance, size)
+        async with await other.open("/file", "r+") as writer:
+            await writer.pwrite(0, new)
+        await trio.sleep(fs._core.settings.location_seconds + 1)
+        rest = await file.read() if how == "read" else b"".join([bytes(p) async for p in pieces])
+        assert rest == new[asked:]
+        await pieces.aclose()
+        await file.close()

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 import trio
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.protocol.messages import SetLength
+from gfs.chunkserver import copying
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.store import OpenChunk
+from gfs.client import connect
+from gfs.config import ChunkserverSettings, MasterSettings
+from gfs.master import servers
+from gfs.protocol.messages import CopyChunk, SetLength
 from gfs.testing import SimCluster
+from gfs.testing.cluster import MASTER_ADDRESS
+from gfs.testing.files import SimFileSystem
+from gfs.testing.life import Crashed, Onlooker
 
+from .losses import handle_of, records_of
 from .promises import content, sound
 from .seeds import over_seeds
 
@@ -52,7 +64,7 @@ async def test_a_damaged_replica_of_a_deleted_file_is_collected(
             if name != victim:
                 cluster.network.partition([victim], [name])
         await cluster.start("master")
-        await fs.delete("/file")
+        await fs.delete("/file", now=True)
         await cluster.wait_until(lambda: not holders(cluster), 300, every=5)
 
 
@@ -124,3 +136,228 @@ async def test_stale_replicas_stay_until_enough_current_ones_are_there(
         assert await fs.get("/file") == data
         await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
         assert await sound(fs)
+
+
+@pytest.mark.parametrize("damaged", ["disk0", "disk1"])
+@over_seeds(1)
+async def test_of_two_files_of_one_replica_the_better_one_is_kept(
+    seed: int, chance: random.Random, damaged: str
+) -> None:
+    """A power cut may bring a file back that had been replaced by one on another disk
+    of the same server: both were taken for the replica, and neither served."""
+    data = content(chance, 300_000)
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        victim = chance.choice(cluster.chunkservers)
+        await cluster.crash(victim)
+        disk = cluster.machine(victim).disk
+        (path,) = cluster.chunk_files(victim)
+        files = cluster.machine(victim).start_process().world.files
+        stored = disk.read(path)
+        for name in cluster.disks:
+            twin = path.replace(path.split("/")[1], name.strip("/"))
+            files.make_directories(twin.rpartition("/")[0])
+            file = files.open(twin, "replace")
+            file.write(stored, 0)
+            file.close()
+            if name == f"/{damaged}":
+                disk.flip_bit(twin, 8 * 513)
+                disk.flip_bit(twin, 8 * 1025)
+        await cluster.start(victim)
+        assert [p.split("/")[1] for p in cluster.chunk_files(victim)] == [
+            name.strip("/") for name in cluster.disks if name != f"/{damaged}"
+        ]
+        assert await sound(fs)
+        assert await fs.get("/file") == data
+
+
+@over_seeds(1)
+async def test_a_sector_that_the_scrubber_cannot_read_is_repaired(
+    seed: int, chance: random.Random
+) -> None:
+    """The scrubber wrote it into its log, and went on to the next chunk."""
+    settings = ChunkserverSettings(scrub_seconds=20)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 300_000), "/file")
+        victim = chance.choice(cluster.chunkservers)
+        (path,) = cluster.chunk_files(victim)
+        cluster.machine(victim).disk.spoil(path, 100_000)
+
+        def repaired() -> bool:
+            files = cluster.chunk_files(victim)
+            return bool(files) and not cluster.machine(victim).disk.inode(files[0]).unreadable
+
+        await cluster.wait_until(repaired, 100, every=1)
+
+
+@over_seeds(1)
+async def test_a_copy_replaces_an_unreadable_replica_on_another_disk(
+    seed: int, chance: random.Random
+) -> None:
+    """Its file stayed, of no use to anybody, also when the chunk's file was deleted."""
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 300_000), "/file")
+        victim = chance.choice(cluster.chunkservers)
+        await cluster.crash(victim)
+        disk = cluster.machine(victim).disk
+        (path,) = cluster.chunk_files(victim)
+        disk.truncate(path, 20_000)
+        # The copy goes to the disk with more space.
+        disk.mount(path.rpartition("/chunks")[0], 1 << 30)
+        await cluster.start(victim)
+        await cluster.wait_until(lambda: sound(fs), 60, every=1)
+        assert len(cluster.chunk_files(victim)) == 1
+        assert cluster.chunk_files(victim) != [path]
+
+
+@over_seeds(4)
+async def test_a_full_disk_keeps_nothing_of_a_chunk_it_refused(
+    seed: int, chance: random.Random
+) -> None:
+    """The file was made, its head did not fit, and nobody knew of it."""
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.put(b"", "/file")
+        victim = chance.choice(cluster.chunkservers)
+        disk = cluster.machine(victim).disk
+        space = disk.space("/disk0")
+        disk.mount("/disk0", space.total_bytes - space.free_bytes)
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, content(chance, 100_000))
+        disk.mount("/disk0", space.total_bytes)
+        await fs.delete("/file", now=True)
+        await cluster.wait_until(lambda: not holders(cluster), 300, every=5)
+
+
+@over_seeds(6)
+async def test_a_late_packet_of_an_upload_leaves_a_copy_alone_that_came_since(
+    seed: int, chance: random.Random
+) -> None:
+    """The upload had gone on without the server, which held its place and had not made
+    its file: the packet removed the copy's."""
+    data = content(chance, 5000)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        cluster.network.slow("chunkserver0", "chunkserver1", (0.001, 0.002), 300.0)
+        await fs.put(data, "/file")
+        await cluster.wait_until(lambda: sound(fs), 120, every=1)
+        await trio.sleep(60)
+        # One that was opened before would show nothing: look at the files themselves.
+        files = [(name, *cluster.chunk_files(name)) for name in cluster.chunkservers]
+        versions = {_version(cluster, name, path) for name, path in files}
+        assert len(versions) == 1
+        assert await fs.get("/file") == data
+
+
+def _version(cluster: SimCluster, name: str, path: str) -> int:
+    files = SimFileSystem(cluster.machine(name).disk, Onlooker())
+    state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
+    return state.version if state is not None else 0
+
+
+@over_seeds(2)
+async def test_a_damaged_replica_goes_when_a_good_one_is_live_again(
+    seed: int, chance: random.Random
+) -> None:
+    """It waited for as many as there should be, and nobody looked when they were."""
+    master = MasterSettings(map_bytes=1 << 28, dead_seconds=300.0)
+    async with SimCluster(seed, chunkservers=4, master=master) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 300_000), "/file")
+        damaged, silent, _ = chance.sample(holders(cluster), 3)
+        await cluster.crash(silent)
+        await trio.sleep(10)
+        (path,) = cluster.chunk_files(damaged)
+        cluster.machine(damaged).disk.flip_bit(path, 8 * 100_000)
+        await fs.fsck()
+        await cluster.wait_until(lambda: len(holders(cluster)) == 4, 60)
+        await cluster.start(silent)
+        await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
+        assert await sound(fs)
+
+
+@over_seeds(3)
+async def test_a_server_that_lost_an_upload_while_it_was_committed_is_no_holder(
+    seed: int, chance: random.Random
+) -> None:
+    """It came back, and told all it has, between the check of what is published and the end
+    of the commit; then it was believed, and never asked."""
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        data = content(chance, 100_000)
+        file = await fs.open("/file", "w")
+        await file.write(data)
+        await file.flush()
+        victim = chance.choice(holders(cluster))
+        master = cluster.machine("master")
+        usual, master.blocking_seconds = master.blocking_seconds, (3.0, 3.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.close)
+            await trio.sleep(1)
+            cluster.kill(victim)
+            await cluster.crash(victim)
+            cluster.machine(victim).disk.power_cut()
+            assert not cluster.chunk_files(victim)
+            await cluster.start(victim)
+            assert await fs.list("/") == []  # not committed yet
+        master.blocking_seconds = usual
+        await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
+        assert await fs.get("/file") == data
+        assert await sound(fs)
+
+
+@over_seeds(1)
+async def test_a_dead_server_of_an_upload_that_was_given_up_is_forgotten(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its replicas were put down as garbage, of a server that nobody knew any more."""
+    monkeypatch.setattr(servers, "FORGET_SECONDS", 120.0)
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin_upload, cluster)
+            await cluster.wait_until(lambda: len(holders(cluster)) == 3, 60)
+            victim = chance.choice(holders(cluster))
+            await cluster.crash("dying")
+            await cluster.crash(victim)
+
+        async def forgotten() -> bool:
+            return len((await fs.status()).servers) == 3
+
+        async def collected() -> bool:
+            return not (await fs.status()).totals.orphaned
+
+        await cluster.wait_until(forgotten, 1000)
+        await cluster.wait_until(collected, 200)
+        assert await sound(fs)
+
+
+async def begin_upload(cluster: SimCluster) -> None:
+    with suppress(Crashed):
+        async with cluster.client("dying") as fs, await fs.open("/new", "w") as file:
+            await file.write(bytes(300_000))
+            await file.flush()
+            await trio.sleep_forever()
+
+
+@over_seeds(1)
+async def test_a_slow_copy_of_a_shared_chunk_is_waited_for(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that knows other masters went to them after 10 s, found none, and came back:
+    each time the copy began anew."""
+    copy = copying._copy
+
+    async def slow(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
+        await node.world.clock.sleep(12)
+        await copy(node, chunk, order)
+
+    monkeypatch.setattr(copying, "_copy", slow)
+    data = bytearray(content(chance, 1000))
+    async with SimCluster(seed) as cluster:
+        process = cluster.universe.machine("c").start_process()
+        addresses = [MASTER_ADDRESS, "shadow:9400"]
+        async with connect(addresses, key=cluster.key, world=process.world) as fs:
+            await fs.put(bytes(data), "/file")
+            await fs.snapshot("/file", "/copy")
+            async with await fs.open("/file", "r+") as file:
+                await file.pwrite(0, b"new")
+            assert await fs.get("/copy") == data
+            data[:3] = b"new"
+            assert await fs.get("/file") == data
+        process.kill()

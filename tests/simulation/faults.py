@@ -1,0 +1,448 @@
+"""What goes wrong in a general run. Each kind is one function: it strikes, waits,
+and makes good what it did (but for damage that others have to repair).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES, MIB
+from gfs.chunkserver.marks import NAME as MARKS_NAME
+from gfs.testing import SimCluster
+from gfs.testing.cluster import MASTER
+from gfs.testing.network import LATENCY_SECONDS
+from gfs.testing.world import BLOCKING_SECONDS
+
+from .losses import Losses, handle_of, unsound_after_kill
+from .metadata import read_metadata
+from .plan import ABSENCE_SECONDS, DRIFT_MAX, LONG_ABSENCE, Plan
+from .record import Record, Violation
+
+#: A kernel writes back what is dirty, a part of it each time.
+WRITE_BACK_SECONDS = 5.0
+#: A client's call to the master takes about this long; waited for is one for so long.
+IN_CALL_SECONDS = 0.002
+IN_CALL_WAIT_SECONDS = 10.0
+#: A process that dies in the middle of its disk calls makes fewer than this.
+IN_CALL_MAX = 12
+#: Of all damage, what is in the notes on power cuts.
+MARKS_SHARE = 0.15
+#: Who is to be away for long must not be down already: after so long, another look.
+ABSENT_LOOK_SECONDS = 1.0
+#: With these a packet takes nearly as long as its chain waits for it, and a few of them
+#: longer than a lease and the death of a server.
+OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
+#: What makes no server fail anybody.
+HARMLESS = {"clock jump", "clock drift", "client crash"}
+#: The grant before a write, and the beginning of the write.
+GRANTED_SECONDS = 0.03
+
+
+def mount_disks(cluster: SimCluster, plan: Plan) -> None:
+    """All as large as planned."""
+    for name, capacity in zip(cluster.chunkservers, plan.capacities, strict=True):
+        for disk in cluster.disks:
+            cluster.machine(name).disk.mount(disk, capacity)
+
+
+class Faults:
+    """Strikes by the plan until told to stop, and counts."""
+
+    def __init__(self, cluster: SimCluster, plan: Plan, record: Record, clients: list[str]) -> None:
+        self.cluster = cluster
+        self.plan = plan
+        self.record = record
+        self.losses = Losses(cluster, record, plan)
+        self.counts: Counter[str] = Counter()
+        self.chance = random.Random(f"{plan.seed}/faults")
+        self._clients = clients
+        #: What may not be struck now: somebody else works on it.
+        self._busy: set[str] = set()
+        #: Who is away for long.
+        self._absent: set[str] = set()
+        #: Set once that one is back.
+        self.returned = trio.Event()
+
+    async def run(self) -> None:
+        """Strike until cancelled. What is under way then is not made good: see ``end``."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_back)
+            for kind, mean in self.plan.faults.items():
+                if kind != LONG_ABSENCE:
+                    nursery.start_soon(self._strike_often, kind, mean)
+
+    async def _strike_often(self, kind: str, mean_seconds: float) -> None:
+        strike = STRIKES[kind]
+        while True:
+            await trio.sleep(self.chance.expovariate(1 / mean_seconds))
+            await self._one(kind, strike)
+
+    async def _one(self, kind: str, strike: Strike) -> None:
+        if kind not in HARMLESS:
+            self.record.begin_strike()
+        try:
+            if await strike(self):
+                self.counts[kind] += 1
+        finally:
+            if kind not in HARMLESS:
+                self.record.end_strike()
+
+    async def _write_back(self) -> None:
+        while True:
+            await trio.sleep(WRITE_BACK_SECONDS)
+            for name in self.cluster.chunkservers:
+                disk = self.cluster.machine(name).disk
+                disk.write_back(self.chance, self.chance.choice([0.0, 0.2, 1.0]))
+
+    async def end(self) -> None:
+        """Nothing is wrong any more, but for what was damaged, and who is away for long."""
+        cluster = self.cluster
+        cluster.network.heal()
+        cluster.network.latency_seconds = LATENCY_SECONDS
+        names = [*cluster.names, *self._clients]
+        for source in names:
+            machine = cluster.universe.machine(source)
+            machine.blocking_seconds = BLOCKING_SECONDS
+            machine.time.rate = 1.0
+            for target in names:
+                if (source, target) in cluster.network.slow_links:
+                    cluster.network.restore(source, target)
+        mount_disks(cluster, self.plan)
+        for name in cluster.chunkservers:
+            for path in cluster.disks:
+                cluster.machine(name).disk.fail(path, 0)
+        for name in cluster.names:
+            if name not in self._absent:
+                await cluster.spare(name)
+        self._busy = set(self._absent)
+
+    # --- who is struck -----------------------------------------------------------------
+
+    def _machine(self) -> str:
+        return self.chance.choice([*self.cluster.names, *self._clients])
+
+    def _pair(self) -> tuple[str, str]:
+        one, other = self.chance.sample([*self.cluster.names, *self._clients], 2)
+        return one, other
+
+    def _server(self) -> str:
+        return self.chance.choice(self.cluster.chunkservers)
+
+    async def _in_a_write(self, least: int = 0) -> list[str]:
+        """Wait for a write in place to begin, of so many bytes at least: who has a
+        replica of what is written."""
+        count = -1
+        with trio.move_on_after(IN_CALL_WAIT_SECONDS):
+            while count < least:
+                await self.record.written.wait()
+                assert self.record.writing is not None
+                model, start, count = self.record.writing
+            metadata = read_metadata(self.cluster.directory)
+            handle = metadata.file_chunks.get((model.inode, start // CHUNK_BYTES))
+            return [
+                name
+                for name in self.cluster.chunkservers
+                if handle in map(handle_of, self.cluster.chunk_files(name))
+            ]
+        return []
+
+    def _note(self, text: str) -> None:
+        self.record.tell(f"FAULT {text}")
+
+    def _begin(self, name: str) -> None:
+        node = self.cluster.node(name)
+        if not node.running:
+            self._note(f"start {name}")
+            self.cluster.begin(name)
+
+    async def _kill(self, name: str) -> None:
+        self.cluster.hold(name)
+        await self.cluster.crash(name)
+
+    # --- the network ---------------------------------------------------------------------
+
+    async def delay(self) -> bool:
+        """Everything takes longer."""
+        network, high = self.cluster.network, self.chance.choice([0.02, 0.2, 1.0])
+        self._note(f"delay up to {high} s")
+        network.latency_seconds = (LATENCY_SECONDS[0], high)
+        await trio.sleep(self.chance.uniform(0.5, 5))
+        network.latency_seconds = LATENCY_SECONDS
+        return True
+
+    async def cut(self) -> bool:
+        """Between any two machines; or a client's to the master, in the middle of a call."""
+        one, other = self._pair()
+        if self.chance.random() < 0.6:
+            with trio.move_on_after(IN_CALL_WAIT_SECONDS):
+                await self.record.begun.wait()
+                one, other = self.record.history[-1].who, MASTER
+                await trio.sleep(self.chance.uniform(0, IN_CALL_SECONDS))
+        self._note(f"cut {one} {other}")
+        return self.cluster.network.cut(one, other) > 0
+
+    async def partition(self) -> bool:
+        """One way, or both; between two machines, or one and all others."""
+        one, other = self._pair()
+        others = [other]
+        if self.chance.random() < 0.4:
+            others = [name for name in [*self.cluster.names, *self._clients] if name != one]
+        ways = self.chance.choice(["to", "from", "both"])
+        self._note(f"partition {one} {ways} {' '.join(others)}")
+        for name in others:
+            if ways != "from":
+                self.cluster.network.block(one, name)
+            if ways != "to":
+                self.cluster.network.block(name, one)
+        await trio.sleep(self.chance.choice([0.5, 3, 10, 25]))
+        self._note(f"heal {one}")
+        self.cluster.network.heal(one)
+        return True
+
+    async def slow_link(self) -> bool:
+        one, other = self._pair()
+        rate = self.chance.choice([500.0, 5_000.0, 50_000.0])
+        self._note(f"slow link {one} {other} {rate:g} bytes/s")
+        self.cluster.network.slow(one, other, (0.001, 0.3), rate)
+        await trio.sleep(self.chance.uniform(1, 20))
+        self.cluster.network.restore(one, other)
+        return True
+
+    async def outlived_lease(self) -> bool:
+        """The master loses a server that is writing, and whose writes take longer than its
+        lease: others are to have replicas of the same chunk meanwhile."""
+        writing = await self._in_a_write(2 * MIB)
+        if not writing:
+            return False
+        name = self.chance.choice(writing)
+        rate = self.chance.choice(OUTLIVING_BYTES_PER_SECOND)
+        for other in self.cluster.chunkservers:
+            if other != name:
+                self.cluster.network.slow(name, other, LATENCY_SECONDS, rate)
+        # It may be the primary, which must have its lease by then.
+        await trio.sleep(self.chance.uniform(0, GRANTED_SECONDS))
+        self._note(f"partition {name} both {MASTER}, and {rate:g} bytes/s to the others")
+        self.cluster.network.block(name, MASTER)
+        self.cluster.network.block(MASTER, name)
+        await trio.sleep(self.chance.uniform(5, 40))
+        self._note(f"heal {name}")
+        self.cluster.network.heal(name)
+        for other in self.cluster.chunkservers:
+            if other != name:
+                self.cluster.network.restore(name, other)
+        return True
+
+    # --- machines ------------------------------------------------------------------------
+
+    async def slow_disk(self) -> bool:
+        machine = self.cluster.machine(self.chance.choice(self.cluster.names))
+        high = self.chance.choice([0.05, 0.5, 3.0])
+        self._note(f"slow disk {machine.name} up to {high} s")
+        machine.blocking_seconds = (0.0, high)
+        await trio.sleep(self.chance.uniform(1, 15))
+        machine.blocking_seconds = BLOCKING_SECONDS
+        return True
+
+    async def crash(self) -> bool:
+        return await self._one_down(self.cluster.names, power=False)
+
+    async def machine_crash(self) -> bool:
+        return await self._one_down(self.cluster.chunkservers, power=True)
+
+    async def _one_down(self, names: list[str], power: bool) -> bool:
+        """One of these; as often as not, one that is writing."""
+        writing = await self._in_a_write() if self.chance.random() < 0.5 else []
+        if writing:
+            victim = self.chance.choice(writing)
+            return await self._down([victim], self._absence(), power=power, in_call=True)
+        return await self._down([self.chance.choice(names)], self._absence(), power=power)
+
+    async def all_killed(self) -> bool:
+        return await self._down(self.cluster.names, self._absence(), power=False)
+
+    async def power_cut(self) -> bool:
+        return await self._down(self.cluster.names, self._absence(), power=True)
+
+    async def long_absence(self, begins: float) -> None:
+        """Once. Not by :meth:`run`: it goes on where that is cancelled."""
+        await trio.sleep(begins)
+        name = self._server()
+        while name in self._busy:
+            await trio.sleep(ABSENT_LOOK_SECONDS)
+            name = self._server()
+        self._absent.add(name)
+        self.record.begin_strike()
+        try:
+            await self._down([name], ABSENCE_SECONDS, power=self.chance.random() < 0.5)
+        finally:
+            self.record.end_strike()
+        self._absent.clear()
+        self.counts[LONG_ABSENCE] += 1
+        self.returned.set()
+
+    def _absence(self) -> float:
+        return self.chance.choice([0.0, 0.5, 3.0, 10.0, 25.0])
+
+    async def _down(
+        self, names: list[str], seconds: float, power: bool, in_call: bool = False
+    ) -> bool:
+        names = [name for name in names if name not in self._busy]
+        if not names:
+            return False
+        self._busy.update(names)
+        what = "power cut" if power else "kill"
+        self._note(f"{what} {' '.join(names)} for {seconds:g} s")
+        servers = [name for name in names if name in self.cluster.chunkservers]
+        for name in names:
+            self.cluster.hold(name)
+        if in_call or self.chance.random() < 0.5:
+            # Each in the middle of whatever it does with its disk next, or in a write.
+            if not in_call and self.chance.random() < 0.7:
+                await self._in_a_write()
+            for name in servers:
+                self.cluster.kill_in_call(name, self.chance.randint(1, IN_CALL_MAX))
+            await trio.sleep(self.chance.choice([0.05, 0.5, 1.5]))
+        for name in names:
+            self.cluster.kill(name)
+        if power:
+            self.losses.power_goes(servers)
+            for name in servers:
+                self.cluster.machine(name).disk.power_cut(self.chance)
+            self.losses.power_is_gone()
+        else:
+            unsound = [each for name in servers for each in unsound_after_kill(self.cluster, name)]
+            if unsound:
+                raise Violation("a kill left " + "; ".join(unsound))
+        for name in names:
+            await self._kill(name)
+        await trio.sleep(seconds)
+        for name in self.chance.sample(names, len(names)):
+            self._begin(name)
+            await trio.sleep(self.chance.choice([0, 0, 0.2]))
+        self._busy.difference_update(names)
+        return True
+
+    async def client_crash(self) -> bool:
+        name = self.chance.choice(self._clients)
+        self._note(f"kill {name}")
+        self.cluster.kill(name)
+        return True
+
+    # --- disks ---------------------------------------------------------------------------
+
+    def _victim(self) -> tuple[str, str] | None:
+        """A chunk file, or the notes on what a power cut may have taken: (machine, path).
+
+        Others of a server's files are spared. A record of the redo journal that is damaged
+        cannot be told from one that a power cut tore, so that who dies before it is saved
+        has lost it; and who cannot read the journal or who it is does not start, and is
+        for an operator to make anew.
+        """
+        name = self._server()
+        disk = self.cluster.machine(name).disk
+        marks = [f"{each}/{MARKS_NAME}" for each in self.cluster.disks]
+        marks = [path for path in marks if disk.exists(path)]
+        is_of_marks = marks and self.chance.random() < MARKS_SHARE
+        paths = marks if is_of_marks else self.cluster.chunk_files(name)
+        return (name, self.chance.choice(paths)) if paths else None
+
+    async def bit_flip(self) -> bool:
+        victim = self._victim()
+        if victim is None:
+            return False
+        name, path = victim
+        disk = self.cluster.machine(name).disk
+        size = disk.file_size(path)
+        if not size:
+            return False
+        # As many in what the file says of itself as in what it holds.
+        end = self.chance.choice([min(size, 1100), size])
+        offset = self.chance.randrange(end)
+        self._note(f"bit flip in byte {offset} of {path} of {name}")
+        disk.flip_bit(path, 8 * offset + self.chance.randrange(8))
+        self.losses.count()
+        return True
+
+    async def unreadable_sector(self) -> bool:
+        victim = self._victim()
+        if victim is None:
+            return False
+        name, path = victim
+        disk = self.cluster.machine(name).disk
+        size = disk.file_size(path)
+        if not size:
+            return False
+        offset = self.chance.randrange(size)
+        self._note(f"unreadable sector at byte {offset} of {path} of {name}")
+        disk.spoil(path, offset)
+        self.losses.count()
+        return True
+
+    async def disk_full(self) -> bool:
+        name = self._server()
+        disk, path = self.cluster.machine(name).disk, self.chance.choice(self.cluster.disks)
+        if not disk.exists(path):
+            return False
+        space = disk.space(path)
+        room = self.chance.choice([0, 3_000, 40_000])
+        self._note(f"disk full {name} {path}: {room} bytes left")
+        disk.mount(path, space.total_bytes - space.free_bytes + room)
+        await trio.sleep(self.chance.uniform(1, 20))
+        disk.mount(path, self.plan.capacities[self.cluster.chunkservers.index(name)])
+        return True
+
+    async def disk_error(self) -> bool:
+        """A disk refuses for a while to sync, to be written, or anything at all."""
+        name, path = self._server(), self.chance.choice(self.cluster.disks)
+        what = self.chance.choice([["sync"], ["write", "sync"], ["read", "write", "sync"]])
+        self._note(f"disk error {name} {path}: {' '.join(what)}")
+        disk = self.cluster.machine(name).disk
+        disk.fail(path, what=what)
+        await trio.sleep(self.chance.choice([0.1, 1.0, self.chance.uniform(1, 20)]))
+        self._note(f"disk {name} {path} is well again")
+        disk.fail(path, 0)
+        return True
+
+    # --- clocks --------------------------------------------------------------------------
+
+    async def clock_jump(self) -> bool:
+        """The wall clock; the monotonic one never jumps."""
+        name = self._machine()
+        jump = self.chance.choice([-86_400.0, -3600.0, -5.0, 5.0, 3600.0, 86_400.0])
+        self._note(f"clock of {name} jumps {jump:g} s")
+        self.cluster.universe.machine(name).time.wall_offset_seconds += jump
+        return True
+
+    async def clock_drift(self) -> bool:
+        name = self._machine()
+        rate = 1 + self.chance.uniform(-DRIFT_MAX, DRIFT_MAX)
+        self._note(f"clock of {name} runs at {rate:.4f}")
+        self.cluster.universe.machine(name).time.rate = rate
+        return True
+
+
+Strike = Callable[[Faults], Awaitable[bool]]
+
+STRIKES: dict[str, Strike] = {
+    "delay": Faults.delay,
+    "cut": Faults.cut,
+    "partition": Faults.partition,
+    "slow link": Faults.slow_link,
+    "outlived lease": Faults.outlived_lease,
+    "slow disk": Faults.slow_disk,
+    "crash": Faults.crash,
+    "machine crash": Faults.machine_crash,
+    "all killed": Faults.all_killed,
+    "power cut": Faults.power_cut,
+    "bit flip": Faults.bit_flip,
+    "unreadable sector": Faults.unreadable_sector,
+    "disk full": Faults.disk_full,
+    "disk error": Faults.disk_error,
+    "clock jump": Faults.clock_jump,
+    "clock drift": Faults.clock_drift,
+    "client crash": Faults.client_crash,
+}

@@ -1,0 +1,75 @@
+"""A file system of small blocks, for the general simulation: import this first.
+
+Seeds by the thousand must be cheap, and their files still reach over blocks,
+packets and chunks. So the sizes that :mod:`gfs.blocks` gives to all are made
+smaller before anything else of ``gfs`` is imported; the code is the same. A few
+sizes that others have written for themselves follow, and the rhythm of what
+looks around without end is slower, since an idle hour must be cheap as well.
+
+Only for a process of its own (``python -m tests.simulation``). With
+``GFS_SIMULATION_SCALE=full`` in the environment nothing is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SCALE, FULL = "GFS_SIMULATION_SCALE", "full"
+
+BLOCK_BYTES = 1024
+PACKET_BYTES = 4 * BLOCK_BYTES
+CHUNK_BYTES = 12 * BLOCK_BYTES
+#: While hardly anything happens, calls may be ended so late.
+IDLE_SWEEP_SECONDS = 5.0
+
+
+def shrink() -> bool:
+    """Make everything small; whether it did. Must come before other imports."""
+    if os.environ.get(SCALE) == FULL:
+        return False
+    import gfs.blocks as blocks
+
+    if blocks.CHUNK_BYTES == CHUNK_BYTES:
+        return True
+    if "gfs.protocol.messages" in sys.modules or "gfs.config" in sys.modules:
+        raise RuntimeError("gfs was imported before its sizes could be changed")
+    blocks.MIB = PACKET_BYTES
+    blocks.BLOCK_BYTES = BLOCK_BYTES
+    blocks.CHUNK_BYTES = CHUNK_BYTES
+    blocks.BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
+    blocks.ZERO_BLOCK_SUM = blocks.block_sum(bytes(BLOCK_BYTES))
+    import gfs.chunkserver.background
+    import gfs.chunkserver.chunkfile
+    import gfs.chunkserver.read
+    import gfs.chunkserver.write
+    import gfs.master.shadows
+    import gfs.master.upkeep
+    import gfs.protocol.rpc
+
+    gfs.chunkserver.chunkfile.VERIFY_BYTES = PACKET_BYTES
+    gfs.chunkserver.read.SENDFILE_BYTES_MIN = BLOCK_BYTES + 1
+    gfs.chunkserver.read.PIECE_BYTES_MAX = PACKET_BYTES
+    gfs.chunkserver.write.SMALL_PACKET_BYTES = BLOCK_BYTES
+    gfs.protocol.rpc.SWEEP_SECONDS = 1.0
+    gfs.chunkserver.background.SPACE_SECONDS = 3.0
+    gfs.master.shadows.SWEEP_SECONDS = 2.0
+    gfs.master.upkeep.RECLAIM_REST_SECONDS = 1.0
+    gfs.master.upkeep.SPACE_SECONDS = 20.0
+    return True
+
+
+@contextmanager
+def idle() -> Iterator[None]:
+    """While hardly anything happens: for every connection somebody looks for calls that
+    are overdue, and nothing else is done as often."""
+    import gfs.protocol.rpc as rpc
+
+    before = rpc.SWEEP_SECONDS
+    rpc.SWEEP_SECONDS = max(before, IDLE_SWEEP_SECONDS)
+    try:
+        yield
+    finally:
+        rpc.SWEEP_SECONDS = before

@@ -1,0 +1,336 @@
+"""After the faults: the cluster comes to rest, and all that was promised is true.
+
+*At rest*, within a bound of simulated time: every chunk has exactly as many good
+replicas as its goal, each on its own server, no other chunk file is on any disk,
+and the master counts nothing endangered, lost or on its way out. Then everything
+is read, by a new client and straight from the disks of every replica; the tree is
+compared with the history of calls; and the master's rows are checked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.client import Client, Entry
+from gfs.errors import GfsError, NotFound
+from gfs.master.salvage import HOPELESS_SECONDS
+from gfs.testing import SimCluster
+from gfs.testing.cluster import MASTER
+from gfs.testing.files import SimFileSystem
+from gfs.testing.life import Onlooker
+
+from .faults import Faults
+from .files_model import FileModel
+from .linear import Event, Undecided, explain, find_order
+from .log_model import records_in
+from .losses import handle_of, journal_of, records_of
+from .metadata import Metadata, problems, read_metadata
+from .names_model import OK, Everything, Sight, split
+from .plan import DAMAGING, Plan
+from .record import Record, Violation
+
+LOOK_SECONDS = 2.0
+#: On top of what the settings ask for: detection, a few rounds of copies, backoff.
+REST_SECONDS = 180.0
+#: So many looks in a row must find nothing, the last one a check of every block.
+LOOKS = 2
+VERSION_MAX = 2**32 - 1
+
+
+@dataclass
+class Replica:
+    server: str
+    path: str
+    version: int
+    length: int
+    good: bool
+
+
+def replicas_on_disks(cluster: SimCluster) -> dict[int, list[Replica]]:
+    """What is on the disks, read without the chunkservers; blocks verified."""
+    found: dict[int, list[Replica]] = {}
+    for name in cluster.chunkservers:
+        for path in cluster.chunk_files(name):
+            handle = handle_of(path)
+            found.setdefault(handle, []).append(_look(cluster, name, path, handle))
+    return found
+
+
+def _look(cluster: SimCluster, name: str, path: str, handle: int) -> Replica:
+    disk = cluster.machine(name).disk
+    if disk.inode(path).damaged:
+        # Whoever is to repair it must find it first: see come_to_rest. What a power cut
+        # made older or shorter is known as soon as its server is back.
+        return Replica(name, path, VERSION_MAX, CHUNK_BYTES, good=True)
+    files = SimFileSystem(disk, Onlooker())
+    try:
+        state = ChunkFile.probe(files, path, handle, records_of(files, path))
+    except (GfsError, OSError):
+        state = None
+    if state is None:
+        return Replica(name, path, 0, 0, good=False)
+    return Replica(name, path, state.version, state.length, good=True)
+
+
+def stored_bytes(cluster: SimCluster, replica: Replica, handle: int, length: int) -> bytes:
+    """The first ``length`` bytes of a replica, all if it is negative; every block
+    verified.
+
+    Raises GfsError or OSError as the chunkserver would.
+    """
+    files = SimFileSystem(cluster.machine(replica.server).disk, Onlooker())
+    journal = journal_of(files, replica.path)
+    chunk = ChunkFile.open(files, replica.path, handle, journal, records_of(files, replica.path))
+    try:
+        length = chunk.length if length < 0 else length
+        return chunk.read_verified(0, length) if length else b""
+    finally:
+        chunk.close()
+
+
+class Settling:
+    def __init__(self, cluster: SimCluster, plan: Plan, record: Record, faults: Faults) -> None:
+        self.cluster = cluster
+        self.plan = plan
+        self.record = record
+        self.losses = faults.losses
+
+    async def look(self, fs: Client) -> None:
+        """Read everything while it is still as the faults left it: what damage nobody
+        has noticed yet must not be shown to anybody."""
+        since = trio.current_time()
+        try:
+            entries = [entry async for entry in fs.walk("/") if entry.kind == "file"]
+        except GfsError as error:
+            self.record.tell(f"nothing can be read yet: {error}")
+            return
+        for entry in entries:
+            model = self.record.model(entry)
+            try:
+                data = await fs.get(entry.path)
+            except GfsError as error:
+                self.record.tell(f"{entry.path} cannot be read yet: {error}")
+                continue
+            if model is not None:
+                self.record.check_read(model, 0, data, since)
+
+    async def come_to_rest(self, fs: Client) -> None:
+        """Until no replica anywhere is unfit: damage that nobody met is found by
+        having every replica read itself, and repaired like all other."""
+        settings = self.plan.master
+        bound = REST_SECONDS + settings.lease_seconds + 4 * settings.dead_seconds
+        bound += settings.garbage_grace_seconds + settings.client_silence_seconds
+        if "disk error" in self.plan.faults:
+            # What was read in vain is read again after that.
+            bound += HOPELESS_SECONDS
+        until = trio.current_time() + bound
+        calm = 0
+        while calm < LOOKS:
+            await trio.sleep(LOOK_SECONDS)
+            unrest = await self._unrest(fs)
+            calm = 0 if unrest else calm + 1
+            if calm == LOOKS:
+                unrest = await self._unfit(fs)
+                calm = 0 if unrest else calm
+            if unrest:
+                self.losses.count()
+                await self._keep_what_is_needed(fs)
+                await self._start_again(fs)
+            if unrest and trio.current_time() > until:
+                raise Violation(f"not at rest after {bound:.0f} s: " + "; ".join(unrest[:8]))
+
+    async def _keep_what_is_needed(self, fs: Client) -> None:
+        """Do not empty servers without which no file can be at its goal: a goal may be
+        raised when they are empty already, and only an operator can tell what to do."""
+        metadata = read_metadata(self.cluster.directory)
+        drained = [server for server in metadata.servers if server.draining]
+        goal = max((chunk.replication for chunk in metadata.chunks.values()), default=0)
+        if drained and self.plan.chunkservers - len(drained) < goal:
+            await fs.drain(drained[0].address, cancel=True)
+
+    async def _start_again(self, fs: Client) -> None:
+        """Servers that have given up a disk: whoever runs them has put it right."""
+        for server in (await fs.status()).servers:
+            if any(disk.state == "failed" for disk in server.disks):
+                name = server.address.partition(":")[0]
+                self.record.tell(f"{name} has given up a disk")
+                await self.cluster.restart(name)
+
+    async def _unfit(self, fs: Client) -> list[str]:
+        problems = [p for p in (await fs.fsck()).problems if p.handle not in self.losses.handles]
+        if problems:
+            self.record.tell(f"fsck finds {len(problems)} problems")
+        return [f"fsck finds {problem}" for problem in problems]
+
+    async def _unrest(self, fs: Client) -> list[str]:
+        found = self._replica_problems(read_metadata(self.cluster.directory))
+        if found:
+            return found
+        totals = (await fs.status()).totals
+        counts = {
+            "under-replicated": totals.under_replicated,
+            "corrupt": totals.corrupt,
+            "lost": totals.lost,
+            "orphaned": totals.orphaned,
+            "stale": totals.stale,
+            "being copied": totals.repairs_active,
+            "being moved": totals.moves_active,
+        }
+        excused = len(self.losses.handles) * self.plan.chunkservers
+        return [f"{n} {what}" for what, n in counts.items() if n > excused]
+
+    def _replica_problems(self, metadata: Metadata) -> list[str]:
+        found = []
+        there = replicas_on_disks(self.cluster)
+        kept = metadata.kept()
+        drained = {server.address for server in metadata.servers if server.draining}
+        wanted = {handle for (inode, _), handle in metadata.file_chunks.items() if inode in kept}
+        for handle, chunk in metadata.chunks.items():
+            if handle in self.losses.handles or handle not in wanted:
+                continue
+            good = [
+                r for r in there.get(handle, [])
+                if r.good and r.version >= chunk.version and r.length >= chunk.length
+            ]  # fmt: skip
+            goal = min(chunk.replication, self.plan.chunkservers)
+            if len({r.server for r in good}) != goal or len(there.get(handle, [])) != goal:
+                have = ", ".join(f"{r.server} v{r.version}" for r in there.get(handle, []))
+                found.append(f"chunk {handle:x} v{chunk.version} has {have or 'nothing'}")
+            else:
+                found += self._misplaced(handle, goal, {r.server for r in good}, drained)
+        for handle, replicas in there.items():
+            if handle not in metadata.chunks:
+                found += [f"{r.path} on {r.server} is of no file" for r in replicas]
+        for name in self.cluster.chunkservers:
+            paths = self.cluster.machine(name).disk.paths()
+            left = [p for p in paths if "/chunks/" in p and not p.endswith(".chunk")]
+            found += [f"{path} on {name} is left over" for path in left]
+        return found
+
+    def _misplaced(self, handle: int, goal: int, holders: set[str], drained: set[str]) -> list[str]:
+        """Replicas on servers that are to be emptied though others could have them, or
+        in a rack that has two more than another."""
+        cluster = self.cluster
+        staying = [n for n in cluster.chunkservers if cluster.address(n) not in drained]
+        if len(staying) < goal:
+            return []
+        names = ", ".join(sorted(holders))
+        if holders - set(staying):
+            return [f"chunk {handle:x} is on {names}, of which {', '.join(drained)} are drained"]
+        racks = Counter(cluster.rack(name) for name in holders)
+        others = [racks[cluster.rack(name)] for name in staying if name not in holders]
+        if others and max(racks.values()) - min(others) > 1:
+            return [f"chunk {handle:x} is on {names}, which could be in more racks"]
+        return []
+
+    # --- the end ---------------------------------------------------------------------------
+
+    async def check(self, fs: Client) -> None:
+        await self._check_names(fs)
+        if await self._bring_back(fs):
+            # Damage of what was in the trash is found now, as of all that has a name.
+            await self.look(fs)
+            await self.come_to_rest(fs)
+        await self._check_files(fs)
+        metadata = read_metadata(self.cluster.directory)
+        self._check_replicas(metadata)
+        found = problems(metadata)
+        if found:
+            raise Violation("the master's rows: " + "; ".join(found[:8]))
+        if metadata.state.corruptions and not DAMAGING & self.plan.faults.keys():
+            raise Violation("corrupt replicas were found, and no disk did any harm")
+
+    async def _check_names(self, fs: Client) -> None:
+        since = trio.current_time()
+        event = Event("the end", Everything(self.record.next_number()), since)
+        nodes: dict[tuple[str, ...], Sight] = {}
+        async for entry in fs.walk("/"):
+            nodes[split(entry.path)] = self.record.sight(entry, since)
+        event.ended, event.outcome, event.seen = trio.current_time(), OK, nodes
+        history = [*self.record.history, event]
+        try:
+            order = find_order(history)
+        except Undecided as undecided:
+            self.record.failures["undecided"] += 1
+            self.record.tell(f"undecided: {undecided}")
+            return
+        if order is None:
+            raise Violation(explain(history))
+
+    async def _bring_back(self, fs: Client) -> bool:
+        """All that is in the trash, to be looked at as if it had never been there; whether
+        there was anything."""
+        entries = [entry async for entry in fs.trash()]
+        for entry in entries:
+            target = f"/undeleted/{entry.inode}"
+            try:
+                await fs.undelete(entry.path, target=target, inode=entry.inode)
+            except NotFound:
+                if self.cluster.machine(MASTER).time.time_ns() < entry.until_ns:
+                    raise Violation(f"{entry} is in the trash, and cannot be undeleted") from None
+        return bool(entries)
+
+    async def _check_files(self, fs: Client) -> None:
+        entries = [entry async for entry in fs.walk("/") if entry.kind == "file"]
+        for entry in entries:
+            model = self.record.model(entry)
+            since = trio.current_time()
+            try:
+                data = await fs.get(entry.path)
+            except GfsError as error:
+                if self.losses.may_be_lost(entry.inode):
+                    continue
+                raise Violation(f"{entry.path} cannot be read: {error}") from error
+            if model is not None:
+                self.record.check_read(model, 0, data, since)
+                self._check_goal(entry, model)
+            elif not self.record.candidates(data, since):
+                raise Violation(f"{entry.path}: {len(data)} bytes that no file had then")
+
+    def _check_goal(self, entry: Entry, model: FileModel) -> None:
+        if model.number < 0:
+            return  # a copy: nobody knows what the goal was when it was made
+        usual = self.plan.master.replication
+        goals = {goal or usual for goal in self.record.goals_of(model)}
+        if (entry.replication or usual) not in goals:
+            raise Violation(f"{entry}: its goal must be one of {sorted(goals)}")
+
+    def _check_replicas(self, metadata: Metadata) -> None:
+        """Every replica by itself, not only those that a reader happens to meet."""
+        there = replicas_on_disks(self.cluster)
+        live = metadata.live()
+        for (inode, index), handle in metadata.file_chunks.items():
+            if inode not in live:
+                continue  # nobody looks after what is on its way out
+            model = self.record.of_inode(inode)
+            chunk = metadata.chunks.get(handle)
+            if model is None or chunk is None or handle in self.losses.handles:
+                continue
+            for replica in there.get(handle, []):
+                self._check_replica(model, index, handle, chunk.length, replica)
+
+    def _check_replica(
+        self, model: FileModel, index: int, handle: int, length: int, replica: Replica
+    ) -> None:
+        # Of a log, the master may not know all that is there.
+        wanted = length if model.log is None else -1
+        if not wanted:
+            return
+        try:
+            data = stored_bytes(self.cluster, replica, handle, wanted)
+        except (GfsError, OSError) as error:
+            raise Violation(f"{replica.path} on {replica.server}: {error}") from error
+        now, start = trio.current_time(), index * CHUNK_BYTES
+        try:
+            if model.log is not None:
+                found, end = records_in(data, start), start + CHUNK_BYTES
+                self.record.check_records(model, found, now, start, end)
+            else:
+                self.record.check_read(model, start, data, now)
+        except Violation as violation:
+            raise Violation(f"{replica.path} on {replica.server}: {violation}") from None

@@ -1,0 +1,179 @@
+"""Emptying a chunkserver for removal, with files being written meanwhile."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+import trio
+
+from gfs.blocks import MIB
+from gfs.client import Client
+from gfs.config import MasterSettings
+from gfs.errors import DrainRefused, NotFound
+from gfs.protocol.messages import ServerStatus
+from gfs.testing import SimCluster, run_simulated
+
+from .promises import assert_sound, content, replicas
+
+SETTINGS = MasterSettings(
+    map_bytes=1 << 28, sync=False, dead_seconds=6.0, lease_seconds=12.0, lease_margin_seconds=1.0
+)
+DRAIN_SECONDS = 120.0
+
+
+async def server(fs: Client, name: str) -> ServerStatus:
+    (found,) = [s for s in (await fs.status()).servers if s.address.startswith(f"{name}:")]
+    return found
+
+
+async def wait_drained(cluster: SimCluster, fs: Client, name: str) -> None:
+    async def drained() -> bool:
+        return (await server(fs, name)).drain == "drained"
+
+    await cluster.wait_until(drained, DRAIN_SECONDS, f"{name} is drained")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_server_is_emptied_under_load_and_stopped(seed: int) -> None:
+    """At no instant is a chunk below its goal, and writers go on."""
+
+    async def main() -> None:
+        async with (
+            SimCluster(seed, chunkservers=4, master=SETTINGS) as cluster,
+            cluster.client() as fs,
+        ):
+            chance = random.Random(seed)
+            files = {f"/f{n}": content(chance, 3 * MIB) for n in range(6)}
+            for path, data in files.items():
+                await fs.put(data, path)
+            done = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_write_in_place, fs, files, done)
+                nursery.start_soon(_watch, fs, list(files), done)
+                status = await fs.drain((await server(fs, "chunkserver1")).id)
+                assert status.drain == "draining"
+                files["/late"] = content(chance, 2 * MIB)
+                await fs.put(files["/late"], "/late")
+                await wait_drained(cluster, fs, "chunkserver1")
+                done.set()
+            assert not cluster.chunk_files("chunkserver1")
+            await cluster.crash("chunkserver1")
+            await assert_sound(fs)
+            for path, data in files.items():
+                assert await fs.get(path) == data
+            await trio.sleep(2 * SETTINGS.dead_seconds)
+            assert (await server(fs, "chunkserver1")).drain == "drained"
+            totals = (await fs.status()).totals
+            assert not totals.under_replicated + totals.moves_queued + totals.lost
+
+    run_simulated(seed, main)
+
+
+async def _write_in_place(fs: Client, files: dict[str, bytes], done: trio.Event) -> None:
+    """Without a pause: whoever waits for leases to end waits for ever."""
+    data = bytearray(files["/f0"])
+    async with await fs.open("/f0", "r+") as file:
+        number = 0
+        while not done.is_set():
+            piece = bytes([number % 256]) * 1000
+            start = (number * 7919) % (len(data) - 1000)
+            await file.pwrite(start, piece)
+            data[start : start + 1000] = piece
+            number += 1
+            await trio.sleep(0.05)
+    files["/f0"] = bytes(data)
+
+
+async def _watch(fs: Client, paths: list[str], done: trio.Event) -> None:
+    while not done.is_set():
+        for path in paths:
+            assert await replicas(fs, path) >= 3, path
+        await trio.sleep(0.02)
+
+
+def test_it_outlives_the_master_and_can_be_cancelled() -> None:
+    async def main() -> None:
+        async with (
+            SimCluster(5, chunkservers=4, master=SETTINGS) as cluster,
+            cluster.client() as fs,
+        ):
+            data = content(random.Random(5), 3 * MIB)
+            for n in range(8):
+                await fs.put(data, f"/f{n}")
+            target = await server(fs, "chunkserver2")
+            await fs.drain(target.address)
+            await cluster.restart("master")
+            await wait_drained(cluster, fs, "chunkserver2")
+            for n in range(8):
+                await fs.put(data, f"/g{n}")
+            assert not cluster.chunk_files("chunkserver2")
+            # A stopped one is not waited for, nor missed.
+            await cluster.crash("chunkserver2")
+            await cluster.restart("master")
+            assert (await server(fs, "chunkserver2")).drain == "drained"
+            await fs.put(data, "/h")
+            await cluster.start("chunkserver2")
+            assert (await fs.drain(target.id, cancel=True)).drain == ""
+            assert (await server(fs, "chunkserver2")).drain == ""
+            for n in range(8):
+                await fs.put(data, f"/i{n}")
+            assert cluster.chunk_files("chunkserver2")
+            await assert_sound(fs)
+
+    run_simulated(5, main)
+
+
+def test_it_is_refused_when_goals_could_not_be_met() -> None:
+    settings = msgspec.structs.replace(SETTINGS, replication=2)
+
+    async def main() -> None:
+        async with (
+            SimCluster(6, chunkservers=4, racks=["a", "a", "a", "b"], master=settings) as cluster,
+            cluster.client() as fs,
+        ):
+            await fs.put(b"x", "/x", replication=3)
+            ids = {name: (await server(fs, name)).id for name in cluster.chunkservers}
+            with pytest.raises(NotFound, match="no chunkserver nobody"):
+                await fs.drain("nobody")
+            with pytest.raises(DrainRefused, match="in 2 racks now would be in 1"):
+                await fs.drain(ids["chunkserver3"])
+            await fs.drain(ids["chunkserver0"])
+            with pytest.raises(DrainRefused, match="goal above the 2 live chunkservers"):
+                await fs.drain(ids["chunkserver1"])
+            await fs.set_replication("/x", 2)
+            await fs.drain(ids["chunkserver1"])
+            await fs.set_replication("/x", 1)
+            with pytest.raises(DrainRefused, match="new files have a goal of 2"):
+                await fs.drain(ids["chunkserver3"], fewer_racks=True)
+            await fs.set_replication("/x", 2)
+            with pytest.raises(DrainRefused, match="chunks have a goal above the 1 live"):
+                await fs.drain(ids["chunkserver3"], fewer_racks=True)
+            await cluster.crash("chunkserver3")
+            await trio.sleep(10)
+            with pytest.raises(DrainRefused, match="is dead: start it first"):
+                await fs.drain(ids["chunkserver3"])
+
+    run_simulated(6, main)
+
+
+def test_a_file_that_was_under_way_when_its_server_was_drained_moves_too() -> None:
+    """It was placed before and published afterwards, and nobody looked at it again."""
+
+    async def main() -> None:
+        async with (
+            SimCluster(7, chunkservers=4, master=SETTINGS) as cluster,
+            cluster.client() as fs,
+        ):
+            file = fs.create("/file")
+            await file.write(b"x" * 1000)
+            await file.flush()
+            held = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+            await fs.drain(f"{held[0]}:9500")
+            await trio.sleep(10)
+            await file.close()
+            await wait_drained(cluster, fs, held[0])
+            assert await replicas(fs, "/file", without=held[:1]) == 3
+
+    run_simulated(7, main)

@@ -1,0 +1,167 @@
+"""Deleting hides: what is deleted can be read on, had back, and goes in the end."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from gfs.blocks import MIB
+from gfs.config import ChunkserverSettings, MasterSettings
+from gfs.errors import AlreadyExists, FileChanged, NotFound
+from gfs.protocol.messages import TrashEntry
+from gfs.testing import SimCluster
+
+from .promises import LARGE_BYTES, assert_sound, content
+from .seeds import over_seeds
+
+KEPT_SECONDS = 300.0
+MASTER = MasterSettings(map_bytes=1 << 30, trash_seconds=KEPT_SECONDS)
+
+
+def stored(cluster: SimCluster) -> int:
+    return sum(len(cluster.chunk_files(name)) for name in cluster.chunkservers)
+
+
+async def told(cluster: SimCluster) -> list[TrashEntry]:
+    async with cluster.client() as fs:
+        return [entry async for entry in fs.trash()]
+
+
+@over_seeds(4)
+async def test_what_is_deleted_comes_back_whole_after_the_master_died(
+    seed: int, chance: random.Random
+) -> None:
+    files = {f"/d/{name}": content(chance, 100_000) for name in ("a", "b/c", "b/d")}
+    async with SimCluster(seed, master=MASTER) as cluster:
+        async with cluster.client() as fs:
+            for path, data in files.items():
+                await fs.put(data, path, attributes={"of": path})
+            before = await fs.stat("/d/b/c")
+            await fs.delete("/d", recursive=True)
+            assert not await fs.exists("/d")
+            with pytest.raises(NotFound):
+                await fs.get("/d/a")
+        await trio.sleep(chance.uniform(0, KEPT_SECONDS / 2))
+        await cluster.crash_all()
+        await cluster.start_all()
+        async with cluster.client() as fs:
+            await cluster.wait_until(lambda: known(cluster))
+            (entry,) = await told(cluster)
+            assert (entry.path, entry.kind, entry.files) == ("/d", "directory", 3)
+            assert entry.length == sum(map(len, files.values()))
+            totals = (await fs.status()).totals
+            assert (totals.files, totals.bytes, totals.directories) == (0, 0, 0)
+            assert (totals.trash_rows, totals.trash_files) == (1, 3)
+            await fs.undelete("/d")
+            assert await fs.stat("/d/b/c") == before
+            for path, data in files.items():
+                assert await fs.get(path) == data
+            assert not await told(cluster)
+            await trio.sleep(KEPT_SECONDS)
+            assert stored(cluster) == 3 * len(files)
+            await assert_sound(fs)
+
+
+async def known(cluster: SimCluster) -> bool:
+    """Whether the master has counted what the deleted directories hold."""
+    return all(entry.files >= 0 for entry in await told(cluster))
+
+
+@over_seeds(2)
+async def test_who_reads_a_file_that_is_deleted_reads_it_to_its_end(
+    seed: int, chance: random.Random
+) -> None:
+    data = content(chance, LARGE_BYTES)
+    async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        file = await fs.open("/file")
+        assert await file.read(100_000) == data[:100_000]
+        await fs.delete("/file")
+        # Its locations have to be asked for again.
+        await trio.sleep(60)
+        assert await file.read() == data[100_000:]
+        await file.close()
+        await cluster.wait_until(lambda: not stored(cluster), 2 * KEPT_SECONDS, every=5)
+        assert not await told(cluster)
+        with pytest.raises(NotFound):
+            await fs.undelete("/file")
+
+
+@over_seeds(2)
+async def test_now_is_now(seed: int, chance: random.Random) -> None:
+    async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+        await fs.put(b"1", "/d/now")
+        await fs.put(b"2", "/d/later")
+        await fs.put(b"3", "/other")
+        await fs.delete("/d/now", now=True)
+        assert not await told(cluster)
+        await cluster.wait_until(lambda: stored(cluster) == 6, 30)
+        await fs.delete("/d", recursive=True)
+        await fs.delete("/other")
+        assert await fs.empty_trash("/d/later") == 0  # it was not deleted by itself
+        assert await fs.empty_trash("/d") == 1
+        await cluster.wait_until(lambda: stored(cluster) == 3, 30)
+        assert [entry.path for entry in await told(cluster)] == ["/other"]
+        assert await fs.empty_trash("/", recursive=True) == 1
+        await cluster.wait_until(lambda: not stored(cluster), 30)
+        totals = (await fs.status()).totals
+        assert (totals.trash_rows, totals.trash_bytes, totals.chunks) == (0, 0, 0)
+
+
+@over_seeds(1)
+async def test_which_of_several_comes_back_and_where(seed: int, chance: random.Random) -> None:
+    async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+        inodes = []
+        for text in (b"first", b"second", b"third"):
+            inodes.append((await fs.put(text, "/d/file")).inode)
+            await fs.delete("/d/file")
+        await fs.delete("/d", recursive=True)
+        assert [e.inode async for e in fs.trash("/d/file")] == inodes
+        back = await fs.undelete("/d/file")
+        assert (back.path, back.inode) == ("/d/file", inodes[2])
+        assert await fs.get("/d/file") == b"third"
+        with pytest.raises(AlreadyExists, match="/d/file exists already"):
+            await fs.undelete("/d/file")
+        assert (await fs.undelete("/d/file", target="/x/y", inode=inodes[0])).path == "/x/y"
+        assert await fs.get("/x/y") == b"first"
+        with pytest.raises(NotFound, match="is not in the trash"):
+            await fs.undelete("/d/file", inode=inodes[0])
+        with pytest.raises(NotFound, match="undelete /d,"):
+            await fs.undelete("/d/never")
+
+
+@over_seeds(3)
+async def test_a_disk_that_fills_up_takes_the_oldest_of_the_trash(
+    seed: int, chance: random.Random
+) -> None:
+    """And no write is refused for it."""
+    settings = ChunkserverSettings(reserve_bytes=0)
+    async with SimCluster(seed, chunkserver=settings, master=MASTER) as cluster:
+        for name in cluster.chunkservers:
+            cluster.machine(name).disk.mount("/disk0", 100 * MIB)
+        async with cluster.client() as fs:
+            data = content(chance, 5 * MIB)
+            for number in range(60):
+                await fs.put(data, f"/f{number:02}")
+                await fs.delete(f"/f{number:02}")
+                await trio.sleep(1)
+            left = [entry.path async for entry in fs.trash()]
+            assert left == [f"/f{number:02}" for number in range(60 - len(left), 60)]
+            assert 4 <= len(left) < 20
+            await fs.undelete(left[-1])
+            assert await fs.get(left[-1]) == data
+
+
+@over_seeds(1)
+async def test_a_deleted_file_is_not_written(seed: int, chance: random.Random) -> None:
+    async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+        await fs.put(b"before", "/file")
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, b"B")
+            await fs.delete("/file")
+            with pytest.raises((NotFound, FileChanged)):
+                await file.pwrite(10, b"after")
+        await fs.undelete("/file")
+        assert (await fs.get("/file"))[:6] == b"Before"
