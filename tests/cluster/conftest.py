@@ -11,7 +11,8 @@ from harness import Cluster
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of three chunkservers, shared by the tests of a module."""
+    """A cluster of three chunkservers without a control plane, shared by the tests
+    of a module."""
     made = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         yield made.start()
@@ -24,10 +25,15 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     """Makes clusters for one test, not started yet; all are stopped after it."""
     made: list[Cluster] = []
 
-    def make(*arguments: str, name: str = "cluster", chunkservers: int | None = 3) -> Cluster:
+    def make(
+        *arguments: str,
+        name: str = "cluster",
+        chunkservers: int | None = 3,
+        control: bool = False,
+    ) -> Cluster:
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
-        made.append(Cluster(directory, *arguments, chunkservers=chunkservers))
+        made.append(Cluster(directory, *arguments, chunkservers=chunkservers, control=control))
         return made[-1]
 
     yield make

@@ -40,18 +40,26 @@ def runs(pid: int) -> bool:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Ours, without what would point a command at another cluster."""
+    """Ours, without what would point a command at another cluster, or at what runs
+    containers: the tests that need some say so."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GFS_")}
-    return {**kept, **changes}
+    return {**kept, "GFS_COMPUTE_BACKEND": "none", **changes}
 
 
 class Cluster:
     """``gfs up`` in the foreground, on ports of its own.
 
     ``start`` and ``stop`` may be called again and again on the same state.
+    ``control`` says whether the control plane runs too; most tests do without.
     """
 
-    def __init__(self, directory: Path, *arguments: str, chunkservers: int | None = 3) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        chunkservers: int | None = 3,
+        control: bool = False,
+    ) -> None:
         self.directory = directory
         self.state = directory / "state"
         self.ready_file = directory / "ready.json"
@@ -59,6 +67,8 @@ class Cluster:
         self.arguments = ["--port", "0", *arguments]
         if chunkservers is not None:
             self.arguments += ["--chunkservers", str(chunkservers)]
+        if not control:
+            self.arguments.append("--no-control")
         self.environment = environment()
         self.process: subprocess.Popen[bytes] | None = None
         self._seen: set[int] = set()
@@ -97,7 +107,7 @@ class Cluster:
         return facts
 
     def pid(self, name: str) -> int:
-        """``"master"``, ``"chunkserver-2"`` or ``"supervisor"``."""
+        """``"master"``, ``"chunkserver-2"``, ``"control"`` or ``"supervisor"``."""
         if name == "supervisor":
             assert self.process is not None
             return self.process.pid
@@ -105,9 +115,9 @@ class Cluster:
 
     def _facts(self, name: str) -> dict[str, Any]:
         ready = self.ready
-        if name == "master":
-            master: dict[str, Any] = ready["master"]
-            return master
+        if name in ("master", "control"):
+            facts: dict[str, Any] = ready[name]
+            return facts
         found = [server for server in ready["chunkservers"] if Path(server["dir"]).name == name]
         assert found, f"no {name} in {ready}"
         server: dict[str, Any] = found[0]
@@ -161,7 +171,7 @@ class Cluster:
         return json.loads(self.gfs(*arguments, "--json", code=code).stdout)
 
     def kill_all(self) -> None:
-        """SIGKILL to everything at once, the supervisor included."""
+        """SIGKILL to everything in the ready file at once, and to the supervisor."""
         assert self.process is not None
         pids = [self.process.pid, *self.pids()]
         for pid in pids:
@@ -190,4 +200,5 @@ class Cluster:
 
 
 def _pids(facts: dict[str, Any]) -> list[int]:
-    return [facts["master"]["pid"], *(server["pid"] for server in facts["chunkservers"])]
+    ones = [facts[name]["pid"] for name in ("master", "control") if name in facts]
+    return [*ones, *(server["pid"] for server in facts["chunkservers"])]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
-from harness import GFS, STOP_SECONDS, environment, runs, wait_for
+import pytest
+import trio
+from harness import GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
 
+from gfs.client import Client
+from gfs.errors import GfsError
 from gfs.state import make_key
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Below those that the kernel gives to whoever listens at port 0: a chunkserver
+    that starts sooner than the master would now and then get the master's."""
+    while True:
+        with (
+            suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(10_000, 32_000))) as server,
+        ):
+            return int(server.getsockname()[1])
 
 
 class Processes:
@@ -85,3 +98,31 @@ class Processes:
             lambda: not any(runs(p.pid) for p in self.processes.values()), STOP_SECONDS, "the end"
         )
         self.log.close()
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
+    with trio.move_on_after(seconds):
+        while True:
+            with suppress(GfsError):
+                if await condition():
+                    return
+            await trio.sleep(0.01)
+    pytest.fail(f"no {what} within {seconds:g} s")
+
+
+async def wait_live(fs: Client, count: int) -> None:
+    """Before that, what is written may get fewer replicas than its goal."""
+
+    async def live() -> bool:
+        return sum(server.state == "live" for server in (await fs.status()).servers) >= count
+
+    await wait_until(live, START_SECONDS, f"{count} live chunkservers")
+
+
+async def wait_whole(fs: Client, seconds: float) -> None:
+    """Every file at its goal, every replica good."""
+
+    async def whole() -> bool:
+        return not (await fs.fsck()).damaged
+
+    await wait_until(whole, seconds, "clean fsck")

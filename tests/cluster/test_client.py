@@ -213,6 +213,13 @@ async def test_names_and_trees(cluster: Cluster) -> None:
             await fs.put(name.encode(), f"/tree/deep/{name}")
         listed = [entry.path.rpartition("/")[2] async for entry in fs.scan("/tree/deep")]
         assert listed == sorted(names, key=str.encode)
+        for after in (*names, "", "b", "x" * 300, "~"):
+            later = [entry.path async for entry in fs.scan("/tree/deep", after)]
+            assert later == [
+                f"/tree/deep/{name}" for name in listed if name.encode() > after.encode()
+            ]
+        with pytest.raises(InvalidName):
+            await anext(fs.scan("/tree/deep", "\ud800"))
         walked = [entry.path async for entry in fs.walk("/tree")]
         assert walked[0] == "/tree/deep"
         assert len(walked) == 1 + len(names)
@@ -264,6 +271,7 @@ def test_the_blocking_client_from_many_threads(cluster: Cluster, tmp_path: Path)
             thread.join(60)
         assert not failures
         assert [e.path for e in fs.scan("/threads")] == [f"/threads/{n}" for n in range(8)]
+        assert [e.path for e in fs.scan("/threads", after="5")] == ["/threads/6", "/threads/7"]
         assert sum(1 for _ in fs.walk("/threads")) == 8
         fs.get("/threads/1", tmp_path / "one")
         assert (tmp_path / "one").stat().st_size == 300_000

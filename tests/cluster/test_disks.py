@@ -28,6 +28,7 @@ from gfs.chunkserver.format import (
     SLOT_OFFSETS,
     decode_slot,
 )
+from gfs.config import ClientSettings
 from gfs.errors import ChunkUnavailable, DiskFull, NotEnoughChunkservers
 
 DISK_BYTES = 48 * MIB
@@ -104,8 +105,8 @@ class Disks(Processes):
     def all_run(self) -> bool:
         return all(runs(process.pid) for process in self.processes.values())
 
-    def connect(self) -> Any:
-        return gfs.connect(self.master_address, key=self.key)
+    def connect(self, **settings: float) -> Any:
+        return gfs.connect(self.master_address, key=self.key, settings=ClientSettings(**settings))
 
 
 @pytest.fixture
@@ -270,6 +271,11 @@ async def test_a_replica_that_fell_back_to_an_older_state_is_replaced(
 # --- full disks --------------------------------------------------------------------------
 
 
+#: How long a client tries again before it believes that there is no room. Longer than a
+#: server goes without writing what it remembers, or without being heard of.
+RETRY_SECONDS = 6.0
+
+
 def overfill(disks: Disks) -> None:
     """Something else takes all the space there is."""
     for name in NAMES:
@@ -292,7 +298,7 @@ async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
     )
     kept = content(1, 20 * MIB)
     extended = content(2, 3 * MIB + 5)
-    async with disks.connect() as fs:
+    async with disks.connect(retry_seconds=RETRY_SECONDS) as fs:
         await fs.put(kept, "/kept")
         await fs.put(extended, "/extended")
         with pytest.raises((DiskFull, NotEnoughChunkservers)):
@@ -331,7 +337,7 @@ async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
         GFS_MASTER_CLIENT_SILENCE_SECONDS="2",
     )
     data = content(1, 20 * MIB)
-    async with disks.connect() as fs:
+    async with disks.connect(retry_seconds=RETRY_SECONDS) as fs:
         await fs.put(data, "/old")
         overfill(disks)
         # Longer than a server goes without writing what it remembers.
@@ -370,7 +376,7 @@ async def test_many_writers_at_once_do_not_use_up_the_reserve(
     """A disk that had room for each of them by itself has no room for all."""
     reserve = 8 * MIB
     disks = make_small_disks(GFS_CHUNKSERVER_RESERVE_BYTES=str(reserve))
-    async with disks.connect() as fs:
+    async with disks.connect(retry_seconds=RETRY_SECONDS) as fs:
         acknowledged: dict[str, bytes] = {}
         failures: list[Exception] = []
 

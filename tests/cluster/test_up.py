@@ -289,7 +289,8 @@ def test_detach_and_down(tmp_path: Path) -> None:
         assert done.stderr == b""
         assert b"down" in done.stdout
         ready = json.loads(ready_file.read_bytes())
-        pids = [ready["master"]["pid"], ready["chunkservers"][0]["pid"]]
+        pids = [ready[name]["pid"] for name in ("master", "control")]
+        pids.append(ready["chunkservers"][0]["pid"])
         assert all(map(runs, pids))
     finally:
         down = subprocess.run(

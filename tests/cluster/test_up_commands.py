@@ -244,6 +244,9 @@ FAILING = [
     ["stat", "/nowhere"],
     ["mkdir", "/nowhere/deeper"],
     ["rm", "/nowhere"],
+    ["rm", "--trash", "/nowhere"],
+    ["undelete", "/nowhere"],
+    ["setrep", "2", "/nowhere"],
     ["mv", "/nowhere", "/x"],
     ["du", "/nowhere"],
     ["fsck", "/nowhere"],
@@ -316,6 +319,48 @@ def test_mkdir_rm_mv(cluster: Cluster, top: str) -> None:
     fails(cluster, "rm", f"{top}/a")
     cluster.gfs("rm", "-f", f"{top}/a")
     assert cluster.gfs("ls", top).stdout == b"renamed\n"
+
+
+def test_what_was_deleted_can_be_had_back(cluster: Cluster, top: str) -> None:
+    for name in ("d/a", "d/b", "f"):
+        cluster.gfs("put", "-", f"{top}/{name}", input=name.encode())
+    cluster.gfs("rm", "-r", f"{top}/d", f"{top}/f")
+    assert cluster.gfs("ls", top).stdout == b""
+    lines = cluster.gfs("ls", "--trash", top).stdout.decode().splitlines()
+    assert [line.split("  ")[-1].strip() for line in lines][1] == f"{top}/f"
+    assert f"{top}/d/" in lines[0]
+    listed = cluster.json("ls", "--trash", f"{top}/f")
+    assert [(entry["path"], entry["length"]) for entry in listed] == [(f"{top}/f", 1)]
+    assert listed[0]["until_ns"] - listed[0]["deleted_ns"] == 3 * 24 * 3600 * 10**9
+    assert "trash:" in cluster.gfs("status").stdout.decode()
+    assert cluster.json("du", top)["trash_files"] >= 1
+
+    assert cluster.json("undelete", f"{top}/d")["path"] == f"{top}/d"
+    assert cluster.gfs("cat", f"{top}/d/a", f"{top}/d/b").stdout == b"d/ad/b"
+    fails(cluster, "undelete", f"{top}/d")
+    cluster.gfs("put", "-", f"{top}/f", input=b"new")
+    fails(cluster, "undelete", f"{top}/f")
+    cluster.gfs("undelete", f"{top}/f", "--as", f"{top}/x/old")
+    assert cluster.gfs("cat", f"{top}/f", f"{top}/x/old").stdout == b"newf"
+
+    cluster.gfs("rm", "--now", f"{top}/f")
+    fails(cluster, "undelete", f"{top}/f")
+    cluster.gfs("rm", "-r", f"{top}/x", f"{top}/d")
+    assert cluster.json("rm", "--trash", f"{top}/d") == {"deleted": [f"{top}/d"]}
+    fails(cluster, "rm", "--trash", f"{top}/d")
+    fails(cluster, "rm", "--trash", "--now", f"{top}/x")
+    cluster.gfs("rm", "--trash", "-r", top)
+    assert cluster.json("ls", "--trash", top) == []
+
+
+def test_setrep(cluster: Cluster, top: str) -> None:
+    for name in ("a", "d/b"):
+        cluster.gfs("put", "-", f"{top}/{name}", input=b"x")
+    assert cluster.json("setrep", "2", f"{top}/a") == {"files": 1}
+    assert cluster.json("setrep", "-R", "1", top) == {"files": 2}
+    assert cluster.json("stat", f"{top}/d/b")["replication"] == 1
+    fails(cluster, "setrep", "2", f"{top}/d")
+    fails(cluster, "setrep", "65", f"{top}/a")
 
 
 # --- health -----------------------------------------------------------------------

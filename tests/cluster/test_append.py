@@ -1,0 +1,146 @@
+"""Record append with real processes: many clients, one file, servers that die."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+
+import trio
+from harness import Cluster
+
+import gfs
+from gfs.blocks import CHUNK_BYTES, MIB
+from gfs.client import Client, Record
+
+WRITERS = 16
+
+
+async def collect(fs: Client, path: str, **options: bool) -> list[Record]:
+    return [record async for record in fs.records(path, **options)]
+
+
+def test_sixteen_writers_lose_no_record_when_chunkservers_die(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = make_cluster(chunkservers=4).start()
+    acknowledged: dict[int, bytes] = {}
+    done = [0] * WRITERS
+    rounds = 60
+
+    async def write(number: int, killed: trio.Event) -> None:
+        """Until the kills are over, and a little longer."""
+        async with gfs.connect(state=cluster.state) as fs:
+            left = rounds
+            while left > 0:
+                left -= killed.is_set()
+                done[number] += 1
+                size = 200_000 if done[number] % 10 == 0 else 100
+                data = b"%d/%d/" % (number, done[number]) + bytes(size)
+                offset = await fs.append("/log", data)
+                assert offset not in acknowledged, "two records at one place"
+                acknowledged[offset] = data
+
+    async def at_least(count: int) -> None:
+        while min(done) < count:  # noqa: ASYNC110 - by many, thousands of times
+            await trio.sleep(0.01)
+
+    async def kill(killed: trio.Event) -> None:
+        await at_least(20)
+        async with gfs.connect(state=cluster.state) as fs:
+            located = await fs.locate("/log")
+            primary = located.chunks[-1].primary
+            secondary = next(r.id for r in located.chunks[-1].replicas if r.id != primary)
+        by_id = {server["id"]: server["pid"] for server in cluster.ready["chunkservers"]}
+        for victim in (primary, secondary):
+            before = min(done)
+            with trio.fail_after(60):
+                await trio.to_thread.run_sync(
+                    cluster.kill, _name(cluster, by_id[victim]), signal.SIGKILL
+                )
+                await at_least(before + 20)
+        killed.set()
+
+    async def everything() -> None:
+        killed = trio.Event()
+        with trio.fail_after(150):
+            async with trio.open_nursery() as nursery:
+                for number in range(WRITERS):
+                    nursery.start_soon(write, number, killed)
+                nursery.start_soon(kill, killed)
+        async with gfs.connect(state=cluster.state) as fs:
+            all_records = await collect(fs, "/log", duplicates=True)
+            there = {record.offset: record.data for record in all_records}
+            for offset, data in acknowledged.items():
+                assert there.get(offset) == data, f"the record at {offset} is lost"
+            once = [record.data for record in await collect(fs, "/log")]
+            assert sorted(once) == sorted(acknowledged.values())
+            assert (await fs.stat("/log")).length > max(acknowledged)
+
+    trio.run(everything)
+
+
+def _name(cluster: Cluster, pid: int) -> str:
+    return next(
+        server["dir"].rpartition("/")[2]
+        for server in cluster.ready["chunkservers"]
+        if server["pid"] == pid
+    )
+
+
+def test_records_of_the_greatest_size_fill_chunks(cluster: Cluster) -> None:
+    size = CHUNK_BYTES // 4
+
+    async def everything() -> None:
+        async with gfs.connect(state=cluster.state) as fs:
+            offsets = {}
+            for number in range(6):
+                data = number.to_bytes(8, "big") * (size // 8)
+                offsets[await fs.append("/large", data)] = data
+            assert {offset // CHUNK_BYTES for offset in offsets} == {0, 1}
+            found = {record.offset: record.data async for record in fs.records("/large")}
+            assert found == offsets
+            last = max(offsets)
+            assert [r.offset async for r in fs.records("/large", start=last)] == [last]
+            assert [r.offset async for r in fs.records("/large", start=last + 1)] == []
+            # What pads a chunk takes no space, and is read as zeros by whoever reads bytes.
+            data = await fs.get("/large")
+            end = max(o for o in offsets if o < CHUNK_BYTES) + 48 + size
+            assert not any(data[end:CHUNK_BYTES])
+            assert not (await fs.fsck("/large")).problems
+
+    trio.run(everything)
+    files = cluster.state.glob("chunkserver-*/chunks/*/*.chunk")
+    padded = [f.stat() for f in files if f.stat().st_size > CHUNK_BYTES]
+    assert len(padded) >= 3
+    assert all(stat.st_blocks * 512 < stat.st_size - 10 * MIB for stat in padded)
+
+
+def test_the_command_line(cluster: Cluster) -> None:
+    lines = [b"one", b"", b"three " * 1000]
+    told = json.loads(cluster.gfs("append", "/lines", "--json", input=b"\n".join(lines)).stdout)
+    assert [each["length"] for each in told] == [3, 0, 6000]
+    assert cluster.gfs("records", "/lines").stdout == b"".join(line + b"\n" for line in lines)
+    found = json.loads(cluster.gfs("records", "/lines", "--json").stdout)
+    assert [each["offset"] for each in found] == [each["offset"] for each in told]
+    path = cluster.directory / "whole"
+    path.write_bytes(b"with\nnewlines\n")
+    cluster.gfs("append", "/lines", path, "-", input=b"and stdin\n")
+    only = cluster.gfs("records", "/lines", "-0", "--from", str(told[-1]["offset"] + 1)).stdout
+    assert only == b"with\nnewlines\n\0and stdin\n\0"
+    assert cluster.json("stat", "/lines")["length"] > told[-1]["offset"] + 6000
+    refused = cluster.gfs("records", "/not-there", code=1)
+    assert b"/not-there" in refused.stderr
+    assert b"bytes" in cluster.gfs("append", "/lines", "/dev/zero", code=1).stderr
+
+
+def test_a_file_without_records_is_told_of(cluster: Cluster) -> None:
+    cluster.gfs("put", "-", "/bytes", input=b"no record\n" * 1000)
+    cluster.gfs("put", "-", "/empty")
+    cluster.gfs("append", "/one", input=b"record\n")
+    told = cluster.gfs("records", "/bytes")
+    assert told.stdout == b""
+    assert told.stderr == b"gfs: /bytes: there are no records in it (its bytes: gfs cat)\n"
+    [only] = json.loads(cluster.gfs("records", "/one", "--json").stdout)
+    for arguments in (("/empty",), ("/one",), ("/one", "--from", str(only["offset"] + 1))):
+        assert cluster.gfs("records", *arguments).stderr == b""

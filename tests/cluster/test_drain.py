@@ -1,0 +1,93 @@
+"""A chunkserver is emptied under load, and taken away, with real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from harness import GFS
+from processes import Processes, wait_live
+
+import gfs
+from gfs.client import Client
+
+MIB = 1 << 20
+CONTENT = [bytes([n]) * (MIB + n) for n in range(20)]
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path, 4, dead_seconds=3.0)
+    yield made
+    made.stop()
+
+
+def run(processes: Processes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*GFS, *arguments],
+        capture_output=True,
+        env={
+            **processes.environment,
+            "GFS_MASTER": processes.master_address,
+            "GFS_KEY_FILE": str(processes.state / "cluster.key"),
+        },
+        timeout=120,
+        check=False,
+    )
+
+
+def chunk_files(processes: Processes, name: str) -> list[Path]:
+    return list((processes.state / name).glob("chunks/*/*.chunk"))
+
+
+async def write(fs: Client, written: list[int], done: trio.Event) -> None:
+    """Until told to stop; each file that is acknowledged is noted."""
+    number = 0
+    while not done.is_set():
+        await fs.put(CONTENT[number % 20], f"/w{number}")
+        written.append(number)
+        number += 1
+
+
+async def test_one_of_four_is_drained_under_load_and_stopped(processes: Processes) -> None:
+    written: list[int] = []
+    done = trio.Event()
+    async with gfs.connect(processes.master_address, key=processes.key) as fs:
+        await wait_live(fs, 4)
+        for number, data in enumerate(CONTENT):
+            await fs.put(data, f"/f{number}")
+        server_file = processes.state / "chunkserver-2" / "server.json"
+        server = json.loads(server_file.read_bytes())["id"]
+        assert chunk_files(processes, "chunkserver-2")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, fs, written, done)
+            told = await trio.to_thread.run_sync(run, processes, "drain", server)
+            done.set()
+        assert told.returncode == 0, told.stderr
+        assert b"is drained: nothing needs it any more, it can be stopped" in told.stdout
+        assert not chunk_files(processes, "chunkserver-2")
+        processes.kill("chunkserver-2")
+
+        # The other three are needed for the goal of three.
+        other = next(s for s in (await fs.status()).servers if s.id != server)
+        refused = await trio.to_thread.run_sync(run, processes, "drain", other.address)
+        assert refused.returncode == 1
+        assert b"cannot be drained" in refused.stderr
+        assert b"above the 2 live chunkservers" in refused.stderr
+
+        for number, data in enumerate(CONTENT):
+            assert await fs.get(f"/f{number}") == data
+        for number in written:
+            assert await fs.get(f"/w{number}") == CONTENT[number % 20]
+        report = await fs.fsck()
+        assert not report.damaged, report.problems
+        assert (await fs.status()).totals.under_replicated == 0
+        shown = await trio.to_thread.run_sync(run, processes, "status")
+        assert b"drained" in shown.stdout
+        assert b"start it again" not in shown.stdout
+        back = await trio.to_thread.run_sync(run, processes, "drain", "--cancel", server)
+        assert b"is not drained" in back.stdout

@@ -1,0 +1,109 @@
+"""``durability = "fsync"`` with real processes: what is synced before an answer, as the
+kernel saw it, and what is there after everything was killed at once.
+
+Nobody can cut the power here: what a cut leaves is told by ``tests/unit/test_journal.py``
+and ``tests/simulation``. That the calls are made which those rely on is told here.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Processes, wait_live
+
+import gfs
+from gfs.blocks import MIB
+
+SERVERS = ("chunkserver-1", "chunkserver-2", "chunkserver-3")
+
+
+@pytest.fixture
+def synced(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path, 0)
+    made.environment["GFS_CHUNKSERVER_DURABILITY"] = "fsync"
+    for name in SERVERS:
+        made.start_chunkserver(name)
+    yield made
+    made.stop()
+
+
+class Watched:
+    """The disk calls of one process, by strace."""
+
+    def __init__(self, pid: int, out: Path) -> None:
+        self.out = out
+        self._strace = subprocess.Popen(
+            [
+                "strace", "-f", "-y", "-q", "-p", str(pid), "-o", str(out),
+                "-e", "trace=pwrite64,fdatasync,fsync,unlink",
+            ],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        until = time.monotonic() + 30
+        while not all("TracerPid:\t0" not in (t / "status").read_text() for t in tasks):
+            assert self._strace.poll() is None, "strace ended: may this user trace processes?"
+            assert time.monotonic() < until, "strace does not attach"
+
+    def stop(self) -> list[tuple[str, str]]:
+        """(call, the file's name) in the order in which they were begun."""
+        self._strace.terminate()
+        self._strace.wait(30)
+        calls = re.findall(r"(pwrite64|fdatasync|fsync)\(\d+<([^>]*)>", self.out.read_text())
+        found = [(call, path.rpartition("/")[2]) for call, path in calls]
+        # Now and then the server saves what it knows of its master.
+        return [each for each in found if not each[1].startswith("server.json")]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+async def test_an_overwrite_is_in_the_synced_journal_before_it_is_in_its_place(
+    synced: Processes, tmp_path: Path
+) -> None:
+    async with gfs.connect(synced.master_address, key=synced.key) as fs:
+        await wait_live(fs, len(SERVERS))
+        await fs.put(bytes(3 * MIB), "/file")
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, b"the lease is granted")
+            watched = [
+                Watched(synced.processes[name].pid, tmp_path / f"{name}.strace") for name in SERVERS
+            ]
+            await file.pwrite(1_000_000, b"in place")
+            calls = [each.stop() for each in watched]
+    for name, made in zip(SERVERS, calls, strict=True):
+        chunk = [path for _, path in made if path.endswith(".chunk")]
+        assert len(set(chunk)) == 1, f"{name}: {made}"
+        journal = [path for _, path in made if path.startswith("journal.")]
+        assert made == [
+            ("pwrite64", journal[0]), ("fdatasync", journal[0]), ("pwrite64", chunk[0]),
+        ], name  # fmt: skip
+
+
+async def test_all_killed_at_once_forget_nothing_that_only_the_journal_has(
+    synced: Processes,
+) -> None:
+    chance = random.Random(1)
+    model = bytearray(chance.randbytes(3 * MIB))
+    async with gfs.connect(synced.master_address, key=synced.key) as fs:
+        await wait_live(fs, len(SERVERS))
+        await fs.put(bytes(model), "/file")
+        for turn in range(3):
+            async with await fs.open("/file", "r+") as file:
+                for _ in range(20):
+                    data = chance.randbytes(chance.choice([10, 70_000]))
+                    at = chance.randrange(len(model))
+                    await file.pwrite(at, data)
+                    model[at : at + len(data)] = data
+            await fs.put(b"small", f"/small-{turn}")
+            synced.kill_all()
+            synced.start_master()
+            for name in SERVERS:
+                synced.start_chunkserver(name)
+            assert await fs.get("/file") == model
+            assert await fs.get(f"/small-{turn}") == b"small"

@@ -1,0 +1,224 @@
+"""Shadow masters as processes: the master is killed for good, and another goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from processes import GFS, Processes, free_port
+
+import gfs
+from gfs.client import Client
+from gfs.errors import GfsError, NotFound, NotTheMaster
+
+SHADOW_SECONDS = 30.0
+
+
+class Shadowed(Processes):
+    """A master and its shadow, on state directories of their own."""
+
+    def __init__(self, directory: Path, replicas_before_ack: int, chunkservers: int = 3) -> None:
+        self.addresses = {name: f"127.0.0.1:{free_port()}" for name in ("master", "shadow")}
+        self.replicas_before_ack = replicas_before_ack
+        self.directory = directory
+        super().__init__(directory, chunkservers, 3.0)
+        self.start_shadow("shadow", "master")
+
+    def start_master(self) -> None:
+        self.master_address = self.addresses["master"]
+        self._start_master("master")
+
+    def start_shadow(self, name: str, master: str) -> None:
+        state = self.directory / name
+        state.mkdir(exist_ok=True)
+        shutil.copy(self.state / "cluster.key", state / "cluster.key")
+        self._start_master(name, "--shadow-of", self.addresses[master])
+
+    def _start_master(self, name: str, *arguments: str) -> None:
+        state = self.state if name == "master" else self.directory / name
+        self._start(
+            name, "master", "--state", str(state), "--address", self.addresses[name],
+            "--replicas-before-ack", str(self.replicas_before_ack), *arguments,
+        )  # fmt: skip
+
+    def gfs(self, name: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """A command on one of the two masters."""
+        command, *more = arguments
+        done = subprocess.run(
+            [*GFS, command, *more, "--key-file", str(self.state / "cluster.key")]
+            + ([] if command == "promote" else ["--master", self.addresses[name]]),
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        return done
+
+    def promote(self, name: str, *arguments: str, code: int = 0) -> str:
+        done = self.gfs(name, "promote", self.addresses[name], *arguments, code=code)
+        return done.stdout if code == 0 else done.stderr
+
+    def status(self, name: str) -> Any:
+        return json.loads(self.gfs(name, "status", "--json").stdout)
+
+
+@pytest.fixture
+def shadowed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shadowed]:
+    made = Shadowed(tmp_path, getattr(request, "param", 1))
+    yield made
+    made.stop()
+
+
+async def level(shadowed: Shadowed, name: str) -> None:
+    """The shadow has everything, and hears from all chunkservers."""
+    with trio.move_on_after(SHADOW_SECONDS):
+        while True:
+            try:
+                async with gfs.connect(shadowed.addresses[name], key=shadowed.key) as fs:
+                    status = await fs.status()
+                live = sum(server.state == "live" for server in status.servers)
+                if status.role == "shadow" and not status.behind_operations and live == 3:
+                    return
+            except GfsError:
+                pass
+            await trio.sleep(0.05)
+    pytest.fail(f"{name} is not level within {SHADOW_SECONDS:g} s")
+
+
+async def wait_until(condition: Callable[[], bool], what: str) -> None:
+    with trio.move_on_after(60):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.01)
+    pytest.fail(f"no {what} within a minute")
+
+
+async def whole(fs: Client) -> None:
+    """Every file at its goal, every replica good, soon."""
+    problems: list[Any] = []
+    with trio.move_on_after(60):
+        while True:
+            report = await fs.fsck()
+            if not report.damaged:
+                return
+            problems = report.problems
+    pytest.fail(f"still damaged after a minute: {problems}")
+
+
+class Load:
+    """Writers of small files, and what was acknowledged to them."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, bytes] = {}
+        self.deleted: set[str] = set()
+
+    async def write(self, fs: Client, name: str) -> None:
+        chance = random.Random(name)
+        for number in range(1_000_000):
+            path, data = f"/{name}/{number}", chance.randbytes(chance.choice([10, 70_000]))
+            await fs.put(data, path)
+            self.done[path] = data
+            if number % 5 == 4:
+                del self.done[path]  # either is right while there is no answer
+                await fs.delete(path)
+                self.deleted.add(path)
+
+    async def check(self, fs: Client) -> None:
+        assert self.done
+        for path, data in self.done.items():
+            assert await fs.get(path) == data, path
+        for path in self.deleted:
+            with pytest.raises(NotFound):
+                await fs.stat(path)
+
+    async def wait_for_more(self, count: int) -> None:
+        wanted = len(self.done) + count
+        await wait_until(lambda: len(self.done) >= wanted, f"{count} more files")
+
+
+async def test_the_masters_machine_burns_under_load(shadowed: Shadowed, tmp_path: Path) -> None:
+    """Everything acknowledged is there, and clients and chunkservers go on."""
+    await level(shadowed, "shadow")
+    both = ",".join(shadowed.addresses.values())
+    load = Load()
+    async with gfs.connect(both, key=shadowed.key) as fs:
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(load.write, fs, f"writer{number}")
+            await load.wait_for_more(50)
+            shadowed.kill("master")
+            shutil.rmtree(shadowed.state / "master")
+            told = await trio.to_thread.run_sync(shadowed.promote, "shadow")
+            assert "in term 1" in told
+            assert "all that was acknowledged is here" in told
+            # The new one waits for a shadow as well: a new machine becomes it.
+            shadowed.addresses["another"] = f"127.0.0.1:{free_port()}"
+            shadowed.start_shadow("another", "shadow")
+            await load.wait_for_more(50)
+            nursery.cancel_scope.cancel()
+        await load.check(fs)
+        await whole(fs)
+        await level(shadowed, "another")
+    async with gfs.connect(shadowed.addresses["another"], key=shadowed.key) as reader:
+        await load.check(reader)
+        with pytest.raises(NotTheMaster, match=shadowed.addresses["shadow"]):
+            await reader.mkdir("/x")
+
+
+@pytest.mark.parametrize("shadowed", [0], indirect=True)
+async def test_they_change_places_and_the_old_one_is_fenced(shadowed: Shadowed) -> None:
+    await level(shadowed, "shadow")
+    both = list(shadowed.addresses.values())
+    load = Load()
+    async with gfs.connect(both, key=shadowed.key) as fs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load.write, fs, "writer")
+            await load.wait_for_more(20)
+            told = await trio.to_thread.run_sync(shadowed.promote, "shadow")
+            assert "nothing is lost" in told
+            await load.wait_for_more(20)
+            await level(shadowed, "master")
+            nursery.cancel_scope.cancel()
+        await load.check(fs)
+        # Started again, each is what it is now, whatever its command line says.
+        for name in ("master", "shadow"):
+            shadowed.kill(name)
+        shadowed.start_master()
+        shadowed.start_shadow("shadow", "master")
+        await level(shadowed, "master")
+        assert (await fs.status()).term >> 32 == 1
+        # The one that is the master dies; the other is forced, for nobody can know.
+        shadowed.kill("shadow")
+        assert "may be lost" in await trio.to_thread.run_sync(
+            lambda: shadowed.promote("master", code=1)
+        )
+        await trio.to_thread.run_sync(shadowed.promote, "master", "--force")
+        await fs.mkdir("/later")
+        shadowed.start_shadow("shadow", "master")
+        old = shadowed.processes.pop("shadow")
+        await wait_until(lambda: old.poll() is not None, "end of the old master")
+        assert old.returncode == 2
+        assert "took over" in (shadowed.directory / "log").read_text()
+        assert [entry.path for entry in await fs.list("/")] == ["/later", "/writer"]
+
+
+def test_what_status_says(shadowed: Shadowed) -> None:
+    trio.run(level, shadowed, "shadow")
+    assert shadowed.status("shadow")["role"] == "shadow"
+    assert [s["state"] for s in shadowed.status("master")["shadows"]] == ["following"]
+    told = shadowed.gfs("shadow", "status").stdout
+    assert f"the master is at {shadowed.addresses['master']}" in told
+    assert "1 shadow must have it" in shadowed.gfs("master", "status").stdout
+    refused = shadowed.gfs("shadow", "mkdir", "/x", code=1).stderr
+    assert "this is a shadow master, which serves reads only" in refused
+    assert "this is the master already" in shadowed.promote("master", code=1)
