@@ -1,0 +1,84 @@
+"""The module ``auth`` behind a real socket, with hashes that cost nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from argon2 import PasswordHasher
+from inprocess import SECONDS, served
+
+from control.app import ControlApp
+from control.auth import Auth
+from control.auth.first_start import FILE_NAME
+from control.module import Module
+from control.runtime import Control
+from control.settings import ControlSettings
+
+CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+PASSWORD = "correct horse"
+
+
+class CheapAuth(Auth):
+    """``Auth`` with the parameters of Argon2 turned down."""
+
+    hasher = CHEAP
+
+
+class Server:
+    """A running server and the administrator's session."""
+
+    def __init__(self, app: ControlApp, http: httpx.AsyncClient, state: Path) -> None:
+        self.app = app
+        self.http = http
+        self.state = state
+        self.admin: dict[str, Any] = {}
+
+    @property
+    def control(self) -> Path:
+        return self.state / "control"
+
+    async def login(self, username: str, password: str = PASSWORD) -> dict[str, Any]:
+        answer = await self.http.post(
+            "/api/login", json={"username": username, "password": password}
+        )
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def new_user(self, username: str, **more: Any) -> dict[str, Any]:
+        """A user and his session: the answer to his login."""
+        answer = await self.call(
+            "POST", "/admin/users", self.admin, username=username, password=PASSWORD, **more
+        )
+        assert answer.status_code == 200, answer.text
+        return await self.login(username)
+
+    async def call(
+        self, method: str, path: str, who: dict[str, Any] | None = None, **body: Any
+    ) -> httpx.Response:
+        """A request with the credential in ``who["token"]`` and ``body`` as JSON."""
+        headers = {} if who is None else {"Authorization": f"Bearer {who['token']}"}
+        return await self.http.request(method, path, headers=headers, json=body or None)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    state: Path,
+    *,
+    modules: tuple[type[Module], ...] = (CheapAuth,),
+    **settings: Any,
+) -> AsyncIterator[Server]:
+    """Serve from ``state``; the administrator is logged in with the first password."""
+    control = Control(ControlSettings(sync=False, **settings), state, modules)
+    app = ControlApp(control, [kind(control) for kind in modules])
+    async with served(app) as http:
+        http.timeout = httpx.Timeout(SECONDS)
+        server = Server(app, http, state)
+        first = state / "control" / FILE_NAME
+        if first.exists():
+            server.admin = await server.login("admin", first.read_text().strip())
+        yield server

@@ -1,0 +1,68 @@
+"""Fixtures for tests of the control plane."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+# The harness of real processes is shared with the tests of the file system.
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+
+from cloud import Cloud
+from compute_cloud import ComputeCloud
+
+# What runs containers is a matter of the tests that need some: no process of another
+# looks for a cluster or for Podman when it starts.
+os.environ.setdefault("GFS_COMPUTE_BACKEND", "none")
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Three chunkservers and the REST API, shared by all tests that one process runs.
+
+    Users and namespaces are the tests' own: :meth:`Cloud.make_user` gives names
+    that nobody else has. Whoever kills processes makes a cloud of his own.
+    """
+    made = Cloud(tmp_path_factory.mktemp("cloud"))
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def computing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
+    """A cloud with containers that do what its ``world`` says, shared as the one above."""
+    made = ComputeCloud(tmp_path_factory.mktemp("computing"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def make_cloud(tmp_path: Path) -> Iterator[Callable[..., Cloud]]:
+    """Makes clouds for one test, not started yet; all are stopped after it."""
+    made: list[Cloud] = []
+
+    def make(
+        *arguments: str,
+        name: str = "cloud",
+        chunkservers: int = 3,
+        environment: Mapping[str, str] | None = None,
+    ) -> Cloud:
+        directory = tmp_path / name
+        directory.mkdir(exist_ok=True)
+        made.append(
+            Cloud(directory, *arguments, chunkservers=chunkservers, environment=environment)
+        )
+        return made[-1]
+
+    yield make
+    for cloud in made:
+        cloud.stop()

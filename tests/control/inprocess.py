@@ -1,0 +1,38 @@
+"""An application served for real, on a socket, inside the test's own event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trio
+
+from control.app import ControlApp
+from control.http.server import listen, serve
+from control.module import Module
+from control.runtime import Control
+from control.settings import ControlSettings
+
+SECONDS = 60
+
+
+def make_app(state: Path, *kinds: type[Module], **settings: Any) -> ControlApp:
+    """An application of exactly these modules, whatever is installed."""
+    control = Control(ControlSettings(sync=False, **settings), state, kinds)
+    return ControlApp(control, [kind(control) for kind in kinds])
+
+
+@asynccontextmanager
+async def served(app: ControlApp) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of ``app``, which is served until the block ends."""
+    sockets = listen("127.0.0.1:0")
+    port = sockets[0].getsockname()[1]
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, app, sockets)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                yield client
+            nursery.cancel_scope.cancel()

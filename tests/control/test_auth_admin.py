@@ -1,0 +1,302 @@
+"""Users and sessions, as administrators see them; the first administrator."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from auth_server import CHEAP, PASSWORD, CheapAuth, Server, running
+
+from control.auth import admin, take_first_password
+from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
+from control.errors import Conflict
+from control.identity import users as people
+from control.identity.passwords import Passwords
+from control.identity.rows import IDENTITY, users
+from control.module import Module, UserDeletion
+from control.records import Records, Txn
+from gfs.errors import StartupError
+
+MAKE_FIRST_ADMIN = """
+import sys, trio
+from pathlib import Path
+from argon2 import PasswordHasher
+from control.auth.first_start import make_first_admin
+from control.identity.passwords import Passwords
+from control.identity.rows import IDENTITY
+from control.records import Records
+place = Path(sys.argv[1])
+records = Records.open(place / "records", [IDENTITY], sync=False)
+passwords = Passwords(1, 1, PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+print("ready", flush=True)
+sys.stdin.readline()
+print(trio.run(make_first_admin, records, passwords, place, "admin"))
+"""
+
+
+class Notes(Module):
+    """Has something to do when a user is deleted, or a reason not to let him."""
+
+    name = "notes"
+    deleted: ClassVar[list[str]] = []
+    fails: ClassVar[bool] = False
+
+    @staticmethod
+    def _forget(txn: Txn, user_id: str) -> None:
+        if Notes.fails:
+            raise OSError("the notes are gone")
+        Notes.deleted.append(user_id)
+
+    on_user_deleted: ClassVar[UserDeletion | None] = _forget
+
+
+async def test_users_are_made_listed_and_deleted(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.call(
+            "POST", "/admin/users", server.admin, username=" bob ", password="x", is_admin=True
+        )
+        bob = answer.json()
+        assert set(bob) == {"id", "username", "display_name", "is_admin", "created_at"}
+        assert (bob["username"], bob["display_name"], bob["is_admin"]) == ("bob", "bob", True)
+        assert len(bob["id"]) == 6
+        assert bob["id"].isalnum()
+        await server.new_user("ada", display_name=" Ada ")
+        listed = (await server.call("GET", "/admin/users", server.admin)).json()
+        assert [row["username"] for row in listed] == ["ada", "admin", "bob"]
+        assert listed[2] == bob
+        assert listed[0]["display_name"] == "Ada"
+        answer = await server.call("DELETE", f"/admin/users?id={bob['id']}", server.admin)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        listed = (await server.call("GET", "/admin/users", server.admin)).json()
+        assert [row["username"] for row in listed] == ["ada", "admin"]
+
+
+async def test_what_administrators_may_not_do_either(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.new_user("ada")
+        me = server.admin["user_id"]
+        for path, status in (
+            ("/admin/users", 400),
+            ("/admin/users?id=", 400),
+            (f"/admin/users?id={me}", 400),
+            ("/admin/users?id=Nobody", 404),
+        ):
+            answer = await server.call("DELETE", path, server.admin)
+            assert answer.status_code == status, path
+            assert set(answer.json()) == {"error"}
+        answer = await server.call(
+            "POST", "/admin/users", server.admin, username="ada", password="x"
+        )
+        assert answer.status_code == 409
+        answer = await server.call(
+            "POST", "/admin/users", server.admin, username="a\x1bb", password="x"
+        )
+        assert answer.status_code == 400
+        assert len((await server.call("GET", "/admin/users", server.admin)).json()) == 2
+
+
+async def test_administration_is_for_administrators(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+        for method, path in (
+            ("GET", "/admin/users"),
+            ("POST", "/admin/users"),
+            ("DELETE", f"/admin/users?id={ada['user_id']}"),
+            ("GET", "/admin/sessions"),
+        ):
+            assert (await server.call(method, path, ada)).status_code == 403, path
+            assert (await server.call(method, path)).status_code == 401, path
+
+
+async def test_a_deleted_user_is_out_at_once_in_every_module(tmp_path: Path) -> None:
+    Notes.deleted, Notes.fails = [], False
+    async with running(tmp_path, modules=(CheapAuth, Notes)) as server:
+        ada = await server.new_user("ada")
+        scopes = {f"storage.{ada['user_id']}": ["read"]}
+        made = (await server.call("POST", "/api/tokens", ada, name="x", scopes=scopes)).json()
+        path = f"/admin/users?id={ada['user_id']}"
+
+        Notes.fails = True
+        assert (await server.call("DELETE", path, server.admin)).status_code == 500
+        assert (await server.call("GET", "/api/session", ada)).status_code == 200
+        assert len((await server.call("GET", "/api/tokens", ada)).json()) == 1
+
+        Notes.fails = False
+        assert (await server.call("DELETE", path, server.admin)).status_code == 200
+        assert Notes.deleted == [ada["user_id"]]
+        assert (await server.call("GET", "/api/session", ada)).status_code == 401
+        assert (await server.call("GET", "/api/session", made)).status_code == 401
+        answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
+        assert answer.status_code == 401
+        again = await server.new_user("ada")
+        assert again["user_id"] != ada["user_id"]
+        assert (await server.call("GET", "/api/session", ada)).status_code == 401
+
+
+async def test_the_last_administrator_cannot_be_deleted(tmp_path: Path) -> None:
+    """Two who delete each other at once come to this: each still was one when asked."""
+    async with running(tmp_path) as server:
+        bob = await server.new_user("bob", is_admin=True)
+        records = server.app.control.records
+        await records.write(lambda txn: people.delete(txn, server.admin["user_id"], []))
+        with pytest.raises(Conflict, match="last administrator"):
+            await records.write(lambda txn: people.delete(txn, bob["user_id"], []))
+        assert (await server.call("GET", "/admin/users", bob)).status_code == 200
+
+
+async def test_sessions_are_listed_newest_first_with_who_and_where(tmp_path: Path) -> None:
+    async with running(tmp_path, session_seconds=3600.0) as server:
+        ada = await server.new_user("ada")
+        listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
+        assert {row["username"] for row in listed} == {"admin", "ada"}
+        row = next(row for row in listed if row["username"] == "ada")
+        assert set(row) == {"id", "user_id", "username", "created_at", "expires_at", "address"}
+        assert row["user_id"] == ada["user_id"]
+        assert row["expires_at"] == row["created_at"] + 3600
+        assert row["address"] == "127.0.0.1"
+        times = [row["created_at"] for row in listed]
+        assert times == sorted(times, reverse=True)
+
+
+# --- the first administrator ---------------------------------------------------------------
+
+
+async def test_the_first_password_is_shown_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        file = server.control / FILE_NAME
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        password = take_first_password(server.control)
+        assert password is not None
+        assert len(password) >= 20
+        assert take_first_password(server.control) is None
+        assert not file.exists()
+        admin = await server.login("admin", password)
+        assert (admin["username"], admin["is_admin"]) == ("admin", True)
+    async with running(tmp_path) as server:
+        assert take_first_password(server.control) is None
+        await server.login("admin", password)
+
+
+async def test_the_password_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "given to it")
+    async with running(tmp_path, admin_username="root") as server:
+        assert take_first_password(server.control) is None
+        await server.login("root", "given to it")
+    monkeypatch.setenv(VARIABLE, "another")
+    async with running(tmp_path, admin_username="root") as server:
+        await server.login("root", "given to it")
+        assert (await _statuses(server, "root", "another")) == 401
+
+
+async def _statuses(server: Server, username: str, password: str) -> int:
+    answer = await server.call("POST", "/api/login", username=username, password=password)
+    return answer.status_code
+
+
+async def test_a_crash_between_password_and_user_is_made_good(tmp_path: Path) -> None:
+    control = tmp_path / "control"
+    control.mkdir(mode=0o700)
+    (control / FILE_NAME).write_text("of a start that died\n")
+    async with running(tmp_path) as server:
+        password = take_first_password(server.control)
+        assert password not in (None, "of a start that died")
+        assert password is not None
+        await server.login("admin", password)
+
+
+async def test_a_stale_password_does_not_outlive_a_given_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = tmp_path / "control"
+    control.mkdir(mode=0o700)
+    (control / FILE_NAME).write_text("of a start that died\n")
+    monkeypatch.setenv(VARIABLE, "given to it")
+    records = Records.open(control / "records", [IDENTITY], sync=False)
+    assert await make_first_admin(records, Passwords(1, 1, CHEAP), control, "admin")
+    assert take_first_password(control) is None
+    records.close()
+
+
+def test_processes_that_start_at_once_make_one_administrator(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKE_FIRST_ADMIN, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != VARIABLE},
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    assert told == ["False", "False", "True"]
+    records = Records.open(tmp_path / "records", [IDENTITY], sync=False)
+    with records.read() as txn:
+        (admin,) = users.scan(txn)
+    records.close()
+    password = take_first_password(tmp_path)
+    assert password is not None
+    assert CHEAP.verify(admin.password, password), "the file is of the one who won"
+
+
+async def test_a_first_password_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "x" * 1025)
+    records = Records.open(tmp_path / "records", [IDENTITY], sync=False)
+    with pytest.raises(StartupError, match="password"):
+        await make_first_admin(records, Passwords(1, 1, CHEAP), tmp_path, "admin")
+    with records.read() as txn:
+        assert users.count(txn) == 0
+    records.close()
+
+
+def test_generated_passwords_differ_and_are_easy_to_copy() -> None:
+    made = {generate_password() for _ in range(100)}
+    assert len(made) == 100
+    for password in made:
+        assert len(password) >= 20
+        assert not set(password) - set("abcdefghijkmnpqrstuvwxyz23456789-")
+
+
+@pytest.mark.parametrize("name", ["a\u200bda", "\u202eada", "a\u00a0da", "a\u2028da", "\ue000"])
+async def test_names_that_look_like_others_are_not_given(tmp_path: Path, name: str) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.call(
+            "POST", "/admin/users", server.admin, username=name, password=PASSWORD
+        )
+        assert answer.status_code == 400
+        assert "username" in answer.json()["error"]
+
+
+async def test_all_sessions_are_listed_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "PIECE_ROWS", 2)
+    async with running(tmp_path) as server:
+        for number in range(6):
+            listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
+            assert len({row["id"] for row in listed}) == len(listed) == 1 + number
+            await server.login("admin", (server.control / FILE_NAME).read_text().strip())
+
+
+async def test_a_first_password_that_is_not_utf8_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, os.fsdecode(b"correct \xff horse"))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with running(tmp_path):
+            pass
+    assert caught.group_contains(StartupError, match="password: not UTF-8")

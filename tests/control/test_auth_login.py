@@ -1,0 +1,276 @@
+"""Login, session and logout over a real socket."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import trio
+from argon2 import PasswordHasher
+from auth_server import PASSWORD, CheapAuth, running
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import control.call
+from control.auth.failures import wait_seconds
+from control.identity.rows import users
+
+FAIL_THREE_TIMES = """
+import sys, time
+from pathlib import Path
+from control.auth.failures import Failures
+from control.volatile import Volatile
+failures = Failures(Volatile.open(Path(sys.argv[1])), 4, 900)
+for _ in range(3):
+    failures.check("127.0.0.1", "ada", time.time())
+    failures.note("127.0.0.1", "ada", time.time())
+"""
+
+
+class Counting(PasswordHasher):
+    """Counts the hashes that are computed to verify a password."""
+
+    count = 0
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Any:
+        self.count += 1
+        return super().verify(hash, password)
+
+
+class CountedAuth(CheapAuth):
+    hasher = Counting(time_cost=1, memory_cost=8, parallelism=1)
+
+
+class StrongerAuth(CheapAuth):
+    hasher = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
+
+
+async def test_a_login_gives_a_session_that_works_until_the_end(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada", display_name="Ada L.")
+        assert set(ada) == {"username", "display_name", "user_id", "is_admin", "token"}
+        answer = await server.call("GET", "/api/session", ada)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json() == {
+            "username": "ada",
+            "display_name": "Ada L.",
+            "user_id": ada["user_id"],
+            "is_admin": False,
+        }
+        claims = jwt.decode(ada["token"], options={"verify_signature": False})
+        assert claims["sub"] == claims["user_id"] == ada["user_id"]
+        assert claims["username"] == "ada"
+        assert claims["display_name"] == "Ada L."
+        assert claims["is_admin"] is False
+        assert claims["type"] == "session"
+        assert claims["exp"] - claims["iat"] == 24 * 3600
+        answer = await server.call("POST", "/api/logout", ada)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert (await server.call("POST", "/api/logout")).json() == {"status": "ok"}
+        # The client forgets its token; the server does not end it.
+        assert (await server.call("GET", "/api/session", ada)).status_code == 200
+
+
+async def test_unknown_user_and_wrong_password_are_answered_the_same(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.new_user("ada")
+        wrong = await server.call("POST", "/api/login", username="ada", password="no")
+        unknown = await server.call("POST", "/api/login", username="bob", password="no")
+        assert wrong.status_code == unknown.status_code == 401
+        assert wrong.json() == unknown.json()
+        assert set(wrong.json()) == {"error"}
+        trimmed = await server.call("POST", "/api/login", username=" ada\t", password=PASSWORD)
+        assert trimmed.status_code == 200
+        padded = await server.call("POST", "/api/login", username="ada", password=PASSWORD + " ")
+        assert padded.status_code == 401
+
+
+async def test_both_failures_cost_a_hash_and_over_the_limit_nothing_does(tmp_path: Path) -> None:
+    async with running(tmp_path, modules=(CountedAuth,), login_failures=2) as server:
+        await server.new_user("ada")
+        hasher = CountedAuth.hasher
+        assert isinstance(hasher, Counting)
+        for username in ("ada", "bob"):
+            hasher.count = 0
+            answer = await server.call("POST", "/api/login", username=username, password="no")
+            assert (answer.status_code, hasher.count) == (401, 1)
+        hasher.count = 0
+        answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
+        assert (answer.status_code, hasher.count) == (429, 0)
+
+
+async def test_successes_are_never_limited(tmp_path: Path) -> None:
+    async with running(tmp_path, login_failures=3) as server:
+        await server.new_user("ada")
+        for _ in range(10):
+            await server.login("ada")
+        answer = await server.call("POST", "/api/login", username="ada", password="no")
+        assert answer.status_code == 401
+
+
+async def test_no_more_failures_than_the_limit_are_told_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path, login_failures=5) as server:
+        statuses: list[int] = []
+
+        async def guess() -> None:
+            answer = await server.call("POST", "/api/login", username="ada", password="no")
+            statuses.append(answer.status_code)
+            assert answer.status_code == 401 or int(answer.headers["Retry-After"]) > 0
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(guess)
+        assert sorted(statuses) == [401] * 5 + [429] * 15
+
+
+async def test_workers_count_failures_together(tmp_path: Path) -> None:
+    async with running(tmp_path, login_failures=4) as server:
+        place = str(server.control / "volatile")
+        command = [sys.executable, "-c", FAIL_THREE_TIMES, place]
+        await trio.run_process(command)
+        for username, status in (("ada", 401), ("ada", 429), ("bob", 429)):
+            answer = await server.call("POST", "/api/login", username=username, password="no")
+            assert answer.status_code == status
+
+
+async def test_a_limit_of_0_is_none(tmp_path: Path) -> None:
+    async with running(tmp_path, login_failures=0) as server:
+        for _ in range(25):
+            answer = await server.call("POST", "/api/login", username="ada", password="no")
+            assert answer.status_code == 401
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0, 1000)),
+    st.integers(1, 30),
+    st.floats(1, 1000),
+    st.floats(0, 1000),
+)
+def test_who_waits_as_told_may_try_again(
+    times: list[float], limit: int, window: float, now: float
+) -> None:
+    wait = wait_seconds(times, limit, window, now)
+    recent = [at for at in times if abs(now - at) < window]
+    assert (wait > 0) == (len(recent) >= limit)
+    if wait:
+        # A thousandth for the rounding of sums of seconds.
+        later = now + wait + 0.001
+        assert len([at for at in recent if later - at < window]) < limit
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"username": "", "password": "x"}, "username"),
+        ({"username": " \t", "password": "x"}, "username"),
+        ({"username": "x" * 65, "password": "x"}, "username"),
+        ({"username": "ü" * 33, "password": "x"}, "username"),
+        ({"username": "a\x00b", "password": "x"}, "username"),
+        ({"username": "a\x7fb", "password": "x"}, "username"),
+        ({"username": "a", "password": ""}, "password"),
+        ({"username": "a", "password": "ü" * 513}, "password"),
+        ({"username": "a"}, "password"),
+        ({"username": ["a"], "password": "x"}, "username"),
+    ],
+)
+async def test_what_cannot_be_a_login_is_refused(
+    tmp_path: Path, body: dict[str, object], words: str
+) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.http.post("/api/login", json=body)
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]
+
+
+async def test_a_password_of_old_parameters_is_hashed_anew_by_a_login(tmp_path: Path) -> None:
+    def stored() -> str:
+        with server.app.control.records.read() as txn:
+            user = users.find(txn, "username", "ada")
+        assert user is not None
+        return user.password
+
+    async with running(tmp_path) as server:
+        await server.new_user("ada")
+        before = stored()
+    async with running(tmp_path, modules=(StrongerAuth,)) as server:
+        assert stored() == before
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(server.login, "ada")
+        assert stored() != before
+        assert not StrongerAuth.hasher.check_needs_rehash(stored())
+        await server.login("ada")
+
+
+async def test_where_a_session_may_be_shown(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+        token = ada["token"]
+        cookie, broken = {"Cookie": f"a=b; token={token}"}, {"Authorization": "Bearer x"}
+        get = server.http.get
+        assert (await get("/api/session", headers=cookie)).status_code == 200
+        for others in ('a={"x": 1};', "bad[]=1;", "\u00fc=\u00ff;", "=;;a"):
+            mixed = {"Cookie": f"{others}; token={token}; z".encode("latin-1")}
+            answer = await get("/api/session", headers=mixed)
+            assert answer.status_code == 200, "cookies of others on the host do not matter"
+        assert (await get("/api/tokens", headers=cookie)).status_code == 401
+        assert (await get("/api/session", params={"token": token})).status_code == 200
+        assert (await get("/api/session", params={"token": "x"})).status_code == 401
+        answer = await get("/api/session", params={"token": token}, headers=broken)
+        assert answer.status_code == 401, "the header wins"
+        answer = await server.http.post("/api/tokens", params={"token": token}, json={})
+        assert answer.status_code == 401, "in the query only for reads"
+        assert (await get("/api/session")).status_code == 401
+
+
+async def test_a_name_is_the_same_in_composed_and_decomposed_form(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        made = await server.new_user("Zoe\u0308")
+        assert made["username"] == "Zo\u00eb"
+        await server.login("Zo\u00eb")
+        await server.login("Zoe\u0308")
+        again = await server.call(
+            "POST", "/admin/users", server.admin, username="Zo\u00eb", password=PASSWORD
+        )
+        assert again.status_code == 409
+
+
+async def test_who_may_be_anybody_sends_less(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        body = b'{"name": "x", "pad": "' + b"x" * 64 * 1024 + b'"}'
+        assert (await server.http.post("/api/login", content=body)).status_code == 413
+        headers = {"Authorization": f"Bearer {server.admin['token']}"}
+        answer = await server.http.post("/api/tokens", content=body, headers=headers)
+        assert answer.status_code == 400, "a session's body may be longer, and is read"
+
+
+async def test_a_body_that_drips_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control.call, "JSON_SECONDS", 0.05)
+    async with running(tmp_path, body_stall_seconds=3600.0) as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.http.base_url.port or 0)
+        async with stream:
+            head = b"POST /api/login HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+            await stream.send_all(head + b"{")
+            answer = await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'{"error":' in answer
+
+
+async def test_answers_with_secrets_are_kept_by_no_cache(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        token = {"token": server.admin["token"]}
+        for path, params in (("/api/session", token), ("/api/session", {"token": "x"})):
+            answer = await server.http.get(path, params=params)
+            assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_sessions_outlive_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+    async with running(tmp_path) as server:
+        assert (await server.call("GET", "/api/session", ada)).status_code == 200

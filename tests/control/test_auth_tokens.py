@@ -1,0 +1,261 @@
+"""API tokens and service accounts over a real socket."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from auth_server import CheapAuth, Server, running
+
+from control.auth.accounts import ACCOUNTS_MAX
+from control.auth.tokens import TOKENS_MAX
+from control.call import Call
+from control.identity.access import scoped
+from control.identity.rows import ServiceAccount, Token, accounts, tokens
+from control.module import Module, Route
+from control.records import Txn
+
+DAY = 24 * 3600
+
+
+class Echo(Module):
+    """Lets tokens in that may read the file ``default``, as ``storage`` would."""
+
+    name = "echo"
+
+    def routes(self) -> list[Route]:
+        need = scoped("storage", "files", "read", parameter="name")
+        return [Route("GET", "/echo/{name}", self.echo, need, "Who asks", answer=dict[str, str])]
+
+    async def echo(self, call: Call) -> dict[str, str]:
+        return {"user_id": call.user.user_id}
+
+
+def scopes_of(user: dict[str, Any], *actions: str) -> dict[str, list[str]]:
+    return {f"storage.{user['user_id']}.files": list(actions or ("read",))}
+
+
+async def make(server: Server, user: dict[str, Any], **body: Any) -> dict[str, Any]:
+    answer = await server.call(
+        "POST", "/api/tokens", user, **{"name": "ci", "scopes": scopes_of(user), **body}
+    )
+    assert answer.status_code == 200, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def echoing(place: Path) -> Any:
+    return running(place, modules=(CheapAuth, Echo))
+
+
+async def test_a_token_is_shown_once_and_works_until_it_is_revoked(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as server:
+        ada = await server.new_user("ada")
+        made = await make(server, ada, name="  ci ", expires_in="30d")
+        assert set(made) == {
+            "id", "name", "scopes", "expires_at", "created_at", "last_used_at", "token"
+        }  # fmt: skip
+        assert re.fullmatch("[0-9A-Za-z]{8,16}", made["id"])
+        assert made["name"] == "ci"
+        assert made["expires_at"] == made["created_at"] + 30 * DAY
+        assert made["last_used_at"] == 0
+        claims = jwt.decode(
+            made["token"].removeprefix("ecloud_"), options={"verify_signature": False}
+        )
+        claims.pop("jti")
+        assert claims == {
+            "sub": ada["user_id"],
+            "user_id": ada["user_id"],
+            "token_id": made["id"],
+            "type": "api_token",
+            "scopes": scopes_of(ada),
+            "iat": made["created_at"],
+            "exp": made["expires_at"],
+        }
+        answer = await server.call("GET", "/echo/default", made)
+        assert answer.json() == {"user_id": ada["user_id"]}
+        (listed,) = (await server.call("GET", "/api/tokens", ada)).json()
+        assert listed.pop("last_used_at") >= made["created_at"]
+        assert listed == {
+            key: made[key] for key in ("id", "name", "scopes", "expires_at", "created_at")
+        }
+        answer = await server.call("DELETE", f"/api/tokens/{made['id']}", ada)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert (await server.call("GET", "/echo/default", made)).status_code == 401
+        assert (await server.call("GET", "/api/tokens", ada)).json() == []
+        answer = await server.call("DELETE", f"/api/tokens/{made['id']}", ada)
+        assert answer.status_code == 404
+
+
+async def test_tokens_are_listed_newest_first(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+        made = [await make(server, ada, name=f"t{number}") for number in range(5)]
+        assert {token["expires_at"] for token in made} == {0}
+        answer = await server.call("GET", "/api/tokens", ada)
+        assert [row["name"] for row in answer.json()] == ["t4", "t3", "t2", "t1", "t0"]
+
+
+async def test_tokens_are_managed_with_a_session_and_by_their_owner(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada, eve = await server.new_user("ada"), await server.new_user("eve")
+        made = await make(server, ada)
+        one = f"/api/tokens/{made['id']}"
+        for method, path in (
+            ("GET", "/api/tokens"),
+            ("DELETE", one),
+            ("GET", "/api/session"),
+            ("GET", "/api/service-accounts"),
+            ("GET", "/admin/users"),
+        ):
+            assert (await server.call(method, path, made)).status_code == 403, path
+            assert (await server.call(method, path)).status_code == 401, path
+        assert (await server.call("DELETE", one, eve)).status_code == 404
+        assert (await server.call("GET", "/api/tokens", eve)).json() == []
+        assert (await server.call("DELETE", f"/api/tokens/{'x' * 600}", ada)).status_code == 404
+        assert len((await server.call("GET", "/api/tokens", ada)).json()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"name": " "}, "name"),
+        ({"name": "x" * 65}, "name"),
+        ({"name": 1}, "name"),
+        ({"scopes": {}}, "scopes"),
+        ({"scopes": {"storage.{ada}.files": []}}, "scopes"),
+        ({"scopes": {"storage.{eve}.files": ["read"]}}, "scopes"),
+        ({"scopes": {"storage.{ada}.files": ["update"]}}, "scopes"),
+        ({"scopes": ["storage"]}, "scopes"),
+        ({"expires_in": "1d"}, "expires_in"),
+        ({"expires_in": None}, "expires_in"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_a_token_is_refused(
+    tmp_path: Path, change: dict[str, Any], word: str
+) -> None:
+    async with running(tmp_path) as server:
+        ada, eve = await server.new_user("ada"), await server.new_user("eve")
+        if isinstance(change.get("scopes"), dict):
+            change = {
+                "scopes": {
+                    scope.replace("{ada}", ada["user_id"]).replace("{eve}", eve["user_id"]): actions
+                    for scope, actions in change["scopes"].items()
+                }
+            }
+        body = {"name": "ci", "scopes": scopes_of(ada), **change}
+        answer = await server.http.post(
+            "/api/tokens", json=body, headers={"Authorization": f"Bearer {ada['token']}"}
+        )
+        assert answer.status_code == 400
+        assert word in answer.json()["error"]
+        assert (await server.call("GET", "/api/tokens", ada)).json() == []
+
+
+async def test_a_user_has_a_bounded_number_of_tokens_and_accounts(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+
+        def fill(txn: Txn) -> None:
+            for number in range(TOKENS_MAX - 1):
+                text = f"t{number}"
+                tokens.insert(
+                    txn, Token(text, ada["user_id"], "n", scopes_of(ada), text, 1, 0, 0, number)
+                )
+            for number in range(ACCOUNTS_MAX - 1):
+                account = ServiceAccount(
+                    f"a{number}", ada["user_id"], "n", scopes_of(ada), 1, number
+                )
+                accounts.insert(txn, account)
+
+        await server.app.control.records.write(fill)
+        for path in ("/api/tokens", "/api/service-accounts"):
+            statuses = [
+                (await server.call("POST", path, ada, name="x", scopes=scopes_of(ada))).status_code
+                for _ in range(2)
+            ]
+            assert statuses == [200, 400]
+
+
+async def test_services_ask_whether_a_token_is_valid(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+        made = await make(server, ada)
+        key = (server.control / "keys" / "service.key").read_text().strip()
+
+        async def ask(token_id: str, **headers: str) -> tuple[int, Any]:
+            answer = await server.http.get(f"/api/tokens/{token_id}/check", headers=headers)
+            return answer.status_code, answer.json()
+
+        assert await ask(made["id"], **{"X-Service-Key": key}) == (200, {"status": "valid"})
+        assert (await ask("missing", **{"X-Service-Key": key}))[0] == 404
+        assert (await ask(made["id"], **{"X-Service-Key": key[:-1]}))[0] == 401
+        assert (await ask(made["id"]))[0] == 401
+        assert (await ask(made["id"], Authorization=f"Bearer {ada['token']}"))[0] == 401
+        await server.call("DELETE", f"/api/tokens/{made['id']}", ada)
+        assert (await ask(made["id"], **{"X-Service-Key": key}))[0] == 404
+
+
+async def test_a_service_accounts_tokens_may_what_the_account_may_now(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as server:
+        ada = await server.new_user("ada")
+        answer = await server.call(
+            "POST", "/api/service-accounts", ada, name=" bot ", scopes=scopes_of(ada)
+        )
+        bot = answer.json()
+        assert set(bot) == {"id", "name", "scopes", "created_at"}
+        assert (bot["name"], bot["scopes"]) == ("bot", scopes_of(ada))
+        one = f"/api/service-accounts/{bot['id']}"
+        assert (await server.call("GET", one, ada)).json() == bot
+        assert (await server.call("GET", "/api/service-accounts", ada)).json() == [bot]
+
+        made = (await server.call("POST", f"{one}/tokens", ada, name="a", expires_in="90d")).json()
+        later = (await server.call("POST", f"{one}/tokens", ada, name="b")).json()
+        assert made["scopes"] == bot["scopes"]
+        assert made["expires_at"] == made["created_at"] + 90 * DAY
+        assert (await server.call("GET", "/echo/default", made)).status_code == 200
+        assert (await server.call("GET", "/api/tokens", ada)).json() == []
+
+        fewer = scopes_of(ada, "create")
+        answer = await server.call("PUT", f"{one}/scopes", ada, scopes=fewer)
+        assert answer.json() == {**bot, "scopes": fewer}
+        assert (await server.call("GET", "/echo/default", made)).status_code == 403
+        listed = (await server.call("GET", f"{one}/tokens", ada)).json()
+        assert [(row["name"], row["scopes"]) for row in listed] == [("b", fewer), ("a", fewer)]
+        assert all("token" not in row for row in listed)
+
+        # A single one is revoked like any other.
+        answer = await server.call("DELETE", f"/api/tokens/{later['id']}", ada)
+        assert answer.status_code == 200
+        assert (await server.call("GET", "/echo/default", later)).status_code == 401
+
+        await server.call("PUT", f"{one}/scopes", ada, scopes=scopes_of(ada))
+        assert (await server.call("GET", "/echo/default", made)).status_code == 200
+        assert (await server.call("DELETE", one, ada)).json() == {"status": "ok"}
+        assert (await server.call("GET", "/echo/default", made)).status_code == 401
+        assert (await server.call("GET", one, ada)).status_code == 404
+
+
+async def test_service_accounts_of_others_do_not_exist(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada, eve = await server.new_user("ada"), await server.new_user("eve")
+        answer = await server.call(
+            "POST", "/api/service-accounts", ada, name="bot", scopes=scopes_of(ada)
+        )
+        one = f"/api/service-accounts/{answer.json()['id']}"
+        for method, path, body in (
+            ("GET", one, {}),
+            ("DELETE", one, {}),
+            ("PUT", f"{one}/scopes", {"scopes": scopes_of(eve)}),
+            ("POST", f"{one}/tokens", {"name": "x"}),
+            ("GET", f"{one}/tokens", {}),
+        ):
+            assert (await server.call(method, path, eve, **body)).status_code == 404, path
+        assert (await server.call("GET", "/api/service-accounts", eve)).json() == []
+        answer = await server.call("PUT", f"{one}/scopes", ada, scopes=scopes_of(eve))
+        assert answer.status_code == 400
+        assert (await server.call("GET", one, ada)).json()["scopes"] == scopes_of(ada)

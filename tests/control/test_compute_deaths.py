@@ -1,0 +1,213 @@
+"""The control plane is killed in the middle of what it does with containers.
+
+Each call is held up where the death is to hit: before it does anything, when it has done
+half, and when it is done and nobody has written that down. Whoever comes after finishes
+what was begun, or undoes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from alone import Alone
+from checks import bearer, ok, wait_for, with_token
+from compute_cloud import SECONDS, ComputeCloud
+from outside import PLACES
+
+from control.compute.rows import CONTAINERS_MAX, KEYS_MAX
+
+
+class Mortal(Alone, ComputeCloud):
+    """With containers that are files."""
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mortal]:
+    made = Mortal(tmp_path_factory.mktemp("mortal"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture(scope="module")
+def token(mortal: Mortal) -> str:
+    """A user's. Clients do not outlive the control plane."""
+    return bearer(mortal.make_user()[0])
+
+
+def die(cloud: Mortal, place: str) -> None:
+    """Kill the control plane when a call has come to ``place``, and start it again."""
+    assert cloud.process is not None
+    assert cloud.world.wait_held(place) == cloud.process.pid
+    cloud.kill()
+    cloud.world.let_go(place)
+    cloud.start()
+
+
+Act = Callable[[httpx.Client, str], httpx.Response]
+ACTS: dict[str, Act] = {
+    "stop": lambda client, path: client.post(f"{path}/stop"),
+    "delete": lambda client, path: client.delete(path),
+    "expose": lambda client, path: client.put(f"{path}/ssh", json={"ssh_enabled": True}),
+    "start": lambda client, path: client.put(f"{path}/mounts", json={"mount_paths": ["/srv"]}),
+}
+
+
+def clean(cloud: ComputeCloud, client: httpx.Client) -> None:
+    for each in ok(client.get("/compute/containers"))["containers"]:
+        ok(client.delete(f"/compute/containers/{each['id']}"))
+    wait_for(lambda: not cloud.world.things(), SECONDS, "empty world")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("step", ["create", "start", "expose"])
+def test_killed_while_a_container_is_made(
+    mortal: Mortal, token: str, step: str, place: str
+) -> None:
+    mortal.world.hold(f"{step}-{place}")
+    with with_token(mortal.url, token) as client:
+        made = mortal.container(client, ssh_enabled=True)
+    die(mortal, f"{step}-{place}")
+    with with_token(mortal.url, token) as client:
+        mortal.until(client, made["id"], "running")
+        thing = wait_for(lambda: exposed(mortal, made["id"]), SECONDS, "SSH")
+        assert (thing.parts, thing.generation) == (2, 1)
+        assert list(mortal.world.things()) == [made["id"]]
+        clean(mortal, client)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("step", ACTS)
+def test_killed_while_a_container_is_changed(
+    mortal: Mortal, token: str, step: str, place: str
+) -> None:
+    with with_token(mortal.url, token) as client:
+        made = mortal.running(client)
+        # What its creation leads to is over: what is held up is what follows now.
+        wait_for(lambda: exposed(mortal, made["id"], ssh_enabled=False), SECONDS, "its rules")
+        mortal.world.hold(f"{step}-{place}")
+        ok(ACTS[step](client, f"/compute/containers/{made['id']}"))
+    die(mortal, f"{step}-{place}")
+    with with_token(mortal.url, token) as client:
+        if step == "delete":
+            mortal.until_gone(made["id"])
+            assert ok(client.get("/compute/containers"))["containers"] == []
+        elif step == "stop":
+            wait_for(lambda: phase(mortal, made["id"]) == "stopped", SECONDS, "stop")
+            assert ok(client.get(f"/compute/containers/{made['id']}"))["status"] == "stopped"
+        else:
+            wait_for(lambda: phase(mortal, made["id"]) == "running", SECONDS, "start")
+            mortal.until(client, made["id"], "running")
+            thing = wait_for(
+                lambda: exposed(mortal, made["id"], ssh_enabled=step == "expose"), SECONDS, "SSH"
+            )
+            expected = ("/srv",) if step == "start" else ("/root",)
+            assert thing.spec.mount_paths == expected
+        clean(mortal, client)
+
+
+def exposed(cloud: ComputeCloud, container_id: str, *, ssh_enabled: bool = True) -> Any:
+    thing = cloud.world.thing(container_id)
+    found = thing.exposed if thing is not None else None
+    return thing if found is not None and found.ssh_enabled == ssh_enabled else None
+
+
+def phase(cloud: ComputeCloud, container_id: str) -> str:
+    thing = cloud.world.thing(container_id)
+    return thing.phase if thing is not None else "gone"
+
+
+def test_what_happened_while_nobody_was_there(mortal: Mortal, token: str) -> None:
+    """Containers that are gone, that failed, that stopped; and one that is nobody's."""
+    with with_token(mortal.url, token) as client:
+        lost, failed, ended = (mortal.running(client)["id"] for _ in range(3))
+        orphan = mortal.world.thing(lost)
+        mortal.kill()
+    assert orphan is not None
+    mortal.world.remove(lost)
+    mortal.world.move(failed, "failed", "it would not stay up")
+    mortal.world.move(ended, "stopped")
+    orphan.spec = type(orphan.spec)(
+        **{name: getattr(orphan.spec, name) for name in orphan.spec.__struct_fields__}
+        | {"id": "0badbeef"}
+    )
+    mortal.world.put(orphan)
+    mortal.start()
+    with with_token(mortal.url, token) as client:
+        mortal.until_gone("0badbeef")
+        reason = mortal.until(client, lost, "failed")["reason"]
+        assert "gone" in reason
+        assert mortal.until(client, failed, "failed")["reason"] == "it would not stay up"
+        mortal.until(client, ended, "running")
+        # What is lost can be made anew.
+        ok(client.post(f"/compute/containers/{lost}/start"))
+        mortal.until(client, lost, "running")
+        clean(mortal, client)
+
+
+# --- several workers --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
+    made = ComputeCloud(
+        tmp_path_factory.mktemp("several"), environment={"GFS_CONTROL_WORKERS": "3"}
+    )
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def test_another_worker_takes_over_from_the_one_that_leads(several: ComputeCloud) -> None:
+    client, _ = several.make_user()
+    first = several.running(client)
+    leader = several.world.calls()[-1][2]
+    assert {pid for _, _, pid in several.world.calls()} == {leader}, "two lead"
+    several.world.hold("stop-half")
+    ok(client.post(f"/compute/containers/{first['id']}/stop"))
+    assert several.world.wait_held("stop-half") == leader
+    os.kill(leader, signal.SIGKILL)
+    several.world.let_go("stop-half")
+    wait_for(lambda: phase(several, first["id"]) == "stopped", SECONDS, "stop by another")
+    calls = several.world.calls()
+    assert calls[-1][2] != leader
+    assert len({pid for _, _, pid in calls}) == 2
+
+
+@pytest.mark.parametrize("kind", ["containers", "keys"])
+async def test_limits_hold_for_requests_at_once(several: ComputeCloud, kind: str) -> None:
+    """Over connections of their own, so that all workers get some."""
+    client, user_id = several.make_user()
+    key = several.key(client)
+    limit = CONTAINERS_MAX if kind == "containers" else KEYS_MAX
+    path = "/compute/containers" if kind == "containers" else "/compute/ssh-keys"
+    body: dict[str, Any] = (
+        {"name": "box", "ssh_key_ids": [key]}
+        if kind == "containers"
+        else {"name": "key", "public_key": ok(client.get(path))["ssh_keys"][0]["public_key"]}
+    )
+    statuses: list[int] = []
+    headers = {"Authorization": f"Bearer {bearer(client)}"}
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS) as own:
+            statuses.append((await own.post(path, json=body, headers=headers)).status_code)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(ask)
+    there = 0 if kind == "containers" else 1
+    assert sorted(statuses) == [200] * (limit - there) + [400] * (30 - limit + there)
+    found = ok(client.get(path))
+    assert len(found["containers" if kind == "containers" else "ssh_keys"]) == limit
+    ok(several.admin.delete("/admin/users", params={"id": user_id}))

@@ -1,0 +1,468 @@
+"""The TCP gateway of compute, with real sockets on loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from descriptors import assert_none_left, open_descriptors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control.compute import gateway as module
+from control.compute.gateway import Address, Gateway
+
+SECONDS = 20.0
+KIB = 1024
+MIB = 1024 * KIB
+HOST = "127.0.0.1"
+#: In /proc/net/tcp: the end was sent, and not all before it was taken.
+FIN_WAIT_1 = "04"
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_is_left() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert_none_left(before)
+
+
+class Setting:
+    """A gateway, and a server that stands for what listens in a container.
+
+    ``accepted`` hands out the connections that arrive there.
+    """
+
+    def __init__(self, gateway: Gateway, server: Address, told: list[str]) -> None:
+        self.gateway = gateway
+        self.server = server
+        self.told = told
+        self._arrive, self.accepted = trio.open_memory_channel[trio.SocketStream](100)
+        self.streams: list[trio.SocketStream] = []
+
+    async def take(self, stream: trio.SocketStream) -> None:
+        self.streams.append(stream)
+        await self._arrive.send(stream)
+        await trio.sleep_forever()
+
+    def lead(self, owner: str, *addresses: Address, to: Address | None = None) -> None:
+        target = to or self.server
+        self.gateway.set_rules(owner, {address: lambda: target for address in addresses})
+
+    async def connect(self, address: Address) -> trio.SocketStream:
+        stream = await trio.open_tcp_stream(*address)
+        self.streams.append(stream)
+        return stream
+
+    async def both(self, address: Address) -> tuple[trio.SocketStream, trio.SocketStream]:
+        """A connection's two ends: the client's and the server's."""
+        client = await self.connect(address)
+        return client, await self.accepted.receive()
+
+
+@asynccontextmanager
+async def setting(retry_seconds: float = 600.0) -> AsyncIterator[Setting]:
+    """Within SECONDS everything must have happened."""
+    told: list[str] = []
+    gateway = Gateway(changed=told.append, retry_seconds=retry_seconds)
+    (listener,) = await trio.open_tcp_listeners(0, host=HOST)
+    made = Setting(gateway, listener.socket.getsockname()[:2], told)
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.run)
+            nursery.start_soon(trio.serve_listeners, made.take, [listener])
+            try:
+                yield made
+            finally:
+                nursery.cancel_scope.cancel()
+                for stream in made.streams:
+                    stream.socket.close()
+
+
+def free_address(host: str = HOST) -> Address:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[0], probe.getsockname()[1]
+
+
+async def all_of(stream: trio.SocketStream) -> bytes:
+    received = b""
+    while piece := await stream.receive_some(64 * KIB):
+        received += piece
+    return received
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The caller has the deadline."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.005)
+
+
+def reset(stream: trio.SocketStream) -> None:
+    """Leave without a good-bye, as a process that was killed."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def expect_refused(address: Address) -> None:
+    with pytest.raises(OSError, match="attempts to connect"):
+        await trio.open_tcp_stream(*address)
+
+
+# --- bytes ------------------------------------------------------------------------------
+
+_WORDS = st.lists(st.binary(min_size=1, max_size=200_000), max_size=6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(asked=_WORDS, answered=_WORDS, client_ends_first=st.booleans())
+async def test_what_goes_in_comes_out_on_the_other_side_in_both_directions(
+    asked: list[bytes], answered: list[bytes], client_ends_first: bool
+) -> None:
+    got: dict[str, bytes] = {}
+
+    async def say(
+        stream: trio.SocketStream, words: list[bytes], first: bool, heard: trio.Event
+    ) -> None:
+        for word in words:
+            await stream.send_all(word)
+        if not first:
+            await heard.wait()
+        await stream.send_eof()
+
+    async def hear(stream: trio.SocketStream, name: str, heard: trio.Event) -> None:
+        got[name] = await all_of(stream)
+        heard.set()
+
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        client, server = await here.both(address)
+        client_heard, server_heard = trio.Event(), trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say, client, asked, client_ends_first, client_heard)
+            nursery.start_soon(say, server, answered, not client_ends_first, server_heard)
+            nursery.start_soon(hear, client, "client", client_heard)
+            nursery.start_soon(hear, server, "server", server_heard)
+    assert got["server"] == b"".join(asked)
+    assert got["client"] == b"".join(answered)
+
+
+async def test_rules_that_are_there_before_it_runs_are_no_complaint_and_come_true() -> None:
+    told: list[str] = []
+    gateway, address = Gateway(changed=told.append), free_address()
+    gateway.set_rules("one", {address: lambda: None})
+    assert (gateway.refused("one"), told) == ({}, [])
+    with trio.fail_after(SECONDS):
+        for _ in range(2):  # it may end, and begin anew
+            async with trio.open_nursery() as nursery:
+                await nursery.start(gateway.run)
+                assert gateway.listening("one") == {address}
+                gateway.set_rules("one", {address: lambda: None})
+                nursery.cancel_scope.cancel()
+            assert gateway.listening("one") == set()
+            gateway.set_rules("one", {address: lambda: None})
+    assert (gateway.refused("one"), told) == ({}, [])
+
+
+async def test_the_end_of_one_direction_leaves_the_other_open() -> None:
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        client, server = await here.both(address)
+        await client.send_all(b"all I have to say")
+        await client.send_eof()
+        assert await all_of(server) == b"all I have to say"
+        await server.send_all(b"an answer after the end")
+        await server.send_eof()
+        assert await all_of(client) == b"an answer after the end"
+
+
+@pytest.mark.parametrize("breaks", ["client", "server"])
+async def test_a_connection_that_broke_is_not_taken_for_one_that_ended(breaks: str) -> None:
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        client, server = await here.both(address)
+        broken, other = (client, server) if breaks == "client" else (server, client)
+        await broken.send_all(b"half of it")
+        assert await other.receive_some(100) == b"half of it"
+        reset(broken)
+        with pytest.raises(trio.BrokenResourceError):
+            await other.receive_some(100)
+
+
+async def test_who_hears_no_more_does_not_take_what_he_said_from_who_reads_slowly() -> None:
+    """A server answers without reading the whole request, closes, and refuses the rest."""
+    # More than the client's system takes, and no more than ours does.
+    answer = os.urandom(20 * KIB)
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        raw = trio.socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * KIB)
+        await raw.connect(address)
+        client = trio.SocketStream(raw)
+        here.streams.append(client)
+        server = await here.accepted.receive()
+        await server.send_all(answer)
+        await server.send_eof()
+        await until(lambda: tcp_state(address[1], raw.getsockname()[1]) == FIN_WAIT_1)
+        reset(server)
+        open_now = open_descriptors()
+        await client.send_all(b"the rest of a request")
+        await until(lambda: len(open_now - open_descriptors()) >= 2)  # the gateway has left
+        assert await all_of(client) == answer
+
+
+def tcp_state(local_port: int, remote_port: int) -> str:
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, *_ = line.split()
+        ports = [int(address.split(":")[1], 16) for address in (local, remote)]
+        if ports == [local_port, remote_port]:
+            return state
+    return ""
+
+
+async def test_a_slow_reader_stops_his_sender_and_nobody_else() -> None:
+    total, sent = 256 * MIB, 0
+
+    async def pour(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        piece = bytes(64 * KIB)
+        while sent < total:
+            await stream.send_all(piece)
+            sent += len(piece)
+        await stream.send_eof()
+
+    async def count(stream: trio.SocketStream) -> int:
+        received = 0
+        while piece := await stream.receive_some(MIB):
+            received += len(piece)
+        return received
+
+    async def there_and_back(client: trio.SocketStream, server: trio.SocketStream) -> None:
+        await client.send_all(b"ping")
+        assert await server.receive_some(100) == b"ping"
+        await server.send_all(b"pong")
+        assert await client.receive_some(100) == b"pong"
+
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        slow, sender = await here.both(address)
+        other = await here.both(address)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pour, sender)
+            before = -1
+            # Until nothing more of it went in while the other went back and forth.
+            while before < sent:
+                before = sent
+                for _ in range(200):
+                    await there_and_back(*other)
+            assert sent < 64 * MIB, "what nobody reads is piled up"
+            assert await count(slow) == total
+
+
+# --- rules ------------------------------------------------------------------------------
+
+
+async def test_a_rule_ends_with_all_that_it_let_in() -> None:
+    async with setting() as here:
+        kept, removed = free_address(), free_address("127.0.0.2")
+        here.lead("one", kept, removed)
+        kept_ends, removed_ends = await here.both(kept), await here.both(removed)
+        await removed_ends[0].send_all(b"hello")
+        assert await removed_ends[1].receive_some(100) == b"hello"
+        here.lead("one", kept)
+        for end in removed_ends:
+            with pytest.raises(trio.BrokenResourceError):
+                await end.receive_some(1)
+        await expect_refused(removed)
+        await kept_ends[0].send_all(b"still there")
+        assert await kept_ends[1].receive_some(100) == b"still there"
+        assert here.gateway.listening("one") == {kept}
+
+
+async def test_a_rule_that_is_changed_leads_elsewhere_and_cuts_nobody_off() -> None:
+    async with setting() as here:
+        (second,) = await trio.open_tcp_listeners(0, host=HOST)
+        async with second:
+            address = free_address()
+            here.lead("one", address)
+            client, server = await here.both(address)
+            here.lead("one", address, to=second.socket.getsockname()[:2])
+            moved = await here.connect(address)
+            await moved.send_all(b"to the second")
+            arrived = await second.accept()
+            here.streams.append(arrived)
+            assert await arrived.receive_some(100) == b"to the second"
+            await client.send_all(b"to the first")
+            assert await server.receive_some(100) == b"to the first"
+
+
+async def test_where_nothing_answers_the_client_is_turned_away() -> None:
+    async with setting() as here:
+        closed, stopped = free_address(), free_address("127.0.0.2")
+        nobody = free_address("127.0.0.3")
+        here.gateway.set_rules("one", {closed: lambda: nobody, stopped: lambda: None})
+        for address in (closed, stopped):
+            client = await here.connect(address)
+            with pytest.raises(trio.BrokenResourceError):
+                await client.receive_some(1)
+
+
+async def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
+    async with setting(retry_seconds=0.01) as here:
+        with socket.create_server((HOST, 0)) as taken:
+            address = taken.getsockname()[:2]
+            here.lead("one", address)
+            assert here.told == ["one"]
+            (reason,) = here.gateway.refused("one").values()
+            assert str(address[1]) in reason
+            assert "somebody else" in reason
+        await until(lambda: len(here.told) == 2)
+        assert here.gateway.refused("one") == {}
+        client, server = await here.both(address)
+        await client.send_all(b"hello")
+        assert await server.receive_some(100) == b"hello"
+
+
+async def test_of_two_who_want_a_port_the_second_gets_it_after_the_first() -> None:
+    async with setting() as here:
+        address = free_address()
+        here.lead("first", address)
+        here.lead("second", address)
+        assert here.gateway.listening("first") == {address}
+        (reason,) = here.gateway.refused("second").values()
+        assert "another container" in reason
+        assert here.told == ["second"]
+        here.lead("first")
+        assert here.gateway.listening("second") == {address}
+        assert here.gateway.refused("second") == {}
+        assert here.told == ["second", "second"]
+        await here.both(address)
+
+
+async def test_an_address_that_this_machine_does_not_have_is_told() -> None:
+    async with setting() as here:
+        here.lead("one", ("203.0.113.1", 8080))
+        (reason,) = here.gateway.refused("one").values()
+        assert "does not have that address" in reason
+
+
+async def test_rules_may_come_and_go_before_they_are_served() -> None:
+    async with setting() as here:
+        address = free_address()
+        for _ in range(50):
+            here.lead("one", address)
+            here.lead("one")
+        here.lead("one", address)
+        await here.both(address)
+
+
+async def test_rules_are_kept_until_the_gateway_runs_and_run_again() -> None:
+    gateway = Gateway()
+    address = free_address()
+    gateway.set_rules("one", {address: lambda: None})
+    with trio.fail_after(SECONDS):
+        for _ in range(2):
+            await expect_refused(address)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(gateway.run)
+                await (await trio.open_tcp_stream(*address)).aclose()
+                nursery.cancel_scope.cancel()
+        await expect_refused(address)
+
+
+# --- bounds -----------------------------------------------------------------------------
+
+
+async def test_one_owner_cannot_take_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS_OF_ONE_MAX", 3)
+    async with setting() as here:
+        greedy, modest = free_address(), free_address("127.0.0.2")
+        here.lead("greedy", greedy)
+        here.lead("modest", modest)
+        pairs = [await here.both(greedy) for _ in range(3)]
+        turned_away = await here.connect(greedy)
+        assert await ended(turned_away)
+        await here.both(modest)
+        for end in pairs[0]:
+            await end.aclose()
+        await until_let_in(here, greedy)
+
+
+async def test_nobody_gets_in_when_the_process_may_open_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS_MAX", 2)
+    async with setting() as here:
+        first, second = free_address(), free_address("127.0.0.2")
+        here.lead("first", first)
+        here.lead("second", second)
+        pairs = [await here.both(first), await here.both(second)]
+        assert await ended(await here.connect(second))
+        for end in pairs[0]:
+            await end.aclose()
+        await until_let_in(here, second)
+
+
+async def ended(stream: trio.SocketStream) -> bool:
+    try:
+        return await stream.receive_some(1) == b""
+    except trio.BrokenResourceError:
+        return True
+
+
+async def until_let_in(here: Setting, address: Address) -> None:
+    """Room is made a moment after the ends of a connection are closed."""
+    while True:
+        client = await here.connect(address)
+        await client.send_all(b"?")
+        with trio.move_on_after(0.1):
+            server = await here.accepted.receive()
+            assert await server.receive_some(1) == b"?"
+            return
+
+
+@pytest.mark.parametrize("seconds", ["IDLE_SECONDS", "IDLE_HALF_CLOSED_SECONDS"])
+async def test_a_connection_on_which_nothing_passes_is_ended(
+    seconds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, seconds, 0.05)
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        client, server = await here.both(address)
+        if seconds == "IDLE_HALF_CLOSED_SECONDS":
+            await client.send_eof()
+            assert await server.receive_some(1) == b""
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some(1)
+
+
+async def test_a_container_that_does_not_take_the_connection_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(host: str, port: int) -> trio.SocketStream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    connect: Callable[[str, int], Awaitable[trio.SocketStream]] = never
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.05)
+    gateway = Gateway(connect)
+    address = free_address()
+    gateway.set_rules("one", {address: lambda: ("192.0.2.1", 22)})
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.run)
+            async with await trio.open_tcp_stream(*address) as client:
+                assert await ended(client)
+            nursery.cancel_scope.cancel()

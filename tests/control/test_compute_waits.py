@@ -1,0 +1,100 @@
+"""What runs containers may be slow, or broken: whoever asks is answered all the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import trio
+from checks import ok, refused
+from computing import Computing
+from computing import computing as in_process
+
+from control.compute import containers
+from control.compute.backend import Spec, Usage
+
+
+@pytest.fixture
+async def c(tmp_path: Path) -> AsyncIterator[Computing]:
+    async with in_process(tmp_path) as made:
+        yield made
+
+
+class Asked:
+    """Takes the place of a backend's ``usage``."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.times = 0
+        self._error = error
+
+    async def __call__(self, spec: Spec) -> Usage:
+        self.times += 1
+        if self._error is not None:
+            raise self._error
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+USED = {"memory_used_mb", "storage_used_gb"}
+
+
+async def test_a_creation_is_refused_by_what_does_not_answer(c: Computing) -> None:
+    key = await c.key(c.ada)
+    body = {"name": "box", "ssh_key_ids": [key["id"]]}
+    with (
+        mock.patch.object(containers, "CHECK_SECONDS", 0.05),
+        mock.patch.object(c.module.backend, "check", trio.sleep_forever),
+    ):
+        answer = await c.call("POST", "/compute/containers", c.ada, **body)
+        wrong = await c.call("POST", "/compute/containers", c.ada, **{**body, "memory_mb": 1})
+    refused(answer, 503, "does not answer in time")
+    assert answer.headers["Retry-After"] == "5"
+    refused(wrong, 400, "memory_mb")  # which takes nobody to say
+    assert ok(await c.call("GET", "/compute/containers", c.ada)) == {"containers": []}
+    assert c.rows() == []
+
+
+async def test_a_list_waits_for_nobody_who_does_not_say_what_is_used(c: Computing) -> None:
+    made = [await c.running(c.ada) for _ in range(3)]
+    c.module.containers._usages.clear()
+    usage = Asked()
+    with (
+        mock.patch.object(containers, "USAGE_SECONDS", 0.05),
+        mock.patch.object(containers, "USAGE_KEPT_SECONDS", 1000.0),
+        mock.patch.object(c.module.backend, "usage", usage),
+    ):
+        listed = ok(await c.call("GET", "/compute/containers", c.ada))["containers"]
+        # Nor is it asked again with every look.
+        one = ok(await c.call("GET", f"/compute/containers/{made[0]['id']}", c.ada))
+    assert [each["id"] for each in listed] == [each["id"] for each in made[::-1]]
+    for each in [*listed, one]:
+        assert each["status"] == "running"
+        assert not USED & set(each)
+    assert usage.times == 3
+
+
+async def test_what_is_used_may_be_told_wrong(
+    c: Computing, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = await c.running(c.ada)
+    c.module.containers._usages.clear()
+    with mock.patch.object(c.module.backend, "usage", Asked(LookupError("a bug"))):
+        one = ok(await c.call("GET", f"/compute/containers/{made['id']}", c.ada))
+    assert one["status"] == "running"
+    assert not USED & set(one)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [made["id"] in record.getMessage() for record in errors] == [True]
+
+
+async def test_little_is_remembered_of_what_is_used(c: Computing) -> None:
+    made = [await c.running(c.ada) for _ in range(3)]
+    c.module.containers._usages.clear()
+    with mock.patch.object(containers, "USAGE_KEPT", 2):
+        for _ in range(2):
+            for each in made:
+                found = ok(await c.call("GET", f"/compute/containers/{each['id']}", c.ada))
+                assert set(found) >= USED
+                assert len(c.module.containers._usages) <= 2

@@ -1,0 +1,371 @@
+"""What all routes have in common: errors, methods, CORS, health, metrics."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from checks import anonymous, bearer, make_namespace, ok, put, refused, unique, wait_for
+from cloud import Cloud
+from raw import Connection
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def user(cloud: Cloud) -> Iterator[httpx.Client]:
+    client, _ = cloud.make_user(unique("common"))
+    with client:
+        yield client
+
+
+@pytest.fixture
+def nobody(cloud: Cloud) -> Iterator[httpx.Client]:
+    with anonymous(cloud.url) as client:
+        yield client
+
+
+# --- unknown routes, wrong methods -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/nothing", "/api", "/api/", "/api/nothing", "/api/login/x", "/api/tokens/x/y/z", "/admin",
+     "/admin/nothing", "/storage", "/storagex/files", "/sse", "/sse/other", "/favicon.ico",
+     "/storage/namespaces/a/b", "/API/login"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_unknown_routes_are_404_as_json(user: httpx.Client, method: str, target: str) -> None:
+    # An absolute URL, since httpx would take //api for a host.
+    answer = user.request(method, str(user.base_url).rstrip("/") + target)
+    refused(answer, (404, 405) if target == "/storage/namespaces/a/b" else 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "allowed"),
+    [
+        ("GET", "/api/login", {"POST"}),
+        ("PUT", "/api/login", {"POST"}),
+        ("POST", "/api/session", {"GET", "HEAD"}),
+        ("GET", "/api/logout", {"POST"}),
+        ("PUT", "/api/tokens", {"GET", "HEAD", "POST"}),
+        ("POST", "/api/tokens/some-id", {"DELETE"}),
+        ("DELETE", "/api/tokens/some-id/check", {"GET", "HEAD"}),
+        ("PUT", "/admin/users", {"GET", "HEAD", "POST", "DELETE"}),
+        ("POST", "/admin/files", {"GET", "HEAD"}),
+        ("DELETE", "/api/service-accounts", {"GET", "HEAD", "POST"}),
+        ("POST", "/api/service-accounts/some-id", {"GET", "HEAD", "DELETE"}),
+        ("GET", "/api/service-accounts/some-id/scopes", {"PUT"}),
+        ("DELETE", "/storage/files", {"GET", "HEAD"}),
+        ("POST", "/storage/files", {"GET", "HEAD"}),
+        ("GET", "/storage/upload", {"POST"}),
+        ("DELETE", "/storage/upload", {"POST"}),
+        ("POST", "/storage/download", {"GET", "HEAD"}),
+        ("GET", "/storage/delete", {"DELETE"}),
+        ("POST", "/storage/status", {"GET", "HEAD"}),
+        ("DELETE", "/storage/namespaces", {"GET", "HEAD", "POST"}),
+        ("POST", "/storage/namespaces/some-name", {"PUT", "DELETE"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
+        ("POST", "/metrics", {"GET", "HEAD"}),
+        ("PATCH", "/storage/some-name/file", {"GET", "HEAD", "POST", "PUT", "DELETE"}),
+        ("PATCH", "/api/login", {"POST"}),
+        ("TRACE", "/api/session", {"GET", "HEAD"}),
+        ("BREW", "/api/session", {"GET", "HEAD"}),
+    ],
+)
+def test_a_wrong_method_is_405_with_allow(
+    user: httpx.Client, method: str, target: str, allowed: set[str]
+) -> None:
+    answer = user.request(method, target)
+    refused(answer, 405)
+    given = {name.strip() for name in answer.headers["Allow"].split(",")}
+    assert given - {"OPTIONS"} == allowed
+
+
+def test_errors_of_head_have_no_body(cloud: Cloud) -> None:
+    with Connection(cloud.url) as connection:
+        for target, status in (("/nothing", 404), ("/api/login", 405), ("/api/session", 401)):
+            assert connection.exchange("HEAD", target).status == status
+        assert connection.exchange("GET", "/healthz").status == 200
+
+
+# --- bodies ------------------------------------------------------------------------------
+
+JSON_ROUTES = [
+    ("POST", "/api/login"),
+    ("POST", "/api/tokens"),
+    ("POST", "/api/service-accounts"),
+    ("POST", "/storage/namespaces"),
+]
+
+
+@pytest.mark.parametrize(("method", "target"), JSON_ROUTES)
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1]", b"3", b"\xff\xfe{}", b"{}{}"])
+def test_what_is_not_a_json_object_is_400(
+    user: httpx.Client, method: str, target: str, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    refused(user.request(method, target, content=body, headers=headers), 400)
+
+
+@pytest.mark.parametrize(("method", "target"), JSON_ROUTES)
+def test_a_json_body_that_is_too_large_is_413(user: httpx.Client, method: str, target: str) -> None:
+    body = b'{"name": "' + b"x" * 8 * MIB + b'"}'
+    headers = {"Content-Type": "application/json"}
+    refused(user.request(method, target, content=body, headers=headers), 413)
+
+
+def test_a_json_body_that_grows_too_large_is_413(user: httpx.Client) -> None:
+    """Of unknown length, so that only counting helps."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b'{"name": "'
+        for _ in range(80):
+            yield b"x" * (MIB // 10)
+        yield b'"}'
+
+    headers = {"Content-Type": "application/json"}
+    refused(user.post("/storage/namespaces", content=pieces(), headers=headers), 413)
+
+
+def test_an_admitted_body_may_come_in_chunks(user: httpx.Client) -> None:
+    name = unique("chunked")
+    pieces = iter([b'{"na', b'me": "', name.encode(), b'"}'])
+    headers = {"Content-Type": "application/json"}
+    assert ok(user.post("/storage/namespaces", content=pieces, headers=headers))["name"] == name
+
+
+def test_a_compressed_body_is_not_taken_for_json(user: httpx.Client) -> None:
+    body = gzip.compress(b'{"name": "x"}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    refused(user.post("/storage/namespaces", content=body, headers=headers), (400, 415))
+
+
+def test_a_query_parameter_of_the_wrong_type_names_itself(user: httpx.Client) -> None:
+    refused(user.get("/storage/files", params={"limit": "many"}), 400, "limit")
+
+
+def test_unknown_query_parameters_are_ignored(user: httpx.Client) -> None:
+    ok(user.get("/storage/files", params={"namespace": "default", "colour": "red", "limit": "1"}))
+
+
+# --- 401, 403, 404 -----------------------------------------------------------------------
+
+
+def test_401_says_how_to_authenticate(nobody: httpx.Client) -> None:
+    """RFC 9110, 15.5.2."""
+    answer = nobody.get("/api/session")
+    refused(answer, 401)
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_answers_are_never_cached_by_strangers(
+    user: httpx.Client, cloud: Cloud, nobody: httpx.Client
+) -> None:
+    """A private file must not come out of a shared cache to somebody else."""
+    space = make_namespace(user, "cached", 0)
+    put(user, space, "f", b"x")
+    found = user.get(f"/storage/{space}/f", params={"token": bearer(user)})
+    control = found.headers.get("Cache-Control", "")
+    assert "public" not in control
+    refused(nobody.get(f"/storage/{space}/f"), 401)
+
+
+# --- keep-alive --------------------------------------------------------------------------
+
+
+def test_a_connection_serves_many_requests(cloud: Cloud, user: httpx.Client) -> None:
+    with Connection(cloud.url) as connection:
+        headers = {"Authorization": f"Bearer {bearer(user)}"}
+        for _ in range(50):
+            assert connection.exchange("GET", "/api/session", headers).status == 200
+            assert connection.exchange("GET", "/nothing").status == 404
+            assert connection.exchange("POST", "/api/login", body=b"{}").status == 400
+
+
+def test_requests_may_be_sent_ahead(cloud: Cloud) -> None:
+    """Pipelining: answers come in the order of the requests."""
+    with Connection(cloud.url) as connection:
+        request = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
+        targets = ["/healthz", "/nothing", "/storage/status", "/api/session"] * 5
+        connection.send("".join(map(request.format, targets)).encode())
+        statuses = [connection.answer().status for _ in targets]
+    assert statuses == [200, 404, 200, 401] * 5
+
+
+def test_connection_close_is_honoured(cloud: Cloud) -> None:
+    with Connection(cloud.url) as connection:
+        assert connection.exchange("GET", "/healthz", {"Connection": "close"}).status == 200
+        assert connection.is_closed()
+
+
+def test_http_1_0_is_served(cloud: Cloud) -> None:
+    with Connection(cloud.url) as connection:
+        connection.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert connection.answer().status == 200
+        assert connection.is_closed()
+
+
+# --- CORS --------------------------------------------------------------------------------
+
+ORIGIN = "https://dashboard.example"
+
+
+def cors(answer: httpx.Response) -> dict[str, str]:
+    return {
+        name: value for name, value in answer.headers.items() if name.startswith("access-control-")
+    }
+
+
+def preflight(client: httpx.Client, target: str, method: str, origin: str) -> httpx.Response:
+    return client.options(
+        target,
+        headers={
+            "Origin": origin,
+            "Access-Control-Request-Method": method,
+            "Access-Control-Request-Headers": "authorization, content-type, x-file-size, range",
+        },
+    )
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "null", "http://127.0.0.1"])
+def test_cors_is_closed_by_default(user: httpx.Client, origin: str) -> None:
+    headers = {"Origin": origin}
+    for target in ("/api/session", "/storage/namespaces", "/nothing", "/healthz"):
+        assert cors(user.get(target, headers=headers)) == {}
+    assert cors(preflight(user, "/storage/upload", "POST", origin)) == {}
+
+
+@pytest.fixture(scope="module")
+def open_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """A cloud that two origins may call."""
+    made = Cloud(
+        tmp_path_factory.mktemp("cors"),
+        environment={"GFS_CONTROL_ORIGINS": f"{ORIGIN}, http://localhost:3000"},
+    )
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000"])
+def test_configured_origins_may_call(open_cloud: Cloud, origin: str) -> None:
+    with anonymous(open_cloud.url) as client:
+        for target, status in (("/storage/namespaces", 200), ("/api/session", 401), ("/no", 404)):
+            answer = client.get(target, headers={"Origin": origin})
+            assert answer.status_code == status
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+            assert "origin" in answer.headers["Vary"].lower()
+        for method, target in (
+            ("POST", "/api/login"),
+            ("POST", "/storage/upload"),
+            ("DELETE", "/storage/delete"),
+            ("PUT", "/storage/default/file"),
+            ("GET", "/storage/download"),
+        ):
+            answer = preflight(client, target, method, origin)
+            assert answer.status_code in (200, 204)
+            allowed = answer.headers
+            assert allowed["Access-Control-Allow-Origin"] == origin
+            assert allowed["Access-Control-Allow-Credentials"] == "true"
+            methods = set(re.split(r",\s*", allowed["Access-Control-Allow-Methods"]))
+            assert methods >= {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"}
+            headers = set(re.split(r",\s*", allowed["Access-Control-Allow-Headers"].lower()))
+            assert headers >= {"content-type", "authorization", "x-file-size", "range"}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", ORIGIN + ".evil.example", "http://dashboard.example",
+     "https://dashboard.example:444", ORIGIN.upper() + "x"],
+)  # fmt: skip
+def test_other_origins_may_not_call(open_cloud: Cloud, origin: str) -> None:
+    with anonymous(open_cloud.url) as client:
+        answer = client.get("/storage/namespaces", headers={"Origin": origin})
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert (
+            "Access-Control-Allow-Origin"
+            not in preflight(client, "/storage/upload", "POST", origin).headers
+        )
+
+
+def test_cors_covers_files_and_their_headers(open_cloud: Cloud) -> None:
+    """A page may show progress and resume only if it can read these."""
+    client, _ = open_cloud.make_user()
+    space = make_namespace(client, "cors", 2)
+    put(client, space, "f", b"0123456789")
+    answer = client.get(f"/storage/{space}/f", headers={"Origin": ORIGIN, "Range": "bytes=2-4"})
+    assert answer.status_code == 206
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+    exposed = answer.headers["Access-Control-Expose-Headers"].lower()
+    for name in ("content-range", "etag", "content-disposition"):
+        assert name in exposed
+
+
+# --- health and metrics ------------------------------------------------------------------
+
+
+def test_health_and_readiness(nobody: httpx.Client) -> None:
+    ok(nobody.get("/healthz"))
+    ok(nobody.get("/readyz"))
+
+
+def test_not_ready_without_the_master(make_cloud: Callable[..., Cloud]) -> None:
+    """But alive; and ready again when the master is back."""
+    cloud = make_cloud(chunkservers=2).start()
+    with anonymous(cloud.url) as client:
+        ok(client.get("/readyz"))
+        cloud.cluster.kill("master", 19)  # SIGSTOP: no restart hides it
+        try:
+            refused(client.get("/readyz"), 503)
+            ok(client.get("/healthz"))
+        finally:
+            cloud.cluster.kill("master", 18)
+        wait_for(lambda: client.get("/readyz").status_code == 200, 30, "readiness")
+
+
+SAMPLE = re.compile(
+    r"[a-zA-Z_:][a-zA-Z0-9_:]*(\{[a-zA-Z_]\w*=\"(\\.|[^\"\\])*\""
+    r"(,[a-zA-Z_]\w*=\"(\\.|[^\"\\])*\")*,?\})? (NaN|[-+]?(Inf|[0-9.eE+-]+))( -?\d+)?"
+)
+
+
+def test_metrics_are_prometheus_text(nobody: httpx.Client, user: httpx.Client) -> None:
+    secret = bearer(user)
+    ok(nobody.get("/storage/namespaces", params={"token": secret}))
+    answer = nobody.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    lines = [line for line in answer.text.splitlines() if line and not line.startswith("#")]
+    assert len(lines) > 5
+    for line in lines:
+        assert SAMPLE.fullmatch(line), line
+    assert secret not in answer.text
+    assert user.headers["Authorization"] not in answer.text
+
+
+def test_metrics_do_not_grow_with_what_strangers_ask(nobody: httpx.Client) -> None:
+    """Labels that a client chooses would fill the memory of whoever scrapes."""
+
+    def ask(count: int) -> int:
+        for _ in range(count):
+            name = unique("x")
+            nobody.get(f"/{name}")
+            nobody.get(f"/storage/{name}/{name}")
+            nobody.request(f"M{name.replace('-', '')}", "/healthz")
+        return len(nobody.get("/metrics").text.splitlines())
+
+    first = ask(3)
+    assert ask(30) == first
+
+
+def test_nothing_tells_which_software_it_is(nobody: httpx.Client) -> None:
+    for answer in (nobody.get("/healthz"), nobody.get("/nothing")):
+        server: Any = answer.headers.get("Server", "")
+        assert not re.search(r"\d", server), server

@@ -1,0 +1,1704 @@
+"""The contract of storage namespaces and files."""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import hashlib
+import json
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate, parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+import pytest
+from checks import (
+    anonymous,
+    bearer,
+    get,
+    make_namespace,
+    make_token,
+    names,
+    ok,
+    paths,
+    put,
+    refused,
+    unique,
+    wait_for,
+    with_token,
+)
+from cloud import Cloud
+from raw import FORM_END, FORM_TYPE, Closed, Connection, form_part, head
+
+MIB = 1024 * 1024
+DATA = bytes(range(256)) * 40
+FILE_FIELDS = {
+    "name": str,
+    "path": str,
+    "namespace": str,
+    "size": int,
+    "created_at": int,
+    "modified_at": int,
+}
+
+
+@pytest.fixture(scope="module")
+def alice(cloud: Cloud) -> Iterator[tuple[httpx.Client, str]]:
+    client, user_id = cloud.make_user(unique("alice"))
+    with client:
+        yield client, user_id
+
+
+@pytest.fixture(scope="module")
+def user(alice: tuple[httpx.Client, str]) -> httpx.Client:
+    return alice[0]
+
+
+@pytest.fixture(scope="module")
+def bob(cloud: Cloud) -> Iterator[httpx.Client]:
+    client, _ = cloud.make_user(unique("bob"))
+    with client:
+        yield client
+
+
+@pytest.fixture
+def nobody(cloud: Cloud) -> Iterator[httpx.Client]:
+    with anonymous(cloud.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def space(user: httpx.Client) -> str:
+    """A private storage namespace that tests share, each with names of its own."""
+    return make_namespace(user, "files")
+
+
+@pytest.fixture
+def fresh(user: httpx.Client) -> str:
+    return make_namespace(user, "fresh")
+
+
+@pytest.fixture(scope="module")
+def stored(user: httpx.Client, space: str) -> str:
+    """The path of a file that holds DATA."""
+    put(user, space, "ranges.bin", DATA)
+    return "ranges.bin"
+
+
+def url_of(space: str, path: str) -> str:
+    return f"/storage/{space}/{quote(path)}"
+
+
+def entry(client: httpx.Client, space: str, path: str) -> dict[str, Any]:
+    """The one entry of the listing whose path is this."""
+    listed = ok(client.get("/storage/files", params={"namespace": space}))
+    found: list[dict[str, Any]] = [item for item in listed if item["path"] == path]
+    assert len(found) == 1, (path, listed)
+    return found[0]
+
+
+# --- storage namespaces ------------------------------------------------------------------
+
+
+def test_a_namespace_is_made_listed_and_deleted(alice: tuple[httpx.Client, str]) -> None:
+    client, user_id = alice
+    name = unique("made")
+    expected = {"name": name, "count": 0, "hidden": False, "visibility": 0, "owner_id": user_id}
+    assert ok(client.post("/storage/namespaces", json={"name": name, "extra": [1]})) == expected
+    put(client, name, "a", b"1")
+    put(client, name, "b/c", b"2")
+    listed = [item for item in ok(client.get("/storage/namespaces")) if item["name"] == name]
+    assert listed == [{**expected, "count": 2}]
+    ok(client.delete(f"/storage/namespaces/{name}"))
+    assert name not in names(client)
+    refused(client.get("/storage/files", params={"namespace": name}), 404)
+    refused(client.delete(f"/storage/namespaces/{name}"), 404)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", "A.b_c-9", "x" * 64, "...", "..a", "-", "_", "0", "api", "Files", "files.", "defaults"],
+)
+def test_names_that_a_namespace_may_have(user: httpx.Client, name: str) -> None:
+    assert ok(user.post("/storage/namespaces", json={"name": name}))["name"] == name
+    put(user, name, "f", b"x")
+    assert user.get(url_of(name, "f")).content == b"x"
+    ok(user.delete(f"/storage/namespaces/{name}"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "x" * 65, "a/b", "a b", " a", "a ", "ä", "a\0", "a\n", "a\\b", "a%2fb", "a+b",
+     "files", "upload", "download", "delete", "status", "namespaces", "a:b", "é", "a?b", "\ud83d"],
+)  # fmt: skip
+def test_names_that_a_namespace_may_not_have(user: httpx.Client, name: str) -> None:
+    body = json.dumps({"name": name}).encode()
+    answer = user.post(
+        "/storage/namespaces", content=body, headers={"Content-Type": "application/json"}
+    )
+    refused(answer, 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "name"),
+        ({"name": 5}, "name"),
+        ({"name": None}, "name"),
+        ({"name": "x", "visibility": "0"}, "visibility"),
+        ({"name": "x", "visibility": 1.5}, "visibility"),
+        ({"name": "x", "visibility": True}, "visibility"),
+        ({"name": "x", "visibility": -1}, "visibility"),
+        ({"name": "x", "visibility": 3}, "visibility"),
+        ({"name": "x", "visibility": 10**30}, "visibility"),
+        ({"name": "x", "hidden": "no"}, "hidden"),
+    ],
+)
+def test_a_namespace_that_makes_no_sense_names_the_field(
+    user: httpx.Client, body: dict[str, Any], field: str
+) -> None:
+    if body.get("name") == "x":
+        body = {**body, "name": unique("nonsense")}
+    refused(user.post("/storage/namespaces", json=body), 400, field)
+    assert body.get("name") not in names(user)
+
+
+@pytest.mark.parametrize("visibility", [0, 1, 2])
+def test_a_name_is_taken_even_when_its_taker_is_invisible(
+    user: httpx.Client, bob: httpx.Client, nobody: httpx.Client, visibility: int
+) -> None:
+    name = make_namespace(user, "taken", visibility)
+    refused(bob.post("/storage/namespaces", json={"name": name}), 409)
+    refused(user.post("/storage/namespaces", json={"name": name}), 409)
+    refused(nobody.post("/storage/namespaces", json={"name": name}), 401)
+
+
+def test_who_is_shown_which_namespace(
+    alice: tuple[httpx.Client, str], bob: httpx.Client, nobody: httpx.Client
+) -> None:
+    client, user_id = alice
+    made = [make_namespace(client, "shown", visibility) for visibility in (0, 1, 2)]
+    assert set(made) <= set(names(client))
+    for stranger in (bob, nobody):
+        assert set(made) & set(names(stranger)) == {made[2]}
+    for item in ok(nobody.get("/storage/namespaces")):
+        assert set(item) == {"name", "count", "hidden", "visibility", "owner_id"}
+        assert item["visibility"] == 2
+    public = [item for item in ok(bob.get("/storage/namespaces")) if item["name"] == made[2]]
+    assert public[0]["owner_id"] == user_id
+
+
+def test_namespaces_are_sorted_by_name(user: httpx.Client) -> None:
+    suffix = unique("sort")
+    for prefix in ("b", "A", "a.", "Z", "_", "a-", "0"):
+        ok(user.post("/storage/namespaces", json={"name": prefix + suffix, "visibility": 0}))
+    assert names(user) == sorted(names(user))
+
+
+def test_hidden_is_a_flag_of_its_own(user: httpx.Client) -> None:
+    for visibility in (0, 1, 2):
+        name = unique("hidden")
+        body = {"name": name, "hidden": True, "visibility": visibility}
+        made = ok(user.post("/storage/namespaces", json=body))
+        assert (made["hidden"], made["visibility"]) == (True, visibility)
+        changed = ok(user.put(f"/storage/namespaces/{name}", json={"visibility": 0}))
+        assert (changed["hidden"], changed["visibility"]) == (True, 0)
+
+
+def test_the_visibility_is_changed(
+    alice: tuple[httpx.Client, str], bob: httpx.Client, nobody: httpx.Client
+) -> None:
+    client, user_id = alice
+    name = make_namespace(client, "changed", 0)
+    put(client, name, "a", b"x")
+    target = f"/storage/namespaces/{name}"
+    where = {"namespace": name}
+    for visibility, status in ((2, 200), (0, 401), (1, 200), (0, 401)):
+        changed = ok(client.put(target, json={"visibility": visibility, "other": None}))
+        assert changed == {
+            "name": name,
+            "count": 1,
+            "hidden": False,
+            "visibility": visibility,
+            "owner_id": user_id,
+        }
+        assert nobody.get("/storage/files", params=where).status_code == status
+        assert (name in names(nobody)) == (visibility == 2)
+    for wrong in ({"visibility": 3}, {"visibility": "1"}, {"visibility": None}):
+        refused(client.put(target, json=wrong), 400, "visibility")
+    refused(bob.put(target, json={"visibility": 2}), 403)
+    refused(nobody.put(target, json={"visibility": 2}), 401)
+    refused(client.put(f"/storage/namespaces/{unique('no')}", json={"visibility": 2}), 404)
+
+
+def test_deleting_a_namespace_deletes_its_files(user: httpx.Client, cloud: Cloud) -> None:
+    name = make_namespace(user, "deleted")
+    for path in ("a", "b/c", "b/d/e"):
+        put(user, name, path, b"old")
+    assert ok(user.delete(f"/storage/namespaces/{name}"))["status"] == "ok"
+    ok(user.post("/storage/namespaces", json={"name": name}))
+    assert paths(user, name) == []
+    refused(user.get(url_of(name, "a")), 404)
+    assert name not in cloud.cluster.gfs("ls", "-R", "/").stdout.decode().replace(
+        f"{name}/\n", ""
+    ).split("/b")
+
+
+def test_only_the_owner_deletes_a_namespace(
+    user: httpx.Client, bob: httpx.Client, nobody: httpx.Client
+) -> None:
+    name = make_namespace(user, "owned", 2)
+    refused(bob.delete(f"/storage/namespaces/{name}"), 403)
+    refused(nobody.delete(f"/storage/namespaces/{name}"), 401)
+    assert name in names(user)
+
+
+def test_default_is_there_from_the_start(
+    cloud: Cloud, user: httpx.Client, nobody: httpx.Client
+) -> None:
+    found = [item for item in ok(nobody.get("/storage/namespaces")) if item["name"] == "default"]
+    assert len(found) == 1
+    assert {**found[0], "count": 0} == {
+        "name": "default",
+        "count": 0,
+        "hidden": False,
+        "visibility": 2,
+        "owner_id": None,
+    }
+    assert isinstance(found[0]["count"], int)
+    for client in (user, cloud.admin):
+        refused(client.delete("/storage/namespaces/default"), (400, 403, 409))
+        refused(client.put("/storage/namespaces/default", json={"visibility": 0}), (400, 403, 409))
+        refused(client.post("/storage/namespaces", json={"name": "default"}), 409)
+    assert "default" in names(nobody)
+
+
+def test_default_is_meant_when_none_is_named(user: httpx.Client, nobody: httpx.Client) -> None:
+    name = unique("default")
+    assert ok(user.post("/storage/upload", files={"file": (name, b"x")})) == {
+        "status": "ok",
+        "name": name,
+    }
+    assert name in [item["path"] for item in ok(nobody.get("/storage/files"))]
+    found = nobody.get("/storage/download", params={"name": name})
+    assert found.content == b"x"
+    assert ok(user.delete("/storage/delete", params={"name": name})) == {
+        "status": "ok",
+        "name": name,
+    }
+
+
+# --- listing -----------------------------------------------------------------------------
+
+
+def test_a_listing_has_the_fields_of_the_reference(user: httpx.Client, fresh: str) -> None:
+    before = int(time.time())
+    put(user, fresh, "report.pdf", b"x" * 1000)
+    put(user, fresh, "a/b/ü.txt", b"")
+    listed = ok(user.get("/storage/files", params={"namespace": fresh}))
+    after = int(time.time())
+    for item in listed:
+        assert {name: type(value) for name, value in item.items()} == FILE_FIELDS
+        assert before <= item["created_at"] <= item["modified_at"] <= after
+    assert [(item["name"], item["path"], item["namespace"], item["size"]) for item in listed] == [
+        ("ü.txt", "a/b/ü.txt", fresh, 0),
+        ("report.pdf", "report.pdf", fresh, 1000),
+    ]
+
+
+def test_an_empty_namespace_lists_nothing(user: httpx.Client, fresh: str) -> None:
+    assert ok(user.get("/storage/files", params={"namespace": fresh})) == []
+
+
+def test_an_unknown_namespace_is_404(user: httpx.Client, nobody: httpx.Client) -> None:
+    for client in (user, nobody):
+        refused(client.get("/storage/files", params={"namespace": unique("unknown")}), 404)
+        refused(
+            client.get("/storage/download", params={"namespace": unique("u"), "name": "x"}), 404
+        )
+        refused(client.get(f"/storage/{unique('unknown')}/x"), 404)
+
+
+PATHS = ["B", "a", "a!", "a-b/c", "a/b", "a/b/c", "a/c", "a0", "b", "z/z/z/z", "ä", "€"]
+
+
+@pytest.fixture(scope="module")
+def sorted_space(user: httpx.Client) -> str:
+    space = make_namespace(user, "sorted")
+    for path in random.Random(1).sample(PATHS, len(PATHS)):
+        if path in ("a", "a/b"):  # "a" cannot be a file and a folder
+            continue
+        put(user, space, path, b"")
+    return space
+
+
+def test_a_listing_is_sorted_by_path(user: httpx.Client, sorted_space: str) -> None:
+    found = paths(user, sorted_space)
+    assert found == sorted(found)
+    assert set(found) == set(PATHS) - {"a", "a/b"}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"prefix": "a"},
+        {"prefix": "a/"},
+        {"prefix": "a/b"},
+        {"prefix": "a/b/"},
+        {"prefix": "z/z"},
+        {"prefix": "nothing"},
+        {"prefix": "ä"},
+        {"prefix": ""},
+        {"limit": "1"},
+        {"limit": "4"},
+        {"limit": "1000"},
+        {"after": "a/b/c"},
+        {"after": "a/b/cc"},
+        {"after": "a-b/c"},
+        {"after": "A"},
+        {"after": "€"},
+        {"after": "a", "limit": "2"},
+        {"prefix": "a", "after": "a!", "limit": "2"},
+        {"prefix": "b", "after": "a"},
+        {"prefix": "a", "after": "b"},
+    ],
+    ids=str,
+)
+def test_a_listing_can_be_cut(user: httpx.Client, sorted_space: str, query: dict[str, str]) -> None:
+    answer = ok(user.get("/storage/files", params={"namespace": sorted_space, **query}))
+    expected = [
+        path
+        for path in paths(user, sorted_space)
+        if path.startswith(query.get("prefix", "")) and path > query.get("after", "")
+    ][: int(query.get("limit", 1000))]
+    assert [item["path"] for item in answer] == expected
+
+
+def test_a_listing_can_be_walked_in_pages(user: httpx.Client, sorted_space: str) -> None:
+    found: list[str] = []
+    while True:
+        query = {"namespace": sorted_space, "limit": "3", **({"after": found[-1]} if found else {})}
+        page = [item["path"] for item in ok(user.get("/storage/files", params=query))]
+        found += page
+        if len(page) < 3:
+            break
+    assert found == paths(user, sorted_space)
+
+
+@pytest.mark.parametrize("limit", ["-1", "x", "1.5", ""])
+def test_a_limit_must_be_a_number(user: httpx.Client, space: str, limit: str) -> None:
+    refused(user.get("/storage/files", params={"namespace": space, "limit": limit}), 400, "limit")
+
+
+# --- uploads -----------------------------------------------------------------------------
+
+
+def upload(client: httpx.Client, space: str, body: bytes, **query: str) -> httpx.Response:
+    """A form that is made by hand."""
+    return client.post(
+        "/storage/upload",
+        params={"namespace": space, **query},
+        content=body,
+        headers={"Content-Type": FORM_TYPE},
+    )
+
+
+def test_a_form_with_one_file(user: httpx.Client, fresh: str) -> None:
+    body = form_part("file", DATA, "report.pdf") + FORM_END
+    assert ok(upload(user, fresh, body)) == {"status": "ok", "name": "report.pdf"}
+    assert get(user, fresh, "report.pdf") == DATA
+
+
+def test_other_fields_of_a_form_are_skipped(user: httpx.Client, fresh: str) -> None:
+    body = (
+        form_part("comment", b"hello")
+        + form_part("attachment", b"not this" * 1000, "other.bin")
+        + form_part("file", DATA, "this.bin", "Content-Type: application/x-thing\r\n")
+        + form_part("after", b"more" * 1000)
+        + form_part("again", b"nor this", "third.bin")
+        + FORM_END
+    )
+    assert ok(upload(user, fresh, body))["name"] == "this.bin"
+    assert paths(user, fresh) == ["this.bin"]
+    assert get(user, fresh, "this.bin") == DATA
+
+
+def test_a_form_may_have_a_preamble_and_an_epilogue(user: httpx.Client, fresh: str) -> None:
+    """RFC 2046, 5.1.1."""
+    body = b"preamble\r\n" + form_part("file", DATA, "a") + FORM_END + b"epilogue\r\n"
+    ok(upload(user, fresh, body))
+    assert get(user, fresh, "a") == DATA
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n",
+        b"\r\n--",
+        b"\r\n--boundary-of-the-test",
+        b"--boundary-of-the-tests",
+        b"\r\n\r\n--boundary-of-the-test\r\n" * 5000,
+        b"\r" * 70000,
+        b"\n--boundary-of-the-tests\n",
+        b"-" * 300000,
+    ],
+    ids=range(8),
+)
+def test_what_looks_like_a_boundary_is_data(user: httpx.Client, space: str, data: bytes) -> None:
+    ok(upload(user, space, form_part("file", data, name := unique("near")) + FORM_END))
+    assert get(user, space, name) == data
+
+
+def test_a_boundary_may_be_quoted(user: httpx.Client, fresh: str) -> None:
+    body = form_part("file", DATA, "a") + FORM_END
+    kind = FORM_TYPE.replace("boundary=", 'charset=utf-8; boundary="') + '"'
+    answer = user.post(
+        "/storage/upload",
+        params={"namespace": fresh},
+        content=body,
+        headers={"Content-Type": kind},
+    )
+    ok(answer)
+    assert get(user, fresh, "a") == DATA
+
+
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("/etc/passwd", "passwd"),
+        ("../../x", "x"),
+        ("C:\\\\Users\\\\me\\\\report.pdf", "report.pdf"),
+        ("a/b\\\\c", "c"),
+        ("größe €.txt", "größe €.txt"),
+        ("日本語.txt", "日本語.txt"),
+        ('a\\"b.txt', 'a"b.txt'),
+        ("a%22b.txt", 'a"b.txt'),
+        ("with space.txt", "with space.txt"),
+        (" lead", " lead"),
+        ("semi;colon=.txt", "semi;colon=.txt"),
+        ("%41", "%41"),
+        (".hidden", ".hidden"),
+        ("a..b", "a..b"),
+        ("...", "..."),
+    ],
+)
+def test_the_filename_of_a_form(
+    user: httpx.Client, fresh: str, filename: str, expected: str
+) -> None:
+    """Reduced to its last segment. Browsers write a quote as ``%22``, curl as ``\\"``."""
+    body = form_part("file", b"x", filename) + FORM_END
+    assert ok(upload(user, fresh, body)) == {"status": "ok", "name": expected}
+    assert paths(user, fresh) == [expected]
+
+
+@pytest.mark.parametrize(
+    "filename",
+    ["", ".", "..", "a/", "a/..", "/", "x" * 256, "ü" * 128, "a\0b", "a\x01", "a\x7f", "tab\t"],
+)
+def test_filenames_that_a_file_may_not_have(user: httpx.Client, fresh: str, filename: str) -> None:
+    refused(upload(user, fresh, form_part("file", b"x", filename) + FORM_END), 400)
+    assert paths(user, fresh) == []
+
+
+def test_long_names_are_fine(user: httpx.Client, fresh: str) -> None:
+    for name in ("x" * 255, "ü" * 127):
+        put(user, fresh, name, b"x")
+        assert get(user, fresh, name) == b"x"
+
+
+def test_a_folder_may_be_given_for_a_form(user: httpx.Client, fresh: str) -> None:
+    body = form_part("file", DATA, "ignored/c.txt") + FORM_END
+    ok(upload(user, fresh, body, path="a/b"))
+    item = entry(user, fresh, "a/b/c.txt")
+    assert item["name"] == "c.txt"
+    assert user.get(url_of(fresh, "a/b/c.txt")).content == DATA
+
+
+@pytest.mark.parametrize("folder", ["..", "a/..", "a//b", ".", "a/./b", "a\\b", "a\0", "/../x"])
+def test_a_folder_must_be_one(user: httpx.Client, fresh: str, folder: str) -> None:
+    body = form_part("file", DATA, "c.txt") + FORM_END
+    refused(upload(user, fresh, body, path=folder), 400)
+    assert paths(user, fresh) == []
+
+
+def test_a_raw_body_with_a_name(user: httpx.Client, fresh: str) -> None:
+    for name in ("raw.bin", "folder/raw.bin", "größe €.txt"):
+        query = {"namespace": fresh, "name": name}
+        answer = ok(user.post("/storage/upload", params=query, content=DATA))
+        assert answer["status"] == "ok"
+        assert get(user, fresh, name) == DATA
+
+
+def test_the_rest_form_of_an_upload(user: httpx.Client, fresh: str) -> None:
+    for method in ("PUT", "POST"):
+        for path in (f"{method}.bin", f"a/b/{method} ü.bin"):
+            answer = ok(user.request(method, url_of(fresh, path), content=DATA))
+            assert answer["status"] == "ok"
+            assert user.get(url_of(fresh, path)).content == DATA
+    assert paths(user, fresh) == sorted(["PUT.bin", "POST.bin", "a/b/PUT ü.bin", "a/b/POST ü.bin"])
+
+
+def test_a_body_of_unknown_length(user: httpx.Client, fresh: str) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(100):
+            yield DATA
+
+    ok(user.put(url_of(fresh, "chunked"), content=pieces()))
+    assert get(user, fresh, "chunked") == DATA * 100
+
+
+@pytest.mark.parametrize("form", ["form", "raw", "put"])
+def test_empty_files_are_files(user: httpx.Client, fresh: str, form: str) -> None:
+    if form == "form":
+        put(user, fresh, "empty", b"")
+    elif form == "raw":
+        query = {"namespace": fresh, "name": "empty"}
+        ok(user.post("/storage/upload", params=query, content=b""))
+    else:
+        ok(user.put(url_of(fresh, "empty"), content=b""))
+    assert entry(user, fresh, "empty")["size"] == 0
+    found = user.get(url_of(fresh, "empty"))
+    assert (found.status_code, found.content, found.headers["Content-Length"]) == (200, b"", "0")
+    assert found.headers["ETag"]
+
+
+@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, MIB, 5 * MIB + 3])
+def test_files_of_many_sizes_come_back_whole(user: httpx.Client, space: str, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    put(user, space, name := unique("sized"), data)
+    assert entry(user, space, name)["size"] == size
+    found = user.get(url_of(space, name))
+    assert found.headers["Content-Length"] == str(size)
+    assert hashlib.sha256(found.content).digest() == hashlib.sha256(data).digest()
+
+
+# --- overwriting -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overwrite", [None, "false", "", "1", "True", "TRUE", "yes", "true "])
+def test_only_exactly_true_overwrites(
+    user: httpx.Client, space: str, overwrite: str | None
+) -> None:
+    put(user, space, name := unique("kept"), b"old")
+    query = {} if overwrite is None else {"overwrite": overwrite}
+    body = form_part("file", b"new", name) + FORM_END
+    refused(upload(user, space, body, **query), 409)
+    query = {"namespace": space, "name": name, **query}
+    refused(user.post("/storage/upload", params=query, content=b"new"), 409)
+    assert get(user, space, name) == b"old"
+
+
+def test_overwriting(user: httpx.Client, space: str) -> None:
+    put(user, space, name := unique("over"), b"old" * 1000)
+    before = user.get(url_of(space, name))
+    body = form_part("file", b"new", name) + FORM_END
+    assert ok(upload(user, space, body, overwrite="true"))["status"] == "ok"
+    after = user.get(url_of(space, name))
+    assert after.content == b"new"
+    assert after.headers["ETag"] != before.headers["ETag"]
+    item = entry(user, space, name)
+    assert item["size"] == 3
+    assert item["created_at"] <= item["modified_at"]
+
+
+def test_overwrite_of_what_is_not_there_makes_it(user: httpx.Client, space: str) -> None:
+    put(user, space, name := unique("over"), b"x", overwrite="true")
+    assert get(user, space, name) == b"x"
+
+
+def test_a_file_is_no_folder(user: httpx.Client, fresh: str) -> None:
+    put(user, fresh, "a", b"file")
+    put(user, fresh, "b/c", b"file")
+    refused(user.put(url_of(fresh, "a/b"), content=b"x"), (400, 409))
+    refused(user.put(url_of(fresh, "b"), content=b"x"), (400, 409))
+    query = {"namespace": fresh, "name": "b", "overwrite": "true"}
+    refused(user.post("/storage/upload", params=query, content=b"x"), (400, 409))
+    assert paths(user, fresh) == ["a", "b/c"]
+    refused(user.get(url_of(fresh, "b")), 404)
+    refused(user.delete(url_of(fresh, "b")), 404)
+
+
+def test_readers_see_the_old_or_the_new_whole(user: httpx.Client, cloud: Cloud) -> None:
+    space = make_namespace(user, "swap")
+    size = 3 * MIB
+    versions = [bytes([number]) * size for number in range(6)]
+    put(user, space, "f", versions[0])
+    failures: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        with with_token(cloud.url, bearer(user)) as reader:
+            while not done.is_set():
+                found = reader.get(url_of(space, "f"))
+                if found.status_code != 200 or found.content not in versions:
+                    failures.append(f"{found.status_code}, {len(found.content)} bytes, torn")
+                    return
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for version in versions[1:]:
+            put(user, space, "f", version, overwrite="true")
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(60)
+    assert failures == []
+
+
+def stored_replicas(cloud: Cloud) -> int:
+    """Replicas on the disks of all chunkservers, wanted or not."""
+    return sum(server["chunks"] for server in cloud.cluster.json("status")["servers"])
+
+
+@pytest.mark.parametrize("how", ["overwritten", "deleted"])
+def test_a_reader_in_the_middle_gets_the_old_file_whole(
+    cloud: Cloud, user: httpx.Client, fresh: str, how: str
+) -> None:
+    """He is in the first of four chunks when it happens, and asks for the rest later."""
+    old = random.Random(7).randbytes(MIB)
+    pieces = 200
+    ok(user.put(url_of(fresh, "f"), content=iter([old] * pieces), timeout=120))
+    with Connection(cloud.url, receive_bytes=64 * 1024) as connection:
+        connection.request("GET", url_of(fresh, "f"), {"Authorization": f"Bearer {bearer(user)}"})
+        assert connection.answer_head().status == 200
+        assert connection.read(MIB) == old
+        before = stored_replicas(cloud)
+        if how == "overwritten":
+            put(user, fresh, "f", b"new", overwrite="true")
+        else:
+            ok(user.delete(url_of(fresh, "f")))
+        # The collector may come and take them, as it does within seconds if it ever does.
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: stored_replicas(cloud) < before, 10, "collection")
+        for number in range(1, pieces):
+            try:
+                data = connection.read(MIB)
+            except Closed:
+                # Of a deleted file nothing is promised but that it is never padded.
+                assert how == "deleted", f"cut off at MiB {number}"
+                return
+            assert data == old, f"MiB {number}"
+
+
+def test_of_two_uploads_at_once_one_wins(user: httpx.Client, cloud: Cloud, fresh: str) -> None:
+    statuses: list[int] = []
+
+    def race(number: int) -> None:
+        with with_token(cloud.url, bearer(user)) as client:
+            answer = client.put(url_of(fresh, "race"), content=bytes([number]) * MIB)
+            statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(statuses) == [200, 409, 409, 409]
+    data = get(user, fresh, "race")
+    assert len(data) == MIB
+    assert len(set(data)) == 1
+
+
+# --- lengths that lie, bodies cut short --------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["form", "raw", "put"])
+@pytest.mark.parametrize("size", ["9999", "10241", "0", "1", "99999999999"])
+def test_a_wrong_file_size_stores_nothing(
+    user: httpx.Client, fresh: str, form: str, size: str
+) -> None:
+    assert len(DATA) == 10240
+    refused(send_sized(user, fresh, form, size), 400)
+    assert paths(user, fresh) == []
+
+
+@pytest.mark.parametrize("form", ["form", "raw", "put"])
+def test_a_right_file_size_is_fine(user: httpx.Client, fresh: str, form: str) -> None:
+    ok(send_sized(user, fresh, form, str(len(DATA))))
+    assert get(user, fresh, "sized") == DATA
+
+
+@pytest.mark.parametrize("size", ["-1", "x", "1.5", "1e3", "", "0x10", "1" * 30])
+def test_a_file_size_must_be_a_number(user: httpx.Client, fresh: str, size: str) -> None:
+    refused(send_sized(user, fresh, "put", size), 400)
+    assert paths(user, fresh) == []
+
+
+def send_sized(client: httpx.Client, space: str, form: str, size: str) -> httpx.Response:
+    headers = {"X-File-Size": size}
+    if form == "form":
+        return client.post(
+            "/storage/upload",
+            params={"namespace": space},
+            files={"file": ("sized", DATA)},
+            headers=headers,
+        )
+    if form == "raw":
+        query = {"namespace": space, "name": "sized"}
+        return client.post("/storage/upload", params=query, content=DATA, headers=headers)
+    return client.put(url_of(space, "sized"), content=DATA, headers=headers)
+
+
+@pytest.mark.parametrize("cut", ["in the data", "in the last boundary", "no file"])
+def test_a_form_cut_short_leaves_nothing(user: httpx.Client, fresh: str, cut: str) -> None:
+    whole = form_part("file", DATA, "cut") + FORM_END
+    body = {
+        "in the data": whole[:5000],
+        "in the last boundary": whole[: -len(FORM_END) + 10],
+        "no file": form_part("comment", b"x") + FORM_END,
+    }[cut]
+    refused(upload(user, fresh, body), 400)
+    assert paths(user, fresh) == []
+
+
+@pytest.mark.parametrize("method", ["form", "put"])
+def test_a_connection_cut_short_leaves_nothing(
+    cloud: Cloud, user: httpx.Client, fresh: str, method: str
+) -> None:
+    """And does not disturb the old version of what it was to overwrite."""
+    put(user, fresh, "f", b"old")
+    authorization = {"Authorization": f"Bearer {bearer(user)}"}
+    with Connection(cloud.url) as connection:
+        if method == "form":
+            target = f"/storage/upload?namespace={fresh}&overwrite=true"
+            headers = {**authorization, "Content-Type": FORM_TYPE, "Content-Length": "9000000"}
+            body = form_part("file", b"n" * 3 * MIB, "f")
+        else:
+            target = f"/storage/{fresh}/f?overwrite=true"
+            headers = {**authorization, "Content-Length": "9000000"}
+            body = b"n" * 3 * MIB
+        connection.send(head("POST", target, connection.host, headers) + body)
+    again = user.get(url_of(fresh, "f"))
+    assert again.content == b"old"
+    assert [item["size"] for item in ok(user.get("/storage/files", params={"namespace": fresh}))] \
+        == [3]  # fmt: skip
+    put(user, fresh, "f", b"newer", overwrite="true")
+    assert get(user, fresh, "f") == b"newer"
+
+
+# --- the order of checks, before the body is read ----------------------------------------
+
+
+def expecting(cloud: Cloud, token: str | None, method: str, target: str, **more: str) -> Connection:
+    """A connection on which a head with ``Expect: 100-continue`` was sent, and no body."""
+    connection = Connection(cloud.url)
+    headers = {"Expect": "100-continue", "Content-Length": str(len(DATA)), **more}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    connection.send(head(method, target, connection.host, headers))
+    return connection
+
+
+REFUSALS = [
+    # who, target, status: each breaks all that is checked later, too
+    (None, "/storage/upload?namespace=no.such&name=..", 401),
+    ("broken", "/storage/upload?namespace=no.such&name=..", 401),
+    ("unscoped", "/storage/upload?namespace=no.such&name=..", 403),
+    ("owner", "/storage/upload?namespace=no.such&name=..", 400),
+    ("owner", "/storage/upload?namespace=..&name=x", (400, 404)),
+    ("owner", "/storage/upload?namespace=no.such&name=x", 404),
+    ("other", "/storage/upload?namespace={space}&name={taken}", 403),
+    ("owner", "/storage/upload?namespace={space}&name={taken}", 409),
+    (None, "/storage/{space}/{taken}", 401),
+    ("unscoped", "/storage/{space}/{taken}", 403),
+    ("owner", "/storage/no.such/x", 404),
+    ("other", "/storage/{space}/{taken}", 403),
+]
+
+
+@pytest.mark.parametrize(("who", "target", "status"), REFUSALS)
+def test_a_refused_upload_is_not_told_to_continue(
+    cloud: Cloud,
+    alice: tuple[httpx.Client, str],
+    bob: httpx.Client,
+    space: str,
+    who: str | None,
+    target: str,
+    status: int,
+) -> None:
+    client, user_id = alice
+    put(client, space, taken := unique("taken"), b"old")
+    scopes = {f"storage.{user_id}.files": ["read", "delete"], f"compute.{user_id}": ["create"]}
+    token = {
+        None: None,
+        "broken": "a.b.c",
+        "unscoped": make_token(client, scopes)["token"],
+        "owner": bearer(client),
+        "other": bearer(bob),
+    }[who]
+    target = target.format(space=space, taken=taken)
+    with expecting(cloud, token, "POST", target) as connection:
+        answer = connection.answer()
+    assert answer.interim == []
+    refused(answer, status)
+    assert get(client, space, taken) == b"old"
+
+
+def test_an_accepted_upload_is_told_to_continue_once(
+    cloud: Cloud, user: httpx.Client, space: str
+) -> None:
+    name = unique("continued")
+    with expecting(cloud, bearer(user), "PUT", f"/storage/{space}/{name}") as connection:
+        assert connection.next_head().status == 100
+        connection.send(DATA)
+        answer = connection.answer()
+        assert answer.interim == []
+        ok(answer)
+    assert get(user, space, name) == DATA
+
+
+def test_a_form_is_told_to_continue(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    name = unique("continued")
+    body = form_part("file", DATA, name) + FORM_END
+    target = f"/storage/upload?namespace={space}"
+    headers = {"Content-Type": FORM_TYPE, "Content-Length": str(len(body))}
+    with expecting(cloud, bearer(user), "POST", target, **headers) as connection:
+        assert connection.next_head().status == 100
+        connection.send(body)
+        ok(connection.answer())
+    assert get(user, space, name) == DATA
+
+
+def test_an_unknown_expectation_is_refused(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    """RFC 9110, 10.1.1: 417, or it is not honoured; never stored half."""
+    with Connection(cloud.url) as connection:
+        headers = {"Authorization": f"Bearer {bearer(user)}", "Expect": "miracles"}
+        answer = connection.exchange("PUT", f"/storage/{space}/{unique('e')}", headers, DATA)
+    if answer.status == 200:
+        ok(answer)
+    else:
+        refused(answer, 417)
+
+
+def test_an_answer_before_the_body_is_seen_by_a_client_that_sends_all_of_it(
+    cloud: Cloud, user: httpx.Client, space: str
+) -> None:
+    put(user, space, taken := unique("taken"), b"old")
+    headers = {"Authorization": f"Bearer {bearer(user)}"}
+    with Connection(cloud.url) as connection:
+        body = form_part("file", b"x" * 16 * MIB, taken) + FORM_END
+        connection.request(
+            "POST",
+            f"/storage/upload?namespace={space}&name={taken}",
+            {**headers, "Content-Type": FORM_TYPE},
+            body,
+        )
+        refused(connection.answer(), 409)
+
+
+# --- downloads ---------------------------------------------------------------------------
+
+
+def test_a_download_is_an_attachment(user: httpx.Client, space: str, stored: str) -> None:
+    query = {"namespace": space, "name": stored}
+    for answer in (
+        user.get("/storage/download", params=query),
+        user.get(f"/storage/download/{space}/{stored}"),
+    ):
+        assert answer.status_code == 200
+        assert answer.content == DATA
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+        assert answer.headers["Content-Length"] == str(len(DATA))
+        assert answer.headers["Accept-Ranges"] == "bytes"
+        assert answer.headers["ETag"].startswith('"'), "a strong one"
+        assert answer.headers["ETag"].endswith('"')
+        assert disposition(answer) == ("attachment", stored)
+        modified = parsedate_to_datetime(answer.headers["Last-Modified"])
+        assert int(modified.timestamp()) == entry(user, space, stored)["modified_at"]
+
+
+def disposition(answer: httpx.Response) -> tuple[str, str]:
+    """Kind and file name, by the standard's own rules: ``filename*`` counts."""
+    value = answer.headers["Content-Disposition"]
+    assert value.isascii(), value
+    message = email.message_from_string(
+        f"Content-Disposition: {value}\n\n", policy=email.policy.HTTP
+    )
+    kind = message.get_content_disposition()
+    assert kind is not None
+    extended = [part for part in value.split("; ") if part.startswith("filename*=")]
+    plain = [part for part in value.split("; ") if part.startswith("filename=")]
+    assert len(extended) == len(plain) == 1, value
+    charset, language, quoted = extended[0].removeprefix("filename*=").split("'")
+    assert (charset.upper(), language) == ("UTF-8", "")
+    return kind, unquote(quoted, errors="strict")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain.txt", "größe €.txt", "日本語", 'q"uote.txt', "semi;colon.txt", "a'b.txt", "per%20cent",
+     "a, b.txt", "x" * 255, "émile\u202e.txt", "new=line"],
+)  # fmt: skip
+def test_the_name_of_an_attachment(user: httpx.Client, space: str, name: str) -> None:
+    ok(user.put(url_of(space, name), params={"overwrite": "true"}, content=b"x"))
+    query = {"namespace": space, "name": name}
+    assert disposition(user.get("/storage/download", params=query)) == ("attachment", name)
+    ok(user.put(url_of(space, f"folder/{name}"), params={"overwrite": "true"}, content=b"x"))
+    found = user.get(f"/storage/download/{space}/folder/{quote(name)}")
+    assert disposition(found) == ("attachment", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.html", "text/html; charset=utf-8"),
+        ("a.txt", "text/plain; charset=utf-8"),
+        ("a.css", "text/css; charset=utf-8"),
+        ("a.csv", "text/csv; charset=utf-8"),
+        ("a.json", "application/json"),
+        ("a.pdf", "application/pdf"),
+        ("a.png", "image/png"),
+        ("A.PNG", "image/png"),
+        ("a.jpg", "image/jpeg"),
+        ("a.svg", "image/svg+xml"),
+        ("a.mp4", "video/mp4"),
+        ("a.unheard-of", "application/octet-stream"),
+        ("noextension", "application/octet-stream"),
+    ],
+)
+def test_inline_serving_sets_the_type(user: httpx.Client, space: str, name: str, kind: str) -> None:
+    ok(user.put(url_of(space, f"types/{name}"), content=b"<script>alert(1)</script>"))
+    found = user.get(url_of(space, f"types/{name}"))
+    assert found.content == b"<script>alert(1)</script>"
+    given, _, parameters = found.headers["Content-Type"].partition(";")
+    expected, _, wanted = kind.partition(";")
+    assert given == expected
+    if wanted:
+        assert parameters.strip().lower() == wanted.strip()
+    assert found.headers["X-Content-Type-Options"] == "nosniff"
+    policy = [part.strip() for part in found.headers["Content-Security-Policy"].split(";")]
+    # Browsers do not start their viewer of PDF in a sandbox; no script runs there either.
+    assert "sandbox" in policy or given == "application/pdf"
+    assert "default-src 'none'" in policy
+    assert not any("script" in part for part in policy)
+    if "Content-Disposition" in found.headers:
+        assert disposition(found) == ("inline", name)
+
+
+def test_head_is_get_without_the_body(user: httpx.Client, space: str, stored: str) -> None:
+    query = {"namespace": space, "name": stored}
+    for target, parameters in (
+        ("/storage/download", query),
+        (f"/storage/download/{space}/{stored}", {}),
+        (url_of(space, stored), {}),
+    ):
+        whole = user.get(target, params=parameters)
+        only = user.head(target, params=parameters)
+        assert only.status_code == 200
+        assert only.content == b""
+        same = {"content-length", "etag", "last-modified", "content-type", "accept-ranges"}
+        assert {name: only.headers[name] for name in same} == {
+            name: whole.headers[name] for name in same
+        }
+
+
+def test_head_of_what_is_not_there_has_no_body(
+    cloud: Cloud, user: httpx.Client, space: str
+) -> None:
+    with Connection(cloud.url) as connection:
+        headers = {"Authorization": f"Bearer {bearer(user)}"}
+        assert (
+            connection.exchange("HEAD", f"/storage/{space}/{unique('no')}", headers).status == 404
+        )
+        assert connection.exchange("HEAD", "/nothing", headers).status == 404
+        # Had there been a body, it would be taken for this answer.
+        assert connection.exchange("GET", "/healthz").status == 200
+
+
+def test_a_missing_file_is_404(user: httpx.Client, space: str) -> None:
+    name = unique("missing")
+    refused(user.get("/storage/download", params={"namespace": space, "name": name}), 404)
+    refused(user.get(f"/storage/download/{space}/{name}"), 404)
+    refused(user.get(url_of(space, name)), 404)
+    refused(user.get(url_of(space, f"{name}/deeper")), 404)
+    refused(user.delete("/storage/delete", params={"namespace": space, "name": name}), 404)
+    refused(user.delete(url_of(space, name)), 404)
+
+
+def test_a_download_needs_a_name(user: httpx.Client, space: str) -> None:
+    refused(user.get("/storage/download", params={"namespace": space}), 400, "name")
+    refused(user.delete("/storage/delete", params={"namespace": space}), 400, "name")
+    refused(user.get("/storage/download", params={"namespace": space, "name": ""}), 400, "name")
+
+
+# --- ETag and conditions -----------------------------------------------------------------
+
+
+def test_equal_content_has_an_equal_etag(user: httpx.Client, fresh: str) -> None:
+    """However it was uploaded, and only then."""
+    data = random.Random(5).randbytes(300_000)
+    put(user, fresh, "a", data)
+    ok(user.put(url_of(fresh, "b"), content=iter([data[:7], data[7:100_000], data[100_000:]])))
+    put(user, fresh, "c", data[:-1])
+    put(user, fresh, "d", data[:-1] + b"\0")
+    put(user, fresh, "e", data + b"\0")
+    put(user, fresh, "f", b"")
+    put(user, fresh, "g", b"\0")
+    tags = {name: user.head(url_of(fresh, name)).headers["ETag"] for name in "abcdefg"}
+    assert tags["a"] == tags["b"]
+    assert len(set(tags.values())) == 6
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [("{}", 304), ("W/{}", 304), ('"other", {}', 304), ("*", 304), ('"other"', 200), ("{}x", 200)],
+)
+def test_if_none_match(user: httpx.Client, space: str, stored: str, form: str, status: int) -> None:
+    tag = user.head(url_of(space, stored)).headers["ETag"]
+    for method in ("GET", "HEAD"):
+        headers = {"If-None-Match": form.format(tag)}
+        found = user.request(method, url_of(space, stored), headers=headers)
+        assert found.status_code == status
+        assert found.headers["ETag"] == tag
+        if status == 304:
+            assert found.content == b""
+
+
+def test_if_modified_since(user: httpx.Client, space: str, stored: str) -> None:
+    modified = user.head(url_of(space, stored)).headers["Last-Modified"]
+    at = int(parsedate_to_datetime(modified).timestamp())
+    for value, status in (
+        (modified, 304),
+        (formatdate(at + 100, usegmt=True), 304),
+        (formatdate(at - 1, usegmt=True), 200),
+        ("not a date", 200),
+    ):
+        found = user.get(url_of(space, stored), headers={"If-Modified-Since": value})
+        assert found.status_code == status, value
+    # RFC 9110, 13.1.3: ignored beside If-None-Match.
+    both = {"If-Modified-Since": modified, "If-None-Match": '"other"'}
+    assert user.get(url_of(space, stored), headers=both).status_code == 200
+
+
+def test_if_range(user: httpx.Client, space: str, stored: str) -> None:
+    first = user.head(url_of(space, stored))
+    tag, modified = first.headers["ETag"], first.headers["Last-Modified"]
+    at = int(parsedate_to_datetime(modified).timestamp())
+    for value, status in (
+        (tag, 206),
+        (f"W/{tag}", 200),
+        ('"other"', 200),
+        (formatdate(at - 10, usegmt=True), 200),
+        (formatdate(at + 10, usegmt=True), 200),
+    ):
+        headers = {"Range": "bytes=0-9", "If-Range": value}
+        found = user.get(url_of(space, stored), headers=headers)
+        assert found.status_code == status, value
+        assert found.content == (DATA[:10] if status == 206 else DATA)
+
+
+def test_an_etag_outlives_a_restart(make_cloud: Callable[..., Cloud]) -> None:
+    cloud = make_cloud().start()
+    user, _ = cloud.make_user("tags")
+    space = make_namespace(user, "tags", 2)
+    put(user, space, "f", DATA)
+    tag = user.head(url_of(space, "f")).headers["ETag"]
+    cloud.cluster.stop()
+    cloud.cluster.start()
+    with anonymous(cloud.url) as client:
+        found = client.get(url_of(space, "f"), headers={"If-None-Match": tag})
+        assert found.status_code == 304
+        assert client.get(url_of(space, "f")).content == DATA
+
+
+# --- ranges ------------------------------------------------------------------------------
+
+END = len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=0-99", 0, 99),
+        ("bytes=100-", 100, END - 1),
+        ("bytes=-1", END - 1, END - 1),
+        ("bytes=-500", END - 500, END - 1),
+        ("bytes=-99999999", 0, END - 1),
+        (f"bytes={END - 1}-", END - 1, END - 1),
+        (f"bytes=5-{END + 1000}", 5, END - 1),
+        ("bytes=5-99999999999999999999999", 5, END - 1),
+        ("bytes= 0-9", 0, 9),
+        ("Bytes=0-9", 0, 9),
+    ],
+)
+def test_one_range(
+    user: httpx.Client, space: str, stored: str, value: str, first: int, last: int
+) -> None:
+    for target in (url_of(space, stored), f"/storage/download/{space}/{stored}"):
+        found = user.get(target, headers={"Range": value})
+        assert found.status_code == 206
+        assert found.content == DATA[first : last + 1]
+        assert found.headers["Content-Range"] == f"bytes {first}-{last}/{END}"
+        assert found.headers["Content-Length"] == str(last + 1 - first)
+        assert found.headers["ETag"] == user.head(target).headers["ETag"]
+        only = user.head(target, headers={"Range": value})
+        # RFC 9110, 14.2: ranges are for GET; many servers serve HEAD alike.
+        assert only.status_code in (200, 206)
+        assert only.content == b""
+
+
+@pytest.mark.parametrize("value", [f"bytes={END}-", f"bytes={END + 5}-{END + 9}", "bytes=-0"])
+def test_a_range_beyond_the_end(user: httpx.Client, space: str, stored: str, value: str) -> None:
+    found = user.get(url_of(space, stored), headers={"Range": value})
+    refused(found, 416)
+    assert found.headers["Content-Range"] == f"bytes */{END}"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["bytes=9-5", "bytes=x-y", "bytes=", "bytes", "lines=0-5", "bytes=--5", "bytes=5",
+     "bytes=1-2-3", "bytes=0x0-0x5", "bytes=+1-5",
+     "bytes=\u0663-\u0665".encode().decode("latin-1")],
+)  # fmt: skip
+def test_a_range_that_is_none_is_ignored(
+    user: httpx.Client, space: str, stored: str, value: str
+) -> None:
+    """RFC 9110, 14.2: ignored; 416 is allowed for what is syntactically a range."""
+    found = user.get(url_of(space, stored), headers={b"Range": value.encode("latin-1")})
+    assert found.status_code in (200, 416)
+    if found.status_code == 200:
+        assert found.content == DATA
+    else:
+        refused(found, 416)
+
+
+def test_ranges_of_an_empty_file(user: httpx.Client, fresh: str) -> None:
+    put(user, fresh, "empty", b"")
+    refused(user.get(url_of(fresh, "empty"), headers={"Range": "bytes=0-"}), 416)
+    assert user.get(url_of(fresh, "empty")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("bytes=0-9,100-199", [(0, 9), (100, 199)]),
+        ("bytes=0-0, -1", [(0, 0), (END - 1, END - 1)]),
+        ("bytes=500-599 , 0-9,  1000-", [(500, 599), (0, 9), (1000, END - 1)]),
+        (f"bytes=0-4,{END}-{END + 5},10-14", [(0, 4), (10, 14)]),
+    ],
+)
+def test_several_ranges(
+    user: httpx.Client,
+    space: str,
+    stored: str,
+    value: str,
+    expected: list[tuple[int, int]],
+) -> None:
+    found = user.get(url_of(space, stored), headers={"Range": value})
+    assert found.status_code == 206
+    kind = found.headers["Content-Type"]
+    assert kind.startswith("multipart/byteranges; boundary=")
+    assert "Content-Range" not in found.headers
+    message = email.message_from_bytes(
+        f"Content-Type: {kind}\r\n\r\n".encode() + found.content, policy=email.policy.HTTP
+    )
+    parts = list(message.iter_parts())  # type: ignore[attr-defined]
+    assert [part["Content-Range"] for part in parts] == [
+        f"bytes {first}-{last}/{END}" for first, last in expected
+    ]
+    assert int(found.headers["Content-Length"]) == len(found.content)
+    boundary = kind.partition("boundary=")[2].strip('"').encode()
+    pieces = found.content.split(b"--" + boundary)[1:-1]
+    assert [piece.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for piece in pieces] == [
+        DATA[first : last + 1] for first, last in expected
+    ]
+
+
+def test_one_good_range_of_several(user: httpx.Client, space: str, stored: str) -> None:
+    value = f"bytes={END}-{END + 1},5-9"
+    found = user.get(url_of(space, stored), headers={"Range": value})
+    assert found.status_code == 206
+    assert DATA[5:10] in found.content
+
+
+def test_several_ranges_beyond_the_end(user: httpx.Client, space: str, stored: str) -> None:
+    value = f"bytes={END}-{END + 1},{END + 7}-"
+    refused(user.get(url_of(space, stored), headers={"Range": value}), 416)
+
+
+@pytest.mark.parametrize("count", [500, 1000])
+def test_very_many_ranges_cost_the_server_nothing(
+    user: httpx.Client, space: str, stored: str, count: int
+) -> None:
+    """RFC 9110, 14.2: a server may ignore or refuse what looks like an attack."""
+    value = "bytes=" + ",".join(["0-"] * count)
+    found = user.get(url_of(space, stored), headers={"Range": value})
+    assert found.status_code in (200, 206, 400, 416, 431)
+    assert len(found.content) <= 2 * END
+
+
+def test_a_range_across_chunks_and_blocks(user: httpx.Client, space: str) -> None:
+    """Chunks are 64 MiB, blocks 64 KiB."""
+    size = 65 * MIB + 12345
+    data = random.Random(64).randbytes(MIB) * 66
+    data = data[:size]
+    ok(user.put(url_of(space, "chunks"), content=data, timeout=120))
+    edge = 64 * MIB
+    for first, last in ((edge - 1, edge), (edge - 70000, edge + 70000), (size - 5, size - 1)):
+        headers = {"Range": f"bytes={first}-{last}"}
+        found = user.get(url_of(space, "chunks"), headers=headers)
+        assert found.content == data[first : last + 1], (first, last)
+    with user.stream("GET", url_of(space, "chunks")) as found:
+        digest = hashlib.sha256()
+        for piece in found.iter_bytes():
+            digest.update(piece)
+    assert digest.digest() == hashlib.sha256(data).digest()
+
+
+# --- curl, as it is ----------------------------------------------------------------------
+
+
+def curl(*arguments: str | Path, stdin: bytes = b"") -> bytes:
+    done = subprocess.run(
+        ["curl", "-sS", "--fail-with-body", "--max-time", "60", *arguments],
+        env={**os.environ, "no_proxy": "*"},
+        input=stdin,
+        capture_output=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_curl_resumes_a_download(
+    cloud: Cloud, user: httpx.Client, space: str, tmp_path: Path
+) -> None:
+    data = random.Random(9).randbytes(3 * MIB)
+    put(user, space, name := unique("resumed"), data)
+    target = tmp_path / "partial"
+    target.write_bytes(data[: MIB + 17])
+    curl("-C", "-", "-o", target, "-H", f"Authorization: Bearer {bearer(user)}",
+         f"{cloud.url}/storage/download?name={name}&namespace={space}")  # fmt: skip
+    assert target.read_bytes() == data
+
+
+def test_curl_uploads_with_t(cloud: Cloud, user: httpx.Client, space: str, tmp_path: Path) -> None:
+    source = tmp_path / unique("curled")
+    source.write_bytes(random.Random(10).randbytes(3 * MIB))
+    answer = curl("-T", source, "-H", f"Authorization: Bearer {bearer(user)}",
+                  f"{cloud.url}/storage/{space}/")  # fmt: skip
+    assert json.loads(answer)["status"] == "ok"
+    assert get(user, space, source.name) == source.read_bytes()
+
+
+def test_curl_uploads_stdin_in_chunks(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    name = unique("stdin")
+    curl("-T", "-", "-H", f"Authorization: Bearer {bearer(user)}",
+         f"{cloud.url}/storage/{space}/{name}", stdin=DATA * 100)  # fmt: skip
+    assert get(user, space, name) == DATA * 100
+
+
+def test_curl_uploads_a_form_with_a_quoted_name(
+    cloud: Cloud, user: httpx.Client, space: str, tmp_path: Path
+) -> None:
+    source = tmp_path / 'a "quoted" näme; x.txt'
+    source.write_bytes(DATA)
+    quoted = str(source).replace('"', '\\"')
+    answer = curl("-F", "note=x", "-F", f'file=@"{quoted}"',
+                  "-H", f"X-File-Size: {len(DATA)}", "-H", f"Authorization: Bearer {bearer(user)}",
+                  f"{cloud.url}/storage/upload?namespace={space}")  # fmt: skip
+    assert json.loads(answer) == {"status": "ok", "name": source.name}
+    assert get(user, space, source.name) == DATA
+
+
+# --- deleting ----------------------------------------------------------------------------
+
+
+def test_deleting_a_file(user: httpx.Client, fresh: str) -> None:
+    for path in ("a", "b/c", "b/d"):
+        put(user, fresh, path, b"x")
+    where = {"namespace": fresh}
+    assert ok(user.delete("/storage/delete", params={**where, "name": "a"})) == {
+        "status": "ok",
+        "name": "a",
+    }
+    assert ok(user.delete(url_of(fresh, "b/c")))["status"] == "ok"
+    assert paths(user, fresh) == ["b/d"]
+    refused(user.delete(url_of(fresh, "b/c")), 404)
+    refused(user.get(url_of(fresh, "a")), 404)
+    put(user, fresh, "a", b"again")
+    assert get(user, fresh, "a") == b"again"
+
+
+def test_the_last_file_of_a_folder_makes_room_for_a_file(user: httpx.Client, fresh: str) -> None:
+    """Folders are only slashes in names: an empty one is none."""
+    put(user, fresh, "a/b", b"x")
+    ok(user.delete(url_of(fresh, "a/b")))
+    put(user, fresh, "a", b"now a file")
+    assert paths(user, fresh) == ["a"]
+
+
+def test_a_download_under_way_outlives_the_deletion(
+    cloud: Cloud, user: httpx.Client, fresh: str
+) -> None:
+    data = random.Random(3).randbytes(24 * MIB)
+    ok(user.put(url_of(fresh, "f"), content=data))
+    with Connection(cloud.url, receive_bytes=64 * 1024) as connection:
+        connection.request("GET", url_of(fresh, "f"), {"Authorization": f"Bearer {bearer(user)}"})
+        assert connection.answer_head().status == 200
+        first = connection.read(MIB)
+        ok(user.delete(url_of(fresh, "f")))
+        try:
+            rest = connection.read(len(data) - MIB)
+        except Closed:
+            return  # Short, never padded: the client can tell.
+    assert first + rest == data
+
+
+# --- progress ----------------------------------------------------------------------------
+
+
+class Listener:
+    """A client of the event stream, as a browser's ``EventSource``."""
+
+    def __init__(self, url: str, transfer: str, token: str | None, in_query: bool = False) -> None:
+        self.connection = Connection(url)
+        query = f"id={transfer}" + (f"&token={token}" if in_query else "")
+        headers = {"Accept": "text/event-stream"}
+        if token and not in_query:
+            headers["Authorization"] = f"Bearer {token}"
+        self.connection.request("GET", f"/sse/progress?{query}", headers)
+        self.head = self.connection.answer_head()
+        self._text = bytearray()
+        self._chunked = self.head.header("Transfer-Encoding") == "chunked"
+        self.comments = 0
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _line(self) -> str | None:
+        while b"\n" not in self._text:
+            try:
+                if self._chunked:
+                    size = int(self.connection._line(), 16)
+                    self._text += self.connection.read(size)
+                    assert self.connection._line() == b""
+                    if size == 0:
+                        return None
+                else:
+                    self._text += self.connection.read(1)
+            except Closed:
+                return None
+        line, _, rest = bytes(self._text).partition(b"\n")
+        self._text = bytearray(rest)
+        return line.decode().rstrip("\r")
+
+    def wait_for_comment(self) -> None:
+        line = self._line()
+        assert line is not None
+        assert line.startswith(":"), line
+        self.comments += 1
+
+    def event(self) -> dict[str, Any] | None:
+        """The next one; None at the end of the stream."""
+        while (line := self._line()) is not None:
+            if line.startswith("data:"):
+                found: dict[str, Any] = json.loads(line.removeprefix("data:"))
+                return found
+            assert line == "" or line.startswith((":", "event:", "id:", "retry:")), line
+        return None
+
+    def rest(self) -> list[dict[str, Any]]:
+        return list(iter(self.event, None))
+
+
+def check_events(events: list[dict[str, Any]], transfer: str, direction: str, total: int) -> None:
+    assert events
+    for event in events:
+        assert {name: type(event[name]) for name in ("id", "direction", "bytes", "done")} == {
+            "id": str,
+            "direction": str,
+            "bytes": int,
+            "done": bool,
+        }
+        assert event["id"] == transfer
+        assert event["direction"] == direction
+        assert 0 <= event["bytes"] <= total
+    assert [event["bytes"] for event in events] == sorted(event["bytes"] for event in events)
+    assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
+    assert "error" not in events[-1], events[-1]
+    assert events[-1]["bytes"] == total
+    assert events[-1]["total"] == total
+
+
+class SlowUpload:
+    """An upload that goes on only when it is told to."""
+
+    def __init__(self, cloud: Cloud, token: str, target: str, total: int, **headers: str) -> None:
+        self.connection = Connection(cloud.url)
+        self.connection.send(
+            head(
+                "PUT",
+                target,
+                self.connection.host,
+                {
+                    "Authorization": f"Bearer {token}",
+                    "Content-Length": str(total),
+                    "X-File-Size": str(total),
+                    **headers,
+                },
+            )
+        )
+
+    def send(self, count: int) -> None:
+        assert self.connection.send(b"s" * count)
+
+
+@pytest.mark.parametrize("in_query", [False, True])
+@pytest.mark.parametrize("by_header", [False, True])
+def test_progress_of_an_upload(
+    cloud: Cloud, user: httpx.Client, space: str, in_query: bool, by_header: bool
+) -> None:
+    transfer, name, total = unique("t"), unique("progress"), 4 * MIB
+    listener = Listener(cloud.url, transfer, bearer(user), in_query)
+    assert listener.head.status == 200
+    kind = listener.head.header("Content-Type") or ""
+    assert kind.partition(";")[0] == "text/event-stream"
+    listener.wait_for_comment()
+    target = url_of(space, name) + ("" if by_header else f"?id={transfer}")
+    more = {"X-Transfer-Id": transfer} if by_header else {}
+    slow = SlowUpload(cloud, bearer(user), target, total, **more)
+    events = []
+    for _ in range(4):
+        slow.send(MIB)
+        # Some event comes while bytes move, whatever the pace.
+        event = listener.event()
+        assert event is not None
+        events.append(event)
+        if event["done"]:
+            break
+    ok(slow.connection.answer())
+    check_events(events + listener.rest(), transfer, "upload", total)
+    assert any(not event["done"] for event in events), "only the end was told"
+
+
+def test_progress_of_a_form(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    transfer, data = unique("t"), b"x" * 3 * MIB
+    listener = Listener(cloud.url, transfer, bearer(user))
+    listener.wait_for_comment()
+    answer = user.post(
+        "/storage/upload",
+        params={"namespace": space, "id": transfer},
+        files={"file": (unique("progress"), data)},
+        headers={"X-File-Size": str(len(data))},
+    )
+    ok(answer)
+    check_events(listener.rest(), transfer, "upload", len(data))
+
+
+def test_progress_of_a_download(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    transfer, total = unique("t"), 24 * MIB
+    ok(user.put(url_of(space, name := unique("progress")), content=b"x" * total))
+    listener = Listener(cloud.url, transfer, bearer(user))
+    listener.wait_for_comment()
+    with Connection(cloud.url, receive_bytes=64 * 1024) as connection:
+        connection.request(
+            "GET",
+            f"{url_of(space, name)}?id={transfer}",
+            {"Authorization": f"Bearer {bearer(user)}"},
+        )
+        assert connection.answer_head().status == 200
+        connection.read(2 * MIB)
+        first = listener.event()
+        assert first is not None
+        assert not first["done"]
+        connection.read(total - 2 * MIB)
+    check_events([first, *listener.rest()], transfer, "download", total)
+
+
+def test_a_late_listener_gets_the_present_state(
+    cloud: Cloud, user: httpx.Client, space: str
+) -> None:
+    transfer, total = unique("t"), 2 * MIB
+    target = f"{url_of(space, unique('late'))}?id={transfer}"
+    slow = SlowUpload(cloud, bearer(user), target, total)
+    slow.send(MIB)
+
+    early = Listener(cloud.url, transfer, bearer(user))
+    early.wait_for_comment()
+    event = early.event()
+    while event is not None and event["bytes"] < MIB:  # all of it has arrived
+        event = early.event()
+    late = Listener(cloud.url, transfer, bearer(user))
+    late.wait_for_comment()
+    state = late.event()
+    assert state is not None
+    assert (state["bytes"], state["total"], state["done"]) == (MIB, total, False)
+    slow.send(MIB)
+    ok(slow.connection.answer())
+    for listener in (early, late):
+        check_events(listener.rest()[-1:], transfer, "upload", total)
+    after = Listener(cloud.url, transfer, bearer(user))
+    check_events(after.rest(), transfer, "upload", total)
+
+
+def test_progress_of_an_upload_that_fails(cloud: Cloud, user: httpx.Client, space: str) -> None:
+    transfer = unique("t")
+    listener = Listener(cloud.url, transfer, bearer(user))
+    listener.wait_for_comment()
+    slow = SlowUpload(
+        cloud, bearer(user), f"{url_of(space, unique('fails'))}?id={transfer}", 2 * MIB
+    )
+    slow.send(MIB)
+    assert listener.event() is not None
+    slow.connection.close()
+    last = listener.rest()[-1]
+    assert last["done"] is True
+    assert last["error"]
+
+
+def test_only_who_started_a_transfer_may_listen(
+    cloud: Cloud, user: httpx.Client, bob: httpx.Client, space: str
+) -> None:
+    transfer = unique("t")
+    slow = SlowUpload(
+        cloud, bearer(user), f"{url_of(space, unique('mine'))}?id={transfer}", 2 * MIB
+    )
+    slow.send(MIB)
+    mine = Listener(cloud.url, transfer, bearer(user))
+    mine.wait_for_comment()
+    assert mine.event() is not None, "it is under way"
+    query = {"id": transfer}
+    refused(bob.get("/sse/progress", params=query), 403)
+    refused(cloud.admin.get("/sse/progress", params=query), 403)
+    with anonymous(cloud.url) as nobody:
+        refused(nobody.get("/sse/progress", params=query), 401)
+    slow.send(MIB)
+    ok(slow.connection.answer())
+    check_events(mine.rest()[-1:], transfer, "upload", 2 * MIB)
+
+
+def test_nobody_takes_over_a_transfer_that_he_waits_for(
+    cloud: Cloud, user: httpx.Client, bob: httpx.Client, space: str
+) -> None:
+    """Whoever listens first for an id sees nothing of another's transfer with it."""
+    transfer = unique("t")
+    listener = Listener(cloud.url, transfer, bearer(bob))
+    assert listener.head.status == 200
+    listener.wait_for_comment()
+    ok(user.put(url_of(space, unique("theirs")), params={"id": transfer}, content=DATA))
+    listener.connection.socket.settimeout(1)
+    with contextlib.suppress(TimeoutError):
+        while (event := listener.event()) is not None:
+            assert event["bytes"] == 0, event
+            assert "total" not in event or not event["total"], event
+    listener.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_a_namespace_that_is_deleted_under_an_upload(
+    cloud: Cloud, user: httpx.Client, fresh: str, again: bool
+) -> None:
+    """Nothing of the upload appears, not even in a namespace of the same name."""
+    transfer = unique("t")
+    slow = SlowUpload(cloud, bearer(user), f"{url_of(fresh, 'f')}?id={transfer}", 2 * MIB)
+    slow.send(MIB)
+    listener = Listener(cloud.url, transfer, bearer(user))
+    listener.wait_for_comment()
+    assert listener.event() is not None, "it is under way"
+    ok(user.delete(f"/storage/namespaces/{fresh}"))
+    if again:
+        ok(user.post("/storage/namespaces", json={"name": fresh}))
+    slow.connection.send(b"s" * MIB)
+    refused(slow.connection.answer(), (404, 409))
+    if again:
+        assert paths(user, fresh) == []
+    else:
+        refused(user.get("/storage/files", params={"namespace": fresh}), 404)
+    assert "error" in listener.rest()[-1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_appears_under_an_upload(
+    cloud: Cloud, user: httpx.Client, fresh: str, overwrite: bool
+) -> None:
+    """Who must not overwrite does not, however late it turns out."""
+    transfer = unique("t")
+    target = f"{url_of(fresh, 'f')}?id={transfer}" + ("&overwrite=true" if overwrite else "")
+    slow = SlowUpload(cloud, bearer(user), target, 2 * MIB)
+    slow.send(MIB)
+    listener = Listener(cloud.url, transfer, bearer(user))
+    listener.wait_for_comment()
+    assert listener.event() is not None, "it is under way"
+    put(user, fresh, "f", b"first")
+    slow.send(MIB)
+    answer = slow.connection.answer()
+    if overwrite:
+        ok(answer)
+        assert get(user, fresh, "f") == b"s" * 2 * MIB
+    else:
+        refused(answer, 409)
+        assert get(user, fresh, "f") == b"first"
+
+
+def test_a_listener_must_name_a_transfer(user: httpx.Client) -> None:
+    refused(user.get("/sse/progress"), 400, "id")
+
+
+def test_progress_is_for_api_tokens_too(cloud: Cloud, alice: tuple[httpx.Client, str]) -> None:
+    client, user_id = alice
+    space = make_namespace(client, "api")
+    token = make_token(client, {f"storage.{user_id}.files": ["create", "read"]})["token"]
+    transfer = unique("t")
+    listener = Listener(cloud.url, transfer, token)
+    listener.wait_for_comment()
+    with with_token(cloud.url, token) as api:
+        ok(api.put(url_of(space, "f"), params={"id": transfer}, content=DATA))
+    check_events(listener.rest(), transfer, "upload", len(DATA))
+
+
+def test_progress_is_told_by_either_worker(make_cloud: Callable[..., Cloud]) -> None:
+    cloud = make_cloud("--control-workers", "2").start()
+    user, _ = cloud.make_user("listener")
+    space = make_namespace(user, "workers")
+    transfer, total = unique("t"), 2 * MIB
+    # As many as make it all but certain that both workers have some (2 ** -15 that not).
+    listeners = [Listener(cloud.url, transfer, bearer(user)) for _ in range(16)]
+    for listener in listeners:
+        listener.wait_for_comment()
+    slow = SlowUpload(cloud, bearer(user), f"{url_of(space, 'f')}?id={transfer}", total)
+    slow.send(MIB)
+    for listener in listeners:
+        assert listener.event() is not None
+    slow.send(MIB)
+    ok(slow.connection.answer())
+    for listener in listeners:
+        check_events(listener.rest()[-1:], transfer, "upload", total)
+        listener.close()
+
+
+# --- the cluster -------------------------------------------------------------------------
+
+
+def test_the_status_of_the_cluster(cloud: Cloud, nobody: httpx.Client) -> None:
+    def all_there() -> bool:
+        status = ok(nobody.get("/storage/status"))
+        assert type(status["chunkserver_count"]) is int
+        assert type(status["total_servers"]) is int
+        return bool(status["chunkserver_count"] == status["total_servers"] == 3)
+
+    wait_for(all_there, 30, "three chunkservers")
+
+
+def test_storage_namespaces_are_directories_of_the_file_system(
+    cloud: Cloud, user: httpx.Client, fresh: str
+) -> None:
+    put(user, fresh, "deep/file.txt", DATA)
+    listed = cloud.cluster.gfs("ls", "-R", "/").stdout.decode().splitlines()
+    assert any(fresh in line and line.endswith("/deep/file.txt") for line in listed), listed
+
+
+def test_the_base_url_is_loopback(cloud: Cloud) -> None:
+    assert urlsplit(cloud.url).hostname == "127.0.0.1"

@@ -1,0 +1,541 @@
+"""``gfs control`` and its place in ``gfs up``: what is promised about processes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import jwt
+import pytest
+from cloud import HTTP_SECONDS, PASSWORD, Cloud
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from harness import GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+
+MakeCloud = Callable[..., Cloud]
+SAID_PASSWORD = re.compile(r"user admin has the password (\S+) ")
+
+
+class Server:
+    """``gfs control`` in the foreground, of one module that needs no cluster."""
+
+    def __init__(self, directory: Path, *arguments: str, **variables: str) -> None:
+        self.state = directory / "state"
+        self.output = directory / "control.out"
+        self.log = directory / "control.log"
+        self.output.unlink(missing_ok=True)
+        with open(self.output, "wb") as out, open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*GFS, *command(self.state, *arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=environment(**variables),
+            )
+        try:
+            wait_for(self._is_up, START_SECONDS, "server")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return "Stop it with" in self.said
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"REST API: (\S+) ", self.said)
+        assert found is not None, self.said
+        return found[1]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def get(self, path: str, token: str = "", **options: object) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.get(
+            self.url + path, headers=headers, timeout=HTTP_SECONDS, trust_env=False, **options
+        )  # type: ignore[arg-type]
+
+    def login(self, password: str, username: str = "admin") -> httpx.Response:
+        return httpx.post(
+            f"{self.url}/api/login",
+            json={"username": username, "password": password},
+            timeout=HTTP_SECONDS,
+            trust_env=False,
+        )
+
+    def workers(self) -> list[int]:
+        return children(self.process.pid)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(STOP_SECONDS)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+def command(state: Path, *arguments: str) -> list[str]:
+    served = ["--modules", "auth", "--bind", "127.0.0.1:0"]
+    return ["control", "--state", str(state), *served, *arguments]
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads, each of which may have started some."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def run_control(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*GFS, "control", *arguments],
+        input=input,
+        capture_output=True,
+        text=True,
+        env=environment(**variables),
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gfs: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in last
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def make(*arguments: str, **variables: str) -> Server:
+        made.append(Server(tmp_path, *arguments, **variables))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+MakeServer = Callable[..., Server]
+
+
+# --- alone --------------------------------------------------------------------------
+
+
+def test_the_first_password_is_told_once_and_works(make_server: MakeServer) -> None:
+    server = make_server()
+    found = SAID_PASSWORD.search(server.said)
+    assert found is not None, server.said
+    answer = server.login(found[1])
+    assert answer.status_code == 200
+    assert answer.json()["is_admin"] is True
+    assert server.login(found[1] + "x").status_code == 401
+    # It is nowhere any more but at the terminal.
+    assert found[1] not in server.log.read_text()
+    assert not (server.state / "control" / "first-password").exists()
+    assert server.stop() == 0
+
+    again = make_server()
+    assert SAID_PASSWORD.search(again.said) is None
+    assert again.login(found[1]).status_code == 200
+
+
+def test_a_given_password_is_not_told(make_server: MakeServer) -> None:
+    server = make_server(GFS_ADMIN_PASSWORD=PASSWORD)
+    assert "password" not in server.said
+    assert PASSWORD not in server.said + server.log.read_text()
+    assert server.login(PASSWORD).status_code == 200
+
+
+def test_the_curl_line_that_is_told_logs_in(make_server: MakeServer) -> None:
+    server = make_server(GFS_CONTROL_ADMIN_USERNAME="o'brien")
+    [line] = [line for line in server.said.splitlines() if line.startswith("  curl ")]
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, env=environment(), timeout=60, check=True
+    )
+    assert json.loads(done.stdout)["username"] == "o'brien"
+
+
+def test_what_is_kept_is_for_its_owner_alone(make_server: MakeServer) -> None:
+    directory = make_server().state / "control"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bind", "nonsense"], ["nonsense", "HOST:PORT"]),
+        (["--modules", "auth,frobnicate"], ["frobnicate", "auth"]),
+        (["--certfile", "/nowhere/cert"], ["certfile", "keyfile"]),
+        (["--certfile", "/nowhere/cert", "--keyfile", "/nowhere/key"], ["/nowhere/cert"]),
+        (["--certfile", "/dev/null", "--keyfile", "/dev/null"], ["/dev/null", "PEM"]),
+        (["--master", "nonsense"], ["--master", "nonsense"]),
+        (["--key-file", "/nowhere/key"], ["/nowhere/key"]),
+        (["--state", "/dev/null/x"], ["/dev/null/x"]),
+        (["rotate-key", "--state", "/nowhere/at/all"], ["/nowhere/at/all", "--state"]),
+        (["set-password", "bob", "--state", "/nowhere/at/all"], ["/nowhere/at/all"]),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    if arguments[0].startswith("--"):
+        arguments = ["--state", str(tmp_path), "--bind", "127.0.0.1:0", *arguments]
+    done = run_control(*arguments, GFS_ADMIN_PASSWORD=PASSWORD)
+    assert_refused(done, *words)
+    assert done.stdout == ""
+
+
+def test_a_taken_port_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_control("--state", str(tmp_path), "--bind", address)
+    assert_refused(done, address, "taken")
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['quart'] = None; from gfs.cli.command import run;"
+        "sys.exit(run(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert_refused(done, "quart", 'pip install "gfs-control-plane[server]"')
+
+
+# --- TLS ----------------------------------------------------------------------------
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    certfile, keyfile = directory / "cert.pem", directory / "key.pem"
+    certfile.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    keyfile.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return certfile, keyfile
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_tls(make_server: MakeServer, tmp_path: Path, workers: str) -> None:
+    certfile, keyfile = make_certificate(tmp_path)
+    server = make_server(
+        *("--certfile", str(certfile), "--keyfile", str(keyfile), "--workers", workers)
+    )
+    assert server.url.startswith("https://127.0.0.1:")
+    trusted = ssl.create_default_context(cafile=str(certfile))
+    assert server.get("/healthz", verify=trusted).json() == {"status": "ok"}
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://127.0.0.1:{server.port}/healthz", trust_env=False).raise_for_status()
+
+
+# --- workers ------------------------------------------------------------------------
+
+
+def test_workers_share_the_port_and_what_they_know(make_server: MakeServer) -> None:
+    server = make_server("--workers", "3", GFS_ADMIN_PASSWORD=PASSWORD)
+    assert len(server.workers()) == 3
+    token = server.login(PASSWORD).json()["token"]
+    # Each on a connection of its own, so that any worker may get it.
+    for _ in range(20):
+        assert server.get("/api/session", token).json()["username"] == "admin"
+    pids = server.workers()
+    assert server.stop() == 0
+    assert not any(map(runs, pids))
+
+
+def test_any_worker_tells_what_all_have_counted(make_server: MakeServer) -> None:
+    server = make_server("--workers", "2")
+    pids = set(map(str, server.workers()))
+
+    def everybody_counted() -> bool:
+        # Each on a connection of its own: sooner or later both have served some.
+        text = server.get("/metrics").text
+        return set(re.findall(r'requests_total\{.*worker="(\d+)"', text)) == pids
+
+    wait_for(everybody_counted, 30, "both workers in one answer")
+    os.kill(int(min(pids)), signal.SIGKILL)
+    wait_for(lambda: min(pids) not in server.get("/metrics").text, 30, "end of its counts")
+    assert server.stop() == 0
+    assert not list(server.state.glob("control/metrics-*"))
+
+
+def test_a_killed_worker_is_replaced_while_others_serve(make_server: MakeServer) -> None:
+    server = make_server("--workers", "2")
+    victim, other = server.workers()
+    os.kill(victim, signal.SIGKILL)
+
+    def is_replaced() -> bool:
+        # Somebody serves at any time, and nobody is refused.
+        assert server.get("/healthz").status_code == 200
+        now = server.workers()
+        return len(now) == 2 and victim not in now and other in now
+
+    wait_for(is_replaced, 30, "new worker")
+
+
+def test_workers_end_with_a_killed_parent_and_free_the_port(make_server: MakeServer) -> None:
+    server = make_server("--workers", "2")
+    pids, port = server.workers(), server.port
+    assert len(pids) == 2
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not any(map(runs, pids)), 20, "end of the workers")
+    again = make_server("--workers", "2", "--bind", f"127.0.0.1:{port}")
+    assert again.get("/healthz").status_code == 200
+
+
+def test_a_worker_that_cannot_start_is_told(tmp_path: Path) -> None:
+    done = run_control(*command(tmp_path, "--workers", "2", "--modules", "frobnicate")[1:])
+    assert_refused(done, "frobnicate")
+
+
+# --- keys and passwords ---------------------------------------------------------------
+
+
+def key_id(token: str) -> str:
+    return str(jwt.get_unverified_header(token)["kid"])
+
+
+def test_a_rotated_key_is_noticed_and_ends_no_session(make_server: MakeServer) -> None:
+    server = make_server("--workers", "2", GFS_ADMIN_PASSWORD=PASSWORD)
+    old = server.login(PASSWORD).json()["token"]
+    done = run_control("rotate-key", "--state", str(server.state))
+    assert done.returncode == 0, done.stderr
+
+    def is_noticed() -> str | None:
+        new: str = server.login(PASSWORD).json()["token"]
+        return new if key_id(new) != key_id(old) else None
+
+    new = wait_for(is_noticed, 30, "session of the new key")
+    assert new is not None
+    for token in (old, new):
+        for _ in range(6):  # more than one connection, so more than one worker
+            assert server.get("/api/session", token).status_code == 200
+
+    # The key was stolen: what it signed is worth nothing any more.
+    assert run_control("rotate-key", "--now", "--state", str(server.state)).returncode == 0
+    wait_for(lambda: server.get("/api/session", new).status_code == 401, 30, "end of sessions")
+    wait_for(lambda: server.login(PASSWORD).status_code == 200, 30, "new session")
+
+
+def test_a_lost_password_is_replaced_and_ends_sessions(make_server: MakeServer) -> None:
+    server = make_server()
+    found = SAID_PASSWORD.search(server.said)
+    assert found is not None
+    token = server.login(found[1]).json()["token"]
+    done = run_control("set-password", "admin", "--state", str(server.state), input="a new one\n")
+    assert done.returncode == 0, done.stderr
+    assert "a new one" not in done.stdout + done.stderr
+    assert server.login(found[1]).status_code == 401
+    assert server.login("a new one").status_code == 200
+    wait_for(lambda: server.get("/api/session", token).status_code == 401, 30, "end of session")
+
+
+def test_a_password_for_nobody_or_none_is_refused(make_server: MakeServer) -> None:
+    server = make_server(GFS_ADMIN_PASSWORD=PASSWORD)
+    state = str(server.state)
+    assert_refused(run_control("set-password", "bob", "--state", state, input="x\n"), "bob")
+    assert_refused(run_control("set-password", "admin", "--state", state), "password")
+    assert server.login(PASSWORD).status_code == 200
+
+
+# --- in gfs up ------------------------------------------------------------------------
+
+
+def small(make_cloud: MakeCloud, *arguments: str, **variables: str) -> Cloud:
+    """One chunkserver: enough to look at processes, and quick to start."""
+    return make_cloud("--replication", "1", *arguments, chunkservers=1, environment=variables)
+
+
+def test_the_ready_file_says_where_it_is(cloud: Cloud) -> None:
+    ready = cloud.cluster.ready
+    assert set(ready) == {"master", "control", "chunkservers", "state"}
+    control = ready["control"]
+    assert set(control) == {"auth", "storage", "compute", "pid"}
+    assert control["auth"] == control["storage"] == control["compute"]
+    assert control["auth"].startswith("http://127.0.0.1:")
+    assert runs(control["pid"])
+    with cloud.client() as client:
+        assert client.get("/readyz").json() == {"status": "ok"}
+    assert (cloud.cluster.state / "log" / "control.log").exists()
+
+
+def test_a_killed_one_comes_back_where_it_was(make_cloud: MakeCloud) -> None:
+    cloud = small(make_cloud, "--control-workers", "2").start()
+    url = cloud.url
+    admin = cloud.admin.get("/api/session").json()
+    workers = children(cloud.cluster.pid("control"))
+    assert len(workers) == 2
+    old = cloud.cluster.kill("control")
+    assert cloud.cluster.wait_restarted("control", old, 60) != old
+    wait_for(lambda: not any(map(runs, workers)), 20, "end of the old workers")
+    assert cloud.url == url
+    # On a new connection, with the session of before.
+    again = httpx.get(
+        f"{url}/api/session",
+        headers=cloud.admin.headers,
+        timeout=HTTP_SECONDS,
+        trust_env=False,
+    )
+    assert again.json() == admin
+
+
+def test_after_kill_9_of_everything_it_starts_on_the_same_port(make_cloud: MakeCloud) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    cloud = small(make_cloud, "--control-bind", address, "--control-workers", "2").start()
+    assert cloud.url == f"http://{address}"
+    workers = children(cloud.cluster.pid("control"))
+    assert len(workers) == 2
+    cloud.cluster.kill_all()
+    cloud.cluster.ready_file.unlink()  # nobody could
+    cloud.start()
+    assert not any(map(runs, workers))
+    assert cloud.login("admin").get("/api/session").status_code == 200
+    now = [*cloud.cluster.pids(), *children(cloud.cluster.pid("control"))]
+    cloud.cluster.gfs("down")
+    assert not any(map(runs, now))
+
+
+def test_nothing_outlives_a_killed_supervisor(make_cloud: MakeCloud) -> None:
+    cloud = small(make_cloud, "--control-workers", "2").start()
+    pids = [*cloud.cluster.pids(), *children(cloud.cluster.pid("control"))]
+    assert len(pids) == 5
+    cloud.cluster.kill("supervisor")
+    wait_for(lambda: not any(map(runs, pids)), 30, "end of all processes")
+
+
+def test_its_port_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [*GFS, "up", "--state", tmp_path / "state", "--port", "0", "--control-bind", address],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=60,
+            check=False,
+        )
+    assert_refused(done, address.rpartition(":")[2], "taken", "--control-bind")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_state_of_an_earlier_release_gets_one(make_cloud: MakeCloud) -> None:
+    cloud = small(make_cloud, "--no-control")
+    cloud.cluster.start()
+    assert set(cloud.cluster.ready) == {"master", "chunkservers", "state"}
+    cloud.cluster.gfs("put", "-", "/kept", input=b"kept")
+    cloud.stop()
+    assert not (cloud.cluster.state / "control").exists()
+
+    later = small(make_cloud).start()
+    assert later.admin.get("/api/session").json()["username"] == "admin"
+    assert later.cluster.gfs("cat", "/kept").stdout == b"kept"
+
+
+def test_the_first_password_is_told_by_up_alone(make_cloud: MakeCloud) -> None:
+    cloud = small(make_cloud)
+    del cloud.cluster.environment["GFS_ADMIN_PASSWORD"]
+    cloud.start()
+    output = cloud.cluster.output
+    wait_for(lambda: "Stop it" in output.read_text(), 20, "summary")
+    [password] = SAID_PASSWORD.findall(output.read_text())
+    assert cloud.login("admin", password).get("/api/session").status_code == 200
+    for path in (cloud.cluster.state / "log").iterdir():
+        assert password not in path.read_text()
+    assert not (cloud.cluster.state / "control" / "first-password").exists()
+    cloud.stop()
+    cloud.start()
+    wait_for(lambda: output.read_text().count("Stop it") == 2, 20, "summary")
+    assert SAID_PASSWORD.findall(output.read_text()) == [password]
+
+
+def test_in_the_background_the_one_who_starts_it_is_told(tmp_path: Path) -> None:
+    state, ready_file = tmp_path / "state", tmp_path / "ready.json"
+    up = ["up", "--state", str(state), "--port", "0", "--replication", "1", "--chunkservers", "1"]
+    told = []
+    try:
+        for _ in range(2):
+            done = subprocess.run(
+                [*GFS, *up, "--detach", "--ready-file", ready_file],
+                capture_output=True,
+                text=True,
+                env=environment(),
+                timeout=120,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            told += SAID_PASSWORD.findall(done.stdout)
+            url = json.loads(ready_file.read_bytes())["control"]["auth"]
+            answer = httpx.post(
+                f"{url}/api/login",
+                json={"username": "admin", "password": told[0]},
+                timeout=HTTP_SECONDS,
+                trust_env=False,
+            )
+            assert answer.status_code == 200
+            subprocess.run([*GFS, "down", "--state", state], env=environment(), check=True)
+    finally:
+        subprocess.run([*GFS, "down", "--state", state], env=environment(), check=True)
+    assert len(told) == 1
+    for path in (state / "log").iterdir():
+        assert told[0] not in path.read_text()

@@ -1,0 +1,493 @@
+"""The examples that users of this API have in front of them, run as they stand.
+
+Each command is what people and scripts type, for a real shell and a real curl; only
+the hosts (``$AUTH``, ``$STORAGE``) and the token are this test's own. Then what curl
+users do besides: resume a download, upload with ``-T``; and what a browser's
+EventSource does with the progress of an upload.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from checks import ok
+from cloud import Cloud
+
+SECONDS = 60
+SIZE = 1048576
+REPORT = random.Random(1).randbytes(SIZE)
+
+pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+
+
+class Shell:
+    """Runs commands in a directory of their own, with the hosts and the token set."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self.directory = directory
+        # Users have jq; this is as much of it as the examples ask for.
+        pick = "import json, sys; print(json.load(sys.stdin)[sys.argv[2][1:]])"
+        self._jq = f'jq() {{ {shlex.quote(sys.executable)} -c {shlex.quote(pick)} "$@"; }}\n'
+        self.variables = {"AUTH": url, "STORAGE": url, "PATH": os.environ["PATH"]}
+
+    def run(self, command: str) -> bytes:
+        """What the command prints; it must succeed."""
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", self._jq + command],
+            cwd=self.directory,
+            env=self.variables,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def json(self, command: str) -> Any:
+        return json.loads(self.run(command))
+
+    def status(self, command: str) -> tuple[int, Any]:
+        """The status and the JSON of a command that begins with ``curl``."""
+        assert command.startswith("curl ")
+        printed = self.run(command.replace("curl ", "curl -s -w '\\n%{http_code}' ", 1))
+        body, _, status = printed.rpartition(b"\n")
+        return int(status), json.loads(body)
+
+    def write(self, name: str, data: bytes) -> None:
+        (self.directory / name).write_bytes(data)
+
+    def read(self, name: str) -> bytes:
+        return (self.directory / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def user(cloud: Cloud) -> dict[str, Any]:
+    """The user of the examples: his session."""
+    ok(
+        cloud.admin.post(
+            "/admin/users",
+            json={"username": "eddison", "display_name": "Eddison", "password": "secret"},
+        )
+    )
+    with cloud.client() as client:
+        session: dict[str, Any] = ok(
+            client.post("/api/login", json={"username": "eddison", "password": "secret"})
+        )
+    return session
+
+
+@pytest.fixture
+def shell(cloud: Cloud, user: dict[str, Any], tmp_path: Path) -> Iterator[Shell]:
+    """With the user's session, and nothing stored under the names of the examples."""
+    made = Shell(tmp_path, cloud.url)
+    made.variables["TOKEN"] = user["token"]
+    made.write("report.pdf", REPORT)
+    forget(cloud, user["token"])
+    yield made
+    forget(cloud, user["token"])
+
+
+def forget(cloud: Cloud, token: str) -> None:
+    """Remove what the examples make: they all use the same names."""
+    cloud.admin.delete("/storage/delete", params={"name": "report.pdf"})
+    with cloud.client(token) as client:
+        for name in ("my-files", "my.files_2"):
+            client.delete(f"/storage/namespaces/{name}")
+
+
+UPLOAD = """\
+curl -X POST "$STORAGE/storage/upload?namespace=default" \\
+  -H "Authorization: Bearer $TOKEN" \\
+  -H "X-File-Size: 1048576" \\
+  -F "file=@report.pdf"
+"""
+CREATE = """\
+curl -X POST $STORAGE/storage/namespaces \\
+  -H "Authorization: Bearer $TOKEN" \\
+  -H "Content-Type: application/json" \\
+  -d '{
+    "name": "my-files",
+    "visibility": %d
+  }'
+"""
+
+# --- authentication -------------------------------------------------------------------
+
+
+def test_login_puts_the_token_into_a_variable(shell: Shell, user: dict[str, Any]) -> None:
+    del shell.variables["TOKEN"]
+    printed = shell.json(
+        """\
+TOKEN=$(curl -s -X POST $AUTH/api/login \\
+  -H "Content-Type: application/json" \\
+  -d '{"username":"eddison","password":"secret"}' | jq -r '.token')
+curl -s $AUTH/api/session -H "Authorization: Bearer $TOKEN"
+"""
+    )
+    assert printed == {
+        "username": "eddison",
+        "display_name": "Eddison",
+        "user_id": user["user_id"],
+        "is_admin": False,
+    }
+
+
+def test_login_answers_with_the_user_and_a_token(shell: Shell) -> None:
+    answer = shell.json(
+        """\
+curl -s -X POST $AUTH/api/login \\
+  -H "Content-Type: application/json" \\
+  -d '{
+    "username": "eddison",
+    "password": "secret"
+  }'
+"""
+    )
+    assert set(answer) == {"username", "display_name", "user_id", "is_admin", "token"}
+    assert (answer["username"], answer["display_name"]) == ("eddison", "Eddison")
+    assert answer["is_admin"] is False
+    assert answer["token"].startswith("eyJ")
+
+
+def test_logout_is_acknowledged(shell: Shell) -> None:
+    status, _ = shell.status('curl -X POST $AUTH/api/logout -H "Authorization: Bearer $TOKEN"')
+    assert status == 200
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+def test_a_file_is_uploaded_listed_downloaded_and_deleted(shell: Shell) -> None:
+    answer = shell.json(UPLOAD)
+    assert (answer["status"], answer["name"]) == ("ok", "report.pdf")
+
+    listed = shell.json(
+        """\
+curl $STORAGE/storage/files?namespace=default \\
+  -H "Authorization: Bearer $TOKEN"
+"""
+    )
+    (found,) = [file for file in listed if file["path"] == "report.pdf"]
+    times = {found.pop("created_at"), found.pop("modified_at")}
+    assert all(isinstance(time, int) and time > 1_736_000_000 for time in times)
+    assert found == {
+        "name": "report.pdf",
+        "path": "report.pdf",
+        "namespace": "default",
+        "size": 1048576,
+    }
+
+    (shell.directory / "report.pdf").unlink()
+    shell.run(
+        """\
+curl -o report.pdf \\
+  "$STORAGE/storage/download?name=report.pdf&namespace=default" \\
+  -H "Authorization: Bearer $TOKEN"
+"""
+    )
+    assert shell.read("report.pdf") == REPORT
+
+    deleted = shell.json(
+        """\
+curl -X DELETE \\
+  "$STORAGE/storage/delete?name=report.pdf&namespace=default" \\
+  -H "Authorization: Bearer $TOKEN"
+"""
+    )
+    assert deleted["status"] == "ok"
+    paths = [file["path"] for file in shell.json("curl $STORAGE/storage/files?namespace=default")]
+    assert "report.pdf" not in paths
+
+
+def test_a_file_that_exists_is_a_conflict_unless_it_is_to_be_overwritten(shell: Shell) -> None:
+    shell.json(UPLOAD)
+    status, answer = shell.status(UPLOAD)
+    assert (status, set(answer)) == (409, {"error"})
+    shell.write("report.pdf", bytes(reversed(REPORT)))
+    again = UPLOAD.replace("namespace=default", "namespace=default&overwrite=true")
+    assert shell.status(again)[0] == 200
+    stored = shell.run("curl -s '$STORAGE/storage/default/report.pdf'".replace("'", '"'))
+    assert stored == bytes(reversed(REPORT))
+
+
+def test_a_file_of_another_size_than_announced_is_not_stored(shell: Shell) -> None:
+    shell.write("report.pdf", REPORT + b"more")
+    status, answer = shell.status(UPLOAD)
+    assert (status, set(answer)) == (400, {"error"})
+    gone, _ = shell.status('curl "$STORAGE/storage/download?name=report.pdf"')
+    assert gone == 404
+
+
+def test_a_download_is_an_attachment_and_direct_access_is_inline(shell: Shell) -> None:
+    shell.json(UPLOAD)
+    for path in ("download?name=report.pdf&namespace=default", "download/default/report.pdf"):
+        headers = headers_of(shell.run(f'curl -s -D - -o got.pdf "$STORAGE/storage/{path}"'))
+        assert headers["content-type"] == "application/octet-stream"
+        assert headers["content-disposition"].startswith("attachment")
+        assert shell.read("got.pdf") == REPORT
+    headers = headers_of(shell.run('curl -s -D - -o got.pdf "$STORAGE/storage/default/report.pdf"'))
+    assert headers["content-type"] == "application/pdf"
+    assert not headers.get("content-disposition", "inline").startswith("attachment")
+    assert shell.read("got.pdf") == REPORT
+
+
+def headers_of(printed: bytes) -> dict[str, str]:
+    """Of the last of the heads that ``curl -D -`` printed."""
+    lines = printed.decode().strip().split("\r\n\r\n")[-1].split("\r\n")
+    assert " 200 " in lines[0] + " ", lines
+    split = (line.partition(":") for line in lines[1:])
+    return {name.lower(): value.strip() for name, _, value in split}
+
+
+# --- storage namespaces ---------------------------------------------------------------
+
+
+def test_a_namespace_is_created_listed_changed_and_deleted(
+    shell: Shell, user: dict[str, Any]
+) -> None:
+    made = shell.json(CREATE % 0)
+    assert made == {
+        "name": "my-files",
+        "count": 0,
+        "hidden": False,
+        "visibility": 0,
+        "owner_id": user["user_id"],
+    }
+    assert shell.status(CREATE % 0)[0] == 409
+
+    listed = shell.json('curl $STORAGE/storage/namespaces -H "Authorization: Bearer $TOKEN"')
+    assert made in listed
+    (default,) = [space for space in listed if space["name"] == "default"]
+    assert (default["visibility"], default["owner_id"], default["hidden"]) == (2, None, False)
+    anonymous = [space["name"] for space in shell.json("curl $STORAGE/storage/namespaces")]
+    assert "default" in anonymous
+    assert "my-files" not in anonymous
+
+    changed = shell.json(
+        """\
+curl -X PUT $STORAGE/storage/namespaces/my-files \\
+  -H "Authorization: Bearer $TOKEN" \\
+  -H "Content-Type: application/json" \\
+  -d '{ "visibility": 1 }'
+"""
+    )
+    assert changed == {**made, "visibility": 1}
+
+    gone = shell.json(
+        """\
+curl -X DELETE $STORAGE/storage/namespaces/my-files \\
+  -H "Authorization: Bearer $TOKEN"
+"""
+    )
+    assert gone["status"] == "ok"
+    status, _ = shell.status("curl $STORAGE/storage/files?namespace=my-files")
+    assert status == 404
+
+
+def test_a_namespaces_name_may_have_letters_numbers_hyphens_underscores_and_dots(
+    shell: Shell,
+) -> None:
+    assert shell.json((CREATE % 0).replace("my-files", "my.files_2"))["name"] == "my.files_2"
+    assert shell.status((CREATE % 0).replace("my-files", "my files"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("visibility", "anonymous", "is_listed"), [(0, 401, False), (1, 200, False), (2, 200, True)]
+)
+def test_what_visibility_means(
+    shell: Shell, visibility: int, anonymous: int, is_listed: bool
+) -> None:
+    shell.json(CREATE % visibility)
+    shell.json(UPLOAD.replace("namespace=default", "namespace=my-files"))
+    path = "$STORAGE/storage/my-files/report.pdf"
+    status = shell.run(f'curl -s -o got.pdf -w "%{{http_code}}" "{path}"')
+    assert int(status) == anonymous
+    own = shell.run(f'curl -s "{path}" -H "Authorization: Bearer $TOKEN"')
+    assert own == REPORT
+    names = [space["name"] for space in shell.json("curl $STORAGE/storage/namespaces")]
+    assert ("my-files" in names) is is_listed
+
+
+def test_status_counts_the_chunkservers(shell: Shell) -> None:
+    status = shell.json("curl $STORAGE/storage/status")
+    assert (status["chunkserver_count"], status["total_servers"]) == (3, 3)
+
+
+# --- common patterns ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expected", "command"),
+    [
+        (400, 'curl -X POST $AUTH/api/login -d "no JSON"'),
+        (400, """curl -X POST $AUTH/api/login -d '{"username":"eddison"}'"""),
+        (401, """curl -X POST $AUTH/api/login -d '{"username":"eddison","password":"x"}'"""),
+        (401, "curl $AUTH/api/session"),
+        (401, 'curl $AUTH/api/session -H "Authorization: Bearer ${TOKEN}x"'),
+        (403, 'curl $AUTH/admin/users -H "Authorization: Bearer $TOKEN"'),
+        (
+            403,
+            'curl -X DELETE $STORAGE/storage/namespaces/default -H "Authorization: Bearer $TOKEN"',
+        ),
+        (404, "curl $STORAGE/storage/files?namespace=no-such-namespace"),
+        (404, "curl $STORAGE/no/such/route"),
+        (405, "curl -X DELETE $AUTH/api/login"),
+    ],
+)
+def test_errors_are_json_with_the_right_status(shell: Shell, expected: int, command: str) -> None:
+    status, answer = shell.status(command)
+    assert status == expected
+    assert set(answer) == {"error"}
+    assert isinstance(answer["error"], str)
+    assert answer["error"]
+
+
+def test_an_api_token_works_like_a_session_within_its_scopes(
+    shell: Shell, user: dict[str, Any]
+) -> None:
+    shell.json(CREATE % 0)
+    shell.json(UPLOAD.replace("namespace=default", "namespace=my-files"))
+    made = shell.json(
+        f"""\
+curl -X POST $AUTH/api/tokens \\
+  -H "Authorization: Bearer $TOKEN" \\
+  -H "Content-Type: application/json" \\
+  -d '{{
+    "name": "reader",
+    "scopes": {{"storage.{user["user_id"]}.files": ["read"]}},
+    "expires_in": "30d"
+  }}'
+"""
+    )
+    assert made["token"].startswith("ecloud_")
+    shell.variables["TOKEN"] = made["token"]
+    path = "$STORAGE/storage/download?name=report.pdf&namespace=my-files"
+    assert shell.run(f'curl -s "{path}" -H "Authorization: Bearer $TOKEN"') == REPORT
+    status, _ = shell.status(UPLOAD.replace("namespace=default", "namespace=my-files"))
+    assert status == 403
+    status, _ = shell.status('curl $AUTH/api/tokens -H "Authorization: Bearer $TOKEN"')
+    assert status == 403
+
+
+# --- what curl does besides ---------------------------------------------------------------
+
+
+def test_curl_resumes_a_download(shell: Shell) -> None:
+    shell.json(UPLOAD)
+    shell.write("part.pdf", REPORT[:300_001])
+    printed = shell.run(
+        'curl -s -C - -o part.pdf -w "%{http_code} %{size_download}" '
+        '"$STORAGE/storage/download?name=report.pdf&namespace=default"'
+    )
+    assert printed.decode() == f"206 {SIZE - 300_001}"
+    assert shell.read("part.pdf") == REPORT
+
+
+def test_curl_has_nothing_to_resume_when_all_is_there(shell: Shell) -> None:
+    shell.json(UPLOAD)
+    shell.run('curl -s -C - -o report.pdf "$STORAGE/storage/default/report.pdf"')
+    assert shell.read("report.pdf") == REPORT
+
+
+@pytest.mark.parametrize(
+    "source", ["-T report.pdf", "-T - < report.pdf", "-T report.pdf -H 'X-File-Size: 1048576'"]
+)
+def test_curl_uploads_from_a_file_or_a_pipe(shell: Shell, source: str) -> None:
+    shell.json(CREATE % 0)
+    answer = shell.json(
+        'curl "$STORAGE/storage/my-files/2026/report.pdf" '
+        f'-H "Authorization: Bearer $TOKEN" {source}'
+    )
+    assert (answer["status"], answer["name"]) == ("ok", "report.pdf")
+    stored = shell.run(
+        'curl -s "$STORAGE/storage/my-files/2026/report.pdf" -H "Authorization: Bearer $TOKEN"'
+    )
+    assert stored == REPORT
+
+
+def test_a_link_may_carry_the_token(shell: Shell) -> None:
+    shell.json(CREATE % 0)
+    shell.json(UPLOAD.replace("namespace=default", "namespace=my-files"))
+    assert shell.run('curl -s "$STORAGE/storage/my-files/report.pdf?token=$TOKEN"') == REPORT
+
+
+# --- EventSource ----------------------------------------------------------------------------
+
+
+class EventSource:
+    """Reads a stream of events as a browser does (the HTML standard, 9.2.6)."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.iter_lines()
+
+    def comment(self) -> str:
+        """The first line, which must be a comment: it tells that the stream is open."""
+        line = next(self._lines)
+        assert line.startswith(":"), line
+        return line[1:].strip()
+
+    def __iter__(self) -> Iterator[str]:
+        """The data of each event, until the server ends the stream."""
+        data: list[str] = []
+        for line in self._lines:
+            if not line:
+                if data:
+                    yield "\n".join(data)
+                data = []
+                continue
+            field, _, value = line.partition(":")
+            if field == "data":
+                data.append(value.removeprefix(" "))
+
+
+def test_an_event_source_follows_an_upload(
+    cloud: Cloud, shell: Shell, user: dict[str, Any]
+) -> None:
+    """A browser's EventSource cannot send headers: the token is in the URL."""
+    # Slow enough that there is something to follow; curl sees to that.
+    upload = UPLOAD.replace("curl ", "curl --limit-rate 400K ", 1).replace(
+        "namespace=default", "namespace=default&id=transfer-1"
+    )
+    uploading = threading.Thread(target=shell.json, args=[upload])
+    url = f"{cloud.url}/sse/progress"
+    query = {"id": "transfer-1", "token": user["token"]}
+    with (
+        httpx.Client(timeout=SECONDS, trust_env=False) as client,
+        client.stream(
+            "GET", url, params=query, headers={"Accept": "text/event-stream"}
+        ) as response,
+    ):
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        source = EventSource(response)
+        source.comment()
+        uploading.start()
+        events = [json.loads(data) for data in source]  # ends when the server closes
+    uploading.join()
+
+    for event in events:
+        assert event["id"] == "transfer-1"
+        assert event["direction"] == "upload"
+        assert "error" not in event
+    assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
+    counts = [event["bytes"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == events[-1]["total"] == SIZE
+    assert any(0 < count < SIZE for count in counts), counts
+
+
+def test_anonymous_event_sources_are_refused(shell: Shell) -> None:
+    status, answer = shell.status('curl "$STORAGE/sse/progress?id=transfer-1"')
+    assert (status, set(answer)) == (401, {"error"})

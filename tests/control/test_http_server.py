@@ -1,0 +1,1338 @@
+"""The HTTP server's promises, each over a real socket to a real Quart application."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import select
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from quart import Response, request, websocket
+from quart_trio import QuartTrio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Ping,
+    RejectConnection,
+    TextMessage,
+)
+from wsproto.events import Request as Upgrade
+from wsproto.extensions import PerMessageDeflate
+
+from control.http import (
+    BodyCutShort,
+    HttpConnection,
+    HttpLimits,
+    StreamingRequest,
+    listen,
+    serve,
+)
+from gfs.errors import StartupError
+
+MIB = 1024 * 1024
+MUCH_PIECES = 128
+PIECE = 32 * 1024
+PATIENCE = 20
+"""Seconds after which a test fails instead of hanging; no promise depends on it."""
+
+
+@dataclass
+class Notes:
+    """What the application saw."""
+
+    seen: list[Any] = field(default_factory=list)
+    entered: trio.Event = field(default_factory=trio.Event)
+    cancelled: trio.Event = field(default_factory=trio.Event)
+    go_on: trio.Event = field(default_factory=trio.Event)
+
+
+def make_app(notes: Notes) -> QuartTrio:
+    app = QuartTrio(__name__)
+    app.asgi_http_class = HttpConnection  # type: ignore[assignment]
+    app.request_class = StreamingRequest
+
+    @app.get("/hello")
+    async def hello() -> str:
+        return "hello"
+
+    @app.get("/path/<path:rest>")
+    async def path(rest: str) -> dict[str, str]:
+        return {"path": rest, "query": request.args.get("q", "")}
+
+    @app.post("/count")
+    async def count() -> dict[str, Any]:
+        pieces = [len(piece) async for piece in request.body]
+        return {"bytes": sum(pieces), "largest": max(pieces, default=0)}
+
+    @app.post("/json")
+    async def json_() -> dict[str, Any]:
+        return {"is": await request.get_json(force=True)}
+
+    @app.post("/limited")
+    async def limited() -> bytes:
+        data = await request.get_data(limit=1000)
+        assert isinstance(data, bytes)
+        return data
+
+    @app.post("/refused")
+    async def refused() -> tuple[dict[str, str], int]:
+        return {"error": "not yours"}, 403
+
+    @app.post("/cut")
+    async def cut() -> tuple[dict[str, str], int]:
+        try:
+            async for _ in request.body:
+                pass
+        except BodyCutShort as error:
+            notes.seen.append(error)
+            return {"error": "cut"}, 400
+        return {}, 200
+
+    @app.route("/wait", methods=["GET", "POST"])
+    async def wait() -> str:
+        notes.entered.set()
+        try:
+            await notes.go_on.wait()
+        except trio.Cancelled:
+            notes.cancelled.set()
+            raise
+        return "waited"
+
+    @app.get("/endless")
+    async def endless() -> Response:
+        async def pieces() -> AsyncIterator[memoryview]:
+            try:
+                while True:
+                    yield memoryview(bytes(MIB))
+            finally:
+                notes.cancelled.set()
+
+        return Response(pieces())
+
+    @app.get("/views")
+    async def views() -> Response:
+        buffer = bytearray(MIB)
+
+        async def pieces() -> AsyncIterator[memoryview]:
+            for number in range(8):
+                buffer[:] = bytes([number]) * MIB  # the server must have sent the last one
+                yield memoryview(buffer)
+
+        return Response(pieces(), headers={"Content-Length": str(8 * MIB)})
+
+    @app.get("/chunks")
+    async def chunks() -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"one"
+            yield b""
+            yield b"two"
+
+        return Response(pieces())
+
+    @app.get("/short")
+    async def short() -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"12345"
+
+        return Response(pieces(), headers={"Content-Length": "10"})
+
+    @app.get("/breaks")
+    async def breaks() -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"12345"
+            raise RuntimeError("broken on purpose")
+
+        return Response(pieces(), headers={"Content-Length": "10"})
+
+    @app.get("/breaks-unannounced")
+    async def breaks_unannounced() -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"12345"
+            await notes.go_on.wait()
+            raise RuntimeError("broken on purpose")
+
+        return Response(pieces())
+
+    @app.get("/nothing")
+    async def nothing() -> tuple[str, int]:
+        return "", 204
+
+    @app.websocket("/echo")
+    async def echo() -> None:
+        while True:
+            await websocket.send(await websocket.receive())
+
+    @app.websocket("/flood")
+    async def flood() -> None:
+        try:
+            while True:
+                await websocket.send(bytes(MIB))
+        finally:
+            notes.cancelled.set()
+
+    @app.websocket("/much")
+    async def much() -> None:
+        for number in range(MUCH_PIECES):
+            await websocket.send(bytes([number]) * PIECE)
+        assert await websocket.receive() == "that was all"
+
+    @app.websocket("/closed")
+    async def closed() -> tuple[dict[str, str], int]:
+        return {"error": "not for you"}, 401
+
+    return app
+
+
+@asynccontextmanager
+async def running(
+    limits: HttpLimits | None = None, tls: ssl.SSLContext | None = None, app: Any = None
+) -> AsyncIterator[tuple[int, Notes]]:
+    notes = Notes()
+    sockets = listen("127.0.0.1:0")
+    port = sockets[0].getsockname()[1]
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+
+            async def run(task_status: trio.TaskStatus[None]) -> None:
+                await serve(
+                    app or make_app(notes),
+                    sockets,
+                    limits or HttpLimits(graceful_seconds=0),
+                    tls=tls,
+                    task_status=task_status,
+                )
+
+            await nursery.start(run)
+            yield port, notes
+            nursery.cancel_scope.cancel()
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> str:
+        assert self.headers["content-type"] == "application/json"
+        error = json.loads(self.body)["error"]
+        assert isinstance(error, str)
+        return error
+
+
+class Client:
+    """A client that sends exactly what a test says."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._data = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def _more(self) -> bool:
+        data = bytes(await self.stream.receive_some(65536))
+        self._data += data
+        return bool(data)
+
+    async def until(self, end: bytes) -> bytes:
+        while end not in self._data:
+            assert await self._more(), f"ended in {self._data!r}"
+        found, _, self._data = self._data.partition(end)
+        return found + end
+
+    async def exactly(self, size: int) -> bytes:
+        while len(self._data) < size:
+            assert await self._more(), f"ended after {len(self._data)} bytes"
+        found, self._data = self._data[:size], self._data[size:]
+        return found
+
+    async def rest(self) -> bytes:
+        while await self._more():
+            pass
+        found, self._data = self._data, b""
+        return found
+
+    async def head(self) -> Answer:
+        first, *lines = (await self.until(b"\r\n\r\n")).decode().split("\r\n")
+        pairs = (line.split(": ", 1) for line in lines if line)
+        headers = {name.lower(): value for name, value in pairs}
+        return Answer(int(first.split(" ")[1]), headers, b"")
+
+    async def answer(self) -> Answer:
+        answer = await self.head()
+        answer.body = await self.exactly(int(answer.headers.get("content-length", 0)))
+        return answer
+
+    async def ask(self, data: bytes) -> Answer:
+        await self.send(data)
+        return await self.answer()
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Client]:
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        yield Client(stream)
+
+
+def get(path: str, *headers: str) -> bytes:
+    return _request("GET", path, headers)
+
+
+def post(path: str, *headers: str) -> bytes:
+    return _request("POST", path, headers)
+
+
+def _request(method: str, path: str, headers: tuple[str, ...]) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: test", *headers, "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+# -- heads ---------------------------------------------------------------------------
+
+
+async def test_a_connection_serves_many_requests() -> None:
+    async with running() as (port, _), connected(port) as client:
+        for _ in range(3):
+            answer = await client.ask(get("/hello"))
+            assert (answer.status, answer.body) == (200, b"hello")
+            assert "date" in answer.headers
+            assert "connection" not in answer.headers
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(
+            get("/path/one") + post("/count", "Content-Length: 5") + b"12345" + get("/path/two")
+        )
+        assert json.loads((await client.answer()).body)["path"] == "one"
+        assert json.loads((await client.answer()).body)["bytes"] == 5
+        assert json.loads((await client.answer()).body)["path"] == "two"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /hello HTTP/1.1\r\n\r\n", 400),  # no Host
+        (b"GET hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /caf\xe9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (get("/path/%c0%af"), 400),
+        (get("/path/%zz"), 400),
+        (get("/path/%"), 400),
+        (get("/path/%ed%a0%80"), 400),  # half of a surrogate pair
+        (get("/path/a?q=%ff"), 400),
+        (get("/path/a?q=%2"), 400),
+        (post("/count", "Content-Length: -1"), 400),
+        (post("/count", "Content-Length: 1", "Content-Length: 2"), 400),
+        (post("/count", "Content-Length: 3", "Transfer-Encoding: chunked"), 400),
+        (post("/count", "Transfer-Encoding: gzip"), 501),
+        (b"POST /count HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (post("/count", "Transfer-Encoding: chunked", "Transfer-Encoding: identity"), 501),
+        (post("/count", "Transfer-Encoding: identity, chunked"), 501),
+        (post("/count", "Transfer-Encoding : chunked"), 400),
+        (post("/count", "Transfer-Encoding:\x0bchunked"), 400),
+        (post("/count", "Content-Length: " + "9" * 5000), 400),
+        (post("/count", "Content-Length: +3"), 400),
+        (post("/count", "Content-Length: 3, 4"), 400),
+        (get("/hello", "X: a\n b"), 400),  # a bare line feed, and a folded line
+        (get("/hello", "X: a", " b"), 400),
+        (get("/hello", "X: a\nY: b"), 400),
+        (b"GET /hello HTTP/1.1\nHost: a\n\n", 400),
+        (get("/hello", "X: a\rY: b"), 400),
+        (b"head /hello HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"CONNECT other:80 HTTP/1.1\r\nHost: other\r\n\r\n", 501),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS where none is spoken
+    ],
+)
+async def test_what_is_no_request_is_refused_in_json(sent: bytes, status: int) -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(sent)
+        assert answer.status == status
+        assert answer.error
+        assert answer.headers["connection"] == "close"
+        assert await client.rest() == b""
+
+
+async def test_the_path_is_decoded_once_and_strictly() -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(get("/path/%C3%A9%20%2525?q=%E2%82%AC"))
+        assert json.loads(answer.body) == {"path": "é %25", "query": "€"}
+        absolute = await client.ask(get("http://test/path/abc"))
+        assert json.loads(absolute.body)["path"] == "abc"
+
+
+async def test_headers_that_are_too_large_are_refused_readably() -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(get("/hello", "X: " + "a" * 100 * 1024))
+        assert answer.status == 431
+        assert answer.error
+
+
+async def test_h2c_upgrades_are_ignored() -> None:
+    async with running() as (port, _), connected(port) as client:
+        upgrade = get("/hello", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
+        assert (await client.ask(upgrade)).body == b"hello"
+
+
+async def test_a_slow_head_ends_while_others_are_served() -> None:
+    limits = HttpLimits(header_seconds=0.3, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as slow, connected(port) as other:
+        await slow.send(b"GET /hello HTTP/1.1\r\n")
+        assert (await other.ask(get("/hello"))).status == 200
+
+        async def drip(task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            while True:
+                await slow.send(b"X: y\r\n")
+                await trio.sleep(0.05)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(drip)
+            answer = await slow.answer()
+            nursery.cancel_scope.cancel()
+        assert answer.status == 408
+        assert answer.error
+        assert (await other.ask(get("/hello"))).status == 200
+
+
+async def test_an_idle_connection_ends() -> None:
+    limits = HttpLimits(keep_alive_seconds=0.1, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        assert (await client.ask(get("/hello"))).status == 200
+        assert await client.rest() == b""
+
+
+async def test_http_1_0_and_connection_close_end_after_the_answer() -> None:
+    async with running() as (port, _):
+        for sent in (b"GET /hello HTTP/1.0\r\n\r\n", get("/hello", "Connection: close")):
+            async with connected(port) as client:
+                answer = await client.ask(sent)
+                assert answer.body == b"hello"
+                assert answer.headers["connection"] == "close"
+                assert await client.rest() == b""
+
+
+# -- bodies of requests ----------------------------------------------------------------
+
+
+async def test_a_body_arrives_in_bounded_pieces() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(post("/count", f"Content-Length: {4 * MIB}"))
+        await client.send(bytes(4 * MIB))
+        seen = json.loads((await client.answer()).body)
+        assert seen["bytes"] == 4 * MIB
+        assert seen["largest"] <= 256 * 1024
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_a_chunked_body_arrives_whole_and_the_connection_goes_on() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(post("/limited", "Transfer-Encoding: chunked"))
+        await client.send(b"5\r\nhel")
+        await client.send(b"lo\r\n6;x=y\r\n world\r\n0\r\n\r\n")
+        assert (await client.answer()).body == b"hello world"
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_tiny_chunks_neither_multiply_nor_hold_up_the_loop() -> None:
+    sizes: list[int] = []
+    ticks: list[int] = [0]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def tick() -> None:
+            while True:
+                ticks[0] += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tick)
+            more = True
+            while more:
+                message = await receive()
+                sizes.append(len(message["body"]))
+                more = message["more_body"]
+            nursery.cancel_scope.cancel()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with running(app=app) as (port, _), connected(port) as client:
+        await client.send(post("/", "Transfer-Encoding: chunked"))
+        await client.send(b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n")
+        assert (await client.head()).status == 204
+    assert sum(sizes) == 5000
+    assert len(sizes) < 500
+    assert ticks[0] >= len(sizes) - 1  # one turn for the others between any two
+
+
+@pytest.mark.parametrize(
+    "chunks", [b"zz\r\n", b"2\r\nabc\r\n", b"1;\nx\r\n", b"-1\r\n", b"0x1\r\n", b"f" * 21 + b"\r\n"]
+)
+async def test_malformed_chunks_are_refused(chunks: bytes) -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(post("/count", "Transfer-Encoding: chunked") + chunks)
+        assert answer.status == 400
+        assert answer.error
+
+
+async def test_text_that_is_not_utf_8_is_the_clients_mistake() -> None:
+    async with running() as (port, _), connected(port) as client:
+        good = await client.ask(post("/json", "Content-Length: 4") + b'"\xc3\xa9"')
+        assert json.loads(good.body) == {"is": "é"}
+        assert (await client.ask(post("/json", "Content-Length: 3") + b'"\xff"')).status == 400
+
+
+async def test_continue_is_said_when_the_body_is_asked_for() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(post("/count", "Content-Length: 3", "Expect: 100-continue"))
+        assert (await client.head()).status == 100
+        answer = await client.ask(b"abc")
+        assert json.loads(answer.body)["bytes"] == 3
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+@pytest.mark.parametrize("path", ["/refused", "/limited"])
+async def test_continue_is_not_said_to_a_request_that_is_refused(path: str) -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(post(path, "Content-Length: 10000", "Expect: 100-continue"))
+        assert answer.status in (403, 413)
+        assert answer.headers["connection"] == "close"
+        assert await client.rest() == b""
+
+
+async def test_continue_is_not_said_once_the_body_is_there() -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(
+            post("/count", "Content-Length: 3", "Expect: 100-continue") + b"abc"
+        )
+        assert answer.status == 200
+
+
+async def test_the_answer_to_an_unread_body_can_be_read() -> None:
+    async with running() as (port, _), connected(port) as client:
+        # Sends everything before it reads anything, as many clients do.
+        await client.send(post("/refused", f"Content-Length: {20 * MIB}"))
+        await client.send(bytes(20 * MIB))
+        answer = await client.answer()
+        assert (answer.status, answer.error) == (403, "not yours")
+        assert answer.headers["connection"] == "close"
+
+
+async def test_a_small_unread_body_does_not_cost_the_connection() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(post("/refused", "Content-Length: 1000"))
+        await client.send(bytes(1000))
+        assert (await client.answer()).status == 403
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_a_cancelled_read_takes_nothing() -> None:
+    entered, go_on = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            entered.set()
+            await go_on.wait()
+            with trio.CancelScope() as scope_:
+                scope_.cancel()
+                await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with running(app=app) as (port, _), connected(port) as client:
+        await client.send(post("/", "Content-Length: 1000"))
+        await entered.wait()
+        await client.send(bytes(1000))
+        go_on.set()
+        assert (await client.head()).status == 204
+        assert (await client.ask(get("/"))).status == 204  # found where it begins
+
+
+async def test_an_unread_body_is_drained_within_limits() -> None:
+    limits = HttpLimits(linger_seconds=0.1, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        answer = await client.ask(post("/refused", f"Content-Length: {20 * MIB}"))
+        assert answer.status == 403
+        assert await client.rest() == b""  # though the body never came
+
+
+async def test_a_stalled_body_is_answered_408() -> None:
+    limits = HttpLimits(body_stall_seconds=0.1, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        answer = await client.ask(post("/count", "Content-Length: 100") + b"some")
+        assert answer.status == 408
+        assert answer.error
+        assert await client.rest() == b""
+
+
+async def test_a_body_that_ends_early_is_told_to_its_reader() -> None:
+    async with running() as (port, notes), connected(port) as client:
+        await client.send(post("/cut", "Content-Length: 100") + b"some")
+        stream = client.stream
+        assert isinstance(stream, trio.SocketStream)
+        await stream.send_eof()
+        answer = await client.answer()
+        assert (answer.status, answer.error) == (400, "cut")
+        assert len(notes.seen) == 1
+        assert isinstance(notes.seen[0], ConnectionError)
+
+
+async def test_a_handler_that_reads_nothing_stops_the_sender() -> None:
+    async with running() as (port, notes), connected(port) as client:
+        stream = client.stream
+        assert isinstance(stream, trio.SocketStream)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        await client.send(post("/wait", f"Content-Length: {200 * MIB}"))
+        await notes.entered.wait()
+        accepted = 0
+        while accepted < 200 * MIB:
+            with trio.move_on_after(0.5) as scope:
+                await client.send(bytes(64 * 1024))
+                accepted += 64 * 1024
+            if scope.cancelled_caught:
+                break
+        assert accepted < 32 * MIB  # what the kernel's buffers take; ours hold nothing
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [get("/wait"), post("/wait", "Content-Length: 100000") + b"part"],
+    ids=["no body", "unread body"],
+)
+async def test_a_client_that_leaves_cancels_its_request(sent: bytes) -> None:
+    async with running() as (port, notes):
+        async with connected(port) as client:
+            await client.send(sent)
+            await notes.entered.wait()
+        await notes.cancelled.wait()
+
+
+async def test_a_client_that_only_ended_its_side_is_answered() -> None:
+    async with running() as (port, _):
+        with socket.socket() as raw:  # all is there before the server looks
+            raw.connect(("127.0.0.1", port))
+            raw.sendall(get("/hello"))
+            raw.shutdown(socket.SHUT_WR)
+            raw.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+            assert (await Client(stream).answer()).body == b"hello"
+
+
+async def test_a_client_that_ended_its_side_is_not_waited_for_without_end() -> None:
+    limits = HttpLimits(header_seconds=0.1, graceful_seconds=0)
+    async with running(limits) as (port, notes):
+        with socket.socket() as raw:
+            raw.connect(("127.0.0.1", port))
+            raw.sendall(get("/wait"))
+            raw.shutdown(socket.SHUT_WR)
+            await notes.cancelled.wait()
+
+
+async def test_a_head_in_pieces_after_a_long_idle_time_is_taken() -> None:
+    limits = HttpLimits(header_seconds=0.5, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        assert (await client.ask(get("/hello"))).status == 200
+        await trio.sleep(0.6)  # longer than a head may take
+        await client.send(get("/hello")[:10])
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert (await client.ask(get("/hello")[10:])).status == 200
+
+
+# -- answers -----------------------------------------------------------------------------
+
+
+async def test_views_are_sent_before_they_are_reused() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(get("/views"))
+        assert (await client.head()).headers["content-length"] == str(8 * MIB)
+        for number in range(8):
+            assert await client.exactly(MIB) == bytes([number]) * MIB
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_a_body_of_unknown_length_is_chunked() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(get("/chunks"))
+        assert (await client.head()).headers["transfer-encoding"] == "chunked"
+        assert await client.until(b"0\r\n\r\n") == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_a_body_of_unknown_length_ends_with_the_connection_in_http_1_0() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(b"GET /chunks HTTP/1.0\r\n\r\n")
+        assert "transfer-encoding" not in (await client.head()).headers
+        assert await client.rest() == b"onetwo"
+
+
+@pytest.mark.parametrize("path", ["/hello", "/views", "/endless"])
+async def test_head_has_no_body(path: str) -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(_request("HEAD", path, ()))
+        assert (await client.head()).status == 200
+        assert (await client.ask(get("/hello"))).body == b"hello"
+
+
+async def test_204_has_no_body() -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(get("/nothing"))
+        assert (await client.head()).status == 204
+        assert (await client.ask(get("/hello"))).body == b"hello"
+
+
+@pytest.mark.parametrize("path", ["/short", "/breaks"])
+async def test_an_answer_that_cannot_be_finished_is_cut(path: str) -> None:
+    async with running() as (port, _), connected(port) as client:
+        await client.send(get(path))
+        assert (await client.head()).headers["content-length"] == "10"
+        assert await client.rest() == b"12345"
+
+
+async def test_a_client_that_takes_nothing_is_dropped() -> None:
+    limits = HttpLimits(send_stall_seconds=0.2, graceful_seconds=0)
+    async with running(limits) as (port, notes), connected(port) as client:
+        await client.send(get("/endless"))
+        await notes.cancelled.wait()
+
+
+async def test_half_an_answer_that_lasts_until_the_end_ends_with_a_reset() -> None:
+    async with running() as (port, notes), connected(port) as client:
+        await client.send(b"GET /breaks-unannounced HTTP/1.0\r\n\r\n")
+        assert "content-length" not in (await client.head()).headers
+        assert await client.exactly(5) == b"12345"
+        notes.go_on.set()
+        with pytest.raises(trio.BrokenResourceError):
+            await client.rest()
+
+
+async def test_nothing_follows_a_send_that_was_cancelled() -> None:
+    gone_on = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        length = [(b"content-length", b"%d" % (32 * MIB + 5))]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        with trio.move_on_after(0.1) as blocked:  # more than fits into the kernel's buffers
+            await send({"type": "http.response.body", "body": bytes(32 * MIB), "more_body": True})
+        assert blocked.cancelled_caught
+        gone_on.set()
+        await send({"type": "http.response.body", "body": b"12345"})
+
+    async with running(app=app) as (port, _), connected(port) as client:
+        await client.send(get("/"))
+        await gone_on.wait()
+        await client.head()
+        read = await client.rest()
+        assert len(read) < 32 * MIB
+        assert not read.strip(b"\0")
+
+
+async def test_a_failure_is_logged_without_query_and_on_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    async with running(app=app) as (port, _), connected(port) as client:
+        answer = await client.ask(get("/a%0aforged?token=secret"))
+        assert answer.status == 500
+    [record] = [record for record in caplog.records if record.name == "control.http"]
+    assert record.getMessage() == "GET /a%0aforged failed"
+    assert "secret" not in caplog.text
+
+
+async def test_a_header_with_a_line_break_is_not_sent() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        forged = [(b"content-disposition", b'attachment; filename="a\r\nSet-Cookie: b"')]
+        await send({"type": "http.response.start", "status": 200, "headers": forged})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async with running(app=app) as (port, _), connected(port) as client:
+        answer = await client.ask(get("/"))
+        assert answer.status == 500
+        assert "set-cookie" not in answer.headers
+
+
+# -- connections and life ------------------------------------------------------------------
+
+
+async def test_the_longest_idle_connection_makes_room() -> None:
+    limits = HttpLimits(connections_max=2, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as first, connected(port) as second:
+        assert (await first.ask(get("/hello"))).status == 200
+        assert (await second.ask(get("/hello"))).status == 200
+        async with connected(port) as third:
+            assert (await third.ask(get("/hello"))).status == 200
+            assert await first.rest() == b""
+            assert (await second.ask(get("/hello"))).status == 200
+
+
+async def test_a_new_connection_waits_while_all_are_busy() -> None:
+    limits = HttpLimits(connections_max=1, graceful_seconds=0)
+    async with running(limits) as (port, notes), connected(port) as busy:
+        await busy.send(get("/wait"))
+        await notes.entered.wait()
+        async with connected(port) as waiting:
+            await waiting.send(get("/hello"))
+            notes.go_on.set()
+            assert (await busy.answer()).body == b"waited"
+            assert (await waiting.answer()).body == b"hello"
+
+
+async def test_clients_wait_while_there_are_no_descriptors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as (port, _):
+        with socket.socket() as raw:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest_free = os.dup(raw.fileno())
+            os.close(lowest_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+            try:
+                raw.connect(("127.0.0.1", port))
+                while not caplog.records:
+                    await trio.lowlevel.checkpoint()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert "ulimit" in caplog.text
+            raw.sendall(get("/hello"))
+            raw.setblocking(False)
+            client = Client(trio.SocketStream(trio.socket.from_stdlib_socket(raw)))
+            assert (await client.answer()).body == b"hello"
+
+
+async def test_a_connection_that_cannot_be_watched_is_refused_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Full:
+        """An epoll set at the kernel's limit of watches, for the first connection."""
+
+        def __init__(self) -> None:
+            self._real = make()
+            self._full = True
+
+        def register(self, descriptor: int, events: int) -> None:
+            full, self._full = self._full, False
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._real.register(descriptor, events)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    make = select.epoll
+    server = "control.http.server.select"
+    monkeypatch.setattr(server, SimpleNamespace(**{**vars(select), "epoll": Full}))
+    async with running() as (port, _):
+        async with connected(port) as client:
+            assert await client.rest() == b""
+        async with connected(port) as client:
+            assert (await client.ask(get("/hello"))).body == b"hello"
+
+
+async def _serving(
+    app: Any, limits: HttpLimits, stop: trio.Event, task_status: trio.TaskStatus[int]
+) -> None:
+    sockets = listen("127.0.0.1:0")
+    async with trio.open_nursery() as nursery:
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            await serve(app, sockets, limits, task_status=task_status)
+
+        await nursery.start(run)
+        task_status.started(sockets[0].getsockname()[1])
+        await stop.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_stopping_lets_requests_under_way_end() -> None:
+    notes, stop, ended = Notes(), trio.Event(), trio.Event()
+    app = make_app(notes)
+
+    @app.after_serving
+    async def after() -> None:
+        ended.set()
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(_serving, app, HttpLimits(), stop)
+            async with connected(port) as idle, connected(port) as client:
+                assert (await idle.ask(get("/hello"))).status == 200
+                await client.send(get("/wait"))
+                await notes.entered.wait()
+                stop.set()
+                assert await idle.rest() == b""
+                assert not ended.is_set()
+                with socket.socket() as late:
+                    assert late.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+                notes.go_on.set()
+                answer = await client.answer()
+                assert answer.body == b"waited"
+                assert answer.headers["connection"] == "close"
+    assert ended.is_set()
+
+
+async def test_stopping_cancels_what_does_not_end() -> None:
+    limits = HttpLimits(graceful_seconds=0.1)
+    notes, stop = Notes(), trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(_serving, make_app(notes), limits, stop)
+            async with connected(port) as client:
+                await client.send(get("/wait"))
+                await notes.entered.wait()
+                stop.set()
+                await notes.cancelled.wait()
+
+
+async def test_stopping_is_told_to_websockets() -> None:
+    stop = trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(_serving, make_app(Notes()), HttpLimits(), stop)
+            async with connected(port) as client:
+                peer = WebSocketClient(client, "/echo")
+                assert isinstance(await peer.upgrade(), AcceptConnection)
+                stop.set()
+                event = await peer.event()
+                assert isinstance(event, CloseConnection)
+                assert event.code == 1001
+                await peer.say(event.response())
+                assert await client.rest() == b""
+
+
+async def test_a_failed_startup_raises_the_applications_own_error() -> None:
+    app = make_app(Notes())
+
+    @app.before_serving
+    async def before() -> None:
+        raise StartupError("nothing to serve")
+
+    with pytest.raises(StartupError, match="nothing to serve"):
+        await serve(app, listen("127.0.0.1:0"))
+
+
+async def test_an_application_that_loses_its_lifespan_ends_the_server() -> None:
+    app = make_app(Notes())
+
+    async def background() -> None:
+        raise StartupError("the background task failed")
+
+    @app.before_serving
+    async def before() -> None:
+        app.nursery.start_soon(background)
+
+    with trio.fail_after(PATIENCE), pytest.RaisesGroup(StartupError):
+        await serve(app, listen("127.0.0.1:0"))
+
+
+async def test_an_application_without_lifespan_is_served() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert (await receive())["more_body"] is False
+        await send({"type": "http.response.body", "body": b"plain"})
+        assert (await receive())["type"] == "http.disconnect"
+
+    stop = trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(_serving, app, HttpLimits(), stop)
+            async with connected(port) as client:
+                await client.send(get("/"))
+                assert (await client.head()).status == 200
+                assert await client.until(b"0\r\n\r\n") == b"5\r\nplain\r\n0\r\n\r\n"
+            stop.set()
+
+
+async def test_context_variables_do_not_pass_from_request_to_request() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="unset")
+    app = make_app(Notes())
+
+    @app.get("/variable")
+    async def seen() -> str:
+        before = variable.get()
+        variable.set("set")
+        return before
+
+    stop = trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(_serving, app, HttpLimits(), stop)
+            async with connected(port) as client:
+                await client.send(get("/variable") * 2)
+                assert (await client.answer()).body == b"unset"
+                assert (await client.answer()).body == b"unset"
+                assert (await client.ask(get("/variable"))).body == b"unset"
+            stop.set()
+
+
+async def test_a_handler_that_fails_is_answered_500_in_json() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    stop = trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(_serving, app, HttpLimits(), stop)
+            async with connected(port) as client:
+                answer = await client.ask(get("/"))
+                assert (answer.status, bool(answer.error)) == (500, True)
+            stop.set()
+
+
+async def test_servers_share_a_socket() -> None:
+    [shared] = listen("127.0.0.1:0")
+    port = shared.getsockname()[1]
+    limits = HttpLimits(graceful_seconds=0)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for sock in (shared, shared.dup()):
+
+                async def run(
+                    task_status: trio.TaskStatus[None], sock: socket.socket = sock
+                ) -> None:
+                    await serve(make_app(Notes()), [sock], limits, task_status=task_status)
+
+                await nursery.start(run)
+            for _ in range(20):
+                async with connected(port) as client:
+                    assert (await client.ask(get("/hello"))).status == 200
+            nursery.cancel_scope.cancel()
+
+
+async def test_listen_names_what_is_wrong() -> None:
+    [taken] = listen("127.0.0.1:0")
+    with taken, pytest.raises(StartupError, match="taken"):
+        listen(f"127.0.0.1:{taken.getsockname()[1]}")
+    for malformed in ("", "8080", "::1:80", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:70000"):
+        with pytest.raises(StartupError, match="HOST:PORT"):
+            listen(malformed)
+
+
+# -- TLS -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A PEM file with a self-signed certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "server.pem"
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+@asynccontextmanager
+async def running_tls(
+    certificate: Path, limits: HttpLimits, *, strict: bool = False
+) -> AsyncIterator[tuple[int, Notes, Callable[[], Any]]]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    trust = ssl.create_default_context(cafile=certificate)
+    async with running(limits, context) as (port, notes):
+
+        @asynccontextmanager
+        async def secured() -> AsyncIterator[Client]:
+            raw = await trio.open_tcp_stream("127.0.0.1", port)
+            async with trio.SSLStream(
+                raw, trust, server_hostname="localhost", https_compatible=not strict
+            ) as stream:
+                yield Client(stream)
+
+        yield port, notes, secured
+
+
+async def test_tls_carries_requests_bodies_and_refusals(certificate: Path) -> None:
+    limits = HttpLimits(graceful_seconds=0)
+    async with running_tls(certificate, limits) as (_, _, secured), secured() as client:
+        assert (await client.ask(get("/hello"))).body == b"hello"
+        await client.send(post("/count", f"Content-Length: {2 * MIB}") + bytes(2 * MIB))
+        assert json.loads((await client.answer()).body)["bytes"] == 2 * MIB
+        await client.send(get("/views"))
+        assert (await client.head()).status == 200
+        for number in range(8):
+            assert await client.exactly(MIB) == bytes([number]) * MIB
+        answer = await client.ask(get("/path/%zz"))
+        assert (answer.status, bool(answer.error)) == (400, True)
+
+
+async def test_tls_notices_a_client_that_leaves_and_one_that_stalls(certificate: Path) -> None:
+    limits = HttpLimits(graceful_seconds=0, send_stall_seconds=0.2)
+    async with running_tls(certificate, limits) as (_, notes, secured):
+        async with secured() as client:
+            await client.send(get("/wait"))
+            await notes.entered.wait()
+        await notes.cancelled.wait()
+        notes.cancelled = trio.Event()
+        async with secured() as client:
+            await client.send(get("/endless"))
+            await notes.cancelled.wait()
+
+
+async def test_tls_says_its_end_after_whole_answers_only(certificate: Path) -> None:
+    limits = HttpLimits(graceful_seconds=0)
+    async with running_tls(certificate, limits, strict=True) as (_, notes, secured):
+        async with secured() as client:
+            assert (await client.ask(get("/hello", "Connection: close"))).body == b"hello"
+            assert await client.rest() == b""
+        async with secured() as client:
+            await client.send(b"GET /chunks HTTP/1.0\r\n\r\n")
+            await client.head()
+            assert await client.rest() == b"onetwo"
+        async with secured() as client:
+            await client.send(b"GET /breaks-unannounced HTTP/1.0\r\n\r\n")
+            await client.head()
+            assert await client.exactly(5) == b"12345"
+            notes.go_on.set()
+            with pytest.raises(trio.BrokenResourceError):
+                await client.rest()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        post("/cut", "Content-Length: 100") + b"some",
+        post("/cut", "Transfer-Encoding: chunked") + b"4\r\nsome\r\n",
+    ],
+    ids=["length", "chunks"],
+)
+@pytest.mark.parametrize("notified", [False, True])
+async def test_a_body_cut_over_tls_is_never_taken_for_whole(
+    certificate: Path, sent: bytes, notified: bool
+) -> None:
+    limits = HttpLimits(graceful_seconds=0)
+    async with running_tls(certificate, limits) as (port, notes, _):
+        trust = ssl.create_default_context(cafile=certificate)
+        raw = await trio.open_tcp_stream("127.0.0.1", port)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await raw.send_all(outgoing.read())
+                incoming.write(await raw.receive_some())
+        tls.write(sent)
+        if notified:
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.unwrap()
+        await raw.send_all(outgoing.read())
+        if not notified:
+            await raw.send_eof()
+        async with raw:
+            while data := await raw.receive_some():
+                incoming.write(data)
+        try:
+            answer = tls.read()
+        except ssl.SSLWantReadError:
+            answer = b""  # without a word at its end there is nobody left to answer
+        assert answer[:13] in (b"", b"HTTP/1.1 400 ")
+        # The handler is told, or it was cancelled because the client has left.
+        assert all(isinstance(error, BodyCutShort) for error in notes.seen)
+
+
+async def test_tls_carries_chunks_and_continue(certificate: Path) -> None:
+    limits = HttpLimits(graceful_seconds=0)
+    async with running_tls(certificate, limits) as (_, _, secured), secured() as client:
+        await client.send(post("/count", "Transfer-Encoding: chunked", "Expect: 100-continue"))
+        assert (await client.head()).status == 100
+        await client.send(b"5\r\nhello\r\n100000\r\n" + bytes(MIB) + b"\r\n0\r\n\r\n")
+        assert json.loads((await client.answer()).body)["bytes"] == MIB + 5
+        assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_a_tls_handshake_must_end_in_time(certificate: Path) -> None:
+    limits = HttpLimits(graceful_seconds=0, header_seconds=0.1)
+    async with running_tls(certificate, limits) as (port, _, _), connected(port) as client:
+        assert await client.rest() == b""
+
+
+# -- WebSocket -------------------------------------------------------------------------------
+
+
+class WebSocketClient:
+    def __init__(self, client: Client, path: str) -> None:
+        self._client = client
+        self._path = path
+        self.protocol = WSConnection(ConnectionType.CLIENT)
+
+    async def event(self) -> Any:
+        while True:
+            for event in self.protocol.events():
+                if not isinstance(event, Ping):
+                    return event
+            self.protocol.receive_data(bytes(await self._client.stream.receive_some(65536)) or None)
+
+    async def say(self, event: Any) -> None:
+        await self._client.send(self.protocol.send(event))
+
+    async def upgrade(self) -> Any:
+        await self.say(Upgrade("test", self._path))
+        return await self.event()
+
+
+async def test_a_websocket_echoes() -> None:
+    async with running() as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/echo")
+        assert isinstance(await peer.upgrade(), AcceptConnection)
+        for number in range(3):
+            await peer.say(BytesMessage(bytes([number])))
+            event = await peer.event()
+            assert isinstance(event, BytesMessage)
+            assert event.data == bytes([number])
+        await peer.say(CloseConnection(1000))
+        assert isinstance(await peer.event(), CloseConnection)
+        assert await client.rest() == b""
+
+
+async def test_a_websocket_that_is_reset_leaves_the_others() -> None:
+    async with running() as (port, notes), connected(port) as other:
+        async with connected(port) as client:
+            await WebSocketClient(client, "/flood").upgrade()
+        await notes.cancelled.wait()
+        assert (await other.ask(get("/hello"))).status == 200
+
+
+async def test_a_refused_websocket_gets_the_applications_json() -> None:
+    async with running() as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/closed")
+        event = await peer.upgrade()
+        assert isinstance(event, RejectConnection)
+        assert event.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/closed", "/echo"])
+async def test_the_end_of_a_websocket_is_not_the_end_of_the_server(path: str) -> None:
+    async with running() as (port, _):
+        for _ in range(2):
+            async with connected(port) as client:
+                peer = WebSocketClient(client, path)
+                if isinstance(await peer.upgrade(), AcceptConnection):
+                    await peer.say(CloseConnection(1000))
+                await client.rest()
+            async with connected(port) as other:
+                assert (await other.ask(get("/hello"))).status == 200
+
+
+async def test_a_bad_websocket_handshake_is_refused_in_json() -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(get("/echo", "Connection: Upgrade", "Upgrade: websocket"))
+        assert answer.status == 400
+        assert answer.error
+        assert await client.rest() == b""
+
+
+async def test_a_websocket_whose_client_takes_nothing_is_dropped() -> None:
+    limits = HttpLimits(send_stall_seconds=0.2, graceful_seconds=0)
+    async with running(limits) as (port, notes), connected(port) as client:
+        peer = WebSocketClient(client, "/flood")
+        await peer.upgrade()
+        await notes.cancelled.wait()
+
+
+async def test_a_websocket_whose_client_reads_slowly_goes_on() -> None:
+    """Pings wait behind what it has not read yet, for longer than a dead one is given."""
+    limits = HttpLimits(websocket_ping_seconds=1, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/much")
+        await peer.upgrade()
+        digest = hashlib.sha256()
+        received = 0
+        while received < MUCH_PIECES * PIECE:
+            peer.protocol.receive_data(bytes(await client.stream.receive_some(PIECE)) or None)
+            for event in peer.protocol.events():
+                if isinstance(event, Ping):
+                    await peer.say(event.response())
+                else:
+                    assert isinstance(event, BytesMessage), event
+                    received += len(event.data)
+                    digest.update(event.data)
+            await trio.sleep(0.05)  # what makes it slow
+        expected = b"".join(bytes([number]) * PIECE for number in range(MUCH_PIECES))
+        assert digest.digest() == hashlib.sha256(expected).digest()
+        await peer.say(TextMessage("that was all"))
+        while not isinstance(event := await peer.event(), CloseConnection):
+            pass
+        assert event.code == 1000
+
+
+async def test_a_websocket_is_accepted_or_refused_not_both(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as (port, _), connected(port) as client:
+        early = WSConnection(ConnectionType.CLIENT).send(Upgrade("test", "/echo")) + b"early"
+        assert (await client.ask(early)).status == 400
+        assert await client.rest() == b""
+    assert not caplog.records
+
+
+async def test_a_websocket_whose_client_says_nothing_is_dropped() -> None:
+    limits = HttpLimits(websocket_ping_seconds=0.05, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/echo")
+        await peer.upgrade()
+        await client.rest()  # with pings in it, and an end
+
+
+async def test_a_websocket_message_that_is_too_large_ends_it() -> None:
+    limits = HttpLimits(websocket_message_bytes_max=1000, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/echo")
+        await peer.upgrade()
+        await peer.say(BytesMessage(bytes(1001), message_finished=False))
+        event = await peer.event()
+        assert isinstance(event, CloseConnection)
+        assert event.code == 1009
+        assert await client.rest() == b""  # though the client does not close
+
+
+async def test_websockets_are_not_compressed() -> None:
+    async with running() as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/echo")
+        await peer.say(Upgrade("test", "/echo", extensions=[PerMessageDeflate()]))
+        event = await peer.event()
+        assert isinstance(event, AcceptConnection)
+        assert event.extensions == []

@@ -1,0 +1,143 @@
+"""Passwords: the same work for everybody, a few at a time, a bounded queue."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from argon2 import PasswordHasher, Type
+
+from control.auth import Auth
+from control.errors import BadRequest, Unavailable
+from control.identity.passwords import Passwords, check_password
+
+CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+class Counting(PasswordHasher):
+    """Notes the parameters of every hash that is computed."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1, **more)
+        self.verified: list[str] = []
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Any:
+        self.verified.append(str(hash).rpartition("$")[0].rpartition("$")[0])
+        return super().verify(hash, password)
+
+
+class Stuck(PasswordHasher):
+    """Holds every hash until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.go = threading.Event()
+        self.at_once = 0
+        self.most_at_once = 0
+        self._lock = threading.Lock()
+
+    def hash(self, password: str | bytes, **more: Any) -> str:
+        with self._lock:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        assert self.go.wait(60)
+        with self._lock:
+            self.at_once -= 1
+        return super().hash(password, **more)
+
+
+def test_production_takes_what_rfc_9106_recommends() -> None:
+    hasher = Auth.hasher
+    assert hasher.type is Type.ID
+    assert (hasher.memory_cost, hasher.time_cost, hasher.parallelism) == (65536, 3, 4)
+
+
+async def test_a_password_is_proven_by_its_hash() -> None:
+    passwords = Passwords(1, 4, CHEAP)
+    stored = await passwords.hash("geheim ü")
+    assert stored.startswith("$argon2id$")
+    assert await passwords.verify(stored, "geheim ü")
+    assert not await passwords.verify(stored, "geheim u")
+    assert stored != await passwords.hash("geheim ü")
+
+
+async def test_an_unknown_user_costs_the_same_hash_as_a_wrong_password() -> None:
+    hasher = Counting()
+    passwords = Passwords(1, 4, hasher)
+    stored = await passwords.hash("right")
+    assert not await passwords.verify(stored, "wrong")
+    assert not await passwords.verify(None, "wrong")
+    wrong, unknown = hasher.verified
+    assert wrong == unknown
+    assert "m=8,t=1,p=1" in wrong
+
+
+async def test_no_password_is_that_of_nobody() -> None:
+    passwords = Passwords(1, 4, CHEAP)
+    await passwords.prepare()
+    assert not await passwords.verify(None, "")
+
+
+async def test_a_stored_password_that_is_none_never_matches() -> None:
+    passwords = Passwords(1, 4, CHEAP)
+    for stored in ("", "x", "$argon2id$v=19$m=8,t=1,p=1$AAAA$"):
+        assert not await passwords.verify(stored, "x")
+
+
+async def test_other_parameters_are_outdated() -> None:
+    passwords = Passwords(1, 4, CHEAP)
+    stored = await passwords.hash("x")
+    assert not passwords.is_outdated(stored)
+    assert Passwords(1, 4, PasswordHasher()).is_outdated(stored)
+
+
+async def test_few_at_once_and_a_bounded_queue() -> None:
+    hasher = Stuck()
+    passwords = Passwords(2, 3, hasher)
+    done: list[str] = []
+
+    async def one() -> None:
+        done.append(await passwords.hash("x"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(one)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Unavailable) as refused:
+            await passwords.hash("x")
+        assert refused.value.headers["Retry-After"]
+        hasher.go.set()
+    assert len(done) == 5
+    assert hasher.most_at_once <= 2
+    await passwords.hash("there is room again")
+
+
+async def test_who_leaves_the_queue_makes_room() -> None:
+    hasher = Stuck()
+    passwords = Passwords(1, 1, hasher)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(passwords.hash, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            nursery.start_soon(_cancel_when_blocked, scope)
+            await passwords.hash("second")
+        assert scope.cancelled_caught
+        nursery.start_soon(passwords.hash, "third")
+        await trio.testing.wait_all_tasks_blocked()
+        hasher.go.set()
+
+
+async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+
+
+@pytest.mark.parametrize("password", ["", "x" * 1025, "ü" * 513])
+def test_a_password_has_1_to_1024_bytes(password: str) -> None:
+    with pytest.raises(BadRequest, match="password"):
+        check_password(password)
+    assert check_password("x" * 1024)
+    assert check_password(" ") == " "
