@@ -1,0 +1,471 @@
+"""The life of a container on a real API server, as the backend leads it."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+import trio
+from kube_acts import Held
+from kube_api import Api, Refused
+from kube_backend import KEY, SHELL, Running, labelled, name_of, path_of, running, spec
+from kube_here import Kubernetes
+from kubelet import in_namespace
+from msgspec.structs import replace
+
+from control.compute.backend import BackendUnavailable, Impossible, Port, Spec
+from control.compute.kubernetes import watching
+from control.compute.kubernetes.manifests import PREPARE, sub_path
+
+NETWORK = "/apis/networking.k8s.io/v1"
+APPS = "/apis/apps/v1"
+KINDS = (
+    "/api/v1/namespaces",
+    "/api/v1/pods",
+    "/api/v1/secrets",
+    "/api/v1/persistentvolumeclaims",
+    "/api/v1/services",
+    f"{APPS}/statefulsets",
+    f"{NETWORK}/networkpolicies",
+    f"{NETWORK}/ingresses",
+)
+
+
+async def test_a_container_comes_up_step_by_step_and_leaves_nothing(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
+    one = spec(ports=(Port(8080, 80), Port(443, 8443)))
+    async with running(kubernetes.admin) as here:
+        await here.backend.check()
+        await here.backend.create(one)
+        await here.seen.phase(one, "stopped")
+        await here.backend.start(one)
+        await here.seen.phase(one, "running")
+        assert here.seen.phases(one) == ["stopped", "pending", "initializing", "running"]
+        for kind in KINDS:
+            assert await labelled(kube, kind, one), kind
+        with trio.fail_after(60):
+            await here.backend.delete(one.id, one.user_id)
+        await here.seen.until(lambda: one.id in here.seen.was_gone)
+    for kind in KINDS:
+        assert not await labelled(kube, kind, one), kind
+    with pytest.raises(Refused, match="404"):
+        await kube.get(path_of(one))
+
+
+async def test_it_has_an_address_while_it_runs(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        await here.seen.until(lambda: here.seen.now[one.id].external_ip)
+        service = await kube.get(path_of(one, "/services/container"))
+        address = service["status"]["loadBalancer"]["ingress"][0]["ip"]
+        seen = here.seen.now[one.id]
+        assert seen.external_ip == address
+        reached = replace(one, external_ip=seen.external_ip)
+        assert here.backend.ssh_command(reached) == f"ssh root@{address}"
+        await here.backend.stop(one)
+        assert (await here.seen.phase(one, "stopped")).external_ip == ""
+    assert here.backend.ssh_command(one) == f"ssh root@{one.id}.compute.example.org"
+
+
+async def test_files_under_a_mount_path_outlive_a_run_and_others_do_not(
+    kubernetes: Kubernetes,
+) -> None:
+    one = spec(mount_paths=("/srv/data",))
+    write = 'echo kept > "$ROOT/srv/data/file"; echo lost > "$ROOT/file"'
+    read = 'cat "$ROOT/srv/data/file"; test ! -e "$ROOT/file"'
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        async with here.backend.exec(one, [*SHELL, write]) as terminal:
+            assert await terminal.receive() == b""
+        await here.backend.stop(one)
+        await here.seen.phase(one, "stopped")
+        again = replace(one, generation=2)
+        await here.backend.start(again)
+        await here.seen.phase(again, "running")
+        async with here.backend.exec(again, [*SHELL, read]) as terminal:
+            assert await terminal.receive() == b"kept\r\n"
+            assert await terminal.receive() == b""
+            assert terminal.exit_code == 0
+
+
+async def test_the_same_start_again_changes_nothing(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        before = await kube.get(path_of(one, "/pods/container-0"))
+        workload = await kube.get(path_of(one, "/statefulsets/container", api=APPS))
+        await here.backend.create(one)
+        await here.backend.start(one)
+        after = await kube.get(path_of(one, "/statefulsets/container", api=APPS))
+        assert after["metadata"]["generation"] == workload["metadata"]["generation"]
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        assert pod["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+async def test_other_mount_paths_are_another_run(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec(mount_paths=("/root", "/srv/data"))
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        before = await kube.get(path_of(one, "/pods/container-0"))
+        other = replace(one, generation=2, mount_paths=("/root", "/opt/app", "/var/lib/x"))
+        await here.backend.start(other)
+        await here.seen.phase(other, "running")
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        assert pod["metadata"]["uid"] != before["metadata"]["uid"]
+        (container,) = pod["spec"]["containers"]
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {"/root", "/opt/app", "/var/lib/x"} <= mounts
+        assert "/srv/data" not in mounts
+
+
+async def test_what_is_opened_and_closed_is_so_at_once(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec(ssh_enabled=False, ports=())
+
+    async def opened() -> set[int]:
+        policy = await kube.get(path_of(one, "/networkpolicies/container", api=NETWORK))
+        rules = policy["spec"].get("ingress") or []
+        return {port["port"] for rule in rules for port in rule["ports"]}
+
+    async def served() -> dict[int, int]:
+        found: dict[int, int] = {}
+        for service in await kube.items(path_of(one, "/services")):
+            found |= {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
+        return found
+
+    async def hosts() -> list[str]:
+        ingresses = await kube.items(path_of(one, "/ingresses", api=NETWORK))
+        return [rule["host"] for each in ingresses for rule in each["spec"]["rules"]]
+
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        assert (await opened(), await served(), await hosts()) == (set(), {}, [])
+        steps: list[tuple[bool, dict[int, int]]] = [
+            (True, {}),
+            (True, {8080: 80, 443: 8443}),
+            (True, {8080: 81, 443: 8443, 8999: 8999}),
+            (True, {80: 80, 443: 8443}),
+            (True, {80: 81}),
+            (False, {8999: 8999}),
+            (False, {}),
+        ]
+        for ssh_enabled, rules in steps:
+            ports = tuple(Port(port, target) for port, target in rules.items())
+            await here.backend.expose(replace(one, ssh_enabled=ssh_enabled, ports=ports))
+            targets = set(rules.values()) | ({22} if ssh_enabled else set())
+            assert await opened() == targets
+            assert await served() == rules | ({22: 22} if ssh_enabled else {})
+            is_web = bool({443, 80} & rules.keys())
+            assert await hosts() == ([f"{one.id}.compute.example.org"] if is_web else [])
+        after = await kube.get(path_of(one, "/pods/container-0"))
+        assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+
+
+async def test_a_node_port_stays_when_another_port_is_opened(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
+    """Whoever is connected to a port must not notice that another is opened."""
+    one = spec(ports=())
+
+    async def node_port() -> int:
+        service = await kube.get(path_of(one, "/services/container"))
+        return next(
+            int(each["nodePort"]) for each in service["spec"]["ports"] if each["port"] == 22
+        )
+
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        before = await node_port()
+        await here.backend.expose(replace(one, ports=(Port(80, 80), Port(8001, 1))))
+        assert await node_port() == before
+
+
+async def test_what_was_deleted_by_hand_is_made_again(kubernetes: Kubernetes, kube: Api) -> None:
+    """While it runs, and by a start."""
+    one = spec(ports=(Port(443, 8443),))
+    workload = path_of(one, "/statefulsets/container", api=APPS)
+    parts = (
+        path_of(one, "/networkpolicies/container", api=NETWORK),
+        path_of(one, "/ingresses/web", api=NETWORK),
+        path_of(one, "/services/web"),
+        path_of(one, "/services/container"),
+        path_of(one, "/secrets/keys"),
+    )
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        assert not here.seen.lost_exposure
+        for part in parts:
+            await kube.delete(part)
+        await here.seen.until(lambda: here.seen.lost_exposure == {one.id})
+        await here.backend.expose(one)
+        for part in parts:
+            await kube.get(part)
+        after = await kube.get(path_of(one, "/pods/container-0"))
+        assert after["metadata"]["uid"] == pod["metadata"]["uid"]
+        for part in (*parts, workload):
+            await kube.delete(part)
+        again = replace(one, generation=2)
+        await here.backend.start(again)
+        await here.seen.phase(again, "running")
+        for part in (*parts, workload):
+            await kube.get(part)
+
+
+async def test_a_workload_that_is_gone_is_seen_as_stopped(
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the driver runs it again, instead of waiting for a pod that nobody makes."""
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.1)
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
+        await here.seen.phase(one, "stopped")
+        again = replace(one, generation=2)
+        await here.backend.start(again)
+        await here.seen.phase(again, "running")
+        assert "stopped" not in here.seen.phases(again), "it would be run once more"
+        await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
+        await here.seen.phase(again, "stopped")
+        await here.backend.start(again)
+        assert here.seen.now[one.id].phase != "stopped", "it would be run once more"
+
+
+async def test_what_is_found_out_about_the_run_before_is_not_told_of_a_new_one(
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer comes when the next start is done."""
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.1)
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        has_workload, answered, go_on = here.backend._api.has_workload, trio.Event(), trio.Event()
+
+        async def late(*what: str) -> bool:
+            found = await has_workload(*what)
+            if not found:
+                answered.set()
+                await go_on.wait()
+            return found
+
+        monkeypatch.setattr(here.backend._api, "has_workload", late)
+        await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
+        with trio.fail_after(60):
+            await answered.wait()
+        again = replace(one, generation=2)
+        with kubernetes.kubelet.acting(Held(), in_namespace(name_of(one))):
+            await here.backend.start(again)
+            go_on.set()
+            await here.seen.phase(again, "initializing")
+        await here.seen.phase(again, "running")
+        assert "stopped" not in here.seen.phases(again)
+
+
+async def test_a_pod_that_is_moved_is_followed(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        before = await kube.get(path_of(one, "/pods/container-0"))
+        here.seen.all.clear()
+        await kube.delete(path_of(one, "/pods/container-0"))
+        await here.seen.until(lambda: "running" in here.seen.phases(one)[1:])
+        assert here.seen.now[one.id].generation == one.generation
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        assert pod["metadata"]["uid"] != before["metadata"]["uid"]
+
+
+async def test_a_namespace_that_somebody_deletes_is_told(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        await kube.delete(path_of(one))
+        await here.seen.until(lambda: one.id in here.seen.was_gone)
+        assert here.seen.phases(one)[-1] == "failed"
+        assert name_of(one) in here.seen.all[-1].reason
+        again = replace(one, generation=2)
+        await here.backend.start(again)
+        await here.seen.phase(again, "running")
+
+
+async def test_a_stop_before_anything_was_made_makes_nothing(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here:
+        await here.backend.stop(one)
+        await here.backend.delete(one.id, one.user_id)
+        assert not await labelled(kube, "/api/v1/namespaces", one)
+
+
+async def test_nothing_is_made_in_a_namespace_that_ends(kubernetes: Kubernetes, kube: Api) -> None:
+    one = spec()
+    about = {"finalizers": ["tests/wait"]}
+    async with running(kubernetes.admin) as here:
+        await here.backend.create(one)
+        claim = path_of(one, "/persistentvolumeclaims/data")
+        await kube.patch(claim, {"metadata": about}, "application/merge-patch+json")
+        await kube.delete(path_of(one))
+        with pytest.raises(BackendUnavailable, match="still being deleted"):
+            await here.backend.start(one)
+        await kube.patch(claim, {"metadata": {"finalizers": None}}, "application/merge-patch+json")
+        await kube.wait_gone(path_of(one))
+
+
+async def test_what_is_in_the_way_of_a_deletion_is_told(
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control.compute.kubernetes.backend.DELETE_SECONDS", 0.0)
+    monkeypatch.setattr("control.compute.kubernetes.backend.LOOK_SECONDS", 0.1)
+    one = spec()
+    merge = "application/merge-patch+json"
+    async with running(kubernetes.admin) as here:
+        await here.backend.create(one)
+        claim = path_of(one, "/persistentvolumeclaims/data")
+        await kube.patch(claim, {"metadata": {"finalizers": ["tests/wait"]}}, merge)
+        with pytest.raises(BackendUnavailable, match=name_of(one)):
+            await here.backend.delete(one.id, one.user_id)
+        await kube.wait_one(path_of(one), lambda found: "tests/wait" in str(found["status"]))
+        with pytest.raises(BackendUnavailable, match="tests/wait"):
+            await here.backend.delete(one.id, one.user_id)
+        await kube.patch(claim, {"metadata": {"finalizers": None}}, merge)
+        await kube.wait_gone(path_of(one))
+
+
+async def test_a_user_who_differs_in_case_alone_has_containers_of_his_own(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
+    ids = ("aBcDe1", "AbCdE1", "abcde1", "ABCDE1")
+    ones = [spec(id="0badcafe", user_id=user_id) for user_id in ids]
+    # Of the same id, so each installation has one of them.
+    async with trio.open_nursery() as nursery:
+
+        async def live(index: int) -> None:
+            async with running(kubernetes.admin) as here:
+                await here.start(ones[index])
+                await here.backend.delete(ones[index].id, ones[index].user_id)
+
+        for index in range(len(ones)):
+            nursery.start_soon(live, index)
+    assert len({name_of(one) for one in ones}) == len(ones)
+
+
+HOSTILE_NAMES = (
+    "'\"; rm -rf / #",
+    "$(HOME) ${HOME} `id` %s {{.Values}}",
+    "a: b\n- c: &x *x\n---\nkind: Pod",
+    "../../etc/passwd",
+    "gfs.control/managed=false,x",
+    # What YAML takes for ends of lines, or not at all.
+    "\u202e\ud800 \U0001f600\U0010ffff\x7f\x85\u2028\u2029\ufeff\ufffe\uffff \\ud83d\\ude00",
+)
+#: As the REST API lets them through, and worse.
+HOSTILE_PATHS = (
+    "/srv/a\u20ac\U0001f600",
+    "/srv/-rf",
+    "/srv/$(POD)$$x`id`${HOME}",
+    '/srv/it\'s "quoted"; touch x #',
+    "/srv/{{.Values}}, b",
+)
+
+
+async def test_whatever_a_user_writes_stays_what_it_is(kubernetes: Kubernetes, kube: Api) -> None:
+    """The API server takes it, makes one namespace with one pod, and reads nothing into it.
+
+    Some of it once was refused: an apply is YAML, where an emoji is not two escapes.
+    """
+    keys = (*(f"{KEY} {name}" for name in HOSTILE_NAMES if name.isprintable()), KEY)
+    ones = [spec(name=name, mount_paths=HOSTILE_PATHS, ssh_keys=keys) for name in HOSTILE_NAMES]
+
+    async def live(here: Running, one: Spec) -> None:
+        await here.start(one)
+        found = await kube.get(path_of(one))
+        about = found["metadata"]
+        assert about["annotations"]["gfs.control/name"] == one.name.replace("\ud800", "?")
+        ours = {k: v for k, v in about["labels"].items() if k.startswith("gfs.control/")}
+        assert ours == {
+            "gfs.control/managed": "true",
+            "gfs.control/cluster": "hostile",
+            "gfs.control/user": one.user_id,
+            "gfs.control/container": one.id,
+        }
+        secret = await kube.get(path_of(one, "/secrets/keys"))
+        written = base64.b64decode(secret["data"]["authorized_keys"]).decode()
+        assert written.splitlines() == list(keys)
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        (prepare,), (container,) = pod["spec"]["initContainers"], pod["spec"]["containers"]
+        mounts = [each for each in container["volumeMounts"] if each["name"] == "data"]
+        assert [each["mountPath"] for each in mounts[:-1]] == list(HOSTILE_PATHS)
+        assert prepare["command"][:3] == ["/bin/sh", "-c", PREPARE]
+        assert len(prepare["command"]) == 5 + 2 * len(HOSTILE_PATHS)
+        # Each path has a directory of its own in the volume, and no other has come.
+        write = 'for each; do echo "$each" > "$ROOT$each/file"; done'
+        async with here.backend.exec(one, [*SHELL, write, "sh", *HOSTILE_PATHS]) as terminal:
+            assert await terminal.receive() == b""
+            assert terminal.exit_code == 0
+        volume = kubernetes.kubelet.volume(name_of(one), "data")
+        for path in HOSTILE_PATHS:
+            assert (volume / sub_path(path) / "file").read_text() == f"{path}\n"
+        assert {each.name for each in volume.iterdir()} == {"mounts", "host_keys"}
+
+    async with running(kubernetes.admin, "hostile") as here:
+        async with trio.open_nursery() as nursery:
+            for one in ones:
+                nursery.start_soon(live, here, one)
+        mine = await kube.items("/api/v1/namespaces", labelSelector="gfs.control/cluster=hostile")
+        assert {each["metadata"]["name"] for each in mine} == {name_of(one) for one in ones}
+        pods = await kube.items("/api/v1/pods", labelSelector="gfs.control/cluster=hostile")
+        assert len(pods) == len(ones)
+
+
+async def test_another_installations_containers_are_not_seen_and_not_touched(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here, running(kubernetes.admin) as there:
+        await here.start(one)
+        other = spec()
+        await there.start(other)
+        assert set(here.seen.now) == {one.id}
+        assert set(there.seen.now) == {other.id}
+        await there.backend.delete(one.id, one.user_id)
+        with pytest.raises(Impossible, match="belongs to somebody else"):
+            await there.backend.create(one)
+        with pytest.raises(Impossible, match="belongs to somebody else"):
+            await there.backend.start(replace(one, generation=7))
+        with pytest.raises(Impossible, match="belongs to somebody else"):
+            await there.backend.stop(one)
+        assert here.seen.now[one.id].phase == "running"
+        found = await kube.get(path_of(one))
+        assert not found["metadata"].get("deletionTimestamp")
+
+
+async def test_a_namespace_that_was_labelled_by_hand_is_not_deleted(
+    kubernetes: Kubernetes, kube: Api, namespace: str
+) -> None:
+    one, other = spec(), spec()
+    async with running(kubernetes.admin, "hands") as here:
+        labels = {
+            "gfs.control/managed": "true",
+            "gfs.control/cluster": "hands",
+            "gfs.control/container": other.id,
+            "gfs.control/user": other.user_id,
+        }
+        await kube.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": labels}})
+        await here.start(one)
+        assert {each.id for each in here.seen.all} == {one.id}
+        await here.backend.delete(other.id, other.user_id)
+        found = await kube.get(f"/api/v1/namespaces/{namespace}")
+        assert not found["metadata"].get("deletionTimestamp")
+
+
+async def test_an_orphan_is_seen_even_without_a_pod(kubernetes: Kubernetes) -> None:
+    one, two = spec(), spec()
+    async with running(kubernetes.admin, "orphans") as here:
+        await here.backend.create(one)
+        await here.start(two)
+    async with running(kubernetes.admin, "orphans") as after:
+        assert after.seen.syncs == [{one.id, two.id}]
+        assert {each.user_id for each in after.seen.all} == {one.user_id, two.user_id}

@@ -1,0 +1,54 @@
+"""Fixtures for tests with real containers. See :mod:`podman_here`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# The clouds, and the ways to look at answers, are those of the control plane's tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
+
+import podman_here
+import podman_image
+from alone import Alone
+from podman_here import Here, User
+
+#: "require": where there can be no containers the tests fail; otherwise they are skipped.
+WANTED = "GFS_TEST_PODMAN"
+
+
+@pytest.fixture(scope="session")
+def containers_work() -> None:
+    if reason := podman_image.missing():
+        if os.environ.get(WANTED) == "require":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def here(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    """A cloud that all tests of a process share. Each has users of its own, and deletes
+    what they create; whoever kills processes takes ``alone``."""
+    with podman_here.running(tmp_path_factory.mktemp("podman") / "here") as made:
+        yield made
+
+
+@pytest.fixture
+def user(here: Here) -> Iterator[User]:
+    """A new user, whose containers are deleted after the test."""
+    made = here.user()
+    yield made
+    for container in made.client.get("/compute/containers").json()["containers"]:
+        made.delete(container["id"])
+
+
+@pytest.fixture
+def alone(containers_work: None, tmp_path: Path) -> Iterator[Here]:
+    """A control plane of a test's own, which may be killed."""
+    with podman_here.running(tmp_path / "alone", Alone) as made:
+        yield made

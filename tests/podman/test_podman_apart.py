@@ -1,0 +1,357 @@
+"""What a container may not: reach this machine or others, gain rights, speak to Podman."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from checks import unique, wait_for
+from podman_here import SECONDS, Here, User, inspect, left_of, name_of, remove
+from podman_image import image, podman
+from podman_stage import Stage, stage
+
+from control.compute.backend import (
+    LABEL_CLUSTER,
+    LABEL_CONTAINER,
+    LABEL_MANAGED,
+    LABEL_USER,
+    BackendUnavailable,
+    Port,
+    Spec,
+)
+from control.compute.podman import fence, shapes
+
+pytestmark = pytest.mark.usefixtures("containers_work")
+
+#: How curl says that nobody listens there, that nobody answers, that there is no way.
+NOBODY = ("7", "28")
+
+
+@contextmanager
+def page_on(host: str) -> Iterator[int]:
+    """A page of this machine's, as long as it lasts; its port."""
+    with socket.create_server((host, 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    stream, _ = listener.accept()
+                except OSError:
+                    return
+                with stream:
+                    stream.recv(4096)
+                    stream.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\nsecret\n")
+
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join(SECONDS)
+
+
+async def fetched(here: Stage, spec: Spec, *urls: str) -> list[str]:
+    """For each what curl printed in the container, or the code it ended with."""
+    found = []
+    for url in urls:
+        command = [
+            "curl",
+            "-sS",
+            "--connect-timeout",
+            "1",
+            "-m",
+            "20",
+            "-o",
+            "-",
+            "--stderr",
+            "/dev/null",
+            url,
+        ]
+        output, code = await here.execute(spec, command)
+        found.append(output.strip() if code == 0 else str(code))
+    return found
+
+
+def gateway_of(spec: Spec) -> str:
+    """This machine's address on the container's network."""
+    networks = inspect(spec.id)["NetworkSettings"]["Networks"]
+    (network,) = networks.values()
+    return str(network["Gateway"])
+
+
+async def test_what_listens_on_loopback_is_not_reached_from_a_container(tmp_path: Path) -> None:
+    with page_on("127.0.0.1") as port, page_on("0.0.0.0") as open_port:
+        async with stage(tmp_path / "stage", gateway_host="127.0.0.1") as here:
+            spec = await here.run(ssh_enabled=True)
+            names = ("127.0.0.1", gateway_of(spec), "127.64.0.1", "host.containers.internal")
+            for said in await fetched(here, spec, *(f"http://{name}:{port}/" for name in names)):
+                assert said in (*NOBODY, "6")
+            # What this machine shows to everybody it shows to containers.
+            shown = f"http://{gateway_of(spec)}:{open_port}/"
+            assert await fetched(here, spec, shown) == ["secret"]
+            # A way through the machine to its own loopback would need a route, and rights.
+            _, code = await here.execute(
+                spec, ["/bin/sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet"]
+            )
+            assert code != 0
+
+
+async def test_containers_do_not_reach_one_another(tmp_path: Path) -> None:
+    serve = "busybox httpd -p 80 -h /etc/gfs"
+    async with stage(tmp_path / "stage") as here:
+        first, second = await here.run(), await here.run()
+        await here.shell(second, f"{serve}; echo mine > /etc/gfs/page")
+        networks = inspect(second.id)["NetworkSettings"]["Networks"]
+        (address,) = (network["IPAddress"] for network in networks.values())
+        page = f"http://{address}/page"
+        assert await fetched(here, second, page) == ["mine"]
+        assert (await fetched(here, first, page))[0] in NOBODY
+        assert (await fetched(here, first, f"http://{address}:22/"))[0] in NOBODY
+        # Nor others of Podman's on this machine, whatever their networks say of themselves.
+        listed = podman("network", "inspect", name_of(first.id)).stdout
+        assert json.loads(listed)[0]["options"]["isolate"] == "strict"
+
+
+@contextmanager
+def link_local_server() -> Iterator[str]:
+    """A neighbour of this machine's at a link-local address, as clouds have one; it serves a
+    page on ports 80 and 53."""
+    namespace = unique("gfs-tests")
+    third = 1 + os.getpid() % 250
+    ours, theirs = f"169.254.{third}.1", f"169.254.{third}.2"
+    inside = ("ip", "-n", namespace)
+    run("ip", "netns", "add", namespace)
+    try:
+        link = f"gtest{os.getpid()}"[:15]
+        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        run("ip", "address", "add", f"{ours}/30", "dev", link)
+        run("ip", "link", "set", link, "up")
+        run(*inside, "address", "add", f"{theirs}/30", "dev", "eth0")
+        run(*inside, "link", "set", "eth0", "up")
+        with contextlib.ExitStack() as stack:
+            for port in (80, 53):
+                command = ["ip", "netns", "exec", namespace, sys.executable, "-c", SERVES]
+                server = stack.enter_context(
+                    subprocess.Popen([*command, theirs, str(port)], stdout=subprocess.PIPE)
+                )
+                stack.callback(server.kill)
+                assert server.stdout is not None
+                assert server.stdout.readline() == b"serves\n"
+            yield theirs
+    finally:
+        run("ip", "netns", "delete", namespace)
+
+
+SERVES = """
+import socket, sys
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("serves", flush=True)
+while True:
+    stream = listener.accept()[0]
+    with stream:
+        stream.recv(4096)
+        stream.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: 7\\r\\n\\r\\nsecret\\n")
+"""
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, timeout=SECONDS)
+
+
+async def test_secrets_that_a_cloud_tells_this_machine_are_not_told_to_containers(
+    tmp_path: Path,
+) -> None:
+    with link_local_server() as host:
+        # Others on this machine are none of our concern, and show that there is a way.
+        curl = ("curl", "-sS", "-m", "20", f"http://{host}/")
+        assert podman("run", "--rm", "--network", "podman", image(), *curl).stdout == "secret\n"
+        own = f"{host.rpartition('.')[0]}.1"
+        with page_on(own) as port:
+            async with stage(tmp_path / "stage") as here:
+                spec = await here.run()
+                urls = (f"http://{host}/", f"http://{own}:{port}/", f"http://{host}:53/")
+                assert await fetched(here, spec, *urls) == ["28", "28", "secret"]
+
+
+async def test_without_a_fence_no_container_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence, "_RULES", "no rules of nft\n")
+    async with stage(tmp_path / "stage") as here:
+        spec = here.spec()
+        with pytest.raises(BackendUnavailable, match=r"link-local.*nft says.*Install nftables"):
+            await here.backend.start(spec)
+        assert inspect(spec.id)["State"]["Status"] == "created"
+        monkeypatch.undo()
+        await here.backend.start(spec)
+        await here.seen.phase(spec, "running")
+
+
+async def test_a_container_has_no_more_rights_than_it_needs(tmp_path: Path) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run(ssh_enabled=True)
+        pid = inspect(spec.id)["State"]["Pid"]
+        words = status_of(pid)
+        wanted = sum(1 << CAPABILITIES[name] for name in shapes.CAPABILITIES)
+        for name in ("CapEff", "CapPrm", "CapBnd"):
+            assert int(words[name], 16) == wanted
+        assert int(words["CapInh"], 16) == int(words["CapAmb"], 16) == 0
+        assert words["NoNewPrivs"].strip() == "1"
+        assert words["Seccomp"].strip() == "2"
+        for kind in ("mnt", "net", "pid", "ipc", "uts"):
+            assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+        for refused in (
+            "mount -t tmpfs none /mnt",
+            "mknod /tmp/disk b 8 0",
+            "echo c > /proc/sysrq-trigger",
+            "hostname other",
+            "test -e /run/podman || test -e /var/run/docker.sock",
+        ):
+            _, code = await here.execute(spec, ["/bin/sh", "-c", refused])
+            assert code not in (0, None), refused
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":", 1) for line in lines)
+
+
+#: linux/capability.h
+CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_FSETID": 4,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_NET_BIND_SERVICE": 10,
+    "CAP_SYS_CHROOT": 18,
+    "CAP_AUDIT_WRITE": 29,
+}
+
+
+def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(here: Here) -> None:
+    directory = here.control / "compute"
+    wait_for((directory / "podman.sock").exists, SECONDS, "service of Podman's")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_ISSOCK((directory / "podman.sock").stat().st_mode)
+    names = {
+        entry.partition(b"=")[0]
+        for entry in Path(f"/proc/{here.service()}/environ").read_bytes().split(b"\0")
+    }
+    assert not [name for name in names if name.startswith(b"GFS_")]
+
+
+async def test_hostile_words_are_only_words(tmp_path: Path) -> None:
+    """Names and keys are checked before they come here; should one slip through, it is
+    in no command and in no path."""
+    marker = tmp_path / "marker"
+    hostile = f"'; touch {marker}; $(touch {marker}) `touch {marker}` \\\" \n --privileged {{}}"
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run(
+            name=hostile,
+            ssh_keys=(hostile.replace("\n", " "),),
+            mount_paths=("/srv/with space; $(x) 'quotes'", "/srv/ünïcode-✓"),
+        )
+        keys = await here.shell(spec, "cat /etc/gfs/keys/authorized_keys")
+        assert keys == hostile.replace("\n", " ") + "\n"
+        assert (await here.shell(spec, "ls /srv | cat")).splitlines() == [
+            "with space; $(x) 'quotes'",
+            "ünïcode-✓",
+        ]
+        assert inspect(spec.id)["HostConfig"]["Privileged"] is False
+    assert not marker.exists()
+
+
+# --- others on the machine --------------------------------------------------------------
+
+
+def make_things(cluster: str, container: str, name: str) -> list[str]:
+    """A container, a volume and a network, by hand, with the labels of compute."""
+    labels = {
+        LABEL_MANAGED: "true",
+        LABEL_CLUSTER: cluster,
+        LABEL_CONTAINER: container,
+        LABEL_USER: "aZ09bY",
+    }
+    flags = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+    podman("volume", "create", *flags, name)
+    podman("network", "create", *flags, name)
+    podman("create", *flags, "--name", name, "-v", f"{name}:/srv", "--network", name, image())
+    return [f"{kind} {name}" for kind in ("container", "volume", "network")]
+
+
+def test_only_what_is_ours_and_in_no_record_is_removed(here: Here, user: User) -> None:
+    made = user.run()
+    ours, foreign = here.installation(), "feedfacefeedface"
+    try:
+        # Another installation may have a container of the same id.
+        kept = make_things(foreign, made, f"gfs-{foreign[:12]}-{made}")
+        make_things(ours, "0badcafe", f"gfs-{ours[:12]}-0badcafe")
+        make_things(ours, "0badf00d", "by-another-name")
+        for orphan in ("0badcafe", "0badf00d"):
+            wait_for(
+                lambda orphan=orphan: not left_of(LABEL_CONTAINER, orphan), SECONDS, "end of it"
+            )
+        user.act(made, "stop")
+        user.delete(made)
+        assert sorted(left_of(LABEL_CLUSTER, foreign)) == sorted(kept)
+    finally:
+        remove(left_of(LABEL_CLUSTER, foreign))
+
+
+async def test_a_port_on_this_machine_is_one_containers_and_each_has_its_own_address(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path / "stage") as here:
+        specs = [await here.run(ports=(Port(8765, 80),)) for _ in range(2)]
+        addresses = []
+        for number, spec in enumerate(specs):
+            await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
+            await here.shell(spec, "busybox httpd -p 80 -h /web")
+            sighting = await here.seen.phase(spec, "running")
+            assert sighting.reason == ""
+            addresses.append(sighting.external_ip)
+        assert len(set(addresses)) == 2
+        for number, host in ((0, addresses[0]), (1, addresses[1]), (0, "127.0.0.1")):
+            assert await page_of(host, 8765) == f"{number}\n"
+        await here.backend.delete(specs[0].id, specs[0].user_id)
+        assert await page_of("127.0.0.1", 8765) == "1\n"
+
+
+async def test_two_installations_on_one_machine_have_addresses_of_their_own(tmp_path: Path) -> None:
+    async with (
+        stage(tmp_path / "one", cluster="0" * 16) as one,
+        stage(tmp_path / "two", cluster="1" * 16) as two,
+    ):
+        for number, here in enumerate((one, two)):
+            spec = await here.run(ports=(Port(8766, 80),))
+            await here.shell(spec, f"mkdir /web; echo {number} > /web/index.html")
+            await here.shell(spec, "busybox httpd -p 80 -h /web")
+        for number, here in enumerate((one, two)):
+            (seen,) = here.seen.sightings.values()
+            assert (seen.phase, seen.reason) == ("running", "")
+            assert await page_of(seen.external_ip, 8766) == f"{number}\n"
+
+
+async def page_of(host: str, port: int) -> str:
+    with trio.fail_after(SECONDS):
+        async with await trio.open_tcp_stream(host, port) as stream:
+            await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b""
+            while piece := await stream.receive_some():
+                answer += piece
+    return answer.partition(b"\r\n\r\n")[2].decode()

@@ -1,0 +1,68 @@
+"""What a user does with a container, from its creation to its end, through the API."""
+
+from __future__ import annotations
+
+from checks import ok, refused, wait_for
+from podman_here import SECONDS, Here, User, fetch, left_of, processes_naming
+from podman_shell import listening, listens, prints, shell
+
+from control.compute.backend import LABEL_CONTAINER
+
+#: Inside. A web server of one file, that outlives whoever started it.
+SERVE = "mkdir -p /tmp/web; echo 'a page' > /tmp/web/index.html; busybox httpd -p 3000 -h /tmp/web"
+
+
+async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
+    async with listening(here, user) as told:
+        made = user.create(
+            name="box; rm -rf / $(reboot) `id` \"'<&>",
+            mount_paths=["/srv/data", "/root"],
+            memory_mb=256,
+            ssh_enabled=True,
+        )
+        assert await told.statuses(made, "running") == ["pending", "initializing", "running"]
+        info = user.get(made)
+        assert info["memory_used_mb"] >= 1
+        assert 0 <= info["storage_used_gb"] < 1
+
+        async with shell(here, user, made) as terminal:
+            await terminal.run("echo kept > /srv/data/file; echo gone > /opt/file")
+            assert prints(await terminal.run("cat /srv/data/file"), "kept")
+
+        assert user.ssh(made, "cat /srv/data/file; hostname; whoami") == f"kept\n{made}\nroot\n"
+        host_key = user.known_hosts.read_text()
+        assert host_key.count("\n") == 1
+
+        port, address = 8123, told.external_ips[made]
+        assert fetch(address, port).returncode == 7  # nobody listens
+        user.ssh(made, SERVE)
+        ok(
+            user.client.post(
+                f"/compute/containers/{made}/ingress", json={"port": port, "target_port": 3000}
+            )
+        )
+        page = wait_for(lambda: fetch(address, port).stdout, SECONDS, "page")
+        assert page == "a page\n"
+        ok(user.client.delete(f"/compute/containers/{made}/ingress/{port}"))
+        wait_for(lambda: fetch(address, port).returncode == 7, SECONDS, "closed port")
+
+        user.act(made, "stop")
+        assert await told.statuses(made, "stopped") == ["stopped"]
+        refused(user.client.get(f"/compute/containers/{made}/terminal"), (400, 426))
+        ssh_port = int(info["ssh_command"].split()[2])
+        wait_for(lambda: not listens(ssh_port), SECONDS, "closed SSH port")
+
+        assert user.act(made, "start")["status"] == "pending"
+        assert await told.statuses(made, "running") == ["pending", "initializing", "running"]
+        assert user.get(made)["ssh_command"] == info["ssh_command"]
+        assert user.ssh(made, "cat /srv/data/file; ls /opt; ls /tmp") == "kept\n"
+        # Another key would have been refused, or added.
+        assert user.known_hosts.read_text() == host_key
+
+        ok(user.client.delete(f"/compute/containers/{made}"))
+        await told.deleted(made)
+        refused(user.client.get(f"/compute/containers/{made}"), 404)
+        wait_for(lambda: made not in here.recorded(), SECONDS, "end of the record")
+        assert left_of(LABEL_CONTAINER, made) == []
+        assert not listens(ssh_port)
+        wait_for(lambda: not processes_naming(made), SECONDS, "end of its processes")

@@ -1,0 +1,287 @@
+"""Terminals: the backend's, and through the WebSocket down to a slow browser."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import sockets
+import trio
+from checks import wait_for
+from podman_here import SECONDS, Here, User, processes, runs_in
+from podman_shell import Shell, prints, shell
+from podman_stage import Stage, stage
+
+from control.compute.backend import BackendUnavailable, Impossible, Spec
+from control.compute.podman import terminal
+
+MIB = 1024**2
+
+
+# --- the backend's ----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_a_command_has_a_terminal_of_the_size_one_gives_it(tmp_path: Path) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        # The size comes another way than what is typed, so it is not there with the answer.
+        shows = "stty size; kill $!; exit 7"
+        script = f"trap '{shows}' WINCH; stty size; echo $TERM; sleep 999 & wait"
+        command = ["/bin/sh", "-c", script]
+        with trio.fail_after(SECONDS):
+            async with here.backend.exec(spec, command, columns=91, rows=17) as terminal:
+                output = b""
+                while b"xterm-256color" not in output:
+                    output += await terminal.receive()
+                assert b"17 91\r\n" in output
+                await terminal.resize(123, 45)
+                while piece := await terminal.receive():
+                    output += piece
+                assert b"45 123\r\n" in output
+                assert terminal.exit_code == 7
+                # Whoever goes on typing does no harm.
+                await terminal.send(b"more\n")
+                assert await terminal.receive() == b""
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_every_byte_typed_arrives_and_none_means_anything_to_us(tmp_path: Path) -> None:
+    """Podman would take Ctrl-P Ctrl-Q for itself."""
+    typed = bytes(range(256)) * 8 + b"\x10\x11" * 8
+    command = ["/bin/sh", "-c", f"stty raw -echo; echo ready; head -c {len(typed)} | sha256sum"]
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        with trio.fail_after(SECONDS):
+            async with here.backend.exec(spec, command) as terminal:
+                output = b""
+                while b"ready" not in output:
+                    output += await terminal.receive()
+                await terminal.send(typed)
+                while piece := await terminal.receive():
+                    output += piece
+        assert hashlib.sha256(typed).hexdigest().encode() in output
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_a_command_ends_with_its_terminal_however_it_is_left(tmp_path: Path) -> None:
+    deaf = "trap '' HUP; echo ready; while :; do sleep 4321; done"
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        for command in ("echo ready; exec sleep 4321", deaf):
+            with trio.fail_after(SECONDS):
+                async with here.backend.exec(spec, ["/bin/sh", "-c", command]) as terminal:
+                    await terminal.receive()
+                listed = await here.shell(spec, "ps -o args= -e")
+            assert f"-c {command}" not in listed
+            assert "sshd" in listed
+        for seconds in (0.0, 0.02, 0.05, 0.1, 0.2):
+            with trio.move_on_after(seconds):
+                async with here.backend.exec(spec, ["sleep", "5432"]) as terminal:
+                    await trio.sleep_forever()
+        wait_for(lambda: not runs_in(spec.id, "sleep\0005432"), SECONDS, "end of the commands")
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_twenty_at_once_all_open_and_leave_nothing(tmp_path: Path) -> None:
+    opened = 0
+    everybody, leave = trio.Event(), trio.Event()
+
+    async def open_one(here: Stage, spec: Spec) -> None:
+        nonlocal opened
+        async with here.backend.exec(spec, ["sh", "-c", "echo on; read -r line"]) as terminal:
+            assert b"on" in await terminal.receive()
+            opened += 1
+            if opened == 20:
+                everybody.set()
+            await leave.wait()
+
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        with trio.fail_after(2 * SECONDS):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(open_one, here, spec)
+                await everybody.wait()
+                assert len(runs_in(spec.id, "sh\0-c\0echo on")) == 20
+                leave.set()
+        assert not runs_in(spec.id, "sh\0-c\0echo on")
+        assert held(here) == []
+        wait_for(lambda: not conmons_of_commands(spec.id), SECONDS, "end of what ran them")
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_a_command_that_podman_lost_sight_of_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says of one whose start was not waited for that it does not run."""
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        for seconds in (0.0, 0.02, 0.04, 0.08, 0.16):
+            monkeypatch.setattr(terminal, "START_SECONDS", seconds)
+            with contextlib.suppress(BackendUnavailable):
+                async with here.backend.exec(spec, ["sleep", "8765"]):
+                    pass
+        with trio.fail_after(SECONDS):
+            while held(here) or runs_in(spec.id, "sleep\0008765"):  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        monkeypatch.undo()
+        assert await here.shell(spec, "echo again") == "again\n"
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_one_whose_turn_does_not_come_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "TURN_SECONDS", 0.0)
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        others = [object() for _ in range(terminal.STARTS_AT_ONCE)]
+        starts = here.backend._terminals._starts
+        for other in others:
+            starts.acquire_on_behalf_of_nowait(other)
+        with pytest.raises(BackendUnavailable, match="try again"):
+            await here.execute(spec, ["true"])
+        for other in others:
+            starts.release_on_behalf_of(other)
+        monkeypatch.undo()
+        await here.execute(spec, ["true"])
+
+
+def held(here: Stage) -> list[str]:
+    """Commands that are not known to have ended."""
+    return [name for name in os.listdir(here.directory / "terminals") if name != ".lock"]
+
+
+def conmons_of_commands(container: str) -> list[int]:
+    named = f"-{container}\0".encode()
+
+    def is_it(entry: Path) -> bool:
+        line = (entry / "cmdline").read_bytes()
+        return named in line and b"\0--exec-attach\0" in line
+
+    return processes(is_it)
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_without_a_run_there_is_no_terminal(tmp_path: Path) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        await here.backend.stop(spec)
+        with pytest.raises(Impossible):
+            await here.execute(spec, ["true"])
+        never = here.spec()
+        with pytest.raises(Impossible):
+            await here.execute(never, ["true"])
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_a_terminal_ends_when_its_container_does_or_podman_dies(tmp_path: Path) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run()
+        for end in ("stop", "service"):
+            with trio.fail_after(SECONDS):
+                async with here.backend.exec(spec, ["sh", "-c", "echo on; sleep 99"]) as terminal:
+                    assert b"on" in await terminal.receive()
+                    times = here.seen.times_synced
+                    if end == "stop":
+                        await here.backend.stop(spec)
+                        await here.backend.start(spec)
+                    else:
+                        os.kill(here.service(), signal.SIGKILL)
+                    while await terminal.receive():
+                        pass
+            await here.seen.phase(spec, "running")
+        await here.seen.until(lambda: here.seen.times_synced > times, "the watch goes on")
+        assert not runs_in(spec.id, "sleep\00099")
+        assert await here.shell(spec, "echo again") == "again\n"
+
+
+# --- through the WebSocket --------------------------------------------------------------
+
+
+async def test_a_shell_in_a_browser(here: Here, user: User) -> None:
+    made = user.run()
+    async with shell(here, user, made) as terminal:
+        assert prints(await terminal.run("echo $((6*7)); tty; pwd; echo $TERM; stty size"), "42")
+        assert prints(await terminal.run("stty size"), "24 80")
+        await terminal.client.send('{"type":"resize","cols":132,"rows":43}')
+        assert prints(await terminal.run("stty size"), "43 132")
+        await terminal.client.send(b"echo binary frames too\n")
+        await terminal.until("\rbinary frames too")
+        await terminal.client.send("exit\n")
+        while await terminal.client.receive() is not None:
+            pass
+        assert terminal.client.close_code == 1000
+
+
+async def test_a_shell_ends_with_its_browser(here: Here, user: User) -> None:
+    made = user.run()
+    async with shell(here, user, made) as terminal:
+        await terminal.run("(sleep 6543 &)")
+        assert runs_in(made, "sleep\0006543")
+    wait_for(lambda: not runs_in(made, "bash"), SECONDS, "end of the shell")
+
+
+async def test_much_output_for_a_slow_reader_is_held_back_and_arrives_whole(
+    here: Here, user: User
+) -> None:
+    made = user.run(mount_paths=["/data"], instance_type="small")
+    size = 16 * MIB
+    async with shell(here, user, made) as terminal:
+        await terminal.run(f"head -c {size * 3 // 4} /dev/urandom | base64 -w 0 > /data/text")
+        digest = await terminal.run("sha256sum < /data/text")
+    (wanted,) = re.findall(r"\b[0-9a-f]{64}\b", digest)
+    path = f"/compute/containers/{made}/terminal"
+    before = resident(here)
+    async with sockets.websocket(here.port, path, user.token, small=True) as client:
+        terminal = Shell(client)
+        await terminal.run("stty -opost")
+        await client.send("cat /data/text; echo THE' 'END\n")
+        pid = await only_process(made, "cat\0/data/text")
+        held = await until_it_rests(pid)
+        # What the system's own buffers take, of which a connection has 4 MiB at most.
+        assert held < 8 * MIB, "the command was not held back"
+        assert resident(here) - before < 16 * MIB
+        # With as little as before it would take a minute.
+        client.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4 * MIB)
+        (text,) = re.findall(r"[A-Za-z0-9+/=]{10000,}", await terminal.until("THE END"))
+        assert hashlib.sha256(text.encode()).hexdigest() == wanted
+        assert resident(here) - before < 16 * MIB
+
+
+def resident(here: Here) -> int:
+    status = Path(f"/proc/{here.cloud.cluster.pid('control')}/status").read_text()
+    (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
+    return int(kilobytes) * 1024
+
+
+async def only_process(container: str, command: str) -> int:
+    with trio.fail_after(SECONDS):
+        while not (found := runs_in(container, command)):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    (pid,) = found
+    return pid
+
+
+async def until_it_rests(pid: int) -> int:
+    """How much a process has written when it sleeps and has written no more meanwhile."""
+    before = -1
+    with trio.fail_after(SECONDS):
+        while True:
+            state, written = written_by(pid)
+            if state == "S" and written == before:
+                return before
+            before = written
+            await trio.sleep(0.2)
+
+
+def written_by(pid: int) -> tuple[str, int]:
+    (written,) = re.findall(r"wchar: (\d+)", Path(f"/proc/{pid}/io").read_text())
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state, int(written)
