@@ -98,7 +98,7 @@ async def one_large_file(servers: cluster.Running, total: int) -> dict[str, floa
             gib = total / (1024 * MIB)
             figures[f"{name}_client_cpu_s_per_gib"] = (time.process_time() - client) / gib
             figures[f"{name}_servers_cpu_s_per_gib"] = (servers.cpu_seconds() - others) / gib
-        await fs.delete("/bench/large")
+        await fs.delete("/bench/large", now=True)
     return figures
 
 

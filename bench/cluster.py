@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,43 +23,65 @@ STOP_SECONDS = 30.0
 
 #: The figures are those of the defaults, whatever is set where the bench runs.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("GFS_")}
+#: Of the administrator of a cluster that lives as long as a measurement.
+PASSWORD = secrets.token_urlsafe(24)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A cluster that serves."""
+    """A cluster that serves. ``pids`` are the file system's own."""
 
     state: Path
     master: int
     chunkservers: list[int]
+    control: int
+    #: Where the REST API is.
+    url: str
 
     @property
     def pids(self) -> list[int]:
         return [self.master, *self.chunkservers]
 
+    def stored_bytes(self) -> int:
+        """In the chunk files of all chunkservers."""
+        total = 0
+        for path in self.state.glob("chunkserver-*/chunks/*/*.chunk"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
     def cpu_seconds(self) -> float:
         """What all servers together have used of the processors so far."""
-        return sum(map(_cpu_seconds, self.pids))
+        return sum(map(cpu_seconds_of, self.pids))
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextmanager
-def running(chunkservers: int = 3, folder: str | None = None) -> Iterator[Running]:
-    """``gfs up`` on a fresh state directory, which is deleted in the end."""
+def running(
+    chunkservers: int = 3,
+    folder: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """``gfs up`` on a fresh state directory, which is deleted in the end.
+
+    ``environment`` is added to its own; nothing runs containers unless it says so.
+    """
     directory = Path(tempfile.mkdtemp(prefix="gfs-bench-", dir=folder))
     try:
-        process = _start(directory, chunkservers)
+        process = _start(directory, chunkservers, environment or {})
         try:
             ready = _wait_ready(process, directory)
             yield Running(
                 state=directory / "state",
                 master=ready["master"]["pid"],
                 chunkservers=[server["pid"] for server in ready["chunkservers"]],
+                control=ready["control"]["pid"],
+                url=ready["control"]["storage"],
             )
         finally:
             process.terminate()
@@ -71,7 +94,9 @@ def running(chunkservers: int = 3, folder: str | None = None) -> Iterator[Runnin
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(directory: Path, chunkservers: int) -> subprocess.Popen[bytes]:
+def _start(
+    directory: Path, chunkservers: int, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     with open(directory / "up.log", "wb") as said:
         return subprocess.Popen(
             [
@@ -83,7 +108,12 @@ def _start(directory: Path, chunkservers: int) -> subprocess.Popen[bytes]:
             ],
             stdout=said,
             stderr=said,
-            env=ENVIRONMENT,
+            env={
+                **ENVIRONMENT,
+                "GFS_ADMIN_PASSWORD": PASSWORD,
+                "GFS_COMPUTE_BACKEND": "none",
+                **environment,
+            },
             start_new_session=True,  # Ctrl-C is for the bench, which stops the cluster
         )  # fmt: skip
 

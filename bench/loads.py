@@ -74,7 +74,7 @@ async def calls_per_mib(fs: Client, total: int) -> Figures:
         finally:
             sys.setprofile(None)
         figures[f"{name}_client_calls_per_mib"] = count / (total / MIB)
-    await fs.delete("/bench/calls")
+    await fs.delete("/bench/calls", now=True)
     return figures
 
 
