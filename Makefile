@@ -1,5 +1,11 @@
 # make up      a whole cluster on this machine, in the foreground (ARGS="--port 9500")
 # make test    linters, types, import direction, tests
+# make test-kubernetes  tests with a real Kubernetes; the first time it builds one, in minutes
+# make test-browser  tests with a real browser, and real containers; as root
+# make test-podman  tests with real containers; as root, since it adds Debian's packages
+# make soak    simulated clusters under faults on all cores, new ones for SECONDS=600
+# make explore property tests with new examples, where `make test` has the same ones each time
+# make mutants deliberate bugs, each of which the simulation must catch
 # make bench   figures and a picture under bench/out/
 # make install only makes .venv; the others call it, and it is done once
 
@@ -7,10 +13,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+SECONDS ?= 600
+FIRST ?= $(shell date +%s)000
+
+# All cores. Files in the order of tests/conftest.py: by the number of their tests, which
+# is the default, the slowest come last.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test lint bench clean
+.PHONY: help install up test test-kubernetes test-browser test-podman soak explore mutants lint bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -34,7 +46,29 @@ lint: install
 
 # pytest comes last and has the last word: its summary line ends the output.
 test: lint
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+test-kubernetes: install
+	@$(BIN)/python tests/kubernetes/binaries.py --install
+	@GFS_TEST_KUBERNETES=require $(BIN)/python -m pytest $(SPREAD) tests/kubernetes $(ARGS)
+
+test-browser: install
+	@$(BIN)/python tests/podman/podman_image.py --install
+	@$(BIN)/python tests/browser/browser_files.py --install
+	@GFS_TEST_BROWSER=require $(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-podman: install
+	@$(BIN)/python tests/podman/podman_image.py --install
+	@GFS_TEST_PODMAN=require $(BIN)/python -m pytest $(SPREAD) tests/podman $(ARGS)
+
+soak: install
+	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)
+
+explore: install
+	@$(BIN)/python -m pytest $(SPREAD) --hypothesis-profile=default -m hypothesis $(ARGS)
+
+mutants: install
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m bench $(ARGS)
