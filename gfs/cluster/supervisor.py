@@ -285,10 +285,13 @@ def _prepare(plan: Plan, wishes: Wishes) -> None:
             write_atomically(directory.settled, settled)
         for path in plan.ready_files:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Nobody may take the last run for this one. That the new file can
-            # be written is tried too: afterwards is too late.
-            write_atomically(path, {})
-            path.unlink()
+            # That the new file can be written is tried now, for afterwards is too
+            # late; under another name, since whoever waits for the file reads it
+            # as soon as it is there. And nobody may take the last run for this one.
+            trial = path.with_name(f".{path.name}.trial")
+            write_atomically(trial, {})
+            trial.unlink()
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise StartupError(f"{error.filename}: cannot be written: {error.strerror}") from None
 

@@ -9,9 +9,13 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from harness import GFS, Cluster, environment, runs, wait_for
+
+from gfs.cluster import supervisor
 
 MakeCluster = Callable[..., Cluster]
 
@@ -229,6 +233,35 @@ def test_a_ready_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         tmp_path / "state", "--port", "0", "--ready-file", str(tmp_path / "file" / "ready")
     )
     assert_refused(done, "file")
+
+
+def test_the_ready_file_is_there_only_when_it_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it reads it at once: no trial and no last run stands in its place."""
+    ready_file = tmp_path / "ready.json"
+    ready_file.write_text("of the last run")
+    written: list[Path] = []
+    replace = os.replace
+
+    def noted(source: Any, target: Any) -> None:
+        written.append(Path(target))
+        replace(source, target)
+
+    class Run:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        async def run(self) -> None:
+            assert not ready_file.exists()
+
+    monkeypatch.setattr(os, "replace", noted)
+    monkeypatch.setattr(supervisor, "Supervisor", Run)
+    wishes = supervisor.Wishes(tmp_path / "state", port=0, ready_file=ready_file)
+    trio.run(supervisor.up, wishes, lambda *_: None)
+    assert written
+    assert ready_file not in written
+    assert list(tmp_path.glob(".ready.json*")) == []
 
 
 def test_a_child_that_cannot_start_stops_the_others(tmp_path: Path) -> None:
