@@ -39,11 +39,13 @@ from gfs.diagnostics import event
 from gfs.errors import (
     Busy,
     ChunkUnavailable,
+    CorruptReplica,
     GfsError,
     InvalidArgument,
     LeaseLost,
     NotFound,
     Retryable,
+    StaleVersion,
 )
 from gfs.master import placement, sharing
 from gfs.master.core import Master
@@ -69,6 +71,9 @@ log = logging.getLogger(__name__)
 #: A replica that does not answer a grant within this is left out.
 GRANT_SECONDS = 2.0
 ROUNDS_MAX = 4
+#: With one of these a replica does not bear the version that was ordered. With others it
+#: may: of what a disk could not sync, a restart may find all.
+REFUSALS = (StaleVersion, CorruptReplica, NotFound)
 #: A grant waits this long for a copy of the chunk that is being made: a copy
 #: cannot be finished under a lease.
 CLONE_WAIT_SECONDS = 3.0
@@ -316,7 +321,7 @@ class Grants:
                 took.add(server.index)
             except GfsError as error:
                 log.info("chunkserver %s refused a grant of %x: %s", server.id, handle, error)
-                if isinstance(error, TimeoutError):
+                if not isinstance(error, REFUSALS):
                     unknown.add(server.index)
             except ConnectionError:
                 unknown.add(server.index)

@@ -361,3 +361,25 @@ async def test_a_slow_copy_of_a_shared_chunk_is_waited_for(
             data[:3] = b"new"
             assert await fs.get("/file") == data
         process.kill()
+
+
+@over_seeds(2)
+async def test_a_grant_that_a_disk_could_not_sync_makes_no_replica_current(
+    seed: int, chance: random.Random
+) -> None:
+    """Its record was in the page cache, and a restart believed it."""
+    settings = ChunkserverSettings(durability="fsync")
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        await fs.put(b"old", "/file")
+        victim = chance.choice(holders(cluster))
+        cluster.machine(victim).disk.fail(cluster.disks[0], what=["sync"])
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, b"new")
+        versions = {}
+        for name in cluster.chunkservers:
+            files = SimFileSystem(cluster.machine(name).disk, Onlooker())
+            (path,) = cluster.chunk_files(name)
+            state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
+            assert state is not None
+            versions[name] = state.version
+        assert versions.pop(victim) < min(versions.values())
