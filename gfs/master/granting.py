@@ -194,7 +194,7 @@ class Grants:
         self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int], lease: bool = True
     ) -> Lease:
         await self._wait_for_clone(handle)
-        servers = self.candidates(handle, chunk, failed)
+        servers = self.candidates(handle, chunk, failed, or_failed=lease)
         return await self._grant_to(servers, inode, handle, chunk, lease)
 
     async def _grant_to(
@@ -239,12 +239,19 @@ class Grants:
             while handle in master.repair.active and handle not in master.moves:
                 await master.clock.sleep(CLONE_POLL_SECONDS)
 
-    def candidates(self, handle: int, chunk: Chunk, failed: frozenset[int]) -> list[Server]:
-        """The live replicas that did not fail, a fresh one first."""
+    def candidates(
+        self, handle: int, chunk: Chunk, failed: frozenset[int], *, or_failed: bool = False
+    ) -> list[Server]:
+        """The live replicas that did not fail, a fresh one first. If none is left, and with
+        ``or_failed``, those that did: who failed somebody may be back, and there is nobody
+        else who could ever be asked."""
         master = self._master
         holders = master.locations.get(handle)
-        servers = [master.servers.get(index) for index in holders if index not in failed]
-        live = [server for server in servers if server.state == LIVE and server.rpc is not None]
+        servers = [master.servers.get(index) for index in holders]
+        there = [server for server in servers if server.state == LIVE and server.rpc is not None]
+        live = [server for server in there if server.index not in failed]
+        if or_failed and not live:
+            live = there
         staying = [server for server in live if not server.draining]
         if len(staying) >= chunk.replication:
             live = staying  # those of servers that are drained have done their duty

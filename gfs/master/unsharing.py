@@ -51,7 +51,7 @@ async def unshare(
     Raises a retryable error, or NotFound, and then nothing has changed.
     """
     master = grants.master
-    servers = grants.candidates(handle, chunk, failed)
+    servers = grants.candidates(handle, chunk, failed, or_failed=True)
     with master.chunk_in_the_making() as making:
         target = making.handle
         version, chain, sent = await _copy(grants, handle, chunk.version, target, servers)

@@ -383,3 +383,26 @@ async def test_a_grant_that_a_disk_could_not_sync_makes_no_replica_current(
             assert state is not None
             versions[name] = state.version
         assert versions.pop(victim) < min(versions.values())
+
+
+@pytest.mark.parametrize("how", ["append", "write"])
+@over_seeds(1)
+async def test_the_only_replica_is_written_again_when_its_server_is_back(
+    seed: int, chance: random.Random, how: str
+) -> None:
+    """A client went on to exclude it as the one that had failed, for good."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(b"", "/file", replication=1)
+        first = await fs.append("/file", b"record")
+        (holder,) = holders(cluster)
+        async with await fs.open("/file", "r+") as file:
+            await cluster.crash(holder)
+            with trio.fail_after(13):
+                async with trio.open_nursery() as nursery:
+                    if how == "append":
+                        nursery.start_soon(fs.append, "/file", b"another")
+                    else:
+                        nursery.start_soon(file.pwrite, first, b"another")
+                    await trio.sleep(3)
+                    await cluster.start(holder)
+        assert b"another" in await fs.get("/file")
