@@ -493,6 +493,7 @@ class Actor:
             return
         opened = trio.current_time()
         file, model = await self._open(fs, self._readable(), "r")
+        known = file.entry.length
         start, length = self._part(file.length)
         got = bytearray()
         try:
@@ -501,10 +502,14 @@ class Actor:
                     got += view
         finally:
             await self.chance.choice([file.close, file.abort])()
-        rest = file.entry.length - start
-        if len(got) != (rest if length is None else min(rest, length)):
+        # What is known of its length may become more while it is read.
+        least, most = (each - start for each in (known, file.entry.length))
+        if length is not None:
+            least, most = min(least, length), min(most, length)
+        if not least <= len(got) <= most:
             raise Violation(
-                f"a stream of {len(got)} bytes from {start} of {file.entry.length}, {length} asked"
+                f"a stream of {len(got)} bytes from {start} of {known} to "
+                f"{file.entry.length}, {length} asked"
             )
         since = self._since(opened) if model.log is None else opened
         self.record.check_read(model, start, bytes(got), since, length is not None)
