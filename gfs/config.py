@@ -121,7 +121,8 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     #: All blocks are read and verified once in this time.
     scrub_seconds: float = 7 * 24 * 3600.0
     #: What was written in place and then not again for this long is synced. Until then a
-    #: machine that loses its power has to have it copied from others.
+    #: machine that loses its power has to have it copied from others; with "fsync" it is
+    #: in the redo journal until then.
     mark_seconds: float = 60.0
     #: An exchange in which nothing moves for this long is ended.
     idle_seconds: float = 30.0

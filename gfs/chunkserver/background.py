@@ -6,13 +6,20 @@ was deleted or cut short is found without reading anything.
 
 *Marks*: what was written and then left alone for ``mark_seconds`` is synced, so that
 no power cut makes it doubtful any more (:mod:`gfs.chunkserver.marks`).
+
+*Journals*: each says what of it is on the disk, so that damage to that is not taken for
+a record that a power cut tore; and what is in one that was left alone for
+``mark_seconds`` is put where it belongs (:mod:`gfs.chunkserver.journal`).
 """
 
 from __future__ import annotations
 
 import logging
 
+import trio
+
 from gfs.chunkserver.node import Node
+from gfs.chunkserver.store import Disk
 from gfs.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -22,6 +29,7 @@ SPACE_SECONDS = 1.0
 SCAN_STEP = 256
 SCAN_FILES_PER_SECOND = 2000
 SAVE_SECONDS = 5.0
+CLAIM_SECONDS = 1.0
 
 
 async def watch_space(node: Node) -> None:
@@ -74,6 +82,32 @@ async def take_marks_back(node: Node) -> None:
                 await node.store.take_marks_back(disk, seconds)
             except OSError as error:
                 log.error("%s: %s", disk.marks.path, error)
+
+
+async def tend_journals(node: Node) -> None:
+    """Have the redo journals say what of them is on the disk, and empty idle ones."""
+    async with trio.open_nursery() as nursery:
+        for disk in node.store.disks:
+            nursery.start_soon(_tend_journal, node, disk)
+
+
+async def _tend_journal(node: Node, disk: Disk) -> None:
+    clock, journal = node.world.clock, disk.journal
+    written, since = 0, clock.monotonic()
+    while True:
+        await clock.sleep(CLAIM_SECONDS)
+        try:
+            if journal.written != written:
+                written, since = journal.written, clock.monotonic()
+            elif journal.to_set_aside and clock.monotonic() > since + node.settings.mark_seconds:
+                await node.store.empty_journal(disk)
+            if journal.to_claim and not disk.failed:
+                await node.store.run(disk, journal.claim)
+            if journal.to_save:
+                disk.to_save.set()
+        except OSError as error:
+            log.error("%s: the redo journal: %s", disk.path, error)
+            disk.failed = disk.failed or journal.failed
 
 
 async def save_memory(node: Node) -> None:

@@ -146,7 +146,40 @@ def was_never_saved(head: Buffer) -> bool:
     return len(written) < 2 and all(decode_slot(slot) is not None for slot in written)
 
 
-# --- a record of the redo journal ---------------------------------------------
+# --- the redo journal: the head of a file, and a record -------------------------
+
+
+_JOURNAL = struct.Struct(">8sQQ")
+JOURNAL_MAGIC = b"GFSJRNL1"
+#: Records begin here: what is written to the one page never tears the other.
+JOURNAL_HEAD_BYTES = 4096
+JOURNAL_SUMMED_BYTES = _JOURNAL.size + SUM_BYTES
+
+
+class JournalHead(NamedTuple):
+    """What a file of the journal says of its records."""
+
+    #: Those up to this number are of the past.
+    floor: int = 0
+    #: Those up to this number were on the disk when this was written.
+    synced: int = 0
+
+
+def encode_journal_head(head: JournalHead) -> bytes:
+    """A whole page, so that the disk need not read what it is written over."""
+    fields = _JOURNAL.pack(JOURNAL_MAGIC, *head)
+    page = bytearray(JOURNAL_HEAD_BYTES)
+    page[:JOURNAL_SUMMED_BYTES] = fields + block_sum(fields)
+    return bytes(page)
+
+
+def decode_journal_head(journal: Buffer) -> JournalHead | None:
+    """What the file begins with; None if that is damaged."""
+    fields = bytes(journal[: _JOURNAL.size])
+    stored = bytes(journal[_JOURNAL.size : JOURNAL_SUMMED_BYTES])
+    if stored != block_sum(fields) or fields[:8] != JOURNAL_MAGIC:
+        return None
+    return JournalHead(*_JOURNAL.unpack(fields)[1:])
 
 
 _REDO = struct.Struct(">8sQQQIIIIQ")

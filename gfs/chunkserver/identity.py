@@ -7,6 +7,9 @@ master behind that sequence has a younger memory than this server, and its
 deletion orders are refused (see ``Orders``); one of a lower term is none any more.
 Also where the master's shadows are: one of them may be the next master; and how far
 the scrubber has come.
+
+It is there twice, since nothing else can tell who this server is: a copy that is damaged,
+or cannot be read, is made anew from the other one.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import logging
 
 import msgspec
 
+from gfs.blocks import block_sum
 from gfs.errors import StartupError
 from gfs.io import File, FileSystem, World
 
 log = logging.getLogger(__name__)
 
 NAME = "server.json"
+NAMES = (NAME, f"{NAME}.copy")
 LOCK = "lock"
 
 
@@ -36,6 +41,24 @@ class ServerRecord(msgspec.Struct):
     scrubbed: int = 0
     scrub_began_ns: int = 0
     scrub_ended_ns: int = 0
+
+
+#: The last field of the file: the checksum of everything before it.
+_SUM = b',"sum":"%s"}'
+_SUM_BYTES = len(_SUM % bytes(16))
+
+
+def encode_server(record: ServerRecord) -> bytes:
+    fields = msgspec.json.encode(record)[:-1]
+    return fields + _SUM % block_sum(fields).hex().encode()
+
+
+def decode_server(data: bytes) -> ServerRecord:
+    """Raises ``ValueError`` if it is not what :meth:`encode_server` made."""
+    fields = data[:-_SUM_BYTES]
+    if data[len(fields) :] != _SUM % block_sum(fields).hex().encode():
+        raise ValueError("it fails its checksum")
+    return msgspec.json.decode(fields + b"}", type=ServerRecord)
 
 
 class IdentityFile:
@@ -94,7 +117,7 @@ class IdentityFile:
 
     def _read(self, world: World) -> bool:
         """Whether there was a record; a new one is made otherwise."""
-        records = [r for r in map(self._read_one, self._directories) if r is not None]
+        records = [record for each in self._directories for record in self._read_copies(each)]
         if len({record.id for record in records}) > 1:
             raise StartupError(
                 "these directories belong to different chunkservers: "
@@ -107,20 +130,40 @@ class IdentityFile:
             self.record = ServerRecord(id=world.random_bytes(6).hex())
         return bool(records)
 
-    def _read_one(self, directory: str) -> ServerRecord | None:
-        path = f"{directory}/{NAME}"
+    def _read_copies(self, directory: str) -> list[ServerRecord]:
+        """The good ones. Raises StartupError if there are some, and none is good."""
+        found: list[ServerRecord] = []
+        wrong: list[str] = []
+        is_damaged = False
+        for name in NAMES:
+            path = f"{directory}/{name}"
+            try:
+                found += self._read_one(path)
+            except OSError as error:
+                wrong.append(f"{path}: cannot be read: {error.strerror}")
+            except ValueError as error:
+                wrong.append(f"{path}: damaged ({error})")
+                is_damaged = True
+        if wrong and not found:
+            what = "; ".join(wrong)
+            if is_damaged:
+                what += (
+                    ": restore it from the same server's other directory, or empty this "
+                    "directory to start as a new server"
+                )
+            raise StartupError(what)
+        for each in wrong:
+            log.error("%s: the other copy is used", each)
+        return found
+
+    def _read_one(self, path: str) -> list[ServerRecord]:
         if not self._files.exists(path):
-            return None
+            return []
         file = self._files.open(path, "r")
         try:
             data = bytearray(min(file.size(), 64 * 1024))
             file.read_into(memoryview(data), 0)
-            return msgspec.json.decode(data, type=ServerRecord)
-        except msgspec.DecodeError as error:
-            raise StartupError(
-                f"{path}: damaged ({error}): restore it from the same server's other "
-                "directory, or empty this directory to start as a new server"
-            ) from None
+            return [decode_server(bytes(data))]
         finally:
             file.close()
 
@@ -128,19 +171,20 @@ class IdentityFile:
         """The record is on every disk when this returns, synced. Raises StartupError if
         some disk does not take it; the others have it all the same."""
         record = msgspec.structs.replace(self.record)  # as it is now: this blocks
-        data = msgspec.json.encode(record)
+        data = encode_server(record)
         refused: list[str] = []
         for directory in self._directories:
-            path = f"{directory}/{NAME}"
             try:
-                self._save_one(directory, path, data)
+                for name in NAMES:
+                    self._save_one(f"{directory}/{name}", data)
+                self._files.sync_directory(directory)
                 self._saved = (record.cluster, record.term)
             except OSError as error:
-                refused.append(f"{path}: cannot be written: {error.strerror}")
+                refused.append(f"{directory}/{NAME}: cannot be written: {error.strerror}")
         if refused:
             raise StartupError("; ".join(refused))
 
-    def _save_one(self, directory: str, path: str, data: bytes) -> None:
+    def _save_one(self, path: str, data: bytes) -> None:
         file = self._files.open(path + ".new", "replace")
         try:
             file.write(data, 0)
@@ -148,7 +192,6 @@ class IdentityFile:
         finally:
             file.close()
         self._files.rename(path + ".new", path)
-        self._files.sync_directory(directory)
 
     def close(self) -> None:
         while self._locks:

@@ -18,7 +18,9 @@ append may, since no state covers them.
 
 *Two files* in turn. When one is full the other is used, and what the full one has
 records of is *saved* in the background: then it may be overwritten. So the work at a
-start is bounded. A chunk written a thousand times meanwhile is saved once. One that the
+start is bounded. A chunk written a thousand times meanwhile is saved once. So is a file
+that nothing was appended to for a while: on a disk that is left alone all is in the chunk
+files, where the scrubber reads it. One that the
 disk refuses to save is lacking (:mod:`gfs.chunkserver.marks`): its records go all the same,
 once that is on the disk, and it is made anew from other servers' replicas.
 
@@ -30,6 +32,16 @@ the disk. So records up to it are skipped, whenever they were written and whatev
 become of the file since; those after it are done again, in order, any number of times.
 A record whose base is not there is of a state that was lost. In each file the numbers
 rise: the first that does not, or that is not whole, is not of this round.
+
+*Torn or damaged.* A record that is not whole may be one that a power cut tore, of which
+nobody was told; or one that was acknowledged, and that the disk has damaged since: the
+replica would lack it, and pass for good. So each file has a *head*, a sector of its own,
+that is renewed about once a second while there is something to say: up to which number
+its records were synced. If a start does not find all of those, or cannot read the head
+or a part of the file, any replica on the disk may lack something: all are forgetful
+(:mod:`gfs.chunkserver.marks`). Cost: a write and a sync a second, at most two. Only what
+is damaged within a second after it was written, while the head does not tell of it yet,
+is taken for torn.
 
 *Deleted* chunks leave a record too: else a power cut might bring one back that has
 missed what was written since.
@@ -50,7 +62,7 @@ from typing import Protocol
 
 from gfs.blocks import KIB, MIB
 from gfs.chunkserver import format as layout
-from gfs.chunkserver.format import Redo
+from gfs.chunkserver.format import JournalHead, Redo
 from gfs.errors import DiskFailed
 from gfs.io import File, FileSystem
 
@@ -60,6 +72,9 @@ CHUNKS_MAX = 128
 #: The files grow by this much at a time, so that a sync need not wait for the file
 #: system to note a new length.
 GROWTH_BYTES = 256 * KIB
+#: A start reads the files page by page: of one that cannot be read, all is lost, until it
+#: is written as a whole.
+PAGE_BYTES = 4 * KIB
 
 
 class Keeper(Protocol):
@@ -83,6 +98,8 @@ class Records:
         #: Replicas deleted, and after which state of the disk.
         self.deleted: dict[int, int] = {}
         self.sequence = 0
+        #: Whether all is there that was synced, as far as the files tell.
+        self.is_whole = True
 
     def add(self, redo: Redo) -> None:
         self.sequence = max(self.sequence, redo.sequence)
@@ -99,36 +116,71 @@ class Records:
 def read_records(files: FileSystem, directory: str) -> Records:
     """What the journal in ``directory`` holds. Blocks; changes nothing."""
     found: list[Redo] = []
+    records = Records()
     for name in NAMES:
         path = f"{directory}/{name}"
         if files.exists(path):
-            found += _read_file(files, path)
-    records = Records()
+            some, floor, is_whole = _read_file(files, path)
+            found += some
+            records.sequence = max(records.sequence, floor)
+            records.is_whole = records.is_whole and is_whole
     for redo in sorted(found, key=lambda redo: redo.sequence):
         records.add(redo)
     return records
 
 
-def _read_file(files: FileSystem, path: str) -> list[Redo]:
-    file = files.open(path, "r")
-    try:
-        content = bytearray(file.size())
-        file.read_into(memoryview(content), 0)
-    finally:
-        file.close()
+def _read_file(files: FileSystem, path: str) -> tuple[list[Redo], int, bool]:
+    """Its records, the number that they come after, and whether these are all."""
+    content, is_readable = _content(files, path)
+    head = layout.decode_journal_head(content)
+    if head is None:
+        return [], 0, False
     found: list[Redo] = []
-    at, last = 0, 0
+    at, last = layout.JOURNAL_HEAD_BYTES, head.floor
     while True:
         redo = layout.decode_redo(content, at)
         if redo is None or redo.sequence <= last:
-            return found
+            return found, head.floor, is_readable and last >= head.synced
         found.append(redo)
         last = redo.sequence
         at += layout.redo_bytes(redo)
 
 
+def _content(files: FileSystem, path: str) -> tuple[bytearray, bool]:
+    """What is in the file, up to where it can be read, and whether that is all of it.
+    Raises ``OSError`` if nothing on the disk can be read: that is no damage to the file.
+    A bad page may take a disk seconds: no second one is tried."""
+    file = files.open(path, "r")
+    try:
+        content = bytearray(file.size())
+        for at in range(0, len(content), PAGE_BYTES):
+            try:
+                with memoryview(content) as view:
+                    file.read_into(view[at : at + PAGE_BYTES], at)
+            except OSError:
+                if _is_away(files, path.rpartition("/")[0]):
+                    raise
+                return content[:at], False
+        return content, True
+    finally:
+        file.close()
+
+
+def _is_away(files: FileSystem, directory: str) -> bool:
+    """Whether no file in the directory can be read."""
+    for name in files.list(directory):
+        with contextlib.suppress(OSError):
+            file = files.open(f"{directory}/{name}", "r")
+            try:
+                if file.read_into(memoryview(bytearray(1)), 0):
+                    return False
+            finally:
+                file.close()
+    return True
+
+
 class _Half:
-    """One of the two files."""
+    """One of the two files. Offsets are those of records, without the head."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -136,10 +188,17 @@ class _Half:
         self.end = 0
         self.size = 0
         self.unsynced = False
+        #: What its head says.
+        self.head = JournalHead()
+        #: Numbers of the newest record in it, and of the newest one that is on the disk.
+        self.newest = 0
+        self.synced = 0
         #: Who has states that are nowhere else.
         self.chunks: dict[int, Keeper] = {}
-        #: Directories from which something was deleted.
+        #: Directories from which something was deleted; and how many files, of which this
+        #: says that they are, are still there.
         self.folders: set[str] = set()
+        self.burials = 0
         #: Whether records in it would be found by a start after a power cut.
         self.valid = False
 
@@ -147,20 +206,47 @@ class _Half:
     def needed(self) -> bool:
         return self.valid or bool(self.chunks)
 
-    def invalidate(self) -> None:
-        """No start finds any record in it. Else one that was half overwritten might
-        show a replica being made, and not any more that it was deleted."""
+    @property
+    def to_claim(self) -> bool:
+        return self.valid and self.synced > self.head.synced
+
+    def write(self, content: bytes, at: int) -> None:
         assert self.file is not None
-        self.file.write(bytes(8), 0)
-        self.file.sync()
+        self.file.write(content, layout.JOURNAL_HEAD_BYTES + at)
+
+    def grow(self, size: int) -> None:
+        """Its blocks are allocated up to this offset."""
+        size = -(-size // PAGE_BYTES) * PAGE_BYTES
+        self.write(bytes(size - self.size), self.size)
+        self.size = size
+
+    def write_head(self, head: JournalHead) -> None:
+        assert self.file is not None
+        self.file.write(layout.encode_journal_head(head), 0)
+        self.head = head
+
+    def invalidate(self, floor: int) -> None:
+        """No start finds any record up to this number, so none that is in it. Else one that
+        was half overwritten might show a replica being made, and not any more that it was
+        deleted."""
+        self.write_head(JournalHead(floor))
+        self.sync()
+        self.synced = 0
         self.valid = False
 
-    def wipe(self) -> None:
-        """Nothing is left of what :meth:`invalidate` hid; the file keeps its blocks."""
+    def sync(self) -> None:
         assert self.file is not None
-        for at in range(0, self.size, MIB):
-            self.file.write(bytes(min(MIB, self.size - at)), at)
         self.file.sync()
+
+    def wipe(self) -> None:
+        """Nothing is left of what :meth:`invalidate` hid; the file keeps its blocks, but
+        for a part of one, which could not be written if it cannot be read."""
+        assert self.file is not None
+        self.size -= self.size % PAGE_BYTES
+        self.file.truncate(layout.JOURNAL_HEAD_BYTES + self.size)
+        for at in range(0, self.size, MIB):
+            self.write(bytes(min(MIB, self.size - at)), at)
+        self.sync()
 
 
 class Journal:
@@ -176,6 +262,7 @@ class Journal:
         self._active, self._other = self._halves
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
+        self._counting = threading.Lock()
         self._sequence = 0
         #: Bytes ever appended, and how many of them are on the disk.
         self.written = 0
@@ -191,7 +278,9 @@ class Journal:
         for half in self._halves:
             exists = self.files.exists(half.path)
             half.file = self.files.open(half.path, "rw" if exists else "create")
-            half.size = half.file.size()
+            if not exists:
+                half.write_head(JournalHead())
+            half.size = max(0, half.file.size() - layout.JOURNAL_HEAD_BYTES)
 
     def close(self) -> None:
         for half in self._halves:
@@ -208,9 +297,8 @@ class Journal:
         behind them would seem to follow.
         """
         for half in self._halves:
-            if half.size:
-                half.invalidate()
-                half.wipe()
+            half.invalidate(self._sequence)
+            half.wipe()
 
     def saw(self, sequence: int) -> None:
         """A state of this number is on the disk: later ones get higher numbers."""
@@ -238,25 +326,32 @@ class Journal:
             self._active.chunks[redo.handle] = keeper
             return sequence
 
-    def bury(self, handle: int, folder: str) -> None:
-        """Note that the replica, whose file is about to be unlinked, is not to return."""
+    def bury(self, handle: int, folder: str) -> int:
+        """Note that the replica, whose file is about to be unlinked, is not to return. The
+        note stays until :meth:`is_unlinked` is called with what this returns."""
         with self._lock:
             self._write(Redo(handle, 0, self._draw(0), 0, 0, 0, b"", b""))
             self._active.folders.add(folder)
+            with self._counting:
+                self._active.burials += 1
+            return self._halves.index(self._active)
+
+    def is_unlinked(self, burial: int) -> None:
+        """The file is gone, or stays after all. Does not block."""
+        with self._counting:
+            self._halves[burial].burials -= 1
 
     def _write(self, redo: Redo) -> None:
         if self.failed:
             raise self._failure()
         record = layout.encode_redo(redo)
         half = self._half_for(len(record))
-        assert half.file is not None
         end = half.end + len(record)
         if self.sync and end > half.size:
-            size = end + min(GROWTH_BYTES, self._bytes_max)
-            half.file.write(bytes(size - half.size), half.size)
-            half.size = size
-        half.file.write(record, half.end)
+            half.grow(end + min(GROWTH_BYTES, self._bytes_max))
+        half.write(record, half.end)
         half.end = end
+        half.newest = redo.sequence
         half.unsynced = True
         half.valid = self.sync
         self.written += len(record)
@@ -269,6 +364,19 @@ class Journal:
             self._active, self._other = self._other, half
             self._active.end = 0
         return self._active
+
+    @property
+    def to_set_aside(self) -> bool:
+        """Whether there is a file that is not full, and something in it."""
+        return self._active.needed and not self._other.needed
+
+    def set_aside(self) -> None:
+        """Nothing was appended for a while: have the present file saved as a full one is, so
+        that nothing depends on what only the journal has."""
+        with self._lock:
+            if self.to_set_aside:
+                self._active, self._other = self._other, self._active
+                self._active.end = 0
 
     def _is_full(self, half: _Half, count: int) -> bool:
         return bool(half.end) and (
@@ -293,19 +401,43 @@ class Journal:
         with self._lock:
             target = self.written
             # The other is the older: what follows its records must not be there alone.
-            halves = [half for half in (self._other, self._active) if half.unsynced]
-            for half in halves:
+            halves = [(half, half.newest) for half in (self._other, self._active) if half.unsynced]
+            for half, _ in halves:
                 half.unsynced = False
         try:
             if self.failed:
                 raise self._failure()
-            for half in halves:
-                assert half.file is not None
-                half.file.sync()
+            for half, newest in halves:
+                half.sync()
+                half.synced = newest
         except BaseException:
             self.failed = True
             raise
         self.synced = target
+
+    @property
+    def to_claim(self) -> bool:
+        """Whether more is on the disk than the files say."""
+        return any(half.to_claim for half in self._halves)
+
+    def claim(self) -> None:
+        """Have the files say which of their records are on the disk: a start that does not
+        find those knows that they are damaged. Blocks; ``OSError``."""
+        with self._flushing:
+            if self.failed:
+                raise self._failure()
+            for half in self._halves:
+                if half.to_claim:
+                    half.write_head(half.head._replace(synced=half.synced))
+                    self._sync_claim(half)
+
+    def _sync_claim(self, half: _Half) -> None:
+        try:
+            half.sync()
+        except BaseException:
+            # Also of records, on which others will wait.
+            self.failed = True
+            raise
 
     def _failure(self) -> DiskFailed:
         return DiskFailed(f"{self.directory}: the redo journal could not be synced")
@@ -346,11 +478,14 @@ class Journal:
         than when the caller looked."""
         with self._lock:
             half = self._other
-            if half.chunks or not half.valid:
+            if half.chunks or half.burials or not half.valid:
                 return
+            # Its records have lower numbers, and those of who takes it next higher ones.
+            floor = self._sequence
         # From here on it stays what it is: no half is taken for the next that is valid.
         for folder in sorted(half.folders):
             with contextlib.suppress(FileNotFoundError):
                 self.files.sync_directory(folder)
         half.folders.clear()
-        half.invalidate()
+        with self._flushing:
+            half.invalidate(floor)

@@ -232,8 +232,12 @@ class Marks:
         return self._changed[handle]
 
     def put_unknown(self, handle: int, version: int) -> None:
-        """Mark a replica of which nobody knows whether it was marked."""
-        self._put(Mark(handle, version, CHUNK_BYTES, NO_BOOT))
+        """Mark a replica of which nobody knows whether it was marked, or what it lacks. What
+        a mark of it says that is known, holds on."""
+        length, known = CHUNK_BYTES, self._known.get(handle)
+        if known is not None and not known.is_lacking:
+            version, length = max(known.version, version), known.length
+        self._put(Mark(handle, version, length, NO_BOOT))
 
     def put_lacking(self, handle: int, sequence: int) -> int:
         """Mark a replica that is damaged if a start finds it in a state before number

@@ -100,6 +100,7 @@ async def _run(
             nursery.start_soon(node.scrubber.run)
             nursery.start_soon(background.save_memory, node)
             nursery.start_soon(background.take_marks_back, node)
+            nursery.start_soon(background.tend_journals, node)
             await links.registered.wait()
             log.info("chunkserver %s serves at %s", node.id, node.address)
             task_status.started(ChunkserverStarted(id=node.id, address=node.address))

@@ -250,6 +250,10 @@ class ChunkStore:
                 while disk.journal.crowded:
                     await disk.room.park()
 
+    async def empty_journal(self, disk: Disk) -> None:
+        """Have what the journal has saved, though it is not full. Raises ``OSError``."""
+        await self.run(disk, disk.journal.set_aside)
+
     async def keep_saving(self, disk: Disk) -> None:
         """Save what a full journal has, so that it can be overwritten. Runs for as long
         as the server does."""
@@ -257,7 +261,7 @@ class ChunkStore:
             await disk.to_save.wait()
             disk.to_save = trio.Event()
             try:
-                for keeper in disk.journal.unsaved():
+                for keeper in await self.run(disk, disk.journal.unsaved):
                     await self._save(disk, keeper)
                 await self.run(disk, disk.journal.release)
             except OSError as error:
@@ -273,7 +277,9 @@ class ChunkStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
-            if keeper in disk.journal.unsaved():  # not deleted or replaced meanwhile
+            if keeper in await self.run(
+                disk, disk.journal.unsaved
+            ):  # not deleted or replaced meanwhile
                 await self._give_up_saving(disk, keeper)
 
     async def _give_up_saving(self, disk: Disk, keeper: Keeper) -> None:
@@ -381,11 +387,16 @@ class ChunkStore:
                 if not redos[0].base:
                     self._load_unnamed(disk, handle, redos)
             # The records of it go now: that these files are gone must be on the disk.
-            for folder in sorted({disk.folder(handle) for handle in records.deleted}):
+            folders = {disk.folder(handle) for handle in records.deleted}
+            if not records.is_whole:  # or anywhere
+                folders.update(f"{disk.path}/chunks/{n:02x}" for n in range(256))
+            for folder in sorted(folders):
                 with contextlib.suppress(FileNotFoundError):
                     files.sync_directory(folder)
             if not are_known:
-                self._mark_all(disk)
+                self._mark_all(disk, disk.marks.path)
+            elif not records.is_whole:
+                self._mark_all(disk, f"{disk.path}: the redo journal")
             if disk.marks.synced < disk.marks.changes:
                 disk.marks.flush()
             disk.journal.start()
@@ -393,15 +404,20 @@ class ChunkStore:
         for disk in self.disks:
             self._doubt(disk)
 
-    def _mark_all(self, disk: Disk) -> None:
-        """Some mark on the disk cannot be read, and may be any replica's."""
-        log.error("%s: damaged: all replicas on this disk are doubted", disk.marks.path)
+    def _mark_all(self, disk: Disk, what: str) -> None:
+        """Some mark or record on the disk cannot be read, and may be any replica's."""
+        log.error(
+            "%s: damaged: all replicas on this disk are doubted",
+            what,
+            extra=event("notes_damaged", disk=disk.path),
+        )
         for handle, replica in self.inventory.items():
             if replica.disk == disk.index:
                 disk.marks.put_unknown(handle, replica.version)
 
     def _doubt(self, disk: Disk) -> None:
-        """The power was lost since some replicas were marked: they may lack something."""
+        """The power was lost since some replicas were marked, or nobody knows which ones
+        were: they may lack something."""
         count = 0
         for mark in disk.marks.all():
             replica = self.inventory.get(mark.handle)
@@ -413,10 +429,11 @@ class ChunkStore:
                 self._raise(disk, mark)
         if count:
             log.warning(
-                "%s: %d replicas may lack what was written before the power was lost",
+                "%s: %d replicas may lack what was last written: the power was lost, or what "
+                "was noted about them is damaged",
                 disk.path,
                 count,
-                extra=event("power_lost", disk=disk.path, replicas=count),
+                extra=event("replicas_doubted", disk=disk.path, replicas=count),
             )
 
     def _raise(self, disk: Disk, mark: Mark) -> None:
@@ -640,8 +657,7 @@ class ChunkStore:
         """Refuse to show, or to build on, a replica that may lack something."""
         if handle in self.forgetful:
             raise StaleVersion(
-                f"chunk {handle:016x}: the replica here may lack what was written before "
-                "its machine lost its power"
+                f"chunk {handle:016x}: the replica here may lack what was last written"
             )
 
     # --- open chunks ------------------------------------------------------------------
@@ -839,16 +855,23 @@ class ChunkStore:
     async def _remove(self, disk: Disk, handle: int) -> None:
         """Delete a file. With ``"fsync"`` no power cut brings back what was there, not
         even by records of it: that it is gone is on the disk before it goes."""
+        unlink, path = self.world.files.unlink, disk.chunk_path(handle)
         if disk.journal.sync:
             try:
-                await self.run(disk, disk.journal.bury, handle, disk.folder(handle))
-                await self.settle(disk)
+                burial = await self.run(disk, disk.journal.bury, handle, disk.folder(handle))
+                try:
+                    await self.settle(disk)
+                    await self.run(disk, unlink, path)
+                finally:
+                    disk.journal.is_unlinked(burial)
+            except FileNotFoundError:
+                raise
             except OSError as error:
                 # A disk that is full of what is to be deleted has no room for records.
                 log.warning("chunk %016x is deleted without a record: %s", handle, error)
-                await self.run(disk, self._unlink_for_good, disk.chunk_path(handle))
-                return
-        await self.run(disk, self.world.files.unlink, disk.chunk_path(handle))
+                await self.run(disk, self._unlink_for_good, path)
+            return
+        await self.run(disk, unlink, path)
 
     async def _remove_twin(self, disk: Disk, handle: int) -> None:
         """Delete what is left on this disk; later if it refuses."""

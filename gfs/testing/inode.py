@@ -97,6 +97,7 @@ class Inode:
         self._remember(size, present)
         if size < present:
             del self.data[size:]
+            self.unreadable = {each for each in self.unreadable if each * SECTOR_BYTES < size}
         else:
             self.data.extend(bytes(size - present))
 
@@ -109,6 +110,11 @@ class Inode:
     def sync(self) -> None:
         self.synced_bytes = len(self.data)
         self._before.clear()
+
+    def on_platter(self) -> bytes:
+        """What a power cut would leave that loses all it can."""
+        pages = range(-(-self.synced_bytes // PAGE_BYTES))
+        return b"".join(map(self._on_platter, pages))[: self.synced_bytes]
 
     # --- losing --------------------------------------------------------------------
 

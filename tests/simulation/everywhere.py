@@ -18,7 +18,7 @@ from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Onlooker
 
 from .files_model import FileModel
-from .losses import copy_of, handle_of, journal_of, records_of, unnamed
+from .losses import Losses, copy_of, handle_of, journal_of, records_of, unnamed
 from .metadata import Metadata, read_metadata
 from .plan import Plan
 from .record import Record, Violation
@@ -29,8 +29,9 @@ CALM_SECONDS = 45.0
 
 
 class Everywhere:
-    def __init__(self, cluster: SimCluster, record: Record, plan: Plan) -> None:
+    def __init__(self, cluster: SimCluster, record: Record, plan: Plan, losses: Losses) -> None:
         self._cluster = cluster
+        self._losses = losses
         self._record = record
         self._plan = plan
         #: Servers that somebody began to empty, by what is in the log up to here.
@@ -87,7 +88,7 @@ class Everywhere:
         disk = self._cluster.machine(name).disk
         paths = [path for path in self._cluster.chunk_files(name) if handle_of(path) == handle]
         for path in [*paths, *unnamed(disk, self._cluster.disks, handle)]:
-            if path in paths and disk.inode(path).harmed:
+            if (path in paths and disk.inode(path).harmed) or self._losses.is_torn(name, path):
                 return True
             at = index * CHUNK_BYTES
             version = metadata.chunks[handle].version

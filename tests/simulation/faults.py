@@ -11,9 +11,14 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
+from gfs.chunkserver import format as layout
+from gfs.chunkserver.identity import NAMES as SERVER_NAMES
+from gfs.chunkserver.identity import decode_server
+from gfs.chunkserver.journal import NAMES as JOURNAL_NAMES
 from gfs.chunkserver.marks import NAME as MARKS_NAME
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
+from gfs.testing.files import SimDisk
 from gfs.testing.network import LATENCY_SECONDS
 from gfs.testing.world import BLOCKING_SECONDS
 
@@ -29,8 +34,11 @@ IN_CALL_SECONDS = 0.002
 IN_CALL_WAIT_SECONDS = 10.0
 #: A process that dies in the middle of its disk calls makes fewer than this.
 IN_CALL_MAX = 12
-#: Of all damage, what is in the notes on power cuts.
+#: Of all damage, what is in the notes on power cuts, in who the server is, and in the
+#: redo journal.
 MARKS_SHARE = 0.15
+SERVER_SHARE = 0.05
+JOURNAL_SHARE = 0.15
 #: Who is to be away for long must not be down already: after so long, another look.
 ABSENT_LOOK_SECONDS = 1.0
 #: With these a packet takes nearly as long as its chain waits for it, and a few of them
@@ -49,6 +57,15 @@ def mount_disks(cluster: SimCluster, plan: Plan) -> None:
             cluster.machine(name).disk.mount(disk, capacity)
 
 
+def is_good_record(disk: SimDisk, path: str) -> bool:
+    """Whether a copy of who the server is, is there to stay."""
+    try:
+        decode_server(disk.read(path))
+    except (OSError, ValueError):
+        return False
+    return disk.is_synced(path) and not disk.inode(path).unreadable
+
+
 class Faults:
     """Strikes by the plan until told to stop, and counts."""
 
@@ -64,6 +81,10 @@ class Faults:
         self._busy: set[str] = set()
         #: Who is away for long.
         self._absent: set[str] = set()
+        #: Whose redo journals may be damaged: what is only there, others must have as well.
+        self._forgetting = self.chance.choice(cluster.chunkservers)
+        #: Whether a redo journal or marks were damaged.
+        self.harmed_notes = False
         #: Set once that one is back.
         self.returned = trio.Event()
 
@@ -117,6 +138,8 @@ class Faults:
                 cluster.machine(name).disk.fail(path, 0)
         for name in cluster.names:
             if name not in self._absent:
+                if name in cluster.chunkservers and not cluster.node(name).running:
+                    self.losses.server_is_gone(name)
                 await cluster.spare(name)
         self._busy = set(self._absent)
 
@@ -157,6 +180,8 @@ class Faults:
         node = self.cluster.node(name)
         if not node.running:
             self._note(f"start {name}")
+            if name in self.cluster.chunkservers:
+                self.losses.server_is_gone(name)  # damaged while it was down
             self.cluster.begin(name)
 
     async def _kill(self, name: str) -> None:
@@ -308,6 +333,8 @@ class Faults:
             await trio.sleep(self.chance.choice([0.05, 0.5, 1.5]))
         for name in names:
             self.cluster.kill(name)
+        for name in servers:
+            self.losses.server_is_gone(name)
         if power:
             self.losses.power_goes(servers)
             for name in servers:
@@ -335,20 +362,64 @@ class Faults:
     # --- disks ---------------------------------------------------------------------------
 
     def _victim(self) -> tuple[str, str] | None:
-        """A chunk file, or the notes on what a power cut may have taken: (machine, path).
-
-        Others of a server's files are spared. A record of the redo journal that is damaged
-        cannot be told from one that a power cut tore, so that who dies before it is saved
-        has lost it; and who cannot read the journal or who it is does not start, and is
-        for an operator to make anew.
-        """
+        """What is damaged: (machine, path). A chunk file, as a rule."""
         name = self._server()
         disk = self.cluster.machine(name).disk
-        marks = [f"{each}/{MARKS_NAME}" for each in self.cluster.disks]
-        marks = [path for path in marks if disk.exists(path)]
-        is_of_marks = marks and self.chance.random() < MARKS_SHARE
-        paths = marks if is_of_marks else self.cluster.chunk_files(name)
+        fate = self.chance.random()
+        paths: list[str] = []
+        if fate < MARKS_SHARE:
+            paths = self._present(disk, MARKS_NAME)
+        elif fate < MARKS_SHARE + SERVER_SHARE:
+            paths = self._spare_copies(disk)
+        elif fate < MARKS_SHARE + SERVER_SHARE + JOURNAL_SHARE:
+            name = self._forgetting
+            disk = self.cluster.machine(name).disk
+            paths = self._present(disk, *JOURNAL_NAMES)
+        if not paths:
+            paths = self.cluster.chunk_files(name)
         return (name, self.chance.choice(paths)) if paths else None
+
+    def _present(self, disk: SimDisk, *names: str) -> list[str]:
+        paths = [f"{each}/{name}" for each in self.cluster.disks for name in names]
+        return [path for path in paths if disk.exists(path)]
+
+    def _spare_copies(self, disk: SimDisk) -> list[str]:
+        """Copies of who the server is whose twins are good, whatever happens: who has lost
+        both is for an operator to make anew."""
+        return [
+            f"{each}/{name}"
+            for each in self.cluster.disks
+            for name, twin in zip(SERVER_NAMES, reversed(SERVER_NAMES), strict=True)
+            if disk.exists(f"{each}/{name}") and is_good_record(disk, f"{each}/{twin}")
+        ]
+
+    def _end_of_what_counts(self, disk: SimDisk, path: str) -> int:
+        """Where damage to a file would not be taken for what a power cut may do. Of a redo
+        journal that is what its head, as it is on the platter, says is there."""
+        if path.rpartition("/")[2] not in JOURNAL_NAMES:
+            return disk.file_size(path)
+        content = disk.inode(path).on_platter()
+        head = layout.decode_journal_head(content)
+        end, last = layout.JOURNAL_HEAD_BYTES, 0
+        while head is not None and len(content) > end:
+            redo = layout.decode_redo(content, end)
+            if redo is None or not last < redo.sequence <= head.synced:
+                break
+            last = redo.sequence
+            end += layout.redo_bytes(redo)
+        return min(end, disk.file_size(path))
+
+    def _may_damage(self, name: str, path: str) -> bool:
+        """Called before: what is only in the redo journal is harmed with it. False if
+        nobody can tell what that is, since the disk is away."""
+        kind = path.rpartition("/")[2]
+        self.harmed_notes = self.harmed_notes or kind in (*JOURNAL_NAMES, MARKS_NAME)
+        if kind in JOURNAL_NAMES:
+            try:
+                self.losses.journal_goes(name, path.rpartition("/")[0])
+            except OSError:
+                return False
+        return True
 
     async def bit_flip(self) -> bool:
         victim = self._victim()
@@ -356,12 +427,14 @@ class Faults:
             return False
         name, path = victim
         disk = self.cluster.machine(name).disk
-        size = disk.file_size(path)
+        size = self._end_of_what_counts(disk, path)
         if not size:
             return False
         # As many in what the file says of itself as in what it holds.
         end = self.chance.choice([min(size, 1100), size])
         offset = self.chance.randrange(end)
+        if not self._may_damage(name, path):
+            return False
         self._note(f"bit flip in byte {offset} of {path} of {name}")
         disk.flip_bit(path, 8 * offset + self.chance.randrange(8))
         self.losses.count()
@@ -377,6 +450,8 @@ class Faults:
         if not size:
             return False
         offset = self.chance.randrange(size)
+        if not self._may_damage(name, path):
+            return False
         self._note(f"unreadable sector at byte {offset} of {path} of {name}")
         disk.spoil(path, offset)
         self.losses.count()

@@ -14,6 +14,8 @@ bytes than others have.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import Redo
 from gfs.chunkserver.journal import NAMES, Journal, read_records
@@ -113,6 +115,11 @@ class Losses:
         #: Chunks that have no good replica left, or had none for a while.
         self.handles: set[int] = set()
         self._promised: list[Inode] = []
+        #: (Machine, directory) of redo journals that were damaged while a server was running.
+        self._gone: set[tuple[str, str]] = set()
+        #: Chunks whose first records were in one of those: a power cut that takes the name
+        #: of such a file, takes it for good.
+        self._unnamed: dict[int, tuple[str, str]] = {}
         record.look_for_losses = self.count
 
     def power_goes(self, machines: list[str]) -> None:
@@ -134,6 +141,51 @@ class Losses:
             inode.harmed = False
         self._promised.clear()
 
+    def journal_goes(self, name: str, directory: str) -> None:
+        """Called just before a redo journal is damaged, by which nothing is lost that is in
+        its server's memory."""
+        disk = self._cluster.machine(name).disk
+        records = read_records(SimFileSystem(disk, Onlooker()), directory).by_handle
+        for handle, redos in records.items():
+            if not redos[0].base:
+                self._unnamed[handle] = name, directory
+        self._gone.add((name, directory))
+
+    def is_torn(self, name: str, path: str) -> bool:
+        """Whether the redo journal of a chunk file's disk has a hole: what its server knows
+        cannot be seen from outside."""
+        directory = path.rpartition("/chunks/")[0]
+        if (name, directory) not in self._gone:
+            return False
+        files = SimFileSystem(self._cluster.machine(name).disk, Onlooker())
+        with suppress(OSError):  # a disk that is away
+            if read_records(files, directory).is_whole:
+                self._gone.remove((name, directory))
+                return False
+        return True
+
+    def torn(self) -> list[tuple[str, str]]:
+        """Which redo journals have holes: (machine, directory)."""
+        return [
+            (name, directory)
+            for name, directory in sorted(self._gone)
+            if self.is_torn(name, f"{directory}/chunks/")
+        ]
+
+    def is_emptied(self, name: str, directory: str) -> None:
+        """Nothing is lost with a damaged redo journal any more."""
+        self._gone.discard((name, directory))
+
+    def server_is_gone(self, name: str) -> None:
+        """Called when one died: what only a damaged journal has, may be any replica's."""
+        disk = self._cluster.machine(name).disk
+        paths = [path for path in self._cluster.chunk_files(name) if self.is_torn(name, path)]
+        for path in paths:
+            disk.inode(path).harmed = True
+        self._gone = {each for each in self._gone if each[0] != name}
+        if paths:
+            self.count()
+
     def _is_known(self, handle: int, metadata: Metadata) -> bool:
         """Whether the chunk is of a file: all of what is in it was acknowledged, or is of
         writes that the model knows to be under way."""
@@ -146,7 +198,10 @@ class Losses:
         and goes by a harmed one for as long as nobody has noticed the harm."""
         metadata = read_metadata(self._cluster.directory)
         good: set[int] = set()
-        harmed: set[int] = set()
+        self._unnamed = {
+            handle: where for handle, where in self._unnamed.items() if self._hangs(handle, *where)
+        }
+        harmed = set(self._unnamed)
         for name in self._cluster.chunkservers:
             disk = self._cluster.machine(name).disk
             for path in self._cluster.chunk_files(name):
@@ -168,6 +223,17 @@ class Losses:
         except (GfsError, OSError):
             return False
         return state is not None and state.version >= row.version
+
+    def _hangs(self, handle: int, name: str, directory: str) -> bool:
+        """Whether a new chunk is nowhere as a whole but in a redo journal."""
+        disk = self._cluster.machine(name).disk
+        path = f"{directory}/chunks/{handle & 0xFF:02x}/{handle:016x}.chunk"
+        if not disk.exists(path) or not disk.is_synced(path):
+            return True
+        try:
+            return ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle) is None
+        except (CorruptReplica, OSError):
+            return True
 
     def _shake(self, metadata: Metadata) -> None:
         for handle in self.handles:

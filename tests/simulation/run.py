@@ -133,12 +133,17 @@ class _Run:
         ancestry = Ancestry(lambda: read_metadata(cluster.directory))
         self.record = record = Record(cluster.trace, ancestry)
         quiet = _Telling(record) if self.verbose else _Quiet()
-        with quiet, _Moves(self.outcome), told_of_appends(record), self._scratch():
+        moves = _Events("gfs.master.core", "replica_moved")
+        doubts = _Events("gfs.chunkserver.store", "notes_damaged")
+        with quiet, moves, doubts, told_of_appends(record), self._scratch():
             async with cluster:
                 mount_disks(cluster, plan)
                 await cluster.start_all()
                 await self._live(cluster, record)
                 self.outcome.simulated_seconds = trio.current_time()
+        self.outcome.moves = moves.count
+        if doubts.count and self.faults is not None and not self.faults.harmed_notes:
+            raise Violation("what a power cut tore, or nothing, was taken for damage to notes")
 
     @contextmanager
     def _scratch(self) -> Iterator[None]:
@@ -152,7 +157,7 @@ class _Run:
         plan = self.plan
         clients = [f"client{n}" for n in range(plan.clients)]
         faults = self.faults = Faults(cluster, plan, record, clients)
-        Everywhere(cluster, record, plan)
+        Everywhere(cluster, record, plan, faults.losses)
         async with trio.open_nursery() as nursery:
             for name in clients:
                 nursery.start_soon(self._client, cluster, record, name)
@@ -260,16 +265,17 @@ class _Quiet:
         self._log.setLevel(self._before[0])
 
 
-class _Moves(logging.Handler):
-    """Counts the replicas that are moved, by the master's own word."""
+class _Events(logging.Handler):
+    """Counts the significant events of a kind, by the servers' own word."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, logger: str, event: str) -> None:
         super().__init__(logging.INFO)
-        self._outcome = outcome
-        self._log = logging.getLogger("gfs.master.core")
+        self._event = event
+        self._log = logging.getLogger(logger)
+        self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._outcome.moves += getattr(record, "gfs_event", "") == "replica_moved"
+        self.count += getattr(record, "gfs_event", "") == self._event
 
     def __enter__(self) -> None:
         self._before = self._log.level

@@ -16,6 +16,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.journal import NAMES as JOURNAL_NAMES
 from gfs.client import Client, Entry
 from gfs.errors import GfsError, NotFound
 from gfs.master.salvage import HOPELESS_SECONDS
@@ -28,7 +29,7 @@ from .faults import Faults
 from .files_model import FileModel
 from .linear import Event, Undecided, explain, find_order
 from .log_model import records_in
-from .losses import handle_of, journal_of, records_of
+from .losses import Losses, handle_of, journal_of, records_of
 from .metadata import Metadata, problems, read_metadata
 from .names_model import OK, Everything, Sight, split
 from .plan import DAMAGING, Plan
@@ -51,19 +52,19 @@ class Replica:
     good: bool
 
 
-def replicas_on_disks(cluster: SimCluster) -> dict[int, list[Replica]]:
+def replicas_on_disks(cluster: SimCluster, losses: Losses) -> dict[int, list[Replica]]:
     """What is on the disks, read without the chunkservers; blocks verified."""
     found: dict[int, list[Replica]] = {}
     for name in cluster.chunkservers:
         for path in cluster.chunk_files(name):
             handle = handle_of(path)
-            found.setdefault(handle, []).append(_look(cluster, name, path, handle))
+            found.setdefault(handle, []).append(_look(cluster, losses, name, path, handle))
     return found
 
 
-def _look(cluster: SimCluster, name: str, path: str, handle: int) -> Replica:
+def _look(cluster: SimCluster, losses: Losses, name: str, path: str, handle: int) -> Replica:
     disk = cluster.machine(name).disk
-    if disk.inode(path).damaged:
+    if disk.inode(path).damaged or losses.is_torn(name, path):
         # Whoever is to repair it must find it first: see come_to_rest. What a power cut
         # made older or shorter is known as soon as its server is back.
         return Replica(name, path, VERSION_MAX, CHUNK_BYTES, good=True)
@@ -136,6 +137,9 @@ class Settling:
             calm = 0 if unrest else calm + 1
             if calm == LOOKS:
                 unrest = await self._unfit(fs)
+                if not unrest and await self._make_journals_anew():
+                    # Which doubts whatever is on their disks: all of it again.
+                    unrest, until = ["redo journals were damaged"], trio.current_time() + bound
                 calm = 0 if unrest else calm
             if unrest:
                 self.losses.count()
@@ -159,7 +163,25 @@ class Settling:
             if any(disk.state == "failed" for disk in server.disks):
                 name = server.address.partition(":")[0]
                 self.record.tell(f"{name} has given up a disk")
+                self.losses.server_is_gone(name)
                 await self.cluster.restart(name)
+
+    async def _make_journals_anew(self) -> bool:
+        """Whether there were redo journals with holes. Once nothing is written, nothing is
+        in them any more; then a start does not lose anything, but cannot know that."""
+        torn = self.losses.torn()
+        for name, directory in torn:
+            disk = self.cluster.machine(name).disk
+            paths = [f"{directory}/{each}" for each in JOURNAL_NAMES]
+            before: list[bytes] = []
+            while before != (now := [disk.read(path) for path in paths]):
+                before = now
+                await trio.sleep(self.plan.chunkserver.mark_seconds + LOOK_SECONDS)
+            self.losses.is_emptied(name, directory)
+        for name in sorted({name for name, _ in torn}):
+            self.record.tell(f"{name} starts again: its redo journal is damaged")
+            await self.cluster.restart(name)
+        return bool(torn)
 
     async def _unfit(self, fs: Client) -> list[str]:
         problems = [p for p in (await fs.fsck()).problems if p.handle not in self.losses.handles]
@@ -186,7 +208,7 @@ class Settling:
 
     def _replica_problems(self, metadata: Metadata) -> list[str]:
         found = []
-        there = replicas_on_disks(self.cluster)
+        there = replicas_on_disks(self.cluster, self.losses)
         kept = metadata.kept()
         drained = {server.address for server in metadata.servers if server.draining}
         wanted = {handle for (inode, _), handle in metadata.file_chunks.items() if inode in kept}
@@ -302,7 +324,7 @@ class Settling:
 
     def _check_replicas(self, metadata: Metadata) -> None:
         """Every replica by itself, not only those that a reader happens to meet."""
-        there = replicas_on_disks(self.cluster)
+        there = replicas_on_disks(self.cluster, self.losses)
         live = metadata.live()
         for (inode, index), handle in metadata.file_chunks.items():
             if inode not in live:

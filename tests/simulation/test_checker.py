@@ -25,7 +25,7 @@ from .everywhere import Everywhere
 from .files_model import FileModel
 from .linear import Event, find_order
 from .log_model import Append, LogModel
-from .losses import hangs_on_a_record
+from .losses import Losses, hangs_on_a_record
 from .metadata import read_metadata
 from .names_model import DIRECTORY, OK, Delete, Look, MakeDirectory, Snapshot, split
 from .plan import make_plan
@@ -171,7 +171,7 @@ def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something
         plan.chunkservers, plan.master = 3, MasterSettings(replication=2)
         async with SimCluster(0, chunkservers=3) as cluster, cluster.client() as fs:
             record = Record(cluster.trace)
-            Everywhere(cluster, record, plan)
+            Everywhere(cluster, record, plan, Losses(cluster, record, plan))
             model = record.new_file(1, b"bytes", {}, goal=3)
             entry = await fs.put(b"bytes", "/x", replication=3)
             record.published(1, entry.inode)

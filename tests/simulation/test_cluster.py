@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from gfs.blocks import MIB
+from gfs.chunkserver.identity import NAMES
 from gfs.config import MasterSettings
 from gfs.errors import AlreadyExists, FileChanged
 from gfs.testing import SimCluster, run_simulated
@@ -154,7 +155,8 @@ async def test_a_cluster_ends_whose_server_cannot_start(seed: int, chance: rando
     with trio.fail_after(100):
         async with SimCluster(seed, supervised=True) as cluster:
             await cluster.crash("chunkserver0")
-            cluster.machine("chunkserver0").disk.spoil("/disk0/server.json", 0)
+            for name in NAMES:
+                cluster.machine("chunkserver0").disk.spoil(f"/disk0/{name}", 0)
             cluster.begin("chunkserver0")
             await trio.sleep(20)
             assert not cluster.node("chunkserver0").ready.is_set()

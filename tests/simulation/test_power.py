@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import random
 
+import trio
+
+from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.journal import read_records
 from gfs.config import ChunkserverSettings
 from gfs.testing import SimCluster
+from gfs.testing.files import SimFileSystem
+from gfs.testing.life import Onlooker
 
+from .losses import handle_of, journal_of
 from .seeds import over_seeds
 
 
@@ -31,3 +38,22 @@ async def test_a_power_cut_of_everything_loses_nothing_synced(
         async with cluster.client() as fs:
             for path, data in files.items():
                 assert await fs.get(path) == data
+
+
+@over_seeds(1)
+async def test_what_was_left_alone_is_in_the_chunk_files(seed: int, chance: random.Random) -> None:
+    """Where the scrubber reads it, and no damage to the redo journal takes it away."""
+    settings = ChunkserverSettings(durability="fsync", mark_seconds=5.0)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        await fs.put(b"a small file", "/file")
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(2, b"SMALL")
+        disks = [SimFileSystem(cluster.machine(n).disk, Onlooker()) for n in cluster.chunkservers]
+        assert all(read_records(disk, cluster.disks[0]).by_handle for disk in disks)
+        await trio.sleep(12)
+        for name, disk in zip(cluster.chunkservers, disks, strict=True):
+            assert not read_records(disk, cluster.disks[0]).by_handle
+            (path,) = cluster.chunk_files(name)
+            chunk = ChunkFile.open(disk, path, handle_of(path), journal_of(disk, path))
+            assert chunk.read_verified(0, 12) == b"a SMALL file"
+            chunk.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import random
@@ -12,11 +13,19 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gfs.blocks import packet_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.copying import copy
-from gfs.chunkserver.identity import IdentityFile
+from gfs.chunkserver.identity import (
+    NAMES,
+    IdentityFile,
+    ServerRecord,
+    decode_server,
+    encode_server,
+)
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.link import MasterLink, MasterLinks
 from gfs.chunkserver.node import Node
@@ -94,11 +103,54 @@ def test_a_disk_in_use_is_refused(tmp_path: Path, world: World) -> None:
     holder.close()
 
 
+def opened(directory: Path, world: World) -> ServerRecord:
+    """What a server knows of itself that starts there, before it knows better."""
+    file = IdentityFile(world.files, [str(directory)])
+    file.open(world)
+    file.close()
+    return file.record
+
+
 def test_a_damaged_record_is_said_and_not_overwritten(tmp_path: Path, world: World) -> None:
     (tmp_path / "server.json").write_text("{")
     with pytest.raises(StartupError, match="damaged"):
         IdentityFile(world.files, [str(tmp_path)]).open(world)
     assert (tmp_path / "server.json").read_text() == "{"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_survives_damage_to_either_copy(tmp_path: Path, world: World, name: str) -> None:
+    path = tmp_path / name
+    before = opened(tmp_path, world)
+    size = path.stat().st_size
+    for bit in range(0, 8 * size, 7):
+        damaged = bytearray(path.read_bytes())
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        assert opened(tmp_path, world).id == before.id
+        assert decode_server(path.read_bytes()).id == before.id, "it was not made anew"
+    path.unlink()
+    assert opened(tmp_path, world).id == before.id
+    for each in NAMES:
+        (tmp_path / each).write_bytes(damaged)
+    with pytest.raises(StartupError, match="damaged"):
+        opened(tmp_path, world)
+
+
+@given(st.text(), st.lists(st.text(max_size=5), max_size=3), st.integers(0, 2**63), st.data())
+def test_what_is_saved_is_read_again_or_refused(
+    id: str, masters: list[str], number: int, data: st.DataObject
+) -> None:
+    record = ServerRecord(id, incarnation=number, masters=masters)
+    encoded = encode_server(record)
+    assert decode_server(encoded) == record
+    assert set(json.loads(encoded)) == {*ServerRecord.__struct_fields__, "sum"}
+    damaged = bytearray(encoded)
+    damaged[data.draw(st.integers(0, len(encoded) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ValueError, match="checksum"):
+        decode_server(bytes(damaged))
+    with pytest.raises(ValueError, match="checksum"):
+        decode_server(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
 
 
 async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
@@ -537,9 +589,9 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
             sync()
             done.append("saved")
 
-        def noted_bury(handle: int, folder: str) -> None:
+        def noted_bury(handle: int, folder: str) -> int:
             done.append("buried")
-            bury(handle, folder)
+            return bury(handle, folder)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunk.file.file, "sync", slow_sync)

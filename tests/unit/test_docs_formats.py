@@ -20,10 +20,10 @@ import msgspec
 import pytest
 
 from gfs import errors
-from gfs.blocks import CHUNK_BYTES, block_sum
+from gfs.blocks import CHUNK_BYTES, SUM_BYTES, block_sum
 from gfs.chunkserver import format as layout
 from gfs.chunkserver import marks
-from gfs.chunkserver.identity import ServerRecord
+from gfs.chunkserver.identity import NAMES, decode_server, encode_server
 from gfs.master import operations, rows, store
 from gfs.protocol import handshake, messages
 from gfs.protocol.frames import encode_frame
@@ -122,6 +122,7 @@ ROWS: list[type[msgspec.Struct]] = [
 HANDLE, VERSION = 0x2A, 3
 FIRST = layout.State(1, VERSION, 5, block_sum(b"hello"))
 MARK = marks.Mark(HANDLE, VERSION, 5, marks.boot_number("boot"))
+JOURNAL_HEAD = layout.JournalHead(0, 2)
 REDO = layout.Redo(HANDLE, 1, 2, VERSION, 0, 5, block_sum(b"Jello"), b"J")
 
 #: Name → bytes, and how many of them make a group on the page.
@@ -129,6 +130,10 @@ EXAMPLES: dict[str, tuple[bytes, list[int]]] = {
     "identity": (layout.encode_identity(HANDLE), [8, 4, 4, 8, 8]),
     "slot": (layout.encode_slot(FIRST), [8, 4, 4, 8, 8, 8]),
     "mark": (marks.encode_mark(MARK), [8, 4, 4, 8, 8]),
+    "journal": (
+        layout.encode_journal_head(JOURNAL_HEAD)[: layout.JOURNAL_SUMMED_BYTES],
+        [8, 8, 8, 8],
+    ),
     "redo": (layout.encode_redo(REDO), [8, 8, 8, 8, 4, 4, 4, 4, 8, 8, 1, 8]),
     "entries-key": (rows.entry_key(rows.ROOT_INODE, b"os"), [8, 2]),
     "entries-value": (rows.pack_entry(3, rows.KIND_FILE), [8, 1]),
@@ -228,7 +233,10 @@ def test_the_chunk_file_is_laid_out_as_the_page_says() -> None:
 
 
 def test_the_redo_record_is_laid_out_as_the_page_says() -> None:
-    [redo] = layouts(section("The redo journal"))
+    head, redo = layouts(section("The redo journal"))
+    size = layout._JOURNAL.size
+    assert head == [*field_layout(layout._JOURNAL.format), (size, SUM_BYTES)]
+    assert f"from byte {layout.JOURNAL_HEAD_BYTES} on" in section("The redo journal")
     assert redo == field_layout(layout._REDO.format)
 
 
@@ -252,8 +260,9 @@ def test_rows_are_laid_out_as_the_page_says() -> None:
 def test_the_server_record_has_the_fields_the_page_shows() -> None:
     shown = re.search(r"`(\{.*?\})`", section("A chunkserver's directory"))
     assert shown is not None
-    record = msgspec.json.decode(shown[1], type=ServerRecord)
-    assert msgspec.json.decode(shown[1]) == msgspec.to_builtins(record)
+    record = decode_server(shown[1].encode())
+    assert encode_server(record).decode() == shown[1]
+    assert all(f"`{name}`" in section("A chunkserver's directory") for name in NAMES)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -103,10 +104,13 @@ class Server:
         self.chunk(handle).retire()
         del self.open[handle]
         path = self.disk.chunk_path(handle)
+        burial = 0
         if self.journal.sync:
-            self.journal.bury(handle, self.disk.folder(handle))
+            burial = self.journal.bury(handle, self.disk.folder(handle))
             self.journal.flush()
         self.files.unlink(path)
+        if self.journal.sync:
+            self.journal.is_unlinked(burial)
 
     def replace(self, handle: int, version: int, data: bytes) -> None:
         """As a copy from another server would be put in its place."""
@@ -142,7 +146,7 @@ def pattern(seed: int, length: int) -> bytes:
 
 KINDS = [
     "append", "append", "overwrite", "overwrite", "version", "cut", "pad", "commit", "commit",
-    "flush", "flush", "empty", "empty", "empty", "delete", "replace",
+    "flush", "flush", "empty", "empty", "empty", "delete", "replace", "claim", "set aside",
 ]  # fmt: skip
 SIZES = st.one_of(
     st.integers(1, 5000),
@@ -172,6 +176,12 @@ def change(server: Server, models: dict[int, Model], number: int, step: Step, po
         return
     if kind == "empty":
         server.empty_journal()
+        return
+    if kind == "claim":
+        server.journal.claim()
+        return
+    if kind == "set aside":
+        server.journal.set_aside()
         return
     version, data = model.now or (1, b"")
     piece = pattern(number, size)
@@ -266,6 +276,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
 
     last = Server(machine, sync, journal_bytes)
     last.store.load()
+    assert not last.store.forgetful, "what a power cut tore is taken for damage"
     states = {}
     for handle, model in models.items():
         states[handle] = found = last.found(handle, model)
@@ -477,6 +488,7 @@ def new_journal(sync: bool = True, size: int = 4096) -> tuple[SimFileSystem, Jou
     files.make_directories(DIRECTORY)
     made = Journal(files, DIRECTORY, sync, size)
     made.open()
+    made.start()
     return files, made  # type: ignore[return-value]
 
 
@@ -517,28 +529,261 @@ def test_no_file_is_released_that_became_full_after_the_last_look(sync: bool) ->
     assert len(read_records(files, DIRECTORY).take(2)) == 1
 
 
-@given(st.lists(st.binary(max_size=1500), max_size=12), st.integers(0, 20_000), st.integers(0, 7))
+def flip(files: SimFileSystem, path: str, at: int, bit: int) -> None:
+    file = files.open(path, "rw")
+    byte = bytearray(1)
+    file.read_into(memoryview(byte), at)
+    byte[0] ^= 1 << bit
+    file.write(byte, at)
+
+
+@given(
+    st.lists(st.binary(max_size=1500), max_size=12),
+    st.integers(0, 12),
+    st.integers(0, 20_000),
+    st.integers(0, 7),
+)
 @settings(deadline=None)
 def test_records_are_found_up_to_the_first_that_is_damaged(
-    pieces: list[bytes], at: int, bit: int
+    pieces: list[bytes], claimed: int, at: int, bit: int
 ) -> None:
+    """And if that one was synced when the file's head was written, the damage is noticed."""
     files, made = new_journal(size=1 << 20)
     written = []
-    for piece in pieces:
+    for number, piece in enumerate(pieces, 1):
         sequence = made.append(redo(7, len(written), piece), 0, Kept(7))
         written.append(redo(7, len(written), piece)._replace(sequence=sequence))
-    assert read_records(files, DIRECTORY).take(7) == written
+        if number == claimed:
+            made.flush()
+            assert made.to_claim
+            made.claim()
+            assert not made.to_claim
+    records = read_records(files, DIRECTORY)
+    assert records.is_whole
+    assert records.take(7) == written
     ends = [0]
     for record in written:
         ends.append(ends[-1] + layout.redo_bytes(record))
     if at < ends[-1]:
-        file = files.open(f"{DIRECTORY}/journal.0", "rw")
-        byte = bytearray(1)
-        file.read_into(memoryview(byte), at)
-        byte[0] ^= 1 << bit
-        file.write(byte, at)
+        flip(files, f"{DIRECTORY}/journal.0", layout.JOURNAL_HEAD_BYTES + at, bit)
         whole = sum(end <= at for end in ends[1:])
-        assert read_records(files, DIRECTORY).take(7) == written[:whole]
+        records = read_records(files, DIRECTORY)
+        assert records.take(7) == written[:whole]
+        assert records.is_whole == (whole >= claimed or claimed > len(pieces))
+
+
+@given(st.integers(0, 8 * 32 - 1))
+def test_a_damaged_head_is_noticed(bit: int) -> None:
+    files, made = new_journal()
+    assert read_records(files, DIRECTORY).is_whole
+    made.append(redo(7, 0, b"abc"), 0, Kept(7))
+    made.flush()
+    made.claim()
+    flip(files, f"{DIRECTORY}/journal.0", bit // 8, bit % 8)
+    records = read_records(files, DIRECTORY)
+    assert not records.is_whole
+    assert records.take(7) == []
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_the_head_of_a_file_survives_encoding(floor: int, synced: int) -> None:
+    head = layout.JournalHead(floor, synced)
+    assert layout.decode_journal_head(layout.encode_journal_head(head)) == head
+    assert layout.decode_journal_head(b"") is None
+    assert layout.decode_journal_head(bytes(100)) is None
+
+
+def test_what_is_released_and_written_over_is_not_missed() -> None:
+    """A file that is used again says nothing of what was in it before."""
+    files, made = new_journal(size=1000)
+    for handle in range(6):
+        kept = Kept(handle)
+        made.append(redo(handle, 0, bytes(700)), 0, kept)
+        made.flush()
+        made.claim()
+        for each in made.unsaved():
+            made.settled(each)
+        made.release()
+        assert not made.to_claim
+        records = read_records(files, DIRECTORY)
+        assert records.is_whole
+        assert list(records.by_handle) == [handle]
+
+
+def test_a_part_that_cannot_be_read_is_damage_and_a_disk_that_is_away_is_not() -> None:
+    machine = Universe(0).machine("m")
+    files = machine.start_process().world.files
+    files.make_directories(DIRECTORY)
+    made = Journal(files, DIRECTORY, True, 1 << 20)
+    made.open()
+    sequence = made.append(redo(7, 0, bytes(5000)), 0, Kept(7))
+    made.append(redo(7, sequence, bytes(5000)), 0, Kept(7))
+    machine.disk.spoil(f"{DIRECTORY}/journal.0", layout.JOURNAL_HEAD_BYTES + 9000)
+    records = read_records(files, DIRECTORY)
+    assert not records.is_whole
+    assert [each.sequence for each in records.take(7)] == [sequence]
+    for at in range(0, machine.disk.file_size(f"{DIRECTORY}/journal.0"), 512):
+        machine.disk.spoil(f"{DIRECTORY}/journal.0", at)
+    files.open(f"{DIRECTORY}/another", "create").write(b"abc", 0)
+    records = read_records(files, DIRECTORY)
+    assert not records.is_whole
+    assert not records.by_handle
+    machine.disk.fail(DIRECTORY, what=["read"])
+    with pytest.raises(OSError, match="Input/output"):
+        read_records(files, DIRECTORY)
+
+
+def test_what_is_left_alone_is_put_where_it_belongs() -> None:
+    files, made = new_journal()
+    kept = Kept(1)
+    made.append(redo(1, 0, b"abc"), 0, kept)
+    made.flush()
+    assert made.to_set_aside
+    made.set_aside()
+    assert not made.to_set_aside
+    assert made.unsaved() == [kept]
+    made.append(redo(2, 0, b"abc"), 0, Kept(2))
+    made.set_aside()  # the other one is still needed
+    assert made.unsaved() == [kept]
+    made.settled(kept)
+    made.release()
+    assert set(read_records(files, DIRECTORY).by_handle) == {2}
+
+
+def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
+    """It may be the first one in that file, if the other becomes full meanwhile."""
+    files, made = new_journal(size=1000)
+    one = Kept(1)
+    made.append(redo(1, 0, bytes(900)), 0, one)
+    made.append(redo(2, 0, bytes(900)), 0, Kept(2))
+    made.flush()
+    made.settled(one)
+    made._other.folders.add(DIRECTORY)
+    looked, drawn, go_on = threading.Event(), threading.Event(), threading.Event()
+    encode = layout.encode_redo
+
+    def slow(record: Redo) -> bytes:
+        if record.handle == 3:
+            drawn.set()
+            go_on.wait(10)
+        return encode(record)
+
+    with pytest.MonkeyPatch.context() as patch, made._flushing:
+        patch.setattr(files, "sync_directory", lambda path: looked.set())
+        patch.setattr(layout, "encode_redo", slow)
+        releasing = threading.Thread(target=made.release)
+        appending = threading.Thread(target=made.append, args=(redo(3, 0, b"x"), 0, Kept(3)))
+        releasing.start()
+        assert looked.wait(10)
+        appending.start()
+        assert drawn.wait(10)
+        made._flushing.release()
+        releasing.join()
+        made._flushing.acquire()
+        go_on.set()
+        appending.join()
+    made.append(redo(4, 0, b"y"), 0, Kept(4))
+    made.flush()
+    assert set(read_records(files, DIRECTORY).by_handle) == {2, 3, 4}
+
+
+def test_a_burial_stays_until_the_file_is_gone() -> None:
+    files, made = new_journal()
+    burial = made.bury(1, DIRECTORY)
+    made.flush()
+    made.set_aside()
+    made.release()
+    assert set(read_records(files, DIRECTORY).deleted) == {1}
+    made.is_unlinked(burial)
+    made.release()
+    assert not read_records(files, DIRECTORY).deleted
+
+
+def test_a_deleted_replica_does_not_return_when_the_record_of_that_is_damaged() -> None:
+    machine = Universe(1).machine("m")
+    server = Server(machine, True, 1 << 20)
+    server.store.load()
+    for handle in (1, 2):
+        server.write(handle, 0, b"old")
+        server.chunk(handle).save()
+    server.delete(1)
+    machine.disk.flip_bit(f"{DIRECTORY}/journal.0", 8)
+    for power in (False, True):
+        server.process.kill()
+        if power:
+            machine.disk.power_cut(None)
+        server = Server(machine, True, 1 << 20)
+        server.store.load()
+        assert set(server.store.inventory) == {2}
+
+
+@pytest.mark.parametrize("left", ["zeros", "nothing"])
+def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
+    machine = Universe(1).machine("m")
+    server = Server(machine, True, 1 << 20)
+    server.store.load()
+    server.write(1, 0, b"old")
+    server.chunk(1).save()
+    path = f"{DIRECTORY}/journal.1"
+    size = machine.disk.file_size(path)
+    machine.disk.truncate(path, 0)
+    if left == "zeros":
+        machine.disk.truncate(path, size)
+    server.process.kill()
+    server = Server(machine, True, 1 << 20)
+    server.store.load()
+    assert set(server.store.forgetful) == {1}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
+    """Else every later one would doubt all replicas again."""
+    machine = Universe(1).machine("m")
+    path = f"{DIRECTORY}/journal.0"
+    at = 0
+    while not at or at < machine.disk.file_size(path):
+        server = Server(machine, sync, 20_000)
+        server.store.load()
+        assert not server.store.forgetful
+        server.write(1, 0, pattern(at, 10_000))
+        server.write(1, 0, pattern(at, 6_000))
+        server.chunk(1).save()
+        server.process.kill()
+        machine.disk.spoil(path, at)
+        server = Server(machine, sync, 20_000)
+        server.store.load()
+        assert set(server.store.forgetful) == {1}
+        server.disk.marks.remove(1)
+        server.disk.marks.flush()
+        server.process.kill()
+        at += 512
+    assert at > 6000
+
+
+@pytest.mark.parametrize("damage", ["flip", "spoil", "head"])
+def test_when_a_synced_record_is_damaged_every_replica_is_doubted(damage: str) -> None:
+    """A process that dies before it is saved would come back without it, and pass."""
+    machine = Universe(1).machine("m")
+    server = Server(machine, True, 1 << 20)
+    server.store.load()
+    for handle in (1, 2):
+        server.write(handle, 0, b"old")
+        server.chunk(handle).save()
+    server.write(1, 0, b"new")
+    server.journal.flush()
+    server.journal.claim()
+    path = f"{DIRECTORY}/journal.0"
+    record = layout.JOURNAL_HEAD_BYTES + layout.redo_bytes(redo(1, 0, b"old")) + 40
+    if damage == "spoil":
+        machine.disk.spoil(path, record)
+    else:
+        machine.disk.flip_bit(path, 8 * (10 if damage == "head" else record))
+    server.process.kill()
+    for _ in range(2):  # a second start doubts them as well
+        server = Server(machine, True, 1 << 20)
+        server.store.load()
+        assert set(server.store.forgetful) == {1, 2}
+        server.process.kill()
 
 
 @given(st.binary(max_size=300), st.binary(max_size=64), st.integers(0, 400))
