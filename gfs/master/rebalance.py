@@ -16,9 +16,10 @@ that somebody writes to is let alone.
 
 Both reasons end: a move for racks makes the counts of two racks more equal, one
 for disk use those of two disks, and no move for disk use makes the racks worse. For
-that a server's *level* counts, and not what it last said of its disks: replicas on
-their way to it, or not yet deleted there, are counted as whole chunks until a report
-surely tells of them. And no replica goes to a disk that would then be the fuller one,
+that the least counts that may be on the fuller one, and the most on the emptier one, and
+not what they last said of their disks: replicas on their way to one, or not yet deleted
+there, may be in that or not, and whole chunks or less, until a report surely tells of
+them. And no replica goes to a disk that would then be the fuller one,
 which on a disk of a few chunks is sooner than ``difference`` says.
 """
 
@@ -42,20 +43,30 @@ class Move(NamedTuple):
     target: Server
 
 
-def level(server: Server) -> float:
-    """The share of its disks that is used when all moves under way have ended."""
+def least_used(server: Server) -> float:
+    """The share of its disks that is used, at least, when all moves under way have ended."""
+    return server.used + _on_their_way(server, -1)
+
+
+def most_used(server: Server) -> float:
+    """The share of its disks that is used, at most, when all moves under way have ended."""
+    return server.used + _on_their_way(server, +1)
+
+
+def _on_their_way(server: Server, delta: int) -> float:
     if not server.shifts:
-        return server.used
-    on_their_way = sum([shift.delta for shift in server.shifts.values()])
-    return server.used + on_their_way * REPLICA_BYTES_MAX / max(1, server.total_bytes)
+        return 0.0
+    count = sum([shift.delta for shift in server.shifts.values() if shift.delta == delta])
+    return count * REPLICA_BYTES_MAX / max(1, server.total_bytes)
 
 
 def is_possible(servers: Sequence[Server], difference: float) -> bool:
     """Whether any chunk could be better elsewhere: a quick look."""
     if len({server.rack for server in servers}) > 1:
         return True
-    levels = [level(server) for server in servers]
-    return bool(levels) and max(levels) - min(levels) > difference
+    if not servers:
+        return False
+    return max(map(least_used, servers)) - min(map(most_used, servers)) > difference
 
 
 def plan_move(
@@ -87,8 +98,8 @@ def _for_racks(
 def _for_use(
     holders: Sequence[Server], targets: list[Server], racks: Counter[str], difference: float
 ) -> Move | None:
-    emptiest = sorted((level(server), server.index, server) for server in targets)
-    fullest = sorted(((level(server), server.index, server) for server in holders), reverse=True)
+    emptiest = sorted((most_used(server), server.index, server) for server in targets)
+    fullest = sorted(((least_used(each), each.index, each) for each in holders), reverse=True)
     for most, _, victim in fullest:
         for least, _, target in emptiest:
             gap = most - least

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from gfs.blocks import BLOCK_BYTES, MIB
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 
 #: In most seeds there is work for so long, in simulated seconds; in a few as long as there may.
@@ -29,7 +29,7 @@ CAPACITY_BYTES = 1 << 40
 #: Some seeds have servers of different sizes, in few racks or in one, and replicas move to
 #: those that are emptier.
 UNEVEN_SHARE = 0.25
-UNEVEN_BYTES = (2 << 20, 4 << 20, 16 << 20)
+UNEVEN_CHUNKS = (171, 342, 1368)
 UNEVEN_BALANCE_SHARE = 0.01
 #: Between the rates of two machines' clocks; leases allow for a twelfth.
 DRIFT_MAX = 0.02
@@ -171,7 +171,7 @@ def _make_uneven(plan: Plan) -> None:
     chance = random.Random(f"{plan.seed}/uneven")
     if chance.random() >= UNEVEN_SHARE:
         return
-    small, *larger = UNEVEN_BYTES
+    small, *larger = (count * CHUNK_BYTES for count in UNEVEN_CHUNKS)
     others = [chance.choice(larger) for _ in range(plan.chunkservers - 1)]
     plan.capacities = [small, *others]
     chance.shuffle(plan.capacities)

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.rebalance import REPLICA_BYTES_MAX, is_possible, level, plan_move
+from gfs.master.rebalance import (
+    REPLICA_BYTES_MAX,
+    is_possible,
+    least_used,
+    most_used,
+    plan_move,
+)
 from gfs.master.repair import pick_surplus
 from gfs.master.servers import LIVE, Server, Shift
 from gfs.protocol.messages import Disk
@@ -56,19 +62,22 @@ def unevenness(holders: list[Server], servers: list[Server]) -> int:
     return max(racks.values()) - min(free) if free else 0
 
 
-def report(reporter: Server, chunks: list[list[Server]]) -> None:
+def report(reporter: Server, chunks: list[list[Server]], size: float) -> None:
     """It says how full its disks are now."""
     reporter.chunks = sum(reporter in holders for holders in chunks)
-    free = reporter.total_bytes - reporter.chunks * REPLICA_BYTES_MAX
+    free = reporter.total_bytes - round(reporter.chunks * size * REPLICA_BYTES_MAX)
     reporter.set_disks([Disk("/d", reporter.total_bytes, max(0, free), 0)])
     reporter.shifts.clear()
 
 
-@given(clusters(), st.integers(), st.sampled_from([1.0, 0.3, 0.05]))
-def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float) -> None:
-    """However late servers report what a move took and brought."""
+@given(clusters(), st.integers(), st.sampled_from([1.0, 0.3, 0.05]), st.sampled_from([1.0, 0.3]))
+def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: float) -> None:
+    """However late servers report what a move took and brought, and however large the
+    replicas are."""
     servers, chunks = cluster
     rng = random.Random(seed)
+    for each in servers:
+        report(each, chunks, size)
     moves = 0
     reported: set[int] = set()
     while len(reported) < len(servers):  # without a move in between
@@ -94,7 +103,7 @@ def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float) -> None
             reported.clear()
         for each in servers:
             if rng.random() < speed:
-                report(each, chunks)
+                report(each, chunks, size)
                 reported.add(each.index)
     for holders in chunks:
         assert unevenness(holders, servers) < 2
@@ -116,8 +125,8 @@ def test_what_is_on_its_way_counts() -> None:
     assert plan_move([full], [full, empty], SHARE, random.Random(1)) == (full, empty)
     for handle in range(3):
         full.shifts[handle], empty.shifts[handle] = Shift(-1), Shift(+1)
-    assert level(full) == pytest.approx(0.47)
-    assert level(empty) == pytest.approx(0.38)
+    assert (least_used(full), most_used(full)) == (pytest.approx(0.47), 0.5)
+    assert (least_used(empty), most_used(empty)) == (0.35, pytest.approx(0.38))
     assert plan_move([full], [full, empty], SHARE, random.Random(1)) is None
     assert not is_possible([full, empty], SHARE)
 
