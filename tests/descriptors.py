@@ -1,13 +1,20 @@
-"""What this process has open, for tests that nothing is left open."""
+"""What a test leaves open, told from what other tests' threads open meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
+import socket
+import threading
 import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
 
-#: Threads of other tests open and close at any time; what is left open stays.
+import pytest
+
+#: What is not left open for good is closed by then.
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
@@ -15,8 +22,7 @@ Descriptors = set[tuple[str, str]]
 
 
 def open_descriptors() -> Descriptors:
-    """(number, what it is). What another test left open may be closed at any time, so
-    their count says nothing."""
+    """(number, what it is) of all of this process."""
     gc.collect()
     found = set()
     for number in os.listdir("/proc/self/fd"):
@@ -25,9 +31,32 @@ def open_descriptors() -> Descriptors:
     return found
 
 
-def assert_none_left(before: Descriptors) -> None:
-    """Nothing is open for good that was not open ``before``."""
+@contextlib.contextmanager
+def none_left() -> Iterator[None]:
+    """What this thread opens within is closed in the end: sockets, and files.
+
+    Clients that another test has left running in a thread may connect anew at any
+    time, and stay: so a socket counts for the thread that makes it.
+    """
+    made: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+    thread, make = threading.get_ident(), socket.socket.__init__
+
+    def noted(self: socket.socket, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        if threading.get_ident() == thread:
+            made.add(self)
+
+    def left() -> list[str]:
+        gc.collect()
+        files = {each for each in open_descriptors() - before if each[1].startswith("/")}
+        sockets = [repr(each) for each in made if each.fileno() != -1]
+        return sorted(sockets + [path for _, path in files])
+
+    before = open_descriptors()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "__init__", noted)
+        yield
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while left := open_descriptors() - before:
-        assert time.monotonic() < deadline, f"left open: {sorted(left)}"
+    while still := left():
+        assert time.monotonic() < deadline, f"left open: {still}"
         time.sleep(POLL_SECONDS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from descriptors import assert_none_left, open_descriptors
+from descriptors import none_left, open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,9 +28,8 @@ FIN_WAIT_1 = "04"
 
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_left() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert_none_left(before)
+    with none_left():
+        yield
 
 
 class Setting:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from descriptors import assert_none_left, open_descriptors
+from descriptors import none_left
 
 from gfs.io import Listener, Stream, World, real_world
 from gfs.io.real import RealStream, split_address
@@ -240,19 +240,15 @@ async def test_addresses() -> None:
 async def test_a_peers_word_for_an_address_is_a_connection_error(
     world: World, address: str
 ) -> None:
-    before = open_descriptors()
-    with pytest.raises(ConnectionError):
+    with none_left(), pytest.raises(ConnectionError):
         await world.network.connect(address)
-    assert_none_left(before)
 
 
 async def test_an_address_that_is_taken(world: World) -> None:
     listener = await world.network.listen("127.0.0.1:0")
-    before = open_descriptors()
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with none_left(), pytest.raises(OSError) as caught:  # noqa: PT011
         await world.network.listen(listener.address)
     assert caught.value.errno == errno.EADDRINUSE
-    assert_none_left(before)
     listener.close()
 
 
@@ -278,11 +274,9 @@ async def test_a_cancelled_connect_leaves_nothing_open(world: World) -> None:
     for filler in fillers:
         filler.setblocking(False)
         filler.connect_ex(full.getsockname())
-    before = open_descriptors()
-    with trio.move_on_after(0.05) as scope:
+    with none_left(), trio.move_on_after(0.05) as scope:
         await world.network.connect("127.0.0.1:%d" % full.getsockname()[1])  # noqa: UP031
     assert scope.cancelled_caught
-    assert_none_left(before)
     for each in (full, *fillers):
         each.close()
 
@@ -341,21 +335,18 @@ async def test_accepting_goes_on_when_descriptors_ran_out(
 
 
 def test_files_are_closed_once_and_by_the_collector(world: World, tmp_path: Path) -> None:
-    before = open_descriptors()
-    file = world.files.open(str(tmp_path / "f"), "create")
-    file.close()
-    file.close()
-    world.files.open(str(tmp_path / "f"), "r")
-    assert_none_left(before)
+    with none_left():
+        file = world.files.open(str(tmp_path / "f"), "create")
+        file.close()
+        file.close()
+        world.files.open(str(tmp_path / "f"), "r")
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_lock_is_refused_without_a_leak(world: World, tmp_path: Path) -> None:
     held = world.files.lock(str(tmp_path / "lock"))
-    before = open_descriptors()
-    with pytest.raises(BlockingIOError):
+    with none_left(), pytest.raises(BlockingIOError):
         world.files.lock(str(tmp_path / "lock"))
-    assert_none_left(before)
     held.close()
     world.files.lock(str(tmp_path / "lock")).close()
 
