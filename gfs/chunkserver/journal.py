@@ -20,9 +20,9 @@ append may, since no state covers them.
 records of is *saved* in the background: then it may be overwritten. So the work at a
 start is bounded. A chunk written a thousand times meanwhile is saved once. So is a file
 that nothing was appended to for a while: on a disk that is left alone all is in the chunk
-files, where the scrubber reads it. One that the
-disk refuses to save is lacking (:mod:`gfs.chunkserver.marks`): its records go all the same,
-once that is on the disk, and it is made anew from other servers' replicas.
+files, where the scrubber reads it. One that the disk refuses to save, while others wait
+for room, is lacking (:mod:`gfs.chunkserver.marks`): its records go all the same, once that
+is on the disk, and it is made anew from other servers' replicas.
 
 *Which records still count.* All states of all chunks of a disk are numbered by one
 counter. A record says which state of its chunk it follows (``base``) and which it

@@ -58,6 +58,8 @@ SLOW_SECONDS = 5.0
 TURN_SECONDS = 3.0
 #: Between two marks that are looked at, at most.
 MARK_REST_SECONDS = 0.1
+#: Before what a disk refuses to save is tried again.
+SAVE_AGAIN_SECONDS_MIN, SAVE_AGAIN_SECONDS_MAX = 1.0, 5.0
 
 _RECORD = struct.Struct(">QII")
 
@@ -257,6 +259,7 @@ class ChunkStore:
     async def keep_saving(self, disk: Disk) -> None:
         """Save what a full journal has, so that it can be overwritten. Runs for as long
         as the server does."""
+        pause = SAVE_AGAIN_SECONDS_MIN
         while True:
             await disk.to_save.wait()
             disk.to_save = trio.Event()
@@ -264,23 +267,30 @@ class ChunkStore:
                 for keeper in await self.run(disk, disk.journal.unsaved):
                     await self._save(disk, keeper)
                 await self.run(disk, disk.journal.release)
+                pause = SAVE_AGAIN_SECONDS_MIN
             except OSError as error:
                 log.error("%s: the redo journal cannot be emptied: %s", disk.path, error)
-                await self.world.clock.sleep(1.0)
+                await self.world.clock.sleep(pause)
+                pause = min(2 * pause, SAVE_AGAIN_SECONDS_MAX)
                 disk.to_save.set()
             disk.room.unpark_all()
 
     async def _save(self, disk: Disk, keeper: Keeper) -> None:
+        """Raises ``OSError`` if that is to be tried again."""
         try:
             await self.run(disk, keeper.save)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) or not disk.journal.crowded:
+                raise  # the journal has it, and nobody needs its place yet
             log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
-            if keeper in await self.run(
-                disk, disk.journal.unsaved
-            ):  # not deleted or replaced meanwhile
+            if keeper in await self.run(disk, disk.journal.unsaved):  # not deleted or replaced
                 await self._give_up_saving(disk, keeper)
+            return
+        chunk = self._open.get(keeper.handle)
+        if chunk is not None and chunk.file is keeper and self.is_lacking(keeper.handle):
+            # It was given up, but that could not be noted, and now it is as it should be.
+            disk.marks.remove(keeper.handle)
+            _tell_mended(self.bad.pop(keeper.handle, None), "saved after all")
 
     async def _give_up_saving(self, disk: Disk, keeper: Keeper) -> None:
         """The replica is not what it is said to be, and is to be made anew. That is on the

@@ -69,6 +69,8 @@ from .record import LOG, MADE_BY, Record, Violation, content
 
 T = TypeVar("T")
 
+#: Calls of one actor that adds records.
+APPENDS_MAX = 10
 #: What the namespace refuses: nothing happened then.
 REFUSALS = (
     NotFound, AlreadyExists, IsADirectory, NotADirectory, DirectoryNotEmpty, InvalidArgument,
@@ -187,6 +189,8 @@ class Actor:
             # They are made one after another, and each waits for all leases to end.
             each = master.lease_seconds + master.lease_margin_seconds + QUIET_SECONDS
             bound += self.plan.clients * each
+        if kind is Actor.append:
+            bound *= APPENDS_MAX  # one after another
         return bound
 
     @property
@@ -589,7 +593,7 @@ class Actor:
         if not create:
             await self._look(fs, path)
         async with trio.open_nursery() as nursery:
-            for _ in range(self.chance.choice([1, 1, 3, 10])):
+            for _ in range(self.chance.choice([1, 1, 3, APPENDS_MAX])):
                 count = self.chance.choice([1, 1, 1, 3])
                 records = [self._new_record() for _ in range(count)]
                 if self.chance.random() < 0.5:

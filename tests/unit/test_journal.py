@@ -25,7 +25,7 @@ from gfs.chunkserver import format as layout
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import Redo, State
 from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
-from gfs.chunkserver.store import ChunkStore, Disk, Replica
+from gfs.chunkserver.store import ChunkStore, Disk, OpenChunk, Replica
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
@@ -314,7 +314,7 @@ OLD, NEW = b"o" * (chunkfile.JOURNALED_BYTES_MAX + 1), b"n" * 1000
 
 def overwritten(machine: Machine) -> tuple[Server, str]:
     """A server with a chunk whose file has the old bytes, and the journal the new ones,
-    which were acknowledged; its half is full. And the chunk's file."""
+    which were acknowledged; both halves are full. And the chunk's file."""
     server = Server(machine, True, 32_768)
     server.store.load()
     server.write(7, 0, OLD)
@@ -323,7 +323,7 @@ def overwritten(machine: Machine) -> tuple[Server, str]:
     server.write(7, 0, NEW)
     server.journal.flush()
     server.chunk(7).finish()
-    while not server.journal.to_save:
+    while not server.journal.crowded:
         server.write(8, 0, bytes(4096))
         server.chunk(8).commit()
     server.journal.flush()
@@ -410,6 +410,36 @@ def test_records_stay_while_it_cannot_be_noted_that_a_replica_is_lacking() -> No
         assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
     run_simulated(1, play)
+
+
+def test_a_replica_that_cannot_be_saved_for_a_while_is_not_given_up_without_need() -> None:
+    """The journal has room, or it cannot even be noted; then the disk is well again."""
+
+    async def play(crowded: bool) -> None:
+        machine = Universe(1).machine("m")
+        server, path = overwritten(machine)
+        broken = [path]
+        if crowded:
+            broken.append(server.disk.marks.path)
+        else:
+            server.journal._active.end = 0
+        for each in broken:
+            machine.disk.fail(each)
+        assert not await is_emptied(server)
+        assert (7 in server.store.bad) == crowded
+        for each in broken:
+            machine.disk.fail(each, 0)
+        server.disk.marks.failed = False  # writing to it failed, no sync of it
+        server.store._keep(OpenChunk(server.disk, server.chunk(7)))
+        server.disk.to_save.set()
+        assert await is_emptied(server)
+        assert not server.store.bad
+        assert not server.store.is_lacking(7)
+        server = started_again(server, machine, True)
+        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
+
+    run_simulated(1, play, True)
+    run_simulated(1, play, False)
 
 
 def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
