@@ -50,7 +50,7 @@ async def scan(node: Node) -> None:
         for at in range(0, max(1, len(handles)), SCAN_STEP):
             await node.world.clock.sleep(pause)
             await look_at(node, handles[at : at + SCAN_STEP])
-        await store.remove_twins()
+        await store.remove_leftovers()
 
 
 async def look_at(node: Node, handles: list[int]) -> None:

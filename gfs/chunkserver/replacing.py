@@ -21,6 +21,7 @@ async def new_replica(
     """An empty replica, for the block to fill: installed at its end, or nothing of it is
     left. What the disk refuses is raised as the error it means for ``what``."""
     path = disk.chunk_path(handle) + ".clone"
+    node.store.forget_half(disk, path)
     try:
         file = ChunkFile.create(node.world.files, path, handle, version, disk.journal, copied=True)
         try:
@@ -29,8 +30,7 @@ async def new_replica(
         finally:
             file.close()
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            node.world.files.unlink(path)
+        node.store.leave(disk, path)
         if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):
             raise map_disk_error(error, what) from error
         raise

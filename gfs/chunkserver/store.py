@@ -197,6 +197,8 @@ class ChunkStore:
         self.found_bad = 0
         #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
         self._twins: set[tuple[int, int]] = set()
+        #: (Disk, path) of replicas that were given up half made, and could not be deleted.
+        self._halves: set[tuple[int, str]] = set()
         #: Replicas that may lack what was last written, and the marks that say so.
         self.forgetful: dict[int, Mark] = {}
         self._open: OrderedDict[int, OpenChunk] = OrderedDict()
@@ -893,8 +895,30 @@ class ChunkStore:
         except OSError:
             self._twins.add((disk.index, handle))
 
-    async def remove_twins(self) -> None:
-        """Delete what disks refused to when a replica on another one took its place."""
+    def leave(self, disk: Disk, path: str) -> None:
+        """Have a half-made replica deleted, later if the disk refuses now."""
+        try:
+            self.world.files.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("%s stays for the moment: %s", path, error)
+            self._halves.add((disk.index, path))
+
+    def forget_half(self, disk: Disk, path: str) -> None:
+        """Another one is made there."""
+        self._halves.discard((disk.index, path))
+
+    async def remove_leftovers(self) -> None:
+        """Delete what disks refused to: half-made replicas, and those whose place one on
+        another disk took."""
+        for index, path in list(self._halves):
+            if (index, path) in self._halves:
+                self._halves.discard((index, path))
+                await self.run(self.disks[index], self.leave, self.disks[index], path)
+        await self._remove_twins()
+
+    async def _remove_twins(self) -> None:
         for index, handle in list(self._twins):
             with contextlib.suppress(DeadlineExceeded):
                 async with self._alone(handle):

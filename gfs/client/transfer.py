@@ -16,6 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import aclosing
 from typing import BinaryIO, Protocol, runtime_checkable
 
+from msgspec.structs import replace
+
 from gfs.blocks import BLOCK_BYTES, Buffer
 from gfs.client.core import ClientCore
 from gfs.client.read import (
@@ -279,11 +281,12 @@ async def get_to_file(
     """Write the file's bytes to ``target`` as they come. Not atomic: it is a stream."""
     report = progress or _no_progress
     file = await FileMap.open(core, path)
-    async with aclosing(stream(core, file)) as pieces:
+    entry = replace(file.entry)  # more may be known while it is read
+    async with aclosing(stream(core, file, 0, entry.length)) as pieces:
         async for view in pieces:
             await core.world.run_blocking(_write_all, target, view)
             report(len(view))
-    return file.entry
+    return entry
 
 
 def _write_all(target: BinaryIO, view: memoryview) -> None:
@@ -305,17 +308,18 @@ async def get_to_path(
         raise AlreadyExists(f"{target}: exists: overwrite it explicitly, or name another file")
     for attempt in range(1, TRIES_MAX + 1):
         file = await FileMap.open(core, path)
+        entry = replace(file.entry)
         part = LocalPart(target)
         moved = 0
         try:
             await run(part.open)
-            async with aclosing(stream(core, file)) as pieces:
+            async with aclosing(stream(core, file, 0, entry.length)) as pieces:
                 async for view in pieces:
                     await run(part.write, view)
                     moved += len(view)
                     report(len(view))
             await run(part.commit, overwrite)
-            return file.entry
+            return entry
         except FileChanged:
             if attempt == TRIES_MAX:
                 raise

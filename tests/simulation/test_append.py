@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import random
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from gfs.blocks import CHUNK_BYTES
+from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.client import Client
+from gfs.client.read import FileMap
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import GfsError, InvalidArgument, IsADirectory, NotFound
 from gfs.protocol.records import RECORD_BYTES_MAX
@@ -357,3 +361,31 @@ def commits(cluster: SimCluster) -> int:
     state = ChunkFile.probe(SimFileSystem(disk, Onlooker()), path, handle_of(path))
     assert state is not None
     return state.sequence
+
+
+@over_seeds(1)
+@pytest.mark.parametrize("to_path", [False, True])
+async def test_what_is_told_of_a_file_that_grows_is_what_came(
+    seed: int, chance: random.Random, tmp_path: Path, to_path: bool
+) -> None:
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        first = content(chance, 3 * MIB)
+        await fs.put(first, "/log")
+        opened: list[FileMap] = []
+
+        def grows(_: int) -> None:
+            opened[0].entry.length += 63  # as a look does, for where the next chunk is
+
+        open_map = FileMap.open
+
+        async def noted(*arguments: Any, **options: Any) -> FileMap:
+            opened.append(await open_map(*arguments, **options))
+            return opened[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FileMap, "open", noted)
+            target: Any = str(tmp_path / "copy") if to_path else io.BytesIO()
+            entry = await fs.get("/log", target, progress=grows)
+        data = (tmp_path / "copy").read_bytes() if to_path else target.getvalue()
+        assert data == first
+        assert entry.length == len(first)

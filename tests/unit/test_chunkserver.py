@@ -29,9 +29,18 @@ from gfs.chunkserver.identity import (
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.link import MasterLink, MasterLinks
 from gfs.chunkserver.node import Node
+from gfs.chunkserver.replacing import new_replica
 from gfs.chunkserver.throttle import Throttle
 from gfs.config import ChunkserverSettings
-from gfs.errors import CorruptReplica, DiskFull, LeaseLost, NotFound, StaleVersion, StartupError
+from gfs.errors import (
+    CorruptReplica,
+    DiskFailed,
+    DiskFull,
+    LeaseLost,
+    NotFound,
+    StaleVersion,
+    StartupError,
+)
 from gfs.io import World, real_world
 from gfs.protocol.messages import (
     CopyChunk,
@@ -175,7 +184,7 @@ async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
         3: (2, 5, 1),
     }
     assert [(b.handle, b.kind) for b in store.bad.values()] == [(4, "corrupt")]
-    assert not half.exists()
+    assert not exists(half)
     assert sorted(p.name for p in half.parent.iterdir() if p.suffix != ".chunk") == ["README"]
     assert len(store.pack([1, 2, 3, 4, 99])) == 3 * 16
     assert store.bytes == 3 + 3 + 5
@@ -607,4 +616,39 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
     assert done[0] == "saved"
     assert done[-1] == "buried"
     assert not node.store.inventory
+    node.close()
+
+
+async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = node_in(tmp_path)
+    (disk,) = node.store.disks
+    exists, half = node.world.files.exists, disk.chunk_path(1) + ".clone"
+
+    def refuse(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def give_up_half() -> None:
+        async with new_replica(node, disk, 1, 1, "a copy") as file:
+            file.write(0, b"half", packet_sums(0, b"half"))
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.world.files, "unlink", refuse)
+        with pytest.raises(DiskFailed):
+            await give_up_half()
+        await node.store.remove_leftovers()
+        assert exists(half)
+    await node.store.remove_leftovers()
+    assert not exists(half)
+    # One that is made there meanwhile is let alone.
+    with monkeypatch.context() as patch:
+        patch.setattr(node.world.files, "unlink", refuse)
+        with pytest.raises(DiskFailed):
+            await give_up_half()
+    async with new_replica(node, disk, 1, 1, "a copy") as file:
+        file.write(0, b"whole", packet_sums(0, b"whole"))
+        await node.store.remove_leftovers()
+    assert node.store.inventory[1].length == 5
     node.close()
