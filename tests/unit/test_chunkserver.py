@@ -184,7 +184,7 @@ async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
         3: (2, 5, 1),
     }
     assert [(b.handle, b.kind) for b in store.bad.values()] == [(4, "corrupt")]
-    assert not exists(half)
+    assert not half.exists()
     assert sorted(p.name for p in half.parent.iterdir() if p.suffix != ".chunk") == ["README"]
     assert len(store.pack([1, 2, 3, 4, 99])) == 3 * 16
     assert store.bytes == 3 + 3 + 5
