@@ -198,7 +198,7 @@ class ChunkStore:
         #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
         self._twins: set[tuple[int, int]] = set()
         #: (Disk, path) of replicas that were given up half made, and could not be deleted.
-        self._halves: set[tuple[int, str]] = set()
+        self._half_made: set[tuple[int, str]] = set()
         #: Replicas that may lack what was last written, and the marks that say so.
         self.forgetful: dict[int, Mark] = {}
         self._open: OrderedDict[int, OpenChunk] = OrderedDict()
@@ -903,18 +903,18 @@ class ChunkStore:
             pass
         except OSError as error:
             log.warning("%s stays for the moment: %s", path, error)
-            self._halves.add((disk.index, path))
+            self._half_made.add((disk.index, path))
 
     def forget_half(self, disk: Disk, path: str) -> None:
         """Another one is made there."""
-        self._halves.discard((disk.index, path))
+        self._half_made.discard((disk.index, path))
 
     async def remove_leftovers(self) -> None:
         """Delete what disks refused to: half-made replicas, and those whose place one on
         another disk took."""
-        for index, path in list(self._halves):
-            if (index, path) in self._halves:
-                self._halves.discard((index, path))
+        for index, path in list(self._half_made):
+            if (index, path) in self._half_made:
+                self._half_made.discard((index, path))
                 await self.run(self.disks[index], self.leave, self.disks[index], path)
         await self._remove_twins()
 

@@ -342,8 +342,8 @@ class Upkeep:
             return
         await self._grants.believe(handle, chosen)
         log.warning(
-            "chunk %x: all replicas may lack what was written before the power was lost: that "
-            "of chunkserver %s is believed",
+            "chunk %x: all replicas may lack what was last written: that of chunkserver %s is "
+            "believed",
             handle,
             chosen.id,
             extra=event("replica_believed", server=chosen.id, chunk=f"{handle:x}"),

@@ -20,6 +20,7 @@ from unittest import mock
 
 import trio
 import trio.testing
+from scripted import Thing
 
 from control.compute import changes, machine
 from control.compute import containers as requests
@@ -58,29 +59,6 @@ IMAGE = "an-image"
 USERS = ("ada", "bob")
 POLL_SECONDS = 5.0
 COMMAND_SECONDS = 60.0
-
-
-@dataclass
-class Thing:
-    """One container in the world."""
-
-    spec: Spec
-    phase: Phase = "stopped"
-    generation: int = 0
-    reason: str = ""
-    external_ip: str = ""
-    exposed: Spec | None = None
-
-    @property
-    def sighting(self) -> Sighting:
-        return Sighting(
-            id=self.spec.id,
-            user_id=self.spec.user_id,
-            phase=self.phase,
-            generation=self.generation,
-            reason=self.reason,
-            external_ip=self.external_ip,
-        )
 
 
 @dataclass(frozen=True)
