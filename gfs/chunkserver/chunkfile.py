@@ -49,6 +49,9 @@ VERIFY_BYTES = 1024 * 1024
 #: With "fsync", an append up to this size is written twice, to save two syncs.
 JOURNALED_BYTES_MAX = MIB // 4
 
+#: So much of what is to be synced goes to the disk at once.
+START_SYNC_BYTES = 4 * MIB
+
 
 class ChunkFile:
     """An open replica. ``version`` and ``length`` are what reads may rely on;
@@ -446,6 +449,8 @@ class ChunkFile:
             self.file.write(data, HEAD_BYTES + offset)
             self._adopt(offset, new_sums, length)
             self._note_unlogged(offset)
+            if self._journal.sync or self._copied:
+                self._start_sync(offset, end)
             return
         # A record follows from a state, and that is all of what was written before.
         if self.uncommitted:
@@ -453,6 +458,14 @@ class ChunkFile:
         self._log(offset, length, new_sums, bytes(data))
         if not self._journal.sync:
             self._save(sync=False)
+
+    def _start_sync(self, start: int, end: int) -> None:
+        """Bytes up to ``end`` are appended, and will be synced: from time to time, have the
+        disk begin, or all who wait for it in the end wait for a whole chunk."""
+        begun = start // START_SYNC_BYTES * START_SYNC_BYTES
+        whole = end // START_SYNC_BYTES * START_SYNC_BYTES
+        if whole > begun:
+            self.file.start_sync(HEAD_BYTES + begun, whole - begun)
 
     @property
     def waits(self) -> bool:

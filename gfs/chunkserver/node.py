@@ -115,7 +115,9 @@ class Node:
                 del self._idle[connection]
             if message is None:
                 return
-            self.throttle.client_starts()
+            is_client = not _is_copying(connection, message)
+            if is_client:
+                self.throttle.client_starts()
             began = self.world.clock.monotonic()
             # Not reset: this task works for nobody else between two exchanges.
             request.set(request_of(message.id))
@@ -128,7 +130,8 @@ class Node:
             finally:
                 connection.busy = False
                 self._idle.pop(connection, None)
-                self.throttle.client_ends()
+                if is_client:
+                    self.throttle.client_ends()
                 took = self.world.clock.monotonic() - began
                 self.operations.done(type(message), message.id, took, connection.failure)
 
@@ -152,6 +155,8 @@ class Node:
             return await WriteExchange(self, FromConnection(self, connection), message).run()
         if isinstance(message, AppendRecords):
             return await self.appends.serve(connection, message)
+        if isinstance(message, ReadChunk) and _is_copying(connection, message):
+            await self.throttle.give(min(message.length, CHUNK_BYTES))
         with deadline(self.settings.idle_seconds * 4, "taking of the answer"):
             if isinstance(message, ReadChunk):
                 is_well = await serve_read(self, connection, message)
@@ -343,3 +348,9 @@ class Node:
             self.store.mark_bad(order.handle, "corrupt")
             raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
         await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))
+
+
+def _is_copying(connection: BulkConnection, message: Message) -> bool:
+    """Whether it is another chunkserver's for a copy there. Clients' writes come from
+    chunkservers as well, along the chain."""
+    return connection.peer_role == "chunkserver" and isinstance(message, (ReadChunk, VerifyChunk))

@@ -75,6 +75,10 @@ class File(Protocol):
 
     def truncate(self, size: int) -> None: ...
 
+    def start_sync(self, offset: int, count: int) -> None:
+        """What was written there begins to go to the disk, so that :meth:`sync` has less
+        to wait for. A promise of nothing, and no error is told."""
+
     def sync(self) -> None:
         """What was written is on the disk when this returns (fdatasync)."""
 

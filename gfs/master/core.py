@@ -32,7 +32,7 @@ from gfs.master.gate import Gate
 from gfs.master.leases import FIRST_LEASED_VERSION, LeaseTable
 from gfs.master.namespace import Planned, chunk_row, plan_confirm_version
 from gfs.master.operations import CorruptionFound, HandlesReserved
-from gfs.master.repair import Clone, Limits, RepairQueue, pick_surplus, plan_clone
+from gfs.master.repair import Clone, Limits, RepairQueue, free_slots, pick_surplus, plan_clone
 from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.salvage import SalvageQueue, plan_salvage
 from gfs.master.servers import DEAD, LIVE, Server, ServerTable, Shift
@@ -885,17 +885,19 @@ class Master:
         servers = self.servers.all()
         silent = len(servers) - len(placeable)
         started: list[Clone] = []
-        slots = sum(max(0, self.limits.per_server - s.clones_in) for s in placeable)
-        slots = min(slots, self.limits.total - len(self.repair.active))
+        slots = free_slots(servers, placeable, self.limits)
         for handle in self.repair.due(now, lambda have: len(placeable) > have - silent):
-            if len(started) >= slots:
+            if not slots.can_pair or len(self.repair.active) >= self.limits.total:
                 break
+            if not slots.may_fit(self.locations.get(handle)):
+                continue  # whatever slot becomes free may be for it: it does not rest
             clone = self._plan_clone(handle, placeable, now)
             if clone is None:
                 self.repair.defer(handle, now)
             else:
                 self.repair.started(clone)
                 started.append(clone)
+                slots = free_slots(servers, placeable, self.limits)
         return started
 
     def plan_released(self, handle: int) -> Clone | None:

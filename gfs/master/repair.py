@@ -8,10 +8,11 @@ and then chunks a reader just failed at. A chunk with no
 location at all cannot be copied; it counts as *lost* until a server brings one.
 
 Limits, so that a dead server does not flood the others: so many clones at once
-into one server, out of one server, and in all. What cannot start now (its
-sources are busy or silent, nobody can take it) goes to the end of its rank and
-is looked at again; what failed waits longer each time. One round looks at a
-bounded number of chunks, so its cost does not grow with the queue.
+into one server, out of one server, and in all. What has to wait for one of these
+(:class:`Slots`) goes to the end of its rank and is looked at as soon as a copy ends;
+what cannot start for another reason rests for a moment, and what failed longer each
+time. One round looks at a bounded number of chunks, so its cost does not grow with
+the queue.
 
 A chunk under lease is not copied: the copy would miss what is written while it
 is made, and bear the same version. Its lease is revoked first (:class:`Revoke`);
@@ -25,7 +26,8 @@ whoever does.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gfs.master import placement
@@ -70,9 +72,27 @@ class Limits(NamedTuple):
     total: int
 
 
+class Slots(NamedTuple):
+    """Indexes of the servers that one more copy may be read from, and made at."""
+
+    sources: frozenset[int]
+    targets: frozenset[int]
+
+    @property
+    def can_pair(self) -> bool:
+        """Whether any chunk could be copied at all."""
+        return bool(self.sources and self.targets) and len(self.sources | self.targets) > 1
+
+    def may_fit(self, holders: Collection[int]) -> bool:
+        """Whether a chunk with these locations may be copied; far cheaper than to plan it."""
+        return not self.sources.isdisjoint(holders) and not self.targets.issubset(holders)
+
+
 class RepairQueue:
     def __init__(self) -> None:
-        self._ranks: dict[Danger, dict[int, None]] = {}
+        #: Ordered, since a plain dict takes ever longer to find its first key when those
+        #: before it are gone.
+        self._ranks: dict[Danger, OrderedDict[int, None]] = {}
         self._dangers: dict[int, Danger] = {}
         self._blocked: set[int] = set()
         #: Of those that are endangered: chunks that only files in the trash have.
@@ -101,7 +121,7 @@ class RepairQueue:
             return
         self._take_out(handle)
         self._dangers[handle] = danger
-        self._ranks.setdefault(danger, {})[handle] = None
+        self._ranks.setdefault(danger, OrderedDict())[handle] = None
 
     def block(self, handle: int) -> None:
         """A reader failed at this chunk just now."""
@@ -193,14 +213,14 @@ class RepairQueue:
         """Chunks to try now, most urgent first, at most ``ROUND_MAX``.
 
         ``spare_servers(have)``: is there any server without a replica of a
-        chunk that has that many? Each chunk yielded must be started or deferred
-        before the next one is asked for.
+        chunk that has that many? A chunk yielded is yielded again in the next round
+        if it is neither started nor deferred.
         """
         looked = 0
         for danger in sorted(self._ranks, key=lambda danger: danger.rank):
             if not spare_servers(danger.have):
                 continue
-            # One pass: what is deferred goes to the end of this very dict.
+            # One pass: all go to the end of what is passed through.
             for _ in range(len(self._ranks.get(danger, ()))):
                 rank = self._ranks.get(danger)
                 if rank is None:
@@ -209,8 +229,7 @@ class RepairQueue:
                     return
                 looked += 1
                 handle = next(iter(rank))
-                del rank[handle]
-                rank[handle] = None
+                rank.move_to_end(handle)
                 if handle in self.active or self._not_before.get(handle, 0.0) > now:
                     continue
                 yield handle
@@ -249,6 +268,18 @@ class RepairQueue:
             self._failures.pop(clone.handle, None)
 
 
+def free_slots(servers: Iterable[Server], placeable: Iterable[Server], limits: Limits) -> Slots:
+    return Slots(
+        frozenset(s.index for s in servers if can_give(s) and s.clones_out < limits.per_server),
+        frozenset(s.index for s in placeable if s.clones_in < limits.per_server),
+    )
+
+
+def can_give(server: Server) -> bool:
+    """Whether it may be asked for its replicas now."""
+    return server.state == LIVE and server.registered
+
+
 def plan_clone(
     handle: int,
     version: int,
@@ -265,7 +296,7 @@ def plan_clone(
     target (a deletion of this chunk is on its way there). Servers in ``failed``
     are targets only if there is no other.
     """
-    sources = [s for s in holders if s.state == LIVE and s.registered]
+    sources = [server for server in holders if can_give(server)]
     rng.shuffle(sources)
     sources.sort(key=lambda server: server.clones_out)
     if not sources or sources[0].clones_out >= limits.per_server:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
-from gfs.blocks import MIB
+from gfs.blocks import KIB, MIB
+from gfs.client import Client
+from gfs.config import ChunkserverSettings
+from gfs.errors import GfsError
 from gfs.testing import SimCluster
 
 from .promises import (
@@ -20,6 +26,8 @@ from .promises import (
     wait_for_goal,
 )
 from .seeds import over_seeds
+
+Load = Callable[[Client], Awaitable[None]]
 
 
 @over_seeds(8)
@@ -114,3 +122,67 @@ async def test_a_chunkserver_falls_silent(seed: int, chance: random.Random) -> N
         assert [s.state for s in status.servers] == ["live"] * 4
         assert await fs.get("/file") == data
         await assert_sound(fs)
+
+
+#: All that other servers copy from one, and all that it copies, while it serves clients.
+SLOW_BACKGROUND = ChunkserverSettings(
+    background_bytes_per_second=128 * KIB, reserve_bytes=4 * MIB, scan_seconds=2.0, idle_seconds=8.0
+)
+
+
+async def copies_of_a_dead_server(
+    cluster: SimCluster, fs: Client, load: Load | None = None, files: int = 20, size: int = MIB
+) -> float:
+    """Seconds until all is at its goal again, after one of five is taken for dead."""
+    data = bytes(size)
+    for number in range(files):
+        await fs.put(data, f"/{number}")
+    await trio.sleep(5)  # nobody counts as a client any more
+    async with trio.open_nursery() as nursery:
+        if load is not None:
+            nursery.start_soon(load, fs)
+        await cluster.crash(cluster.chunkservers[0])
+        await cluster.wait_until(partial(is_one_dead, fs), 60, every=0.01)
+        began = trio.current_time()
+        await cluster.wait_until(lambda: sound(fs), 3000, every=0.05)
+        nursery.cancel_scope.cancel()
+    return trio.current_time() - began
+
+
+async def is_one_dead(fs: Client) -> bool:
+    return "dead" in [server.state for server in (await fs.status()).servers]
+
+
+async def read_all_the_time(fs: Client) -> None:
+    while True:
+        for number in range(20):
+            with contextlib.suppress(GfsError):
+                await fs.get(f"/{number}")
+            await trio.sleep(0.1)
+
+
+@over_seeds(2)
+async def test_copies_from_a_server_are_no_clients_of_it(seed: int, chance: random.Random) -> None:
+    """They hold its own copies up no more than the scrubber does."""
+    async with (
+        SimCluster(seed, chunkservers=5, chunkserver=SLOW_BACKGROUND) as cluster,
+        cluster.client() as fs,
+    ):
+        # Were they paced, the four that are left would take 12 MiB at 128 KiB/s each.
+        assert await copies_of_a_dead_server(cluster, fs) < 5
+
+
+@over_seeds(2)
+async def test_copies_give_way_to_clients(seed: int, chance: random.Random) -> None:
+    async with (
+        SimCluster(seed, chunkservers=5, chunkserver=SLOW_BACKGROUND) as cluster,
+        cluster.client() as fs,
+    ):
+        assert await copies_of_a_dead_server(cluster, fs, read_all_the_time) > 10
+
+
+@over_seeds(2)
+async def test_a_slot_that_becomes_free_is_used_at_once(seed: int, chance: random.Random) -> None:
+    async with SimCluster(seed, chunkservers=5) as cluster, cluster.client() as fs:
+        # At half a second for each time when no chunk fits the free slots: several.
+        assert await copies_of_a_dead_server(cluster, fs, files=200, size=100) < 1

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, block_sums, packet_sums
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums, packet_sums
 from gfs.chunkserver import format as layout
-from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.chunkfile import START_SYNC_BYTES, ChunkFile
 from gfs.chunkserver.format import HEAD_BYTES, State
 from gfs.chunkserver.journal import Journal, read_records
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion
@@ -46,6 +46,9 @@ class LoggedFile:
     def truncate(self, size: int) -> None:
         self.files.do("truncate", self.path, size)
 
+    def start_sync(self, offset: int, count: int) -> None:
+        self.files.begun.append((offset, count))
+
     def sync(self) -> None:
         pass
 
@@ -59,6 +62,7 @@ class LoggedFiles:
     def __init__(self) -> None:
         self.contents: dict[str, bytearray] = {}
         self.log: list[tuple[Any, ...]] = []
+        self.begun: list[tuple[int, int]] = []
 
     def do(self, *change: Any) -> None:
         self.log.append(change)
@@ -374,3 +378,20 @@ def test_an_overwrite_that_failed_is_finished_before_anything_else() -> None:
     chunk.commit()
     assert content(chunk) == b"abCDefghi"
     assert content(reopen(files)) == b"abCDefghi"
+
+
+@pytest.mark.parametrize(
+    ("sync", "copied", "begins"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_what_will_be_synced_goes_to_the_disk_on_the_way(
+    sync: bool, copied: bool, begins: bool
+) -> None:
+    files: Any = LoggedFiles()
+    journal = Journal(files, DIRECTORY, sync, 1 << 20)
+    journal.open()
+    chunk = ChunkFile.create(files, PATH, HANDLE, 1, journal, copied=copied)
+    length = 2 * START_SYNC_BYTES + MIB
+    for offset in range(0, length, MIB):
+        write(chunk, offset, pattern(offset, MIB))
+    expected = [(HEAD_BYTES, START_SYNC_BYTES), (HEAD_BYTES + START_SYNC_BYTES, START_SYNC_BYTES)]
+    assert files.begun == (expected if begins else [])

@@ -411,3 +411,18 @@ def test_a_boot_is_the_kernels_or_else_each_worlds_own(
     assert real_world().boot == real_world().boot
     monkeypatch.setattr("gfs.io.real.BOOT_PATH", str(tmp_path / "none"))
     assert real_world().boot != real_world().boot
+
+
+def test_a_sync_that_is_started_promises_nothing(world: World, tmp_path: Path) -> None:
+    file = world.files.open(f"{tmp_path}/file", "create")
+    file.write(os.urandom(MIB), 0)
+    file.write(b"newer", 5)
+    file.start_sync(0, MIB)
+    file.start_sync(MIB, 17)
+    file.sync()
+    data = bytearray(5)
+    assert file.read_into(memoryview(data), 5) == 5
+    assert data == b"newer"
+    assert file.size() == MIB
+    file.close()
+    file.start_sync(0, MIB)  # what goes wrong, the next sync tells

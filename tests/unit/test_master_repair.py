@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gfs.master.repair import Clone, Limits, RepairQueue, pick_surplus, plan_clone
+from gfs.master.repair import Clone, Limits, RepairQueue, free_slots, pick_surplus, plan_clone
 from gfs.master.servers import LIVE, SILENT, Server
 from gfs.master.upkeep import bytes_short
 from gfs.protocol.messages import Disk
@@ -223,3 +225,36 @@ def test_a_new_server_ends_the_waiting() -> None:
     queue.retry_all()
     assert drain(queue, 0.0) == [1]
     assert queue.failed_at(1) == []
+
+
+def test_what_waits_for_a_slot_does_not_rest() -> None:
+    queue = RepairQueue()
+    for handle in range(3):
+        queue.update(handle, 2, 3)
+    for _ in range(2):
+        assert list(queue.due(0.0, lambda have: True)) == [0, 1, 2]
+    looked = queue.due(0.0, lambda have: True)
+    assert [next(looked), next(looked)] == [0, 1]
+    assert list(queue.due(0.0, lambda have: True)) == [2, 0, 1]
+
+
+states = st.tuples(st.sampled_from([LIVE, SILENT]), st.integers(0, 2), st.integers(0, 2))
+
+
+@given(st.lists(states, min_size=1, max_size=6))
+def test_the_cheap_look_at_a_chunk_says_what_a_plan_says(
+    servers: list[tuple[str, int, int]],
+) -> None:
+    made = []
+    for index, (state, clones_in, clones_out) in enumerate(servers):
+        made.append(server(index, state=state))
+        made[-1].clones_in, made[-1].clones_out = clones_in, clones_out
+    placeable = [each for each in made if each.state == LIVE]
+    slots = free_slots(made, placeable, LIMITS)
+    fits = []
+    for bits in range(1 << len(made)):
+        holders = [each for each in made if bits >> each.index & 1]
+        fit = slots.may_fit([each.index for each in holders])
+        assert fit == (plan(holders, placeable) is not None)
+        fits.append(fit)
+    assert slots.can_pair == any(fits)
