@@ -58,6 +58,8 @@ SLOW_SECONDS = 5.0
 TURN_SECONDS = 3.0
 #: Between two marks that are looked at, at most.
 MARK_REST_SECONDS = 0.1
+#: Replicas saved at once, of those of a full journal; fewer than the threads of a disk.
+SAVES_AT_ONCE = 4
 #: Before what a disk refuses to save is tried again.
 SAVE_AGAIN_SECONDS_MIN, SAVE_AGAIN_SECONDS_MAX = 1.0, 5.0
 
@@ -266,8 +268,7 @@ class ChunkStore:
             await disk.to_save.wait()
             disk.to_save = trio.Event()
             try:
-                for keeper in await self.run(disk, disk.journal.unsaved):
-                    await self._save(disk, keeper)
+                await self._save_all(disk, await self.run(disk, disk.journal.unsaved))
                 await self.run(disk, disk.journal.release)
                 pause = SAVE_AGAIN_SECONDS_MIN
             except OSError as error:
@@ -276,6 +277,25 @@ class ChunkStore:
                 pause = min(2 * pause, SAVE_AGAIN_SECONDS_MAX)
                 disk.to_save.set()
             disk.room.unpark_all()
+
+    async def _save_all(self, disk: Disk, keepers: list[Keeper]) -> None:
+        """A few at once, since the syncs of several cost a disk hardly more than that of
+        one. Raises one of the ``OSError`` of :meth:`_save`, when all others are done."""
+        failures: list[OSError] = []
+        rest = iter(keepers)
+
+        async def work() -> None:
+            for keeper in rest:
+                try:
+                    await self._save(disk, keeper)
+                except OSError as error:
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(SAVES_AT_ONCE, len(keepers))):
+                nursery.start_soon(work)
+        if failures:
+            raise failures[0]
 
     async def _save(self, disk: Disk, keeper: Keeper) -> None:
         """Raises ``OSError`` if that is to be tried again."""

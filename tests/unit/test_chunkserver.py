@@ -637,6 +637,35 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
     node.close()
 
 
+async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: Path) -> None:
+    node = node_in(tmp_path, durability="fsync")
+    (disk,) = node.store.disks
+    handles = range(1, 10)
+    for handle in handles:
+        await node.grant(GrantLease(id=1, handle=handle, version=0, new_version=1, lease_ms=0))
+    async with node.store.using(5) as chunk:
+        is_full, save = True, chunk.file.save
+
+        def save_if_it_can() -> None:
+            if is_full:
+                raise OSError(errno.ENOSPC, "full")
+            save()
+
+        with pytest.MonkeyPatch.context() as patch, trio.fail_after(30):
+            patch.setattr(chunk.file, "save", save_if_it_can)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.store.keep_saving, disk)
+                await node.store.empty_journal(disk)
+                while {handle for handle in handles if disk.journal.holds(handle)} != {5}:
+                    await trio.lowlevel.checkpoint()
+                assert disk.journal.to_save  # its file is not given up
+                is_full = False
+                while disk.journal.holds(5):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+    node.close()
+
+
 async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
