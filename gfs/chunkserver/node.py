@@ -115,7 +115,7 @@ class Node:
                 del self._idle[connection]
             if message is None:
                 return
-            is_client = not _is_copying(connection, message)
+            is_client = _is_from_client(connection, message)
             if is_client:
                 self.throttle.client_starts()
             began = self.world.clock.monotonic()
@@ -155,8 +155,6 @@ class Node:
             return await WriteExchange(self, FromConnection(self, connection), message).run()
         if isinstance(message, AppendRecords):
             return await self.appends.serve(connection, message)
-        if isinstance(message, ReadChunk) and _is_copying(connection, message):
-            await self.throttle.give(min(message.length, CHUNK_BYTES))
         with deadline(self.settings.idle_seconds * 4, "taking of the answer"):
             if isinstance(message, ReadChunk):
                 is_well = await serve_read(self, connection, message)
@@ -350,7 +348,9 @@ class Node:
         await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))
 
 
-def _is_copying(connection: BulkConnection, message: Message) -> bool:
-    """Whether it is another chunkserver's for a copy there. Clients' writes come from
-    chunkservers as well, along the chain."""
-    return connection.peer_role == "chunkserver" and isinstance(message, (ReadChunk, VerifyChunk))
+def _is_from_client(connection: BulkConnection, message: Message) -> bool:
+    """Whether background work gives way to it. What other chunkservers read goes into
+    copies, but for a few appends; their writes are those of clients, along the chain."""
+    return connection.peer_role != "chunkserver" or not isinstance(
+        message, (ReadChunk, VerifyChunk)
+    )

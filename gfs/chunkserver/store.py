@@ -58,8 +58,9 @@ SLOW_SECONDS = 5.0
 TURN_SECONDS = 3.0
 #: Between two marks that are looked at, at most.
 MARK_REST_SECONDS = 0.1
-#: Replicas saved at once, of those of a full journal; fewer than the threads of a disk.
-SAVES_AT_ONCE = 4
+#: Replicas saved at once, of those of a full journal; but less than half of the disk's
+#: threads, since whoever writes to one of them waits for it in another thread.
+SAVES_AT_ONCE = 3
 #: Before what a disk refuses to save is tried again.
 SAVE_AGAIN_SECONDS_MIN, SAVE_AGAIN_SECONDS_MAX = 1.0, 5.0
 
@@ -292,7 +293,8 @@ class ChunkStore:
                     failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(SAVES_AT_ONCE, len(keepers))):
+            threads = int(disk.limiter.total_tokens)
+            for _ in range(max(1, min(SAVES_AT_ONCE, (threads - 1) // 2))):
                 nursery.start_soon(work)
         if failures:
             raise failures[0]

@@ -48,9 +48,10 @@ BOOT_PATH = "/proc/sys/kernel/random/boot_id"
 _BUFFERS_MAX = 1024
 
 
-#: sync_file_range(2), which Python does not have. An error shows at the next fdatasync.
-_sync_file_range = ctypes.CDLL(None).sync_file_range
-_sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+#: sync_file_range(2), which Python does not have, nor every system.
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -103,7 +104,9 @@ class RealFile:
         os.ftruncate(self.descriptor, size)
 
     def start_sync(self, offset: int, count: int) -> None:
-        _sync_file_range(self.descriptor, offset, count, _SYNC_FILE_RANGE_WRITE)
+        if _sync_file_range is not None:
+            # An error shows at the next fdatasync.
+            _sync_file_range(self.descriptor, offset, count, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
         os.fdatasync(self.descriptor)

@@ -891,7 +891,7 @@ class Master:
                 break
             if not slots.may_fit(self.locations.get(handle)):
                 continue  # whatever slot becomes free may be for it: it does not rest
-            clone = self._plan_clone(handle, placeable, now)
+            clone = self._plan_clone(handle, placeable, now, self.limits)
             if clone is None:
                 self.repair.defer(handle, now)
             else:
@@ -902,17 +902,23 @@ class Master:
 
     def plan_released(self, handle: int) -> Clone | None:
         """The copy for which this chunk's lease was revoked, if it can start now: before
-        its writer has the next one. It counts as started."""
+        its writer has the next one. It counts as started.
+
+        Its slots may have been given away meanwhile: it may have one more, or its writer
+        would be held up for nothing, time and again."""
         queue = self.repair
         is_full = len(queue.active) >= self.limits.total
         if not self.settled or is_full or handle in queue.active or not queue.is_queued(handle):
             return None
-        clone = self._plan_clone(handle, self.servers.placeable(self.now), self.now)
+        limits = self.limits._replace(per_server=self.limits.per_server + 1)
+        clone = self._plan_clone(handle, self.servers.placeable(self.now), self.now, limits)
         if clone is not None:
             queue.started(clone)
         return clone
 
-    def _plan_clone(self, handle: int, placeable: list[Server], now: float) -> Clone | None:
+    def _plan_clone(
+        self, handle: int, placeable: list[Server], now: float, limits: Limits
+    ) -> Clone | None:
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None:
@@ -937,7 +943,7 @@ class Master:
             placeable,
             refused,
             self.repair.failed_at(handle),
-            self.limits,
+            limits,
             self.rng,
         )
 

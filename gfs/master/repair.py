@@ -38,7 +38,7 @@ ROUND_MAX = 512
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 10.0
 FAILURES_KEPT = 8
-#: What cannot start is not looked at again for this long.
+#: What cannot start, not for lack of a slot, is not looked at again for this long.
 DEFER_SECONDS = 0.5
 
 

@@ -228,7 +228,8 @@ class Upkeep:
     def _start_all(self) -> None:
         master = self._master
         master.trim_surplus()
-        for clone in (*master.plan_clones(), *master.plan_salvages()):
+        # The few chunks without a good replica first: copies take all slots that are left.
+        for clone in (*master.plan_salvages(), *master.plan_clones()):
             self._nursery.start_soon(self._clone, clone)
         for handle in list(master.to_revoke):
             if handle not in self._revoking:

@@ -30,7 +30,7 @@ from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.link import MasterLink, MasterLinks
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.replacing import new_replica
-from gfs.chunkserver.throttle import GIVE_SECONDS_MAX, Throttle
+from gfs.chunkserver.throttle import Throttle
 from gfs.config import ChunkserverSettings
 from gfs.errors import (
     CorruptReplica,
@@ -400,7 +400,6 @@ async def test_background_work_waits_only_for_clients(autojump_clock: object) ->
     start = trio.current_time()
     for _ in range(100):
         await throttle.take(10_000)
-        await throttle.give(10_000)
     assert trio.current_time() == start
     throttle.client_starts()
     for _ in range(5):
@@ -411,22 +410,6 @@ async def test_background_work_waits_only_for_clients(autojump_clock: object) ->
     before = trio.current_time()
     await throttle.take(1_000_000)
     assert trio.current_time() == before
-
-
-async def test_what_others_copy_has_a_budget_of_its_own(autojump_clock: object) -> None:
-    throttle = Throttle(VirtualClock(), 1000)
-    throttle.client_starts()
-    start = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        for _ in range(4):
-            nursery.start_soon(throttle.take, 1000)
-            nursery.start_soon(throttle.give, 1000)
-    assert trio.current_time() - start == pytest.approx(3)
-    # Whoever copies would give up first.
-    await throttle.give(1_000_000)
-    before = trio.current_time()
-    await throttle.give(1000)
-    assert trio.current_time() - before == pytest.approx(GIVE_SECONDS_MAX)
 
 
 async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> None:
