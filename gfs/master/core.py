@@ -239,7 +239,9 @@ class Master:
                     continue
                 current, _, length_min, _, goal = unpack_chunk(row)
                 if length & FORGETFUL_BIT:
-                    self._forgetful(server, handle, version, current, goal, now)
+                    # A server that starts has forgotten what it found damaged.
+                    is_new = reported is not None
+                    self._forgetful(server, handle, version, current, goal, is_new)
                 elif version == current:
                     if length < length_min:
                         self.suspect(server, handle)
@@ -295,13 +297,18 @@ class Master:
             self.evaluate(handle, current, goal)
 
     def _forgetful(
-        self, server: Server, handle: int, version: int, current: int, goal: int, now: float
+        self, server: Server, handle: int, version: int, current: int, goal: int, is_whole: bool
     ) -> None:
         """It may lack something, so it is no location; nor does its version mean anything
-        if it is above ours: what others have is all that was ever acknowledged."""
+        if it is above ours: what others have is all that was ever acknowledged.
+
+        One that was found damaged stays so, unless ``is_whole``, as far as its server
+        knows: whoever believes it, reads it first."""
+        now = self.now
         self.locations.remove(handle, server.index)
         known = self.garbage.at(server.index, handle)
-        if known is not None and (known.version, known.kind) == (version, CORRUPT):
+        was_damaged = known is not None and (known.version, known.kind) == (version, CORRUPT)
+        if was_damaged and not is_whole:
             self.garbage.hold(server.index, handle, version, CORRUPT, now, forgot=True)
             self.evaluate(handle, current, goal)
             return
@@ -592,7 +599,7 @@ class Master:
         elif reply.state == "corrupt" and not reply.version:
             self.corrupt(server, handle, row.version)  # not even its head can be read
         elif reply.state == "forgetful":
-            self._forgetful(server, handle, reply.version, row.version, row.replication, now)
+            self._forgetful(server, handle, reply.version, row.version, row.replication, blocks)
         elif reply.version < row.version:
             self.garbage.hold(server.index, handle, reply.version, STALE, now)
             self.locations.remove(handle, server.index)
@@ -865,9 +872,18 @@ class Master:
                         or handle in self.garbage.replicas
                     ):
                         self.evaluate(handle, version, goal)
+                    if not holders:
+                        self._look_again(handle)
             yield
             if count < SLICE:
                 return
+
+    def _look_again(self, handle: int) -> None:
+        """At what is damaged, and may lack something besides, so that nothing is made of
+        it: it may have been the disk that was away."""
+        for index, known in self.garbage.replicas.get(handle, {}).items():
+            if known.kind == CORRUPT and known.forgot:
+                self.suspect(self.servers.get(index), handle, blocks=True)
 
     def _evaluate_row(self, txn: Txn, handle: int) -> None:
         row = chunk_row(txn, handle)
@@ -962,8 +978,9 @@ class Master:
             if (known.version, known.kind, known.forgot) == (version, CORRUPT, False)
         ]
 
-    def plan_salvages(self) -> list[Clone]:
-        """Chunks to put together now. They count as started."""
+    def plan_salvages(self, *, repeated: bool) -> list[Clone]:
+        """Chunks to put together now; those, or those not, for which all was tried before.
+        They count as started."""
         started: list[Clone] = []
         if not self.settled or not self.salvage.handles:
             return started
@@ -973,14 +990,15 @@ class Master:
             for handle in self.salvage.round():
                 if len(self.repair.active) >= self.limits.total:
                     break
-                clone = self._plan_salvage(chunk_row(txn, handle), handle, placeable, now)
+                row = chunk_row(txn, handle)
+                clone = self._plan_salvage(row, handle, placeable, now, repeated)
                 if clone is not None:
                     self.repair.started(clone)
                     started.append(clone)
         return started
 
     def _plan_salvage(
-        self, row: Chunk | None, handle: int, placeable: list[Server], now: float
+        self, row: Chunk | None, handle: int, placeable: list[Server], now: float, repeated: bool
     ) -> Clone | None:
         damaged = [] if row is None else self.damaged_holders(handle, row.version)
         if row is None or not damaged or self.locations.get(handle):
@@ -988,6 +1006,8 @@ class Master:
             return None
         sources = self._remains(handle)
         servers = frozenset(server.index for server in sources)
+        if self.salvage.is_repeated(handle, servers) != repeated:
+            return None
         if handle in self.repair.active or not self.salvage.is_due(handle, servers, now):
             return None
         if self._is_rising(handle) or self._may_be_leased(row, now):

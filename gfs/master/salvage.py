@@ -80,6 +80,11 @@ class SalvageQueue:
         failed = self._failed.get(handle)
         return failed is not None and failed.hopeless
 
+    def is_repeated(self, handle: int, servers: frozenset[int]) -> bool:
+        """Whether all that is there was tried before, in vain."""
+        failed = self._failed.get(handle)
+        return failed is not None and failed.hopeless and failed.servers == servers
+
     @property
     def hopeless(self) -> int:
         return sum(map(self.is_hopeless, self.handles))

@@ -228,8 +228,13 @@ class Upkeep:
     def _start_all(self) -> None:
         master = self._master
         master.trim_surplus()
-        # The few chunks without a good replica first: copies take all slots that are left.
-        for clone in (*master.plan_salvages(), *master.plan_clones()):
+        # Copies take all slots that are left: what may save a chunk goes before them, and
+        # what did not once goes after them.
+        for clone in (
+            *master.plan_salvages(repeated=False),
+            *master.plan_clones(),
+            *master.plan_salvages(repeated=True),
+        ):
             self._nursery.start_soon(self._clone, clone)
         for handle in list(master.to_revoke):
             if handle not in self._revoking:

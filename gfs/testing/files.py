@@ -103,9 +103,16 @@ class SimDisk:
         return self._inode(path)
 
     def is_synced(self, path: str) -> bool:
-        """Whether a file, bytes and name, would survive a power cut as it is."""
-        parent, name = self._parent(path)
-        return parent.synced.get(name) is self._inode(path) and not self._inode(path).unsynced
+        """Whether a file, with its bytes, its name and those of the directories above it,
+        would survive a power cut as it is."""
+        node: Inode | Directory = self._root
+        for part in _segments(path):
+            if not isinstance(node, Directory) or part not in node.entries:
+                raise disk_error(errno.ENOENT, path)
+            if node.synced.get(part) is not node.entries[part]:
+                return False
+            node = node.entries[part]
+        return isinstance(node, Inode) and not node.unsynced
 
     def write_back(self, chance: random.Random, share: float = 1.0) -> None:
         """What a kernel does in the background: files and names reach the platter."""

@@ -387,3 +387,41 @@ async def test_who_lost_a_part_of_an_upload_is_not_believed_to_have_it(
                 name = replica.address.partition(":")[0]
                 assert chunk.handle in map(handle_of, cluster.chunk_files(name))
         await cluster.wait_until(lambda: sound(fs), 100)
+
+
+async def is_unsound(fs: Client) -> bool:
+    return not await sound(fs)
+
+
+@pytest.mark.parametrize("restarts_first", [False, True])
+@over_seeds(2)
+async def test_a_disk_that_was_away_for_a_while_damaged_nothing(
+    seed: int, chance: random.Random, restarts_first: bool
+) -> None:
+    """Its replica is the only one, looks damaged meanwhile, and may lack something besides:
+    it is believed when the disk is back, if need be at the next look at all chunks."""
+    data = content(chance, 200_000)
+    async with SimCluster(seed) as cluster, cluster.client(IMPATIENT) as fs:
+        await fs.put(data, PATH, replication=1)
+        async with await fs.open(PATH, "r+") as file:
+            await file.pwrite(0, data[:100])
+        write_back(cluster)
+        [chunk] = (await fs.locate(PATH)).chunks
+        name = chunk.replicas[0].address.partition(":")[0]
+        disk, [path] = cluster.machine(name).disk, cluster.chunk_files(name)
+        if restarts_first:
+            await lose_power(cluster, name)
+            await cluster.start(name)
+            disk.fail(path)
+            await trio.sleep(30)
+        else:
+            disk.fail(path)
+            await cluster.wait_until(lambda: is_unsound(fs), 60)
+            await trio.sleep(5)
+            await lose_power(cluster, name)
+        assert not await sound(fs)
+        disk.fail(path, 0)
+        if not restarts_first:
+            await cluster.start(name)
+        await cluster.wait_until(lambda: sound(fs), 700 if restarts_first else 60, every=1)
+        assert await fs.get(PATH) == data

@@ -776,3 +776,16 @@ def test_a_process_dies_in_the_middle_of_its_disk_calls() -> None:
     run_simulated(0, scenario)
     assert not process.alive
     assert host.disk.read("/f") == b"one"
+
+
+def test_a_file_is_as_safe_as_the_folders_it_is_in() -> None:
+    host = machine()
+    process = host.start_process()
+    process.world.files.make_directories("/d/e")
+    file = process.world.files.open("/d/e/f", "create")
+    file.write(b"bytes", 0)
+    file.sync()
+    for folder in ("/d/e", "/d", "/"):
+        assert not host.disk.is_synced("/d/e/f")
+        process.world.files.sync_directory(folder)
+    assert host.disk.is_synced("/d/e/f")
