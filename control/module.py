@@ -37,6 +37,7 @@ from werkzeug.routing import BaseConverter
 from control.identity.access import Need
 from control.identity.scopes import ScopeTable
 from control.records import Schema, Txn
+from gfs.config import Settings, load
 from gfs.errors import StartupError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Route:
 
 class Module:
     """Base of all modules. One object per process; made before the records are
-    open, so ``__init__`` only keeps ``control``."""
+    open, so ``__init__`` only keeps ``control`` and reads the settings."""
 
     name: ClassVar[str]
     #: One line for people.
@@ -133,11 +134,15 @@ class Module:
     schemas: ClassVar[Sequence[Schema]] = ()
     #: Kinds of path parameters of its own, by the name they have in ``{name:kind}``.
     converters: ClassVar[Mapping[str, type[BaseConverter]]] = {}
+    #: Its settings: table ``[name]`` of the settings file and ``GFS_<NAME>_*``.
+    settings_kind: ClassVar[type[Settings]] = Settings
+    settings: Settings
     #: What a user's deletion does to its rows, in the same transaction.
     on_user_deleted: ClassVar[UserDeletion | None] = None
 
     def __init__(self, control: Control) -> None:
         self.control = control
+        self.settings = load(self.settings_kind, self.name, file=control.config)
 
     def routes(self) -> Sequence[Route]:
         """What it serves. Called once."""

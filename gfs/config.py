@@ -3,16 +3,18 @@
 One frozen struct per role. A TOML file has a table per role (``[master]``,
 ``[chunkserver]``, ``[client]``); the environment variable of a setting is
 ``GFS_<ROLE>_<SETTING>`` in capitals. A name that does not exist, in a role's
-table or among the flags, or a value that makes no sense is a SettingsError that
-names it. Environment variables that name no setting are left alone: container
-platforms set some of the same form (``GFS_MASTER_SERVICE_HOST``).
+table, among the flags or in the environment, or a value that makes no sense is a
+SettingsError that names it. Only the variables that container platforms set for a
+service of such a name (``GFS_MASTER_SERVICE_HOST``) are left alone.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,20 @@ from gfs.errors import SettingsError
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 DEFAULT_PORT = 9400
+
+#: Variables that belong to no role, and the tests' own.
+VARIABLES = (
+    *("GFS_MASTER", "GFS_STATE", "GFS_KEY_FILE", "GFS_TLS", "GFS_CONFIG"),
+    *("GFS_LOG_LEVEL", "GFS_LOG_FORMAT", "GFS_DEBUG", "GFS_ADMIN_PASSWORD"),
+    *("GFS_SEEDS", "GFS_SIMULATION_SCALE"),
+)
+TEST_PREFIX = "GFS_TEST_"
+
+#: What Kubernetes and Docker set in containers beside a service called gfs-something.
+_OF_A_SERVICE = re.compile(
+    r"GFS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"=.*|GFS(_\w+)?_PORT=(tcp|udp|sctp)://.*"
+)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +176,14 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
         _require(self.window_bytes >= BLOCK_BYTES, "window_bytes must be at least 64 KiB")
 
 
+#: The file system's roles. Each has a table in the settings file and variables of its name.
+ROLES: Mapping[str, type[Settings]] = {
+    "master": MasterSettings,
+    "chunkserver": ChunkserverSettings,
+    "client": ClientSettings,
+}
+
+
 def split_addresses(text: str) -> list[str]:
     """``a:1,b:2`` as a list, each once."""
     return list(dict.fromkeys(part for each in text.split(",") if (part := each.strip())))
@@ -185,12 +209,10 @@ def load(
     values: dict[str, Any] = {}
     if file is not None:
         values.update(read_table(file, role))
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
     environment = os.environ if environment is None else environment
-    for name in fields:
-        raw = environment.get(f"GFS_{role}_{name}".upper())
-        if raw is not None:
-            values[name] = raw
+    names = variables(kind, role)
+    _refuse_unknown(environment, f"GFS_{role}_".upper(), names)
+    values.update({names[given]: raw for given, raw in environment.items() if given in names})
     values.update({k: v for k, v in (flags or {}).items() if v is not None})
     try:
         settings = msgspec.convert(values, kind, strict=False)
@@ -198,6 +220,39 @@ def load(
         raise SettingsError(f"{role} settings: {error}") from None
     settings.check()
     return settings
+
+
+def variables(kind: type[Settings], role: str) -> dict[str, str]:
+    """The environment variables of a role, and which setting each is for."""
+    return {f"GFS_{role}_{name}".upper(): name for name in kind.__struct_fields__}
+
+
+def check_environment(
+    environment: Mapping[str, str] | None = None, others: Iterable[str] = ()
+) -> None:
+    """Raise SettingsError if a variable that starts with ``GFS_`` means nothing.
+
+    ``others`` are roles of other packages. Their names are for :func:`load` to check,
+    when they start.
+    """
+    environment = os.environ if environment is None else environment
+    known = {name for role, kind in ROLES.items() for name in variables(kind, role)}
+    prefixes = (TEST_PREFIX, *(f"GFS_{role}_".upper() for role in others))
+    rest = {name: raw for name, raw in environment.items() if not name.startswith(prefixes)}
+    _refuse_unknown(rest, "GFS_", (*VARIABLES, *sorted(known), *prefixes))
+
+
+def _refuse_unknown(environment: Mapping[str, str], prefix: str, known: Iterable[str]) -> None:
+    known = set(known)
+    for name, raw in environment.items():
+        if not name.startswith(prefix) or name in known or _OF_A_SERVICE.match(f"{name}={raw}"):
+            continue
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"did you mean {near[0]}{'…' * near[0].endswith('_')}? " if near else ""
+        raise SettingsError(
+            f"{name} in the environment is no setting: {hint}Correct it, or take it out "
+            "(docs/operations.md has all settings)"
+        )
 
 
 def read_table(file: Path, role: str) -> dict[str, Any]:

@@ -47,8 +47,7 @@ from control.identity.scopes import SEED_SCOPES, ScopeTable
 from control.identity.secretfiles import make_private_directory
 from control.module import Content, Module, Route, Upgrade, UserDeletion
 from control.records import Schema
-from control.runtime import Control
-from gfs.config import load
+from gfs.config import Settings
 
 _ONE = "/compute/containers/{id}"
 
@@ -67,16 +66,15 @@ class Compute(Module):
     schemas: ClassVar[Sequence[Schema]] = (COMPUTE,)
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(forget_user)
 
+    settings_kind: ClassVar[type[Settings]] = ComputeSettings
+    settings: ComputeSettings
+
     #: There while the process serves.
     backend: Backend
     changes: Changes
     containers: Containers
     keys: SshKeys
     terminals: Terminals
-
-    def __init__(self, control: Control) -> None:
-        super().__init__(control)
-        self.settings = load(ComputeSettings, "compute", file=control.config)
 
     # --- life ---------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from gfs.cli.exits import (
 )
 from gfs.cli.options import Cluster, client_options
 from gfs.cli.settings import write_settings
-from gfs.errors import GfsError, StartupError
+from gfs.errors import GfsError, SettingsError, StartupError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -139,7 +139,23 @@ def _short_help(point: EntryPoint) -> str:
 @click.pass_context
 def root(ctx: click.Context, cluster: Cluster) -> None:
     """A distributed file system: files in chunks, on many machines, in copies."""
+    _check_environment()
     ctx.obj = cluster
+
+
+def _check_environment() -> None:
+    """As ``gfs.config.check_environment``; other packages are only looked for when a name
+    is none of ours."""
+    from gfs.config import check_environment
+
+    try:
+        check_environment()
+    except SettingsError:
+        from importlib.metadata import entry_points
+
+        points = entry_points()
+        groups = [group for group in points.groups if group.startswith("gfs.")]
+        check_environment(others=[p.name for group in groups for p in points.select(group=group)])
 
 
 def run(arguments: Sequence[str]) -> int:

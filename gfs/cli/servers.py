@@ -401,6 +401,11 @@ async def scraped(nursery: trio.Nursery, address: str) -> tuple[dict[str, str], 
     return {"metrics": f"http://{listener.address}/metrics"}, source
 
 
+def _master_of_all() -> str | None:
+    """``GFS_MASTER``, which is for every command, unless there is one for chunkservers."""
+    return None if "GFS_CHUNKSERVER_MASTER" in os.environ else os.environ.get("GFS_MASTER")
+
+
 @click.command(cls=ServerCommand, roles=("chunkserver",))
 @cluster_options("master", "state", "key_file", "tls", "config")
 @click.option(
@@ -449,7 +454,7 @@ def chunkserver(
             flags={
                 "address": address,
                 "rack": rack,
-                "master": cluster.master,
+                "master": cluster.master or _master_of_all(),
                 "metrics": metrics,
             },
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gfs.config import (
     ClientSettings,
     MasterSettings,
     Settings,
+    check_environment,
     default_state_directory,
     load,
 )
@@ -143,6 +145,55 @@ def test_flags_that_make_no_sense_are_refused_by_name(
 def test_a_wrong_variable_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="dead_seconds"):
         load(MasterSettings, "master", environment={"GFS_MASTER_DEAD_SECONDS": "soon"})
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("GFS_CHUNKSERVER_DURABILTY", "GFS_CHUNKSERVER_DURABILITY?"),
+        ("GFS_CHUNKSERVR_DURABILITY", "GFS_CHUNKSERVER_DURABILITY?"),
+        ("GFS_MASTR", "GFS_MASTER?"),
+        ("GFS_CONTRL_BIND", "GFS_CONTROL_…?"),
+        ("GFS_CLIENT_RETRY_SECS", "GFS_CLIENT_RETRY_SECONDS?"),
+        ("GFS_MASTER_PORT", "GFS_MASTER"),
+        ("GFS_WEATHER", "Correct it"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_right_name(given: str, near: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_environment({given: "9500"}, others=["control"])
+    assert str(caught.value).startswith(f"{given} in the environment is no setting: ")
+    assert near in str(caught.value)
+
+
+def test_a_role_refuses_what_is_misspelt_of_its_own() -> None:
+    with pytest.raises(SettingsError, match="did you mean GFS_CLIENT_RETRY_SECONDS"):
+        load(ClientSettings, "client", environment={"GFS_CLIENT_RETRY_SECS": "3"})
+    load(ClientSettings, "client", environment={"GFS_OF_ANOTHER_PROGRAM": "3"})
+
+
+def test_every_variable_that_is_spoken_of_is_known() -> None:
+    told = set()
+    root = Path(__file__).parents[2]
+    for pattern in ("gfs/**/*.py", "control/**/*.py", "docs/*.md", "README.md", ".ci/run"):
+        for path in root.glob(pattern):
+            told |= set(re.findall(r"\bGFS_[A-Z_]*[A-Z]\b", path.read_text(encoding="utf-8")))
+    assert {"GFS_MASTER", "GFS_MASTER_SERVICE_HOST", "GFS_MASTER_DEAD_SECONDS"} <= told
+    check_environment(dict.fromkeys(told, ""), others=["control", "compute"])
+
+
+def test_what_platforms_set_beside_a_service_is_left_alone() -> None:
+    for service in ("GFS", "GFS_MASTER", "GFS_STORE_1"):
+        address = "tcp://10.0.0.1:9400"
+        check_environment(
+            {
+                f"{service}_SERVICE_HOST": "10.0.0.1",
+                f"{service}_SERVICE_PORT_RPC": "9400",
+                f"{service}_PORT": address,
+                f"{service}_PORT_9400_TCP": address,
+                f"{service}_PORT_9400_TCP_ADDR": "10.0.0.1",
+            }
+        )
 
 
 def test_settings_cannot_be_changed() -> None:
