@@ -121,7 +121,11 @@ async def _send_blocks(
         return True
     try:
         await connection.send_file(
-            reply, file.file, file.data_offset + request.offset, request.length
+            reply,
+            file.file,
+            file.data_offset + request.offset,
+            request.length,
+            limiter=chunk.disk.limiter,
         )
     except EOFError:
         # The head is out: the client learns of it by the connection's end.

@@ -16,11 +16,12 @@ import os
 import queue
 import random
 import socket
+import stat
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import outcome
 import trio
@@ -42,6 +43,11 @@ WORKER_IDLE_SECONDS = 10.0
 #: What copy_file_range says where the kernel cannot do it: the bytes come through here.
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 COPY_BYTES = 1024 * 1024
+#: What a sendfile that fails says of its socket; all else it says of its file.
+_OF_SOCKETS = {
+    errno.EPIPE, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN,
+    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOBUFS,
+}  # fmt: skip
 _SENDFILE_BYTES_MAX = 0x7FFF_F000
 BOOT_PATH = "/proc/sys/kernel/random/boot_id"
 #: Buffers of one sendmsg (Linux: UIO_MAXIOV).
@@ -55,69 +61,114 @@ if _sync_file_range is not None:
 _SYNC_FILE_RANGE_WRITE = 2
 
 
+#: Calls of preadv2 that a file system cannot serve from memory alone.
+_CANNOT_SAY = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_RWF_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+#: A read changes nothing on the disk then; granted to a file's owner alone.
+_O_NOATIME: int = getattr(os, "O_NOATIME", 0)
+
+
+class _Descriptor:
+    """An open descriptor: closed when nobody holds this any more.
+
+    Every call holds it while it runs. So its number cannot come to mean another file
+    under a thread that hangs, or goes on after it did: one that was closed here would.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+_CLOSED = _Descriptor(-1)
+
+
 class RealFile:
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+        self.held = _Descriptor(descriptor)
+        #: Whether the file system can say that it would have to wait.
+        self._tells = bool(_RWF_NOWAIT)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        done = 0
+        held, done = self.held, 0
         while done < len(buffer):
-            count = os.preadv(self.descriptor, [buffer[done:] if done else buffer], offset + done)
+            count = os.preadv(held.number, [buffer[done:] if done else buffer], offset + done)
             if not count:
                 break
             done += count
         return done
 
+    def read_cached(self, buffer: memoryview, offset: int) -> bool:
+        if not self._tells:
+            return False
+        held = self.held
+        try:
+            return os.preadv(held.number, [buffer], offset, _RWF_NOWAIT) == len(buffer)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _CANNOT_SAY:
+                raise
+            self._tells = False
+            return False
+
     def write(self, data: Buffer, offset: int) -> None:
-        done = os.pwrite(self.descriptor, data, offset)
+        held = self.held
+        done = os.pwrite(held.number, data, offset)
         if done < len(data):
             view = memoryview(data)
             while done < len(view):
-                done += os.pwrite(self.descriptor, view[done:], offset + done)
+                done += os.pwrite(held.number, view[done:], offset + done)
 
     def copy_from(self, source: File, offset: int, count: int) -> None:
         if not isinstance(source, RealFile):
             raise TypeError("a real file is copied from a real file")
+        here, there = self.held, source.held
         end = offset + count
         while offset < end:
             try:
-                done = os.copy_file_range(
-                    source.descriptor, self.descriptor, end - offset, offset, offset
-                )
+                done = os.copy_file_range(there.number, here.number, end - offset, offset, offset)
             except OSError as error:
                 if error.errno not in _CANNOT_COPY:
                     raise
-                done = self._copy_some(source, offset, min(COPY_BYTES, end - offset))
+                done = _copy_some(there, here, offset, min(COPY_BYTES, end - offset))
             if not done:
                 raise OSError(errno.EIO, "the file to be copied ended early")
             offset += done
 
-    def _copy_some(self, source: RealFile, offset: int, count: int) -> int:
-        data = os.pread(source.descriptor, count, offset)
-        self.write(data, offset)
-        return len(data)
-
     def size(self) -> int:
-        return os.fstat(self.descriptor).st_size
+        held = self.held
+        return os.fstat(held.number).st_size
 
     def truncate(self, size: int) -> None:
-        os.ftruncate(self.descriptor, size)
+        held = self.held
+        os.ftruncate(held.number, size)
 
     def start_sync(self, offset: int, count: int) -> None:
+        held = self.held
         if _sync_file_range is not None:
             # An error shows at the next fdatasync.
-            _sync_file_range(self.descriptor, offset, count, _SYNC_FILE_RANGE_WRITE)
+            _sync_file_range(held.number, offset, count, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
-        os.fdatasync(self.descriptor)
+        held = self.held
+        os.fdatasync(held.number)
 
     def close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self.held = _CLOSED
 
-    def __del__(self) -> None:
-        self.close()
+
+def _copy_some(source: _Descriptor, target: _Descriptor, offset: int, count: int) -> int:
+    data = os.pread(source.number, count, offset)
+    done = 0
+    while done < len(data):
+        done += os.pwrite(target.number, data[done:], offset + done)
+    return done
 
 
 _OPEN_FLAGS = {
@@ -126,49 +177,113 @@ _OPEN_FLAGS = {
     "create": os.O_RDWR | os.O_CREAT | os.O_EXCL,
     "replace": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
 }
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class _Place(NamedTuple):
+    """Where a path leads: a name, and the open directory that it counts from, if one."""
+
+    name: str
+    held: _Descriptor | None
+
+    @property
+    def at(self) -> int | None:
+        return None if self.held is None else self.held.number
+
+    def open(self, flags: int) -> int:
+        return os.open(self.name, flags | os.O_CLOEXEC, 0o600, dir_fd=self.at)
 
 
 class RealFileSystem:
+    """``directory`` is absolute, or whatever prefix the paths have that lead into it."""
+
+    def __init__(self, directory: str = "", held: _Descriptor | None = None) -> None:
+        self._directory = directory
+        self._held = held
+
+    def within(self, directory: str) -> RealFileSystem:
+        directory = directory.rstrip("/") or "/"
+        return RealFileSystem(directory, _Descriptor(self._place(directory).open(_OPEN_DIRECTORY)))
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held = _CLOSED
+
+    def _place(self, path: str) -> _Place:
+        held = self._held
+        if held is not None and path.startswith(self._directory):
+            name = path[len(self._directory) :]
+            if not name or name[0] == "/" or self._directory == "/":
+                return _Place(name.lstrip("/") or ".", held)
+        return _Place(path, None)
+
     def open(self, path: str, mode: str) -> RealFile:
-        return RealFile(os.open(path, _OPEN_FLAGS[mode] | os.O_CLOEXEC, 0o600))
+        place, flags = self._place(path), _OPEN_FLAGS[mode]
+        try:
+            return RealFile(place.open(flags | _O_NOATIME))
+        except PermissionError:
+            return RealFile(place.open(flags))  # another user's file
 
     def lock(self, path: str) -> RealFile:
-        file = RealFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        file = RealFile(self._place(path).open(os.O_RDWR | os.O_CREAT))
         try:
-            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file.held.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             file.close()
             raise
         return file
 
     def list(self, path: str) -> list[str]:
-        return os.listdir(path)
+        directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
+        return os.listdir(directory.number)
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(path)
+        try:
+            self._stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def file_size(self, path: str) -> int:
-        return os.stat(path).st_size
+        return self._stat(path).st_size
+
+    def _stat(self, path: str) -> os.stat_result:
+        place = self._place(path)
+        return os.stat(place.name, dir_fd=place.at)
 
     def unlink(self, path: str) -> None:
-        os.unlink(path)
+        place = self._place(path)
+        os.unlink(place.name, dir_fd=place.at)
 
     def rename(self, source: str, target: str) -> None:
-        os.replace(source, target)
+        old, new = self._place(source), self._place(target)
+        os.replace(old.name, new.name, src_dir_fd=old.at, dst_dir_fd=new.at)
 
     def make_directories(self, path: str) -> None:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        place = self._place(path)
+        if place.held is None:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            return
+        name = ""
+        for part in place.name.split("/"):
+            name = f"{name}/{part}" if name else part
+            try:
+                os.mkdir(name, 0o700, dir_fd=place.at)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=place.at).st_mode):
+                    raise
 
     def sync_directory(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
+        os.fsync(directory.number)
 
     def space(self, path: str) -> DiskSpace:
-        stat = os.statvfs(path)
-        return DiskSpace(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+        directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
+        found = os.statvfs(directory.number)
+        return DiskSpace(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def device(self, path: str) -> int:
+        return os.stat(path).st_dev
 
 
 class RealStream:
@@ -237,30 +352,42 @@ class RealStream:
             if sent:
                 pending[0] = memoryview(pending[0])[sent:]
 
-    async def send_file(self, file: File, offset: int, count: int) -> None:
+    async def send_file(
+        self,
+        file: File,
+        offset: int,
+        count: int,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
         """As in the contract. The disk is read in a worker thread; the waiting
         for the peer is done in the loop, so that a slow reader holds no thread."""
         if not isinstance(file, RealFile):
             raise TypeError("a real stream sends real files")
+        held = file.held
         end = offset + count
         while offset < end:
             self._require_open()
             self._in_thread = True
             try:
-                sent = await _run_blocking(
-                    _send_file_some, self._socket, file.descriptor, offset, end - offset
+                sent = await _workers().run(
+                    _send_file_some,
+                    (self._socket, held, offset, end - offset),
+                    limiter,
+                    abandon_on_cancel=True,
+                    at_end=self._thread_ended,
                 )
             except OSError as error:
-                if error.errno == errno.EIO:
+                if error.errno not in _OF_SOCKETS:
                     raise
                 raise self._map(error) from error
-            finally:
-                self._in_thread = False
-                if self._closed:
-                    _close(self._socket)
             offset += sent
             if offset < end:
                 await self._wait(trio.lowlevel.wait_writable)
+
+    def _thread_ended(self) -> None:
+        self._in_thread = False
+        if self._closed:
+            _close(self._socket)
 
     def ended(self) -> bool:
         try:
@@ -292,13 +419,13 @@ def _close(sock: socket.socket) -> None:
         sock.close()
 
 
-def _send_file_some(sock: socket.socket, descriptor: int, offset: int, count: int) -> int:
+def _send_file_some(sock: socket.socket, file: _Descriptor, offset: int, count: int) -> int:
     """Send until done or until the socket is full; returns the bytes sent."""
     sent = 0
     while sent < count:
         try:
             step = os.sendfile(
-                sock.fileno(), descriptor, offset + sent, min(count - sent, _SENDFILE_BYTES_MAX)
+                sock.fileno(), file.number, offset + sent, min(count - sent, _SENDFILE_BYTES_MAX)
             )
         except BlockingIOError:
             break
@@ -467,13 +594,33 @@ class RealClock:
 class _Job:
     """One blocking call on its way through a worker thread."""
 
-    __slots__ = ("arguments", "function", "result", "task")
+    __slots__ = ("arguments", "at_end", "borrower", "function", "limiter", "result", "task")
 
-    def __init__(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., object],
+        arguments: tuple[object, ...],
+        limiter: trio.CapacityLimiter,
+        at_end: Callable[[], None] | None,
+    ) -> None:
         self.function = function
         self.arguments = arguments
-        self.task = trio.lowlevel.current_task()
+        self.limiter = limiter
+        self.at_end = at_end
+        self.borrower = object()
+        #: Who waits for it; nobody any more if it was abandoned.
+        self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
         self.result: outcome.Outcome[object] | None = None
+
+    def abandon(self, _: object) -> trio.lowlevel.Abort:
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def end(self) -> None:
+        """In the loop: nothing of it goes on any more."""
+        self.limiter.release_on_behalf_of(self.borrower)
+        if self.at_end is not None:
+            self.at_end()
 
 
 class _Workers:
@@ -494,18 +641,33 @@ class _Workers:
         self._lock = threading.Lock()
 
     async def run(
-        self, function: Callable[..., T], args: tuple[object, ...], limiter: trio.CapacityLimiter
+        self,
+        function: Callable[..., T],
+        args: tuple[object, ...],
+        limiter: trio.CapacityLimiter | None,
+        abandon_on_cancel: bool,
+        at_end: Callable[[], None] | None = None,
     ) -> T:
-        borrower = object()
+        """``at_end`` is called in the loop when no thread has to do with the call any more,
+        whether the caller still waits or not."""
+        job = _Job(function, args, limiter or self.default_limiter, at_end)
         try:
-            limiter.acquire_on_behalf_of_nowait(borrower)
-        except trio.WouldBlock:
-            await limiter.acquire_on_behalf_of(borrower)
+            try:
+                job.limiter.acquire_on_behalf_of_nowait(job.borrower)
+            except trio.WouldBlock:
+                await job.limiter.acquire_on_behalf_of(job.borrower)
+        except BaseException:
+            if at_end is not None:
+                at_end()
+            raise
         try:
-            self._submit(_Job(function, args))
-            return await trio.lowlevel.wait_task_rescheduled(_never_abandon)  # type: ignore[no-any-return]
-        finally:
-            limiter.release_on_behalf_of(borrower)
+            self._submit(job)
+        except BaseException:  # no thread could be started
+            job.end()
+            raise
+        return await trio.lowlevel.wait_task_rescheduled(  # type: ignore[no-any-return]
+            job.abandon if abandon_on_cancel else _never_abandon
+        )
 
     def _submit(self, job: _Job) -> None:
         with self._lock:
@@ -543,22 +705,31 @@ class _Workers:
         while self._done:
             job = self._done.popleft()
             assert job.result is not None
-            trio.lowlevel.reschedule(job.task, job.result)
+            job.end()
+            if job.task is not None:
+                trio.lowlevel.reschedule(job.task, job.result)
 
 
-_workers: trio.lowlevel.RunVar[_Workers] = trio.lowlevel.RunVar("gfs_workers")
+_run_workers: trio.lowlevel.RunVar[_Workers] = trio.lowlevel.RunVar("gfs_workers")
+
+
+def _workers() -> _Workers:
+    try:
+        return _run_workers.get()
+    except LookupError:
+        workers = _Workers()
+        _run_workers.set(workers)
+        return workers
 
 
 async def _run_blocking(
-    function: Callable[..., T], *args: object, limiter: trio.CapacityLimiter | None = None
+    function: Callable[..., T],
+    *args: object,
+    limiter: trio.CapacityLimiter | None = None,
+    abandon_on_cancel: bool = False,
 ) -> T:
     await trio.lowlevel.checkpoint_if_cancelled()
-    try:
-        workers = _workers.get()
-    except LookupError:
-        workers = _Workers()
-        _workers.set(workers)
-    return await workers.run(function, args, limiter or workers.default_limiter)
+    return await _workers().run(function, args, limiter, abandon_on_cancel)
 
 
 def _never_abandon(_: object) -> trio.lowlevel.Abort:

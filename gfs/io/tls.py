@@ -269,11 +269,24 @@ class TlsStream:
             while self._outgoing.pending:
                 await self._stream.send_all(self._outgoing.read())
 
-    async def send_file(self, file: File, offset: int, count: int) -> None:
+    async def send_file(
+        self,
+        file: File,
+        offset: int,
+        count: int,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
+        # Nobody else's buffer: a read that was abandoned may still fill it.
         buffer = memoryview(bytearray(min(FILE_BYTES, count)))
         end = offset + count
         while offset < end:
-            got = await self._run_blocking(file.read_into, buffer[: end - offset], offset)
+            got = await self._run_blocking(
+                file.read_into,
+                buffer[: end - offset],
+                offset,
+                limiter=limiter,
+                abandon_on_cancel=True,
+            )
             if not got:
                 raise EOFError(f"the file ends at byte {offset}")
             await self.send_all(buffer[:got])

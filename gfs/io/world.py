@@ -27,10 +27,20 @@ class Stream(Protocol):
     async def send_all(self, *buffers: Buffer) -> None:
         """Send all of the buffers, in order."""
 
-    async def send_file(self, file: File, offset: int, count: int) -> None:
+    async def send_file(
+        self,
+        file: File,
+        offset: int,
+        count: int,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
         """Send ``count`` bytes of ``file`` without bringing them into the process.
 
-        Raises ``EOFError`` when the file ends before.
+        Raises ``EOFError`` when the file ends before; ``OSError`` that is no
+        ``ConnectionError`` when the disk fails. ``limiter`` bounds the threads that read
+        that disk. Cancelled, it returns at once even if the disk hangs: the thread holds
+        its place in ``limiter``, and file and socket stay open for it, until its call
+        ends. Only :meth:`close` makes sense after that.
         """
 
     def ended(self) -> bool:
@@ -59,10 +69,20 @@ class Network(Protocol):
 
 
 class File(Protocol):
-    """An open file. All calls block: run them with :meth:`World.run_blocking`."""
+    """An open file. All calls but :meth:`read_cached` block: run them with
+    :meth:`World.run_blocking`."""
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset``; fewer bytes only at the file's end."""
+
+    def read_cached(self, buffer: memoryview, offset: int) -> bool:
+        """Fill ``buffer`` from ``offset``, all of it, out of memory alone. Never waits for
+        the disk, so the loop's thread may call it.
+
+        False if that cannot be done: not all of it is cached, the file ends before, or
+        the file system cannot tell (FUSE). What is in ``buffer`` then means nothing: use
+        :meth:`read_into` in a thread.
+        """
 
     def write(self, data: Buffer, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
@@ -82,7 +102,10 @@ class File(Protocol):
     def sync(self) -> None:
         """What was written is on the disk when this returns (fdatasync)."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Blocks like all others: some file systems write out what was written, and free
+        what was deleted, when the last one closes. A call that another thread is in
+        goes on with the file as it is; one that begins later raises ``OSError``."""
 
 
 class DiskSpace(NamedTuple):
@@ -92,6 +115,23 @@ class DiskSpace(NamedTuple):
 
 class FileSystem(Protocol):
     """The local disk. All calls block. Errors are ``OSError`` as from the kernel."""
+
+    def within(self, directory: str) -> FileSystem:
+        """The same calls with the same paths, but all at and below ``directory`` lead to
+        the directory that has this name now.
+
+        So nothing is ever read or made in whatever gets that name later: after ``umount
+        -l``, or when the directory was moved, replaced or deleted. ``device`` alone still
+        tells of what is visible. Raises ``OSError`` if it is no directory. To be closed.
+        """
+
+    def close(self) -> None:
+        """Let go of the directory of :meth:`within`: its paths raise ``OSError`` from now
+        on. Open files stay open. Nothing to do for any other."""
+
+    def device(self, path: str) -> int:
+        """The number of the device that is visible at ``path`` now (``st_dev``): another
+        one than before means that something was mounted or unmounted there."""
 
     def open(self, path: str, mode: str) -> File:
         """``mode``: ``"r"`` read, ``"rw"`` read and write, ``"create"`` a new
@@ -103,7 +143,8 @@ class FileSystem(Protocol):
 
     def list(self, path: str) -> list[str]: ...
 
-    def exists(self, path: str) -> bool: ...
+    def exists(self, path: str) -> bool:
+        """False if there is nothing of that name; a disk that cannot tell raises."""
 
     def file_size(self, path: str) -> int: ...
 
@@ -141,7 +182,16 @@ class BlockingRunner(Protocol):
         function: Callable[..., T],
         *args: object,
         limiter: trio.CapacityLimiter | None = None,
-    ) -> T: ...
+        abandon_on_cancel: bool = False,
+    ) -> T:
+        """Run a blocking call beside the loop, in a worker thread.
+
+        Not abandoned on cancellation: when this returns, the call is over. With
+        ``abandon_on_cancel`` a cancelled caller returns at once, and the call goes on
+        alone: it may have its effects at any time later, what it returns or raises is
+        dropped, its place in ``limiter`` is free only when it ends. Whatever it was given
+        (buffers above all) must not be used for anything else meanwhile.
+        """
 
 
 @dataclass(frozen=True)
@@ -152,9 +202,7 @@ class World:
     files: FileSystem
     clock: Clock
     random: random.Random
-    #: Runs a blocking call without holding up the loop: in a worker thread
-    #: here, at once in the simulator (a thread would break its clock). Not
-    #: abandoned on cancellation: when it returns, the call is over.
+    #: Runs a blocking call without holding up the loop.
     run_blocking: BlockingRunner
     #: Names the time since the machine was started: while it is the same, nothing that
     #: was written to its disks is lost. Not the same means that something may be.

@@ -10,6 +10,8 @@ Used for the handshake of every connection and for everything to chunkservers.
 
 from __future__ import annotations
 
+import trio
+
 from gfs.blocks import Buffer
 from gfs.diagnostics import request_name, request_of
 from gfs.errors import GfsError, ProtocolError, from_wire
@@ -66,10 +68,18 @@ class BulkConnection:
         """Send frames that :func:`encode_frame` or :func:`encode_head` made."""
         await self.stream.send_all(frames, *more)
 
-    async def send_file(self, message: Message, file: File, offset: int, count: int) -> None:
-        """Send ``message`` with ``count`` bytes of ``file`` as its body."""
+    async def send_file(
+        self,
+        message: Message,
+        file: File,
+        offset: int,
+        count: int,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
+        """Send ``message`` with ``count`` bytes of ``file`` as its body; ``limiter`` is that
+        of the disk (see :meth:`gfs.io.Stream.send_file`)."""
         await self.stream.send_all(encode_head(message, count))
-        await self.stream.send_file(file, offset, count)
+        await self.stream.send_file(file, offset, count, limiter)
 
     async def receive(self) -> Message:
         """The next message; ``ConnectionError`` if the peer ended the stream.

@@ -17,6 +17,7 @@ import errno
 import os
 import random
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from xxhash import xxh3_64_hexdigest
 
@@ -26,6 +27,7 @@ from gfs.testing.life import Life
 from gfs.testing.trace import Trace
 
 CAPACITY_BYTES = 1 << 40
+CACHED_SHARE = 0.9
 
 
 def _segments(path: str) -> list[str]:
@@ -40,23 +42,43 @@ class SimDisk:
     ) -> None:
         self.name = name
         self.trace = trace
-        self._root = Directory()
-        self._volumes: dict[tuple[str, ...], Volume] = {(): Volume(capacity_bytes)}
+        #: Every volume there ever was, and which one is mounted where.
+        self._volumes: list[Volume] = []
+        self._mounts: dict[tuple[str, ...], Volume] = {(): self._new_volume(capacity_bytes)}
         self._failing: dict[str, tuple[int, frozenset[str]]] = {}
         #: How often the power was cut.
         self.power_cuts = 0
+        #: Of what is read, how much is in the page cache, and who decides.
+        self.cached_share = CACHED_SHARE
+        self.chance = random.Random(name)
 
     # --- for tests: set up, look, harm ------------------------------------
 
     def mount(self, path: str, capacity_bytes: int) -> None:
         """``path`` is a disk of its own from now on; again: change its capacity."""
         parts = tuple(_segments(path))
-        volume = self._volumes.get(parts)
+        volume = self._mounts.get(parts)
         if volume is None:
-            self._volumes[parts] = Volume(capacity_bytes)
+            self.make_directories(path)
+            self._mounts[parts] = self._new_volume(capacity_bytes)
         else:
             volume.capacity_bytes = capacity_bytes
-        self.make_directories(path)
+
+    def unmount(self, path: str) -> Volume:
+        """As ``umount -l``: whoever has a file or directory of it open goes on with it;
+        what is visible at ``path`` is the bare directory that it was mounted on. Returns
+        what was there, for :meth:`mount_again`."""
+        self.note(f"unmount {path}")
+        return self._mounts.pop(tuple(_segments(path)))
+
+    def mount_again(self, path: str, volume: Volume) -> None:
+        self.note(f"mount {path} again")
+        self._mounts[tuple(_segments(path))] = volume
+
+    def _new_volume(self, capacity_bytes: int) -> Volume:
+        volume = Volume(len(self._volumes) + 1, capacity_bytes)
+        self._volumes.append(volume)
+        return volume
 
     def fail(
         self, path: str, code: int = errno.EIO, what: Iterable[str] = ("read", "write", "sync")
@@ -105,8 +127,9 @@ class SimDisk:
     def is_synced(self, path: str) -> bool:
         """Whether a file, with its bytes, its name and those of the directories above it,
         would survive a power cut as it is."""
-        node: Inode | Directory = self._root
-        for part in _segments(path):
+        at = self._visible(path)
+        node: Inode | Directory = at.top
+        for part in at.parts:
             if not isinstance(node, Directory) or part not in node.entries:
                 raise disk_error(errno.ENOENT, path)
             if node.synced.get(part) is not node.entries[part]:
@@ -119,9 +142,9 @@ class SimDisk:
         for path, inode in sorted(self._walk("/")):
             if chance.random() < share:
                 inode.sync()
-                parent, name = self._parent(path)
-                parent.synced[name] = inode
-        for directory in self._directories(self._root):
+                place = self._visible(path)
+                place.parent().synced[place.parts[-1]] = inode
+        for directory in self._directories():
             for name in [n for n in directory.synced if n not in directory.entries]:
                 if chance.random() < share:
                     del directory.synced[name]
@@ -130,19 +153,20 @@ class SimDisk:
                 (n, node) for n, node in directory.entries.items() if isinstance(node, Directory)
             )
 
-    def _directories(self, root: Directory) -> Iterator[Directory]:
-        yield root
-        for node in root.entries.values():
-            if isinstance(node, Directory):
-                yield from self._directories(node)
+    def _directories(self) -> Iterator[Directory]:
+        stack = [volume.top for volume in self._mounts.values()]
+        while stack:
+            directory = stack.pop()
+            yield directory
+            stack += [each for each in directory.entries.values() if isinstance(each, Directory)]
 
     def wipe(self) -> None:
-        """A new, empty disk in its place."""
+        """New, empty disks in the places of all."""
         self.note("wipe")
-        self._root = Directory()
-        for parts, volume in self._volumes.items():
-            volume.used_bytes = 0
-            self.make_directories("/".join(parts))
+        (_, first), *others = sorted(self._mounts.items())
+        self._mounts = {(): self._new_volume(first.capacity_bytes)}
+        for parts, volume in others:
+            self.mount("/".join(parts), volume.capacity_bytes)
 
     def power_cut(self, chance: random.Random | None = None) -> None:
         """Lose what was not synced: all of it, or what ``chance`` decides, sector by
@@ -152,11 +176,9 @@ class SimDisk:
         """
         self.note("power cut")
         self.power_cuts += 1
-        self._lose_unsynced(self._root, chance)
-        for volume in self._volumes.values():
-            volume.used_bytes = 0
-        for _, inode in self._walk("/"):
-            inode.volume.used_bytes += len(inode.data)
+        for volume in self._volumes:
+            self._lose_unsynced(volume.top, chance)
+            volume.used_bytes = sum(len(inode.data) for _, inode in _walk("", volume.top))
 
     def _lose_unsynced(self, directory: Directory, chance: random.Random | None) -> None:
         if chance is not None and chance.random() < 0.5:
@@ -168,6 +190,7 @@ class SimDisk:
         directory.entries = dict(directory.synced)
         for node in directory.entries.values():
             if isinstance(node, Directory):
+                node.deleted = False
                 self._lose_unsynced(node, chance)
             else:
                 node.names = 1
@@ -179,49 +202,33 @@ class SimDisk:
 
     # --- the tree ------------------------------------------------------------
 
+    def _visible(self, path: str) -> Place:
+        """What is at ``path`` for who looks now."""
+        parts = tuple(_segments(path))
+        if len(self._mounts) > 1:
+            for count in range(len(parts), 0, -1):
+                volume = self._mounts.get(parts[:count])
+                if volume is not None:
+                    return Place(volume.top, parts[count:], path)
+        return Place(self._mounts[()].top, parts, path)
+
     def _node(self, path: str) -> Inode | Directory:
-        node: Inode | Directory = self._root
-        for part in _segments(path):
-            if not isinstance(node, Directory):
-                raise disk_error(errno.ENOTDIR, path)
-            found = node.entries.get(part)
-            if found is None:
-                raise disk_error(errno.ENOENT, path)
-            node = found
-        return node
+        return self._visible(path).node()
 
     def _inode(self, path: str) -> Inode:
-        node = self._node(path)
-        if isinstance(node, Directory):
-            raise disk_error(errno.EISDIR, path)
-        return node
-
-    def _directory(self, path: str) -> Directory:
-        node = self._node(path)
-        if not isinstance(node, Directory):
-            raise disk_error(errno.ENOTDIR, path)
-        return node
-
-    def _parent(self, path: str) -> tuple[Directory, str]:
-        parts = _segments(path)
-        if not parts:
-            raise disk_error(errno.EISDIR, path)
-        return self._directory("/".join(parts[:-1])), parts[-1]
+        return self._visible(path).inode()
 
     def _walk(self, below: str) -> Iterator[tuple[str, Inode]]:
-        stack = [("/" + "/".join(_segments(below)), self._node(below))]
-        while stack:
-            path, node = stack.pop()
-            if isinstance(node, Inode):
-                yield path, node
-            else:
-                stack += [(f"{path.rstrip('/')}/{n}", child) for n, child in node.entries.items()]
+        """All that is visible at and below a directory."""
+        parts = tuple(_segments(below))
+        yield from _walk("/" + "/".join(parts), self._node(below))
+        for at, volume in list(self._mounts.items()):
+            if at[: len(parts)] == parts and at != parts and at:
+                yield from _walk("/" + "/".join(at), volume.top)
 
-    def _volume(self, path: str) -> Volume:
-        parts = tuple(_segments(path))
-        while parts not in self._volumes:
-            parts = parts[:-1]
-        return self._volumes[parts]
+    def is_cached(self) -> bool:
+        """Whether what is read now is in the page cache."""
+        return self.chance.random() < self.cached_share
 
     def check_healthy(self, path: str, what: str) -> None:
         for prefix, (code, failing) in self._failing.items():
@@ -229,93 +236,172 @@ class SimDisk:
             if is_at and what in failing:
                 raise disk_error(code, path)
 
-    # --- the system calls ------------------------------------------------------
+    # --- the system calls, for those who look at it from outside --------------------
 
     def open_inode(self, path: str, mode: str) -> Inode:
+        return self._visible(path).open(mode)
+
+    def exists(self, path: str) -> bool:
+        return self._visible(path).exists()
+
+    def file_size(self, path: str) -> int:
+        return self._visible(path).size()
+
+    def unlink(self, path: str) -> None:
+        self._visible(path).unlink()
+
+    def make_directories(self, path: str) -> None:
+        self._visible(path).make_directories()
+
+    def space(self, path: str) -> DiskSpace:
+        return self._visible(path).space()
+
+    def device(self, path: str) -> int:
+        return self._visible(path).directory_or_parent().volume.number
+
+
+def _walk(path: str, node: Inode | Directory) -> Iterator[tuple[str, Inode]]:
+    stack = [(path, node)]
+    while stack:
+        path, node = stack.pop()
+        if isinstance(node, Inode):
+            yield path, node
+        else:
+            stack += [(f"{path.rstrip('/')}/{name}", each) for name, each in node.entries.items()]
+
+
+class Place(NamedTuple):
+    """Where a path leads: names to follow from a directory. What a kernel does with it."""
+
+    top: Directory
+    parts: tuple[str, ...]
+    #: As it was given, for error messages.
+    path: str
+
+    def _follow(self, parts: tuple[str, ...]) -> Inode | Directory:
+        node: Inode | Directory = self.top
+        for part in parts:
+            if not isinstance(node, Directory):
+                raise disk_error(errno.ENOTDIR, self.path)
+            found = node.entries.get(part)
+            if found is None:
+                raise disk_error(errno.ENOENT, self.path)
+            node = found
+        return node
+
+    def node(self) -> Inode | Directory:
+        return self._follow(self.parts)
+
+    def inode(self) -> Inode:
+        node = self.node()
+        if isinstance(node, Directory):
+            raise disk_error(errno.EISDIR, self.path)
+        return node
+
+    def directory(self) -> Directory:
+        node = self.node()
+        if not isinstance(node, Directory):
+            raise disk_error(errno.ENOTDIR, self.path)
+        return node
+
+    def directory_or_parent(self) -> Directory:
+        node = self.node()
+        return node if isinstance(node, Directory) else self.parent()
+
+    def parent(self) -> Directory:
+        if not self.parts:
+            raise disk_error(errno.EISDIR, self.path)
+        node = self._follow(self.parts[:-1])
+        if not isinstance(node, Directory):
+            raise disk_error(errno.ENOTDIR, self.path)
+        return node
+
+    def open(self, mode: str) -> Inode:
         if mode in ("r", "rw"):
-            return self._inode(path)
+            return self.inode()
         if mode not in ("create", "replace"):
             raise ValueError(f"mode {mode!r}")
-        parent, name = self._parent(path)
-        node = parent.entries.get(name)
+        parent = self.parent()
+        node = parent.entries.get(self.parts[-1])
         if node is None:
-            node = parent.entries[name] = Inode(self._volume(path))
+            self._require_kept(parent)
+            node = parent.entries[self.parts[-1]] = Inode(parent.volume)
             node.names = 1
         elif mode == "create":
-            raise disk_error(errno.EEXIST, path)
+            raise disk_error(errno.EEXIST, self.path)
         elif isinstance(node, Directory):
-            raise disk_error(errno.EISDIR, path)
+            raise disk_error(errno.EISDIR, self.path)
         else:
             node.resize(0)
         return node
 
-    def list(self, path: str) -> list[str]:
-        return list(self._directory(path).entries)
+    def _require_kept(self, directory: Directory) -> None:
+        if directory.deleted:
+            raise disk_error(errno.ENOENT, self.path)
 
-    def exists(self, path: str) -> bool:
+    def exists(self) -> bool:
         try:
-            self._node(path)
+            self.node()
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
-    def file_size(self, path: str) -> int:
-        node = self._node(path)
+    def size(self) -> int:
+        node = self.node()
         return PAGE_BYTES if isinstance(node, Directory) else len(node.data)
 
-    def unlink(self, path: str) -> None:
-        inode = self._inode(path)
-        parent, name = self._parent(path)
-        del parent.entries[name]
-        self._drop_name(inode)
+    def unlink(self) -> None:
+        inode = self.inode()
+        del self.parent().entries[self.parts[-1]]
+        _drop_name(inode)
 
-    def rename(self, source: str, target: str) -> None:
-        node = self._node(source)
-        parent, name = self._parent(source)
-        target_parent, target_name = self._parent(target)
-        if self._volume(source) is not self._volume(target):
-            raise disk_error(errno.EXDEV, source)
+    def rename(self, target: Place) -> None:
+        node, parent, name = self.node(), self.parent(), self.parts[-1]
+        target_parent, target_name = target.parent(), target.parts[-1]
+        if parent.volume is not target_parent.volume:
+            raise disk_error(errno.EXDEV, self.path)
         replaced = target_parent.entries.get(target_name)
         if replaced is node:
             return
         if isinstance(replaced, Directory):
             if not isinstance(node, Directory):
-                raise disk_error(errno.EISDIR, target)
+                raise disk_error(errno.EISDIR, target.path)
             if replaced.entries:
-                raise disk_error(errno.ENOTEMPTY, target)
+                raise disk_error(errno.ENOTEMPTY, target.path)
         elif replaced is not None:
             if isinstance(node, Directory):
-                raise disk_error(errno.ENOTDIR, target)
-            self._drop_name(replaced)
+                raise disk_error(errno.ENOTDIR, target.path)
+            _drop_name(replaced)
+        self._require_kept(target_parent)
         del parent.entries[name]
         target_parent.entries[target_name] = node
 
-    @staticmethod
-    def _drop_name(inode: Inode) -> None:
-        # Its bytes stay with it: a name whose removal was not synced comes back
-        # in a power cut.
-        inode.names -= 1
-        if not inode.used():
-            inode.volume.used_bytes -= len(inode.data)
-
-    def make_directories(self, path: str) -> None:
-        directory = self._root
-        for part in _segments(path):
+    def make_directories(self) -> None:
+        directory = self.top
+        for part in self.parts:
             node = directory.entries.get(part)
             if node is None:
-                node = directory.entries[part] = Directory()
+                self._require_kept(directory)
+                node = directory.entries[part] = Directory(directory.volume)
             elif isinstance(node, Inode):
-                raise disk_error(errno.EEXIST, path)
+                raise disk_error(errno.EEXIST, self.path)
             directory = node
 
-    def sync_directory(self, path: str) -> None:
-        directory = self._directory(path)
+    def sync_directory(self) -> None:
+        directory = self.directory()
         directory.synced = dict(directory.entries)
 
-    def space(self, path: str) -> DiskSpace:
-        self._node(path)
-        volume = self._volume(path)
+    def space(self) -> DiskSpace:
+        volume = self.directory_or_parent().volume
         return DiskSpace(volume.capacity_bytes, max(volume.capacity_bytes - volume.used_bytes, 0))
+
+
+def _drop_name(inode: Inode) -> None:
+    # Its bytes stay with it: a name whose removal was not synced comes back
+    # in a power cut.
+    inode.names -= 1
+    if not inode.used():
+        inode.volume.used_bytes -= len(inode.data)
 
 
 class SimFile:
@@ -332,7 +418,7 @@ class SimFile:
         life.hold(self)
 
     def _check(self, what: str = "read") -> Inode:
-        if what != "read":
+        if what in ("write", "sync"):
             self._life.burn()
         self._life.check()
         if not self._open or (what == "write" and not self._writable):
@@ -343,6 +429,14 @@ class SimFile:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         return self._check().read(buffer, offset)
+
+    def read_cached(self, buffer: memoryview, offset: int) -> bool:
+        inode = self._check("look")
+        try:
+            self._disk.check_healthy(self._path, "read")
+            return self._disk.is_cached() and inode.read(buffer, offset) == len(buffer)
+        except OSError:
+            return False  # whoever really reads it meets that
 
     def write(self, data: Buffer, offset: int) -> None:
         self._check("write").write(data, offset)
@@ -388,54 +482,80 @@ class SimFile:
 class SimFileSystem:
     """One process's access to its machine's disk, as :class:`gfs.io.FileSystem`."""
 
-    def __init__(self, disk: SimDisk, life: Life) -> None:
+    def __init__(self, disk: SimDisk, life: Life, held: Held | None = None) -> None:
         self._disk = disk
         self._life = life
+        #: What :meth:`within` has open.
+        self._held = held
 
-    def _ready(self, path: str, what: str = "read") -> SimDisk:
+    def within(self, directory: str) -> SimFileSystem:
+        top = self._place(directory, "read").directory()
+        return SimFileSystem(self._disk, self._life, Held(tuple(_segments(directory)), top))
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._held = self._held._replace(top=None)
+
+    def _place(self, path: str, what: str = "read") -> Place:
         if what != "read":
             self._life.burn()
         self._life.check()
         if self._life.meets_failures:
             self._disk.check_healthy("/" + "/".join(_segments(path)), what)
-        return self._disk
+        held, parts = self._held, tuple(_segments(path))
+        if held is None or parts[: len(held.parts)] != held.parts:
+            return self._disk._visible(path)
+        if held.top is None:
+            raise disk_error(errno.EBADF, path)
+        return Place(held.top, parts[len(held.parts) :], path)
 
     def open(self, path: str, mode: str) -> SimFile:
-        disk = self._ready(path, "write" if mode in ("create", "replace") else "read")
+        place = self._place(path, "write" if mode in ("create", "replace") else "read")
         full = "/" + "/".join(_segments(path))
-        return SimFile(disk, full, disk.open_inode(path, mode), self._life, mode)
+        return SimFile(self._disk, full, place.open(mode), self._life, mode)
 
     def lock(self, path: str) -> SimFile:
-        disk = self._ready(path)
-        inode = disk.open_inode(path, "rw" if disk.exists(path) else "create")
+        place = self._place(path)
+        inode = place.open("rw" if place.exists() else "create")
         if inode.locked_by is not None:
             raise disk_error(errno.EAGAIN, path)
-        file = SimFile(disk, path, inode, self._life, "rw")
+        file = SimFile(self._disk, path, inode, self._life, "rw")
         inode.locked_by = file
         return file
 
     def list(self, path: str) -> list[str]:
-        return self._ready(path).list(path)
+        return list(self._place(path).directory().entries)
 
     def exists(self, path: str) -> bool:
-        return self._ready(path).exists(path)
+        return self._place(path).exists()
 
     def file_size(self, path: str) -> int:
-        return self._ready(path).file_size(path)
+        return self._place(path).size()
 
     def unlink(self, path: str) -> None:
-        self._ready(path, "write").unlink(path)
+        self._place(path, "write").unlink()
         self._disk.note(f"{path} unlinked")
 
     def rename(self, source: str, target: str) -> None:
-        self._ready(source, "write").rename(source, target)
+        self._place(source, "write").rename(self._place(target))
         self._disk.note(f"{source} renamed {target}")
 
     def make_directories(self, path: str) -> None:
-        self._ready(path, "write").make_directories(path)
+        self._place(path, "write").make_directories()
 
     def sync_directory(self, path: str) -> None:
-        self._ready(path, "sync").sync_directory(path)
+        self._place(path, "sync").sync_directory()
 
     def space(self, path: str) -> DiskSpace:
-        return self._ready(path).space(path)
+        return self._place(path).space()
+
+    def device(self, path: str) -> int:
+        self._place(path)
+        return self._disk.device(path)
+
+
+class Held(NamedTuple):
+    """A directory that is open, and the path that leads to it; none after its close."""
+
+    parts: tuple[str, ...]
+    top: Directory | None

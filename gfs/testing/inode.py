@@ -28,11 +28,14 @@ def disk_error(code: int, path: str | None = None) -> OSError:
 
 
 class Volume:
-    """What one mount point can hold."""
+    """One file system, mounted somewhere or not."""
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, number: int, capacity_bytes: int) -> None:
+        #: As ``st_dev``: nothing else ever has it.
+        self.number = number
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
+        self.top = Directory(self)
 
     def take(self, count: int) -> None:
         if count > 0 and self.used_bytes + count > self.capacity_bytes:
@@ -173,6 +176,9 @@ class Inode:
 
 
 class Directory:
-    def __init__(self) -> None:
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
         self.entries: dict[str, Inode | Directory] = {}
         self.synced: dict[str, Inode | Directory] = {}
+        #: Whether it was deleted: who has it open still makes nothing in it.
+        self.deleted = False

@@ -150,7 +150,13 @@ class SimStream:
                 self._put(memoryview(bytes(view[:count])))
                 view = view[count:]
 
-    async def send_file(self, file: File, offset: int, count: int) -> None:
+    async def send_file(
+        self,
+        file: File,
+        offset: int,
+        count: int,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
         if not isinstance(file, SimFile):
             raise TypeError("a simulated stream sends simulated files")
         await trio.lowlevel.checkpoint()

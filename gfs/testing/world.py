@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
+import outcome
 import trio
 
 from gfs.io import World
@@ -42,7 +44,7 @@ class Process:
     def __init__(self, machine: Machine, name: str) -> None:
         self.machine = machine
         self.life = Life(name)
-        self._delays = machine.universe.generator(f"{name}/blocking")
+        self.delays = machine.universe.generator(f"{name}/blocking")
         self.world = World(
             network=SimEndpoint(machine.universe.network, machine.name, self.life),
             files=SimFileSystem(machine.disk, self.life),
@@ -67,32 +69,51 @@ class Process:
         function: Callable[..., T],
         *args: object,
         limiter: trio.CapacityLimiter | None = None,
+        abandon_on_cancel: bool = False,
     ) -> T:
         """Runs the function in the loop, some virtual time after the call.
 
-        Like the real one it cannot be cancelled once it has begun; killed before
-        the function runs, it does not run. Nobody sees the result of a call
-        during which the process was killed.
+        Killed before the function runs, it does not run. Nobody sees the result of a
+        call during which the process was killed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if limiter is None:
-            return await self._run_now(function, *args)
-        borrower = object()
-        await limiter.acquire_on_behalf_of(borrower)
-        try:
-            return await self._run_now(function, *args)
-        finally:
-            limiter.release_on_behalf_of(borrower)
+        call = _Call(self, partial(function, *args), limiter)
+        self.life.check()
+        if limiter is not None:
+            await limiter.acquire_on_behalf_of(call)
+        if abandon_on_cancel:
+            # In a task of its own, which goes on when this one is cancelled.
+            trio.lowlevel.spawn_system_task(call.run)
+            await call.ended.wait()
+        else:
+            await call.run()
+        self.life.check()
+        assert call.result is not None
+        return call.result.unwrap()
 
-    async def _run_now(self, function: Callable[..., T], *args: object) -> T:
-        self.life.check()
-        await sleep_shielded(self._delays.uniform(*self.machine.blocking_seconds))
-        self.life.check()
-        try:
-            return function(*args)
-        finally:
+
+class _Call(Generic[T]):
+    """A blocking call, in what stands for its thread."""
+
+    def __init__(
+        self, process: Process, function: Callable[[], T], limiter: trio.CapacityLimiter | None
+    ) -> None:
+        self._process = process
+        self._function = function
+        self._limiter = limiter
+        self.result: outcome.Outcome[T] | None = None
+        self.ended = trio.Event()
+
+    async def run(self) -> None:
+        """Cannot be cancelled; raises nothing."""
+        process = self._process
+        await sleep_shielded(process.delays.uniform(*process.machine.blocking_seconds))
+        if process.alive:
+            self.result = outcome.capture(self._function)
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self.life.check()
+        if self._limiter is not None:
+            self._limiter.release_on_behalf_of(self)
+        self.ended.set()
 
 
 class Machine:
@@ -102,6 +123,7 @@ class Machine:
         self.universe = universe
         self.name = name
         self.disk = SimDisk(name, universe.trace)
+        self.disk.chance = universe.generator(f"{name}/disk")
         self.time = MachineTime()
         #: The range that the duration of a blocking call is drawn from.
         self.blocking_seconds = BLOCKING_SECONDS

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import trio.testing
 from descriptors import none_left
 
 from gfs.io import Listener, Stream, World, real_world
-from gfs.io.real import RealStream, split_address
+from gfs.io.real import RealFile, RealStream, split_address
 
 MIB = 1 << 20
 
@@ -165,10 +166,10 @@ async def test_close_under_a_thread_that_sends_keeps_the_descriptor(
     started, go_on = threading.Event(), threading.Event()
     send = real._send_file_some
 
-    def slow(sock: socket.socket, *args: int) -> int:
+    def slow(sock: socket.socket, held: real._Descriptor, *args: int) -> int:
         started.set()
         go_on.wait(20)
-        return send(sock, *args)
+        return send(sock, held, *args)
 
     monkeypatch.setattr(real, "_send_file_some", slow)
     async with connected(world) as (near, far):
@@ -186,6 +187,54 @@ async def test_close_under_a_thread_that_sends_keeps_the_descriptor(
         with pytest.raises(ConnectionError):
             await near.send_file(file, 0, 1)
     file.close()
+
+
+async def test_a_file_whose_disk_hangs_is_given_up(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once; and nothing of it is closed under the thread that is still there."""
+    from gfs.io import real
+
+    (tmp_path / "f").write_bytes(bytes(MIB))
+    file = world.files.open(str(tmp_path / "f"), "r")
+    started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    send = real._send_file_some
+    sent: list[object] = []
+
+    def hang(sock: socket.socket, held: real._Descriptor, *args: int) -> int:
+        started.set()
+        go_on.wait(20)
+        sent.append(os.fstat(held.number).st_ino)
+        try:
+            return send(sock, held, *args)
+        except OSError as error:
+            sent.append(type(error))
+            raise
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(real, "_send_file_some", hang)
+    inode, limiter = (tmp_path / "f").stat().st_ino, trio.CapacityLimiter(1)
+    async with connected(world) as (near, far):
+        assert isinstance(near, RealStream)
+        number = near._socket.fileno()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.send_file, file, 0, MIB, limiter)
+            await trio.to_thread.run_sync(started.wait)
+            nursery.cancel_scope.cancel()
+        near.close()
+        file.close()
+        assert near._socket.fileno() == number
+        assert await far.receive_into(memoryview(bytearray(1))) == 0
+        with pytest.raises(ConnectionError):
+            await near.send_file(file, 0, 1, limiter)
+        assert limiter.borrowed_tokens == 1
+        go_on.set()
+        await trio.to_thread.run_sync(ended.wait)
+        async with limiter:  # free when the thread is done
+            pass
+        assert near._socket.fileno() == -1
+    assert sent == [inode, BrokenPipeError]
 
 
 async def test_a_slow_reader_holds_no_thread(world: World, tmp_path: Path) -> None:
@@ -361,6 +410,78 @@ async def test_blocking_calls_run_beside_the_loop(world: World) -> None:
     assert await world.run_blocking(threading.get_ident, limiter=limiter) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await world.run_blocking(divmod, 1, 0)
+
+
+async def test_a_call_that_is_abandoned_keeps_its_place_until_it_ends(world: World) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        go_on.wait(20)
+        raise OSError("nobody hears of it")
+
+    limiter = trio.CapacityLimiter(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(world.run_blocking, work, limiter=limiter, abandon_on_cancel=True)
+        )
+        await trio.to_thread.run_sync(started.wait)
+        nursery.cancel_scope.cancel()
+    assert limiter.borrowed_tokens == 1
+    with trio.move_on_after(0.02) as scope:
+        await world.run_blocking(int, limiter=limiter, abandon_on_cancel=True)
+    assert scope.cancelled_caught
+    go_on.set()
+    assert await world.run_blocking(int, limiter=limiter, abandon_on_cancel=True) == 0
+    assert limiter.borrowed_tokens == 0
+
+
+async def test_a_file_closed_under_a_call_stays_what_it_was(world: World, tmp_path: Path) -> None:
+    """A number that is used again would lead a write that hung into another file."""
+    file = world.files.open(str(tmp_path / "f"), "create")
+    assert isinstance(file, RealFile)
+    started, go_on = threading.Event(), threading.Event()
+
+    number = file.held.number
+
+    def write() -> None:
+        mine = file.held
+        started.set()
+        go_on.wait(20)
+        os.pwrite(mine.number, b"late", 0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run_blocking, write)
+        await trio.to_thread.run_sync(started.wait)
+        file.close()
+        others = [world.files.open(str(tmp_path / f"{n}"), "create") for n in range(10)]
+        go_on.set()
+    assert (tmp_path / "f").read_bytes() == b"late"
+    for index, other in enumerate(others):
+        other.close()
+        assert not (tmp_path / f"{index}").read_bytes()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.write(b"x", 0)
+
+
+def test_a_file_system_that_cannot_tell_what_is_cached(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = world.files.open(str(tmp_path / "f"), "create")
+    file.write(b"bytes", 0)
+    calls: list[object] = []
+
+    def cannot(*args: object) -> int:
+        calls.append(args)
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "preadv", cannot)
+    for _ in range(3):
+        assert not file.read_cached(memoryview(bytearray(5)), 0)
+    assert len(calls) == 1
+    file.close()
 
 
 async def test_a_blocking_call_is_over_when_it_returns(world: World) -> None:

@@ -15,7 +15,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.io import Listener, Stream, World
+from gfs.io import FileSystem, Listener, Stream, World
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -543,6 +543,112 @@ def test_the_simulated_disk_answers_as_the_real_one(tmp_path: object) -> None:
         assert one == other_, index
 
 
+def moved(files: FileSystem, root: str) -> None:
+    files.rename(f"{root}/d", f"{root}/away")
+    files.make_directories(f"{root}/d/e")
+
+
+def replaced_by_a_file(files: FileSystem, root: str) -> None:
+    files.rename(f"{root}/d", f"{root}/away")
+    files.open(f"{root}/d", "create").close()
+
+
+def gone(files: FileSystem, root: str) -> None:
+    files.rename(f"{root}/d", f"{root}/away")
+
+
+@pytest.mark.parametrize("change", [moved, replaced_by_a_file, gone])
+def test_within_leads_to_the_directory_that_was_there(
+    tmp_path: object, change: Callable[[FileSystem, str], None]
+) -> None:
+    for root, world in real_and_simulated(tmp_path):
+        files = world.files
+        files.make_directories(f"{root}/d/e")
+        files.open(f"{root}/d/e/f", "create").write(b"here", 0)
+        with refused(errno.ENOTDIR):
+            files.within(f"{root}/d/e/f")
+        with refused(errno.ENOENT):
+            files.within(f"{root}/none")
+        held = files.within(f"{root}/d/")
+        change(files, root)
+        before = files.list(root)
+        held.make_directories(f"{root}/d")
+        held.make_directories(f"{root}/d/g/h")
+        held.make_directories(f"{root}/d/g/h")
+        with refused(errno.EEXIST):
+            held.make_directories(f"{root}/d/e/f")
+        held.open(f"{root}/d/g/new", "create").write(b"new", 0)
+        held.rename(f"{root}/d/g/new", f"{root}/d/newer")
+        held.lock(f"{root}/d/lock").close()
+        for path in (f"{root}/d", f"{root}/d/g", f"{root}/d/"):
+            held.sync_directory(path)
+            assert held.space(path).total_bytes
+        assert sorted(held.list(f"{root}/d")) == ["e", "g", "lock", "newer"]
+        assert held.exists(f"{root}/d/e/f")
+        assert not held.exists(f"{root}/d/e/none")
+        assert not held.exists(f"{root}/dd")
+        assert held.file_size(f"{root}/d/newer") == 3
+        held.unlink(f"{root}/d/newer")
+        assert sorted(files.list(f"{root}/away")) == ["e", "g", "lock"]
+        assert files.list(root) == before
+        files.unlink(f"{root}/away/e/f")
+        with refused(errno.ENOENT):
+            held.open(f"{root}/d/e/f", "r")
+        held.close()
+        held.close()
+        for call in (held.exists, held.make_directories, held.sync_directory, held.space):
+            with refused(errno.EBADF):
+                call(f"{root}/d/x")
+        with refused(errno.EBADF):
+            held.open(f"{root}/d/x", "create")
+        held.open(f"{root}/other", "create").close()  # not below it
+
+
+def test_the_device_is_that_of_what_is_visible(tmp_path: object) -> None:
+    for root, world in real_and_simulated(tmp_path):
+        files = world.files
+        files.make_directories(root)
+        held = files.within(root)
+        assert files.device(root) == held.device(root)
+        files.open(f"{root}/f", "create").close()
+        assert files.device(f"{root}/f") == files.device(root)
+        with refused(errno.ENOENT):
+            files.device(f"{root}/none")
+        held.close()
+    host = machine()
+    host.disk.mount("/disk", 1000)
+    files = host.start_process().world.files
+    held, device = files.within("/disk"), files.device("/disk")
+    assert device != files.device("/")
+    volume = host.disk.unmount("/disk")
+    assert files.device("/disk") == held.device("/disk") == files.device("/")
+    file = held.open("/disk/f", "create")
+    file.write(bytes(900), 0)
+    assert files.list("/disk") == host.disk.paths() == []
+    assert held.space("/disk") == (1000, 100)
+    host.disk.mount_again("/disk", volume)
+    assert (files.device("/disk"), files.list("/disk")) == (device, ["f"])
+
+
+def test_a_cached_read(tmp_path: object) -> None:
+    for root, world in real_and_simulated(tmp_path):
+        world.files.make_directories(root)
+        file = world.files.open(f"{root}/f", "create")
+        file.write(b"0123456789" * 1000, 0)
+        buffer = bytearray(5000)
+        results = set()
+        for _ in range(100):
+            is_there = file.read_cached(memoryview(buffer), 5)
+            assert not is_there or buffer == b"5678901234" * 500
+            results.add(is_there)
+            assert not file.read_cached(memoryview(buffer), 5001), "it ends before"
+        assert True in results
+        file.close()
+        with refused(errno.EBADF):
+            file.read_cached(memoryview(buffer), 0)
+    assert results == {True, False}  # as the seed decides
+
+
 def test_a_full_disk_and_a_failing_one() -> None:
     disk = machine().disk
     host = machine()
@@ -754,6 +860,36 @@ def test_blocking_calls_respect_their_limiter_and_are_not_abandoned() -> None:
             await trio.testing.wait_all_tasks_blocked()
             process.kill()
         assert 7 not in done
+
+    simulated(scenario)
+
+
+def test_a_call_that_was_abandoned_goes_on_alone() -> None:
+    async def scenario(universe: Universe) -> None:
+        host = universe.machine("m")
+        process = host.start_process()
+        run, limiter = process.world.run_blocking, trio.CapacityLimiter(1)
+        done: list[int] = []
+
+        async def abandoned(number: int) -> None:
+            host.blocking_seconds = (10, 10)
+            with trio.move_on_after(1) as scope:
+                await run(done.append, number, limiter=limiter, abandon_on_cancel=True)
+            assert scope.cancelled_caught
+            host.blocking_seconds = (0, 0)
+
+        await abandoned(1)
+        assert trio.current_time() == pytest.approx(1)
+        assert limiter.borrowed_tokens == 1
+        await run(done.append, 2, limiter=limiter, abandon_on_cancel=True)
+        assert done == [1, 2]
+        assert trio.current_time() == pytest.approx(10)
+        await abandoned(3)
+        await run(lambda: done.append(4))
+        assert done == [1, 2, 4]
+        process.kill()
+        await trio.sleep(20)
+        assert done == [1, 2, 4]
 
     simulated(scenario)
 
