@@ -14,7 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gfs.diagnostics import (
     CALL_MASK,
+    GATHERED_SECONDS,
     REQUEST_MASK,
+    TOLD_SINGLY,
+    Gathered,
     JsonFormatter,
     TextFormatter,
     asked_for,
@@ -65,6 +68,45 @@ def test_lines_name_the_request_they_are_about() -> None:
         assert text.format(record("x")).endswith(": x [00000000ab]")
     assert "request" not in json.loads(json_line.format(record("x")))
     assert text.format(record("x")).endswith(": x")
+
+
+def moved(number: int) -> logging.LogRecord:
+    fields = {"server": f"s{number % 2}", "chunk": f"{number:x}"}
+    return record(f"chunk {number:x} is moved", gfs_event="replica_moved", gfs_fields=fields)
+
+
+def test_what_comes_too_often_is_one_line_that_counts_it() -> None:
+    """Hours of repair, a thousand replicas in a second: kilobytes."""
+    gathered, lines = Gathered(), []
+    now, replicas = 0.0, 0
+    while now < 100 * GATHERED_SECONDS:
+        lines += [r for r in map(moved, range(1000)) if not gathered.takes(r, now)]
+        replicas += 1000
+        now += 1.0
+        if now % GATHERED_SECONDS == 0:
+            lines += gathered.summaries(now)
+    told = [json.loads(JsonFormatter().format(line)) for line in lines]
+    assert len(told) == TOLD_SINGLY + 100
+    assert all(line["event"] == "replica_moved" for line in told)
+    counts = told[TOLD_SINGLY:]
+    assert sum(line["count"] for line in counts) + TOLD_SINGLY == replicas
+    assert counts[5]["servers"] == {"s0": 5000, "s1": 5000}
+    assert counts[5]["message"] == "10000 more like this in 10 s, the last: chunk 3e7 is moved"
+    # The next one after a quiet while is told singly again, and others always were.
+    assert list(gathered.summaries(now)) == []
+    assert not gathered.takes(moved(1), now + GATHERED_SECONDS)
+    assert not gathered.takes(record("something else"), now)
+
+
+def test_lines_without_an_event_are_told_apart_by_their_form() -> None:
+    gathered = Gathered()
+    for number in range(TOLD_SINGLY + 3):
+        made = record("salvage of %d failed")
+        made.args = (number,)
+        gathered.takes(made, 0.0)
+    [line] = gathered.summaries(10.0)
+    assert line.getMessage() == "3 more like this in 10 s, the last: salvage of 12 failed"
+    assert json.loads(JsonFormatter().format(line))["count"] == 3
 
 
 def test_an_exception_is_part_of_the_line() -> None:
