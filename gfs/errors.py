@@ -144,6 +144,7 @@ class Retryable(GfsError):
 
 class MasterUnavailable(Retryable, ConnectionError):
     code = "master_unavailable"
+    exit_code = 3
 
 
 class ReplicaUnavailable(Retryable, ConnectionError):

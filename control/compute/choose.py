@@ -1,7 +1,8 @@
 """Which backend it is.
 
-"auto" asks Kubernetes, then Podman, whether containers could be created now. Where
-containers exist it stays with what runs them, whatever else answers by now: they would
+"auto" takes Kubernetes if it says that containers could be created now. Podman runs them
+as root on this very machine, so an operator has to ask for it by name. Where containers
+exist "auto" stays with what runs them, whatever else answers by now: they would
 be lost otherwise. The choice is written down by the process that drives the backend;
 the others of this machine take what is written.
 """
@@ -17,7 +18,7 @@ from typing import cast
 
 import trio
 
-from control.compute.backend import Backend, Installation
+from control.compute.backend import Backend, BackendUnavailable, Installation
 from control.compute.none import NoBackend
 from control.compute.rows import Fact, containers, facts
 from control.compute.settings import ComputeSettings
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 #: given up earlier.
 CHECK_SECONDS = 30.0
 _POD_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-_AUTOMATIC = ("kubernetes", "podman")
 _MAKERS = {
     "kubernetes": "control.compute.kubernetes:make",
     "podman": "control.compute.podman:make",
@@ -73,34 +73,31 @@ async def choose(
             log.info("compute uses %s, which its containers are in", written)
         return make(written, installation, settings)
     else:
-        backend = await _first_that_answers(installation, settings)
+        backend = await _kubernetes_or_none(installation, settings)
         name = backend.name
     if leads and name != written and not (is_used and name == "none"):
         await records.write(lambda txn: facts.put(txn, Fact("backend", name)))
     return backend
 
 
-async def _first_that_answers(installation: Installation, settings: ComputeSettings) -> Backend:
-    stories: list[str] = []
-    for name in _AUTOMATIC:
-        if name == "kubernetes" and not _has_credentials(settings):
-            stories.append(f"{name}: no credentials, neither a pod's nor a kubeconfig")
-            continue
-        try:
-            backend = make(name, installation, settings)
-            with trio.fail_after(CHECK_SECONDS):
-                await backend.check()
-        except trio.TooSlowError:
-            stories.append(f"{name}: no answer within {CHECK_SECONDS:g} s")
-        except (GfsError, OSError) as error:
-            stories.append(f"{name}: {error}")
-        except Exception:
-            log.exception("compute: %s cannot be looked at", name)
-            stories.append(f"{name}: it failed, see the server's log")
-        else:
-            log.info("compute uses %s%s", name, f" ({'; '.join(stories)})" if stories else "")
-            return backend
-    why = "; ".join(stories)
+async def _kubernetes_or_none(installation: Installation, settings: ComputeSettings) -> Backend:
+    try:
+        if not _has_credentials(settings):
+            raise BackendUnavailable("no credentials, neither a pod's nor a kubeconfig")
+        backend = make("kubernetes", installation, settings)
+        with trio.fail_after(CHECK_SECONDS):
+            await backend.check()
+    except trio.TooSlowError:
+        why = f"no answer within {CHECK_SECONDS:g} s"
+    except (GfsError, OSError) as error:
+        why = str(error)
+    except Exception:
+        log.exception("compute: kubernetes cannot be looked at")
+        why = "it failed, see the server's log"
+    else:
+        log.info("compute uses kubernetes")
+        return backend
+    why = f"kubernetes: {why}; podman: only if asked for (GFS_COMPUTE_BACKEND=podman)"
     log.warning("compute can create no containers: %s", why)
     return NoBackend(installation, why)
 

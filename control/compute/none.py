@@ -23,8 +23,8 @@ from control.compute.backend import (
 )
 
 HOW = (
-    "install Podman (apt install podman), or point GFS_COMPUTE_KUBECONFIG at a cluster, "
-    "set GFS_COMPUTE_BACKEND to podman or kubernetes, and start the server again"
+    "as root install Podman (apt install podman) and set GFS_COMPUTE_BACKEND=podman, or point "
+    "GFS_COMPUTE_KUBECONFIG at a cluster; then start the server again"
 )
 
 

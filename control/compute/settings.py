@@ -18,7 +18,7 @@ _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class ComputeSettings(Settings, frozen=True, kw_only=True):
-    #: "auto" takes Kubernetes if credentials answer, else Podman if it runs, else none.
+    #: "auto" takes Kubernetes if credentials answer, else none; Podman is asked for by name.
     #: ``module:function`` names one that makes a backend of somebody else's.
     backend: str = "auto"
     #: What containers run.

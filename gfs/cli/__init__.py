@@ -5,8 +5,9 @@ Rules that hold for every subcommand:
 * What was asked for goes to stdout, everything else to stderr. With ``--json``
   stdout carries exactly one JSON document.
 * A failure is one line, ``gfs: …``, and the exit code of its error class: 2
-  for settings and starts, 1 for the rest, 130 after Ctrl-C, 141 when stdout's
-  reader is gone. ``GFS_DEBUG=1`` adds the traceback.
+  for settings and starts, 3 when no master answers, 1 for the rest, 130 after Ctrl-C,
+  141 when stdout's reader is gone (docs/operations.md has the table).
+  ``GFS_DEBUG=1`` adds the traceback.
 * Nothing half-done is left under a final name, here or in the cluster.
 * Memory does not grow with the number or the size of files.
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 
+#: Also of ``fsck`` and ``scrub`` that found damage.
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_STDOUT_CLOSED = 141

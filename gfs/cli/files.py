@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from gfs.cli.batch import concerns_all
+from gfs.cli.exits import Failed, complain
 from gfs.cli.options import (
     Cluster,
     base_name,
@@ -20,7 +22,8 @@ from gfs.cli.output import JsonArray, Output, human_bytes, human_time, plural, t
 from gfs.cli.session import closing, run_with_client
 from gfs.cli.trash import empty_trash, list_trash
 from gfs.client import Client
-from gfs.errors import InvalidArgument, NotADirectory, NotFound
+from gfs.cluster.failures import sentence
+from gfs.errors import GfsError, InvalidArgument, NotADirectory, NotFound
 from gfs.protocol.messages import DiskUsageReply, Entry
 
 
@@ -180,26 +183,35 @@ def rm(
     """Delete files and empty directories; with -r any directory.
 
     For a while (the master's trash_seconds) they can be had back with gfs undelete.
+    What cannot be deleted is told, the others are deleted, and the exit code is 1.
     """
     names = [remote_path(path) for path in paths]
     if now and trashed:
         raise InvalidArgument("--trash is for what was deleted before: without --now")
 
-    async def work(client: Client) -> None:
-        deleted = []
+    async def delete(client: Client, name: str) -> None:
         if trashed:
-            deleted = await empty_trash(client, names, recursive, force)
-        for name in () if trashed else names:
+            await empty_trash(client, name, recursive)
+        else:
+            await client.delete(name, recursive=recursive, now=now)
+
+    async def work(client: Client) -> None:
+        deleted, failures = [], 0
+        for name in names:
             try:
-                await client.delete(name, recursive=recursive, now=now)
-            except NotFound:
-                if not force:
-                    raise
-            else:
+                await delete(client, name)
                 deleted.append(name)
-        if as_json:
+            except GfsError as error:
+                if concerns_all(error):
+                    raise
+                if not (force and isinstance(error, NotFound)):
+                    failures += 1
+                    complain(sentence(error))
+        if as_json and (deleted or not failures):
             async with Output() as output:
                 await output.line(to_json({"deleted": deleted}))
+        if failures:
+            raise Failed
 
     run_with_client(cluster, work)
 

@@ -28,15 +28,29 @@ from gfs.client import ChunkReport, Client, FsckProblem, FsckReport
 from gfs.client.fsck import MENDING
 from gfs.protocol.messages import ClusterTotals, Scrub, ServerStatus, ShadowStatus, StatusReply
 
+#: By when ``status`` has an answer, unless it is told otherwise.
+STATUS_SECONDS = 10.0
 #: Problems of one kind that are told one by one; ``--json`` has them all.
 TOLD_MAX = 100
 
 
 @click.command()
+@click.option(
+    "--timeout",
+    "seconds",
+    type=click.FloatRange(min=0.1),
+    default=STATUS_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="Without an answer by then the exit code is 3.",
+)
 @json_option("all of it")
 @client_options
-def status(cluster: Cluster, as_json: bool) -> None:
-    """Show the servers and the cluster's totals, and what to do about problems."""
+def status(cluster: Cluster, seconds: float, as_json: bool) -> None:
+    """Show the servers and the cluster's totals, and what to do about problems.
+
+    Exit code 0 when a master answered, whatever it said; 3 when none did.
+    """
 
     async def work(client: Client) -> None:
         reply = await client.status()
@@ -47,7 +61,7 @@ def status(cluster: Cluster, as_json: bool) -> None:
             for part in (_servers(reply), _totals(reply), *masters(reply), *_warnings(reply)):
                 await output.line(part)
 
-    run_with_client(cluster, work)
+    run_with_client(cluster, work, seconds=seconds)
 
 
 def _servers(reply: StatusReply) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import trio
 from gfs.cli.exits import Interrupted, complain
 from gfs.cli.options import Cluster, check_address, state_directory
 from gfs.client import Client, connect
+from gfs.client.client import find_masters
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import ClientSettings, load
 from gfs.errors import MasterUnavailable
@@ -28,15 +30,29 @@ def client_settings(cluster: Cluster) -> ClientSettings:
     return load(ClientSettings, "client", file=cluster.config)
 
 
-def run_with_client(cluster: Cluster, work: Callable[[Client], Awaitable[T]]) -> T:
-    """``await work(client)``, in a Trio loop of its own, as :func:`run` does."""
+def run_with_client(
+    cluster: Cluster, work: Callable[[Client], Awaitable[T]], *, seconds: float = math.inf
+) -> T:
+    """``await work(client)``, in a Trio loop of its own, as :func:`run` does.
+
+    Raises MasterUnavailable if it takes more than ``seconds``.
+    """
 
     async def connected() -> T:
         _check_runs(cluster)
         settings = client_settings(cluster)
+        with trio.move_on_after(seconds):
+            return await ask(settings)
+        where = ", ".join(find_masters(cluster.master, cluster.state))
+        raise MasterUnavailable(
+            f"no answer from the master at {where} within {seconds:g} s: see its log; start it "
+            "(gfs up, gfs master), or make a shadow master the master (gfs promote)"
+        )
+
+    async def ask(settings: ClientSettings) -> T:
         async with trio.open_nursery() as nursery:
             waiting = trio.CancelScope()
-            nursery.start_soon(_say_that_it_waits, waiting, settings.retry_seconds)
+            nursery.start_soon(_say_that_it_waits, waiting, min(seconds, settings.retry_seconds))
             async with connect(
                 cluster.master,
                 state=cluster.state,

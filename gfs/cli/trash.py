@@ -74,12 +74,7 @@ def _line(output: Output, entry: TrashEntry) -> str:
     )
 
 
-async def empty_trash(client: Client, names: list[str], recursive: bool, force: bool) -> list[str]:
-    """Give up what was deleted under ``names``; returns those that had something."""
-    emptied = []
-    for name in names:
-        if await client.empty_trash(name, recursive=recursive):
-            emptied.append(name)
-        elif not force:
-            raise NotFound(f"{name} is not in the trash" + (" or below" if recursive else ""))
-    return emptied
+async def empty_trash(client: Client, name: str, recursive: bool) -> None:
+    """Give up what was deleted under ``name``. Raises NotFound if that is nothing."""
+    if not await client.empty_trash(name, recursive=recursive):
+        raise NotFound(f"{name} is not in the trash" + (" or below" if recursive else ""))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -76,3 +78,60 @@ def test_a_chunkserver_finds_the_master_in_the_environment(
         finally:
             process.terminate()
             assert process.wait(30) == 0
+
+
+# --- commands that cannot do all --------------------------------------------------------
+
+
+def test_rm_deletes_what_it_can_and_tells_of_the_rest(cluster: Cluster) -> None:
+    for name in ("a", "b", "c/d"):
+        cluster.gfs("put", "-", f"/rm/{name}", input=b"x")
+    done = cluster.gfs("rm", "--json", "/rm/a", "/rm/no", "/rm/c", "/rm/nor", "/rm/b", code=1)
+    lines = done.stderr.decode().splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["gfs:"] * 3
+    for line, name in zip(lines, ("/rm/no", "/rm/c", "/rm/nor"), strict=True):
+        assert name in line
+    assert json.loads(done.stdout) == {"deleted": ["/rm/a", "/rm/b"]}
+    assert cluster.gfs("ls", "/rm").stdout == b"c/\n"
+    done = cluster.gfs("rm", "--trash", "/rm/never", "/rm/a", code=1)
+    assert done.stderr.decode() == "gfs: /rm/never is not in the trash\n"
+    assert b"/rm/a" not in cluster.gfs("ls", "--trash", "/rm").stdout
+
+
+def test_fsck_ends_with_1_when_a_file_is_damaged(cluster: Cluster) -> None:
+    cluster.gfs("put", "-", "/fsck/good", input=b"x" * 100)
+    assert cluster.gfs("fsck", "/fsck").stdout.endswith(b": all is well\n")
+    cluster.gfs("put", "--replication", "1", "-", "/fsck/bad", input=b"x" * 100)
+    damage(cluster, "/fsck/bad")
+    done = cluster.gfs("fsck", "/fsck", code=1)
+    assert b"/fsck/bad chunk 0" in done.stdout
+    assert b"1 file damaged" in done.stdout
+    assert cluster.json("fsck", "/fsck", code=1)["damaged"] == ["/fsck/bad"]
+    cluster.gfs("rm", "--now", "/fsck/bad")
+    assert cluster.gfs("fsck", "/fsck").stdout.endswith(b": all is well\n")
+
+
+def damage(cluster: Cluster, path: str) -> str:
+    """Spoil a byte of one replica of a file of one chunk; the server's id."""
+    [chunk] = cluster.json("locate", path)["chunks"]
+    disks = {server["id"]: Path(server["dir"]) for server in cluster.ready["chunkservers"]}
+    server = chunk["replicas"][0]["id"]
+    [replica] = disks[server].glob(f"chunks/*/{chunk['handle']:016x}.*")
+    with open(replica, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"y")
+    return str(server)
+
+
+def test_status_answers_when_no_master_does(cluster: Cluster) -> None:
+    """Its machine hangs: the kernel takes the connection, and nobody says hello."""
+    pid = cluster.kill("master", signal.SIGSTOP)
+    try:
+        done = cluster.gfs("status", "--timeout", "2", code=3)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    address = cluster.ready["master"]["address"]
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith(f"gfs: no answer from the master at {address} within 2 s: ")
+    assert done.stdout == b""
+    cluster.gfs("status")

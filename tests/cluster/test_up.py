@@ -170,7 +170,7 @@ def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -
 def test_a_cluster_that_does_not_run_is_not_waited_for(make_cluster: MakeCluster) -> None:
     cluster = small(make_cluster).start()
     cluster.kill_all()
-    told = cluster.gfs("ls", code=1).stderr.decode()
+    told = cluster.gfs("ls", code=3).stderr.decode()
     assert "gfs up" in told
     assert told.count("\n") == 1
 

@@ -101,30 +101,21 @@ async def use(records: Records) -> None:
     await records.write(lambda txn: containers.put(txn, ROW))
 
 
-@pytest.mark.parametrize(
-    ("kubernetes", "podman", "expected"),
-    [
-        ("", "", "kubernetes"),
-        ("no cluster", "", "podman"),
-        ("", "no podman", "kubernetes"),
-        ("no cluster", "no podman", "none"),
-    ],
-)
-async def test_auto_takes_the_first_that_answers_and_says_why(
+@pytest.mark.parametrize(("kubernetes", "expected"), [("", "kubernetes"), ("no cluster", "none")])
+async def test_auto_takes_kubernetes_if_it_answers_and_never_podman(
     records: Records,
     answers: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     kubernetes: str,
-    podman: str,
     expected: str,
 ) -> None:
     caplog.set_level("INFO")
-    answers(kubernetes, podman)
+    answers(kubernetes, "")
+    monkeypatch.setitem(choose._MAKERS, "podman", "no.such.module:make")
     assert await chosen(records) == expected
     if kubernetes:
-        assert f"kubernetes: {kubernetes}" in caplog.text
-    if kubernetes and podman:
-        assert f"podman: {podman}" in caplog.text
+        assert f"kubernetes: {kubernetes}; podman: only if asked for" in caplog.text
 
 
 async def test_without_any_the_user_is_told_why(
@@ -132,7 +123,7 @@ async def test_without_any_the_user_is_told_why(
 ) -> None:
     answers("no cluster", "no podman")
     backend = await choose.choose(records, INSTALLATION, ComputeSettings(), leads=True)
-    with pytest.raises(BackendUnavailable, match="kubernetes: no cluster; podman: no podman"):
+    with pytest.raises(BackendUnavailable, match="kubernetes: no cluster; podman: only if asked"):
         await backend.check()
 
 
@@ -143,7 +134,7 @@ async def test_without_credentials_kubernetes_is_not_even_loaded(
     monkeypatch.delenv("KUBECONFIG")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setitem(choose._MAKERS, "kubernetes", "no.such.module:make")
-    assert await chosen(records) == "podman"
+    assert await chosen(records) == "none"
     (tmp_path / ".kube").mkdir()
     (tmp_path / ".kube" / "config").touch()
     monkeypatch.setitem(choose._MAKERS, "kubernetes", "scripted:fake_kubernetes")
@@ -153,10 +144,9 @@ async def test_without_credentials_kubernetes_is_not_even_loaded(
 async def test_it_stays_where_containers_are(
     records: Records, answers: Callable[..., None]
 ) -> None:
-    answers("no cluster", "")
-    assert await chosen(records) == "podman"
+    answers("", "")
+    assert await chosen(records, "podman") == "podman"
     await use(records)
-    answers("", "no podman")  # what was missing is there, and the other way round
     assert await chosen(records) == "podman"
     await records.write(lambda txn: containers.delete(txn, ROW.id))
     assert await chosen(records) == "kubernetes"
@@ -176,8 +166,8 @@ async def test_it_stays_where_containers_are_that_a_setting_has_put_there(
 async def test_those_who_do_not_lead_follow(
     records: Records, answers: Callable[..., None], led: str
 ) -> None:
-    answers("" if led == "kubernetes" else "no cluster", "" if led == "podman" else "no podman")
-    assert await chosen(records) == led
+    answers("no cluster", "")
+    assert await chosen(records, led) == led
     answers("", "")
     assert await chosen(records, leads=False) == led
 

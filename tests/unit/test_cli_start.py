@@ -131,7 +131,7 @@ def test_client_subcommands_share_their_options(name: str) -> None:
         (ExceptionGroup("", [ExceptionGroup("", [NotFound("gone")])]), 1, "gfs: gone\n"),
         (
             BaseExceptionGroup("", [KeyboardInterrupt(), MasterUnavailable("no master")]),
-            1,
+            3,
             "gfs: no master\n",
         ),
     ],

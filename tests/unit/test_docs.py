@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
@@ -13,9 +15,11 @@ from control.compute.settings import ComputeSettings
 from control.settings import ControlSettings
 from gfs import blocks, config
 from gfs.blocks import KIB, MIB
+from gfs.cli import exits
 from gfs.cli.command import SECTIONS as SECTIONS_OF_COMMANDS
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings, Settings
+from gfs.errors import GfsError
 from gfs.master import names, uploads
 from gfs.protocol import messages
 
@@ -77,6 +81,28 @@ def test_the_settings_file_on_the_page_is_one(role: str, tmp_path: Path) -> None
     file.write_text(example, encoding="utf-8")
     settings = config.load(ROLES[role], role, file=file, environment={})
     assert isinstance(settings, ROLES[role])
+
+
+# --- exit codes -----------------------------------------------------------------------
+
+
+def subclasses(kind: type[GfsError]) -> list[type[GfsError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in subclasses(child))]
+
+
+def test_every_exit_code_is_told_with_the_errors_that_end_so() -> None:
+    text = OPERATIONS.read_text(encoding="utf-8")
+    found = re.search(r"<!-- exit codes -->\n(.*?)<!-- end -->", text, re.S)
+    assert found is not None
+    told = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", found[1], flags=re.M))
+    codes = {int(code) for codes in told for code in codes.split(", ")}
+    own = {0, exits.EXIT_FAILED, exits.EXIT_INTERRUPTED, exits.EXIT_STDOUT_CLOSED}
+    signals = {exits.Interrupted(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [kind for kind in subclasses(GfsError) if kind.__module__ == GfsError.__module__]
+    assert codes == own | signals | {click.UsageError.exit_code} | {e.exit_code for e in ours}
+    for code in ("2", "3"):
+        named = set(re.findall(r"`([a-z_]+)`", told[code])) - {"retry_seconds"}
+        assert named == {kind.code for kind in ours if kind.exit_code == int(code)}
 
 
 # --- limits ---------------------------------------------------------------------------
