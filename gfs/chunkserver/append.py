@@ -22,13 +22,8 @@ replica; until then nobody was told that it is there. One whose exchange broke o
 be there, in whole or in part, or not: its client tries again, and a reader tells by
 the frame (:mod:`gfs.protocol.records`).
 
-*Level.* The offset is the primary's length, so all replicas must have that length.
-Within a run of exchanges that ended well they do. Before the first one under a new
-version, and after one that broke, the primary asks all. The longest has everything
-that was ever acknowledged, whichever that is, even if a machine came back without
-what it had last written: what the primary is short of, it fetches from there; what
-others are short of goes down the chain ahead of the new records. So bytes are never
-dropped, and replicas differ in nothing but how far they have come.
+*Level.* The offset is the primary's length, so all replicas must have that length: see
+:mod:`gfs.chunkserver.write`.
 
 *Full.* A record that does not fit into the rest of the chunk is for the next one:
 the rest becomes a hole, on all replicas, and whoever asks is told.
@@ -48,24 +43,18 @@ bench.append``: see docs/design.md.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
-from gfs.blocks import CHUNK_BYTES, KIB, MIB, block_sum, block_sums, packet_sums
-from gfs.chunkserver.store import ChunkStore, OpenChunk
-from gfs.chunkserver.write import STALL_SECONDS, WriteExchange, chain_broken
-from gfs.diagnostics import message_id
+from gfs.blocks import CHUNK_BYTES, KIB, MIB, packet_sums
+from gfs.chunkserver.store import OpenChunk
+from gfs.chunkserver.write import WriteExchange
 from gfs.errors import (
     Busy,
-    CorruptReplica,
     GfsError,
     InvalidArgument,
     LeaseLost,
-    ProtocolError,
-    StaleVersion,
 )
 from gfs.protocol import records
 from gfs.protocol.bulk import BulkConnection
@@ -78,11 +67,6 @@ from gfs.protocol.messages import (
     Failure,
     Message,
     Packet,
-    ReadChunk,
-    ReadReply,
-    ServerAddress,
-    VerifyChunk,
-    VerifyReply,
     WriteChunk,
 )
 
@@ -246,7 +230,7 @@ class Appends:
     async def _carry(self, queue: Queue) -> None:
         """One exchange, for as many as it takes from the queue's head on."""
         request = queue.waiting[0].request
-        batch = Batch(self._node.store, queue)
+        batch = Batch(queue)
         exchange = AppendExchange(self._node, batch, request)
         try:
             await exchange.run()
@@ -268,8 +252,7 @@ class Batch:
     """Records that go together: the upstream of their exchange, which stores them as
     it would what a connection brought."""
 
-    def __init__(self, store: ChunkStore, queue: Queue) -> None:
-        self._store = store
+    def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self.taken: list[tuple[Waiting, AppendReply]] = []
         self.failure: Failure | None = None
@@ -338,19 +321,17 @@ class Batch:
 
     # --- the packets -------------------------------------------------------------------
 
-    def plan(self, chunk: OpenChunk, low: int) -> bool:
-        """What the replicas lack from ``low`` on comes from this server's, then the
-        records, then the hole. False if there is nothing at all to send."""
-        self._chunk, self._start = chunk, chunk.file.length
-        end = self._start + len(self._records)
-        at = low
+    def plan(self, start: int) -> bool:
+        """The records, from ``start`` of the chunk on, then the hole. False if there is
+        nothing at all to send."""
+        self._start = at = start
+        end = start + len(self._records)
         while at < end:
-            stop = self._start if at < self._start else end
-            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, stop - at)
+            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, end - at)
             self._ranges.append((at, count))
             at += count
         if self._hole:
-            self._ranges.append((end, 0))
+            self._ranges.append((CHUNK_BYTES, 0))
         return bool(self._ranges)
 
     async def receive(self) -> Message:
@@ -358,13 +339,7 @@ class Batch:
         at, count = self._ranges.popleft()
         last = not self._ranges
         self._number += 1
-        if not count:
-            self._body = memoryview(b"")
-        elif at < self._start:
-            read = self._chunk.file.read_verified
-            self._body = memoryview(await self._store.run(self._chunk.disk, read, at, count))
-        else:
-            self._body = self._records[at - self._start : at - self._start + count]
+        self._body = self._records[at - self._start :][:count]
         sums = packet_sums(at, self._body)
         self.body_bytes = count
         return Packet(self._number, at, last, sums, hole=0 if count else self._hole)
@@ -398,22 +373,20 @@ class AppendExchange(WriteExchange):
         #: What all replicas have when it ended well.
         self.length = 0
 
-    async def _write_all(self, chunk: OpenChunk, level_version: int) -> None:
+    async def _write_all(self, chunk: OpenChunk) -> None:
         file = chunk.file
-        self._prepare(file)
-        low = file.length
-        if level_version != self._request.version:
-            low = await self._level(chunk)
+        await self._level(chunk)
         await self._gather(chunk)
         self._batch.choose(file.length)
         clock = self._node.world.clock
         began = clock.monotonic()
-        if self._batch.plan(chunk, low):
+        if self._batch.plan(file.length):
             await self._carry(chunk)
+        else:
+            self._is_level = self._low >= file.length
         chunk.appended_at = clock.monotonic()
         chunk.append_seconds = chunk.appended_at - began
         chunk.appenders = self._batch.requests
-        chunk.level_version = self._request.version
         self.length = file.length
 
     async def _gather(self, chunk: OpenChunk) -> None:
@@ -421,66 +394,3 @@ class AppendExchange(WriteExchange):
         if now < chunk.appended_at + GATHER_SECONDS_MAX:
             seconds = min(chunk.append_seconds, GATHER_SECONDS_MAX)
             await self._batch.gather(chunk.appenders, seconds)
-
-    async def _level(self, chunk: OpenChunk) -> int:
-        """Have here what the longest replica has. Returns from where on some lack it."""
-        lengths = [await self._length_at(server) for server in self._request.chain]
-        for server, length in zip(self._request.chain, lengths, strict=True):
-            if length > chunk.file.length:
-                await self._fetch(chunk, server, length)
-        return min([chunk.file.length, *lengths])
-
-    async def _length_at(self, server: ServerAddress) -> int:
-        request = self._request
-        question = VerifyChunk(
-            id=message_id(), handle=request.handle, version=request.version, blocks=False
-        )
-        async with self._asked(server, question) as (_, reply):
-            if not isinstance(reply, VerifyReply):
-                raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
-            if reply.state != "good" or reply.version != request.version:
-                raise StaleVersion(
-                    f"its replica is {reply.state}, of version {reply.version}, "
-                    f"not {request.version}"
-                )
-            return reply.length
-
-    async def _fetch(self, chunk: OpenChunk, server: ServerAddress, end: int) -> None:
-        """Append here what another replica has up to ``end``."""
-        file, request = chunk.file, self._request
-        while file.length < end:
-            at = file.length
-            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, end - at)
-            question = ReadChunk(message_id(), request.handle, request.version, at, count)
-            async with self._asked(server, question) as (connection, reply):
-                if not isinstance(reply, ReadReply) or connection.body_bytes != count:
-                    raise ProtocolError(f"{type(reply).__name__} instead of {count} bytes")
-                data = await connection.read_body()
-                if (block_sums(data) if reply.whole else block_sum(data)) != reply.sums:
-                    raise CorruptReplica(f"bytes at {at} do not fit their checksum")
-            self._watch.rest()
-            self._take_room(chunk, count)
-            await self._node.store.run(chunk.disk, file.write, at, data, packet_sums(at, data))
-        await self._node.store.run(chunk.disk, file.commit)
-
-    @asynccontextmanager
-    async def _asked(
-        self, server: ServerAddress, question: Message
-    ) -> AsyncIterator[tuple[BulkConnection, Message]]:
-        """One exchange with another server of the chain. Raises ChainBroken."""
-        connection: BulkConnection | None = None
-        clean = False
-        try:
-            with deadline(STALL_SECONDS, f"answer from {server.address}"):
-                connection = await self._node.pool.acquire(server.address)
-                await connection.send(question)
-                yield connection, await connection.receive_reply()
-            clean = True
-        except (ConnectionError, GfsError) as error:
-            raise chain_broken(server, error) from None
-        finally:
-            if connection is not None:
-                if clean:
-                    self._node.pool.release(connection, server.address)
-                else:
-                    connection.close()

@@ -28,6 +28,20 @@ others have it orders nothing more under that version: it gives its lease up, an
 next write comes under a new version, which those others take on with the grant. That
 is once for each exchange that breaks, and costs the others nothing. In an upload the
 client orders, and has the version raised itself.
+
+*Gaps.* A write past the end of a replica has the bytes before it filled with zeros, a
+hole that takes no space. Where the gap begins only the primary can say, when the write
+has its turn: whoever else writes into it is before or after, and keeps what it wrote.
+For that all replicas must be of one length, or zeros would be laid over what one of them
+has and this one lacks.
+
+*Level.* Within a run of exchanges that ended well all replicas have the primary's
+length. Before the first gap or append under a new version, and after an exchange that
+broke, the primary asks all. The longest has everything that was ever acknowledged,
+whichever that is, even if a machine came back without what it had last written: what the
+primary is short of, it fetches from there; what others are short of goes down the chain
+first. So bytes are never dropped, and replicas differ in nothing but how far they have
+come.
 """
 
 from __future__ import annotations
@@ -37,133 +51,47 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from gfs.blocks import CHUNK_BYTES, packet_sums
+from gfs.blocks import CHUNK_BYTES, block_sum, block_sums, packet_sums
+from gfs.chunkserver.chain import ChainBroken, Downstream, asked
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.store import OpenChunk, map_disk_error
+from gfs.diagnostics import message_id
 from gfs.errors import (
     CorruptReplica,
-    DeadlineExceeded,
     DiskFull,
     GfsError,
     InvalidArgument,
     LeaseLost,
     ProtocolError,
-    ReplicaUnavailable,
     StaleVersion,
 )
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import Watch, deadline
-from gfs.protocol.frames import encode_frame, encode_head
-from gfs.protocol.messages import Failure, Message, Packet, PacketAck, ServerAddress, WriteChunk
+from gfs.protocol.messages import (
+    PACKET_BYTES_MAX,
+    Failure,
+    Message,
+    Packet,
+    PacketAck,
+    ReadChunk,
+    ReadReply,
+    ServerAddress,
+    VerifyChunk,
+    VerifyReply,
+    WriteChunk,
+)
 
 if TYPE_CHECKING:
     from gfs.chunkserver.node import Node
 
 log = logging.getLogger(__name__)
 
-#: How long a server waits for the acknowledgement of the servers after it. Each
-#: hop towards the client waits longer, so that the one next to the stalled
-#: server notices first and names the right one.
-STALL_SECONDS = 6.0
-STALL_SECONDS_PER_HOP = 2.0
 #: Packets whose acknowledgement this server lets the next one owe it.
 ACK_LAG = 2
 #: Packets this small are received without a pooled buffer.
 SMALL_PACKET_BYTES = 64 * 1024
 #: How long a packet waits for a buffer before it takes one above the bound.
 BUFFER_PATIENCE_SECONDS = 0.5
-
-
-class ChainBroken(Exception):
-    """Another server of the chain failed; ``failure`` is what to tell upstream."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-def chain_broken(server: ServerAddress, error: BaseException) -> ChainBroken:
-    """``server`` is the one that failed."""
-    text = f"chunkserver {server.id} at {server.address}: {error}"
-    code = error.code if isinstance(error, GfsError) else ReplicaUnavailable.code
-    return ChainBroken(Failure(id=0, code=code, message=text, server=server.id))
-
-
-class Downstream:
-    """The next server of the chain, as the sender sees it."""
-
-    def __init__(self, node: Node, watch: Watch, server: ServerAddress, hops: int) -> None:
-        self._node = node
-        self._watch = watch
-        self.server = server
-        self._seconds = STALL_SECONDS + STALL_SECONDS_PER_HOP * hops
-        self._connection: BulkConnection | None = None
-        self._prefix = b""
-        #: Whether it is this server's turn to do something.
-        self.awaited = False
-
-    def broken(self, error: BaseException) -> ChainBroken:
-        return chain_broken(self.server, error)
-
-    async def open(self, request: WriteChunk) -> None:
-        """Connect. The request itself leaves together with the first packet."""
-        try:
-            self._connection = await self._node.pool.acquire(self.server.address)
-        except (ConnectionError, GfsError) as error:
-            raise self.broken(error) from None
-        self._prefix = encode_frame(request)
-
-    async def send(self, packet: Packet, body: memoryview) -> None:
-        assert self._connection is not None
-        frame = self._prefix + encode_head(packet, len(body))
-        self._prefix = b""
-        self._watch.expect(self._seconds, "progress")
-        self.awaited = True
-        try:
-            await self._connection.send_frames(frame, body)
-        except ConnectionError as error:
-            # It may have said why before it hung up.
-            await self._last_words()
-            raise self.broken(error) from None
-        self.awaited = False
-
-    async def _last_words(self) -> None:
-        assert self._connection is not None
-        with trio.move_on_after(0.2):
-            try:
-                while True:
-                    self._check(await self._connection.receive())
-            except (ConnectionError, ProtocolError):
-                return
-
-    async def receive_ack(self) -> PacketAck:
-        assert self._connection is not None
-        self._watch.expect(self._seconds, "acknowledgement")
-        self.awaited = True
-        try:
-            message = await self._connection.receive()
-        except (ConnectionError, GfsError) as error:
-            raise self.broken(error) from None
-        self.awaited = False
-        return self._check(message)
-
-    def _check(self, message: Message) -> PacketAck:
-        if isinstance(message, Failure):
-            if message.code != DeadlineExceeded.code:
-                message.server = message.server or self.server.id
-            raise ChainBroken(message)
-        if not isinstance(message, PacketAck):
-            raise self.broken(ProtocolError(f"{type(message).__name__} instead of an ack"))
-        return message
-
-    def finish(self, clean: bool) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if clean:
-            self._node.pool.release(connection, self.server.address)
-        else:
-            connection.close()
 
 
 class Upstream(Protocol):
@@ -215,6 +143,12 @@ class WriteExchange:
         #: servers after this one are known to have.
         self._passed_on = -1
         self._relayed = -1
+        #: Packets of this server's own, ahead of those from upstream, and from where on
+        #: others lack what this replica has.
+        self._ahead = 0
+        self._low = CHUNK_BYTES
+        #: Whether all replicas are known to be of one length.
+        self._is_level = False
         self._prepared = False
         self._next_offset = request.offset
 
@@ -319,13 +253,17 @@ class WriteExchange:
     async def _run_alone(self, chunk: OpenChunk) -> None:
         chunk.watch, chunk.watch_version = self._watch, self._request.version
         # Until it has ended well: one that breaks leaves replicas of many lengths.
-        level, chunk.level_version = chunk.level_version, 0
+        self._is_level = chunk.level_version == self._request.version
+        chunk.level_version = 0
         with self._watch.scope:
             # Only now: it may have been revoked while this write waited its turn.
             self._check_lease()
             try:
                 await self._mark(chunk)
-                await self._write_all(chunk, level)
+                await self._write_all(chunk)
+                # Replicas are as even as they were, or as they were made.
+                if self._is_level:
+                    chunk.level_version = self._request.version
             finally:
                 self._fence(chunk)
                 await self._leave(chunk)
@@ -343,10 +281,8 @@ class WriteExchange:
         if self._request.mode == "mutate":
             await self._node.store.mark(chunk, chunk.file.version)
 
-    async def _write_all(self, chunk: OpenChunk, level_version: int) -> None:
-        """Carry all packets; the replicas are as even then as they were before."""
+    async def _write_all(self, chunk: OpenChunk) -> None:
         await self._carry(chunk)
-        chunk.level_version = level_version
 
     def _fence(self, chunk: OpenChunk) -> None:
         """Order nothing more under this version, if what was passed on of this exchange
@@ -379,6 +315,8 @@ class WriteExchange:
 
     async def _carry(self, chunk: OpenChunk) -> None:
         number, packet = await self._receive_head()
+        if self._request.primary and packet.hole:
+            await self._level(chunk)
         if self._downstream is not None:
             request = self._request
             await self._downstream.open(
@@ -392,7 +330,9 @@ class WriteExchange:
                     primary=False,
                 )
             )
+            await self._catch_up(chunk, self._downstream)
         while True:
+            self._size_hole(chunk, packet)
             await self._carry_one(chunk, packet)
             await self._acknowledge(chunk, number, packet.last or packet.flush)
             if packet.last:
@@ -406,11 +346,7 @@ class WriteExchange:
         """Blocks. Bring the replica to where this exchange starts."""
         request = self._request
         if request.mode == "mutate":
-            if file.version != request.version:
-                raise StaleVersion(
-                    f"chunk {file.handle:016x} has version {file.version} here, "
-                    f"not {request.version}"
-                )
+            self._check_version(file)
             return
         if file.length < request.offset:
             raise StaleVersion(
@@ -418,6 +354,20 @@ class WriteExchange:
             )
         file.set_version(request.version)
         file.cut(request.offset)
+
+    def _check_version(self, file: ChunkFile) -> None:
+        if file.version != self._request.version:
+            raise StaleVersion(
+                f"chunk {file.handle:016x} has version {file.version} here, "
+                f"not {self._request.version}"
+            )
+
+    def _size_hole(self, chunk: OpenChunk, packet: Packet) -> None:
+        """The primary says how much is missing before the packet: no more than its
+        sender allows, who knows what was acknowledged before."""
+        if self._request.primary and packet.hole:
+            self._check_version(chunk.file)
+            packet.hole = min(packet.hole, max(0, packet.offset - chunk.file.length))
 
     async def _receive_head(self) -> tuple[int, Packet]:
         self._watch.expect(self._node.settings.idle_seconds, "packet")
@@ -429,12 +379,8 @@ class WriteExchange:
         if not 0 <= message.offset <= CHUNK_BYTES:
             raise InvalidArgument(f"a packet at {message.offset} of a chunk")
         hole = message.hole
-        if hole and (
-            self._request.mode != "mutate"
-            or self._upstream.body_bytes
-            or not 0 < hole <= CHUNK_BYTES - message.offset
-        ):
-            raise InvalidArgument(f"a hole of {hole} bytes at {message.offset}")
+        if hole and (self._request.mode != "mutate" or not 0 < hole <= message.offset):
+            raise InvalidArgument(f"a hole of {hole} bytes before {message.offset}")
         self._next_offset = message.offset + self._upstream.body_bytes
         return message.id, message
 
@@ -453,12 +399,13 @@ class WriteExchange:
             self._check_lease()
             await self._upstream.send(PacketAck(id=number, length=chunk.file.length))
             return
-        due = number if now else number - ACK_LAG
+        due = number + self._ahead if now else number + self._ahead - ACK_LAG
         while self._relayed < due:
             ack = await self._downstream.receive_ack()
-            self._relayed = ack.id
+            self._relayed, ack.id = ack.id, ack.id - self._ahead
             self._check_lease()
-            await self._upstream.send(ack)
+            if ack.id >= 0:
+                await self._upstream.send(ack)
 
     async def _carry_one(self, chunk: OpenChunk, packet: Packet) -> None:
         count = self._upstream.body_bytes
@@ -476,6 +423,7 @@ class WriteExchange:
         self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")
         await self._upstream.receive_body(view)
         if self._downstream is not None:
+            packet.id += self._ahead
             self._passed_on = packet.id
             await self._downstream.send(packet, view)
         self._watch.rest()
@@ -505,16 +453,76 @@ class WriteExchange:
         if not self._prepared:
             self._prepare(file)
             self._prepared = True
-        if file.version != self._request.version:
-            raise StaleVersion(f"chunk {file.handle:016x} has version {file.version} by now")
+        self._check_version(file)
         # Without "fsync" a power cut makes a replica shorter, and not stale.
-        if packet.offset > file.length or (packet.hole and packet.offset < file.length):
+        start = packet.offset - packet.hole
+        if start > file.length or (packet.hole and start < file.length):
             raise StaleVersion(
-                f"chunk {file.handle:016x} has {file.length} bytes here, not {packet.offset}"
+                f"chunk {file.handle:016x} has {file.length} bytes here, not {start}"
             )
         if packet.hole:
-            file.pad(packet.offset + packet.hole)
-        else:
-            file.write(packet.offset, view, packet.sums)
+            file.pad(packet.offset)
+        file.write(packet.offset, view, packet.sums)
         if packet.last and not file.waits:
             file.commit()
+
+    # --- replicas of one length ---------------------------------------------------------
+
+    async def _level(self, chunk: OpenChunk) -> None:
+        """Have here what the longest replica has; see from where on others lack it."""
+        if self._is_level:
+            return
+        self._watch.rest()
+        self._check_version(chunk.file)
+        lengths = [await self._length_at(server) for server in self._request.chain]
+        for server, length in zip(self._request.chain, lengths, strict=True):
+            if length > chunk.file.length:
+                await self._fetch(chunk, server, length)
+        self._low = min([chunk.file.length, *lengths])
+        self._is_level = True
+
+    async def _length_at(self, server: ServerAddress) -> int:
+        request = self._request
+        question = VerifyChunk(
+            id=message_id(), handle=request.handle, version=request.version, blocks=False
+        )
+        async with asked(self._node, server, question) as (_, reply):
+            if not isinstance(reply, VerifyReply):
+                raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
+            if reply.state != "good" or reply.version != request.version:
+                raise StaleVersion(
+                    f"its replica is {reply.state}, of version {reply.version}, "
+                    f"not {request.version}"
+                )
+            return reply.length
+
+    async def _fetch(self, chunk: OpenChunk, server: ServerAddress, end: int) -> None:
+        """Append here what another replica has up to ``end``."""
+        file, request = chunk.file, self._request
+        while file.length < end:
+            at = file.length
+            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, end - at)
+            question = ReadChunk(message_id(), request.handle, request.version, at, count)
+            async with asked(self._node, server, question) as (connection, reply):
+                if not isinstance(reply, ReadReply) or connection.body_bytes != count:
+                    raise ProtocolError(f"{type(reply).__name__} instead of {count} bytes")
+                data = await connection.read_body()
+                if (block_sums(data) if reply.whole else block_sum(data)) != reply.sums:
+                    raise CorruptReplica(f"bytes at {at} do not fit their checksum")
+            self._watch.rest()
+            self._take_room(chunk, count)
+            await self._node.store.run(chunk.disk, file.write, at, data, packet_sums(at, data))
+        await self._node.store.run(chunk.disk, file.commit)
+
+    async def _catch_up(self, chunk: OpenChunk, downstream: Downstream) -> None:
+        """Send ahead what others may lack."""
+        file, at = chunk.file, self._low
+        while at < file.length:
+            count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, file.length - at)
+            self._watch.rest()
+            data = await self._node.store.run(chunk.disk, file.read_verified, at, count)
+            self._passed_on = self._ahead
+            self._ahead += 1
+            packet = Packet(self._passed_on, at, False, packet_sums(at, data))
+            await downstream.send(packet, memoryview(data))
+            at += count

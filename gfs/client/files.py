@@ -99,7 +99,11 @@ class File:
         raise self._refuse("cannot write")
 
     async def pwrite(self, offset: int, data: Buffer) -> int:
-        """Write all of ``data`` at ``offset``; it is on all replicas on return."""
+        """Write all of ``data`` at ``offset``; it is on all replicas on return.
+
+        Past the end, the bytes in between read as zeros and take no space. Many may write
+        ranges that do not meet, at the same time, and all of it stays.
+        """
         raise self._refuse("cannot write at an offset (use mode r+)")
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -289,8 +293,8 @@ class ExistingFile(File):
             if not len(view):
                 return 0
             self._drop_stream()
-            if offset > self._length:
-                # A gap is filled with zeros: not over what others wrote since.
+            if offset // CHUNK_BYTES > self._length // CHUNK_BYTES:
+                # The chunks in between are made: those that others have not made yet.
                 await self._map.refresh(offset // CHUNK_BYTES)
                 self._length = max(self._length, self._map.entry.length)
             self._length = await write_in_place(

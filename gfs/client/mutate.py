@@ -8,7 +8,9 @@ holds them when the call returns.
 
 Two clients that write the same range at once leave one of the two, the same on
 all replicas, for ranges inside one chunk; beyond that the pieces may
-interleave (the paper's "consistent but undefined").
+interleave (the paper's "consistent but undefined"). Writers of ranges that do not
+meet keep what the others wrote, wherever the file ended when they began: what is
+missing before a range, the primary fills in (:mod:`gfs.chunkserver.write`).
 """
 
 from __future__ import annotations
@@ -32,18 +34,15 @@ PAUSE_SECONDS_MAX = 1.0
 async def write_in_place(
     core: ClientCore, inode: int, length: int, offset: int, data: memoryview
 ) -> int:
-    """Write ``data`` at ``offset`` of the file, which is ``length`` bytes long.
+    """Write ``data`` at ``offset`` of the file, which is ``length`` bytes long or longer.
 
-    A gap after the present end is filled with zeros. Returns the new length; the
-    bytes are on every live replica then, and the length is durable. Raises
-    NotFound if the file is gone, ChunkUnavailable when no chain could be had.
+    Where nobody wrote before ``offset`` there are zeros then. Returns the length that the
+    file has at least; the bytes are on every live replica then, and the length is durable.
+    Raises NotFound if the file is gone, ChunkUnavailable when no chain could be had.
     Cancelled, it leaves any part of the range written.
     """
-    if offset > length:
-        zeros = memoryview(bytes(PACKET_BYTES_MAX))
-        while length < offset:
-            step = zeros[: min(len(zeros), offset - length)]
-            length = await write_in_place(core, inode, length, length, step)
+    for index in range(length // CHUNK_BYTES, offset // CHUNK_BYTES):
+        await _write_chunk(core, inode, index, CHUNK_BYTES, memoryview(b""))
     done = 0
     while done < len(data):
         at = offset + done
@@ -76,9 +75,10 @@ async def _write_chunk(
     pause = PAUSE_SECONDS_MIN
     while True:
         try:
-            writer = await _lease(core, inode, index, version, failed)
+            writer, held = await _lease(core, inode, index, version, failed)
             try:
-                await _send_all(writer, offset, data)
+                if data or offset > held:
+                    await _send_all(writer, offset, data, max(0, offset - held))
                 return
             except ChainBroken as broken:
                 core.suspect(broken.server, broken.code)
@@ -100,8 +100,9 @@ async def _write_chunk(
 
 async def _lease(
     core: ClientCore, inode: int, index: int, version: int, failed: str
-) -> ChainWriter:
-    """Who orders writes of this chunk now; the chain of ``version`` broke at ``failed``."""
+) -> tuple[ChainWriter, int]:
+    """Who orders writes of this chunk now, and how long it is at least; the chain of
+    ``version`` broke at ``failed``."""
     reply = await core.master.ask(
         AcquireLease(
             id=0,
@@ -118,13 +119,14 @@ async def _lease(
     writer.chain = [reply.servers[n] for n in reply.chunk.servers]
     if not writer.chain:
         raise ProtocolError("a lease without servers")
-    return writer
+    return writer, reply.chunk.length
 
 
-async def _send_all(writer: ChainWriter, offset: int, data: memoryview) -> None:
+async def _send_all(writer: ChainWriter, offset: int, data: memoryview, hole: int) -> None:
+    """Write ``data``, which may be empty; ``hole`` bytes before it may be missing."""
     window = writer.core.settings.window_bytes
     done = 0
-    while done < len(data):
+    while True:
         count = min(PACKET_BYTES_MAX - (offset + done) % PACKET_BYTES_MAX, len(data) - done)
         view = data[done : done + count]
         packet = OutPacket(
@@ -133,10 +135,13 @@ async def _send_all(writer: ChainWriter, offset: int, data: memoryview) -> None:
             sums=packet_sums(offset + done, view),
             pooled=None,
             last=done + count == len(data),
+            hole=0 if done else hole,
         )
         writer.packets.append(packet)
         await writer.transmit(packet)
         done += count
+        if packet.last:
+            break
         while len(writer.packets) * PACKET_BYTES_MAX > window and len(writer.packets) > 4:
             await writer.receive_ack()
     while not writer.done:

@@ -121,6 +121,8 @@ class OutPacket:
     pooled: mmap.mmap | None
     last: bool = False
     flush: bool = False
+    #: What may be missing before ``offset``.
+    hole: int = 0
     number: int = -1
 
 
@@ -174,6 +176,7 @@ class ChainWriter:
                 last=packet.last,
                 sums=packet.sums,
                 flush=packet.flush,
+                hole=packet.hole,
             )
             head += encode_head(message, len(packet.data))
             with deadline(self._stall_seconds, f"progress at {self.chain[0].address}"):

@@ -973,7 +973,7 @@ class WriteChunk(Message, tag=84):
       writing goes on from there. The replica is made if it is not there and
       ``offset`` is 0.
     * ``"mutate"``: a published chunk, under lease at the first server. Writes
-      anywhere up to the present length, or extending it.
+      anywhere up to the present length, or extending it, or past it with a hole.
     """
 
     version: int
@@ -995,7 +995,9 @@ class Packet(Message, tag=85):
     sender must allow at least ``PACKETS_IN_FLIGHT_MIN`` before it waits for one,
     or ask with ``flush`` for all that are due up to this packet.
 
-    ``hole``: instead of a body, so many zeros, at the replica's end.
+    ``hole``: the replica may end so many bytes before ``offset``, and has zeros there
+    then. The primary says of its own how many they are; to the servers after it that is
+    where their replicas end, too.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = PACKET_BYTES_MAX

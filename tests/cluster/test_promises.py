@@ -18,7 +18,7 @@ from processes import Processes, wait_live, wait_until, wait_whole
 
 import gfs
 from gfs.blocks import CHUNK_BYTES, MIB
-from gfs.client import Client
+from gfs.client import Client, sync
 from gfs.errors import GfsError, NotFound
 
 #: A little over two chunks: a whole one, a whole one, a short one.
@@ -398,6 +398,42 @@ async def test_in_place_writes_survive_a_death_and_a_restart(processes: Processe
         await wait_live(fs, 3)
         assert await fs.get("/m") == model
         await wait_whole(fs, 30)
+
+
+def write_blocking(processes: Processes, offsets: list[int]) -> None:
+    with (
+        sync.connect(processes.master_address, key=processes.key) as fs,
+        fs.open("/parallel", "r+") as file,
+    ):
+        for offset in offsets:
+            file.pwrite(offset, content(offset, 4096))
+
+
+async def test_writers_of_disjoint_ranges_keep_each_others_bytes(processes: Processes) -> None:
+    """How checkpoints are written, while a chunkserver dies. One writer is blocking."""
+    near = random.Random(1).sample(range(0, 100 * 4096, 4096), 60)
+    far = [*range(15 * MIB, 20 * MIB, MIB), CHUNK_BYTES - 2048, 2 * CHUNK_BYTES + 12_345]
+    random.shuffle(far)
+
+    async def write(offsets: list[int]) -> None:
+        async with connected(processes) as fs, await fs.open("/parallel", "r+") as file:
+            for number, offset in enumerate(offsets):
+                if offsets is near and number == 20:
+                    processes.kill("chunkserver-1")
+                await file.pwrite(offset, content(offset, 4096))
+
+    async with connected(processes) as fs:
+        await wait_live(fs, 4)
+        await fs.put(b"", "/parallel")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, near)
+            nursery.start_soon(write, far[::2])
+            nursery.start_soon(trio.to_thread.run_sync, write_blocking, processes, far[1::2])
+        expected = bytearray(max(far) + 4096)
+        for offset in near + far:
+            expected[offset : offset + 4096] = content(offset, 4096)
+        assert await fs.get("/parallel") == expected
+        await wait_whole(fs, REPAIR_SECONDS_MAX)
 
 
 @pytest.mark.parametrize("processes", [3], indirect=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,6 +15,8 @@ import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, packet_sums
 from gfs.client import Client
+from gfs.client.mutate import _lease, _send_all
+from gfs.client.upload import ChainBroken
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 from gfs.errors import ChunkUnavailable
 from gfs.protocol.messages import AcquireLease, Failure, LeaseReply, Packet, WriteChunk
@@ -239,14 +241,84 @@ async def test_a_power_cut_right_after_a_grant_leaves_current_replicas(
             assert await fs.get("/file") == data
 
 
+#: What each of two writers writes, a piece at a time: disjoint, in any order, most of it
+#: beyond the end that there is then, in chunks that may have to be made.
+SIDE_BY_SIDE = {
+    "near": (range(0, 20 * 4096, 4096), [15 * MIB]),
+    "in a block": (range(0, 2000, 100), [3000, 2500]),
+    "over chunks": ([0, MIB, CHUNK_BYTES - 2048], [2 * CHUNK_BYTES + 5000, CHUNK_BYTES + 70_000]),
+}
+
+
+@pytest.mark.parametrize("where", SIDE_BY_SIDE)
+@over_seeds(10)
+async def test_writers_side_by_side_keep_what_the_other_wrote(
+    seed: int, chance: random.Random, where: str
+) -> None:
+    """How checkpoints are written. Zeros are where nobody wrote, and nowhere else."""
+    expected, end = bytearray(3 * CHUNK_BYTES), 0
+    fault = chance.choice(["none", "crash", "power cut", "cut off", "silence"])
+    settings = ChunkserverSettings(durability=chance.choice(["replicated", "fsync"]))
+    cluster = SimCluster(seed, chunkservers=4, chunkserver=settings)
+
+    async def write(fs: Client, offsets: Iterable[int]) -> None:
+        nonlocal end
+        async with await fs.open("/file", "r+") as file:
+            for offset in offsets:
+                data = content(chance, 4096 if where != "in a block" else 90)
+                await file.pwrite(offset, data)
+                expected[offset : offset + len(data)] = data
+                end = max(end, offset + len(data))
+                await trio.sleep(chance.choice([0, 0.001]))
+
+    async def harm() -> None:
+        name = chance.choice(cluster.chunkservers)
+        await trio.sleep(chance.uniform(0, 0.1))
+        if fault == "crash":  # and gone
+            await cluster.crash(name)
+        elif fault == "power cut":
+            await cluster.crash(name)
+            cluster.machine(name).disk.power_cut()
+            await cluster.start(name)
+        elif fault == "cut off":
+            cluster.network.cut(name)
+        elif fault == "silence":
+            cluster.network.partition([name], {*cluster.names, "one", "two"} - {name})
+            await trio.sleep(20)
+            cluster.network.heal()
+
+    async with cluster, cluster.client("one") as one, cluster.client("two") as two:
+        await one.put(b"", "/file")
+        async with trio.open_nursery() as nursery:
+            for fs, offsets in zip((one, two), SIDE_BY_SIDE[where], strict=True):
+                nursery.start_soon(write, fs, chance.sample(list(offsets), len(list(offsets))))
+            nursery.start_soon(harm)
+        assert await two.get("/file") == bytes(expected[:end])
+
+
+@pytest.mark.parametrize("allowed", [0, 999, 1000, 5000])
 @over_seeds(1)
-async def test_a_gap_is_not_filled_over_what_others_wrote(seed: int, chance: random.Random) -> None:
+async def test_no_more_is_filled_with_zeros_than_the_writer_allows(
+    seed: int, chance: random.Random, allowed: int
+) -> None:
+    """What was acknowledged, and is lost by all replicas, must not become zeros."""
+    data = content(chance, 100_000)
     async with SimCluster(seed) as cluster, cluster.client() as fs:
-        await fs.put(b"", "/file")
-        async with await fs.open("/file", "r+") as one, await fs.open("/file", "r+") as other:
-            await other.pwrite(0, b"B" * 100)
-            await one.pwrite(200, b"A")
-        assert await fs.get("/file") == b"B" * 100 + bytes(100) + b"A"
+        entry = await fs.put(data, "/file")
+        writer, held = await _lease(fs._core, entry.inode, 0, 0, "")
+        assert held == len(data)
+        work = _send_all(writer, len(data) + 1000, memoryview(b"after"), allowed)
+        if allowed < 1000:
+            with pytest.raises(ChainBroken, match="has 100000 bytes here"):
+                await work
+            assert await fs.get("/file") == data
+        else:
+            await work
+            async with await fs.open("/file", "r+") as file:
+                await file.pwrite(101_005, b".")
+            assert await fs.get("/file") == data + bytes(1000) + b"after."
+        writer.abandon()
+        await assert_sound(fs)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from gfs.chunkserver.write import STALL_SECONDS, STALL_SECONDS_PER_HOP
+from gfs.chunkserver.chain import STALL_SECONDS, STALL_SECONDS_PER_HOP
 from gfs.client import Client
 from gfs.protocol import handshake
 from gfs.protocol.messages import AcquireLease, Done, GrantLease, LeaseReply, Message, RegisterReply
