@@ -293,8 +293,8 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
     name = remote_path(path)
 
     async def work(client: Client) -> None:
-        async with Output() as output, progress.shown(Progress(unit="chunks")) as shown:
-            report = await client.fsck(name, verify=verify, progress=shown.advance)
+        async with Output() as output:
+            report = await check(client, name, verify=verify)
             advice = _advice(report, await client.status()) if report.damaged else ""
             if as_json:
                 await output.line(to_json(_fsck_document(name, report)))
@@ -304,6 +304,13 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
             raise Failed
 
     run_with_client(cluster, work)
+
+
+async def check(client: Client, path: str, *, verify: bool = True, server: str = "") -> FsckReport:
+    """As ``client.fsck``, with its progress shown."""
+    chunks = (await client.disk_usage(path)).chunks
+    async with progress.shown(Progress(chunks, unit="chunks"), lines=True) as shown:
+        return await client.fsck(path, verify=verify, server=server, progress=shown.advance)
 
 
 def _fsck_document(path: str, report: FsckReport) -> dict[str, object]:
@@ -317,7 +324,8 @@ def _fsck_document(path: str, report: FsckReport) -> dict[str, object]:
     }
 
 
-def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool, advice: str) -> str:
+def problems(output: Output, report: FsckReport) -> tuple[list[str], str]:
+    """A line each, within reason; and how many there are of each kind."""
     counts = Counter(problem.kind for problem in report.problems)
     told: Counter[str] = Counter()
     lines = []
@@ -326,15 +334,20 @@ def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool, advi
         if told[problem.kind] <= TOLD_MAX:
             lines.append(_problem(output, problem))
     lines += [
-        f"… and {count - TOLD_MAX} more {kind} (gfs fsck --json has all)"
+        f"… and {count - TOLD_MAX} more {kind} (--json has all)"
         for kind, count in counts.items()
         if count > TOLD_MAX
     ]
     found = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()))
+    return lines, found or "all is well"
+
+
+def _fsck_text(output: Output, path: str, report: FsckReport, verify: bool, advice: str) -> str:
+    lines, found = problems(output, report)
     checked = "checked" if verify else "looked for"
     lines.append(
         f"{output.name(path)}: {checked} {plural(report.chunks, 'chunk')} of "
-        f"{plural(report.files, 'file')}: {found or 'all is well'}"
+        f"{plural(report.files, 'file')}: {found}"
     )
     if report.damaged:
         lines.append(f"{plural(len(report.damaged), 'file')} damaged. {advice}")

@@ -1,6 +1,7 @@
-"""A progress bar on stderr, when that is a terminal: bytes, rate, ETA.
+"""A progress bar on stderr, when that is a terminal: bytes, rate, ETA. Of what takes
+minutes, a line now and then when it is none.
 
-It appears after a moment only, so that short transfers do not flicker, and
+The bar appears after a moment only, so that short transfers do not flicker, and
 rich is not even imported for them. It is drawn by a task, not a thread.
 """
 
@@ -17,6 +18,7 @@ from gfs.cli.output import human_bytes, human_seconds
 
 FIRST_SHOWN_SECONDS = 0.4
 DRAWN_SECONDS = 0.1
+LINE_SECONDS = 10.0
 
 
 class Progress:
@@ -39,6 +41,13 @@ class Progress:
             self._pending.append(text)
         else:
             complain(text)
+
+    async def tell(self) -> None:
+        """A line now and then until cancelled."""
+        began = trio.current_time()
+        while True:
+            await trio.sleep(LINE_SECONDS)
+            complain(describe(self.done, self.total, trio.current_time() - began, self.unit))
 
     async def draw(self) -> None:
         """Draw until cancelled; the bar stays as it was last."""
@@ -97,12 +106,13 @@ def is_wanted() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def shown(progress: Progress) -> AsyncIterator[Progress]:
-    """Draw ``progress`` during the body, if there is a terminal to draw on."""
-    if not is_wanted():
+async def shown(progress: Progress, *, lines: bool = False) -> AsyncIterator[Progress]:
+    """Draw ``progress`` during the body, if there is a terminal to draw on; else tell of
+    it in ``lines``, if that is wanted."""
+    if not is_wanted() and not lines:
         yield progress
         return
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(progress.draw)
+        nursery.start_soon(progress.draw if is_wanted() else progress.tell)
         yield progress
         nursery.cancel_scope.cancel()

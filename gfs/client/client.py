@@ -726,7 +726,15 @@ class Client:
         path: str = "/",
         *,
         verify: bool = True,
-        progress: Callable[[int], object] | None = None,
+        server: str = "",
+        progress: Callable[[int], object] = lambda chunks: None,
     ) -> FsckReport:
-        """Check all replicas of all files at and below ``path``; see FsckReport."""
-        return await fsck.fsck(self._core, path, verify=verify, progress=progress)
+        """Check all replicas of all files at and below ``path``; see FsckReport.
+
+        Args:
+            verify: have every replica read itself, all blocks; else compare what is known.
+            server: check only the replicas of the chunkserver with this id. What is below
+                its goal, lost or orphaned is not told then.
+            progress: called with each number of chunks that are through.
+        """
+        return await fsck.fsck(fsck.Check(self._core, verify, server, progress), path)

@@ -26,8 +26,10 @@ from gfs.protocol.messages import (
 
 PAGE_CHUNKS = 200
 VERIFY_SECONDS = 60.0
-#: Replicas being read at once; each keeps one disk of one server busy.
+#: Chunks at once whose replicas are read, each by one disk of one server; and of which
+#: no replica is read.
 VERIFY_AT_ONCE = 8
+LOOK_AT_ONCE = 64
 
 KEPT = "kept, for nothing better is there"
 #: Of a lost chunk that is not lost for long.
@@ -96,50 +98,66 @@ async def chunk_pages(core: ClientCore, path: str) -> AsyncIterator[FsckPageRepl
         cursor = page.cursor
 
 
-async def fsck(
-    core: ClientCore, path: str, *, verify: bool, progress: Callable[[int], object] | None
-) -> FsckReport:
+@dataclass(frozen=True)
+class Check:
+    """What to check, and whom to tell of each chunk that is through."""
+
+    core: ClientCore
+    verify: bool = True
+    #: Only what this chunkserver has, and only its replicas; empty: all.
+    server: str = ""
+    progress: Callable[[int], object] = lambda chunks: None
+
+    def concerns(self, server: ServerAddress) -> bool:
+        return self.server in ("", server.id)
+
+
+async def fsck(check: Check, path: str) -> FsckReport:
     """Check everything at and below ``path``. With ``verify``, every replica reads
     all its blocks; without, only what is known is compared. Damage found is told
     to the master, which repairs it."""
     report = FsckReport()
-    async for page in chunk_pages(core, path):
+    async for page in chunk_pages(check.core, path):
         report.files += page.files
-        await _check_page(core, page, report, verify)
-        if progress is not None:
-            progress(len(page.chunks))
-    if path == "/":
-        await _add_garbage(core, report)
+        await _check_page(check, page, report)
+    if path == "/" and not check.server:
+        await _add_garbage(check.core, report)
     report.problems.sort(key=lambda p: (p.path, p.index, p.kind, p.server))
     return report
 
 
-async def _check_page(
-    core: ClientCore, page: FsckPageReply, report: FsckReport, verify: bool
-) -> None:
-    slots = trio.CapacityLimiter(VERIFY_AT_ONCE)
+async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> None:
+    slots = trio.CapacityLimiter(VERIFY_AT_ONCE if check.verify else LOOK_AT_ONCE)
 
-    async def one(chunk: FsckChunk) -> None:
+    async def one(
+        chunk: FsckChunk, servers: list[ServerAddress], damaged: list[ServerAddress]
+    ) -> None:
         async with slots:
-            servers = [page.servers[n] for n in chunk.servers]
-            damaged = [page.servers[n] for n in chunk.damaged]
-            await _check_chunk(core, chunk, servers, damaged, report, verify)
+            report.chunks += 1
+            report.bytes += chunk.length
+            await _check_chunk(check, chunk, servers, damaged, report)
+            check.progress(1)
 
     async with trio.open_nursery() as nursery:
         for chunk in page.chunks:
-            report.chunks += 1
-            report.bytes += chunk.length
-            nursery.start_soon(one, chunk)
+            servers, damaged = (
+                [server for n in places if check.concerns(server := page.servers[n])]
+                for places in (chunk.servers, chunk.damaged)
+            )
+            if servers or damaged or not check.server:
+                nursery.start_soon(one, chunk, servers, damaged)
+            else:
+                check.progress(1)
 
 
 async def _check_chunk(
-    core: ClientCore,
+    check: Check,
     chunk: FsckChunk,
     servers: list[ServerAddress],
     damaged: list[ServerAddress],
     report: FsckReport,
-    verify: bool,
 ) -> None:
+    core, verify = check.core, check.verify
     good = 0
     #: Of each damaged replica: the blocks that are, None if that is not known.
     bad: list[set[int] | None] = []
@@ -165,6 +183,8 @@ async def _check_chunk(
             ),
             Done,
         )
+    if check.server:
+        return  # what others have is not known
     if not good and chunk.length:
         _add(report, chunk, "lost", "", _what_is_left(bad))
     elif good < chunk.goal:

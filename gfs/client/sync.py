@@ -326,9 +326,12 @@ class SyncClient:
         path: str = "/",
         *,
         verify: bool = True,
-        progress: Callable[[int], object] | None = None,
+        server: str = "",
+        progress: Callable[[int], object] = lambda chunks: None,
     ) -> FsckReport:
-        report: FsckReport = self._method("fsck", path, verify=verify, progress=progress)
+        report: FsckReport = self._method(
+            "fsck", path, verify=verify, server=server, progress=progress
+        )
         return report
 
 

@@ -456,6 +456,7 @@ def _count(txn: Txn, usage: DiskUsageReply, visit: reads.Visit) -> None:
         usage.directories += 1
         return
     usage.files += 1
+    usage.chunks += visit.row.chunks
     usage.bytes += visit.row.length
     usage.replicated_bytes += visit.row.length * visit.row.replication
     for chunk in reads.shared_chunks(txn, visit.inode, visit.row.length):

@@ -362,6 +362,8 @@ class DiskUsageReply(Message, tag=17):
     #: elsewhere (snapshots and what they were made of). Deleting frees the rest.
     shared_bytes: int = 0
     shared_replicated_bytes: int = 0
+    #: Of the files, shared ones for each of them.
+    chunks: int = 0
 
 
 class Status(Message, tag=18):

@@ -111,6 +111,23 @@ def test_fsck_ends_with_1_when_a_file_is_damaged(cluster: Cluster) -> None:
     assert cluster.gfs("fsck", "/fsck").stdout.endswith(b": all is well\n")
 
 
+def test_scrub_reads_what_is_asked_for_and_tells_of_damage(cluster: Cluster) -> None:
+    cluster.gfs("put", "-", "/scrub/file", input=b"x" * 100)
+    assert cluster.gfs("scrub", "/scrub").stdout == (
+        b"/scrub: read 3 replicas of 1 chunk (100 B): all is well\n"
+    )
+    # With one replica, so that no repair is faster than the next command.
+    cluster.gfs("put", "--replication", "1", "-", "/scrub/bad", input=b"x" * 100)
+    damaged = damage(cluster, "/scrub/bad")
+    for server in cluster.ready["chunkservers"]:
+        found = cluster.json("scrub", server["id"], code=int(server["id"] == damaged))["problems"]
+        told = [(one["kind"], one["path"], one["server"]) for one in found]
+        assert told == [("corrupt", "/scrub/bad", damaged)] * (server["id"] == damaged)
+    assert b"/scrub/bad" in cluster.gfs("scrub", "/scrub", code=1).stdout
+    cluster.gfs("rm", "--now", "/scrub/bad")
+    assert b"gfs status" in cluster.gfs("scrub", "nobody", code=1).stderr
+
+
 def damage(cluster: Cluster, path: str) -> str:
     """Spoil a byte of one replica of a file of one chunk; the server's id."""
     [chunk] = cluster.json("locate", path)["chunks"]

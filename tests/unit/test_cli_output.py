@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from gfs.cli.options import Cluster, base_name, join, remote_path
 from gfs.cli.output import (
@@ -19,7 +21,7 @@ from gfs.cli.output import (
     printable,
     table,
 )
-from gfs.cli.progress import describe
+from gfs.cli.progress import Progress, describe, shown
 from gfs.errors import InvalidName
 from gfs.protocol.messages import DiskUsageReply, Entry, ServerAddress
 
@@ -87,6 +89,20 @@ def test_plural() -> None:
     assert plural(1, "directory") == "1 directory"
     assert plural(2, "directory") == "2 directories"
     assert plural(0, "file") == "0 files"
+
+
+async def test_without_a_terminal_progress_is_a_line_now_and_then(
+    autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with shown(Progress(4000, unit="chunks"), lines=True) as progress:
+        await trio.sleep(0.5)
+        for _ in range(25):
+            await trio.sleep(1)
+            progress.advance(100)
+    assert capsys.readouterr().err == (
+        "gfs: 900 chunks of 4000 chunks  90 chunks/s  34.4 s left\n"
+        "gfs: 1900 chunks of 4000 chunks  95 chunks/s  22.1 s left\n"
+    )
 
 
 def test_progress_is_described() -> None:
