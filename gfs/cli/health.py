@@ -18,6 +18,7 @@ from gfs.cli.output import (
     Output,
     human_bytes,
     human_seconds,
+    human_time,
     plural,
     table,
     to_json,
@@ -133,9 +134,19 @@ def _moves(totals: ClusterTotals) -> Iterator[str]:
 
 def _trash(totals: ClusterTotals) -> Iterator[str]:
     if totals.trash_rows:
+        oldest = "" if not totals.trash_oldest_ns else (
+            f"; the oldest, deleted {human_time(totals.trash_oldest_ns)}, goes "
+            f"{human_time(totals.trash_until_ns)}"
+        )  # fmt: skip
         yield (
-            f"trash: {plural(totals.trash_files, 'file')}, {human_bytes(totals.trash_bytes)} "
-            "(gfs ls --trash; gfs undelete; for good: gfs rm --trash)"
+            f"trash: {plural(totals.trash_files, 'file')}, {human_bytes(totals.trash_bytes)}"
+            f"{oldest} (gfs ls --trash; gfs undelete; for good: gfs rm --trash)"
+        )
+    if totals.trash_purged:
+        yield (
+            f"trash: {totals.trash_purged} of what was deleted, "
+            f"{human_bytes(totals.trash_purged_bytes)}, went before its time for want of space, "
+            "since the master was started (trash_purged in its log)"
         )
 
 
@@ -197,6 +208,12 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
         yield (
             f"WARNING: {plural(totals.under_replicated, 'chunk')} below the replication goal: "
             + _repairs(reply)
+        )
+    if totals.room_low and totals.trash_rows:
+        yield (
+            f"WARNING: after {human_bytes(totals.room_bytes)} more are written what was deleted "
+            "has to go early: add a chunkserver (gfs up --chunkservers N, gfs chunkserver), or "
+            "choose what goes: gfs ls --trash /, gfs rm --trash PATH"
         )
     for server in reply.servers:
         yield from _server_warnings(server)

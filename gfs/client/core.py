@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from gfs.client.master import MasterClient
 from gfs.config import ClientSettings
 from gfs.diagnostics import CALL_BITS, asked_for, request
-from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError, StaleVersion
+from gfs.errors import CorruptReplica, DiskFull, GfsError, NotFound, ProtocolError, StaleVersion
 from gfs.io import World
 from gfs.protocol.buffers import BufferPool
 from gfs.protocol.messages import (
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: A chunkserver that failed this client is asked last for this long.
 SUSPECT_SECONDS = 10.0
+#: One without space only until the master has heard of it, and perhaps made room.
+FULL_SECONDS = 2.0
 #: Codes of failures that say nothing of a server, only of a replica there.
 OF_REPLICAS = frozenset((NotFound.code, StaleVersion.code, CorruptReplica.code))
 #: Many small uploads at once reserve for each other: up to this many chunks in
@@ -86,7 +88,8 @@ class ClientCore:
         failure's ``code`` says no more than that it has another replica than was thought:
         of a file that was deleted since, for example."""
         if server and code not in OF_REPLICAS:
-            self._suspects[server] = self.world.clock.monotonic() + SUSPECT_SECONDS
+            seconds = FULL_SECONDS if code == DiskFull.code else SUSPECT_SECONDS
+            self._suspects[server] = self.world.clock.monotonic() + seconds
 
     def suspects(self) -> list[str]:
         """Ids of the servers that failed this client lately."""

@@ -24,7 +24,7 @@ from gfs.config import MasterSettings
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError
 from gfs.io import World
-from gfs.master import believing, drain, rebalance
+from gfs.master import believing, drain, rebalance, room
 from gfs.master.chunktable import Holders, LocationTable, ReservationTable
 from gfs.master.committer import Committer, Outcome
 from gfs.master.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
@@ -721,6 +721,16 @@ class Master:
         if version > row.version and (known is None or known.kind not in (CORRUPT, FORGETFUL)):
             return True  # while one of these, of a version that was only attempted, is useless
         return not self._are_enough(handle, row.replication, holders)
+
+    # --- room --------------------------------------------------------------------------------
+
+    @property
+    def servers_needed(self) -> int:
+        """So many must have room, or new chunks are refused."""
+        return min(self.settings.replication, self.settings.replicas_min)
+
+    def shortage(self) -> room.Shortage | None:
+        return room.shortage(self.servers.all(), self.servers_needed) if self.settled else None
 
     # --- draining ------------------------------------------------------------------------
 

@@ -210,6 +210,11 @@ class GarbageTable:
                 break
             del pile.ordered[handle]
 
+    def has_orders(self, server: int) -> bool:
+        """Whether replicas are on their way out there."""
+        pile = self._piles.get(server)
+        return pile is not None and bool(pile.ready or pile.ordered)
+
     def is_ordered(self, server: int, handle: int, version: int, now: float) -> bool:
         """Was this very replica ordered deleted a moment ago?"""
         pile = self._piles.get(server)

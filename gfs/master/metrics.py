@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from gfs.master import terms
 from gfs.master.core import Master
 from gfs.master.shadowcore import ShadowMaster
-from gfs.master.status import cluster_totals
+from gfs.master.status import all_totals
 from gfs.metrics import Family, Values, counter, gauge, label, operation_families
 
 
 def families(master: Master) -> Iterable[Family]:
     """All of them. Costs as much as `gfs status`."""
     with master.store.read() as txn:
-        totals = cluster_totals(master, txn.count(txn.db.chunks))
+        totals = all_totals(master, txn)
     is_shadow = isinstance(master, ShadowMaster)
     committer, store = master.committer, master.store
     servers = [master.server_status(server) for server in master.servers.ordered()]
@@ -59,6 +59,29 @@ def families(master: Master) -> Iterable[Family]:
     yield gauge("gfs_master_directories", "Directories, likewise", totals.directories)
     yield gauge("gfs_master_file_bytes", "Bytes of these files", totals.bytes)
     yield gauge("gfs_master_trash_bytes", "Bytes of what is in the trash", totals.trash_bytes)
+    yield gauge(
+        "gfs_master_trash_files",
+        "Files that are in the trash and can be undeleted",
+        totals.trash_files,
+    )
+    yield gauge(
+        "gfs_master_trash_oldest_timestamp_seconds",
+        "When the oldest of the trash was deleted; 0: nothing is in it",
+        totals.trash_oldest_ns / 1e9,
+    )
+    yield counter(
+        "gfs_master_trash_purged_total",
+        "What went from the trash before its time, for want of space",
+        totals.trash_purged,
+    )
+    yield counter(
+        "gfs_master_trash_purged_bytes_total", "How long it was", totals.trash_purged_bytes
+    )
+    yield gauge(
+        "gfs_master_room_bytes",
+        "At least so many bytes can be written before the trash goes early",
+        totals.room_bytes,
+    )
     yield gauge("gfs_master_chunks", "Chunks, those in the trash too", totals.chunks)
     yield gauge(
         "gfs_master_chunks_below_goal", "Chunks with too few good replicas", totals.under_replicated

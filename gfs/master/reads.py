@@ -18,6 +18,7 @@ from gfs.master.namespace import entry_of, find, inode_row, lookup
 from gfs.master.rows import (
     KIND_DIRECTORY,
     KIND_FILE,
+    Chunk,
     Inode,
     chunk_of,
     entry_key,
@@ -134,19 +135,19 @@ def file_chunks(txn: Txn, inode: int, length: int, first: int) -> Iterator[FileC
         yield FileChunk(index, unpack_u64(value), chunk.version, held, chunk.replication)
 
 
-def chunk_references(txn: Txn, inode: int, first: int) -> Iterator[tuple[int, int, int]]:
-    """(number, handle, references) of a file's chunks from number ``first``."""
+def chunk_rows(txn: Txn, inode: int, first: int) -> Iterator[tuple[int, int, Chunk]]:
+    """(number, handle, row) of a file's chunks from number ``first``."""
     for key, value in txn.scan(pack_file_chunk_key(inode, first), txn.db.file_chunks):
         owner, index = unpack_file_chunk_key(key)
         if owner != inode:
             return
-        yield index, unpack_u64(value), chunk_of(txn.get(value, b"", txn.db.chunks)).references
+        yield index, unpack_u64(value), chunk_of(txn.get(value, b"", txn.db.chunks))
 
 
 def shared_chunks(txn: Txn, inode: int, length: int) -> Iterator[int]:
     """How much of a file is in each of its chunks that others have as well."""
-    for index, _, references in chunk_references(txn, inode, 0):
-        if references > 1:
+    for index, _, chunk in chunk_rows(txn, inode, 0):
+        if chunk.references > 1:
             yield min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
 
 

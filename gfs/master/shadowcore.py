@@ -59,6 +59,7 @@ REPLICAS = (
     *("under_replicated", "corrupt", "lost", "orphaned", "stale"),
     *("repairs_active", "repairs_queued", "moves_active", "moves_queued"),
     *("salvages", "beyond_repair", "corrupt_kept"),
+    *("trash_purged", "trash_purged_bytes"),
 )
 
 

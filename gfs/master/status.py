@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gfs.master import room, trash
 from gfs.master.core import Master
 from gfs.master.garbage import CORRUPT
 from gfs.master.store import Txn
@@ -11,10 +12,18 @@ from gfs.protocol.messages import ClusterTotals, StatusReply
 SERVERS_BYTES = 40_000
 
 
+def all_totals(master: Master, txn: Txn) -> ClusterTotals:
+    """As they are told to people."""
+    totals = cluster_totals(master, txn.count(txn.db.chunks))
+    totals.trash_oldest_ns, totals.trash_until_ns = trash.oldest(txn, master.clock.time_ns())
+    return totals
+
+
 def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
     state = master.store.state
     counts = master.garbage.counts
     book = master.trash
+    servers, needed = master.servers.all(), master.servers_needed
     return ClusterTotals(
         files=state.files - book.files,
         directories=state.directories - book.directories,
@@ -42,6 +51,10 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         corrupt_kept=sum(
             len(master.garbage.of_kind(handle, CORRUPT)) for handle in master.repair.lost
         ),
+        trash_purged=book.purged,
+        trash_purged_bytes=book.purged_bytes,
+        room_bytes=room.room_bytes(servers, needed),
+        room_low=room.shortage(servers, needed, room.WARN_SHARE) is not None,
     )
 
 
@@ -59,7 +72,7 @@ def status_reply(master: Master, txn: Txn) -> StatusReply:
         cluster=master.store.cluster,
         epoch=master.store.epoch,
         servers=servers,
-        totals=cluster_totals(master, txn.count(txn.db.chunks)),
+        totals=all_totals(master, txn),
         term=master.store.state.term,
         sequence=master.committer.sequence,
         shadows=master.shadow_status(),

@@ -24,7 +24,7 @@ import msgspec
 from gfs.errors import AlreadyExists, InvalidArgument, NotFound
 from gfs.master import reads
 from gfs.master.names import join, parse
-from gfs.master.namespace import Planned, entry_of, inode_row, place_for
+from gfs.master.namespace import READERS_NS, Planned, entry_of, inode_row, place_for
 from gfs.master.operations import TrashEmptied, Undeleted
 from gfs.master.rows import (
     KIND_DIRECTORY,
@@ -197,19 +197,10 @@ def plan_empty(txn: Txn, request: EmptyTrash, time_ns: int) -> Planned:
     return (TrashEmptied(time_ns, rows) if rows else None), reply
 
 
-def plan_empty_early(txn: Txn, time_ns: int, bytes_wanted: int) -> Planned:
-    """Let what is the first to go anyway go now: as much as frees so many bytes, as
-    far as is known. Of a directory it is not."""
-    rows: list[tuple[int, int]] = []
-    for key, _ in txn.scan(pack_trash_key(time_ns + 1, 0), txn.db.trash):
-        if bytes_wanted <= 0 or len(rows) >= ROWS_MAX:
-            break
-        due_ns, inode = unpack_u64(key[:8]), unpack_u64(key[8:])
-        row = inode_row(txn, inode)
-        rows.append((due_ns, inode))
-        if row is None or row.kind == KIND_DIRECTORY:
-            break
-        bytes_wanted -= row.length
+def plan_empty_early(txn: Txn, time_ns: int, wanted: list[tuple[int, int]]) -> Planned:
+    """Let these rows, as (due, inode), go now; those that are still there."""
+    trash = txn.db.trash
+    rows = [row for row in wanted if txn.get(pack_trash_key(*row), None, trash) is not None]
     return (TrashEmptied(time_ns, rows) if rows else None), Done(id=0)
 
 
@@ -235,6 +226,9 @@ class TrashBook:
         #: Not counted yet.
         self.waiting: dict[int, None] = {}
         self.files = self.directories = self.bytes = 0
+        #: What could have been undeleted and went early, since this master was started:
+        #: how often that was, and how long the files were.
+        self.purged = self.purged_bytes = 0
 
     def usage(self, inode: int) -> Usage | None:
         """What is below a deleted directory; None if it is not known yet."""
@@ -304,19 +298,50 @@ def _with(usage: Usage, visit: reads.Visit) -> Usage:
     return usage._replace(directories=usage.directories + 1)
 
 
-def trashed_chunks(store: Store) -> Iterator[list[int]]:
-    """The chunks that only files in the trash have, in slices."""
-    at = b""
+def rows_from(store: Store, after_ns: int) -> Iterator[tuple[int, int, Trash]]:
+    """(due, inode, row) of what may go after that, the first to go first. The trash may
+    change in between."""
+    at = pack_trash_key(after_ns + 1, 0)
     while True:
         with store.read() as txn:
             row = next(iter(txn.scan(at, txn.db.trash)), None)
         if row is None:
             return
         at = row[0] + b"\0"
-        yield from _chunks_of(store, unpack_u64(row[0][8:]))
+        yield unpack_u64(row[0][:8]), unpack_u64(row[0][8:]), _trash.decode(row[1])
 
 
-def _chunks_of(store: Store, inode: int) -> Iterator[list[int]]:
+def oldest(txn: Txn, now_ns: int) -> tuple[int, int]:
+    """(when it was deleted, when it may go) of what goes first of all that can be
+    undeleted; zeros if nothing can."""
+    at = pack_trash_key(now_ns, 0)
+    if not txn.state.trash_rows:
+        return 0, 0
+    for _ in range(2):
+        for met, (key, value) in enumerate(txn.scan(at, txn.db.trash)):
+            if met >= ROWS_MAX:
+                break
+            trash = _trash.decode(value)
+            if trash.deleted_ns:
+                return trash.deleted_ns, unpack_u64(key[:8])
+        # Very many files were replaced lately, and are kept for their readers until then.
+        at = pack_trash_key(now_ns + READERS_NS, 0)
+    return 0, 0
+
+
+def trashed_chunks(store: Store) -> Iterator[list[int]]:
+    """The chunks that only files in the trash have, in slices."""
+    for _, inode, _ in rows_from(store, -1):
+        for chunks in chunks_of(store, inode):
+            yield [handle for handle, references, _ in chunks if references == 1]
+
+
+#: (handle, files that have it, bytes of it) of some chunks.
+Chunks = list[tuple[int, int, int]]
+
+
+def chunks_of(store: Store, inode: int) -> Iterator[Chunks]:
+    """The chunks of a file, or of all files below a directory, in slices."""
     with store.read() as txn:
         row = inode_row(txn, inode)
     if row is None:
@@ -342,17 +367,16 @@ def _chunks_of(store: Store, inode: int) -> Iterator[list[int]]:
             return
 
 
-def _chunks_of_file(store: Store, inode: int) -> Iterator[list[int]]:
+def _chunks_of_file(store: Store, inode: int) -> Iterator[Chunks]:
     first = 0
     while True:
-        handles: list[int] = []
+        chunks: Chunks = []
         with store.read() as txn:
-            for number, handle, references in reads.chunk_references(txn, inode, first):
+            for number, handle, row in reads.chunk_rows(txn, inode, first):
                 first = number + 1
-                if references == 1:
-                    handles.append(handle)
-                if len(handles) >= SLICE:
+                chunks.append((handle, row.references, row.length))
+                if len(chunks) >= SLICE:
                     break
-        yield handles
-        if len(handles) < SLICE:
+        yield chunks
+        if len(chunks) < SLICE:
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ import trio
 from gfs.blocks import MIB
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, DiskFailed, GfsError, NotFound, StaleVersion
-from gfs.master import believing
+from gfs.master import believing, room
 from gfs.master.chunkservers import forget
 from gfs.master.core import SLICE, Master
 from gfs.master.drain import DRAINED
@@ -28,7 +28,7 @@ from gfs.master.operations import Reclaimed, TrashEmptied
 from gfs.master.repair import Clone
 from gfs.master.servers import LIVE, Server
 from gfs.master.store import Txn
-from gfs.master.trash import plan_empty_early
+from gfs.master.trash import ROWS_MAX, plan_empty_early
 from gfs.protocol.messages import (
     CloneChunk,
     Done,
@@ -61,14 +61,14 @@ REBALANCE_IDLE_SECONDS = 15.0
 #: Rows of the trash reclaimed in one transaction.
 RECLAIM_ROWS = 1000
 RECLAIM_REST_SECONDS = 0.5
-#: A disk with less free space than this, or than this share of it, is short of it:
-#: what was deleted goes early, before a write is refused.
-LOW_BYTES = 4096 * MIB
-LOW_SHARE = 10
-#: So often that much is free then: writers go on meanwhile.
-LOW_FREED = 3
-#: Replicas of what went early are gone, and the disks looked at again, after this.
-EARLY_REST_SECONDS = 2.5
+#: After room was made of the trash the disks are looked at again when the replicas are
+#: deleted and their servers have told of it, at last after this.
+ROOM_SECONDS = 60.0
+ROOM_REST_HEARTBEATS = 2.5
+#: When nothing in the trash was enough, it is looked at again after this.
+ROOM_FRUITLESS_SECONDS = 15.0
+#: Replicas are on their way out already: they are waited for, before the trash goes.
+ROOM_PATIENCE_SECONDS = 4.0
 #: While chunks are endangered: which of them only deleted files have.
 MARK_SECONDS = 60.0
 #: Below this much free space, what makes the metadata grow is refused.
@@ -95,7 +95,11 @@ class Upkeep:
         #: Of so many chunks a forgetful replica is being chosen; when each is looked at again.
         self._choosing = 0
         self._believe_after: dict[int, float] = {}
-        self._early_after = self._mark_after = float("-inf")
+        self._mark_after = float("-inf")
+        self._room_after = self._short_since = float("-inf")
+        #: Chunks that were given up to make room, and until when they are waited for.
+        self._leaving: list[int] = []
+        self._leaving_until = float("-inf")
         self._counting = False
 
     def start(self) -> None:
@@ -424,33 +428,76 @@ class Upkeep:
                     partial(_plan_reclaim, until_ns=master.clock.time_ns())
                 )
                 if done[0] is None:
-                    await self._reclaim_early()
+                    await self._make_room()
             except GfsError as error:
                 log.warning("deleted files could not be reclaimed: %s", error)
                 done = (None, Done(id=0))
             if done[0] is None:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)
 
-    async def _reclaim_early(self) -> None:
-        """Without space, what was deleted counts less than what is to be written.
-
-        A little at a time: what it was good for shows when the servers have
-        deleted their replicas and told of their disks again.
-        """
+    async def _make_room(self) -> None:
+        """If a write would fail otherwise: see :mod:`gfs.master.room`."""
         master = self._master
-        wanted = bytes_short(master.servers.all())
-        if master.disk_low:
-            wanted = max(wanted, MIB)  # pages of the metadata become free as well
-        if wanted <= 0 or master.now < self._early_after:
+        now, short = master.now, master.shortage()
+        if short is None:
+            self._short_since = now
             return
-        plan = partial(plan_empty_early, time_ns=master.clock.time_ns(), bytes_wanted=wanted)
-        operation, _ = await master.committer.perform(plan)
-        if isinstance(operation, TrashEmptied):
+        if self._is_leaving(now) or now < self._room_after:
+            return
+        is_deleting = any(master.garbage.has_orders(index) for index in short.missing)
+        if is_deleting and now < self._short_since + ROOM_PATIENCE_SECONDS:
+            return
+        time_ns = master.clock.time_ns()
+        search = room.Search(master.store, master.locations.get, short, time_ns)
+        for _ in search.run():
+            await trio.lowlevel.checkpoint()
+        rows = search.chosen()
+        if not rows:
+            self._room_after = master.now + ROOM_FRUITLESS_SECONDS
+        for start in range(0, len(rows), ROWS_MAX):
+            part = rows[start : start + ROWS_MAX]
+            wanted = [(row.due_ns, row.inode) for row in part]
+            plan = partial(plan_empty_early, time_ns=time_ns, wanted=wanted)
+            operation, _ = await master.committer.perform(plan)
+            if isinstance(operation, TrashEmptied):
+                self._purged(part, search.bytes, set(operation.rows))
+        if rows:
+            self._leaving, self._leaving_until = search.handles, master.now + ROOM_SECONDS
+
+    def _purged(
+        self, rows: list[room.Row], lengths: dict[int, int], gone: set[tuple[int, int]]
+    ) -> None:
+        needed = self._master.servers_needed
+        why = f"fewer than {needed} chunkservers have room for new chunks"
+        for row in rows:
+            if row.is_gone or (row.due_ns, row.inode) not in gone:
+                continue
+            length = lengths[row.inode]
+            self._master.trash.purged += 1
+            self._master.trash.purged_bytes += length
             log.warning(
-                "a disk is nearly full: %d deleted or replaced files and directories go early",
-                len(operation.rows),
+                "%s, deleted and %d bytes long, goes from the trash before its time: %s",
+                row.path,
+                length,
+                why,
+                extra=event("trash_purged", path=row.path, bytes=length, why=why),
             )
-            self._early_after = master.now + EARLY_REST_SECONDS
+
+    def _is_leaving(self, now: float) -> bool:
+        """Whether replicas that were given up to make room are still on the disks, or in
+        what their servers told of them last."""
+        master = self._master
+        if now >= self._leaving_until:
+            self._leaving.clear()
+        with master.store.read() as txn:
+            while self._leaving:
+                handle = self._leaving[-1]
+                if handle in master.garbage.replicas or chunk_row(txn, handle) is not None:
+                    rest = ROOM_REST_HEARTBEATS * master.settings.heartbeat_seconds
+                    self._room_after = now + rest
+                    return True
+                self._leaving.pop()
+        return False
 
     # --- the disk ------------------------------------------------------------------------------
 
@@ -478,20 +525,6 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
     except Exception:
         log.exception("the master met a bug in its upkeep")
         return otherwise
-
-
-def bytes_short(servers: Iterable[Server]) -> int:
-    """How much should be freed on the disk that is shortest of space; 0 if all
-    have enough."""
-    short = 0
-    for server in servers:
-        if server.state != LIVE:
-            continue
-        for disk in server.disks:
-            low = min(LOW_BYTES, disk.total_bytes // LOW_SHARE)
-            if disk.state == "full" or (disk.state == "ok" and disk.free_bytes < low):
-                short = max(short, LOW_FREED * low - disk.free_bytes, 1)
-    return short
 
 
 def _plan_reclaim(txn: Txn, until_ns: int) -> Planned:

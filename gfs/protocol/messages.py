@@ -208,6 +208,18 @@ class ClusterTotals(Part):
     beyond_repair: int = 0
     #: Of the corrupt: those that are all that is left of a lost chunk.
     corrupt_kept: int = 0
+    #: Of what can be undeleted: when the oldest was deleted, and when it goes; 0: nothing
+    #: can be, or that is not known.
+    trash_oldest_ns: int = 0
+    trash_until_ns: int = 0
+    #: What went from the trash before its time, for want of space, since the master was
+    #: started: how often, and how long it was.
+    trash_purged: int = 0
+    trash_purged_bytes: int = 0
+    #: At least so many bytes can be written before the trash goes early; and whether that
+    #: is so little that room should be made.
+    room_bytes: int = 0
+    room_low: bool = False
 
 
 class TrashEntry(Part):

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from gfs.blocks import MIB
 from gfs.config import ChunkserverSettings, MasterSettings
@@ -132,26 +133,99 @@ async def test_which_of_several_comes_back_and_where(seed: int, chance: random.R
             await fs.undelete("/d/never")
 
 
+SMALL_DISKS = ChunkserverSettings(reserve_bytes=0)
+
+
+def mount(cluster: SimCluster, sizes: list[int]) -> None:
+    for name, size in zip(cluster.chunkservers, sizes, strict=True):
+        cluster.machine(name).disk.mount("/disk0", size)
+
+
 @over_seeds(3)
-async def test_a_disk_that_fills_up_takes_the_oldest_of_the_trash(
-    seed: int, chance: random.Random
+async def test_without_space_anywhere_the_oldest_of_the_trash_goes(
+    seed: int, chance: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And no write is refused for it."""
-    settings = ChunkserverSettings(reserve_bytes=0)
-    async with SimCluster(seed, chunkserver=settings, master=MASTER) as cluster:
-        for name in cluster.chunkservers:
-            cluster.machine(name).disk.mount("/disk0", 100 * MIB)
+    """No write is refused, no more goes than is needed, and people are told: before, and
+    what went."""
+    async with SimCluster(seed, chunkserver=SMALL_DISKS, master=MASTER) as cluster:
+        mount(cluster, [100 * MIB] * 3)
         async with cluster.client() as fs:
             data = content(chance, 5 * MIB)
+            warned = False
             for number in range(60):
                 await fs.put(data, f"/f{number:02}")
                 await fs.delete(f"/f{number:02}")
                 await trio.sleep(1)
+                totals = (await fs.status()).totals
+                warned = warned or totals.room_low
+                assert warned or not totals.trash_purged
+                if not totals.trash_purged:
+                    assert totals.trash_files == number + 1
             left = [entry.path async for entry in fs.trash()]
             assert left == [f"/f{number:02}" for number in range(60 - len(left), 60)]
-            assert 4 <= len(left) < 20
+            # Of the 20 that fit; and two are to be free when room was made.
+            assert 16 <= len(left) < 20
+            totals = (await fs.status()).totals
+            went = [f"/f{number:02}" for number in range(60 - len(left))]
+            assert (totals.trash_purged, totals.trash_purged_bytes) == (
+                len(went),
+                len(went) * len(data),
+            )
+            (oldest, *_) = await told(cluster)
+            assert (totals.trash_oldest_ns, totals.trash_until_ns) == (
+                oldest.deleted_ns,
+                oldest.until_ns,
+            )
             await fs.undelete(left[-1])
             assert await fs.get(left[-1]) == data
+    events = [r for r in caplog.records if getattr(r, "gfs_event", "") == "trash_purged"]
+    assert [event.gfs_fields["path"] for event in events] == went  # type: ignore[attr-defined]
+    for event in events:
+        fields = event.gfs_fields  # type: ignore[attr-defined]
+        assert (fields["bytes"], "have room" in fields["why"]) == (len(data), True)
+
+
+@over_seeds(3)
+async def test_nothing_goes_early_that_makes_no_room(seed: int, chance: random.Random) -> None:
+    """Half of the servers are full, while others have room; then all but one are, and what
+    is oldest in the trash a snapshot has as well."""
+    still = replace(MASTER, moves_total=0)  # nor is room made in another way
+    async with SimCluster(seed, chunkservers=4, chunkserver=SMALL_DISKS, master=still) as cluster:
+        mount(cluster, [100 * MIB] * 3 + [1 << 40])
+        data = content(chance, 5 * MIB)
+        async with cluster.client() as fs:
+            for number in range(6):
+                await fs.put(data, f"/shared/{number}")
+            await fs.snapshot("/shared", "/copy")
+            for number in range(3):
+                await fs.delete(f"/shared/{number}")
+            await fs.delete("/shared", recursive=True)
+            await fs.put(data, "/single", replication=4)
+            await fs.delete("/single")
+            deleted = [entry.path for entry in await told(cluster)]
+
+            def full(name: str) -> None:
+                disk = cluster.machine(name).disk
+                space = disk.space("/disk0")
+                disk.mount("/disk0", space.total_bytes - space.free_bytes)
+
+            full("chunkserver0")
+            full("chunkserver1")
+            await trio.sleep(30)
+            await fs.put(data, "/fits", replication=2)
+            assert [entry.path for entry in await told(cluster)] == deleted
+            full("chunkserver2")
+            await cluster.wait_until(lambda: gone_are(cluster, deleted, ["/single"]), 30)
+            await fs.put(data, "/fits, too", replication=2)
+            await trio.sleep(60)
+            await cluster.crash("chunkserver3")
+            await trio.sleep(60)
+            assert await gone_are(cluster, deleted, ["/single"])
+
+
+async def gone_are(cluster: SimCluster, deleted: list[str], gone: list[str]) -> bool:
+    left = [entry.path for entry in await told(cluster)]
+    return left == [path for path in deleted if path not in gone]
 
 
 @over_seeds(1)

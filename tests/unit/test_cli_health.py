@@ -28,7 +28,7 @@ def status(*servers: ServerStatus, **totals: int) -> StatusReply:
 
 
 def test_a_healthy_cluster_is_not_warned_of() -> None:
-    assert list(_warnings(status(server(), files=3, chunks=3))) == []
+    assert list(_warnings(status(server(), files=3, chunks=3, room_low=1))) == []
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,10 @@ def test_a_healthy_cluster_is_not_warned_of() -> None:
             ["1 being put together", "1 that cannot be put together", "no chunkserver that is"],
         ),
         (status(server(), corrupt=2), ["2 corrupt replicas, being repaired from good", "gfs fsck"]),
+        (
+            status(server(), trash_rows=1, room_low=1, room_bytes=3 << 30),
+            ["after 3.0 GiB more are written what was deleted has to go early", "gfs rm --trash"],
+        ),
         (status(server(), corrupt=2, corrupt_kept=2), ["2 corrupt replicas kept", "gfs fsck"]),
         (
             status(server(), under_replicated=5, repairs_active=1, repairs_queued=4),

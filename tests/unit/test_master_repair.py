@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from gfs.master.repair import Clone, Limits, RepairQueue, free_slots, pick_surplus, plan_clone
 from gfs.master.servers import LIVE, SILENT, Server
-from gfs.master.upkeep import bytes_short
 from gfs.protocol.messages import Disk
 
 LIMITS = Limits(per_server=2, total=64)
@@ -59,26 +58,6 @@ def test_live_files_before_deleted_ones_that_are_as_endangered() -> None:
     queue.forget(1)
     queue.update(1, 2, 3)
     assert drain(queue, 2.0)[-1] != 2
-
-
-@pytest.mark.parametrize(
-    ("disks", "short"),
-    [
-        ([(1 << 40, 1 << 39, "ok")], 0),
-        ([(1 << 40, (4 << 30) - 1, "ok")], (8 << 30) + 1),
-        ([(1 << 40, 1 << 39, "ok"), (1000, 50, "ok")], 250),
-        ([(1000, 0, "full")], 300),
-        ([(1000, 500, "full")], 1),
-        ([(1000, 0, "failed")], 0),
-        ([(0, 0, "ok")], 0),
-    ],
-)
-def test_how_much_a_disk_is_short_of(disks: list[tuple[int, int, str]], short: int) -> None:
-    made = server(0)
-    made.set_disks([Disk("/d", total, free, 0, state) for total, free, state in disks])
-    assert bytes_short([made]) == short
-    made.state = SILENT
-    assert bytes_short([made]) == 0
 
 
 def test_whole_and_lost_chunks_are_not_queued() -> None:

@@ -57,8 +57,8 @@ from gfs.master.operations import (
     Reclaimed,
     SnapshotBegun,
     SnapshotCopied,
-    TrashEmptied,
 )
+from gfs.master.room import Search, Shortage
 from gfs.master.rows import (
     KIND_DIRECTORY,
     KIND_FILE,
@@ -70,7 +70,14 @@ from gfs.master.rows import (
 from gfs.master.sharing import goals_of, is_frozen
 from gfs.master.snapshot import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
 from gfs.master.store import HANDLE_RANGE, Store, Txn, open_store
-from gfs.master.trash import TrashBook, plan_empty, plan_empty_early, plan_undelete
+from gfs.master.trash import (
+    TrashBook,
+    chunks_of,
+    plan_empty,
+    plan_empty_early,
+    plan_undelete,
+    rows_from,
+)
 from gfs.protocol.messages import (
     PAGE_BYTES_MAX,
     Delete,
@@ -683,26 +690,38 @@ class NamespaceMachine(RuleBasedStateMachine):
 
     @rule(wanted=st.sampled_from([1, CHUNK, 5 * CHUNK]))
     def run_short_of_space(self, wanted: int) -> None:
-        """What was deleted first goes first, and no more than is needed."""
-        rows: list[tuple[int, int]] = []
-        time_ns = next(self.real.times)
-
-        def plan(txn: Txn) -> Planned:
-            planned = plan_empty_early(txn, time_ns, wanted)
-            if planned[0] is not None:
-                assert isinstance(planned[0], TrashEmptied)
-                rows[:] = planned[0].rows
-            return planned
-
-        with self.real.store.read() as txn:
-            entries = {e.inode: e for e in self.told(txn, "/")}
+        """What was deleted first goes first, no more than is needed, nothing that frees no
+        space, and nothing at all if everything is not enough."""
+        store, time_ns = self.real.store, next(self.real.times)
+        search = Search(store, lambda _: (0,), Shortage({0: wanted}, 1), time_ns)
+        for _ in search.run():
+            pass
+        rows = search.chosen()
+        everything = [inode for _, inode, _ in rows_from(store, time_ns)]
+        chosen = [row.inode for row in rows]
+        if not rows:
+            assert self.freed_by(everything) < wanted
+            return
+        assert chosen == [inode for inode in everything if inode in chosen]
+        assert self.freed_by(chosen) >= wanted > self.freed_by(chosen[:-1])
+        for inode in chosen:
+            assert self.freed_by(chosen) > self.freed_by([i for i in chosen if i != inode])
+        for inode in everything[: everything.index(chosen[-1])]:
+            assert inode in chosen or not self.freed_by([inode])
+        plan = partial(
+            plan_empty_early, time_ns=time_ns, wanted=[(row.due_ns, row.inode) for row in rows]
+        )
+        with store.read() as txn:
+            gone = {e.deleted_ns for e in self.told(txn, "/") if e.inode in chosen}
         assert isinstance(self.real.commit([(next(self.numbers), plan)])[0], Done)
-        gone = [entries[inode] for _, inode in rows if inode in entries]
-        assert [entry.deleted_ns for entry in gone] == [
-            entry.deleted_ns for entry in self.model.trash[: len(gone)]
-        ]
-        assert sum(entry.length for entry in gone[:-1]) < wanted
-        del self.model.trash[: len(gone)]
+        self.model.trash = [e for e in self.model.trash if e.deleted_ns not in gone]
+
+    def freed_by(self, inodes: list[int]) -> int:
+        """Bytes of the chunks that no file has when these rows of the trash are gone."""
+        store = self.real.store
+        met = [chunk for inode in inodes for part in chunks_of(store, inode) for chunk in part]
+        had = Counter(handle for handle, _, _ in met)
+        return sum({h: held for h, references, held in met if had[h] == references}.values())
 
     # --- what must hold ---
 

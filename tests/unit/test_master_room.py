@@ -1,0 +1,77 @@
+"""When the trash has to go early: not before a write would fail otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from gfs.master.room import ROOM_BYTES, WARN_SHARE, Shortage, room_bytes, shortage
+from gfs.master.servers import DEAD, LIVE, SILENT, Server
+from gfs.protocol.messages import Disk
+
+TIB = 1 << 40
+GIB = 1 << 30
+
+#: Total, free, state of each disk of a server; and the server's state.
+Told = tuple[list[tuple[int, int, str]], str]
+ROOM: Told = ([(TIB, TIB // 2, "ok")], LIVE)
+LITTLE: Told = ([(TIB, 50 * GIB, "ok")], LIVE)
+FULL: Told = ([(TIB, 0, "full")], LIVE)
+LOW: Told = ([(TIB, ROOM_BYTES - 1, "ok")], LIVE)
+ONE_OF_TWO_FULL: Told = ([(TIB, 0, "full"), (TIB, 2 * ROOM_BYTES, "ok")], LIVE)
+FAILED: Told = ([(TIB, TIB // 2, "failed")], LIVE)
+AWAY: Told = ([], SILENT)
+GONE: Told = ([(TIB, TIB // 2, "ok")], DEAD)
+SMALL: Told = ([(1000, 49, "ok")], LIVE)
+
+
+def servers(told: list[Told]) -> list[Server]:
+    made = []
+    for index, (disks, state) in enumerate(told):
+        server = Server(index, f"s{index}", "", "", 0.0, state=state)
+        server.set_disks([Disk("/d", total, free, 0, of_disk) for total, free, of_disk in disks])
+        made.append(server)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("told", "missing", "wanted"),
+    [
+        ([ROOM, ROOM, ROOM], None, 0),
+        # One full server, or one full disk, while others have room.
+        ([ROOM, ROOM, FULL], None, 0),
+        ([ROOM, ONE_OF_TWO_FULL, ONE_OF_TWO_FULL], None, 0),
+        ([ROOM, LITTLE, LOW], None, 0),
+        # One that is away will be back with room.
+        ([ROOM, AWAY, FULL], None, 0),
+        ([AWAY, AWAY, AWAY], None, 0),
+        ([ROOM, FULL, FULL], {1: 2 * ROOM_BYTES, 2: 2 * ROOM_BYTES}, 1),
+        ([ROOM, GONE, LOW], {2: ROOM_BYTES + 1}, 1),
+        ([LOW, FULL, FULL], {0: ROOM_BYTES + 1, 1: 2 * ROOM_BYTES, 2: 2 * ROOM_BYTES}, 2),
+        ([ROOM, SMALL], {1: 51}, 1),
+        # Servers are missing, and no space: there is none to be freed.
+        ([ROOM], None, 0),
+        ([ROOM, GONE, GONE], None, 0),
+        ([ROOM, FAILED, FAILED], None, 0),
+        ([FULL, FAILED, FAILED], None, 0),
+        ([], None, 0),
+    ],
+)
+def test_what_is_a_shortage(told: list[Told], missing: dict[int, int] | None, wanted: int) -> None:
+    expected = None if missing is None else Shortage(missing, wanted)
+    assert shortage(servers(told), 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "low", "left"),
+    [
+        ([ROOM, ROOM, ROOM], False, TIB // 2 - ROOM_BYTES),
+        ([ROOM, ROOM, FULL], False, TIB // 2 - ROOM_BYTES),
+        ([ROOM, LITTLE, FULL], True, 50 * GIB - ROOM_BYTES),
+        ([ROOM, FULL, FULL], True, 0),
+        ([ROOM], False, 0),
+    ],
+)
+def test_people_are_told_before(told: list[Told], low: bool, left: int) -> None:
+    made = servers(told)
+    assert (shortage(made, 2, WARN_SHARE) is not None) == low
+    assert room_bytes(made, 2) == left
