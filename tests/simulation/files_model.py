@@ -8,9 +8,9 @@ been acknowledged before the read began: the rules of a regular register, byte
 by byte. That is what the file system promises for writes that meet ("one of the
 two, the same on all replicas" is looked at in the end, when all is quiet).
 
-A write past the end fills the gap with zeros, which is a write as well; where
-the gap begins depends on whom it meets, so those zeros may be there, and hide
-nothing.
+Past the bytes that the file was published with everything is zero until somebody
+writes there: a write beyond the end leaves a hole below it. So a zero is what no
+write put there, and nothing else; where a write was acknowledged, it is wrong.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ class Write:
     data: bytes
     began: float
     acknowledged: float = math.inf
-    #: Whether its range surely holds its bytes once it is acknowledged.
-    certain: bool = True
     who: str = ""
 
     @property
@@ -43,9 +41,8 @@ class Write:
         return self.start + len(self.data)
 
     def __str__(self) -> str:
-        kind = "" if self.certain else " zeros"
         return (
-            f"{self.who} [{self.start}, {self.end}){kind} "
+            f"{self.who} [{self.start}, {self.end}) "
             f"began {self.began:.6f} acknowledged {self.acknowledged:.6f}"
         )
 
@@ -67,18 +64,15 @@ class FileModel:
     #: Of a file that records are appended to, and that is not written in place.
     log: LogModel | None = None
 
-    def write(self, start: int, data: bytes, now: float, who: str) -> list[Write]:
-        """A write begins. Acknowledge all that is returned, or none."""
-        begun = [Write(start, data, now, who=who)]
-        filled = self.length_min(now)
-        if start > filled:
-            begun.append(Write(filled, bytes(start - filled), now, certain=False, who=who))
-        self.writes += begun
+    def write(self, start: int, data: bytes, now: float, who: str) -> Write:
+        """A write begins."""
+        begun = Write(start, data, now, who=who)
+        self.writes.append(begun)
         return begun
 
     def length_min(self, since: float) -> int:
         """What the length is at least for who looks from ``since`` on."""
-        acked = [w.end for w in self.writes if w.acknowledged <= since and w.certain]
+        acked = [w.end for w in self.writes if w.acknowledged <= since]
         return max([len(self.data), *acked])
 
     def length_max(self, until: float) -> int:
@@ -127,8 +121,8 @@ class FileModel:
         cover = [w for w in near if w.start <= at and w.end >= end]
         allowed = [w for w in cover if self.shaken or not _is_hidden(w, cover, since)]
         pieces = [w.data[at - w.start : end - w.start] for w in allowed]
-        if self.shaken and at >= len(self.data):
-            # What was written past the end may be lost, and the length known.
+        if at >= len(self.data) and (self.shaken or all(w.acknowledged > since for w in cover)):
+            # A hole; or what was written past the end is lost, and the length known.
             pieces.append(bytes(len(data)))
         if data in pieces:
             return ""
@@ -141,8 +135,7 @@ class FileModel:
 def _is_hidden(write: Write, cover: list[Write], since: float) -> bool:
     """Whether a later one was acknowledged before anybody could look."""
     return any(
-        other.certain and other.acknowledged <= since and write.acknowledged < other.began
-        for other in cover
+        other.acknowledged <= since and write.acknowledged < other.began for other in cover
     )
 
 

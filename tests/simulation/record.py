@@ -283,7 +283,7 @@ class Record:
             if write.acknowledged <= origin.after:
                 copy.writes.append(replace(write))
             elif write.began <= origin.before:
-                copy.writes.append(replace(write, acknowledged=math.inf, certain=False))
+                copy.writes.append(replace(write, acknowledged=math.inf))
         if of.log is not None:
             known = [each for each in of.log.acknowledged if each.acknowledged <= origin.after]
             self._reopen(of)
@@ -412,7 +412,7 @@ class Record:
         if problem:
             raise Violation(f"records of file {model.number} from {start}: {problem}")
 
-    def begin_write(self, model: FileModel, start: int, data: bytes, who: str) -> list[Write]:
+    def begin_write(self, model: FileModel, start: int, data: bytes, who: str) -> Write:
         self.tell(f"{who}: write file {model.number} at {start} +{len(data)}")
         self.writing = (model, start, len(data))
         self.written.set()
@@ -425,12 +425,10 @@ class Record:
         model = self.files[number]
         self.look_everywhere(model, 0, len(model.data), is_new=True)
 
-    def acknowledge(self, model: FileModel, writes: list[Write]) -> None:
-        for write in writes:
-            write.acknowledged = self.now
-        for write in writes:
-            if write.certain and write.data:
-                self.look_everywhere(model, write.start, write.end)
+    def acknowledge(self, model: FileModel, write: Write) -> None:
+        write.acknowledged = self.now
+        if write.data:
+            self.look_everywhere(model, write.start, write.end)
 
 
 def content(chance: random.Random, length: int) -> bytes:

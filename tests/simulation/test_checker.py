@@ -92,6 +92,28 @@ def test_bytes_from_before_an_acknowledged_write_are_no_file_s() -> None:
     run_simulated(0, main)
 
 
+def test_a_zero_past_the_published_end_is_a_hole_and_hides_nothing() -> None:
+    model = FileModel(1, b"ab", 0.0)
+    far = model.write(6, b"zz", 1.0, "one")
+    near = model.write(2, b"yy", 1.0, "two")
+
+    def allowed(data: bytes, since: float, start: int = 0) -> bool:
+        return not model.objection(start, data, since, since)
+
+    assert all(allowed(data, 2.0) for data in (b"ab", b"abyy", b"ab\0\0\0\0z", b"aby\0\0\0\0z"))
+    assert not allowed(b"\0b", 2.0)
+    assert not allowed(b"ab\0\0zz", 2.0)
+    far.acknowledged = 3.0  # and whoever fills the gap below it, erases nothing
+    near.acknowledged = 3.0
+    assert allowed(b"abyy\0\0zz", 4.0)
+    for wrong in (b"ab\0\0\0\0zz", b"aby\0\0\0zz", b"abyy\0\0z\0", b"abyyyyzz"):
+        assert not allowed(wrong, 4.0)
+        assert not allowed(wrong[2:], 4.0, start=2)
+    assert allowed(b"ab\0\0\0\0zz", 2.0)  # asked for when neither had been acknowledged
+    model.shaken = True
+    assert allowed(b"ab\0\0\0\0\0\0", 4.0)
+
+
 def test_a_copy_has_what_was_acknowledged_before_it_was_made_and_nothing_of_later() -> None:
     """The calls are real, but for the writes: what is looked at is what they allow."""
 

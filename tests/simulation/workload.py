@@ -685,7 +685,7 @@ class Actor:
             start = file.length + chance.randint(1, 2 * MIB)
         count = chance.choice([1, 100, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * MIB, CHUNK_BYTES])
         data = content(chance, count)
-        writes = self.record.begin_write(model, start, data, self.name)
+        write = self.record.begin_write(model, start, data, self.name)
         if chance.random() < 0.7:
             await file.pwrite(start, data)
         else:
@@ -694,7 +694,7 @@ class Actor:
             await file.flush()
             if file.tell() != start + count:
                 raise Violation(f"at {file.tell()} after a write to {start + count}")
-        self.record.acknowledge(model, writes)
+        self.record.acknowledge(model, write)
         self.record.tell(f"{self.name}: written file {model.number} at {start}")
         if file.length < start + count:
             raise Violation(f"{file.length} bytes after a write to {start + count}")
