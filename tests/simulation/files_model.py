@@ -134,9 +134,7 @@ class FileModel:
 
 def _is_hidden(write: Write, cover: list[Write], since: float) -> bool:
     """Whether a later one was acknowledged before anybody could look."""
-    return any(
-        other.acknowledged <= since and write.acknowledged < other.began for other in cover
-    )
+    return any(other.acknowledged <= since and write.acknowledged < other.began for other in cover)
 
 
 def _complain(file: FileModel, at: int, byte: int, cover: list[Write], allowed: list[Write]) -> str:

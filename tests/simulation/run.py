@@ -205,7 +205,7 @@ class _Run:
         """A program that makes its calls, and is started again when it was killed."""
         chance = random.Random(f"{self.plan.seed}/{name}")
         master_time = cluster.machine(MASTER).time
-        actor = Actor(name, record, chance, self.plan, master_time, self.directory)
+        actor = Actor(name, record, chance, self.plan, master_time, self.directory, cluster.client)
         self._at_work.add(name)
         self._last_seconds = actor.last_seconds
         left = self.plan.calls

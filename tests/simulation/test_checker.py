@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import NoReturn
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from .log_model import Append, LogModel
 from .losses import Losses, hangs_on_a_record
 from .metadata import read_metadata
 from .names_model import DIRECTORY, OK, Delete, Look, MakeDirectory, Snapshot, split
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .record import LOG, MADE_BY, Record, Violation
 from .workload import Actor
 
@@ -219,6 +220,15 @@ def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something
     run_simulated(0, main)
 
 
+def lone_actor(record: Record, plan: Plan) -> Actor:
+    """One without a cluster."""
+
+    def connect(name: str) -> NoReturn:
+        raise AssertionError(f"{name} has nothing to connect to")
+
+    return Actor("one", record, random.Random(0), plan, MachineTime(), "", connect)
+
+
 def test_a_call_without_an_end_is_told() -> None:
     async def hang(actor: Actor, fs: Client) -> None:
         await trio.sleep_forever()
@@ -231,7 +241,7 @@ def test_a_call_without_an_end_is_told() -> None:
         await actor._rest(10_000)
 
     async def act(kind: object) -> None:
-        actor = Actor("one", Record(Trace()), random.Random(0), make_plan(0), MachineTime(), "")
+        actor = lone_actor(Record(Trace()), make_plan(0))
         actor._kinds, actor._weights = [kind], [1.0]  # type: ignore[list-item]
         for _ in range(100):  # some of which hang up
             await actor.act(None)  # type: ignore[arg-type]
@@ -272,8 +282,8 @@ def test_a_refusal_must_have_a_reason_and_a_failure_too_where_nothing_is_wrong()
         record.strikes = strikes
         if gone:
             record.begin("two", Delete(1, split("/x")))
-        actor = Actor("one", record, random.Random(0), plan, MachineTime(), "")
-        actor._kinds, actor._weights = [fail], [1.0]  # type: ignore[list-item]
+        actor = lone_actor(record, plan)
+        actor._kinds, actor._weights = [fail], [1.0]
         await actor.act(None)  # type: ignore[arg-type]
 
     refused, failed, cut = NotFound("x"), ChunkUnavailable("x"), {"cut": 1.0}

@@ -14,7 +14,7 @@ import io
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -71,6 +71,9 @@ T = TypeVar("T")
 
 #: Calls of one actor that adds records.
 APPENDS_MAX = 10
+#: Those who write a file side by side, and how many parts of it each.
+BESIDE_MAX = 4
+STRIPES_MAX = 6
 #: What the namespace refuses: nothing happened then.
 REFUSALS = (
     NotFound, AlreadyExists, IsADirectory, NotADirectory, DirectoryNotEmpty, InvalidArgument,
@@ -123,6 +126,7 @@ class Actor:
         plan: Plan,
         master_time: MachineTime,
         scratch: str,
+        connect: Callable[[str], AbstractAsyncContextManager[Client]],
     ) -> None:
         self.name = name
         self.record = record
@@ -132,6 +136,8 @@ class Actor:
         self._master_time = master_time
         #: A real directory: what is there is no part of a seed, and never told of.
         self._scratch = scratch
+        #: Another client, on a machine of that name.
+        self._connect = connect
         only = plan.only or [kind.__name__ for kind in CALLS]
         self._kinds = [kind for kind in CALLS if kind.__name__ in only]
         self._weights = [CALLS[kind] for kind in self._kinds]
@@ -152,16 +158,19 @@ class Actor:
             except Unclear as error:
                 self.record.tell(f"{self.name}: {error}")
             except GfsError as error:
-                self.record.failures[error.code] += 1
-                self.record.tell(f"{self.name}: {type(error).__name__}: {error}")
-                self._judge(kind.__name__, error, began)
+                self._fail(kind.__name__, error, began)
         if self._scope.cancelled_caught and not hangs_up_after:
             raise Violation(f"{kind.__name__} has no end: it took more than {bound:g} s")
         if trio.current_time() > self._scope.deadline + CANCEL_SECONDS:
             raise Violation(f"{kind.__name__} went on though it was cancelled")
 
-    def _judge(self, what: str, error: GfsError, began: float) -> None:
+    def _fail(self, what: str, error: GfsError, began: float) -> None:
         """Whether a step of the program that began then may fail so."""
+        self.record.failures[error.code] += 1
+        self.record.tell(f"{self.name}: {what}: {type(error).__name__}: {error}")
+        self._judge(what, error, began)
+
+    def _judge(self, what: str, error: GfsError, began: float) -> None:
         if error is self._refusal or (what == "drain" and isinstance(error, DrainRefused)):
             return
         if isinstance(error, (NotFound, FileChanged)) and self.record.may_be_gone(began):
@@ -191,6 +200,8 @@ class Actor:
             bound += self.plan.clients * each
         if kind is Actor.append:
             bound *= APPENDS_MAX  # one after another
+        if kind is Actor.write_beside:
+            bound *= STRIPES_MAX
         return bound
 
     @property
@@ -574,6 +585,50 @@ class Actor:
                 data = await file.pread(start, self.chance.choice([100, 2 * CHUNK_BYTES]))
                 self.record.check_read(model, start, data, since)
 
+    async def write_beside(self, fs: Client) -> None:
+        """A file by several clients at once, each its own parts of it, in any order: as a
+        checkpoint is written. All lie beyond where it ends at first, and gaps are left."""
+        path = self._file()
+        if self.chance.random() < 0.7:
+            await self._put_small(fs, path)
+        count = self.chance.randint(2, BESIDE_MAX)
+        stripe = self.chance.choice([100, BLOCK_BYTES, BLOCK_BYTES + 1, MIB, CHUNK_BYTES // 2 + 1])
+        numbers = list(range(count * self.chance.randint(1, STRIPES_MAX)))
+        gaps = self.chance.choice([0.0, 0.3])
+        async with trio.open_nursery() as nursery:
+            for n in range(count):
+                mine = [at * stripe for at in numbers[n::count] if self.chance.random() >= gaps]
+                self.chance.shuffle(mine)
+                nursery.start_soon(self._write_stripes, f"{self.name}-{n}", path, mine, stripe)
+
+    async def _put_small(self, fs: Client, path: str) -> None:
+        number = self.number()
+        data = content(self.chance, self.chance.choice([0, 0, 1, BLOCK_BYTES + 1]))
+        attributes = {MADE_BY: str(number)}
+        self.record.new_file(number, data, attributes)
+        work = fs.put(data, path, overwrite=True, attributes=attributes)
+        entry = await self.told(Publish(number, split(path), True), work, lambda _: None)
+        self.record.published(number, entry.inode)
+
+    async def _write_stripes(self, name: str, path: str, starts: list[int], count: int) -> None:
+        """By a client of its own."""
+        began = trio.current_time()
+        try:
+            async with self._connect(name) as fs:
+                file, model = await self._open(fs, path, "r+")
+                if model.log is not None:
+                    return
+                first = file.length
+                async with file:
+                    for start in starts:
+                        await self._write_at(file, model, first + start, count)
+                    data = await file.pread(0, file.length)
+                    self.record.check_read(model, 0, data, self._since(began))
+        except Unclear as error:
+            self.record.tell(f"{name}: {error}")
+        except GfsError as error:
+            self._fail("write_beside", error, began)
+
     # --- records -----------------------------------------------------------------------------
 
     async def make_log(self, fs: Client) -> None:
@@ -684,6 +739,10 @@ class Actor:
         else:
             start = file.length + chance.randint(1, 2 * MIB)
         count = chance.choice([1, 100, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * MIB, CHUNK_BYTES])
+        await self._write_at(file, model, start, count)
+
+    async def _write_at(self, file: ExistingFile, model: FileModel, start: int, count: int) -> None:
+        chance = self.chance
         data = content(chance, count)
         write = self.record.begin_write(model, start, data, self.name)
         if chance.random() < 0.7:
@@ -1074,6 +1133,7 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.read: 10,
     Actor.stream: 4,
     Actor.update: 20,
+    Actor.write_beside: 5,
     Actor.make_log: 6,
     Actor.append: 14,
     Actor.records: 6,
