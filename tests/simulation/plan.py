@@ -29,8 +29,8 @@ CAPACITY_BYTES = 1 << 40
 #: Some seeds have servers of different sizes, in few racks or in one, and replicas move to
 #: those that are emptier.
 UNEVEN_SHARE = 0.25
-UNEVEN_CHUNKS = (171, 342, 1368)
-UNEVEN_BALANCE_SHARE = 0.01
+UNEVEN_CHUNKS = (342, 684, 2736)
+UNEVEN_BALANCE_SHARE = 0.005
 #: Between the rates of two machines' clocks; leases allow for a twelfth.
 DRIFT_MAX = 0.02
 

@@ -73,7 +73,7 @@ T = TypeVar("T")
 APPENDS_MAX = 10
 #: Those who write a file side by side, and how many parts of it each.
 BESIDE_MAX = 4
-STRIPES_MAX = 6
+STRIPES_MAX = 4
 #: What the namespace refuses: nothing happened then.
 REFUSALS = (
     NotFound, AlreadyExists, IsADirectory, NotADirectory, DirectoryNotEmpty, InvalidArgument,
