@@ -57,13 +57,13 @@ class Metadata:
 
     def live(self) -> set[int]:
         """The inodes that have a path."""
-        return self._below({ROOT_INODE})
+        return self.below({ROOT_INODE})
 
     def kept(self) -> set[int]:
         """Those, and what is in the trash."""
-        return self._below({ROOT_INODE} | self.trash)
+        return self.below({ROOT_INODE} | self.trash)
 
-    def _below(self, roots: set[int]) -> set[int]:
+    def below(self, roots: set[int]) -> set[int]:
         children: dict[int, list[int]] = {}
         for (parent, _), (inode, _) in self.entries.items():
             children.setdefault(parent, []).append(inode)

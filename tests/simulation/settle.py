@@ -20,6 +20,7 @@ from gfs.chunkserver.journal import NAMES as JOURNAL_NAMES
 from gfs.client import Client, Entry
 from gfs.errors import GfsError, NotFound
 from gfs.master.salvage import HOPELESS_SECONDS
+from gfs.protocol.messages import ClusterTotals
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 from gfs.testing.files import SimFileSystem
@@ -34,10 +35,13 @@ from .metadata import Metadata, problems, read_metadata
 from .names_model import OK, Everything, Sight, split
 from .plan import DAMAGING, Plan
 from .record import Record, Violation
+from .truth import CURRENT_SECONDS, differences
 
 LOOK_SECONDS = 2.0
 #: On top of what the settings ask for: detection, a few rounds of copies, backoff.
 REST_SECONDS = 180.0
+#: Longer than a server may be dead or a file gone before it is noticed, and told.
+TOLD_SECONDS = 15.0
 #: So many looks in a row must find nothing, the last one a check of every block.
 LOOKS = 2
 VERSION_MAX = 2**32 - 1
@@ -100,6 +104,8 @@ class Settling:
         self.plan = plan
         self.record = record
         self.losses = faults.losses
+        #: Chunks below their goal while status says that there are none: since when.
+        self._untold: dict[int, float] = {}
 
     async def look(self, fs: Client) -> None:
         """Read everything while it is still as the faults left it: what damage nobody
@@ -147,6 +153,20 @@ class Settling:
                 await self._start_again(fs)
             if unrest and trio.current_time() > until:
                 raise Violation(f"not at rest after {bound:.0f} s: " + "; ".join(unrest[:8]))
+        await self._check_status(fs)
+
+    async def _check_status(self, fs: Client) -> None:
+        """What it says is so, as soon as all have told and been told of what is."""
+        until = trio.current_time() + CURRENT_SECONDS
+        while True:
+            status, metadata = await fs.status(), read_metadata(self.cluster.directory)
+            settings = self.plan.chunkserver
+            found = differences(self.cluster, settings, self.losses, metadata, status)
+            if not found:
+                return
+            if trio.current_time() > until:
+                raise Violation("at rest, and by what status says " + "; ".join(found[:8]))
+            await trio.sleep(LOOK_SECONDS)
 
     async def _keep_what_is_needed(self, fs: Client) -> None:
         """Do not empty servers without which no file can be at its goal: a goal may be
@@ -190,10 +210,11 @@ class Settling:
         return [f"fsck finds {problem}" for problem in problems]
 
     async def _unrest(self, fs: Client) -> list[str]:
-        found = self._replica_problems(read_metadata(self.cluster.directory))
+        found, short = self._replica_problems(read_metadata(self.cluster.directory))
+        totals = (await fs.status()).totals
+        self._check_told(short, totals)
         if found:
             return found
-        totals = (await fs.status()).totals
         counts = {
             "under-replicated": totals.under_replicated,
             "corrupt": totals.corrupt,
@@ -206,8 +227,25 @@ class Settling:
         excused = len(self.losses.handles) * self.plan.chunkservers
         return [f"{n} {what}" for what, n in counts.items() if n > excused]
 
-    def _replica_problems(self, metadata: Metadata) -> list[str]:
-        found = []
+    def _check_told(self, short: set[int], totals: ClusterTotals) -> None:
+        """Status must not say for long that all chunks are at their goal if some are not."""
+        now = trio.current_time()
+        if totals.under_replicated or totals.lost:
+            short = set()
+        self._untold = {handle: self._untold.get(handle, now) for handle in sorted(short)}
+        settings = self.plan.master
+        bound = TOLD_SECONDS + settings.dead_seconds + self.plan.chunkserver.scan_seconds
+        late = [f"{handle:x}" for handle, since in self._untold.items() if now > since + bound]
+        if late:
+            raise Violation(
+                f"for {bound:g} s status says that no chunk is below its goal, though there are "
+                f"{', '.join(late[:8])}"
+            )
+
+    def _replica_problems(self, metadata: Metadata) -> tuple[list[str], set[int]]:
+        """What is not as it should be, and which chunks have too few replicas."""
+        found: list[str] = []
+        short: set[int] = set()
         there = replicas_on_disks(self.cluster, self.losses)
         kept = metadata.kept()
         drained = {server.address for server in metadata.servers if server.draining}
@@ -220,6 +258,8 @@ class Settling:
                 if r.good and r.version >= chunk.version and r.length >= chunk.length
             ]  # fmt: skip
             goal = min(chunk.replication, self.plan.chunkservers)
+            if len({r.server for r in good}) < goal:
+                short.add(handle)
             if len({r.server for r in good}) != goal or len(there.get(handle, [])) != goal:
                 have = ", ".join(f"{r.server} v{r.version}" for r in there.get(handle, []))
                 found.append(f"chunk {handle:x} v{chunk.version} has {have or 'nothing'}")
@@ -232,7 +272,7 @@ class Settling:
             paths = self.cluster.machine(name).disk.paths()
             left = [p for p in paths if "/chunks/" in p and not p.endswith(".chunk")]
             found += [f"{path} on {name} is left over" for path in left]
-        return found
+        return found, short
 
     def _misplaced(self, handle: int, goal: int, holders: set[str], drained: set[str]) -> list[str]:
         """Replicas on servers that are to be emptied though others could have them, or

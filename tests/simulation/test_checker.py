@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import NoReturn
 
+import msgspec
 import pytest
 import trio
 
@@ -15,6 +17,7 @@ from gfs.chunkserver.journal import Journal
 from gfs.client import Client
 from gfs.config import MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
+from gfs.protocol.messages import StatusReply
 from gfs.testing import SimCluster, run_simulated
 from gfs.testing.clock import MachineTime
 from gfs.testing.files import SimDisk, SimFileSystem
@@ -31,6 +34,7 @@ from .metadata import read_metadata
 from .names_model import DIRECTORY, OK, Delete, Look, MakeDirectory, Snapshot, split
 from .plan import Plan, make_plan
 from .record import LOG, MADE_BY, Record, Violation
+from .truth import COUNTED, CURRENT_SECONDS, differences
 from .workload import Actor
 
 
@@ -216,6 +220,48 @@ def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something
             cluster.machine("chunkserver2").disk.unlink(path)
             with pytest.raises(Violation, match="no server"):
                 record.look_everywhere(model, 0, 5)
+
+    run_simulated(0, main)
+
+
+def test_every_figure_of_status_is_held_against_what_is_so() -> None:
+    async def main() -> None:
+        plan = make_plan(0, kinds=[])
+        cluster = SimCluster(0, chunkservers=3, chunkserver=plan.chunkserver)
+        async with cluster, cluster.client() as fs:
+            for name in ("x", "y", "d/z"):
+                await fs.put(b"bytes", f"/{name}")
+            await fs.delete("/d", recursive=True)
+            await trio.sleep(CURRENT_SECONDS)
+            losses = Losses(cluster, Record(cluster.trace), plan)
+
+            async def told(change: Callable[[StatusReply], object] = id) -> list[str]:
+                status, metadata = await fs.status(), read_metadata(cluster.directory)
+                change(status)
+                return differences(cluster, plan.chunkserver, losses, metadata, status)
+
+            assert not await told()
+
+            def count(name: str) -> Callable[[StatusReply], object]:
+                return lambda status: setattr(status.totals, name, getattr(status.totals, name) + 1)
+
+            for name in COUNTED:
+                assert any(found.startswith(name) for found in await told(count(name)))
+            assert await told(lambda status: status.servers.pop())
+            assert await told(lambda status: setattr(status.servers[0], "state", "dead"))
+            assert await told(lambda status: status.servers[0].disks.clear())
+            for changes in ({"chunks": 9}, {"state": "full"}, {"free_bytes": 9}):
+                assert await told(
+                    lambda status, changes=changes: status.servers[0].disks.append(
+                        msgspec.structs.replace(status.servers[0].disks.pop(), **changes)
+                    )
+                )
+            # And the other way round: the disks are not as everybody believes.
+            (path,) = cluster.chunk_files("chunkserver0")[:1]
+            cluster.machine("chunkserver0").disk.truncate(path, 0)
+            assert len(await told()) == 1
+            cluster.machine("chunkserver0").disk.unlink(path)
+            assert len(await told()) == 3
 
     run_simulated(0, main)
 

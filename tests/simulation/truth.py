@@ -1,0 +1,104 @@
+"""What ``status`` says, held against what is so.
+
+What is so is counted here: servers by whether their processes run, disks from the bytes
+of their files, replicas from the chunk files, files and trash from the rows of inodes.
+Nothing is asked of the master or of a chunkserver, so nothing they believe can hide what
+they do not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gfs.config import ChunkserverSettings
+from gfs.master.rows import KIND_DIRECTORY, KIND_FILE, ROOT_INODE
+from gfs.protocol.messages import ClusterTotals, Disk, StatusReply
+from gfs.testing import SimCluster
+
+from .losses import Losses
+from .metadata import Metadata
+
+#: While nothing changes: heartbeats come, disks are looked at, notes are written back.
+CURRENT_SECONDS = 30.0
+#: Not 0 only where chunks were lost. What the master counts of these depends on what it
+#: was told of their remains.
+LOSSES = ("under_replicated", "lost", "corrupt", "stale", "corrupt_kept", "beyond_repair")
+#: All totals that are looked at.
+COUNTED = (
+    *LOSSES, "files", "directories", "bytes", "chunks", "trash_rows", "trash_files",
+    "trash_bytes", "orphaned", "repairs_active", "repairs_queued", "moves_active", "moves_queued",
+)  # fmt: skip
+
+
+def differences(
+    cluster: SimCluster,
+    settings: ChunkserverSettings,
+    losses: Losses,
+    metadata: Metadata,
+    status: StatusReply,
+) -> list[str]:
+    """What ``status`` says that is not so, of a cluster at rest."""
+    found = []
+    told = {server.address.partition(":")[0]: server for server in status.servers}
+    states = {name: server.state for name, server in told.items()}
+    running = {
+        name: "live" if cluster.node(name).running else "dead" for name in cluster.chunkservers
+    }
+    if states != running or len(status.servers) != len(told):
+        return [f"the servers are {states}, and should be {running}"]
+    for name, server in told.items():
+        paths = cluster.chunk_files(name)
+        if server.chunks != len(paths):
+            found.append(f"{name} has {server.chunks} replicas, and {len(paths)} chunk files")
+        if sorted(disk.path for disk in server.disks) != sorted(cluster.disks):
+            found.append(f"the disks of {name} are {server.disks}")
+        for disk in server.disks:
+            found += _of_disk(cluster, settings, name, disk)
+    return [*found, *_of_totals(losses, metadata, status.totals)]
+
+
+def _of_disk(
+    cluster: SimCluster, settings: ChunkserverSettings, name: str, disk: Disk
+) -> Iterator[str]:
+    there = cluster.machine(name).disk
+    paths = there.paths(disk.path)
+    used = sum(len(there.inode(path).data) for path in paths)
+    total = there.space(disk.path).total_bytes
+    free = max(0, total - used - settings.reserve_bytes)
+    so = {
+        "total_bytes": total,
+        "free_bytes": free,
+        "chunks": sum(path.endswith(".chunk") for path in paths),
+        "state": "ok" if free else "full",
+    }
+    for what, value in so.items():
+        if getattr(disk, what) != value:
+            yield f"{disk.path} of {name}: {what} is {getattr(disk, what)}, and should be {value}"
+
+
+def _of_totals(losses: Losses, metadata: Metadata, totals: ClusterTotals) -> Iterator[str]:
+    listed = {int.from_bytes(key[-8:], "big") for key in metadata.rows["trash_paths"]}
+    live, trash = _counts(metadata, {ROOT_INODE}), _counts(metadata, listed)
+    so = {
+        **dict.fromkeys(COUNTED, 0),
+        "files": live[0],
+        "directories": live[1] - 1,
+        "bytes": live[2],
+        "chunks": len(metadata.chunks),
+        "trash_rows": len(listed),
+        "trash_files": trash[0],
+        "trash_bytes": trash[2],
+    }
+    for what, value in so.items():
+        if getattr(totals, what) != value and not (what in LOSSES and losses.handles):
+            yield f"{what} is {getattr(totals, what)}, and should be {value}"
+    if totals.lost > len(losses.handles):
+        yield f"{totals.lost} chunks are lost, and no more than {len(losses.handles)} can be"
+
+
+def _counts(metadata: Metadata, roots: set[int]) -> tuple[int, int, int]:
+    """Files, directories and bytes at and below these inodes."""
+    rows = [metadata.inodes[inode] for inode in metadata.below(roots)]
+    files = [row for row in rows if row.kind == KIND_FILE]
+    directories = sum(row.kind == KIND_DIRECTORY for row in rows)
+    return len(files), directories, sum(row.length for row in files)
