@@ -142,7 +142,7 @@ class Settling:
             unrest = await self._unrest(fs)
             calm = 0 if unrest else calm + 1
             if calm == LOOKS:
-                unrest = await self._unfit(fs)
+                unrest = await self._unfit(fs) or await self._start_again(fs)
                 if not unrest and await self._make_journals_anew():
                     # Which doubts whatever is on their disks: all of it again.
                     unrest, until = ["redo journals were damaged"], trio.current_time() + bound
@@ -177,14 +177,18 @@ class Settling:
         if drained and self.plan.chunkservers - len(drained) < goal:
             await fs.drain(drained[0].address, cancel=True)
 
-    async def _start_again(self, fs: Client) -> None:
-        """Servers that have given up a disk: whoever runs them has put it right."""
+    async def _start_again(self, fs: Client) -> list[str]:
+        """Servers that have given up a disk: whoever runs them has put it right. Returns
+        which."""
+        found = []
         for server in (await fs.status()).servers:
             if any(disk.state == "failed" for disk in server.disks):
                 name = server.address.partition(":")[0]
-                self.record.tell(f"{name} has given up a disk")
+                found.append(f"{name} has given up a disk")
+                self.record.tell(found[-1])
                 self.losses.server_is_gone(name)
                 await self.cluster.restart(name)
+        return found
 
     async def _make_journals_anew(self) -> bool:
         """Whether there were redo journals with holes. Once nothing is written, nothing is
