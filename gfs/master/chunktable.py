@@ -5,8 +5,10 @@ Nothing of this is on disk. Chunkservers have the last word on what they hold
 with every heartbeat, and the master only ever compares.
 
 *Locations* are the replicas known to be whole and of the chunk's current
-version, on servers that are not dead. The comparison of one reported replica
-with the chunk's row:
+version, on servers that are not dead. The table knows which version that is: what
+deletes a replica compares it with the chunk's row, so that replicas of an older
+version never pass for those that stay. The comparison of one reported replica with
+the row:
 
 ==========================================  ==================================
 reported                                    it is
@@ -32,9 +34,9 @@ collected meanwhile, by this master or the one before: its replicas are
 *doubted* until their servers say that they are there. So are those on a server that
 registers again without them: it may have lost what its clients were told it has.
 
-Sketch for 1,000,000 chunks of 3 replicas: one dict of int to tuple of small
-ints, the tuples shared between chunks on the same servers: about 100 bytes a
-chunk, 100 MB in all. There is no index by server: losing one costs a pass over
+Sketch for 1,000,000 chunks of 3 replicas: one dict of int to a version and a tuple of
+small ints, shared between chunks of the same version on the same servers: about 100
+bytes a chunk, 100 MB in all. There is no index by server: losing one costs a pass over
 the dict (0.1 s a million), in slices.
 """
 
@@ -51,10 +53,18 @@ SHARED_MAX = 100_000
 Holders = tuple[int, ...]
 
 
+class Located(NamedTuple):
+    version: int
+    holders: Holders
+
+
+_NOWHERE = Located(0, ())
+
+
 class LocationTable:
     def __init__(self) -> None:
-        self._holders: dict[int, Holders] = {}
-        self._shared: dict[Holders, Holders] = {}
+        self._located: dict[int, Located] = {}
+        self._shared: dict[Located, Located] = {}
         #: Locations per server index.
         self.counts: dict[int, int] = {}
         #: Each is told the handles that change, for a shadow master.
@@ -62,39 +72,47 @@ class LocationTable:
 
     def get(self, handle: int) -> Holders:
         """Server indexes, in no order that means anything."""
-        return self._holders.get(handle, ())
+        return self._located.get(handle, _NOWHERE).holders
 
-    def add(self, handle: int, server: int) -> bool:
-        """True if it is news."""
-        holders = self._holders.get(handle, ())
-        if server in holders:
+    def version(self, handle: int) -> int:
+        """What all its locations are of; 0 if there are none."""
+        return self._located.get(handle, _NOWHERE).version
+
+    def add(self, handle: int, server: int, version: int) -> bool:
+        """True if it is news. Locations of another version are none any more, but one
+        of a lower version than they have is refused."""
+        known = self._located.get(handle, _NOWHERE)
+        if version < known.version:
             return False
-        self._put(handle, tuple(sorted((*holders, server))))
+        if version > known.version:
+            for other in known.holders:
+                self.counts[other] -= 1
+            known = _NOWHERE
+        if server in known.holders:
+            return False
+        self._put(handle, version, tuple(sorted((*known.holders, server))))
         self.counts[server] = self.counts.get(server, 0) + 1
         return True
 
     def remove(self, handle: int, server: int) -> bool:
         """True if it was there."""
-        holders = self._holders.get(handle, ())
+        version, holders = self._located.get(handle, _NOWHERE)
         if server not in holders:
             return False
-        self._put(handle, tuple(s for s in holders if s != server))
+        self._put(handle, version, tuple(s for s in holders if s != server))
         self.counts[server] -= 1
         return True
 
-    def replace(self, handle: int, servers: Iterable[int]) -> Holders:
+    def replace(self, handle: int, servers: Iterable[int], version: int) -> Holders:
         """Exactly these; returns those that are none any more."""
-        wanted = set(servers)
-        gone = tuple(s for s in self.get(handle) if s not in wanted)
-        for server in gone:
-            self.remove(handle, server)
-        for server in wanted:
-            self.add(handle, server)
-        return gone
+        before = self.pop(handle)
+        for server in servers:
+            self.add(handle, server, version)
+        return tuple(server for server in before if server not in self.get(handle))
 
     def pop(self, handle: int) -> Holders:
         """The chunk is no more."""
-        holders = self._holders.pop(handle, ())
+        holders = self._located.pop(handle, _NOWHERE).holders
         for watcher in self.watchers:
             watcher[handle] = None
         for server in holders:
@@ -103,20 +121,21 @@ class LocationTable:
 
     def handles(self) -> list[int]:
         """A copy, to go over in slices."""
-        return list(self._holders)
+        return list(self._located)
 
-    def _put(self, handle: int, holders: Holders) -> None:
+    def _put(self, handle: int, version: int, holders: Holders) -> None:
         for watcher in self.watchers:
             watcher[handle] = None
         if not holders:
-            self._holders.pop(handle, None)
+            self._located.pop(handle, None)
             return
         if len(self._shared) > SHARED_MAX:
             self._shared.clear()
-        self._holders[handle] = self._shared.setdefault(holders, holders)
+        located = Located(version, holders)
+        self._located[handle] = self._shared.setdefault(located, located)
 
     def __len__(self) -> int:
-        return len(self._holders)
+        return len(self._located)
 
 
 class Reservation(NamedTuple):

@@ -71,24 +71,6 @@ async def _without_shadows(request: ForgetShadow) -> Done:
     raise NotFound(f"there is no shadow master {request.address}")
 
 
-class InTheMaking:
-    """A chunk that no file has yet."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-        self._version = 0
-        self._holders: tuple[int, ...] = ()
-
-    def made(self, version: int, chain: Iterable[Server]) -> tuple[int, ...]:
-        """These have it now, and a file is to get it; returns their indexes."""
-        self._version, self._holders = version, tuple(server.index for server in chain)
-        return self._holders
-
-    def holders(self, version: int) -> tuple[int, ...]:
-        """Who has it, if it is of that version."""
-        return self._holders if version == self._version else ()
-
-
 class Master:
     """All state of a running master."""
 
@@ -168,27 +150,26 @@ class Master:
     # --- handles ---------------------------------------------------------------------
 
     @contextmanager
-    def chunk_in_the_making(self) -> Iterator[InTheMaking]:
+    def chunk_in_the_making(self) -> Iterator[int]:
         """A new handle, for a chunk that servers make before a commit gives it to a file.
 
         Until then nobody knows of it; what was made is garbage if the block fails and
         no file got it all the same.
         """
-        making = InTheMaking(self.reservations.new_handle())
+        handle = self.reservations.new_handle()
         self.prefetch_handles()
-        self.granting.add(making.handle)
+        self.granting.add(handle)
         try:
-            yield making
+            yield handle
         except BaseException:
             # Cancelled, because its client hung up, it leaves a commit behind that may be
             # queued or under way: what came of it shows when a later one was carried out.
-            look = partial(self._given_up, making)
+            look = partial(self._given_up, handle)
             self.committer.submit("", 0, lambda _: (None, Done(id=0)), look)
             raise
-        self.granting.discard(making.handle)
+        self.granting.discard(handle)
 
-    def _given_up(self, making: InTheMaking, outcome: Outcome) -> None:
-        handle = making.handle
+    def _given_up(self, handle: int, outcome: Outcome) -> None:
         self.granting.discard(handle)
         if isinstance(outcome, GfsError):
             return  # perhaps never queued: it is garbage like any that nobody knows of
@@ -196,11 +177,6 @@ class Master:
             row = chunk_row(txn, handle)
         if row is None:
             self.garbage.doom(handle, self.now)
-            return
-        known = [self.servers.by_index[index] for index in making.holders(row.version)]
-        there = [server.index for server in known if server and server.state != DEAD]
-        if there:
-            self.set_locations(handle, row.version, there, row.version)
 
     def prefetch_handles(self) -> None:
         """Have the next range made durable long before this one is used up."""
@@ -291,6 +267,9 @@ class Master:
         if handle in self.granting:
             return
         if server.index in self.locations.get(handle):
+            # Also if it was verified a moment ago: until a later report contradicts this
+            # one, nothing else is deleted on the strength of this replica.
+            self.unverified.add((server.index, handle))
             self.suspect(server, handle)
         elif not self.garbage.is_ordered(server.index, handle, version, now):
             self.garbage.hold(server.index, handle, version, STALE, now)
@@ -352,7 +331,7 @@ class Master:
         self.set_locations(handle, version, known[1], before)
 
     def add_location(self, server: Server, handle: int, version: int, goal: int) -> None:
-        if self.locations.add(handle, server.index):
+        if self.locations.add(handle, server.index, version):
             if server.reported is not None:
                 server.reported.add(handle)
             self.evaluate(handle, version, goal)
@@ -360,12 +339,17 @@ class Master:
     def set_locations(
         self, handle: int, version: int, servers: Iterable[int], old_version: int
     ) -> None:
-        """These hold ``version``; all others known until now are stale, at
-        ``old_version`` as far as the master knows."""
+        """These hold ``version``, and the chunk is of that; all others known until now
+        are stale, at ``old_version`` as far as the master knows."""
         now = self.now
+        with self.store.read() as txn:
+            row = chunk_row(txn, handle)
+        if row is None or row.version != version:
+            return  # deleted, or raised again, in the same commit
         # One that is dead by now will report what it has if it comes back.
-        servers = {index for index in servers if self.servers.get(index).state != DEAD}
-        for index in self.locations.replace(handle, servers):
+        known = [self.servers.by_index[index] for index in servers]
+        servers = {server.index for server in known if server and server.state != DEAD}
+        for index in self.locations.replace(handle, servers, version):
             if self.servers.get(index).state != DEAD:
                 self.garbage.hold(index, handle, old_version, STALE, now)
         for index in servers:
@@ -373,9 +357,7 @@ class Master:
             reported = self.servers.get(index).reported
             if reported is not None:
                 reported.add(handle)
-        with self.store.read() as txn:
-            # The goal may be another one than when this began.
-            self._evaluate_row(txn, handle)
+        self.evaluate(handle, version, row.replication)
 
     def drop_location(self, server: Server, handle: int) -> bool:
         """The replica is not there, or not fit; True if that is news."""
@@ -395,7 +377,7 @@ class Master:
         if known is not None and len(holders) < goal and self._readopt(handle, version):
             holders = self.locations.get(handle)
         if known is not None:
-            self._release_garbage(handle, goal, holders)
+            self._release_garbage(handle, version, goal)
         if known is not None and not holders and self.garbage.of_kind(handle, FORGETFUL):
             self.forgotten[handle] = None
         else:
@@ -425,30 +407,34 @@ class Master:
         ]
         for index in found:
             self.garbage.drop(index, handle)
-            self.locations.add(handle, index)
+            self.locations.add(handle, index, version)
         return bool(found)
 
-    def _release_garbage(self, handle: int, goal: int, holders: Holders) -> None:
+    def _release_garbage(self, handle: int, version: int, goal: int) -> None:
         # An old or damaged copy is better than none: it goes when enough good ones
         # are there for sure, not when there is one.
-        if self._are_enough(handle, goal, holders):
+        if self._are_enough(handle, version, goal):
             for kind in (STALE, FORGETFUL, CORRUPT):
                 self.garbage.release(handle, kind)
 
-    def _are_enough(self, handle: int, goal: int, holders: Holders) -> bool:
-        """Whether a replica that is none of these may be deleted."""
-        confirmed = len(self._confirmed(handle, holders))
+    def _are_enough(self, handle: int, version: int, goal: int) -> bool:
+        """Whether a replica that is no location of the chunk, whose version is this, may
+        be deleted."""
+        confirmed = len(self._confirmed(handle, version))
         return confirmed >= max(1, min(goal, self.servers.live_count))
 
-    def _confirmed(self, handle: int, holders: Holders) -> list[Server]:
-        """Those that have a good replica for sure, as far as can be known.
+    def _confirmed(self, handle: int, version: int) -> list[Server]:
+        """Those that have a good replica of ``version`` for sure, as far as can be known.
+        Whatever deletes a replica asks here what stays.
 
         A server that just came back is believed to hold what it held before, and may
         have lost it; and a suspect is believed until it is verified. For reading and
         copying that is enough, for deleting others it is not.
         """
-        found = []
-        for index in holders:
+        found: list[Server] = []
+        if self.locations.version(handle) != version:
+            return found
+        for index in self.locations.get(handle):
             server, key = self.servers.get(index), (index, handle)
             told = server.registered or (server.reported is not None and handle in server.reported)
             suspected = key in self.to_verify or key in self.verifying or key in self.unverified
@@ -480,7 +466,7 @@ class Master:
                 # What cannot be decided now is looked at again after the others.
                 del self.surplus[handle]
                 self.surplus[handle] = None
-                confirmed = self._confirmed(handle, holders)
+                confirmed = self._confirmed(handle, row.version)
                 if len(confirmed) <= row.replication or self._is_rising(handle):
                     continue
                 if self.leases.current(handle, now) is not None:
@@ -568,6 +554,7 @@ class Master:
         if key in self.verifying:
             return False
         if key not in self.to_verify and len(self.to_verify) >= VERIFY_MAX:
+            self.unverified.add(key)
             return False
         self.to_verify[key] = blocks or self.to_verify.get(key, False)
         return True
@@ -653,6 +640,8 @@ class Master:
         self.to_evaluate.update(dict.fromkeys(effects.goals))
         for server_id, draining in effects.drains:
             self.set_draining(server_id, draining)
+        for deed in effects.then:
+            deed()
 
     def _chunks_freed(self, freed: list[tuple[int, int]]) -> None:
         """Nothing refers to these chunks any more, and that is durable."""
@@ -720,7 +709,7 @@ class Master:
         known = self.garbage.at(server.index, handle)
         if version > row.version and (known is None or known.kind not in (CORRUPT, FORGETFUL)):
             return True  # while one of these, of a version that was only attempted, is useless
-        return not self._are_enough(handle, row.replication, holders)
+        return not self._are_enough(handle, row.version, row.replication)
 
     # --- room --------------------------------------------------------------------------------
 

@@ -48,9 +48,11 @@ from gfs.errors import (
     StaleVersion,
 )
 from gfs.master import placement, sharing
+from gfs.master.committer import Plan
 from gfs.master.core import Master
 from gfs.master.leases import FIRST_LEASED_VERSION, Lease, wants_new_grant
 from gfs.master.namespace import (
+    Planned,
     chunk_handle,
     chunk_row,
     live_file,
@@ -62,6 +64,7 @@ from gfs.master.namespace import (
 from gfs.master.operations import VersionAttempted
 from gfs.master.rows import FLAG_APPENDED, Chunk, Inode
 from gfs.master.servers import LIVE, Server
+from gfs.master.store import Txn
 from gfs.master.unsharing import unshare
 from gfs.master.uploads import AddressBook, place
 from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply, Message
@@ -210,14 +213,14 @@ class Grants:
         master.granting.add(handle)
         try:
             version, chain, sent = await self._raise(inode, handle, chunk, servers, lease, believed)
-            await master.committer.perform(
-                partial(plan_confirm_version, handle=handle, version=version)
+            indexes = tuple(server.index for server in chain)
+            await self.commit(
+                partial(plan_confirm_version, handle=handle, version=version),
+                partial(master.set_locations, handle, version, indexes, chunk.version),
             )
         finally:
             master.granting.discard(handle)
-        indexes = tuple(server.index for server in chain)
         granted = master.leases.granted(handle, version, indexes, inode, sent)
-        master.set_locations(handle, version, indexes, chunk.version)
         log.info(
             "chunk %x version %d: %s %s",
             handle,
@@ -232,6 +235,18 @@ class Grants:
             ),
         )
         return granted
+
+    async def commit(self, plan: Plan, then: Callable[[], None]) -> None:
+        """Have ``plan`` carried out, and ``then`` whenever it was: also if this raises, or
+        is cancelled, after the commit. Until the locations are those of the new version,
+        the old ones would count as good."""
+
+        def plan_both(txn: Txn) -> Planned:
+            planned = plan(txn)
+            txn.effects.then.append(then)
+            return planned
+
+        await self._master.committer.perform(plan_both)
 
     async def _wait_for_clone(self, handle: int) -> None:
         master = self._master
@@ -348,10 +363,9 @@ class Grants:
         servers = place(
             master, replication, frozenset(request.failed), master.now, "the file's next chunk"
         )
-        with master.chunk_in_the_making() as making:
-            handle = making.handle
+        with master.chunk_in_the_making() as handle:
             version, chain, sent = await self._make(handle, servers)
-            indexes = making.made(version, chain)
+            indexes = tuple(server.index for server in chain)
             placement.require(
                 len(chain),
                 replication,
@@ -359,7 +373,7 @@ class Grants:
                 master.servers.live_count,
                 "the file's next chunk",
             )
-            await master.committer.perform(
+            await self.commit(
                 partial(
                     plan_add_chunk,
                     inode=request.inode,
@@ -367,10 +381,10 @@ class Grants:
                     handle=handle,
                     version=version,
                     time_ns=master.clock.time_ns(),
-                )
+                ),
+                partial(master.set_locations, handle, version, indexes, version),
             )
         lease = master.leases.granted(handle, version, indexes, request.inode, sent)
-        master.set_locations(handle, version, indexes, version)
         return self._reply(handle, lease, 0)
 
     async def _make(self, handle: int, servers: list[Server]) -> tuple[int, list[Server], float]:

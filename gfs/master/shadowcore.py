@@ -106,7 +106,8 @@ class ShadowMaster(Master):
         """What the master changed about locations."""
         for handle, ids in changes:
             known = [self.servers.by_id.get(server_id) for server_id in ids]
-            self.locations.replace(handle, [server.index for server in known if server])
+            # Of which version they are counts only for who deletes replicas.
+            self.locations.replace(handle, [server.index for server in known if server], 0)
 
     def take_report(self, server: Server, body: bytes) -> None:
         """A replica of a higher version than ours is one that we hear of before the
@@ -124,7 +125,7 @@ class ShadowMaster(Master):
                 if length & FORGETFUL:
                     self.locations.remove(handle, server.index)
                 elif version > current or (version == current and length >= length_min):
-                    self.locations.add(handle, server.index)
+                    self.locations.add(handle, server.index, 0)
                 elif version < current:
                     self.locations.remove(handle, server.index)
 

@@ -149,7 +149,7 @@ class Databases(NamedTuple):
 class Effects:
     """What the operations of a transaction mean for what is only in memory."""
 
-    __slots__ = ("drains", "freed", "goals", "trashed")
+    __slots__ = ("drains", "freed", "goals", "then", "trashed")
 
     def __init__(self) -> None:
         #: Chunks that lost their last reference, as (handle, version).
@@ -160,9 +160,12 @@ class Effects:
         self.goals: list[int] = []
         #: Chunkservers that are drained from now on, or not any more: (id, how far).
         self.drains: list[tuple[str, int]] = []
+        #: What whoever planned a mutation wants done when that is durable, whether or not
+        #: anybody still waits for it.
+        self.then: list[Callable[[], None]] = []
 
     def __bool__(self) -> bool:
-        return bool(self.freed or self.trashed or self.goals or self.drains)
+        return bool(self.freed or self.trashed or self.goals or self.drains or self.then)
 
     def add(self, other: Effects) -> None:
         """What was committed after this."""
@@ -170,6 +173,7 @@ class Effects:
         self.trashed += other.trashed
         self.goals += other.goals
         self.drains += other.drains
+        self.then += other.then
 
 
 class Txn:

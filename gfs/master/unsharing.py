@@ -52,11 +52,10 @@ async def unshare(
     """
     master = grants.master
     servers = grants.candidates(handle, chunk, failed, or_failed=True)
-    with master.chunk_in_the_making() as making:
-        target = making.handle
+    with master.chunk_in_the_making() as target:
         version, chain, sent = await _copy(grants, handle, chunk.version, target, servers)
-        indexes = making.made(version, chain)
-        await master.committer.perform(
+        indexes = tuple(server.index for server in chain)
+        await grants.commit(
             partial(
                 plan_replace_chunk,
                 inode=inode,
@@ -64,10 +63,10 @@ async def unshare(
                 shared=handle,
                 handle=target,
                 version=version,
-            )
+            ),
+            partial(master.set_locations, target, version, indexes, version),
         )
     lease = master.leases.granted(target, version, indexes, inode, sent)
-    master.set_locations(target, version, indexes, version)
     return target, lease
 
 

@@ -384,7 +384,8 @@ def published(master: Master, upload: Upload) -> None:
             untold = server.reported is not None and handle not in server.reported
             if untold or (reservation is not None and index in reservation.doubted):
                 master.suspect(server, handle)
-            if master.locations.add(handle, index) and server.reported is not None:
+            is_news = master.locations.add(handle, index, new.version)
+            if is_news and server.reported is not None:
                 server.reported.add(handle)
         if (
             len(master.locations.get(handle)) != upload.replication

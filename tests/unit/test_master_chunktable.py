@@ -16,15 +16,15 @@ def anything(handle: int, version: int) -> bool:
 
 def test_locations_are_counted_and_shared() -> None:
     table = LocationTable()
-    assert table.add(1, 5)
-    assert not table.add(1, 5)
-    table.add(1, 3)
-    table.add(2, 3)
-    table.add(2, 5)
+    assert table.add(1, 5, 1)
+    assert not table.add(1, 5, 1)
+    table.add(1, 3, 1)
+    table.add(2, 3, 1)
+    table.add(2, 5, 1)
     assert table.get(1) == (3, 5)
     assert table.get(1) is table.get(2)
     assert table.counts == {3: 2, 5: 2}
-    assert table.replace(1, [5, 7]) == (3,)
+    assert table.replace(1, [5, 7], 1) == (3,)
     assert table.get(1) == (5, 7)
     assert table.remove(1, 5)
     assert not table.remove(1, 5)
@@ -33,6 +33,18 @@ def test_locations_are_counted_and_shared() -> None:
     assert table.remove(2, 5)
     assert (len(table), table.handles(), table.get(9)) == (0, [], ())
     assert set(table.counts.values()) == {0}
+
+
+def test_all_locations_of_a_chunk_are_of_one_version() -> None:
+    table = LocationTable()
+    assert (table.version(1), table.get(1)) == (0, ())
+    table.replace(1, [3, 5], 2)
+    assert table.add(1, 7, 3)
+    assert (table.version(1), table.get(1)) == (3, (7,))
+    assert not table.add(1, 3, 2)
+    assert table.replace(1, [3], 2) == (7,)
+    assert (table.version(1), table.get(1)) == (2, (3,))
+    assert table.counts == {3: 1, 5: 0, 7: 0}
 
 
 def test_handles_are_handed_out_once_and_within_the_range() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import shutil
 import struct
 from collections.abc import Awaitable, Callable, Iterator
@@ -868,6 +869,22 @@ async def lease(cell: Cell, server: Server, file: File | None, more: int) -> Non
 
 
 @action
+async def lag(cell: Cell, server: Server, file: File | None, more: int) -> None:
+    """What is committed from now on is not acknowledged, for want of shadow masters."""
+    if not cell.is_up:
+        return
+    gate = cell.master.committer.gate
+    gate.shadows(cell.master.committer.sequence, "")
+
+    async def catch_up() -> None:
+        await trio.sleep((0.5, 2.0)[more % 2] + SETTINGS.shadow_wait_seconds)
+        gate.expire()
+        gate.shadows(math.inf, "")
+
+    cell.nursery.start_soon(catch_up)
+
+
+@action
 async def read_fails(cell: Cell, server: Server, file: File | None, more: int) -> None:
     """A reader says so; it need not be true."""
     if file is not None:
@@ -1128,6 +1145,17 @@ ONCE = {
             Step("lease", 3, 4, 3, 0),
             Step("set_goal", 1, 0, 1, 0),
             Step("put", 0, 4, 3, 0.03),
+        ],
+    ),
+    #: The grant was committed and not acknowledged: the replica that it left out still
+    #: counted as good, and those that took part were given up.
+    "grant without its answer": (
+        0,
+        [
+            Step("put", 0, 0, 2, 3.0),
+            Step("lease", 0, 0, 1, 0.01),
+            Step("lag", 0, 0, 1, 0.0),
+            Step("set_goal", 0, 0, 0, 3.0),
         ],
     ),
     #: A copy was made over the only replica of a version that was on its way into the store.
