@@ -18,6 +18,8 @@ MIB = 1024 * KIB
 
 BLOCK_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * MIB
+#: What a replica takes on its disk besides its bytes: see gfs.chunkserver.format.
+REPLICA_HEAD_BYTES = 16 * KIB
 BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
 SUM_BYTES = 8
 

@@ -36,12 +36,20 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from gfs.blocks import BLOCK_BYTES, BLOCKS_PER_CHUNK, CHUNK_BYTES, SUM_BYTES, Buffer, block_sum
+from gfs.blocks import (
+    BLOCK_BYTES,
+    BLOCKS_PER_CHUNK,
+    CHUNK_BYTES,
+    REPLICA_HEAD_BYTES,
+    SUM_BYTES,
+    Buffer,
+    block_sum,
+)
 from gfs.errors import CorruptReplica
 
 MAGIC = b"GFSCHUNK"
 FORMAT = 1
-HEAD_BYTES = 16 * 1024
+HEAD_BYTES = REPLICA_HEAD_BYTES
 SLOT_OFFSETS = (512, 1024)
 SUMS_OFFSET = 4096
 SUMS_BYTES = BLOCKS_PER_CHUNK * SUM_BYTES

@@ -25,6 +25,7 @@ import trio
 
 from gfs.chunkserver.clone import clone
 from gfs.chunkserver.copying import copy
+from gfs.chunkserver.deleting import delete_all
 from gfs.chunkserver.node import Node
 from gfs.config import split_addresses
 from gfs.diagnostics import event, request, request_of
@@ -43,6 +44,7 @@ from gfs.protocol.messages import (
     REPORT_RECORDS_MAX,
     CloneChunk,
     CopyChunk,
+    DeleteReplicas,
     Done,
     GrantLease,
     Heartbeat,
@@ -51,7 +53,6 @@ from gfs.protocol.messages import (
     Ping,
     Register,
     RegisterReply,
-    ReplicaName,
     ReportReplicas,
     RevokeLease,
     VerifyChunk,
@@ -70,7 +71,6 @@ BAD_REPORTS_MAX = 500
 MASTERS_MAX = 32
 #: Orders of the master carried out at once.
 ORDERS_AT_ONCE = 32
-DELETIONS_AT_ONCE = 64
 
 
 class MasterLinks:
@@ -290,40 +290,26 @@ class MasterLink:
             return
         self._check_term(rpc)
         self._links.learnt(self._address, orders.masters)
-        await self.obey(orders, sent)
+        self.obey(orders, sent)
 
-    async def obey(self, orders: Orders, sent: float = 0.0) -> None:
-        """Carry out the orders of a master; refuse those of a younger memory."""
-        node, record = self._node, self._node.identity_file.record
-        if orders.sequence < record.sequence:
-            if orders.delete:
-                log.error(
-                    "refused to delete %d replicas: the master is at %d of its operation "
-                    "log, this server has seen %d: was old metadata restored?",
-                    len(orders.delete),
-                    orders.sequence,
-                    record.sequence,
-                )
-            return
-        record.sequence = orders.sequence
-        node.leases.extend(orders.extend_leases, orders.lease_ms, sent)
-        # Together, since each waits for the disk.
-        for at in range(0, len(orders.delete), DELETIONS_AT_ONCE):
-            async with trio.open_nursery() as nursery:
-                for name in orders.delete[at : at + DELETIONS_AT_ONCE]:
-                    nursery.start_soon(self._delete, name)
+    def obey(self, orders: Orders, sent: float = 0.0) -> None:
+        """Carry out the orders of a master, but not those of a younger memory."""
+        record = self._node.identity_file.record
+        if orders.sequence >= record.sequence:
+            record.sequence = orders.sequence
+            self._node.leases.extend(orders.extend_leases, orders.lease_ms, sent)
 
-    async def _delete(self, name: ReplicaName) -> None:
-        try:
-            await self._node.store.delete(name.handle, name.version)
-            log.info(
-                "deleted chunk %016x version %d",
-                name.handle,
-                name.version,
-                extra=event("replica_deleted", chunk=f"{name.handle:x}", version=name.version),
+    async def delete(self, order: DeleteReplicas) -> None:
+        """As the message says. Raises StaleVersion for a younger memory."""
+        record = self._node.identity_file.record
+        if order.sequence < record.sequence:
+            raise StaleVersion(
+                f"refused to delete {len(order.replicas)} replicas: the master is at "
+                f"{order.sequence} of its operation log, this server has seen "
+                f"{record.sequence}: was old metadata restored?"
             )
-        except GfsError as error:
-            log.warning("order to delete refused: %s", error)
+        record.sequence = order.sequence
+        await delete_all(self._node, order.replicas)
 
     def _take_orders(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         assert self._nursery is not None
@@ -359,6 +345,8 @@ class MasterLink:
                 await node.revoke(message.handle, message.patience_ms / 1000)
             case CopyChunk():
                 await copy(node, message)
+            case DeleteReplicas():
+                await self.delete(message)
             case CloneChunk():
                 await clone(node, message)
             case VerifyChunk():

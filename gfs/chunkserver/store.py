@@ -42,7 +42,7 @@ from gfs.errors import (
 )
 from gfs.io import World
 from gfs.protocol.deadline import Watch, deadline
-from gfs.protocol.messages import FORGETFUL, BadReplica
+from gfs.protocol.messages import FORGETFUL, BadReplica, ReplicaName
 from gfs.protocol.messages import Disk as DiskReport
 
 T = TypeVar("T")
@@ -847,8 +847,6 @@ class ChunkStore:
         with trio.CancelScope(shield=True):
             try:
                 await self._remove(chunk.disk, handle)
-            except FileNotFoundError:
-                pass
             except OSError:
                 self.bad[handle] = BadReplica(handle, 0, "corrupt")
         self.forget(handle)
@@ -887,33 +885,54 @@ class ChunkStore:
             await self.run(chunk.disk, chunk.file.retire)
 
     async def _remove(self, disk: Disk, handle: int) -> None:
-        """Delete a file. With ``"fsync"`` no power cut brings back what was there, not
-        even by records of it: that it is gone is on the disk before it goes."""
-        unlink, path = self.world.files.unlink, disk.chunk_path(handle)
-        if disk.journal.sync:
-            try:
-                burial = await self.run(disk, disk.journal.bury, handle, disk.folder(handle))
+        """Delete a file, if it is there. Raises ``OSError``."""
+        for error in (await self._remove_all(disk, [handle])).values():
+            raise error
+
+    async def _remove_all(self, disk: Disk, handles: list[int]) -> dict[int, OSError]:
+        """Delete files, as far as they are there; returns why some could not be. With
+        ``"fsync"`` no power cut brings back what was there, not even by records of it: that
+        it is gone is on the disk before it goes."""
+        burials: list[int] = []
+        is_noted = True
+        try:
+            if disk.journal.sync:
                 try:
+                    await self.run(disk, self._bury, disk, handles, burials)
                     await self.settle(disk)
-                    await self.run(disk, unlink, path)
-                finally:
-                    disk.journal.is_unlinked(burial)
+                except OSError as error:
+                    # A disk that is full of what is to be deleted has no room for records.
+                    log.warning("%d chunks are deleted without a record: %s", len(handles), error)
+                    is_noted = False
+            return await self.run(disk, self._unlink_all, disk, handles, is_noted)
+        finally:
+            for burial in burials:
+                disk.journal.is_unlinked(burial)
+
+    def _bury(self, disk: Disk, handles: list[int], burials: list[int]) -> None:
+        """Blocks."""
+        for handle in handles:
+            burials.append(disk.journal.bury(handle, disk.folder(handle)))
+
+    def _unlink_all(self, disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSError]:
+        """Blocks."""
+        failed: dict[int, OSError] = {}
+        unlink = self.world.files.unlink if is_noted else self._unlink_for_good
+        for handle in handles:
+            try:
+                unlink(disk.chunk_path(handle))
             except FileNotFoundError:
-                raise
+                pass
             except OSError as error:
-                # A disk that is full of what is to be deleted has no room for records.
-                log.warning("chunk %016x is deleted without a record: %s", handle, error)
-                await self.run(disk, self._unlink_for_good, path)
-            return
-        await self.run(disk, unlink, path)
+                disk.errors += 1
+                failed[handle] = error
+        return failed
 
     async def _remove_twin(self, disk: Disk, handle: int) -> None:
         """Delete what is left on this disk; later if it refuses."""
         self._twins.discard((disk.index, handle))
         try:
             await self._remove(disk, handle)
-        except FileNotFoundError:
-            pass
         except OSError:
             self._twins.add((disk.index, handle))
 
@@ -968,6 +987,52 @@ class ChunkStore:
                     if self._is_there(handle, version):
                         await self._discard(handle)
 
+    async def delete_unused(self, names: list[ReplicaName]) -> list[ReplicaName]:
+        """As :meth:`delete`, of replicas of one disk, all at once; returns those that are not
+        there, are damaged, or are used by somebody: they are for :meth:`delete`."""
+        handles = [name.handle for name in names if self._is_unused(name)]
+        if not handles:
+            return names
+        others = [name for name in names if not self._is_unused(name)]
+        replicas = [self.inventory[handle] for handle in handles]
+        disk = self.disks[replicas[0].disk]
+        done = trio.Event()
+        self.busy.update(dict.fromkeys(handles, done))
+        try:
+            for handle in handles:
+                self.forget(handle)
+            with trio.CancelScope(shield=True):
+                failed = await self._remove_all(disk, handles)
+            for handle, replica in zip(handles, replicas, strict=True):
+                if handle in failed:
+                    self._note_remains(handle, replica)
+                    log.warning("chunk %016x could not be deleted: %s", handle, failed[handle])
+        finally:
+            for handle in handles:
+                del self.busy[handle]
+            done.set()
+        return others
+
+    def _is_unused(self, name: ReplicaName) -> bool:
+        """Whether it is of exactly this version, and nobody has anything to do with it."""
+        handle, version = name.handle, name.version
+        replica, chunk = self.inventory.get(handle), self._open.get(handle)
+        if replica is None or replica.version != version:
+            return False
+        if handle in self.busy or handle in self.bad:
+            return False
+        # Without users nobody holds its mutex, or will before this is done.
+        return chunk is None or not (
+            chunk.users or chunk.is_pending or chunk.file.version != version
+        )
+
+    def _note_remains(self, handle: int, replica: Replica | None) -> None:
+        """It is there after all, though without what was not saved: to be deleted later."""
+        if replica is not None:
+            self._note(handle, replica)
+        version = replica.version if replica is not None else 0
+        self.bad[handle] = BadReplica(handle, version, "corrupt")
+
     def _is_there(self, handle: int, version: int) -> bool:
         replica = self.inventory.get(handle)
         if replica is None:
@@ -994,14 +1059,8 @@ class ChunkStore:
             for disk in disks:
                 try:
                     await self._remove(disk, handle)
-                except FileNotFoundError:
-                    pass
                 except OSError as error:
-                    # Still there, though without what was not saved: to be deleted later.
-                    if replica is not None:
-                        self._note(handle, replica)
-                    version = replica.version if replica is not None else 0
-                    self.bad[handle] = BadReplica(handle, version, "corrupt")
+                    self._note_remains(handle, replica)
                     raise map_disk_error(error, f"chunk {handle:016x}") from error
         _tell_mended(self.bad.pop(handle, None), "deleted")
 

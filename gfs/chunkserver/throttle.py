@@ -32,6 +32,11 @@ class Throttle:
     def busy(self) -> bool:
         return self.active > 0 or self._clock.monotonic() - self._last_client < BUSY_SECONDS
 
+    async def give_way(self, worked_seconds: float) -> None:
+        """Rest as long as that, if clients are served: half of the time is theirs."""
+        if self.busy:
+            await self._clock.sleep(worked_seconds)
+
     async def take(self, count: int) -> None:
         """Wait until ``count`` more bytes may move."""
         now = self._clock.monotonic()

@@ -110,7 +110,9 @@ def _totals(reply: StatusReply) -> str:
             f"{plural(totals.directories, 'directory')}, {human_bytes(totals.bytes)} "
             f"in {plural(totals.chunks, 'chunk')}{_shared(totals)}",
             f"chunks: {totals.under_replicated} under-replicated, {totals.corrupt} corrupt, "
-            f"{totals.lost} lost; {totals.orphaned} orphaned, {totals.stale} stale",
+            f"{totals.lost} lost; {totals.stale} stale",
+            f"garbage: {plural(totals.orphaned, 'replica')}, "
+            f"{human_bytes(totals.orphaned_bytes)} to be deleted",
             f"repairs: {totals.repairs_active} running, {totals.repairs_queued} waiting",
             *_moves(totals),
             *_trash(totals),

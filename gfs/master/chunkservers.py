@@ -154,7 +154,6 @@ class ChunkserverSession:
         server.scrub = message.scrub
         if server.has_space != had_space:
             master.servers.placement_changed()
-        master.garbage.carried_out(server.index)
         master.end_shifts(server)
         master.take_bad(server, message.bad)
         master.take_report(server, body)
@@ -173,7 +172,7 @@ class ChunkserverSession:
         return Orders(
             id=0,
             sequence=master.committer.sequence,
-            delete=master.deletion_orders(server),
+            delete=[],
             extend_leases=[handle for handle in leases if self._extend(server, handle)],
             lease_ms=master.leases.lease_ms,
             masters=self._masters(),

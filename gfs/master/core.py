@@ -36,7 +36,7 @@ from gfs.master.repair import Clone, Limits, RepairQueue, free_slots, pick_surpl
 from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.salvage import SalvageQueue, plan_salvage
 from gfs.master.servers import DEAD, LIVE, Server, ServerTable, Shift
-from gfs.master.store import HANDLE_RANGE, Effects, Store, Txn
+from gfs.master.store import HANDLE_RANGE, Effects, Freed, Store, Txn
 from gfs.master.trash import TrashBook, trashed_chunks
 from gfs.metrics import Operations
 from gfs.protocol.bulk import BulkConnection
@@ -211,7 +211,7 @@ class Master:
                     reported.add(handle)
                 row = get(pack_u64(handle), None, chunks)
                 if row is None:
-                    self._unknown(server, handle, version, now)
+                    self._unknown(server, handle, version, length & ~FORGETFUL_BIT)
                     continue
                 current, _, length_min, _, goal = unpack_chunk(row)
                 if length & FORGETFUL_BIT:
@@ -232,7 +232,8 @@ class Master:
                 else:
                     self._ahead_of_us(server, handle, version, current)
 
-    def _unknown(self, server: Server, handle: int, version: int, now: float) -> None:
+    def _unknown(self, server: Server, handle: int, version: int, length: int) -> None:
+        now = self.now
         if handle >= self.reservations.next_handle:
             if server.index not in self._strange:
                 self._strange.add(server.index)
@@ -248,7 +249,7 @@ class Master:
         ):
             return
         if not self.garbage.is_ordered(server.index, handle, version, now):
-            self.garbage.orphan(server.index, handle, version, now)
+            self.garbage.orphan(server.index, handle, version, now, length)
 
     def _good(self, server: Server, handle: int, version: int, goal: int, now: float) -> None:
         """A whole replica of the current version that was not known yet."""
@@ -481,7 +482,7 @@ class Master:
                         extra=event("replica_moved", server=victim.id, chunk=f"{handle:x}"),
                     )
                 self.locations.remove(handle, victim.index)
-                self.garbage.give_up(victim.index, handle, row.version, now)
+                self.garbage.give_up(victim.index, handle, row.version, now, row.length)
 
     # --- replicas found bad --------------------------------------------------------------
 
@@ -492,7 +493,7 @@ class Master:
                 row = chunk_row(txn, replica.handle)
             if row is None:
                 if replica.kind == "corrupt":
-                    self._unknown(server, replica.handle, replica.version, self.now)
+                    self._unknown(server, replica.handle, replica.version, 0)
             elif replica.kind == "corrupt":
                 # Version 0: not even its head can be read, nothing is known of it.
                 if 0 < replica.version < row.version:
@@ -643,14 +644,14 @@ class Master:
         for deed in effects.then:
             deed()
 
-    def _chunks_freed(self, freed: list[tuple[int, int]]) -> None:
+    def _chunks_freed(self, freed: list[Freed]) -> None:
         """Nothing refers to these chunks any more, and that is durable."""
         now = self.now
-        for handle, version in freed:
+        for handle, version, length in freed:
             self.garbage.doom(handle, now)
             for index in self.locations.pop(handle):
                 self.unverified.discard((index, handle))
-                self.garbage.give_up(index, handle, version, now)
+                self.garbage.give_up(index, handle, version, now, length)
             self.repair.forget(handle)
             self.leases.drop(handle)
             self.surplus.pop(handle, None)
@@ -672,6 +673,13 @@ class Master:
                 self.garbage.give_up(index, handle, reservation.version, now)
             else:
                 self.garbage.orphan(index, handle, reservation.version, now)
+
+    def to_collect(self) -> list[Server]:
+        """Servers that may have something to delete."""
+        if not self.settled:
+            return []
+        now = self.now
+        return [s for s in self.servers.all() if self.garbage.has_due(s.index, now)]
 
     def deletion_orders(self, server: Server) -> list[ReplicaName]:
         """What ``server`` is to delete, checked once more against all that is

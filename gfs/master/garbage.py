@@ -14,12 +14,14 @@ corrupt    stored bytes fail their checksum                   once enough good
                                                               ones are confirmed
 =========  =================================================  ===================
 
-Orders to delete ride on the answers to heartbeats, a bounded number on each,
-and name the exact version, so that an order that arrives late hits nothing
-new. A server carries them out before it sends its next heartbeat; until that
-comes, reports of what was ordered are old news (``is_ordered``), so that a
-replica about to go is not counted as a good one. What was ordered is forgotten
-here; what is still there afterwards is reported again and starts over.
+Orders to delete name many replicas, a bounded number, each with its exact version, so
+that an order that arrives late hits nothing new. A server has one at a time. Until it
+answers, reports of what was ordered are old news (``is_ordered``), so that a replica about
+to go is not counted as a good one. What was ordered is forgotten here with the answer;
+what is still there afterwards is reported again and starts over.
+
+The *backlog* is what is to be deleted and is not known to be: orphaned replicas, and all
+that was ordered and not answered. What is kept for want of good replicas is no part of it.
 
 Grace: the client of an upload may lose its master and come back to publish
 chunks the new master knows nothing of (the paper leaves them to the collector).
@@ -31,12 +33,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-#: Orders to delete in one answer: a slow disk must be done with them well before
-#: its server seems dead.
-ORDERS_MAX = 100
-#: An order whose server sent no heartbeat since is believed to be on its way
-#: for this long.
-ORDERED_SECONDS = 30.0
+from gfs.blocks import REPLICA_HEAD_BYTES
+
+#: Replicas in one order: some 30 KiB, and 0.1 to 1 s of work for a disk.
+ORDERS_MAX = 2_000
+#: An order that is not answered is believed to be on its way for this long.
+ORDERED_SECONDS = 90.0
 #: Chunks given up on purpose are remembered, so that late reports of them get
 #: no grace.
 DOOMED_SECONDS = 600.0
@@ -51,12 +53,14 @@ class Unwanted(NamedTuple):
     since: float
     #: A corrupt one that is forgetful besides.
     forgot: bool = False
+    #: Of an orphaned one, as far as is known.
+    length: int = 0
 
 
 class _Pile:
     """What one server is to delete."""
 
-    __slots__ = ("ordered", "ready", "waiting")
+    __slots__ = ("ordered", "ordered_bytes", "ready", "waiting")
 
     def __init__(self) -> None:
         #: Handles to order next, oldest first.
@@ -65,6 +69,7 @@ class _Pile:
         self.waiting: deque[tuple[float, int, int]] = deque()
         #: Handle -> (version, until when reports of it are old news).
         self.ordered: dict[int, tuple[int, float]] = {}
+        self.ordered_bytes = 0
 
 
 class GarbageTable:
@@ -73,16 +78,17 @@ class GarbageTable:
         #: Handle -> server index -> what it is.
         self.replicas: dict[int, dict[int, Unwanted]] = {}
         self.counts = {ORPHANED: 0, STALE: 0, CORRUPT: 0, FORGETFUL: 0}
+        self._orphaned_bytes = 0
         self._piles: dict[int, _Pile] = {}
         self._doomed: dict[int, float] = {}
 
     # --- knowing ---------------------------------------------------------------------
 
-    def orphan(self, server: int, handle: int, version: int, now: float) -> None:
+    def orphan(self, server: int, handle: int, version: int, now: float, length: int = 0) -> None:
         """A replica of an unknown chunk was reported: ready after the grace."""
         if self._same(server, handle, version):
             return
-        self._put(server, handle, Unwanted(version, ORPHANED, now))
+        self._put(server, handle, Unwanted(version, ORPHANED, now, length=length))
         pile = self._pile(server)
         if handle in self._doomed:
             pile.ready[handle] = None
@@ -97,9 +103,9 @@ class GarbageTable:
         if known is None or known[:2] != (version, kind) or (forgot and not known.forgot):
             self._put(server, handle, Unwanted(version, kind, now, forgot))
 
-    def give_up(self, server: int, handle: int, version: int, now: float) -> None:
+    def give_up(self, server: int, handle: int, version: int, now: float, length: int = 0) -> None:
         """A replica nobody wants any more: ready at once."""
-        self._put(server, handle, Unwanted(version, ORPHANED, now))
+        self._put(server, handle, Unwanted(version, ORPHANED, now, length=length))
         self._pile(server).ready[handle] = None
 
     def doom(self, handle: int, now: float) -> None:
@@ -143,6 +149,7 @@ class GarbageTable:
         known = of_chunk.pop(server, None)
         if known is not None:
             self.counts[known.kind] -= 1
+            self._orphaned_bytes -= known.length
             self._pile(server).ready.pop(handle, None)
         if not of_chunk:
             del self.replicas[handle]
@@ -159,6 +166,7 @@ class GarbageTable:
         self.drop(server, handle)
         self.replicas.setdefault(handle, {})[server] = unwanted
         self.counts[unwanted.kind] += 1
+        self._orphaned_bytes += unwanted.length
 
     def _pile(self, server: int) -> _Pile:
         pile = self._piles.get(server)
@@ -195,6 +203,7 @@ class GarbageTable:
                 continue
             self.drop(server, handle)
             orders.append((handle, known.version))
+            pile.ordered_bytes += known.length
             pile.ordered[handle] = (known.version, now + ORDERED_SECONDS)
         return orders
 
@@ -229,11 +238,26 @@ class GarbageTable:
         ordered = None if pile is None else pile.ordered.get(handle)
         return ordered is not None and now < ordered[1]
 
-    def carried_out(self, server: int) -> None:
-        """The server sent a heartbeat: it has done all it was told before."""
+    def has_due(self, server: int, now: float) -> bool:
+        """Whether there may be something for :meth:`orders`."""
+        pile = self._piles.get(server)
+        return pile is not None and bool(pile.ready or (pile.waiting and pile.waiting[0][0] <= now))
+
+    def answered(self, server: int) -> None:
+        """The server has done what it was ordered, or will not: it reports what is left."""
         pile = self._piles.get(server)
         if pile is not None:
             pile.ordered.clear()
+            pile.ordered_bytes = 0
+
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Replicas, and bytes of them on disks."""
+        count, length = self.counts[ORPHANED], self._orphaned_bytes
+        for pile in self._piles.values():
+            count += len(pile.ordered)
+            length += pile.ordered_bytes
+        return count, length + count * REPLICA_HEAD_BYTES
 
     # --- forgetting ------------------------------------------------------------------
 

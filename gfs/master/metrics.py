@@ -95,6 +95,11 @@ def families(master: Master) -> Iterable[Family]:
             {"orphaned": totals.orphaned, "stale": totals.stale, "corrupt": totals.corrupt},
         ),
     )
+    yield gauge(
+        "gfs_master_garbage_bytes",
+        "What orphaned replicas take on disks until they are deleted",
+        totals.orphaned_bytes,
+    )
     yield counter("gfs_master_corruptions_total", "Corrupt replicas ever found", totals.corruptions)
     yield gauge(
         "gfs_master_copies",

@@ -41,7 +41,7 @@ from gfs.master.rows import (
     unpack_u64,
     without_digest,
 )
-from gfs.master.store import Change, Counted, State, Txn, UnderWay
+from gfs.master.store import Change, Counted, Freed, State, Txn, UnderWay
 
 
 class Operation(msgspec.Struct, array_like=True, gc=False):
@@ -112,11 +112,13 @@ class Deleted(Operation, tag=4):
 
 
 class Reclaimed(Operation, tag=5):
-    """One piece of a trash row's contents, at most ``limit`` rows, is given up."""
+    """One piece of a trash row's contents, at most ``limit`` rows, is given up; and of
+    ``others`` (due, inode), as far as that limit goes."""
 
     due_ns: int
     inode: int
     limit: int
+    others: list[tuple[int, int]] = []
 
 
 class ChunkAdded(Operation, tag=6):
@@ -494,16 +496,30 @@ def _count(txn: Txn, row: Inode, by: int) -> None:
 
 
 def _reclaimed(txn: Txn, op: Reclaimed) -> None:
-    _unlist(txn, op.due_ns, op.inode)
-    row = txn.get(pack_u64(op.inode), None, txn.db.inodes)
+    left = op.limit
+    for due_ns, inode in ((op.due_ns, op.inode), *op.others):
+        if left <= 0:
+            return
+        left = _reclaim_row(txn, due_ns, inode, left)
+
+
+def _reclaim_row(txn: Txn, due_ns: int, inode: int, limit: int) -> int:
+    """Returns what is left of the limit; nothing if the row is not done with."""
+    _unlist(txn, due_ns, inode)
+    row = txn.get(pack_u64(inode), None, txn.db.inodes)
+    left = limit
     if row is None:
-        done = True
+        pass
     elif unpack_inode(row).kind == KIND_FILE:
-        done = _reclaim_file(txn, op.inode, op.limit) >= 0
+        left = _reclaim_file(txn, inode, limit)
+        if left < 0:
+            return 0
+    elif _reclaim_directory(txn, due_ns, inode, limit):
+        left = 0
     else:
-        done = _reclaim_directory(txn, op)
-    if done:
-        txn.delete(pack_trash_key(op.due_ns, op.inode), txn.db.trash)
+        return 0
+    txn.delete(pack_trash_key(due_ns, inode), txn.db.trash)
+    return left - 1
 
 
 def _reclaim_file(txn: Txn, inode: int, limit: int) -> int:
@@ -535,7 +551,7 @@ def _release_chunk(txn: Txn, handle: bytes, goal: int) -> None:
     left = sharing.released(chunk, goal)
     if left is None:
         txn.delete(handle, txn.db.chunks)
-        txn.effects.freed.append((unpack_u64(handle), chunk.version))
+        txn.effects.freed.append(Freed(unpack_u64(handle), chunk.version, chunk.length))
         return
     txn.put(handle, left.pack(), txn.db.chunks)
     txn.state.shared_bytes -= left.length
@@ -560,7 +576,7 @@ def _replication_set(txn: Txn, op: ReplicationSet) -> None:
         txn.effects.goals.append(unpack_u64(handle))
 
 
-def _reclaim_directory(txn: Txn, op: Reclaimed) -> bool:
+def _reclaim_directory(txn: Txn, due_ns: int, inode: int, limit: int) -> bool:
     """Take up to ``limit`` rows out of a deleted directory; True if it is gone.
 
     Directories in it become rows of the trash of their own, and so do files
@@ -568,13 +584,13 @@ def _reclaim_directory(txn: Txn, op: Reclaimed) -> bool:
     piece is larger than the limit.
     """
     db = txn.db
-    prefix = pack_u64(op.inode)
-    left = op.limit
+    prefix = pack_u64(inode)
+    left = limit
     children: list[tuple[bytes, bytes]] = []
     for key, entry in txn.scan(prefix, db.entries):
         if key[:8] != prefix:
             break
-        if len(children) >= op.limit:
+        if len(children) >= limit:
             break
         children.append((key, entry))
     for key, entry in children:
@@ -589,9 +605,9 @@ def _reclaim_directory(txn: Txn, op: Reclaimed) -> bool:
             left = _reclaim_file(txn, child, left)
         else:
             txn.put(pack_u64(child), row._replace(flags=row.flags | FLAG_TRASHED).pack(), db.inodes)
-            trash = msgspec.msgpack.encode(Trash(op.inode, key[8:], ""))
-            txn.put(pack_trash_key(op.due_ns, child), trash, db.trash)
-    if len(children) >= op.limit:
+            trash = msgspec.msgpack.encode(Trash(inode, key[8:], ""))
+            txn.put(pack_trash_key(due_ns, child), trash, db.trash)
+    if len(children) >= limit:
         return False
     txn.delete(prefix, db.inodes)
     return True

@@ -30,12 +30,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gfs.blocks import CHUNK_BYTES, KIB
+from gfs.blocks import CHUNK_BYTES, REPLICA_HEAD_BYTES
 from gfs.master import placement
 from gfs.master.servers import Server
 
 #: A full chunk and the head of its file.
-REPLICA_BYTES_MAX = CHUNK_BYTES + 16 * KIB
+REPLICA_BYTES_MAX = CHUNK_BYTES + REPLICA_HEAD_BYTES
 
 
 class Move(NamedTuple):

@@ -41,7 +41,6 @@ from gfs.protocol.messages import (
     PromoteReply,
     Register,
     RegisterReply,
-    ReplicaName,
     ReportReplica,
     Stat,
     Status,
@@ -58,7 +57,7 @@ READS: tuple[type[Message], ...] = (
 REPLICAS = (
     *("under_replicated", "corrupt", "lost", "orphaned", "stale"),
     *("repairs_active", "repairs_queued", "moves_active", "moves_queued"),
-    *("salvages", "beyond_repair", "corrupt_kept"),
+    *("salvages", "beyond_repair", "corrupt_kept", "orphaned_bytes"),
     *("trash_purged", "trash_purged_bytes"),
 )
 
@@ -95,8 +94,8 @@ class ShadowMaster(Master):
 
     def applied(self, effects: Effects) -> None:
         """What else changes with a commit."""
-        for handle, _ in effects.freed:
-            self.locations.pop(handle)
+        for freed in effects.freed:
+            self.locations.pop(freed.handle)
         for inode, trashed in effects.trashed:
             self.trash.changed(inode, trashed)
         for server_id, draining in effects.drains:
@@ -132,9 +131,6 @@ class ShadowMaster(Master):
     def take_bad(self, server: Server, bad: list[BadReplica]) -> None:
         for replica in bad:
             self.locations.remove(replica.handle, server.index)
-
-    def deletion_orders(self, server: Server) -> list[ReplicaName]:
-        return []
 
 
 class ShadowChunkserverSession(ChunkserverSession):

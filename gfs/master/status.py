@@ -24,6 +24,7 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
     counts = master.garbage.counts
     book = master.trash
     servers, needed = master.servers.all(), master.servers_needed
+    orphaned, orphaned_bytes = master.garbage.backlog
     return ClusterTotals(
         files=state.files - book.files,
         directories=state.directories - book.directories,
@@ -32,7 +33,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         under_replicated=master.repair.endangered,
         corrupt=counts["corrupt"],
         lost=len(master.repair.lost),
-        orphaned=counts["orphaned"],
+        orphaned=orphaned,
+        orphaned_bytes=orphaned_bytes,
         stale=counts["stale"] + counts["forgetful"],
         repairs_active=master.repair.repairing + master.repair.salvaging,
         repairs_queued=master.repair.queued,

@@ -146,14 +146,20 @@ class Databases(NamedTuple):
     servers: lmdb._Database
 
 
+class Freed(NamedTuple):
+    handle: int
+    version: int
+    length: int
+
+
 class Effects:
     """What the operations of a transaction mean for what is only in memory."""
 
     __slots__ = ("drains", "freed", "goals", "then", "trashed")
 
     def __init__(self) -> None:
-        #: Chunks that lost their last reference, as (handle, version).
-        self.freed: list[tuple[int, int]] = []
+        #: Chunks that lost their last reference.
+        self.freed: list[Freed] = []
         #: Directories that can be undeleted from now on (True), or not any more.
         self.trashed: list[tuple[int, bool]] = []
         #: Chunks whose goal may be another one now.

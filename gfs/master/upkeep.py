@@ -15,7 +15,14 @@ import trio
 
 from gfs.blocks import MIB
 from gfs.diagnostics import event
-from gfs.errors import CorruptReplica, DiskFailed, GfsError, NotFound, StaleVersion
+from gfs.errors import (
+    CorruptReplica,
+    DeadlineExceeded,
+    DiskFailed,
+    GfsError,
+    NotFound,
+    StaleVersion,
+)
 from gfs.master import believing, room
 from gfs.master.chunkservers import forget
 from gfs.master.core import SLICE, Master
@@ -31,6 +38,7 @@ from gfs.master.store import Txn
 from gfs.master.trash import ROWS_MAX, plan_empty_early
 from gfs.protocol.messages import (
     CloneChunk,
+    DeleteReplicas,
     Done,
     RevokeLease,
     VerifyChunk,
@@ -44,6 +52,8 @@ T = TypeVar("T")
 #: A copy of 64 MiB takes far less unless its servers serve clients meanwhile.
 CLONE_SECONDS = 60.0
 VERIFY_SECONDS = 60.0
+#: For an order to delete: a server answers far sooner.
+DELETE_SECONDS = 60.0
 VERIFIES_TOTAL = 32
 VERIFIES_PER_SERVER = 2
 REVOKE_SECONDS = 2.0
@@ -91,6 +101,8 @@ class Upkeep:
         self._nursery = nursery
         self._started = master.now
         self._verifying: dict[int, int] = {}
+        #: Indexes of the servers that are deleting replicas.
+        self._collecting: set[int] = set()
         self._revoking: set[int] = set()
         #: Of so many chunks a forgetful replica is being chosen; when each is looked at again.
         self._choosing = 0
@@ -246,6 +258,31 @@ class Upkeep:
                 self._nursery.start_soon(self._revoke, handle)
         self._start_verifying()
         self._start_believing()
+        for server in master.to_collect():
+            if server.index not in self._collecting:
+                self._collecting.add(server.index)
+                self._nursery.start_soon(self._collect, server)
+
+    # --- garbage -----------------------------------------------------------------------------
+
+    async def _collect(self, server: Server) -> None:
+        """Have one server delete what it is to delete, one order after another."""
+        master = self._master
+        try:
+            while orders := master.deletion_orders(server):
+                order = DeleteReplicas(0, master.committer.sequence, orders)
+                try:
+                    if server.rpc is None:
+                        raise ConnectionResetError("its connection ended")
+                    await server.rpc.call(order, seconds=DELETE_SECONDS)
+                except DeadlineExceeded as error:
+                    log.warning("chunkserver %s has not deleted replicas: %s", server.id, error)
+                    return  # it may yet: what it says of these is old news for a while
+                except (GfsError, ConnectionError) as error:
+                    log.warning("chunkserver %s did not delete replicas: %s", server.id, error)
+                master.garbage.answered(server.index)
+        finally:
+            self._collecting.discard(server.index)
 
     # --- copies ------------------------------------------------------------------------------
 
@@ -529,9 +566,12 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
 
 def _plan_reclaim(txn: Txn, until_ns: int) -> Planned:
     """The next of what may go by then; the trash is in this order."""
+    due: list[tuple[int, int]] = []
     for key, _ in txn.scan(b"", txn.db.trash):
         due_ns, inode = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
-        if due_ns > until_ns:
+        if due_ns > until_ns or len(due) >= RECLAIM_ROWS:
             break
-        return Reclaimed(due_ns, inode, RECLAIM_ROWS), Done(id=0)
-    return None, Done(id=0)
+        due.append((due_ns, inode))
+    if not due:
+        return None, Done(id=0)
+    return Reclaimed(*due[0], RECLAIM_ROWS, due[1:]), Done(id=0)

@@ -183,6 +183,7 @@ class ClusterTotals(Part):
     under_replicated: int
     corrupt: int
     lost: int
+    #: Replicas that are to be deleted, and are not known to be yet.
     orphaned: int
     stale: int
     repairs_active: int
@@ -220,6 +221,8 @@ class ClusterTotals(Part):
     #: is so little that room should be made.
     room_bytes: int = 0
     room_low: bool = False
+    #: Of the orphaned: what they take on disks, heads included.
+    orphaned_bytes: int = 0
 
 
 class TrashEntry(Part):
@@ -731,13 +734,12 @@ class Heartbeat(Message, tag=63):
 
 class Orders(Message, tag=64):
     """The master's answer to a report or heartbeat. It is carried out before
-    the next heartbeat is made.
-
-    A server refuses ``delete`` when ``sequence`` is below the highest it has
-    seen: that master's memory is younger than the server's.
+    the next heartbeat is made, unless ``sequence`` is below the highest that the server
+    has seen: that master's memory is younger than the server's.
     """
 
     sequence: int
+    #: Always empty: see DeleteReplicas.
     delete: list[ReplicaName]
     extend_leases: list[int]
     lease_ms: int
@@ -765,6 +767,17 @@ class GrantLease(Message, tag=70):
     lease_ms: int
     believed: bool = False
     length: int = 0
+
+
+class DeleteReplicas(Message, tag=74):
+    """Delete these replicas, each if it is of exactly that version. Answered by Done when
+    all that could be deleted are, or after some seconds; what is still there then is
+    reported as ever. Refused when ``sequence`` is below the highest that the server has
+    seen: that master's memory is younger than the server's.
+    """
+
+    sequence: int
+    replicas: list[ReplicaName]
 
 
 class RevokeLease(Message, tag=71):
@@ -1059,7 +1072,7 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     Reserve, ReserveReply, Recover, RecoverReply, Reclaim, Release, Publish, PublishReply,
     MakeDirectory, Rename, Delete, AcquireLease, LeaseReply, SetLength, ReportReplica,
     Register, RegisterReply, ReportReplicas, Heartbeat, Orders,
-    GrantLease, RevokeLease, CloneChunk, CopyChunk,
+    GrantLease, RevokeLease, CloneChunk, CopyChunk, DeleteReplicas,
     ListTrash, ListTrashReply, Undelete, EmptyTrash, EmptyTrashReply,
     SetReplication, Snapshot, SnapshotReply, Drain, DrainReply,
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,

@@ -8,7 +8,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from gfs.blocks import MIB
+from gfs.blocks import KIB, MIB
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.protocol.messages import TrashEntry
@@ -63,6 +63,35 @@ async def test_what_is_deleted_comes_back_whole_after_the_master_died(
             await trio.sleep(KEPT_SECONDS)
             assert stored(cluster) == 3 * len(files)
             await assert_sound(fs)
+
+
+@over_seeds(2)
+async def test_garbage_goes_as_fast_as_disks_delete(seed: int, chance: random.Random) -> None:
+    """Not at so many replicas for each heartbeat; and the backlog is told."""
+    count, data = 600, content(chance, 1000)
+    async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+        todo = iter(range(count))
+
+        async def put() -> None:
+            for number in todo:
+                await fs.put(data, f"/d/{number}")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(put)
+        await fs.delete("/d", recursive=True, now=True)
+
+        async def begun() -> bool:
+            totals = (await fs.status()).totals
+            return totals.orphaned_bytes >= totals.orphaned * 16 * KIB > 0
+
+        await cluster.wait_until(begun, every=0.01)
+        began = trio.current_time()
+        await cluster.wait_until(lambda: not stored(cluster), every=0.05)
+        assert trio.current_time() - began < 3.0
+        await trio.sleep(1.0)
+        totals = (await fs.status()).totals
+        assert (totals.orphaned, totals.orphaned_bytes) == (0, 0)
 
 
 async def known(cluster: SimCluster) -> bool:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from gfs.blocks import packet_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.copying import copy
+from gfs.chunkserver.deleting import delete_all
 from gfs.chunkserver.identity import (
     NAMES,
     IdentityFile,
@@ -44,8 +45,8 @@ from gfs.errors import (
 from gfs.io import World, real_world
 from gfs.protocol.messages import (
     CopyChunk,
+    DeleteReplicas,
     GrantLease,
-    Orders,
     RegisterReply,
     ReplicaName,
     VerifyChunk,
@@ -218,11 +219,41 @@ async def test_orders_of_a_younger_memory_are_refused(tmp_path: Path) -> None:
     node.identity_file.record.sequence = 100
     link = MasterLink(node, MasterLinks(node), "master:9400")
     delete = [ReplicaName(handle=1, version=1)]
-    await link.obey(Orders(id=1, sequence=99, delete=delete, extend_leases=[], lease_ms=0))
+    with pytest.raises(StaleVersion, match="old metadata"):
+        await link.delete(DeleteReplicas(id=1, sequence=99, replicas=delete))
     assert path.exists()
-    await link.obey(Orders(id=1, sequence=100, delete=delete, extend_leases=[], lease_ms=0))
+    await link.delete(DeleteReplicas(id=1, sequence=100, replicas=delete))
     assert not path.exists()
     node.close()
+
+
+@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+async def test_of_many_replicas_to_delete_each_is_looked_at(
+    tmp_path: Path, durability: str
+) -> None:
+    """Also those that are open, newer by now, damaged, gone, or on a disk that refuses."""
+    directories = [tmp_path / "a", tmp_path / "b"]
+    node = node_in(*directories, durability=durability)
+    paths = {number: make_chunk(node, number, 2, b"data", number % 2) for number in range(200)}
+    node.close()
+    paths[3].write_bytes(b"damaged")
+    node = node_in(*directories, durability=durability)
+    refused = paths[5]
+    refused.unlink()
+    refused.mkdir()
+    names = [ReplicaName(number, 2) for number in range(200)]
+    names[3].version, names[7].version = 0, 1
+    try:
+        with trio.fail_after(10):
+            async with node.store.using(9):
+                await delete_all(node, [*names, ReplicaName(1000, 1)])
+        assert [number for number, path in paths.items() if path.exists()] == [5, 7]
+        assert set(node.store.inventory) == {5, 7}
+        assert set(node.store.bad) == {5}
+        assert not node.store.busy
+        assert sum(disk.chunks for disk in node.store.disks) == 2
+    finally:
+        node.close()
 
 
 @pytest.mark.parametrize("disks", [1, 2])

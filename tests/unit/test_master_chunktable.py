@@ -89,7 +89,7 @@ def test_orphans_get_a_grace_and_given_up_ones_do_not() -> None:
     assert not table.replicas
 
 
-def test_what_was_ordered_is_old_news_until_the_next_heartbeat() -> None:
+def test_what_was_ordered_is_old_news_until_the_answer() -> None:
     table = GarbageTable(60.0)
     table.give_up(0, 1, 4, now=0.0)
     assert table.orders(0, 0.0, anything) == [(1, 4)]
@@ -97,7 +97,7 @@ def test_what_was_ordered_is_old_news_until_the_next_heartbeat() -> None:
     assert not table.is_ordered(0, 1, 5, 1.0)
     assert not table.is_ordered(1, 1, 4, 1.0)
     assert table.was_ordered(0, 1, 1.0)
-    table.carried_out(0)
+    table.answered(0)
     assert not table.was_ordered(0, 1, 1.0)
 
 

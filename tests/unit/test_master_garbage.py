@@ -53,6 +53,7 @@ from gfs.protocol.messages import (
     BadReplica,
     CloneChunk,
     Delete,
+    DeleteReplicas,
     Disk,
     Done,
     EmptyTrash,
@@ -178,8 +179,7 @@ class ServerWire(Wire):
         self._last_arrival = 0.0
 
     def send(self, message: Message, body: bytes = b"") -> None:
-        if isinstance(message, Orders) and not self.closed:
-            self._server.cell.judge(self._server, message.delete)
+        assert not (isinstance(message, Orders) and message.delete)
         super().send(message, body)
 
     async def call(
@@ -189,6 +189,8 @@ class ServerWire(Wire):
         await trio.lowlevel.checkpoint()
         if self.closed:
             raise ConnectionResetError(f"the connection of {self.peer} ended")
+        if isinstance(message, DeleteReplicas):
+            self._server.cell.judge(self._server, message.replicas)
         box = Box()
         self._orders.add(box)
         self._server.cell.nursery.start_soon(self._server.carry_out, self, message, box)
@@ -326,13 +328,13 @@ class Server:
             body = self._pack(handles[at : at + step])
             report = ReportReplicas(self.cell.number(), complete)
             orders = await self._ask(wire, session, report, body)
-            await self._obey(wire, orders)
+            self._obey(orders)
 
     async def _beat(self, wire: ServerWire, session: ChunkserverSession) -> None:
         bad = [BadReplica(handle, *what) for handle, what in self.bad.items()]
         beat = Heartbeat(self.cell.number(), self._disks(), len(self.disk), bad, [])
         orders = await self._ask(wire, session, beat, self._pack(list(self.disk)))
-        await self._obey(wire, orders)
+        self._obey(orders)
 
     def _disks(self) -> list[Disk]:
         return [Disk("/disk", 1000, 1000 - len(self.disk), len(self.disk))]
@@ -343,13 +345,19 @@ class Server:
 
     # --- obeying -----------------------------------------------------------------------
 
-    async def _obey(self, wire: ServerWire, orders: Message) -> None:
+    def _obey(self, orders: Message) -> None:
         assert isinstance(orders, Orders)
         assert orders.sequence >= self.sequence
         self.sequence = orders.sequence
-        for name in orders.delete:
+
+    async def _delete(self, wire: ServerWire, order: DeleteReplicas) -> None:
+        assert order.sequence >= self.sequence
+        self.sequence = order.sequence
+        for name in order.replicas:
             if self.deleting_seconds:
                 await trio.sleep(self.deleting_seconds)
+            if self.wire is not wire:
+                return
             there = self.disk.get(name.handle)
             known = there.version if there else self.bad.get(name.handle, (-1, ""))[0]
             if known == name.version:
@@ -367,6 +375,8 @@ class Server:
         try:
             if manner == REFUSES:
                 raise Busy("not now")
+            if isinstance(message, DeleteReplicas):
+                await self._delete(wire, message)
             outcome = self._result(message)
         except GfsError as error:
             outcome = error
@@ -397,7 +407,7 @@ class Server:
         elif isinstance(message, VerifyChunk):
             return self._verify(message)
         else:
-            assert isinstance(message, RevokeLease), message
+            assert isinstance(message, (RevokeLease, DeleteReplicas)), message
         return Done(message.id)
 
     def _grant(self, order: GrantLease) -> None:

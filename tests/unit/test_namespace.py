@@ -69,7 +69,7 @@ from gfs.master.rows import (
 )
 from gfs.master.sharing import goals_of, is_frozen
 from gfs.master.snapshot import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
-from gfs.master.store import HANDLE_RANGE, Store, Txn, open_store
+from gfs.master.store import HANDLE_RANGE, Freed, Store, Txn, open_store
 from gfs.master.trash import (
     TrashBook,
     chunks_of,
@@ -273,11 +273,12 @@ class Model:
 
 def plan_reclaim(limit: int) -> Plan:
     def plan(txn: Txn) -> Planned:
-        for key, _ in txn.scan(b"", txn.db.trash):
-            if unpack_u64(key[:8]) >= KEPT_NS:
-                break
-            return Reclaimed(unpack_u64(key[:8]), unpack_u64(key[8:]), limit), Done(id=0)
-        return None, Done(id=0)
+        keys = [key for key, _ in txn.scan(b"", txn.db.trash)]
+        due = [(unpack_u64(key[:8]), unpack_u64(key[8:])) for key in keys]
+        due = [row for row in due if row[0] < KEPT_NS]
+        if not due:
+            return None, Done(id=0)
+        return Reclaimed(*due[0], limit, due[1:]), Done(id=0)
 
     return plan
 
@@ -285,7 +286,7 @@ def plan_reclaim(limit: int) -> Plan:
 class Real:
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.freed: list[tuple[int, int]] = []
+        self.freed: list[Freed] = []
         self.handles = itertools.count(1)
         self.times = itertools.count(1_000)
         self.open()
@@ -837,7 +838,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             assert txn.count(txn.db.entries) == len(self.model.tree)
             live = {unpack_u64(key) for key, _ in txn.scan(b"", txn.db.chunks)}
         assert len(set(self.real.freed)) == len(self.real.freed)
-        assert live.isdisjoint(handle for handle, _ in self.real.freed)
+        assert live.isdisjoint(freed.handle for freed in self.real.freed)
 
     def check_replay(self) -> None:
         """Whoever follows the operation log gets the same rows."""
