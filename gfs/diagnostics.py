@@ -140,6 +140,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+#: Events of which a cluster may see a thousand in a second. Others are always told singly.
+GATHERED = frozenset(
+    {
+        *("replica_lost", "replica_copied", "copy_failed", "replica_moved", "replica_deleted"),
+        *("replica_believed", "replica_salvaged", "corruption_found", "corruption_repaired"),
+        *("lease_granted", "lease_revoked", "version_raised", "request_slow", "request_failed"),
+    }
+)
 #: Of each kind so many lines are told singly, then their number, this often, until there
 #: was none for as long.
 TOLD_SINGLY = 10
@@ -160,7 +168,7 @@ class _Kind:
 class Gathered:
     """Which lines are told singly, and what is told of the others.
 
-    A kind is an event of one name, or else a message of one form.
+    A kind is one of ``GATHERED``, or the form of a message that is no event.
     """
 
     def __init__(self) -> None:
@@ -168,7 +176,10 @@ class Gathered:
 
     def takes(self, record: logging.LogRecord, now: float) -> bool:
         """Whether it will be told by ``summaries``, and not by itself."""
-        name = getattr(record, "gfs_event", None) or str(record.msg)
+        happened = getattr(record, "gfs_event", None)
+        if happened is not None and happened not in GATHERED:
+            return False
+        name = happened or str(record.msg)
         kind = self._kinds.get(name)
         if kind is None or (not kind.untold and now - kind.began >= GATHERED_SECONDS):
             kind = self._kinds[name] = _Kind(now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -161,6 +161,25 @@ def operation_families(prefix: str, operations: Operations) -> list[Family]:
     ]
 
 
+def process_families() -> Iterator[Family]:
+    """Memory, descriptors and CPU time of this process, under their usual names."""
+    from prometheus_client import ProcessCollector
+
+    for metric in ProcessCollector(registry=None).collect():
+        for sample in metric.samples:
+            yield Family(sample.name, metric.type, metric.documentation, [("", {}, sample.value)])
+
+
+def certificate_family(until_ns: int) -> Iterator[Family]:
+    """Of a server that has one."""
+    if until_ns:
+        yield gauge(
+            "gfs_certificate_until_timestamp_seconds",
+            "When this server's certificate ends, in seconds since 1970",
+            until_ns / 1e9,
+        )
+
+
 class Source:
     """Where the numbers of this process come from; a server puts its own here."""
 
@@ -168,7 +187,7 @@ class Source:
         self.collect: Callable[[], Iterable[Family]] = tuple
 
     def text(self) -> bytes:
-        return exposition(self.collect())
+        return exposition([*self.collect(), *process_families()])
 
 
 def exposition(families: Iterable[Family]) -> bytes:

@@ -266,6 +266,7 @@ class MasterLink:
                     leases=node.leases.take_used() if self._is_master else [],
                     scrub=node.scrubber.progress(),
                     appended=appended,
+                    certificate_until_ns=node.identity.certificate_until_ns,
                 ),
                 node.store.pack(self._next_sample()),
                 seconds=HEARTBEAT_SECONDS_MAX,

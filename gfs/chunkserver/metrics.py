@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from gfs.chunkserver.node import Node
-from gfs.metrics import Family, counter, gauge, label, operation_families
+from gfs.metrics import Family, certificate_family, counter, gauge, label, operation_families
 
 
 def families(node: Node) -> Iterable[Family]:
@@ -85,4 +85,5 @@ def families(node: Node) -> Iterable[Family]:
         "Operation of the master's log that this server has heard of",
         node.identity_file.record.sequence,
     )
+    yield from certificate_family(node.identity.certificate_until_ns)
     yield from operation_families("gfs_chunkserver", node.operations)

@@ -5,11 +5,13 @@ Every warning names the next command to run.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 
 import click
 
+from gfs.blocks import MIB
 from gfs.cli import progress
 from gfs.cli.drain import told
 from gfs.cli.exits import Failed
@@ -31,6 +33,11 @@ from gfs.protocol.messages import ClusterTotals, Scrub, ServerStatus, ShadowStat
 
 #: By when ``status`` has an answer, unless it is told otherwise.
 STATUS_SECONDS = 10.0
+#: Warned of: certificates that end before, and metadata that fills its disk or its map.
+CERTIFICATE_DAYS = 30
+DAY_NS = 24 * 3600 * 1_000_000_000
+METADATA_FREE_BYTES_LOW = 1024 * MIB
+METADATA_SHARE_HIGH = 0.8
 #: Problems of one kind that are told one by one; ``--json`` has them all.
 TOLD_MAX = 100
 
@@ -59,7 +66,8 @@ def status(cluster: Cluster, seconds: float, as_json: bool) -> None:
             if as_json:
                 await output.line(to_json(reply))
                 return
-            for part in (_servers(reply), _totals(reply), *masters(reply), *_warnings(reply)):
+            warnings = [*_warnings(reply), *machine_warnings(reply, time.time_ns())]
+            for part in (_servers(reply), _totals(reply), *masters(reply), *warnings):
                 await output.line(part)
 
     run_with_client(cluster, work, seconds=seconds)
@@ -116,6 +124,7 @@ def _totals(reply: StatusReply) -> str:
             f"repairs: {totals.repairs_active} running, {totals.repairs_queued} waiting",
             *_moves(totals),
             *_trash(totals),
+            *_machines(reply, time.time_ns()),
         ]
     )
 
@@ -150,6 +159,58 @@ def _trash(totals: ClusterTotals) -> Iterator[str]:
             f"{human_bytes(totals.trash_purged_bytes)}, went before its time for want of space, "
             "since the master was started (trash_purged in its log)"
         )
+
+
+def _machines(reply: StatusReply, now_ns: int) -> Iterator[str]:
+    """What the master's machine has for the metadata, and the first certificate to end."""
+    metadata = reply.metadata
+    if metadata.used_bytes >= 0:
+        free = f", {human_bytes(metadata.disk_free_bytes)} free on its disk"
+        yield (
+            f"metadata: {human_bytes(metadata.used_bytes)} of at most "
+            f"{human_bytes(metadata.map_bytes)}{free if metadata.disk_free_bytes >= 0 else ''}"
+        )
+    certificates = _certificates(reply)
+    if certificates:
+        until_ns, name = min(certificates)
+        yield f"certificates: the first to end is that of {name}: it {_ends(until_ns, now_ns)}"
+
+
+def _certificates(reply: StatusReply) -> list[tuple[int, str]]:
+    """When the certificate of each server that has one ends."""
+    found = [(reply.certificate_until_ns, f"this {reply.role}")]
+    found += [(s.certificate_until_ns, f"the shadow {s.address}") for s in reply.shadows]
+    found += [(s.certificate_until_ns, f"{s.id} ({s.address})") for s in reply.servers]
+    return [(until_ns, name) for until_ns, name in found if until_ns]
+
+
+def _ends(until_ns: int, now_ns: int) -> str:
+    days = (until_ns - now_ns) / DAY_NS
+    if days < 0:
+        return f"has ended: {human_time(until_ns)}"
+    return f"ends in {plural(int(days), 'day')}"
+
+
+def machine_warnings(reply: StatusReply, now_ns: int) -> Iterator[str]:
+    """What ends or fills up, before it has."""
+    metadata = reply.metadata
+    if 0 <= metadata.disk_free_bytes < METADATA_FREE_BYTES_LOW:
+        yield (
+            f"WARNING: the metadata's disk has {human_bytes(metadata.disk_free_bytes)} free; with "
+            "less than 32 MiB nothing new can be made: make room on the master's machine: df -h"
+        )
+    if metadata.used_bytes > METADATA_SHARE_HIGH * metadata.map_bytes:
+        yield (
+            f"WARNING: the metadata has grown to {human_bytes(metadata.used_bytes)} of at most "
+            f"{human_bytes(metadata.map_bytes)}: give the master a larger map_bytes "
+            "(GFS_MASTER_MAP_BYTES) and start it again"
+        )
+    for until_ns, name in sorted(_certificates(reply)):
+        if until_ns - now_ns < CERTIFICATE_DAYS * DAY_NS:
+            yield (
+                f"WARNING: the certificate of {name} {_ends(until_ns, now_ns)}: put a new one in "
+                "place (docs/operations.md, Keys and TLS); no restart is needed"
+            )
 
 
 def masters(reply: StatusReply) -> Iterator[str]:

@@ -162,8 +162,8 @@ def human_seconds(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    ending = {"y": "ies"}.get(noun[-1:])
-    many = noun[:-1] + ending if ending else noun + "s"
+    ends_in_ies = noun.endswith("y") and noun[-2:-1] not in "aeiou"
+    many = noun[:-1] + "ies" if ends_in_ies else noun + "s"
     return f"{count} {noun if count == 1 else many}"
 
 

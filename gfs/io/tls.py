@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +39,7 @@ CA_NAME, CERTIFICATE_NAME, PRIVATE_KEY_NAME = "ca.pem", "cert.pem", "key.pem"
 #: Received, or encrypted before it is sent, in one go. A record has 16 KiB.
 PIECE_BYTES = 64 * 1024
 FILE_BYTES = 256 * 1024
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 #: The first byte of a TLS connection, and of one that ends before it begins.
 _HANDSHAKE, _ALERT = 0x16, 0x15
 #: A peer that was refused may take so long to read why.
@@ -62,6 +65,7 @@ class Tls:
         self._directory = directory
         self._server = server
         self._seen = self._look()
+        self._until_ns = 0
         self._contexts = self._load()
 
     def _look(self) -> tuple[object, ...]:
@@ -99,7 +103,17 @@ class Tls:
         except (OSError, ssl.SSLError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadTls(f"{certificate}, {key}: {reason}") from None
+        ends = [certificate_ends(der) for der in _certificates(certificate)]
+        trusted = [certificate_ends(der) for der in _certificates(directory / CA_NAME)]
+        self._until_ns = min([*ends, max(trusted, default=0)]) * 1_000_000_000
         return connector, acceptor
+
+    @property
+    def until_ns(self) -> int:
+        """When the server's certificate, one between it and the authority, or the last of
+        the authorities ends, in ns since 1970; 0 of a client."""
+        self._current()
+        return self._until_ns
 
     def _current(self) -> tuple[ssl.SSLContext, ssl.SSLContext | None]:
         seen = self._look()
@@ -131,6 +145,44 @@ class Tls:
 
 def _no_password() -> str:
     raise ValueError("the key is encrypted: a server has nobody to ask for its password")
+
+
+def _certificates(path: Path) -> list[bytes]:
+    """Those in a PEM file, as DER."""
+    text = path.read_text(encoding="ascii", errors="replace")
+    return [ssl.PEM_cert_to_DER_cert(pem) for pem in _PEM.findall(text)]
+
+
+def certificate_ends(der: bytes) -> int:
+    """When a certificate ends, in seconds since 1970: RFC 5280, 4.1. Raises BadTls.
+
+    The standard library tells this of a peer's certificate only.
+    """
+    try:
+        _, certificate, _ = _element(der, 0)
+        _, at, end = _element(der, certificate)
+        fields = []
+        while at < end:
+            tag, begin, at = _element(der, at)
+            fields.append((tag, begin, at))
+        # version [0], if it is not 1; serial number, signature, issuer, validity
+        _, begin, _ = fields[4 if fields[0][0] == 0xA0 else 3]
+        _, _, begin = _element(der, begin)
+        tag, begin, end = _element(der, begin)
+        text = der[begin:end].decode("ascii")
+        form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+        return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
+    except (IndexError, ValueError) as error:
+        raise BadTls(f"a certificate cannot be read: {error}") from None
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Tag, and where the content begins and ends."""
+    length, begin = der[at + 1], at + 2
+    if length & 0x80:
+        begin += length & 0x7F
+        length = int.from_bytes(der[at + 2 : begin], "big")
+    return der[at], begin, begin + length
 
 
 class TlsStream:

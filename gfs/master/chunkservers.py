@@ -152,6 +152,7 @@ class ChunkserverSession:
         server.set_disks(message.disks)
         server.chunks = message.chunks
         server.scrub = message.scrub
+        server.certificate_until_ns = message.certificate_until_ns
         if server.has_space != had_space:
             master.servers.placement_changed()
         master.end_shifts(server)

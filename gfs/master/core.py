@@ -23,7 +23,7 @@ from functools import partial
 from gfs.config import MasterSettings
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError
-from gfs.io import World
+from gfs.io import DiskSpace, World
 from gfs.master import believing, drain, rebalance, room
 from gfs.master.chunktable import Holders, LocationTable, ReservationTable
 from gfs.master.committer import Committer, Outcome
@@ -141,6 +141,9 @@ class Master:
         #: All chunks are to be looked at: servers are drained, or not any more.
         self.rescan_wanted = False
         self.disk_low = False
+        self.metadata_disk: DiskSpace | None = None
+        #: When this server's certificate ends; 0: it has none.
+        self.certificate_until_ns: Callable[[], int] = int
         self._range_asked = False
 
     @property
@@ -778,6 +781,7 @@ class Master:
             server.disks,
             drain.NAMES[draining],
             scrub=server.scrub,
+            certificate_until_ns=server.certificate_until_ns,
         )
         if draining == drain.DRAINING:
             status.drain_chunks = max(known, server.chunks)

@@ -203,7 +203,8 @@ class Following:
         self._told(last.peers)
         self._promises.check(rpc)
         for message, _ in batch:
-            rpc.send(LogAck(id=message.id, sequence=self._store.state.sequence))
+            until_ns = self._identity.certificate_until_ns
+            rpc.send(LogAck(message.id, self._store.state.sequence, until_ns))
 
     def _replay(self, batch: list[tuple[LogRows, Rows]], txn: Txn) -> Effects:
         """In the worker thread. Raises Diverged; nothing is kept then."""

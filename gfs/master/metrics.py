@@ -8,8 +8,16 @@ from collections.abc import Iterable
 from gfs.master import terms
 from gfs.master.core import Master
 from gfs.master.shadowcore import ShadowMaster
-from gfs.master.status import all_totals
-from gfs.metrics import Family, Values, counter, gauge, label, operation_families
+from gfs.master.status import all_totals, metadata_space
+from gfs.metrics import (
+    Family,
+    Values,
+    certificate_family,
+    counter,
+    gauge,
+    label,
+    operation_families,
+)
 
 
 def families(master: Master) -> Iterable[Family]:
@@ -122,8 +130,34 @@ def families(master: Master) -> Iterable[Family]:
     )
     yield gauge("gfs_master_chunkserver_disk_free_bytes", "Free on a chunkserver's disk", space)
     yield gauge(
+        "gfs_master_chunkserver_disks",
+        "Disks of a chunkserver, by state",
+        {
+            (("server", server.id), ("state", state)): count
+            for server in servers
+            for state, count in ({"ok": 0} | Counter(d.state for d in server.disks)).items()
+        },
+    )
+    yield gauge(
         "gfs_master_connections",
         "Connections served",
         label("role", Counter(one.peer_role for one in master.connections)),
     )
+    yield gauge(
+        "gfs_master_chunkservers_draining",
+        "Chunkservers that are being emptied, or are empty",
+        label(
+            "state", {"draining": 0, "drained": 0} | Counter(s.drain for s in servers if s.drain)
+        ),
+    )
+    metadata = metadata_space(master)
+    yield gauge("gfs_master_metadata_bytes", "Size of the metadata", metadata.used_bytes)
+    yield gauge("gfs_master_metadata_map_bytes", "It grows no further", metadata.map_bytes)
+    if metadata.disk_free_bytes >= 0:
+        yield gauge(
+            "gfs_master_metadata_disk_free_bytes",
+            "Free on the metadata's disk",
+            metadata.disk_free_bytes,
+        )
+    yield from certificate_family(master.certificate_until_ns())
     yield from operation_families("gfs_master", master.operations)

@@ -79,6 +79,7 @@ class Server:
     recent: float = 0.0
     failed_at: float = float("-inf")
     scrub: Scrub = field(default_factory=Scrub)
+    certificate_until_ns: int = 0
     clones_in: int = 0
     clones_out: int = 0
     #: See :mod:`gfs.master.drain`; and the chunks that were being granted when it began.

@@ -225,6 +225,7 @@ class _Process:
         master = Master(self._world, self._settings, self._store)
         shadows = Shadows(master)
         master.shadow_status, master.forget_shadow = shadows.status, shadows.forget
+        master.certificate_until_ns = lambda: identity.certificate_until_ns
         self._metrics.collect = partial(families, master)
         async with trio.open_nursery() as nursery:
 

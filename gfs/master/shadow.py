@@ -113,6 +113,7 @@ class Shadow:
     async def _serve(self) -> None:
         """Follow and answer. Returns when promoted; raises Diverged (in a group)."""
         shadow = ShadowMaster(self._world, self._settings, self._store)
+        shadow.certificate_until_ns = lambda: self._identity.certificate_until_ns
         self._metrics.collect = partial(families, shadow)
         following = Following(
             self._world,
@@ -166,6 +167,7 @@ class Shadow:
             nursery.start_soon(follow_on)
             nursery.start_soon(self._promises.watch)
             nursery.start_soon(self._tick, shadow, upkeep)
+            nursery.start_soon(upkeep.watch_space)
             connection = partial(self._connection, shadow, promotion, upkeep)
             nursery.start_soon(
                 serve,

@@ -86,6 +86,7 @@ class Follower:
         self.wake = trio.Event()
         self.in_flight = 0
         self.sent_at = -math.inf
+        self.certificate_until_ns = 0
 
 
 class Shadows:
@@ -135,7 +136,9 @@ class Shadows:
             state = "away"
             if follower:
                 state = "following" if self._counts(address) else "not counted"
-            found.append(ShadowStatus(address, state, at, 0 if at >= sequence else behind_ms))
+            behind_ms = 0 if at >= sequence else behind_ms
+            until_ns = follower.certificate_until_ns if follower else 0
+            found.append(ShadowStatus(address, state, at, behind_ms, until_ns))
         return found
 
     async def run(self) -> None:
@@ -351,6 +354,7 @@ class Shadows:
             reply, _ = await follower.rpc.call(message, body, seconds=ACK_SECONDS)
             if not isinstance(reply, LogAck):
                 raise ProtocolError(f"{type(reply).__name__} as the answer to LogRows")
+            follower.certificate_until_ns = reply.certificate_until_ns
             self._acked(follower, reply.sequence)
         except (GfsError, ConnectionError) as error:
             if not follower.rpc.closed:

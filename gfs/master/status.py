@@ -6,7 +6,7 @@ from gfs.master import room, trash
 from gfs.master.core import Master
 from gfs.master.garbage import CORRUPT
 from gfs.master.store import Txn
-from gfs.protocol.messages import ClusterTotals, StatusReply
+from gfs.protocol.messages import ClusterTotals, MetadataSpace, StatusReply
 
 #: Of a head, for the servers; with very many of them the disks are left out.
 SERVERS_BYTES = 40_000
@@ -60,6 +60,13 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
     )
 
 
+def metadata_space(master: Master) -> MetadataSpace:
+    found = MetadataSpace(master.store.used_bytes, master.settings.map_bytes)
+    if master.metadata_disk is not None:
+        found.disk_total_bytes, found.disk_free_bytes = master.metadata_disk
+    return found
+
+
 def status_reply(master: Master, txn: Txn) -> StatusReply:
     """As a master tells it."""
     servers = [master.server_status(server) for server in master.servers.ordered()]
@@ -79,4 +86,6 @@ def status_reply(master: Master, txn: Txn) -> StatusReply:
         sequence=master.committer.sequence,
         shadows=master.shadow_status(),
         replicas_before_ack=master.settings.replicas_before_ack,
+        metadata=metadata_space(master),
+        certificate_until_ns=master.certificate_until_ns(),
     )

@@ -253,6 +253,12 @@ class Store:
         """A snapshot of the last commit, to be used in a ``with`` statement."""
         return Txn(self._environment.begin(), self._db, self.state)
 
+    @property
+    def used_bytes(self) -> int:
+        """Size of the database, with pages that are free again."""
+        pages: int = self._environment.info()["last_pgno"] + 1
+        return pages * int(self._environment.stat()["psize"])
+
     def snapshot(self) -> Txn:
         """As :meth:`read`, with exactly the counters of that commit; those of ``read``
         may be of the one before or after, while a commit is under way."""

@@ -115,7 +115,7 @@ class Upkeep:
         self._counting = False
 
     def start(self) -> None:
-        for loop in (self._tick_forever, self._reclaim_forever, self._watch_space):
+        for loop in (self._tick_forever, self._reclaim_forever, self.watch_space):
             self._nursery.start_soon(loop)
         self.start_pass(self._master.trash.load())
         if not self._master.servers.awaited:
@@ -538,13 +538,15 @@ class Upkeep:
 
     # --- the disk ------------------------------------------------------------------------------
 
-    async def _watch_space(self) -> None:
+    async def watch_space(self) -> None:
+        """Keep what is known of the metadata's disk current."""
         master = self._master
         while True:
             low = False
             try:
                 space = await master.world.run_blocking(master.world.files.space, self._directory)
                 low = space.free_bytes < METADATA_RESERVE_BYTES
+                master.metadata_disk = space
             except OSError as error:
                 log.debug("the space of %s is not known: %s", self._directory, error)
             if low != master.disk_low:

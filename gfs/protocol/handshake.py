@@ -66,6 +66,12 @@ class Identity:
     def credentials(self) -> Credentials:
         return as_credentials(self.key)
 
+    @property
+    def certificate_until_ns(self) -> int:
+        """When this server's certificate ends; 0: it has none."""
+        tls = self.credentials.tls
+        return 0 if tls is None else tls.until_ns
+
     def met(self, term: int) -> None:
         if self.learns and term > self.term:
             self.term = term

@@ -173,6 +173,18 @@ class ServerStatus(Part):
     scrub: Scrub = msgspec.field(default_factory=Scrub)
     #: Of the chunks that still need it: lost ones, of which it has the remains.
     drain_lost: int = 0
+    #: When its certificate ends; 0: it has none.
+    certificate_until_ns: int = 0
+
+
+class MetadataSpace(Part):
+    """The master's database, and the disk that it is on; -1: not known."""
+
+    used_bytes: int = -1
+    #: ``used_bytes`` grows no further.
+    map_bytes: int = -1
+    disk_total_bytes: int = -1
+    disk_free_bytes: int = -1
 
 
 class ClusterTotals(Part):
@@ -247,6 +259,7 @@ class ShadowStatus(Part):
     sequence: int  # the last operation that it has on disk; -1: not known
     #: For how long it has been without the newest operation; -1: not known.
     behind_ms: int
+    certificate_until_ns: int = 0  # as of a chunkserver
 
 
 class GarbageReplica(Part):
@@ -401,6 +414,8 @@ class StatusReply(Message, tag=19):
     behind_ms: int = 0
     shadows: list[ShadowStatus] = []
     replicas_before_ack: int = 0
+    metadata: MetadataSpace = msgspec.field(default_factory=MetadataSpace)
+    certificate_until_ns: int = 0  # as of a chunkserver
 
 
 class FsckPage(Message, tag=20):
@@ -730,6 +745,7 @@ class Heartbeat(Message, tag=63):
     #: Chunks that this server appended to as primary since it last told.
     appended: list[AppendedChunk] = []
     scrub: Scrub = msgspec.field(default_factory=Scrub)
+    certificate_until_ns: int = 0
 
 
 class Orders(Message, tag=64):
@@ -877,6 +893,7 @@ class LogRows(Message, tag=94):
 
 class LogAck(Message, tag=95):
     sequence: int
+    certificate_until_ns: int = 0
 
 
 class Position(Message, tag=96):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def documented() -> dict[str, str]:
 
 
 def test_metrics_move_with_what_is_done(make_cluster: Callable[..., Cluster]) -> None:
-    cluster = make_cluster("--metrics")
+    cluster = make_cluster("--metrics", "--tls")
     cluster.environment["GFS_CHUNKSERVER_SCRUB_SECONDS"] = "0.001"
     cluster.start()
     master = cluster.ready["master"]["metrics"]
@@ -73,6 +74,18 @@ def test_metrics_move_with_what_is_done(make_cluster: Callable[..., Cluster]) ->
     assert after["gfs_master_chunkservers", (("state", "live"),)] == 3
     assert after["gfs_master_connections", (("role", "chunkserver"),)] == 3
     assert after["gfs_master_chunks_below_goal", ()] == 0
+    assert after["gfs_master_metadata_bytes", ()] > 0
+    assert after["gfs_master_metadata_disk_free_bytes", ()] > 0
+    assert after["gfs_certificate_until_timestamp_seconds", ()] > time.time()
+    assert after["process_resident_memory_bytes", ()] > 1_000_000
+    for server in cluster.ready["chunkservers"]:
+        disks = (("server", server["id"]), ("state", "ok"))
+        assert after["gfs_master_chunkserver_disks", disks] == 1
+
+    status = cluster.json("status")
+    ends = [status["certificate_until_ns"], *(s["certificate_until_ns"] for s in status["servers"])]
+    assert min(ends) > time.time_ns()
+    assert 0 < status["metadata"]["used_bytes"] < status["metadata"]["map_bytes"]
 
     told = [fetch(url)[1] for url in servers]
 
@@ -159,9 +172,13 @@ def test_answers(request_line: bytes, status: int) -> None:
     head, _, body = answer(request_line + b"\r\nHost: x\r\n\r\n", source()).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     if status == 200:
-        whole = b"# HELP gfs_x A number\n# TYPE gfs_x gauge\ngfs_x 1\n"
-        assert body == (b"" if request_line.startswith(b"HEAD") else whole)
-        assert f"Content-Length: {len(whole)}".encode() in head
+        length = re.search(rb"Content-Length: (\d+)", head)
+        assert length is not None
+        if request_line.startswith(b"HEAD"):
+            assert (body, int(length[1]) > 100) == (b"", True)
+        else:
+            assert body.startswith(b"# HELP gfs_x A number\n# TYPE gfs_x gauge\ngfs_x 1\n")
+            assert int(length[1]) == len(body)
 
 
 def test_a_bug_is_no_end() -> None:

@@ -6,13 +6,21 @@ from dataclasses import replace
 
 import pytest
 
+from gfs.blocks import MIB
 from gfs.cli.drain import is_stuck
 from gfs.cli.drain import told as drain_told
-from gfs.cli.health import _advice, _fsck_text, _warnings, masters
+from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warnings, masters
 from gfs.cli.output import Output
 from gfs.client import FsckProblem, FsckReport
 from gfs.client.fsck import MENDING
-from gfs.protocol.messages import ClusterTotals, Disk, ServerStatus, ShadowStatus, StatusReply
+from gfs.protocol.messages import (
+    ClusterTotals,
+    Disk,
+    MetadataSpace,
+    ServerStatus,
+    ShadowStatus,
+    StatusReply,
+)
 
 
 def server(state: str = "live", disk: str = "ok", age_ms: int = 400) -> ServerStatus:
@@ -78,6 +86,31 @@ def test_a_warning_names_the_next_command(reply: StatusReply, words: list[str]) 
     assert warning.startswith("WARNING: ")
     for word in words:
         assert word in warning
+
+
+NOW_NS = 1_795_602_030 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("days", "free_mib", "used_mib", "words"),
+    [
+        (31.0, 2048, 700, []),
+        (29.5, 2048, 700, ["certificate of s1 (h:1) ends in 29 days"]),
+        (-1.0, 2048, 700, ["(h:1) has ended: 2026"]),
+        (0.0, 500, 700, ["500 MiB free", "df -h"]),
+        (0.0, 2048, 900, ["900 MiB of at most 1.0 GiB", "GFS_MASTER_MAP_BYTES"]),
+    ],
+)
+def test_what_will_end_or_fill_up_is_warned_of_before(
+    days: float, free_mib: int, used_mib: int, words: list[str]
+) -> None:
+    reply = status(server())
+    reply.servers[0].certificate_until_ns = int(NOW_NS + days * DAY_NS) if days else 0
+    reply.metadata = MetadataSpace(used_mib * MIB, 1024 * MIB, 4096 * MIB, free_mib * MIB)
+    warnings = list(machine_warnings(reply, NOW_NS))
+    assert len(warnings) == bool(words)
+    for word in words:
+        assert word in warnings[0]
 
 
 def test_a_server_that_is_emptied_takes_no_replica() -> None:

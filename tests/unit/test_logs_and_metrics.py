@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gfs.diagnostics import (
     CALL_MASK,
+    GATHERED,
     GATHERED_SECONDS,
     REQUEST_MASK,
     TOLD_SINGLY,
@@ -107,6 +110,17 @@ def test_lines_without_an_event_are_told_apart_by_their_form() -> None:
     [line] = gathered.summaries(10.0)
     assert line.getMessage() == "3 more like this in 10 s, the last: salvage of 12 failed"
     assert json.loads(JsonFormatter().format(line))["count"] == 3
+
+
+def test_other_events_are_all_told_singly() -> None:
+    gathered = Gathered()
+    purged = [record("gone", gfs_event="trash_purged", gfs_fields={}) for _ in range(1000)]
+    assert not any(gathered.takes(one, 0.0) for one in purged)
+
+
+def test_every_event_that_is_gathered_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(\w+)`", text)) >= GATHERED
 
 
 def test_an_exception_is_part_of_the_line() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import ssl
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,12 +13,13 @@ import pytest
 import trio
 import trio.testing
 from certificates import Authority
+from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gfs.errors import GfsError, SettingsError, TlsRefused, WrongClusterKey
 from gfs.io import Stream, World, real_world
-from gfs.io.tls import BadTls, Tls
+from gfs.io.tls import BadTls, Tls, certificate_ends
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.credentials import Credentials, load_credentials
@@ -142,6 +146,30 @@ async def test_new_certificates_serve_without_a_restart(
     await served(server, client, ask)
     (directory / "cert.pem").write_text("nothing of worth")
     await served(server, client, ask)  # those from before stay
+
+
+@pytest.mark.parametrize("days", [1, 29, 400, 20_000])
+def test_when_a_certificate_ends_is_known(authority: Authority, tmp_path: Path, days: int) -> None:
+    directory = authority.write(tmp_path / "tls", "127.0.0.1", days=days)
+    tls = Tls(directory, server=True)
+    certificates = [
+        x509.load_pem_x509_certificate((directory / name).read_bytes())
+        for name in ("cert.pem", "ca.pem")
+    ]
+    assert tls.until_ns == min(c.not_valid_after_utc.timestamp() for c in certificates) * 1e9
+    # Renewed, it is another date, without a restart.
+    authority.write(directory, "127.0.0.1", days=2)
+    assert tls.until_ns < 3 * 24 * 3600 * 1e9 + time.time_ns()
+    assert Tls(directory, server=False).until_ns == 0
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200))
+def test_no_bytes_of_a_certificate_make_more_than_an_error(made: Path, noise: bytes) -> None:
+    der = ssl.PEM_cert_to_DER_cert((made / "cert.pem").read_text())
+    for spoiled in (noise, noise + der[len(noise) :], der[: len(noise)]):
+        with contextlib.suppress(BadTls):
+            certificate_ends(spoiled)
 
 
 def test_files_that_are_no_good_are_told_of_at_the_start(
