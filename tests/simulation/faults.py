@@ -44,6 +44,7 @@ ABSENT_LOOK_SECONDS = 1.0
 #: With these a packet takes nearly as long as its chain waits for it, and a few of them
 #: longer than a lease and the death of a server.
 OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
+DAY_SECONDS = 86_400.0
 #: What makes no server fail anybody.
 HARMLESS = {"clock jump", "clock drift", "client crash"}
 #: The grant before a write, and the beginning of the write.
@@ -487,7 +488,8 @@ class Faults:
     async def clock_jump(self) -> bool:
         """The wall clock; the monotonic one never jumps."""
         name = self._machine()
-        jump = self.chance.choice([-86_400.0, -3600.0, -5.0, 5.0, 3600.0, 86_400.0])
+        jump = self.chance.choice([5.0, 3600.0, DAY_SECONDS, 10 * DAY_SECONDS])
+        jump *= self.chance.choice([-1, 1])
         self._note(f"clock of {name} jumps {jump:g} s")
         self.cluster.universe.machine(name).time.wall_offset_seconds += jump
         return True

@@ -17,7 +17,6 @@ import trio
 
 from gfs.errors import MasterUnavailable
 from gfs.testing import Crashed, SimCluster, run_simulated
-from gfs.testing.cluster import MASTER
 from gfs.testing.scratch import make_scratch
 
 from .ancestry import Ancestry
@@ -204,8 +203,7 @@ class _Run:
     async def _client(self, cluster: SimCluster, record: Record, name: str) -> None:
         """A program that makes its calls, and is started again when it was killed."""
         chance = random.Random(f"{self.plan.seed}/{name}")
-        master_time = cluster.machine(MASTER).time
-        actor = Actor(name, record, chance, self.plan, master_time, self.directory, cluster.client)
+        actor = Actor(name, record, chance, self.plan, cluster, self.directory)
         self._at_work.add(name)
         self._last_seconds = actor.last_seconds
         left = self.plan.calls

@@ -45,6 +45,7 @@ def shrink() -> bool:
     import gfs.chunkserver.chunkfile
     import gfs.chunkserver.read
     import gfs.chunkserver.write
+    import gfs.master.garbage
     import gfs.master.shadows
     import gfs.master.upkeep
     import gfs.protocol.rpc
@@ -55,6 +56,7 @@ def shrink() -> bool:
     gfs.chunkserver.write.SMALL_PACKET_BYTES = BLOCK_BYTES
     gfs.protocol.rpc.SWEEP_SECONDS = 1.0
     gfs.chunkserver.background.SPACE_SECONDS = 3.0
+    gfs.master.garbage.ORDERS_MAX = 2
     gfs.master.shadows.SWEEP_SECONDS = 2.0
     gfs.master.upkeep.RECLAIM_REST_SECONDS = 1.0
     gfs.master.upkeep.SPACE_SECONDS = 20.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NoReturn
 
 import msgspec
 import pytest
@@ -19,7 +18,6 @@ from gfs.config import MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
 from gfs.protocol.messages import StatusReply
 from gfs.testing import SimCluster, run_simulated
-from gfs.testing.clock import MachineTime
 from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Life
 from gfs.testing.trace import Trace
@@ -267,12 +265,8 @@ def test_every_figure_of_status_is_held_against_what_is_so() -> None:
 
 
 def lone_actor(record: Record, plan: Plan) -> Actor:
-    """One without a cluster."""
-
-    def connect(name: str) -> NoReturn:
-        raise AssertionError(f"{name} has nothing to connect to")
-
-    return Actor("one", record, random.Random(0), plan, MachineTime(), "", connect)
+    """One without a cluster that runs."""
+    return Actor("one", record, random.Random(0), plan, SimCluster(0), "")
 
 
 def test_a_call_without_an_end_is_told() -> None:

@@ -14,7 +14,7 @@ import io
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -42,11 +42,14 @@ from gfs.errors import (
 )
 from gfs.master.snapshot import QUIET_SECONDS
 from gfs.protocol.messages import ClusterTotals, StatusReply, TrashEntry
-from gfs.testing.clock import MachineTime
+from gfs.testing import SimCluster
+from gfs.testing.cluster import MASTER
 
 from .everywhere import CALM_SECONDS
 from .files_model import FileModel
 from .linear import Event
+from .losses import handle_of
+from .metadata import read_metadata
 from .names_model import (
     ANY_FILE,
     DIRECTORY,
@@ -74,6 +77,10 @@ APPENDS_MAX = 10
 #: Those who write a file side by side, and how many parts of it each.
 BESIDE_MAX = 4
 STRIPES_MAX = 4
+#: Files of one churn. So long afterwards most are gone: those who read what was replaced
+#: get ten seconds, and as long is more than enough.
+CHURNS = 40
+CHURNED_SECONDS = 20.0
 #: What the namespace refuses: nothing happened then.
 REFUSALS = (
     NotFound, AlreadyExists, IsADirectory, NotADirectory, DirectoryNotEmpty, InvalidArgument,
@@ -124,20 +131,17 @@ class Actor:
         record: Record,
         chance: random.Random,
         plan: Plan,
-        master_time: MachineTime,
+        cluster: SimCluster,
         scratch: str,
-        connect: Callable[[str], AbstractAsyncContextManager[Client]],
     ) -> None:
         self.name = name
         self.record = record
         self.chance = chance
         self.plan = plan
         self.settings = plan.client
-        self._master_time = master_time
+        self._cluster = cluster
         #: A real directory: what is there is no part of a seed, and never told of.
         self._scratch = scratch
-        #: Another client, on a machine of that name.
-        self._connect = connect
         only = plan.only or [kind.__name__ for kind in CALLS]
         self._kinds = [kind for kind in CALLS if kind.__name__ in only]
         self._weights = [CALLS[kind] for kind in self._kinds]
@@ -177,9 +181,12 @@ class Actor:
             return
         if isinstance(error, REFUSALS):
             raise Violation(f"{what} was refused for no reason that is known") from error
-        calm = self.plan.master.dead_seconds + CALM_SECONDS
-        if not self.plan.faults.keys() & LASTING and self.record.is_calm(calm, began):
+        if not self.plan.faults.keys() & LASTING and self._is_calm(began):
             raise Violation(f"nothing is wrong, and {what} failed") from error
+
+    def _is_calm(self, since: float) -> bool:
+        """Whether nothing was wrong from long before ``since`` on."""
+        return self.record.is_calm(self.plan.master.dead_seconds + CALM_SECONDS, since)
 
     def _patience(self) -> float:
         """Some callers hang up in the middle; most wait: 0."""
@@ -202,6 +209,8 @@ class Actor:
             bound *= APPENDS_MAX  # one after another
         if kind is Actor.write_beside:
             bound *= STRIPES_MAX
+        if kind is Actor.churn:
+            bound *= CHURNS
         return bound
 
     @property
@@ -568,6 +577,32 @@ class Actor:
         """From when on a write must be seen: locations are believed for a while."""
         return max(opened, trio.current_time() - 1.1 * self.settings.location_seconds)
 
+    async def churn(self, fs: Client) -> None:
+        """A small file, replaced and deleted as fast as that goes. What is left of it goes
+        as fast, in however many orders."""
+        began, path, before = trio.current_time(), f"/{self.name}", self._garbage()
+        for _ in range(CHURNS):
+            number = self.number()
+            data, attributes = content(self.chance, 10), {MADE_BY: str(number)}
+            self.record.new_file(number, data, attributes)
+            put = fs.put(data, path, overwrite=True, attributes=attributes)
+            entry = await self.told(Publish(number, split(path), True), put, lambda _: None)
+            self.record.named(number, entry.inode)
+            if self.chance.random() < 0.3:
+                delete = fs.delete(path, now=True)
+                await self.told(Delete(self.number(), split(path)), delete, lambda _: None)
+        await self._rest(CHURNED_SECONDS)
+        left = self._garbage() - before
+        if left > CHURNS and self._is_calm(began):
+            raise Violation(f"{CHURNED_SECONDS:g} s after {CHURNS} files {left} replicas are left")
+
+    def _garbage(self) -> int:
+        """How many replicas there are of no file."""
+        cluster = self._cluster
+        chunks = read_metadata(cluster.directory).chunks
+        paths = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
+        return sum(handle_of(path) not in chunks for path in paths)
+
     # --- writing in place ----------------------------------------------------------------------
 
     async def update(self, fs: Client) -> None:
@@ -614,7 +649,7 @@ class Actor:
         """By a client of its own."""
         began = trio.current_time()
         try:
-            async with self._connect(name) as fs:
+            async with self._cluster.client(name) as fs:
                 file, model = await self._open(fs, path, "r+")
                 if model.log is not None:
                     return
@@ -902,7 +937,7 @@ class Actor:
         """It was in the trash a moment ago, and is not: somebody took it, or time is up."""
         if self.record.undeletions[entry.inode] > 1 or self._trash_goes_early():
             return
-        if self._master_time.time_ns() < entry.until_ns:
+        if self._cluster.machine(MASTER).time.time_ns() < entry.until_ns:
             raise Violation(f"{entry} went from the trash too early")
 
     def _trash_goes_early(self) -> bool:
@@ -1134,6 +1169,7 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.stream: 4,
     Actor.update: 20,
     Actor.write_beside: 5,
+    Actor.churn: 0.5,
     Actor.make_log: 6,
     Actor.append: 14,
     Actor.records: 6,
