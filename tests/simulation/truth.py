@@ -15,7 +15,7 @@ from gfs.master.rows import KIND_DIRECTORY, KIND_FILE, ROOT_INODE
 from gfs.protocol.messages import ClusterTotals, Disk, StatusReply
 from gfs.testing import SimCluster
 
-from .losses import Losses
+from .losses import Losses, handle_of
 from .metadata import Metadata
 
 #: While nothing changes: heartbeats come, disks are looked at, notes are written back.
@@ -47,28 +47,39 @@ def differences(
     if states != running or len(status.servers) != len(told):
         return [f"the servers are {states}, and should be {running}"]
     for name, server in told.items():
-        paths = cluster.chunk_files(name)
-        if server.chunks != len(paths):
-            found.append(f"{name} has {server.chunks} replicas, and {len(paths)} chunk files")
+        least, most = _replicas(cluster, losses, name)
+        if not least <= server.chunks <= most:
+            found.append(f"{name} has {server.chunks} replicas, and {most} chunk files")
         if sorted(disk.path for disk in server.disks) != sorted(cluster.disks):
             found.append(f"the disks of {name} are {server.disks}")
         for disk in server.disks:
-            found += _of_disk(cluster, settings, name, disk)
+            found += _of_disk(cluster, settings, losses, name, disk)
     return [*found, *_of_totals(losses, metadata, status.totals)]
 
 
+def _replicas(
+    cluster: SimCluster, losses: Losses, name: str, directory: str = ""
+) -> tuple[int, int]:
+    """The fewest and the most that there are: of a lost chunk there may be remains that
+    nobody can tell what they are."""
+    paths = [path for path in cluster.chunk_files(name) if path.startswith(f"{directory}/")]
+    remains = sum(handle_of(path) in losses.handles for path in paths)
+    return len(paths) - remains, len(paths)
+
+
 def _of_disk(
-    cluster: SimCluster, settings: ChunkserverSettings, name: str, disk: Disk
+    cluster: SimCluster, settings: ChunkserverSettings, losses: Losses, name: str, disk: Disk
 ) -> Iterator[str]:
     there = cluster.machine(name).disk
-    paths = there.paths(disk.path)
-    used = sum(len(there.inode(path).data) for path in paths)
+    used = sum(len(there.inode(path).data) for path in there.paths(disk.path))
+    least, most = _replicas(cluster, losses, name, disk.path)
+    if not least <= disk.chunks <= most:
+        yield f"{disk.path} of {name} has {disk.chunks} replicas, and {most} chunk files"
     total = there.space(disk.path).total_bytes
     free = max(0, total - used - settings.reserve_bytes)
     so = {
         "total_bytes": total,
         "free_bytes": free,
-        "chunks": sum(path.endswith(".chunk") for path in paths),
         "state": "ok" if free else "full",
     }
     for what, value in so.items():
