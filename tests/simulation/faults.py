@@ -24,7 +24,7 @@ from gfs.testing.world import BLOCKING_SECONDS
 
 from .losses import Losses, handle_of, unsound_after_kill
 from .metadata import read_metadata
-from .plan import ABSENCE_SECONDS, DRIFT_MAX, LONG_ABSENCE, Plan
+from .plan import ABSENCE_SECONDS, DRIFT_MAX, HARMLESS, LONG_ABSENCE, Plan
 from .record import Record, Violation
 
 #: A kernel writes back what is dirty, a part of it each time.
@@ -45,8 +45,6 @@ ABSENT_LOOK_SECONDS = 1.0
 #: longer than a lease and the death of a server.
 OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
 DAY_SECONDS = 86_400.0
-#: What makes no server fail anybody.
-HARMLESS = {"clock jump", "clock drift", "client crash"}
 #: The grant before a write, and the beginning of the write.
 GRANTED_SECONDS = 0.03
 
@@ -467,7 +465,9 @@ class Faults:
         room = self.chance.choice([0, 3_000, 40_000])
         self._note(f"disk full {name} {path}: {room} bytes left")
         disk.mount(path, space.total_bytes - space.free_bytes + room)
+        self.record.begin_full(name)
         await trio.sleep(self.chance.uniform(1, 20))
+        self.record.end_full(name)
         disk.mount(path, self.plan.capacities[self.cluster.chunkservers.index(name)])
         return True
 

@@ -57,6 +57,8 @@ KINDS: dict[str, float] = {
     "client crash": 20.0,
     LONG_ABSENCE: ABSENCE_SECONDS,
 }
+#: Those by which no server fails anybody.
+HARMLESS = {"clock jump", "clock drift", "client crash"}
 #: Those that may leave a replica unfit by its own checksums.
 DAMAGING = {
     "bit flip", "unreadable sector", "disk error", "machine crash", "power cut", LONG_ABSENCE,

@@ -42,6 +42,8 @@ from .names_model import (
 )
 
 STORY_EVENTS = 400
+#: So much later all know that a disk is not full any more, and none of its others is.
+FULL_SECONDS = 60.0
 #: The attribute that says which call made a file.
 MADE_BY = "made-by"
 #: The attribute of files that records are appended to.
@@ -103,6 +105,11 @@ class Record:
         #: Faults that are under way, and when the last one ended.
         self.strikes = 0
         self.struck = -math.inf
+        #: Servers with a full disk, and until when they may count as full; the most at once.
+        self.full: dict[str, float] = {}
+        self.full_most = 0
+        #: Servers that somebody began to empty.
+        self.drained: set[str] = set()
         #: The inodes that records were appended to.
         self.took: dict[bytes, int] = {}
         #: What the last write in place that began is to: (file, offset, length).
@@ -164,6 +171,13 @@ class Record:
     def end_strike(self) -> None:
         self.strikes -= 1
         self.struck = self.now
+
+    def begin_full(self, server: str) -> None:
+        self.full[server] = math.inf
+        self.full_most = max(self.full_most, sum(each >= self.now for each in self.full.values()))
+
+    def end_full(self, server: str) -> None:
+        self.full[server] = self.now + FULL_SECONDS
 
     def is_calm(self, seconds: float, since: float | None) -> bool:
         """Whether nothing is wrong, nor was at any time from so many ``seconds`` before

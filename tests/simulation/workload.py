@@ -67,7 +67,7 @@ from .names_model import (
     Undelete,
     split,
 )
-from .plan import DAMAGING, DRIFT_MAX, Plan
+from .plan import DAMAGING, DRIFT_MAX, HARMLESS, Plan
 from .record import LOG, MADE_BY, Record, Violation, content
 
 T = TypeVar("T")
@@ -941,7 +941,16 @@ class Actor:
             raise Violation(f"{entry} went from the trash too early")
 
     def _trash_goes_early(self) -> bool:
-        return not {"clock jump", "disk full"}.isdisjoint(self.plan.faults)
+        """Only a cluster that has no room on as many servers as a new chunk needs takes it
+        from the trash."""
+        faults, plan, record = self.plan.faults.keys(), self.plan, self.record
+        if "clock jump" in faults:
+            return True
+        if "disk full" not in faults:
+            return False
+        needed = min(plan.master.replicas_min, plan.master.replication)
+        having = plan.chunkservers - len(record.drained) - record.full_most
+        return having < needed or bool(faults - HARMLESS - {"disk full", "bit flip"})
 
     async def empty_trash(self, fs: Client) -> None:
         """All of it, what is below a directory, or one file."""
@@ -1061,9 +1070,9 @@ class Actor:
         if drained and self.chance.random() < 0.7:
             await fs.drain(self.chance.choice(drained).id, cancel=True)
         elif servers:
-            await fs.drain(
-                self.chance.choice(servers).address, fewer_racks=self.chance.random() < 0.5
-            )
+            server = self.chance.choice(servers).address
+            self.record.drained.add(server)
+            await fs.drain(server, fewer_racks=self.chance.random() < 0.5)
 
     async def locate(self, fs: Client) -> None:
         path, since = self._readable(), trio.current_time()
