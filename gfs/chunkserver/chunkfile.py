@@ -20,13 +20,21 @@ length and sum of the tail as one: so they need not wait for it.
 
 Only blocks that a packet covers partly are read, and they are verified before
 anything is built on them (the paper, 5.2).
+
+*A sync that fails is the last one.* Linux tells of a failed write-back once, and counts the
+pages as clean from then on: they are read as they were written until the page cache needs
+their room, then as they were before; a second sync says that all is well, and so does one
+by whoever opens the file anew. What is on the disk, nobody knows, and which of the pages
+it were, nobody says. So the replica is unsound from that moment, whichever promise the sync
+was for: nothing is written to it, saved of it or promised of it any more, no redo record
+of it may go, and it is made anew from another server's. Trying again, as many databases
+did until 2018 (fsyncgate), is how acknowledged bytes are lost.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gfs.blocks import (
     BLOCK_BYTES,
@@ -72,7 +80,7 @@ class ChunkFile:
         self._file = file
         self._journal = journal
         #: Held by whoever writes: a mutation, or one who saves.
-        self._lock = threading.RLock()
+        self._lock = files.make_lock()
         self.version = state.version
         #: Numbers of the newest state, and of the one in the newest slot.
         self._sequence = state.sequence
@@ -88,6 +96,7 @@ class ChunkFile:
         self._unfinished: Redo | None = None
         #: The journal must have been synced so far before that may be in the file.
         self._unfinished_mark = 0
+        self._is_unsound = False
         self._name_synced = state.sequence > 0
         self._retired = False
         self._copied = False
@@ -221,6 +230,11 @@ class ChunkFile:
             self._file.close()
 
     @property
+    def is_unsound(self) -> bool:
+        """Whether a sync of it has failed: see above."""
+        return self._is_unsound
+
+    @property
     def sequence(self) -> int:
         """The number of the newest state."""
         return self._sequence
@@ -252,6 +266,21 @@ class ChunkFile:
         """Fill ``target`` with bytes that nobody verified; returns how many there were."""
         return self.file.read_into(target, HEAD_BYTES + offset)
 
+    def read_at_cached(self, target: memoryview, offset: int) -> bool:
+        """As :meth:`read_at`, all of it and out of memory alone; False if that cannot be
+        done. Does not block."""
+        return self._file is not None and self._file.read_cached(target, HEAD_BYTES + offset)
+
+    def read_verified_cached(self, offset: int, length: int) -> bytes | None:
+        """As :meth:`read_verified`, out of memory alone; None if that cannot be done, or
+        if a block fails its checksum. Does not block."""
+        first, data, part, tail = self._blocks_around(offset, length)
+        with memoryview(data) as target:
+            if not self.read_at_cached(target, first * BLOCK_BYTES):
+                return None
+            is_good = self._first_bad(first, target, tail) is None
+        return bytes(memoryview(data)[part]) if is_good else None
+
     def sums(self, first: int, count: int) -> bytes:
         """The stored sums of ``count`` blocks from block ``first``."""
         return self._sums_of(self._tail, first, count)
@@ -282,6 +311,15 @@ class ChunkFile:
         Raises CorruptReplica, StaleVersion if the replica does not reach that far;
         ``length`` 0 is the caller's bug.
         """
+        first, data, part, tail = self._blocks_around(offset, length)
+        self._read_blocks(first, memoryview(data), tail)
+        return bytes(memoryview(data)[part])
+
+    def _blocks_around(
+        self, offset: int, length: int
+    ) -> tuple[int, bytearray, slice, tuple[int, bytes]]:
+        """Of the blocks around a range: the first one, room for all, where the range is in
+        it, and the tail that they go by."""
         invariant(0 <= offset < offset + length, "a range has a length")
         tail = self._tail
         if offset + length > tail[0]:
@@ -289,24 +327,27 @@ class ChunkFile:
         first = offset // BLOCK_BYTES
         end = min(-(-(offset + length) // BLOCK_BYTES) * BLOCK_BYTES, tail[0])
         start = first * BLOCK_BYTES
-        data = bytearray(end - start)
-        self._read_blocks(first, memoryview(data), tail)
-        return bytes(memoryview(data)[offset - start : offset - start + length])
+        return first, bytearray(end - start), slice(offset - start, offset - start + length), tail
 
     def _read_blocks(self, first: int, target: memoryview, tail: tuple[int, bytes]) -> None:
         """Fill ``target`` from block ``first``, to a block's end or that of ``tail``."""
-        start = first * BLOCK_BYTES
-        sums = self._sums_of(tail, first, block_count(len(target)))
-        got = self.file.read_into(target, HEAD_BYTES + start)
+        got = self.file.read_into(target, HEAD_BYTES + first * BLOCK_BYTES)
         if got < len(target):
             raise CorruptReplica(f"chunk {self.handle:016x}: the file was cut short")
-        for index in range(block_count(len(target))):
+        bad = self._first_bad(first, target, tail)
+        if bad is not None:
+            raise CorruptReplica(f"chunk {self.handle:016x}: block {bad} fails its checksum")
+
+    def _first_bad(self, first: int, data: memoryview, tail: tuple[int, bytes]) -> int | None:
+        """Which of the blocks in ``data``, from block ``first``, fails its checksum."""
+        count = block_count(len(data))
+        sums = self._sums_of(tail, first, count)
+        for index in range(count):
             at = index * BLOCK_BYTES
             expected = sums[index * SUM_BYTES : (index + 1) * SUM_BYTES]
-            if block_sum(target[at : at + BLOCK_BYTES]) != expected:
-                raise CorruptReplica(
-                    f"chunk {self.handle:016x}: block {first + index} fails its checksum"
-                )
+            if block_sum(data[at : at + BLOCK_BYTES]) != expected:
+                return first + index
+        return None
 
     def bad_blocks(self, first: int = 0, count: int | None = None) -> list[int]:
         """Blocks whose bytes on the disk do not fit their sums.
@@ -581,7 +622,7 @@ class ChunkFile:
             if self.uncommitted:
                 self._promise()
             file = self.file
-        file.sync()
+        self._sync(file.sync)
         # Also of a file that was here at the start: nobody knows what was synced then.
         self._name_synced = False
         self._sync_name()
@@ -592,7 +633,7 @@ class ChunkFile:
             return
         if self.uncommitted:
             # The bytes are not in the journal: they must be there before their sums.
-            self.file.sync()
+            self._sync(self.file.sync)
             self._sync_name()
         whole = layout.whole_blocks(self.length)
         first = whole if self._unlogged_from is None else self._unlogged_from
@@ -611,7 +652,7 @@ class ChunkFile:
             if dirty:
                 self.file.write(dirty, SUMS_OFFSET + self._dirty_from * SUM_BYTES)
         if sync:
-            self.file.sync()
+            self._sync(self.file.sync)
         sequence = self._sequence
         if sequence == self._slot:
             sequence = self._journal.draw(self._slot)
@@ -621,9 +662,8 @@ class ChunkFile:
         else:
             self.file.write(layout.encode_slot(state), layout.slot_offset(sequence))
         if sync:
-            self.file.sync()
+            self._sync(self.file.sync)
             self._sync_name()
-        # Only now: if a sync failed, whoever tries again does all of it again.
         self._sequence = self._slot = sequence
         self._dirty_from = self._unlogged_from = None
         if sync or not self._journal.sync:
@@ -635,11 +675,26 @@ class ChunkFile:
         if self._name_synced:
             return
         folder = self.path.rpartition("/")[0]
-        self.files.sync_directory(folder)
+        self._sync(self.files.sync_directory, folder)
         if folder not in self._journal.folders:
-            self.files.sync_directory(folder.rpartition("/")[0])
+            self._sync(self.files.sync_directory, folder.rpartition("/")[0])
             self._journal.folders.add(folder)
         self._name_synced = True
+
+    def _sync(self, sync: Callable[..., None], *arguments: str) -> None:
+        """Sync its file or a directory that its name is in, unless that failed before."""
+        self._require_sound()
+        try:
+            sync(*arguments)
+        except BaseException:
+            self._is_unsound = True
+            raise
+
+    def _require_sound(self) -> None:
+        if self._is_unsound:
+            raise CorruptReplica(
+                f"chunk {self.handle:016x}: a sync of it failed: what the disk has of it is unknown"
+            )
 
     # --- redo -----------------------------------------------------------------
 
@@ -658,6 +713,7 @@ class ChunkFile:
 
     def _finish(self) -> None:
         """Do what the journal says: a restart would, and what follows builds on it."""
+        self._require_sound()
         redo = self._unfinished
         if redo is not None:
             if self._journal.sync:

@@ -141,15 +141,15 @@ async def _copy(
 ) -> None:
     buffer = await node.buffers.acquire(patience=5.0)
     try:
-        with memoryview(buffer) as whole:
-            for offset in range(0, length, STEP_BYTES):
-                step = min(STEP_BYTES, length - offset)
-                await node.throttle.take(step)
-                with whole[:step] as view:
-                    sums = await _fetch(connection, file, offset, view)
-                    await node.store.run(disk, file.write, offset, view, sums)
-    finally:
-        node.buffers.release(buffer)
+        for offset in range(0, length, STEP_BYTES):
+            view = memoryview(buffer)[: min(STEP_BYTES, length - offset)]
+            await node.throttle.take(len(view))
+            sums = await _fetch(connection, file, offset, view)
+            await node.store.run(disk, file.write, offset, view, sums)
+    except BaseException:
+        node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
+        raise
+    node.buffers.release(buffer)
 
 
 async def _fetch(

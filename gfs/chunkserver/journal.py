@@ -43,6 +43,12 @@ or a part of the file, any replica on the disk may lack something: all are forge
 is damaged within a second after it was written, while the head does not tell of it yet,
 is taken for torn.
 
+*A sync that fails is the last one.* Linux tells of it once and counts the pages as written;
+the next sync would say that all is well. So after one that failed, of either file and for
+whatever reason, the journal takes nothing and frees nothing, and its disk has failed. A
+chunk file whose sync failed keeps its records (:mod:`gfs.chunkserver.chunkfile`), until it
+is noted on the disk that it is lacking.
+
 *Deleted* chunks leave a record too: else a power cut might bring one back that has
 missed what was written since.
 
@@ -57,7 +63,6 @@ was measured on) of blocks that are allocated already.
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import Protocol
 
 from gfs.blocks import KIB, MIB
@@ -81,6 +86,10 @@ class Keeper(Protocol):
     """A chunk file with states that only the journal has."""
 
     handle: int
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether a sync of the file has failed, so that nothing in it counts."""
 
     @property
     def sequence(self) -> int:
@@ -201,6 +210,8 @@ class _Half:
         self.burials = 0
         #: Whether records in it would be found by a start after a power cut.
         self.valid = False
+        #: Whether a sync of it has failed: no other is believed.
+        self.failed = False
 
     @property
     def needed(self) -> bool:
@@ -236,7 +247,11 @@ class _Half:
 
     def sync(self) -> None:
         assert self.file is not None
-        self.file.sync()
+        try:
+            self.file.sync()
+        except BaseException:
+            self.failed = True
+            raise
 
     def wipe(self) -> None:
         """Nothing is left of what :meth:`invalidate` hid; the file keeps its blocks, but
@@ -260,14 +275,13 @@ class Journal:
         self._bytes_max = bytes_max
         self._halves = [_Half(f"{directory}/{name}") for name in NAMES]
         self._active, self._other = self._halves
-        self._lock = threading.Lock()
-        self._flushing = threading.Lock()
-        self._counting = threading.Lock()
+        self._lock = files.make_lock()
+        self._flushing = files.make_lock()
+        self._counting = files.make_lock()
         self._sequence = 0
         #: Bytes ever appended, and how many of them are on the disk.
         self.written = 0
         self.synced = 0
-        self.failed = False
         #: Folders whose own names are on the disk.
         self.folders: set[str] = set()
 
@@ -342,8 +356,7 @@ class Journal:
             self._halves[burial].burials -= 1
 
     def _write(self, redo: Redo) -> None:
-        if self.failed:
-            raise self._failure()
+        self._require_sound()
         record = layout.encode_redo(redo)
         half = self._half_for(len(record))
         end = half.end + len(record)
@@ -404,15 +417,10 @@ class Journal:
             halves = [(half, half.newest) for half in (self._other, self._active) if half.unsynced]
             for half, _ in halves:
                 half.unsynced = False
-        try:
-            if self.failed:
-                raise self._failure()
-            for half, newest in halves:
-                half.sync()
-                half.synced = newest
-        except BaseException:
-            self.failed = True
-            raise
+        self._require_sound()
+        for half, newest in halves:
+            half.sync()
+            half.synced = newest
         self.synced = target
 
     @property
@@ -424,23 +432,20 @@ class Journal:
         """Have the files say which of their records are on the disk: a start that does not
         find those knows that they are damaged. Blocks; ``OSError``."""
         with self._flushing:
-            if self.failed:
-                raise self._failure()
+            self._require_sound()
             for half in self._halves:
                 if half.to_claim:
                     half.write_head(half.head._replace(synced=half.synced))
-                    self._sync_claim(half)
+                    half.sync()
 
-    def _sync_claim(self, half: _Half) -> None:
-        try:
-            half.sync()
-        except BaseException:
-            # Also of records, on which others will wait.
-            self.failed = True
-            raise
+    @property
+    def failed(self) -> bool:
+        """Whether a sync has failed, of whatever: others may have waited for it, too."""
+        return any(half.failed for half in self._halves)
 
-    def _failure(self) -> DiskFailed:
-        return DiskFailed(f"{self.directory}: the redo journal could not be synced")
+    def _require_sound(self) -> None:
+        if self.failed:
+            raise DiskFailed(f"{self.directory}: the redo journal could not be synced")
 
     # --- saving ---------------------------------------------------------------------------
 
@@ -477,6 +482,7 @@ class Journal:
         has states again that are nowhere else: what is full may be another file by now
         than when the caller looked."""
         with self._lock:
+            self._require_sound()
             half = self._other
             if half.chunks or half.burials or not half.valid:
                 return

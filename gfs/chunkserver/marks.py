@@ -50,7 +50,13 @@ then the file looks like a good one, of the current version, and lacks what was
 acknowledged. So such a mark is on the disk before they go. It names the state that the
 file would have to be in: if a start finds one before that, the replica is damaged; if it
 finds that one, done again by the records, or a later one, of a file that was put in its
-place, the mark means nothing any more.
+place, the mark means nothing any more. Of a chunk file whose sync failed, no state is good
+(:mod:`gfs.chunkserver.chunkfile`): what a later start reads in the page cache may not be on
+the disk.
+
+*A sync of the marks that fails is the last one*, since Linux tells of it once and counts
+the pages as written: no mark is believed to be on the disk from then on, so nothing is
+written that needs one, and the disk has failed.
 
 Not chosen: a flag in the chunk file's head, whose sync would take all that is dirty
 of the chunk along; the redo journal, which has its own order of things and is
@@ -61,7 +67,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import threading
 from typing import NamedTuple
 
 from gfs.blocks import CHUNK_BYTES, KIB, SUM_BYTES, Buffer, block_sum
@@ -71,6 +76,8 @@ from gfs.io import File, FileSystem
 NAME = "marks"
 #: Of a mark that was made since nobody knows which ones there were.
 NO_BOOT = 0
+#: The state that no file is ever in: of a replica whose sync has failed, none is good.
+NO_STATE = 2**64 - 1
 #: In the place of a length, in a mark that says that the replica is lacking.
 LACKING = 2**32 - 1
 #: The file grows by this much at a time: a sync need not wait for the file system to
@@ -144,7 +151,7 @@ class Marks:
         self._changed: dict[int, int] = {}
         #: Slots that are to be written, and what with.
         self._unwritten: dict[int, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock = files.make_lock()
         #: Changes ever made, and up to which they are on the disk.
         self.changes = 0
         self.synced = 0

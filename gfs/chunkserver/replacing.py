@@ -30,7 +30,7 @@ async def new_replica(
         finally:
             file.close()
     except BaseException as error:
-        node.store.leave(disk, path)
+        await node.store.leave(disk, path)
         if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):
             raise map_disk_error(error, what) from error
         raise

@@ -134,17 +134,18 @@ class _Salvage:
         try:
             disk, what = node.store.pick_disk(), f"clone of {order.handle:016x}"
             async with new_replica(node, disk, order.handle, order.version, what) as file:
-                with memoryview(buffer) as whole:
-                    for offset in range(0, base.length, STEP_BYTES):
-                        step = min(STEP_BYTES, base.length - offset)
-                        await node.throttle.take(step)
-                        with whole[:step] as view:
-                            sums = await self._fill(base, offset, view)
-                            await node.store.run(disk, file.write, offset, view, sums)
+                for offset in range(0, base.length, STEP_BYTES):
+                    view = memoryview(buffer)[: min(STEP_BYTES, base.length - offset)]
+                    await node.throttle.take(len(view))
+                    sums = await self._fill(base, offset, view)
+                    await node.store.run(disk, file.write, offset, view, sums)
         except _BlockLost as error:
-            return error.block
-        finally:
             node.buffers.release(buffer)
+            return error.block
+        except BaseException:
+            node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
+            raise
+        node.buffers.release(buffer)
         return None
 
     async def _fill(self, base: Base, offset: int, view: memoryview) -> bytes:
@@ -205,13 +206,16 @@ class _Here:
         async with store.using(self._order.handle) as chunk:
             if offset + len(view) > chunk.file.length:
                 raise StaleVersion(f"chunk {self._order.handle:016x} is shorter here")
+            # Of its own: a read that hangs may fill it when others have filled the view.
+            data = bytearray(len(view))
             try:
-                got = await store.run(chunk.disk, chunk.file.read_at, view, offset)
+                got = await store.run(chunk.disk, chunk.file.read_at, memoryview(data), offset)
             except OSError as error:
                 raise map_disk_error(error, f"chunk {self._order.handle:016x}") from error
             if got < len(view):
                 # Nobody looks at what happens to be in the rest of the buffer.
                 raise CorruptReplica(f"chunk {self._order.handle:016x}: the file was cut short")
+            view[:] = data
 
     def close(self) -> None:
         pass

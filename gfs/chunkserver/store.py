@@ -28,7 +28,7 @@ from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import HEAD_BYTES, Redo, State
 from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
-from gfs.chunkserver.marks import Mark, Marks, boot_number
+from gfs.chunkserver.marks import NO_STATE, Mark, Marks, boot_number
 from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import (
@@ -304,7 +304,8 @@ class ChunkStore:
         try:
             await self.run(disk, keeper.save)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) or not disk.journal.crowded:
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not keeper.is_unsound and (is_full or not disk.journal.crowded):
                 raise  # the journal has it, and nobody needs its place yet
             log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
             if keeper in await self.run(disk, disk.journal.unsaved):  # not deleted or replaced
@@ -320,8 +321,9 @@ class ChunkStore:
         """The replica is not what it is said to be, and is to be made anew. That is on the
         disk before the records of what it lacks may go. Raises ``OSError``."""
         self.mark_bad(keeper.handle, "corrupt")
-        await self._sync(disk, disk.marks, disk.marks.put_lacking(keeper.handle, keeper.sequence))
-        disk.journal.settled(keeper)
+        wanted = NO_STATE if keeper.is_unsound else keeper.sequence
+        await self._sync(disk, disk.marks, disk.marks.put_lacking(keeper.handle, wanted))
+        await self.run(disk, disk.journal.settled, keeper)
 
     def is_lacking(self, handle: int) -> bool:
         """Whether the disk refused the newest states of the replica here: it is good to
@@ -383,7 +385,11 @@ class ChunkStore:
         async with self.using(handle) as chunk:
             before = chunk.mutated_at
             if not chunk.mutex.locked() and chunk.disk is disk:
-                await self.run(disk, chunk.file.sync)
+                try:
+                    await self.run(disk, chunk.file.sync)
+                finally:
+                    if chunk.file.is_unsound and not chunk.dropped:
+                        await self._give_up_saving(disk, chunk.file)
                 if chunk.mutated_at == before and not (chunk.mutex.locked() or chunk.dropped):
                     self._unmark(disk, mark)
 
@@ -412,7 +418,7 @@ class ChunkStore:
             disk.journal.saw(records.sequence)
             are_known = disk.marks.open()
             for mark in disk.marks.all():
-                if mark.is_lacking:
+                if mark.is_lacking and mark.boot != NO_STATE:
                     disk.journal.saw(mark.boot)
             files.sync_directory(disk.path)
             for name in sorted(files.list(f"{disk.path}/chunks")):
@@ -621,6 +627,8 @@ class ChunkStore:
         """The inventory says what the open file says."""
         if not chunk.dropped:
             file = chunk.file
+            if file.is_unsound:
+                self.mark_bad(file.handle, "corrupt")
             self._note(file.handle, Replica(chunk.disk.index, file.version, file.length))
 
     def forget(self, handle: int) -> None:
@@ -936,10 +944,11 @@ class ChunkStore:
         except OSError:
             self._twins.add((disk.index, handle))
 
-    def leave(self, disk: Disk, path: str) -> None:
+    async def leave(self, disk: Disk, path: str) -> None:
         """Have a half-made replica deleted, later if the disk refuses now."""
         try:
-            self.world.files.unlink(path)
+            with trio.CancelScope(shield=True):
+                await self.run(disk, self.world.files.unlink, path)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -956,7 +965,7 @@ class ChunkStore:
         for index, path in list(self._half_made):
             if (index, path) in self._half_made:
                 self._half_made.discard((index, path))
-                await self.run(self.disks[index], self.leave, self.disks[index], path)
+                await self.leave(self.disks[index], path)
         await self._remove_twins()
 
     async def _remove_twins(self) -> None:

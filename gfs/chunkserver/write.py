@@ -412,12 +412,14 @@ class WriteExchange:
         if count <= SMALL_PACKET_BYTES:
             await self._move(chunk, packet, memoryview(bytearray(count)))
             return
-        buffer = await self._node.buffers.acquire(BUFFER_PATIENCE_SECONDS)
+        buffers = self._node.buffers
+        buffer = await buffers.acquire(BUFFER_PATIENCE_SECONDS)
         try:
-            with memoryview(buffer) as whole, whole[:count] as view:
-                await self._move(chunk, packet, view)
-        finally:
-            self._node.buffers.release(buffer)
+            await self._move(chunk, packet, memoryview(buffer)[:count])
+        except BaseException:
+            buffers.discard(buffer)  # it may be written still, by a thread that hangs
+            raise
+        buffers.release(buffer)
 
     async def _move(self, chunk: OpenChunk, packet: Packet, view: memoryview) -> None:
         self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")

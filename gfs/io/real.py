@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeVar
 import outcome
 import trio
 
-from gfs.io.world import Buffer, DiskSpace, File, Listener, Stream, World
+from gfs.io.world import Buffer, DiskSpace, File, Listener, Lock, Stream, World
 
 T = TypeVar("T")
 
@@ -281,6 +281,9 @@ class RealFileSystem:
         directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
         found = os.statvfs(directory.number)
         return DiskSpace(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def make_lock(self) -> Lock:
+        return threading.RLock()
 
     def device(self, path: str) -> int:
         return os.stat(path).st_dev

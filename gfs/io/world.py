@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import NamedTuple, Protocol, TypeVar
 
 import trio
@@ -108,6 +109,20 @@ class File(Protocol):
         goes on with the file as it is; one that begins later raises ``OSError``."""
 
 
+class Lock(Protocol):
+    """A lock for threads, which whoever has it may take again: ``with lock: ...``."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
 class DiskSpace(NamedTuple):
     total_bytes: int
     free_bytes: int
@@ -128,6 +143,10 @@ class FileSystem(Protocol):
     def close(self) -> None:
         """Let go of the directory of :meth:`within`: its paths raise ``OSError`` from now
         on. Open files stay open. Nothing to do for any other."""
+
+    def make_lock(self) -> Lock:
+        """For threads that make calls while they hold it. They hold it for as long as a
+        disk that hangs holds them: the loop's thread must never wait for it."""
 
     def device(self, path: str) -> int:
         """The number of the device that is visible at ``path`` now (``st_dev``): another

@@ -48,9 +48,18 @@ class BufferPool:
         return self._free.pop() if self._free else mmap.mmap(-1, PACKET_BYTES_MAX)
 
     def release(self, buffer: mmap.mmap) -> None:
-        self._in_use -= 1
-        if self._in_use < self._count_max:
+        """Nobody uses it any more: the next one may have it."""
+        if self._in_use <= self._count_max:
             self._free.append(buffer)
+        self._in_use -= 1
+        self._wake()
+
+    def discard(self, buffer: mmap.mmap) -> None:
+        """A thread whose call was given up may use it still: nobody else gets it, and its
+        memory goes when the thread lets go of it."""
+        self._in_use -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._in_use < self._count_max:
             self._waiting.unpark()
-        else:
-            buffer.close()

@@ -115,6 +115,7 @@ class SimCluster:
         self.supervised = supervised
         self.seed = seed
         self.universe = Universe(seed)
+        self.universe.guards_loop = True
         self.key = self.universe.generator("key").randbytes(32)
         self.chunkservers = [f"chunkserver{n}" for n in range(chunkservers)]
         self._racks = list(racks) if racks else [f"rack{n}" for n in range(chunkservers)]
@@ -165,8 +166,9 @@ class SimCluster:
             swallowed = await self._manager.__aexit__(
                 type(inner) if inner else None, inner, inner.__traceback__ if inner else None
             )
-            if error is None and self._catcher.bugs:
-                raise ExceptionGroup("logged as bugs", [plain(e) for e in self._catcher.bugs])
+            wrongs = [*self._catcher.bugs, *self.universe.wrongs]
+            if error is None and wrongs:
+                raise ExceptionGroup("logged as bugs", [plain(e) for e in wrongs])
         except BaseException as failure:
             self._explain(failure, tail)
             raise
@@ -219,7 +221,7 @@ class SimCluster:
     @property
     def bugs(self) -> list[BaseException]:
         """What processes logged as bugs so far, without ending."""
-        return list(self._catcher.bugs)
+        return [*self._catcher.bugs, *self.universe.wrongs]
 
     @property
     def disks(self) -> list[str]:

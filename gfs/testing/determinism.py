@@ -71,6 +71,21 @@ def deterministic_scheduling(seed: int) -> Iterator[None]:
         _run._r = generator
 
 
+def running_loop() -> Any:
+    """The loop of this thread, for :func:`run_as_loop`."""
+    return _run.GLOBAL_RUN_CONTEXT.runner
+
+
+def run_as_loop(loop: Any, function: Callable[[], None]) -> None:
+    """In another thread, while the loop's own stands still: what asks Trio for the time, or
+    wakes a task, gets that loop."""
+    _run.GLOBAL_RUN_CONTEXT.runner = loop
+    try:
+        function()
+    finally:
+        del _run.GLOBAL_RUN_CONTEXT.runner
+
+
 def _idle_is_awaited() -> bool:
     """Whether ``wait_all_tasks_blocked`` waits: its time is before the clock's next."""
     return bool(_run.GLOBAL_RUN_CONTEXT.runner.waiting_for_idle)

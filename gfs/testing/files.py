@@ -13,6 +13,7 @@ For tests, the disk can be harmed under the running cluster: :meth:`flip_bit`,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -22,12 +23,23 @@ from typing import NamedTuple
 from xxhash import xxh3_64_hexdigest
 
 from gfs.io.world import Buffer, DiskSpace, File
-from gfs.testing.inode import PAGE_BYTES, SECTOR_BYTES, Directory, Inode, Volume, disk_error
+from gfs.testing.inode import (
+    PAGE_BYTES,
+    SECTOR_BYTES,
+    Directory,
+    Hang,
+    Inode,
+    Volume,
+    disk_error,
+)
 from gfs.testing.life import Life
+from gfs.testing.threads import SimLock, blocking
 from gfs.testing.trace import Trace
 
 CAPACITY_BYTES = 1 << 40
 CACHED_SHARE = 0.9
+#: Of all files, how many leave the page cache when a kernel writes back.
+EVICTED_SHARE = 0.1
 
 
 def _segments(path: str) -> list[str]:
@@ -74,6 +86,41 @@ class SimDisk:
     def mount_again(self, path: str, volume: Volume) -> None:
         self.note(f"mount {path} again")
         self._mounts[tuple(_segments(path))] = volume
+
+    def pull(self, path: str) -> Volume:
+        """Take the device away. Every call to what was open, and to what is still mounted
+        of it, fails; what was not synced is lost."""
+        self.note(f"pull {path}")
+        volume = self.volume(path)
+        volume.gone = errno.EIO
+        self._lose_unsynced(volume.top, self.chance)
+        return volume
+
+    def plug(self, path: str, volume: Volume) -> None:
+        """The device is there again, and mounted. What was open of it stays broken."""
+        self.note(f"plug {path}")
+        again = self._new_volume(volume.capacity_bytes)
+        again.take_over(volume)
+        self._mounts[tuple(_segments(path))] = again
+
+    def replace(self, path: str) -> None:
+        """Another, empty disk is mounted there."""
+        self.note(f"replace {path}")
+        self._mounts[tuple(_segments(path))] = self._new_volume(self.volume(path).capacity_bytes)
+
+    def hang(self, path: str, hang: Hang | None) -> None:
+        """The disk at ``path`` sometimes does not answer from now on; None: it always does.
+        Calls that hang go on to hang."""
+        self.note(f"{path}: {hang}")
+        self.volume(path).hang = hang
+
+    @property
+    def may_hang(self) -> bool:
+        return any(volume.hang is not None for volume in self._volumes)
+
+    def volume(self, path: str) -> Volume:
+        """What is mounted at ``path``."""
+        return self._mounts[tuple(_segments(path))]
 
     def _new_volume(self, capacity_bytes: int) -> Volume:
         volume = Volume(len(self._volumes) + 1, capacity_bytes)
@@ -140,17 +187,24 @@ class SimDisk:
     def write_back(self, chance: random.Random, share: float = 1.0) -> None:
         """What a kernel does in the background: files and names reach the platter."""
         for path, inode in sorted(self._walk("/")):
+            if chance.random() < EVICTED_SHARE:
+                inode.evict()
             if chance.random() < share:
+                try:
+                    self.check_healthy(path, "sync")
+                    inode.volume.check("sync")
+                except OSError:
+                    inode.fail_to_sync(chance)  # which the next sync tells of
+                    continue
                 inode.sync()
                 place = self._visible(path)
-                place.parent().synced[place.parts[-1]] = inode
+                place.parent().write_back([place.parts[-1]])
         for directory in self._directories():
-            for name in [n for n in directory.synced if n not in directory.entries]:
-                if chance.random() < share:
-                    del directory.synced[name]
+            gone = [n for n in directory.synced if n not in directory.entries]
+            directory.write_back([name for name in gone if chance.random() < share])
             # A file's name is of use only if those above it are there.
-            directory.synced.update(
-                (n, node) for n, node in directory.entries.items() if isinstance(node, Directory)
+            directory.write_back(
+                [name for name, node in directory.entries.items() if isinstance(node, Directory)]
             )
 
     def _directories(self) -> Iterator[Directory]:
@@ -255,9 +309,6 @@ class SimDisk:
 
     def space(self, path: str) -> DiskSpace:
         return self._visible(path).space()
-
-    def device(self, path: str) -> int:
-        return self._visible(path).directory_or_parent().volume.number
 
 
 def _walk(path: str, node: Inode | Directory) -> Iterator[tuple[str, Inode]]:
@@ -387,10 +438,6 @@ class Place(NamedTuple):
                 raise disk_error(errno.EEXIST, self.path)
             directory = node
 
-    def sync_directory(self) -> None:
-        directory = self.directory()
-        directory.synced = dict(directory.entries)
-
     def space(self) -> DiskSpace:
         volume = self.directory_or_parent().volume
         return DiskSpace(volume.capacity_bytes, max(volume.capacity_bytes - volume.used_bytes, 0))
@@ -404,40 +451,66 @@ def _drop_name(inode: Inode) -> None:
         inode.volume.used_bytes -= len(inode.data)
 
 
+#: What a call does to a disk: a fault may be of reads, writes or syncs alone.
+_CLASSES = {
+    "write": "write", "truncate": "write", "create": "write", "unlink": "write",
+    "rename": "write", "mkdir": "write", "sync": "sync",
+}  # fmt: skip
+
+
 class SimFile:
-    """An open file of one process. Blocking calls that never block."""
+    """An open file of one process."""
 
     def __init__(self, disk: SimDisk, path: str, inode: Inode, life: Life, mode: str) -> None:
         self._disk = disk
         self._path = path
         self._inode = inode
+        self._volume = inode.volume
         self._life = life
         self._writable = mode != "r"
         self._open = True
+        #: The last failure of the write-back that its sync told of. As Linux does it: one
+        #: that nobody was told of yet is told to who opens the file later, too.
+        self._told = inode.failures - (not inode.is_told)
         inode.opened += 1
         life.hold(self)
 
-    def _check(self, what: str = "read") -> Inode:
-        if what in ("write", "sync"):
+    def _begin(self, kind: str) -> None:
+        """What every call begins with."""
+        if kind in _CLASSES:
             self._life.burn()
         self._life.check()
-        if not self._open or (what == "write" and not self._writable):
+        if not self._open or (_CLASSES.get(kind) == "write" and not self._writable):
             raise disk_error(errno.EBADF, self._path)
+        meet(self._life, self._volume, kind, self._disk.chance)
+
+    def _require(self, what: str) -> None:
         if self._life.meets_failures:
+            self._volume.check(what)
             self._disk.check_healthy(self._path, what)
+
+    def _check(self, kind: str) -> Inode:
+        self._begin(kind)
+        self._require(_CLASSES.get(kind, "read"))
         return self._inode
 
+    @blocking
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        return self._check().read(buffer, offset)
+        return self._check("read").read(buffer, offset)
 
     def read_cached(self, buffer: memoryview, offset: int) -> bool:
-        inode = self._check("look")
+        self._life.check()
+        if not self._open:
+            raise disk_error(errno.EBADF, self._path)
+        if self._volume.hang is not None or not self._disk.is_cached():
+            return False
         try:
-            self._disk.check_healthy(self._path, "read")
-            return self._disk.is_cached() and inode.read(buffer, offset) == len(buffer)
+            self._require("read")
+            return self._inode.read(buffer, offset) == len(buffer)
         except OSError:
             return False  # whoever really reads it meets that
 
+    @blocking
     def write(self, data: Buffer, offset: int) -> None:
         self._check("write").write(data, offset)
         self._disk.note(f"{self._path} {offset} +{len(data)} {xxh3_64_hexdigest(data)}")
@@ -448,20 +521,41 @@ class SimFile:
             raise disk_error(errno.EIO, self._path)
         self.write(data, offset)
 
+    @blocking
     def size(self) -> int:
-        return len(self._check().data)
+        return len(self._check("stat").data)
 
+    @blocking
     def truncate(self, size: int) -> None:
-        self._check("write").resize(size)
+        self._check("truncate").resize(size)
         self._disk.note(f"{self._path} cut to {size}")
 
     def start_sync(self, offset: int, count: int) -> None:
         """Nothing: a power cut keeps any part of what was not synced in any case."""
 
+    @blocking
     def sync(self) -> None:
-        self._check("sync").sync()
+        inode = self._inode
+        self._begin("sync")
+        failure: OSError | None = None
+        try:
+            self._require("sync")
+            if inode.unsynced:
+                self._require("write")
+            inode.sync()
+        except OSError as error:
+            failure = error
+            inode.fail_to_sync(self._disk.chance)
+        if self._told != inode.failures:
+            self._told, inode.is_told = inode.failures, True
+            failure = failure or disk_error(errno.EIO, self._path)
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._open:
             self._life.let_go(self)
             self.die()
@@ -476,7 +570,13 @@ class SimFile:
             self._inode.volume.used_bytes -= len(self._inode.data)
 
     def __del__(self) -> None:
-        self.close()
+        self._let_go()
+
+
+def meet(life: Life, volume: Volume, kind: str, chance: random.Random) -> None:
+    """Perhaps the disk does not answer this call for a while."""
+    if volume.hang is not None and life.call is not None:
+        life.call.meets(volume.hang, kind, chance)
 
 
 class SimFileSystem:
@@ -488,34 +588,52 @@ class SimFileSystem:
         #: What :meth:`within` has open.
         self._held = held
 
+    def make_lock(self) -> SimLock:
+        return SimLock(self._life)
+
+    @blocking
     def within(self, directory: str) -> SimFileSystem:
-        top = self._place(directory, "read").directory()
-        return SimFileSystem(self._disk, self._life, Held(tuple(_segments(directory)), top))
+        top = self._place(directory, "open").directory()
+        held = Held(tuple(_segments(directory)), top, top.volume)
+        return SimFileSystem(self._disk, self._life, held)
 
     def close(self) -> None:
         if self._held is not None:
             self._held = self._held._replace(top=None)
 
-    def _place(self, path: str, what: str = "read") -> Place:
-        if what != "read":
+    def _place(self, path: str, kind: str) -> Place:
+        parts = tuple(_segments(path))
+        if kind in _CLASSES:
             self._life.burn()
         self._life.check()
+        place = self._lead(path, parts)
+        volume = place.top.volume if self._held is None else self._held.volume
+        meet(self._life, volume, kind, self._disk.chance)
         if self._life.meets_failures:
-            self._disk.check_healthy("/" + "/".join(_segments(path)), what)
-        held, parts = self._held, tuple(_segments(path))
+            what = _CLASSES.get(kind, "read")
+            volume.check(what)
+            self._disk.check_healthy("/" + "/".join(parts), what)
+        return place
+
+    def _lead(self, path: str, parts: tuple[str, ...]) -> Place:
+        held = self._held
         if held is None or parts[: len(held.parts)] != held.parts:
             return self._disk._visible(path)
         if held.top is None:
             raise disk_error(errno.EBADF, path)
         return Place(held.top, parts[len(held.parts) :], path)
 
+    @blocking
     def open(self, path: str, mode: str) -> SimFile:
-        place = self._place(path, "write" if mode in ("create", "replace") else "read")
+        place = self._place(path, "create" if mode in ("create", "replace") else "open")
+        if mode == "rw" and self._life.meets_failures:
+            place.top.volume.check("write")
         full = "/" + "/".join(_segments(path))
         return SimFile(self._disk, full, place.open(mode), self._life, mode)
 
+    @blocking
     def lock(self, path: str) -> SimFile:
-        place = self._place(path)
+        place = self._place(path, "open")
         inode = place.open("rw" if place.exists() else "create")
         if inode.locked_by is not None:
             raise disk_error(errno.EAGAIN, path)
@@ -523,35 +641,54 @@ class SimFileSystem:
         inode.locked_by = file
         return file
 
+    @blocking
     def list(self, path: str) -> list[str]:
-        return list(self._place(path).directory().entries)
+        return list(self._place(path, "list").directory().entries)
 
+    @blocking
     def exists(self, path: str) -> bool:
-        return self._place(path).exists()
+        return self._place(path, "stat").exists()
 
+    @blocking
     def file_size(self, path: str) -> int:
-        return self._place(path).size()
+        return self._place(path, "stat").size()
 
+    @blocking
     def unlink(self, path: str) -> None:
-        self._place(path, "write").unlink()
+        self._place(path, "unlink").unlink()
         self._disk.note(f"{path} unlinked")
 
+    @blocking
     def rename(self, source: str, target: str) -> None:
-        self._place(source, "write").rename(self._place(target))
+        place = self._place(source, "rename")
+        place.rename(self._lead(target, tuple(_segments(target))))
         self._disk.note(f"{source} renamed {target}")
 
+    @blocking
     def make_directories(self, path: str) -> None:
-        self._place(path, "write").make_directories()
+        self._place(path, "mkdir").make_directories()
 
+    @blocking
     def sync_directory(self, path: str) -> None:
-        self._place(path, "sync").sync_directory()
+        try:
+            place = self._place(path, "sync")
+        except OSError:
+            if self._life.alive:
+                with contextlib.suppress(OSError):
+                    self._lead(path, tuple(_segments(path))).directory().fail_to_sync()
+            raise
+        place.directory().sync()
 
+    @blocking
     def space(self, path: str) -> DiskSpace:
-        return self._place(path).space()
+        return self._place(path, "space").space()
 
+    @blocking
     def device(self, path: str) -> int:
-        self._place(path)
-        return self._disk.device(path)
+        self._life.check()
+        place = self._disk._visible(path)
+        meet(self._life, place.top.volume, "stat", self._disk.chance)
+        return place.directory_or_parent().volume.number
 
 
 class Held(NamedTuple):
@@ -559,3 +696,5 @@ class Held(NamedTuple):
 
     parts: tuple[str, ...]
     top: Directory | None
+    #: What it was on: a device that was taken away stays away for who has this open.
+    volume: Volume

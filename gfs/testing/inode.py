@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from gfs.io.world import Buffer
 
@@ -27,6 +28,16 @@ def disk_error(code: int, path: str | None = None) -> OSError:
     return OSError(code, os.strerror(code), path)
 
 
+class Hang(NamedTuple):
+    """A disk that sometimes does not answer."""
+
+    #: Of all calls of these kinds, how many hang, and for how long.
+    share: float
+    seconds: tuple[float, float]
+    #: All kinds, if none is named.
+    kinds: frozenset[str] = frozenset()
+
+
 class Volume:
     """One file system, mounted somewhere or not."""
 
@@ -36,6 +47,29 @@ class Volume:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.top = Directory(self)
+        #: The error of every call, if the device is not there any more; the error of
+        #: every call that would change something, if it was mounted as read-only.
+        self.gone = self.read_only = 0
+        #: How it hangs, if it does.
+        self.hang: Hang | None = None
+
+    def check(self, what: str) -> None:
+        """Raise what a "read", a "write" or a "sync" here meets."""
+        if self.gone:
+            raise disk_error(self.gone)
+        if self.read_only and what == "write":
+            raise disk_error(self.read_only)
+
+    def take_over(self, other: Volume) -> None:
+        """All that is on another one is on this."""
+        self.top = other.top
+        self.used_bytes = other.used_bytes
+        stack: list[Inode | Directory] = [self.top]
+        while stack:
+            node = stack.pop()
+            node.volume = self
+            if isinstance(node, Directory):
+                stack += node.entries.values()
 
     def take(self, count: int) -> None:
         if count > 0 and self.used_bytes + count > self.capacity_bytes:
@@ -56,6 +90,12 @@ class Inode:
         #: as they were then.
         self.synced_bytes = 0
         self._before: dict[int, bytes] = {}
+        #: Pages whose write-back failed: clean in the page cache, for as long as it has
+        #: them; and what is on the platter in their place.
+        self._lost: dict[int, bytes] = {}
+        #: Failures of the write-back; and whether somebody was told of the last one.
+        self.failures = 0
+        self.is_told = True
         #: Sectors that cannot be read until they are written again.
         self.unreadable: set[int] = set()
         #: Whether the disk lost or damaged bytes of it: for those who count what
@@ -67,7 +107,7 @@ class Inode:
     @property
     def unsynced(self) -> bool:
         """Whether a power cut now could change anything."""
-        return bool(self._before) or len(self.data) != self.synced_bytes
+        return bool(self._before or self._lost) or len(self.data) != self.synced_bytes
 
     # --- reading and writing -------------------------------------------------------
 
@@ -108,11 +148,46 @@ class Inode:
         for page in range(start // PAGE_BYTES, -(-min(end, self.synced_bytes) // PAGE_BYTES)):
             if page not in self._before:
                 at = page * PAGE_BYTES
-                self._before[page] = bytes(self.data[at : min(at + PAGE_BYTES, self.synced_bytes)])
+                end = min(at + PAGE_BYTES, self.synced_bytes)
+                there = self._lost.pop(page, None)
+                self._before[page] = (
+                    bytes(self.data[at:end]) if there is None else there[: end - at]
+                )
 
     def sync(self) -> None:
+        """All that is dirty is written back."""
         self.synced_bytes = len(self.data)
         self._before.clear()
+
+    def fail_to_sync(self, chance: random.Random) -> None:
+        """The disk refuses what is written back, or a part of it. As Linux does it: the
+        pages are clean from then on, and nobody writes them again."""
+        pages = self._new_pages()
+        if not pages:
+            return
+        refused = [page for page in pages if chance.random() < 0.7] or pages
+        lost = {page: self._on_platter(page) for page in refused}
+        self._before.clear()
+        self._lost.update(lost)
+        self.synced_bytes = len(self.data)
+        self.failures += 1
+        self.is_told = False
+        self.harmed = True
+
+    def _new_pages(self) -> list[int]:
+        """Those that are not on the platter, and would be written back."""
+        grown = range(self.synced_bytes // PAGE_BYTES, -(-len(self.data) // PAGE_BYTES))
+        return sorted({*self._before, *(grown if len(self.data) > self.synced_bytes else ())})
+
+    def evict(self) -> None:
+        """The page cache needs its room: what was not written back, and counts as clean,
+        is what the platter has again."""
+        for page, content in self._lost.items():
+            start = page * PAGE_BYTES
+            end = min(start + PAGE_BYTES, len(self.data))
+            if start < end:
+                self.data[start:end] = content[: end - start]
+        self._lost.clear()
 
     def on_platter(self) -> bytes:
         """What a power cut would leave that loses all it can."""
@@ -124,6 +199,7 @@ class Inode:
     def lose_unsynced(self, chance: random.Random | None) -> None:
         """Go back to the last sync; with ``chance``, any part of what was written
         since is kept, sector by sector."""
+        self.evict()
         if not self.unsynced:
             return
         self.harmed = True
@@ -166,7 +242,7 @@ class Inode:
     def _on_platter(self, page: int) -> bytes:
         """A page as it was synced, zeros where it was not."""
         start = page * PAGE_BYTES
-        known = self._before.get(page)
+        known = self._before.get(page, self._lost.get(page))
         if known is None:
             known = bytes(self.data[start : min(start + PAGE_BYTES, self.synced_bytes)])
         return known + bytes(PAGE_BYTES - len(known))
@@ -182,3 +258,26 @@ class Directory:
         self.synced: dict[str, Inode | Directory] = {}
         #: Whether it was deleted: who has it open still makes nothing in it.
         self.deleted = False
+        #: Names whose change could not be written, as they were then: as with pages,
+        #: nobody writes it again until there is another change.
+        self._lost: dict[str, Inode | Directory | None] = {}
+
+    def sync(self) -> None:
+        self.write_back({*self.entries, *self.synced})
+
+    def write_back(self, names: Iterable[str]) -> None:
+        for name in names:
+            node = self.entries.get(name)
+            if name in self._lost and self._lost[name] is node:
+                continue
+            self._lost.pop(name, None)
+            if node is None:
+                self.synced.pop(name, None)
+            else:
+                self.synced[name] = node
+
+    def fail_to_sync(self) -> None:
+        for name in {*self.entries, *self.synced}:
+            node = self.entries.get(name)
+            if node is not self.synced.get(name):
+                self._lost[name] = node

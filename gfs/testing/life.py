@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gfs.testing.threads import Call, Threads
 
 
 class Crashed(ConnectionError):
@@ -34,6 +37,12 @@ class Life:
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
+        #: The blocking call that runs now, and who makes them; see gfs.testing.threads.
+        self.call: Call | None = None
+        self.threads: Threads | None = None
+        #: Whether a call to a file that the loop's thread makes is an error; and those.
+        self.guards_loop = False
+        self.wrongs: list[BaseException] = []
         self._holds: dict[Mortal, None] = {}
         self._fuse = 0
         self._when_burnt: Callable[[], None] | None = None

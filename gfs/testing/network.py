@@ -165,7 +165,16 @@ class SimStream:
         while offset < end:
             room = await self._room(end - offset)
             piece = bytearray(room)
-            got = file.read_into(memoryview(piece), offset)
+            threads = self._life.threads
+            assert threads is not None
+            got = await threads.run(
+                file.read_into,
+                memoryview(piece),
+                offset,
+                limiter=limiter,
+                abandon_on_cancel=True,
+            )
+            self._check_sending()
             if not got:
                 raise EOFError(f"the file ends at byte {offset}")
             self._put(memoryview(piece)[:got])

@@ -96,11 +96,11 @@ async def sleep(seconds: float) -> None:
     await sleep_until(trio.current_time() + seconds)
 
 
-async def sleep_shielded(seconds: float) -> None:
-    """As ``sleep``, and nothing can cancel it."""
+async def sleep_until_shielded(when: float) -> None:
+    """As ``sleep_until``, and nothing can cancel it."""
     clock = _clock()
     sleeper = Sleeper(trio.lowlevel.current_task())
-    clock.wake_at(clock.now + max(seconds, 0.0), sleeper)
+    clock.wake_at(max(when, clock.now), sleeper)
     await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
 
 

@@ -17,22 +17,14 @@ from the seed and its name, so that what one does shifts nobody else's luck.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from functools import partial
-from typing import Generic, TypeVar
-
-import outcome
-import trio
 
 from gfs.io import World
 from gfs.testing.clock import MachineTime, SimClock
 from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Life
 from gfs.testing.network import SimEndpoint, SimNetwork
-from gfs.testing.timers import sleep_shielded
+from gfs.testing.threads import Threads
 from gfs.testing.trace import Trace
-
-T = TypeVar("T")
 
 #: What a blocking call takes, in virtual seconds: mostly the page cache.
 BLOCKING_SECONDS = (10e-6, 200e-6)
@@ -44,13 +36,15 @@ class Process:
     def __init__(self, machine: Machine, name: str) -> None:
         self.machine = machine
         self.life = Life(name)
-        self.delays = machine.universe.generator(f"{name}/blocking")
+        self.life.guards_loop = machine.universe.guards_loop
+        self.life.wrongs = machine.universe.wrongs
+        threads = Threads(machine, self.life, machine.universe.generator(f"{name}/blocking"))
         self.world = World(
             network=SimEndpoint(machine.universe.network, machine.name, self.life),
             files=SimFileSystem(machine.disk, self.life),
             clock=SimClock(machine.time, self.life),
             random=machine.universe.generator(name),
-            run_blocking=self._run_blocking,
+            run_blocking=threads.run,
             boot=f"{machine.name}, boot {machine.disk.power_cuts}",
         )
 
@@ -63,57 +57,6 @@ class Process:
         its tasks still try to do through the world raises Crashed."""
         self.machine.universe.trace.add(f"kill {self.life.name}")
         self.life.kill()
-
-    async def _run_blocking(
-        self,
-        function: Callable[..., T],
-        *args: object,
-        limiter: trio.CapacityLimiter | None = None,
-        abandon_on_cancel: bool = False,
-    ) -> T:
-        """Runs the function in the loop, some virtual time after the call.
-
-        Killed before the function runs, it does not run. Nobody sees the result of a
-        call during which the process was killed.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        call = _Call(self, partial(function, *args), limiter)
-        self.life.check()
-        if limiter is not None:
-            await limiter.acquire_on_behalf_of(call)
-        if abandon_on_cancel:
-            # In a task of its own, which goes on when this one is cancelled.
-            trio.lowlevel.spawn_system_task(call.run)
-            await call.ended.wait()
-        else:
-            await call.run()
-        self.life.check()
-        assert call.result is not None
-        return call.result.unwrap()
-
-
-class _Call(Generic[T]):
-    """A blocking call, in what stands for its thread."""
-
-    def __init__(
-        self, process: Process, function: Callable[[], T], limiter: trio.CapacityLimiter | None
-    ) -> None:
-        self._process = process
-        self._function = function
-        self._limiter = limiter
-        self.result: outcome.Outcome[T] | None = None
-        self.ended = trio.Event()
-
-    async def run(self) -> None:
-        """Cannot be cancelled; raises nothing."""
-        process = self._process
-        await sleep_shielded(process.delays.uniform(*process.machine.blocking_seconds))
-        if process.alive:
-            self.result = outcome.capture(self._function)
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        if self._limiter is not None:
-            self._limiter.release_on_behalf_of(self)
-        self.ended.set()
 
 
 class Machine:
@@ -129,6 +72,11 @@ class Machine:
         self.blocking_seconds = BLOCKING_SECONDS
         self._incarnations = 0
 
+    @property
+    def may_hang(self) -> bool:
+        """Whether a call to its disk may not return for a while."""
+        return self.disk.may_hang
+
     def start_process(self) -> Process:
         self._incarnations += 1
         return Process(self, f"{self.name}#{self._incarnations}")
@@ -143,6 +91,10 @@ class Universe:
         self.random = self.generator("universe")
         self.network = SimNetwork(self.generator("network"), self.trace)
         self._machines: dict[str, Machine] = {}
+        #: Whether processes that begin from now on must not touch a file in the loop's
+        #: thread; and where they did.
+        self.guards_loop = False
+        self.wrongs: list[BaseException] = []
 
     def generator(self, name: str) -> random.Random:
         """A generator of its own for ``name``, the same for the same seed."""

@@ -18,6 +18,7 @@ import trio
 from gfs.errors import MasterUnavailable
 from gfs.testing import Crashed, SimCluster, run_simulated
 from gfs.testing.scratch import make_scratch
+from gfs.testing.threads import LoopBlocked
 
 from .ancestry import Ancestry
 from .everywhere import Everywhere
@@ -314,7 +315,8 @@ class _Telling(logging.Handler):
 def _verdict(found: list[BaseException]) -> str:
     if any(isinstance(error, SLIPS) for error in found):
         return ERROR
-    return BROKEN_PROMISE if any(isinstance(e, Violation) for e in found) else ERROR
+    broken = (Violation, LoopBlocked)
+    return BROKEN_PROMISE if any(isinstance(error, broken) for error in found) else ERROR
 
 
 def _describe(found: list[BaseException]) -> str:

@@ -6,6 +6,7 @@ the log, and of the change it hits any prefix of the bytes: what a kill leaves.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -94,6 +95,9 @@ class LoggedFiles:
             kind, path, data, offset = self.log[changes]
             after.apply((kind, path, data[:torn_bytes], offset))
         return after
+
+    def make_lock(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
 
     def open(self, path: str, mode: str) -> LoggedFile:
         if mode == "create" and path in self.contents:

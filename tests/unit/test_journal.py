@@ -481,33 +481,47 @@ def test_a_mark_of_a_lacking_replica_says_nothing_of_one_that_takes_its_place() 
     run_simulated(1, play)
 
 
-def test_a_save_whose_last_sync_failed_is_done_again() -> None:
-    """A power cut may take the slot: only the journal has what it says."""
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("is_evicted", [True, False])
+def test_a_replica_whose_sync_failed_is_never_believed_again(which: int, is_evicted: bool) -> None:
+    """Not by another sync, which would say that all is well, and not by a start, to which the
+    file looks good for as long as the page cache has it."""
     machine = Universe(1).machine("m")
-    server, path = overwritten(machine)
-    chunk = server.chunk(7)
-    sync, synced = chunk.file.sync, 0
 
-    def last_one_fails() -> None:
-        nonlocal synced
-        synced += 1
-        if synced == 2:
-            raise OSError(errno.ENOSPC, "no space left")
-        sync()
+    async def play() -> None:
+        server, path = overwritten(machine)
+        chunk = server.chunk(7)
+        server.store._keep(OpenChunk(server.disk, chunk))
+        sync, synced = chunk.file.sync, 0
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunk.file, "sync", last_one_fails)
-        with pytest.raises(OSError, match="no space"):
-            chunk.save()
-    assert server.journal.holds(7)
-    chunk.save()
-    assert not server.journal.holds(7)
-    server.process.kill()
-    machine.disk.power_cut(None)
-    files = machine.start_process().world.files
-    state = ChunkFile.probe(files, path, 7)
-    assert state is not None
-    assert state.sequence == chunk.sequence
+        def one_fails() -> None:
+            nonlocal synced
+            synced += 1
+            if synced != which:
+                return sync()
+            machine.disk.fail(path, errno.ENOSPC, ["sync"])
+            try:
+                sync()
+            finally:
+                machine.disk.fail(path, 0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunk.file, "sync", one_fails)
+            server.disk.to_save.set()
+            assert await is_emptied(server)
+        for call in (chunk.save, chunk.commit, chunk.sync, chunk.finish):
+            with pytest.raises(CorruptReplica, match="a sync of it failed"):
+                call()
+        with pytest.raises(CorruptReplica, match="a sync of it failed"):
+            chunk.write(0, b"x", packet_sums(0, b"x"))
+        assert server.store.bad[7].kind == "corrupt"
+        if is_evicted:
+            machine.disk.inode(path).evict()
+        server = started_again(server, machine, False)
+        assert 7 in server.store.bad
+        assert 7 not in server.store.inventory
+
+    run_simulated(1, play)
 
 
 # --- the files by themselves ------------------------------------------------------------
@@ -683,6 +697,7 @@ def test_what_is_left_alone_is_put_where_it_belongs() -> None:
 def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
     """It may be the first one in that file, if the other becomes full meanwhile."""
     files, made = new_journal(size=1000)
+    made._lock, made._flushing = threading.Lock(), threading.Lock()  # these are real threads
     one = Kept(1)
     made.append(redo(1, 0, bytes(900)), 0, one)
     made.append(redo(2, 0, bytes(900)), 0, Kept(2))

@@ -159,6 +159,10 @@ def find_failure(out: str) -> FoundFailure | None:
 def symptom(out: str) -> str:
     """The line of a failed run that says what was wrong."""
     lines = [line.removeprefix("E ").strip() for line in out.splitlines()]
-    told = [line for line in lines if re.match(r"([\w.]*Violation|AssertionError)\b|no end", line)]
+    told = [
+        line
+        for line in lines
+        if re.match(r"([\w.]*(Violation|LoopBlocked)|AssertionError)\b|no end", line)
+    ]
     line = told[0] if told else "it failed"
     return line.removeprefix("tests.simulation.record.Violation: ")

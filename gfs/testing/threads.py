@@ -1,0 +1,274 @@
+"""What stands for a process's worker threads, and what a disk does to them.
+
+A blocking call takes some virtual time and then happens at once, in the loop. While a disk
+of its machine hangs, or a call that hung is still under way, calls get real threads
+instead, one of which runs at a time while the loop stands still: so a call can stop in its
+middle, for as long as its disk does not answer, with whatever locks it holds; others go
+on, and wait for those locks in their threads as they would in the real world. The seed
+decides everything all the same.
+
+What must never wait is the loop's own thread. A call to a file that is made there, or a
+wait there for a lock that a hanging call has, raises :class:`LoopBlocked`, and is kept in
+:attr:`gfs.testing.life.Life.wrongs` for whoever runs the cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import outcome
+import trio
+
+from gfs.testing.determinism import run_as_loop, running_loop
+from gfs.testing.inode import Hang
+from gfs.testing.life import Life
+from gfs.testing.timers import sleep_until, sleep_until_shielded
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LoopBlocked(AssertionError):
+    """The loop's thread waits for a disk."""
+
+
+def loop_blocked(life: Life, what: str) -> LoopBlocked:
+    frames = traceback.extract_stack()
+    sites = [f for f in frames if "/gfs/" in f.filename and "/gfs/testing/" not in f.filename]
+    where = f"{sites[-1].filename}:{sites[-1].lineno}: {sites[-1].line}" if sites else "a test"
+    error = LoopBlocked(f"{life.name}: {what}, in the loop's thread, at {where}")
+    life.wrongs.append(error)
+    return error
+
+
+def blocking(method: Callable[P, T]) -> Callable[P, T]:
+    """A call of something with a ``_life`` that may wait for a disk."""
+
+    @functools.wraps(method)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        life: Life = args[0]._life  # type: ignore[attr-defined]
+        call = life.call
+        if call is None:
+            if life.guards_loop and life.alive:
+                raise loop_blocked(life, f"{method.__qualname__}{args[1:2]}")
+            return method(*args, **kwargs)
+        result = method(*args, **kwargs)
+        if call.late:
+            late, call.late = call.late, 0.0
+            call.stop(late)
+        return result
+
+    return made
+
+
+class Hesitant(Protocol):
+    """The machine whose disks may hang."""
+
+    blocking_seconds: tuple[float, float]
+
+    @property
+    def may_hang(self) -> bool: ...
+
+
+class Threads:
+    """Those of one process."""
+
+    def __init__(self, machine: Hesitant, life: Life, delays: random.Random) -> None:
+        self._machine = machine
+        self._life = life
+        self._delays = delays
+        #: Calls that stopped in their middle.
+        self.stopped = 0
+        life.threads = self
+
+    async def run(
+        self,
+        function: Callable[..., T],
+        *args: object,
+        limiter: trio.CapacityLimiter | None = None,
+        abandon_on_cancel: bool = False,
+    ) -> T:
+        """As :class:`gfs.io.world.BlockingRunner`. Killed before the function runs, it does
+        not run. Nobody sees the result of a call during which the process was killed."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._life.check()
+        call = Call(self._life, self, partial(function, *args))
+        if limiter is not None:
+            await limiter.acquire_on_behalf_of(call)
+        call.due = trio.current_time() + self._delays.uniform(*self._machine.blocking_seconds)
+        if abandon_on_cancel:
+            try:
+                while not call.ended:
+                    await call.wait()
+                    call.step(self._machine.may_hang)
+            except trio.Cancelled:
+                trio.lowlevel.spawn_system_task(self._finish, call, limiter)
+                raise
+            self._release(call, limiter)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await self._finish(call, limiter)
+        self._life.check()
+        assert call.result is not None
+        return call.result.unwrap()  # type: ignore[no-any-return]
+
+    async def _finish(self, call: Call, limiter: trio.CapacityLimiter | None) -> None:
+        """Cannot be cancelled."""
+        while not call.ended:
+            await call.wait_shielded()
+            call.step(self._machine.may_hang)
+        self._release(call, limiter)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _release(self, call: Call, limiter: trio.CapacityLimiter | None) -> None:
+        if limiter is not None:
+            limiter.release_on_behalf_of(call)
+
+
+class Call:
+    """One blocking call. ``step`` takes it to its end, or to where it stops next; then it
+    goes on at ``due``, or when what it waits for is set."""
+
+    def __init__(self, life: Life, threads: Threads, function: Callable[[], Any]) -> None:
+        self._life = life
+        self._threads = threads
+        self._function = function
+        self.result: outcome.Outcome[Any] | None = None
+        self.ended = False
+        self.due = 0.0
+        #: To stop for so long when the present call to the disk has had its effect.
+        self.late = 0.0
+        #: Instead of a time: a lock's next release.
+        self._event: trio.Event | None = None
+        self._thread: threading.Thread | None = None
+        self._go = threading.Semaphore(0)
+        self._stopped = threading.Semaphore(0)
+
+    async def wait(self) -> None:
+        if self._event is not None:
+            await self._event.wait()
+        else:
+            await sleep_until(self.due)
+
+    async def wait_shielded(self) -> None:
+        if self._event is not None:
+            with trio.CancelScope(shield=True):
+                await self._event.wait()
+        else:
+            await sleep_until_shielded(self.due)
+
+    def step(self, in_thread: bool) -> None:
+        """In the loop."""
+        if self.ended:  # it ended when its process was killed
+            return
+        if self._thread is not None:
+            self._switch()
+        elif not self._life.alive:
+            self.ended = True
+        elif in_thread or self._threads.stopped:
+            loop = running_loop()
+            body = partial(run_as_loop, loop, self._body)
+            self._thread = threading.Thread(target=body, name="simulated worker", daemon=True)
+            self._life.hold(self)
+            self._threads.stopped += 1
+            self._thread.start()
+            self._switch()
+        else:
+            before, self._life.call = self._life.call, self
+            self.result = outcome.capture(self._function)
+            self._life.call = before
+            self.ended = True
+
+    def _switch(self) -> None:
+        """Let its thread run until it stops again."""
+        before, self._life.call = self._life.call, self
+        self._go.release()
+        self._stopped.acquire()
+        self._life.call = before
+        if self.ended:
+            assert self._thread is not None
+            self._thread.join()
+            self._threads.stopped -= 1
+            self._life.let_go(self)
+
+    def _body(self) -> None:
+        self._go.acquire()
+        self.result = outcome.capture(self._function)
+        self.ended = True
+        self._stopped.release()
+
+    def die(self) -> None:
+        """The process was killed: what its tasks and threads still try to do raises."""
+        while not self.ended and self._life.call is not self:
+            self._switch()
+
+    # --- in its thread -------------------------------------------------------------
+
+    def stop(self, seconds: float) -> None:
+        """The disk does not answer for so long."""
+        self.due, self._event = trio.current_time() + seconds, None
+        self._stop()
+
+    def stop_until(self, event: trio.Event) -> None:
+        self._event = event
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopped.release()
+        self._go.acquire()
+        self._life.check()
+
+    @property
+    def can_stop(self) -> bool:
+        return self._thread is not None
+
+    def meets(self, hang: Hang, kind: str, chance: random.Random) -> None:
+        """Perhaps stop here, or when what is called now has had its effect."""
+        if not self.can_stop or (hang.kinds and kind not in hang.kinds):
+            return
+        if chance.random() < hang.share:
+            seconds = chance.uniform(*hang.seconds)
+            if chance.random() < 0.5:
+                self.stop(seconds)
+            else:
+                self.late = seconds
+
+
+class SimLock(AbstractContextManager["SimLock"]):
+    """As ``threading.RLock``, for the threads of one process."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._owner: object | None = None
+        self._count = 0
+        self._released = trio.Event()
+
+    def __enter__(self) -> SimLock:
+        me: Call | Life = self._life.call or self._life
+        while self._owner not in (None, me):
+            if not isinstance(me, Call) or not me.can_stop:
+                raise loop_blocked(self._life, "a lock is waited for that a hanging call has")
+            me.stop_until(self._released)
+        self._owner = me
+        self._count += 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._count -= 1
+        if not self._count:
+            self._owner = None
+            self._released.set()
+            self._released = trio.Event()
