@@ -3,6 +3,7 @@
 # make test-kubernetes  tests with a real Kubernetes; the first time it builds one, in minutes
 # make test-browser  tests with a real browser, and real containers; as root
 # make test-podman  tests with real containers; as root, since it adds Debian's packages
+# make test-deploy  units, alarms and the dashboard, with systemd's and Prometheus' own programs
 # make soak    simulated clusters under faults on all cores, new ones for SECONDS=600
 # make explore property tests with new examples, where `make test` has the same ones each time
 # make mutants deliberate bugs, each of which the simulation must catch
@@ -22,7 +23,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-kubernetes test-browser test-podman soak explore mutants lint bench clean
+.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy soak explore mutants lint bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -60,6 +61,9 @@ test-browser: install
 test-podman: install
 	@$(BIN)/python tests/podman/podman_image.py --install
 	@GFS_TEST_PODMAN=require $(BIN)/python -m pytest $(SPREAD) tests/podman $(ARGS)
+
+test-deploy: install
+	@GFS_TEST_DEPLOY=require $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 soak: install
 	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)
