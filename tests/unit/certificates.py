@@ -19,9 +19,10 @@ def _name(text: str) -> x509.Name:
 
 
 class Authority:
-    def __init__(self) -> None:
+    def __init__(self, name: str = "authority") -> None:
+        self._name = _name(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._sign("authority", self._key, days=30, ca=True)
+        self.certificate = self._sign(name, self._key, days=30, ca=True)
 
     def _sign(
         self, name: str, key: ec.EllipticCurvePrivateKey, *, days: int, ca: bool, host: str = ""
@@ -30,7 +31,7 @@ class Authority:
         builder = (
             x509.CertificateBuilder()
             .subject_name(_name(name))
-            .issuer_name(_name("authority"))
+            .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(end - datetime.timedelta(days=60))

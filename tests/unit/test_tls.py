@@ -172,6 +172,34 @@ def test_no_bytes_of_a_certificate_make_more_than_an_error(made: Path, noise: by
             certificate_ends(spoiled)
 
 
+async def test_the_authority_is_changed_while_everything_runs(tmp_path: Path) -> None:
+    """As the manual says: between its steps any two get on."""
+    old, new = Authority("authority of 2026"), Authority("authority of 2027")
+    server = old.write(tmp_path / "server", "127.0.0.1")
+    client = old.write(tmp_path / "client", "127.0.0.1")
+    fresh = new.write(tmp_path / "fresh", "127.0.0.1")
+    master, asker = member("master", server), member("client", client)
+
+    async def step(directory: Path, name: str, data: bytes) -> None:
+        (directory / name).write_bytes(data)
+        if name != "cert.pem":  # it goes with its key
+            await served(master, asker, ask)
+
+    await served(master, asker, ask)
+    trusted = (fresh / "ca.pem").read_bytes()
+    for directory in (server, client):
+        both = (directory / "ca.pem").read_bytes() + trusted
+        await step(directory, "ca.pem", both)
+    for name in ("cert.pem", "key.pem"):
+        await step(server, name, (fresh / name).read_bytes())
+    for directory in (client, server):
+        await step(directory, "ca.pem", trusted)
+    # The old authority is worth nothing any more.
+    for name in ("cert.pem", "key.pem"):
+        (server / name).write_bytes((client / name).read_bytes())
+    await fails(master, asker, TlsRefused, "not trusted")
+
+
 def test_files_that_are_no_good_are_told_of_at_the_start(
     authority: Authority, tmp_path: Path
 ) -> None:
