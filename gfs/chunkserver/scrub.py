@@ -155,6 +155,7 @@ class Scrubber:
     def _seconds_left(self) -> float:
         """Of this pass. The wall clock may jump: never more than a whole one."""
         period = self._node.settings.scrub_seconds
-        record = self._node.identity_file.record
-        passed = (self._node.world.clock.time_ns() - record.scrub_began_ns) / 1e9
-        return period - min(max(passed, 0.0), period)
+        record, now_ns = self._node.identity_file.record, self._node.world.clock.time_ns()
+        # From a beginning that is yet to come the pass would be as slow until it has.
+        record.scrub_began_ns = min(record.scrub_began_ns, now_ns)
+        return period - min((now_ns - record.scrub_began_ns) / 1e9, period)

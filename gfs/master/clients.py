@@ -163,8 +163,10 @@ class ClientSession:
         return ListReply(0, entries, more)
 
     def _list_trash(self, rpc: Rpc, message: ListTrash, body: bytes, txn: Txn) -> Message:
-        book = self._master.trash
-        entries, cursor = trash.page(txn, book, message.path, message.cursor, message.limit)
+        book, wall_ns = self._master.trash, self._master.lived.wall_ns
+        entries, cursor = trash.page(
+            txn, book, message.path, message.cursor, message.limit, wall_ns
+        )
         return ListTrashReply(0, entries, cursor)
 
     def _locate(self, rpc: Rpc, message: Locate, body: bytes, txn: Txn) -> Message:
@@ -416,6 +418,7 @@ class ClientSession:
 
     async def _add_up(self, path: str) -> DiskUsageReply:
         """In slices: others are answered in between."""
+        master = self._master
         usage = DiskUsageReply(0, 0, 0, 0, 0)
         cursor = reads.Cursor()
         root = len(parse(path))
@@ -436,7 +439,7 @@ class ClientSession:
         while True:
             with self._master.store.read() as txn:
                 entries, deleted = trash.page(
-                    txn, self._master.trash, path, deleted, trash.ROWS_MAX
+                    txn, master.trash, path, deleted, trash.ROWS_MAX, master.lived.wall_ns
                 )
             for entry in entries:
                 _count_deleted(usage, entry)

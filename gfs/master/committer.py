@@ -44,6 +44,7 @@ from gfs.errors import Busy, DiskFull, GfsError
 from gfs.io import World
 from gfs.master import oplog
 from gfs.master.gate import Gate
+from gfs.master.lived import Lived
 from gfs.master.namespace import Planned
 from gfs.master.operations import DirectoriesMade, LogHead
 from gfs.master.rows import answer_key, unpack_u64
@@ -131,6 +132,7 @@ class Committer:
         self._limiter = trio.CapacityLimiter(1)
         #: Of the last row in the batch being applied; see :mod:`gfs.master.oplog`.
         self._chain = 0
+        self.lived = Lived(world.clock, store)
         #: Sequence of the last operation that is durable.
         self.sequence = store.state.sequence
 
@@ -284,9 +286,8 @@ class Committer:
 
     def _commit(self, batch: list[Job]) -> tuple[list[Outcome], Effects]:
         """In the worker thread. Raises only DiskFailed."""
-        oldest_ns = self._world.clock.time_ns() - self._answers_ns
         try:
-            return self._store.commit(partial(self._apply_all, batch, oldest_ns))
+            return self._store.commit(partial(self._apply_all, batch))
         except DiskFull as error:
             return [error] * len(batch), Effects()
         except GfsError:
@@ -306,14 +307,14 @@ class Committer:
             effects.add(of_it)
         return outcomes, effects
 
-    def _apply_all(
-        self, batch: list[Job], oldest_ns: int, txn: Txn
-    ) -> tuple[list[Outcome], Effects]:
+    def _apply_all(self, batch: list[Job], txn: Txn) -> tuple[list[Outcome], Effects]:
         time_ns = self._world.clock.time_ns()
+        txn.lived_ns = self.lived.now_ns()
         outcomes: list[Outcome] = []
         written = 0
         self._chain = oplog.chain(txn)
         for job in batch:
+            txn.lived_ns += 1  # so that what was deleted later is later
             try:
                 outcomes.append(self._apply_one(job, time_ns, txn))
                 written += 1
@@ -322,6 +323,7 @@ class Committer:
         if written:
             kept_from = txn.state.sequence + 1 if self.needed_from is None else self.needed_from
             kept_from = max(kept_from, txn.state.sequence - self.log_rows_max)
+            oldest_ns = txn.lived_ns - self._answers_ns
             trim(txn, oldest_ns, TRIM_MIN + TRIM_PER_MUTATION * written, kept_from)
         return outcomes, txn.effects
 
@@ -346,15 +348,19 @@ class Committer:
 
 def trim(txn: Txn, oldest_ns: int, limit: int, kept_from: int = U64_MAX) -> None:
     """Forget up to ``limit`` log rows, and the answers that go with them, that
-    are older than ``oldest_ns``; the last ``LOG_ROWS_MIN`` rows always stay, and
-    those from ``kept_from`` on."""
+    are older than ``oldest_ns``, as masters count time; the last ``LOG_ROWS_MIN``
+    rows always stay, and those from ``kept_from`` on."""
     end = min(txn.state.sequence - LOG_ROWS_MIN, kept_from - 1)
     if end <= 0:
         return
     rows: list[tuple[bytes, LogHead]] = []
     for key, value in txn.scan(b"", txn.db.operation_log):
         head = _log_head.decode(value)
-        if unpack_u64(key) > end or head.time_ns >= oldest_ns or len(rows) >= limit:
+        if (
+            unpack_u64(key) > end
+            or (head.lived_ns or head.time_ns) >= oldest_ns
+            or len(rows) >= limit
+        ):
             break
         rows.append((key, head))
     for key, head in rows:

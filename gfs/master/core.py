@@ -84,6 +84,7 @@ class Master:
         now = world.clock.monotonic()
         gate = Gate(world.clock, settings.shadow_wait_seconds)
         self.committer = Committer(world, store, settings.answers_seconds, self._applied, gate)
+        self.lived = self.committer.lived
         #: Of the shadow masters: see :mod:`gfs.master.shadows`.
         self.shadow_status: Callable[[], list[ShadowStatus]] = list
         self.forget_shadow: Callable[[ForgetShadow], Awaitable[Done]] = _without_shadows

@@ -219,9 +219,7 @@ class Following:
             if message.state:
                 check_counters(txn.state, message.state)
         if count:
-            oldest_ns = self._world.clock.time_ns() - int(
-                self._shadow.settings.answers_seconds * 1e9
-            )
+            oldest_ns = txn.lived_ns - int(self._shadow.settings.answers_seconds * 1e9)
             trim(txn, oldest_ns, TRIM_MIN + TRIM_PER_MUTATION * count)
         return txn.effects
 

@@ -219,10 +219,13 @@ class GarbageTable:
                 break
             del pile.ordered[handle]
 
-    def has_orders(self, server: int) -> bool:
-        """Whether replicas are on their way out there."""
+    def leaving_bytes(self, server: int) -> int:
+        """What is freed there when all that may be deleted now is, as far as is known."""
         pile = self._piles.get(server)
-        return pile is not None and bool(pile.ready or pile.ordered)
+        if pile is None:
+            return 0
+        found = [known.length for handle in pile.ready if (known := self.at(server, handle))]
+        return sum(found) + pile.ordered_bytes
 
     def is_ordered(self, server: int, handle: int, version: int, now: float) -> bool:
         """Was this very replica ordered deleted a moment ago?"""

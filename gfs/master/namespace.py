@@ -268,7 +268,7 @@ def plan_publish(
         chunks=chunks,
         digest=request.digest,
         attributes=request.attributes,
-        kept_ns=_kept_ns(txn, existing, time_ns),
+        kept_ns=_kept_ns(txn, existing),
     )
     entry = Entry(
         path,
@@ -285,7 +285,7 @@ def plan_publish(
     return operation, PublishReply(id=0, entry=entry)
 
 
-def _kept_ns(txn: Txn, replaced: tuple[int, int] | None, time_ns: int) -> int:
+def _kept_ns(txn: Txn, replaced: tuple[int, int] | None) -> int:
     """Until when the file that is replaced is kept for those who are reading it.
 
     A chunk is read in one go, and its file stays open at the chunkserver for that
@@ -294,7 +294,7 @@ def _kept_ns(txn: Txn, replaced: tuple[int, int] | None, time_ns: int) -> int:
     if replaced is None:
         return 0
     row = unpack_inode(txn.get(pack_u64(replaced[0]), b"", txn.db.inodes))
-    return time_ns + (READERS_NS if row.chunks > 1 else CHUNK_READERS_NS)
+    return txn.lived_ns + (READERS_NS if row.chunks > 1 else CHUNK_READERS_NS)
 
 
 def _kept(below: str, segments: list[bytes]) -> int:
@@ -378,7 +378,7 @@ def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
         kind=kind,
         replaced=existing[0] if existing else 0,
         path=join(target),
-        kept_ns=_kept_ns(txn, existing, time_ns),
+        kept_ns=_kept_ns(txn, existing),
     )
     return operation, Done(id=0)
 
@@ -409,7 +409,7 @@ def plan_delete(txn: Txn, request: Delete, time_ns: int, trash_ns: int = 0) -> P
     if kind == KIND_DIRECTORY and not request.recursive and has_entries(txn, inode):
         raise DirectoryNotEmpty(f"{request.path} is not empty: delete it recursively")
     _check_movable(txn, inode)
-    kept_ns = 0 if request.now else time_ns + trash_ns
+    kept_ns = 0 if request.now else txn.lived_ns + trash_ns
     operation = Deleted(time_ns, place.parent, place.name, inode, join(segments), kept_ns)
     return operation, Done(id=0)
 

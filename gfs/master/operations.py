@@ -159,6 +159,10 @@ class HandlesReserved(Operation, tag=10):
     end: int
 
 
+class TimePassed(Operation, tag=28):
+    """Nothing happened: the row of the log has how long a master has lived."""
+
+
 class ServerRemembered(Operation, tag=50):
     """A chunkserver registered for the first time, or with another address."""
 
@@ -315,7 +319,7 @@ AnyOperation = Union[  # noqa: UP007 - a list this long reads better so
     ShadowsChanging, ShadowsChanged, ShadowForgotten,
     Undeleted, TrashEmptied, ReplicationSet,
     SnapshotBegun, SnapshotCopied, SnapshotFinished, SnapshotAbandoned, ChunkReplaced,
-    AppendBegun,
+    TimePassed, AppendBegun,
 ]  # fmt: skip
 
 
@@ -328,14 +332,19 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
     number: int
     operation: AnyOperation
     previous: int = 0
+    #: See :mod:`gfs.master.lived`.
+    lived_ns: int = 0
 
 
 class LogHead(msgspec.Struct, array_like=True, gc=False):
-    """The first fields of a log row, for trimming."""
+    """A log row without its operation, for trimming."""
 
     time_ns: int
     client: str
     number: int
+    operation: msgspec.Raw
+    previous: int = 0
+    lived_ns: int = 0
 
 
 def apply(txn: Txn, operation: Operation) -> None:
@@ -369,7 +378,7 @@ def _file_published(txn: Txn, op: FilePublished) -> None:
     db = txn.db
     _make_directories(txn, op.directories, op.time_ns)
     if op.replaced:
-        due_ns = max(op.time_ns, op.kept_ns)
+        due_ns = max(_now_ns(txn, op), op.kept_ns)
         _to_trash(txn, due_ns, op.parent, op.name, op.replaced, op.path)
     txn.put(entry_key(op.parent, op.name), pack_entry(op.inode, KIND_FILE), db.entries)
     row = Inode(
@@ -395,7 +404,7 @@ def _file_published(txn: Txn, op: FilePublished) -> None:
 def _renamed(txn: Txn, op: Renamed) -> None:
     _make_directories(txn, op.directories, op.time_ns)
     if op.replaced:
-        due_ns = max(op.time_ns, op.kept_ns)
+        due_ns = max(_now_ns(txn, op), op.kept_ns)
         _to_trash(txn, due_ns, op.target_parent, op.target_name, op.replaced, op.path)
     txn.delete(entry_key(op.source_parent, op.source_name), txn.db.entries)
     txn.put(
@@ -407,9 +416,17 @@ def _renamed(txn: Txn, op: Renamed) -> None:
 
 def _deleted(txn: Txn, op: Deleted) -> None:
     txn.delete(entry_key(op.parent, op.name), txn.db.entries)
-    due_ns = max(op.time_ns, op.kept_ns)
-    deleted_ns = op.time_ns if due_ns > op.time_ns else 0
+    now_ns = _now_ns(txn, op)
+    due_ns = max(now_ns, op.kept_ns)
+    deleted_ns = op.time_ns if due_ns > now_ns else 0
     _to_trash(txn, due_ns, op.parent, op.name, op.inode, op.path, deleted_ns)
+
+
+def _now_ns(
+    txn: Txn, op: FilePublished | Renamed | Deleted | TrashEmptied | SnapshotAbandoned
+) -> int:
+    """As the trash counts time. A master that does not count it goes by its wall clock."""
+    return txn.lived_ns or op.time_ns
 
 
 def _to_trash(
@@ -425,10 +442,10 @@ def _to_trash(
     _count_out(txn, row)
     row = row._replace(flags=row.flags | FLAG_TRASHED)
     txn.put(key, row.pack(), txn.db.inodes)
-    trash = Trash(parent, name, path, deleted_ns)
+    trash = Trash(parent, name, path, deleted_ns, txn.lived_ns)
     txn.put(pack_trash_key(due_ns, inode), msgspec.msgpack.encode(trash), txn.db.trash)
     if deleted_ns:
-        key = trash_path_key(path, deleted_ns, inode)
+        key = trash_path_key(path, trash.since_ns or deleted_ns, inode)
         txn.put(key, pack_u64(due_ns), txn.db.trash_paths)
         _count_trash(txn, inode, row, 1)
 
@@ -452,7 +469,8 @@ def _unlist(txn: Txn, due_ns: int, inode: int) -> Trash | None:
         return None
     trash = msgspec.msgpack.decode(packed, type=Trash)
     if trash.deleted_ns:
-        txn.delete(trash_path_key(trash.path, trash.deleted_ns, inode), db.trash_paths)
+        since_ns = trash.since_ns or trash.deleted_ns
+        txn.delete(trash_path_key(trash.path, since_ns, inode), db.trash_paths)
         _count_trash(txn, inode, unpack_inode(txn.get(pack_u64(inode), b"", db.inodes)), -1)
         unlisted = msgspec.structs.replace(trash, deleted_ns=0)
         txn.put(key, msgspec.msgpack.encode(unlisted), db.trash)
@@ -479,7 +497,7 @@ def _trash_emptied(txn: Txn, op: TrashEmptied) -> None:
         if trash is not None:
             txn.delete(pack_trash_key(due_ns, inode), db.trash)
             trash.deleted_ns = 0
-            key = pack_trash_key(op.time_ns, inode)
+            key = pack_trash_key(_now_ns(txn, op), inode)
             txn.put(key, msgspec.msgpack.encode(trash), db.trash)
 
 
@@ -727,7 +745,7 @@ def _snapshot_finished(txn: Txn, op: SnapshotFinished) -> None:
 
 def _snapshot_abandoned(txn: Txn, op: SnapshotAbandoned) -> None:
     trash = msgspec.msgpack.encode(Trash(0, b"", ""))
-    txn.put(pack_trash_key(op.time_ns, op.copy), trash, txn.db.trash)
+    txn.put(pack_trash_key(_now_ns(txn, op), op.copy), trash, txn.db.trash)
     _end_snapshot(txn, op.copy)
 
 
@@ -814,6 +832,10 @@ def _shadow_forgotten(txn: Txn, op: ShadowForgotten) -> None:
     _count_instead(txn.state, op.address, "")
 
 
+def _time_passed(txn: Txn, op: TimePassed) -> None:
+    """The log's row is all."""
+
+
 _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
     DirectoriesMade: _directories_made,
     FilePublished: _file_published,
@@ -841,6 +863,7 @@ _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
     SnapshotFinished: _snapshot_finished,
     SnapshotAbandoned: _snapshot_abandoned,
     ChunkReplaced: _chunk_replaced,
+    TimePassed: _time_passed,
     AppendBegun: _append_begun,
 }
 invariant(set(_APPLY) == set(get_args(AnyOperation)), "every operation can be applied")

@@ -41,14 +41,22 @@ def chain_at(txn: Txn, sequence: int) -> int | None:
     return None if row is None else row_sum(row)
 
 
+def time_of(txn: Txn, sequence: int) -> int:
+    """The wall clock's time in the row at ``sequence``; 0 if it is not there."""
+    row = txn.get(pack_u64(sequence), None, txn.db.operation_log)
+    return 0 if row is None else _head(row).time_ns
+
+
 def carry_out(
     txn: Txn, time_ns: int, client: str, number: int, operation: Operation, previous: int
 ) -> int:
     """Apply an operation and log it; returns the checksum of its row. ``previous``
     is that of the row before it."""
     txn.state.sequence += 1
+    txn.state.lived_ns = txn.lived_ns
     apply(txn, operation)
-    row = _encode(LogRecord(time_ns, client, number, operation, previous))  # type: ignore[arg-type]
+    record = LogRecord(time_ns, client, number, operation, previous, txn.lived_ns)  # type: ignore[arg-type]
+    row = _encode(record)
     txn.raw.put(pack_u64(txn.state.sequence), row, append=True, db=txn.db.operation_log)
     return row_sum(row)
 
@@ -63,6 +71,7 @@ def replay(txn: Txn, row: bytes, answer: bytes, previous: int) -> int:
         if record.previous != previous:
             raise Diverged(f"operation {txn.state.sequence + 1} follows another history")
         txn.state.sequence += 1
+        txn.lived_ns = txn.state.lived_ns = max(txn.state.lived_ns, record.lived_ns)
         apply(txn, record.operation)
     except Diverged:
         raise

@@ -54,6 +54,12 @@ class Shortage(NamedTuple):
     missing: dict[int, int]
     wanted: int
 
+    def without(self, leaving: dict[int, int]) -> Shortage:
+        """What is left of it when so many bytes, by server, are deleted."""
+        missing = {index: lacks - leaving[index] for index, lacks in self.missing.items()}
+        still = {index: lacks for index, lacks in missing.items() if lacks > 0}
+        return Shortage(still, self.wanted - len(missing) + len(still))
+
 
 def shortage(servers: Iterable[Server], needed: int, share: int = 0) -> Shortage | None:
     """Fewer than ``needed`` servers have room for new chunks (``share``: as with

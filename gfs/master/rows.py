@@ -8,7 +8,7 @@ entries        u64 parent inode, name                     u64 inode, u8 kind
 inodes         u64 inode                                  :class:`Inode`, attributes
 file_chunks    u64 inode, u32 index                       u64 handle
 chunks         u64 handle                                 :class:`Chunk`
-trash          u64 when it may go (ns), u64 inode          msgpack :class:`Trash`
+trash          u64 when it may go (lived ns), u64 inode    msgpack :class:`Trash`
 trash_paths    :func:`trash_path_key`                     u64 when it may go (ns)
 operation_log  u64 sequence                               msgpack :class:`LogRecord`
 answers        client, NUL, u64 the client's sequence     the reply's head, id 0
@@ -106,6 +106,9 @@ class Trash(msgspec.Struct, array_like=True, gc=False):
     #: When it was deleted, as long as it can be undeleted; 0 if it cannot: a file that
     #: was replaced and is kept for its readers, what is being reclaimed.
     deleted_ns: int = 0
+    #: The same as the trash counts time (:mod:`gfs.master.lived`), for the order among
+    #: those of one path; 0: from a release that did not, ``deleted_ns`` counts.
+    since_ns: int = 0
 
 
 #: Bytes of a path that its key in the trash has: LMDB's keys have a bound. Longer
@@ -118,8 +121,8 @@ def trash_path_start(path: str) -> bytes:
     return path.encode()[:TRASH_PATH_BYTES] + b"\0"
 
 
-def trash_path_key(path: str, deleted_ns: int, inode: int) -> bytes:
-    return trash_path_start(path) + _pair.pack(deleted_ns, inode)
+def trash_path_key(path: str, since_ns: int, inode: int) -> bytes:
+    return trash_path_start(path) + _pair.pack(since_ns, inode)
 
 
 class KnownServer(msgspec.Struct, array_like=True, gc=False):

@@ -15,7 +15,8 @@ SERVERS_BYTES = 40_000
 def all_totals(master: Master, txn: Txn) -> ClusterTotals:
     """As they are told to people."""
     totals = cluster_totals(master, txn.count(txn.db.chunks))
-    totals.trash_oldest_ns, totals.trash_until_ns = trash.oldest(txn, master.clock.time_ns())
+    totals.trash_oldest_ns, due_ns = trash.oldest(txn, master.lived.now_ns())
+    totals.trash_until_ns = master.lived.wall_ns(due_ns) if due_ns else 0
     return totals
 
 

@@ -104,6 +104,9 @@ class State(msgspec.Struct, array_like=True):
     snapshots: list[UnderWay] = []
     counted: Counted = msgspec.field(default_factory=Counted)
     counted_next: Change | None = None
+    #: Nanoseconds that masters lived through, see :mod:`gfs.master.lived`; 0: from a
+    #: release that did not count them.
+    lived_ns: int = 0
 
 
 class Promise(msgspec.Struct, array_like=True, frozen=True):
@@ -186,7 +189,7 @@ class Txn:
     """One transaction. ``get``, ``put`` and ``delete`` take the database last:
     ``txn.get(key, None, txn.db.inodes)``."""
 
-    __slots__ = ("db", "effects", "get", "raw", "state")
+    __slots__ = ("db", "effects", "get", "lived_ns", "raw", "state")
 
     def __init__(self, raw: lmdb.Transaction[bytes], db: Databases, state: State) -> None:
         self.raw = raw
@@ -194,6 +197,8 @@ class Txn:
         self.db = db
         self.state = state
         self.effects = Effects()
+        #: The time as masters count it, which the next row of the log will tell.
+        self.lived_ns = state.lived_ns
 
     def put(self, key: bytes, value: bytes, database: lmdb._Database) -> None:
         self.raw.put(key, value, db=database)

@@ -1,7 +1,8 @@
 """The trash: what was deleted can be had back for a while (the paper, 4.4).
 
 A delete moves one row: the inode leaves ``entries`` and gets a row of ``trash``,
-under the time at which it may go. Whoever has the file open reads on, because an
+under the time at which it may go, counted in what masters lived through
+(:mod:`gfs.master.lived`). Whoever has the file open reads on, because an
 open file is asked for by its inode. Rows that can be undeleted are in
 ``trash_paths`` as well, under the path they had, so that looking for one, or for
 all below a directory, is a range scan. Both are written in the same transaction
@@ -16,7 +17,7 @@ cost a walk. :class:`TrashBook` has it in memory, counted afterwards in slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -103,10 +104,10 @@ def deleted_below(txn: Txn, path: str, after: bytes = b"") -> Iterator[Found]:
 
 
 def page(
-    txn: Txn, book: TrashBook, path: str, after: bytes, limit: int
+    txn: Txn, book: TrashBook, path: str, after: bytes, limit: int, wall_ns: Callable[[int], int]
 ) -> tuple[list[TrashEntry], bytes]:
     """Up to ``limit`` of what was deleted at and below ``path``, and where to go on;
-    nothing if that is all."""
+    nothing if that is all. ``wall_ns``: of a time as the trash counts it."""
     if limit < 1:
         raise InvalidArgument(f"a page of {limit} entries")
     entries: list[TrashEntry] = []
@@ -116,12 +117,12 @@ def page(
         room -= ENTRY_BYTES + len(found.row.path.encode())
         if len(entries) >= min(limit, ROWS_MAX) or (room < 0 and entries):
             return entries, last
-        entries.append(_entry(txn, book, found))
+        entries.append(_entry(txn, book, found, wall_ns))
         last = found.key
     return entries, b""
 
 
-def _entry(txn: Txn, book: TrashBook, found: Found) -> TrashEntry:
+def _entry(txn: Txn, book: TrashBook, found: Found, wall_ns: Callable[[int], int]) -> TrashEntry:
     row = inode_row(txn, found.inode)
     if row is None:
         raise AssertionError(f"the trash has inode {found.inode}, which is gone")
@@ -133,7 +134,7 @@ def _entry(txn: Txn, book: TrashBook, found: Found) -> TrashEntry:
         length=-1 if usage is None else usage.bytes,
         files=-1 if usage is None else usage.files,
         deleted_ns=found.row.deleted_ns,
-        until_ns=found.due_ns,
+        until_ns=wall_ns(found.due_ns),
     )
 
 

@@ -30,6 +30,7 @@ from gfs.master.drain import DRAINED
 from gfs.master.draining import drained, plan_drain
 from gfs.master.garbage import FORGETFUL
 from gfs.master.granting import Grants
+from gfs.master.lived import Lived
 from gfs.master.namespace import Planned, chunk_row
 from gfs.master.operations import Reclaimed, TrashEmptied
 from gfs.master.repair import Clone
@@ -77,8 +78,6 @@ ROOM_SECONDS = 60.0
 ROOM_REST_HEARTBEATS = 2.5
 #: When nothing in the trash was enough, it is looked at again after this.
 ROOM_FRUITLESS_SECONDS = 15.0
-#: Replicas are on their way out already: they are waited for, before the trash goes.
-ROOM_PATIENCE_SECONDS = 4.0
 #: While chunks are endangered: which of them only deleted files have.
 MARK_SECONDS = 60.0
 #: Below this much free space, what makes the metadata grow is refused.
@@ -108,7 +107,7 @@ class Upkeep:
         self._choosing = 0
         self._believe_after: dict[int, float] = {}
         self._mark_after = float("-inf")
-        self._room_after = self._short_since = float("-inf")
+        self._room_after = float("-inf")
         #: Chunks that were given up to make room, and until when they are waited for.
         self._leaving: list[int] = []
         self._leaving_until = float("-inf")
@@ -461,15 +460,13 @@ class Upkeep:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
                 continue
             try:
-                done = await master.committer.perform(
-                    partial(_plan_reclaim, until_ns=master.clock.time_ns())
-                )
-                if done[0] is None:
+                done = await master.committer.perform(partial(_plan_reclaim, master.lived))
+                if not isinstance(done[0], Reclaimed):
                     await self._make_room()
             except GfsError as error:
                 log.warning("deleted files could not be reclaimed: %s", error)
                 done = (None, Done(id=0))
-            if done[0] is None:
+            if not isinstance(done[0], Reclaimed):
                 await master.clock.sleep(RECLAIM_REST_SECONDS)
 
     async def _make_room(self) -> None:
@@ -477,15 +474,14 @@ class Upkeep:
         master = self._master
         now, short = master.now, master.shortage()
         if short is None:
-            self._short_since = now
             return
         if self._is_leaving(now) or now < self._room_after:
             return
-        is_deleting = any(master.garbage.has_orders(index) for index in short.missing)
-        if is_deleting and now < self._short_since + ROOM_PATIENCE_SECONDS:
+        short = short.without({i: master.garbage.leaving_bytes(i) for i in short.missing})
+        if short.wanted <= 0:
+            self._room_after = now + ROOM_REST_HEARTBEATS * master.settings.heartbeat_seconds
             return
-        time_ns = master.clock.time_ns()
-        search = room.Search(master.store, master.locations.get, short, time_ns)
+        search = room.Search(master.store, master.locations.get, short, master.lived.now_ns())
         for _ in search.run():
             await trio.lowlevel.checkpoint()
         rows = search.chosen()
@@ -494,7 +490,7 @@ class Upkeep:
         for start in range(0, len(rows), ROWS_MAX):
             part = rows[start : start + ROWS_MAX]
             wanted = [(row.due_ns, row.inode) for row in part]
-            plan = partial(plan_empty_early, time_ns=time_ns, wanted=wanted)
+            plan = partial(plan_empty_early, time_ns=master.clock.time_ns(), wanted=wanted)
             operation, _ = await master.committer.perform(plan)
             if isinstance(operation, TrashEmptied):
                 self._purged(part, search.bytes, set(operation.rows))
@@ -566,14 +562,16 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _plan_reclaim(txn: Txn, until_ns: int) -> Planned:
-    """The next of what may go by then; the trash is in this order."""
+def _plan_reclaim(lived: Lived, txn: Txn) -> Planned:
+    """The next of what may go by now; the trash is in this order."""
     due: list[tuple[int, int]] = []
+    is_empty = True
     for key, _ in txn.scan(b"", txn.db.trash):
+        is_empty = False
         due_ns, inode = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
-        if due_ns > until_ns or len(due) >= RECLAIM_ROWS:
+        if due_ns > txn.lived_ns or len(due) >= RECLAIM_ROWS:
             break
         due.append((due_ns, inode))
     if not due:
-        return None, Done(id=0)
+        return None if is_empty else lived.to_be_noted(txn), Done(id=0)
     return Reclaimed(*due[0], RECLAIM_ROWS, due[1:]), Done(id=0)

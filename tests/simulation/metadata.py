@@ -16,7 +16,8 @@ import lmdb
 import msgspec
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.master.operations import LogRecord, Operation, apply
+from gfs.master import oplog
+from gfs.master.operations import LogRecord, Operation
 from gfs.master.rows import (
     FLAG_TRASHED,
     KIND_DIRECTORY,
@@ -263,8 +264,9 @@ def _apply_all(log: list[bytes], metadata: Metadata) -> dict[str, Rows]:
                             if unpack_u64(key) == ROOT_INODE)  # fmt: skip
                 raw.put(ROOT_INODE.to_bytes(8, "big"), root, db=db.inodes)
                 txn = Txn(raw, db, State())
+                chain = 0
                 for row in log:
-                    apply(txn, msgspec.msgpack.decode(row, type=LogRecord).operation)
+                    chain = oplog.replay(txn, row, b"", chain)
                 return {name: dict(raw.cursor(getattr(db, name))) for name in FROM_THE_LOG}
         finally:
             environment.close()

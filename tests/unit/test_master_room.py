@@ -75,3 +75,9 @@ def test_people_are_told_before(told: list[Told], low: bool, left: int) -> None:
     made = servers(told)
     assert (shortage(made, 2, WARN_SHARE) is not None) == low
     assert room_bytes(made, 2) == left
+
+
+def test_what_is_being_deleted_already_is_waited_for() -> None:
+    short = Shortage({1: 100, 2: 200, 3: 300}, 2)
+    assert short.without({1: 0, 2: 199, 3: 0}) == Shortage({1: 100, 2: 1, 3: 300}, 2)
+    assert short.without({1: 100, 2: 0, 3: 400}) == Shortage({2: 200}, 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.blocks import MIB
-from gfs.chunkserver.scrub import IDLE_BYTES_PER_SECOND_MIN, bytes_per_second
+from gfs.chunkserver.scrub import IDLE_BYTES_PER_SECOND_MIN, Scrubber, bytes_per_second
 
 sizes = st.integers(1, 2**50)
 periods = st.floats(60, 30 * 24 * 3600)
@@ -37,3 +41,20 @@ def test_it_steps_back_when_clients_are_served(size: int, seconds: float) -> Non
     assert idle >= IDLE_BYTES_PER_SECOND_MIN
     if size < MIB:
         assert busy < IDLE_BYTES_PER_SECOND_MIN / 10
+
+
+@pytest.mark.parametrize("days", [30, -30])
+def test_a_clock_that_jumps_by_days_delays_a_pass_by_one_period_at_most(days: int) -> None:
+    day, now_ns = 86_400.0, 20_000 * 86_400 * 10**9
+    clock: Any = SimpleNamespace(monotonic=lambda: 0.0, time_ns=lambda: now_ns)
+    record = SimpleNamespace(scrub_began_ns=now_ns)
+    node: Any = SimpleNamespace(
+        world=SimpleNamespace(clock=clock),
+        settings=SimpleNamespace(scrub_seconds=7 * day),
+        identity_file=SimpleNamespace(record=record),
+    )
+    scrubber = Scrubber(node)
+    now_ns += int(days * day) * 10**9
+    assert scrubber._seconds_left() == (0.0 if days > 0 else 7 * day)
+    now_ns += int(3 * day) * 10**9
+    assert scrubber._seconds_left() == (0.0 if days > 0 else 4 * day)
