@@ -594,6 +594,13 @@ class ChunkFile:
         if self._unlogged_from is None or first < self._unlogged_from:
             self._unlogged_from = first
 
+    def finish_copy(self) -> None:
+        """Of a new file whose name is not its own yet: have all of its state in it, in any
+        order, and the disk begin with that. It is to be synced before it gets its name."""
+        with self._lock:
+            self._save(sync=False)
+            self.file.start_sync(0, HEAD_BYTES + self.length)
+
     def commit(self) -> None:
         """Make everything written so far what a crash leaves; with ``"fsync"``, and once
         the journal is synced, also what a power cut leaves."""

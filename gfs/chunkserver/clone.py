@@ -124,16 +124,21 @@ async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
         reply = await connection.receive_reply()
     if not isinstance(reply, VerifyReply):
         raise ProtocolError(f"{type(reply).__name__} instead of the replica's state")
-    if reply.state == "missing":
-        raise NotFound(f"chunk {order.handle:016x}: the source has no such replica")
-    if reply.state == "corrupt":
-        raise CorruptReplica(f"chunk {order.handle:016x}: the source's replica is damaged")
-    if reply.state == "forgetful" or reply.version != order.version:
-        raise StaleVersion(
-            f"chunk {order.handle:016x}: the source has a {reply.state} replica of version "
-            f"{reply.version}, wanted is {order.version}"
-        )
+    if reply.state in ("missing", "corrupt", "forgetful") or reply.version != order.version:
+        raise unfit(order.handle, order.version, reply.state, reply.version)
     return reply.length
+
+
+def unfit(handle: int, wanted: int, state: str, version: int) -> GfsError:
+    """Why a source's replica cannot be copied."""
+    if state == "missing":
+        return NotFound(f"chunk {handle:016x}: the source has no such replica")
+    if state == "corrupt":
+        return CorruptReplica(f"chunk {handle:016x}: the source's replica is damaged")
+    return StaleVersion(
+        f"chunk {handle:016x}: the source has a {state} replica of version {version}, "
+        f"wanted is {wanted}"
+    )
 
 
 async def _copy(

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 
 import trio
 
+from gfs.chunkserver.batches import Batch
 from gfs.chunkserver.clone import clone
 from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
@@ -43,6 +44,7 @@ from gfs.protocol import handshake
 from gfs.protocol.messages import (
     REPORT_RECORDS_MAX,
     CloneChunk,
+    CloneChunks,
     CopyChunk,
     DeleteReplicas,
     Done,
@@ -348,6 +350,8 @@ class MasterLink:
                 await copy(node, message)
             case DeleteReplicas():
                 await self.delete(message)
+            case CloneChunks():
+                return await Batch(node, message).run()
             case CloneChunk():
                 await clone(node, message)
             case VerifyChunk():

@@ -8,6 +8,7 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, block_count
 from gfs.chunkserver.append import Appends
+from gfs.chunkserver.batches import serve_replicas
 from gfs.chunkserver.identity import IdentityFile
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.read import serve_read
@@ -33,6 +34,7 @@ from gfs.protocol.messages import (
     Message,
     Ping,
     ReadChunk,
+    ReadReplicas,
     VerifyChunk,
     VerifyReply,
     WriteChunk,
@@ -161,7 +163,10 @@ class Node:
                 if is_well and connection.failure is None:
                     self.read_bytes += message.length
                 return is_well
-            await connection.send(await self._answer(message))
+            if isinstance(message, ReadReplicas):
+                await connection.send(*await serve_replicas(self, message))
+            else:
+                await connection.send(await self._answer(message))
         return True
 
     async def _answer(self, message: Message) -> Message:
@@ -352,5 +357,5 @@ def _is_from_client(connection: BulkConnection, message: Message) -> bool:
     """Whether background work gives way to it. What other chunkservers read goes into
     copies, but for a few appends; their writes are those of clients, along the chain."""
     return connection.peer_role != "chunkserver" or not isinstance(
-        message, (ReadChunk, VerifyChunk)
+        message, (ReadChunk, ReadReplicas, VerifyChunk)
     )

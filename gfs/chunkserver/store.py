@@ -32,6 +32,7 @@ from gfs.chunkserver.marks import NO_STATE, Mark, Marks, boot_number
 from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import (
+    Busy,
     CorruptReplica,
     DeadlineExceeded,
     DiskFailed,
@@ -71,6 +72,15 @@ class Replica(NamedTuple):
     disk: int
     version: int
     length: int
+
+
+class Made(NamedTuple):
+    """A whole replica in memory, verified."""
+
+    handle: int
+    version: int
+    data: memoryview
+    sums: bytes
 
 
 class Disk:
@@ -885,6 +895,88 @@ class ChunkStore:
                         await self._remove_twin(other, handle)
                 _tell_mended(self.bad.pop(handle, None), "replaced")
                 self._note(handle, Replica(disk.index, file.version, file.length))
+
+    def is_absent(self, handle: int) -> bool:
+        """Nothing of the chunk is here, nor about to be."""
+        return not any(
+            handle in known for known in (self.inventory, self.bad, self.busy, self._open)
+        )
+
+    async def install_new(self, disk: Disk, made: list[Made]) -> dict[int, GfsError]:
+        """Make whole replicas on ``disk`` of chunks of which nothing is here, all at once.
+        They are durable when this returns, but for those that it returns, with the reason."""
+        failed: dict[int, GfsError] = {}
+        for one in made:
+            if not self.is_absent(one.handle):
+                failed[one.handle] = Busy(f"chunk {one.handle:016x} is being made here already")
+        made = [one for one in made if one.handle not in failed]
+        done = trio.Event()
+        self.busy.update(dict.fromkeys([one.handle for one in made], done))
+        try:
+            with trio.CancelScope(shield=True):
+                refused = await self.run(disk, self._make_all, disk, made)
+            for one in made:
+                if one.handle in refused:
+                    what = f"copy of {one.handle:016x}"
+                    failed[one.handle] = map_disk_error(refused[one.handle], what)
+                    self.leave(disk, disk.chunk_path(one.handle) + ".clone")
+                else:
+                    disk.marks.remove(one.handle)
+                    disk.written_bytes += len(one.data)
+                    self._note(one.handle, Replica(disk.index, one.version, len(one.data)))
+        except OSError as error:
+            failed |= {one.handle: map_disk_error(error, disk.path) for one in made}
+        finally:
+            for one in made:
+                del self.busy[one.handle]
+            done.set()
+        return failed
+
+    def _make_all(self, disk: Disk, made: list[Made]) -> dict[int, OSError]:
+        """Blocks. Those that could not be made are left under another name."""
+        files: dict[int, ChunkFile] = {}
+        failed: dict[int, OSError] = {}
+        for step in (self._write_new, self._sync_new, self._name_new):
+            for one in made:
+                if one.handle not in failed:
+                    try:
+                        step(disk, one, files)
+                    except OSError as error:
+                        disk.errors += 1
+                        failed[one.handle] = error
+        for folder in {disk.folder(one.handle) for one in made}:
+            try:
+                self.world.files.sync_directory(folder)
+                if folder not in disk.journal.folders:
+                    self.world.files.sync_directory(folder.rpartition("/")[0])
+                    disk.journal.folders.add(folder)
+            except OSError as error:
+                # Nobody knows which names are on the disk: none is believed.
+                for one in made:
+                    if disk.folder(one.handle) == folder and one.handle not in failed:
+                        failed[one.handle] = error
+                        path = disk.chunk_path(one.handle)
+                        with contextlib.suppress(OSError):
+                            self.world.files.rename(path, path + ".clone")
+        for file in files.values():
+            file.close()
+        return failed
+
+    def _write_new(self, disk: Disk, one: Made, files: dict[int, ChunkFile]) -> None:
+        path = disk.chunk_path(one.handle) + ".clone"
+        self.forget_half(disk, path)
+        file = files[one.handle] = ChunkFile.create(
+            self.world.files, path, one.handle, one.version, disk.journal, copied=True
+        )
+        file.write(0, one.data, one.sums)
+        file.finish_copy()
+
+    def _sync_new(self, disk: Disk, one: Made, files: dict[int, ChunkFile]) -> None:
+        files[one.handle].file.sync()
+
+    def _name_new(self, disk: Disk, one: Made, files: dict[int, ChunkFile]) -> None:
+        path = disk.chunk_path(one.handle)
+        self.world.files.rename(path + ".clone", path)
 
     async def _retire(self, handle: int) -> None:
         """Nothing is written to the open file any more, not by who saves either."""

@@ -32,7 +32,15 @@ from gfs.master.gate import Gate
 from gfs.master.leases import FIRST_LEASED_VERSION, LeaseTable
 from gfs.master.namespace import Planned, chunk_row, plan_confirm_version
 from gfs.master.operations import CorruptionFound, HandlesReserved
-from gfs.master.repair import Clone, Limits, RepairQueue, free_slots, pick_surplus, plan_clone
+from gfs.master.repair import (
+    Clone,
+    Limits,
+    RepairQueue,
+    free_slots,
+    join,
+    pick_surplus,
+    plan_clone,
+)
 from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.salvage import SalvageQueue, plan_salvage
 from gfs.master.servers import DEAD, LIVE, Server, ServerTable, Shift
@@ -40,8 +48,9 @@ from gfs.master.store import HANDLE_RANGE, Effects, Freed, Store, Txn
 from gfs.master.trash import TrashBook, trashed_chunks
 from gfs.metrics import Operations
 from gfs.protocol.bulk import BulkConnection
-from gfs.protocol.messages import FORGETFUL as FORGETFUL_BIT
 from gfs.protocol.messages import (
+    CLONES_MAX,
+    SMALL_REPLICA_BYTES_MAX,
     BadReplica,
     Done,
     ForgetShadow,
@@ -50,6 +59,7 @@ from gfs.protocol.messages import (
     ShadowStatus,
     VerifyReply,
 )
+from gfs.protocol.messages import FORGETFUL as FORGETFUL_BIT
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +72,7 @@ VERIFIED_SECONDS = 5.0
 #: What a server says of its disks is not older than this.
 SPACE_AGE_SECONDS = 5.0
 #: Chunks with too many replicas looked at in one round.
-SURPLUS_ROUND = 200
+SURPLUS_ROUND = 1_000
 
 _records = struct.Struct(">QII")
 
@@ -904,29 +914,69 @@ class Master:
 
     # --- copies --------------------------------------------------------------------------
 
-    def plan_clones(self) -> list[Clone]:
-        """Copies to start now. They count as started."""
+    def plan_clones(self) -> list[list[Clone]]:
+        """Copies to start now, those of one order together. They count as started."""
         if not self.settled:
             return []
         now = self.now
         placeable = self.servers.placeable(now)
         servers = self.servers.all()
         silent = len(servers) - len(placeable)
-        started: list[Clone] = []
+        started: list[list[Clone]] = []
+        #: Those that small chunks may join.
+        open_orders: list[list[Clone]] = []
         slots = free_slots(servers, placeable, self.limits)
         for handle in self.repair.due(now, lambda have: len(placeable) > have - silent):
-            if not slots.can_pair or len(self.repair.active) >= self.limits.total:
+            is_room = slots.can_pair and self.repair.orders < self.limits.total
+            if not is_room and not open_orders:
                 break
-            if not slots.may_fit(self.locations.get(handle)):
+            if open_orders and self._join(handle, open_orders, placeable, now):
+                open_orders = [order for order in open_orders if len(order) < CLONES_MAX]
+                continue
+            if not is_room or not slots.may_fit(self.locations.get(handle)):
                 continue  # whatever slot becomes free may be for it: it does not rest
             clone = self._plan_clone(handle, placeable, now, self.limits)
             if clone is None:
                 self.repair.defer(handle, now)
-            else:
-                self.repair.started(clone)
-                started.append(clone)
-                slots = free_slots(servers, placeable, self.limits)
+                continue
+            self.repair.started(clone)
+            started.append([clone])
+            if self._is_small(clone):
+                open_orders.append(started[-1])
+            slots = free_slots(servers, placeable, self.limits)
         return started
+
+    def _is_small(self, clone: Clone) -> bool:
+        """Whether it may be copied with others; one that failed before goes by itself."""
+        return (
+            clone.length <= SMALL_REPLICA_BYTES_MAX
+            and not clone.salvage
+            and not self.repair.failed_at(clone.handle)
+        )
+
+    def _join(
+        self, handle: int, orders: list[list[Clone]], placeable: list[Server], now: float
+    ) -> bool:
+        """Have the chunk copied with others, if it can be now."""
+        if self._is_rising(handle) or self.leases.current(handle, now) is not None:
+            return False
+        with self.store.read() as txn:
+            row = chunk_row(txn, handle)
+        if row is None or self._may_be_leased(row, now):
+            return False
+        clone = Clone(handle, row.version, orders[0][0].target, (), length=row.length)
+        if not self._is_small(clone):
+            return False
+        holders = [self.servers.get(index) for index in self.locations.get(handle)]
+
+        def refused(server: Server) -> bool:
+            return self.garbage.was_ordered(server.index, handle, now)
+
+        if not join(clone, holders, orders, placeable, refused):
+            return False
+        joined = next(order[-1] for order in orders if order[-1].handle == handle)
+        self.repair.started(joined)
+        return True
 
     def plan_released(self, handle: int) -> Clone | None:
         """The copy for which this chunk's lease was revoked, if it can start now: before
@@ -935,7 +985,7 @@ class Master:
         Its slots may have been given away meanwhile: it may have one more, or its writer
         would be held up for nothing, time and again."""
         queue = self.repair
-        is_full = len(queue.active) >= self.limits.total
+        is_full = queue.orders >= self.limits.total
         if not self.settled or is_full or handle in queue.active or not queue.is_queued(handle):
             return None
         limits = self.limits._replace(per_server=self.limits.per_server + 1)
@@ -964,7 +1014,7 @@ class Master:
         def refused(server: Server) -> bool:
             return self.garbage.was_ordered(server.index, handle, now)
 
-        return plan_clone(
+        clone = plan_clone(
             handle,
             row.version,
             holders,
@@ -974,6 +1024,7 @@ class Master:
             limits,
             self.rng,
         )
+        return None if clone is None else clone._replace(length=row.length)
 
     def _may_be_leased(self, row: Chunk, now: float) -> bool:
         """Whether this master's predecessor may have given a lease of the chunk that still
@@ -1000,7 +1051,7 @@ class Master:
         placeable = self.servers.placeable(now)
         with self.store.read() as txn:
             for handle in self.salvage.round():
-                if len(self.repair.active) >= self.limits.total:
+                if self.repair.orders >= self.limits.total:
                     break
                 row = chunk_row(txn, handle)
                 clone = self._plan_salvage(row, handle, placeable, now, repeated)
@@ -1136,7 +1187,29 @@ class Master:
             or self.garbage.was_ordered(server.index, handle, now)
         )
 
-    def clone_ended(self, clone: Clone, error: Exception | None) -> None:
+    def order_ended(self, order: list[Clone], failed: dict[int, Exception]) -> None:
+        """Copies were made, but for those that failed."""
+        for clone in order:
+            self._clone_ended(clone, failed.get(clone.handle))
+        copied = [clone for clone in order if clone.handle not in failed]
+        if copied:
+            log.info(
+                "%d replicas copied to chunkserver %s: chunk %x version %d%s",
+                len(copied),
+                copied[0].target.id,
+                copied[0].handle,
+                copied[0].version,
+                " and others" * (len(copied) > 1),
+                extra=event(
+                    "replica_copied",
+                    server=copied[0].target.id,
+                    chunk=f"{copied[0].handle:x}",
+                    version=copied[0].version,
+                    replicas=len(copied),
+                ),
+            )
+
+    def _clone_ended(self, clone: Clone, error: Exception | None) -> None:
         now = self.now
         self.repair.ended(clone, now, failed=error is not None)
         if clone.salvage:
@@ -1152,18 +1225,6 @@ class Master:
                 extra=event("copy_failed", server=clone.target.id, chunk=f"{clone.handle:x}"),
             )
         elif row is not None and row.version == clone.version and clone.target.rpc is not None:
-            log.info(
-                "chunk %x version %d copied to chunkserver %s",
-                clone.handle,
-                clone.version,
-                clone.target.id,
-                extra=event(
-                    "replica_copied",
-                    server=clone.target.id,
-                    chunk=f"{clone.handle:x}",
-                    version=clone.version,
-                ),
-            )
             known = self.garbage.at(clone.target.index, clone.handle)
             if known is not None and known.kind == CORRUPT:
                 _tell_repaired(clone.target, clone.handle, known.version, "replaced")

@@ -7,7 +7,11 @@ before 3 of 5); among equals, chunks of live files before those of deleted ones,
 and then chunks a reader just failed at. A chunk with no
 location at all cannot be copied; it counts as *lost* until a server brings one.
 
-Limits, so that a dead server does not flood the others: so many clones at once
+*Orders.* A large replica is copied by itself, small ones many at a time from one server
+to another: that is one order, and takes one slot. A chunk joins an order of the round that
+goes from one of its servers to one that a copy of it may go to.
+
+Limits, so that a dead server does not flood the others: so many orders at once
 into one server, out of one server, and in all. What has to wait for one of these
 (:class:`Slots`) goes to the end of its rank and is looked at as soon as a copy ends;
 what cannot start for another reason rests for a moment, and what failed longer each
@@ -26,15 +30,16 @@ whoever does.
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gfs.master import placement
 from gfs.master.servers import LIVE, Server
+from gfs.protocol.messages import CLONES_MAX
 
-#: Chunks looked at in one round.
-ROUND_MAX = 512
+#: Chunks looked at in one round: some 30 ms.
+ROUND_MAX = 2_048
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 10.0
 FAILURES_KEPT = 8
@@ -65,6 +70,8 @@ class Clone(NamedTuple):
     #: None of the sources is good: see :mod:`gfs.master.salvage`.
     salvage: bool = False
     length: int = 0
+    #: It is copied with another, whose slots these are.
+    joined: bool = False
 
 
 class Limits(NamedTuple):
@@ -102,6 +109,8 @@ class RepairQueue:
         self._not_before: dict[int, float] = {}
         self.lost: set[int] = set()
         self.active: dict[int, Clone] = {}
+        #: Under way: many small ones are one.
+        self.orders = 0
 
     # --- what is endangered ------------------------------------------------------------
 
@@ -249,13 +258,17 @@ class RepairQueue:
 
     def started(self, clone: Clone) -> None:
         self.active[clone.handle] = clone
-        clone.target.clones_in += 1
-        clone.sources[0].clones_out += 1
+        if not clone.joined:
+            self.orders += 1
+            clone.target.clones_in += 1
+            clone.sources[0].clones_out += 1
 
     def ended(self, clone: Clone, now: float, failed: bool) -> None:
         del self.active[clone.handle]
-        clone.target.clones_in -= 1
-        clone.sources[0].clones_out -= 1
+        if not clone.joined:
+            self.orders -= 1
+            clone.target.clones_in -= 1
+            clone.sources[0].clones_out -= 1
         if failed:
             failures = self._failures.setdefault(clone.handle, [])
             failures.append(clone.target.index)
@@ -312,6 +325,30 @@ def plan_clone(
     racks = [server.rack for server in holders if not server.draining]
     target = placement.choose(targets, 1, rng, racks)[0]
     return Clone(handle, version, target, tuple(sources))
+
+
+def join(
+    clone: Clone,
+    holders: Sequence[Server],
+    orders: Iterable[list[Clone]],
+    placeable: Sequence[Server],
+    refused: Callable[[Server], bool],
+) -> bool:
+    """Have a small chunk copied with others, if one of the ``orders`` goes from one of its
+    ``holders`` to a server that is as good a target as any. Of ``clone`` only the chunk
+    counts."""
+    racks = Counter(server.rack for server in holders if not server.draining)
+    fewest = -1
+    for order in orders:
+        source, target = order[0].sources[0], order[0].target
+        if len(order) >= CLONES_MAX or source not in holders or target in holders:
+            continue
+        if fewest < 0:
+            fewest = min(racks[server.rack] for server in placeable if server not in holders)
+        if racks[target.rack] == fewest and not refused(target):
+            order.append(clone._replace(target=target, sources=(source,), joined=True))
+            return True
+    return False
 
 
 def pick_surplus(holders: Sequence[Server], moved: int | None = None) -> Server:

@@ -21,7 +21,9 @@ from gfs.errors import (
     DiskFailed,
     GfsError,
     NotFound,
+    ProtocolError,
     StaleVersion,
+    from_wire,
 )
 from gfs.master import believing, room
 from gfs.master.chunkservers import forget
@@ -39,12 +41,16 @@ from gfs.master.store import Txn
 from gfs.master.trash import ROWS_MAX, plan_empty_early
 from gfs.protocol.messages import (
     CloneChunk,
+    CloneChunks,
+    CloneChunksReply,
     DeleteReplicas,
     Done,
+    ReplicaName,
     RevokeLease,
     VerifyChunk,
     VerifyReply,
 )
+from gfs.protocol.rpc import Rpc
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +239,7 @@ class Upkeep:
                     rest = REBALANCE_SECONDS
                     clone = guarded(partial(master.start_move, handle), None)
                     if clone is not None:
-                        self._nursery.start_soon(self._clone, clone)
+                        self._nursery.start_soon(self._copy, [clone])
                 await master.clock.sleep(RESCAN_REST_SECONDS)
 
     def _act(self) -> None:
@@ -245,12 +251,12 @@ class Upkeep:
         master.trim_surplus()
         # Copies take all slots that are left: what may save a chunk goes before them, and
         # what did not once goes after them.
-        for clone in (
-            *master.plan_salvages(repeated=False),
+        for order in (
+            *[[clone] for clone in master.plan_salvages(repeated=False)],
             *master.plan_clones(),
-            *master.plan_salvages(repeated=True),
+            *[[clone] for clone in master.plan_salvages(repeated=True)],
         ):
-            self._nursery.start_soon(self._clone, clone)
+            self._nursery.start_soon(self._copy, order)
         for handle in list(master.to_revoke):
             if handle not in self._revoking:
                 self._revoking.add(handle)
@@ -285,28 +291,25 @@ class Upkeep:
 
     # --- copies ------------------------------------------------------------------------------
 
-    async def _clone(self, clone: Clone) -> None:
-        rpc = clone.target.rpc
-        error: Exception | None = None
+    async def _copy(self, order: list[Clone]) -> None:
+        """Have the copies of one order made."""
+        rpc = order[0].target.rpc
+        failed: dict[int, Exception] = {}
         try:
             if rpc is None:
                 raise ConnectionResetError("its connection ended")
-            order = CloneChunk(
-                id=0,
-                handle=clone.handle,
-                version=clone.version,
-                # It knows itself what it has.
-                sources=[s.address for s in clone.sources if s is not clone.target],
-                salvage=clone.salvage,
-                length=clone.length,
-            )
-            await rpc.call(order, seconds=CLONE_SECONDS)
+            if len(order) > 1:
+                failed = await _copy_many(rpc, order)
+            else:
+                await _copy_one(rpc, order[0])
         except (GfsError, ConnectionError) as caught:
-            error = caught
-            is_to_blame = isinstance(caught, (CorruptReplica, StaleVersion, NotFound))
+            failed = {clone.handle: caught for clone in order}
+        for clone in order:
+            error = failed.get(clone.handle)
+            is_to_blame = isinstance(error, (CorruptReplica, StaleVersion, NotFound))
             if is_to_blame and not clone.salvage:
-                self._suspect_source(clone, getattr(caught, "server", ""))
-        self._master.clone_ended(clone, error)
+                self._suspect_source(clone, getattr(error, "server", ""))
+        self._master.order_ended(order, failed)
         self._act()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:
@@ -345,7 +348,7 @@ class Upkeep:
             master.to_revoke.pop(handle, None)
         clone = guarded(partial(master.plan_released, handle), None)
         if clone is not None:
-            self._nursery.start_soon(self._clone, clone)
+            self._nursery.start_soon(self._copy, [clone])
 
     # --- forgetful replicas --------------------------------------------------------------------
 
@@ -549,6 +552,29 @@ class Upkeep:
                 master.disk_low = low
                 log.warning("the metadata's disk is %s", "nearly full" if low else "fine again")
             await master.clock.sleep(SPACE_SECONDS)
+
+
+async def _copy_one(rpc: Rpc, clone: Clone) -> None:
+    order = CloneChunk(
+        id=0,
+        handle=clone.handle,
+        version=clone.version,
+        # It knows itself what it has.
+        sources=[s.address for s in clone.sources if s is not clone.target],
+        salvage=clone.salvage,
+        length=clone.length if clone.salvage else 0,
+    )
+    await rpc.call(order, seconds=CLONE_SECONDS)
+
+
+async def _copy_many(rpc: Rpc, order: list[Clone]) -> dict[int, Exception]:
+    """Returns what failed, by handle."""
+    names = [ReplicaName(clone.handle, clone.version) for clone in order]
+    request = CloneChunks(0, order[0].sources[0].address, names)
+    reply, _ = await rpc.call(request, seconds=CLONE_SECONDS)
+    if not isinstance(reply, CloneChunksReply):
+        raise ProtocolError(f"{type(reply).__name__} as the answer to an order to copy")
+    return {each.handle: from_wire(each.code, each.message, each.server) for each in reply.failures}
 
 
 def guarded(work: Callable[[], T], otherwise: T) -> T:

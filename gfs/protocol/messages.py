@@ -40,6 +40,9 @@ REPORT_RECORDS_MAX = 4096
 #: In a report: the replica may lack what was last written, since its machine lost its
 #: power. No chunk is that long.
 FORGETFUL = 1 << 31
+#: Replicas up to this are copied many at a time; so many are named in one order.
+SMALL_REPLICA_BYTES_MAX = 256 * KIB
+CLONES_MAX = 256
 PATH_BYTES_MAX = 4096
 #: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
@@ -135,6 +138,26 @@ class ReplicaName(Part):
 
     handle: int
     version: int
+
+
+class CloneFailure(Part):
+    """``server`` is the source's id if its replica is to blame."""
+
+    handle: int
+    code: str
+    message: str
+    server: str = ""
+
+
+class ReplicaState(Part):
+    """Of one replica asked for by ReadReplicas. ``sums`` are the stored sums of its
+    blocks, unverified: the reader verifies. ``large``: to be read by itself."""
+
+    handle: int
+    state: str  # "good" | "corrupt" | "missing" | "stale" | "forgetful" | "large"
+    version: int = 0
+    length: int = 0
+    sums: bytes = b""
 
 
 class AppendedChunk(Part):
@@ -818,6 +841,20 @@ class CloneChunk(Message, tag=72):
     length: int = 0
 
 
+class CloneChunks(Message, tag=75):
+    """Copy small replicas from ``source``, many at a time. Answered by CloneChunksReply
+    when each is whole, or was given up."""
+
+    source: str  # address
+    replicas: list[ReplicaName]
+
+
+class CloneChunksReply(Message, tag=76):
+    """All are good here but these."""
+
+    failures: list[CloneFailure]
+
+
 class CopyChunk(Message, tag=73):
     """Make a copy of the replica here, as a replica of the chunk ``target``, which no
     file has yet; durably. ``lease_ms`` > 0 makes this server its primary."""
@@ -1007,6 +1044,20 @@ class ReadReply(Message, tag=83):
     sums: bytes
 
 
+class ReadReplicas(Message, tag=110):
+    """Whole small replicas of exactly these versions, to copy them; at most
+    ``CLONES_MAX``. Answered for as many as fit, to be asked again for the others."""
+
+    replicas: list[ReplicaName]
+
+
+class ReadReplicasReply(Message, tag=111):
+    """The body is the bytes of those that are good, in this order."""
+
+    BODY_BYTES_MAX: ClassVar[int] = 1 * MIB
+    states: list[ReplicaState]
+
+
 class WriteChunk(Message, tag=84):
     """Opens a write exchange; Packets follow on the same connection.
 
@@ -1090,6 +1141,7 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     MakeDirectory, Rename, Delete, AcquireLease, LeaseReply, SetLength, ReportReplica,
     Register, RegisterReply, ReportReplicas, Heartbeat, Orders,
     GrantLease, RevokeLease, CloneChunk, CopyChunk, DeleteReplicas,
+    CloneChunks, CloneChunksReply, ReadReplicas, ReadReplicasReply,
     ListTrash, ListTrashReply, Undelete, EmptyTrash, EmptyTrashReply,
     SetReplication, Snapshot, SnapshotReply, Drain, DrainReply,
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
@@ -1105,6 +1157,7 @@ REPLIES: tuple[type[Message], ...] = (
     Failure, Done, StatReply, ListReply, LocateReply, DiskUsageReply, StatusReply,
     FsckPageReply, ListGarbageReply, ReserveReply, RecoverReply, PublishReply,
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
+    CloneChunksReply, ReadReplicasReply,
     ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply,
     FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply,
 )  # fmt: skip

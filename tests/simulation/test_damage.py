@@ -14,7 +14,7 @@ from gfs.cli.drain import is_stuck
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
 from gfs.errors import GfsError
-from gfs.protocol.messages import ServerStatus
+from gfs.protocol.messages import SMALL_REPLICA_BYTES_MAX, ServerStatus
 from gfs.testing import SimCluster
 from gfs.testing.files import SimFileSystem
 from gfs.testing.life import Life
@@ -449,3 +449,37 @@ async def test_what_a_disk_refuses_to_delete_is_deleted_later_if_another_disk_ha
         await cluster.wait_until(lambda: path not in cluster.chunk_files(victim), 100)
         assert len(cluster.chunk_files(victim)) == 1
         await assert_sound(fs)
+
+
+@over_seeds(6)
+async def test_of_many_small_replicas_copied_together_each_is_verified(
+    seed: int, chance: random.Random
+) -> None:
+    """Some are damaged or gone at the source, or on the edge between small and large; and
+    all processes are killed when that is done."""
+    count = 120
+    sizes = [0, 1, 1000, 70_000, SMALL_REPLICA_BYTES_MAX, SMALL_REPLICA_BYTES_MAX + 1]
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        data = {f"/d/{n}": content(chance, chance.choice(sizes)) for n in range(count)}
+        async with trio.open_nursery() as nursery:
+            for path, of_file in data.items():
+                nursery.start_soon(fs.put, of_file, path)
+        victim, other = chance.sample(cluster.chunkservers, 2)
+        files = cluster.chunk_files(other)
+        for path in chance.sample(files, min(5, len(files))):
+            harm(cluster, other, path, chance.choice(HARMS), chance)
+        cluster.kill(victim)
+        await cluster.wait_until(lambda: settled_after_loss(fs, count), 120.0)
+        for path, of_file in data.items():
+            assert await fs.get(path) == of_file
+        await cluster.crash_all()
+        await cluster.start_all()
+        await cluster.wait_until(lambda: settled(fs), 120.0)
+        await assert_sound(fs)
+
+
+async def settled_after_loss(fs: Client, count: int) -> bool:
+    status = await fs.status()
+    dead = [server for server in status.servers if server.state == "dead"]
+    live = sum(server.chunks for server in status.servers if server.state == "live")
+    return bool(dead) and live >= 3 * (await fs.status()).totals.chunks and await settled(fs)

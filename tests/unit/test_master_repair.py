@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.repair import Clone, Limits, RepairQueue, free_slots, pick_surplus, plan_clone
+from gfs.master.repair import (
+    ROUND_MAX,
+    Clone,
+    Limits,
+    RepairQueue,
+    free_slots,
+    join,
+    pick_surplus,
+    plan_clone,
+)
 from gfs.master.servers import LIVE, SILENT, Server
-from gfs.protocol.messages import Disk
+from gfs.protocol.messages import CLONES_MAX, Disk
 
 LIMITS = Limits(per_server=2, total=64)
 
@@ -85,13 +94,13 @@ def test_the_highest_goal_that_is_not_met() -> None:
 
 def test_what_cannot_start_waits_a_little_and_lets_others_by() -> None:
     queue = RepairQueue()
-    for handle in range(1000):
+    for handle in range(3000):
         queue.update(handle, 1, 3)
     first = drain(queue)
-    assert first == list(range(512))
-    assert drain(queue) == list(range(512, 1000))
+    assert first == list(range(ROUND_MAX))
+    assert drain(queue) == list(range(ROUND_MAX, 3000))
     assert drain(queue) == []
-    assert len(drain(queue, 1.0)) == 512
+    assert len(drain(queue, 1.0)) == ROUND_MAX
 
 
 def test_what_no_server_could_take_is_not_even_looked_at() -> None:
@@ -237,3 +246,35 @@ def test_the_cheap_look_at_a_chunk_says_what_a_plan_says(
         assert fit == (plan(holders, placeable) is not None)
         fits.append(fit)
     assert slots.can_pair == any(fits)
+
+
+def test_small_chunks_join_an_order_between_two_servers() -> None:
+    a, b, c, d = server(0, "x"), server(1, "x"), server(2, "x"), server(3, "y")
+    placeable, nobody = [a, b, c, d], (lambda each: False)
+    order = [Clone(1, 1, d, (a, b))]
+    chunk = Clone(2, 7, a, ())
+    assert join(chunk, [a, b], [order], placeable, nobody)
+    assert order[1] == Clone(2, 7, d, (a,), joined=True)
+    assert not join(chunk, [b], [order], placeable, nobody), "its source has none"
+    assert not join(chunk, [a, d], [order], placeable, nobody), "its target has one"
+    assert not join(chunk, [a, b], [order], placeable, lambda each: each is d)
+    same_rack = [Clone(1, 1, c, (a,))]
+    assert not join(chunk, [a], [same_rack], placeable, nobody), "another rack is better"
+    assert join(chunk, [a], [same_rack], [a, b, c], nobody), "there is none"
+    full = order * CLONES_MAX
+    assert not join(chunk, [a, b], [full], placeable, nobody)
+
+
+def test_an_order_of_many_takes_one_slot() -> None:
+    queue = RepairQueue()
+    target, source = server(0), server(1)
+    order = [Clone(n, 1, target, (source,), joined=n > 0) for n in range(5)]
+    for clone in order:
+        queue.update(clone.handle, 1, 3)
+        queue.started(clone)
+    assert (target.clones_in, source.clones_out, queue.orders) == (1, 1, 1)
+    assert (len(queue.active), queue.queued) == (5, 0)
+    for clone in order:
+        queue.ended(clone, 0.0, failed=clone.handle == 3)
+    assert (target.clones_in, source.clones_out, queue.orders) == (0, 0, 0)
+    assert sorted(drain(queue)) == [0, 1, 2, 4]
