@@ -919,7 +919,7 @@ class ChunkStore:
                 if one.handle in refused:
                     what = f"copy of {one.handle:016x}"
                     failed[one.handle] = map_disk_error(refused[one.handle], what)
-                    self.leave(disk, disk.chunk_path(one.handle) + ".clone")
+                    await self.leave(disk, disk.chunk_path(one.handle) + ".clone")
                 else:
                     disk.marks.remove(one.handle)
                     disk.written_bytes += len(one.data)

@@ -20,12 +20,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from gfs.blocks import REPLICA_HEAD_BYTES
 from gfs.config import MasterSettings
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError
 from gfs.io import DiskSpace, World
 from gfs.master import believing, drain, rebalance, room
-from gfs.master.chunktable import Holders, LocationTable, ReservationTable
+from gfs.master.chunktable import LocationTable, ReservationTable
 from gfs.master.committer import Committer, Outcome
 from gfs.master.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
 from gfs.master.gate import Gate
@@ -43,7 +44,7 @@ from gfs.master.repair import (
 )
 from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.salvage import SalvageQueue, plan_salvage
-from gfs.master.servers import DEAD, LIVE, Server, ServerTable, Shift
+from gfs.master.servers import DEAD, LIVE, Server, ServerTable
 from gfs.master.store import HANDLE_RANGE, Effects, Freed, Store, Txn
 from gfs.master.trash import TrashBook, trashed_chunks
 from gfs.metrics import Operations
@@ -127,6 +128,9 @@ class Master:
         self.publishing: set[int] = set()
         #: Chunks that are moved -> the server that is to give its replica up.
         self.moves: dict[int, int] = {}
+        #: Orders under way for that; and whether disks are being made even.
+        self.move_orders = 0
+        self.balancing = False
         #: Chunks with more replicas than their goal.
         self.surplus: dict[int, None] = {}
         #: (server index, handle) -> must its blocks be read: replicas to verify.
@@ -1105,67 +1109,78 @@ class Master:
         return (
             self.settled
             and not self.repair.repairing
-            and len(self.moves) < self.settings.moves_total
-            and rebalance.is_possible(self.servers.placeable(self.now), self.settings.balance_share)
+            and self.settings.moves_total > 0
+            and self._move_plan().is_possible
         )
 
-    def unbalanced(self, handles: list[int]) -> list[int]:
-        """Those that would be better elsewhere."""
-        placeable = self.servers.placeable(self.now)
-        known: dict[Holders, bool] = {}
-        found = []
-        for handle in handles:
-            holders = self.locations.get(handle)
-            verdict = known.get(holders)
-            if verdict is None:
-                verdict = known[holders] = self._move(holders, placeable) is not None
-            if verdict:
-                found.append(handle)
-        return found
+    def _move_plan(self) -> rebalance.Plan:
+        # What has begun goes on until nothing is left to give.
+        difference = 0.0 if self.balancing else self.settings.balance_share
+        return rebalance.Plan(self.servers.placeable(self.now), difference)
 
-    def _move(self, holders: Holders, placeable: list[Server]) -> rebalance.Move | None:
+    def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
+        """Copies to start now, of those of these chunks that would be better elsewhere, each
+        order together; they count as started. And those for which there is no slot now."""
+        plan, rest = self._move_plan(), []
+        orders: list[list[Clone]] = []
+        open_orders: dict[tuple[int, int], list[Clone]] = {}
+        for handle in handles:
+            row = self._movable(handle)
+            if row is None:
+                continue
+            size = row.length + REPLICA_HEAD_BYTES
+            move = plan.move([self.servers.get(i) for i in self.locations.get(handle)], size)
+            if move is None or self.garbage.was_ordered(move.target.index, handle, self.now):
+                continue
+            victim, target = move
+            clone = Clone(handle, row.version, target, (victim,), length=row.length, moves=True)
+            pair = (victim.index, target.index)
+            order = open_orders.get(pair)
+            if order is not None and len(order) < CLONES_MAX and self._is_small(clone):
+                order.append(clone._replace(joined=True))
+            elif self._has_move_slot(move):
+                order = [clone]
+                orders.append(order)
+                self.move_orders += 1
+                if self._is_small(clone):
+                    open_orders[pair] = order
+            else:
+                rest.append(handle)
+                continue
+            plan.begin(move, size)
+            self.moves[handle] = victim.index
+            self.repair.started(order[-1])
+            target.begin_shift(handle, size)
+            victim.begin_shift(handle, -size)
+        return orders, rest
+
+    def _has_move_slot(self, move: rebalance.Move) -> bool:
+        per_server = self.limits.per_server
+        return (
+            self.move_orders < self.settings.moves_total
+            and move.victim.clones_out < per_server
+            and move.target.clones_in < per_server
+        )
+
+    def _movable(self, handle: int) -> Chunk | None:
+        """The chunk's row, if a replica of it may be moved now."""
+        busy = (self.publishing, self.moves, self.surplus, self.repair.active)
+        if any(handle in each for each in busy) or self._is_rising(handle):
+            return None
+        if self.repair.is_known(handle) or self.repair.failed_at(handle):
+            return None
+        holders = self.locations.get(handle)
         servers = [self.servers.get(index) for index in holders]
         if any(s.state != LIVE or not s.registered or s.draining for s in servers):
             return None  # they are others soon
-        return rebalance.plan_move(servers, placeable, self.settings.balance_share, self.rng)
-
-    def start_move(self, handle: int) -> Clone | None:
-        """Begin to move a replica of the chunk, if that can be done now: a copy to be
-        made, which counts as started."""
-        now = self.now
-        busy = (self.publishing, self.moves, self.surplus, self.repair.active)
-        if not self.may_move() or any(handle in each for each in busy):
-            return None
-        if self._is_rising(handle):
-            return None
-        if self.repair.is_known(handle) or self.leases.current(handle, now) is not None:
-            return None
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
-        holders = self.locations.get(handle)
+        now = self.now
         if row is None or len(holders) < row.replication:
             return None
-        if self._may_be_leased(row, now):
+        if self.leases.current(handle, now) is not None or self._may_be_leased(row, now):
             return None
-        placeable = [
-            server
-            for server in self.servers.placeable(now)
-            if not server.clones_in
-            and not self.garbage.was_ordered(server.index, handle, now)
-            and server.index not in self.repair.failed_at(handle)
-        ]
-        move = self._move(holders, placeable)
-        if move is None:
-            return None
-        sources = [self.servers.get(index) for index in holders]
-        sources.sort(key=lambda server: (server.clones_out, server is not move.victim))
-        if sources[0].clones_out:
-            return None
-        clone = Clone(handle, row.version, move.target, tuple(sources))
-        self.moves[handle] = move.victim.index
-        self.repair.started(clone)
-        move.target.shifts[handle], move.victim.shifts[handle] = Shift(+1), Shift(-1)
-        return clone
+        return row
 
     def end_shifts(self, server: Server) -> None:
         """A heartbeat came: forget moves to and from the server that ended so long ago
@@ -1177,7 +1192,7 @@ class Master:
             elif shift.ended_at is None:
                 shift.ended_at = now
             elif now >= shift.ended_at + SPACE_AGE_SECONDS:
-                del server.shifts[handle]
+                server.end_shift(handle)
 
     def _is_shifting(self, server: Server, handle: int, now: float) -> bool:
         return (
@@ -1189,6 +1204,7 @@ class Master:
 
     def order_ended(self, order: list[Clone], failed: dict[int, Exception]) -> None:
         """Copies were made, but for those that failed."""
+        self.move_orders -= order[0].moves
         for clone in order:
             self._clone_ended(clone, failed.get(clone.handle))
         copied = [clone for clone in order if clone.handle not in failed]

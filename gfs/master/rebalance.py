@@ -5,33 +5,38 @@ Two reasons, in this order:
 * *Racks*: two or more of a chunk's replicas in one rack while another, with a
   server that could take one, has at least two fewer. So it is after a rack was
   added, came back, or a server was moved.
-* *Disk use*: a server that is fuller than another by more than ``difference``
-  (as a share of its disks) gives replicas to it, as long as the racks are no
-  worse for it. A new server fills up over time.
+* *Disk use*: servers that are fuller than the mean give replicas to those that are
+  emptier, as long as the racks are no worse for it. That begins when two differ by more
+  than ``balance_share``, and then goes on until nothing is left to give: a new server
+  comes to the mean.
 
 A move is a copy and then a surplus: the chunk gets one replica more, and only
 when that is there one is given up. Moves wait while chunks below their goal are
-copied, there are few at a time, and one at most into and out of a server; a chunk
-that somebody writes to is let alone.
+copied, and a chunk that somebody writes to is let alone. Small replicas move many at
+a time, as they are copied for repair (:mod:`gfs.master.repair`).
 
-Both reasons end: a move for racks makes the counts of two racks more equal, one
-for disk use those of two disks, and no move for disk use makes the racks worse. For
-that the least counts that may be on the fuller one, and the most on the emptier one, and
-not what they last said of their disks: replicas on their way to one, or not yet deleted
-there, may be in that or not, and whole chunks or less, until a report surely tells of
-them. And no replica goes to a disk that would then be the fuller one,
-which on a disk of a few chunks is sooner than ``difference`` says.
+For disk use no replica goes to a server that is fuller than the one that gives it, or would
+be afterwards: the giver stays at or above the mean and the taker at or below it. So whatever
+came to a server for that does not leave it again, and all of it ends. For racks the fullest
+gives, and the emptiest in the better rack takes; that is fuller than the giver only where
+that whole rack is: the loss of a rack is worse than a fuller disk.
+
+The mean is that of all servers where a replica can change racks; where it cannot, since the
+racks would be worse for it, that of the rack: one with few servers is fuller than others,
+and nothing can be done about that.
+
+What is on its way counts: the least that may be on who gives, and the most on who takes,
+and not what they last said of their disks. Replicas on their way, or not yet deleted, may
+be in that or not, until a report surely tells of them.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from gfs.blocks import CHUNK_BYTES, REPLICA_HEAD_BYTES
-from gfs.master import placement
 from gfs.master.servers import Server
 
 #: A full chunk and the head of its file.
@@ -43,75 +48,98 @@ class Move(NamedTuple):
     target: Server
 
 
-def least_used(server: Server) -> float:
-    """The share of its disks that is used, at least, when all moves under way have ended."""
-    return server.used + _on_their_way(server, -1)
+class Mean(NamedTuple):
+    """Of the shares in use, at least and at most: what moves is there twice for a while."""
+
+    least: float
+    most: float
 
 
-def most_used(server: Server) -> float:
-    """The share of its disks that is used, at most, when all moves under way have ended."""
-    return server.used + _on_their_way(server, +1)
+class Plan:
+    """Moves between ``servers`` from now on; those planned with it count as under way.
 
+    ``difference``: without one that large, as a share of disks, nothing moves for the sake
+    of disk use.
+    """
 
-def _on_their_way(server: Server, delta: int) -> float:
-    if not server.shifts:
-        return 0.0
-    count = sum([shift.delta for shift in server.shifts.values() if shift.delta == delta])
-    return count * REPLICA_BYTES_MAX / max(1, server.total_bytes)
+    def __init__(self, servers: Sequence[Server], difference: float) -> None:
+        self._servers = [server for server in servers if server.total_bytes]
+        #: Bytes used, at least and at most, when all moves under way have ended.
+        self._least = {server.index: server.least_used_bytes for server in self._servers}
+        self._most = {server.index: server.most_used_bytes for server in self._servers}
+        self._mean = _mean(self._servers)
+        self._rack_means = {
+            rack: _mean([server for server in self._servers if server.rack == rack])
+            for rack in {server.rack for server in self._servers}
+        }
+        least = [self._share(self._least, server) for server in self._servers]
+        most = [self._share(self._most, server) for server in self._servers]
+        self.is_uneven = bool(least) and max(least) - min(most) > difference
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether any chunk could be better elsewhere: a quick look."""
+        return self.is_uneven or len(self._rack_means) > 1
 
-def is_possible(servers: Sequence[Server], difference: float) -> bool:
-    """Whether any chunk could be better elsewhere: a quick look."""
-    if len({server.rack for server in servers}) > 1:
-        return True
-    if not servers:
-        return False
-    return max(map(least_used, servers)) - min(map(most_used, servers)) > difference
+    def move(self, holders: Sequence[Server], size: int) -> Move | None:
+        """The best move for a chunk that is at its goal on ``holders``, of a replica of
+        ``size`` bytes on its disk, if there is one."""
+        if any(server.index not in self._least for server in holders):
+            return None
+        targets = [server for server in self._servers if server not in holders]
+        if not targets or not holders:
+            return None
+        racks = Counter(server.rack for server in holders)
+        return self._for_racks(holders, targets, racks, size) or (
+            self._for_use(holders, targets, racks, size) if self.is_uneven else None
+        )
 
+    def begin(self, move: Move, size: int) -> None:
+        """It is under way."""
+        self._least[move.victim.index] -= size
+        self._most[move.target.index] += size
 
-def plan_move(
-    holders: Sequence[Server], placeable: Sequence[Server], difference: float, rng: random.Random
-) -> Move | None:
-    """The best move for a chunk that is at its goal on ``holders``, if there is one."""
-    targets = [server for server in placeable if server not in holders]
-    if not targets or not holders:
+    def _share(self, used: dict[int, int], server: Server, more: int = 0) -> float:
+        return (used[server.index] + more) / server.total_bytes
+
+    def _for_racks(
+        self, holders: Sequence[Server], targets: list[Server], racks: Counter[str], size: int
+    ) -> Move | None:
+        fewest = min(racks[server.rack] for server in targets)
+        most = max(racks.values())
+        if most - fewest < 2:
+            return None
+        victim = max(
+            (server for server in holders if racks[server.rack] == most),
+            key=lambda server: (self._share(self._least, server), server.index),
+        )
+        target = min(
+            (server for server in targets if racks[server.rack] == fewest),
+            key=lambda server: (self._share(self._most, server), server.index),
+        )
+        return Move(victim, target)
+
+    def _for_use(
+        self, holders: Sequence[Server], targets: list[Server], racks: Counter[str], size: int
+    ) -> Move | None:
+        givers = sorted(holders, key=lambda each: self._share(self._least, each), reverse=True)
+        takers = sorted(targets, key=lambda each: self._share(self._most, each))
+        for victim in givers:
+            here = racks[victim.rack]
+            others = [target for target in takers if racks[target.rack] < here]
+            mean = self._mean if others else self._rack_means[victim.rack]
+            if self._share(self._least, victim, -size) < mean.most:
+                continue
+            for target in takers:
+                is_no_worse = target.rack == victim.rack or racks[target.rack] < here
+                if is_no_worse and self._share(self._most, target, size) <= mean.least:
+                    return Move(victim, target)
         return None
-    racks = Counter(server.rack for server in holders)
-    return _for_racks(holders, targets, racks, rng) or _for_use(holders, targets, racks, difference)
 
 
-def _for_racks(
-    holders: Sequence[Server], targets: list[Server], racks: Counter[str], rng: random.Random
-) -> Move | None:
-    fewest = min(racks[server.rack] for server in targets)
-    most = max(racks.values())
-    if most - fewest < 2:
-        return None
-    victim = max(
-        (server for server in holders if racks[server.rack] == most),
-        key=lambda server: (server.used, server.index),
+def _mean(servers: Sequence[Server]) -> Mean:
+    total = max(1, sum(server.total_bytes for server in servers))
+    return Mean(
+        sum(server.least_used_bytes for server in servers) / total,
+        sum(server.most_used_bytes for server in servers) / total,
     )
-    better = [server for server in targets if racks[server.rack] == fewest]
-    return Move(victim, placement.choose(better, 1, rng)[0])
-
-
-def _for_use(
-    holders: Sequence[Server], targets: list[Server], racks: Counter[str], difference: float
-) -> Move | None:
-    emptiest = sorted((most_used(server), server.index, server) for server in targets)
-    fullest = sorted(((least_used(each), each.index, each) for each in holders), reverse=True)
-    for most, _, victim in fullest:
-        for least, _, target in emptiest:
-            gap = most - least
-            if gap <= difference:
-                break
-            same = victim.rack == target.rack
-            if (same or racks[target.rack] < racks[victim.rack]) and gap >= _change(victim, target):
-                return Move(victim, target)
-    return None
-
-
-def _change(victim: Server, target: Server) -> float:
-    """By how much a replica of the victim, as they are on average, lessens the gap."""
-    size = min(REPLICA_BYTES_MAX, victim.used * victim.total_bytes / max(1, victim.chunks))
-    return size / max(1, victim.total_bytes) + size / max(1, target.total_bytes)

@@ -72,6 +72,8 @@ class Clone(NamedTuple):
     length: int = 0
     #: It is copied with another, whose slots these are.
     joined: bool = False
+    #: For fuller balance, and not because the chunk needs it.
+    moves: bool = False
 
 
 class Limits(NamedTuple):

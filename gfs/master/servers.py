@@ -48,9 +48,9 @@ _USABLE = frozenset(("ok", "slow"))
 
 @dataclass(slots=True)
 class Shift:
-    """A replica on its way to a server (+1) or away from it (-1)."""
+    """A replica on its way to a server, or away from it: then its bytes are negative."""
 
-    delta: int
+    bytes: int
     #: When it had ended, and was not looked for any more.
     ended_at: float | None = None
 
@@ -76,6 +76,9 @@ class Server:
     total_bytes: int = 0
     #: By handle: replicas moved for balance that ``used`` may not tell of yet.
     shifts: dict[int, Shift] = field(default_factory=dict)
+    #: The sums of those.
+    arriving_bytes: int = 0
+    leaving_bytes: int = 0
     recent: float = 0.0
     failed_at: float = float("-inf")
     scrub: Scrub = field(default_factory=Scrub)
@@ -94,6 +97,32 @@ class Server:
         free = sum(disk.free_bytes for disk in disks)
         self.used = 1.0 - free / total if total > 0 else 1.0
         self.total_bytes = total
+
+    def begin_shift(self, handle: int, count: int) -> None:
+        """So many bytes of a replica begin to come here, or to leave (less than 0)."""
+        self.end_shift(handle)
+        self.shifts[handle] = Shift(count)
+        self.arriving_bytes += max(0, count)
+        self.leaving_bytes += max(0, -count)
+
+    def end_shift(self, handle: int) -> None:
+        shift = self.shifts.pop(handle, None)
+        if shift is not None:
+            self.arriving_bytes -= max(0, shift.bytes)
+            self.leaving_bytes -= max(0, -shift.bytes)
+
+    @property
+    def used_bytes(self) -> int:
+        return int(self.used * self.total_bytes)
+
+    @property
+    def least_used_bytes(self) -> int:
+        """At least so much of its disks is used when all moves under way have ended."""
+        return self.used_bytes - self.leaving_bytes
+
+    @property
+    def most_used_bytes(self) -> int:
+        return self.used_bytes + self.arriving_bytes
 
     @property
     def free_bytes(self) -> int:

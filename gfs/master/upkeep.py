@@ -108,6 +108,8 @@ class Upkeep:
         self._verifying: dict[int, int] = {}
         #: Indexes of the servers that are deleting replicas.
         self._collecting: set[int] = set()
+        #: Set when an order to copy ends.
+        self._copied = trio.Event()
         self._revoking: set[int] = set()
         #: Of so many chunks a forgetful replica is being chosen; when each is looked at again.
         self._choosing = 0
@@ -229,18 +231,33 @@ class Upkeep:
         while True:
             await master.clock.sleep(rest)
             rest = REBALANCE_IDLE_SECONDS
-            if not guarded(master.may_move, False):
-                continue
-            handles = master.locations.handles()
-            for start in range(0, len(handles), SLICE):
-                part = handles[start : start + SLICE]
-                found: list[int] = guarded(partial(master.unbalanced, part), [])
-                for handle in found:
+            if guarded(master.may_move, False):
+                master.balancing = await self._rebalance()
+                if master.balancing:
                     rest = REBALANCE_SECONDS
-                    clone = guarded(partial(master.start_move, handle), None)
-                    if clone is not None:
-                        self._nursery.start_soon(self._copy, [clone])
-                await master.clock.sleep(RESCAN_REST_SECONDS)
+
+    async def _rebalance(self) -> bool:
+        """Look at all chunks once, and move what would be better elsewhere; whether
+        anything was."""
+        master = self._master
+        has_moved = False
+        handles = master.locations.handles()
+        for start in range(0, len(handles), SLICE):
+            todo = handles[start : start + SLICE]
+            while len(todo) and guarded(master.may_move, False):
+                self._copied = trio.Event()
+                planned = guarded(partial(master.plan_moves, todo), None)
+                if planned is None:
+                    break
+                orders, todo = planned
+                for order in orders:
+                    has_moved = True
+                    self._nursery.start_soon(self._copy, order)
+                if todo:
+                    with trio.move_on_after(REBALANCE_SECONDS):
+                        await self._copied.wait()
+            await master.clock.sleep(RESCAN_REST_SECONDS)
+        return has_moved
 
     def _act(self) -> None:
         """Start whatever can be started now."""
@@ -310,6 +327,7 @@ class Upkeep:
             if is_to_blame and not clone.salvage:
                 self._suspect_source(clone, getattr(error, "server", ""))
         self._master.order_ended(order, failed)
+        self._copied.set()
         self._act()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:

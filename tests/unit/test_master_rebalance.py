@@ -6,18 +6,12 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.master.rebalance import (
-    REPLICA_BYTES_MAX,
-    is_possible,
-    least_used,
-    most_used,
-    plan_move,
-)
+from gfs.master.rebalance import REPLICA_BYTES_MAX, Move, Plan
 from gfs.master.repair import pick_surplus
-from gfs.master.servers import LIVE, Server, Shift
+from gfs.master.servers import LIVE, Server
 from gfs.protocol.messages import Disk
 
 SHARE = 0.1
@@ -67,27 +61,39 @@ def report(reporter: Server, chunks: list[list[Server]], size: float) -> None:
     reporter.chunks = sum(reporter in holders for holders in chunks)
     free = reporter.total_bytes - round(reporter.chunks * size * REPLICA_BYTES_MAX)
     reporter.set_disks([Disk("/d", reporter.total_bytes, max(0, free), 0)])
-    reporter.shifts.clear()
+    for handle in list(reporter.shifts):
+        reporter.end_shift(handle)
 
 
+@settings(deadline=None)
 @given(clusters(), st.integers(), st.sampled_from([1.0, 0.3, 0.05]), st.sampled_from([1.0, 0.3]))
 def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: float) -> None:
     """However late servers report what a move took and brought, and however large the
-    replicas are."""
+    replicas are. No move for disk use goes to the fuller of two, or makes it that; and what was
+    moved for that alone is not moved again."""
     servers, chunks = cluster
     rng = random.Random(seed)
+    size_bytes = round(size * REPLICA_BYTES_MAX)
     for each in servers:
         report(each, chunks, size)
     moves = 0
+    came: set[tuple[int, int]] = set()
+    has_racks = len({each.rack for each in servers}) > 1
     reported: set[int] = set()
+    begun = False
     while len(reported) < len(servers):  # without a move in between
+        plan = Plan(servers, 0.0 if begun else SHARE)
+        begun = begun or plan.is_uneven
         for number, holders in enumerate(chunks):
-            move = plan_move(holders, servers, SHARE, rng)
+            move = plan.move(holders, size_bytes)
             if move is None:
                 continue
+            plan.begin(move, size_bytes)
             before = Counter(each.rack for each in holders)
             assert move.victim in holders
             assert move.target not in holders
+            assert has_racks or (number, move.victim.index) not in came
+            came.add((number, move.target.index))
             # As the master does it: one more, and then one less.
             holders.append(move.target)
             gone = pick_surplus(holders, move.victim.index)
@@ -97,7 +103,10 @@ def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: f
             after = Counter(each.rack for each in holders)
             assert len(after) >= len(before)
             assert max(after.values()) <= max(before.values())
-            move.target.shifts[number], move.victim.shifts[number] = Shift(+1), Shift(-1)
+            if after == before or move.target.rack == move.victim.rack:
+                assert used(move.target, chunks, size) <= used(move.victim, chunks, size) + 1e-6
+            move.target.begin_shift(number, size_bytes)
+            move.victim.begin_shift(number, -size_bytes)
             moves += 1
             assert moves < 200, "replicas move for ever"
             reported.clear()
@@ -109,33 +118,86 @@ def test_moves_end_in_balance(cluster: Cluster, seed: int, speed: float, size: f
         assert unevenness(holders, servers) < 2
 
 
+def used(server: Server, chunks: list[list[Server]], size: float) -> float:
+    """The truth about its disk."""
+    count = sum(server in holders for holders in chunks)
+    return count * size * REPLICA_BYTES_MAX / server.total_bytes
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(20, 200), st.integers(1, 3), st.booleans())
+def test_an_empty_server_comes_to_the_mean(
+    others: int, chunks: int, goal: int, is_late: bool
+) -> None:
+    """And each replica that comes is moved once."""
+    servers = [server(index, "a", 0.0, chunk=0.001) for index in range(others + 1)]
+    goal = min(goal, others)
+    places = [[servers[(n + k) % others] for k in range(goal)] for n in range(chunks)]
+    for each in servers:
+        report(each, places, 1.0)
+    before = [list(each) for each in places]
+    for turn in range(50):
+        plan = Plan(servers, 0.0)
+        for number, holders in enumerate(places):
+            move = plan.move(holders, REPLICA_BYTES_MAX)
+            if move is not None:
+                plan.begin(move, REPLICA_BYTES_MAX)
+                assert move.target is servers[-1]
+                holders[holders.index(move.victim)] = move.target
+                move.target.begin_shift(number, REPLICA_BYTES_MAX)
+                move.victim.begin_shift(number, -REPLICA_BYTES_MAX)
+        for each in servers:
+            if not is_late or (turn + each.index) % 3 == 0:
+                report(each, places, 1.0)
+    mean = chunks * goal / len(servers)
+    # Each of the others keeps up to one replica above the mean.
+    assert mean - others <= servers[-1].chunks <= mean
+    moved = [number for number, holders in enumerate(places) if holders != before[number]]
+    assert len(moved) == servers[-1].chunks
+
+
+def planned(holders: list[Server], servers: list[Server]) -> Move | None:
+    return Plan(servers, SHARE).move(holders, round(CHUNK * holders[0].total_bytes))
+
+
 def test_a_fuller_disk_gives_to_an_emptier_one_in_no_worse_rack() -> None:
     full, other, empty = server(0, "a", 0.8), server(1, "b", 0.4), server(2, "b", 0.1)
     # Both replicas would be in rack b.
-    assert plan_move([full, other], [full, other, empty], SHARE, random.Random(1)) == (other, empty)
-    assert plan_move([full], [full, other, empty], SHARE, random.Random(1)) == (full, empty)
+    assert planned([full, other], [full, other, empty]) == (other, empty)
+    assert planned([full], [full, other, empty]) == (full, empty)
     same = server(3, "a", 0.1)
-    assert plan_move([full, other], [full, other, same], SHARE, random.Random(1)) == (full, same)
+    assert planned([full, other], [full, other, same]) == (full, same)
     near = server(4, "a", 0.75)
-    assert plan_move([full], [full, near], SHARE, random.Random(1)) is None
+    assert planned([full], [full, near]) is None
+
+
+def test_of_a_better_rack_the_emptiest_takes() -> None:
+    a, b, full, empty = (
+        server(0, "a", 0.4), server(1, "a", 0.5), server(2, "b", 0.6), server(3, "b", 0.1)
+    )  # fmt: skip
+    assert planned([a, b], [a, b, full, empty]) == (b, empty)
+    assert planned([a, b], [a, b, full]) == (b, full), "racks go first"
 
 
 def test_what_is_on_its_way_counts() -> None:
     full, empty = server(0, "a", 0.5), server(1, "a", 0.35)
-    assert plan_move([full], [full, empty], SHARE, random.Random(1)) == (full, empty)
+    assert planned([full], [full, empty]) == (full, empty)
     for handle in range(3):
-        full.shifts[handle], empty.shifts[handle] = Shift(-1), Shift(+1)
-    assert (least_used(full), most_used(full)) == (pytest.approx(0.47), 0.5)
-    assert (least_used(empty), most_used(empty)) == (0.35, pytest.approx(0.38))
-    assert plan_move([full], [full, empty], SHARE, random.Random(1)) is None
-    assert not is_possible([full, empty], SHARE)
+        full.begin_shift(handle, -REPLICA_BYTES_MAX)
+        empty.begin_shift(handle, REPLICA_BYTES_MAX)
+    assert planned([full], [full, empty]) is None
+    assert not Plan([full, empty], SHARE).is_possible
+    for handle in range(3):
+        full.end_shift(handle)
+        empty.end_shift(handle)
+    assert (full.leaving_bytes, empty.arriving_bytes) == (0, 0)
 
 
 def test_a_disk_of_a_few_chunks_does_not_become_the_fuller_one() -> None:
     one, none = server(0, "a", 0.25, chunk=0.25), server(1, "a", 0.0, chunk=0.25)
-    assert plan_move([one], [one, none], SHARE, random.Random(1)) is None
+    assert Plan([one, none], SHARE).move([one], REPLICA_BYTES_MAX) is None
     two = server(2, "a", 0.5, chunk=0.25)
-    assert plan_move([two], [two, none], SHARE, random.Random(1)) == (two, none)
+    assert Plan([two, none], SHARE).move([two], REPLICA_BYTES_MAX) == (two, none)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +210,4 @@ def test_a_disk_of_a_few_chunks_does_not_become_the_fuller_one() -> None:
     ],
 )
 def test_a_quick_look_spares_the_long_one(servers: list[Server], possible: bool) -> None:
-    assert is_possible(servers, SHARE) == possible
+    assert Plan(servers, SHARE).is_possible == possible
