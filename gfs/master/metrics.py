@@ -94,6 +94,11 @@ def families(master: Master) -> Iterable[Family]:
     yield gauge(
         "gfs_master_chunks_below_goal", "Chunks with too few good replicas", totals.under_replicated
     )
+    yield gauge(
+        "gfs_master_repair_bytes",
+        "To be copied until all chunks are at their goal, at the mean length of chunks",
+        master.repair.missing * store.state.bytes // max(1, totals.chunks),
+    )
     yield gauge("gfs_master_chunks_lost", "Chunks without any good replica", totals.lost)
     yield gauge(
         "gfs_master_garbage_replicas",

@@ -185,6 +185,11 @@ class RepairQueue:
         return len(self._dangers) - self.leaving
 
     @property
+    def missing(self) -> int:
+        """Replicas to be made until all of them are at their goal."""
+        return sum((rank.goal - rank.have) * len(at) for rank, at in self._ranks.items())
+
+    @property
     def leaving(self) -> int:
         """Chunks at their goal with replicas on servers that are drained."""
         return sum(len(rank) for danger, rank in self._ranks.items() if danger.have >= danger.goal)

@@ -51,6 +51,7 @@ def test_most_endangered_first() -> None:
     queue.update(4, 1, 2)
     queue.update(5, 2, 3)
     queue.block(5)
+    assert queue.missing == 1 + 2 + 2 + 1 + 1
     assert drain(queue) == [2, 4, 3, 5, 1]
 
 
