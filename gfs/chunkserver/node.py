@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import trio
 
@@ -31,10 +32,14 @@ from gfs.protocol.messages import (
     Done,
     Failure,
     GrantLease,
+    LookFor,
+    LookForReply,
     Message,
     Ping,
     ReadChunk,
     ReadReplicas,
+    ReplicaName,
+    ReplicaState,
     VerifyChunk,
     VerifyReply,
     WriteChunk,
@@ -172,6 +177,8 @@ class Node:
     async def _answer(self, message: Message) -> Message:
         if isinstance(message, VerifyChunk):
             return await self.verify(message)
+        if isinstance(message, LookFor):
+            return await self.look_for(message)
         if isinstance(message, Ping):
             return Done(id=message.id)
         name = type(message).__name__
@@ -225,6 +232,34 @@ class Node:
         if request.handle in self.store.forgetful and reply.state == "good":
             reply.state = "forgetful"
         return reply
+
+    async def look_for(self, request: LookFor) -> LookForReply:
+        """What is known of these replicas, and seen of their files by a ``stat``."""
+        store, wrong = self.store, dict[int, str]()
+        handles = [name.handle for name in request.replicas]
+        for disk in store.disks:
+            try:
+                wrong.update(await store.run(disk, store.looks_right, disk, handles))
+            except OSError as error:
+                log.info("%s cannot be looked at: %s", disk.path, error)
+        return LookForReply(request.id, [self._known(name, wrong) for name in request.replicas])
+
+    def _known(self, name: ReplicaName, wrong: Mapping[int, str]) -> ReplicaState:
+        store, handle = self.store, name.handle
+        replica = store.inventory.get(handle)
+        if replica is None:
+            return ReplicaState(handle, "missing")
+        state = wrong.get(handle, "good")
+        if state == "good":
+            if handle in store.bad:
+                state = store.bad[handle].kind
+            elif store.is_lacking(handle):
+                state = "corrupt"
+            elif replica.version < name.version:
+                state = "stale"
+            elif handle in store.forgetful:
+                state = "forgetful"
+        return ReplicaState(handle, state, replica.version, replica.length)
 
     async def _verify_blocks(self, chunk: OpenChunk, reply: VerifyReply) -> None:
         file, disk = chunk.file, chunk.disk

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from gfs.client.core import ClientCore
-from gfs.client.read import ask_state, check_path
+from gfs.client.read import ask_server, ask_state, check_path
 from gfs.errors import GfsError
 from gfs.protocol.messages import (
     Done,
@@ -19,17 +19,20 @@ from gfs.protocol.messages import (
     GarbageReplica,
     ListGarbage,
     ListGarbageReply,
+    LookFor,
+    LookForReply,
+    ReplicaName,
+    ReplicaState,
     ReportReplica,
     ServerAddress,
     VerifyChunk,
+    VerifyReply,
 )
 
 PAGE_CHUNKS = 200
 VERIFY_SECONDS = 60.0
-#: Chunks at once whose replicas are read, each by one disk of one server; and of which
-#: no replica is read.
+#: Chunks at once whose replicas are read; each keeps one disk of one server busy.
 VERIFY_AT_ONCE = 8
-LOOK_AT_ONCE = 64
 
 KEPT = "kept, for nothing better is there"
 #: Of a lost chunk that is not lost for long.
@@ -126,8 +129,13 @@ async def fsck(check: Check, path: str) -> FsckReport:
     return report
 
 
+#: Of a server's replica of a chunk, by their id and handle.
+States = dict[tuple[str, int], ReplicaState | Exception]
+
+
 async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> None:
-    slots = trio.CapacityLimiter(VERIFY_AT_ONCE if check.verify else LOOK_AT_ONCE)
+    slots = trio.CapacityLimiter(VERIFY_AT_ONCE)
+    known = {} if check.verify else await _looked_for(check, page)
 
     async def one(
         chunk: FsckChunk, servers: list[ServerAddress], damaged: list[ServerAddress]
@@ -135,7 +143,7 @@ async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> 
         async with slots:
             report.chunks += 1
             report.bytes += chunk.length
-            await _check_chunk(check, chunk, servers, damaged, report)
+            await _check_chunk(check, chunk, servers, damaged, report, known)
             check.progress(1)
 
     async with trio.open_nursery() as nursery:
@@ -150,12 +158,40 @@ async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> 
                 check.progress(1)
 
 
+async def _looked_for(check: Check, page: FsckPageReply) -> States:
+    """Each server is asked once for all that it has of this page."""
+    known: States = {}
+
+    async def ask(server: ServerAddress, replicas: list[ReplicaName]) -> None:
+        question = LookFor(check.core.message_id(), replicas)
+        states: Sequence[ReplicaState | Exception]
+        try:
+            reply = await ask_server(check.core, server, question, LookForReply, VERIFY_SECONDS)
+            states = reply.states
+        except (ConnectionError, GfsError) as error:
+            states = [error] * len(replicas)
+        for name, state in zip(replicas, states, strict=True):
+            known[server.id, name.handle] = state
+
+    async with trio.open_nursery() as nursery:
+        for number, server in enumerate(page.servers):
+            replicas = [
+                ReplicaName(chunk.handle, chunk.version)
+                for chunk in page.chunks
+                if number in chunk.servers and check.concerns(server)
+            ]
+            if replicas:
+                nursery.start_soon(ask, server, replicas)
+    return known
+
+
 async def _check_chunk(
     check: Check,
     chunk: FsckChunk,
     servers: list[ServerAddress],
     damaged: list[ServerAddress],
     report: FsckReport,
+    known: States,
 ) -> None:
     core, verify = check.core, check.verify
     good = 0
@@ -167,7 +203,7 @@ async def _check_chunk(
             _add(report, chunk, "corrupt", server.id, KEPT)
             bad.append(None)
             continue
-        kind, detail, blocks = await _state(core, chunk, server, verify)
+        kind, detail, blocks = await _state(core, chunk, server, known)
         if kind == "corrupt":
             bad.append(blocks)
         if server in damaged and kind == "corrupt":
@@ -213,18 +249,15 @@ def _add(report: FsckReport, chunk: FsckChunk, kind: str, server: str, detail: s
 
 
 async def _state(
-    core: ClientCore, chunk: FsckChunk, server: ServerAddress, verify: bool
+    core: ClientCore, chunk: FsckChunk, server: ServerAddress, known: States
 ) -> tuple[str, str, set[int] | None]:
-    """Its kind, why, and which blocks are damaged if that is known."""
-    try:
-        question = VerifyChunk(
-            id=core.message_id(), handle=chunk.handle, version=chunk.version, blocks=verify
-        )
-        reply = await ask_state(core, server, question, VERIFY_SECONDS)
-    except (ConnectionError, GfsError) as error:
-        return "missing", f"{server.address} does not answer: {error}", None
+    """Its kind, why, and which blocks are damaged if that is known. Its server is asked
+    to read it unless something is ``known``."""
+    reply = known.get((server.id, chunk.handle)) or await _verified(core, chunk, server)
+    if isinstance(reply, Exception):
+        return "missing", f"{server.address} does not answer: {reply}", None
     if reply.state == "corrupt":
-        bad = set(reply.bad_blocks)
+        bad = set(reply.bad_blocks) if isinstance(reply, VerifyReply) else None
         if not bad:
             return "corrupt", "its head is damaged, or a part of it cannot be read", None
         return "corrupt", _blocks(bad), bad
@@ -233,6 +266,16 @@ async def _state(
     if reply.length < chunk.length:
         return "corrupt", f"{reply.length} bytes there, {chunk.length} in the file", None
     return "good", "", None
+
+
+async def _verified(
+    core: ClientCore, chunk: FsckChunk, server: ServerAddress
+) -> VerifyReply | Exception:
+    try:
+        question = VerifyChunk(core.message_id(), chunk.handle, chunk.version)
+        return await ask_state(core, server, question, VERIFY_SECONDS)
+    except (ConnectionError, GfsError) as error:
+        return error
 
 
 async def _add_garbage(core: ClientCore, report: FsckReport) -> None:

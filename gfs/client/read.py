@@ -16,6 +16,7 @@ Per MiB: one or two ``recv_into``, 16 digests, one comparison.
 from __future__ import annotations
 
 import logging
+from typing import TypeVar
 
 import trio
 
@@ -43,6 +44,7 @@ from gfs.protocol.messages import (
     Entry,
     Locate,
     LocateReply,
+    Message,
     ReadChunk,
     ReadReply,
     ReportReplica,
@@ -52,6 +54,8 @@ from gfs.protocol.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+ReplyT = TypeVar("ReplyT", bound=Message)
 
 #: A verified step: received, then checked, then the caller's.
 STEP_BYTES = 1 * MIB
@@ -258,13 +262,24 @@ async def ask_state(
     core: ClientCore, server: ServerAddress, question: VerifyChunk, seconds: float
 ) -> VerifyReply:
     """What a chunkserver says of its replica. Raises ConnectionError or GfsError."""
+    return await ask_server(core, server, question, VerifyReply, seconds)
+
+
+async def ask_server(
+    core: ClientCore,
+    server: ServerAddress,
+    question: Message,
+    kind: type[ReplyT],
+    seconds: float,
+) -> ReplyT:
+    """What a chunkserver answers. Raises ConnectionError or GfsError."""
     connection = await core.pool.acquire(server.address)
     try:
         with deadline(seconds, f"answer from {server.address}"):
             await connection.send(question)
             reply = await connection.receive_reply()
-        if not isinstance(reply, VerifyReply):
-            raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
+        if not isinstance(reply, kind):
+            raise ProtocolError(f"{type(reply).__name__} instead of {kind.__name__}")
     except BaseException:
         connection.close()
         raise

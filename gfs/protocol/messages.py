@@ -150,7 +150,7 @@ class CloneFailure(Part):
 
 
 class ReplicaState(Part):
-    """Of one replica asked for by ReadReplicas. ``sums`` are the stored sums of its
+    """Of one replica asked for by ReadReplicas or LookFor. ``sums`` are the stored sums of its
     blocks, unverified: the reader verifies. ``large``: to be read by itself."""
 
     handle: int
@@ -1019,6 +1019,19 @@ class VerifyReply(Message, tag=81):
     sums: bytes = b""
 
 
+class LookFor(Message, tag=140):
+    """The states of many replicas as they are known, and whether their files are there
+    and long enough: none is read, or opened."""
+
+    replicas: list[ReplicaName]
+
+
+class LookForReply(Message, tag=141):
+    """In the order of the question."""
+
+    states: list[ReplicaState]
+
+
 class ReadChunk(Message, tag=82):
     """Bytes ``offset`` … ``offset + length - 1`` of a replica of at least ``version``."""
 
@@ -1146,8 +1159,8 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     SetReplication, Snapshot, SnapshotReply, Drain, DrainReply,
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
     Bind, Retire, Promote, PromoteReply, ForgetShadow,
-    VerifyChunk, VerifyReply, ReadChunk, ReadReply, WriteChunk, Packet, PacketAck,
-    AppendRecords, AppendReply,
+    VerifyChunk, VerifyReply, LookFor, LookForReply, ReadChunk, ReadReply,
+    WriteChunk, Packet, PacketAck, AppendRecords, AppendReply,
 ]  # fmt: skip
 
 ALL_MESSAGES: tuple[type[Message], ...] = get_args(AnyMessage)
@@ -1159,5 +1172,5 @@ REPLIES: tuple[type[Message], ...] = (
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
     CloneChunksReply, ReadReplicasReply,
     ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply,
-    FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply,
+    FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply, LookForReply,
 )  # fmt: skip

@@ -111,6 +111,18 @@ def test_fsck_ends_with_1_when_a_file_is_damaged(cluster: Cluster) -> None:
     assert cluster.gfs("fsck", "/fsck").stdout.endswith(b": all is well\n")
 
 
+def test_fsck_without_verifying_sees_what_is_gone(cluster: Cluster) -> None:
+    cluster.gfs("put", "-", "/look/there", input=b"x")
+    cluster.gfs("put", "--replication", "1", "-", "/look/gone", input=b"x" * 100)
+    cluster.gfs("put", "--replication", "1", "-", "/look/short", input=b"x" * 100)
+    assert cluster.json("fsck", "--no-verify", "/look")["chunks"] == 3
+    replica(cluster, "/look/gone")[1].unlink()
+    os.truncate(replica(cluster, "/look/short")[1], 16_400)
+    found = cluster.json("fsck", "--no-verify", "/look", code=1)
+    assert found["damaged"] == ["/look/gone", "/look/short"]
+    cluster.gfs("rm", "-r", "--now", "/look")
+
+
 def test_scrub_reads_what_is_asked_for_and_tells_of_damage(cluster: Cluster) -> None:
     cluster.gfs("put", "-", "/scrub/file", input=b"x" * 100)
     assert cluster.gfs("scrub", "/scrub").stdout == (
@@ -130,14 +142,20 @@ def test_scrub_reads_what_is_asked_for_and_tells_of_damage(cluster: Cluster) -> 
 
 def damage(cluster: Cluster, path: str) -> str:
     """Spoil a byte of one replica of a file of one chunk; the server's id."""
+    server, found = replica(cluster, path)
+    with open(found, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"y")
+    return server
+
+
+def replica(cluster: Cluster, path: str) -> tuple[str, Path]:
+    """A server that has a replica of a file of one chunk, and its file."""
     [chunk] = cluster.json("locate", path)["chunks"]
     disks = {server["id"]: Path(server["dir"]) for server in cluster.ready["chunkservers"]}
     server = chunk["replicas"][0]["id"]
-    [replica] = disks[server].glob(f"chunks/*/{chunk['handle']:016x}.*")
-    with open(replica, "r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"y")
-    return str(server)
+    [found] = disks[server].glob(f"chunks/*/{chunk['handle']:016x}.*")
+    return str(server), found
 
 
 def test_status_answers_when_no_master_does(cluster: Cluster) -> None:
