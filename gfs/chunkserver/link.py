@@ -301,6 +301,7 @@ class MasterLink:
         if orders.sequence >= record.sequence:
             record.sequence = orders.sequence
             self._node.leases.extend(orders.extend_leases, orders.lease_ms, sent)
+            self._node.throttle.set_rate(orders.background_bytes_per_second)
 
     async def delete(self, order: DeleteReplicas) -> None:
         """As the message says. Raises StaleVersion for a younger memory."""

@@ -16,10 +16,14 @@ class Throttle:
 
     def __init__(self, clock: Clock, bytes_per_second: int) -> None:
         self._clock = clock
-        self._rate = max(1, bytes_per_second)
+        self._own_rate = self._rate = max(1, bytes_per_second)
         self._next = 0.0
         self._last_client = float("-inf")
         self.active = 0
+
+    def set_rate(self, bytes_per_second: int) -> None:
+        """As an operator wants it now; -1: as this was made."""
+        self._rate = self._own_rate if bytes_per_second < 0 else max(1, bytes_per_second)
 
     def client_starts(self) -> None:
         self.active += 1

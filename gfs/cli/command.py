@@ -59,7 +59,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "drain": ("drain", "Empty a chunkserver, so that it can be taken away"),
         "key": ("keys", "Change the cluster key while the cluster runs"),
         "promote": ("shadows", "Make a shadow master the master"),
-        "forget": ("shadows", "Wait no more for a shadow master that is lost"),
+        "maintenance": ("tuning", "Let a chunkserver be away for a while without repair"),
+        "repair": ("tuning", "Show, pause, resume and limit repair"),
+        "forget": ("tuning", "Forget a chunkserver or a shadow master that is gone for good"),
     },
     "Servers, one process each": {
         "master": ("servers", "Run a master, or a shadow of one, in the foreground"),

@@ -257,6 +257,11 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
     live = sum(server.state == "live" for server in reply.servers)
     if totals.lost:
         yield f"WARNING: {_lost(reply)}; which files: gfs fsck /"
+    if totals.unlocated:
+        yield (
+            f"note: no chunkserver told yet of a replica of {plural(totals.unlocated, 'chunk')}: "
+            "the master was started or promoted a moment ago: gfs status again"
+        )
     if totals.corrupt > totals.corrupt_kept:
         yield (
             f"WARNING: {plural(totals.corrupt - totals.corrupt_kept, 'corrupt replica')}, being "
@@ -278,10 +283,34 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
             "has to go early: add a chunkserver (gfs up --chunkservers N, gfs chunkserver), or "
             "choose what goes: gfs ls --trash /, gfs rm --trash PATH"
         )
+    if reply.repair_paused:
+        yield "WARNING: repair is paused: nothing is copied: gfs repair resume"
+    yield from _racks(reply)
     for server in reply.servers:
         yield from _server_warnings(server)
     if not live:
         yield "WARNING: no chunkserver is live: start some: gfs up, or gfs chunkserver"
+
+
+def _racks(reply: StatusReply) -> Iterator[str]:
+    """Where racks are named at all: whether they are enough, and what follows if not."""
+    here = [server for server in reply.servers if server.state == "live" and not server.drain]
+    racks = Counter(server.rack for server in here)
+    if len(racks) < 2 or len(racks) > reply.replication:
+        return
+    if len(racks) < reply.replication:
+        yield (
+            f"WARNING: {plural(len(racks), 'rack')} for {reply.replication} replicas: one of them "
+            "has two or more replicas of each chunk: add chunkservers in another rack "
+            "(gfs chunkserver --rack NAME)"
+        )
+    for server in here:
+        if racks[server.rack] == 1 and len(here) > len(racks):
+            yield (
+                f"note: {server.id} is the only chunkserver in rack {server.rack}, so it gets a "
+                f"replica of every chunk with {len(racks)} replicas or more, however full it is: "
+                "add chunkservers there"
+            )
 
 
 def _lost(reply: StatusReply) -> str:
@@ -328,6 +357,20 @@ def _repairs(reply: StatusReply) -> str:
 
 
 def _server_warnings(server: ServerStatus) -> Iterator[str]:
+    if server.state == "stopped":
+        yield (
+            f"{server.id} ({server.address}) was drained and is stopped; if it never comes back: "
+            f"gfs forget {server.id}; to use it again: start it, and gfs drain --cancel {server.id}"
+        )
+        return
+    if server.maintenance_ms:
+        yield (
+            f"{server.id} ({server.address}) is under maintenance for another "
+            f"{human_seconds(server.maintenance_ms / 1000)} ({server.state}): nothing is copied "
+            f"for want of its replicas; to end it: gfs maintenance {server.id} off"
+        )
+        if server.state == "silent":
+            return
     if server.drain == "drained":
         yield f"{told(server)}; to use it again: gfs drain --cancel {server.id}"
         return
@@ -338,6 +381,7 @@ def _server_warnings(server: ServerStatus) -> Iterator[str]:
             f"WARNING: {server.id} ({server.address}) is {server.state}, not heard from for "
             f"{human_seconds(server.heartbeat_age_ms / 1000)}: see its log, start it again: "
             "gfs chunkserver (gfs up does so by itself)"
+            + (f"; if it never comes back: gfs forget {server.id}" * (server.state == "dead"))
         )
         return
     for disk in server.disks:

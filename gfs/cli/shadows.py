@@ -1,4 +1,4 @@
-"""``gfs promote`` and ``gfs forget``: which machine is the master, and which shadows count."""
+"""``gfs promote``: which machine is the master."""
 
 from __future__ import annotations
 
@@ -42,25 +42,3 @@ def promote(cluster: Cluster, address: str, force: bool) -> None:
             )
 
     run_with_client(replace(cluster, master=address), work)
-
-
-@click.command()
-@click.argument("address", metavar="ADDRESS")
-@client_options
-def forget(cluster: Cluster, address: str) -> None:
-    """Wait no more for the shadow master at ADDRESS (HOST:PORT), which is lost for good.
-
-    With replicas_before_ack a shadow that ever followed counts, also while it is away:
-    it may have what no other has, and it must know before others are waited for
-    instead. This says that it never comes back. Should it come back all the same,
-    empty its directory before it is started: promoted with what it has, it would lose
-    what was acknowledged since.
-    """
-    check_address("ADDRESS", address)
-
-    async def work(client: Client) -> None:
-        await client.forget_shadow(address)
-        async with Output() as output:
-            await output.line(f"{address} is not waited for any more")
-
-    run_with_client(cluster, work)

@@ -38,16 +38,20 @@ from gfs.protocol.messages import (
     EmptyTrash,
     EmptyTrashReply,
     Entry,
+    ForgetServer,
     ForgetShadow,
     List,
     ListReply,
     ListTrash,
     ListTrashReply,
+    Maintenance,
     MakeDirectory,
     Message,
     Promote,
     PromoteReply,
     Rename,
+    Repair,
+    RepairReply,
     ServerStatus,
     SetReplication,
     Snapshot,
@@ -660,6 +664,36 @@ class Client:
 
     async def status(self) -> StatusReply:
         return await self._ask(Status(id=0), StatusReply)
+
+    async def repair(
+        self, *, paused: bool | None = None, settings: Mapping[str, int] | None = None
+    ) -> RepairReply:
+        """How far repair is. Before that, if given, pause it or go on, and set
+        ``clones_per_server``, ``clones_total``, ``moves_total`` (orders to copy) or
+        ``bytes_per_second`` (of each chunkserver that serves clients); -1 is as the process
+        was started. That is durable when this returns.
+
+        Raises InvalidArgument.
+        """
+        request = Repair(id=0, paused=paused, settings=dict(settings or {}))
+        return await self._ask(request, RepairReply)
+
+    async def maintain(self, server: str, seconds: int) -> None:
+        """A chunkserver, by id or address, may be away for so long, at most a week, without
+        being dead: nothing is copied for want of its replicas. 0 ends that. Durable when
+        this returns.
+
+        Raises NotFound, InvalidArgument (it is dead already).
+        """
+        await self._ask(Maintenance(id=0, server=server, seconds=seconds), Done)
+
+    async def forget_server(self, server: str) -> None:
+        """A chunkserver, by id or address, that is dead, or drained and stopped, never
+        comes back. Durable when this returns.
+
+        Raises NotFound, InvalidArgument (it lives), Busy (try again in a minute).
+        """
+        await self._ask(ForgetServer(id=0, server=server), Done)
 
     async def drain(
         self, server: str, *, cancel: bool = False, fewer_racks: bool = False

@@ -38,6 +38,7 @@ from gfs.protocol.messages import (
     DiskUsageReply,
     Entry,
     PromoteReply,
+    RepairReply,
     ServerStatus,
     SnapshotReply,
     StatusReply,
@@ -303,6 +304,18 @@ class SyncClient:
     def status(self) -> StatusReply:
         reply: StatusReply = self._method("status")
         return reply
+
+    def repair(
+        self, *, paused: bool | None = None, settings: Mapping[str, int] | None = None
+    ) -> RepairReply:
+        reply: RepairReply = self._method("repair", paused=paused, settings=settings)
+        return reply
+
+    def maintain(self, server: str, seconds: int) -> None:
+        self._method("maintain", server, seconds)
+
+    def forget_server(self, server: str) -> None:
+        self._method("forget_server", server)
 
     def drain(
         self, server: str, *, cancel: bool = False, fewer_racks: bool = False

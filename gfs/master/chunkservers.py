@@ -177,6 +177,7 @@ class ChunkserverSession:
             extend_leases=[handle for handle in leases if self._extend(server, handle)],
             lease_ms=master.leases.lease_ms,
             masters=self._masters(),
+            background_bytes_per_second=master.store.state.repair.bytes_per_second,
         )
 
     def _masters(self) -> list[str]:

@@ -26,7 +26,7 @@ from gfs.errors import (
     NotTheMaster,
     ProtocolError,
 )
-from gfs.master import draining, reads, trash, uploads
+from gfs.master import draining, reads, trash, tuning, uploads
 from gfs.master.committer import CHUNKS_PER_WEIGHT, Callback, Outcome, Plan
 from gfs.master.core import Master
 from gfs.master.fsck import WALK_SLICE, FsckWalk
@@ -57,6 +57,7 @@ from gfs.protocol.messages import (
     Done,
     Drain,
     EmptyTrash,
+    ForgetServer,
     ForgetShadow,
     FsckPage,
     GarbageReplica,
@@ -68,6 +69,7 @@ from gfs.protocol.messages import (
     ListTrashReply,
     Locate,
     LocateReply,
+    Maintenance,
     MakeDirectory,
     Message,
     Ping,
@@ -77,6 +79,7 @@ from gfs.protocol.messages import (
     Recover,
     Release,
     Rename,
+    Repair,
     ReportReplica,
     Reserve,
     SetLength,
@@ -381,6 +384,15 @@ class ClientSession:
     def _drain(self, rpc: Rpc, message: Drain, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, draining.drain(self._master, message))
 
+    def _repair(self, rpc: Rpc, message: Repair, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, tuning.repair(self._master, message))
+
+    def _maintain(self, rpc: Rpc, message: Maintenance, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, tuning.maintain(self._master, message))
+
+    def _forget_server(self, rpc: Rpc, message: ForgetServer, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, tuning.forget(self._master, message))
+
     def _forget_shadow(self, rpc: Rpc, message: ForgetShadow, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, self._master.forget_shadow(message))
 
@@ -515,5 +527,8 @@ _ANSWERS: dict[type[Message], _Answer] = {
     ReportReplica: ClientSession._report_replica,
     Promote: ClientSession._promote,
     ForgetShadow: ClientSession._forget_shadow,
+    ForgetServer: ClientSession._forget_server,
+    Maintenance: ClientSession._maintain,
+    Repair: ClientSession._repair,
 }
 ClientSession.answers = _ANSWERS

@@ -35,6 +35,7 @@ from gfs.master.namespace import Planned, chunk_row, plan_confirm_version
 from gfs.master.operations import CorruptionFound, HandlesReserved
 from gfs.master.repair import (
     Clone,
+    Danger,
     Limits,
     RepairQueue,
     free_slots,
@@ -44,7 +45,7 @@ from gfs.master.repair import (
 )
 from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.salvage import SalvageQueue, plan_salvage
-from gfs.master.servers import DEAD, LIVE, Server, ServerTable
+from gfs.master.servers import DEAD, LIVE, STOPPED, Server, ServerTable
 from gfs.master.store import HANDLE_RANGE, Effects, Freed, Store, Txn
 from gfs.master.trash import TrashBook, trashed_chunks
 from gfs.metrics import Operations
@@ -72,6 +73,8 @@ VERIFY_MAX = 10_000
 VERIFIED_SECONDS = 5.0
 #: What a server says of its disks is not older than this.
 SPACE_AGE_SECONDS = 5.0
+#: So often ``dead_seconds`` passes before a chunk that no chunkserver told of is lost.
+LOST_PERIODS = 2
 #: Chunks with too many replicas looked at in one round.
 SURPLUS_ROUND = 1_000
 
@@ -117,7 +120,6 @@ class Master:
         self.operations = Operations(settings.slow_seconds)
         #: Connections served now, for metrics.
         self.connections: set[BulkConnection] = set()
-        self.limits = Limits(settings.clones_per_server, settings.clones_total)
         #: Chunks whose replicas are being raised right now.
         self.granting: set[int] = set()
         #: Files that stand still, for a snapshot: nothing of them is granted.
@@ -153,6 +155,7 @@ class Master:
         #: Whether a server can be drained is being found out, for one at a time.
         self.drain_checked = False
         self.settled = False
+        self.began_at = now
         #: All chunks are to be looked at: servers are drained, or not any more.
         self.rescan_wanted = False
         self.disk_low = False
@@ -164,6 +167,39 @@ class Master:
     @property
     def now(self) -> float:
         return self.clock.monotonic()
+
+    @property
+    def limits(self) -> Limits:
+        """Of orders to copy, as they are set now."""
+        set_now, settings = self.store.state.repair, self.settings
+        per_server, total = set_now.clones_per_server, set_now.clones_total
+        return Limits(
+            settings.clones_per_server if per_server < 0 else per_server,
+            settings.clones_total if total < 0 else total,
+        )
+
+    @property
+    def moves_total(self) -> int:
+        """Of these for balance alone."""
+        set_now = self.store.state.repair.moves_total
+        return self.settings.moves_total if set_now < 0 else set_now
+
+    @property
+    def tells_lost(self) -> bool:
+        """Whether chunkservers had the time to report what they have, replicas that were
+        being written or verified when this master began included."""
+        return self.now >= self.began_at + LOST_PERIODS * self.settings.dead_seconds
+
+    @property
+    def may_copy(self) -> bool:
+        return self.settled and not self.store.state.repair.paused
+
+    def find_server(self, name: str) -> Server:
+        """A chunkserver by its id or its address. Raises NotFound."""
+        for server in self.servers.all():
+            if name in (server.id, server.address):
+                return server
+        raise NotFound(f"there is no chunkserver {name}: gfs status shows their ids and addresses")
 
     # --- handles ---------------------------------------------------------------------
 
@@ -659,6 +695,8 @@ class Master:
         self.to_evaluate.update(dict.fromkeys(effects.goals))
         for server_id, draining in effects.drains:
             self.set_draining(server_id, draining)
+        for server_id, until_ns in effects.maintenance:
+            self.servers.maintain(server_id, until_ns)
         for deed in effects.then:
             deed()
 
@@ -797,7 +835,10 @@ class Master:
             drain.NAMES[draining],
             scrub=server.scrub,
             certificate_until_ns=server.certificate_until_ns,
+            maintenance_ms=max(0, server.maintenance_until_ns - self.lived.now_ns()) // 1_000_000,
         )
+        if draining == drain.DRAINED and server.state != LIVE:
+            status.state = STOPPED  # as it should be: nobody misses it
         if draining == drain.DRAINING:
             status.drain_chunks = max(known, server.chunks)
             status.drain_uploads = self.reservations.at(server.index)
@@ -920,7 +961,7 @@ class Master:
 
     def plan_clones(self) -> list[list[Clone]]:
         """Copies to start now, those of one order together. They count as started."""
-        if not self.settled:
+        if not self.may_copy:
             return []
         now = self.now
         placeable = self.servers.placeable(now)
@@ -929,9 +970,14 @@ class Master:
         started: list[list[Clone]] = []
         #: Those that small chunks may join.
         open_orders: list[list[Clone]] = []
-        slots = free_slots(servers, placeable, self.limits)
-        for handle in self.repair.due(now, lambda have: len(placeable) > have - silent):
-            is_room = slots.can_pair and self.repair.orders < self.limits.total
+        limits, spared = self.limits, self.servers.spared
+        slots = free_slots(servers, placeable, limits)
+
+        def is_possible(danger: Danger) -> bool:
+            return len(placeable) > danger.have - silent and danger.is_due(spared)
+
+        for handle in self.repair.due(now, is_possible):
+            is_room = slots.can_pair and self.repair.orders < limits.total
             if not is_room and not open_orders:
                 break
             if open_orders and self._join(handle, open_orders, placeable, now):
@@ -939,7 +985,7 @@ class Master:
                 continue
             if not is_room or not slots.may_fit(self.locations.get(handle)):
                 continue  # whatever slot becomes free may be for it: it does not rest
-            clone = self._plan_clone(handle, placeable, now, self.limits)
+            clone = self._plan_clone(handle, placeable, now, limits)
             if clone is None:
                 self.repair.defer(handle, now)
                 continue
@@ -947,7 +993,7 @@ class Master:
             started.append([clone])
             if self._is_small(clone):
                 open_orders.append(started[-1])
-            slots = free_slots(servers, placeable, self.limits)
+            slots = free_slots(servers, placeable, limits)
         return started
 
     def _is_small(self, clone: Clone) -> bool:
@@ -990,7 +1036,7 @@ class Master:
         would be held up for nothing, time and again."""
         queue = self.repair
         is_full = queue.orders >= self.limits.total
-        if not self.settled or is_full or handle in queue.active or not queue.is_queued(handle):
+        if not self.may_copy or is_full or handle in queue.active or not queue.is_queued(handle):
             return None
         limits = self.limits._replace(per_server=self.limits.per_server + 1)
         clone = self._plan_clone(handle, self.servers.placeable(self.now), self.now, limits)
@@ -1049,7 +1095,7 @@ class Master:
         """Chunks to put together now; those, or those not, for which all was tried before.
         They count as started."""
         started: list[Clone] = []
-        if not self.settled or not self.salvage.handles:
+        if not self.may_copy or not self.salvage.handles:
             return started
         now = self.now
         placeable = self.servers.placeable(now)
@@ -1107,9 +1153,9 @@ class Master:
     def may_move(self) -> bool:
         """Whether replicas may be moved for fuller balance now."""
         return (
-            self.settled
+            self.may_copy
             and not self.repair.repairing
-            and self.settings.moves_total > 0
+            and self.moves_total > 0
             and self._move_plan().is_possible
         )
 
@@ -1157,7 +1203,7 @@ class Master:
     def _has_move_slot(self, move: rebalance.Move) -> bool:
         per_server = self.limits.per_server
         return (
-            self.move_orders < self.settings.moves_total
+            self.move_orders < self.moves_total
             and move.victim.clones_out < per_server
             and move.target.clones_in < per_server
         )
@@ -1209,6 +1255,7 @@ class Master:
             self._clone_ended(clone, failed.get(clone.handle))
         copied = [clone for clone in order if clone.handle not in failed]
         if copied:
+            self.repair.rate.add(self.now, len(copied), sum(clone.length for clone in copied))
             log.info(
                 "%d replicas copied to chunkserver %s: chunk %x version %d%s",
                 len(copied),

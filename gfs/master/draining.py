@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from gfs.errors import Busy, DrainRefused, NotFound
+from gfs.errors import Busy, DrainRefused
 from gfs.master.core import SLICE, Master
 from gfs.master.drain import DRAINING, NO, Keeper, Needs, why_not
 from gfs.master.namespace import Planned
@@ -24,7 +24,7 @@ async def drain(master: Master, request: Drain) -> DrainReply:
     Raises NotFound, DrainRefused, or Busy while the master does not know yet where
     everything is. When it is cancelled, it may be carried out all the same.
     """
-    server = _find(master, request.server)
+    server = master.find_server(request.server)
     if request.cancel:
         await _set(master, server, NO)
     else:
@@ -43,14 +43,6 @@ async def _drain(master: Master, server: Server, fewer_racks: bool) -> None:
         await _set(master, server, DRAINING)
     finally:
         master.drain_checked = False
-
-
-def _find(master: Master, name: str) -> Server:
-    """By its id or by its address."""
-    for server in master.servers.all():
-        if name in (server.id, server.address):
-            return server
-    raise NotFound(f"there is no chunkserver {name}: gfs status shows their ids and addresses")
 
 
 async def _set(master: Master, server: Server, draining: int) -> None:

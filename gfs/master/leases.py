@@ -87,6 +87,10 @@ class LeaseTable:
         for handle in [h for h, lease in self._leases.items() if now >= lease.ends]:
             del self._leases[handle]
 
+    def are_at(self, server: int) -> bool:
+        """Whether it is in the chain of any. Looks at all of them."""
+        return any(server in lease.chain for lease in self._leases.values())
+
     def __len__(self) -> int:
         return len(self._leases)
 

@@ -131,7 +131,11 @@ def families(master: Master) -> Iterable[Family]:
     yield gauge(
         "gfs_master_chunkservers",
         "Known chunkservers, by state",
-        label("state", {"live": 0, "silent": 0, "dead": 0} | Counter(one.state for one in servers)),
+        label(
+            "state",
+            {"live": 0, "silent": 0, "dead": 0, "stopped": 0}
+            | Counter(one.state for one in servers),
+        ),
     )
     yield gauge("gfs_master_chunkserver_disk_free_bytes", "Free on a chunkserver's disk", space)
     yield gauge(

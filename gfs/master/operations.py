@@ -41,7 +41,7 @@ from gfs.master.rows import (
     unpack_u64,
     without_digest,
 )
-from gfs.master.store import Change, Counted, Freed, State, Txn, UnderWay
+from gfs.master.store import Change, Counted, Freed, RepairSettings, State, Txn, UnderWay
 
 
 class Operation(msgspec.Struct, array_like=True, gc=False):
@@ -220,6 +220,19 @@ class DrainSet(Operation, tag=54):
     draining: int
 
 
+class MaintenanceSet(Operation, tag=58):
+    """A chunkserver is under maintenance until then, as masters live; 0: it is not."""
+
+    server: str
+    until_ns: int
+
+
+class RepairSet(Operation, tag=59):
+    """An operator paused repair, or changed its limits."""
+
+    settings: RepairSettings
+
+
 class Undeleted(Operation, tag=20):
     """What the trash has at (``due_ns``, ``inode``) gets a name again."""
 
@@ -316,6 +329,7 @@ AnyOperation = Union[  # noqa: UP007 - a list this long reads better so
     DirectoriesMade, FilePublished, Renamed, Deleted, Reclaimed,
     ChunkAdded, VersionAttempted, VersionConfirmed, LengthSet, HandlesReserved,
     ServerRemembered, ServerForgotten, CorruptionFound, TermBegun, DrainSet,
+    MaintenanceSet, RepairSet,
     ShadowsChanging, ShadowsChanged, ShadowForgotten,
     Undeleted, TrashEmptied, ReplicationSet,
     SnapshotBegun, SnapshotCopied, SnapshotFinished, SnapshotAbandoned, ChunkReplaced,
@@ -773,8 +787,8 @@ def _handles_reserved(txn: Txn, op: HandlesReserved) -> None:
 
 
 def _server_remembered(txn: Txn, op: ServerRemembered) -> None:
-    known = _known_server(txn, op.server)
-    row = KnownServer(op.address, op.rack, known.draining if known else 0)
+    known = _known_server(txn, op.server) or KnownServer("", "")
+    row = msgspec.structs.replace(known, address=op.address, rack=op.rack)
     txn.put(op.server.encode(), msgspec.msgpack.encode(row), txn.db.servers)
 
 
@@ -789,6 +803,18 @@ def _drain_set(txn: Txn, op: DrainSet) -> None:
         row = msgspec.structs.replace(known, draining=op.draining)
         txn.put(op.server.encode(), msgspec.msgpack.encode(row), txn.db.servers)
         txn.effects.drains.append((op.server, op.draining))
+
+
+def _maintenance_set(txn: Txn, op: MaintenanceSet) -> None:
+    known = _known_server(txn, op.server)
+    if known is not None:
+        row = msgspec.structs.replace(known, maintenance_until_ns=op.until_ns)
+        txn.put(op.server.encode(), msgspec.msgpack.encode(row), txn.db.servers)
+        txn.effects.maintenance.append((op.server, op.until_ns))
+
+
+def _repair_set(txn: Txn, op: RepairSet) -> None:
+    txn.state.repair = op.settings
 
 
 def _server_forgotten(txn: Txn, op: ServerForgotten) -> None:
@@ -852,6 +878,8 @@ _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
     CorruptionFound: _corruption_found,
     TermBegun: _term_begun,
     DrainSet: _drain_set,
+    MaintenanceSet: _maintenance_set,
+    RepairSet: _repair_set,
     ShadowsChanging: _shadows_changing,
     ShadowsChanged: _shadows_changed,
     ShadowForgotten: _shadow_forgotten,

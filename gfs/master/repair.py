@@ -30,7 +30,7 @@ whoever does.
 from __future__ import annotations
 
 import random
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ ROUND_MAX = 2_048
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 10.0
 FAILURES_KEPT = 8
+RATE_SECONDS = 10.0
 #: What cannot start, not for lack of a slot, is not looked at again for this long.
 DEFER_SECONDS = 0.5
 
@@ -54,6 +55,11 @@ class Danger(NamedTuple):
     goal: int
     blocked: bool
     trashed: bool = False
+
+    def is_due(self, spared: int) -> bool:
+        """Whether it is to be copied though so many servers under maintenance may each have
+        a replica that is not known."""
+        return self.have >= self.goal or self.have < max(1, self.goal - spared)
 
     @property
     def rank(self) -> tuple[int, bool, bool, int]:
@@ -97,6 +103,31 @@ class Slots(NamedTuple):
         return not self.sources.isdisjoint(holders) and not self.targets.issubset(holders)
 
 
+class Rate:
+    """Replicas and bytes a second, over the last ``RATE_SECONDS``."""
+
+    def __init__(self) -> None:
+        self._ended: deque[tuple[float, int, int]] = deque()
+
+    def add(self, now: float, replicas: int, count: int) -> None:
+        self._expire(now)
+        self._ended.append((now, replicas, count))
+
+    def per_second(self, now: float) -> tuple[float, float]:
+        self._expire(now)
+        if not self._ended:
+            return 0.0, 0.0
+        seconds = max(1.0, now - self._ended[0][0])
+        return (
+            sum(replicas for _, replicas, _ in self._ended) / seconds,
+            sum(count for _, _, count in self._ended) / seconds,
+        )
+
+    def _expire(self, now: float) -> None:
+        while self._ended and self._ended[0][0] < now - RATE_SECONDS:
+            self._ended.popleft()
+
+
 class RepairQueue:
     def __init__(self) -> None:
         #: Ordered, since a plain dict takes ever longer to find its first key when those
@@ -113,6 +144,7 @@ class RepairQueue:
         self.active: dict[int, Clone] = {}
         #: Under way: many small ones are one.
         self.orders = 0
+        self.rate = Rate()
 
     # --- what is endangered ------------------------------------------------------------
 
@@ -225,16 +257,20 @@ class RepairQueue:
 
     # --- what to do next -----------------------------------------------------------------
 
-    def due(self, now: float, spare_servers: Callable[[int], bool]) -> Iterator[int]:
+    def ranks(self) -> list[tuple[Danger, list[int]]]:
+        """All that is to be copied, the most urgent first."""
+        ranked = sorted(self._ranks, key=lambda danger: danger.rank)
+        return [(danger, list(self._ranks[danger])) for danger in ranked]
+
+    def due(self, now: float, is_possible: Callable[[Danger], bool]) -> Iterator[int]:
         """Chunks to try now, most urgent first, at most ``ROUND_MAX``.
 
-        ``spare_servers(have)``: is there any server without a replica of a
-        chunk that has that many? A chunk yielded is yielded again in the next round
-        if it is neither started nor deferred.
+        ``is_possible``: may chunks that stand like that be copied at all now? A chunk
+        yielded is yielded again in the next round if it is neither started nor deferred.
         """
         looked = 0
         for danger in sorted(self._ranks, key=lambda danger: danger.rank):
-            if not spare_servers(danger.have):
+            if not is_possible(danger):
                 continue
             # One pass: all go to the end of what is passed through.
             for _ in range(len(self._ranks.get(danger, ()))):

@@ -130,6 +130,8 @@ class KnownServer(msgspec.Struct, array_like=True, gc=False):
     rack: str
     #: See :mod:`gfs.master.drain`.
     draining: int = 0
+    #: See :mod:`gfs.master.tuning`.
+    maintenance_until_ns: int = 0
 
 
 def unpack_u64(row: bytes) -> int:

@@ -43,6 +43,8 @@ FORGET_SECONDS = 7 * 24 * 3600.0
 RECENT_DECAY_PER_SECOND = 0.93
 
 LIVE, SILENT, DEAD = "live", "silent", "dead"
+#: As one is shown that was drained and is away.
+STOPPED = "stopped"
 _USABLE = frozenset(("ok", "slow"))
 
 
@@ -88,6 +90,8 @@ class Server:
     #: See :mod:`gfs.master.drain`; and the chunks that were being granted when it began.
     draining: int = drain.NO
     granting_then: frozenset[int] = frozenset()
+    #: It is under maintenance until then, as masters live: see :mod:`gfs.master.tuning`.
+    maintenance_until_ns: int = 0
     #: The address as replies carry it.
     wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
 
@@ -152,6 +156,9 @@ class ServerTable:
         self.revived: set[int] = set()
         #: Known from before the master was started, and not heard of since.
         self.awaited: set[int] = set()
+        #: Servers under maintenance that this master has not heard of yet: each chunk may
+        #: have a replica more than is known on each of them.
+        self.spared = 0
         #: Indexes of the servers that are being emptied, or are empty.
         self.draining: set[int] = set()
         self._open_to_new: list[Server] = []
@@ -160,6 +167,7 @@ class ServerTable:
         for server_id, row in known.items():
             server = self._add(server_id, row.address, row.rack, now)
             self.set_draining(server, row.draining)
+            server.maintenance_until_ns = row.maintenance_until_ns
             if row.draining != drain.DRAINED:  # nothing is there, and it may be gone
                 self.awaited.add(server.index)
 
@@ -250,17 +258,28 @@ class ServerTable:
         (self.not_live.discard if state == LIVE else self.not_live.add)(server.index)
         self._placeable_until = float("-inf")
 
-    def tick(self, now: float) -> list[Server]:
+    def maintain(self, server_id: str, until_ns: int) -> None:
+        """It is under maintenance until then; 0: it is not."""
+        server = self.by_id.get(server_id)
+        if server is not None:
+            server.maintenance_until_ns = until_ns
+
+    def tick(self, now: float, lived_ns: int) -> list[Server]:
         """Let time pass; returns the servers that are dead from now on."""
         died = []
+        self.spared = 0
         for server in self.by_id.values():
             age = now - server.last_heard
-            if server.state != DEAD and age >= self._dead_seconds:
+            is_spared = lived_ns < server.maintenance_until_ns
+            if server.state != DEAD and age >= self._dead_seconds and not is_spared:
                 self._set_state(server, DEAD)
                 self.awaited.discard(server.index)
                 died.append(server)
             elif server.state == LIVE and age >= self._silent_seconds:
                 self._set_state(server, SILENT)
+            elif server.state == SILENT and age >= self._dead_seconds:
+                self.awaited.discard(server.index)
+                self.spared += not server.incarnation
         return died
 
     def decay(self, seconds: float) -> None:

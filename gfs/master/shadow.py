@@ -188,7 +188,7 @@ class Shadow:
         while True:
             await self._world.clock.sleep(TICK_SECONDS)
             upkeep.start_counting()
-            for server in shadow.servers.tick(shadow.now):
+            for server in shadow.servers.tick(shadow.now, shadow.lived.now_ns()):
                 if server.rpc is not None:
                     server.rpc.close()
                 upkeep.start_pass(guarded(partial(shadow.server_died, server), iter(())))

@@ -100,6 +100,8 @@ class ShadowMaster(Master):
             self.trash.changed(inode, trashed)
         for server_id, draining in effects.drains:
             self.set_draining(server_id, draining)
+        for server_id, until_ns in effects.maintenance:
+            self.servers.maintain(server_id, until_ns)
 
     def relocated(self, changes: list[tuple[int, list[str]]]) -> None:
         """What the master changed about locations."""

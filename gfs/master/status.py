@@ -33,7 +33,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         bytes=state.bytes - book.bytes,
         under_replicated=master.repair.endangered,
         corrupt=counts["corrupt"],
-        lost=len(master.repair.lost),
+        lost=len(master.repair.lost) if master.tells_lost else 0,
+        unlocated=0 if master.tells_lost else len(master.repair.lost),
         orphaned=orphaned,
         orphaned_bytes=orphaned_bytes,
         stale=counts["stale"] + counts["forgetful"],
@@ -87,6 +88,8 @@ def status_reply(master: Master, txn: Txn) -> StatusReply:
         sequence=master.committer.sequence,
         shadows=master.shadow_status(),
         replicas_before_ack=master.settings.replicas_before_ack,
+        replication=master.settings.replication,
+        repair_paused=master.store.state.repair.paused,
         metadata=metadata_space(master),
         certificate_until_ns=master.certificate_until_ns(),
     )

@@ -78,6 +78,17 @@ class Change(msgspec.Struct, array_like=True, frozen=True):
     sequence: int
 
 
+class RepairSettings(msgspec.Struct, array_like=True, frozen=True):
+    """What an operator has set while the cluster runs; -1: as the settings say that the
+    master, or each chunkserver, was started with."""
+
+    paused: bool = False
+    clones_per_server: int = -1
+    clones_total: int = -1
+    moves_total: int = -1
+    bytes_per_second: int = -1
+
+
 class State(msgspec.Struct, array_like=True):
     """The counters of the store, written with every commit that moves them."""
 
@@ -107,6 +118,7 @@ class State(msgspec.Struct, array_like=True):
     #: Nanoseconds that masters lived through, see :mod:`gfs.master.lived`; 0: from a
     #: release that did not count them.
     lived_ns: int = 0
+    repair: RepairSettings = msgspec.field(default_factory=RepairSettings)
 
 
 class Promise(msgspec.Struct, array_like=True, frozen=True):
@@ -158,7 +170,7 @@ class Freed(NamedTuple):
 class Effects:
     """What the operations of a transaction mean for what is only in memory."""
 
-    __slots__ = ("drains", "freed", "goals", "then", "trashed")
+    __slots__ = ("drains", "freed", "goals", "maintenance", "then", "trashed")
 
     def __init__(self) -> None:
         #: Chunks that lost their last reference.
@@ -169,12 +181,14 @@ class Effects:
         self.goals: list[int] = []
         #: Chunkservers that are drained from now on, or not any more: (id, how far).
         self.drains: list[tuple[str, int]] = []
+        #: Chunkservers that are under maintenance until then, as masters live; 0: not.
+        self.maintenance: list[tuple[str, int]] = []
         #: What whoever planned a mutation wants done when that is durable, whether or not
         #: anybody still waits for it.
         self.then: list[Callable[[], None]] = []
 
     def __bool__(self) -> bool:
-        return bool(self.freed or self.trashed or self.goals or self.drains or self.then)
+        return any(getattr(self, name) for name in self.__slots__)
 
     def add(self, other: Effects) -> None:
         """What was committed after this."""
@@ -182,6 +196,7 @@ class Effects:
         self.trashed += other.trashed
         self.goals += other.goals
         self.drains += other.drains
+        self.maintenance += other.maintenance
         self.then += other.then
 
 

@@ -159,7 +159,7 @@ class Upkeep:
 
     def _tick(self, now: float, passed: float) -> None:
         master = self._master
-        for server in master.servers.tick(now):
+        for server in master.servers.tick(now, master.lived.now_ns()):
             log.warning(
                 "chunkserver %s (%s) is dead",
                 server.id,

@@ -184,7 +184,8 @@ class ServerStatus(Part):
     id: str
     address: str
     rack: str
-    state: str  # "live" | "silent" (no heartbeat lately) | "dead"
+    #: "live" | "silent" (no heartbeat lately) | "dead" | "stopped" (it was drained before)
+    state: str
     heartbeat_age_ms: int
     chunks: int
     disks: list[Disk]
@@ -196,6 +197,8 @@ class ServerStatus(Part):
     scrub: Scrub = msgspec.field(default_factory=Scrub)
     #: Of the chunks that still need it: lost ones, of which it has the remains.
     drain_lost: int = 0
+    #: It may be away for so long without being dead; 0: it is not under maintenance.
+    maintenance_ms: int = 0
     #: When its certificate ends; 0: it has none.
     certificate_until_ns: int = 0
 
@@ -256,6 +259,9 @@ class ClusterTotals(Part):
     #: is so little that room should be made.
     room_bytes: int = 0
     room_low: bool = False
+    #: Chunks of which no chunkserver told this master yet that it has a replica, which
+    #: was started or promoted a moment ago. They count as lost when all had the time.
+    unlocated: int = 0
     #: Of the orphaned: what they take on disks, heads included.
     orphaned_bytes: int = 0
 
@@ -439,6 +445,9 @@ class StatusReply(Message, tag=19):
     replicas_before_ack: int = 0
     metadata: MetadataSpace = msgspec.field(default_factory=MetadataSpace)
     certificate_until_ns: int = 0  # as of a chunkserver
+    #: The goal of new files.
+    replication: int = 0
+    repair_paused: bool = False
 
 
 class FsckPage(Message, tag=20):
@@ -680,6 +689,54 @@ class DrainReply(Message, tag=121):
     server: ServerStatus
 
 
+class ForgetServer(Message, tag=124):
+    """A chunkserver (by id or address) that is dead, or drained and stopped, never comes
+    back. Should it come back all the same, it is a new one, with what it has."""
+
+    server: str
+
+
+class Maintenance(Message, tag=125):
+    """A chunkserver (by id or address) may be away for so many seconds without being dead:
+    its replicas are not copied for it. 0: no longer. Answered by Done."""
+
+    server: str
+    seconds: int
+
+
+class RepairRank(Part):
+    """Chunks that have so many good replicas and should have ``goal``."""
+
+    have: int
+    goal: int
+    chunks: int
+    missing: int  # copies for each
+    bytes: int  # of all these copies
+
+
+class Repair(Message, tag=126):
+    """How far repair is; and before that, if these are given: pause it or go on, and set
+    ``clones_per_server``, ``clones_total``, ``moves_total`` or ``bytes_per_second`` (of each
+    chunkserver that serves clients), -1: as the settings say that a process has."""
+
+    paused: bool | None = None
+    settings: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class RepairReply(Message, tag=127):
+    paused: bool
+    #: As they hold now; ``bytes_per_second`` -1: each chunkserver's own.
+    settings: dict[str, int]
+    ranks: list[RepairRank]  # the most urgent first
+    orders: int  # to copy, under way
+    replicas: int  # that these copy
+    replicas_per_s: float
+    bytes_per_s: float
+    lost: int  # chunks without any good replica: nothing to copy from
+    #: Servers under maintenance that the master has not heard of since it was started.
+    spared: int = 0
+
+
 class AcquireLease(Message, tag=45):
     """Who is primary for chunk ``index`` of ``inode``, now. The file loses its
     digest before the answer.
@@ -784,6 +841,8 @@ class Orders(Message, tag=64):
     lease_ms: int
     #: Where the master's shadows are: one of them may be the next master.
     masters: list[str] = []
+    #: For copies and scrubbing while clients are served; -1: as the server's settings say.
+    background_bytes_per_second: int = -1
 
 
 # --- master to chunkserver ------------------------------------------------------
@@ -1157,6 +1216,7 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     CloneChunks, CloneChunksReply, ReadReplicas, ReadReplicasReply,
     ListTrash, ListTrashReply, Undelete, EmptyTrash, EmptyTrashReply,
     SetReplication, Snapshot, SnapshotReply, Drain, DrainReply,
+    ForgetServer, Maintenance, Repair, RepairReply,
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
     Bind, Retire, Promote, PromoteReply, ForgetShadow,
     VerifyChunk, VerifyReply, LookFor, LookForReply, ReadChunk, ReadReply,
@@ -1170,7 +1230,7 @@ REPLIES: tuple[type[Message], ...] = (
     Failure, Done, StatReply, ListReply, LocateReply, DiskUsageReply, StatusReply,
     FsckPageReply, ListGarbageReply, ReserveReply, RecoverReply, PublishReply,
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
-    CloneChunksReply, ReadReplicasReply,
+    CloneChunksReply, ReadReplicasReply, RepairReply,
     ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply,
     FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply, LookForReply,
 )  # fmt: skip

@@ -1,0 +1,213 @@
+"""``gfs repair``, ``gfs maintenance``, ``gfs forget``: what an operator wants of the master."""
+
+from __future__ import annotations
+
+import click
+
+from gfs.cli.options import Cluster, client_options, json_option
+from gfs.cli.output import Output, human_bytes, human_seconds, plural, table, to_json
+from gfs.cli.session import run_with_client
+from gfs.client import Client
+from gfs.errors import InvalidArgument, NotFound
+from gfs.protocol.messages import RepairReply
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+TIMES = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+DEFAULT = "default"
+
+
+@click.group()
+def repair() -> None:
+    """Show, pause, resume and limit repair: copies for chunks below their goal, of servers
+    and disks that are drained, and for balance.
+
+    What is set is remembered by the master, also when it is restarted or another one is
+    promoted, and holds from the next heartbeat on.
+    """
+
+
+@repair.command()
+@json_option("how far repair is")
+@client_options
+def status(cluster: Cluster, as_json: bool) -> None:
+    """What waits, the most urgent first, how fast it goes and how long it takes."""
+    _ask(cluster, as_json=as_json)
+
+
+@repair.command()
+@client_options
+def pause(cluster: Cluster) -> None:
+    """Begin no copies until gfs repair resume. Those under way are finished.
+
+    Chunks stay below their goal meanwhile, and drained servers stay as they are.
+    """
+    _ask(cluster, paused=True)
+
+
+@repair.command()
+@client_options
+def resume(cluster: Cluster) -> None:
+    """Go on after gfs repair pause."""
+    _ask(cluster, paused=False)
+
+
+@repair.command(name="set")
+@click.argument("settings", metavar="NAME=VALUE...", nargs=-1, required=True)
+@client_options
+def set_limits(cluster: Cluster, settings: tuple[str, ...]) -> None:
+    """Change limits of repair while the cluster runs.
+
+    clones_per_server and clones_total (orders to copy at once: a large replica or up to
+    256 small ones), moves_total (of these for balance, 0: none), bytes_per_second (of
+    each chunkserver while it serves clients; 64M is 64 MiB). NAME=default is as the
+    process was started.
+    """
+    _ask(cluster, settings=dict(map(_setting, settings)))
+
+
+def _setting(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    number, unit = value.rstrip("".join(UNITS)), value[-1:]
+    if equals and value == DEFAULT:
+        return name, -1
+    if not equals or not number.isdecimal() or len(number) < len(value) - 1:
+        raise click.UsageError(f"{text}: NAME=VALUE, such as clones_total=16, is meant")
+    return name, int(number) * UNITS.get(unit, 1)
+
+
+def _ask(
+    cluster: Cluster,
+    *,
+    paused: bool | None = None,
+    settings: dict[str, int] | None = None,
+    as_json: bool = False,
+) -> None:
+    async def work(client: Client) -> None:
+        reply = await client.repair(paused=paused, settings=settings)
+        async with Output() as output:
+            await output.line(to_json(reply) if as_json else told(reply))
+
+    run_with_client(cluster, work)
+
+
+def told(reply: RepairReply) -> str:
+    """The whole of it, for people."""
+    left = sum(rank.bytes for rank in reply.ranks)
+    copies = sum(rank.chunks * rank.missing for rank in reply.ranks)
+    lines = [
+        "repair is paused: gfs repair resume" if reply.paused else "repair is on",
+        "  ".join(
+            f"{name}={'default' if value < 0 else value}" for name, value in reply.settings.items()
+        ),
+        f"{plural(reply.orders, 'order')} under way, of {plural(reply.replicas, 'replica')}; "
+        f"{reply.replicas_per_s:.0f} replicas/s, {human_bytes(reply.bytes_per_s)}/s",
+    ]
+    if reply.ranks:
+        rows = [
+            [
+                f"{rank.have} of {rank.goal}" + (" (drained)" if rank.have >= rank.goal else ""),
+                str(rank.chunks),
+                human_bytes(rank.bytes),
+            ]
+            for rank in reply.ranks
+        ]
+        lines.append(table(["GOOD REPLICAS", "CHUNKS", "TO COPY"], rows, right=(1, 2)))
+        lines.append(f"{plural(copies, 'copy')}, {human_bytes(left)} to go{_eta(reply)}")
+    else:
+        lines.append("nothing waits")
+    if reply.lost:
+        lines.append(
+            f"{plural(reply.lost, 'chunk')} without any good replica to copy from: gfs status"
+        )
+    if reply.spared:
+        lines.append(
+            f"{plural(reply.spared, 'chunkserver')} under maintenance and not heard of since the "
+            "master was started: chunks that lack no more than what may be there are not copied"
+        )
+    return "\n".join(lines)
+
+
+def _eta(reply: RepairReply) -> str:
+    copies = sum(rank.chunks * rank.missing for rank in reply.ranks)
+    left = sum(rank.bytes for rank in reply.ranks)
+    if reply.paused or not reply.replicas_per_s:
+        return ""
+    seconds = max(copies / reply.replicas_per_s, left / max(1.0, reply.bytes_per_s))
+    return f", done in about {human_seconds(seconds)} at this pace"
+
+
+@click.command()
+@click.argument("server", metavar="SERVER")
+@click.argument("state", metavar="on|off", type=click.Choice(["on", "off"]))
+@click.option(
+    "--for",
+    "duration",
+    metavar="TIME",
+    default="1h",
+    help="How long it may be away: 30m, 2h, 1d (default: 1h; at most 7d).",
+)
+@client_options
+def maintenance(cluster: Cluster, server: str, state: str, duration: str) -> None:
+    """Let the chunkserver SERVER (its id or address) be away without repair.
+
+    While it is on, the server is not taken for dead: nothing is copied for want of its
+    replicas, which are missing all the same, so chunks have one replica less until it is
+    back. It ends by itself after the time, or with off; if the server is still away then,
+    its chunks are copied. It is remembered when the master is restarted.
+    """
+    seconds = _seconds(duration) if state == "on" else 0
+
+    async def work(client: Client) -> None:
+        await client.maintain(server, seconds)
+        async with Output() as output:
+            if seconds:
+                await output.line(
+                    f"{server} may be away for {human_seconds(seconds)}; to end it before: "
+                    f"gfs maintenance {server} off"
+                )
+            else:
+                await output.line(f"{server} is not under maintenance any more")
+
+    run_with_client(cluster, work)
+
+
+def _seconds(text: str) -> int:
+    number, unit = text[:-1], text[-1:]
+    if unit not in TIMES or not number.isdecimal() or not int(number):
+        raise click.UsageError(f"--for {text}: a time such as 30m, 2h or 1d is meant")
+    return int(number) * TIMES[unit]
+
+
+@click.command()
+@click.argument("server", metavar="SERVER")
+@client_options
+def forget(cluster: Cluster, server: str) -> None:
+    """Forget a chunkserver (its id or address), or a shadow master (its address), that is
+    gone for good.
+
+    A chunkserver must be dead, or drained and stopped; its replicas do not count then.
+    Should it come back all the same, it is a new one, with what it has.
+
+    With replicas_before_ack a shadow master that ever followed counts, also while it is
+    away: it may have what no other has, and it must know before others are waited for
+    instead. This says that it never comes back. Should it come back all the same, empty
+    its directory before it is started: promoted with what it has, it would lose what was
+    acknowledged since.
+    """
+
+    async def work(client: Client) -> None:
+        known = {name for one in (await client.status()).servers for name in (one.id, one.address)}
+        async with Output() as output:
+            if server in known:
+                await client.forget_server(server)
+                await output.line(f"{server} is forgotten")
+                return
+            try:
+                await client.forget_shadow(server)
+            except (NotFound, InvalidArgument) as error:
+                raise NotFound(
+                    f"there is no chunkserver and no shadow master {server}: gfs status"
+                ) from error
+            await output.line(f"{server} is not waited for any more")
+
+    run_with_client(cluster, work)
