@@ -143,7 +143,14 @@ class JsonFormatter(logging.Formatter):
 #: Events of which a cluster may see a thousand in a second. Others are always told singly.
 GATHERED = frozenset(
     {
-        *("replica_lost", "replica_copied", "copy_failed", "replica_moved", "replica_deleted"),
+        *(
+            "replica_lost",
+            "replica_copied",
+            "copy_failed",
+            "replica_moved",
+            "replicas_deleted",
+            "replicas_copied",
+        ),
         *("replica_believed", "replica_salvaged", "corruption_found", "corruption_repaired"),
         *("lease_granted", "lease_revoked", "version_raised", "request_slow", "request_failed"),
     }
