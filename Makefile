@@ -5,6 +5,7 @@
 # make test-podman  tests with real containers; as root, since it adds Debian's packages
 # make test-deploy  units, alarms and the dashboard, with systemd's and Prometheus' own programs
 # make soak    simulated clusters under faults on all cores, new ones for SECONDS=600
+# make storm   real processes killed, stopped and damaged for SECONDS=600 (ARGS="--seed 17")
 # make explore property tests with new examples, where `make test` has the same ones each time
 # make mutants deliberate bugs, each of which the simulation must catch
 # make bench   figures and a picture under bench/out/
@@ -23,7 +24,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy soak explore mutants lint bench clean
+.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy soak storm explore mutants lint bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -67,6 +68,9 @@ test-deploy: install
 
 soak: install
 	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)
+
+storm: install
+	@$(BIN)/python -m tests.storm --seconds $(SECONDS) $(ARGS)
 
 explore: install
 	@$(BIN)/python -m pytest $(SPREAD) --hypothesis-profile=default -m hypothesis $(ARGS)

@@ -159,11 +159,12 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
     memory_bytes: int = 32 * MIB
     #: Data sent and not yet acknowledged, per file being written.
     window_bytes: int = 8 * MIB
-    #: Time allowed for one chunkserver to make any progress before another is
-    #: tried; a write chain gets two seconds more for each server in it.
-    stall_seconds: float = 6.0
-    #: A read that brought nothing for this long is also asked of another replica.
-    hedge_seconds: float = 1.0
+    #: A chunkserver from which nothing is heard for this long is left: one that is busy
+    #: says so every half second, as long as its disk gets on.
+    stall_seconds: float = 2.0
+    #: A read whose next bytes did not come within this is asked of another replica; twice
+    #: as long in each further round.
+    hedge_seconds: float = 0.5
     #: Retries while the master or all replicas are away end after this long.
     retry_seconds: float = 30.0
     #: Files moved at once by put and get of directories.

@@ -28,6 +28,7 @@ LONGEST = [
     "control/test_hostile.py",
     "control/test_contract_auth.py",
     "podman/test_podman_images.py",
+    "storm/test_storm.py",
     "simulation/test_seeds.py",
     "cluster/test_tour.py",
     "control/test_control_process.py",

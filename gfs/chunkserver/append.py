@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from gfs.blocks import CHUNK_BYTES, KIB, MIB, packet_sums
+from gfs.chunkserver.pulse import Answering
 from gfs.chunkserver.store import OpenChunk
 from gfs.chunkserver.write import WriteExchange
 from gfs.errors import (
@@ -154,7 +155,11 @@ class Appends:
             try:
                 waiting = Waiting(request, memoryview(bytearray(count)))
                 await self._receive(connection, waiting)
-                answer = await self._append(waiting)
+                answering = Answering(connection)
+                chunk = node.store.opened(request.handle)
+                answering.disk = None if chunk is None else chunk.disk
+                with node.pulse.given(answering, request.id):
+                    answer = await self._append(waiting)
             finally:
                 self._bytes -= count
                 self._room.unpark_all()
@@ -251,6 +256,9 @@ class Appends:
 class Batch:
     """Records that go together: the upstream of their exchange, which stores them as
     it would what a connection brought."""
+
+    #: Those who wait for their records are told one by one.
+    answering: Answering | None = None
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue

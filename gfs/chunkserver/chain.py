@@ -12,16 +12,22 @@ from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, ReplicaUnavail
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import Watch, deadline
 from gfs.protocol.frames import encode_frame, encode_head
-from gfs.protocol.messages import Failure, Message, Packet, PacketAck, ServerAddress, WriteChunk
+from gfs.protocol.messages import (
+    Failure,
+    Message,
+    Packet,
+    PacketAck,
+    ServerAddress,
+    Working,
+    WriteChunk,
+)
+from gfs.protocol.patience import SILENT_SECONDS, Pulses
 
 if TYPE_CHECKING:
     from gfs.chunkserver.node import Node
 
-#: How long a server waits for the acknowledgement of the servers after it. Each
-#: hop towards the client waits longer, so that the one next to the stalled
-#: server notices first and names the right one.
-STALL_SECONDS = 6.0
-STALL_SECONDS_PER_HOP = 2.0
+#: Packets up to this size fit into any socket's buffer.
+SMALL_PACKET_BYTES = 64 * 1024
 
 
 class ChainBroken(Exception):
@@ -42,11 +48,10 @@ def chain_broken(server: ServerAddress, error: BaseException) -> ChainBroken:
 class Downstream:
     """The next server of the chain, as the sender sees it."""
 
-    def __init__(self, node: Node, watch: Watch, server: ServerAddress, hops: int) -> None:
+    def __init__(self, node: Node, watch: Watch, server: ServerAddress) -> None:
         self._node = node
         self._watch = watch
         self.server = server
-        self._seconds = STALL_SECONDS + STALL_SECONDS_PER_HOP * hops
         self._connection: BulkConnection | None = None
         self._prefix = b""
         #: Whether it is this server's turn to do something.
@@ -67,10 +72,15 @@ class Downstream:
         assert self._connection is not None
         frame = self._prefix + encode_head(packet, len(body))
         self._prefix = b""
-        self._watch.expect(self._seconds, "progress")
+        self._watch.expect(SILENT_SECONDS, "progress")
         self.awaited = True
         try:
-            await self._connection.send_frames(frame, body)
+            if len(body) <= SMALL_PACKET_BYTES:
+                await self._connection.send_frames(frame, body)
+            else:
+                scope, stream = self._watch.scope, self._connection.stream
+                with self._node.patience.sending(scope, stream, SILENT_SECONDS):
+                    await self._connection.send_frames(frame, body)
         except ConnectionError as error:
             # It may have said why before it hung up.
             await self._last_words()
@@ -82,16 +92,23 @@ class Downstream:
         with trio.move_on_after(0.2):
             try:
                 while True:
-                    self._check(await self._connection.receive())
+                    message = await self._connection.receive()
+                    if not isinstance(message, Working):
+                        self._check(message)
             except (ConnectionError, ProtocolError):
                 return
 
     async def receive_ack(self) -> PacketAck:
         assert self._connection is not None
-        self._watch.expect(self._seconds, "acknowledgement")
         self.awaited = True
+        pulses = Pulses()
         try:
-            message = await self._connection.receive()
+            while True:
+                self._watch.expect(SILENT_SECONDS, "acknowledgement")
+                message = await self._connection.receive()
+                if not isinstance(message, Working):
+                    break
+                pulses.count()
         except (ConnectionError, GfsError) as error:
             raise self.broken(error) from None
         self.awaited = False
@@ -124,7 +141,7 @@ async def asked(
     connection: BulkConnection | None = None
     clean = False
     try:
-        with deadline(STALL_SECONDS, f"answer from {server.address}"):
+        with deadline(SILENT_SECONDS, f"answer from {server.address}"):
             connection = await node.pool.acquire(server.address)
             await connection.send(question)
             yield connection, await connection.receive_reply()

@@ -12,6 +12,7 @@ from gfs.chunkserver.append import Appends
 from gfs.chunkserver.batches import serve_replicas
 from gfs.chunkserver.identity import IdentityFile
 from gfs.chunkserver.leases import Leases
+from gfs.chunkserver.pulse import Pulse
 from gfs.chunkserver.read import serve_read
 from gfs.chunkserver.scrub import Scrubber
 from gfs.chunkserver.store import ChunkStore, OpenChunk, map_disk_error
@@ -44,6 +45,7 @@ from gfs.protocol.messages import (
     VerifyReply,
     WriteChunk,
 )
+from gfs.protocol.patience import Patience
 from gfs.protocol.pool import BulkPool
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ class Node:
         self.identity = Identity(role="chunkserver", peer="", key=key)
         self.pool = BulkPool(world, self.identity)
         self.appends = Appends(self)
+        self.pulse = Pulse(world.clock)
+        self.patience = Patience(world.clock)
         #: For metrics, like what exchanges count.
         self.operations = Operations(settings.slow_seconds)
         self.connections: set[BulkConnection] = set()

@@ -92,6 +92,8 @@ async def _run(
                 serve, node.world, listener, node.identity, node.serve, node.connections
             )
             nursery.start_soon(node.end_idle)
+            nursery.start_soon(node.pulse.run)
+            nursery.start_soon(node.patience.run)
             nursery.start_soon(links.run)
             for disk in node.store.disks:
                 nursery.start_soon(node.store.keep_saving, disk)

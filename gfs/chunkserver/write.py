@@ -47,17 +47,20 @@ come.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from gfs.blocks import CHUNK_BYTES, block_sum, block_sums, packet_sums
-from gfs.chunkserver.chain import ChainBroken, Downstream, asked
+from gfs.chunkserver.chain import SMALL_PACKET_BYTES, ChainBroken, Downstream, asked
 from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.pulse import Answering
 from gfs.chunkserver.store import OpenChunk, map_disk_error
 from gfs.diagnostics import message_id
 from gfs.errors import (
     CorruptReplica,
+    DeadlineExceeded,
     DiskFull,
     GfsError,
     InvalidArgument,
@@ -66,7 +69,7 @@ from gfs.errors import (
     StaleVersion,
 )
 from gfs.protocol.bulk import BulkConnection
-from gfs.protocol.deadline import Watch, deadline
+from gfs.protocol.deadline import Watch
 from gfs.protocol.messages import (
     PACKET_BYTES_MAX,
     Failure,
@@ -88,14 +91,18 @@ log = logging.getLogger(__name__)
 
 #: Packets whose acknowledgement this server lets the next one owe it.
 ACK_LAG = 2
-#: Packets this small are received without a pooled buffer.
-SMALL_PACKET_BYTES = 64 * 1024
+#: Whose turn has not come by then asks for a new version, which ends the write that is
+#: under way: its writer may have stopped.
+TURN_SECONDS = 4.0
 #: How long a packet waits for a buffer before it takes one above the bound.
 BUFFER_PATIENCE_SECONDS = 0.5
 
 
 class Upstream(Protocol):
     """Where the packets of an exchange come from, and the acknowledgements go to."""
+
+    #: Who is to be told that the exchange goes on.
+    answering: Answering | None
 
     @property
     def body_bytes(self) -> int: ...
@@ -116,15 +123,14 @@ class FromConnection:
     def __init__(self, node: Node, connection: BulkConnection) -> None:
         self._node = node
         self._connection = connection
+        self.answering: Answering | None = Answering(connection)
+        self.send = self.answering.send
         self.receive = connection.receive
         self.receive_body = connection.receive_body
 
     @property
     def body_bytes(self) -> int:
         return self._connection.body_bytes
-
-    async def send(self, message: Message) -> None:
-        await self._connection.send(message)
 
     async def refuse(self, failure: Failure) -> None:
         await self._node.say_and_hang_up(self._connection, failure)
@@ -157,8 +163,7 @@ class WriteExchange:
         request = self._request
         try:
             if request.chain:
-                hops = len(request.chain) - 1
-                self._downstream = Downstream(self._node, self._watch, request.chain[0], hops)
+                self._downstream = Downstream(self._node, self._watch, request.chain[0])
             await self._run_ordered()
         except ChainBroken as broken:
             await self._fail(broken.failure)
@@ -202,11 +207,19 @@ class WriteExchange:
         primary's order. One with a higher version ends the one before it.
         """
         self._check_request()
-        while not await self._run_in_turn(await self._node.writable(self._request)):
-            pass
+        answering = self._upstream.answering
+        with (
+            nullcontext()
+            if answering is None
+            else self._node.pulse.given(answering, self._request.id)
+        ):
+            while not await self._run_in_turn(await self._node.writable(self._request)):
+                pass
 
     async def _run_in_turn(self, chunk: OpenChunk) -> bool:
         """False if the file was replaced or given up while this waited for it."""
+        if self._upstream.answering is not None:
+            self._upstream.answering.disk = chunk.disk
         chunk.users += 1
         try:
             await self._take_turn(chunk)
@@ -227,8 +240,11 @@ class WriteExchange:
             chunk.mutex.acquire_nowait()
             return
         chunk.preempt(self._request.version)
-        with deadline(self._node.settings.idle_seconds, "end of the write before this one"):
+        with trio.move_on_after(TURN_SECONDS) as scope:
             await chunk.mutex.acquire()
+        if scope.cancelled_caught:
+            late = f"the write before this one did not end within {TURN_SECONDS:g} s"
+            raise ChainBroken(Failure(id=0, code=DeadlineExceeded.code, message=late))
 
     def _check_request(self) -> None:
         """Refuse numbers that a chunk file cannot hold."""
@@ -279,7 +295,8 @@ class WriteExchange:
     async def _mark(self, chunk: OpenChunk) -> None:
         """Most often a grant has done that. What is uploaded needs none: it is new."""
         if self._request.mode == "mutate":
-            await self._node.store.mark(chunk, chunk.file.version)
+            with self._node.pulse.on_disk(chunk.disk):
+                await self._node.store.mark(chunk, chunk.file.version)
 
     async def _write_all(self, chunk: OpenChunk) -> None:
         await self._carry(chunk)
@@ -371,7 +388,13 @@ class WriteExchange:
 
     async def _receive_head(self) -> tuple[int, Packet]:
         self._watch.expect(self._node.settings.idle_seconds, "packet")
-        message = await self._upstream.receive()
+        answering = self._upstream.answering
+        if answering is None:
+            message = await self._upstream.receive()
+        else:
+            answering.rests = True
+            message = await self._upstream.receive()
+            answering.rests = False
         if not isinstance(message, Packet):
             raise ProtocolError(f"{type(message).__name__} in the middle of a write")
         if self._request.mode == "upload" and message.offset != self._next_offset:
@@ -430,13 +453,14 @@ class WriteExchange:
             await self._downstream.send(packet, view)
         self._watch.rest()
         self._take_room(chunk, len(view))
-        await self._node.store.wait_for_room(chunk.disk)
-        await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
-        if chunk.file.waits:
-            await self._node.store.settle(chunk.disk)
-            await self._node.store.run(chunk.disk, chunk.file.finish)
-        elif packet.last:
-            await self._node.store.settle(chunk.disk)
+        with self._node.pulse.on_disk(chunk.disk):
+            await self._node.store.wait_for_room(chunk.disk)
+            await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
+            if chunk.file.waits:
+                await self._node.store.settle(chunk.disk)
+                await self._node.store.run(chunk.disk, chunk.file.finish)
+            elif packet.last:
+                await self._node.store.settle(chunk.disk)
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
         """Many writers at once must not use the reserve up between two looks at it."""

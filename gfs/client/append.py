@@ -27,7 +27,7 @@ from gfs.blocks import CHUNK_BYTES, MIB, Buffer
 from gfs.client.core import ClientCore
 from gfs.client.read import FileMap, check_path
 from gfs.client.transfer import put, stream
-from gfs.client.upload import STALL_SECONDS_PER_HOP, Terms
+from gfs.client.upload import Terms
 from gfs.diagnostics import asked_for
 from gfs.errors import (
     AlreadyExists,
@@ -62,6 +62,7 @@ from gfs.protocol.messages import (
     ServerAddress,
     SetLength,
 )
+from gfs.protocol.patience import answer
 
 #: Records of one request, unless a single one is larger.
 BATCH_BYTES = min(1 * MIB, records.FRAME_BYTES_MAX)
@@ -379,14 +380,17 @@ class Appender:
                 buffers.append(pending.data)
         if size <= BATCH_BYTES:
             buffers = [b"".join(buffers)]
-        seconds = self._core.settings.stall_seconds + STALL_SECONDS_PER_HOP * len(lease.chain)
+        seconds = self._core.settings.stall_seconds
         connection: BulkConnection | None = None
         message: Message | None = None
         try:
-            with deadline(seconds, f"answer from {primary.address}"):
-                connection = await self._core.pool.acquire(primary.address)
+            connection = await self._core.pool.acquire(primary.address)
+            with (
+                deadline(seconds, f"progress at {primary.address}") as scope,
+                self._core.patience.sending(scope, connection.stream, seconds),
+            ):
                 await connection.send_frames(encode_head(request, size), *buffers)
-                message = await connection.receive()
+            message = await answer(connection, seconds)
         except (ConnectionError, GfsError) as error:
             raise _ChainBroken(error, primary.id) from error
         finally:

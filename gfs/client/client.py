@@ -130,6 +130,7 @@ async def connect(
         try:
             await link.connect_now()
             nursery.start_soon(core.upkeep)
+            nursery.start_soon(core.patience.run)
             yield Client(core, appends)
         finally:
             with trio.move_on_after(1.0, shield=True):

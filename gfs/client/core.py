@@ -21,6 +21,7 @@ from gfs.protocol.messages import (
     ReserveReply,
     ServerAddress,
 )
+from gfs.protocol.patience import Patience
 from gfs.protocol.pool import BulkPool
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class ClientCore:
         self.master = master
         self.pool = pool
         self.buffers = BufferPool(settings.memory_bytes)
+        self.patience = Patience(world.clock)
         self._suspects: dict[str, float] = {}
         #: Uploads under way, for sharing reservations and memory.
         self.uploads = 0

@@ -67,6 +67,10 @@ CONNECTED_SECONDS = 0.01
 PIECE_BYTES_MAX = 1 * MIB
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
+#: For a step, of whoever is asked for it again and again.
+PATIENCE_SECONDS_MAX = 8.0
+#: Before fewer replicas than most are believed how long a file is.
+ALONE_SECONDS = 6.0
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
 
@@ -157,14 +161,14 @@ class FileMap:
 
         All are asked, and the longest is believed: it has all that was acknowledged, even
         if another machine came back without what it had last written. So one alone is
-        not believed before most others had ``stall_seconds`` to be found.
+        not believed before most others had ``ALONE_SECONDS`` to be found.
         """
         if not self.entry.appended:
             return
         attempts = Attempts(self._core, self, 0)
         clock = self._core.world.clock
         wanted = self.entry.replication // 2 + 1
-        content_with_less = clock.monotonic() + self._core.settings.stall_seconds
+        content_with_less = clock.monotonic() + ALONE_SECONDS
         while self.entry.length // CHUNK_BYTES < self.entry.chunks:
             index = self.entry.length // CHUNK_BYTES
             chunk, servers = await self._located(index)
@@ -241,9 +245,13 @@ class Attempts:
 
     @property
     def patience(self) -> float:
-        """Seconds without a byte before another replica is asked instead."""
+        """Seconds for the next bytes before another replica is asked instead. In each round
+        twice as long: a loaded cluster answers in the end, and so does a slow line."""
         settings = self._core.settings
-        return settings.hedge_seconds if self._left else settings.stall_seconds
+        seconds = settings.hedge_seconds * (1 << (self._rounds - 1))
+        if not self._left:
+            seconds = max(seconds, settings.stall_seconds)
+        return min(seconds, PATIENCE_SECONDS_MAX)
 
     async def failed(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
         log.warning("chunk %016x at %s: %s", chunk.handle, server.address, error)

@@ -57,15 +57,15 @@ from gfs.protocol.messages import (
     Recover,
     RecoverReply,
     ServerAddress,
+    Working,
     WriteChunk,
 )
+from gfs.protocol.patience import answer
 
 log = logging.getLogger(__name__)
 
 #: A writer's own buffer, when the pool is empty.
 OWN_BUFFER_BYTES = BLOCK_BYTES
-#: Each server of a chain waits this much longer than the one after it.
-STALL_SECONDS_PER_HOP = 2.0
 #: Chains tried for one chunk before the upload gives up.
 RECOVERIES_MAX = 8
 
@@ -145,11 +145,6 @@ class ChainWriter:
     _connection: BulkConnection | None = None
     _next_number: int = 0
 
-    @property
-    def _stall_seconds(self) -> float:
-        hops = max(1, len(self.chain))
-        return self.core.settings.stall_seconds + STALL_SECONDS_PER_HOP * hops
-
     async def transmit(self, packet: OutPacket) -> None:
         """Send one packet, opening the exchange with the first. Raises ChainBroken."""
         head = b""
@@ -179,7 +174,11 @@ class ChainWriter:
                 hole=packet.hole,
             )
             head += encode_head(message, len(packet.data))
-            with deadline(self._stall_seconds, f"progress at {self.chain[0].address}"):
+            seconds, stream = self.core.settings.stall_seconds, self._connection.stream
+            with (
+                deadline(seconds, f"progress at {self.chain[0].address}") as scope,
+                self.core.patience.sending(scope, stream, seconds),
+            ):
                 await self._connection.send_frames(head, packet.data)
         except (ConnectionError, GfsError) as error:
             await self._hear_why()
@@ -205,13 +204,14 @@ class ChainWriter:
         try:
             if self._connection is None:
                 raise ConnectionResetError("the exchange is not open")
-            with deadline(self._stall_seconds, f"progress at {self.chain[0].address}"):
-                message = await self._connection.receive()
+            message = await answer(self._connection, self.core.settings.stall_seconds)
         except (ConnectionError, GfsError) as error:
             raise self._broken(error) from error
         self._take(message)
 
     def _take(self, message: object) -> None:
+        if isinstance(message, Working):
+            return
         if isinstance(message, Failure):
             paused = message.code == DeadlineExceeded.code
             server = message.server or ("" if paused else self.chain[0].id)

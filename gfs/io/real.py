@@ -7,6 +7,7 @@ wait, every so many calls yield to the other tasks (``TURNS_PER_YIELD``).
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import errno
@@ -17,6 +18,7 @@ import queue
 import random
 import socket
 import stat
+import termios
 import threading
 import time
 from collections import deque
@@ -400,6 +402,12 @@ class RealStream:
         except OSError:
             return True
         return True
+
+    def pending(self) -> int:
+        count = array.array("i", [0])
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, count)
+        return count[0]
 
     def close(self) -> None:
         self._closed = True

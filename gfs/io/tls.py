@@ -347,5 +347,8 @@ class TlsStream:
     def ended(self) -> bool:
         return bool(self._incoming.pending or self._tls.pending()) or self._stream.ended()
 
+    def pending(self) -> int:
+        return self._stream.pending()
+
     def close(self) -> None:
         self._stream.close()

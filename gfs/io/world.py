@@ -48,6 +48,10 @@ class Stream(Protocol):
         """Whether an idle stream is of no more use: the peer closed it, or sent
         something nobody asked for. Does not wait."""
 
+    def pending(self) -> int:
+        """Bytes that arrived and were not received; with TLS those on the wire. An ended
+        stream has none. Does not wait."""
+
     def close(self) -> None:
         """Close at once; tasks that wait on the stream get ``ConnectionError``."""
 

@@ -71,8 +71,10 @@ from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, Lease
 
 log = logging.getLogger(__name__)
 
-#: A replica that does not answer a grant within this is left out.
+#: A replica that answers a grant so much later than the first of them is left out. If all
+#: disks are slow, none answers soon, and then all are waited for a little longer.
 GRANT_SECONDS = 2.0
+GRANT_SECONDS_MAX = 5.0
 ROUNDS_MAX = 4
 #: With one of these a replica does not bear the version that was ordered. With others it
 #: may: of what a disk could not sync, a restart may find all.
@@ -270,7 +272,9 @@ class Grants:
         staying = [server for server in live if not server.draining]
         if len(staying) >= chunk.replication:
             live = staying  # those of servers that are drained have done their duty
-        if not master.settled and len(live) < chunk.replication:
+        if not master.settled and (
+            not live or (len(live) < chunk.replication and master.servers.expects(master.now))
+        ):
             raise Busy(
                 f"the master was restarted and has not heard of all replicas of {handle:x} yet"
             )
@@ -338,15 +342,20 @@ class Grants:
             rpc = server.rpc
             if rpc is None:
                 return
+            unknown.add(server.index)
             try:
-                await rpc.call(order(lease_ms), seconds=seconds)
+                await rpc.call(order(lease_ms), seconds=max(seconds, GRANT_SECONDS_MAX))
                 took.add(server.index)
+                unknown.discard(server.index)
+                nursery.cancel_scope.deadline = min(
+                    nursery.cancel_scope.deadline, trio.current_time() + seconds
+                )
             except GfsError as error:
                 log.info("chunkserver %s refused a grant of %x: %s", server.id, handle, error)
-                if not isinstance(error, REFUSALS):
-                    unknown.add(server.index)
-            except ConnectionError:
-                unknown.add(server.index)
+                if isinstance(error, REFUSALS):
+                    unknown.discard(server.index)
+            except ConnectionError as error:
+                log.info("chunkserver %s, asked to grant %x: %s", server.id, handle, error)
 
         async with trio.open_nursery() as nursery:
             for at, server in enumerate(servers):

@@ -36,6 +36,8 @@ from gfs.protocol.rpc import Rpc
 SILENT_HEARTBEATS = 3
 #: The list of servers to place on is made anew at most this often.
 PLACEABLE_SECONDS = 0.25
+#: A chunkserver connects to a master that was started again within this time.
+COMING_SECONDS = 5.0
 #: A server a chain broke at is passed over this long, unless it is heard from.
 FAILED_SECONDS = 5.0
 #: A dead server that holds nothing is forgotten after this long.
@@ -353,6 +355,14 @@ class ServerTable:
         """Also if its connection ended just now: it may only connect anew. And if this
         master has not been there for long enough to say."""
         return server.state == LIVE or now - server.last_heard < self._silent_seconds
+
+    def expects(self, now: float) -> bool:
+        """Whether a server that was there before this master was started may come at any
+        moment, or is telling what it holds. Who takes longer is away: nobody waits for it."""
+        return any(
+            server.state == LIVE or now - server.last_heard < COMING_SECONDS
+            for server in map(self.get, self.awaited)
+        )
 
     @property
     def live_count(self) -> int:

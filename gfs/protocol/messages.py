@@ -1184,6 +1184,11 @@ class PacketAck(Message, tag=86):
     length: int
 
 
+class Working(Message, tag=68):
+    """Not an answer yet: the server works on the write, or the append, that ``id`` began,
+    and its disk gets on. Comes until the answer does (:mod:`gfs.protocol.patience`)."""
+
+
 class AppendRecords(Message, tag=87):
     """To the primary, for the end of a chunk under lease: the body is frames (see
     :mod:`gfs.protocol.records`), each of which is to be there whole."""
@@ -1220,7 +1225,7 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
     Bind, Retire, Promote, PromoteReply, ForgetShadow,
     VerifyChunk, VerifyReply, LookFor, LookForReply, ReadChunk, ReadReply,
-    WriteChunk, Packet, PacketAck, AppendRecords, AppendReply,
+    WriteChunk, Packet, PacketAck, AppendRecords, AppendReply, Working,
 ]  # fmt: skip
 
 ALL_MESSAGES: tuple[type[Message], ...] = get_args(AnyMessage)
@@ -1233,4 +1238,5 @@ REPLIES: tuple[type[Message], ...] = (
     CloneChunksReply, ReadReplicasReply, RepairReply,
     ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply,
     FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply, LookForReply,
+    Working,
 )  # fmt: skip

@@ -7,6 +7,8 @@ from collections import defaultdict, deque
 from gfs.io import World
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.patience import SILENT_SECONDS
 
 #: Kept open per address while nobody uses them, and for how long. Servers let
 #: idle connections go later than that, so a pooled one is rarely dead.
@@ -33,7 +35,8 @@ class BulkPool:
             if now - since <= IDLE_SECONDS and not connection.stream.ended():
                 return connection
             connection.close()
-        return await handshake.connect(self._world, address, self._identity)
+        with deadline(SILENT_SECONDS, f"connection to {address}"):
+            return await handshake.connect(self._world, address, self._identity)
 
     def release(self, connection: BulkConnection, address: str) -> None:
         idle = self._idle[address]

@@ -137,6 +137,12 @@ class SimStream:
             return False
         return self._in.ends_at <= now or bool(self._in.pieces and self._in.pieces[0][0] <= now)
 
+    def pending(self) -> int:
+        now = trio.current_time()
+        if self._network.is_blocked(self._in):
+            return 0
+        return sum(len(piece) for at, piece in self._in.pieces if at <= now)
+
     # --- sending ---------------------------------------------------------------
 
     async def send_all(self, *buffers: Buffer) -> None:

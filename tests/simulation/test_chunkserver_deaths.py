@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import pytest
 import trio
 
 from gfs.blocks import KIB, MIB
@@ -14,6 +15,7 @@ from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.errors import GfsError
 from gfs.testing import SimCluster
+from gfs.testing.inode import Hang
 
 from .promises import (
     LARGE_BYTES,
@@ -22,6 +24,7 @@ from .promises import (
     assert_sound,
     content,
     later,
+    replicas,
     sound,
     wait_for_goal,
 )
@@ -63,6 +66,63 @@ async def test_a_chunkserver_dies_while_a_file_is_fetched(seed: int, chance: ran
         assert taken < STALL_SECONDS + 1
         await wait_for_goal(cluster, fs, "/file", 3, without=[victim])
         await assert_sound(fs)
+
+
+#: How one of three servers stops answering.
+SILENCES: dict[str, Callable[[SimCluster, str], object]] = {
+    "stopped": lambda cluster, name: cluster.network.partition(
+        [name], {*cluster.names, "user"} - {name}
+    ),
+    "its disk hangs": lambda cluster, name: cluster.machine(name).disk.hang(
+        "/", Hang(1.0, (60.0, 60.0))
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SILENCES)
+@over_seeds(6)
+async def test_no_call_waits_long_for_a_server_that_says_nothing(
+    seed: int, chance: random.Random, how: str
+) -> None:
+    """Whichever of the chain it is, and whatever is called; the others go on."""
+    data = content(chance, 3 * MIB)
+    async with SimCluster(seed) as cluster, cluster.client("user") as fs:
+        await fs.put(data, "/file")
+        await fs.append("/log", b"first")
+        victim = chance.choice(cluster.chunkservers)
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, data[:100])
+            SILENCES[how](cluster, victim)
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: file.pwrite(0, data[:100]),
+                lambda: fs.put(data, "/new", overwrite=True),
+                lambda: fs.append("/log", b"record"),
+                lambda: fs.get("/file"),
+            ]
+            for call in chance.sample(calls, len(calls)):
+                began = trio.current_time()
+                await call()
+                assert trio.current_time() - began < STALL_SECONDS
+        assert await fs.get("/file") == await fs.get("/new") == data
+
+
+@over_seeds(6)
+async def test_servers_that_are_only_slow_keep_their_replicas(
+    seed: int, chance: random.Random
+) -> None:
+    """All of them: each call to a disk takes up to a second and more."""
+    data = content(chance, 3 * MIB)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        for name in cluster.chunkservers:
+            cluster.machine(name).blocking_seconds = (0.0, chance.choice([0.9, 1.4]))
+        await fs.put(data, "/file")
+        async with await fs.open("/file", "r+") as file:
+            for offset in range(0, 10 * MIB, MIB):
+                await file.pwrite(offset, data[:100_000])
+        for _ in range(5):
+            await fs.append("/log", data[:20_000])
+        assert await replicas(fs, "/file") == await replicas(fs, "/log") == 3
+        assert [chunk.version for chunk in (await fs.locate("/file")).chunks] == [2]
 
 
 @over_seeds(5)

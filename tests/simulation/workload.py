@@ -28,7 +28,6 @@ from gfs.client.append import records_of
 from gfs.client.client import LocateReport
 from gfs.client.core import ClientCore
 from gfs.client.master import CALL_SECONDS
-from gfs.client.upload import STALL_SECONDS_PER_HOP
 from gfs.errors import (
     AlreadyExists,
     DirectoryNotEmpty,
@@ -42,6 +41,7 @@ from gfs.errors import (
 )
 from gfs.master.snapshot import QUIET_SECONDS
 from gfs.protocol.messages import ClusterTotals, StatusReply, TrashEntry
+from gfs.protocol.patience import WORK_SECONDS
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 
@@ -198,8 +198,7 @@ class Actor:
         """No call may take longer. All that the client library waits for is bounded: by
         ``retry_seconds`` since it last got on, and by what the last attempt may take."""
         settings, master = self.settings, self.plan.master
-        attempt = CALL_SECONDS + settings.stall_seconds
-        attempt += STALL_SECONDS_PER_HOP * self.plan.chunkservers
+        attempt = CALL_SECONDS + settings.stall_seconds + WORK_SECONDS
         bound = TROUBLES_MAX * (settings.retry_seconds + attempt)
         if kind is Actor.snapshot:
             # They are made one after another, and each waits for all leases to end.

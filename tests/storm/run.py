@@ -1,0 +1,138 @@
+"""One storm, from an empty directory to the verdict."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import trio
+from harness import Cluster, environment
+
+import gfs
+from gfs.errors import GfsError
+
+from .faults import Storm, of_chunkservers, of_others
+from .judge import Judge
+from .model import LOG, SHARED, content, museum
+from .work import SPACE
+
+END_SECONDS = 120.0
+CALM_SECONDS = 180.0
+
+
+def run(directory: Path, seed: str, seconds: float, clients: int = 4) -> list[str]:
+    """Returns what was wrong; prints all there is to know."""
+    cluster = Cluster(directory, control=True)
+    password = secrets.token_urlsafe(12)
+    cluster.environment["GFS_ADMIN_PASSWORD"] = password
+    began = time.monotonic()
+    try:
+        cluster.start()
+        problems = trio.run(_storm, cluster, directory, seed, seconds, clients, password)
+    finally:
+        cluster.stop()
+    print(f"{time.monotonic() - began:.0f} s in all; seed {seed}; again:")
+    print(f"    python -m tests.storm --seconds {seconds:g} --seed {seed} --clients {clients}")
+    for problem in problems:
+        print(f"FAILED: {problem}")
+    return problems
+
+
+async def _storm(
+    cluster: Cluster, directory: Path, seed: str, seconds: float, clients: int, password: str
+) -> list[str]:
+    url = cluster.ready["control"]["storage"]
+    logs = {number: directory / f"client-{number}.log" for number in range(1, clients + 1)}
+    with httpx.Client(base_url=url, timeout=60) as http:
+        token = await trio.to_thread.run_sync(_log_in, http, password)
+        async with gfs.connect(state=cluster.state) as fs:
+            await _until_whole(cluster)
+            for path, what in museum().items():
+                await fs.put(content(0, *what), path)
+            await fs.put(b"", SHARED)
+            await fs.put(b"", LOG)
+            workers = [
+                _start(cluster, seed, number, clients, log, url if number == clients else "", token)
+                for number, log in logs.items()
+            ]
+            try:
+                with (directory / "faults.log").open("w") as faults:
+                    storm = Storm(cluster, fs, faults)
+                    async with trio.open_nursery() as nursery:
+                        until = time.monotonic() + seconds
+                        nursery.start_soon(storm.run, of_chunkservers(seed), until)
+                        nursery.start_soon(storm.run, of_others(seed), until)
+                        await _watch(workers, until)
+                for worker in workers:
+                    await trio.to_thread.run_sync(worker.communicate, None, END_SECONDS)
+            finally:
+                for worker in workers:
+                    worker.kill()
+                    worker.wait()
+        judge = Judge(logs, directory / "faults.log")
+        judge.problems += storm.problems
+        judge.judge_calls()
+        if not await _until_whole(cluster):
+            judge.problems.append("gfs fsck --verify is not clean")
+        async with gfs.connect(state=cluster.state) as fs:
+            await judge.judge_files(fs)
+        await trio.to_thread.run_sync(judge.judge_rest, http, SPACE)
+    failed = sum(call.result != "ok" for call in judge.calls)
+    print(f"{len(judge.calls)} calls, {failed} failed; {storm.counts}; the longest:")
+    print("\n".join(judge.longest()))
+    return judge.problems
+
+
+async def _watch(workers: list[subprocess.Popen[bytes]], until: float) -> None:
+    """Raises when one ends by itself: nothing is to be learnt from what follows."""
+    while time.monotonic() < until:
+        for worker in workers:
+            assert worker.poll() is None, f"a client ended by itself: {worker.args!r}"
+        await trio.sleep(0.5)
+
+
+def _log_in(http: httpx.Client, password: str) -> str:
+    answer = http.post("/api/login", json={"username": "admin", "password": password})
+    token = str(answer.raise_for_status().json()["token"])
+    http.headers["Authorization"] = f"Bearer {token}"
+    http.post("/storage/namespaces", json={"name": SPACE}).raise_for_status()
+    return token
+
+
+def _start(
+    cluster: Cluster, seed: str, number: int, clients: int, log: Path, rest: str, token: str
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "tests.storm.work", "--number", str(number), "--seed", seed,
+            "--clients", str(clients), "--state", str(cluster.state), "--log", str(log),
+            "--rest", rest,
+        ],
+        stdin=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent.parent,
+        env=environment(STORM_TOKEN=token if rest else "", PATH=os.environ["PATH"]),
+    )  # fmt: skip
+
+
+async def _until_whole(cluster: Cluster) -> bool:
+    """Until all chunkservers are live and every replica is good."""
+    with trio.move_on_after(CALM_SECONDS):
+        while True:
+            try:
+                async with gfs.connect(state=cluster.state) as fs:
+                    servers = (await fs.status()).servers
+                    if sum(server.state == "live" for server in servers) == 3:
+                        done = await trio.to_thread.run_sync(
+                            lambda: cluster.gfs("fsck", "--verify", code=None)
+                        )
+                        if not done.returncode:
+                            return True
+            except GfsError as error:
+                print(f"fsck: {error}", flush=True)
+            await trio.sleep(0.5)
+    return False
