@@ -248,7 +248,7 @@ def _refuse_unknown(environment: Mapping[str, str], prefix: str, known: Iterable
     for name, raw in environment.items():
         if not name.startswith(prefix) or name in known or _OF_A_SERVICE.match(f"{name}={raw}"):
             continue
-        near = difflib.get_close_matches(name, sorted(known), n=1)
+        near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
         hint = f"did you mean {near[0]}{'…' * near[0].endswith('_')}? " if near else ""
         raise SettingsError(
             f"{name} in the environment is no setting: {hint}Correct it, or take it out "
