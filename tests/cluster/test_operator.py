@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import GFS, Cluster, environment, wait_for
+from processes import free_port
 
 
 def gfs(
@@ -156,6 +159,33 @@ def replica(cluster: Cluster, path: str) -> tuple[str, Path]:
     server = chunk["replicas"][0]["id"]
     [found] = disks[server].glob(f"chunks/*/{chunk['handle']:016x}.*")
     return str(server), found
+
+
+def test_status_knows_when_every_certificate_ends(
+    make_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    cluster = make_cluster("--tls", chunkservers=1).start()
+    state, address = tmp_path / "shadow", f"127.0.0.1:{free_port()}"
+    state.mkdir()
+    shutil.copy(cluster.state / "cluster.key", state)
+    arguments = [f"--shadow-of={cluster.ready['master']['address']}", f"--address={address}"]
+    with subprocess.Popen(
+        [*GFS, "master", f"--state={state}", f"--tls={cluster.state / 'tls'}", *arguments],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    ) as process:
+        try:
+
+            def all_ends() -> list[int]:
+                status = cluster.json("status")
+                servers = [status, *status["servers"], *status["shadows"]]
+                return [one["certificate_until_ns"] for one in servers]
+
+            wait_for(lambda: len(all_ends()) == 3 and all(all_ends()), 60, "all certificates")
+            assert b"certificates: the first to end" in cluster.gfs("status").stdout
+        finally:
+            process.terminate()
 
 
 def test_status_answers_when_no_master_does(cluster: Cluster) -> None:
