@@ -130,6 +130,8 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     reserve_bytes: int = 256 * MIB
     #: Blocking disk calls at once, per disk.
     disk_threads: int = 8
+    #: A call to a disk that has not returned after this long fails the disk.
+    disk_hang_seconds: float = 8.0
     #: Clone and scrub traffic while clients are being served; idle: no limit.
     background_bytes_per_second: int = 64 * MIB
     #: All chunk files are looked at (present, long enough) once in this time.
@@ -148,6 +150,7 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     metrics: str = ""
 
     def check(self) -> None:
+        _require(self.disk_hang_seconds >= 1, "disk_hang_seconds must be at least 1")
         _require(self.durability in ("replicated", "fsync"), "durability: replicated or fsync")
         _require(self.journal_bytes >= 1024, "journal_bytes must be at least 1024")
         _require(self.disk_threads >= 1, "disk_threads must be at least 1")

@@ -1,5 +1,5 @@
-"""What a chunkserver does unasked: watch its disks, look at its files. It also
-scrubs: see :mod:`gfs.chunkserver.scrub`.
+"""What a chunkserver does unasked: look at its files. It also watches its disks
+(:mod:`gfs.chunkserver.disks`) and scrubs (:mod:`gfs.chunkserver.scrub`).
 
 *Scan*: every file is looked at by a ``stat`` within ``scan_seconds``: one that
 was deleted or cut short is found without reading anything.
@@ -16,28 +16,18 @@ from __future__ import annotations
 
 import logging
 
-import trio
-
+from gfs.chunkserver.disk import FAILED, Disk
 from gfs.chunkserver.node import Node
-from gfs.chunkserver.store import Disk
-from gfs.errors import StartupError
+from gfs.errors import DeadlineExceeded, StartupError
+from gfs.protocol.messages import VerifyChunk
 
 log = logging.getLogger(__name__)
 
-SPACE_SECONDS = 1.0
 #: Files looked at in one blocking call, and per second at most.
 SCAN_STEP = 256
 SCAN_FILES_PER_SECOND = 2000
 SAVE_SECONDS = 5.0
 CLAIM_SECONDS = 1.0
-
-
-async def watch_space(node: Node) -> None:
-    """Keep free space and state of the disks current."""
-    while True:
-        for disk in node.store.disks:
-            await node.store.run(disk, node.store.refresh_space, disk)
-        await node.world.clock.sleep(SPACE_SECONDS)
 
 
 async def scan(node: Node) -> None:
@@ -50,48 +40,59 @@ async def scan(node: Node) -> None:
         for at in range(0, max(1, len(handles)), SCAN_STEP):
             await node.world.clock.sleep(pause)
             await look_at(node, handles[at : at + SCAN_STEP])
-        await store.remove_leftovers()
+        try:
+            await store.remove_leftovers()
+        except OSError as error:
+            log.warning("what is left over is deleted later: %s", error)
 
 
 async def look_at(node: Node, handles: list[int]) -> None:
-    """Mark those as bad whose files are gone or too short."""
+    """Find those whose files are gone or too short."""
     store = node.store
-    for disk in store.disks:
-        for handle, kind in await store.run(disk, store.looks_right, disk, handles):
-            await _second_look(node, handle, kind)
+    for disk in list(store.disks.values()):
+        try:
+            for handle, is_there in await disk.run(store.looks_wrong, disk, handles):
+                await _second_look(node, disk, handle, is_there)
+        except OSError as error:
+            log.warning("%s: %s", disk.path, error)
 
 
-async def _second_look(node: Node, handle: int, kind: str) -> None:
+async def _second_look(node: Node, disk: Disk, handle: int, is_there: bool) -> None:
     """The replica may have been written or deleted while the scan ran."""
-    replica = node.store.inventory.get(handle)
-    if replica is None:
-        return
-    disk = node.store.disks[replica.disk]
-    is_wrong = await node.store.run(disk, node.store.looks_right, disk, [handle])
-    if is_wrong and node.store.inventory.get(handle) is replica:
-        node.store.mark_bad(handle, kind)
+    store = node.store
+    replica = store.inventory.get(handle)
+    is_wrong = await disk.run(store.looks_wrong, disk, [handle])
+    if is_wrong and replica is not None and store.inventory.get(handle) is replica:
+        if is_there:
+            store.mark_bad(handle)
+        else:
+            store.lose(handle)
 
 
-async def take_marks_back(node: Node) -> None:
+async def look_at_damaged(node: Node) -> None:
+    """Read what was found damaged before the server was started: it may have been made
+    good since that was noted."""
+    for handle, bad in list(node.store.bad.items()):
+        if bad.version and handle in node.store.inventory:
+            try:
+                await node.verify(VerifyChunk(id=0, handle=handle, version=bad.version))
+            except (DeadlineExceeded, OSError) as error:
+                log.info("chunk %016x stays marked as damaged: %s", handle, error)
+
+
+async def take_marks_back(node: Node, disk: Disk) -> None:
     """Have what was written in place on the disk some time after the last write."""
     seconds = node.settings.mark_seconds
     while True:
         await node.world.clock.sleep(seconds / 2)
-        for disk in node.store.disks:
-            try:
-                await node.store.take_marks_back(disk, seconds)
-            except OSError as error:
-                log.error("%s: %s", disk.marks.path, error)
+        try:
+            await node.store.take_marks_back(disk, seconds)
+        except OSError as error:
+            log.error("%s: %s", disk.marks.path, error)
 
 
-async def tend_journals(node: Node) -> None:
-    """Have the redo journals say what of them is on the disk, and empty idle ones."""
-    async with trio.open_nursery() as nursery:
-        for disk in node.store.disks:
-            nursery.start_soon(_tend_journal, node, disk)
-
-
-async def _tend_journal(node: Node, disk: Disk) -> None:
+async def tend_journal(node: Node, disk: Disk) -> None:
+    """Have the redo journal say what of it is on the disk, and empty it when it is idle."""
     clock, journal = node.world.clock, disk.journal
     written, since = 0, clock.monotonic()
     while True:
@@ -101,28 +102,33 @@ async def _tend_journal(node: Node, disk: Disk) -> None:
                 written, since = journal.written, clock.monotonic()
             elif journal.to_set_aside and clock.monotonic() > since + node.settings.mark_seconds:
                 await node.store.empty_journal(disk)
-            if journal.to_claim and not disk.failed:
-                await node.store.run(disk, journal.claim)
+            if journal.to_claim:
+                await disk.run(journal.claim)
             if journal.to_save:
                 disk.to_save.set()
         except OSError as error:
             log.error("%s: the redo journal: %s", disk.path, error)
-            disk.failed = disk.failed or journal.failed
+            if journal.failed:
+                disk.fail(FAILED, "its redo journal could not be synced")
 
 
 async def save_memory(node: Node) -> None:
-    """Keep on disk what master this server has last heard from, and how far the
-    scrubber is."""
-    record = node.identity_file.record
-    saved = (record.sequence, record.masters, record.scrubbed)
+    """Keep on disk what master this server has last heard from, how far the scrubber is,
+    and what is damaged."""
+    saved = _memory(node)
     while True:
         await node.world.clock.sleep(SAVE_SECONDS)
         node.scrubber.note()
-        now = (record.sequence, record.masters, record.scrubbed)
+        now = _memory(node)
         if now != saved:
             try:
-                await node.save_identity()
+                await node.disks.save()
             except StartupError as error:
                 log.error("%s", error)  # a full disk is a state, not an end
                 continue
             saved = now
+
+
+def _memory(node: Node) -> tuple[object, ...]:
+    record = node.server.record
+    return record.sequence, record.masters, record.scrubbed, tuple(node.store.bad)

@@ -27,7 +27,8 @@ import trio
 from gfs.blocks import MIB, REPLICA_HEAD_BYTES, block_count, block_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.clone import STEP_SECONDS, clone, unfit
-from gfs.chunkserver.store import Disk, Made, map_disk_error
+from gfs.chunkserver.disk import Disk, map_disk_error
+from gfs.chunkserver.store import Made
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,
@@ -69,7 +70,7 @@ READ_BYTES_MAX = 1 * MIB
 async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplicasReply, bytes]:
     """The replicas asked for, as many of the first as fit into the answer."""
     states: list[ReplicaState] = []
-    by_disk: dict[int, list[ReplicaName]] = {}
+    by_disk: dict[Disk, list[ReplicaName]] = {}
     store, room = node.store, READ_BYTES_MAX
     for name in request.replicas:
         replica = store.inventory.get(name.handle)
@@ -84,11 +85,11 @@ async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplica
             room -= replica.length
             if room < 0:
                 break
-            by_disk.setdefault(replica.disk, []).append(name)
+            by_disk.setdefault(store.disks[replica.disk], []).append(name)
     body = bytearray()
-    for index, names in by_disk.items():
+    for disk, names in by_disk.items():
         for at in range(0, len(names), STEP):
-            for state, data in await _read_some(node, store.disks[index], names[at : at + STEP]):
+            for state, data in await _read_some(node, disk, names[at : at + STEP]):
                 states.append(state)
                 body += data
     node.read_bytes += len(body)
@@ -126,7 +127,7 @@ def _read_all(
                 found.append(_read(name, file))
                 continue
             path = disk.chunk_path(name.handle)
-            file = ChunkFile.open(node.world.files, path, name.handle, disk.journal)
+            file = ChunkFile.open(disk.files, path, name.handle, disk.journal)
             try:
                 found.append(_read(name, file))
             finally:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from gfs.blocks import BLOCK_BYTES, MIB, block_sums
 from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.disk import Disk
 from gfs.chunkserver.replacing import new_replica
 from gfs.chunkserver.salvage import salvage
-from gfs.chunkserver.store import Disk
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from gfs.chunkserver.disk import Disk
 from gfs.chunkserver.replacing import new_replica
-from gfs.chunkserver.store import Disk, OpenChunk
+from gfs.chunkserver.store import OpenChunk
 from gfs.errors import Busy, CorruptReplica, StaleVersion
 from gfs.protocol.messages import CopyChunk
 
@@ -38,7 +39,7 @@ async def copy(node: Node, order: CopyChunk) -> None:
                     await _copy(node, chunk, order)
             except CorruptReplica:
                 if await node.bad_blocks(chunk):
-                    node.store.mark_unfit(chunk, "corrupt")
+                    node.store.mark_unfit(chunk)
                 raise
     finally:
         node.cloning.discard(order.target)
@@ -60,7 +61,7 @@ async def _copy(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
 
 def _disk(node: Node, chunk: OpenChunk) -> Disk:
     disk = chunk.disk
-    if disk.failed or not disk.has_room(node.store.reserve_bytes + chunk.file.length):
+    if disk.draining or not disk.has_room(node.store.reserve_bytes + chunk.file.length):
         return node.store.pick_disk()
     disk.begun += 1
     return disk

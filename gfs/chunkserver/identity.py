@@ -5,8 +5,12 @@ was started (its incarnation), the highest term of a master it registered with,
 and the highest operation-log sequence that a master of that term told it: a
 master behind that sequence has a younger memory than this server, and its
 deletion orders are refused (see ``Orders``); one of a lower term is none any more.
-Also where the master's shadows are: one of them may be the next master; and how far
-the scrubber has come.
+Also where the master's shadows are: one of them may be the next master; how far
+the scrubber has come; and which replicas were found damaged and not dealt with yet.
+
+It names the disk that it is on, too, and lists all disks of the server: so a disk whose
+mount is away is noticed, at a start as well, and the bare directory below is not taken
+for a new disk.
 
 It is there twice, since nothing else can tell who this server is: a copy that is damaged,
 or cannot be read, is made anew from the other one.
@@ -15,18 +19,35 @@ or cannot be read, is made anew from the other one.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from gfs.blocks import block_sum
+from gfs.chunkserver.disk import Disk
 from gfs.errors import StartupError
-from gfs.io import File, FileSystem, World
+from gfs.io import FileSystem, World
 
 log = logging.getLogger(__name__)
 
 NAME = "server.json"
 NAMES = (NAME, f"{NAME}.copy")
 LOCK = "lock"
+#: A record is far smaller.
+RECORD_BYTES_MAX = 1024 * 1024
+#: Damaged replicas remembered over a restart.
+DAMAGED_MAX = 1000
+
+REMOVED = "removed"
+DRAINING = "draining"
+
+
+class DiskRecord(msgspec.Struct):
+    """A disk of the server. ``state``: "" | "draining" | "removed"."""
+
+    id: str
+    path: str
+    state: str = ""
 
 
 class ServerRecord(msgspec.Struct):
@@ -41,6 +62,19 @@ class ServerRecord(msgspec.Struct):
     scrubbed: int = 0
     scrub_began_ns: int = 0
     scrub_ended_ns: int = 0
+    #: The disk that this is on, and all that the server has.
+    disk: str = ""
+    disks: list[DiskRecord] = []
+    #: (Handle, version) of replicas that were found damaged.
+    damaged: list[tuple[int, int]] = []
+
+
+class DamagedRecord(ValueError):
+    """No copy of the record can be used."""
+
+
+class MissingDisk(Exception):
+    """What is at a disk's path is not that disk."""
 
 
 #: The last field of the file: the checksum of everything before it.
@@ -61,138 +95,162 @@ def decode_server(data: bytes) -> ServerRecord:
     return msgspec.json.decode(fields + b"}", type=ServerRecord)
 
 
-class IdentityFile:
-    """The record, the same on every disk. All methods block."""
+# --- one disk: all of it blocks --------------------------------------------------------
 
-    def __init__(self, files: FileSystem, directories: list[str]) -> None:
-        self._files = files
-        self._directories = directories
-        self._locks: list[File] = []
+
+def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
+    """The record in a directory; None if there is none, or no directory. Changes nothing.
+
+    Raises DamagedRecord if there are some, and none is good; ``OSError``.
+    """
+    found: list[ServerRecord] = []
+    wrong: list[str] = []
+    for name in NAMES:
+        path = f"{directory}/{name}"
+        try:
+            found += _read_one(files, path)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            wrong.append(f"{path}: damaged ({error})")
+    if wrong and not found:
+        raise DamagedRecord("; ".join(wrong))
+    for each in wrong:
+        log.error("%s: the other copy is used", each)
+    return max(found, key=_age, default=None)
+
+
+def _age(record: ServerRecord) -> tuple[int, int, int]:
+    return record.incarnation, record.term, record.sequence
+
+
+def _read_one(files: FileSystem, path: str) -> list[ServerRecord]:
+    file = files.open(path, "r")
+    try:
+        data = bytearray(min(file.size(), RECORD_BYTES_MAX))
+        file.read_into(memoryview(data), 0)
+        return [decode_server(bytes(data))]
+    finally:
+        file.close()
+
+
+def save_record(disk: Disk, record: ServerRecord) -> None:
+    """The record is on the disk, synced, when this returns. Raises ``OSError``."""
+    data = encode_server(msgspec.structs.replace(record, disk=disk.id))
+    for name in NAMES:
+        path = f"{disk.path}/{name}"
+        file = disk.files.open(path + ".new", "replace")
+        try:
+            file.write(data, 0)
+            file.sync()
+        finally:
+            file.close()
+        disk.files.rename(path + ".new", path)
+    disk.files.sync_directory(disk.path)
+
+
+def take_disk(disk: Disk, is_new: bool) -> None:
+    """Open the directory and lock it; make it if it ``is_new`` and not there.
+
+    Raises MissingDisk if a new one would be made where another file system is to be
+    mounted, StartupError if another chunkserver uses it, ``OSError``.
+    """
+    files = disk.world.files
+    if is_new and files.awaits_mount(disk.path):
+        raise MissingDisk("the system's fstab has a file system for it, which is not mounted")
+    files.make_directories(disk.path)
+    files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
+    disk.open()
+    try:
+        disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
+    except BlockingIOError:
+        raise StartupError(
+            f"{disk.path}: another chunkserver uses this directory: stop it, or name another"
+        ) from None
+
+
+def check_disk(disk: Disk, server: str) -> str:
+    """Blocks. Why what is at the disk's path, as it is visible now, is not this disk;
+    empty if it is. Raises ``OSError``: the disk is there and refuses."""
+    files = disk.world.files
+    try:
+        if files.device(disk.path) != disk.device:
+            return "another file system is mounted there, or it was unmounted"
+        record = read_record(files, disk.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no directory any more"
+    except DamagedRecord:
+        return ""  # written anew with the next change; nobody else's has its id
+    if record is None:
+        return f"its {NAME} is gone: it was unmounted, or emptied"
+    if record.id != server or record.disk not in ("", disk.id):
+        return f"it belongs to chunkserver {record.id}, as disk {record.disk}"
+    return ""
+
+
+# --- the server: decided over plain data -----------------------------------------------
+
+
+class Identity:
+    """The record as it is now, for all disks."""
+
+    def __init__(self) -> None:
         self.record = ServerRecord(id="")
         #: Cluster and term of the last record that some disk took.
         self._saved = ("", 0)
 
     @property
     def remembers(self) -> bool:
-        """Whether the next start knows of the present cluster and term: it reads all
-        disks, and ends if it cannot, so one that has them is enough."""
+        """Whether the next start knows of the present cluster and term. A disk that did not
+        take them is full, or has failed."""
         return self._saved == (self.record.cluster, self.record.term)
 
-    def open(self, world: World) -> None:
-        """Lock the disks, read or make the record. Raises StartupError."""
-        if not self._directories or len(set(self._directories)) != len(self._directories):
-            raise StartupError("a chunkserver needs one or more different directories (--dir)")
-        try:
-            for directory in self._directories:
-                self._lock(directory)
-            known = self._read(world)
-            # From the clock, so that it grows even if it cannot be saved; but
-            # never back, whatever the clock does.
-            now = world.clock.time_ns() // 1_000_000
-            self.record.incarnation = max(self.record.incarnation + 1, now)
-            try:
-                self.save()
-            except StartupError:
-                if not known:
-                    raise
-                # A disk that was full before must not stay so because of this.
-                log.exception("the server starts all the same")
-        except BaseException:
-            self.close()
-            raise
+    def saved(self, record: ServerRecord) -> None:
+        """Some disk has taken the record."""
+        self._saved = (record.cluster, record.term)
 
-    def _lock(self, directory: str) -> None:
-        try:
-            self._files.make_directories(directory)
-            self._files.sync_directory(directory.rstrip("/").rpartition("/")[0] or "/")
-            self._locks.append(self._files.lock(f"{directory}/{LOCK}"))
-        except BlockingIOError:
-            raise StartupError(
-                f"{directory}: another chunkserver uses this directory: stop it, or name another"
-            ) from None
-        except OSError as error:
-            raise StartupError(
-                f"{directory}: cannot be written: {error.strerror or error}"
-            ) from None
-
-    def _read(self, world: World) -> bool:
-        """Whether there was a record; a new one is made otherwise."""
-        records = [record for each in self._directories for record in self._read_copies(each)]
-        if len({record.id for record in records}) > 1:
-            raise StartupError(
-                "these directories belong to different chunkservers: "
-                + ", ".join(self._directories)
-            )
-        if records:
-            self.record = max(records, key=lambda r: (r.incarnation, r.term, r.sequence))
-            self._saved = (self.record.cluster, self.record.term)
+    def begin(self, world: World, found: Sequence[ServerRecord]) -> None:
+        """Take the newest record, or make one. Raises StartupError if they are of
+        several servers."""
+        if len({record.id for record in found}) > 1:
+            raise StartupError("these directories belong to different chunkservers")
+        if found:
+            self.record = msgspec.structs.replace(max(found, key=_age), disk="")
+            self.saved(self.record)
         else:
             self.record = ServerRecord(id=world.random_bytes(6).hex())
-        return bool(records)
+        # From the clock, so that it grows even if it cannot be saved; but
+        # never back, whatever the clock does.
+        now = world.clock.time_ns() // 1_000_000
+        self.record.incarnation = max(self.record.incarnation + 1, now)
 
-    def _read_copies(self, directory: str) -> list[ServerRecord]:
-        """The good ones. Raises StartupError if there are some, and none is good."""
-        found: list[ServerRecord] = []
-        wrong: list[str] = []
-        is_damaged = False
-        for name in NAMES:
-            path = f"{directory}/{name}"
-            try:
-                found += self._read_one(path)
-            except OSError as error:
-                wrong.append(f"{path}: cannot be read: {error.strerror}")
-            except ValueError as error:
-                wrong.append(f"{path}: damaged ({error})")
-                is_damaged = True
-        if wrong and not found:
-            what = "; ".join(wrong)
-            if is_damaged:
-                what += (
-                    ": restore it from the same server's other directory, or empty this "
-                    "directory to start as a new server"
-                )
-            raise StartupError(what)
-        for each in wrong:
-            log.error("%s: the other copy is used", each)
-        return found
+    def at(self, path: str) -> DiskRecord | None:
+        """What is known of the disk at a path."""
+        return next((disk for disk in self.record.disks if disk.path == path), None)
 
-    def _read_one(self, path: str) -> list[ServerRecord]:
-        if not self._files.exists(path):
-            return []
-        file = self._files.open(path, "r")
-        try:
-            data = bytearray(min(file.size(), 64 * 1024))
-            file.read_into(memoryview(data), 0)
-            return [decode_server(bytes(data))]
-        finally:
-            file.close()
+    def drop(self, path: str) -> None:
+        """Nothing is known of the disk at that path any more."""
+        self.record.disks = [each for each in self.record.disks if each.path != path]
 
-    def save(self) -> None:
-        """The record is on every disk when this returns, synced. Raises StartupError if
-        some disk does not take it; the others have it all the same."""
-        record = msgspec.structs.replace(self.record)  # as it is now: this blocks
-        data = encode_server(record)
-        refused: list[str] = []
-        for directory in self._directories:
-            try:
-                for name in NAMES:
-                    self._save_one(f"{directory}/{name}", data)
-                self._files.sync_directory(directory)
-                self._saved = (record.cluster, record.term)
-            except OSError as error:
-                refused.append(f"{directory}/{NAME}: cannot be written: {error.strerror}")
-        if refused:
-            raise StartupError("; ".join(refused))
+    def put(self, disk: Disk, state: str = "") -> None:
+        """The disk is one of the server's, at its path and no other."""
+        others = [
+            each
+            for each in self.record.disks
+            if each.path != disk.path and (each.id != disk.id or not disk.id)
+        ]
+        self.record.disks = [*others, DiskRecord(disk.id, disk.path, state)]
 
-    def _save_one(self, path: str, data: bytes) -> None:
-        file = self._files.open(path + ".new", "replace")
-        try:
-            file.write(data, 0)
-            file.sync()
-        finally:
-            file.close()
-        self._files.rename(path + ".new", path)
 
-    def close(self) -> None:
-        while self._locks:
-            self._locks.pop().close()
+def name_disk(
+    world: World, known: DiskRecord | None, found: ServerRecord | None, taken: Mapping[str, Disk]
+) -> str:
+    """The id of a disk at whose path ``known`` is expected and ``found`` is; ``taken``
+    are the other disks, by id. Raises MissingDisk if it is not the one."""
+    if found is None:
+        if known is not None and known.state != REMOVED:
+            raise MissingDisk(f"its {NAME} is gone: it is not mounted, or was emptied")
+        return world.random_bytes(6).hex()
+    if not found.disk or found.disk in taken:  # of an older format, or a copy of another's
+        return world.random_bytes(6).hex()
+    return found.disk

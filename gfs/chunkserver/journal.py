@@ -270,6 +270,7 @@ class Journal:
 
     def __init__(self, files: FileSystem, directory: str, sync: bool, bytes_max: int) -> None:
         self.files = files
+        self.path = f"{directory}/{NAMES[0]}"
         self.directory = directory
         self.sync = sync
         self._bytes_max = bytes_max

@@ -28,6 +28,7 @@ from gfs.chunkserver.clone import clone
 from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
 from gfs.chunkserver.node import Node
+from gfs.chunkserver.store import Changes
 from gfs.config import split_addresses
 from gfs.diagnostics import event, request, request_of
 from gfs.errors import (
@@ -43,10 +44,13 @@ from gfs.errors import (
 from gfs.protocol import handshake
 from gfs.protocol.messages import (
     REPORT_RECORDS_MAX,
+    BadReplica,
     CloneChunk,
     CloneChunks,
     CopyChunk,
     DeleteReplicas,
+    DiskOrder,
+    DiskOrderReply,
     Done,
     GrantLease,
     Heartbeat,
@@ -102,7 +106,7 @@ class MasterLinks:
 
     def _addresses(self) -> list[str]:
         named = split_addresses(self._node.settings.master)
-        learnt = self._node.identity_file.record.masters
+        learnt = self._node.server.record.masters
         return list(dict.fromkeys([*named, *learnt]))[:MASTERS_MAX]
 
     @staticmethod
@@ -112,7 +116,7 @@ class MasterLinks:
 
     def learnt(self, master: str, shadows: list[str]) -> None:
         """The master at this address says where its shadows are."""
-        record = self._node.identity_file.record
+        record = self._node.server.record
         masters = [master, *shadows][:MASTERS_MAX]
         if shadows and masters != record.masters:
             record.masters = masters
@@ -133,6 +137,8 @@ class MasterLink:
         self._told = ""
         self._slots = trio.CapacityLimiter(ORDERS_AT_ONCE)
         self._sample: Iterator[int] = iter(())
+        self._bad: Iterator[BadReplica] = iter(())
+        self._changes = Changes()
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -170,6 +176,8 @@ class MasterLink:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(move)
+            self._changes = Changes()
+            node.store.changes.append(self._changes)
             try:
                 self._check_term(rpc)
                 heartbeat_seconds = await self._register(rpc)
@@ -178,6 +186,8 @@ class MasterLink:
                 await self._beat(rpc, heartbeat_seconds)
             except (ConnectionError, GfsError) as error:
                 failure = error
+            finally:
+                node.store.changes.remove(self._changes)
             rpc.close()
             nursery.cancel_scope.cancel()
         raise failure or ConnectionResetError("the connection ended")
@@ -190,7 +200,7 @@ class MasterLink:
     # --- what this server says ------------------------------------------------------
 
     async def _register(self, rpc: Rpc) -> float:
-        node, record = self._node, self._node.identity_file.record
+        node, record = self._node, self._node.server.record
         reply, _ = await rpc.call(
             Register(
                 id=0,
@@ -218,7 +228,7 @@ class MasterLink:
         return reply.heartbeat_ms / 1000
 
     async def _join(self, rpc: Rpc, reply: RegisterReply) -> None:
-        node, record = self._node, self._node.identity_file.record
+        node, record = self._node, self._node.server.record
         if record.cluster and record.cluster != reply.cluster:
             raise WrongCluster(
                 f"the master serves cluster {reply.cluster}, this server's disks belong "
@@ -244,19 +254,14 @@ class MasterLink:
     async def _remember(self) -> None:
         """Have cluster and term written down, this time or at another attempt to join.
         Raises StartupError if no disk takes them."""
-        identity = self._node.identity_file
-        if not identity.remembers:
-            try:
-                await self._node.save_identity()
-            except StartupError as error:
-                if not identity.remembers:
-                    raise
-                log.error("%s", error)  # of one disk of several
+        if not self._node.server.remembers:
+            await self._node.disks.save()
 
     async def _beat(self, rpc: Rpc, seconds: float) -> None:
         node = self._node
         while True:
             self._check_term(rpc)
+            await self._report_changes(rpc)
             sent = node.world.clock.elapsed()
             appended = node.appends.untold() if self._is_master else []
             orders, _ = await rpc.call(
@@ -264,7 +269,7 @@ class MasterLink:
                     id=0,
                     disks=node.store.reports(),
                     chunks=len(node.store.inventory),
-                    bad=list(itertools.islice(node.store.bad.values(), BAD_REPORTS_MAX)),
+                    bad=self._next_bad(),
                     leases=node.leases.take_used() if self._is_master else [],
                     scrub=node.scrubber.progress(),
                     appended=appended,
@@ -276,6 +281,36 @@ class MasterLink:
             node.appends.told(appended)
             await self._obey(rpc, orders, sent)
             await node.world.clock.sleep(seconds)
+
+    async def _report_changes(self, rpc: Rpc) -> None:
+        """Report at once what came and went with a disk, before the heartbeat that says
+        what has become of the disk."""
+        store, changes = self._node.store, self._changes
+        while changes.gone or changes.come:
+            is_gone = bool(changes.gone)
+            if is_gone:
+                some = dict(itertools.islice(changes.gone.items(), REPORT_RECORDS_MAX))
+                body = store.pack_gone(some)
+            else:
+                some = dict.fromkeys(itertools.islice(changes.come, REPORT_RECORDS_MAX), 0)
+                body = store.pack(some)
+            orders, _ = await rpc.call(
+                ReportReplicas(id=0, complete=False, gone=is_gone), body, seconds=REPORT_SECONDS
+            )
+            for handle, version in some.items():
+                if not is_gone:
+                    changes.come.pop(handle, None)
+                elif changes.gone.get(handle) == version:
+                    del changes.gone[handle]
+            await self._obey(rpc, orders)
+
+    def _next_bad(self) -> list[BadReplica]:
+        """Some of the damaged replicas; all of them in turn, until they are dealt with."""
+        some = list(itertools.islice(self._bad, BAD_REPORTS_MAX))
+        if len(some) < BAD_REPORTS_MAX:
+            self._bad = iter(list(self._node.store.bad.values()))
+            some += itertools.islice(self._bad, BAD_REPORTS_MAX - len(some))
+        return [bad for bad in some if self._node.store.bad.get(bad.handle) == bad]
 
     def _next_sample(self) -> list[int]:
         sample = list(itertools.islice(self._sample, SAMPLE_RECORDS))
@@ -297,7 +332,7 @@ class MasterLink:
 
     def obey(self, orders: Orders, sent: float = 0.0) -> None:
         """Carry out the orders of a master, but not those of a younger memory."""
-        record = self._node.identity_file.record
+        record = self._node.server.record
         if orders.sequence >= record.sequence:
             record.sequence = orders.sequence
             self._node.leases.extend(orders.extend_leases, orders.lease_ms, sent)
@@ -305,7 +340,7 @@ class MasterLink:
 
     async def delete(self, order: DeleteReplicas) -> None:
         """As the message says. Raises StaleVersion for a younger memory."""
-        record = self._node.identity_file.record
+        record = self._node.server.record
         if order.sequence < record.sequence:
             raise StaleVersion(
                 f"refused to delete {len(order.replicas)} replicas: the master is at "
@@ -359,6 +394,8 @@ class MasterLink:
                 reply = await node.verify(message)
                 reply.id = message.id
                 return reply
+            case DiskOrder():
+                return DiskOrderReply(id=message.id, disks=await node.disks.order(message))
             case Ping():
                 pass
             case _:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from gfs.chunkserver.disk import STATES
 from gfs.chunkserver.node import Node
 from gfs.metrics import Family, certificate_family, counter, gauge, label, operation_families
 
 
 def families(node: Node) -> Iterable[Family]:
     """All of them."""
-    store, disks = node.store, node.store.disks
-    now = node.world.clock.monotonic()
+    store = node.store
+    disks = [*store.disks.values(), *store.down.values()]
+    reports = store.reports()
     yield gauge("gfs_chunkserver_chunks", "Replicas held", len(store.inventory))
     yield gauge("gfs_chunkserver_chunk_bytes", "Bytes of chunks held", store.bytes)
     yield gauge("gfs_chunkserver_bad_replicas", "Replicas known to be unfit", len(store.bad))
@@ -47,23 +49,26 @@ def families(node: Node) -> Iterable[Family]:
     yield gauge(
         "gfs_chunkserver_disk_total_bytes",
         "Size of a disk",
-        label("disk", {disk.path: disk.total_bytes for disk in disks}),
+        label("disk", {each.path: each.total_bytes for each in reports}),
     )
     yield gauge(
         "gfs_chunkserver_disk_free_bytes",
         "Free on a disk",
-        label("disk", {disk.path: disk.free_bytes for disk in disks}),
+        label("disk", {each.path: each.free_bytes for each in reports}),
     )
     yield gauge(
-        "gfs_chunkserver_disk_ok",
-        "1 unless the disk is full, slow or failed",
-        label(
-            "disk",
-            {
-                disk.path: int(disk.state(now, node.settings.reserve_bytes) == "ok")
-                for disk in disks
-            },
-        ),
+        "gfs_chunkserver_disk_state",
+        "1 for the state that the disk is in",
+        {
+            (("disk", disk.path), ("state", state)): int(disk.state == state)
+            for disk in disks
+            for state in STATES
+        },
+    )
+    yield gauge(
+        "gfs_chunkserver_disk_chunks",
+        "Replicas on a disk",
+        label("disk", {disk.path: disk.chunks for disk in disks}),
     )
     yield counter(
         "gfs_chunkserver_disk_errors_total",
@@ -73,7 +78,7 @@ def families(node: Node) -> Iterable[Family]:
     yield gauge(
         "gfs_chunkserver_disk_calls",
         "Calls to a disk that run or wait",
-        label("disk", {disk.path: len(disk.busy_since) for disk in disks}),
+        label("disk", {disk.path: len(disk.running) for disk in disks}),
     )
     yield gauge(
         "gfs_chunkserver_connections",
@@ -83,7 +88,7 @@ def families(node: Node) -> Iterable[Family]:
     yield counter(
         "gfs_chunkserver_log_sequence_total",
         "Operation of the master's log that this server has heard of",
-        node.identity_file.record.sequence,
+        node.server.record.sequence,
     )
     yield from certificate_family(node.identity.certificate_until_ns)
     yield from operation_families("gfs_chunkserver", node.operations)

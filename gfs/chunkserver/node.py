@@ -10,12 +10,14 @@ import trio
 from gfs.blocks import CHUNK_BYTES, MIB, block_count
 from gfs.chunkserver.append import Appends
 from gfs.chunkserver.batches import serve_replicas
-from gfs.chunkserver.identity import IdentityFile
+from gfs.chunkserver.disk import map_disk_error
+from gfs.chunkserver.disks import Disks
+from gfs.chunkserver.identity import Identity as ServerIdentity
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.pulse import Pulse
 from gfs.chunkserver.read import serve_read
 from gfs.chunkserver.scrub import Scrubber
-from gfs.chunkserver.store import ChunkStore, OpenChunk, map_disk_error
+from gfs.chunkserver.store import ChunkStore, OpenChunk
 from gfs.chunkserver.throttle import Throttle
 from gfs.chunkserver.write import FromConnection, WriteExchange
 from gfs.config import ChunkserverSettings
@@ -70,8 +72,9 @@ class Node:
     ) -> None:
         self.world = world
         self.settings = settings
-        self.identity_file = IdentityFile(world.files, directories)
-        self.store = ChunkStore(world, directories, settings)
+        self.server = ServerIdentity()
+        self.store = ChunkStore(world, settings)
+        self.disks = Disks(world, settings, directories, self.store, self.server)
         self.leases = Leases(world.clock.elapsed)
         self.throttle = Throttle(world.clock, settings.background_bytes_per_second)
         self.buffers = BufferPool(BUFFER_BYTES_MAX)
@@ -86,7 +89,6 @@ class Node:
         self.read_bytes = self.written_bytes = 0
         self.scrubber = Scrubber(self)
         self.address = ""
-        self._saving = trio.Lock()
         #: Chunks being copied to this server.
         self.cloning: set[int] = set()
         #: Connections between two exchanges, and since when.
@@ -96,23 +98,18 @@ class Node:
     def id(self) -> str:
         return self.identity.peer
 
-    def open(self) -> None:
-        """Lock the disks, read identity and inventory. Blocks. Raises StartupError."""
-        self.identity_file.open(self.world)
-        self.identity.peer = self.identity_file.record.id
-        self.identity.cluster = self.identity_file.record.cluster
-        self.identity.term = self.identity_file.record.term
-        self.store.load()
+    async def open(self) -> None:
+        """Lock and read the disks; one that cannot be used is left out, as long as there is
+        another. Raises StartupError."""
+        await self.disks.open()
+        self.identity.peer = self.store.server = self.server.record.id
+        self.identity.cluster = self.server.record.cluster
+        self.identity.term = self.server.record.term
 
-    async def save_identity(self) -> None:
-        """The record is on every disk when this returns. Raises StartupError."""
-        async with self._saving:
-            await self.world.run_blocking(self.identity_file.save)
-
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Let go of the disks. What hangs is left to the end of the process."""
         self.pool.close()
-        self.store.close()
-        self.identity_file.close()
+        await self.disks.close()
 
     # --- exchanges ------------------------------------------------------------------
 
@@ -227,8 +224,9 @@ class Node:
             reply.state = "missing"
         except DeadlineExceeded:
             raise  # what it is, is not known
-        except GfsError:
-            reply.state = "corrupt"
+        except (GfsError, OSError):
+            # If its disk has failed, it is gone and not damaged.
+            reply.state = "corrupt" if request.handle in self.store.inventory else "missing"
         if self.store.is_lacking(request.handle):
             reply.state = "corrupt"
         if request.handle in self.store.bad and reply.state == "good" and request.blocks:
@@ -239,21 +237,23 @@ class Node:
 
     async def look_for(self, request: LookFor) -> LookForReply:
         """What is known of these replicas, and seen of their files by a ``stat``."""
-        store, wrong = self.store, dict[int, str]()
+        store, wrong = self.store, dict[int, bool]()
         handles = [name.handle for name in request.replicas]
-        for disk in store.disks:
+        for disk in list(store.disks.values()):
             try:
-                wrong.update(await store.run(disk, store.looks_right, disk, handles))
+                wrong.update(await disk.run(store.looks_wrong, disk, handles))
             except OSError as error:
                 log.info("%s cannot be looked at: %s", disk.path, error)
         return LookForReply(request.id, [self._known(name, wrong) for name in request.replicas])
 
-    def _known(self, name: ReplicaName, wrong: Mapping[int, str]) -> ReplicaState:
+    def _known(self, name: ReplicaName, wrong: Mapping[int, bool]) -> ReplicaState:
         store, handle = self.store, name.handle
         replica = store.inventory.get(handle)
         if replica is None:
             return ReplicaState(handle, "missing")
-        state = wrong.get(handle, "good")
+        state = "good"
+        if handle in wrong:
+            state = "corrupt" if wrong[handle] else "missing"
         if state == "good":
             if handle in store.bad:
                 state = store.bad[handle].kind
@@ -267,15 +267,18 @@ class Node:
 
     async def _verify_blocks(self, chunk: OpenChunk, reply: VerifyReply) -> None:
         file, disk = chunk.file, chunk.disk
-        wrong = await self.store.run(disk, self.store.looks_right, disk, [file.handle])
+        wrong = await self.store.run(disk, self.store.looks_wrong, disk, [file.handle])
+        if wrong and not wrong[0][1]:
+            reply.state = "missing"
+            self.store.lose(file.handle)
+            return
         if not wrong:
             bad = await self.bad_blocks(chunk)
             if not bad:
                 return
             reply.bad_blocks = bad[:1000]
-            wrong = [(file.handle, "corrupt")]
-        reply.state = wrong[0][1]
-        self.store.mark_unfit(chunk, reply.state)
+        reply.state = "corrupt"
+        self.store.mark_unfit(chunk)
 
     async def bad_blocks(
         self, chunk: OpenChunk, first: int = 0, count: int | None = None
@@ -387,7 +390,7 @@ class Node:
         if mark is None or file.length >= order.length:
             return
         if file.length < mark.length:
-            self.store.mark_bad(order.handle, "corrupt")
+            self.store.mark_bad(order.handle)
             raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
         await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))
 

@@ -23,7 +23,7 @@ from gfs.protocol.messages import Message, Working
 from gfs.protocol.patience import PULSE_SECONDS, SILENT_SECONDS
 
 if TYPE_CHECKING:
-    from gfs.chunkserver.store import Disk
+    from gfs.chunkserver.disk import Disk
 
 STUCK_SECONDS_MIN, STUCK_SECONDS_MAX = 1.0, 6.0
 #: What a call took buys patience for so long, and so many times that.

@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gfs.blocks import BLOCK_BYTES, block_sum
-from gfs.chunkserver.store import OpenChunk, map_disk_error
+from gfs.chunkserver.disk import map_disk_error
+from gfs.chunkserver.store import OpenChunk
 from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Failure, ReadChunk, ReadReply
@@ -41,7 +42,7 @@ async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk)
                     return await _send_blocks(node, connection, chunk, request)
                 await _send_piece(node, connection, chunk, request)
             except CorruptReplica:
-                node.store.mark_unfit(chunk, "corrupt")
+                node.store.mark_unfit(chunk)
                 raise
     except GfsError as error:
         await connection.send(
@@ -145,12 +146,12 @@ async def _send_blocks(
         )
     except EOFError:
         # The head is out: the client learns of it by the connection's end.
-        node.store.mark_unfit(chunk, "corrupt")
+        node.store.mark_unfit(chunk)
         return False
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
-        node.store.mark_unfit(chunk, "corrupt")
+        node.store.mark_unfit(chunk)
         return False
     return True
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.store import Disk, map_disk_error
+from gfs.chunkserver.disk import Disk, map_disk_error
 from gfs.errors import GfsError
 
 if TYPE_CHECKING:
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def new_replica(
-    node: Node, disk: Disk, handle: int, version: int, what: str
+    node: Node, disk: Disk, handle: int, version: int, what: str, moved: int | None = None
 ) -> AsyncIterator[ChunkFile]:
     """An empty replica, for the block to fill: installed at its end, or nothing of it is
     left. What the disk refuses is raised as the error it means for ``what``."""
     path = disk.chunk_path(handle) + ".clone"
     node.store.forget_half(disk, path)
     try:
-        file = ChunkFile.create(node.world.files, path, handle, version, disk.journal, copied=True)
+        file = ChunkFile.create(disk.files, path, handle, version, disk.journal, copied=True)
         try:
             yield file
-            await node.store.install(disk, file)
+            await node.store.install(disk, file, moved)
         finally:
             file.close()
     except BaseException as error:

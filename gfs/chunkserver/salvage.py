@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gfs.blocks import BLOCK_BYTES, MIB, SUM_BYTES, block_count, block_sum
+from gfs.chunkserver.disk import map_disk_error
 from gfs.chunkserver.replacing import new_replica
-from gfs.chunkserver.store import map_disk_error
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     ChunkUnavailable,

@@ -66,7 +66,7 @@ class Scrubber:
 
     def progress(self) -> Scrub:
         """For the heartbeat."""
-        record = self._node.identity_file.record
+        record = self._node.server.record
         return Scrub(
             self._done_bytes,
             max(self._done_bytes, self._node.store.bytes),
@@ -81,7 +81,7 @@ class Scrubber:
 
     async def run(self) -> None:
         """Scrub, pass after pass."""
-        clock, record = self._node.world.clock, self._node.identity_file.record
+        clock, record = self._node.world.clock, self._node.server.record
         self._after = record.scrubbed
         while True:
             if not self._after:
@@ -107,7 +107,7 @@ class Scrubber:
                 await self._chunk(handle)
             except DiskFailed:
                 # A sector that cannot be read: the replica is to be made anew.
-                store.mark_bad(handle, "corrupt")
+                store.mark_bad(handle)
             except (GfsError, OSError) as error:
                 log.info("scrub of %016x: %s", handle, error)
             self._done_bytes = before + lengths[handle]
@@ -119,7 +119,7 @@ class Scrubber:
         now = self._node.world.clock.monotonic()
         if now - self._noted >= NOTE_SECONDS:
             self._noted = now
-            self._node.identity_file.record.scrubbed = self._after
+            self._node.server.record.scrubbed = self._after
 
     async def _chunk(self, handle: int) -> None:
         node, store = self._node, self._node.store
@@ -136,7 +136,7 @@ class Scrubber:
             await node.throttle.take(step)
             async with store.using(handle) as chunk:
                 if await node.bad_blocks(chunk, first, blocks):
-                    store.mark_unfit(chunk, "corrupt")
+                    store.mark_unfit(chunk)
                     return
             first += blocks
             self._done_bytes += step
@@ -155,7 +155,7 @@ class Scrubber:
     def _seconds_left(self) -> float:
         """Of this pass. The wall clock may jump: never more than a whole one."""
         period = self._node.settings.scrub_seconds
-        record, now_ns = self._node.identity_file.record, self._node.world.clock.time_ns()
+        record, now_ns = self._node.server.record, self._node.world.clock.time_ns()
         # From a beginning that is yet to come the pass would be as slow until it has.
         record.scrub_began_ns = min(record.scrub_began_ns, now_ns)
         return period - min((now_ns - record.scrub_began_ns) / 1e9, period)

@@ -9,6 +9,7 @@ from functools import partial
 import trio
 
 from gfs.chunkserver import background
+from gfs.chunkserver.draining import drain_disk
 from gfs.chunkserver.link import MasterLinks
 from gfs.chunkserver.metrics import families
 from gfs.chunkserver.node import Node
@@ -51,24 +52,14 @@ async def run_chunkserver(
     if metrics is not None:
         metrics.collect = partial(families, node)
     try:
-        await _open(node)
+        await node.open()
         listener = await _listen(node)
         try:
             await _run(node, listener, task_status)
         finally:
             listener.close()
     finally:
-        node.close()
-
-
-async def _open(node: Node) -> None:
-    try:
-        await node.world.run_blocking(node.open)
-    except OSError as error:
-        if isinstance(error, StartupError):
-            raise
-        where = error.filename or ", ".join(d.path for d in node.store.disks)
-        raise StartupError(f"{where}: cannot be used: {error.strerror or error}") from None
+        await node.close()
 
 
 async def _listen(node: Node) -> Listener:
@@ -95,14 +86,17 @@ async def _run(
             nursery.start_soon(node.pulse.run)
             nursery.start_soon(node.patience.run)
             nursery.start_soon(links.run)
-            for disk in node.store.disks:
-                nursery.start_soon(node.store.keep_saving, disk)
-            nursery.start_soon(background.watch_space, node)
+            tasks = (
+                node.store.keep_saving,
+                partial(background.tend_journal, node),
+                partial(background.take_marks_back, node),
+                partial(drain_disk, node),
+            )
+            nursery.start_soon(node.disks.run, tasks)
             nursery.start_soon(background.scan, node)
+            nursery.start_soon(background.look_at_damaged, node)
             nursery.start_soon(node.scrubber.run)
             nursery.start_soon(background.save_memory, node)
-            nursery.start_soon(background.take_marks_back, node)
-            nursery.start_soon(background.tend_journals, node)
             await links.registered.wait()
             log.info("chunkserver %s serves at %s", node.id, node.address)
             task_status.started(ChunkserverStarted(id=node.id, address=node.address))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import struct
 from collections import OrderedDict
@@ -26,8 +27,10 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES, Redo, State
-from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
+from gfs.chunkserver.disk import FAILED, Disk, map_disk_error
+from gfs.chunkserver.format import HEAD_BYTES
+from gfs.chunkserver.journal import Journal, Keeper
+from gfs.chunkserver.loading import Contents, unlink_for_good
 from gfs.chunkserver.marks import NO_STATE, Mark, Marks, boot_number
 from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
@@ -52,10 +55,8 @@ log = logging.getLogger(__name__)
 
 #: Open chunk files kept; each has up to 8 KiB of sums in memory besides.
 OPEN_FILES_MAX = 512
-#: A disk whose calls take longer than this says so in the heartbeat.
-SLOW_SECONDS = 5.0
 #: Whoever opens, replaces or deletes a chunk's file waits so long for another who does,
-#: and for a write that is to end first. Heartbeats wait for deletions.
+#: and for a write that is to end first.
 TURN_SECONDS = 3.0
 #: Between two marks that are looked at, at most.
 MARK_REST_SECONDS = 0.1
@@ -83,47 +84,13 @@ class Made(NamedTuple):
     sums: bytes
 
 
-class Disk:
-    """One directory. Blocking calls on it share a bounded number of threads."""
+class Changes:
+    """Replicas that came or went other than by a master's or a client's order, for one
+    master: by handle, of those that went with the version."""
 
-    def __init__(self, index: int, path: str, threads: int, journal: Journal, marks: Marks) -> None:
-        self.index = index
-        self.path = path
-        self.journal = journal
-        self.marks = marks
-        #: Set when the sync of the journal, or the marks, that is under way ends.
-        self.syncing: dict[Journal | Marks, trio.Event] = {}
-        #: Wakes who saves what a full journal has.
-        self.to_save = trio.Event()
-        self.room = trio.lowlevel.ParkingLot()
-        self.limiter = trio.CapacityLimiter(threads)
-        self.chunks = 0
-        self.total_bytes = 0
-        self.free_bytes = 0
-        #: Since free_bytes was read: chunks begun here, bytes written here.
-        self.begun = 0
-        self.written_bytes = 0
-        self.failed = False
-        #: Calls that the disk refused.
-        self.errors = 0
-        self.busy_since: dict[int, float] = {}
-
-    def folder(self, handle: int) -> str:
-        return f"{self.path}/chunks/{handle & 0xFF:02x}"
-
-    def chunk_path(self, handle: int) -> str:
-        return f"{self.folder(handle)}/{handle:016x}.chunk"
-
-    def has_room(self, reserve_bytes: int) -> bool:
-        """Whether new data may be written without touching the reserve."""
-        return self.free_bytes - self.written_bytes >= reserve_bytes
-
-    def state(self, now: float, reserve_bytes: int) -> str:
-        if self.failed:
-            return "failed"
-        if self.busy_since and now - min(self.busy_since.values()) > SLOW_SECONDS:
-            return "slow"
-        return "ok" if self.has_room(reserve_bytes) else "full"
+    def __init__(self) -> None:
+        self.gone: dict[int, int] = {}
+        self.come: dict[int, None] = {}
 
 
 class OpenChunk:
@@ -164,17 +131,6 @@ class OpenChunk:
             watch.scope.cancel()
 
 
-def map_disk_error(error: OSError, what: str) -> GfsError:
-    """The error a client gets for a failure of a local disk."""
-    if isinstance(error, GfsError):
-        return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"{what}: no space left on the chunkserver's disk")
-    if isinstance(error, FileNotFoundError):
-        return NotFound(f"{what}: the chunk file is gone")
-    return DiskFailed(f"{what}: {error.strerror or error}")
-
-
 class ChunkStore:
     """All replicas of this server. One task at a time decides; threads only work.
 
@@ -185,29 +141,28 @@ class ChunkStore:
     before it got it.
     """
 
-    def __init__(self, world: World, directories: list[str], settings: ChunkserverSettings) -> None:
+    def __init__(self, world: World, settings: ChunkserverSettings) -> None:
         self.world = world
+        #: This chunkserver's id, for the log.
+        self.server = ""
         self.reserve_bytes = settings.reserve_bytes
+        self._settings = settings
         self._idle_seconds = settings.idle_seconds
-        sync, size = settings.durability == "fsync", settings.journal_bytes
-        boot = boot_number(world.boot)
-        self.disks = [
-            Disk(
-                n,
-                path,
-                settings.disk_threads,
-                Journal(world.files, path, sync, size),
-                Marks(world.files, path, boot),
-            )
-            for n, path in enumerate(directories)
-        ]
+        self._boot = boot_number(world.boot)
+        self._indexes = itertools.count()
+        #: The disks that are used, by index; an index is never used again.
+        self.disks: dict[int, Disk] = {}
+        #: Those that are not, by path.
+        self.down: dict[str, Disk] = {}
         self.inventory: dict[int, Replica] = {}
         #: Data of all replicas, without their heads.
         self.bytes = 0
-        #: Replicas found unfit, by handle, until a clone or the master ends them.
+        #: Damaged replicas, by handle, until a clone or the master ends them.
         self.bad: dict[int, BadReplica] = {}
-        #: Unfit replicas found since the start.
+        #: Damaged replicas found since the start.
         self.found_bad = 0
+        #: Of each master: what it is still to be told.
+        self.changes: list[Changes] = []
         #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
         self._twins: set[tuple[int, int]] = set()
         #: (Disk, path) of replicas that were given up half made, and could not be deleted.
@@ -217,25 +172,140 @@ class ChunkStore:
         self._open: OrderedDict[int, OpenChunk] = OrderedDict()
         #: Set when the chunk is not busy any more.
         self.busy: dict[int, trio.Event] = {}
-        self._calls = 0
 
-    # --- blocking work ----------------------------------------------------------
+    # --- disks ------------------------------------------------------------------
+
+    def new_disk(self, path: str) -> Disk:
+        """A disk of this server, not opened and not used yet."""
+        index = next(self._indexes)
+        return Disk(self.world, index, path, self._settings, self._boot, self._failed)
 
     async def run(self, disk: Disk, function: Callable[..., T], *args: object) -> T:
-        """Run a blocking call on ``disk`` under its limit, noting when it is slow."""
-        self._calls += 1
-        call = self._calls
-        disk.busy_since[call] = self.world.clock.monotonic()
+        """See :meth:`gfs.chunkserver.disk.Disk.run`."""
+        return await disk.run(function, *args)
+
+    async def adopt(self, disk: Disk, contents: Contents) -> None:
+        """Use a disk that was read: its replicas are this server's from now on. Raises
+        ``OSError`` if it fails meanwhile."""
+        self.disks[disk.index] = disk
+        self.down.pop(disk.path, None)
+        for handle, found in contents.replicas.items():
+            here = Replica(disk.index, found.version, found.length)
+            known = self.inventory.get(handle)
+            if known is not None:
+                await self._settle_twins(handle, known, here, contents)
+                continue
+            bad = self.bad.pop(handle, None)
+            if bad is not None:  # another disk has one that cannot be read
+                self._twins.update((n, handle) for n in self.disks if n != disk.index)
+            self._take(handle, here, contents)
+        for handle in contents.unreadable:
+            if handle in self.inventory:
+                self._twins.add((disk.index, handle))
+            else:
+                self.bad[handle] = BadReplica(handle, 0, "corrupt")
+
+    def _take(self, handle: int, here: Replica, contents: Contents) -> None:
+        self._note(handle, here)
+        for changes in self.changes:
+            changes.come[handle] = None
+        if handle in contents.forgetful:
+            self.forgetful[handle] = contents.forgetful[handle]
+        if handle in contents.unfit:
+            self.mark_bad(handle)
+
+    async def _settle_twins(
+        self, handle: int, known: Replica, here: Replica, contents: Contents
+    ) -> None:
+        """Two disks have a replica of the same chunk: a move between them was cut short, or
+        the removal of one did not reach the disk. The one of the higher version stays; of
+        two of the same version one that is whole, for sure, and neither is deleted
+        before."""
+        log.warning(
+            "chunk %016x is on two disks: %s and %s",
+            handle,
+            self.disks[known.disk].path,
+            self.disks[here.disk].path,
+        )
+        rivals = [(known, handle not in self.forgetful), (here, handle not in contents.forgetful)]
+        rivals.sort(key=lambda rival: (rival[0].version, rival[1]), reverse=True)
+        (best, _), (other, _) = rivals
+        is_whole = True
+        if best.version == other.version:
+            is_whole = await self._is_whole(handle, best)
+            if not is_whole and await self._is_whole(handle, other):
+                best, other, is_whole = other, best, True
+        if best is here:
+            self.forget(handle)
+            self.bad.pop(handle, None)
+            self._take(handle, here, contents)
+        if is_whole:
+            self._twins.add((other.disk, handle))
+        else:
+            self.mark_bad(handle)  # whoever replaces it deletes both
+
+    async def _is_whole(self, handle: int, replica: Replica) -> bool:
+        disk = self.disks[replica.disk]
         try:
-            return await self.world.run_blocking(function, *args, limiter=disk.limiter)
+            return await disk.run(_verify_file, disk, handle)
         except OSError as error:
-            if not isinstance(error, GfsError):
-                disk.errors += 1
-            raise
-        finally:
-            del disk.busy_since[call]
-            if disk.journal.to_save:
-                disk.to_save.set()
+            if disk.down:
+                raise
+            log.error("%s: %s", disk.chunk_path(handle), error)
+            return False
+
+    def _failed(self, disk: Disk) -> None:
+        """Its replicas are gone: nobody reads them, and the master has them made anew."""
+        self.down[disk.path] = disk
+        lost = [h for h, replica in self.inventory.items() if replica.disk == disk.index]
+        for handle in lost:
+            self._lose(handle)
+        for handle, chunk in list(self._open.items()):
+            if chunk.disk is disk:  # one that is being made
+                chunk.preempt()
+                self.forget(handle)
+        self._twins = {each for each in self._twins if each[0] != disk.index}
+        self._half_made = {each for each in self._half_made if each[0] != disk.index}
+        self.disks.pop(disk.index, None)
+        log.error(
+            "disk %s is %s: %s. Its %d replicas will be re-replicated from other servers. "
+            "When it works again: gfs disk retry %s %s",
+            disk.path,
+            disk.down,
+            disk.reason,
+            len(lost),
+            self.server,
+            disk.path,
+            extra=event(
+                "disk_failed",
+                server=self.server,
+                disk=disk.path,
+                state=disk.down,
+                reason=disk.reason,
+                replicas=len(lost),
+            ),
+        )
+
+    def release(self, disk: Disk) -> None:
+        """An empty disk is not used any more."""
+        del self.disks[disk.index]
+        disk.end("removed", "an operator has removed it")
+
+    def lose(self, handle: int) -> None:
+        """The replica is not there any more: its file is gone."""
+        if handle in self.inventory:
+            log.error("chunk %016x: the replica's file is gone", handle)
+            self._lose(handle)
+
+    def _lose(self, handle: int) -> None:
+        version = self.inventory[handle].version
+        for changes in self.changes:
+            changes.gone[handle] = version
+        chunk = self._open.get(handle)
+        if chunk is not None:
+            chunk.preempt()
+        self.forget(handle)
+        self.bad.pop(handle, None)
 
     # --- the redo journal -----------------------------------------------------------
 
@@ -256,7 +326,8 @@ class ChunkStore:
                 with trio.CancelScope(shield=True):
                     await self.run(disk, log.flush)
             finally:
-                disk.failed = disk.failed or log.failed
+                if log.failed:
+                    disk.fail(FAILED, f"{log.path} could not be synced")
                 del disk.syncing[log]
                 done.set()
 
@@ -266,6 +337,8 @@ class ChunkStore:
             with deadline(self._idle_seconds, "room in the redo journal"):
                 while disk.journal.crowded:
                     await disk.room.park()
+                    if disk.down:
+                        raise disk.failure()
 
     async def empty_journal(self, disk: Disk) -> None:
         """Have what the journal has saved, though it is not full. Raises ``OSError``."""
@@ -312,10 +385,10 @@ class ChunkStore:
     async def _save(self, disk: Disk, keeper: Keeper) -> None:
         """Raises ``OSError`` if that is to be tried again."""
         try:
-            await self.run(disk, keeper.save)
+            await disk.run(keeper.save)
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not keeper.is_unsound and (is_full or not disk.journal.crowded):
+            if disk.down or (not keeper.is_unsound and (is_full or not disk.journal.crowded)):
                 raise  # the journal has it, and nobody needs its place yet
             log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
             if keeper in await self.run(disk, disk.journal.unsaved):  # not deleted or replaced
@@ -330,7 +403,7 @@ class ChunkStore:
     async def _give_up_saving(self, disk: Disk, keeper: Keeper) -> None:
         """The replica is not what it is said to be, and is to be made anew. That is on the
         disk before the records of what it lacks may go. Raises ``OSError``."""
-        self.mark_bad(keeper.handle, "corrupt")
+        self.mark_bad(keeper.handle)
         wanted = NO_STATE if keeper.is_unsound else keeper.sequence
         await self._sync(disk, disk.marks, disk.marks.put_lacking(keeper.handle, wanted))
         await self.run(disk, disk.journal.settled, keeper)
@@ -409,217 +482,17 @@ class ChunkStore:
 
     def _is_gone(self, disk: Disk, handle: int) -> bool:
         """Blocks. Whether there is no file of it, and none can come back."""
-        if self.world.files.exists(disk.chunk_path(handle)):
+        if disk.files.exists(disk.chunk_path(handle)):
             return False
         with contextlib.suppress(FileNotFoundError):
-            self.world.files.sync_directory(disk.folder(handle))
+            disk.files.sync_directory(disk.folder(handle))
         return True
-
-    # --- start --------------------------------------------------------------------
-
-    def load(self) -> None:
-        """Make the directories, read the inventory, do again what the redo journals say,
-        and doubt what the marks say. Blocks; ``OSError`` if it can't."""
-        files = self.world.files
-        for disk in self.disks:
-            files.make_directories(f"{disk.path}/chunks")
-            records = read_records(files, disk.path)
-            disk.journal.open()
-            disk.journal.saw(records.sequence)
-            are_known = disk.marks.open()
-            for mark in disk.marks.all():
-                if mark.is_lacking and mark.boot != NO_STATE:
-                    disk.journal.saw(mark.boot)
-            files.sync_directory(disk.path)
-            for name in sorted(files.list(f"{disk.path}/chunks")):
-                self._load_folder(disk, f"{disk.path}/chunks/{name}", records)
-            for handle, redos in sorted(records.by_handle.items()):
-                if not redos[0].base:
-                    self._load_unnamed(disk, handle, redos)
-            # The records of it go now: that these files are gone must be on the disk.
-            folders = {disk.folder(handle) for handle in records.deleted}
-            if not records.is_whole:  # or anywhere
-                folders.update(f"{disk.path}/chunks/{n:02x}" for n in range(256))
-            for folder in sorted(folders):
-                with contextlib.suppress(FileNotFoundError):
-                    files.sync_directory(folder)
-            if not are_known:
-                self._mark_all(disk, disk.marks.path)
-            elif not records.is_whole:
-                self._mark_all(disk, f"{disk.path}: the redo journal")
-            if disk.marks.synced < disk.marks.changes:
-                disk.marks.flush()
-            disk.journal.start()
-            self.refresh_space(disk)
-        for disk in self.disks:
-            self._doubt(disk)
-
-    def _mark_all(self, disk: Disk, what: str) -> None:
-        """Some mark or record on the disk cannot be read, and may be any replica's."""
-        log.error(
-            "%s: damaged: all replicas on this disk are doubted",
-            what,
-            extra=event("notes_damaged", disk=disk.path),
-        )
-        for handle, replica in self.inventory.items():
-            if replica.disk == disk.index:
-                disk.marks.put_unknown(handle, replica.version)
-
-    def _doubt(self, disk: Disk) -> None:
-        """The power was lost since some replicas were marked, or nobody knows which ones
-        were: they may lack something."""
-        count = 0
-        for mark in disk.marks.all():
-            replica = self.inventory.get(mark.handle)
-            if mark.boot == disk.marks.boot or replica is None or replica.disk != disk.index:
-                continue
-            count += 1
-            self.forgetful[mark.handle] = mark
-            if mark.version > replica.version:
-                self._raise(disk, mark)
-        if count:
-            log.warning(
-                "%s: %d replicas may lack what was last written: the power was lost, or what "
-                "was noted about them is damaged",
-                disk.path,
-                count,
-                extra=event("replicas_doubted", disk=disk.path, replicas=count),
-            )
-
-    def _raise(self, disk: Disk, mark: Mark) -> None:
-        """It was granted that version, and has lost it."""
-        path = disk.chunk_path(mark.handle)
-        try:
-            file = ChunkFile.open(self.world.files, path, mark.handle, disk.journal)
-            try:
-                file.set_version(mark.version)
-                file.save()
-            finally:
-                file.close()
-        except (CorruptReplica, OSError) as error:
-            log.error("%s: %s", path, error)
-            self.mark_bad(mark.handle, "corrupt")
-            return
-        self._note(mark.handle, Replica(disk.index, mark.version, file.length))
-
-    def close(self) -> None:
-        for disk in self.disks:
-            disk.journal.close()
-            disk.marks.close()
-
-    def _load_folder(self, disk: Disk, folder: str, records: Records) -> None:
-        files = self.world.files
-        for name in files.list(folder):
-            path = f"{folder}/{name}"
-            stem, _, kind = name.partition(".")
-            if kind == "chunk.clone":
-                files.unlink(path)  # a clone that a crash cut short
-                continue
-            try:
-                handle = int(stem, 16)
-            except ValueError:
-                log.warning("%s is not a chunk file: left alone", path)
-                continue
-            if kind == "chunk":
-                deleted = records.deleted.get(handle, 0)
-                if deleted and self._is_older(path, handle, deleted):
-                    self._unlink_for_good(path)  # a power cut brought it back
-                else:
-                    self._load_chunk(disk, handle, path, records.take(handle))
-
-    def _is_older(self, path: str, handle: int, sequence: int) -> bool:
-        try:
-            state = ChunkFile.probe(self.world.files, path, handle)
-        except (CorruptReplica, OSError):
-            return False
-        return state is not None and state.sequence < sequence
-
-    def _load_unnamed(self, disk: Disk, handle: int, records: list[Redo]) -> None:
-        """A replica made shortly before a power cut, which its name did not survive."""
-        path = disk.chunk_path(handle)
-        self.world.files.make_directories(path.rpartition("/")[0])
-        self.world.files.open(path, "create").close()
-        self._load_chunk(disk, handle, path, records)
-
-    def _load_chunk(self, disk: Disk, handle: int, path: str, records: list[Redo]) -> None:
-        known = self.inventory.get(handle)
-        try:
-            state = self._recover(disk, path, handle, records)
-            if state is None:
-                self._unlink_for_good(path)  # never acknowledged to anybody
-                return
-            self._check_saved(disk, handle, state)
-        except (CorruptReplica, OSError) as error:
-            log.error("%s: %s", path, error)
-            if records:  # which go now
-                disk.marks.put_lacking(handle, records[-1].sequence)
-            if known is None:
-                self.bad[handle] = BadReplica(handle, 0, "corrupt")
-            else:
-                self._unlink_twin(disk, handle)
-            return
-        found = Replica(disk.index, state.version, state.length)
-        if known is not None and self._rank(handle, known) >= self._rank(handle, found):
-            self._unlink_twin(disk, handle)
-            return
-        if known is not None or self.bad.pop(handle, None) is not None:
-            for other in self.disks[: disk.index]:
-                self._unlink_twin(other, handle)
-        self._note(handle, found)
-
-    def _check_saved(self, disk: Disk, handle: int, state: State) -> None:
-        """Raises CorruptReplica if later states than this could not be saved."""
-        mark = disk.marks.get(handle)
-        if mark is not None and mark.is_lacking:
-            if state.sequence < mark.boot:
-                raise CorruptReplica(
-                    f"chunk {handle:016x}: what was last written could not be saved"
-                )
-            disk.marks.remove(handle)
-
-    def _rank(self, handle: int, replica: Replica) -> tuple[int, bool]:
-        """Of two disks' replicas the one with the higher is kept."""
-        marks = self.disks[replica.disk].marks
-        mark = marks.get(handle)
-        return replica.version, mark is None or mark.boot == marks.boot
-
-    def _unlink_twin(self, disk: Disk, handle: int) -> None:
-        """Another disk has a better replica of this chunk. The removal of this one,
-        when that was made, did not reach the platter before a power cut."""
-        log.warning("%s: another disk has a better one", disk.chunk_path(handle))
-        with contextlib.suppress(OSError):
-            self._unlink_for_good(disk.chunk_path(handle))
-
-    def _unlink_for_good(self, path: str) -> None:
-        """Where no journal will tell of it."""
-        self.world.files.unlink(path)
-        self.world.files.sync_directory(path.rpartition("/")[0])
-
-    def _recover(self, disk: Disk, path: str, handle: int, records: list[Redo]) -> State | None:
-        files, journal = self.world.files, disk.journal
-        state = ChunkFile.probe(files, path, handle, records)
-        if state is None:
-            return None
-        journal.saw(state.sequence)
-        if records:
-            chunk = ChunkFile.open(files, path, handle, journal, records)
-            try:
-                chunk.save()
-            finally:
-                chunk.close()
-        return state
-
-    def refresh_space(self, disk: Disk) -> None:
-        try:
-            disk.total_bytes, disk.free_bytes = self.world.files.space(disk.path)
-            disk.begun = disk.written_bytes = 0
-        except OSError as error:
-            log.error("%s: %s", disk.path, error)
-            disk.failed = True
 
     # --- inventory ------------------------------------------------------------------
 
     def _note(self, handle: int, replica: Replica) -> None:
+        if replica.disk not in self.disks:
+            return  # it failed meanwhile, and took the replica along
         old = self.inventory.get(handle)
         if old is None:
             self.disks[replica.disk].chunks += 1
@@ -638,7 +511,7 @@ class ChunkStore:
         if not chunk.dropped:
             file = chunk.file
             if file.is_unsound:
-                self.mark_bad(file.handle, "corrupt")
+                self.mark_bad(file.handle)
             self._note(file.handle, Replica(chunk.disk.index, file.version, file.length))
 
     def forget(self, handle: int) -> None:
@@ -650,6 +523,14 @@ class ChunkStore:
         chunk = self._open.pop(handle, None)
         if chunk is not None:
             self._drop(chunk)
+
+    def pack_gone(self, gone: dict[int, int]) -> bytes:
+        """Report records of replicas that went, of those that did not come back."""
+        return b"".join(
+            _RECORD.pack(handle, version, 0)
+            for handle, version in gone.items()
+            if handle not in self.inventory
+        )
 
     def pack(self, handles: Iterable[int]) -> bytes:
         """Report records (see ReportReplicas) of those of ``handles`` held here."""
@@ -663,37 +544,26 @@ class ChunkStore:
         )
 
     def reports(self) -> list[DiskReport]:
-        now = self.world.clock.monotonic()
-        return [
-            DiskReport(
-                path=disk.path,
-                total_bytes=disk.total_bytes,
-                free_bytes=max(0, disk.free_bytes - self.reserve_bytes),
-                chunks=disk.chunks,
-                state=disk.state(now, self.reserve_bytes),
-            )
-            for disk in self.disks
-        ]
+        return [disk.report() for disk in (*self.disks.values(), *self.down.values())]
 
-    def mark_bad(self, handle: int, kind: str) -> None:
-        """This replica is unfit; the heartbeat tells the master until it is dealt with."""
+    def mark_bad(self, handle: int) -> None:
+        """This replica is damaged; the heartbeat reports that until it is dealt with."""
         replica = self.inventory.get(handle)
         version = replica.version if replica else 0
         if handle not in self.bad:
             self.found_bad += 1
             log.error(
-                "chunk %016x version %d is %s here",
+                "chunk %016x version %d is corrupt here",
                 handle,
                 version,
-                kind,
-                extra=event("corruption_found", chunk=f"{handle:x}", version=version, kind=kind),
+                extra=event("corruption_found", chunk=f"{handle:x}", version=version),
             )
-        self.bad[handle] = BadReplica(handle, version, kind)
+        self.bad[handle] = BadReplica(handle, version, "corrupt")
 
-    def mark_unfit(self, chunk: OpenChunk, kind: str) -> None:
+    def mark_unfit(self, chunk: OpenChunk) -> None:
         """As :meth:`mark_bad`, unless the replica was replaced or deleted since."""
         if not chunk.dropped:
-            self.mark_bad(chunk.file.handle, kind)
+            self.mark_bad(chunk.file.handle)
 
     def check_fit(self, handle: int, forgetful: bool = False) -> None:
         """Refuse to build on a replica that is known to be unfit: one whose file was
@@ -788,20 +658,14 @@ class ChunkStore:
         disk = self.disks[replica.disk]
         try:
             with trio.CancelScope(shield=True):  # a file opened is a file noted
-                file = await self.run(
-                    disk,
-                    ChunkFile.open,
-                    self.world.files,
-                    disk.chunk_path(handle),
-                    handle,
-                    disk.journal,
-                )
+                path = disk.chunk_path(handle)
+                file = await disk.run(ChunkFile.open, disk.files, path, handle, disk.journal)
         except CorruptReplica:
-            self.mark_bad(handle, "corrupt")
+            self.mark_bad(handle)
             raise
         except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                self.mark_bad(handle, "missing")
+            if isinstance(error, FileNotFoundError) and not disk.down:
+                self.lose(handle)
             raise map_disk_error(error, f"chunk {handle:016x}") from error
         return self._keep(OpenChunk(disk, file))
 
@@ -821,7 +685,7 @@ class ChunkStore:
 
     def close_if_unused(self, chunk: OpenChunk) -> None:
         if chunk.dropped and not chunk.users:
-            chunk.file.close()
+            chunk.disk.close_later(chunk.file)
 
     # --- making, replacing, deleting ------------------------------------------------
 
@@ -830,7 +694,10 @@ class ChunkStore:
 
         Raises DiskFull when the reserve would be touched everywhere.
         """
-        fit = [d for d in self.disks if not d.failed and d.has_room(self.reserve_bytes)]
+        used = [disk for disk in self.disks.values() if not disk.draining]
+        fit = [disk for disk in used if disk.has_room(self.reserve_bytes)]
+        if not used:
+            raise DiskFailed("no disk of this chunkserver can be used: see gfs status --disks")
         if not fit:
             raise DiskFull("no disk of this chunkserver has space above its reserve")
         disk = max(fit, key=lambda d: (d.free_bytes - d.begun * need_bytes, -d.chunks))
@@ -853,7 +720,7 @@ class ChunkStore:
             await self._discard(handle)  # it could not be read at start
         disk = self.pick_disk()
         path = disk.chunk_path(handle)
-        file = ChunkFile.create(self.world.files, path, handle, version, disk.journal)
+        file = ChunkFile.create(disk.files, path, handle, version, disk.journal)
         return self._keep(OpenChunk(disk, file))
 
     async def give_up(self, chunk: OpenChunk) -> None:
@@ -869,15 +736,19 @@ class ChunkStore:
                 self.bad[handle] = BadReplica(handle, 0, "corrupt")
         self.forget(handle)
 
-    async def install(self, disk: Disk, file: ChunkFile) -> None:
+    async def install(self, disk: Disk, file: ChunkFile, moved: int | None = None) -> None:
         """Save a whole replica that was made beside the others, on ``disk``, and put it
         in the place of whatever is there. The caller closes the file.
+
+        With ``moved`` it is a copy of what is there, in the state of that number.
 
         Raises StaleVersion when there is a newer one by now, DeadlineExceeded, ``OSError``.
         """
         handle = file.handle
         async with self._alone(handle), self._unwritten(handle):
             replica = self.inventory.get(handle)
+            if moved is not None:
+                self._check_moved(handle, moved)
             is_good = handle not in self.bad and handle not in self.forgetful
             if replica is not None and replica.version > file.version and is_good:
                 raise StaleVersion(f"chunk {handle:016x} has version {replica.version} here")
@@ -885,14 +756,15 @@ class ChunkStore:
                 # Only now: a start skips what the journal has of the old file, if all of
                 # that has lower numbers.
                 await self.run(disk, file.save)
-                await self.run(disk, self._rename, file.path, disk.chunk_path(handle))
+                await self.run(disk, _rename, disk, file.path, disk.chunk_path(handle))
                 await self._retire(handle)
                 self.forget(handle)
                 disk.marks.remove(handle)
                 # One that could not be read at start may be on any disk.
-                for other in self.disks if replica is not None or handle in self.bad else ():
-                    if other is not disk:
-                        await self._remove_twin(other, handle)
+                if replica is not None or handle in self.bad:
+                    for other in list(self.disks.values()):
+                        if other is not disk:
+                            await self._remove_twin(other, handle)
                 _tell_mended(self.bad.pop(handle, None), "replaced")
                 self._note(handle, Replica(disk.index, file.version, file.length))
 
@@ -915,6 +787,8 @@ class ChunkStore:
         try:
             with trio.CancelScope(shield=True):
                 refused = await self.run(disk, self._make_all, disk, made)
+            for error in refused.values():
+                disk.take(error)
             for one in made:
                 if one.handle in refused:
                     what = f"copy of {one.handle:016x}"
@@ -924,8 +798,8 @@ class ChunkStore:
                     disk.marks.remove(one.handle)
                     disk.written_bytes += len(one.data)
                     self._note(one.handle, Replica(disk.index, one.version, len(one.data)))
-        except OSError as error:
-            failed |= {one.handle: map_disk_error(error, disk.path) for one in made}
+        except OSError as failure:
+            failed |= {one.handle: map_disk_error(failure, disk.path) for one in made}
         finally:
             for one in made:
                 del self.busy[one.handle]
@@ -942,13 +816,12 @@ class ChunkStore:
                     try:
                         step(disk, one, files)
                     except OSError as error:
-                        disk.errors += 1
                         failed[one.handle] = error
         for folder in {disk.folder(one.handle) for one in made}:
             try:
-                self.world.files.sync_directory(folder)
+                disk.files.sync_directory(folder)
                 if folder not in disk.journal.folders:
-                    self.world.files.sync_directory(folder.rpartition("/")[0])
+                    disk.files.sync_directory(folder.rpartition("/")[0])
                     disk.journal.folders.add(folder)
             except OSError as error:
                 # Nobody knows which names are on the disk: none is believed.
@@ -957,7 +830,7 @@ class ChunkStore:
                         failed[one.handle] = error
                         path = disk.chunk_path(one.handle)
                         with contextlib.suppress(OSError):
-                            self.world.files.rename(path, path + ".clone")
+                            disk.files.rename(path, path + ".clone")
         for file in files.values():
             file.close()
         return failed
@@ -966,7 +839,7 @@ class ChunkStore:
         path = disk.chunk_path(one.handle) + ".clone"
         self.forget_half(disk, path)
         file = files[one.handle] = ChunkFile.create(
-            self.world.files, path, one.handle, one.version, disk.journal, copied=True
+            disk.files, path, one.handle, one.version, disk.journal, copied=True
         )
         file.write(0, one.data, one.sums)
         file.finish_copy()
@@ -976,12 +849,19 @@ class ChunkStore:
 
     def _name_new(self, disk: Disk, one: Made, files: dict[int, ChunkFile]) -> None:
         path = disk.chunk_path(one.handle)
-        self.world.files.rename(path + ".clone", path)
+        disk.files.rename(path + ".clone", path)
+
+    def _check_moved(self, handle: int, state: int) -> None:
+        chunk = self._open.get(handle)
+        if chunk is None or chunk.file.sequence != state or chunk.file.uncommitted:
+            raise StaleVersion(f"chunk {handle:016x} was written or replaced meanwhile")
+        if handle in self.bad or handle in self.forgetful:
+            raise StaleVersion(f"chunk {handle:016x} is not known to be good")
 
     async def _retire(self, handle: int) -> None:
         """Nothing is written to the open file any more, not by who saves either."""
         chunk = self._open.get(handle)
-        if chunk is not None:
+        if chunk is not None and not chunk.disk.down:
             await self.run(chunk.disk, chunk.file.retire)
 
     async def _remove(self, disk: Disk, handle: int) -> None:
@@ -1004,7 +884,10 @@ class ChunkStore:
                     # A disk that is full of what is to be deleted has no room for records.
                     log.warning("%d chunks are deleted without a record: %s", len(handles), error)
                     is_noted = False
-            return await self.run(disk, self._unlink_all, disk, handles, is_noted)
+            failed = await self.run(disk, _unlink_all, disk, handles, is_noted)
+            for refused in failed.values():
+                disk.take(refused)
+            return failed
         finally:
             for burial in burials:
                 disk.journal.is_unlinked(burial)
@@ -1014,38 +897,26 @@ class ChunkStore:
         for handle in handles:
             burials.append(disk.journal.bury(handle, disk.folder(handle)))
 
-    def _unlink_all(self, disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSError]:
-        """Blocks."""
-        failed: dict[int, OSError] = {}
-        unlink = self.world.files.unlink if is_noted else self._unlink_for_good
-        for handle in handles:
-            try:
-                unlink(disk.chunk_path(handle))
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                disk.errors += 1
-                failed[handle] = error
-        return failed
-
     async def _remove_twin(self, disk: Disk, handle: int) -> None:
         """Delete what is left on this disk; later if it refuses."""
         self._twins.discard((disk.index, handle))
         try:
             await self._remove(disk, handle)
         except OSError:
-            self._twins.add((disk.index, handle))
+            if not disk.down:
+                self._twins.add((disk.index, handle))
 
     async def leave(self, disk: Disk, path: str) -> None:
         """Have a half-made replica deleted, later if the disk refuses now."""
         try:
             with trio.CancelScope(shield=True):
-                await self.run(disk, self.world.files.unlink, path)
+                await disk.run(disk.files.unlink, path)
         except FileNotFoundError:
             pass
         except OSError as error:
             log.warning("%s stays for the moment: %s", path, error)
-            self._half_made.add((disk.index, path))
+            if not disk.down:
+                self._half_made.add((disk.index, path))
 
     def forget_half(self, disk: Disk, path: str) -> None:
         """Another one is made there."""
@@ -1058,21 +929,20 @@ class ChunkStore:
             if (index, path) in self._half_made:
                 self._half_made.discard((index, path))
                 await self.leave(self.disks[index], path)
-        await self._remove_twins()
+        await self.remove_twins()
 
-    async def _remove_twins(self) -> None:
+    async def remove_twins(self) -> None:
+        """Delete replicas whose place one on another disk took."""
         for index, handle in list(self._twins):
             with contextlib.suppress(DeadlineExceeded):
                 async with self._alone(handle):
+                    if (index, handle) not in self._twins:
+                        continue  # it was dealt with, or its disk has failed
                     replica, chunk = self.inventory.get(handle), self._open.get(handle)
                     if index in (replica and replica.disk, chunk and chunk.disk.index):
                         self._twins.discard((index, handle))  # another file has its name
                     else:
                         await self._remove_twin(self.disks[index], handle)
-
-    def _rename(self, temporary: str, path: str) -> None:
-        self.world.files.rename(temporary, path)
-        self.world.files.sync_directory(path.rpartition("/")[0])
 
     async def delete(self, handle: int, version: int) -> None:
         """Delete the replica if it is of exactly this version (a damaged one that
@@ -1091,12 +961,15 @@ class ChunkStore:
     async def delete_unused(self, names: list[ReplicaName]) -> list[ReplicaName]:
         """As :meth:`delete`, of replicas of one disk, all at once; returns those that are not
         there, are damaged, or are used by somebody: they are for :meth:`delete`."""
-        handles = [name.handle for name in names if self._is_unused(name)]
-        if not handles:
+        unused = [name for name in names if self._is_unused(name)]
+        if not unused:
             return names
-        others = [name for name in names if not self._is_unused(name)]
+        disk = self.disks[self.inventory[unused[0].handle].disk]
+        # One may have been moved to another disk since the order came.
+        unused = [n for n in unused if self.inventory[n.handle].disk == disk.index]
+        handles = [name.handle for name in unused]
+        others = [name for name in names if name not in unused]
         replicas = [self.inventory[handle] for handle in handles]
-        disk = self.disks[replicas[0].disk]
         done = trio.Event()
         self.busy.update(dict.fromkeys(handles, done))
         try:
@@ -1108,6 +981,8 @@ class ChunkStore:
                 if handle in failed:
                     self._note_remains(handle, replica)
                     log.warning("chunk %016x could not be deleted: %s", handle, failed[handle])
+        except DiskFailed as error:
+            log.warning("%d replicas could not be deleted: %s", len(handles), error)
         finally:
             for handle in handles:
                 del self.busy[handle]
@@ -1130,6 +1005,8 @@ class ChunkStore:
     def _note_remains(self, handle: int, replica: Replica | None) -> None:
         """It is there after all, though without what was not saved: to be deleted later."""
         if replica is not None:
+            if replica.disk not in self.disks:
+                return
             self._note(handle, replica)
         version = replica.version if replica is not None else 0
         self.bad[handle] = BadReplica(handle, version, "corrupt")
@@ -1151,9 +1028,9 @@ class ChunkStore:
         """Delete all that is here of a chunk: one that could not be read at start may be
         on any disk."""
         replica = self.inventory.get(handle)
-        disks = self.disks
+        disks = list(self.disks.values())
         if replica is not None and handle not in self.bad:
-            disks = [disks[replica.disk]]
+            disks = [self.disks[replica.disk]]
         with trio.CancelScope(shield=True):
             await self._retire(handle)
             self.forget(handle)
@@ -1165,23 +1042,55 @@ class ChunkStore:
                     raise map_disk_error(error, f"chunk {handle:016x}") from error
         _tell_mended(self.bad.pop(handle, None), "deleted")
 
-    def looks_right(self, disk: Disk, handles: list[int]) -> list[tuple[int, str]]:
-        """Blocks. Which of these replicas' files are gone or too short, by a stat."""
+    def looks_wrong(self, disk: Disk, handles: list[int]) -> list[tuple[int, bool]]:
+        """Blocks. Of these replicas those whose files are gone (False) or too short (True),
+        by a stat. Raises ``OSError``."""
         found = []
         for handle in handles:
             replica = self.inventory.get(handle)
             if replica is None or replica.disk != disk.index:
                 continue
             try:
-                size = self.world.files.file_size(disk.chunk_path(handle))
+                size = disk.files.file_size(disk.chunk_path(handle))
             except FileNotFoundError:
-                found.append((handle, "missing"))
-            except OSError:
-                found.append((handle, "corrupt"))
+                found.append((handle, False))
             else:
                 if replica.length and size < HEAD_BYTES + replica.length:
-                    found.append((handle, "corrupt"))
+                    found.append((handle, True))
         return found
+
+
+def _unlink_all(disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSError]:
+    """Blocks."""
+    failed: dict[int, OSError] = {}
+    for handle in handles:
+        try:
+            if is_noted:
+                disk.files.unlink(disk.chunk_path(handle))
+            else:
+                unlink_for_good(disk.files, disk.chunk_path(handle))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            failed[handle] = error
+    return failed
+
+
+def _rename(disk: Disk, temporary: str, path: str) -> None:
+    disk.files.rename(temporary, path)
+    disk.files.sync_directory(path.rpartition("/")[0])
+
+
+def _verify_file(disk: Disk, handle: int) -> bool:
+    """Blocks. Whether every block of the replica's file is what its sum says."""
+    try:
+        file = ChunkFile.open(disk.files, disk.chunk_path(handle), handle, disk.journal)
+    except CorruptReplica:
+        return False
+    try:
+        return not file.bad_blocks()
+    finally:
+        file.close()
 
 
 def _tell_mended(bad: BadReplica | None, how: str) -> None:

@@ -55,8 +55,9 @@ import trio
 from gfs.blocks import CHUNK_BYTES, block_sum, block_sums, packet_sums
 from gfs.chunkserver.chain import SMALL_PACKET_BYTES, ChainBroken, Downstream, asked
 from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.disk import map_disk_error
 from gfs.chunkserver.pulse import Answering
-from gfs.chunkserver.store import OpenChunk, map_disk_error
+from gfs.chunkserver.store import OpenChunk
 from gfs.diagnostics import message_id
 from gfs.errors import (
     CorruptReplica,

@@ -13,6 +13,7 @@ import click
 
 from gfs.blocks import MIB
 from gfs.cli import progress
+from gfs.cli.disks import disk_table, disk_warnings, row
 from gfs.cli.drain import told
 from gfs.cli.exits import Failed
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
@@ -43,6 +44,7 @@ TOLD_MAX = 100
 
 
 @click.command()
+@click.option("--disks", is_flag=True, help="Show each disk of each chunkserver instead.")
 @click.option(
     "--timeout",
     "seconds",
@@ -54,7 +56,7 @@ TOLD_MAX = 100
 )
 @json_option("all of it")
 @client_options
-def status(cluster: Cluster, seconds: float, as_json: bool) -> None:
+def status(cluster: Cluster, disks: bool, seconds: float, as_json: bool) -> None:
     """Show the servers and the cluster's totals, and what to do about problems.
 
     Exit code 0 when a master answered, whatever it said; 3 when none did.
@@ -63,6 +65,16 @@ def status(cluster: Cluster, seconds: float, as_json: bool) -> None:
     async def work(client: Client) -> None:
         reply = await client.status()
         async with Output() as output:
+            if disks:
+                found = [(server.id, each) for server in reply.servers for each in server.disks]
+                if as_json:
+                    await output.line(to_json([row(*each) for each in found]))
+                    return
+                await output.line(disk_table(found))
+                for server in reply.servers:
+                    for warning in disk_warnings(server):
+                        await output.line(warning)
+                return
             if as_json:
                 await output.line(to_json(reply))
                 return
@@ -384,18 +396,7 @@ def _server_warnings(server: ServerStatus) -> Iterator[str]:
             + (f"; if it never comes back: gfs forget {server.id}" * (server.state == "dead"))
         )
         return
-    for disk in server.disks:
-        if disk.state == "full":
-            yield (
-                f"WARNING: {server.id}: {disk.path} is full: make room, delete files for "
-                "good (gfs rm --now, gfs rm --trash), or add a chunkserver (gfs up "
-                "--chunkservers N, gfs chunkserver)"
-            )
-        elif disk.state != "ok":
-            yield (
-                f"WARNING: {server.id}: {disk.path} is {disk.state}: see the kernel's log "
-                "(dmesg), replace the disk; what it held is re-replicated: gfs status"
-            )
+    yield from disk_warnings(server)
 
 
 @click.command()

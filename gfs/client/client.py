@@ -30,6 +30,9 @@ from gfs.protocol.credentials import Credentials, load_credentials
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import (
     Delete,
+    Disk,
+    DiskOrder,
+    DiskOrderReply,
     DiskUsage,
     DiskUsageReply,
     Done,
@@ -71,6 +74,8 @@ ReplyT = TypeVar("ReplyT", bound=Message)
 LIST_PAGE = 1000
 #: A promotion waits for the master before it and for other shadows, each for a while.
 PROMOTE_SECONDS = 60.0
+#: Reading a disk of a million replicas takes minutes.
+DISK_ORDER_SECONDS = 600.0
 _NAMES = ("path", "source", "target")
 
 
@@ -712,6 +717,21 @@ class Client:
         """
         request = Drain(id=0, server=server, cancel=cancel, fewer_racks=fewer_racks)
         return (await self._ask(request, DrainReply)).server
+
+    async def order_disk(self, server: str, path: str, action: str) -> Sequence[Disk]:
+        """Have a chunkserver, named by its id or address, do something with the disk at
+        ``path``; returns all its disks as they are then.
+
+        ``action``: ``"add"`` a directory to the server; ``"drain"`` it: its replicas move
+        to the server's other disks (``"undrain"``: do not); ``"remove"`` one that is empty,
+        or has failed; ``"retry"`` one that has failed. The server remembers it on its
+        disks when this returns.
+
+        Raises NotFound, AlreadyExists, InvalidArgument, DiskFailed (it cannot be used),
+        ReplicaUnavailable (the server is not connected), DeadlineExceeded.
+        """
+        request = DiskOrder(id=0, server=server, path=path, action=action)
+        return (await self._core.master.once(request, DiskOrderReply, DISK_ORDER_SECONDS)).disks
 
     async def promote(self, *, force: bool = False) -> PromoteReply:
         """Make the shadow master that this client is connected to the master.

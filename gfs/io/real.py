@@ -16,6 +16,7 @@ import functools
 import os
 import queue
 import random
+import re
 import socket
 import stat
 import termios
@@ -28,7 +29,7 @@ from typing import NamedTuple, TypeVar
 import outcome
 import trio
 
-from gfs.io.world import Buffer, DiskSpace, File, Listener, Lock, Stream, World
+from gfs.io.world import Buffer, DiskSpace, File, Listener, Lock, ReadFailed, Stream, World
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ _OF_SOCKETS = {
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOBUFS,
 }  # fmt: skip
 _SENDFILE_BYTES_MAX = 0x7FFF_F000
+#: What is to be mounted, and what is.
+FSTAB, MOUNTED = "/etc/fstab", "/proc/self/mountinfo"
 BOOT_PATH = "/proc/sys/kernel/random/boot_id"
 #: Buffers of one sendmsg (Linux: UIO_MAXIOV).
 _BUFFERS_MAX = 1024
@@ -99,7 +102,10 @@ class RealFile:
     def read_into(self, buffer: memoryview, offset: int) -> int:
         held, done = self.held, 0
         while done < len(buffer):
-            count = os.preadv(held.number, [buffer[done:] if done else buffer], offset + done)
+            try:
+                count = os.preadv(held.number, [buffer[done:] if done else buffer], offset + done)
+            except OSError as error:
+                raise ReadFailed(error.errno, error.strerror) from error
             if not count:
                 break
             done += count
@@ -225,6 +231,10 @@ class RealFileSystem:
             return RealFile(place.open(flags | _O_NOATIME))
         except PermissionError:
             return RealFile(place.open(flags))  # another user's file
+        except OSError as error:
+            if error.errno == errno.EIO and mode in ("r", "rw"):
+                raise ReadFailed(error.errno, error.strerror, path) from error
+            raise
 
     def lock(self, path: str) -> RealFile:
         file = RealFile(self._place(path).open(os.O_RDWR | os.O_CREAT))
@@ -251,7 +261,12 @@ class RealFileSystem:
 
     def _stat(self, path: str) -> os.stat_result:
         place = self._place(path)
-        return os.stat(place.name, dir_fd=place.at)
+        try:
+            return os.stat(place.name, dir_fd=place.at)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise ReadFailed(error.errno, error.strerror, path) from error
+            raise
 
     def unlink(self, path: str) -> None:
         place = self._place(path)
@@ -282,13 +297,34 @@ class RealFileSystem:
     def space(self, path: str) -> DiskSpace:
         directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
         found = os.statvfs(directory.number)
-        return DiskSpace(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+        return DiskSpace(
+            found.f_blocks * found.f_frsize,
+            found.f_bavail * found.f_frsize,
+            bool(found.f_flag & os.ST_RDONLY),
+        )
+
+    def awaits_mount(self, path: str) -> bool:
+        below = f"{os.path.abspath(path).rstrip('/')}/"
+        wanted = [point for point in _mount_points(FSTAB, 1) if below.startswith(f"{point}/")]
+        return not set(wanted) <= set(_mount_points(MOUNTED, 4))
 
     def make_lock(self) -> Lock:
         return threading.RLock()
 
     def device(self, path: str) -> int:
         return os.stat(path).st_dev
+
+
+def _mount_points(table: str, column: int) -> list[str]:
+    """Of a table of file systems; spaces in names are written as octal numbers there."""
+    try:
+        with open(table, encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.split() for line in file if not line.lstrip().startswith("#")]
+    except OSError:
+        return []
+    names = [row[column] for row in rows if len(row) > column]
+    points = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), name) for name in names]
+    return [point.rstrip("/") for point in points if point.startswith("/") and point != "/"]
 
 
 class RealStream:

@@ -78,7 +78,8 @@ class File(Protocol):
     :meth:`World.run_blocking`."""
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill ``buffer`` from ``offset``; fewer bytes only at the file's end."""
+        """Fill ``buffer`` from ``offset``; fewer bytes only at the file's end. Raises
+        ReadFailed."""
 
     def read_cached(self, buffer: memoryview, offset: int) -> bool:
         """Fill ``buffer`` from ``offset``, all of it, out of memory alone. Never waits for
@@ -127,9 +128,16 @@ class Lock(Protocol):
     ) -> None: ...
 
 
+class ReadFailed(OSError):
+    """A file, or some of its bytes, could not be read (EIO). It may be one bad sector, or
+    the whole disk."""
+
+
 class DiskSpace(NamedTuple):
     total_bytes: int
     free_bytes: int
+    #: Whether the file system was mounted, or remounted after an error, as read-only.
+    read_only: bool = False
 
 
 class FileSystem(Protocol):
@@ -152,12 +160,18 @@ class FileSystem(Protocol):
         """For threads that make calls while they hold it. They hold it for as long as a
         disk that hangs holds them: the loop's thread must never wait for it."""
 
+    def awaits_mount(self, path: str) -> bool:
+        """Whether the system is told to mount something at ``path``, or above it, and has
+        not: what is made there would be on another file system than was meant."""
+
     def device(self, path: str) -> int:
         """The number of the device that is visible at ``path`` now (``st_dev``): another
         one than before means that something was mounted or unmounted there."""
 
     def open(self, path: str, mode: str) -> File:
-        """``mode``: ``"r"`` read, ``"rw"`` read and write, ``"create"`` a new
+        """Raises ReadFailed if the file is there and cannot be opened to be read.
+
+        ``mode``: ``"r"`` read, ``"rw"`` read and write, ``"create"`` a new
         file (``FileExistsError`` if there is one), ``"replace"`` empty or new."""
 
     def lock(self, path: str) -> File:

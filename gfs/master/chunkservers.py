@@ -139,7 +139,10 @@ class ChunkserverSession:
         )
 
     def _report(self, server: Server, message: ReportReplicas, body: bytes) -> Message:
-        self._master.take_report(server, body)
+        if message.gone:
+            self._master.take_gone(server, body)
+        else:
+            self._master.take_report(server, body)
         if message.complete:
             self._start_pass(self._master.finish_registration(server))
         return self._orders(server, [])
@@ -148,13 +151,10 @@ class ChunkserverSession:
 
     def _heartbeat(self, server: Server, message: Heartbeat, body: bytes) -> Message:
         master = self._master
-        had_space = server.has_space
-        server.set_disks(message.disks)
+        master.set_disks(server, message.disks)
         server.chunks = message.chunks
         server.scrub = message.scrub
         server.certificate_until_ns = message.certificate_until_ns
-        if server.has_space != had_space:
-            master.servers.placement_changed()
         master.end_shifts(server)
         master.take_bad(server, message.bad)
         master.take_report(server, body)

@@ -213,6 +213,14 @@ class ReservationTable:
             doubted=reservation.doubted - {server}, absent=absent
         )
 
+    def lost(self, handle: int, server: int) -> None:
+        """The replica there went, if there was one."""
+        reservation = self._reservations.get(handle)
+        if reservation is not None and server in reservation.servers:
+            self._reservations[handle] = reservation._replace(
+                doubted=reservation.doubted - {server}, absent=reservation.absent | {server}
+            )
+
     def pop(self, handle: int) -> Reservation | None:
         reservation = self._reservations.pop(handle, None)
         if reservation is not None:

@@ -52,6 +52,7 @@ from gfs.protocol.messages import (
     AcquireLease,
     ChunkLocation,
     Delete,
+    DiskOrder,
     DiskUsage,
     DiskUsageReply,
     Done,
@@ -393,6 +394,9 @@ class ClientSession:
     def _forget_server(self, rpc: Rpc, message: ForgetServer, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, tuning.forget(self._master, message))
 
+    def _disk_order(self, rpc: Rpc, message: DiskOrder, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, draining.order_disk(self._master, message))
+
     def _forget_shadow(self, rpc: Rpc, message: ForgetShadow, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, self._master.forget_shadow(message))
 
@@ -524,6 +528,7 @@ _ANSWERS: dict[type[Message], _Answer] = {
     Snapshot: ClientSession._snapshot,
     AcquireLease: ClientSession._acquire_lease,
     Drain: ClientSession._drain,
+    DiskOrder: ClientSession._disk_order,
     ReportReplica: ClientSession._report_replica,
     Promote: ClientSession._promote,
     ForgetShadow: ClientSession._forget_shadow,

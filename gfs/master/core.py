@@ -45,7 +45,7 @@ from gfs.master.repair import (
 )
 from gfs.master.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.salvage import SalvageQueue, plan_salvage
-from gfs.master.servers import DEAD, LIVE, STOPPED, Server, ServerTable
+from gfs.master.servers import DEAD, DISK_DOWN, LIVE, STOPPED, Server, ServerTable
 from gfs.master.store import HANDLE_RANGE, Effects, Freed, Store, Txn
 from gfs.master.trash import TrashBook, trashed_chunks
 from gfs.metrics import Operations
@@ -54,6 +54,7 @@ from gfs.protocol.messages import (
     CLONES_MAX,
     SMALL_REPLICA_BYTES_MAX,
     BadReplica,
+    Disk,
     Done,
     ForgetShadow,
     ReplicaName,
@@ -122,6 +123,8 @@ class Master:
         self.connections: set[BulkConnection] = set()
         #: Chunks whose replicas are being raised right now.
         self.granting: set[int] = set()
+        #: Servers whose replica went while it was being raised.
+        self._gone_meanwhile: dict[int, set[int]] = {}
         #: Files that stand still, for a snapshot: nothing of them is granted.
         self.held: set[int] = set()
         #: Chunks whose lease is being revoked for one: it is not extended.
@@ -401,8 +404,10 @@ class Master:
             row = chunk_row(txn, handle)
         if row is None or row.version != version:
             return  # deleted, or raised again, in the same commit
-        # One that is dead by now will report what it has if it comes back.
-        known = [self.servers.by_index[index] for index in servers]
+        # One that is dead by now will report what it has if it comes back; one that lost
+        # the replica since it was asked said so before.
+        gone = self._gone_meanwhile.pop(handle, ())
+        known = [self.servers.by_index[index] for index in servers if index not in gone]
         servers = {server.index for server in known if server and server.state != DEAD}
         for index in self.locations.replace(handle, servers, version):
             if self.servers.get(index).state != DEAD:
@@ -546,30 +551,72 @@ class Master:
             with self.store.read() as txn:
                 row = chunk_row(txn, replica.handle)
             if row is None:
-                if replica.kind == "corrupt":
-                    self._unknown(server, replica.handle, replica.version, 0)
-            elif replica.kind == "corrupt":
-                # Version 0: not even its head can be read, nothing is known of it.
-                if 0 < replica.version < row.version:
-                    self._behind(
-                        server,
-                        replica.handle,
-                        replica.version,
-                        row.version,
-                        row.replication,
-                        self.now,
-                    )
-                else:
-                    self.corrupt(server, replica.handle, replica.version)
-            elif replica.version >= row.version:
-                self.garbage.drop(server.index, replica.handle)
-                if self.drop_location(server, replica.handle):
-                    log.warning(
-                        "chunkserver %s lost its replica of %x",
-                        server.id,
-                        replica.handle,
-                        extra=event("replica_lost", server=server.id, chunk=f"{replica.handle:x}"),
-                    )
+                self._unknown(server, replica.handle, replica.version, 0)
+            elif 0 < replica.version < row.version:
+                self._behind(
+                    server,
+                    replica.handle,
+                    replica.version,
+                    row.version,
+                    row.replication,
+                    self.now,
+                )
+            else:  # version 0: not even its head can be read, nothing is known of it
+                self.corrupt(server, replica.handle, replica.version)
+
+    def take_gone(self, server: Server, body: bytes) -> None:
+        """These replicas are not there any more: a disk has failed, or files were deleted."""
+        if len(body) % _records.size:
+            raise ProtocolError(f"a replica report of {len(body)} bytes")
+        index, count = server.index, 0
+        for handle, version, _ in _records.iter_unpack(body):
+            if server.reported is not None:
+                server.reported.discard(handle)
+            self.reservations.lost(handle, index)
+            if handle in self.granting:
+                # It may be about to be given a new version there: see set_locations.
+                self._gone_meanwhile.setdefault(handle, set()).add(index)
+            known = self.garbage.at(index, handle)
+            if known is not None and known.version <= version:
+                self.garbage.drop(index, handle)
+            count += self.drop_location(server, handle)
+        if count:
+            log.warning(
+                "chunkserver %s lost %d replicas: they are re-replicated",
+                server.id,
+                count,
+                extra=event("replicas_lost", server=server.id, replicas=count),
+            )
+
+    def set_disks(self, server: Server, disks: list[Disk]) -> None:
+        """What a chunkserver reports of its disks."""
+        before = {disk.path: disk.state for disk in server.disks}
+        had_space = server.has_space
+        server.set_disks(disks)
+        if server.has_space != had_space:
+            self.servers.placement_changed()
+        for disk in disks:
+            if disk.state in DISK_DOWN and before.get(disk.path) not in DISK_DOWN:
+                log.error(
+                    "disk %s of chunkserver %s is %s: %s. When it works again: gfs disk retry "
+                    "%s %s; if it is gone for good: gfs disk remove %s %s",
+                    *(disk.path, server.id, disk.state, disk.reason),
+                    *(server.id, disk.path, server.id, disk.path),
+                    extra=event(
+                        "disk_failed",
+                        server=server.id,
+                        disk=disk.path,
+                        state=disk.state,
+                        reason=disk.reason,
+                    ),
+                )
+            elif before.get(disk.path) in DISK_DOWN and disk.state not in DISK_DOWN:
+                log.warning(
+                    "disk %s of chunkserver %s works again",
+                    disk.path,
+                    server.id,
+                    extra=event("disk_used", server=server.id, disk=disk.path),
+                )
 
     def corrupt(self, server: Server, handle: int, version: int) -> None:
         """A replica's bytes fail their checksum, for sure."""

@@ -1,4 +1,5 @@
-"""Carrying out ``gfs drain``: see :mod:`gfs.master.drain` for what it means."""
+"""Carrying out ``gfs drain``: see :mod:`gfs.master.drain` for what it means; and handing
+what is asked of one disk on to its chunkserver."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from functools import partial
 
 import trio
 
-from gfs.errors import Busy, DrainRefused
+from gfs.errors import Busy, DrainRefused, ProtocolError, ReplicaUnavailable
 from gfs.master.core import SLICE, Master
 from gfs.master.drain import DRAINING, NO, Keeper, Needs, why_not
 from gfs.master.namespace import Planned
@@ -15,7 +16,10 @@ from gfs.master.operations import DrainSet
 from gfs.master.rows import unpack_chunk, unpack_u64
 from gfs.master.servers import LIVE, Server
 from gfs.master.store import Txn
-from gfs.protocol.messages import Done, Drain, DrainReply
+from gfs.protocol.messages import DiskOrder, DiskOrderReply, Done, Drain, DrainReply
+
+#: Reading a disk of a million replicas takes minutes.
+DISK_ORDER_SECONDS = 600.0
 
 
 async def drain(master: Master, request: Drain) -> DrainReply:
@@ -30,6 +34,24 @@ async def drain(master: Master, request: Drain) -> DrainReply:
     else:
         await _drain(master, server, request.fewer_racks)
     return DrainReply(id=0, server=master.server_status(server))
+
+
+async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
+    """Have the chunkserver carry it out; what it says to that is returned, or raised.
+
+    Raises NotFound, ReplicaUnavailable if the server is not connected, DeadlineExceeded.
+    """
+    server = master.find_server(request.server)
+    if server.rpc is None:
+        raise ReplicaUnavailable(
+            f"chunkserver {server.id} is {server.state}: it reads all its disks when it is started"
+        )
+    order = DiskOrder(0, server.id, request.path, request.action)
+    reply, _ = await server.rpc.call(order, seconds=DISK_ORDER_SECONDS)
+    if not isinstance(reply, DiskOrderReply):
+        raise ProtocolError(f"{type(reply).__name__} as the answer to an order")
+    master.set_disks(server, reply.disks)
+    return DiskOrderReply(id=0, disks=reply.disks)
 
 
 async def _drain(master: Master, server: Server, fewer_racks: bool) -> None:

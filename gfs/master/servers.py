@@ -48,6 +48,8 @@ LIVE, SILENT, DEAD = "live", "silent", "dead"
 #: As one is shown that was drained and is away.
 STOPPED = "stopped"
 _USABLE = frozenset(("ok", "slow"))
+#: States of disks that are not used at all.
+DISK_DOWN = frozenset(("failed", "missing"))
 
 
 @dataclass(slots=True)

@@ -134,6 +134,10 @@ class ShadowMaster(Master):
         for replica in bad:
             self.locations.remove(replica.handle, server.index)
 
+    def take_gone(self, server: Server, body: bytes) -> None:
+        for handle, _, _ in _records.iter_unpack(body):
+            self.locations.remove(handle, server.index)
+
 
 class ShadowChunkserverSession(ChunkserverSession):
     """A chunkserver tells a shadow what it holds, and takes no orders from it."""

@@ -8,7 +8,7 @@ from gfs.master.garbage import CORRUPT
 from gfs.master.store import Txn
 from gfs.protocol.messages import ClusterTotals, MetadataSpace, StatusReply
 
-#: Of a head, for the servers; with very many of them the disks are left out.
+#: Of a head, for the servers; with very many of them the disks that are well are left out.
 SERVERS_BYTES = 40_000
 
 
@@ -65,7 +65,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
 def metadata_space(master: Master) -> MetadataSpace:
     found = MetadataSpace(master.store.used_bytes, master.settings.map_bytes)
     if master.metadata_disk is not None:
-        found.disk_total_bytes, found.disk_free_bytes = master.metadata_disk
+        found.disk_total_bytes = master.metadata_disk.total_bytes
+        found.disk_free_bytes = master.metadata_disk.free_bytes
     return found
 
 
@@ -75,9 +76,9 @@ def status_reply(master: Master, txn: Txn) -> StatusReply:
     room = SERVERS_BYTES
     for server in servers:
         room -= 64 + len(server.id) + len(server.address) + len(server.rack)
-        room -= sum(48 + len(disk.path) for disk in server.disks)
+        room -= sum(64 + len(disk.path) + len(disk.reason) for disk in server.disks)
         if room < 0:
-            server.disks = []
+            server.disks = [disk for disk in server.disks if disk.reason]
     return StatusReply(
         id=0,
         cluster=master.store.cluster,

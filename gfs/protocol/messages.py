@@ -119,14 +119,19 @@ class Disk(Part):
     """One directory of a chunkserver."""
 
     path: str
-    total_bytes: int
-    free_bytes: int
+    total_bytes: int  # 0 while it is failed or missing, as are free_bytes and chunks
+    free_bytes: int  # above the reserve
     chunks: int
-    state: str = "ok"  # "ok" | "full" | "slow" | "failed"
+    state: str = "ok"  # "ok" | "slow" | "full" | "draining" | "failed" | "missing"
+    id: str = ""
+    #: Why it is in that state; empty where the state says it all.
+    reason: str = ""
+    #: Calls that it refused, or that hung, since the server was started.
+    errors: int = 0
 
 
 class BadReplica(Part):
-    """A replica its own chunkserver found unfit. ``kind``: corrupt | missing."""
+    """A replica that its own chunkserver found damaged. ``kind``: corrupt."""
 
     handle: int
     version: int
@@ -737,6 +742,19 @@ class RepairReply(Message, tag=127):
     spared: int = 0
 
 
+class DiskOrder(Message, tag=160):
+    """Have a chunkserver (by id or address) add, drain, undrain, remove or retry the disk
+    at ``path``. A client asks the master, and the master the chunkserver."""
+
+    server: str
+    path: str
+    action: str  # "add" | "drain" | "undrain" | "remove" | "retry"
+
+
+class DiskOrderReply(Message, tag=161):
+    disks: list[Disk]
+
+
 class AcquireLease(Message, tag=45):
     """Who is primary for chunk ``index`` of ``inode``, now. The file loses its
     digest before the answer.
@@ -807,11 +825,13 @@ class ReportReplicas(Message, tag=62):
     """The body is packed records: handle u64, version u32, length u32, big-endian; the
     highest bit of the length says that the replica is ``FORGETFUL``.
 
-    Answered by Orders. ``complete`` marks the last batch of a registration.
+    Answered by Orders. ``complete`` marks the last batch of a registration. Or the
+    replicas are ``gone``: their disk has failed, or their files were deleted.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = 16 * REPORT_RECORDS_MAX
     complete: bool
+    gone: bool = False
 
 
 class Heartbeat(Message, tag=63):
@@ -1220,7 +1240,7 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     GrantLease, RevokeLease, CloneChunk, CopyChunk, DeleteReplicas,
     CloneChunks, CloneChunksReply, ReadReplicas, ReadReplicasReply,
     ListTrash, ListTrashReply, Undelete, EmptyTrash, EmptyTrashReply,
-    SetReplication, Snapshot, SnapshotReply, Drain, DrainReply,
+    SetReplication, Snapshot, SnapshotReply, Drain, DrainReply, DiskOrder, DiskOrderReply,
     ForgetServer, Maintenance, Repair, RepairReply,
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
     Bind, Retire, Promote, PromoteReply, ForgetShadow,
@@ -1236,7 +1256,7 @@ REPLIES: tuple[type[Message], ...] = (
     FsckPageReply, ListGarbageReply, ReserveReply, RecoverReply, PublishReply,
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
     CloneChunksReply, ReadReplicasReply, RepairReply,
-    ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply,
+    ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply, DiskOrderReply,
     FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply, LookForReply,
     Working,
 )  # fmt: skip

@@ -34,6 +34,7 @@ from gfs.testing.endings import (
     plain,
     without_ordinary,
 )
+from gfs.testing.files import CAPACITY_BYTES
 from gfs.testing.life import Crashed
 from gfs.testing.network import SimNetwork
 from gfs.testing.scratch import make_scratch
@@ -187,6 +188,8 @@ class SimCluster:
         self._add(MASTER, self._run_master)
         for index, name in enumerate(self.chunkservers):
             self._add(name, self._chunkserver_main(name, self._racks[index]))
+            for disk in self._disks:
+                self.machine(name).disk.mount(disk, CAPACITY_BYTES)
 
     def _add(self, name: str, main: Callable[..., Awaitable[None]]) -> Node:
         node = self._nodes[name] = Node(name, self.universe.machine(name), main)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_hexdigest
 
-from gfs.io.world import Buffer, DiskSpace, File
+from gfs.io.world import Buffer, DiskSpace, File, ReadFailed
 from gfs.testing.inode import (
     PAGE_BYTES,
     SECTOR_BYTES,
@@ -57,6 +57,8 @@ class SimDisk:
         #: Every volume there ever was, and which one is mounted where.
         self._volumes: list[Volume] = []
         self._mounts: dict[tuple[str, ...], Volume] = {(): self._new_volume(capacity_bytes)}
+        #: What the machine's table of file systems names.
+        self._mountable: set[tuple[str, ...]] = set()
         self._failing: dict[str, tuple[int, frozenset[str]]] = {}
         #: How often the power was cut.
         self.power_cuts = 0
@@ -71,6 +73,7 @@ class SimDisk:
         parts = tuple(_segments(path))
         volume = self._mounts.get(parts)
         if volume is None:
+            self._mountable.add(parts)
             self.make_directories(path)
             self._mounts[parts] = self._new_volume(capacity_bytes)
         else:
@@ -288,6 +291,8 @@ class SimDisk:
         for prefix, (code, failing) in self._failing.items():
             is_at = path == prefix or path.startswith(prefix.rstrip("/") + "/")
             if is_at and what in failing:
+                if what == "read" and code == errno.EIO:
+                    raise ReadFailed(code, os.strerror(code), path)
                 raise disk_error(code, path)
 
     # --- the system calls, for those who look at it from outside --------------------
@@ -309,6 +314,12 @@ class SimDisk:
 
     def space(self, path: str) -> DiskSpace:
         return self._visible(path).space()
+
+    def awaits_mount(self, path: str) -> bool:
+        parts = tuple(_segments(path))
+        return any(
+            parts[: len(point)] == point and point not in self._mounts for point in self._mountable
+        )
 
 
 def _walk(path: str, node: Inode | Directory) -> Iterator[tuple[str, Inode]]:
@@ -682,6 +693,11 @@ class SimFileSystem:
     @blocking
     def space(self, path: str) -> DiskSpace:
         return self._place(path, "space").space()
+
+    @blocking
+    def awaits_mount(self, path: str) -> bool:
+        self._life.check()
+        return self._disk.awaits_mount(path)
 
     @blocking
     def device(self, path: str) -> int:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from gfs.io.world import Buffer
+from gfs.io.world import Buffer, ReadFailed
 
 if TYPE_CHECKING:
     from gfs.testing.files import SimFile
@@ -116,7 +116,7 @@ class Inode:
         if self.unreadable and count:
             sectors = range(offset // SECTOR_BYTES, -(-(offset + count) // SECTOR_BYTES))
             if not self.unreadable.isdisjoint(sectors):
-                raise disk_error(errno.EIO)
+                raise ReadFailed(errno.EIO, os.strerror(errno.EIO))
         with memoryview(self.data) as view:
             buffer[:count] = view[offset : offset + count]
         return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
@@ -395,14 +396,14 @@ async def test_a_full_disk_is_an_error_and_damages_nothing(
         for server in cluster.chunkservers:
             disk = cluster.machine(server).disk
             used = disk.space("/disk0").total_bytes - disk.space("/disk0").free_bytes
-            disk.mount("/", used + 2 * MIB)
+            disk.mount("/disk0", used + 2 * MIB)
         with pytest.raises(GfsError) as caught:
             await fs.put(data, "/second")
         assert caught.value.code in ("disk_full", "not_enough_chunkservers")
         assert not await fs.exists("/second")
         assert await fs.get("/file") == data
         for server in cluster.chunkservers:
-            cluster.machine(server).disk.mount("/", 1 << 40)
+            cluster.machine(server).disk.mount("/disk0", 1 << 40)
         await trio.sleep(30)
         await fs.put(data, "/second")
         assert await fs.get("/second") == data
@@ -441,7 +442,8 @@ async def test_what_a_disk_refuses_to_delete_is_deleted_later_if_another_disk_ha
         disk = cluster.machine(victim).disk
         (path,) = cluster.chunk_files(victim)
         disk.flip_bit(path, 8 * (HEAD_BYTES + 100))
-        disk.fail(f"/{path.split('/')[1]}/chunks", what=["write", "sync"])
+        # Not an error that fails the whole disk.
+        disk.fail(f"/{path.split('/')[1]}/chunks", errno.ENOSPC, what=["write", "sync"])
         await fs.fsck()
         await cluster.wait_until(lambda: len(cluster.chunk_files(victim)) == 2, 300)
         await wait_for_goal(cluster, fs, "/file", 3)

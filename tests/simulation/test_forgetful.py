@@ -401,7 +401,7 @@ async def test_a_disk_that_was_away_for_a_while_damaged_nothing(
     """Its replica is the only one, looks damaged meanwhile, and may lack something besides:
     it is believed when the disk is back, if need be at the next look at all chunks."""
     data = content(chance, 200_000)
-    async with SimCluster(seed) as cluster, cluster.client(IMPATIENT) as fs:
+    async with SimCluster(seed) as cluster, cluster.client(settings=IMPATIENT) as fs:
         await fs.put(data, PATH, replication=1)
         async with await fs.open(PATH, "r+") as file:
             await file.pwrite(0, data[:100])

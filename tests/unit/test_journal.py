@@ -25,11 +25,12 @@ from gfs.chunkserver import format as layout
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import Redo, State
 from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
-from gfs.chunkserver.store import ChunkStore, Disk, OpenChunk, Replica
+from gfs.chunkserver.store import ChunkStore, OpenChunk, Replica, _rename
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
 from gfs.testing.files import SimFileSystem
+from tests.unit.stores import load, new_disk
 
 DIRECTORY = "/disk"
 
@@ -56,21 +57,19 @@ class Server:
     def __init__(self, machine: Machine, sync: bool, journal_bytes: int) -> None:
         self.process: Process = machine.start_process()
         self.files = self.process.world.files
-        self.files.make_directories(DIRECTORY)
-        self.files.sync_directory("/")
         config = ChunkserverSettings(
             durability="fsync" if sync else "replicated",
             journal_bytes=journal_bytes,
             reserve_bytes=0,
         )
-        self.store = ChunkStore(self.process.world, [DIRECTORY], config)
+        self.store = ChunkStore(self.process.world, config)
+        self.disk = new_disk(self.store, DIRECTORY)
         self.open: dict[int, ChunkFile] = {}
         #: Who is still to be saved before the full file is released; None: nobody looked.
         self.to_save: list[Keeper] | None = None
 
-    @property
-    def disk(self) -> Disk:
-        return self.store.disks[0]
+    def load(self) -> None:
+        load(self.store, self.disk)
 
     @property
     def journal(self) -> Journal:
@@ -121,7 +120,7 @@ class Server:
         new.write(0, data, packet_sums(0, data))
         new.save()
         new.close()
-        self.store._rename(path + ".clone", path)
+        _rename(self.disk, path + ".clone", path)
         if handle in self.open:
             self.open.pop(handle).retire()
 
@@ -224,7 +223,7 @@ def change(server: Server, models: dict[int, Model], number: int, step: Step, po
 
 def run(server: Server, models: dict[int, Model], steps: list[Step], power: bool) -> None:
     try:
-        server.store.load()
+        server.load()
         for number, step in enumerate(steps):
             change(server, models, number, step, power)
     except Crashed:
@@ -263,7 +262,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
     models = {1: Model(), 258: Model()}
 
     server = Server(machine, sync, journal_bytes)
-    server.store.load()  # it has been running for a while
+    server.load()  # it has been running for a while
     server.process.life.light(death)
     server.process.life._when_burnt = server.process.kill
     run(server, models, steps, cut)
@@ -275,7 +274,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
         die(again, machine, chance, cut)
 
     last = Server(machine, sync, journal_bytes)
-    last.store.load()
+    last.load()
     assert not last.store.forgetful, "what a power cut tore is taken for damage"
     states = {}
     for handle, model in models.items():
@@ -294,7 +293,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
             change(last, models, 100 + number, (kind, handle, 100, 7), cut)
     die(last, machine, chance, cut)
     server = Server(machine, sync, journal_bytes)
-    server.store.load()
+    server.load()
     for handle, model in models.items():
         assert server.found(handle, model) == model.now
 
@@ -316,7 +315,7 @@ def overwritten(machine: Machine) -> tuple[Server, str]:
     """A server with a chunk whose file has the old bytes, and the journal the new ones,
     which were acknowledged; both halves are full. And the chunk's file."""
     server = Server(machine, True, 32_768)
-    server.store.load()
+    server.load()
     server.write(7, 0, OLD)
     server.chunk(7).save()
     server.store._note(7, Replica(0, 1, len(OLD)))
@@ -343,111 +342,53 @@ def started_again(server: Server, machine: Machine, power: bool) -> Server:
     if power:
         machine.disk.power_cut(None)
     again = Server(machine, True, 32_768)
-    again.store.load()
+    again.load()
     return again
 
 
 @pytest.mark.parametrize("power", [False, True])
-def test_a_replica_that_cannot_be_saved_never_comes_back_as_it_was_before(power: bool) -> None:
-    """Its file is a good one, of the current version, with bytes that were overwritten."""
+def test_what_a_disk_refuses_to_save_fails_it_and_is_done_again(power: bool) -> None:
+    """The file of the replica is a good one, of the current version, with bytes that were
+    overwritten: only the journal's records, which stay, have what was acknowledged."""
     machine = Universe(1).machine("m")
 
     async def play() -> None:
         server, path = overwritten(machine)
         machine.disk.fail(path)
-        assert await is_emptied(server), "one replica stops the disk"
-        machine.disk.fail(path, 0)
-        assert server.store.bad[7].kind == "corrupt"
-        with pytest.raises(CorruptReplica):
-            await server.store.get(7)
-        for _ in range(2):
-            server = started_again(server, machine, power)
-            assert 7 not in server.store.inventory
-            assert server.store.bad[7].kind == "corrupt"
-            assert server.store.inventory[8].length == 4096
-        # One that takes its place is a good one.
-        new = ChunkFile.create(server.files, path + ".clone", 7, 1, server.journal, copied=True)
-        new.write(0, NEW, packet_sums(0, NEW))
-        await server.store.install(server.disk, new)
-        server = started_again(server, machine, power)
-        assert 7 not in server.store.bad
-        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
-
-    run_simulated(1, play)
-
-
-@pytest.mark.parametrize("power", [False, True])
-def test_a_replica_that_could_not_be_saved_is_good_if_a_start_can(power: bool) -> None:
-    """The server ends before the records are gone."""
-    machine = Universe(1).machine("m")
-
-    async def play() -> None:
-        server, path = overwritten(machine)
-        machine.disk.fail(path)
-        (keeper,) = (each for each in server.journal.unsaved() if each.handle == 7)
-        await server.store._save(server.disk, keeper)
+        assert not await is_emptied(server)
+        assert server.disk.down == "failed"
+        assert not server.store.inventory
         machine.disk.fail(path, 0)
         for _ in range(2):
             server = started_again(server, machine, power)
             assert not server.store.bad
-            assert not len(server.disk.marks)
             assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
     run_simulated(1, play)
 
 
-def test_records_stay_while_it_cannot_be_noted_that_a_replica_is_lacking() -> None:
+def test_what_a_full_disk_does_not_save_is_saved_when_it_has_room() -> None:
     machine = Universe(1).machine("m")
 
     async def play() -> None:
         server, path = overwritten(machine)
-        machine.disk.fail(path)
-        machine.disk.fail(server.disk.marks.path)
+        machine.disk.fail(path, errno.ENOSPC)
         assert not await is_emptied(server)
         machine.disk.fail(path, 0)
-        machine.disk.fail(server.disk.marks.path, 0)
+        server.disk.to_save.set()
+        assert await is_emptied(server)
         server = started_again(server, machine, True)
         assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
     run_simulated(1, play)
 
 
-def test_a_replica_that_cannot_be_saved_for_a_while_is_not_given_up_without_need() -> None:
-    """The journal has room, or it cannot even be noted; then the disk is well again."""
-
-    async def play(crowded: bool) -> None:
-        machine = Universe(1).machine("m")
-        server, path = overwritten(machine)
-        broken = [path]
-        if crowded:
-            broken.append(server.disk.marks.path)
-        else:
-            server.journal._active.end = 0
-        for each in broken:
-            machine.disk.fail(each)
-        assert not await is_emptied(server)
-        assert (7 in server.store.bad) == crowded
-        for each in broken:
-            machine.disk.fail(each, 0)
-        server.disk.marks.failed = False  # writing to it failed, no sync of it
-        server.store._keep(OpenChunk(server.disk, server.chunk(7)))
-        server.disk.to_save.set()
-        assert await is_emptied(server)
-        assert not server.store.bad
-        assert not server.store.is_lacking(7)
-        server = started_again(server, machine, True)
-        assert server.chunk(7).read_verified(0, len(NEW)) == NEW
-
-    run_simulated(1, play, True)
-    run_simulated(1, play, False)
-
-
 def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
     machine = Universe(1).machine("m")
     server, path = overwritten(machine)
-    machine.disk.fail(path)
+    machine.disk.spoil(path, 0)
     server = started_again(server, machine, True)
-    machine.disk.fail(path, 0)
+    machine.disk.inode(path).unreadable.clear()
     for _ in range(2):
         assert 7 not in server.store.inventory
         assert server.store.bad[7].kind == "corrupt"
@@ -461,10 +402,9 @@ def test_a_mark_of_a_lacking_replica_says_nothing_of_one_that_takes_its_place() 
 
     async def play() -> None:
         server, path = overwritten(machine)
-        machine.disk.fail(path)
-        assert await is_emptied(server)
-        machine.disk.fail(path, 0)
+        machine.disk.spoil(path, 0)
         server = started_again(server, machine, True)
+        machine.disk.inode(path).unreadable.clear()
         for handle, version in ((7, 0), (8, 1)):
             await server.store.delete(handle, version)
         for _ in range(2):  # the first one still finds records of the deletions
@@ -747,7 +687,7 @@ def test_a_burial_stays_until_the_file_is_gone() -> None:
 def test_a_deleted_replica_does_not_return_when_the_record_of_that_is_damaged() -> None:
     machine = Universe(1).machine("m")
     server = Server(machine, True, 1 << 20)
-    server.store.load()
+    server.load()
     for handle in (1, 2):
         server.write(handle, 0, b"old")
         server.chunk(handle).save()
@@ -758,7 +698,7 @@ def test_a_deleted_replica_does_not_return_when_the_record_of_that_is_damaged() 
         if power:
             machine.disk.power_cut(None)
         server = Server(machine, True, 1 << 20)
-        server.store.load()
+        server.load()
         assert set(server.store.inventory) == {2}
 
 
@@ -766,7 +706,7 @@ def test_a_deleted_replica_does_not_return_when_the_record_of_that_is_damaged() 
 def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
     machine = Universe(1).machine("m")
     server = Server(machine, True, 1 << 20)
-    server.store.load()
+    server.load()
     server.write(1, 0, b"old")
     server.chunk(1).save()
     path = f"{DIRECTORY}/journal.1"
@@ -776,7 +716,7 @@ def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
         machine.disk.truncate(path, size)
     server.process.kill()
     server = Server(machine, True, 1 << 20)
-    server.store.load()
+    server.load()
     assert set(server.store.forgetful) == {1}
 
 
@@ -788,7 +728,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
     at = 0
     while not at or at < machine.disk.file_size(path):
         server = Server(machine, sync, 20_000)
-        server.store.load()
+        server.load()
         assert not server.store.forgetful
         server.write(1, 0, pattern(at, 10_000))
         server.write(1, 0, pattern(at, 6_000))
@@ -796,7 +736,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
         server.process.kill()
         machine.disk.spoil(path, at)
         server = Server(machine, sync, 20_000)
-        server.store.load()
+        server.load()
         assert set(server.store.forgetful) == {1}
         server.disk.marks.remove(1)
         server.disk.marks.flush()
@@ -810,7 +750,7 @@ def test_when_a_synced_record_is_damaged_every_replica_is_doubted(damage: str) -
     """A process that dies before it is saved would come back without it, and pass."""
     machine = Universe(1).machine("m")
     server = Server(machine, True, 1 << 20)
-    server.store.load()
+    server.load()
     for handle in (1, 2):
         server.write(handle, 0, b"old")
         server.chunk(handle).save()
@@ -826,7 +766,7 @@ def test_when_a_synced_record_is_damaged_every_replica_is_doubted(damage: str) -
     server.process.kill()
     for _ in range(2):  # a second start doubts them as well
         server = Server(machine, True, 1 << 20)
-        server.store.load()
+        server.load()
         assert set(server.store.forgetful) == {1, 2}
         server.process.kill()
 

@@ -32,6 +32,7 @@ from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed
 from gfs.protocol.messages import FORGETFUL
 from gfs.testing import Crashed, Machine, Universe
+from tests.unit.stores import load, new_disk
 
 DIRECTORY = "/disk"
 U64, U32 = st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
@@ -218,10 +219,8 @@ def test_nothing_is_accepted_after_a_sync_that_failed() -> None:
 
 
 def open_store(machine: Machine) -> ChunkStore:
-    store = ChunkStore(machine.start_process().world, [DIRECTORY], ChunkserverSettings())
-    store.world.files.make_directories(DIRECTORY)
-    store.world.files.sync_directory("/")
-    store.load()
+    store = ChunkStore(machine.start_process().world, ChunkserverSettings())
+    load(store, new_disk(store, DIRECTORY))
     return store
 
 

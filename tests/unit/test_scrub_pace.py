@@ -51,7 +51,7 @@ def test_a_clock_that_jumps_by_days_delays_a_pass_by_one_period_at_most(days: in
     node: Any = SimpleNamespace(
         world=SimpleNamespace(clock=clock),
         settings=SimpleNamespace(scrub_seconds=7 * day),
-        identity_file=SimpleNamespace(record=record),
+        server=SimpleNamespace(record=record),
     )
     scrubber = Scrubber(node)
     now_ns += int(days * day) * 10**9

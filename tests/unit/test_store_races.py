@@ -126,12 +126,11 @@ class Server:
             reserve_bytes=0, durability=durability, journal_bytes=32_768, idle_seconds=5.0
         )
         self.known = {handle: Known() for handle in HANDLES}
-        self.start()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         self.process = self.machine.start_process()
         self.node = Node(self.process.world, self._settings, self.disks, bytes(32))
-        self.node.open()
+        await self.node.open()
 
     # --- what is ordered ---------------------------------------------------------------
 
@@ -243,7 +242,7 @@ class Server:
             self.process.kill()
         if round_.end == "power" and self.sync:
             self.machine.disk.power_cut(random.Random(round_.end_us))
-        self.start()
+        await self.start()
         self.check()
 
     # --- what must hold --------------------------------------------------------------------
@@ -262,6 +261,8 @@ class Server:
         """Nothing goes on: nothing is held, and nothing waits."""
         store = self.node.store
         assert not store.busy
+        for disk in store.disks.values():
+            disk.close_files()
         for chunk in store._open.values():
             assert not chunk.users
             assert not chunk.dropped
@@ -274,7 +275,7 @@ class Server:
         store = self.node.store
         assert not store.bad
         assert store.bytes == sum(r.length for r in store.inventory.values())
-        for disk in store.disks:
+        for disk in store.disks.values():
             assert disk.chunks == sum(r.disk == disk.index for r in store.inventory.values())
         for handle in HANDLES:
             replica = store.inventory.get(handle)
@@ -325,6 +326,7 @@ def simulate(
 ) -> None:
     async def play() -> None:
         server = Server(seed, durability, disks)
+        await server.start()
         for round_ in rounds:
             await server.play(round_)
         server.process.kill()

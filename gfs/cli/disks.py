@@ -1,0 +1,182 @@
+"""``gfs disk``: add, drain, remove and retry single disks of a running chunkserver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import click
+import trio
+
+from gfs.cli.options import Cluster, client_options, json_option
+from gfs.cli.output import Output, human_bytes, table, to_json
+from gfs.cli.session import run_with_client
+from gfs.client import Client
+from gfs.errors import DiskFailed, NotFound
+from gfs.protocol.messages import Disk, ServerStatus
+
+LOOK_SECONDS = 0.5
+DOWN = ("failed", "missing")
+
+
+@click.group()
+def disk() -> None:
+    """Add, drain, remove or retry a disk (a --dir) of a running chunkserver.
+
+    gfs status --disks shows them. What is done here is remembered on the server's disks:
+    after a restart it uses the disks that were added, and not those that were removed.
+    """
+
+
+def _order(cluster: Cluster, server: str, path: str, action: str, as_json: bool) -> None:
+    async def work(client: Client) -> None:
+        disks = await client.order_disk(server, path, action)
+        await _show(server, disks, as_json)
+
+    run_with_client(cluster, work)
+
+
+async def _show(server: str, disks: Iterable[Disk], as_json: bool) -> None:
+    async with Output() as output:
+        if as_json:
+            await output.line(to_json([row(server, each) for each in disks]))
+        else:
+            await output.line(disk_table((server, each) for each in disks))
+
+
+@disk.command()
+@click.argument("server", metavar="SERVER")
+@click.argument("path", metavar="DIR")
+@json_option("the server's disks")
+@client_options
+def add(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
+    """Have SERVER use the directory DIR (absolute, on its machine) as one more disk.
+
+    DIR is made if it is not there. It may be new or empty, or a disk that was removed
+    from this server. Where a new disk takes the place of one that failed, it may have
+    the same path.
+    """
+    _order(cluster, server, path, "add", as_json)
+
+
+@disk.command()
+@click.argument("server", metavar="SERVER")
+@click.argument("path", metavar="DIR")
+@json_option("the server's disks")
+@client_options
+def retry(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
+    """Have SERVER use its disk DIR again, which had failed or was missing.
+
+    All that is on it is read anew, as at a start: replicas that are still current count
+    again, the others are deleted. Exit code 1 if it cannot be used.
+    """
+    _order(cluster, server, path, "retry", as_json)
+
+
+@disk.command()
+@click.argument("server", metavar="SERVER")
+@click.argument("path", metavar="DIR")
+@json_option("the server's disks")
+@client_options
+def remove(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
+    """Have SERVER forget its disk DIR, which is drained, or has failed.
+
+    It can be unmounted then. Refused (exit code 1) while replicas are on it.
+    """
+    _order(cluster, server, path, "remove", as_json)
+
+
+@disk.command()
+@click.argument("server", metavar="SERVER")
+@click.argument("path", metavar="DIR")
+@click.option("--cancel", is_flag=True, help="Do not: the disk takes new replicas again.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    help="Return when it is empty (default), or at once: gfs status --disks shows how far it is.",
+)
+@json_option("the server's disks")
+@client_options
+def drain(
+    cluster: Cluster, server: str, path: str, cancel: bool, wait: bool, as_json: bool
+) -> None:
+    """Move all replicas on the disk DIR of SERVER to the server's other disks.
+
+    No file is below its goal meanwhile. Then: gfs disk remove. It ends with exit code 1
+    if the other disks have too little room; what could be moved, is.
+    """
+
+    async def work(client: Client) -> None:
+        disks = await client.order_disk(server, path, "undrain" if cancel else "drain")
+        if wait and not cancel:
+            disks = await _emptied(client, server, path)
+        await _show(server, disks, as_json)
+
+    run_with_client(cluster, work)
+
+
+async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
+    """Raises DiskFailed if waiting is of no use."""
+    while True:
+        status = await _server(client, server)
+        for each in status.disks:
+            if each.path == path.rstrip("/"):
+                if not each.chunks:
+                    return status.disks
+                if each.reason:
+                    raise DiskFailed(f"{path}: {each.reason}")
+        await trio.sleep(LOOK_SECONDS)
+
+
+async def _server(client: Client, name: str) -> ServerStatus:
+    for server in (await client.status()).servers:
+        if name in (server.id, server.address):
+            return server
+    raise NotFound(f"there is no chunkserver {name}: gfs status shows their ids and addresses")
+
+
+def row(server: str, each: Disk) -> dict[str, object]:
+    """One disk, for ``--json``."""
+    return {"server": server, **{name: getattr(each, name) for name in each.__struct_fields__}}
+
+
+def disk_table(disks: Iterable[tuple[str, Disk]]) -> str:
+    """For people: each disk with its server."""
+    titles = ["CHUNKSERVER", "DISK", "STATE", "USED", "FREE", "CHUNKS", "ERRORS", "REASON"]
+    rows = [
+        [
+            server,
+            each.path,
+            each.state,
+            human_bytes(each.total_bytes - each.free_bytes),
+            human_bytes(each.free_bytes),
+            str(each.chunks),
+            str(each.errors),
+            each.reason,
+        ]
+        for server, each in disks
+    ]
+    return table(titles, rows, right=(3, 4, 5, 6))
+
+
+def disk_warnings(server: ServerStatus) -> Iterator[str]:
+    """What is to be done about its disks."""
+    for each in server.disks:
+        name = f"disk {each.path} of chunkserver {server.id} ({server.address})"
+        order = f"{server.id} {each.path}"
+        if each.state in DOWN:
+            yield (
+                f"WARNING: {name} is {each.state}: {each.reason}; its replicas are re-replicated. "
+                f"When it works again: gfs disk retry {order}; a new one in its place: gfs disk "
+                f"add {order}; gone for good: gfs disk remove {order}"
+            )
+        elif each.state == "slow":
+            yield f"WARNING: {name} is slow: a call has run for seconds: see the kernel's log"
+        elif each.state == "full":
+            yield (
+                f"WARNING: {name} is full: add a disk (gfs disk add {server.id} DIR) or a "
+                "chunkserver (gfs chunkserver), or delete what is not needed (gfs rm)"
+            )
+        elif each.state == "draining" and not each.chunks:
+            yield f"{name} is empty: gfs disk remove {order}"
+        elif each.state == "draining":
+            yield f"{name} is draining, {each.chunks} replicas left. {each.reason}".rstrip()

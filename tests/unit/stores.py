@@ -1,0 +1,32 @@
+"""Opening the disks of a chunkserver without a chunkserver, and without a Trio run."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+
+from gfs.chunkserver.disk import Disk
+from gfs.chunkserver.loading import read_disk
+from gfs.chunkserver.store import ChunkStore
+
+
+def new_disk(store: ChunkStore, path: str) -> Disk:
+    """A disk that can be used, and was not read yet."""
+    store.world.files.make_directories(path)
+    store.world.files.sync_directory("/")
+    disk = store.new_disk(path)
+    disk.open()
+    return disk
+
+
+def load(store: ChunkStore, disk: Disk) -> None:
+    """Read a disk, and have the store use it."""
+    finish(store.adopt(disk, read_disk(disk)))
+
+
+def finish(work: Coroutine[object, object, None]) -> None:
+    """Run what does not wait for anything here."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits")
