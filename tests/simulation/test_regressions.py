@@ -152,7 +152,7 @@ async def test_of_two_files_of_one_replica_the_better_one_is_kept(
         await cluster.crash(victim)
         disk = cluster.machine(victim).disk
         (path,) = cluster.chunk_files(victim)
-        files = cluster.machine(victim).start_process().world.files
+        files = SimFileSystem(disk, Onlooker())
         stored = disk.read(path)
         for name in cluster.disks:
             twin = path.replace(path.split("/")[1], name.strip("/"))

@@ -231,11 +231,11 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
 ) -> None:
     """Also those that are open, newer by now, damaged, gone, or on a disk that refuses."""
     directories = [tmp_path / "a", tmp_path / "b"]
-    node = node_in(*directories, durability=durability)
+    node = await node_in(*directories, durability=durability)
     paths = {number: make_chunk(node, number, 2, b"data", number % 2) for number in range(200)}
-    node.close()
+    await node.close()
     paths[3].write_bytes(b"damaged")
-    node = node_in(*directories, durability=durability)
+    node = await node_in(*directories, durability=durability)
     refused = paths[5]
     refused.unlink()
     refused.mkdir()
@@ -249,9 +249,9 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
         assert set(node.store.inventory) == {5, 7}
         assert set(node.store.bad) == {5}
         assert not node.store.busy
-        assert sum(disk.chunks for disk in node.store.disks) == 2
+        assert sum(disk.chunks for disk in node.store.disks.values()) == 2
     finally:
-        node.close()
+        await node.close()
 
 
 @pytest.mark.parametrize("disks", [1, 2])

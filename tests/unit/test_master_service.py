@@ -46,6 +46,7 @@ from gfs.protocol.messages import (
     ChunkLocation,
     CloneChunk,
     Delete,
+    DeleteReplicas,
     Disk,
     DiskUsage,
     DiskUsageReply,
@@ -350,11 +351,6 @@ class FakeServer:
         assert orders.sequence >= self.sequence
         self.sequence = orders.sequence
         self.extended += orders.extend_leases
-        for name in orders.delete:
-            self.deleted.append((name.handle, name.version))
-            if self.replicas.get(name.handle, (0, 0))[0] == name.version:
-                del self.replicas[name.handle]
-                self.corrupt.discard(name.handle)
 
     def _obey(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         for message, _ in batch:
@@ -390,6 +386,12 @@ class FakeServer:
             return VerifyReply(
                 id=message.id, state=state, version=version, length=length, bad_blocks=[]
             )
+        elif isinstance(message, DeleteReplicas):
+            for name in message.replicas:
+                self.deleted.append((name.handle, name.version))
+                if self.replicas.get(name.handle, (0, 0))[0] == name.version:
+                    del self.replicas[name.handle]
+                    self.corrupt.discard(name.handle)
         else:
             raise AssertionError(message)
         return Done(id=message.id)

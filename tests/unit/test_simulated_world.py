@@ -625,7 +625,7 @@ def test_the_device_is_that_of_what_is_visible(tmp_path: object) -> None:
     file = held.open("/disk/f", "create")
     file.write(bytes(900), 0)
     assert files.list("/disk") == host.disk.paths() == []
-    assert held.space("/disk") == (1000, 100)
+    assert held.space("/disk")[:2] == (1000, 100)
     host.disk.mount_again("/disk", volume)
     assert (files.device("/disk"), files.list("/disk")) == (device, ["f"])
 
@@ -660,14 +660,14 @@ def test_a_full_disk_and_a_failing_one() -> None:
     with refused(errno.ENOSPC):
         file.write(bytes(200), 850)
     assert file.size() == 900
-    assert files.space("/small") == (1000, 100)
+    assert files.space("/small")[:2] == (1000, 100)
     file.write(bytes(100), 900)
     with refused(errno.EXDEV):
         files.rename("/small/f", "/f")
     files.unlink("/small/f")
-    assert files.space("/small") == (1000, 0)
+    assert files.space("/small")[:2] == (1000, 0)
     file.close()
-    assert files.space("/small") == (1000, 1000)
+    assert files.space("/small")[:2] == (1000, 1000)
     disk.fail("/small")
     with refused(errno.EIO):
         files.open("/small/g", "create")
