@@ -144,7 +144,6 @@ class JsonFormatter(logging.Formatter):
 GATHERED = frozenset(
     {
         *(
-            "replica_lost",
             "replica_copied",
             "copy_failed",
             "replica_moved",
