@@ -1,0 +1,204 @@
+"""One disk of several fails, vanishes or hangs, and comes back, while files are written."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from gfs.client import Client
+from gfs.config import ChunkserverSettings
+from gfs.errors import DiskFailed, GfsError, InvalidArgument
+from gfs.protocol.messages import Disk
+from gfs.testing import SimCluster
+from gfs.testing.files import SimDisk
+from gfs.testing.inode import Hang
+
+from .promises import content
+from .seeds import over_seeds
+
+DISK = "/disk0"
+FILES = 40
+Act = Callable[[SimDisk], object]
+
+
+def failing(code: int, *what: str) -> Act:
+    return lambda disk: disk.fail(DISK, code, what or ("write", "sync"))
+
+
+def hanging(disk: SimDisk) -> None:
+    disk.hang(DISK, Hang(share=1.0, seconds=(60.0, 60.0)))
+
+
+def emptied(disk: SimDisk) -> None:
+    for path in disk.paths(DISK):
+        disk.delete(path)
+
+
+#: How a disk goes away: the state that it is in then, and what is done to it.
+WAYS: dict[str, tuple[str, Act]] = {
+    "refuses writes": ("failed", failing(errno.EIO)),
+    "refuses all": ("failed", failing(errno.EIO, "read", "write", "sync")),
+    "becomes read-only": ("failed", failing(errno.EROFS, "write")),
+    "cannot sync": ("failed", failing(errno.EIO, "sync")),
+    "is pulled": ("failed", lambda disk: disk.pull(DISK)),
+    "is unmounted": ("missing", lambda disk: disk.unmount(DISK)),
+    "is replaced": ("missing", lambda disk: disk.replace(DISK)),
+    "is emptied": ("missing", emptied),
+    "hangs": ("failed", hanging),
+}
+
+
+async def disks_of(fs: Client, name: str) -> dict[str, Disk]:
+    for server in (await fs.status()).servers:
+        if server.address.startswith(name):
+            return {disk.path: disk for disk in server.disks}
+    return {}
+
+
+async def write_files(fs: Client, chance: random.Random, of: str) -> dict[str, bytes]:
+    files = {f"/{of}{n}": content(chance, 2000) for n in range(FILES)}
+    for path, data in files.items():
+        await fs.put(data, path)
+    return files
+
+
+async def check_files(fs: Client, files: dict[str, bytes]) -> None:
+    for path, data in files.items():
+        assert await fs.get(path) == data
+
+
+@pytest.mark.parametrize("way", WAYS)
+@over_seeds(1)
+async def test_one_disk_that_goes_away_is_named_and_made_up_for(
+    seed: int, chance: random.Random, way: str
+) -> None:
+    """Without a restart; no other disk is blamed; no replica is taken for damaged."""
+    state, harm = WAYS[way]
+    settings = ChunkserverSettings(scan_seconds=2, disk_hang_seconds=4)
+    async with (
+        SimCluster(seed, chunkservers=4, disks=2, chunkserver=settings) as cluster,
+        cluster.client() as fs,
+    ):
+        files = await write_files(fs, chance, "before")
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        harm(machine)
+        files |= await write_files(fs, chance, "meanwhile")
+
+        async def is_named() -> bool:
+            return (await disks_of(fs, victim))[DISK].state == state
+
+        await cluster.wait_until(is_named, 15)
+        others = [
+            disk
+            for name in cluster.chunkservers
+            for path, disk in (await disks_of(fs, name)).items()
+            if (name, path) != (victim, DISK)
+        ]
+        assert {disk.state for disk in others} == {"ok"}
+        assert not sum(disk.errors for disk in others)
+
+        async def is_whole() -> bool:
+            report = await fs.fsck()
+            return not (await fs.status()).totals.under_replicated and not report.problems
+
+        await cluster.wait_until(is_whole, 120, every=1)
+        assert not (await fs.status()).totals.corruptions
+        await check_files(fs, files)
+        if way == "is unmounted":
+            assert not machine.paths(DISK), "something was made where nothing is mounted"
+
+
+@over_seeds(1)
+async def test_a_disk_that_works_again_is_used_again_when_it_is_retried(
+    seed: int, chance: random.Random
+) -> None:
+    async with (
+        SimCluster(seed, chunkservers=3, disks=2) as cluster,
+        cluster.client() as fs,
+    ):
+        files = await write_files(fs, chance, "file")
+        victim = cluster.chunkservers[0]
+        machine = cluster.machine(victim).disk
+        volume = machine.unmount(DISK)
+        server = cluster.address(victim)
+
+        async def is_missing() -> bool:
+            return (await disks_of(fs, victim))[DISK].state == "missing"
+
+        await cluster.wait_until(is_missing, 15)
+        with pytest.raises(DiskFailed, match="gone"):
+            await fs.order_disk(server, DISK, "retry")
+        with pytest.raises(InvalidArgument):
+            await fs.order_disk(server, cluster.disks[1], "drain")  # the only one
+        machine.mount_again(DISK, volume)
+        disks = {disk.path: disk for disk in await fs.order_disk(server, DISK, "retry")}
+        assert disks[DISK].state == "ok"
+        await check_files(fs, files)
+
+        async def is_used() -> bool:
+            return (await disks_of(fs, victim))[DISK].chunks > 0
+
+        await write_files(fs, chance, "more")
+        await cluster.wait_until(is_used, 60)
+
+
+@over_seeds(1)
+async def test_a_server_starts_with_the_disks_that_are_well(
+    seed: int, chance: random.Random
+) -> None:
+    """It does not take the bare directory below a mount that is away for a new disk."""
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "file")
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        await cluster.crash(victim)
+        volume = machine.unmount(DISK)
+        await cluster.start(victim)
+        assert not machine.paths(DISK)
+
+        async def is_there() -> bool:
+            disks = await disks_of(fs, victim)
+            return bool(disks) and disks[DISK].state == "missing"
+
+        await cluster.wait_until(is_there, 15)
+        await check_files(fs, files)
+        machine.mount_again(DISK, volume)
+        await fs.order_disk(cluster.address(victim), DISK, "retry")
+        await cluster.crash(victim)
+        await cluster.start(victim)
+        assert (await disks_of(fs, victim))[DISK].state == "ok"
+
+
+@over_seeds(2)
+async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "before")
+        victim = chance.choice(cluster.chunkservers)
+        server = cluster.address(victim)
+        with pytest.raises(GfsError):
+            await fs.order_disk(server, DISK, "remove")
+        await fs.order_disk(server, DISK, "drain")
+        files |= await write_files(fs, chance, "meanwhile")
+
+        async def is_empty() -> bool:
+            return not (await disks_of(fs, victim))[DISK].chunks
+
+        await cluster.wait_until(is_empty, 60)
+        assert not (await fs.status()).totals.under_replicated
+        await fs.order_disk(server, DISK, "remove")
+        assert DISK not in await disks_of(fs, victim)
+        await cluster.crash(victim)
+        await cluster.start(victim)
+        await cluster.wait_until(lambda: disks_of(fs, victim), 15)
+        assert DISK not in await disks_of(fs, victim), "it was removed"
+        await fs.order_disk(server, DISK, "add")
+        assert (await disks_of(fs, victim))[DISK].state == "ok"
+        await check_files(fs, files)
+        await trio.sleep(1)
