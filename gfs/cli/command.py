@@ -193,7 +193,7 @@ def _explain(error: BaseException) -> int:
         traceback.print_exception(error)
     story = the_one(error)
     if isinstance(story, Failed):
-        return EXIT_FAILED
+        return story.exit_code
     if isinstance(story, StdoutClosed):
         silence_stdout()
         return EXIT_STDOUT_CLOSED

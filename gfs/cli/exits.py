@@ -8,6 +8,8 @@ import sys
 
 #: Also of ``fsck`` and ``scrub`` that found damage.
 EXIT_FAILED = 1
+#: Of ``get --partial`` that left holes.
+EXIT_PARTIAL = 4
 EXIT_INTERRUPTED = 130
 EXIT_STDOUT_CLOSED = 141
 
@@ -26,6 +28,10 @@ class Interrupted(Exception):
 
 class Failed(Exception):
     """The command failed and has told so already."""
+
+    def __init__(self, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__()
+        self.exit_code = exit_code
 
 
 def silence_stdout() -> None:

@@ -20,6 +20,7 @@ import trio
 
 from gfs.cli import local, progress
 from gfs.cli.batch import Batch, Job
+from gfs.cli.exits import EXIT_PARTIAL, Failed
 from gfs.cli.options import (
     Cluster,
     base_name,
@@ -229,41 +230,63 @@ async def _is_remote_directory(client: Client, target: str, wanted: bool) -> boo
 @click.argument("paths", nargs=-1, required=True, metavar="SOURCE... [TARGET]")
 @recursive_option
 @force_option
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Of damaged files what is left of them, with holes where nothing is (exit code 4).",
+)
 @json_option("the files made, {files, directories, bytes, failures},")
 @client_options
 def get(
-    cluster: Cluster, paths: tuple[str, ...], recursive: bool, force: bool, as_json: bool
+    cluster: Cluster,
+    paths: tuple[str, ...],
+    recursive: bool,
+    force: bool,
+    partial: bool,
+    as_json: bool,
 ) -> None:
     """Copy files out of the file system to the local TARGET (- is stdout).
 
     Into TARGET if it is a directory, ends with / or there are several sources;
     the current directory if there is no TARGET. A file appears under its name
     when it is whole and its checksums hold, and not before.
+
+    With --partial a file of which blocks are lost, or whole chunks, is written all the
+    same: every byte of it is right, and the holes, which read as zeros, are told, each
+    with its first byte and its length.
     """
     sources, target = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, ".")
     if target == "-":
+        if partial:
+            raise InvalidArgument("--partial leaves holes, which stdout cannot have")
         if recursive:
             raise InvalidArgument("-r makes directories, which stdout cannot hold")
         _write_files(cluster, sources, as_json)
         return
-    copy = _Get(sources, target, recursive, force)
+    copy = _Get(sources, target, recursive, force, partial)
 
     async def work(client: Client) -> None:
         async with Output() as output, progress.shown(Progress()) as shown:
             batch = Batch(output, shown, client_settings(cluster).parallel_files, as_json)
             await batch.run(copy.jobs(client, batch))
+            if copy.hole_bytes:
+                raise Failed(EXIT_PARTIAL)
 
     run_with_client(cluster, work)
 
 
 class _Get:
-    def __init__(self, sources: tuple[str, ...], target: str, recursive: bool, force: bool) -> None:
+    def __init__(
+        self, sources: tuple[str, ...], target: str, recursive: bool, force: bool, partial: bool
+    ) -> None:
         #: Path, and the name of its copy in a directory; "": its contents go there.
         self.sources = [_remote_source(source) for source in sources]
         self.target = target
         self.wants_directory = target.endswith("/") or len(sources) > 1
         self.recursive = recursive
         self.force = force
+        self.partial = partial
+        self.hole_bytes = 0
 
     async def jobs(self, client: Client, batch: Batch) -> AsyncIterator[Job]:
         into = local.is_directory(self.target, wanted=self.wants_directory)
@@ -309,7 +332,15 @@ class _Get:
     async def _get_file(
         self, client: Client, batch: Batch, source: str, target: str
     ) -> dict[str, object]:
-        if local.is_special(target):
+        holes: list[tuple[int, int]] = []
+        if self.partial:
+            target = local.prepare_target(target)
+            rescued = await client.get(
+                source, target, overwrite=self.force, progress=batch.progress.advance, partial=True
+            )
+            length, holes = rescued.entry.length, rescued.holes
+            self._tell_holes(batch, source, holes)
+        elif local.is_special(target):
             length = await self._get_into_special(client, batch, source, target)
         else:
             target = local.prepare_target(target)
@@ -319,7 +350,16 @@ class _Get:
             assert isinstance(entry, Entry)
             length = entry.length
         name = os.fsencode(target).decode("utf-8", "backslashreplace")
-        return {"path": source, "target": name, "length": length}
+        made: dict[str, object] = {"path": source, "target": name, "length": length}
+        if self.partial:
+            made["holes"] = [{"offset": offset, "bytes": count} for offset, count in holes]
+        return made
+
+    def _tell_holes(self, batch: Batch, source: str, holes: list[tuple[int, int]]) -> None:
+        for offset, count in holes:
+            self.hole_bytes += count
+            if not batch.as_json:
+                batch.progress.say(f"{source}: {count} bytes from {offset} on are lost: a hole")
 
     async def _get_into_special(
         self, client: Client, batch: Batch, source: str, target: str

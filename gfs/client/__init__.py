@@ -7,6 +7,7 @@ from gfs.client.append import Record
 from gfs.client.client import Client, LocateReport, connect
 from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import ChunkReport, FsckProblem, FsckReport
+from gfs.client.rescue import Rescued
 from gfs.protocol.messages import Entry, TrashEntry
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LocateReport",
     "NewFile",
     "Record",
+    "Rescued",
     "TrashEntry",
     "connect",
 ]

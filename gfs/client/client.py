@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import msgspec
 import trio
@@ -21,10 +21,18 @@ from gfs.client.files import ExistingFile, File, NewFile, normal_mode
 from gfs.client.fsck import ChunkReport, FsckReport
 from gfs.client.master import MasterClient
 from gfs.client.read import FileMap, check_path
+from gfs.client.rescue import Rescued, rescue
 from gfs.client.upload import Terms, check_expect
 from gfs.config import ClientSettings
 from gfs.diagnostics import asked_for, request_of
-from gfs.errors import AlreadyExists, ChunkUnavailable, IsADirectory, NotFound, SettingsError
+from gfs.errors import (
+    AlreadyExists,
+    ChunkUnavailable,
+    InvalidArgument,
+    IsADirectory,
+    NotFound,
+    SettingsError,
+)
 from gfs.io import World, real_world
 from gfs.protocol.credentials import Credentials, load_credentials
 from gfs.protocol.handshake import Identity
@@ -273,7 +281,19 @@ class Client:
         *,
         overwrite: bool = False,
         progress: transfer.Progress | None = None,
+        partial: Literal[False] = False,
     ) -> Entry: ...
+
+    @overload
+    async def get(
+        self,
+        path: str,
+        target: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: transfer.Progress | None = None,
+        partial: Literal[True],
+    ) -> Rescued: ...
 
     @one_request
     async def get(
@@ -283,13 +303,29 @@ class Client:
         *,
         overwrite: bool = False,
         progress: transfer.Progress | None = None,
-    ) -> bytes | Entry:
+        partial: bool = False,
+    ) -> bytes | Entry | Rescued:
         """Fetch ``path``, every byte verified: as bytes, or to ``target``.
 
         A local path gets the whole file or nothing; a file object gets the bytes
         as they come. Raises NotFound, IsADirectory, AlreadyExists (local), and
         FileChanged if the file keeps being replaced meanwhile.
+
+        ``partial``: of a file that is damaged or partly lost, to a local path, what any
+        replica still has, verified as ever; the answer tells where nothing could be had,
+        and holes were left. A chunk whose servers do not answer is waited for as long as
+        any read does.
         """
+        if partial:
+            if not isinstance(target, (str, os.PathLike)):
+                raise InvalidArgument("what is left of a file goes to a local path")
+            return await rescue(
+                self._core,
+                path,
+                os.fspath(target),
+                overwrite=overwrite,
+                progress=progress or (lambda _: None),
+            )
         if target is None:
             return await transfer.get_bytes(self._core, path, progress)
         if isinstance(target, (str, os.PathLike)):

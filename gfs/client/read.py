@@ -113,6 +113,16 @@ class FileMap:
         await file._settle_length(patient)
         return file
 
+    @classmethod
+    async def open_as_known(cls, core: ClientCore, path: str) -> FileMap:
+        """As ``open``; if nobody tells how long a file is that is appended to, it is as long
+        as the master knows."""
+        try:
+            return await cls.open(core, path)
+        except ChunkUnavailable:
+            request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
+            return cls(core, path, await core.master.ask(request, LocateReply))
+
     def _take(self, first: int, reply: LocateReply) -> None:
         until = self._core.world.clock.monotonic() + self._core.settings.location_seconds
         for index, chunk in enumerate(reply.chunks, first):
@@ -213,10 +223,13 @@ class FileMap:
 class Attempts:
     """The replicas of one chunk, one after another, then all over again."""
 
-    def __init__(self, core: ClientCore, file: FileMap, index: int) -> None:
+    def __init__(
+        self, core: ClientCore, file: FileMap, index: int, rounds: int | None = None
+    ) -> None:
         self._core = core
         self._file = file
         self._index = index
+        self._rounds_max = rounds
         self._left: list[ServerAddress] = []
         self._rounds = 0
         self._pause = BACKOFF_SECONDS_MIN
@@ -235,7 +248,8 @@ class Attempts:
     async def wait(self) -> None:
         """Before all are tried again. Raises ChunkUnavailable when it is enough."""
         clock = self._core.world.clock
-        if clock.monotonic() + self._pause > self._give_up:
+        is_enough = self._rounds_max is not None and self._rounds >= self._rounds_max
+        if is_enough or clock.monotonic() + self._pause > self._give_up:
             raise ChunkUnavailable(
                 f"{self._file.path}: chunk {self._index}: no good replica can be reached: "
                 f"{self.last}. See `gfs fsck {self._file.path}`"
@@ -440,7 +454,7 @@ class BlockStream:
 
     async def _failed(self, error: Exception) -> None:
         assert self._attempts is not None
-        self._hang_up(keep=_is_answer(error))
+        self._hang_up(keep=is_answer(error))
         if self._chunk is not None and self._server is not None:
             await self._attempts.failed(self._chunk, self._server, error)
 
@@ -460,7 +474,7 @@ class BlockStream:
         self._hang_up()
 
 
-def _is_answer(error: Exception) -> bool:
+def is_answer(error: Exception) -> bool:
     """Whether the server answered with this error, so that the connection is in order."""
     return isinstance(error, GfsError) and not isinstance(
         error, (ProtocolError, DeadlineExceeded, ConnectionError)
@@ -492,7 +506,7 @@ async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memor
     while True:
         chunk, server = await attempts.next()
         try:
-            await _read_piece_at(
+            await read_piece_at(
                 core, chunk, server, attempts.patience, offset % CHUNK_BYTES, target
             )
             return
@@ -500,7 +514,7 @@ async def read_piece(core: ClientCore, file: FileMap, offset: int, target: memor
             await attempts.failed(chunk, server, error)
 
 
-async def _read_piece_at(
+async def read_piece_at(
     core: ClientCore,
     chunk: ChunkLocation,
     server: ServerAddress,
@@ -525,7 +539,7 @@ async def _read_piece_at(
             await _exchange_piece(connection, question, target)
             clean = True
     except (ConnectionError, GfsError) as error:
-        clean = _is_answer(error)
+        clean = is_answer(error)
         raise
     finally:
         if connection is not None:

@@ -33,6 +33,7 @@ from gfs.client.append import Record
 from gfs.client.client import Client, LocateReport
 from gfs.client.files import File
 from gfs.client.fsck import FsckReport
+from gfs.client.rescue import Rescued
 from gfs.config import ClientSettings
 from gfs.protocol.messages import (
     DiskUsageReply,
@@ -171,7 +172,13 @@ class SyncClient:
         *,
         overwrite: bool = False,
         progress: transfer.Progress | None = None,
-    ) -> bytes | Entry:
+        partial: bool = False,
+    ) -> bytes | Entry | Rescued:
+        if partial:
+            rescued: Rescued = self._method(
+                "get", path, target, overwrite=overwrite, progress=progress, partial=True
+            )
+            return rescued
         if target is None:
             data: bytes = self._method("get", path, progress=progress)
             return data

@@ -304,8 +304,7 @@ async def get_to_path(
     """Under its final name there is nothing, what was there, or the whole file."""
     run = core.world.run_blocking
     report = progress or _no_progress
-    if not overwrite and await run(os.path.lexists, target):
-        raise AlreadyExists(f"{target}: exists: overwrite it explicitly, or name another file")
+    await run(check_free, target, overwrite)
     for attempt in range(1, TRIES_MAX + 1):
         file = await FileMap.open(core, path)
         entry = replace(file.entry)
@@ -329,6 +328,12 @@ async def get_to_path(
     raise AssertionError("the loop above returns or raises")
 
 
+def check_free(target: str, overwrite: bool) -> None:
+    """Blocks. Raises AlreadyExists."""
+    if not overwrite and os.path.lexists(target):
+        raise AlreadyExists(f"{target}: exists: overwrite it explicitly, or name another file")
+
+
 class LocalPart:
     """A local file on its way to its name. Methods block."""
 
@@ -347,6 +352,11 @@ class LocalPart:
     def write(self, view: memoryview) -> None:
         assert self._file is not None
         _write_all(self._file, view)
+
+    def skip(self, count: int) -> None:
+        """Leave a hole."""
+        assert self._file is not None
+        self._file.truncate(self._file.seek(count, os.SEEK_CUR))
 
     def commit(self, overwrite: bool) -> None:
         assert self._file is not None

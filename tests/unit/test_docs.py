@@ -96,7 +96,13 @@ def test_every_exit_code_is_told_with_the_errors_that_end_so() -> None:
     assert found is not None
     told = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", found[1], flags=re.M))
     codes = {int(code) for codes in told for code in codes.split(", ")}
-    own = {0, exits.EXIT_FAILED, exits.EXIT_INTERRUPTED, exits.EXIT_STDOUT_CLOSED}
+    own = {
+        0,
+        exits.EXIT_FAILED,
+        exits.EXIT_PARTIAL,
+        exits.EXIT_INTERRUPTED,
+        exits.EXIT_STDOUT_CLOSED,
+    }
     signals = {exits.Interrupted(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)}
     ours = [kind for kind in subclasses(GfsError) if kind.__module__ == GfsError.__module__]
     assert codes == own | signals | {click.UsageError.exit_code} | {e.exit_code for e in ours}
