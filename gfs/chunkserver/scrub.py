@@ -106,8 +106,10 @@ class Scrubber:
             try:
                 await self._chunk(handle)
             except DiskFailed:
-                # A sector that cannot be read: the replica is to be made anew.
-                store.mark_bad(handle)
+                # A sector that cannot be read: the replica is to be made anew. If the whole
+                # disk has failed, it is not there any more.
+                if handle in store.inventory:
+                    store.mark_bad(handle)
             except (GfsError, OSError) as error:
                 log.info("scrub of %016x: %s", handle, error)
             self._done_bytes = before + lengths[handle]

@@ -512,6 +512,7 @@ class Client:
                     found.append(entry.path)
             pending.extend(reversed(found))
 
+    @one_request
     async def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Entry:
         """Raises AlreadyExists, NotFound (a parent), NotADirectory."""
         request = MakeDirectory(
@@ -522,7 +523,8 @@ class Client:
             parents=parents,
             exist_ok=exist_ok,
         )
-        return (await self._ask(request, StatReply)).entry
+        await self._ask(request, Done)
+        return await self.stat(path)
 
     async def rename(
         self, source: str, target: str, *, replace: bool = False, parents: bool = False

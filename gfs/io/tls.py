@@ -31,7 +31,7 @@ from typing import cast
 
 import trio
 
-from gfs.io.world import BlockingRunner, Buffer, File, Runner, Stream
+from gfs.io.world import BlockingRunner, Buffer, File, Stream
 
 log = logging.getLogger(__name__)
 
@@ -326,13 +326,19 @@ class TlsStream:
         file: File,
         offset: int,
         count: int,
-        run: Runner | None = None,
+        limiter: trio.CapacityLimiter | None = None,
     ) -> None:
         # Nobody else's buffer: a read that was abandoned may still fill it.
         buffer = memoryview(bytearray(min(FILE_BYTES, count)))
         end = offset + count
         while offset < end:
-            got = await (run or self._run_blocking)(file.read_into, buffer[: end - offset], offset)
+            got = await self._run_blocking(
+                file.read_into,
+                buffer[: end - offset],
+                offset,
+                limiter=limiter,
+                abandon_on_cancel=True,
+            )
             if not got:
                 raise EOFError(f"the file ends at byte {offset}")
             await self.send_all(buffer[:got])

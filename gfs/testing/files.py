@@ -96,7 +96,7 @@ class SimDisk:
         self.note(f"pull {path}")
         volume = self.volume(path)
         volume.gone = errno.EIO
-        self._lose_unsynced(volume.top, self.chance)
+        self._lose_all(volume, self.chance)
         return volume
 
     def plug(self, path: str, volume: Volume) -> None:
@@ -234,8 +234,11 @@ class SimDisk:
         self.note("power cut")
         self.power_cuts += 1
         for volume in self._volumes:
-            self._lose_unsynced(volume.top, chance)
-            volume.used_bytes = sum(len(inode.data) for _, inode in _walk("", volume.top))
+            self._lose_all(volume, chance)
+
+    def _lose_all(self, volume: Volume, chance: random.Random | None) -> None:
+        self._lose_unsynced(volume.top, chance)
+        volume.used_bytes = sum(len(inode.data) for _, inode in _walk("", volume.top))
 
     def _lose_unsynced(self, directory: Directory, chance: random.Random | None) -> None:
         if chance is not None and chance.random() < 0.5:
@@ -484,7 +487,7 @@ class SimFile:
         #: that nobody was told of yet is told to who opens the file later, too.
         self._told = inode.failures - (not inode.is_told)
         inode.opened += 1
-        life.hold(self)
+        life.hold(self, weakly=True)  # as a descriptor
 
     def _begin(self, kind: str) -> None:
         """What every call begins with."""
@@ -573,6 +576,8 @@ class SimFile:
 
     def die(self) -> None:
         """Let go of the file, as the kernel does when the process ends."""
+        if not self._open:
+            return  # by one of the process's threads, that ended a moment ago
         self._open = False
         if self._inode.locked_by is self:
             self._inode.locked_by = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from gfs.testing.threads import Call, Threads
@@ -44,6 +45,8 @@ class Life:
         self.guards_loop = False
         self.wrongs: list[BaseException] = []
         self._holds: dict[Mortal, None] = {}
+        #: What ends as well when nobody refers to it any more.
+        self._holds_weakly: WeakKeyDictionary[Mortal, None] = WeakKeyDictionary()
         self._fuse = 0
         self._when_burnt: Callable[[], None] | None = None
 
@@ -65,16 +68,19 @@ class Life:
         if not self.alive:
             raise Crashed(self.name)
 
-    def hold(self, thing: Mortal) -> None:
-        self._holds[thing] = None
+    def hold(self, thing: Mortal, weakly: bool = False) -> None:
+        (self._holds_weakly if weakly else self._holds)[thing] = None
 
     def let_go(self, thing: Mortal) -> None:
         self._holds.pop(thing, None)
+        self._holds_weakly.pop(thing, None)
 
     def kill(self) -> None:
         """At once: sockets break, open files close, no call does anything more."""
         self.alive = False
-        holds, self._holds = self._holds, {}
+        holds = [*self._holds, *self._holds_weakly]
+        self._holds.clear()
+        self._holds_weakly.clear()
         for thing in holds:
             thing.die()
 

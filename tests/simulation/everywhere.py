@@ -42,6 +42,10 @@ class Everywhere:
     def check(self, model: FileModel, start: int, end: int, is_new: bool = False) -> None:
         """Raise Violation if a current replica lacks anything of these bytes of a file, or
         if there are fewer of them than there must be."""
+        with self._record.all_shown():
+            self._check(model, start, end, is_new)
+
+    def _check(self, model: FileModel, start: int, end: int, is_new: bool) -> None:
         metadata = read_metadata(self._cluster.directory)
         self._record.ancestry.look(metadata)
         self._drained.update(

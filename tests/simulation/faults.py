@@ -4,9 +4,11 @@ and makes good what it did (but for damage that others have to repair).
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -19,6 +21,7 @@ from gfs.chunkserver.marks import NAME as MARKS_NAME
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 from gfs.testing.files import SimDisk
+from gfs.testing.inode import Hang, Volume
 from gfs.testing.network import LATENCY_SECONDS
 from gfs.testing.world import BLOCKING_SECONDS
 
@@ -45,6 +48,8 @@ ABSENT_LOOK_SECONDS = 1.0
 #: longer than a lease and the death of a server.
 OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
 DAY_SECONDS = 86_400.0
+#: A disk that is away is named within ten seconds, and two for the next heartbeat.
+NAMED_SECONDS = 12
 #: The grant before a write, and the beginning of the write.
 GRANTED_SECONDS = 0.03
 
@@ -82,6 +87,11 @@ class Faults:
         self._absent: set[str] = set()
         #: Whose redo journals may be damaged: what is only there, others must have as well.
         self._forgetting = self.chance.choice(cluster.chunkservers)
+        #: (Server, directory) of disks that ever refused anything.
+        self.failed: set[tuple[str, str]] = set()
+        #: Disks that are not mounted, not there, or read-only now.
+        self._away: dict[tuple[str, str], Volume] = {}
+        record.all_shown = self._all_shown
         #: Whether a redo journal or marks were damaged.
         self.harmed_notes = False
         #: Set once that one is back.
@@ -131,10 +141,13 @@ class Faults:
             for target in names:
                 if (source, target) in cluster.network.slow_links:
                     cluster.network.restore(source, target)
+        for name, path in list(self._away):
+            self._return(name, path)
         mount_disks(cluster, self.plan)
         for name in cluster.chunkservers:
             for path in cluster.disks:
                 cluster.machine(name).disk.fail(path, 0)
+                cluster.machine(name).disk.hang(path, None)
         for name in cluster.names:
             if name not in self._absent:
                 if name in cluster.chunkservers and not cluster.node(name).running:
@@ -477,10 +490,97 @@ class Faults:
         what = self.chance.choice([["sync"], ["write", "sync"], ["read", "write", "sync"]])
         self._note(f"disk error {name} {path}: {' '.join(what)}")
         disk = self.cluster.machine(name).disk
+        self.failed.add((name, path))
         disk.fail(path, what=what)
         await trio.sleep(self.chance.choice([0.1, 1.0, self.chance.uniform(1, 20)]))
         self._note(f"disk {name} {path} is well again")
         disk.fail(path, 0)
+        return True
+
+    async def disk_gone(self) -> bool:
+        """One is unmounted, pulled, or read-only; and its server perhaps starts without it."""
+        name, path = self._server(), self.chance.choice(self.cluster.disks)
+        disk = self.cluster.machine(name).disk
+        if (name, path) in self._away:
+            return False
+        how = self.chance.choice(["unmounted", "pulled", "read-only"])
+        self._note(f"disk {path} of {name} is {how}")
+        self.failed.add((name, path))
+        if how == "unmounted":
+            self._away[name, path] = disk.unmount(path)
+        elif how == "pulled":
+            self.losses.power_goes([name], path)
+            self._away[name, path] = disk.pull(path)
+            self.losses.power_is_gone()
+        else:
+            self._away[name, path] = volume = disk.volume(path)
+            volume.read_only = errno.EROFS
+        seconds = self.chance.choice([0.5, 3, NAMED_SECONDS])
+        process, alone = self.cluster.node(name).process, self.record.strikes == 1
+        await trio.sleep(seconds)
+        alone = alone and self.record.strikes == 1 and self.cluster.node(name).process is process
+        if alone and seconds == NAMED_SECONDS:
+            await self._check_named(name, path)
+        if self.chance.random() < 0.3:
+            await self._down([name], self._absence(), power=False)
+            await trio.sleep(self.chance.choice([0.5, 3, 12]))
+        self._return(name, path)
+        return True
+
+    async def _check_named(self, name: str, path: str) -> None:
+        """A disk has been away for long, and nothing else is wrong: status says so, if it
+        tells of now."""
+        with trio.move_on_after(IN_CALL_WAIT_SECONDS):
+            async with self.cluster.client(f"operator of {name}{path}") as fs:
+                for server in (await fs.status()).servers:
+                    is_fresh = server.state == "live" and server.heartbeat_age_ms < 2000
+                    states = {disk.path: disk.state for disk in server.disks}
+                    if server.address.partition(":")[0] != name or not is_fresh:
+                        continue
+                    if states[path] not in ("failed", "missing"):
+                        raise Violation(f"{path} of {name} is away, and the disks are {states}")
+
+    def _return(self, name: str, path: str) -> None:
+        disk, volume = self.cluster.machine(name).disk, self._away.pop((name, path))
+        self._note(f"disk {path} of {name} is back")
+        if volume.read_only:
+            volume.read_only = 0
+        elif volume.gone:
+            disk.plug(path, volume)
+        else:
+            if left := disk.paths(path):
+                raise Violation(f"{name} made files where {path} was not mounted: {left}")
+            disk.mount_again(path, volume)
+
+    @contextmanager
+    def _all_shown(self) -> Iterator[None]:
+        hidden = {
+            where: volume
+            for where, volume in self._away.items()
+            if not volume.gone and not volume.read_only
+        }
+        for (name, path), volume in hidden.items():
+            self.cluster.machine(name).disk.mount_again(path, volume)
+        try:
+            yield
+        finally:
+            for name, path in hidden:
+                self.cluster.machine(name).disk.unmount(path)
+
+    async def disk_hang(self) -> bool:
+        """Some calls to a disk return after a while only, which may be long."""
+        name, path = self._server(), self.chance.choice(self.cluster.disks)
+        disk = self.cluster.machine(name).disk
+        if (name, path) in self._away:
+            return False
+        share, longest = self.chance.choice([0.05, 0.3, 1.0]), self.chance.choice([2.0, 15.0, 60.0])
+        self._note(f"disk {path} of {name} hangs for up to {longest} s, in {share:g} of all calls")
+        self.failed.add((name, path))
+        volume = disk.volume(path)
+        volume.hang = Hang(share, (0.0, longest))
+        await trio.sleep(self.chance.uniform(1, 20))
+        volume.hang = None
+        self._note(f"disk {path} of {name} does not hang any more")
         return True
 
     # --- clocks --------------------------------------------------------------------------
@@ -519,6 +619,8 @@ STRIKES: dict[str, Strike] = {
     "unreadable sector": Faults.unreadable_sector,
     "disk full": Faults.disk_full,
     "disk error": Faults.disk_error,
+    "disk gone": Faults.disk_gone,
+    "disk hang": Faults.disk_hang,
     "clock jump": Faults.clock_jump,
     "clock drift": Faults.clock_drift,
     "client crash": Faults.client_crash,

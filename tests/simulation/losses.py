@@ -122,12 +122,15 @@ class Losses:
         self._unnamed: dict[int, tuple[str, str]] = {}
         record.look_for_losses = self.count
 
-    def power_goes(self, machines: list[str]) -> None:
-        """Called just before the power cut: what is not on the platters is harmed."""
+    def power_goes(self, machines: list[str], directory: str = "") -> None:
+        """Called just before the power cut, or before one disk of a machine loses it: what
+        is not on the platters is harmed."""
         metadata = read_metadata(self._cluster.directory)
         for name in machines:
             disk = self._cluster.machine(name).disk
             for path in self._cluster.chunk_files(name):
+                if not path.startswith(f"{directory}/"):
+                    continue
                 inode, handle = disk.inode(path), handle_of(path)
                 if self._synced_writes and not inode.harmed and self._is_known(handle, metadata):
                     self._promised.append(inode)
@@ -196,6 +199,10 @@ class Losses:
         """See which chunks have no good replica, but harmed ones. Called after every
         harm; and later, since a grant makes a good replica stale that it does not reach,
         and goes by a harmed one for as long as nobody has noticed the harm."""
+        with self._record.all_shown():
+            self._count()
+
+    def _count(self) -> None:
         metadata = read_metadata(self._cluster.directory)
         good: set[int] = set()
         self._unnamed = {

@@ -52,6 +52,8 @@ KINDS: dict[str, float] = {
     "unreadable sector": 20.0,
     "disk full": 30.0,
     "disk error": 30.0,
+    "disk gone": 30.0,
+    "disk hang": 40.0,
     "clock jump": 15.0,
     "clock drift": 15.0,
     "client crash": 20.0,
@@ -61,7 +63,8 @@ KINDS: dict[str, float] = {
 HARMLESS = {"clock jump", "clock drift", "client crash"}
 #: Those that may leave a replica unfit by its own checksums.
 DAMAGING = {
-    "bit flip", "unreadable sector", "disk error", "machine crash", "power cut", LONG_ABSENCE,
+    "bit flip", "unreadable sector", "disk error", "disk gone", "machine crash", "power cut",
+    LONG_ABSENCE,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import trio
@@ -102,6 +103,8 @@ class Record:
         self.look_for_losses: Callable[[], None] = lambda: None
         #: Called when bytes of a file are acknowledged: they are on all its replicas.
         self.look_everywhere: Callable[..., None] = lambda *_, **__: None
+        #: While in it, disks that are not mounted can be looked into.
+        self.all_shown: Callable[[], AbstractContextManager[None]] = nullcontext
         #: Faults that are under way, and when the last one ended.
         self.strikes = 0
         self.struck = -math.inf
@@ -110,6 +113,8 @@ class Record:
         self.full_most = 0
         #: Servers that somebody began to empty.
         self.drained: set[str] = set()
+        #: (Address, directory) of disks that somebody began to empty.
+        self.draining: set[tuple[str, str]] = set()
         #: The inodes that records were appended to.
         self.took: dict[bytes, int] = {}
         #: What the last write in place that began is to: (file, offset, length).

@@ -9,7 +9,10 @@ compared with the history of calls; and the master's rows are checked.
 
 from __future__ import annotations
 
+import gc
+import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import trio
@@ -18,9 +21,9 @@ from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.journal import NAMES as JOURNAL_NAMES
 from gfs.client import Client, Entry
-from gfs.errors import GfsError, NotFound
+from gfs.errors import DeadlineExceeded, DiskFailed, GfsError, NotFound
 from gfs.master.salvage import HOPELESS_SECONDS
-from gfs.protocol.messages import ClusterTotals
+from gfs.protocol.messages import ClusterTotals, StatusReply
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 from gfs.testing.files import SimFileSystem
@@ -35,13 +38,15 @@ from .metadata import Metadata, problems, read_metadata
 from .names_model import OK, Everything, Sight, split
 from .plan import DAMAGING, Plan
 from .record import Record, Violation
-from .truth import CURRENT_SECONDS, differences
+from .truth import CURRENT_SECONDS, Truth
 
 LOOK_SECONDS = 2.0
 #: On top of what the settings ask for: detection, a few rounds of copies, backoff.
 REST_SECONDS = 180.0
 #: Longer than a server may be dead or a file gone before it is noticed, and told.
 TOLD_SECONDS = 15.0
+#: A disk that works is used again after fewer tries.
+TRIES_MAX = 30
 #: So many looks in a row must find nothing, the last one a check of every block.
 LOOKS = 2
 VERSION_MAX = 2**32 - 1
@@ -56,11 +61,30 @@ class Replica:
     good: bool
 
 
-def replicas_on_disks(cluster: SimCluster, losses: Losses) -> dict[int, list[Replica]]:
+def is_on(disks: Collection[tuple[str, str]], name: str, path: str) -> bool:
+    """Whether a file of a server is on one of these."""
+    return any(name == server and path.startswith(f"{disk}/") for server, disk in disks)
+
+
+def disks_down(status: StatusReply) -> set[tuple[str, str]]:
+    """Those that their servers have given up."""
+    return {
+        (server.address.partition(":")[0], disk.path)
+        for server in status.servers
+        for disk in server.disks
+        if disk.state in ("failed", "missing")
+    }
+
+
+def replicas_on_disks(
+    cluster: SimCluster, losses: Losses, without: Collection[tuple[str, str]] = ()
+) -> dict[int, list[Replica]]:
     """What is on the disks, read without the chunkservers; blocks verified."""
     found: dict[int, list[Replica]] = {}
     for name in cluster.chunkservers:
         for path in cluster.chunk_files(name):
+            if is_on(without, name, path):
+                continue
             handle = handle_of(path)
             found.setdefault(handle, []).append(_look(cluster, losses, name, path, handle))
     return found
@@ -103,7 +127,11 @@ class Settling:
         self.cluster = cluster
         self.plan = plan
         self.record = record
+        self.faults = faults
         self.losses = faults.losses
+        self.chance = random.Random(f"{plan.seed}/settling")
+        #: (Server, directory) of the disks that their servers have given up.
+        self.down: set[tuple[str, str]] = set()
         #: Chunks below their goal while status says that there are none: since when.
         self._untold: dict[int, float] = {}
 
@@ -128,11 +156,20 @@ class Settling:
 
     async def come_to_rest(self, fs: Client) -> None:
         """Until no replica anywhere is unfit: damage that nobody met is found by
-        having every replica read itself, and repaired like all other."""
+        having every replica read itself, and repaired like all other. First with the
+        disks that are left; then those that servers have given up are put right."""
+        for _ in range(TRIES_MAX):
+            await self._settle(fs)
+            await self._check_status(fs)
+            if not await self._put_disks_right(fs):
+                return
+        raise Violation(f"tried {TRIES_MAX} times, and still failed: {sorted(self.down)}")
+
+    async def _settle(self, fs: Client) -> None:
         settings = self.plan.master
         bound = REST_SECONDS + settings.lease_seconds + 4 * settings.dead_seconds
         bound += settings.garbage_grace_seconds + settings.client_silence_seconds
-        if "disk error" in self.plan.faults:
+        if any(kind.startswith("disk") for kind in self.plan.faults):
             # What was read in vain is read again after that.
             bound += HOPELESS_SECONDS
         until = trio.current_time() + bound
@@ -142,7 +179,7 @@ class Settling:
             unrest = await self._unrest(fs)
             calm = 0 if unrest else calm + 1
             if calm == LOOKS:
-                unrest = await self._unfit(fs) or await self._start_again(fs)
+                unrest = await self._unfit(fs)
                 if not unrest and await self._make_journals_anew():
                     # Which doubts whatever is on their disks: all of it again.
                     unrest, until = ["redo journals were damaged"], trio.current_time() + bound
@@ -150,23 +187,27 @@ class Settling:
             if unrest:
                 self.losses.count()
                 await self._keep_what_is_needed(fs)
-                await self._start_again(fs)
             if unrest and trio.current_time() > until:
                 raise Violation(f"not at rest after {bound:.0f} s: " + "; ".join(unrest[:8]))
-        await self._check_status(fs)
 
     async def _check_status(self, fs: Client) -> None:
         """What it says is so, as soon as all have told and been told of what is."""
         until = trio.current_time() + CURRENT_SECONDS
         while True:
             status, metadata = await fs.status(), read_metadata(self.cluster.directory)
-            settings = self.plan.chunkserver
-            found = differences(self.cluster, settings, self.losses, metadata, status)
+            found = self._truth(status).differences(metadata, status)
             if not found:
                 return
+            # Files that nobody refers to are closed, which a run leaves undone.
+            gc.collect()
             if trio.current_time() > until:
                 raise Violation("at rest, and by what status says " + "; ".join(found[:8]))
             await trio.sleep(LOOK_SECONDS)
+
+    def _truth(self, status: StatusReply) -> Truth:
+        self.down = self.faults.failed & disks_down(status)
+        draining = self.record.draining
+        return Truth(self.cluster, self.plan.chunkserver, self.losses, self.down, draining)
 
     async def _keep_what_is_needed(self, fs: Client) -> None:
         """Do not empty servers without which no file can be at its goal: a goal may be
@@ -177,18 +218,22 @@ class Settling:
         if drained and self.plan.chunkservers - len(drained) < goal:
             await fs.drain(drained[0].address, cancel=True)
 
-    async def _start_again(self, fs: Client) -> list[str]:
-        """Servers that have given up a disk: whoever runs them has put it right. Returns
-        which."""
-        found = []
-        for server in (await fs.status()).servers:
-            if any(disk.state == "failed" for disk in server.disks):
-                name = server.address.partition(":")[0]
-                found.append(f"{name} has given up a disk")
-                self.record.tell(found[-1])
-                self.losses.server_is_gone(name)
+    async def _put_disks_right(self, fs: Client) -> bool:
+        """Whether there were disks that servers have given up: they are tried again, or the
+        server is started again."""
+        for name, path in sorted(self.down):
+            self.losses.server_is_gone(name)
+            if self.chance.random() < 0.5:
+                self.record.tell(f"{path} of {name} is tried again")
+                try:
+                    await fs.order_disk(self.cluster.address(name), path, "retry")
+                except (DeadlineExceeded, DiskFailed) as error:
+                    # Calls that hang; or the first who asks is told of an old failure.
+                    self.record.tell(f"not yet: {error}")
+            else:
+                self.record.tell(f"{name} starts again, that has given {path} up")
                 await self.cluster.restart(name)
-        return found
+        return bool(self.down)
 
     async def _make_journals_anew(self) -> bool:
         """Whether there were redo journals with holes. Once nothing is written, nothing is
@@ -208,14 +253,17 @@ class Settling:
         return bool(torn)
 
     async def _unfit(self, fs: Client) -> list[str]:
-        problems = [p for p in (await fs.fsck()).problems if p.handle not in self.losses.handles]
+        excused = self.losses.handles | self._away()
+        problems = [p for p in (await fs.fsck()).problems if p.handle not in excused]
         if problems:
             self.record.tell(f"fsck finds {len(problems)} problems")
         return [f"fsck finds {problem}" for problem in problems]
 
     async def _unrest(self, fs: Client) -> list[str]:
+        status = await fs.status()
+        self._truth(status)
         found, short = self._replica_problems(read_metadata(self.cluster.directory))
-        totals = (await fs.status()).totals
+        totals = status.totals
         self._check_told(short, totals)
         if found:
             return found
@@ -228,8 +276,21 @@ class Settling:
             "being copied": totals.repairs_active,
             "being moved": totals.moves_active,
         }
-        excused = len(self.losses.handles) * self.plan.chunkservers
+        excused = len(self.losses.handles | self._away()) * self.plan.chunkservers
         return [f"{n} {what}" for what, n in counts.items() if n > excused]
+
+    def _away(self) -> set[int]:
+        """Chunks whose only replicas are on disks that were given up."""
+        if not self.down:
+            return set()
+        left = replicas_on_disks(self.cluster, self.losses, self.down)
+        good = {handle for handle, each in left.items() if any(r.good for r in each)}
+        return {
+            handle_of(path)
+            for name in self.cluster.chunkservers
+            for path in self.cluster.chunk_files(name)
+            if is_on(self.down, name, path)
+        } - good
 
     def _check_told(self, short: set[int], totals: ClusterTotals) -> None:
         """Status must not say for long that all chunks are at their goal if some are not."""
@@ -250,44 +311,54 @@ class Settling:
         """What is not as it should be, and which chunks have too few replicas."""
         found: list[str] = []
         short: set[int] = set()
-        there = replicas_on_disks(self.cluster, self.losses)
+        there = replicas_on_disks(self.cluster, self.losses, self.down)
+        usable = {
+            name for name in self.cluster.chunkservers
+            if any((name, path) not in self.down for path in self.cluster.disks)
+        }  # fmt: skip
+        excused = self.losses.handles | self._away()
         kept = metadata.kept()
         drained = {server.address for server in metadata.servers if server.draining}
         wanted = {handle for (inode, _), handle in metadata.file_chunks.items() if inode in kept}
         for handle, chunk in metadata.chunks.items():
-            if handle in self.losses.handles or handle not in wanted:
+            if handle in excused or handle not in wanted:
                 continue
             good = [
                 r for r in there.get(handle, [])
                 if r.good and r.version >= chunk.version and r.length >= chunk.length
             ]  # fmt: skip
-            goal = min(chunk.replication, self.plan.chunkservers)
+            goal = min(chunk.replication, len(usable))
             if len({r.server for r in good}) < goal:
                 short.add(handle)
             if len({r.server for r in good}) != goal or len(there.get(handle, [])) != goal:
                 have = ", ".join(f"{r.server} v{r.version}" for r in there.get(handle, []))
                 found.append(f"chunk {handle:x} v{chunk.version} has {have or 'nothing'}")
             else:
-                found += self._misplaced(handle, goal, {r.server for r in good}, drained)
+                staying = [n for n in sorted(usable) if self.cluster.address(n) not in drained]
+                found += self._misplaced(handle, goal, {r.server for r in good}, staying)
         for handle, replicas in there.items():
             if handle not in metadata.chunks:
                 found += [f"{r.path} on {r.server} is of no file" for r in replicas]
         for name in self.cluster.chunkservers:
             paths = self.cluster.machine(name).disk.paths()
-            left = [p for p in paths if "/chunks/" in p and not p.endswith(".chunk")]
+            left = [
+                p for p in paths
+                if "/chunks/" in p and not p.endswith(".chunk") and not is_on(self.down, name, p)
+            ]  # fmt: skip
             found += [f"{path} on {name} is left over" for path in left]
         return found, short
 
-    def _misplaced(self, handle: int, goal: int, holders: set[str], drained: set[str]) -> list[str]:
+    def _misplaced(
+        self, handle: int, goal: int, holders: set[str], staying: list[str]
+    ) -> list[str]:
         """Replicas on servers that are to be emptied though others could have them, or
         in a rack that has two more than another."""
         cluster = self.cluster
-        staying = [n for n in cluster.chunkservers if cluster.address(n) not in drained]
         if len(staying) < goal:
             return []
         names = ", ".join(sorted(holders))
         if holders - set(staying):
-            return [f"chunk {handle:x} is on {names}, of which {', '.join(drained)} are drained"]
+            return [f"chunk {handle:x} is on {names}, and should be on {', '.join(staying)}"]
         racks = Counter(cluster.rack(name) for name in holders)
         others = [racks[cluster.rack(name)] for name in staying if name not in holders]
         if others and max(racks.values()) - min(others) > 1:

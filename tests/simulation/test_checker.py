@@ -32,7 +32,7 @@ from .metadata import read_metadata
 from .names_model import DIRECTORY, OK, Delete, Look, MakeDirectory, Snapshot, split
 from .plan import Plan, make_plan
 from .record import LOG, MADE_BY, Record, Violation
-from .truth import COUNTED, CURRENT_SECONDS, differences
+from .truth import COUNTED, CURRENT_SECONDS, Truth
 from .workload import Actor
 
 
@@ -232,11 +232,12 @@ def test_every_figure_of_status_is_held_against_what_is_so() -> None:
             await fs.delete("/d", recursive=True)
             await trio.sleep(CURRENT_SECONDS)
             losses = Losses(cluster, Record(cluster.trace), plan)
+            truth = Truth(cluster, plan.chunkserver, losses)
 
             async def told(change: Callable[[StatusReply], object] = id) -> list[str]:
                 status, metadata = await fs.status(), read_metadata(cluster.directory)
                 change(status)
-                return differences(cluster, plan.chunkserver, losses, metadata, status)
+                return truth.differences(metadata, status)
 
             assert not await told()
 

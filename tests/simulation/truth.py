@@ -8,7 +8,8 @@ they do not see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from gfs.config import ChunkserverSettings
 from gfs.master.rows import KIND_DIRECTORY, KIND_FILE, ROOT_INODE
@@ -30,64 +31,73 @@ COUNTED = (
 )  # fmt: skip
 
 
-def differences(
-    cluster: SimCluster,
-    settings: ChunkserverSettings,
-    losses: Losses,
-    metadata: Metadata,
-    status: StatusReply,
-) -> list[str]:
-    """What ``status`` says that is not so, of a cluster at rest."""
-    found = []
-    told = {server.address.partition(":")[0]: server for server in status.servers}
-    states = {name: server.state for name, server in told.items()}
-    running = {
-        name: "live" if cluster.node(name).running else "dead" for name in cluster.chunkservers
-    }
-    if states != running or len(status.servers) != len(told):
-        return [f"the servers are {states}, and should be {running}"]
-    for name, server in told.items():
-        least, most = _replicas(cluster, losses, name)
-        if not least <= server.chunks <= most:
-            found.append(f"{name} has {server.chunks} replicas, and {most} chunk files")
-        if sorted(disk.path for disk in server.disks) != sorted(cluster.disks):
-            found.append(f"the disks of {name} are {server.disks}")
-        for disk in server.disks:
-            found += _of_disk(cluster, settings, losses, name, disk)
-    return [*found, *_of_totals(losses, metadata, status.totals)]
+@dataclass
+class Truth:
+    cluster: SimCluster
+    settings: ChunkserverSettings
+    losses: Losses
+    #: (Server, directory) of disks that may be given up, and that are.
+    down: Collection[tuple[str, str]] = ()
+    #: (Address, directory) of disks that may be draining.
+    draining: Collection[tuple[str, str]] = ()
+
+    def differences(self, metadata: Metadata, status: StatusReply) -> list[str]:
+        """What ``status`` says that is not so, of a cluster at rest."""
+        cluster = self.cluster
+        told = {server.address.partition(":")[0]: server for server in status.servers}
+        states = {name: server.state for name, server in told.items()}
+        running = {
+            name: "live" if cluster.node(name).running else "dead" for name in cluster.chunkservers
+        }
+        if states != running or len(status.servers) != len(told):
+            return [f"the servers are {states}, and should be {running}"]
+        found = []
+        for name, server in told.items():
+            used = [path for path in cluster.disks if (name, path) not in self.down]
+            least, most = self._replicas(name, used)
+            if not least <= server.chunks <= most:
+                found.append(f"{name} has {server.chunks} replicas, and {most} chunk files")
+            if sorted(disk.path for disk in server.disks) != sorted(cluster.disks):
+                found.append(f"the disks of {name} are {server.disks}")
+            for disk in server.disks:
+                found += self._of_disk(name, disk)
+        # Whatever is only on a disk that was given up counts as lost as well.
+        lossy = bool(self.losses.handles or self.down)
+        return [*found, *_of_totals(lossy, metadata, status.totals)]
+
+    def _replicas(self, name: str, disks: list[str]) -> tuple[int, int]:
+        """The fewest and the most that there are: of a lost chunk there may be remains that
+        nobody can tell what they are."""
+        paths = [
+            path
+            for path in self.cluster.chunk_files(name)
+            if any(path.startswith(f"{disk}/") for disk in disks)
+        ]
+        remains = sum(handle_of(path) in self.losses.handles for path in paths)
+        return len(paths) - remains, len(paths)
+
+    def _of_disk(self, name: str, disk: Disk) -> Iterator[str]:
+        there = self.cluster.machine(name).disk
+        if (name, disk.path) in self.down:
+            so: dict[str, object] = {"total_bytes": 0, "free_bytes": 0, "chunks": 0}
+        else:
+            used = sum(len(there.inode(path).data) for path in there.paths(disk.path))
+            total = there.space(disk.path).total_bytes
+            free = max(0, total - used - self.settings.reserve_bytes)
+            state = "ok" if free else "full"
+            if (self.cluster.address(name), disk.path) in self.draining:
+                state = disk.state if disk.state == "draining" else state
+            so = {"total_bytes": total, "free_bytes": free, "state": state}
+            least, most = self._replicas(name, [disk.path])
+            if not least <= disk.chunks <= most:
+                yield f"{disk.path} of {name} has {disk.chunks} replicas, and {most} chunk files"
+        for what, value in so.items():
+            if getattr(disk, what) != value:
+                told = getattr(disk, what)
+                yield f"{disk.path} of {name}: {what} is {told}, and should be {value}"
 
 
-def _replicas(
-    cluster: SimCluster, losses: Losses, name: str, directory: str = ""
-) -> tuple[int, int]:
-    """The fewest and the most that there are: of a lost chunk there may be remains that
-    nobody can tell what they are."""
-    paths = [path for path in cluster.chunk_files(name) if path.startswith(f"{directory}/")]
-    remains = sum(handle_of(path) in losses.handles for path in paths)
-    return len(paths) - remains, len(paths)
-
-
-def _of_disk(
-    cluster: SimCluster, settings: ChunkserverSettings, losses: Losses, name: str, disk: Disk
-) -> Iterator[str]:
-    there = cluster.machine(name).disk
-    used = sum(len(there.inode(path).data) for path in there.paths(disk.path))
-    least, most = _replicas(cluster, losses, name, disk.path)
-    if not least <= disk.chunks <= most:
-        yield f"{disk.path} of {name} has {disk.chunks} replicas, and {most} chunk files"
-    total = there.space(disk.path).total_bytes
-    free = max(0, total - used - settings.reserve_bytes)
-    so = {
-        "total_bytes": total,
-        "free_bytes": free,
-        "state": "ok" if free else "full",
-    }
-    for what, value in so.items():
-        if getattr(disk, what) != value:
-            yield f"{disk.path} of {name}: {what} is {getattr(disk, what)}, and should be {value}"
-
-
-def _of_totals(losses: Losses, metadata: Metadata, totals: ClusterTotals) -> Iterator[str]:
+def _of_totals(lossy: bool, metadata: Metadata, totals: ClusterTotals) -> Iterator[str]:
     listed = {int.from_bytes(key[-8:], "big") for key in metadata.rows["trash_paths"]}
     live, trash = _counts(metadata, {ROOT_INODE}), _counts(metadata, listed)
     so = {
@@ -101,10 +111,8 @@ def _of_totals(losses: Losses, metadata: Metadata, totals: ClusterTotals) -> Ite
         "trash_bytes": trash[2],
     }
     for what, value in so.items():
-        if getattr(totals, what) != value and not (what in LOSSES and losses.handles):
+        if getattr(totals, what) != value and not (lossy and what in LOSSES):
             yield f"{what} is {getattr(totals, what)}, and should be {value}"
-    if totals.lost > len(losses.handles):
-        yield f"{totals.lost} chunks are lost, and no more than {len(losses.handles)} can be"
 
 
 def _counts(metadata: Metadata, roots: set[int]) -> tuple[int, int, int]:

@@ -31,6 +31,7 @@ from gfs.client.master import CALL_SECONDS
 from gfs.errors import (
     AlreadyExists,
     DirectoryNotEmpty,
+    DiskFailed,
     DrainRefused,
     FileChanged,
     GfsError,
@@ -87,7 +88,7 @@ REFUSALS = (
     FileChanged,
 )  # fmt: skip
 #: Faults after which files may be unreadable, and disks full, for good.
-LASTING = DAMAGING | {"disk full"}
+LASTING = DAMAGING | {"disk full", "disk hang"}
 #: Some writers stop for a while in the middle of an upload.
 PAUSE_SHARE = 0.1
 #: What a program does as one step is a few calls, of which some go wrong for as long as
@@ -1073,6 +1074,23 @@ class Actor:
             self.record.drained.add(server)
             await fs.drain(server, fewer_racks=self.chance.random() < 0.5)
 
+    async def drain_disk(self, fs: Client) -> None:
+        """Have the replicas of a disk on the server's others; or not any more."""
+        servers = (await fs.status()).servers
+        if not servers:
+            return
+        server = self.chance.choice(servers)
+        draining = [disk.path for disk in server.disks if disk.state == "draining"]
+        path = self.chance.choice(draining or self._cluster.disks)
+        action = "undrain" if draining else "drain"
+        if action == "drain":
+            self.record.draining.add((server.address, path))
+        try:
+            await fs.order_disk(server.address, path, action)
+        except (InvalidArgument, NotFound, DiskFailed) as error:
+            self._refusal = error  # the only disk, or one that has failed
+            raise
+
     async def locate(self, fs: Client) -> None:
         path, since = self._readable(), trio.current_time()
         call = Look(self.number(), split(path), opens=True)
@@ -1195,6 +1213,7 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.set_goals: 1,
     Actor.look_around: 3,
     Actor.drain: 2,
+    Actor.drain_disk: 2,
     Actor.locate: 1,
     Actor.fsck: 1,
 }
