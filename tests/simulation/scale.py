@@ -22,6 +22,8 @@ SCALE, FULL = "GFS_SIMULATION_SCALE", "full"
 BLOCK_BYTES = 1024
 PACKET_BYTES = 4 * BLOCK_BYTES
 CHUNK_BYTES = 12 * BLOCK_BYTES
+#: Less than comes in one answer, which a MiB is for all others.
+SMALL_REPLICA_BYTES = 2 * BLOCK_BYTES
 #: While hardly anything happens, calls may be ended so late.
 IDLE_SWEEP_SECONDS = 5.0
 
@@ -41,7 +43,11 @@ def shrink() -> bool:
     blocks.CHUNK_BYTES = CHUNK_BYTES
     blocks.BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
     blocks.ZERO_BLOCK_SUM = blocks.block_sum(bytes(BLOCK_BYTES))
+    import gfs.protocol.messages
+
+    gfs.protocol.messages.SMALL_REPLICA_BYTES_MAX = SMALL_REPLICA_BYTES  # others copy it
     import gfs.chunkserver.background
+    import gfs.chunkserver.batches
     import gfs.chunkserver.chunkfile
     import gfs.chunkserver.read
     import gfs.chunkserver.write
@@ -50,6 +56,7 @@ def shrink() -> bool:
     import gfs.master.upkeep
     import gfs.protocol.rpc
 
+    gfs.chunkserver.batches.STEP = 3
     gfs.chunkserver.chunkfile.VERIFY_BYTES = PACKET_BYTES
     gfs.chunkserver.read.SENDFILE_BYTES_MIN = BLOCK_BYTES + 1
     gfs.chunkserver.read.PIECE_BYTES_MAX = PACKET_BYTES
