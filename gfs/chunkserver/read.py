@@ -142,7 +142,7 @@ async def _send_blocks(
             file.file,
             file.data_offset + request.offset,
             request.length,
-            limiter=chunk.disk.limiter,
+            run=chunk.disk.run,
         )
     except EOFError:
         # The head is out: the client learns of it by the connection's end.

@@ -54,7 +54,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Health": {
         "status": ("health", "Show the servers and the cluster's totals"),
         "fsck": ("health", "Check every replica of the files; exit code 1 if any is damaged"),
-        "scrub": ("scrub", "Have replicas read and verified now; exit code 1 if any is damaged"),
+        "scrub": ("scrub", "Have replicas read now; exit code 1 if any is damaged"),
         "locate": ("health", "Show a file's chunks and where their replicas are"),
         "disk": ("disks", "Add, drain, remove or retry a disk of a chunkserver"),
         "drain": ("drain", "Empty a chunkserver, so that it can be taken away"),

@@ -512,7 +512,6 @@ class Client:
                     found.append(entry.path)
             pending.extend(reversed(found))
 
-    @one_request
     async def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Entry:
         """Raises AlreadyExists, NotFound (a parent), NotADirectory."""
         request = MakeDirectory(
@@ -523,8 +522,7 @@ class Client:
             parents=parents,
             exist_ok=exist_ok,
         )
-        await self._ask(request, Done)
-        return await self.stat(path)
+        return (await self._ask(request, StatReply)).entry
 
     async def rename(
         self, source: str, target: str, *, replace: bool = False, parents: bool = False

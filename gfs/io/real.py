@@ -29,7 +29,17 @@ from typing import NamedTuple, TypeVar
 import outcome
 import trio
 
-from gfs.io.world import Buffer, DiskSpace, File, Listener, Lock, ReadFailed, Stream, World
+from gfs.io.world import (
+    Buffer,
+    DiskSpace,
+    File,
+    Listener,
+    Lock,
+    ReadFailed,
+    Runner,
+    Stream,
+    World,
+)
 
 T = TypeVar("T")
 
@@ -398,7 +408,7 @@ class RealStream:
         file: File,
         offset: int,
         count: int,
-        limiter: trio.CapacityLimiter | None = None,
+        run: Runner | None = None,
     ) -> None:
         """As in the contract. The disk is read in a worker thread; the waiting
         for the peer is done in the loop, so that a slow reader holds no thread."""
@@ -408,27 +418,26 @@ class RealStream:
         end = offset + count
         while offset < end:
             self._require_open()
-            self._in_thread = True
-            try:
-                sent = await _workers().run(
-                    _send_file_some,
-                    (self._socket, held, offset, end - offset),
-                    limiter,
-                    abandon_on_cancel=True,
-                    at_end=self._thread_ended,
-                )
-            except OSError as error:
-                if error.errno not in _OF_SOCKETS:
-                    raise
-                raise self._map(error) from error
-            offset += sent
+            offset += await (run or _run_blocking)(self._send_some, held, offset, end - offset)
             if offset < end:
                 await self._wait(trio.lowlevel.wait_writable)
 
-    def _thread_ended(self) -> None:
-        self._in_thread = False
-        if self._closed:
-            _close(self._socket)
+    def _send_some(self, file: _Descriptor, offset: int, count: int) -> int:
+        """In a thread. While it is here, the loop does not close the socket."""
+        self._in_thread = True
+        try:
+            self._require_open()
+            return _send_file_some(self._socket, file, offset, count)
+        except ConnectionError:
+            raise
+        except OSError as error:
+            if error.errno in _OF_SOCKETS:
+                raise self._map(error) from error
+            raise ReadFailed(error.errno, error.strerror) from error
+        finally:
+            self._in_thread = False
+            if self._closed:
+                self._socket.close()
 
     def ended(self) -> bool:
         try:
@@ -641,19 +650,17 @@ class RealClock:
 class _Job:
     """One blocking call on its way through a worker thread."""
 
-    __slots__ = ("arguments", "at_end", "borrower", "function", "limiter", "result", "task")
+    __slots__ = ("arguments", "borrower", "function", "limiter", "result", "task")
 
     def __init__(
         self,
         function: Callable[..., object],
         arguments: tuple[object, ...],
         limiter: trio.CapacityLimiter,
-        at_end: Callable[[], None] | None,
     ) -> None:
         self.function = function
         self.arguments = arguments
         self.limiter = limiter
-        self.at_end = at_end
         self.borrower = object()
         #: Who waits for it; nobody any more if it was abandoned.
         self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
@@ -666,8 +673,6 @@ class _Job:
     def end(self) -> None:
         """In the loop: nothing of it goes on any more."""
         self.limiter.release_on_behalf_of(self.borrower)
-        if self.at_end is not None:
-            self.at_end()
 
 
 class _Workers:
@@ -693,20 +698,12 @@ class _Workers:
         args: tuple[object, ...],
         limiter: trio.CapacityLimiter | None,
         abandon_on_cancel: bool,
-        at_end: Callable[[], None] | None = None,
     ) -> T:
-        """``at_end`` is called in the loop when no thread has to do with the call any more,
-        whether the caller still waits or not."""
-        job = _Job(function, args, limiter or self.default_limiter, at_end)
+        job = _Job(function, args, limiter or self.default_limiter)
         try:
-            try:
-                job.limiter.acquire_on_behalf_of_nowait(job.borrower)
-            except trio.WouldBlock:
-                await job.limiter.acquire_on_behalf_of(job.borrower)
-        except BaseException:
-            if at_end is not None:
-                at_end()
-            raise
+            job.limiter.acquire_on_behalf_of_nowait(job.borrower)
+        except trio.WouldBlock:
+            await job.limiter.acquire_on_behalf_of(job.borrower)
         try:
             self._submit(job)
         except BaseException:  # no thread could be started

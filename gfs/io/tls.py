@@ -31,7 +31,7 @@ from typing import cast
 
 import trio
 
-from gfs.io.world import BlockingRunner, Buffer, File, Stream
+from gfs.io.world import BlockingRunner, Buffer, File, Runner, Stream
 
 log = logging.getLogger(__name__)
 
@@ -326,19 +326,13 @@ class TlsStream:
         file: File,
         offset: int,
         count: int,
-        limiter: trio.CapacityLimiter | None = None,
+        run: Runner | None = None,
     ) -> None:
         # Nobody else's buffer: a read that was abandoned may still fill it.
         buffer = memoryview(bytearray(min(FILE_BYTES, count)))
         end = offset + count
         while offset < end:
-            got = await self._run_blocking(
-                file.read_into,
-                buffer[: end - offset],
-                offset,
-                limiter=limiter,
-                abandon_on_cancel=True,
-            )
+            got = await (run or self._run_blocking)(file.read_into, buffer[: end - offset], offset)
             if not got:
                 raise EOFError(f"the file ends at byte {offset}")
             await self.send_all(buffer[:got])

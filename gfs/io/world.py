@@ -15,6 +15,12 @@ Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
 
 
+class Runner(Protocol):
+    """Runs blocking calls on one disk in threads."""
+
+    async def __call__(self, function: Callable[..., T], *args: object) -> T: ...
+
+
 class Stream(Protocol):
     """A connected, ordered byte stream. Errors of the peer or the network are
     ``ConnectionError``; a cancelled call leaves the stream unusable for more
@@ -33,15 +39,15 @@ class Stream(Protocol):
         file: File,
         offset: int,
         count: int,
-        limiter: trio.CapacityLimiter | None = None,
+        run: Runner | None = None,
     ) -> None:
         """Send ``count`` bytes of ``file`` without bringing them into the process.
 
-        Raises ``EOFError`` when the file ends before; ``OSError`` that is no
-        ``ConnectionError`` when the disk fails. ``limiter`` bounds the threads that read
-        that disk. Cancelled, it returns at once even if the disk hangs: the thread holds
-        its place in ``limiter``, and file and socket stay open for it, until its call
-        ends. Only :meth:`close` makes sense after that.
+        ``run`` makes the calls that may wait for the disk, and may give one up: then its
+        error is raised at once, and file and socket stay open for the thread until its
+        call ends. Only :meth:`close` makes sense after that.
+
+        Raises ``EOFError`` when the file ends before, ReadFailed when the disk fails.
         """
 
     def ended(self) -> bool:

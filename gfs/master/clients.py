@@ -73,6 +73,7 @@ from gfs.protocol.messages import (
     Maintenance,
     MakeDirectory,
     Message,
+    Mutation,
     Ping,
     Promote,
     Publish,
@@ -135,7 +136,10 @@ class ClientSession:
         with master.store.read() as txn:
             for message, body in batch:
                 try:
-                    answer = self.answers[type(message)](self, rpc, message, body, txn)
+                    known = self.answers[type(message)]
+                    if isinstance(message, Mutation) and self._is_retry(rpc, message):
+                        continue
+                    answer = known(self, rpc, message, body, txn)
                 except KeyError:
                     self._refuse(rpc, message)
                 except Exception as error:
@@ -149,6 +153,13 @@ class ClientSession:
                         answered.append(message)
         # They leave together, so that is how long each has taken.
         master.operations.all_done(answered, master.now - began)
+
+    def _is_retry(self, rpc: Rpc, message: Mutation) -> bool:
+        """Whether it is answered as it was the first time. That is looked for before all
+        else: what was done then may be what refuses it now, or others were there since."""
+        self._check_client(message.client, message.sequence)
+        answer = self._answerer(rpc, message)
+        return self._master.committer.join(message.client, message.sequence, answer)
 
     def _refuse(self, rpc: Rpc, message: Message) -> None:
         name = type(message).__name__
@@ -236,7 +247,8 @@ class ClientSession:
     # --- new files -----------------------------------------------------------------------
 
     def _reserve(self, rpc: Rpc, message: Reserve, body: bytes, txn: Txn) -> Message:
-        self._check_growth(message.client)
+        self._check_client(message.client)
+        self._check_growth()
         return uploads.reserve(self._master, message)
 
     def _recover(self, rpc: Rpc, message: Recover, body: bytes, txn: Txn) -> Message:
@@ -256,10 +268,7 @@ class ClientSession:
     def _publish(self, rpc: Rpc, message: Publish, body: bytes, txn: Txn) -> None:
         answer = self._answerer(rpc, message)
         master = self._master
-        self._check_client(message.client, message.sequence)
-        if master.committer.join(message.client, message.sequence, answer):
-            return
-        self._check_growth(message.client)
+        self._check_growth()
         upload = uploads.check_publish(master, message, body)
         handles = [chunk.handle for chunk in upload.chunks]
         master.publishing.update(handles)
@@ -286,26 +295,25 @@ class ClientSession:
     # --- other mutations -------------------------------------------------------------------
 
     def _make_directory(self, rpc: Rpc, message: MakeDirectory, body: bytes, txn: Txn) -> None:
-        self._check_growth(message.client)
-        self._mutate(rpc, message, message.client, message.sequence, plan_make_directory)
+        self._check_growth()
+        self._mutate(rpc, message, plan_make_directory)
 
     def _rename(self, rpc: Rpc, message: Rename, body: bytes, txn: Txn) -> None:
-        self._mutate(rpc, message, message.client, message.sequence, plan_rename)
+        self._mutate(rpc, message, plan_rename)
 
     def _delete(self, rpc: Rpc, message: Delete, body: bytes, txn: Txn) -> None:
         plan = partial(plan_delete, trash_ns=int(self._master.settings.trash_seconds * 1e9))
-        self._mutate(rpc, message, message.client, message.sequence, plan)
+        self._mutate(rpc, message, plan)
 
     def _undelete(self, rpc: Rpc, message: Undelete, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
-        self._check_growth(message.client)
-        self._mutate(rpc, message, message.client, message.sequence, trash.plan_undelete)
+        self._check_growth()
+        self._mutate(rpc, message, trash.plan_undelete)
 
     def _empty_trash(self, rpc: Rpc, message: EmptyTrash, body: bytes, txn: Txn) -> None:
-        self._mutate(rpc, message, message.client, message.sequence, trash.plan_empty)
+        self._mutate(rpc, message, trash.plan_empty)
 
     def _set_replication(self, rpc: Rpc, message: SetReplication, body: bytes, txn: Txn) -> None:
-        self._check_client(message.client, message.sequence)
         default = self._master.settings.replication
         goal = uploads.check_replication(message.replication, default)
         chunks = reads.stat(txn, message.path).chunks
@@ -321,20 +329,15 @@ class ClientSession:
         _check_u64(message.inode)
         if message.inode in self._master.held:
             raise Busy("a snapshot is being made of the file: try again in a moment")
-        self._mutate(rpc, message, message.client, message.sequence, plan_set_length)
+        self._mutate(rpc, message, plan_set_length)
 
     def _mutate(
-        self,
-        rpc: Rpc,
-        message: Message,
-        client: str,
-        sequence: int,
-        plan: Callable[[Txn, Any, int], Planned],
+        self, rpc: Rpc, message: Mutation, plan: Callable[[Txn, Any, int], Planned]
     ) -> None:
-        self._check_client(client, sequence)
         time_ns = self._master.clock.time_ns()
         job: Plan = lambda txn: plan(txn, message, time_ns)  # noqa: E731 - it is called once
-        self._master.committer.submit(client, sequence, job, self._answerer(rpc, message))
+        answer = self._answerer(rpc, message)
+        self._master.committer.submit(message.client, message.sequence, job, answer)
 
     def _answerer(self, rpc: Rpc, message: Message) -> Callback:
         master, request_id = self._master, message.id
@@ -359,22 +362,21 @@ class ClientSession:
         if client != self._peer:
             self._master.reservations.heard(client, self._master.now)
 
-    def _check_growth(self, client: str) -> None:
+    def _check_growth(self) -> None:
         """What adds rows is refused early when their disk is nearly full, so
         that deleting goes on."""
-        self._check_client(client)
         if self._master.disk_low:
             raise DiskFull("the master's metadata disk is nearly full: free some space there")
 
     # --- what takes longer -------------------------------------------------------------------
 
     def _acquire_lease(self, rpc: Rpc, message: AcquireLease, body: bytes, txn: Txn) -> None:
-        self._check_growth(message.client)
+        self._check_client(message.client)
+        self._check_growth()
         self._start(rpc, message, self._grants.acquire(message))
 
     def _snapshot(self, rpc: Rpc, message: Snapshot, body: bytes, txn: Txn) -> None:
-        self._check_client(message.client, message.sequence)
-        self._check_growth(message.client)
+        self._check_growth()
         if self._snapshots is None:
             raise NotTheMaster("this is a shadow master")
         self._start(rpc, message, self._snapshots.ask(message))

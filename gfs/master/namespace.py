@@ -51,6 +51,7 @@ from gfs.master.operations import (
     ReplicationSet,
     VersionAttempted,
     VersionConfirmed,
+    directory_row,
 )
 from gfs.master.rows import (
     FLAG_APPENDED,
@@ -330,19 +331,22 @@ def check_chunk_lengths(path: str, lengths: Sequence[int], total: int) -> None:
 
 def plan_make_directory(txn: Txn, request: MakeDirectory, time_ns: int) -> Planned:
     segments = parse(request.path)
-    if not segments:
-        if not request.exist_ok:
-            raise AlreadyExists("/ exists already")
-        return DirectoriesMade(time_ns, []), Done(id=0)
-    place = place_for(txn, segments, request.parents)
-    existing = place.existing(txn)
+    path = join(segments)
+    made: list[NewDirectory] = []
+    existing: tuple[int, int] | None = (ROOT_INODE, KIND_DIRECTORY)
+    if segments:
+        place = place_for(txn, segments, request.parents)
+        existing = place.existing(txn)
+        if existing is None:
+            inode = txn.state.next_inode + len(place.made)
+            made = [*place.made, NewDirectory(place.parent, place.name, inode)]
     if existing is None:
-        inode = txn.state.next_inode + len(place.made)
-        made = [*place.made, NewDirectory(place.parent, place.name, inode)]
-        return DirectoriesMade(time_ns, made), Done(id=0)
+        row = directory_row(time_ns)
+        return DirectoriesMade(time_ns, made), StatReply(0, entry_of(path, made[-1].inode, row))
     if existing[1] != KIND_DIRECTORY or not request.exist_ok:
         raise AlreadyExists(f"{request.path} exists already")
-    return DirectoriesMade(time_ns, []), Done(id=0)
+    row = unpack_inode(txn.get(pack_u64(existing[0]), b"", txn.db.inodes))
+    return DirectoriesMade(time_ns, []), StatReply(0, entry_of(path, existing[0], row))
 
 
 def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:

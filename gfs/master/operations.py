@@ -372,7 +372,7 @@ def _directories_made(txn: Txn, op: DirectoriesMade) -> None:
 
 def _make_directories(txn: Txn, directories: list[NewDirectory], time_ns: int) -> None:
     for made in directories:
-        row = Inode(KIND_DIRECTORY, 0, 0, 0, 0, time_ns, time_ns)
+        row = directory_row(time_ns)
         txn.put(
             entry_key(made.parent, made.name),
             pack_entry(made.inode, KIND_DIRECTORY),
@@ -380,6 +380,11 @@ def _make_directories(txn: Txn, directories: list[NewDirectory], time_ns: int) -
         )
         _new_inode(txn, made.inode, row)
         txn.state.directories += 1
+
+
+def directory_row(time_ns: int) -> Inode:
+    """Of a directory that is made now."""
+    return Inode(KIND_DIRECTORY, 0, 0, 0, 0, time_ns, time_ns)
 
 
 def _new_inode(txn: Txn, inode: int, row: Inode) -> None:

@@ -197,12 +197,21 @@ class _Process:
         if not named:
             return False
         if self._store.state.term and not standing.fenced:
-            log.warning("this shadow master was promoted: it is the master now (--shadow-of)")
+            log.warning(
+                "this shadow master was promoted: it is the master (--shadow-of), unless "
+                "another one took over since"
+            )
             return False
-        keep = bool(self._store.cluster)
-        as_shadow = Standing(follows=named, keep=keep)
-        await self._world.run_blocking(self._store.set_standing, as_shadow)
+        await self._follow()
         return True
+
+    async def _follow(self) -> None:
+        """Be a shadow from now on, durably. What is here is kept beside the copy."""
+        named = split_addresses(self._settings.shadow_of)
+        follows = list(dict.fromkeys([*named, *self._store.standing.peers]))
+        keep = bool(self._store.cluster)
+        as_shadow = Standing(follows=follows, keep=keep)
+        await self._world.run_blocking(self._store.set_standing, as_shadow)
 
     async def _serve(self) -> None:
         """Be the master. Returns when it has handed over; raises Deposed."""
@@ -213,9 +222,16 @@ class _Process:
             "master", "master", self._key, store.cluster, store.state.term, learns=False
         )
         herald = Herald(world, identity, self._listener.address)
-        await herald.ask(store.standing.peers)
+        named = split_addresses(self._settings.shadow_of)
+        await herald.ask(dict.fromkeys([*named, *store.standing.peers]))
         if not herald.higher:
             await self._serve_term(identity, herald)
+        elif named:
+            # As the command says. What it has beyond the new master's log was given up when
+            # that was promoted.
+            log.warning("it is a shadow master of the new one now, as --shadow-of says")
+            await self._follow()
+            return
         if herald.higher and not store.standing.follows:
             standing = msgspec.structs.replace(store.standing, fenced=herald.higher)
             await world.run_blocking(store.set_standing, standing)

@@ -290,17 +290,8 @@ class Snapshots:
         if len(self._runs) >= RUNS_MAX:
             raise Busy(f"{RUNS_MAX} snapshots are waiting already: try again")
         run = _Run(request)
-        if not self._master.committer.join(request.client, request.sequence, self._ender(run)):
-            self._nursery.start_soon(self._carry_out, run)
+        self._nursery.start_soon(self._carry_out, run)
         return run
-
-    @staticmethod
-    def _ender(run: _Run) -> partial[None]:
-        def end(run: _Run, outcome: Outcome) -> None:
-            run.outcome = outcome
-            run.ended.set()
-
-        return partial(end, run)
 
     async def _carry_out(self, run: _Run) -> None:
         outcome: Outcome

@@ -10,12 +10,11 @@ Used for the handshake of every connection and for everything to chunkservers.
 
 from __future__ import annotations
 
-import trio
-
 from gfs.blocks import Buffer
 from gfs.diagnostics import request_name, request_of
 from gfs.errors import GfsError, ProtocolError, from_wire
 from gfs.io import File, Stream
+from gfs.io.world import Runner
 from gfs.protocol.frames import HEADER_BYTES, decode_head, encode_frame, encode_head, split_header
 from gfs.protocol.messages import Failure, Message
 
@@ -74,12 +73,12 @@ class BulkConnection:
         file: File,
         offset: int,
         count: int,
-        limiter: trio.CapacityLimiter | None = None,
+        run: Runner | None = None,
     ) -> None:
-        """Send ``message`` with ``count`` bytes of ``file`` as its body; ``limiter`` is that
+        """Send ``message`` with ``count`` bytes of ``file`` as its body; ``run`` is that
         of the disk (see :meth:`gfs.io.Stream.send_file`)."""
         await self.stream.send_all(encode_head(message, count))
-        await self.stream.send_file(file, offset, count, limiter)
+        await self.stream.send_file(file, offset, count, run)
 
     async def receive(self) -> Message:
         """The next message; ``ConnectionError`` if the peer ended the stream.

@@ -62,6 +62,15 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     id: int
 
 
+class Mutation(Message):
+    """A client's change of the namespace. Its answer is remembered under the client's id
+    and the client's ``sequence``: asked again, it gives the answer of the first time, and
+    changes nothing."""
+
+    client: str
+    sequence: int
+
+
 class Part(msgspec.Struct, array_like=True, gc=False):
     """A value inside a message."""
 
@@ -537,7 +546,7 @@ class Release(Message, tag=35):
     handles: list[int]
 
 
-class Publish(Message, tag=36):
+class Publish(Mutation, tag=36):
     """Make a written file visible under ``path``, whole, in one transaction.
 
     The body is a msgpack ``list[PublishedChunk]`` whose ``servers`` index the
@@ -548,8 +557,6 @@ class Publish(Message, tag=36):
     """
 
     BODY_BYTES_MAX: ClassVar[int] = 16 * MIB
-    client: str
-    sequence: int
     path: str
     length: int
     replication: int
@@ -569,31 +576,27 @@ class PublishReply(Message, tag=37):
 # --- client to master: namespace mutations ------------------------------------
 
 
-class MakeDirectory(Message, tag=40):
-    client: str
-    sequence: int
+class MakeDirectory(Mutation, tag=40):
+    """Answered by StatReply."""
+
     path: str
     parents: bool
     exist_ok: bool
 
 
-class Rename(Message, tag=41):
+class Rename(Mutation, tag=41):
     """Atomic, for files and directories. ``replace``: a file over a file."""
 
-    client: str
-    sequence: int
     source: str
     target: str
     replace: bool
     parents: bool
 
 
-class Delete(Message, tag=42):
+class Delete(Mutation, tag=42):
     """``expect`` is -1, or the inode that must be at the path. ``now``: it cannot
     be undeleted."""
 
-    client: str
-    sequence: int
     path: str
     recursive: bool
     expect: int = -1
@@ -617,25 +620,21 @@ class ListTrashReply(Message, tag=101):
     cursor: bytes
 
 
-class Undelete(Message, tag=102):
+class Undelete(Mutation, tag=102):
     """Answered by StatReply. Of what was deleted under ``path`` the last one, or the
     one with ``inode`` if that is not 0, gets its name again, or that of ``target``
     if it is not empty. Missing parents are made."""
 
-    client: str
-    sequence: int
     path: str
     target: str = ""
     inode: int = 0
 
 
-class EmptyTrash(Message, tag=103):
+class EmptyTrash(Mutation, tag=103):
     """What was deleted under ``path`` (and below it, if ``recursive``; only the one
     with ``inode``, if that is not 0) goes now. A bounded number for each request:
     to be asked again while the reply says that there is ``more``."""
 
-    client: str
-    sequence: int
     path: str
     recursive: bool = False
     inode: int = 0
@@ -646,23 +645,19 @@ class EmptyTrashReply(Message, tag=104):
     more: bool
 
 
-class SetReplication(Message, tag=105):
+class SetReplication(Mutation, tag=105):
     """A file gets another goal, 0: the cluster's default. Answered by StatReply;
     copies are made, or given up, afterwards."""
 
-    client: str
-    sequence: int
     path: str
     replication: int
 
 
-class Snapshot(Message, tag=106):
+class Snapshot(Mutation, tag=106):
     """``target`` becomes a copy of ``source``, a file or a directory with all that is
     in it, as it is at one instant (the paper, 3.4). Missing parents of ``target`` are
     made if ``parents``. To be asked again, the same, until it is ``done``."""
 
-    client: str
-    sequence: int
     source: str
     target: str
     parents: bool = False
@@ -782,11 +777,9 @@ class LeaseReply(Message, tag=46):
     lease_ms: int
 
 
-class SetLength(Message, tag=47):
+class SetLength(Mutation, tag=47):
     """Bytes were written past the old end; never makes a file shorter."""
 
-    client: str
-    sequence: int
     inode: int
     length: int
 

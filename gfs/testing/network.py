@@ -33,7 +33,7 @@ import trio
 from xxhash import xxh3_64_hexdigest
 
 from gfs.io.real import BadAddress, split_address
-from gfs.io.world import Buffer, File, Listener, Stream
+from gfs.io.world import Buffer, File, Listener, Runner, Stream
 from gfs.testing.files import SimFile
 from gfs.testing.life import Crashed, Life
 from gfs.testing.timers import WaitingRoom, sleep
@@ -161,7 +161,7 @@ class SimStream:
         file: File,
         offset: int,
         count: int,
-        limiter: trio.CapacityLimiter | None = None,
+        run: Runner | None = None,
     ) -> None:
         if not isinstance(file, SimFile):
             raise TypeError("a simulated stream sends simulated files")
@@ -173,13 +173,7 @@ class SimStream:
             piece = bytearray(room)
             threads = self._life.threads
             assert threads is not None
-            got = await threads.run(
-                file.read_into,
-                memoryview(piece),
-                offset,
-                limiter=limiter,
-                abandon_on_cancel=True,
-            )
+            got = await (run or threads.run)(file.read_into, memoryview(piece), offset)
             self._check_sending()
             if not got:
                 raise EOFError(f"the file ends at byte {offset}")

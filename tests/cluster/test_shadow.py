@@ -198,18 +198,30 @@ async def test_they_change_places_and_the_old_one_is_fenced(shadowed: Shadowed) 
         await level(shadowed, "master")
         assert (await fs.status()).term >> 32 == 1
         # The one that is the master dies; the other is forced, for nobody can know.
+        shadowed.kill("master")
+        await fs.mkdir("/given up")
         shadowed.kill("shadow")
-        assert "may be lost" in await trio.to_thread.run_sync(
-            lambda: shadowed.promote("master", code=1)
-        )
+        shadowed.start_master()
+        assert "may be" in await trio.to_thread.run_sync(lambda: shadowed.promote("master", code=1))
         await trio.to_thread.run_sync(shadowed.promote, "master", "--force")
         await fs.mkdir("/later")
+        # It was promoted once, killed and replaced: the manual's command makes it a shadow.
         shadowed.start_shadow("shadow", "master")
-        old = shadowed.processes.pop("shadow")
+        await level(shadowed, "shadow")
+        assert list((shadowed.directory / "shadow" / "master").glob("data.mdb.before-term-*"))
+        async with gfs.connect(shadowed.addresses["shadow"], key=shadowed.key) as reader:
+            assert [entry.path for entry in await reader.list("/")] == ["/later", "/writer"]
+        assert [entry.path for entry in await fs.list("/")] == ["/later", "/writer"]
+        # And what it was told is what it is, when it has to take over again.
+        shadowed.kill("master")
+        await trio.to_thread.run_sync(shadowed.promote, "shadow", "--force")
+        await load.check(fs)
+        # Without that command it has nothing to follow, and says what to do.
+        shadowed.start_master()
+        old = shadowed.processes.pop("master")
         await wait_until(lambda: old.poll() is not None, "end of the old master")
         assert old.returncode == 2
-        assert "took over" in (shadowed.directory / "log").read_text()
-        assert [entry.path for entry in await fs.list("/")] == ["/later", "/writer"]
+        assert "gfs master --shadow-of ADDRESS" in (shadowed.directory / "log").read_text()
 
 
 def test_what_status_says(shadowed: Shadowed) -> None:

@@ -331,7 +331,9 @@ def test_what_was_deleted_can_be_had_back(cluster: Cluster, top: str) -> None:
     assert f"{top}/d/" in lines[0]
     listed = cluster.json("ls", "--trash", f"{top}/f")
     assert [(entry["path"], entry["length"]) for entry in listed] == [(f"{top}/f", 1)]
-    assert listed[0]["until_ns"] - listed[0]["deleted_ns"] == 3 * 24 * 3600 * 10**9
+    # What is left of it in the master's own time, which is not the wall clock's.
+    kept_ns = listed[0]["until_ns"] - listed[0]["deleted_ns"]
+    assert abs(kept_ns - 3 * 24 * 3600 * 10**9) < 60 * 10**9
     assert "trash:" in cluster.gfs("status").stdout.decode()
     assert cluster.json("du", top)["trash_files"] >= 1
 

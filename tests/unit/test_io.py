@@ -215,11 +215,12 @@ async def test_a_file_whose_disk_hangs_is_given_up(
 
     monkeypatch.setattr(real, "_send_file_some", hang)
     inode, limiter = (tmp_path / "f").stat().st_ino, trio.CapacityLimiter(1)
+    run = partial(world.run_blocking, limiter=limiter, abandon_on_cancel=True)
     async with connected(world) as (near, far):
         assert isinstance(near, RealStream)
         number = near._socket.fileno()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(near.send_file, file, 0, MIB, limiter)
+            nursery.start_soon(near.send_file, file, 0, MIB, run)
             await trio.to_thread.run_sync(started.wait)
             nursery.cancel_scope.cancel()
         near.close()
@@ -227,7 +228,7 @@ async def test_a_file_whose_disk_hangs_is_given_up(
         assert near._socket.fileno() == number
         assert await far.receive_into(memoryview(bytearray(1))) == 0
         with pytest.raises(ConnectionError):
-            await near.send_file(file, 0, 1, limiter)
+            await near.send_file(file, 0, 1, run)
         assert limiter.borrowed_tokens == 1
         go_on.set()
         await trio.to_thread.run_sync(ended.wait)

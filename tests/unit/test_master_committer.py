@@ -21,7 +21,7 @@ from gfs.master.namespace import Planned, plan_delete, plan_make_directory, plan
 from gfs.master.operations import NewChunk, Reclaimed
 from gfs.master.rows import unpack_u64
 from gfs.master.store import HANDLE_RANGE, Store, Txn, open_store
-from gfs.protocol.messages import Delete, Done, MakeDirectory, Publish, PublishReply
+from gfs.protocol.messages import Delete, Done, MakeDirectory, Publish, PublishReply, StatReply
 
 WORLD = real_world()
 MAP_BYTES = 1 << 28
@@ -104,7 +104,7 @@ async def test_what_waits_is_committed_together(store: Store) -> None:
         answers = Answers(500)
         for number in range(500):
             committer.submit("c", number, mkdir(f"/d{number}"), answers)
-        assert all(isinstance(outcome, Done) for outcome in await answers.wait())
+        assert all(isinstance(outcome, StatReply) for outcome in await answers.wait())
     assert len(commits) <= 2
     assert store.state.directories == 500
     assert committer.sequence == 500
@@ -116,7 +116,7 @@ async def test_a_refused_mutation_leaves_the_others_alone(store: Store) -> None:
         for number, path in enumerate(["/a", "/a", "/b"]):
             committer.submit("c", number, mkdir(path), answers)
         got = await answers.wait()
-    assert [type(outcome) for outcome in got] == [Done, AlreadyExists, Done]
+    assert [type(outcome) for outcome in got] == [StatReply, AlreadyExists, StatReply]
     assert store.state.sequence == 2
 
 
@@ -125,7 +125,7 @@ async def test_a_retry_joins_the_first_while_that_waits(store: Store) -> None:
         answers = Answers(3)
         for _ in range(3):
             committer.submit("c", 1, mkdir("/a"), answers)
-        assert [type(outcome) for outcome in await answers.wait()] == [Done] * 3
+        assert [type(outcome) for outcome in await answers.wait()] == [StatReply] * 3
     assert store.state.sequence == 1
 
 
@@ -210,7 +210,7 @@ async def test_freed_chunks_are_told_after_the_commit(store: Store) -> None:
         reclaimed = Reclaimed(unpack_u64(key[:8]), unpack_u64(key[8:]), 10)
         made = await committer.perform(lambda txn: (reclaimed, Done(id=0)))
         assert made[0] == reclaimed
-        assert freed == [(9, 1)]
+        assert freed == [(9, 1, 1)]
 
 
 async def test_more_than_the_bound_is_busy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +221,8 @@ async def test_more_than_the_bound_is_busy(store: Store, monkeypatch: pytest.Mon
             committer.submit("c", number, mkdir(f"/{number}"), answers)
         kinds = [type(outcome) for outcome in await answers.wait()]
         assert kinds.count(Busy) == 10
-        assert kinds.count(Done) == 10
-        assert isinstance(await one(committer, "c", 21, mkdir("/later")), Done)
+        assert kinds.count(StatReply) == 10
+        assert isinstance(await one(committer, "c", 21, mkdir("/later")), StatReply)
 
 
 async def test_a_broken_store_ends_the_committer(store: Store) -> None:

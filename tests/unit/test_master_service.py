@@ -51,6 +51,7 @@ from gfs.protocol.messages import (
     DiskUsage,
     DiskUsageReply,
     Done,
+    EmptyTrash,
     FsckChunk,
     FsckPage,
     FsckPageReply,
@@ -61,10 +62,13 @@ from gfs.protocol.messages import (
     ListGarbage,
     ListGarbageReply,
     ListReply,
+    ListTrash,
+    ListTrashReply,
     Locate,
     LocateReply,
     MakeDirectory,
     Message,
+    Mutation,
     Orders,
     Ping,
     Publish,
@@ -84,10 +88,14 @@ from gfs.protocol.messages import (
     RevokeLease,
     ServerAddress,
     SetLength,
+    SetReplication,
+    Snapshot,
+    SnapshotReply,
     Stat,
     StatReply,
     Status,
     StatusReply,
+    Undelete,
     VerifyChunk,
     VerifyReply,
 )
@@ -261,6 +269,8 @@ class FakeServer:
         self.cluster_servers: dict[str, FakeServer] = {}
         self._scope = trio.CancelScope()
         self._rpc: Rpc | None = None
+        #: The master took it once: it comes back by itself.
+        self._started = False
 
     async def start(self) -> None:
         self._scope = trio.CancelScope()
@@ -278,7 +288,7 @@ class FakeServer:
                 try:
                     await self._session(task_status)
                 except (ConnectionError, GfsError) as error:
-                    if task_status is not trio.TASK_STATUS_IGNORED:
+                    if not self._started:
                         raise
                     logging.info("fake %s: %s", self.id, error)
                 task_status = trio.TASK_STATUS_IGNORED
@@ -298,6 +308,7 @@ class FakeServer:
             nursery.start_soon(move)
             try:
                 await self._register(rpc)
+                self._started = True
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 while True:
@@ -573,7 +584,7 @@ async def test_pipelined_retries_run_once(cluster: Cluster) -> None:
 
     async def one() -> None:
         request = MakeDirectory(0, client.name, 1, "/d", False, False)
-        replies.append(await client.call(request, Done))
+        replies.append(await client.call(request, StatReply))
 
     async with trio.open_nursery() as nursery:
         for _ in range(20):
@@ -581,14 +592,86 @@ async def test_pipelined_retries_run_once(cluster: Cluster) -> None:
     assert len(replies) == 20
 
 
+#: One of each, on a tree with a file and a directory, and a file in the trash.
+MUTATIONS: dict[type[Mutation], tuple[object, ...]] = {
+    Publish: ("/published", 0, 3, False, False, []),
+    MakeDirectory: ("/made", False, False),
+    Rename: ("/file", "/renamed", False, False),
+    Delete: ("/file", False),
+    SetLength: (),
+    Undelete: ("/deleted",),
+    EmptyTrash: ("/deleted",),
+    SetReplication: ("/file", 2),
+    Snapshot: ("/directory", "/snapshot"),
+}
+
+
+@pytest.mark.parametrize("kind", Mutation.__subclasses__(), ids=lambda kind: kind.__name__)
+async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
+    tmp_path: Path, files: Files, kind: type[Mutation]
+) -> None:
+    """Its answer was lost; others have deleted all there was, and have put other things in
+    its place; the disk of the metadata is full, and the master a new one."""
+    async with running(tmp_path, trash_seconds=300.0) as cluster:
+        servers = await start_servers(cluster, 3)
+        client, other = await cluster.client(), await cluster.client("client-2")
+        await client.put("/directory/in it", servers)
+        await client.put("/deleted", servers)
+        await client.call(Delete(0, client.name, next(client.sequence), "/deleted", False), Done)
+        await client.put("/file", servers)
+        fields = MUTATIONS[kind]
+        if kind is SetLength:
+            fields = ((await client.stat("/file")).entry.inode, 7)
+        request = kind(0, client.name, next(client.sequence), *fields)
+
+        async def ask(asking: Client) -> Message:
+            while True:
+                reply = await asking.call(request, Message, b"\x90" if kind is Publish else b"")
+                if not isinstance(reply, SnapshotReply) or reply.done:
+                    return msgspec.structs.replace(reply, id=0)
+
+        first = await ask(client)
+
+        async def names() -> list[str]:
+            reply = await other.call(List(0, "/", "", 100), ListReply)
+            return [f"{entry.path} {entry.inode} {entry.length}" for entry in reply.entries]
+
+        for name in await names():
+            path = name.split()[0]
+            delete = Delete(0, other.name, next(other.sequence), path, True, now=True)
+            await other.call(delete, Done)
+        for path in ("/file", "/directory", "/deleted", "/made", "/published", "/renamed"):
+            await other.put(path, servers)
+        await other.call(Delete(0, other.name, next(other.sequence), "/deleted", False), Done)
+        left = await names()
+
+        files.free = 0
+        await cluster.restart()
+        client, other = await cluster.client(), await cluster.client("client-2")
+
+        async def is_full() -> bool:
+            made = MakeDirectory(0, other.name, next(other.sequence), "/file/in", False, False)
+            try:
+                await other.call(made, Message)
+            except GfsError as error:
+                return error.code == "disk_full"
+            return False
+
+        await until_told(is_full, "the disk is full")
+        assert await ask(client) == first
+        assert await names() == left
+        trash = await other.call(ListTrash(0, "/deleted", b"", 10), ListTrashReply)
+        assert trash.entries[-1].path == "/deleted"
+
+
 async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
     client = await cluster.client()
     number = client.sequence
     name = client.name
-    await client.call(MakeDirectory(0, name, next(number), "/a/b", True, False), Done)
-    await client.call(MakeDirectory(0, name, next(number), "/a/b", False, True), Done)
+    await client.call(MakeDirectory(0, name, next(number), "/a/b", True, False), StatReply)
+    await client.call(MakeDirectory(0, name, next(number), "/a/b", False, True), StatReply)
     with pytest.raises(AlreadyExists):
-        await client.call(MakeDirectory(0, name, next(number), "/a/b", False, False), Done)
+        await client.call(MakeDirectory(0, name, next(number), "/a/b", False, False), StatReply)
     await client.call(Rename(0, name, next(number), "/a", "/c/d", False, True), Done)
     listing = await client.call(List(0, "/c/d", "", 10), ListReply)
     assert ([e.path for e in listing.entries], listing.more) == (["/c/d/b"], False)
@@ -1321,18 +1404,28 @@ async def test_a_taken_address_is_told(cluster: Cluster, tmp_path: Path) -> None
     assert caught.value.exit_code == 2
 
 
-async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Files:
-        free = 0
+class Files:
+    """A disk with so much free."""
 
-        def space(self, path: str) -> DiskSpace:
-            return DiskSpace(10**12, self.free)
+    free = 10**12
 
+    def space(self, path: str) -> DiskSpace:
+        return DiskSpace(10**12, self.free)
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Files:
+    """Of the masters in this test."""
+    made = Files()
     monkeypatch.setattr("gfs.master.upkeep.SPACE_SECONDS", 0.05)
-    files = Files()
-    monkeypatch.setitem(globals(), "WORLD", replace(WORLD, files=files))  # type: ignore[arg-type]
+    monkeypatch.setitem(globals(), "WORLD", replace(WORLD, files=made))  # type: ignore[arg-type]
+    return made
+
+
+async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
+    tmp_path: Path, files: Files
+) -> None:
+    files.free = 0
     async with running(tmp_path) as cluster:
         client = await cluster.client()
         numbers = itertools.count(1)
@@ -1341,7 +1434,7 @@ async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
             number = next(numbers)
             request = MakeDirectory(0, client.name, number, f"/{number}", False, False)
             try:
-                await client.call(request, Done)
+                await client.call(request, StatReply)
             except GfsError as error:
                 return error.code
             return "done"
