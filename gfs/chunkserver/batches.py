@@ -132,11 +132,11 @@ def _read_all(
                 found.append(_read(name, file))
             finally:
                 file.close()
-        except (CorruptReplica, StaleVersion):
-            # Or it is written just now. Copied singly, it is looked at twice.
-            found.append((ReplicaState(name.handle, "large"), b""))
         except FileNotFoundError:
             found.append((ReplicaState(name.handle, "missing"), b""))
+        except (CorruptReplica, StaleVersion, OSError):
+            # Or it is written just now. Copied singly, it is looked at twice.
+            found.append((ReplicaState(name.handle, "large"), b""))
     return found
 
 

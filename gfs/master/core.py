@@ -73,7 +73,7 @@ VERIFY_MAX = 10_000
 #: A replica that was just verified is not verified again for this long.
 VERIFIED_SECONDS = 5.0
 #: What a server says of its disks is not older than this.
-SPACE_AGE_SECONDS = 5.0
+SPACE_AGE_SECONDS = 3.0
 #: So often ``dead_seconds`` passes before a chunk that no chunkserver told of is lost.
 LOST_PERIODS = 2
 #: Chunks with too many replicas looked at in one round.
@@ -1216,30 +1216,39 @@ class Master:
         order together; they count as started. And those for which there is no slot now."""
         plan, rest = self._move_plan(), []
         orders: list[list[Clone]] = []
-        open_orders: dict[tuple[int, int], list[Clone]] = {}
+        open_orders: dict[rebalance.Move, list[Clone]] = {}
+        now = self.now
         for handle in handles:
             row = self._movable(handle)
             if row is None:
                 continue
             size = row.length + REPLICA_HEAD_BYTES
-            move = plan.move([self.servers.get(i) for i in self.locations.get(handle)], size)
-            if move is None or self.garbage.was_ordered(move.target.index, handle, self.now):
+            is_small = row.length <= SMALL_REPLICA_BYTES_MAX
+
+            def can_begin(
+                move: rebalance.Move, handle: int = handle, is_small: bool = is_small
+            ) -> bool:
+                is_refused = self.garbage.was_ordered(move.target.index, handle, now)
+                is_open = is_small and len(open_orders.get(move, ())) % CLONES_MAX > 0
+                return not is_refused and (is_open or self._has_move_slot(move))
+
+            holders = [self.servers.get(index) for index in self.locations.get(handle)]
+            move = plan.move(holders, size, can_begin)
+            if move is None:
+                if plan.was_held_up:
+                    rest.append(handle)
                 continue
             victim, target = move
             clone = Clone(handle, row.version, target, (victim,), length=row.length, moves=True)
-            pair = (victim.index, target.index)
-            order = open_orders.get(pair)
-            if order is not None and len(order) < CLONES_MAX and self._is_small(clone):
+            order = open_orders.get(move, []) if is_small else []
+            if len(order) % CLONES_MAX:
                 order.append(clone._replace(joined=True))
-            elif self._has_move_slot(move):
+            else:
                 order = [clone]
                 orders.append(order)
                 self.move_orders += 1
-                if self._is_small(clone):
-                    open_orders[pair] = order
-            else:
-                rest.append(handle)
-                continue
+                if is_small:
+                    open_orders[move] = order
             plan.begin(move, size)
             self.moves[handle] = victim.index
             self.repair.started(order[-1])

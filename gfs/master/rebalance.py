@@ -33,7 +33,7 @@ be in that or not, until a report surely tells of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gfs.blocks import CHUNK_BYTES, REPLICA_HEAD_BYTES
@@ -74,6 +74,8 @@ class Plan:
         }
         least = [self._share(self._least, server) for server in self._servers]
         most = [self._share(self._most, server) for server in self._servers]
+        self.was_held_up = False
+        self._can_begin: Callable[[Move], bool] = lambda move: True
         self.is_uneven = bool(least) and max(least) - min(most) > difference
 
     @property
@@ -81,23 +83,37 @@ class Plan:
         """Whether any chunk could be better elsewhere: a quick look."""
         return self.is_uneven or len(self._rack_means) > 1
 
-    def move(self, holders: Sequence[Server], size: int) -> Move | None:
+    def move(
+        self,
+        holders: Sequence[Server],
+        size: int,
+        can_begin: Callable[[Move], bool] = lambda move: True,
+    ) -> Move | None:
         """The best move for a chunk that is at its goal on ``holders``, of a replica of
-        ``size`` bytes on its disk, if there is one."""
+        ``size`` bytes on its disk, if there is one that ``can_begin`` now. ``was_held_up``
+        says whether there was one that could not."""
+        self.was_held_up = False
+        self._can_begin = can_begin
         if any(server.index not in self._least for server in holders):
             return None
         targets = [server for server in self._servers if server not in holders]
         if not targets or not holders:
             return None
         racks = Counter(server.rack for server in holders)
-        return self._for_racks(holders, targets, racks, size) or (
-            self._for_use(holders, targets, racks, size) if self.is_uneven else None
-        )
+        move = self._for_racks(holders, targets, racks, size)
+        if move is None and self.is_uneven and not self.was_held_up:
+            move = self._for_use(holders, targets, racks, size)
+        return move
 
     def begin(self, move: Move, size: int) -> None:
         """It is under way."""
         self._least[move.victim.index] -= size
         self._most[move.target.index] += size
+
+    def _begins(self, move: Move) -> bool:
+        begins = self._can_begin(move)
+        self.was_held_up = self.was_held_up or not begins
+        return begins
 
     def _share(self, used: dict[int, int], server: Server, more: int = 0) -> float:
         return (used[server.index] + more) / server.total_bytes
@@ -117,7 +133,8 @@ class Plan:
             (server for server in targets if racks[server.rack] == fewest),
             key=lambda server: (self._share(self._most, server), server.index),
         )
-        return Move(victim, target)
+        move = Move(victim, target)
+        return move if self._begins(move) else None
 
     def _for_use(
         self, holders: Sequence[Server], targets: list[Server], racks: Counter[str], size: int
@@ -132,8 +149,10 @@ class Plan:
                 continue
             for target in takers:
                 is_no_worse = target.rack == victim.rack or racks[target.rack] < here
-                if is_no_worse and self._share(self._most, target, size) <= mean.least:
-                    return Move(victim, target)
+                move = Move(victim, target)
+                is_even = self._share(self._most, target, size) <= mean.least
+                if is_no_worse and is_even and self._begins(move):
+                    return move
         return None
 
 

@@ -75,6 +75,8 @@ RESCAN_REST_SECONDS = 0.05
 #: one that found some, and after one that found none.
 REBALANCE_SECONDS = 1.0
 REBALANCE_IDLE_SECONDS = 15.0
+#: An order to move small replicas takes about so long.
+MOVE_SECONDS = 0.1
 #: Rows of the trash reclaimed in one transaction.
 RECLAIM_ROWS = 1000
 RECLAIM_REST_SECONDS = 0.5
@@ -108,8 +110,6 @@ class Upkeep:
         self._verifying: dict[int, int] = {}
         #: Indexes of the servers that are deleting replicas.
         self._collecting: set[int] = set()
-        #: Set when an order to copy ends.
-        self._copied = trio.Event()
         self._revoking: set[int] = set()
         #: Of so many chunks a forgetful replica is being chosen; when each is looked at again.
         self._choosing = 0
@@ -245,7 +245,6 @@ class Upkeep:
         for start in range(0, len(handles), SLICE):
             todo = handles[start : start + SLICE]
             while len(todo) and guarded(master.may_move, False):
-                self._copied = trio.Event()
                 planned = guarded(partial(master.plan_moves, todo), None)
                 if planned is None:
                     break
@@ -254,10 +253,10 @@ class Upkeep:
                     has_moved = True
                     self._nursery.start_soon(self._copy, order)
                 if todo:
-                    with trio.move_on_after(REBALANCE_SECONDS):
-                        await self._copied.wait()
+                    await master.clock.sleep(MOVE_SECONDS)  # for slots
             await master.clock.sleep(RESCAN_REST_SECONDS)
-        return has_moved
+        # What is on its way may have hidden that there is more to give.
+        return has_moved or any(server.shifts for server in master.servers.all())
 
     def _act(self) -> None:
         """Start whatever can be started now."""
@@ -327,7 +326,6 @@ class Upkeep:
             if is_to_blame and not clone.salvage:
                 self._suspect_source(clone, getattr(error, "server", ""))
         self._master.order_ended(order, failed)
-        self._copied.set()
         self._act()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:
