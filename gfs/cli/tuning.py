@@ -138,7 +138,7 @@ def _eta(reply: RepairReply) -> str:
 
 @click.command()
 @click.argument("server", metavar="SERVER")
-@click.argument("state", metavar="on|off", type=click.Choice(["on", "off"]))
+@click.argument("switch", metavar="on|off", type=click.Choice(["on", "off"]))
 @click.option(
     "--for",
     "duration",
@@ -147,7 +147,7 @@ def _eta(reply: RepairReply) -> str:
     help="How long it may be away: 30m, 2h, 1d (default: 1h; at most 7d).",
 )
 @client_options
-def maintenance(cluster: Cluster, server: str, state: str, duration: str) -> None:
+def maintenance(cluster: Cluster, server: str, switch: str, duration: str) -> None:
     """Let the chunkserver SERVER (its id or address) be away without repair.
 
     While it is on, the server is not taken for dead: nothing is copied for want of its
@@ -155,7 +155,7 @@ def maintenance(cluster: Cluster, server: str, state: str, duration: str) -> Non
     back. It ends by itself after the time, or with off; if the server is still away then,
     its chunks are copied. It is remembered when the master is restarted.
     """
-    seconds = _seconds(duration) if state == "on" else 0
+    seconds = _seconds(duration) if switch == "on" else 0
 
     async def work(client: Client) -> None:
         await client.maintain(server, seconds)

@@ -143,6 +143,27 @@ def test_scrub_reads_what_is_asked_for_and_tells_of_damage(cluster: Cluster) -> 
     assert b"gfs status" in cluster.gfs("scrub", "nobody", code=1).stderr
 
 
+def test_repair_and_maintenance_do_as_they_are_told(cluster: Cluster) -> None:
+    before = cluster.json("repair", "status")["settings"]
+    assert b"bytes_per_second=1048576" in cluster.gfs("repair", "set", "bytes_per_second=1M").stdout
+    cluster.gfs("repair", "set", "bytes_per_second=default")
+    assert cluster.json("repair", "status")["settings"] == before
+    assert b"no setting of repair" in cluster.gfs("repair", "set", "speed=1", code=1).stderr
+    cluster.gfs("repair", "set", "clones_total=fast", code=2)
+    cluster.gfs("repair", "pause")
+    assert b"WARNING: repair is paused" in cluster.gfs("status").stdout
+    assert cluster.gfs("repair", "resume").stdout.startswith(b"repair is on")
+
+    server = cluster.ready["chunkservers"][0]["id"]
+    cluster.gfs("maintenance", server, "on", "--for", "10m")
+    assert b"is under maintenance for another" in cluster.gfs("status").stdout
+    cluster.gfs("maintenance", server, "off")
+    assert b"maintenance" not in cluster.gfs("status").stdout
+    cluster.gfs("maintenance", server, "on", "--for", "soon", code=2)
+    assert b"gfs drain" in cluster.gfs("forget", server, code=1).stderr
+    assert b"no chunkserver and no shadow" in cluster.gfs("forget", "no:1", code=1).stderr
+
+
 def damage(cluster: Cluster, path: str) -> str:
     """Spoil a byte of one replica of a file of one chunk; the server's id."""
     server, found = replica(cluster, path)
