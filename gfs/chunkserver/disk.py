@@ -133,6 +133,11 @@ class Disk:
         self.reason = ""
         #: Failed by a call that did not return: it may come back when all have.
         self.hung = False
+        #: A call has met an error of the disk, if only after it was abandoned.
+        self.has_refused = False
+        #: It was not used for a while: what is on it may be older than what is in the page
+        #: cache, or in the cache's time was (see gfs.chunkserver.loading).
+        self.is_doubted = False
         self.limiter = trio.CapacityLimiter(settings.disk_threads)
         #: What is below is there once it was opened.
         self.files: FileSystem
@@ -263,6 +268,9 @@ class Disk:
             self.running[number] = _Call(getattr(function, "__qualname__", str(function)))
             try:
                 return function(*args)
+            except OSError as error:
+                self.has_refused = self.has_refused or is_of_disk(error)
+                raise
             finally:
                 del self.running[number]
 
@@ -315,7 +323,7 @@ class Disk:
 
     def take(self, error: OSError) -> None:
         """A call to the disk ended with this: count it, and draw the consequence."""
-        if isinstance(error, (GfsError, ConnectionError)) or error.errno in _HARMLESS:
+        if not is_of_disk(error):
             return
         self.errors += 1
         if not isinstance(error, ReadFailed):
@@ -334,6 +342,12 @@ class Disk:
                 seconds = self._settings.disk_hang_seconds
                 self.fail(FAILED, f"a call has not returned for {seconds:g} s ({call.name})")
                 return
+
+    @property
+    def may_have_lost(self) -> bool:
+        """Of one that is not used any more: whether what was written, and not synced, may
+        not have reached it. What only took long did."""
+        return not self.hung or self.has_refused
 
     def fail(self, state: str, reason: str) -> None:
         """Nothing is read from it or written to it from now on."""
@@ -377,6 +391,11 @@ class Disk:
 
 
 _UNLIMITED = trio.CapacityLimiter(float("inf"))
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether it is about the disk, and not about space, one name or this process."""
+    return not isinstance(error, (GfsError, ConnectionError)) and error.errno not in _HARMLESS
 
 
 def describe(error: OSError) -> str:

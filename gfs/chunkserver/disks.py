@@ -167,6 +167,7 @@ class Disks:
                 with _fails(disk):
                     disk.id = identity.name_disk(self._world, known, record, named)
                     disk.draining = known is not None and known.state == DRAINING
+                    disk.is_doubted = known is not None and known.doubted
                     named[disk.id] = disk
                     nursery.start_soon(read, disk, record is None)
         if refused:
@@ -243,6 +244,8 @@ class Disks:
 
     async def _let_go(self, disk: Disk) -> None:
         """Close all of a disk that is not used any more, once no thread is in a call to it."""
+        if disk.may_have_lost:
+            await self._doubt(disk)
         while disk.running:
             await self._world.clock.sleep(TICK_SECONDS)
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
@@ -251,6 +254,14 @@ class Disks:
         if disk.hung:
             log.info("%s: all calls to it have returned: it is tried again", disk.path)
             await self._try_again(disk.path)
+
+    async def _doubt(self, disk: Disk) -> None:
+        """The next one to read it, after a restart too, is to know that it failed."""
+        self._server.doubt(disk.path)
+        try:
+            await self.save()
+        except StartupError as error:
+            log.error("%s", error)
 
     async def close(self) -> None:
         """Let go of all disks. One that hangs is left to the end of the process."""

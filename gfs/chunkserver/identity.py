@@ -48,6 +48,8 @@ class DiskRecord(msgspec.Struct):
     id: str
     path: str
     state: str = ""
+    #: It failed, or was away, since it was last read.
+    doubted: bool = False
 
 
 class ServerRecord(msgspec.Struct):
@@ -240,6 +242,11 @@ class Identity:
             if each.path != disk.path and (each.id != disk.id or not disk.id)
         ]
         self.record.disks = [*others, DiskRecord(disk.id, disk.path, state)]
+
+    def doubt(self, path: str) -> None:
+        """Until the disk at ``path`` is read again, and :meth:`put`."""
+        for disk in self.record.disks:
+            disk.doubted = disk.doubted or disk.path == path
 
 
 def name_disk(

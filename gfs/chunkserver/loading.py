@@ -4,6 +4,15 @@ A disk is read by itself, by threads that share nothing with other disks: what i
 journal has is done again, what its write-intent records say is taken into account, and
 the outcome is a plain table. The store takes the table over in the loop's thread and
 decides between two disks that have the same replica.
+
+*A disk that failed* may have lost what was written to it and not synced, without a power
+cut: Linux tells of a failed write-back once and counts the pages as written, and a device
+that was away comes back without what never reached it, in the same boot of the machine. So
+what the page cache has of its files is dropped before they are read, and what was marked
+as being written (:mod:`gfs.chunkserver.marks`) is doubted as after a power cut. That a disk
+has failed is kept on the server's other disks, for a start that comes before it is read. A
+server that has one disk alone forgets it at a restart. A call that took too long, and
+then ended well, has lost nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +24,7 @@ from typing import NamedTuple
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.disk import Disk
 from gfs.chunkserver.format import Redo, State
-from gfs.chunkserver.journal import Records, read_records
+from gfs.chunkserver.journal import NAMES, Records, read_records
 from gfs.chunkserver.marks import NO_STATE, Mark
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica
@@ -61,10 +70,15 @@ class _Reader:
         disk, files = self._disk, self._files
         chunks = f"{disk.path}/chunks"
         files.make_directories(chunks)
+        for path in (*(f"{disk.path}/{name}" for name in NAMES), disk.marks.path):
+            self._look_anew(path)
         records = read_records(files, disk.path)
         disk.journal.open()
         disk.journal.saw(records.sequence)
         are_known = disk.marks.open()
+        for mark in disk.marks.all() if disk.is_doubted else []:
+            if not mark.is_lacking:
+                disk.marks.put_unknown(mark.handle, mark.version)
         for mark in disk.marks.all():
             if mark.is_lacking and mark.boot != NO_STATE:
                 disk.journal.saw(mark.boot)
@@ -94,6 +108,13 @@ class _Reader:
         if self._has_failed:
             disk.probe()
         return self._contents
+
+    def _look_anew(self, path: str) -> None:
+        """Of a disk that failed: what is read of a file from now on is on the disk."""
+        if self._disk.is_doubted and self._files.exists(path):
+            file = self._files.open(path, "r")
+            file.drop_cached()
+            file.close()
 
     def _doubt_all(self, what: str) -> None:
         """Some record on the disk cannot be read, and may be any replica's."""
@@ -180,6 +201,7 @@ class _Reader:
     def _chunk(self, handle: int, path: str, records: list[Redo]) -> None:
         disk = self._disk
         try:
+            self._look_anew(path)
             state = self._recover(path, handle, records)
             if state is None:
                 unlink_for_good(self._files, path)  # never acknowledged to anybody

@@ -28,7 +28,7 @@ async def new_replica(
             yield file
             await node.store.install(disk, file, moved)
         finally:
-            file.close()
+            disk.close_later(file)
     except BaseException as error:
         await node.store.leave(disk, path)
         if isinstance(error, OSError) and not isinstance(error, (GfsError, ConnectionError)):

@@ -177,6 +177,10 @@ class RealFile:
         held = self.held
         os.fdatasync(held.number)
 
+    def drop_cached(self) -> None:
+        held = self.held
+        os.posix_fadvise(held.number, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         self.held = _CLOSED
 

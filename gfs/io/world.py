@@ -114,6 +114,10 @@ class File(Protocol):
     def sync(self) -> None:
         """What was written is on the disk when this returns (fdatasync)."""
 
+    def drop_cached(self) -> None:
+        """What counts as written is read from the disk when it is read again, and not from
+        memory, which shows what a write-back lost as if it were there."""
+
     def close(self) -> None:
         """Blocks like all others: some file systems write out what was written, and free
         what was deleted, when the last one closes. A call that another thread is in

@@ -90,13 +90,13 @@ class SimDisk:
         self.note(f"mount {path} again")
         self._mounts[tuple(_segments(path))] = volume
 
-    def pull(self, path: str) -> Volume:
+    def pull(self, path: str, chance: random.Random | None = None) -> Volume:
         """Take the device away. Every call to what was open, and to what is still mounted
-        of it, fails; what was not synced is lost."""
+        of it, fails; what was not synced is lost, as in a power cut."""
         self.note(f"pull {path}")
         volume = self.volume(path)
         volume.gone = errno.EIO
-        self._lose_all(volume, self.chance)
+        self._lose_all(volume, chance)
         return volume
 
     def plug(self, path: str, volume: Volume) -> None:
@@ -566,8 +566,15 @@ class SimFile:
         if failure is not None:
             raise failure
 
+    @blocking
+    def drop_cached(self) -> None:
+        self._check("stat").evict()
+
+    @blocking
     def close(self) -> None:
-        self._let_go()
+        if self._open:
+            meet(self._life, self._volume, "close", self._disk.chance)
+            self._let_go()
 
     def _let_go(self) -> None:
         if self._open:

@@ -63,13 +63,14 @@ class Volume:
     def take_over(self, other: Volume) -> None:
         """All that is on another one is on this."""
         self.top = other.top
-        self.used_bytes = other.used_bytes
         stack: list[Inode | Directory] = [self.top]
         while stack:
             node = stack.pop()
             node.volume = self
             if isinstance(node, Directory):
                 stack += node.entries.values()
+            else:
+                self.used_bytes += len(node.data)
 
     def take(self, count: int) -> None:
         if count > 0 and self.used_bytes + count > self.capacity_bytes:

@@ -50,6 +50,11 @@ OUTLIVING_BYTES_PER_SECOND = (550.0, 600.0, 750.0, 1500.0)
 DAY_SECONDS = 86_400.0
 #: A disk that is away is named within ten seconds, and two for the next heartbeat.
 NAMED_SECONDS = 12
+#: What hangs, where not everything does.
+HANGING_KINDS: list[list[str]] = [
+    [], [], [], ["read"], ["write", "create"], ["sync"], ["open", "close"], ["unlink"],
+    ["rename"], ["list", "stat", "space"], ["mkdir", "truncate"],
+]  # fmt: skip
 #: The grant before a write, and the beginning of the write.
 GRANTED_SECONDS = 0.03
 
@@ -510,7 +515,7 @@ class Faults:
             self._away[name, path] = disk.unmount(path)
         elif how == "pulled":
             self.losses.power_goes([name], path)
-            self._away[name, path] = disk.pull(path)
+            self._away[name, path] = disk.pull(path, self.chance)
             self.losses.power_is_gone()
         else:
             self._away[name, path] = volume = disk.volume(path)
@@ -577,7 +582,7 @@ class Faults:
         self._note(f"disk {path} of {name} hangs for up to {longest} s, in {share:g} of all calls")
         self.failed.add((name, path))
         volume = disk.volume(path)
-        volume.hang = Hang(share, (0.0, longest))
+        volume.hang = Hang(share, (0.0, longest), frozenset(self.chance.choice(HANGING_KINDS)))
         await trio.sleep(self.chance.uniform(1, 20))
         volume.hang = None
         self._note(f"disk {path} of {name} does not hang any more")

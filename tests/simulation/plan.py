@@ -143,7 +143,7 @@ def make_plan(
         seconds=seconds,
         chunkservers=count,
         racks=[f"rack{n % racks}" for n in range(count)],
-        disks=chance.choice([1, 1, 2]),
+        disks=chance.choice([1, 2, 2, 3]),
         clients=chance.choice([2, 3, 4]),
         calls=chance.choice([6, 12, 20]),
         master=_master(chance, is_long),

@@ -50,6 +50,7 @@ SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXTS,
     bytes: st.binary(max_size=40),
     bool: st.booleans(),
+    bool | None: st.none() | st.booleans(),
     float: st.floats(allow_nan=False),
 }
 
