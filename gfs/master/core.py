@@ -1059,7 +1059,7 @@ class Master:
             return False
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
-        if row is None or self._may_be_leased(row, now):
+        if row is None or self._may_be_leased(handle, row, now):
             return False
         clone = Clone(handle, row.version, orders[0][0].target, (), length=row.length)
         if not self._is_small(clone):
@@ -1104,7 +1104,7 @@ class Master:
         if self.leases.current(handle, now) is not None:
             self.to_revoke[handle] = None
             return None
-        if self._may_be_leased(row, now):
+        if self._may_be_leased(handle, row, now):
             return None
         holders = [self.servers.get(index) for index in self.locations.get(handle)]
 
@@ -1123,10 +1123,15 @@ class Master:
         )
         return None if clone is None else clone._replace(length=row.length)
 
-    def _may_be_leased(self, row: Chunk, now: float) -> bool:
+    def _may_be_leased(self, handle: int, row: Chunk, now: float) -> bool:
         """Whether this master's predecessor may have given a lease of the chunk that still
-        runs: a copy could miss a write that is let in under it."""
-        return row.attempted >= FIRST_LEASED_VERSION and now < self.old_leases_until
+        runs: a copy could miss a write that is let in under it. None is, once this master
+        has granted the chunk: one that is written all the time can be copied then."""
+        return (
+            row.attempted >= FIRST_LEASED_VERSION
+            and now < self.old_leases_until
+            and not self.leases.has_granted(handle)
+        )
 
     # --- putting together from damaged replicas ------------------------------------------
 
@@ -1170,7 +1175,7 @@ class Master:
             return None
         if handle in self.repair.active or not self.salvage.is_due(handle, servers, now):
             return None
-        if self._is_rising(handle) or self._may_be_leased(row, now):
+        if self._is_rising(handle) or self._may_be_leased(handle, row, now):
             return None
         if self.leases.current(handle, now) is not None:
             self.to_revoke[handle] = None
@@ -1280,7 +1285,7 @@ class Master:
         now = self.now
         if row is None or len(holders) < row.replication:
             return None
-        if self.leases.current(handle, now) is not None or self._may_be_leased(row, now):
+        if self.leases.current(handle, now) is not None or self._may_be_leased(handle, row, now):
             return None
         return row
 

@@ -44,6 +44,8 @@ class LeaseTable:
         #: What a primary is told.
         self.lease_ms = int((lease_seconds - margin_seconds) * 1000)
         self._leases: dict[int, Lease] = {}
+        #: Chunks that were granted lately, and when.
+        self._granted: dict[int, float] = {}
 
     def current(self, handle: int, now: float) -> Lease | None:
         """The lease of a chunk, if one is valid."""
@@ -70,7 +72,13 @@ class LeaseTable:
         """``sent`` is the time before the grant went out."""
         lease = Lease(version, chain, inode, sent + self.lease_seconds)
         self._leases[handle] = lease
+        self._granted[handle] = sent
         return lease
+
+    def has_granted(self, handle: int) -> bool:
+        """Whether the chunk was granted by this master, in these last two leases' time: then
+        all its current replicas refuse what is ordered under a lease from before."""
+        return handle in self._granted
 
     def extend(self, handle: int, server: int, now: float) -> bool:
         """The primary asks to go on; False if it is not the primary any more."""
@@ -86,6 +94,9 @@ class LeaseTable:
     def expire(self, now: float) -> None:
         for handle in [h for h, lease in self._leases.items() if now >= lease.ends]:
             del self._leases[handle]
+        oldest = now - 2 * self.lease_seconds
+        for handle in [h for h, sent in self._granted.items() if sent < oldest]:
+            del self._granted[handle]
 
     def are_at(self, server: int) -> bool:
         """Whether it is in the chain of any. Looks at all of them."""

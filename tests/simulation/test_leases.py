@@ -339,3 +339,27 @@ async def test_a_record_that_the_primary_could_not_write_never_comes_after_the_n
             stored.append(cluster.machine(name).disk.read(path)[16384:])
         for each in stored:
             assert b"Y" * 200 in each
+
+
+@over_seeds(2)
+async def test_a_chunk_that_is_written_all_the_time_is_copied_soon_after_the_master_died(
+    seed: int, chance: random.Random
+) -> None:
+    """Leases of the master before run out only after a minute. Who was granted the chunk
+    since has made them void."""
+    data = bytearray(content(chance, LENGTH))
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.put(bytes(data), "/file")
+        async with await fs.open("/file", "r+") as file:
+            await file.pwrite(0, b"first")
+            victim = (await fs.locate("/file")).chunks[0].replicas[0].address.partition(":")[0]
+            await cluster.crash(victim)
+            await cluster.restart("master")
+            began = trio.current_time()
+            while await replicas(fs, "/file", without=[victim]) < 3:
+                text = b"%12.6f" % trio.current_time()
+                await file.pwrite(100, text)
+                data[100:112], data[:5] = text, b"first"
+                assert trio.current_time() - began < 40
+                await trio.sleep(0.05)
+        await assert_all_replicas_hold(cluster, fs, bytes(data))
