@@ -16,8 +16,9 @@ from gfs.client.files import File
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 60
-#: In clusters without shadow masters; see :mod:`.shadowed`.
-ELSEWHERE = {"Client.promote", "Client.forget_shadow"}
+#: These clusters have no shadow masters, see :mod:`.shadowed`; and no server is gone for
+#: good.
+ELSEWHERE = {"Client.promote", "Client.forget_shadow", "Client.forget_server"}
 
 #: Counts the calls that the workload makes by itself, not those the library makes of
 #: its own.

@@ -1074,6 +1074,23 @@ class Actor:
             self.record.drained.add(server)
             await fs.drain(server, fewer_racks=self.chance.random() < 0.5)
 
+    async def maintain(self, fs: Client) -> None:
+        """A chunkserver may be away for a little longer, or not any more."""
+        servers = (await fs.status()).servers
+        if not servers:
+            return
+        try:
+            await fs.maintain(self.chance.choice(servers).id, self.chance.choice([0, 5]))
+        except InvalidArgument as error:
+            self._refusal = error  # it is dead already
+            raise
+
+    async def repair(self, fs: Client) -> None:
+        """How far it is: nothing is lost where nothing is wrong."""
+        reply = await fs.repair()
+        if not self.plan.faults and (reply.lost or reply.paused):
+            raise Violation(f"nothing is wrong: {reply}")
+
     async def drain_disk(self, fs: Client) -> None:
         """Have the replicas of a disk on the server's others; or not any more."""
         servers = (await fs.status()).servers
@@ -1214,6 +1231,8 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.look_around: 3,
     Actor.drain: 2,
     Actor.drain_disk: 2,
+    Actor.maintain: 1,
+    Actor.repair: 1,
     Actor.locate: 1,
     Actor.fsck: 1,
 }
