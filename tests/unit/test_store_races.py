@@ -87,6 +87,8 @@ def content(handle: int, version: int) -> bytes:
 class Packets:
     """The upload of a chunk in two packets, by a client that may pause."""
 
+    answering = None
+
     def __init__(self, data: bytes, pause: float) -> None:
         self._left = [(BLOCK_BYTES, data[BLOCK_BYTES:]), (0, data[:BLOCK_BYTES])]
         self._pause = pause
@@ -268,7 +270,9 @@ class Server:
             assert not chunk.dropped
             assert not chunk.mutex.locked()
         made = sum(chunk.file.made for chunk in store._open.values())
-        assert len(self.process.life._holds) == len(self.disks) * 4 + made, "a file is left open"
+        assert len(self.process.life._holds_weakly) == len(self.disks) * 4 + made, (
+            "a file is left open"
+        )
         self.check()
 
     def check(self) -> None:
