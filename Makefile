@@ -4,6 +4,7 @@
 # make test-browser  tests with a real browser, and real containers; as root
 # make test-podman  tests with real containers; as root, since it adds Debian's packages
 # make test-deploy  units, alarms and the dashboard, with systemd's and Prometheus' own programs
+# make test-disks  tests with disks that fail: ext4 on loop devices, and FUSE; as root
 # make soak    simulated clusters under faults on all cores, new ones for SECONDS=600
 # make storm   real processes killed, stopped and damaged for SECONDS=600 (ARGS="--seed 17")
 # make explore property tests with new examples, where `make test` has the same ones each time
@@ -24,7 +25,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy soak storm explore mutants lint bench clean
+.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants lint bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -65,6 +66,9 @@ test-podman: install
 
 test-deploy: install
 	@GFS_TEST_DEPLOY=require $(BIN)/python -m pytest tests/deploy $(ARGS)
+
+test-disks: install
+	@GFS_TEST_DISKS=require $(BIN)/python -m pytest $(SPREAD) tests/disks $(ARGS)
 
 soak: install
 	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)

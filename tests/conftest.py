@@ -16,6 +16,8 @@ HERE = Path(__file__).parent
 #: Files of half a minute and more, the longest first. With several processes, each of which
 #: takes the next file when it is done with one, a long one that began last would run alone.
 LONGEST = [
+    "disks/test_disk_failures.py",
+    "disks/test_disk_changes.py",
     "control/test_deaths.py",
     "kubernetes/test_backend_control.py",
     "kubernetes/test_fixture.py",

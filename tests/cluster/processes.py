@@ -34,12 +34,15 @@ def free_port() -> int:
 class Processes:
     """``gfs master`` and ``gfs chunkserver`` processes with a state directory."""
 
-    def __init__(self, directory: Path, chunkservers: int, dead_seconds: float = 15.0) -> None:
-        self.environment = environment(
-            GFS_MASTER_DEAD_SECONDS=str(dead_seconds),
+    def __init__(
+        self, directory: Path, chunkservers: int, dead_seconds: float = 15.0, **settings: str
+    ) -> None:
+        defaults = {
+            "GFS_MASTER_DEAD_SECONDS": str(dead_seconds),
             # A restarted master copies no chunk that may be under an older lease.
-            GFS_MASTER_LEASE_SECONDS="10",
-        )
+            "GFS_MASTER_LEASE_SECONDS": "10",
+        }
+        self.environment = environment(**(defaults | settings))
         self.state = directory / "state"
         self.state.mkdir(parents=True)
         self.key = make_key(self.state / "cluster.key")

@@ -44,10 +44,7 @@ class Disks(Processes):
 
     def __init__(self, directory: Path, **settings: str) -> None:
         self.disks = directory / "disks"
-        super().__init__(directory, 0)
-        self.environment.update(settings)
-        self.kill("master")
-        self.start_master()
+        super().__init__(directory, 0, **settings)
         for name in NAMES:
             self.start_chunkserver(name)
 
