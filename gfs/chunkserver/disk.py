@@ -42,6 +42,7 @@ import errno
 import itertools
 import logging
 import os
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -268,8 +269,10 @@ class Disk:
             self.running[number] = _Call(getattr(function, "__qualname__", str(function)))
             try:
                 return function(*args)
-            except OSError as error:
-                self.has_refused = self.has_refused or is_of_disk(error)
+            except Exception as error:
+                if isinstance(error, OSError):
+                    self.has_refused = self.has_refused or is_of_disk(error)
+                _let_go(error)
                 raise
             finally:
                 del self.running[number]
@@ -327,7 +330,7 @@ class Disk:
             return
         self.errors += 1
         if not isinstance(error, ReadFailed):
-            self.fail(FAILED, describe(error))
+            self.fail(MISSING if error.errno == errno.ENOTDIR else FAILED, describe(error))
 
     def tick(self) -> None:
         """Called every ``TICK_SECONDS``: a call that has run for too long fails the disk."""
@@ -388,6 +391,13 @@ class Disk:
             self.lock = None
         if hasattr(self, "files"):
             self.files.close()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Whoever keeps the error of a failed call does not keep what that had open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 _UNLIMITED = trio.CapacityLimiter(float("inf"))

@@ -113,6 +113,9 @@ class Disks:
                 + "; ".join(f"{disk.path}: {disk.reason}" for disk in unread)
             )
         self._server.begin(self._world, records)
+        self._store.server = self._server.record.id
+        for disk in self._store.down.values():
+            self._store.tell_failed(disk, 0)
         # Those that were added while it ran.
         known = [each.path for each in self._server.record.disks if each.state != REMOVED]
         found |= await self._look_at([path for path in known if path not in self._directories])
@@ -357,6 +360,7 @@ class Disks:
         await self._use(found)
         for disk in self._store.disks.values():
             if disk.path == path:
+                await self.save()  # before anybody looks whether it is on the disk
                 log.warning("disk %s is used", path, extra=event("disk_used", disk=path))
                 self._start(self._tend, disk)
                 return

@@ -102,7 +102,7 @@ class Node:
         """Lock and read the disks; one that cannot be used is left out, as long as there is
         another. Raises StartupError."""
         await self.disks.open()
-        self.identity.peer = self.store.server = self.server.record.id
+        self.identity.peer = self.server.record.id
         self.identity.cluster = self.server.record.cluster
         self.identity.term = self.server.record.term
 

@@ -267,13 +267,18 @@ class ChunkStore:
         self._twins = {each for each in self._twins if each[0] != disk.index}
         self._half_made = {each for each in self._half_made if each[0] != disk.index}
         self.disks.pop(disk.index, None)
+        if self.server:
+            self.tell_failed(disk, len(lost))
+
+    def tell_failed(self, disk: Disk, lost: int) -> None:
+        """Have the log say it; at a start, when it is known which server this is."""
         log.error(
             "disk %s is %s: %s. Its %d replicas will be re-replicated from other servers. "
             "When it works again: gfs disk retry %s %s",
             disk.path,
             disk.down,
             disk.reason,
-            len(lost),
+            lost,
             self.server,
             disk.path,
             extra=event(
@@ -282,7 +287,7 @@ class ChunkStore:
                 disk=disk.path,
                 state=disk.down,
                 reason=disk.reason,
-                replicas=len(lost),
+                replicas=lost,
             ),
         )
 

@@ -458,7 +458,7 @@ def chunkserver(
                 "metrics": metrics,
             },
         )
-        if len(set(map(os.path.realpath, directories))) < len(directories):
+        if len(set(map(os.path.abspath, directories))) < len(directories):
             raise SettingsError("--dir: each disk must be another directory")
         check_addresses("--master", settings.master)
         if check_address("--address", settings.address) in ("0.0.0.0", "::"):
