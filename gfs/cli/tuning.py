@@ -100,7 +100,7 @@ def told(reply: RepairReply) -> str:
             f"{name}={'default' if value < 0 else value}" for name, value in reply.settings.items()
         ),
         f"{plural(reply.orders, 'order')} under way, of {plural(reply.replicas, 'replica')}; "
-        f"{reply.replicas_per_s:.0f} replicas/s, {human_bytes(reply.bytes_per_s)}/s",
+        f"{reply.replicas_per_second:.0f} replicas/s, {human_bytes(reply.bytes_per_second)}/s",
     ]
     if reply.ranks:
         rows = [
@@ -130,9 +130,9 @@ def told(reply: RepairReply) -> str:
 def _eta(reply: RepairReply) -> str:
     copies = sum(rank.chunks * rank.missing for rank in reply.ranks)
     left = sum(rank.bytes for rank in reply.ranks)
-    if reply.paused or not reply.replicas_per_s:
+    if reply.paused or not reply.replicas_per_second:
         return ""
-    seconds = max(copies / reply.replicas_per_s, left / max(1.0, reply.bytes_per_s))
+    seconds = max(copies / reply.replicas_per_second, left / max(1.0, reply.bytes_per_second))
     return f", done in about {human_seconds(seconds)} at this pace"
 
 

@@ -85,8 +85,8 @@ def _repair_reply(master: Master) -> RepairReply:
         ranks=ranks,
         orders=queue.orders,
         replicas=len(queue.active),
-        replicas_per_s=replicas_s,
-        bytes_per_s=bytes_s,
+        replicas_per_second=replicas_s,
+        bytes_per_second=bytes_s,
         lost=len(queue.lost),
         spared=master.servers.spared,
     )

@@ -730,8 +730,8 @@ class RepairReply(Message, tag=127):
     ranks: list[RepairRank]  # the most urgent first
     orders: int  # to copy, under way
     replicas: int  # that these copy
-    replicas_per_s: float
-    bytes_per_s: float
+    replicas_per_second: float
+    bytes_per_second: float
     lost: int  # chunks without any good replica: nothing to copy from
     #: Servers under maintenance that the master has not heard of since it was started.
     spared: int = 0
