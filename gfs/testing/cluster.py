@@ -288,7 +288,9 @@ class SimCluster:
             raise ValueError(f"{name} runs already")
         node.held = False
         node.process = node.machine.start_process()
-        node.scope, node.ready, node.ended = trio.CancelScope(), trio.Event(), trio.Event()
+        node.scope, node.ended = trio.CancelScope(), trio.Event()
+        if node.ready.is_set():  # else somebody may wait for one that ended before it served
+            node.ready = trio.Event()
         self.trace.add(f"start {node.process.life.name}")
         self._nursery.start_soon(self._live, node, node.process, name=name)
 

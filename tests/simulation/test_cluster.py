@@ -16,6 +16,7 @@ from gfs.testing import SimCluster, run_simulated
 from .promises import (
     assert_sound,
     content,
+    later,
 )
 from .seeds import over_seeds
 
@@ -160,3 +161,17 @@ async def test_a_cluster_ends_whose_server_cannot_start(seed: int, chance: rando
             cluster.begin("chunkserver0")
             await trio.sleep(20)
             assert not cluster.node("chunkserver0").ready.is_set()
+
+
+@over_seeds(1)
+async def test_who_waits_for_a_start_waits_through_one_that_fails(
+    seed: int, chance: random.Random
+) -> None:
+    """Its supervisor starts it again, and that one serves."""
+    async with SimCluster(seed, supervised=True) as cluster:
+        await cluster.crash("chunkserver0")
+        disk = cluster.machine("chunkserver0").disk
+        disk.fail("/disk0")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(later, 1, disk.fail, "/disk0", 0)
+            await cluster.start("chunkserver0")
