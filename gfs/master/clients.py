@@ -327,7 +327,7 @@ class ClientSession:
 
     def _set_length(self, rpc: Rpc, message: SetLength, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
-        if message.inode in self._master.held:
+        if self._master.is_held(message.inode):
             raise Busy("a snapshot is being made of the file: try again in a moment")
         self._mutate(rpc, message, plan_set_length)
 

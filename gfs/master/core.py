@@ -127,6 +127,8 @@ class Master:
         self._gone_meanwhile: dict[int, set[int]] = {}
         #: Files that stand still, for a snapshot: nothing of them is granted.
         self.held: set[int] = set()
+        #: Which of them a snapshot of a master before this one has is being looked for.
+        self.holds_all = False
         #: Chunks whose lease is being revoked for one: it is not extended.
         self.revoking: set[int] = set()
         #: Chunks of files that are being committed.
@@ -203,6 +205,10 @@ class Master:
             if name in (server.id, server.address):
                 return server
         raise NotFound(f"there is no chunkserver {name}: gfs status shows their ids and addresses")
+
+    def is_held(self, inode: int) -> bool:
+        """Whether the file stands still, for a snapshot."""
+        return self.holds_all or inode in self.held
 
     # --- handles ---------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ class Grants:
         lock = self._locks.setdefault(key, trio.Lock())
         try:
             async with lock:
-                if request.inode in self._master.held:
+                if self._master.is_held(request.inode):
                     raise Busy("a snapshot is being made of the file: try again in a moment")
                 return await self._acquire(request)
         finally:

@@ -21,8 +21,10 @@ last mutation:
 Afterwards a write finds that its chunk is shared, and gets a copy of it
 (:mod:`gfs.master.unsharing`).
 
-A master that dies leaves a copy without a name. The next one gives it up; the
-trash's reaper counts its chunks out again. The client asks again, and begins anew.
+A master that dies leaves a copy without a name. The next one finds out by comparing it with
+the source how far it is, lets nobody write meanwhile, and goes on from there when the client
+asks again; so a snapshot ends also if masters die all the time. If nobody asks for it
+within ``OLD_SECONDS``, it is given up, and the trash's reaper counts its chunks out again.
 
 Rejected: copying directories when they are first changed, in constant time. It
 would make every look-up and every inode number depend on which part of which tree
@@ -35,6 +37,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import trio
@@ -47,13 +50,21 @@ from gfs.errors import (
     NotFound,
     invariant,
 )
-from gfs.master import reads
+from gfs.master import reads, sharing
 from gfs.master.committer import Outcome
 from gfs.master.core import Master
 from gfs.master.granting import Grants
-from gfs.master.leases import Lease
+from gfs.master.leases import FIRST_LEASED_VERSION, Lease
 from gfs.master.names import parse
-from gfs.master.namespace import Place, Planned, check_thawed, inode_row, place_for
+from gfs.master.namespace import (
+    Place,
+    Planned,
+    check_thawed,
+    chunk_row,
+    find,
+    inode_row,
+    place_for,
+)
 from gfs.master.operations import (
     Copied,
     SnapshotAbandoned,
@@ -61,8 +72,15 @@ from gfs.master.operations import (
     SnapshotCopied,
     SnapshotFinished,
 )
-from gfs.master.rows import KIND_DIRECTORY, KIND_FILE, pack_file_chunk_key, unpack_u64
-from gfs.master.store import Txn
+from gfs.master.rows import (
+    KIND_DIRECTORY,
+    KIND_FILE,
+    entry_key,
+    pack_file_chunk_key,
+    unpack_entry,
+    unpack_u64,
+)
+from gfs.master.store import Store, Txn, UnderWay
 from gfs.protocol.messages import Done, RevokeLease, Snapshot, SnapshotReply
 
 log = logging.getLogger(__name__)
@@ -82,6 +100,10 @@ REVOKES_AT_ONCE = 32
 QUIET_SECONDS = 20.0
 POLL_SECONDS = 0.02
 ABANDON_REST_SECONDS = 0.5
+#: A snapshot that a master before this one began is given up when nobody has asked for it.
+OLD_SECONDS = 10.0
+#: Entries of a copy looked at in one slice.
+LOOK_SLICE = 1000
 
 
 # --- plans -------------------------------------------------------------------------
@@ -221,10 +243,57 @@ class Walk:
                 if piece.count < row.chunks:
                     self._chunks.append(_Chunks(piece.source, piece.copy, piece.count, row.chunks))
 
+    def resume(self, store: Store) -> Iterator[list[int]]:
+        """Go on behind what the copy has by now, as no row of the source has changed since.
+        In slices: of each, the inodes of the source that were copied."""
+        pending = list(self._directories)
+        for left in list(self._chunks):
+            with store.read() as txn:
+                row = inode_row(txn, left.source)
+            self._chunks.clear()
+            self._resume_file(store, left.source, left.copy, 0 if row is None else row.chunks)
+            yield [left.source]
+        self._directories.clear()
+        while pending:
+            source, copy, after = pending.pop(0)
+            with store.read() as txn:
+                found = [
+                    (name, inode, kind, *unpack_entry(_entry(txn, source, name)))
+                    for name, inode, kind in islice(reads.children(txn, copy, after), LOOK_SLICE)
+                ]
+            for name, of_copy, kind, of_source, _ in found:
+                after = name
+                with store.read() as txn:
+                    row = inode_row(txn, of_source)
+                if row is None:
+                    raise AssertionError("what is copied stays")
+                if kind == KIND_DIRECTORY:
+                    self.reply.directories += 1
+                    pending.append(_Directory(of_source, of_copy, b""))
+                else:
+                    self.reply.files += 1
+                    self.reply.bytes += row.length
+                    self._resume_file(store, of_source, of_copy, row.chunks)
+            if len(found) == LOOK_SLICE:
+                pending.insert(0, _Directory(source, copy, after))
+            else:
+                self._directories.append(_Directory(source, copy, after))
+            yield [of_source for _, _, _, of_source, _ in found]
+
+    def _resume_file(self, store: Store, source: int, copy: int, chunks: int) -> None:
+        with store.read() as txn:
+            first = sum(1 for _ in reads.chunk_rows(txn, copy, 0))
+        if first < chunks:
+            self._chunks.append(_Chunks(source, copy, first, chunks))
+
     def _more_chunks(self, piece: Copied) -> None:
         left = self._chunks.popleft()._replace(first=piece.first + piece.count)
         if left.first < left.end:
             self._chunks.appendleft(left)
+
+
+def _entry(txn: Txn, directory: int, name: bytes) -> bytes:
+    return txn.get(entry_key(directory, name), b"", txn.db.entries)
 
 
 def _handles(txn: Txn, pieces: list[Copied]) -> Iterator[int]:
@@ -260,7 +329,11 @@ class Snapshots:
         self._nursery = nursery
         self._turn = trio.Lock()
         self._runs: dict[tuple[str, int], _Run] = {}
-        nursery.start_soon(self._give_up_old)
+        #: Source -> what a master before this one has copied of it.
+        self._old: dict[int, tuple[UnderWay, Walk]] = {}
+        if master.store.state.snapshots:
+            master.holds_all = True
+            nursery.start_soon(self._take_up_old)
 
     async def ask(self, request: Snapshot) -> SnapshotReply:
         """Begin it, or look how far it is. Raises what refuses it."""
@@ -296,6 +369,9 @@ class Snapshots:
     async def _carry_out(self, run: _Run) -> None:
         outcome: Outcome
         try:
+            # Only who asks for it may go on with one that is there.
+            while self._master.holds_all or (self._old and self._old_of(run.request) is None):
+                await self._master.clock.sleep(POLL_SECONDS)
             async with self._turn:
                 outcome = await self._make(run)
         except GfsError as error:
@@ -308,9 +384,9 @@ class Snapshots:
 
     async def _make(self, run: _Run) -> Outcome:
         master = self._master
-        # Leases of a master before this one cannot be revoked: who has them is not known.
-        while (left := master.old_leases_until - master.now) > 0:
-            await master.clock.sleep(min(left, 1.0))
+        if (old := self._old.pop(self._old_of(run.request) or 0, None)) is not None:
+            log.info("a snapshot of a master before this one goes on")
+            return await self._make_whole(run, *old)
         begun: SnapshotBegun | None = None
         time_ns = master.clock.time_ns()
 
@@ -319,34 +395,58 @@ class Snapshots:
             begun, reply = plan_begin(txn, run.request, time_ns)
             return begun, reply
 
-        finished = False
+        made = False
         try:
             await master.committer.perform(begin)
-            if begun is None:
-                raise AssertionError("a snapshot begins")
-            await self._copy(run, begun)
-            outcome = await self._finish(run, begun.copy)
-            finished = not isinstance(outcome, GfsError)
+            made = True
         finally:
             # It may have begun also when that raised, because shadow masters lack it.
-            if begun is not None and not finished:
+            if begun is not None and not made:
                 await self._abandon(begun.copy)
-            master.held.clear()
+        if begun is None:
+            raise AssertionError("a snapshot begins")
+        return await self._make_whole(run, UnderWay(begun.source, begun.copy, begun.above), None)
+
+    def _old_of(self, request: Snapshot) -> int | None:
+        """The source of what is there of this snapshot, if anything is."""
+        with self._master.store.read() as txn:
+            found = find(txn, parse(request.source)) if self._old else None
+        return found[0] if found is not None and found[0] in self._old else None
+
+    async def _make_whole(self, run: _Run, under_way: UnderWay, walk: Walk | None) -> Outcome:
+        """Copy what is not copied yet, and give it its name; or give it up."""
+        finished = False
+        try:
+            await self._copy(run, under_way, walk)
+            outcome = await self._finish(run, under_way.copy)
+            finished = not isinstance(outcome, GfsError)
+        finally:
+            if not finished:
+                await self._abandon(under_way.copy)
+            self._master.held.clear()
         return outcome
 
-    async def _copy(self, run: _Run, begun: SnapshotBegun) -> None:
+    def _begin_walk(self, under_way: UnderWay) -> Walk:
+        with self._master.store.read() as txn:
+            row = inode_row(txn, under_way.source)
+        if row is None:
+            raise AssertionError("what is copied stays")
+        return Walk(under_way.source, under_way.copy, row.kind, row.chunks)
+
+    async def _copy(self, run: _Run, under_way: UnderWay, walk: Walk | None) -> None:
         master = self._master
         with master.store.read() as txn:
-            row = inode_row(txn, begun.source)
+            row = inode_row(txn, under_way.source)
         if row is None:
             raise AssertionError("what is copied stays")
         if row.kind == KIND_FILE:
             # Its chunks are counted when nobody can add one any more.
-            await self._hold([begun.source])
+            await self._hold([under_way.source])
             with master.store.read() as txn:
-                row = inode_row(txn, begun.source) or row
+                row = inode_row(txn, under_way.source) or row
             run.reply.files, run.reply.bytes = 1, row.length
-        walk = Walk(begun.source, begun.copy, row.kind, row.chunks)
+        if walk is None:
+            walk = self._begin_walk(under_way)
         if row.kind == KIND_DIRECTORY:
             run.reply = walk.reply
         while not walk.is_done:
@@ -403,8 +503,44 @@ class Snapshots:
             raise Busy("a chunk to be copied is being granted all the time: try again")
         return waited
 
+    async def _end_old_leases(self, pieces: list[Copied]) -> None:
+        """Who has those of a master before this one is not known, so replicas get a version
+        that no lease is for; or these leases run out."""
+        master = self._master
+        fenced: set[int] = set()
+        while master.now < master.old_leases_until:
+            with master.store.read() as txn:
+                leased = [
+                    handle
+                    for handle in dict.fromkeys(_handles(txn, pieces))
+                    if handle not in fenced
+                    and (row := chunk_row(txn, handle)) is not None
+                    and row.attempted >= FIRST_LEASED_VERSION
+                    and not sharing.is_frozen(row)
+                ]
+            if not leased:
+                return
+            slots = trio.CapacityLimiter(REVOKES_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for handle in leased:
+                    await slots.acquire_on_behalf_of(handle)
+                    nursery.start_soon(self._fence, handle, fenced, slots)
+            if not fenced.issuperset(leased):
+                await master.clock.sleep(ABANDON_REST_SECONDS)
+
+    async def _fence(self, handle: int, fenced: set[int], slots: trio.CapacityLimiter) -> None:
+        try:
+            await self._grants.fence(handle, frozenset())
+            self._master.leases.drop(handle)
+            fenced.add(handle)
+        except (GfsError, ConnectionError) as error:
+            log.info("old leases of chunk %x have to run out: %s", handle, error)
+        finally:
+            slots.release_on_behalf_of(handle)
+
     async def _end_leases(self, pieces: list[Copied]) -> None:
         master = self._master
+        await self._end_old_leases(pieces)
         if not len(master.leases):
             return
         with master.store.read() as txn:
@@ -469,9 +605,22 @@ class Snapshots:
             log.warning("a snapshot could not be given up: %s", outcomes[0])
             await master.clock.sleep(ABANDON_REST_SECONDS)
 
-    async def _give_up_old(self) -> None:
+    async def _take_up_old(self) -> None:
         """What a master before this one began: its client asks again."""
+        master = self._master
         async with self._turn:
-            for snapshot in self._master.store.state.snapshots:
+            for under_way in master.store.state.snapshots:
+                walk = self._begin_walk(under_way)
+                for inodes in walk.resume(master.store):
+                    master.held.update(inodes)
+                    await trio.lowlevel.checkpoint()
+                self._old[under_way.source] = under_way, walk
+            master.holds_all = False
+        await master.clock.sleep(OLD_SECONDS)
+        async with self._turn:
+            for under_way, _ in self._old.values():
                 log.info("a snapshot of a master before this one is given up")
-                await self._abandon(snapshot.copy)
+                await self._abandon(under_way.copy)
+            if self._old:
+                self._old.clear()
+                master.held.clear()

@@ -386,3 +386,59 @@ async def test_a_snapshot_whose_beginning_is_not_safe_yet_is_given_up(
         if "/b" not in [entry.path for entry in await fs.list("/")]:
             await fs.snapshot("/a", "/b")
         assert await fs.get("/b/file") == b"1"
+
+
+@pytest.mark.parametrize("asked_again", [True, False])
+@over_seeds(3)
+async def test_a_snapshot_ends_though_masters_die_all_the_time(
+    seed: int, chance: random.Random, asked_again: bool
+) -> None:
+    """Each lives for a part of what it takes. If its client is gone, nothing stands still
+    for ever."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        for number in range(1500):
+            await fs.put(b"", f"/src/{number % 7}/{number}")
+        for number in range(3):
+            await fs.put(b"%d" % number, f"/src/written/{number}")
+            async with await fs.open(f"/src/written/{number}", "r+") as file:
+                await file.pwrite(0, b"!")
+        wanted = await tree(fs, "/src")
+        machine = cluster.machine("master")
+        usual = machine.blocking_seconds
+        ended = trio.Event()
+
+        async def make() -> None:
+            async with cluster.client("maker") as maker:
+                await maker.snapshot("/src", "/dst")
+                ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            lives = 0
+            # Of one that is not asked for any more not enough is there to end in its lives.
+            machine.blocking_seconds = (0.4, 0.6) if asked_again else (1.0, 1.5)
+            while not ended.is_set():
+                lives += 1
+                assert lives < 40
+                with trio.move_on_after(chance.uniform(3, 5)):
+                    await ended.wait()
+                if not ended.is_set():
+                    gone = not asked_again and lives == 3
+                    if gone:
+                        await cluster.crash("maker")
+                    await cluster.restart("master")
+                    if gone:
+                        break
+        machine.blocking_seconds = usual
+        assert lives > 2
+        if asked_again:
+            assert await tree(fs, "/dst") == wanted
+            await fs.delete("/dst", recursive=True, now=True)
+        await fs.put(b"new", "/src/new")
+        async with await fs.open("/src/written/0", "r+") as file:
+            await file.pwrite(0, b"?")
+        await trio.sleep(60)
+        assert not await fs.exists("/dst")
+        totals = (await fs.status()).totals
+        assert (totals.files, totals.shared_bytes) == (1504, 0)
+        assert_right(cluster)
