@@ -38,7 +38,8 @@ SETTINGS = {
     "GFS_LOG_FORMAT": "json",
     "GFS_MASTER_TRASH_SECONDS": "0",
     "GFS_MASTER_GARBAGE_GRACE_SECONDS": "2",
-    "GFS_CHUNKSERVER_RESERVE_BYTES": str(8 * MIB),
+    # More than is deleted from a full disk while it is looked at.
+    "GFS_CHUNKSERVER_RESERVE_BYTES": str(48 * MIB),
     "GFS_CHUNKSERVER_SCAN_SECONDS": "2",
     "GFS_CHUNKSERVER_SCRUB_SECONDS": "20",
     "GFS_CHUNKSERVER_DISK_HANG_SECONDS": str(HANG_SECONDS),

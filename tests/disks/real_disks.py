@@ -18,6 +18,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ UNCACHED = "direct_io,attr_timeout=0,entry_timeout=0,negative_timeout=0"
 CACHED = "kernel_cache,attr_timeout=3600,entry_timeout=3600"
 #: A disk can be unmounted so long after it failed: nobody holds anything of it open.
 RELEASE_SECONDS = 10.0
+EMPTYING_SECONDS = 2.0
 #: ext4's ioctl that ends all access, as the kernel does itself after some errors:
 #: _IOR('X', 125, __u32), and "without writing the log".
 _IOC_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, struct.pack("I", 2)
@@ -165,8 +167,10 @@ class RealDisk:
         run("umount", "--lazy", self.mount)
 
     def empty(self) -> None:
-        """``rm -rf`` of what is in it, again until nothing is: it is in use."""
-        for _ in range(20):
+        """``rm -rf`` of what is in it, again and again: it is in use, and what the server
+        remembers may just be written anew."""
+        deadline = time.monotonic() + EMPTYING_SECONDS
+        while time.monotonic() < deadline:
             for entry in list(self.path.iterdir()):
                 if entry.name == "lost+found":
                     continue
