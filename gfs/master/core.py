@@ -745,6 +745,8 @@ class Master:
         self._chunks_freed(effects.freed)
         for inode, trashed in effects.trashed:
             self.trash.changed(inode, trashed)
+        for inode, length in effects.grown:
+            self.trash.grown(inode, length)
         self.to_evaluate.update(dict.fromkeys(effects.goals))
         for server_id, draining in effects.drains:
             self.set_draining(server_id, draining)

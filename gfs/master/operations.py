@@ -700,6 +700,8 @@ def _length_set(txn: Txn, op: LengthSet) -> None:
         txn.state.shared_bytes += (chunk.references - 1) * (length - chunk.length)
         txn.put(handle, chunk._replace(length=length).pack(), db.chunks)
     txn.state.bytes += op.length - row.length
+    if op.length > row.length:
+        txn.effects.grown.append((op.inode, op.length))
     row = without_digest(row)._replace(length=op.length, modified_ns=op.time_ns)
     txn.put(key, row.pack(), db.inodes)
 

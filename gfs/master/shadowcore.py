@@ -98,6 +98,8 @@ class ShadowMaster(Master):
             self.locations.pop(freed.handle)
         for inode, trashed in effects.trashed:
             self.trash.changed(inode, trashed)
+        for inode, length in effects.grown:
+            self.trash.grown(inode, length)
         for server_id, draining in effects.drains:
             self.set_draining(server_id, draining)
         for server_id, until_ns in effects.maintenance:

@@ -170,7 +170,7 @@ class Freed(NamedTuple):
 class Effects:
     """What the operations of a transaction mean for what is only in memory."""
 
-    __slots__ = ("drains", "freed", "goals", "maintenance", "then", "trashed")
+    __slots__ = ("drains", "freed", "goals", "grown", "maintenance", "then", "trashed")
 
     def __init__(self) -> None:
         #: Chunks that lost their last reference.
@@ -179,6 +179,8 @@ class Effects:
         self.trashed: list[tuple[int, bool]] = []
         #: Chunks whose goal may be another one now.
         self.goals: list[int] = []
+        #: Files that are longer now: (inode, length).
+        self.grown: list[tuple[int, int]] = []
         #: Chunkservers that are drained from now on, or not any more: (id, how far).
         self.drains: list[tuple[str, int]] = []
         #: Chunkservers that are under maintenance until then, as masters live; 0: not.
@@ -195,6 +197,7 @@ class Effects:
         self.freed += other.freed
         self.trashed += other.trashed
         self.goals += other.goals
+        self.grown += other.grown
         self.drains += other.drains
         self.maintenance += other.maintenance
         self.then += other.then

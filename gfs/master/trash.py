@@ -17,6 +17,8 @@ cost a walk. :class:`TrashBook` has it in memory, counted afterwards in slices.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -218,12 +220,17 @@ class TrashBook:
     """What the deleted directories hold: in memory, counted in slices.
 
     The store's totals still have what is below a deleted directory, until it is
-    reclaimed; this says how much of them that is.
+    reclaimed; this says how much of them that is. Who has a file open that is in there may
+    write it on, so the length that was counted of each file is kept: 16 bytes a file.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._usages: dict[int, Usage] = {}
+        #: Directory -> its files, in order, and their lengths as they were counted.
+        self._lengths: dict[int, tuple[array[int], array[int]]] = {}
+        #: Of files that were written while something was not counted.
+        self._grown: dict[int, int] = {}
         #: Not counted yet.
         self.waiting: dict[int, None] = {}
         self.files = self.directories = self.bytes = 0
@@ -243,7 +250,22 @@ class TrashBook:
                 next(self._count(inode, SMALL))
             return
         self.waiting.pop(inode, None)
+        self._lengths.pop(inode, None)
         self._add(self._usages.pop(inode, Usage(0, 0, 0)), -1)
+
+    def grown(self, inode: int, length: int) -> None:
+        """A file, wherever it is, has that length now."""
+        if self.waiting:
+            self._grown[inode] = length
+        for directory, (inodes, lengths) in self._lengths.items():
+            at = bisect_left(inodes, inode)
+            if at < len(inodes) and inodes[at] == inode:
+                more = max(0, length - lengths[at])
+                lengths[at] += more
+                self.bytes += more
+                usage = self._usages[directory]
+                self._usages[directory] = usage._replace(bytes=usage.bytes + more)
+                return
 
     def _add(self, usage: Usage, by: int) -> None:
         self.files += by * usage.files
@@ -275,28 +297,34 @@ class TrashBook:
             yield from self._count(inode, SLICE)
 
     def _count(self, inode: int, slice_length: int) -> Iterator[None]:
-        usage = Usage(0, 0, 0)
+        directories = 0
+        files: list[tuple[int, int]] = []
         cursor = reads.Cursor()
         while inode in self.waiting:
             met = 0
             with self._store.read() as txn:
                 for visit in reads.walk_below(txn, inode, cursor):
-                    usage = _with(usage, visit)
+                    if visit.row.kind == KIND_FILE:
+                        files.append((visit.inode, visit.row.length))
+                    else:
+                        directories += 1
                     cursor = reads.Cursor(visit.segments, -1, True)
                     met += 1
                     if met >= slice_length:
                         break
             if met < slice_length and inode in self.waiting:
-                del self.waiting[inode]
-                self._usages[inode] = usage
-                self._add(usage, 1)
+                self._counted(inode, directories, files)
             yield
 
-
-def _with(usage: Usage, visit: reads.Visit) -> Usage:
-    if visit.row.kind == KIND_FILE:
-        return usage._replace(files=usage.files + 1, bytes=usage.bytes + visit.row.length)
-    return usage._replace(directories=usage.directories + 1)
+    def _counted(self, inode: int, directories: int, files: list[tuple[int, int]]) -> None:
+        files = sorted((file, max(length, self._grown.get(file, 0))) for file, length in files)
+        lengths = array("Q", [length for _, length in files])
+        self._lengths[inode] = array("Q", [file for file, _ in files]), lengths
+        usage = self._usages[inode] = Usage(len(files), directories, sum(lengths))
+        self._add(usage, 1)
+        del self.waiting[inode]
+        if not self.waiting:
+            self._grown.clear()
 
 
 def rows_from(store: Store, after_ns: int) -> Iterator[tuple[int, int, Trash]]:

@@ -1119,3 +1119,41 @@ def test_a_page_of_entries_that_carry_all_they_may_fits_too(real: Real) -> None:
             assert all((e.digest, e.attributes) == (DIGEST, attributes) for e in page)
             names += [entry.path[1:] for entry in page]
     assert names == [f"{number}" for number in range(101, 201)]
+
+
+@pytest.mark.parametrize("when", ["before it is counted", "while it is counted", "afterwards"])
+def test_a_file_below_a_deleted_directory_is_written_on(real: Real, when: str) -> None:
+    """By who had it open; what the trash holds is counted with it."""
+    entry = publish(real, 1, "/d/f", 5)
+    for number in range(2, 204):
+        publish(real, number, f"/d/e/{number:03}", 1)
+    book = TrashBook(real.store)
+
+    def write() -> None:
+        request = SetLength(0, CLIENT, 301, entry.inode, 50)
+        plan: Plan = lambda txn: plan_set_length(txn, request, 301)  # noqa: E731
+        _, effects = real.committer._commit([Job(CLIENT, 301, plan, lambda _: None, 1)])
+        for inode, length in effects.grown:
+            book.grown(inode, length)
+
+    delete = Delete(0, CLIENT, 300, "/d", True)
+    plan: Plan = lambda txn: plan_delete(txn, delete, 300, KEPT_NS)  # noqa: E731
+    _, effects = real.committer._commit([Job(CLIENT, 300, plan, lambda _: None, 1)])
+    ((inode, _),) = effects.trashed
+    book.waiting[inode] = None
+    counting = book._count(inode, 100)
+    if when == "before it is counted":
+        write()
+    next(counting)
+    if when == "while it is counted":
+        write()
+    for _ in counting:
+        pass
+    if when == "afterwards":
+        write()
+    state = real.store.state
+    assert (book.files, book.bytes) == (203, 252)
+    assert (state.files - book.files, state.bytes - book.bytes) == (0, 0)
+    assert book.usage(inode) == (203, 1, 252)
+    book.changed(inode, False)
+    assert (book.files, book.directories, book.bytes) == (0, 0, 0)
