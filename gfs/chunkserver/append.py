@@ -329,9 +329,10 @@ class Batch:
 
     # --- the packets -------------------------------------------------------------------
 
-    def plan(self, start: int) -> bool:
+    def plan(self, start: int, are_level: bool) -> bool:
         """The records, from ``start`` of the chunk on, then the hole. False if there is
-        nothing at all to send."""
+        nothing at all to send, not even what other replicas lack: an empty packet goes
+        behind that."""
         self._start = at = start
         end = start + len(self._records)
         while at < end:
@@ -340,6 +341,8 @@ class Batch:
             at += count
         if self._hole:
             self._ranges.append((CHUNK_BYTES, 0))
+        elif not self._ranges and not are_level:
+            self._ranges.append((end, 0))
         return bool(self._ranges)
 
     async def receive(self) -> Message:
@@ -388,10 +391,8 @@ class AppendExchange(WriteExchange):
         self._batch.choose(file.length)
         clock = self._node.world.clock
         began = clock.monotonic()
-        if self._batch.plan(file.length):
+        if self._batch.plan(file.length, self._low >= file.length):
             await self._carry(chunk)
-        else:
-            self._is_level = self._low >= file.length
         chunk.appended_at = clock.monotonic()
         chunk.append_seconds = chunk.appended_at - began
         chunk.appenders = self._batch.requests
