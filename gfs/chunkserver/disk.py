@@ -126,6 +126,8 @@ class Disk:
         self._on_failure = on_failure
         #: Its own, of its identity file.
         self.id = ""
+        #: Whether the server's record was written to it, by this process.
+        self.is_recorded = False
         self.draining = False
         #: Replicas of a draining disk for which the other disks had no room.
         self.stuck = 0

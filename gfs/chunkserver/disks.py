@@ -288,6 +288,9 @@ class Disks:
                 try:
                     await disk.run(identity.save_record, disk, record)
                     self._server.saved(record)
+                except MissingDisk as error:
+                    disk.fail(MISSING, str(error))
+                    refused.append(f"{disk.path}: {error}")
                 except OSError as error:
                     refused.append(f"{disk.path}: {describe(error)}")
 

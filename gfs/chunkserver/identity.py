@@ -137,7 +137,12 @@ def _read_one(files: FileSystem, path: str) -> list[ServerRecord]:
 
 
 def save_record(disk: Disk, record: ServerRecord) -> None:
-    """The record is on the disk, synced, when this returns. Raises ``OSError``."""
+    """The record is on the disk, synced, when this returns. Raises ``OSError``, and
+    MissingDisk if one was there before and is not any more: a directory that was emptied
+    must not look as if it were the disk."""
+    reason = check_disk(disk, record.id) if disk.is_recorded else ""
+    if reason:
+        raise MissingDisk(reason)
     data = encode_server(msgspec.structs.replace(record, disk=disk.id))
     for name in NAMES:
         path = f"{disk.path}/{name}"
@@ -149,6 +154,7 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
             file.close()
         disk.files.rename(path + ".new", path)
     disk.files.sync_directory(disk.path)
+    disk.is_recorded = True
 
 
 def take_disk(disk: Disk, is_new: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -693,4 +694,15 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
         file.write(0, b"whole", packet_sums(0, b"whole"))
         await node.store.remove_leftovers()
     assert node.store.inventory[1].length == 5
+    await node.close()
+
+
+async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: Path) -> None:
+    """It would look as if it were the disk, and all its replicas lost one by one."""
+    node = await node_in(tmp_path / "a", tmp_path / "b")
+    for each in (tmp_path / "b").iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    await node.disks.save()
+    assert [disk.state for disk in node.store.reports()] == ["ok", "missing"]
+    assert not list((tmp_path / "b").iterdir())
     await node.close()
