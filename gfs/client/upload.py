@@ -33,6 +33,7 @@ from gfs.client.read import check_path
 from gfs.errors import (
     ChunkUnavailable,
     DeadlineExceeded,
+    DiskFull,
     GfsError,
     InvalidArgument,
     InvalidName,
@@ -414,7 +415,8 @@ class Upload:
     async def _recover(self, chunk: ChainWriter, broken: ChainBroken) -> None:
         """Go on with the replicas that are left; everything unacknowledged again.
 
-        Raises ChunkUnavailable when the acknowledged bytes are nowhere any more.
+        Raises ChunkUnavailable when the acknowledged bytes are nowhere any more, DiskFull
+        when that is since the last server that had them is full.
         """
         for _ in range(RECOVERIES_MAX):
             how = "without it" if broken.server else "with all servers"
@@ -428,6 +430,10 @@ class Upload:
                 return
             except ChainBroken as again:
                 broken = again
+            except ChunkUnavailable as error:
+                if broken.code == DiskFull.code:
+                    raise DiskFull(f"no chunkserver has room for the file: {broken}") from error
+                raise
         raise ChunkUnavailable(f"the write of a chunk failed {RECOVERIES_MAX} times: {broken}")
 
     async def _new_chain(self, chunk: ChainWriter, failed: str) -> None:

@@ -210,13 +210,26 @@ class Settling:
         return Truth(self.cluster, self.plan.chunkserver, self.losses, self.down, draining)
 
     async def _keep_what_is_needed(self, fs: Client) -> None:
-        """Do not empty servers without which no file can be at its goal: a goal may be
-        raised when they are empty already, and only an operator can tell what to do."""
+        """Do not empty servers, or disks, without which no file can be at its goal: a goal
+        may be raised when they are empty already, the other disks of a server may fail, and
+        only an operator can tell what to do."""
         metadata = read_metadata(self.cluster.directory)
-        drained = [server for server in metadata.servers if server.draining]
+        drained = [server.address for server in metadata.servers if server.draining]
         goal = max((chunk.replication for chunk in metadata.chunks.values()), default=0)
-        if drained and self.plan.chunkservers - len(drained) < goal:
-            await fs.drain(drained[0].address, cancel=True)
+        kept, emptied = 0, []
+        for name in self.cluster.chunkservers:
+            address = self.cluster.address(name)
+            disks = [path for path in self.cluster.disks if (name, path) not in self.down]
+            takes = [path for path in disks if (address, path) not in self.record.draining]
+            kept += bool(takes) and address not in drained
+            emptied += [(address, path) for path in disks if not takes]
+        if kept >= goal:
+            return
+        if drained:
+            await fs.drain(drained[0], cancel=True)
+        elif emptied:
+            await fs.order_disk(*emptied[0], "undrain")
+            self.record.draining.discard(emptied[0])
 
     async def _put_disks_right(self, fs: Client) -> bool:
         """Whether there were disks that servers have given up: they are tried again, or the
