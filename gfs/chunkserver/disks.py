@@ -126,7 +126,13 @@ class Disks:
         if not self._store.disks:
             reasons = [f"{disk.path}: {disk.reason}" for disk in self._store.down.values()]
             raise StartupError("; ".join(reasons) or "all directories were removed (gfs disk add)")
-        await self.save()
+        try:
+            await self.save()
+        except StartupError:
+            if not records:
+                raise
+            # Disks that were full before must not stay so because of this.
+            log.exception("the server starts all the same")
 
     async def _look_at(self, paths: Sequence[str]) -> dict[Disk, ServerRecord | None]:
         """Read the identity in each directory; one that cannot be read has failed."""
