@@ -108,7 +108,7 @@ def test_what_no_server_could_take_is_not_even_looked_at() -> None:
     queue = RepairQueue()
     queue.update(1, 2, 3)
     queue.update(2, 1, 3)
-    assert list(queue.due(0.0, lambda have: have < 2)) == [2]
+    assert list(queue.due(0.0, lambda danger: danger.have < 2)) == [2]
 
 
 def test_failures_wait_longer_each_time() -> None:
