@@ -52,6 +52,9 @@ from gfs.protocol.messages import (
     AcquireLease,
     BadReplica,
     CloneChunk,
+    CloneChunks,
+    CloneChunksReply,
+    CloneFailure,
     Delete,
     DeleteReplicas,
     Disk,
@@ -368,7 +371,7 @@ class Server:
         manner = self.manner
         if manner == DEAF:
             return
-        await trio.sleep(0.3 if isinstance(message, CloneChunk) else 0.02)
+        await trio.sleep(0.3 if isinstance(message, (CloneChunk, CloneChunks)) else 0.02)
         if self.wire is not wire:
             return
         outcome: Message | GfsError
@@ -394,6 +397,11 @@ class Server:
             self.told[message.handle] = (message.new_version, U32_MAX)
         elif isinstance(message, CloneChunk) and isinstance(outcome, Done):
             self.told[message.handle] = (message.version, U32_MAX)
+        elif isinstance(message, CloneChunks) and isinstance(outcome, CloneChunksReply):
+            failed = {failure.handle for failure in outcome.failures}
+            for name in message.replicas:
+                if name.handle not in failed:
+                    self.told[name.handle] = (name.version, U32_MAX)
         elif isinstance(message, VerifyChunk) and isinstance(outcome, VerifyReply):
             self.told.pop(message.handle, None)
             if outcome.state == "good":
@@ -404,6 +412,8 @@ class Server:
             self._grant(message)
         elif isinstance(message, CloneChunk):
             self._clone(message)
+        elif isinstance(message, CloneChunks):
+            return self._clone_many(message)
         elif isinstance(message, VerifyChunk):
             return self._verify(message)
         else:
@@ -443,6 +453,16 @@ class Server:
                 return
             failure.__dict__["server"] = source.id
         raise failure
+
+    def _clone_many(self, order: CloneChunks) -> CloneChunksReply:
+        failures = []
+        for name in order.replicas:
+            try:
+                self._clone(CloneChunk(0, name.handle, name.version, [order.source]))
+            except GfsError as error:
+                server = getattr(error, "server", "")
+                failures.append(CloneFailure(name.handle, error.code, str(error), server))
+        return CloneChunksReply(order.id, failures)
 
     def _verify(self, order: VerifyChunk) -> VerifyReply:
         there = self.disk.get(order.handle)
