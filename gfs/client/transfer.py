@@ -30,7 +30,7 @@ from gfs.client.read import (
 )
 from gfs.client.upload import OWN_BUFFER_BYTES, Terms, Upload
 from gfs.diagnostics import asked_for
-from gfs.errors import AlreadyExists, ChunkUnavailable, FileChanged, InvalidArgument
+from gfs.errors import AlreadyExists, ChunkUnavailable, DiskFull, FileChanged, InvalidArgument
 from gfs.protocol.buffers import BufferPool
 from gfs.protocol.messages import Entry
 
@@ -68,7 +68,8 @@ async def put(
         try:
             await feed.fill(upload, report)
             return await upload.publish(path, terms)
-        except ChunkUnavailable:
+        # Servers that filled up: the master finds others, or makes room, or says that it cannot.
+        except (ChunkUnavailable, DiskFull):
             again = attempt < TRIES_MAX and feed.can_rewind()
             if not again:
                 raise
