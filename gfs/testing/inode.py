@@ -35,7 +35,7 @@ class Hang(NamedTuple):
     share: float
     seconds: tuple[float, float]
     #: All kinds, if none is named.
-    kinds: frozenset[str] = frozenset()
+    kinds: tuple[str, ...] = ()
 
 
 class Volume:
@@ -264,7 +264,11 @@ class Directory:
         self._lost: dict[str, Inode | Directory | None] = {}
 
     def sync(self) -> None:
-        self.write_back({*self.entries, *self.synced})
+        self.write_back(self._names())
+
+    def _names(self) -> list[str]:
+        """In an order that is the same in every process, which no set of names has."""
+        return [*self.entries, *(name for name in self.synced if name not in self.entries)]
 
     def write_back(self, names: Iterable[str]) -> None:
         for name in names:
@@ -278,7 +282,7 @@ class Directory:
                 self.synced[name] = node
 
     def fail_to_sync(self) -> None:
-        for name in {*self.entries, *self.synced}:
+        for name in self._names():
             node = self.entries.get(name)
             if node is not self.synced.get(name):
                 self._lost[name] = node

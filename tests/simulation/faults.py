@@ -582,7 +582,7 @@ class Faults:
         self._note(f"disk {path} of {name} hangs for up to {longest} s, in {share:g} of all calls")
         self.failed.add((name, path))
         volume = disk.volume(path)
-        volume.hang = Hang(share, (0.0, longest), frozenset(self.chance.choice(HANGING_KINDS)))
+        volume.hang = Hang(share, (0.0, longest), tuple(self.chance.choice(HANGING_KINDS)))
         await trio.sleep(self.chance.uniform(1, 20))
         volume.hang = None
         self._note(f"disk {path} of {name} does not hang any more")

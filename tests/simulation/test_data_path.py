@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, packet_sums
+from gfs.chunkserver.format import HEAD_BYTES, recover_state
 from gfs.client import Client
 from gfs.client.mutate import _lease, _send_all
 from gfs.client.upload import ChainBroken
@@ -405,6 +406,46 @@ async def test_a_new_chunk_has_all_its_replicas_as_soon_as_enough_servers_are_li
         else:
             await fs.append("/file", b"record")
         assert await replicas(fs, "/file") == 3
+
+
+@over_seeds(4)
+async def test_who_lacks_the_end_of_a_full_chunk_gets_it(seed: int, chance: random.Random) -> None:
+    """A record that did not fit made one server fill the chunk, and all were killed before
+    the others did. They have done it before anybody is told that the chunk is full."""
+    record = bytes(200_000)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, CHUNK_BYTES - 100_000), "/log")
+        (chunk,) = (await fs.locate("/log")).chunks
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.append, "/log", record)
+            await cluster.wait_until(
+                lambda: CHUNK_BYTES in lengths(cluster, chunk.handle), every=0.00005
+            )
+            await cluster.crash_all()
+            nursery.cancel_scope.cancel()
+        assert len(set(lengths(cluster, chunk.handle))) > 1, "all of them had filled it"
+        await cluster.start_all()
+
+        async def all_reported() -> bool:
+            return [server.chunks for server in (await fs.status()).servers] == [1] * 3
+
+        await cluster.wait_until(all_reported)
+        async with cluster.client("another") as other:
+            await other.append("/log", record)
+        assert lengths(cluster, chunk.handle) == [CHUNK_BYTES] * 3
+        assert len((await fs.locate("/log")).chunks) == 2
+        await assert_sound(fs)
+
+
+def lengths(cluster: SimCluster, handle: int) -> list[int]:
+    """Of all replicas of a chunk, as their files say."""
+    found = []
+    for name in cluster.chunkservers:
+        for path in cluster.chunk_files(name):
+            if path.endswith(f"{handle:016x}.chunk"):
+                data = cluster.machine(name).disk.inode(path).data
+                found.append(recover_state(data[:HEAD_BYTES], handle, len(data)).length)
+    return found
 
 
 async def live(fs: Client, count: int) -> bool:
