@@ -250,7 +250,12 @@ class Disk:
             self._scopes.add(scope)
             borrower = object()
             try:
-                await self.limiter.acquire_on_behalf_of(borrower)
+                await trio.lowlevel.checkpoint_if_cancelled()
+                try:
+                    # As a rule nobody waits: the task is scheduled once, for the call.
+                    self.limiter.acquire_on_behalf_of_nowait(borrower)
+                except trio.WouldBlock:
+                    await self.limiter.acquire_on_behalf_of(borrower)
                 try:
                     scope.shield = True
                     result = await self._run(function, args)

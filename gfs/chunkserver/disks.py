@@ -49,7 +49,7 @@ from gfs.protocol.messages import Disk as DiskReport
 log = logging.getLogger(__name__)
 
 #: A disk's space and identity are looked at so often.
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 2.0
 #: A server without any disk tries them again so often.
 RETRY_SECONDS = 5.0
 #: How long the end of the process, or a retry, waits for the calls to a disk.

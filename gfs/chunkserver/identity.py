@@ -110,7 +110,7 @@ def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
     for name in NAMES:
         path = f"{directory}/{name}"
         try:
-            found += _read_one(files, path)
+            found.append(_read_one(files, path))
         except FileNotFoundError:
             continue
         except ValueError as error:
@@ -122,16 +122,24 @@ def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
     return max(found, key=_age, default=None)
 
 
+def _read_any(files: FileSystem, directory: str) -> ServerRecord | None:
+    """As :func:`read_record`, and it may be the older copy: whose disk this is both say."""
+    try:
+        return _read_one(files, f"{directory}/{NAME}")
+    except (FileNotFoundError, ValueError):
+        return read_record(files, directory)
+
+
 def _age(record: ServerRecord) -> tuple[int, int, int]:
     return record.incarnation, record.term, record.sequence
 
 
-def _read_one(files: FileSystem, path: str) -> list[ServerRecord]:
+def _read_one(files: FileSystem, path: str) -> ServerRecord:
     file = files.open(path, "r")
     try:
         data = bytearray(min(file.size(), RECORD_BYTES_MAX))
         file.read_into(memoryview(data), 0)
-        return [decode_server(bytes(data))]
+        return decode_server(bytes(data))
     finally:
         file.close()
 
@@ -184,7 +192,7 @@ def check_disk(disk: Disk, server: str) -> str:
     try:
         if files.device(disk.path) != disk.device:
             return "another file system is mounted there, or it was unmounted"
-        record = read_record(files, disk.path)
+        record = _read_any(files, disk.path)
     except (FileNotFoundError, NotADirectoryError):
         return "there is no directory any more"
     except DamagedRecord:

@@ -22,6 +22,7 @@ ABSENT_WITHIN_SECONDS = 60.0
 PAUSE_SHARE = (0.3, 0.7)
 #: An idle hour must be cheap.
 IDLE_HEARTBEAT_SECONDS = 4.0
+IDLE_SCAN_SECONDS = 60.0
 MAP_BYTES = 64 << 20
 CALM_SHARE = 0.05
 #: Of each disk; nothing but a fault fills it.
@@ -169,6 +170,7 @@ def _make_absent(plan: Plan, is_long: bool, kinds: list[str] | None) -> None:
     plan.absence = Absence(chance.uniform(0, min(pause, ABSENT_WITHIN_SECONDS)), pause)
     plan.faults[LONG_ABSENCE] = ABSENCE_SECONDS
     plan.master = replace(plan.master, heartbeat_seconds=IDLE_HEARTBEAT_SECONDS)
+    plan.chunkserver = replace(plan.chunkserver, scan_seconds=IDLE_SCAN_SECONDS)
 
 
 def _make_uneven(plan: Plan) -> None:
