@@ -164,9 +164,16 @@ class MasterClient:
         return True
 
     async def once(self, request: Message, kind: type[ReplyT], seconds: float) -> ReplyT:
-        """One attempt, for what must not be done twice."""
-        rpc = await self._connected()
-        reply, _ = await rpc.call(request, seconds=seconds)
+        """One attempt, for what must not be done twice. Raises MasterUnavailable if the
+        master's connection ends: whether it was done is not known then."""
+        try:
+            rpc = await self._connected()
+            reply, _ = await rpc.call(request, seconds=seconds)
+        except ConnectionError as error:
+            raise MasterUnavailable(
+                f"no answer from the master, and it may have done what it was told: {error}; "
+                "look at gfs status before you tell it again"
+            ) from error
         if not isinstance(reply, kind):
             raise ProtocolError(f"{type(reply).__name__} instead of {kind.__name__}")
         return reply
