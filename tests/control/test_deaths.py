@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import random
 import signal
@@ -118,7 +119,11 @@ def settle(cloud: Cloud) -> None:
                          "repairs_active", "repairs_queued")
         )  # fmt: skip
 
-    wait_for(is_settled, SETTLE_SECONDS, "settled cluster")
+    try:
+        wait_for(is_settled, SETTLE_SECONDS, "settled cluster")
+    except AssertionError as error:
+        error.add_note(f"status: {json.dumps(totals(cloud))}")
+        raise
 
 
 def left(cloud: Cloud) -> int:
