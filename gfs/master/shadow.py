@@ -192,6 +192,7 @@ class Shadow:
                 if server.rpc is not None:
                     server.rpc.close()
                 upkeep.start_pass(guarded(partial(shadow.server_died, server), iter(())))
+            guarded(shadow.forget_servers, None)
 
     async def _connection(
         self,

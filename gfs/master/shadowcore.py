@@ -105,6 +105,22 @@ class ShadowMaster(Master):
         for server_id, until_ns in effects.maintenance:
             self.servers.maintain(server_id, until_ns)
 
+    def forget_servers(self) -> None:
+        """Those that the master has forgotten: the store has no row of them any more. One
+        that is connected may be new, and the row of it on its way."""
+        servers = self.servers
+        with self.store.read() as txn:
+            gone = [
+                server
+                for server in map(servers.get, servers.not_live)
+                if server.rpc is None
+                and not self.locations.counts.get(server.index)
+                and txn.get(server.id.encode(), None, txn.db.servers) is None
+            ]
+        for server in gone:
+            servers.awaited.discard(server.index)
+            servers.forget(server)
+
     def relocated(self, changes: list[tuple[int, list[str]]]) -> None:
         """What the master changed about locations."""
         for handle, ids in changes:

@@ -20,6 +20,7 @@ from gfs.client import Client
 from gfs.config import ClientSettings
 from gfs.errors import (
     AlreadyExists,
+    Busy,
     GfsError,
     NotFound,
     NotTheMaster,
@@ -976,3 +977,42 @@ async def test_no_promotion_without_force_loses_what_was_acknowledged(
         await unrest.calm(but=master)
         async with cluster.client() as fs:
             await unrest.work.check(fs)
+
+
+@over_seeds(2)
+async def test_a_server_that_is_forgotten_is_so_by_shadows(
+    seed: int, chance: random.Random
+) -> None:
+    """Its alarm would go on at a shadow otherwise: a dead server is counted there too."""
+    async with ShadowedCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 5000), "/file")
+        victim = chance.choice(cluster.chunkservers)
+
+        async def states(master: str) -> dict[str, str]:
+            async with cluster.at(master) as at:
+                servers = (await at.status()).servers
+            return {server.address.partition(":")[0]: server.state for server in servers}
+
+        async def is_dead_everywhere() -> bool:
+            return all([(await states(name)).get(victim) == "dead" for name in cluster.masters])
+
+        async def is_forgotten() -> bool:
+            try:
+                await fs.forget_server(cluster.address(victim))
+            except Busy:
+                return False
+            return True
+
+        async def is_level() -> bool:
+            return await states("shadow0") == await states(MASTER)
+
+        await cluster.wait_until(is_level, 30)
+        cluster.kill(victim)
+        await cluster.wait_until(is_dead_everywhere, 60)
+        await cluster.wait_until(is_forgotten, 120)
+        assert victim not in await states(MASTER)
+        await cluster.wait_until(is_level, 30)
+        # Should it come back all the same, it is a new one to both.
+        await cluster.start(victim)
+        await cluster.wait_until(is_level, 30)
+        assert (await states("shadow0"))[victim] == "live"
