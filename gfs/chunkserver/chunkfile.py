@@ -49,11 +49,14 @@ from gfs.blocks import (
 from gfs.chunkserver import format as layout
 from gfs.chunkserver.format import HEAD_BYTES, NO_SUM, SUMS_OFFSET, Redo, State
 from gfs.chunkserver.journal import Journal
+from gfs.chunkserver.progress import report_progress
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion, invariant
 from gfs.io import File, FileSystem
 
 #: Verification reads this much at a time.
 VERIFY_BYTES = 1024 * 1024
+#: Copied in one system call, or in one call to a disk.
+COPY_BYTES = 4 * 1024 * 1024
 #: With "fsync", an append up to this size is written twice, to save two syncs.
 JOURNALED_BYTES_MAX = MIB // 4
 
@@ -366,6 +369,7 @@ class ChunkFile:
         buffer = memoryview(bytearray(min(VERIFY_BYTES, max(1, (end - first)) * BLOCK_BYTES)))
         step = len(buffer) // BLOCK_BYTES
         for at in range(first, end, step):
+            report_progress()
             start = at * BLOCK_BYTES
             want = min(len(buffer), self.length - start, (end - at) * BLOCK_BYTES)
             got = self.file.read_into(buffer[:want], HEAD_BYTES + start)
@@ -443,22 +447,37 @@ class ChunkFile:
                 raise
 
     def copy_from(self, source: ChunkFile) -> None:
-        """Make this new, empty replica one with the bytes of ``source``, and its sums;
-        every block of it is verified when this returns. It is to be saved.
+        """Make this new, empty replica one with the bytes of ``source``, which is on the
+        same disk, and its sums; every block of it is verified when this returns. It is to
+        be saved.
 
         Raises CorruptReplica if a block is not what its sum says.
         """
+        for at in range(0, source.length, COPY_BYTES):
+            report_progress()
+            self.file.copy_from(source.file, HEAD_BYTES + at, min(COPY_BYTES, source.length - at))
+        self.has_all_of(source)
+
+    def read_unverified(self, offset: int, count: int) -> bytearray:
+        """As many of the bytes at ``offset`` as there are, for a copy on another disk."""
+        data = bytearray(count)
+        del data[self.file.read_into(memoryview(data), HEAD_BYTES + offset) :]
+        return data
+
+    def put_unverified(self, offset: int, data: Buffer) -> None:
+        """A part of a copy: nobody reads it before :meth:`has_all_of`."""
+        self.file.write(data, HEAD_BYTES + offset)
+
+    def has_all_of(self, source: ChunkFile) -> None:
+        """This new, empty replica was given the bytes of ``source``; it takes its sums, and
+        every block is verified. Raises CorruptReplica if one is not what its sum says."""
+        invariant(not self.length and not self._sequence, "a copy is made into a new replica")
         with self._lock:
-            self._copy_from(source)
+            if source.length:
+                self._adopt(0, source.sums(0, block_count(source.length)), source.length)
         bad = self.bad_blocks()
         if bad:
             raise CorruptReplica(f"chunk {source.handle:016x}: block {bad[0]} cannot be copied")
-
-    def _copy_from(self, source: ChunkFile) -> None:
-        invariant(not self.length and not self._sequence, "a copy is made into a new replica")
-        if source.length:
-            self.file.copy_from(source.file, HEAD_BYTES, source.length)
-            self._adopt(0, source.sums(0, block_count(source.length)), source.length)
 
     def write(self, offset: int, data: Buffer, sums: bytes) -> None:
         """Write one verified packet; ``sums`` as in :class:`messages.Packet`.

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from gfs.chunkserver.disk import Disk
-from gfs.chunkserver.replacing import new_replica
+from gfs.chunkserver.replacing import copy_bytes, mark_if_unfit, new_replica
 from gfs.chunkserver.store import OpenChunk
 from gfs.errors import Busy, CorruptReplica, StaleVersion
 from gfs.protocol.messages import CopyChunk
@@ -38,8 +38,7 @@ async def copy(node: Node, order: CopyChunk) -> None:
                 async with chunk.mutex:
                     await _copy(node, chunk, order)
             except CorruptReplica:
-                if await node.bad_blocks(chunk):
-                    node.store.mark_unfit(chunk)
+                await mark_if_unfit(node, chunk)
                 raise
     finally:
         node.cloning.discard(order.target)
@@ -55,7 +54,7 @@ async def _copy(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
     disk = _disk(node, chunk)
     what = f"copy of {order.handle:016x}"
     async with new_replica(node, disk, order.target, order.target_version, what) as file:
-        await node.store.run(disk, file.copy_from, chunk.file)
+        await copy_bytes(node, chunk, disk, file)
         disk.written_bytes += file.length
 
 

@@ -50,6 +50,7 @@ import trio
 
 from gfs.chunkserver.journal import Journal
 from gfs.chunkserver.marks import Marks
+from gfs.chunkserver.progress import Call, making
 from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed, DiskFull, GfsError, NotFound
 from gfs.io import File, FileSystem, World
@@ -90,16 +91,6 @@ STATES = ("ok", "slow", "full", "draining", FAILED, MISSING)
 PROBE = "probe"
 
 log = logging.getLogger(__name__)
-
-
-class _Call:
-    """A call that a thread makes; ``ticks`` is how often it was seen running."""
-
-    __slots__ = ("name", "ticks")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.ticks = 0
 
 
 class Disk:
@@ -161,11 +152,9 @@ class Disk:
         self.written_bytes = 0
         #: Calls that the disk refused.
         self.errors = 0
-        #: Counts what a long call gets done, so that it does not look like one that hangs.
-        self.beats = 0
-        self._beats_seen = 0
-        #: Calls that threads are making, abandoned ones included.
-        self.running: dict[int, _Call] = {}
+        #: Calls that threads are making, abandoned ones included. Threads change it: the
+        #: loop copies it before it looks.
+        self.running: dict[int, Call] = {}
         self._numbers = itertools.count()
         self._scopes: set[trio.CancelScope] = set()
         #: Set when it is not used any more; when nothing of it is open any more.
@@ -215,7 +204,7 @@ class Disk:
             return self.down
         if self.draining:
             return "draining"
-        if any(call.ticks * TICK_SECONDS > SLOW_SECONDS for call in self.running.values()):
+        if any(call.ticks * TICK_SECONDS > SLOW_SECONDS for call in list(self.running.values())):
             return "slow"
         return "ok" if self.has_room(self.reserve_bytes) else "full"
 
@@ -273,9 +262,10 @@ class Disk:
         number = next(self._numbers)
 
         def call() -> T:
-            self.running[number] = _Call(getattr(function, "__qualname__", str(function)))
+            self.running[number] = call = Call(getattr(function, "__qualname__", str(function)))
             try:
-                return function(*args)
+                with making(call):
+                    return function(*args)
             except Exception as error:
                 if isinstance(error, OSError):
                     self.has_refused = self.has_refused or is_of_disk(error)
@@ -288,7 +278,7 @@ class Disk:
             return await self.world.run_blocking(call, limiter=_UNLIMITED, abandon_on_cancel=True)
         except OSError as error:
             self.take(error)
-            if isinstance(error, ReadFailed) and self.is_open:
+            if isinstance(error, ReadFailed) and self.is_open and function != self.probe:
                 await self._probe()
             raise
 
@@ -327,10 +317,6 @@ class Disk:
     def failure(self) -> DiskFailed:
         return DiskFailed(f"the disk {self.path} of this chunkserver is {self.down}: {self.reason}")
 
-    def beat(self) -> None:
-        """A long call has got something done."""
-        self.beats += 1
-
     def take(self, error: OSError) -> None:
         """A call to the disk ended with this: count it, and draw the consequence."""
         if not is_of_disk(error):
@@ -343,9 +329,8 @@ class Disk:
         """Called every ``TICK_SECONDS``: a call that has run for too long fails the disk."""
         if self.down:
             return
-        has_moved, self._beats_seen = self.beats != self._beats_seen, self.beats
         for call in list(self.running.values()):
-            call.ticks = 0 if has_moved else call.ticks + 1
+            call.ticks += 1
             if call.ticks * TICK_SECONDS >= self._settings.disk_hang_seconds:
                 self.hung = True
                 self.errors += 1

@@ -35,6 +35,7 @@ from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     DiskFailed,
     GfsError,
     InvalidArgument,
@@ -253,10 +254,13 @@ class Disks:
 
     async def _let_go(self, disk: Disk) -> None:
         """Close all of a disk that is not used any more, once no thread is in a call to it."""
-        if disk.may_have_lost:
+        lost = disk.may_have_lost
+        if lost:
             await self._doubt(disk)
         while disk.running:
             await self._world.clock.sleep(TICK_SECONDS)
+        if disk.may_have_lost and not lost:
+            await self._doubt(disk)  # a call that had hung was refused in the end
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
         self._watched.discard(disk)
         disk.closed.set()
@@ -422,10 +426,14 @@ class Disks:
                     await self._try_again(path)
 
     async def _try_again(self, path: str) -> None:
-        try:
-            await self.order(DiskOrder(0, "", path, "retry"))
-        except (GfsError, OSError) as error:
-            log.warning("%s: it cannot be used yet: %s", path, error)
+        while path in self._store.down:
+            try:
+                await self.order(DiskOrder(0, "", path, "retry"))
+            except DeadlineExceeded:  # another order takes long, of another disk perhaps
+                await self._world.clock.sleep(RETRY_SECONDS)
+            except (GfsError, OSError) as error:
+                log.warning("%s: it cannot be used yet: %s", path, error)
+                return
 
 
 _ACTS: dict[str, Callable[[Disks, str], Awaitable[None]]] = {

@@ -12,7 +12,7 @@ import logging
 
 from gfs.chunkserver.disk import Disk
 from gfs.chunkserver.node import Node
-from gfs.chunkserver.replacing import new_replica
+from gfs.chunkserver.replacing import copy_bytes, mark_if_unfit, new_replica
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, DiskFull, GfsError, StaleVersion
 
@@ -51,15 +51,16 @@ async def _move_all(node: Node, disk: Disk) -> None:
             await _move(node, disk, handle)
         except DiskFull:
             stuck += 1
-        except (StaleVersion, CorruptReplica) as error:
+        except StaleVersion as error:
             log.info("chunk %016x moves later: %s", handle, error)
-        except GfsError as error:
+        except (GfsError, OSError) as error:
             log.warning("chunk %016x cannot be moved from %s: %s", handle, disk.path, error)
     disk.stuck = stuck
 
 
 async def _move(node: Node, disk: Disk, handle: int) -> None:
-    """Raises StaleVersion if it is written just now, DiskFull, DiskFailed and others."""
+    """Raises StaleVersion if it is written just now, DiskFull, CorruptReplica (the master has
+    another one made), DiskFailed and others."""
     store = node.store
     replica = store.inventory.get(handle)
     if replica is None or handle in store.bad or handle in store.forgetful:
@@ -71,8 +72,12 @@ async def _move(node: Node, disk: Disk, handle: int) -> None:
         state, version = chunk.file.sequence, chunk.file.version
         target = store.pick_disk(chunk.file.length)
         what = f"move of {handle:016x}"
-        async with new_replica(node, target, handle, version, what, moved=state) as file:
-            await store.run(target, file.copy_from, chunk.file)
-            target.written_bytes += file.length
-            if chunk.mutex.locked():
-                raise StaleVersion(f"chunk {handle:016x} is being written")
+        try:
+            async with new_replica(node, target, handle, version, what, moved=state) as file:
+                await copy_bytes(node, chunk, target, file)
+                target.written_bytes += file.length
+                if chunk.mutex.locked():
+                    raise StaleVersion(f"chunk {handle:016x} is being written")
+        except CorruptReplica:
+            await mark_if_unfit(node, chunk)
+            raise

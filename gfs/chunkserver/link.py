@@ -75,8 +75,10 @@ HEARTBEAT_SECONDS_MAX = 5.0
 SAMPLE_RECORDS = 512
 BAD_REPORTS_MAX = 500
 MASTERS_MAX = 32
-#: Orders of the master carried out at once.
+#: Of these orders of the master so many are carried out at once; and of all others.
+LENGTHY = (CloneChunk, CloneChunks, CopyChunk, DeleteReplicas, VerifyChunk)
 ORDERS_AT_ONCE = 32
+PROMPT_ORDERS_AT_ONCE = 256
 
 
 class MasterLinks:
@@ -136,6 +138,7 @@ class MasterLink:
         #: The last failure in the log: one that lasts is told once.
         self._told = ""
         self._slots = trio.CapacityLimiter(ORDERS_AT_ONCE)
+        self._prompt_slots = trio.CapacityLimiter(PROMPT_ORDERS_AT_ONCE)
         self._sample: Iterator[int] = iter(())
         self._bad: Iterator[BadReplica] = iter(())
         self._changes = Changes()
@@ -357,7 +360,8 @@ class MasterLink:
 
     async def _carry_out(self, rpc: Rpc, message: Message, joined: trio.Event) -> None:
         request.set(request_of(message.id))  # of this task, which does nothing else
-        async with self._slots:
+        # What a client waits for does not queue behind copies.
+        async with self._slots if isinstance(message, LENGTHY) else self._prompt_slots:
             began = self._node.world.clock.monotonic()
             failure: GfsError | None = None
             try:

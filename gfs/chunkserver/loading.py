@@ -26,6 +26,7 @@ from gfs.chunkserver.disk import Disk
 from gfs.chunkserver.format import Redo, State
 from gfs.chunkserver.journal import NAMES, Records, read_records
 from gfs.chunkserver.marks import NO_STATE, Mark
+from gfs.chunkserver.progress import report_progress
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica
 from gfs.io import FileSystem
@@ -86,6 +87,7 @@ class _Reader:
         for name in sorted(files.list(chunks)):
             self._folder(f"{chunks}/{name}", records)
         for handle, redos in sorted(records.by_handle.items()):
+            report_progress()
             if not redos[0].base:
                 self._unnamed(handle, redos)
         # The records of it go now: that these files are gone must be on the disk.
@@ -95,7 +97,7 @@ class _Reader:
         for folder in sorted(folders):
             with contextlib.suppress(FileNotFoundError):
                 files.sync_directory(folder)
-            disk.beat()
+            report_progress()
         if not are_known:
             self._doubt_all(disk.marks.path)
         elif not records.is_whole:
@@ -149,6 +151,7 @@ class _Reader:
 
     def _raise_version(self, mark: Mark) -> None:
         """It was granted that version, and has lost it."""
+        report_progress()
         disk = self._disk
         path = disk.chunk_path(mark.handle)
         try:
@@ -166,7 +169,7 @@ class _Reader:
 
     def _folder(self, folder: str, records: Records) -> None:
         for name in self._files.list(folder):
-            self._disk.beat()
+            report_progress()
             path = f"{folder}/{name}"
             stem, _, kind = name.partition(".")
             if kind == "chunk.clone":

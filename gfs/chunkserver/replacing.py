@@ -6,12 +6,49 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.disk import Disk, map_disk_error
-from gfs.errors import GfsError
+from gfs.chunkserver.chunkfile import COPY_BYTES, ChunkFile
+from gfs.chunkserver.disk import Disk, describe, map_disk_error
+from gfs.errors import CorruptReplica, DiskFailed, GfsError
+from gfs.io.world import ReadFailed
 
 if TYPE_CHECKING:
     from gfs.chunkserver.node import Node
+    from gfs.chunkserver.store import OpenChunk
+
+
+async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile) -> None:
+    """Fill ``file``, a new replica on ``disk``, with what ``source`` has; every block of it is
+    verified when this returns. Each disk makes its own calls: one that cannot be read, or
+    hangs, says nothing of the other.
+
+    Raises CorruptReplica, too if a part of the source cannot be read: see
+    :func:`mark_if_unfit`; ``OSError``.
+    """
+    run, length = node.store.run, source.file.length
+    try:
+        if source.disk is disk:
+            await run(disk, file.copy_from, source.file)
+            return
+        for at in range(0, length, COPY_BYTES):
+            count = min(COPY_BYTES, length - at)
+            data = await run(source.disk, source.file.read_unverified, at, count)
+            await run(disk, file.put_unverified, at, data)
+        await run(disk, file.has_all_of, source.file)
+    except ReadFailed as error:
+        if source.disk.down:
+            raise
+        raise CorruptReplica(f"chunk {source.file.handle:016x}: {describe(error)}") from error
+
+
+async def mark_if_unfit(node: Node, source: OpenChunk) -> None:
+    """After CorruptReplica of a copy: have the master know if it is the source's fault.
+    Nobody may hold the chunk's mutex."""
+    try:
+        is_unfit = bool(await node.bad_blocks(source))
+    except DiskFailed:  # one sector cannot be read, or all of the disk has failed by now
+        is_unfit = not source.disk.down
+    if is_unfit:
+        node.store.mark_unfit(source)
 
 
 @contextlib.asynccontextmanager

@@ -32,6 +32,7 @@ from gfs.chunkserver.format import HEAD_BYTES
 from gfs.chunkserver.journal import Journal, Keeper
 from gfs.chunkserver.loading import Contents, unlink_for_good
 from gfs.chunkserver.marks import NO_STATE, Mark, Marks, boot_number
+from gfs.chunkserver.progress import report_progress
 from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import (
@@ -817,12 +818,14 @@ class ChunkStore:
         failed: dict[int, OSError] = {}
         for step in (self._write_new, self._sync_new, self._name_new):
             for one in made:
+                report_progress()
                 if one.handle not in failed:
                     try:
                         step(disk, one, files)
                     except OSError as error:
                         failed[one.handle] = error
         for folder in {disk.folder(one.handle) for one in made}:
+            report_progress()
             try:
                 disk.files.sync_directory(folder)
                 if folder not in disk.journal.folders:
@@ -1069,6 +1072,7 @@ def _unlink_all(disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSE
     """Blocks."""
     failed: dict[int, OSError] = {}
     for handle in handles:
+        report_progress()
         try:
             if is_noted:
                 disk.files.unlink(disk.chunk_path(handle))

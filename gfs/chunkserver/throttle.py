@@ -6,6 +6,8 @@ from gfs.io import Clock
 
 #: A client's exchange in this many last seconds makes the server busy.
 BUSY_SECONDS = 1.0
+#: Who waits sees this late that the rate is another one, or that the clients are gone.
+LOOK_SECONDS = 1.0
 
 
 class Throttle:
@@ -22,8 +24,11 @@ class Throttle:
         self.active = 0
 
     def set_rate(self, bytes_per_second: int) -> None:
-        """As an operator wants it now; -1: as this was made."""
-        self._rate = self._own_rate if bytes_per_second < 0 else max(1, bytes_per_second)
+        """As an operator wants it now; -1: as this was made. Who waits for his turn gets
+        another one."""
+        rate = self._own_rate if bytes_per_second < 0 else max(1, bytes_per_second)
+        if rate != self._rate:
+            self._rate, self._next = rate, 0.0
 
     def client_starts(self) -> None:
         self.active += 1
@@ -43,11 +48,13 @@ class Throttle:
 
     async def take(self, count: int) -> None:
         """Wait until ``count`` more bytes may move."""
-        now = self._clock.monotonic()
-        if not self.busy:
-            self._next = now
-            return
-        start = max(self._next, now)
-        self._next = start + count / self._rate
-        if start > now:
-            await self._clock.sleep(start - now)
+        rate, start = 0.0, 0.0
+        while self.busy:
+            now = self._clock.monotonic()
+            if rate != self._rate:
+                rate, start = self._rate, max(self._next, now)
+                self._next = start + count / rate
+            if start <= now:
+                return
+            await self._clock.sleep(min(start - now, LOOK_SECONDS))
+        self._next = self._clock.monotonic()

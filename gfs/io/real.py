@@ -61,7 +61,8 @@ _OF_SOCKETS = {
     errno.EPIPE, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN,
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOBUFS,
 }  # fmt: skip
-_SENDFILE_BYTES_MAX = 0x7FFF_F000
+#: Of a file, in one blocking call: a slow disk that many read from returns from it in time.
+SENT_IN_ONE_CALL_BYTES = 8 * 1024 * 1024
 #: What is to be mounted, and what is.
 FSTAB, MOUNTED = "/etc/fstab", "/proc/self/mountinfo"
 BOOT_PATH = "/proc/sys/kernel/random/boot_id"
@@ -152,11 +153,15 @@ class RealFile:
             try:
                 done = os.copy_file_range(there.number, here.number, end - offset, offset, offset)
             except OSError as error:
+                if error.errno == errno.EIO:
+                    # Of the read, as far as one can tell: what cannot be written shows when
+                    # it is synced.
+                    raise ReadFailed(errno.EIO, error.strerror) from error
                 if error.errno not in _CANNOT_COPY:
                     raise
                 done = _copy_some(there, here, offset, min(COPY_BYTES, end - offset))
             if not done:
-                raise OSError(errno.EIO, "the file to be copied ended early")
+                raise ReadFailed(errno.EIO, "the file to be copied ended early")
             offset += done
 
     def size(self) -> int:
@@ -422,7 +427,8 @@ class RealStream:
         end = offset + count
         while offset < end:
             self._require_open()
-            offset += await (run or _run_blocking)(self._send_some, held, offset, end - offset)
+            some = min(SENT_IN_ONE_CALL_BYTES, end - offset)
+            offset += await (run or _run_blocking)(self._send_some, held, offset, some)
             if offset < end:
                 await self._wait(trio.lowlevel.wait_writable)
 
@@ -484,9 +490,7 @@ def _send_file_some(sock: socket.socket, file: _Descriptor, offset: int, count: 
     sent = 0
     while sent < count:
         try:
-            step = os.sendfile(
-                sock.fileno(), file.number, offset + sent, min(count - sent, _SENDFILE_BYTES_MAX)
-            )
+            step = os.sendfile(sock.fileno(), file.number, offset + sent, count - sent)
         except BlockingIOError:
             break
         if step == 0:

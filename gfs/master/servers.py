@@ -100,9 +100,11 @@ class Server:
     wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
 
     def set_disks(self, disks: list[Disk]) -> None:
+        """As it told of them. What is free on a disk that takes nothing new counts neither
+        as free nor as there."""
         self.disks = disks
-        total = sum(disk.total_bytes for disk in disks)
-        free = sum(disk.free_bytes for disk in disks)
+        free = sum(disk.free_bytes for disk in disks if disk.state in _USABLE)
+        total = free + sum(disk.total_bytes - disk.free_bytes for disk in disks)
         self.used = 1.0 - free / total if total > 0 else 1.0
         self.total_bytes = total
 

@@ -532,7 +532,7 @@ class SimFile:
     def copy_from(self, source: File, offset: int, count: int) -> None:
         data = bytearray(count)
         if source.read_into(memoryview(data), offset) < count:
-            raise disk_error(errno.EIO, self._path)
+            raise ReadFailed(errno.EIO, "the file to be copied ended early")
         self.write(data, offset)
 
     @blocking
