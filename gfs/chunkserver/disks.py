@@ -291,6 +291,7 @@ class Disks:
             bad = self._store.bad.values()
             record.damaged = [(each.handle, each.version) for each in bad if each.version]
             del record.damaged[identity.DAMAGED_MAX :]
+            record.revision += 1
             record = msgspec.structs.replace(record)  # as it is now
             refused: list[str] = []
 

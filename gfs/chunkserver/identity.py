@@ -56,6 +56,8 @@ class ServerRecord(msgspec.Struct):
     id: str
     cluster: str = ""
     incarnation: int = 0
+    #: Raised with every save: the disks that missed one have a lower one.
+    revision: int = 0
     sequence: int = 0
     term: int = 0
     masters: list[str] = []
@@ -130,8 +132,8 @@ def _read_any(files: FileSystem, directory: str) -> ServerRecord | None:
         return read_record(files, directory)
 
 
-def _age(record: ServerRecord) -> tuple[int, int, int]:
-    return record.incarnation, record.term, record.sequence
+def _age(record: ServerRecord) -> tuple[int, int, int, int]:
+    return record.incarnation, record.term, record.sequence, record.revision
 
 
 def _read_one(files: FileSystem, path: str) -> ServerRecord:

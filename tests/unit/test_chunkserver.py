@@ -17,7 +17,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.blocks import packet_sums
+from gfs.blocks import block_sum, packet_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
@@ -46,6 +46,7 @@ from gfs.io import real_world
 from gfs.protocol.messages import (
     CopyChunk,
     DeleteReplicas,
+    DiskOrder,
     GrantLease,
     RegisterReply,
     ReplicaName,
@@ -95,6 +96,40 @@ async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> N
         str(tmp_path / name) for name in ("a", "b", "new")
     }
     await again.close()
+
+
+@pytest.mark.parametrize("what", ["failed", "removed"])
+async def test_what_became_of_a_disk_is_known_though_its_own_record_is_older(
+    tmp_path: Path, what: str
+) -> None:
+    """Only the other disk took the change; the first of several equal records would win."""
+    directories = tmp_path / "a", tmp_path / "b"
+    node = await node_in(*directories)
+    disk = node.store.disks[0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.disks.run, [])
+        if what == "failed":
+            disk.fail("failed", "a test")
+        else:
+            for action in ("drain", "remove"):
+                await node.disks.order(DiskOrder(0, "", disk.path, action))
+        with trio.fail_after(10):
+            await disk.closed.wait()
+        nursery.cancel_scope.cancel()
+    await node.close()
+    node = await node_in(*directories)
+    doubts = {Path(each.path).name: each.is_doubted for each in node.store.disks.values()}
+    assert doubts == ({"a": True, "b": False} if what == "failed" else {"b": False})
+    await node.close()
+
+
+def test_a_record_of_an_older_release_is_older() -> None:
+    """It has no revision."""
+    encoded = encode_server(ServerRecord("id", incarnation=3))
+    fields = encoded[: encoded.index(b',"sum"')].replace(b'"revision":0,', b"")
+    assert b"revision" not in fields
+    record = decode_server(fields + b',"sum":"%s"}' % block_sum(fields).hex().encode())
+    assert (record.incarnation, record.revision) == (3, 0)
 
 
 async def test_disks_of_two_servers_are_not_mixed(tmp_path: Path) -> None:
