@@ -199,6 +199,12 @@ class Master:
     def may_copy(self) -> bool:
         return self.settled and not self.store.state.repair.paused
 
+    @property
+    def is_maintained(self) -> bool:
+        """Whether a chunkserver is under maintenance, for a time that has to pass."""
+        now_ns = self.lived.now_ns()
+        return any(server.maintenance_until_ns > now_ns for server in self.servers.all())
+
     def find_server(self, name: str) -> Server:
         """A chunkserver by its id or its address. Raises NotFound."""
         for server in self.servers.all():

@@ -479,7 +479,9 @@ class Upkeep:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
                 continue
             try:
-                done = await master.committer.perform(partial(_plan_reclaim, master.lived))
+                done = await master.committer.perform(
+                    partial(_plan_reclaim, master.lived, master.is_maintained)
+                )
                 if not isinstance(done[0], Reclaimed):
                     await self._make_room()
             except GfsError as error:
@@ -604,16 +606,16 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _plan_reclaim(lived: Lived, txn: Txn) -> Planned:
-    """The next of what may go by now; the trash is in this order."""
+def _plan_reclaim(lived: Lived, counts_time: bool, txn: Txn) -> Planned:
+    """The next of what may go by now; the trash is in this order. Or the time alone, if
+    there is something in the trash or ``counts_time``."""
     due: list[tuple[int, int]] = []
-    is_empty = True
     for key, _ in txn.scan(b"", txn.db.trash):
-        is_empty = False
+        counts_time = True
         due_ns, inode = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
         if due_ns > txn.lived_ns or len(due) >= RECLAIM_ROWS:
             break
         due.append((due_ns, inode))
     if not due:
-        return None if is_empty else lived.to_be_noted(txn), Done(id=0)
+        return lived.to_be_noted(txn) if counts_time else None, Done(id=0)
     return Reclaimed(*due[0], RECLAIM_ROWS, due[1:]), Done(id=0)

@@ -101,6 +101,10 @@ async def test_a_server_under_maintenance_is_waited_for(seed: int, chance: rando
             await trio.sleep(4 * DEAD_SECONDS)
             assert stored(cluster, victim) == before
             assert (await fs.repair()).spared == 1
+            # Of the first of the two a half was lived through at least, and all of the other.
+            assert (await server_at(fs, victim)).maintenance_ms < (
+                240 - 6 * DEAD_SECONDS + 1
+            ) * 1000
             await cluster.wait_until(lambda: stored(cluster, victim) == 3 * FILES, 300)
             assert (await server_at(fs, victim)).state == "dead"
             with pytest.raises(InvalidArgument, match="is dead"):
