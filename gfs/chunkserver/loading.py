@@ -168,6 +168,7 @@ class _Reader:
         self._contents.replicas[mark.handle] = Found(mark.version, file.length)
 
     def _folder(self, folder: str, records: Records) -> None:
+        report_progress()
         for name in self._files.list(folder):
             report_progress()
             path = f"{folder}/{name}"

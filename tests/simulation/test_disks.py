@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from gfs.blocks import MIB
+from gfs.chunkserver.format import HEAD_BYTES
 from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed, GfsError, InvalidArgument
@@ -41,6 +43,7 @@ def emptied(disk: SimDisk) -> None:
 #: How a disk goes away: the state that it is in then, and what is done to it.
 WAYS: dict[str, tuple[str, Act]] = {
     "refuses writes": ("failed", failing(errno.EIO)),
+    "refuses reads": ("failed", failing(errno.EIO, "read")),
     "refuses all": ("failed", failing(errno.EIO, "read", "write", "sync")),
     "becomes read-only": ("failed", failing(errno.EROFS, "write")),
     "cannot sync": ("failed", failing(errno.EIO, "sync")),
@@ -202,3 +205,69 @@ async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
         assert (await disks_of(fs, victim))[DISK].state == "ok"
         await check_files(fs, files)
         await trio.sleep(1)
+
+
+@over_seeds(2)
+async def test_a_disk_with_a_bad_sector_is_drained_and_no_other_is_blamed(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed, chunkservers=4, disks=3) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "file")
+        victim = cluster.chunkservers[0]
+        machine = cluster.machine(victim).disk
+        bad = [path for path in cluster.chunk_files(victim) if path.startswith(f"{DISK}/")]
+        for path in bad[:2]:
+            machine.inode(path).evict()
+            machine.spoil(path, HEAD_BYTES)
+        await fs.order_disk(cluster.address(victim), DISK, "drain")
+
+        async def is_empty() -> bool:
+            return not (await disks_of(fs, victim))[DISK].chunks
+
+        await cluster.wait_until(is_empty, 120)
+        disks = await disks_of(fs, victim)
+        assert {path: disk.state for path, disk in disks.items() if path != DISK} == dict.fromkeys(
+            cluster.disks[1:], "ok"
+        )
+        assert [disk.errors > 0 for disk in disks.values()] == [True, False, False]
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_disks_that_hung_together_come_back_together(
+    seed: int, chance: random.Random
+) -> None:
+    """One of them may take longer to be read than an order waits for another."""
+    settings = ChunkserverSettings(disk_hang_seconds=4)
+    async with SimCluster(seed, disks=3, chunkserver=settings) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "file")
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        for path in cluster.disks[:2]:
+            machine.hang(path, Hang(share=1.0, seconds=(20.0, 20.0)))
+        await trio.sleep(10)
+        for path in cluster.disks[:2]:
+            machine.hang(path, Hang(share=1.0, seconds=(3.0, 3.0), kinds=("list",)))
+
+        async def are_used() -> bool:
+            disks = await disks_of(fs, victim)
+            return bool(disks) and {disk.state for disk in disks.values()} == {"ok"}
+
+        await cluster.wait_until(are_used, 600)
+        await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_a_disk_that_is_slow_is_not_one_that_hangs(seed: int, chance: random.Random) -> None:
+    """A replica is read for longer than a call may hang, a part at a time."""
+    settings = ChunkserverSettings(disk_hang_seconds=4)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 12 * MIB), "/file")
+        for name in cluster.chunkservers:
+            machine = cluster.machine(name).disk
+            for path in cluster.chunk_files(name):
+                machine.inode(path).evict()
+            machine.hang(DISK, Hang(share=1.0, seconds=(0.5, 0.5), kinds=("read",)))
+        assert not (await fs.fsck()).problems
+        for name in cluster.chunkservers:
+            assert (await disks_of(fs, name))[DISK].errors == 0

@@ -31,7 +31,7 @@ from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.link import MasterLink, MasterLinks
 from gfs.chunkserver.node import Node
 from gfs.chunkserver.replacing import new_replica
-from gfs.chunkserver.throttle import Throttle
+from gfs.chunkserver.throttle import LOOK_SECONDS, Throttle
 from gfs.config import ChunkserverSettings
 from gfs.errors import (
     CorruptReplica,
@@ -458,6 +458,18 @@ async def test_background_work_waits_only_for_clients(autojump_clock: object) ->
     before = trio.current_time()
     await throttle.take(1_000_000)
     assert trio.current_time() == before
+
+
+async def test_another_limit_counts_for_what_waits_already(autojump_clock: object) -> None:
+    throttle = Throttle(VirtualClock(), 1)
+    throttle.client_starts()
+    await throttle.take(1_000_000)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(throttle.take, 1_000_000)
+        await trio.sleep(10)
+        throttle.set_rate(1_000_000)
+    assert trio.current_time() < 10 + LOOK_SECONDS + 3
 
 
 async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> None:
