@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import random
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -121,10 +121,9 @@ class Master:
         self.operations = Operations(settings.slow_seconds)
         #: Connections served now, for metrics.
         self.connections: set[BulkConnection] = set()
-        #: Chunks whose replicas are being raised right now.
-        self.granting: set[int] = set()
-        #: Servers whose replica went while it was being raised.
-        self._gone_meanwhile: dict[int, set[int]] = {}
+        #: Chunks whose replicas are being raised right now -> servers that lost theirs since
+        #: that began.
+        self.granting: dict[int, set[int]] = {}
         #: Files that stand still, for a snapshot: nothing of them is granted.
         self.held: set[int] = set()
         #: Which of them a snapshot of a master before this one has is being looked for.
@@ -219,27 +218,28 @@ class Master:
     # --- handles ---------------------------------------------------------------------
 
     @contextmanager
-    def chunk_in_the_making(self) -> Iterator[int]:
-        """A new handle, for a chunk that servers make before a commit gives it to a file.
+    def chunk_in_the_making(self) -> Iterator[tuple[int, set[int]]]:
+        """A new handle, for a chunk that servers make before a commit gives it to a file;
+        and the servers that lose their replica meanwhile.
 
         Until then nobody knows of it; what was made is garbage if the block fails and
         no file got it all the same.
         """
         handle = self.reservations.new_handle()
         self.prefetch_handles()
-        self.granting.add(handle)
+        gone = self.granting[handle] = set()
         try:
-            yield handle
+            yield handle, gone
         except BaseException:
             # Cancelled, because its client hung up, it leaves a commit behind that may be
             # queued or under way: what came of it shows when a later one was carried out.
             look = partial(self._given_up, handle)
             self.committer.submit("", 0, lambda _: (None, Done(id=0)), look)
             raise
-        self.granting.discard(handle)
+        self.granting.pop(handle, None)
 
     def _given_up(self, handle: int, outcome: Outcome) -> None:
-        self.granting.discard(handle)
+        self.granting.pop(handle, None)
         if isinstance(outcome, GfsError):
             return  # perhaps never queued: it is garbage like any that nobody knows of
         with self.store.read() as txn:
@@ -407,18 +407,22 @@ class Master:
             self.evaluate(handle, version, goal)
 
     def set_locations(
-        self, handle: int, version: int, servers: Iterable[int], old_version: int
+        self,
+        handle: int,
+        version: int,
+        servers: Iterable[int],
+        old_version: int,
+        gone: Collection[int] = (),
     ) -> None:
-        """These hold ``version``, and the chunk is of that; all others known until now
-        are stale, at ``old_version`` as far as the master knows."""
+        """These hold ``version``, and the chunk is of that, but for those that lost it since
+        they were asked (``gone``); all others known until now are stale, at ``old_version``
+        as far as the master knows."""
         now = self.now
         with self.store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None or row.version != version:
             return  # deleted, or raised again, in the same commit
-        # One that is dead by now will report what it has if it comes back; one that lost
-        # the replica since it was asked said so before.
-        gone = self._gone_meanwhile.pop(handle, ())
+        # One that is dead by now will report what it has if it comes back.
         known = [self.servers.by_index[index] for index in servers if index not in gone]
         servers = {server.index for server in known if server and server.state != DEAD}
         for index in self.locations.replace(handle, servers, version):
@@ -587,7 +591,7 @@ class Master:
             self.reservations.lost(handle, index)
             if handle in self.granting:
                 # It may be about to be given a new version there: see set_locations.
-                self._gone_meanwhile.setdefault(handle, set()).add(index)
+                self.granting[handle].add(index)
             known = self.garbage.at(index, handle)
             if known is not None and known.version <= version:
                 self.garbage.drop(index, handle)

@@ -212,16 +212,16 @@ class Grants:
         believed: bool = False,
     ) -> Lease:
         master = self._master
-        master.granting.add(handle)
+        gone = master.granting[handle] = set()
         try:
             version, chain, sent = await self._raise(inode, handle, chunk, servers, lease, believed)
             indexes = tuple(server.index for server in chain)
             await self.commit(
                 partial(plan_confirm_version, handle=handle, version=version),
-                partial(master.set_locations, handle, version, indexes, chunk.version),
+                partial(master.set_locations, handle, version, indexes, chunk.version, gone),
             )
         finally:
-            master.granting.discard(handle)
+            master.granting.pop(handle, None)
         granted = master.leases.granted(handle, version, indexes, inode, sent)
         log.info(
             "chunk %x version %d: %s %s",
@@ -372,7 +372,7 @@ class Grants:
         servers = place(
             master, replication, frozenset(request.failed), master.now, "the file's next chunk"
         )
-        with master.chunk_in_the_making() as handle:
+        with master.chunk_in_the_making() as (handle, gone):
             version, chain, sent = await self._make(handle, servers)
             indexes = tuple(server.index for server in chain)
             placement.require(
@@ -391,7 +391,7 @@ class Grants:
                     version=version,
                     time_ns=master.clock.time_ns(),
                 ),
-                partial(master.set_locations, handle, version, indexes, version),
+                partial(master.set_locations, handle, version, indexes, version, gone),
             )
         lease = master.leases.granted(handle, version, indexes, request.inode, sent)
         return self._reply(handle, lease, 0)

@@ -52,7 +52,7 @@ async def unshare(
     """
     master = grants.master
     servers = grants.candidates(handle, chunk, failed, or_failed=True)
-    with master.chunk_in_the_making() as target:
+    with master.chunk_in_the_making() as (target, gone):
         version, chain, sent = await _copy(grants, handle, chunk.version, target, servers)
         indexes = tuple(server.index for server in chain)
         await grants.commit(
@@ -64,7 +64,7 @@ async def unshare(
                 handle=target,
                 version=version,
             ),
-            partial(master.set_locations, target, version, indexes, version),
+            partial(master.set_locations, target, version, indexes, version, gone),
         )
     lease = master.leases.granted(target, version, indexes, inode, sent)
     return target, lease
