@@ -1292,7 +1292,7 @@ class Master:
         busy = (self.publishing, self.moves, self.surplus, self.repair.active)
         if any(handle in each for each in busy) or self._is_rising(handle):
             return None
-        if self.repair.is_known(handle) or self.repair.failed_at(handle):
+        if self.repair.is_known(handle) or self.repair.rests(handle, self.now):
             return None
         holders = self.locations.get(handle)
         servers = [self.servers.get(index) for index in holders]

@@ -15,8 +15,8 @@ Limits, so that a dead server does not flood the others: so many orders at once
 into one server, out of one server, and in all. What has to wait for one of these
 (:class:`Slots`) goes to the end of its rank and is looked at as soon as a copy ends;
 what cannot start for another reason rests for a moment, and what failed longer each
-time. One round looks at a bounded number of chunks, so its cost does not grow with
-the queue.
+time (one that could not be moved for balance, always as long as one that failed often). One
+round looks at a bounded number of chunks, so its cost does not grow with the queue.
 
 A chunk under lease is not copied: the copy would miss what is written while it
 is made, and bear the same version. Its lease is revoked first (:class:`Revoke`);
@@ -140,6 +140,8 @@ class RepairQueue:
         #: Where copies failed, in order; a target that failed is tried last.
         self._failures: dict[int, list[int]] = {}
         self._not_before: dict[int, float] = {}
+        #: Chunks that could not be moved -> until when they rest, the earliest first.
+        self._unmoved: dict[int, float] = {}
         self.lost: set[int] = set()
         self.active: dict[int, Clone] = {}
         #: Under way: many small ones are one.
@@ -290,10 +292,20 @@ class RepairQueue:
         """Indexes of the servers that failed to take it."""
         return self._failures.get(handle, [])
 
+    def rests(self, handle: int, now: float) -> bool:
+        """Whether moving it for balance failed within the last ``BACKOFF_SECONDS_MAX``."""
+        while self._unmoved:
+            first, until = next(iter(self._unmoved.items()))
+            if until > now:
+                break
+            del self._unmoved[first]
+        return handle in self._unmoved
+
     def retry_all(self) -> None:
         """There is a new server: what waits may be possible now."""
         self._not_before.clear()
         self._failures.clear()
+        self._unmoved.clear()
 
     def defer(self, handle: int, now: float) -> None:
         """It could not be started: through nobody's fault."""
@@ -320,6 +332,9 @@ class RepairQueue:
             self._not_before[clone.handle] = now + wait
             if clone.handle not in self._dangers:
                 self.forget(clone.handle)
+            if clone.moves:
+                self._unmoved.pop(clone.handle, None)
+                self._unmoved[clone.handle] = now + BACKOFF_SECONDS_MAX
         else:
             self._failures.pop(clone.handle, None)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 
+import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, MIB
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
+from gfs.errors import Retryable
+from gfs.master import upkeep
+from gfs.master.repair import BACKOFF_SECONDS_MAX, Clone
+from gfs.protocol.rpc import Rpc
 from gfs.testing import SimCluster
 
 from .promises import assert_sound, content, replicas
@@ -112,6 +118,33 @@ async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Ran
             assert (await fs.status()).totals.moves_active == 0
             for path, data in files.items():
                 assert await fs.get(path) == data
+
+
+@over_seeds(1)
+async def test_a_chunk_that_could_not_be_moved_rests(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same moves began again in every pass, for as long as they failed."""
+    begun: dict[int, list[float]] = {}
+
+    async def refused(rpc: Rpc, clone: Clone) -> None:
+        assert clone.moves
+        begun.setdefault(clone.handle, []).append(trio.current_time())
+        await trio.sleep(0.1)
+        raise Retryable("not now")
+
+    monkeypatch.setattr(upkeep, "_copy_one", refused)
+    async with cluster_of(seed, ["a", "a", "a", "b"]) as cluster:
+        await start_all_but(cluster, "chunkserver3")
+        async with cluster.client() as fs:
+            for number in range(6):
+                await fs.put(content(chance, MIB), f"/f{number}")
+        await cluster.start("chunkserver3")
+        await cluster.wait_until(lambda: len(begun) == 6, 60)
+        await trio.sleep(60)
+    for times in begun.values():
+        assert len(times) > 3
+        assert min(after - before for before, after in pairwise(times)) >= BACKOFF_SECONDS_MAX
 
 
 def stored(cluster: SimCluster) -> int:
