@@ -24,9 +24,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gfs.blocks import block_sum
-from gfs.chunkserver.disk import Disk
+from gfs.chunkserver.disk import Disk, describe
 from gfs.errors import StartupError
 from gfs.io import FileSystem, World
+from gfs.io.world import ReadFailed
 
 log = logging.getLogger(__name__)
 
@@ -103,22 +104,28 @@ def decode_server(data: bytes) -> ServerRecord:
 
 
 def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
-    """The record in a directory; None if there is none, or no directory. Changes nothing.
+    """The newer copy of the record in a directory; None if there is none, or no directory.
+    Changes nothing.
 
-    Raises DamagedRecord if there are some, and none is good; ``OSError``.
+    Raises, if there are some and none is good: ReadFailed if one cannot be read, else
+    DamagedRecord. Also ``OSError``.
     """
     found: list[ServerRecord] = []
     wrong: list[str] = []
+    refused: ReadFailed | None = None
     for name in NAMES:
         path = f"{directory}/{name}"
         try:
             found.append(_read_one(files, path))
         except FileNotFoundError:
             continue
+        except ReadFailed as error:
+            refused = error
+            wrong.append(f"{path}: it cannot be read ({describe(error)})")
         except ValueError as error:
             wrong.append(f"{path}: damaged ({error})")
     if wrong and not found:
-        raise DamagedRecord("; ".join(wrong))
+        raise refused or DamagedRecord("; ".join(wrong))
     for each in wrong:
         log.error("%s: the other copy is used", each)
     return max(found, key=_age, default=None)
@@ -128,7 +135,7 @@ def _read_any(files: FileSystem, directory: str) -> ServerRecord | None:
     """As :func:`read_record`, and it may be the older copy: whose disk this is both say."""
     try:
         return _read_one(files, f"{directory}/{NAME}")
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ReadFailed, ValueError):
         return read_record(files, directory)
 
 

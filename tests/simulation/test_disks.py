@@ -11,6 +11,7 @@ import trio
 
 from gfs.blocks import MIB
 from gfs.chunkserver.format import HEAD_BYTES
+from gfs.chunkserver.identity import NAMES
 from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed, GfsError, InvalidArgument
@@ -175,6 +176,30 @@ async def test_a_server_starts_with_the_disks_that_are_well(
         await cluster.crash(victim)
         await cluster.start(victim)
         assert (await disks_of(fs, victim))[DISK].state == "ok"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@over_seeds(1)
+async def test_a_record_that_cannot_be_read_is_made_anew_from_its_copy(
+    seed: int, chance: random.Random, name: str
+) -> None:
+    """While the server runs, and at a start; the disk is used all the time."""
+    async with SimCluster(seed, disks=2) as cluster, cluster.client() as fs:
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        path = f"{DISK}/{name}"
+        for spoils_at_start in (False, True):
+            if spoils_at_start:
+                await cluster.crash(victim)
+            machine.spoil(path, 0)
+            if spoils_at_start:
+                await cluster.start(victim)
+            else:
+                await trio.sleep(10)  # it is looked at meanwhile
+                await fs.put(b"what makes the server save its record", "/file")
+            await cluster.wait_until(lambda: not machine.inode(path).unreadable, 120)
+            disk = (await disks_of(fs, victim))[DISK]
+            assert (disk.state, disk.errors) == ("ok", 0)
 
 
 @over_seeds(2)
