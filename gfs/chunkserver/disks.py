@@ -156,10 +156,10 @@ class Disks:
         contents: dict[Disk, Contents] = {}
         refused: list[StartupError] = []
 
-        async def read(disk: Disk, is_new: bool) -> None:
+        async def read(disk: Disk, record: ServerRecord | None) -> None:
             try:
                 with _fails(disk):
-                    await disk.run(identity.take_disk, disk, is_new)
+                    await disk.run(identity.take_disk, disk, record)
                     contents[disk] = await disk.run(read_disk, disk)
             except StartupError as error:
                 refused.append(error)
@@ -179,7 +179,7 @@ class Disks:
                     disk.draining = known is not None and known.state == DRAINING
                     disk.is_doubted = known is not None and known.doubted
                     named[disk.id] = disk
-                    nursery.start_soon(read, disk, record is None)
+                    nursery.start_soon(read, disk, record)
         if refused:
             raise refused[0]
         for disk in found:

@@ -174,24 +174,37 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
     disk.is_recorded = True
 
 
-def take_disk(disk: Disk, is_new: bool) -> None:
-    """Open the directory and lock it; make it if it ``is_new`` and not there.
+def take_disk(disk: Disk, found: ServerRecord | None) -> None:
+    """Open and lock the directory in which ``found`` was read; make it if that is None,
+    and it is not there.
 
-    Raises MissingDisk if a new one would be made where another file system is to be
-    mounted, StartupError if another chunkserver uses it, ``OSError``.
+    Raises MissingDisk if something else is there by now, or if a new one would be made
+    where another file system is to be mounted; StartupError if another chunkserver uses
+    it, ``OSError``.
     """
     files = disk.world.files
-    if is_new and files.awaits_mount(disk.path):
-        raise MissingDisk("the system's fstab has a file system for it, which is not mounted")
-    files.make_directories(disk.path)
-    files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
-    disk.open()
+    if found is None:
+        if files.awaits_mount(disk.path):
+            raise MissingDisk("the system's fstab has a file system for it, which is not mounted")
+        files.make_directories(disk.path)
+        files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
+    try:
+        disk.open()
+    except FileNotFoundError:
+        raise MissingDisk("there is no directory any more") from None
+    if _owner(_read_any(disk.files, disk.path)) != _owner(found):
+        raise MissingDisk("a file system was mounted or unmounted there a moment ago")
     try:
         disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
     except BlockingIOError:
         raise StartupError(
             f"{disk.path}: another chunkserver uses this directory: stop it, or name another"
         ) from None
+
+
+def _owner(record: ServerRecord | None) -> tuple[str, str] | None:
+    """Whose disk it is, and which."""
+    return None if record is None else (record.id, record.disk)
 
 
 def check_disk(disk: Disk, server: str) -> str:

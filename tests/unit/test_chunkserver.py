@@ -10,6 +10,7 @@ import random
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.blocks import block_sum, packet_sums
+from gfs.chunkserver import identity
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
@@ -130,6 +132,38 @@ def test_a_record_of_an_older_release_is_older() -> None:
     assert b"revision" not in fields
     record = decode_server(fields + b',"sum":"%s"}' % block_sum(fields).hex().encode())
     assert (record.incarnation, record.revision) == (3, 0)
+
+
+@pytest.mark.parametrize("leaves", ["a bare directory", "another disk", "nothing"])
+async def test_a_mount_that_goes_while_its_disk_is_opened_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: str
+) -> None:
+    """Nothing is made, locked or read in what is at its path then."""
+    first, other = tmp_path / "a", tmp_path / "other"
+    await (await node_in(first, tmp_path / "b")).close()
+    await (await node_in(other)).close()
+    if leaves == "a bare directory":
+        shutil.rmtree(other)
+        other.mkdir()
+    elif leaves == "nothing":
+        shutil.rmtree(other)
+    before = sorted(other.rglob("*"))
+    name_disk = identity.name_disk
+
+    def unmount(*arguments: Any) -> str:
+        """After the record was read, and before the directory is opened."""
+        if not (tmp_path / "away").exists():
+            first.rename(tmp_path / "away")
+            if other.exists():
+                other.rename(first)
+        return name_disk(*arguments)
+
+    monkeypatch.setattr(identity, "name_disk", unmount)
+    node = await node_in(first, tmp_path / "b")
+    states = {Path(each.path).name: each.state for each in node.store.reports()}
+    assert states == {"a": "missing", "b": "ok"}
+    assert sorted(first.rglob("*")) == [first / path.relative_to(other) for path in before]
+    await node.close()
 
 
 async def test_disks_of_two_servers_are_not_mixed(tmp_path: Path) -> None:
