@@ -88,8 +88,8 @@ class Disks:
     # --- the start ------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Read all disks. Raises StartupError if none can be used, if they belong to
-        several servers, or if another process uses one."""
+        """Read all disks. Raises StartupError if none can be used, or if it cannot be told
+        which server this is."""
         if not self._directories or len(set(self._directories)) != len(self._directories):
             raise StartupError("a chunkserver needs one or more different directories (--dir)")
         refused: StartupError | None = None
@@ -106,7 +106,7 @@ class Disks:
 
     async def _open(self) -> None:
         found = await self._look_at(self._directories)
-        records = [record for record in found.values() if record is not None]
+        records = {disk.path: record for disk, record in found.items() if record is not None}
         unread = [disk for disk in self._store.down.values() if disk.down == FAILED]
         if unread and not records:
             raise StartupError(
@@ -154,15 +154,11 @@ class Disks:
         """Lock and read the disks beside each other, then take them over one by one."""
         named: dict[str, Disk] = {disk.id: disk for disk in self._store.disks.values()}
         contents: dict[Disk, Contents] = {}
-        refused: list[StartupError] = []
 
         async def read(disk: Disk, record: ServerRecord | None) -> None:
-            try:
-                with _fails(disk):
-                    await disk.run(identity.take_disk, disk, record)
-                    contents[disk] = await disk.run(read_disk, disk)
-            except StartupError as error:
-                refused.append(error)
+            with _fails(disk):
+                await disk.run(identity.take_disk, disk, record)
+                contents[disk] = await disk.run(read_disk, disk)
 
         async with trio.open_nursery() as nursery:
             for disk, record in found.items():
@@ -175,13 +171,13 @@ class Disks:
                     )
                     continue
                 with _fails(disk):
-                    disk.id = identity.name_disk(self._world, known, record, named)
+                    disk.id = identity.name_disk(
+                        self._world, self._server.record.id, known, record, named
+                    )
                     disk.draining = known is not None and known.state == DRAINING
                     disk.is_doubted = known is not None and known.doubted
                     named[disk.id] = disk
                     nursery.start_soon(read, disk, record)
-        if refused:
-            raise refused[0]
         for disk in found:
             if disk in contents and not disk.down:
                 with _fails(disk):
@@ -365,10 +361,6 @@ class Disks:
                 await old.closed.wait()
         found = await self._look_at([path])
         for record in found.values():
-            if record is not None and record.id != self._server.record.id:
-                raise InvalidArgument(
-                    f"{path} belongs to chunkserver {record.id}: empty it if nobody needs it"
-                )
             if may_be_new and known and (record is None or known.state == REMOVED):
                 self._server.drop(path)
         await self._use(found)
@@ -459,8 +451,6 @@ def _fails(disk: Disk) -> Iterator[None]:
     """What goes wrong within this block fails the disk, if that is not done yet."""
     try:
         yield
-    except StartupError:
-        raise
     except MissingDisk as error:
         disk.fail(MISSING, str(error))
     except identity.DamagedRecord as error:

@@ -19,7 +19,8 @@ or cannot be read, is made anew from the other one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 
 import msgspec
 
@@ -178,9 +179,8 @@ def take_disk(disk: Disk, found: ServerRecord | None) -> None:
     """Open and lock the directory in which ``found`` was read; make it if that is None,
     and it is not there.
 
-    Raises MissingDisk if something else is there by now, or if a new one would be made
-    where another file system is to be mounted; StartupError if another chunkserver uses
-    it, ``OSError``.
+    Raises MissingDisk if something else is there by now, if another chunkserver uses it,
+    or if a new one would be made where another file system is to be mounted; ``OSError``.
     """
     files = disk.world.files
     if found is None:
@@ -197,8 +197,8 @@ def take_disk(disk: Disk, found: ServerRecord | None) -> None:
     try:
         disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
     except BlockingIOError:
-        raise StartupError(
-            f"{disk.path}: another chunkserver uses this directory: stop it, or name another"
+        raise MissingDisk(
+            "another chunkserver uses this directory: stop it, or name another"
         ) from None
 
 
@@ -247,13 +247,15 @@ class Identity:
         """Some disk has taken the record."""
         self._saved = (record.cluster, record.term)
 
-    def begin(self, world: World, found: Sequence[ServerRecord]) -> None:
-        """Take the newest record, or make one. Raises StartupError if they are of
-        several servers."""
-        if len({record.id for record in found}) > 1:
-            raise StartupError("these directories belong to different chunkservers")
+    def begin(self, world: World, found: Mapping[str, ServerRecord]) -> None:
+        """Take the newest record of this server of those ``found``, by directory; or make
+        one. Raises StartupError if it cannot be told which server this is."""
         if found:
-            self.record = msgspec.structs.replace(max(found, key=_age), disk="")
+            server = which_server(found)
+            own = [record for record in found.values() if record.id == server]
+            self.record = msgspec.structs.replace(max(own, key=_age), disk="")
+            for disk in self.record.disks:  # an older release kept --dir as it was given
+                disk.path = os.path.abspath(disk.path)
             self.saved(self.record)
         else:
             self.record = ServerRecord(id=world.random_bytes(6).hex())
@@ -285,15 +287,45 @@ class Identity:
             disk.doubted = disk.doubted or disk.path == path
 
 
+def which_server(found: Mapping[str, ServerRecord]) -> str:
+    """Whose the records in these directories are: the server's that has most of its disks
+    where it knows them to be, or of several the one that has most disks here. Raises
+    StartupError if that are two."""
+    claims: dict[str, tuple[int, int]] = {}
+    for record in found.values():
+        own = {path: each for path, each in found.items() if each.id == record.id}
+        known = {disk.path: disk.id for disk in max(own.values(), key=_age).disks}
+        in_place = sum(known.get(path) == each.disk for path, each in own.items())
+        claims[record.id] = in_place, len(own)
+    best = max(claims.values())
+    servers = [server for server, claim in claims.items() if claim == best]
+    if len(servers) > 1:
+        raise StartupError(
+            "these directories belong to different chunkservers: "
+            + ", ".join(f"{path} to {record.id}" for path, record in found.items())
+            + ": name those of one server with --dir"
+        )
+    return servers[0]
+
+
 def name_disk(
-    world: World, known: DiskRecord | None, found: ServerRecord | None, taken: Mapping[str, Disk]
+    world: World,
+    server: str,
+    known: DiskRecord | None,
+    found: ServerRecord | None,
+    taken: Mapping[str, Disk],
 ) -> str:
-    """The id of a disk at whose path ``known`` is expected and ``found`` is; ``taken``
-    are the other disks, by id. Raises MissingDisk if it is not the one."""
+    """The id of a disk of ``server`` at whose path ``known`` is expected and ``found`` is;
+    ``taken`` are the other disks, by id. Raises MissingDisk if it is not the one."""
     if found is None:
         if known is not None and known.state != REMOVED:
             raise MissingDisk(f"its {NAME} is gone: it is not mounted, or was emptied")
         return world.random_bytes(6).hex()
+    if found.id != server:
+        raise MissingDisk(
+            f"it belongs to chunkserver {found.id}: mount this server's own disk there, or "
+            "empty it if nobody needs it"
+        )
     if not found.disk or found.disk in taken:  # of an older format, or a copy of another's
         return world.random_bytes(6).hex()
     return found.disk

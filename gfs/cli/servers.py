@@ -458,7 +458,8 @@ def chunkserver(
                 "metrics": metrics,
             },
         )
-        if len(set(map(os.path.abspath, directories))) < len(directories):
+        paths = [os.path.abspath(directory) for directory in directories]
+        if len(set(paths)) < len(paths):
             raise SettingsError("--dir: each disk must be another directory")
         check_addresses("--master", settings.master)
         if check_address("--address", settings.address) in ("0.0.0.0", "::"):
@@ -473,9 +474,7 @@ def chunkserver(
         async with trio.open_nursery() as nursery:
             facts, source = await scraped(nursery, settings.metrics)
             run = partial(run_chunkserver, metrics=source)
-            started = await nursery.start(
-                run, real_world(), settings, list(directories), credentials
-            )
+            started = await nursery.start(run, real_world(), settings, paths, credentials)
             task_status.started({"id": started.id, "address": started.address, **facts})
 
     process.serve(role, report=ready_fd, lifeline=life_fd)

@@ -25,6 +25,7 @@ from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
 from gfs.chunkserver.identity import (
     NAMES,
+    DiskRecord,
     ServerRecord,
     decode_server,
     encode_server,
@@ -44,7 +45,7 @@ from gfs.errors import (
     StaleVersion,
     StartupError,
 )
-from gfs.io import real_world
+from gfs.io import File, real_world
 from gfs.protocol.messages import (
     CopyChunk,
     DeleteReplicas,
@@ -169,10 +170,83 @@ async def test_a_mount_that_goes_while_its_disk_is_opened_is_missed(
 async def test_disks_of_two_servers_are_not_mixed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         await (await node_in(tmp_path / name)).close()
-    with pytest.raises(StartupError, match="different chunkservers"):
+    with pytest.raises(StartupError, match=r"different chunkservers: .*/a to .*/b to "):
         await node_in(tmp_path / "a", tmp_path / "b")
     # And nothing stays locked after the refusal.
     await (await node_in(tmp_path / "a")).close()
+
+
+#: What is found at /1, /2 and /3, as server and disk; and which server that is.
+#: Server a knows its disks 1 and 2 at /1 and /2, b the same, c its disk 3 at /3.
+CLAIMS = {
+    "one server": ("a1 a2", "a"),
+    "one server, mounted elsewhere": ("-- a1 a2", "a"),
+    "a third one's disk": ("a1 a2 c3", "a"),
+    "two mounts are swapped": ("a1 c3", "a"),
+    "two mounts of three are swapped": ("a1 b1 b2", "a"),
+    "half of each": ("a1 b2", ""),
+    "none where it was": ("b2 a1", ""),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_it_is_told_which_server_it_is(name: str) -> None:
+    what, server = CLAIMS[name]
+    known = {"a": "12", "b": "12", "c": "3"}
+    found = {
+        f"/{number}": ServerRecord(
+            each[0], disk=each[1], disks=[DiskRecord(n, f"/{n}") for n in known[each[0]]]
+        )
+        for number, each in enumerate(what.split(), start=1)
+        if each != "--"
+    }
+    if server:
+        assert identity.which_server(found) == server
+    else:
+        with pytest.raises(StartupError, match="/1 to "):
+            identity.which_server(found)
+
+
+@pytest.mark.parametrize("whose", ["another server's", "another process's"])
+async def test_a_disk_of_others_does_not_end_the_start(tmp_path: Path, whose: str) -> None:
+    """Nor does one that the server remembers and --dir does not name."""
+    directories = [tmp_path / name for name in "abc"]
+    taken = directories[2]
+    node = await node_in(*directories)
+    await node.close()
+    holder: Node | None = None
+    lock: File | None = None
+    if whose == "another server's":
+        shutil.rmtree(taken)
+        holder = await node_in(taken)
+        await holder.close()
+    else:
+        lock = node.world.files.lock(str(taken / "lock"))
+    for named in (directories, directories[:2]):
+        node = await node_in(*named)
+        reports = {Path(each.path).name: each for each in node.store.reports()}
+        assert {name: each.state for name, each in reports.items()} == {
+            "a": "ok", "b": "ok", "c": "missing"
+        }  # fmt: skip
+        assert f"chunkserver {holder.id}" if holder else "another" in reports["c"].reason
+        assert reports["c"].id
+        await node.close()
+    if lock is not None:
+        lock.close()
+
+
+async def test_a_relative_directory_of_an_older_release_is_the_same_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    node = await node_in(Path("a"))
+    await node.close()
+    again = await node_in(tmp_path / "a")
+    assert [(each.path, each.id) for each in again.store.reports()] == [
+        (str(tmp_path / "a"), node.store.disks[0].id)
+    ]
+    assert [each.path for each in again.server.record.disks] == [str(tmp_path / "a")]
+    await again.close()
 
 
 async def test_a_disk_in_use_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import click
 import pytest
@@ -200,6 +201,19 @@ def test_what_cannot_work_is_one_line(arguments: list[str], words: list[str]) ->
     assert done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_a_disk_is_named_by_its_absolute_path(tmp_path: Path) -> None:
+    """As the orders of gfs disk name it."""
+    (tmp_path / "key").write_text(bytes(32).hex())
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [*GFS, "chunkserver", "--dir", "file", "--key-file", "key", "--address", "127.0.0.1:0"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode
+    assert f"{tmp_path}/file: " in done.stderr
 
 
 def test_a_setting_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
