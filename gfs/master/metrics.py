@@ -9,6 +9,7 @@ from gfs.master import terms
 from gfs.master.core import Master
 from gfs.master.shadowcore import ShadowMaster
 from gfs.master.status import all_totals, metadata_space
+from gfs.master.store import State
 from gfs.metrics import (
     Family,
     Values,
@@ -18,6 +19,11 @@ from gfs.metrics import (
     label,
     operation_families,
 )
+
+
+def _stored_bytes(state: State) -> int:
+    """Of all chunks, each once: those in the trash, and those that several files have."""
+    return max(0, state.bytes + state.trash_bytes - state.shared_bytes)
 
 
 def families(master: Master) -> Iterable[Family]:
@@ -97,7 +103,7 @@ def families(master: Master) -> Iterable[Family]:
     yield gauge(
         "gfs_master_repair_bytes",
         "To be copied until all chunks are at their goal, at the mean length of chunks",
-        master.repair.missing * store.state.bytes // max(1, totals.chunks),
+        master.repair.missing * _stored_bytes(store.state) // max(1, totals.chunks),
     )
     yield gauge("gfs_master_chunks_lost", "Chunks without any good replica", totals.lost)
     yield gauge(

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from gfs.config import MasterSettings
 from gfs.diagnostics import (
     CALL_MASK,
     GATHERED,
@@ -32,8 +33,13 @@ from gfs.diagnostics import (
     working_for,
 )
 from gfs.errors import Busy, NotFound
+from gfs.master.core import Master
+from gfs.master.metrics import families
+from gfs.master.rows import pack_chunk, pack_u64
+from gfs.master.store import Txn, open_store
 from gfs.metrics import BUCKETS, Family, Operations, exposition, operation_families
 from gfs.protocol.messages import Publish, Stat
+from gfs.testing import Universe, run_simulated
 
 texts = st.text(max_size=20)
 
@@ -226,3 +232,27 @@ def test_durations_fall_into_their_buckets(durations: list[float]) -> None:
         assert told["_bucket", repr(bound)] == sum(one <= bound for one in durations)
     assert told["_bucket", "+Inf"] == told["_count", None] == len(durations)
     assert told["_sum", None] == pytest.approx(sum(durations))
+
+
+def test_what_is_to_be_copied_is_counted_at_the_mean_length_of_chunks(tmp_path: Path) -> None:
+    """Four chunks of 1000 bytes, each in three files: two that are there, one in the trash."""
+    store = open_store(str(tmp_path), 1 << 24, False, "feed", 7)
+
+    def fill(txn: Txn) -> None:
+        for handle in range(4):
+            txn.put(pack_u64(handle), pack_chunk(1, 1, 1000, 3, 3), txn.db.chunks)
+        txn.state.bytes, txn.state.trash_bytes, txn.state.shared_bytes = 8000, 4000, 8000
+
+    async def look(seed: int) -> list[Family]:
+        world = Universe(seed).machine("master").start_process().world
+        master = Master(world, MasterSettings(), store)
+        master.repair.update(1, 1, 3)
+        return list(families(master))
+
+    try:
+        store.commit(fill)
+        text = exposition(run_simulated(0, look, 0)).decode()
+    finally:
+        store.close()
+    [found] = re.findall(r"^gfs_master_repair_bytes (\S+)$", text, re.M)
+    assert float(found) == 2 * 1000
