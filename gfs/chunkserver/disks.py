@@ -306,7 +306,8 @@ class Disks:
                 for disk in used:
                     nursery.start_soon(save, disk)
             if len(refused) == len(used):
-                raise StartupError(f"{identity.NAME} cannot be written: {'; '.join(refused)}")
+                reason = "; ".join(refused) or "this chunkserver has no disk left that can be used"
+                raise StartupError(f"{identity.NAME} cannot be written: {reason}")
             for each in refused:
                 log.error("%s cannot be written: %s", identity.NAME, each)
 
@@ -359,22 +360,32 @@ class Disks:
         if old is not None:
             with deadline(CLOSE_SECONDS, f"return of all calls to {path}, which hang"):
                 await old.closed.wait()
-        found = await self._look_at([path])
-        for record in found.values():
-            if may_be_new and known and (record is None or known.state == REMOVED):
-                self._server.drop(path)
-        await self._use(found)
-        for disk in self._store.disks.values():
-            if disk.path == path:
-                await self.save()  # before anybody looks whether it is on the disk
-                log.warning("disk %s is used", path, extra=event("disk_used", disk=path))
-                self._start(self._tend, disk)
-                return
-        failed = self._store.down[path]
-        self._start(self._let_go, failed)
-        if old is None:
-            del self._store.down[path]  # it never was a disk of this server
-        raise DiskFailed(f"{path} cannot be used: {failed.reason}")
+        watched = set(self._watched)
+        try:
+            found = await self._look_at([path])
+            for record in found.values():
+                if may_be_new and known and (record is None or known.state == REMOVED):
+                    self._server.drop(path)
+            await self._use(found)
+        except BaseException:
+            for disk in self._watched - watched:
+                disk.fail(FAILED, "the order to use it was cut short")
+            raise
+        finally:
+            failed = self._store.down.get(path)
+            if failed is not None and failed is not old:
+                failed.id = failed.id or (known.id if known is not None else "")
+                self._start(self._let_go, failed)
+                if old is None:
+                    del self._store.down[path]  # it never was a disk of this server
+        if failed is not None:
+            raise DiskFailed(f"{path} cannot be used: {failed.reason}")
+        disk = self._used(path)
+        try:
+            await self.save()  # before anybody looks whether it is on the disk
+        finally:
+            self._start(self._tend, disk)
+        log.warning("disk %s is used", path, extra=event("disk_used", disk=path))
 
     def _start(self, task: Task, disk: Disk) -> None:
         if self._nursery is not None:

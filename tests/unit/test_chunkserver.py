@@ -235,6 +235,64 @@ async def test_a_disk_of_others_does_not_end_the_start(tmp_path: Path, whose: st
         lock.close()
 
 
+@pytest.mark.parametrize("way", ["away", "cancelled", "full"])
+async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """However often it is given; the report still says which disk it is about."""
+    path = tmp_path / "disk"
+    node = await node_in(path)
+    disk = node.store.disks[0]
+    retry = DiskOrder(0, "", disk.path, "retry")
+    name_disk, scope = identity.name_disk, trio.CancelScope()
+
+    def cancel(*arguments: Any) -> str:
+        """Between the look at the record and the opening."""
+        scope.cancel()
+        return name_disk(*arguments)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.disks.run, [])
+        await trio.testing.wait_all_tasks_blocked()
+        disk.fail("failed", "a test")
+        with trio.fail_after(10):
+            await disk.closed.wait()
+        with pytest.raises(StartupError, match="no disk left"):
+            await node.disks.save()
+        if way == "away":
+            path.rename(tmp_path / "away")
+        for _ in range(3):
+            scope = trio.CancelScope()
+            with monkeypatch.context() as patch, scope:
+                if way == "cancelled":
+                    patch.setattr(identity, "name_disk", cancel)
+                elif way == "full":
+                    patch.setattr(identity, "save_record", refuse)
+                with pytest.raises((DiskFailed, StartupError, trio.Cancelled)) as refused:
+                    await node.disks.order(retry)
+                if isinstance(refused.value, trio.Cancelled):
+                    raise refused.value
+            [report] = node.store.reports()
+            assert report.id == disk.id
+            if way == "full":
+                break
+            with trio.fail_after(10):
+                await node.store.down[disk.path].closed.wait()
+            assert not node.disks._watched
+        if way == "away":
+            (tmp_path / "away").rename(path)
+        await node.disks.order(retry)
+        [disk] = node.store.disks.values()
+        disk.fail("failed", "again")
+        with trio.fail_after(10):
+            await disk.closed.wait()  # somebody tended it
+        nursery.cancel_scope.cancel()
+    await node.close()
+
+
 async def test_a_relative_directory_of_an_older_release_is_the_same_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
