@@ -17,8 +17,9 @@ corrupt    stored bytes fail their checksum                   once enough good
 Orders to delete name many replicas, a bounded number, each with its exact version, so
 that an order that arrives late hits nothing new. A server has one at a time. Until it
 answers, reports of what was ordered are old news (``is_ordered``), so that a replica about
-to go is not counted as a good one. What was ordered is forgotten here with the answer;
-what is still there afterwards is reported again and starts over.
+to go is not counted as a good one. What was ordered is forgotten here with the answer, or
+when none came for ``ORDERED_SECONDS``; what is still there afterwards is reported again and
+starts over.
 
 The *backlog* is what is to be deleted and is not known to be: orphaned replicas, and all
 that was ordered and not answered. What is kept for want of good replicas is no part of it.
@@ -57,6 +58,13 @@ class Unwanted(NamedTuple):
     length: int = 0
 
 
+class _Ordered(NamedTuple):
+    version: int
+    length: int
+    #: Reports of it are old news until then.
+    until: float
+
+
 class _Pile:
     """What one server is to delete."""
 
@@ -67,9 +75,26 @@ class _Pile:
         self.ready: dict[int, None] = {}
         #: (when ready, handle, version), in order.
         self.waiting: deque[tuple[float, int, int]] = deque()
-        #: Handle -> (version, until when reports of it are old news).
-        self.ordered: dict[int, tuple[int, float]] = {}
+        #: What was ordered and not answered, the oldest first; and how long that is.
+        self.ordered: dict[int, _Ordered] = {}
         self.ordered_bytes = 0
+
+    def order(self, handle: int, ordered: _Ordered) -> None:
+        self.forget_order(handle)  # of another version
+        self.ordered[handle] = ordered
+        self.ordered_bytes += ordered.length
+
+    def forget_order(self, handle: int) -> None:
+        ordered = self.ordered.pop(handle, None)
+        if ordered is not None:
+            self.ordered_bytes -= ordered.length
+
+    def expire(self, now: float) -> None:
+        while self.ordered:
+            handle = next(iter(self.ordered))
+            if self.ordered[handle].until > now:
+                return
+            self.forget_order(handle)
 
 
 class GarbageTable:
@@ -203,8 +228,7 @@ class GarbageTable:
                 continue
             self.drop(server, handle)
             orders.append((handle, known.version))
-            pile.ordered_bytes += known.length
-            pile.ordered[handle] = (known.version, now + ORDERED_SECONDS)
+            pile.order(handle, _Ordered(known.version, known.length, now + ORDERED_SECONDS))
         return orders
 
     def _ripen(self, server: int, pile: _Pile, now: float) -> None:
@@ -214,10 +238,6 @@ class GarbageTable:
             known = self.at(server, handle)
             if known is not None and known.kind == ORPHANED and known.version == version:
                 pile.ready[handle] = None
-        for handle in list(_first(pile.ordered, ORDERS_MAX)):
-            if pile.ordered[handle][1] > now:
-                break
-            del pile.ordered[handle]
 
     def leaving_bytes(self, server: int) -> int:
         """What is freed there when all that may be deleted now is, as far as is known."""
@@ -233,13 +253,13 @@ class GarbageTable:
         if pile is None:
             return False
         ordered = pile.ordered.get(handle)
-        return ordered is not None and ordered[0] == version and now < ordered[1]
+        return ordered is not None and ordered.version == version and now < ordered.until
 
     def was_ordered(self, server: int, handle: int, now: float) -> bool:
         """Was any version of it ordered deleted there a moment ago?"""
         pile = self._piles.get(server)
         ordered = None if pile is None else pile.ordered.get(handle)
-        return ordered is not None and now < ordered[1]
+        return ordered is not None and now < ordered.until
 
     def has_due(self, server: int, now: float) -> bool:
         """Whether there may be something for :meth:`orders`."""
@@ -271,6 +291,9 @@ class GarbageTable:
         self._piles.pop(server, None)
 
     def expire(self, now: float) -> None:
+        """Forget what is over by now; to be called all the time."""
+        for pile in self._piles.values():
+            pile.expire(now)
         for handle in list(self._doomed):
             if self._doomed[handle] > now:
                 break

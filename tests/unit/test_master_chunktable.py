@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gfs.blocks import REPLICA_HEAD_BYTES
 from gfs.errors import Busy, InvalidArgument
 from gfs.master import garbage as garbage_module
 from gfs.master.chunktable import LocationTable, Reservation, ReservationTable
@@ -150,6 +151,18 @@ def test_orders_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         table.orphan(0, handle, 1, now=0.0)
     counts = [len(table.orders(0, 2.0, anything)) for _ in range(4)]
     assert counts == [10, 10, 5, 0]
+
+
+def test_an_order_that_is_never_answered_is_no_backlog_for_ever() -> None:
+    table = GarbageTable(1.0)
+    for version, now in ((1, 0.0), (2, 60.0)):
+        table.give_up(0, 1, version, now, length=5000 * version)
+        assert table.orders(0, now, anything) == [(1, version)]
+    for now, count in ((149.0, 1), (150.0, 0)):
+        table.expire(now)
+        assert table.leaving_bytes(0) == 10_000 * count
+        assert table.backlog == (count, (10_000 + REPLICA_HEAD_BYTES) * count)
+        assert table.is_ordered(0, 1, 2, now) == bool(count)
 
 
 def test_a_dead_server_s_garbage_is_forgotten() -> None:
