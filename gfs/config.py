@@ -49,6 +49,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise SettingsError for values that contradict each other."""
 
 
+#: A chunkserver carries out 32 lengthy orders at once, and copies are to leave some of that
+#: to deletions, verifications and writes.
+CLONES_PER_SERVER_MAX = 16
+
+
 class MasterSettings(Settings, frozen=True, kw_only=True):
     address: str = f"127.0.0.1:{DEFAULT_PORT}"
     #: Goal of new files that do not ask for another.
@@ -110,7 +115,10 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
             "lease_margin_seconds must be above 0 and below lease_seconds",
         )
         _require(self.trash_seconds >= 0, "trash_seconds must not be negative")
-        _require(self.clones_per_server >= 1, "clones_per_server must be at least 1")
+        _require(
+            1 <= self.clones_per_server <= CLONES_PER_SERVER_MAX,
+            f"clones_per_server must be 1 to {CLONES_PER_SERVER_MAX}",
+        )
         _require(self.moves_total >= 0, "moves_total must not be negative")
         _require(0 < self.balance_share <= 1, "balance_share must be above 0 and at most 1")
         _require(0 <= self.replicas_before_ack <= 16, "replicas_before_ack must be 0 to 16")

@@ -18,6 +18,8 @@ from functools import partial
 
 import msgspec
 
+from gfs.blocks import MIB
+from gfs.config import CLONES_PER_SERVER_MAX
 from gfs.errors import Busy, InvalidArgument
 from gfs.master.core import Master
 from gfs.master.drain import DRAINED
@@ -34,8 +36,14 @@ from gfs.protocol.messages import (
     RepairReply,
 )
 
-#: What can be set, and the least that makes sense; -1: as the settings say.
-LEAST = {"clones_per_server": 1, "clones_total": 1, "moves_total": 0, "bytes_per_second": 1}
+#: What can be set, from where to where; -1: as the settings say. A rate that was mistyped
+#: without its M would stop all copying.
+BOUNDS = {
+    "clones_per_server": (1, CLONES_PER_SERVER_MAX),
+    "clones_total": (1, 10_000),
+    "moves_total": (0, 10_000),
+    "bytes_per_second": (MIB, 1024 * 1024 * MIB),
+}
 MAINTENANCE_SECONDS_MAX = 7 * 24 * 3600
 #: Chunks of a rank whose lengths are looked up; of more the sum is estimated.
 LENGTHS_MAX = 2_000
@@ -45,10 +53,11 @@ async def repair(master: Master, request: Repair) -> RepairReply:
     """As the message says; what was set is durable when this returns."""
     if request.settings or request.paused is not None:
         for name, value in request.settings.items():
-            if name not in LEAST:
-                raise InvalidArgument(f"{name} is no setting of repair: {', '.join(LEAST)} are")
-            if value != -1 and not LEAST[name] <= value < 2**53:
-                raise InvalidArgument(f"{name} must be at least {LEAST[name]}")
+            if name not in BOUNDS:
+                raise InvalidArgument(f"{name} is no setting of repair: {', '.join(BOUNDS)} are")
+            least, most = BOUNDS[name]
+            if value != -1 and not least <= value <= most:
+                raise InvalidArgument(f"{name} must be {least} to {most}, not {value}")
         changes: dict[str, int] = dict(request.settings)
         if request.paused is not None:
             changes["paused"] = request.paused
@@ -134,6 +143,11 @@ def _plan_forget(txn: Txn, server_id: str) -> Planned:
 
 def _check_forgettable(master: Master, server: Server) -> None:
     is_away = server.state == DEAD or (server.draining == DRAINED and server.state != LIVE)
+    if not is_away and master.lived.now_ns() < server.maintenance_until_ns:
+        raise InvalidArgument(
+            f"chunkserver {server.id} is under maintenance: gfs maintenance {server.id} off; when "
+            "it is gone for good it is dead soon after, and can be forgotten then"
+        )
     if not is_away:
         raise InvalidArgument(
             f"chunkserver {server.id} is {server.state}: drain it and stop it first (gfs drain); "

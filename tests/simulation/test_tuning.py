@@ -7,6 +7,7 @@ import random
 import pytest
 import trio
 
+from gfs.blocks import MIB
 from gfs.client import Client
 from gfs.errors import Busy, InvalidArgument, NotFound
 from gfs.protocol.messages import ServerStatus
@@ -69,10 +70,18 @@ async def test_limits_are_set_while_it_runs(seed: int, chance: random.Random) ->
     async with SimCluster(seed) as cluster:
         async with cluster.client() as fs:
             before = (await fs.repair()).settings
-            for wrong in ({"clones": 1}, {"clones_total": 0}, {"bytes_per_second": -2}):
-                with pytest.raises(InvalidArgument):
-                    await fs.repair(settings=wrong)
-            wanted = {"clones_total": 7, "moves_total": 0, "bytes_per_second": 1000}
+            for name, value, says in (
+                ("clones", 1, "is no setting"),
+                ("clones_total", 0, "must be 1 to 10000, not 0"),
+                ("clones_total", 2**53, "must be 1 to 10000"),
+                ("clones_per_server", 17, "must be 1 to 16, not 17"),
+                ("bytes_per_second", -2, "must be 1048576 to"),
+                ("bytes_per_second", 128, "must be 1048576 to"),
+                ("bytes_per_second", 2**64, "cannot be sent"),
+            ):
+                with pytest.raises(InvalidArgument, match=says):
+                    await fs.repair(settings={name: value})
+            wanted = {"clones_total": 7, "moves_total": 0, "bytes_per_second": MIB}
             assert (await fs.repair(settings=wanted)).settings == {**before, **wanted}
         await cluster.crash(MASTER)
         await cluster.start(MASTER)
@@ -94,6 +103,8 @@ async def test_a_server_under_maintenance_is_waited_for(seed: int, chance: rando
             await trio.sleep(4 * DEAD_SECONDS)
             server = await server_at(fs, victim)
             assert (server.state, server.maintenance_ms > 0) == ("silent", True)
+            with pytest.raises(InvalidArgument, match=f"gfs maintenance {server.id} off"):
+                await fs.forget_server(server.id)
             assert stored(cluster, victim) == before
         await cluster.crash(MASTER)
         await cluster.start(MASTER)

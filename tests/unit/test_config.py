@@ -129,6 +129,7 @@ def test_bytes_that_are_no_text_and_a_file_that_is_not_there(tmp_path: Path) -> 
         (MasterSettings, "master", {"no_such_flag": 1}, "no_such_flag"),
         (MasterSettings, "master", {"replicas_min": 0}, "replicas_min"),
         (MasterSettings, "master", {"clones_per_server": 0}, "clones_per_server"),
+        (MasterSettings, "master", {"clones_per_server": 17}, "clones_per_server must be 1 to 16"),
         (ChunkserverSettings, "chunkserver", {"durability": "hope"}, "durability"),
         (ChunkserverSettings, "chunkserver", {"disk_threads": 0}, "disk_threads"),
         (ClientSettings, "client", {"memory_bytes": 1}, "memory_bytes"),
