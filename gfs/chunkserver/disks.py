@@ -180,10 +180,8 @@ class Disks:
                     nursery.start_soon(read, disk, record)
         for disk in found:
             if disk in contents and not disk.down:
-                with _fails(disk):
-                    await self._store.adopt(disk, contents[disk])
+                self._store.adopt(disk, contents[disk])
                 self._remember_damaged(disk)
-                await self._store.remove_twins()
                 self._server.put(disk, DRAINING if disk.draining else "")
             self._watched.discard(disk)
 
@@ -411,9 +409,10 @@ class Disks:
         down = self._store.down.get(path)
         if down is None:
             disk = self._used(path)
-            if disk.chunks or not disk.draining:
+            chunks = disk.chunks + sum(index == disk.index for index, _ in self._store.rivals)
+            if chunks or not disk.draining:
                 raise InvalidArgument(
-                    f"{path} holds {disk.chunks} replicas and is {disk.state}: gfs disk drain it "
+                    f"{path} holds {chunks} replicas and is {disk.state}: gfs disk drain it "
                     "first; gfs status --disks shows when it is empty"
                 )
             self._store.release(disk)

@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from gfs.chunkserver import background
+from gfs.chunkserver import background, twins
 from gfs.chunkserver.draining import drain_disk
 from gfs.chunkserver.link import MasterLinks
 from gfs.chunkserver.metrics import families
@@ -93,6 +93,7 @@ async def _run(
                 partial(drain_disk, node),
             )
             nursery.start_soon(node.disks.run, tasks)
+            nursery.start_soon(twins.keep_settling, node)
             nursery.start_soon(background.scan, node)
             nursery.start_soon(background.look_at_damaged, node)
             nursery.start_soon(node.scrubber.run)

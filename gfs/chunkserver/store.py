@@ -76,6 +76,15 @@ class Replica(NamedTuple):
     length: int
 
 
+class Rival(NamedTuple):
+    """A second file of a chunk, on another disk than the one that is served."""
+
+    replica: Replica
+    #: It may lack something, and the record that says so.
+    mark: Mark | None
+    is_unfit: bool
+
+
 class Made(NamedTuple):
     """A whole replica in memory, verified."""
 
@@ -164,6 +173,11 @@ class ChunkStore:
         self.found_bad = 0
         #: Of each master: what it is still to be told.
         self.changes: list[Changes] = []
+        #: By (disk, handle): files of chunks that another disk has, too. Neither is deleted
+        #: before it is decided which one is better (see gfs.chunkserver.twins).
+        self.rivals: dict[tuple[int, int], Rival] = {}
+        #: Set when there are some.
+        self.found_rivals = trio.Event()
         #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
         self._twins: set[tuple[int, int]] = set()
         #: (Disk, path) of replicas that were given up half made, and could not be deleted.
@@ -185,75 +199,87 @@ class ChunkStore:
         """See :meth:`gfs.chunkserver.disk.Disk.run`."""
         return await disk.run(function, *args)
 
-    async def adopt(self, disk: Disk, contents: Contents) -> None:
-        """Use a disk that was read: its replicas are this server's from now on. Raises
-        ``OSError`` if it fails meanwhile."""
+    def adopt(self, disk: Disk, contents: Contents) -> None:
+        """Use a disk that was read: its replicas are this server's from now on. Of chunks
+        that another disk has in the same version, that one is served until both were read."""
         self.disks[disk.index] = disk
         self.down.pop(disk.path, None)
+        twice = sum(handle in self.inventory for handle in contents.replicas)
         for handle, found in contents.replicas.items():
             here = Replica(disk.index, found.version, found.length)
-            known = self.inventory.get(handle)
-            if known is not None:
-                await self._settle_twins(handle, known, here, contents)
-                continue
-            bad = self.bad.pop(handle, None)
-            if bad is not None:  # another disk has one that cannot be read
-                self._twins.update((n, handle) for n in self.disks if n != disk.index)
-            self._take(handle, here, contents)
+            rival = Rival(here, contents.forgetful.get(handle), handle in contents.unfit)
+            self.rivals[disk.index, handle] = rival
+            self.choose(handle)
         for handle in contents.unreadable:
             if handle in self.inventory:
                 self._twins.add((disk.index, handle))
             else:
                 self.bad[handle] = BadReplica(handle, 0, "corrupt")
+        if twice:
+            log.warning(
+                "%s has replicas of %d chunks that another disk of this server has, too: the "
+                "better one of each two is kept",
+                disk.path,
+                twice,
+            )
+        if self.rivals or self._twins:
+            self.found_rivals.set()
 
-    def _take(self, handle: int, here: Replica, contents: Contents) -> None:
+    def rivals_of(self, handle: int) -> list[Rival]:
+        """The best one first."""
+        some = [self.rivals[n, handle] for n in self.disks if (n, handle) in self.rivals]
+        some.sort(key=lambda rival: (rival.replica.version, rival.mark is None), reverse=True)
+        return some
+
+    def choose(self, handle: int) -> None:
+        """Decide between the files of a chunk what can be decided unread: the higher version
+        stays, and of two of the same one that lacks nothing is served until both were read.
+        What is used just now is left for another time."""
+        for rival in self.rivals_of(handle):
+            known = self.inventory.get(handle)
+            if known is not None and known.version > rival.replica.version:
+                self.drop_rival(handle, rival)
+            elif known is None or known.version < rival.replica.version:
+                self.prefer(handle, rival, is_better=True)
+            elif handle in self.forgetful and rival.mark is None:
+                self.prefer(handle, rival, is_better=False)
+
+    def drop_rival(self, handle: int, rival: Rival) -> None:
+        """The file that is served is as good, or better."""
+        del self.rivals[rival.replica.disk, handle]
+        self._twins.add((rival.replica.disk, handle))
+
+    def prefer(self, handle: int, rival: Rival, is_better: bool) -> None:
+        """Serve this one instead of what is served now, if anything, unless that is in use.
+        That is deleted if this one ``is_better`` for sure."""
+        known, chunk = self.inventory.get(handle), self._open.get(handle)
+        if handle in self.busy:
+            return
+        if chunk is not None and (known is None or chunk.users or chunk.is_pending):
+            return
+        self._take(handle, rival, is_better)
+
+    def _take(self, handle: int, rival: Rival, is_better: bool) -> None:
+        here, known = rival.replica, self.inventory.get(handle)
+        del self.rivals[here.disk, handle]
+        if known is not None:
+            key = known.disk, handle
+            if is_better:
+                self._twins.add(key)
+            else:
+                self.rivals[key] = Rival(known, self.forgetful.get(handle), handle in self.bad)
+            self.forget(handle)
+        elif handle in self.bad:  # another disk has one that cannot be read
+            keys = {(n, handle) for n in self.disks if n != here.disk}
+            self._twins.update(keys - self.rivals.keys())
+        self.bad.pop(handle, None)
         self._note(handle, here)
         for changes in self.changes:
             changes.come[handle] = None
-        if handle in contents.forgetful:
-            self.forgetful[handle] = contents.forgetful[handle]
-        if handle in contents.unfit:
+        if rival.mark is not None:
+            self.forgetful[handle] = rival.mark
+        if rival.is_unfit:
             self.mark_bad(handle)
-
-    async def _settle_twins(
-        self, handle: int, known: Replica, here: Replica, contents: Contents
-    ) -> None:
-        """Two disks have a replica of the same chunk: a move between them was cut short, or
-        the removal of one did not reach the disk. The one of the higher version stays; of
-        two of the same version one that is whole, for sure, and neither is deleted
-        before."""
-        log.warning(
-            "chunk %016x is on two disks: %s and %s",
-            handle,
-            self.disks[known.disk].path,
-            self.disks[here.disk].path,
-        )
-        rivals = [(known, handle not in self.forgetful), (here, handle not in contents.forgetful)]
-        rivals.sort(key=lambda rival: (rival[0].version, rival[1]), reverse=True)
-        (best, _), (other, _) = rivals
-        is_whole = True
-        if best.version == other.version:
-            is_whole = await self._is_whole(handle, best)
-            if not is_whole and await self._is_whole(handle, other):
-                best, other, is_whole = other, best, True
-        if best is here:
-            self.forget(handle)
-            self.bad.pop(handle, None)
-            self._take(handle, here, contents)
-        if is_whole:
-            self._twins.add((other.disk, handle))
-        else:
-            self.mark_bad(handle)  # whoever replaces it deletes both
-
-    async def _is_whole(self, handle: int, replica: Replica) -> bool:
-        disk = self.disks[replica.disk]
-        try:
-            return await disk.run(_verify_file, disk, handle)
-        except OSError as error:
-            if disk.down:
-                raise
-            log.error("%s: %s", disk.chunk_path(handle), error)
-            return False
 
     def _failed(self, disk: Disk) -> None:
         """Its replicas are gone: nobody reads them, and the master has them made anew."""
@@ -267,7 +293,10 @@ class ChunkStore:
                 self.forget(handle)
         self._twins = {each for each in self._twins if each[0] != disk.index}
         self._half_made = {each for each in self._half_made if each[0] != disk.index}
+        self.rivals = {key: each for key, each in self.rivals.items() if key[0] != disk.index}
         self.disks.pop(disk.index, None)
+        for handle in lost:
+            self.choose(handle)
         if self.server:
             self.tell_failed(disk, len(lost))
 
@@ -718,7 +747,10 @@ class ChunkStore:
         if handle not in self._open:
             async with self._alone(handle):
                 if handle not in self._open and handle not in self.inventory:
-                    return await self._create(handle, version)
+                    rivals = self.rivals_of(handle)
+                    if not rivals:
+                        return await self._create(handle, version)
+                    self._take(handle, rivals[0], is_better=True)
         return await self.get(handle)
 
     async def _create(self, handle: int, version: int) -> OpenChunk:
@@ -756,8 +788,12 @@ class ChunkStore:
             if moved is not None:
                 self._check_moved(handle, moved)
             is_good = handle not in self.bad and handle not in self.forgetful
-            if replica is not None and replica.version > file.version and is_good:
-                raise StaleVersion(f"chunk {handle:016x} has version {replica.version} here")
+            rivals = self.rivals_of(handle)
+            newest = rivals[0].replica if rivals else None
+            if replica is not None and is_good:
+                newest = max(replica, newest or replica, key=lambda each: each.version)
+            if newest is not None and newest.version > file.version:
+                raise StaleVersion(f"chunk {handle:016x} has version {newest.version} here")
             with trio.CancelScope(shield=True):
                 # Only now: a start skips what the journal has of the old file, if all of
                 # that has lower numbers.
@@ -766,8 +802,9 @@ class ChunkStore:
                 await self._retire(handle)
                 self.forget(handle)
                 disk.marks.remove(handle)
+                self.rivals.pop((disk.index, handle), None)
                 # One that could not be read at start may be on any disk.
-                if replica is not None or handle in self.bad:
+                if replica is not None or handle in self.bad or rivals:
                     for other in list(self.disks.values()):
                         if other is not disk:
                             await self._remove_twin(other, handle)
@@ -776,9 +813,8 @@ class ChunkStore:
 
     def is_absent(self, handle: int) -> bool:
         """Nothing of the chunk is here, nor about to be."""
-        return not any(
-            handle in known for known in (self.inventory, self.bad, self.busy, self._open)
-        )
+        known = self.inventory, self.bad, self.busy, self._open
+        return not (any(handle in each for each in known) or self.rivals_of(handle))
 
     async def install_new(self, disk: Disk, made: list[Made]) -> dict[int, GfsError]:
         """Make whole replicas on ``disk`` of chunks of which nothing is here, all at once.
@@ -908,6 +944,7 @@ class ChunkStore:
     async def _remove_twin(self, disk: Disk, handle: int) -> None:
         """Delete what is left on this disk; later if it refuses."""
         self._twins.discard((disk.index, handle))
+        self.rivals.pop((disk.index, handle), None)
         try:
             await self._remove(disk, handle)
         except OSError:
@@ -964,6 +1001,7 @@ class ChunkStore:
             if self._is_there(handle, version):
                 async with self._unwritten(handle):
                     if self._is_there(handle, version):
+                        self._drop_rivals(handle, version)
                         await self._discard(handle)
 
     async def delete_unused(self, names: list[ReplicaName]) -> list[ReplicaName]:
@@ -981,8 +1019,9 @@ class ChunkStore:
         done = trio.Event()
         self.busy.update(dict.fromkeys(handles, done))
         try:
-            for handle in handles:
+            for handle, replica in zip(handles, replicas, strict=True):
                 self.forget(handle)
+                self._drop_rivals(handle, replica.version)
             with trio.CancelScope(shield=True):
                 failed = await self._remove_all(disk, handles)
             for handle, replica in zip(handles, replicas, strict=True):
@@ -996,6 +1035,12 @@ class ChunkStore:
                 del self.busy[handle]
             done.set()
         return others
+
+    def _drop_rivals(self, handle: int, version: int) -> None:
+        """An order to delete that version is about all files of it, and of older ones."""
+        for rival in self.rivals_of(handle):
+            if rival.replica.version <= version:
+                self.drop_rival(handle, rival)
 
     def _is_unused(self, name: ReplicaName) -> bool:
         """Whether it is of exactly this version, and nobody has anything to do with it."""
@@ -1036,7 +1081,7 @@ class ChunkStore:
         """Delete all that is here of a chunk: one that could not be read at start may be
         on any disk."""
         replica = self.inventory.get(handle)
-        disks = list(self.disks.values())
+        disks = [disk for n, disk in self.disks.items() if (n, handle) not in self.rivals]
         if replica is not None and handle not in self.bad:
             disks = [self.disks[replica.disk]]
         with trio.CancelScope(shield=True):
@@ -1088,18 +1133,6 @@ def _unlink_all(disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSE
 def _rename(disk: Disk, temporary: str, path: str) -> None:
     disk.files.rename(temporary, path)
     disk.files.sync_directory(path.rpartition("/")[0])
-
-
-def _verify_file(disk: Disk, handle: int) -> bool:
-    """Blocks. Whether every block of the replica's file is what its sum says."""
-    try:
-        file = ChunkFile.open(disk.files, disk.chunk_path(handle), handle, disk.journal)
-    except CorruptReplica:
-        return False
-    try:
-        return not file.bad_blocks()
-    finally:
-        file.close()
 
 
 def _tell_mended(bad: BadReplica | None, how: str) -> None:

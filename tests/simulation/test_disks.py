@@ -296,3 +296,52 @@ async def test_a_disk_that_is_slow_is_not_one_that_hangs(seed: int, chance: rand
         assert not (await fs.fsck()).problems
         for name in cluster.chunkservers:
             assert (await disks_of(fs, name))[DISK].errors == 0
+
+
+@pytest.mark.parametrize(
+    "meanwhile", ["all is well", "it is slow", "it fails", "files are written"]
+)
+@over_seeds(1)
+async def test_a_disk_returns_when_another_one_has_its_replicas(
+    seed: int, chance: random.Random, meanwhile: str
+) -> None:
+    """Both files of each chunk were read before the order to retry was answered: all other
+    orders waited; and when the other disk failed by that, this one was blamed."""
+    other = "/disk1"
+    async with SimCluster(seed, chunkservers=3, disks=2) as cluster, cluster.client() as fs:
+        files = await write_files(fs, chance, "file")
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        volume = machine.unmount(DISK)
+
+        async def is_made_anew() -> bool:
+            state = (await disks_of(fs, victim))[DISK].state
+            return state == "missing" and not (await fs.status()).totals.under_replicated
+
+        await cluster.wait_until(is_made_anew, 120, every=1)
+        machine.mount_again(DISK, volume)
+        if meanwhile == "it is slow":
+            machine.hang(other, Hang(share=1.0, seconds=(0.5, 0.5), kinds=("read",)))
+        elif meanwhile == "it fails":
+            machine.fail(other)
+        with trio.fail_after(5):
+            await fs.order_disk(cluster.address(victim), DISK, "retry")
+        machine.hang(other, None)
+        if meanwhile == "files are written":
+            for path in files:
+                files[path] = content(chance, 2000)
+                async with await fs.open(path, "r+") as file:
+                    await file.pwrite(0, files[path])
+        states = {path: disk.state for path, disk in (await disks_of(fs, victim)).items()}
+        assert states == {DISK: "ok", other: "failed" if meanwhile == "it fails" else "ok"}
+
+        async def is_settled() -> bool:
+            used = [path for path in cluster.chunk_files(victim) if states[path[:6]] == "ok"]
+            names = {path.rpartition("/")[2] for path in used}
+            report, totals = await fs.fsck(), (await fs.status()).totals
+            is_whole = not report.problems and not totals.under_replicated
+            return is_whole and len(used) == len(names) == FILES
+
+        await cluster.wait_until(is_settled, 120, every=1)
+        assert not (await fs.status()).totals.corruptions
+        await check_files(fs, files)

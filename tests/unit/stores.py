@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-
 from gfs.chunkserver.disk import Disk
 from gfs.chunkserver.loading import read_disk
 from gfs.chunkserver.store import ChunkStore
@@ -20,13 +18,4 @@ def new_disk(store: ChunkStore, path: str) -> Disk:
 
 def load(store: ChunkStore, disk: Disk) -> None:
     """Read a disk, and have the store use it."""
-    finish(store.adopt(disk, read_disk(disk)))
-
-
-def finish(work: Coroutine[object, object, None]) -> None:
-    """Run what does not wait for anything here."""
-    try:
-        work.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("it waits")
+    store.adopt(disk, read_disk(disk))

@@ -24,6 +24,7 @@ from gfs.chunkserver import store as store_module
 from gfs.chunkserver.background import look_at
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.node import Node
+from gfs.chunkserver.twins import settle_all
 from gfs.chunkserver.write import WriteExchange
 from gfs.config import ChunkserverSettings
 from gfs.errors import GfsError
@@ -133,6 +134,7 @@ class Server:
         self.process = self.machine.start_process()
         self.node = Node(self.process.world, self._settings, self.disks, bytes(32))
         await self.node.open()
+        await settle_all(self.node)
 
     # --- what is ordered ---------------------------------------------------------------
 
