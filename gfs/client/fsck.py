@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -13,6 +13,7 @@ from gfs.client.read import ask_server, ask_state, check_path
 from gfs.errors import GfsError
 from gfs.protocol.messages import (
     Done,
+    FileChunkName,
     FsckChunk,
     FsckPage,
     FsckPageReply,
@@ -33,6 +34,9 @@ PAGE_CHUNKS = 200
 VERIFY_SECONDS = 60.0
 #: Chunks at once whose replicas are read; each keeps one disk of one server busy.
 VERIFY_AT_ONCE = 8
+#: A chunk that changes during each of these looks is told of as the last one found it.
+LOOKS_MAX = 5
+CHANGING = f"it changed during each of {LOOKS_MAX} looks: run gfs fsck again"
 
 KEPT = "kept, for nothing better is there"
 #: Of a lost chunk that is not lost for long.
@@ -129,102 +133,197 @@ async def fsck(check: Check, path: str) -> FsckReport:
     return report
 
 
+@dataclass(frozen=True)
+class Known:
+    """A chunk as the master knew it when it was asked."""
+
+    chunk: FsckChunk
+    servers: list[ServerAddress]
+    damaged: list[ServerAddress]
+    #: Of earlier looks: what is damage although the chunk has changed since.
+    found: list[FsckProblem] = field(default_factory=list)
+
+    def is_as(self, other: Known) -> bool:
+        return self._compared() == other._compared()
+
+    def _compared(self) -> tuple[object, ...]:
+        chunk, servers = self.chunk, sorted(server.id for server in self.servers)
+        damaged = sorted(server.id for server in self.damaged)
+        return chunk.handle, chunk.version, chunk.length, chunk.goal, servers, damaged
+
+
+class Finding:
+    """What was found to be wrong with a chunk; whose replicas the master is told of."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.problems = known.found[:]
+        self.unfit: list[tuple[ServerAddress, str]] = []
+
+    def add(self, kind: str, server: str, detail: str) -> None:
+        c = self.known.chunk
+        # In place of what an earlier look found.
+        self.problems = [p for p in self.problems if (p.kind, p.server) != (kind, server)]
+        self.problems.append(
+            FsckProblem(kind, c.path, c.index, c.handle, c.version, server, detail)
+        )
+
+
 #: Of a server's replica of a chunk, by their id and handle.
 States = dict[tuple[str, int], ReplicaState | Exception]
 
 
-async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> None:
-    slots = trio.CapacityLimiter(VERIFY_AT_ONCE)
-    known = {} if check.verify else await _looked_for(check, page)
+def _known(check: Check, page: FsckPageReply, chunk: FsckChunk) -> Known:
+    servers, damaged = (
+        [server for n in places if check.concerns(server := page.servers[n])]
+        for places in (chunk.servers, chunk.damaged)
+    )
+    return Known(chunk, servers, damaged)
 
-    async def one(
-        chunk: FsckChunk, servers: list[ServerAddress], damaged: list[ServerAddress]
-    ) -> None:
+
+async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> None:
+    """Look at the chunks of a page. What seems to be damaged counts if the chunk is as it was
+    when the look ends, and is looked at again if not: at any time replicas move and files
+    are rewritten and deleted, which is no damage."""
+    left = [_known(check, page, chunk) for chunk in page.chunks]
+    for look in range(1, LOOKS_MAX + 1):
+        findings = await _look(check, left, report)
+        left = []
+        known = await _known_again(check, [finding.known.chunk for finding in findings])
+        for finding, now in zip(findings, known, strict=True):
+            if now is not None and not now.is_as(finding.known):
+                if look < LOOKS_MAX:
+                    now.found.extend(_standing(check, finding, now))
+                    left.append(now)
+                    continue
+                finding.problems = [
+                    replace(problem, detail=f"{problem.detail}; {CHANGING}")
+                    for problem in finding.problems
+                ]
+            if now is not None:
+                await _count(check, finding, report)
+            check.progress(1)
+        if not left:
+            return
+
+
+def _standing(check: Check, finding: Finding, now: Known) -> list[FsckProblem]:
+    """What stays true of a chunk that has changed. A server that finds damage when it is asked
+    tells the master by itself, who then does not name its replica any more."""
+    is_short = bool(check.server) and len(now.chunk.servers) < now.chunk.goal
+    return [p for p in finding.problems if p.kind == "corrupt" or is_short]
+
+
+async def _known_again(check: Check, chunks: list[FsckChunk]) -> list[Known | None]:
+    """The same chunks of the same files as the master knows them now; None: there is none."""
+    found: list[Known | None] = []
+    while left := chunks[len(found) :]:
+        names = [FileChunkName(chunk.inode, chunk.index) for chunk in left]
+        page = await check.core.master.ask(
+            FsckPage(id=0, path="/", cursor=b"", limit=len(names), again=names), FsckPageReply
+        )
+        for before, chunk in zip(left, page.chunks, strict=False):
+            chunk.path = before.path
+            found.append(_known(check, page, chunk) if chunk.version else None)
+    return found
+
+
+async def _look(check: Check, chunks: list[Known], report: FsckReport) -> list[Finding]:
+    """What seems to be damaged; what is well is counted."""
+    slots = trio.CapacityLimiter(VERIFY_AT_ONCE)
+    states = {} if check.verify else await _looked_for(check, chunks)
+    suspects: list[Finding] = []
+
+    async def one(known: Known) -> None:
         async with slots:
-            report.chunks += 1
-            report.bytes += chunk.length
-            await _check_chunk(check, chunk, servers, damaged, report, known)
+            finding = await _check_chunk(check, known, states)
+        if finding.problems:
+            suspects.append(finding)
+        else:
+            await _count(check, finding, report)
             check.progress(1)
 
     async with trio.open_nursery() as nursery:
-        for chunk in page.chunks:
-            servers, damaged = (
-                [server for n in places if check.concerns(server := page.servers[n])]
-                for places in (chunk.servers, chunk.damaged)
-            )
-            if servers or damaged or not check.server:
-                nursery.start_soon(one, chunk, servers, damaged)
+        for known in chunks:
+            if known.servers or known.damaged or known.found or not check.server:
+                nursery.start_soon(one, known)
             else:
                 check.progress(1)
+    return suspects
 
 
-async def _looked_for(check: Check, page: FsckPageReply) -> States:
-    """Each server is asked once for all that it has of this page."""
-    known: States = {}
+async def _count(check: Check, finding: Finding, report: FsckReport) -> None:
+    """It is so: into the report, and the master is told of damage."""
+    known = finding.known
+    report.chunks += 1
+    report.bytes += known.chunk.length
+    report.replicas += len(known.servers) + len(known.damaged)
+    report.problems += finding.problems
+    for server, kind in finding.unfit:
+        request = ReportReplica(
+            id=0,
+            handle=known.chunk.handle,
+            version=known.chunk.version,
+            server=server.id,
+            kind=kind,
+        )
+        await check.core.master.ask(request, Done)
+
+
+async def _looked_for(check: Check, chunks: list[Known]) -> States:
+    """Each server is asked once for all that it has of these."""
+    states: States = {}
+    wanted: dict[str, tuple[ServerAddress, list[ReplicaName]]] = {}
+    for known in chunks:
+        for server in known.servers:
+            name = ReplicaName(known.chunk.handle, known.chunk.version)
+            wanted.setdefault(server.id, (server, []))[1].append(name)
 
     async def ask(server: ServerAddress, replicas: list[ReplicaName]) -> None:
         question = LookFor(check.core.message_id(), replicas)
-        states: Sequence[ReplicaState | Exception]
+        said: Sequence[ReplicaState | Exception]
         try:
             reply = await ask_server(check.core, server, question, LookForReply, VERIFY_SECONDS)
-            states = reply.states
+            said = reply.states
         except (ConnectionError, GfsError) as error:
-            states = [error] * len(replicas)
-        for name, state in zip(replicas, states, strict=True):
-            known[server.id, name.handle] = state
+            said = [error] * len(replicas)
+        for name, state in zip(replicas, said, strict=True):
+            states[server.id, name.handle] = state
 
     async with trio.open_nursery() as nursery:
-        for number, server in enumerate(page.servers):
-            replicas = [
-                ReplicaName(chunk.handle, chunk.version)
-                for chunk in page.chunks
-                if number in chunk.servers and check.concerns(server)
-            ]
-            if replicas:
-                nursery.start_soon(ask, server, replicas)
-    return known
+        for server, replicas in wanted.values():
+            nursery.start_soon(ask, server, replicas)
+    return states
 
 
-async def _check_chunk(
-    check: Check,
-    chunk: FsckChunk,
-    servers: list[ServerAddress],
-    damaged: list[ServerAddress],
-    report: FsckReport,
-    known: States,
-) -> None:
-    core, verify = check.core, check.verify
+async def _check_chunk(check: Check, known: Known, states: States) -> Finding:
+    chunk, finding = known.chunk, Finding(known)
     good = 0
     #: Of each damaged replica: the blocks that are, None if that is not known.
     bad: list[set[int] | None] = []
-    for server in (*servers, *damaged):
-        report.replicas += 1
-        if server in damaged and not verify:
-            _add(report, chunk, "corrupt", server.id, KEPT)
+    for server in (*known.servers, *known.damaged):
+        is_damaged = server in known.damaged
+        if is_damaged and not check.verify:
+            finding.add("corrupt", server.id, KEPT)
             bad.append(None)
             continue
-        kind, detail, blocks = await _state(core, chunk, server, known)
+        kind, detail, blocks = await _state(check.core, chunk, server, states)
         if kind == "corrupt":
             bad.append(blocks)
-        if server in damaged and kind == "corrupt":
-            _add(report, chunk, kind, server.id, f"{detail}; {KEPT}")
-            continue
-        if kind == "good":
+        if is_damaged and kind == "corrupt":
+            finding.add(kind, server.id, f"{detail}; {KEPT}")
+        elif kind == "good":
             good += 1
-            continue
-        _add(report, chunk, kind, server.id, detail)
-        await core.master.ask(
-            ReportReplica(
-                id=0, handle=chunk.handle, version=chunk.version, server=server.id, kind=kind
-            ),
-            Done,
-        )
+        else:
+            finding.add(kind, server.id, detail)
+            finding.unfit.append((server, kind))
     if check.server:
-        return  # what others have is not known
+        return finding  # what others have is not known
     if not good and chunk.length:
-        _add(report, chunk, "lost", "", _what_is_left(bad))
+        finding.add("lost", "", _what_is_left(bad))
     elif good < chunk.goal:
-        _add(report, chunk, "below_goal", "", f"{good} good replicas, the goal is {chunk.goal}")
+        finding.add("below_goal", "", f"{good} good replicas, the goal is {chunk.goal}")
+    return finding
 
 
 def _what_is_left(bad: list[set[int] | None]) -> str:
@@ -242,18 +341,12 @@ def _blocks(blocks: set[int]) -> str:
     return f"blocks {told}{' …' if len(blocks) > 10 else ''}"
 
 
-def _add(report: FsckReport, chunk: FsckChunk, kind: str, server: str, detail: str) -> None:
-    report.problems.append(
-        FsckProblem(kind, chunk.path, chunk.index, chunk.handle, chunk.version, server, detail)
-    )
-
-
 async def _state(
-    core: ClientCore, chunk: FsckChunk, server: ServerAddress, known: States
+    core: ClientCore, chunk: FsckChunk, server: ServerAddress, states: States
 ) -> tuple[str, str, set[int] | None]:
     """Its kind, why, and which blocks are damaged if that is known. Its server is asked
-    to read it unless something is ``known``."""
-    reply = known.get((server.id, chunk.handle)) or await _verified(core, chunk, server)
+    to read it unless its state is known."""
+    reply = states.get((server.id, chunk.handle)) or await _verified(core, chunk, server)
     if isinstance(reply, Exception):
         return "missing", f"{server.address} does not answer: {reply}", None
     if reply.state == "corrupt":

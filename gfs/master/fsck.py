@@ -31,6 +31,7 @@ class FsckWalk:
         self._path = request.path
         self._root = parse(request.path)
         self._limit = max(1, request.limit)
+        self._again = request.again
         self._book = AddressBook()
         self._chunks: list[FsckChunk] = []
         self._files = 0
@@ -44,6 +45,8 @@ class FsckWalk:
             raise InvalidArgument("a cursor that no reply gave") from None
 
     def page(self) -> FsckPageReply:
+        if self._again:
+            return self._those_again()
         if self._cursor.chunk >= 0 and not self._go_on_with_file():
             return self._reply(self._cursor)
         for met, visit in enumerate(reads.walk(self._txn, self._path, self._cursor), 1):
@@ -55,6 +58,19 @@ class FsckWalk:
                     return self._reply(reads.Cursor(segments, stopped, True))
             if met >= WALK_SLICE or self._is_full():
                 return self._reply(reads.Cursor(segments, -1, True))
+        return self._reply(None)
+
+    def _those_again(self) -> FsckPageReply:
+        for name in self._again:
+            if self._is_full():
+                break
+            row = inode_row(self._txn, name.inode)
+            chunk = None
+            if row is not None and row.kind == KIND_FILE:
+                chunk = next(reads.file_chunks(self._txn, name.inode, row.length, name.index), None)
+            if chunk is None or chunk.number != name.index:
+                chunk = reads.FileChunk(name.index, handle=0, version=0, length=0, goal=0)
+            self._take_chunk("", name.inode, chunk)
         return self._reply(None)
 
     def _go_on_with_file(self) -> bool:
@@ -75,13 +91,13 @@ class FsckWalk:
         for chunk in reads.file_chunks(self._txn, inode, length, first):
             if self._is_full():
                 return chunk.number
-            self._take_chunk(path, chunk)
+            self._take_chunk(path, inode, chunk)
         return -1
 
     def _is_full(self) -> bool:
         return bool(self._chunks) and (len(self._chunks) >= self._limit or self._book.room <= 4096)
 
-    def _take_chunk(self, path: str, chunk: reads.FileChunk) -> None:
+    def _take_chunk(self, path: str, inode: int, chunk: reads.FileChunk) -> None:
         master = self._master
         holders = [master.servers.get(i) for i in master.locations.get(chunk.handle)]
         positions = self._book.positions(holders)
@@ -96,6 +112,7 @@ class FsckWalk:
             goal=chunk.goal,
             servers=positions,
             damaged=self._book.positions(damaged),
+            inode=inode,
         )
         if lease is not None:
             found.lease_ms = master.leases.remaining_ms(lease, master.now)

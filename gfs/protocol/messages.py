@@ -330,6 +330,14 @@ class FsckChunk(Part):
     primary: str = ""
     #: Without any good replica: who has a damaged one.
     damaged: list[int] = []
+    inode: int = 0
+
+
+class FileChunkName(Part):
+    """A chunk by its place in a file, whatever the file is named now."""
+
+    inode: int
+    index: int
 
 
 # --- the handshake -----------------------------------------------------------
@@ -468,12 +476,15 @@ class FsckPage(Message, tag=20):
     """Chunks of the files at and below ``path``, in pages.
 
     ``cursor`` is empty first, then what the last reply said; an empty
-    ``cursor`` in the reply ends it.
+    ``cursor`` in the reply ends it. With ``again`` nothing is walked: the reply has
+    these chunks as they are now, in the order asked, as many as it has room for and at
+    least one, without their paths. One that is not there any more has version 0.
     """
 
     path: str
     cursor: bytes
     limit: int
+    again: list[FileChunkName] = []
 
 
 class FsckPageReply(Message, tag=21):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
 
 from gfs.blocks import MIB
-from gfs.client import Client
+from gfs.client import Client, fsck
+from gfs.client.core import ClientCore
 from gfs.config import MasterSettings
 from gfs.errors import DrainRefused, NotFound
-from gfs.protocol.messages import ServerStatus
+from gfs.protocol.messages import FsckPageReply, ServerStatus
 from gfs.testing import SimCluster, run_simulated
 
 from .promises import assert_sound, content, replicas
@@ -21,6 +25,8 @@ SETTINGS = MasterSettings(
     map_bytes=1 << 28, sync=False, dead_seconds=6.0, lease_seconds=12.0, lease_margin_seconds=1.0
 )
 DRAIN_SECONDS = 120.0
+#: By then the master knows of damage that a chunkserver has found.
+REPORT_SECONDS = 5.0
 
 
 async def server(fs: Client, name: str) -> ServerStatus:
@@ -91,6 +97,64 @@ async def _watch(fs: Client, paths: list[str], done: trio.Event) -> None:
         for path in paths:
             assert await replicas(fs, path) >= 3, path
         await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("server_only", [False, True])
+def test_what_changes_while_fsck_looks_is_no_damage(
+    monkeypatch: pytest.MonkeyPatch, verify: bool, server_only: bool
+) -> None:
+    """Between a page of the metadata and the questions to the servers, replicas move away, and
+    files are renamed, replaced and deleted. Damage is told of even if the
+    master has dropped the replica for it before the look ends."""
+    walk, known_again = fsck.chunk_pages, cast(Any, fsck)._known_again
+
+    async def main() -> None:
+        async with (
+            SimCluster(6, chunkservers=4, master=SETTINGS) as cluster,
+            cluster.client() as fs,
+        ):
+            for name in ("moved", "renamed", "replaced", "deleted"):
+                await fs.put(name.encode() * 1000, f"/{name}")
+            target = await server(fs, "chunkserver1")
+
+            async def pages(core: ClientCore, path: str) -> AsyncIterator[FsckPageReply]:
+                async for page in walk(core, path):
+                    await fs.rename("/renamed", "/other")
+                    await fs.put(b"new" * 10_000, "/replaced", overwrite=True)
+                    await fs.delete("/deleted", now=True)
+                    await fs.drain(target.id)
+                    await wait_drained(cluster, fs, "chunkserver1")
+                    assert not cluster.chunk_files("chunkserver1")
+                    yield page
+
+            monkeypatch.setattr(fsck, "chunk_pages", pages)
+            report = await fs.fsck(verify=verify, server=target.id * server_only)
+            assert not report.damaged, report.problems
+            if server_only:
+                return
+            assert (report.chunks, report.replicas) == (3, 9)
+
+            async def later(*args: object) -> list[fsck.Known | None]:
+                await trio.sleep(REPORT_SECONDS)
+                return await known_again(*args)
+
+            monkeypatch.setattr(fsck, "chunk_pages", walk)
+            monkeypatch.setattr(fsck, "_known_again", later)
+            await cluster.wait_until(partial(_is_calm, fs), DRAIN_SECONDS)
+            await fs.repair(paused=True)
+            damaged = await server(fs, "chunkserver2")
+            path = cluster.chunk_files("chunkserver2")[0]
+            cluster.machine("chunkserver2").disk.truncate(path, 20_000)
+            report = await fs.fsck(verify=verify, server=damaged.id)
+            assert report.counts == {"corrupt": 1}
+
+    run_simulated(6, main)
+
+
+async def _is_calm(fs: Client) -> bool:
+    totals = (await fs.status()).totals
+    return not totals.orphaned + totals.under_replicated
 
 
 def test_it_outlives_the_master_and_can_be_cancelled() -> None:
