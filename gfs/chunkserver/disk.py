@@ -168,6 +168,8 @@ class Disk:
         #: close waits for the disk.
         self._to_close: list[File | ChunkFile] = []
         self.closing = trio.Event()
+        #: Has a thread close what is left after all else was closed.
+        self._close_rest: Callable[[], object] = lambda: None
 
     def open(self) -> None:
         """From now on its path is the directory that is there now. Blocks. Raises
@@ -364,13 +366,24 @@ class Disk:
         """Have a file closed by a thread."""
         self._to_close.append(file)
         self.closing.set()
+        if self.closed.is_set():
+            self._close_rest()
 
     def close_files(self) -> None:
         """Blocks. Close what was put off, and of a disk that is given up everything. No
         thread may be using any of it."""
         while self._to_close:
-            with contextlib.suppress(OSError):  # nothing that is not synced was promised
+            # Nothing that is not synced was promised; and another thread may do the same.
+            with contextlib.suppress(OSError, IndexError):
                 self._to_close.pop().close()
+
+    def is_closed(self, close_rest: Callable[[], object]) -> None:
+        """All is closed, but for what somebody still uses: ``close_rest`` is called when that
+        can be closed, too."""
+        self.closed.set()
+        self._close_rest = close_rest
+        if self._to_close:
+            close_rest()
 
     def close(self) -> None:
         """Blocks. As :meth:`close_files`, and everything else that is open."""

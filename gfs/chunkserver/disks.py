@@ -22,6 +22,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 import trio
@@ -257,10 +258,14 @@ class Disks:
             await self._doubt(disk)  # a call that had hung was refused in the end
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
         self._watched.discard(disk)
-        disk.closed.set()
+        disk.is_closed(partial(self._start, self._close_rest, disk))
         if disk.hung:
             log.info("%s: all calls to it have returned: it is tried again", disk.path)
             await self._try_again(disk.path)
+
+    async def _close_rest(self, disk: Disk) -> None:
+        """A copy that waited for its source, or a reader, had a file of it until now."""
+        await self._world.run_blocking(disk.close_files, abandon_on_cancel=True)
 
     async def _doubt(self, disk: Disk) -> None:
         """The next one to read it, after a restart too, is to know that it failed."""

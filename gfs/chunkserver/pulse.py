@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -99,7 +100,8 @@ class Pulse:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._answering: dict[Answering, int] = {}
-        self._paces: dict[Disk, Pace] = {}
+        #: Those of disks that are not used any more go with them.
+        self._paces: WeakKeyDictionary[Disk, Pace] = WeakKeyDictionary()
         self._some = trio.Event()
 
     @contextmanager

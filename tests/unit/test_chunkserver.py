@@ -23,6 +23,7 @@ from gfs.chunkserver import identity
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
+from gfs.chunkserver.disk import FAILED
 from gfs.chunkserver.identity import (
     NAMES,
     DiskRecord,
@@ -907,6 +908,34 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
         file.write(0, b"whole", packet_sums(0, b"whole"))
         await node.store.remove_leftovers()
     assert node.store.inventory[1].length == 5
+    await node.close()
+
+
+def open_files(directory: Path) -> list[str]:
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    paths = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [path for path in paths if path.startswith(f"{directory}/")]
+
+
+async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
+    tmp_path: Path,
+) -> None:
+    """A reader that was slow, or a copy that waited for its source, left its file open until
+    the server ended."""
+    node = await node_in(tmp_path / "a", tmp_path / "b")
+    make_chunk(node, 5, 1, b"data")
+    node = await reopened(node)
+    disk = node.store.disks[0]
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.disks.run, ())
+            async with node.store.using(5):
+                disk.fail(FAILED, "its device is gone")
+                await disk.closed.wait()
+                assert [path[-6:] for path in open_files(tmp_path / "a")] == [".chunk"]
+            while open_files(tmp_path / "a"):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
     await node.close()
 
 
