@@ -334,6 +334,10 @@ class _Get:
     ) -> dict[str, object]:
         holes: list[tuple[int, int]] = []
         if self.partial:
+            if local.is_special(target):
+                raise InvalidArgument(
+                    f"--partial leaves holes, which {target} cannot have: name a file"
+                )
             target = local.prepare_target(target)
             rescued = await client.get(
                 source, target, overwrite=self.force, progress=batch.progress.advance, partial=True

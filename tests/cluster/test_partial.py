@@ -97,6 +97,11 @@ def test_the_holes_are_told_as_json(damaged: Cluster, data: bytes, tmp_path: Pat
     }
     assert (tmp_path / "good").read_bytes() == data[:100_000]
     damaged.gfs("get", "--partial", "/good", tmp_path / "again")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = damaged.gfs("get", "--partial", "-f", "/good", pipe, code=1)
+    assert pipe.is_fifo()
+    assert b"name a file" in done.stderr
 
 
 async def test_the_library_returns_the_holes(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
