@@ -72,8 +72,8 @@ SLICE = 2_000
 VERIFY_MAX = 10_000
 #: A replica that was just verified is not verified again for this long.
 VERIFIED_SECONDS = 5.0
-#: What a server says of its disks is not older than this.
-SPACE_AGE_SECONDS = 3.0
+#: What a server says of its disks is not older than this: it looks every 2 s.
+SPACE_AGE_SECONDS = 4.0
 #: So often ``dead_seconds`` passes before a chunk that no chunkserver told of is lost.
 LOST_PERIODS = 2
 #: Chunks with too many replicas looked at in one round.
@@ -137,6 +137,7 @@ class Master:
         #: Orders under way for that; and whether disks are being made even.
         self.move_orders = 0
         self.balancing = False
+        self._calm: rebalance.Calm | None = None
         #: Chunks with more replicas than their goal.
         self.surplus: dict[int, None] = {}
         #: (server index, handle) -> must its blocks be read: replicas to verify.
@@ -1232,7 +1233,15 @@ class Master:
     def _move_plan(self) -> rebalance.Plan:
         # What has begun goes on until nothing is left to give.
         difference = 0.0 if self.balancing else self.settings.balance_share
-        return rebalance.Plan(self.servers.placeable(self.now), difference)
+        return rebalance.Plan(self.servers.placeable(self.now), difference, self._calm)
+
+    def begin_balancing(self) -> None:
+        """All chunks are looked at from now on."""
+        servers = self.servers.placeable(self.now)
+        if not any(server.shifts for server in servers):
+            self._calm = rebalance.calm_of(servers)
+        elif self._calm and set(self._calm.used_bytes) != {server.index for server in servers}:
+            self._calm = None
 
     def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
         """Copies to start now, of those of these chunks that would be better elsewhere, each

@@ -25,9 +25,10 @@ The mean is that of all servers where a replica can change racks; where it canno
 racks would be worse for it, that of the rack: one with few servers is fuller than others,
 and nothing can be done about that.
 
-What is on its way counts: the least that may be on who gives, and the most on who takes,
-and not what they last said of their disks. Replicas on their way, or not yet deleted, may
-be in that or not, until a report surely tells of them.
+The means are taken when nothing is on its way, and hold for one look at all chunks: a move
+does not change them. What is on its way counts: the least that may be on who gives, and the
+most on who takes, and not what they last said of their disks. Replicas on their way, or not
+yet deleted, may be in that or not, until a report surely tells of them.
 """
 
 from __future__ import annotations
@@ -55,23 +56,40 @@ class Mean(NamedTuple):
     most: float
 
 
+class Calm(NamedTuple):
+    """What was so when nothing was on its way: the means of all servers and of those of each
+    rack, and what each server used."""
+
+    mean: Mean
+    rack_means: dict[str, Mean]
+    used_bytes: dict[int, int]
+
+
 class Plan:
     """Moves between ``servers`` from now on; those planned with it count as under way.
 
     ``difference``: without one that large, as a share of disks, nothing moves for the sake
-    of disk use.
+    of disk use. ``calm`` is of before the moves that are under way, which do not change the
+    means; without it, what moves makes all of that uncertain. Whatever the means are, no
+    replica goes to a fuller server for disk use.
     """
 
-    def __init__(self, servers: Sequence[Server], difference: float) -> None:
+    def __init__(
+        self, servers: Sequence[Server], difference: float, calm: Calm | None = None
+    ) -> None:
         self._servers = [server for server in servers if server.total_bytes]
         #: Bytes used, at least and at most, when all moves under way have ended.
         self._least = {server.index: server.least_used_bytes for server in self._servers}
         self._most = {server.index: server.most_used_bytes for server in self._servers}
-        self._mean = _mean(self._servers)
-        self._rack_means = {
-            rack: _mean([server for server in self._servers if server.rack == rack])
-            for rack in {server.rack for server in self._servers}
-        }
+        now = calm_of(self._servers)
+        self._mean = calm.mean if calm else now.mean
+        self._rack_means = {**now.rack_means, **(calm.rack_means if calm else {})}
+        then = calm.used_bytes if calm else {}
+        for server in self._servers:
+            if server.index in then:
+                # What came since may be in its report by now, and counts once.
+                arrived = then[server.index] + server.arriving_bytes
+                self._most[server.index] = max(arrived, server.used_bytes)
         least = [self._share(self._least, server) for server in self._servers]
         most = [self._share(self._most, server) for server in self._servers]
         self.was_held_up = False
@@ -154,6 +172,17 @@ class Plan:
                 if is_no_worse and is_even and self._begins(move):
                     return move
         return None
+
+
+def calm_of(servers: Sequence[Server]) -> Calm:
+    racks: dict[str, list[Server]] = {}
+    for server in servers:
+        racks.setdefault(server.rack, []).append(server)
+    return Calm(
+        _mean(servers),
+        {rack: _mean(each) for rack, each in racks.items()},
+        {server.index: server.used_bytes for server in servers},
+    )
 
 
 def _mean(servers: Sequence[Server]) -> Mean:

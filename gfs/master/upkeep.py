@@ -241,6 +241,7 @@ class Upkeep:
         anything was."""
         master = self._master
         has_moved = False
+        guarded(master.begin_balancing, None)
         handles = master.locations.handles()
         for start in range(0, len(handles), SLICE):
             todo = handles[start : start + SLICE]

@@ -143,7 +143,7 @@ async def test_a_chunk_that_could_not_be_moved_rests(
         await cluster.wait_until(lambda: len(begun) == 6, 60)
         await trio.sleep(60)
     for times in begun.values():
-        assert len(times) > 3
+        assert len(times) >= 3
         assert min(after - before for before, after in pairwise(times)) >= BACKOFF_SECONDS_MAX
 
 
