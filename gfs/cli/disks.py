@@ -117,7 +117,7 @@ def drain(
 async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
     """Raises DiskFailed if waiting is of no use."""
     while True:
-        status = await _server(client, server)
+        status = await find_server(client, server)
         for each in status.disks:
             if each.path == path.rstrip("/"):
                 if not each.chunks:
@@ -127,7 +127,8 @@ async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
         await trio.sleep(LOOK_SECONDS)
 
 
-async def _server(client: Client, name: str) -> ServerStatus:
+async def find_server(client: Client, name: str) -> ServerStatus:
+    """As the master knows it, by its id or address. Raises NotFound."""
     for server in (await client.status()).servers:
         if name in (server.id, server.address):
             return server

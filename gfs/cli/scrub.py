@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from gfs.cli.disks import find_server
 from gfs.cli.exits import Failed
 from gfs.cli.health import check, problems
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
 from gfs.cli.output import Output, human_bytes, plural, to_json
 from gfs.cli.session import run_with_client
 from gfs.client import Client, FsckReport
-from gfs.errors import NotFound
+from gfs.errors import ReplicaUnavailable
 
 
 @click.command()
@@ -25,11 +26,9 @@ def scrub(cluster: Cluster, target: str, as_json: bool) -> None:
     What fails its checksums is told to the master, which repairs it. Exit code 1 if
     anything did, or could not be read.
     """
-    path = remote_path(target) if target.startswith("/") else "/"
 
     async def work(client: Client) -> None:
-        server = "" if target.startswith("/") else await _server_id(client, target)
-        report = await check(client, path, server=server)
+        report = await scrubbed(client, target)
         async with Output() as output:
             await output.line(
                 _document(target, report) if as_json else _text(output, target, report)
@@ -40,11 +39,27 @@ def scrub(cluster: Cluster, target: str, as_json: bool) -> None:
     run_with_client(cluster, work)
 
 
-async def _server_id(client: Client, name: str) -> str:
-    for server in (await client.status()).servers:
-        if name in (server.id, server.address):
-            return server.id
-    raise NotFound(f"there is no chunkserver {name} (and paths start with /): gfs status")
+async def scrubbed(client: Client, target: str) -> FsckReport:
+    if target.startswith("/"):
+        return await check(client, remote_path(target))
+    server = await _live(client, target)
+    report = await check(client, "/", server=server)
+    if not report.damaged:
+        await _live(client, server)
+    return report
+
+
+async def _live(client: Client, name: str) -> str:
+    """Its id. Of a server that is away the master knows no replicas: nothing would be read, and
+    all would seem to be well."""
+    server = await find_server(client, name)
+    if server.state != "live":
+        raise ReplicaUnavailable(
+            f"chunkserver {server.id} ({server.address}) is {server.state}, so its replicas cannot "
+            "be read: start it (gfs chunkserver; gfs up does so by itself), then scrub again",
+            server.id,
+        )
+    return server.id
 
 
 def _document(target: str, report: FsckReport) -> str:

@@ -42,12 +42,10 @@ KEPT = "kept, for nothing better is there"
 #: Of a lost chunk that is not lost for long.
 MENDING = "no replica is good, but each block is in one: being put together from them"
 
-DAMAGE = ("lost", "missing", "corrupt", "stale", "below_goal")
-
 
 @dataclass(frozen=True)
 class FsckProblem:
-    """One finding. ``kind``: lost (no good replica left), missing, corrupt, stale
+    """One finding. ``kind``: lost (no good replica left), missing, corrupt, stale, forgetful
     (of one replica), below_goal (of a chunk), orphaned (of no file: no damage)."""
 
     kind: str
@@ -70,7 +68,7 @@ class FsckReport:
     @property
     def damaged(self) -> list[str]:
         """Paths of files with any damage, sorted."""
-        return sorted({p.path for p in self.problems if p.kind in DAMAGE and p.path})
+        return sorted({p.path for p in self.problems if p.kind != "orphaned" and p.path})
 
     @property
     def counts(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -11,11 +12,14 @@ from gfs.cli.drain import is_stuck
 from gfs.cli.drain import told as drain_told
 from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warnings, masters
 from gfs.cli.output import Output
-from gfs.client import FsckProblem, FsckReport
+from gfs.cli.scrub import scrubbed
+from gfs.client import Client, FsckProblem, FsckReport
 from gfs.client.fsck import MENDING
+from gfs.errors import ReplicaUnavailable
 from gfs.protocol.messages import (
     ClusterTotals,
     Disk,
+    DiskUsageReply,
     MetadataSpace,
     ServerStatus,
     ShadowStatus,
@@ -111,6 +115,42 @@ def test_what_will_end_or_fill_up_is_warned_of_before(
     assert len(warnings) == bool(words)
     for word in words:
         assert word in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["lost", "missing", "corrupt", "stale", "forgetful", "below_goal", "orphaned"]
+)
+def test_all_but_what_no_file_wants_is_damage(kind: str) -> None:
+    """Of a server alone that is scrubbed, a chunk below its goal is not told."""
+    report = FsckReport(problems=[problem(kind), problem(kind, "")])
+    assert report.damaged == ["/a"] * (kind != "orphaned")
+
+
+class Knows:
+    """A client of a master that knows servers, as it knows them one after the other."""
+
+    def __init__(self, *known: ServerStatus) -> None:
+        self._known = list(known)
+
+    async def status(self) -> StatusReply:
+        return status(self._known.pop(0))
+
+    async def disk_usage(self, path: str) -> DiskUsageReply:
+        return DiskUsageReply(0, 1, 1, 1, 1)
+
+    async def fsck(self, path: str, **more: object) -> FsckReport:
+        return FsckReport()
+
+
+@pytest.mark.parametrize("states", [["silent"], ["dead"], ["stopped"], ["live", "dead"]])
+async def test_the_scrub_of_a_server_that_is_away_fails(states: list[str]) -> None:
+    client = cast(Client, Knows(*map(server, states)))
+    with pytest.raises(ReplicaUnavailable, match=f"is {states[-1]}.*then scrub again"):
+        await scrubbed(client, "s1")
+
+
+async def test_a_live_server_is_scrubbed() -> None:
+    assert not (await scrubbed(cast(Client, Knows(server(), server())), "s1")).damaged
 
 
 def test_a_server_that_is_emptied_takes_no_replica() -> None:
