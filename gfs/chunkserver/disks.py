@@ -45,8 +45,8 @@ from gfs.errors import (
 )
 from gfs.io import World
 from gfs.protocol.deadline import deadline
-from gfs.protocol.messages import BadReplica, DiskOrder
 from gfs.protocol.messages import Disk as DiskReport
+from gfs.protocol.messages import DiskOrder
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class Disks:
             )
         self._server.begin(self._world, records)
         self._store.server = self._server.record.id
+        self._store.damaged.update(self._server.record.damaged)
         for disk in self._store.down.values():
             self._store.tell_failed(disk, 0)
         # Those that were added while it ran.
@@ -182,17 +183,8 @@ class Disks:
         for disk in found:
             if disk in contents and not disk.down:
                 self._store.adopt(disk, contents[disk])
-                self._remember_damaged(disk)
                 self._server.put(disk, DRAINING if disk.draining else "")
             self._watched.discard(disk)
-
-    def _remember_damaged(self, disk: Disk) -> None:
-        """What was found damaged before counts as that, until it is looked at again."""
-        store = self._store
-        for handle, version in self._server.record.damaged:
-            replica = store.inventory.get(handle)
-            if replica is not None and (replica.disk, replica.version) == (disk.index, version):
-                store.bad.setdefault(handle, BadReplica(handle, version, "corrupt"))
 
     # --- while it runs --------------------------------------------------------------
 
@@ -286,10 +278,11 @@ class Disks:
         """The server's record is on every disk that is used when this returns. Raises
         StartupError if none takes it; one that is full may have an older one."""
         async with self._saving:
-            record = self._server.record
-            bad = self._store.bad.values()
-            record.damaged = [(each.handle, each.version) for each in bad if each.version]
-            del record.damaged[identity.DAMAGED_MAX :]
+            record, store = self._server.record, self._store
+            if not store.down:
+                store.damaged.clear()
+            damaged = {each.handle: each.version for each in store.bad.values() if each.version}
+            record.damaged = list((damaged | store.damaged).items())[: identity.DAMAGED_MAX]
             record.revision += 1
             record = msgspec.structs.replace(record)  # as it is now
             refused: list[str] = []

@@ -169,6 +169,9 @@ class ChunkStore:
         self.bytes = 0
         #: Damaged replicas, by handle, until a clone or the master ends them.
         self.bad: dict[int, BadReplica] = {}
+        #: (Handle, version) of damaged replicas on disks that are not used, or not yet: they
+        #: count as damaged when the disk is used again, until they are read.
+        self.damaged: dict[int, int] = {}
         #: Damaged replicas found since the start.
         self.found_bad = 0
         #: Of each master: what it is still to be told.
@@ -210,6 +213,9 @@ class ChunkStore:
             rival = Rival(here, contents.forgetful.get(handle), handle in contents.unfit)
             self.rivals[disk.index, handle] = rival
             self.choose(handle)
+            if self.inventory.get(handle) == here and self.damaged.get(handle) == here.version:
+                del self.damaged[handle]
+                self.bad.setdefault(handle, BadReplica(handle, here.version, "corrupt"))
         for handle in contents.unreadable:
             if handle in self.inventory:
                 self._twins.add((disk.index, handle))
@@ -286,15 +292,10 @@ class ChunkStore:
         self.down[disk.path] = disk
         lost = [h for h, replica in self.inventory.items() if replica.disk == disk.index]
         for handle in lost:
+            if handle in self.bad:
+                self.damaged[handle] = self.bad[handle].version
             self._lose(handle)
-        for handle, chunk in list(self._open.items()):
-            if chunk.disk is disk:  # one that is being made
-                chunk.preempt()
-                self.forget(handle)
-        self._twins = {each for each in self._twins if each[0] != disk.index}
-        self._half_made = {each for each in self._half_made if each[0] != disk.index}
-        self.rivals = {key: each for key, each in self.rivals.items() if key[0] != disk.index}
-        self.disks.pop(disk.index, None)
+        self._forget_disk(disk)
         for handle in lost:
             self.choose(handle)
         if self.server:
@@ -323,8 +324,19 @@ class ChunkStore:
 
     def release(self, disk: Disk) -> None:
         """An empty disk is not used any more."""
-        del self.disks[disk.index]
         disk.end("removed", "an operator has removed it")
+        self._forget_disk(disk)
+
+    def _forget_disk(self, disk: Disk) -> None:
+        """Nothing is to be done on it any more."""
+        for handle, chunk in list(self._open.items()):
+            if chunk.disk is disk:  # one that is being made
+                chunk.preempt()
+                self.forget(handle)
+        self._twins = {each for each in self._twins if each[0] != disk.index}
+        self._half_made = {each for each in self._half_made if each[0] != disk.index}
+        self.rivals = {key: each for key, each in self.rivals.items() if key[0] != disk.index}
+        self.disks.pop(disk.index, None)
 
     def lose(self, handle: int) -> None:
         """The replica is not there any more: its file is gone."""

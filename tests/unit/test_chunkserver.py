@@ -939,6 +939,46 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
     await node.close()
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
+    tmp_path: Path, restarts: bool
+) -> None:
+    node = await node_in(tmp_path / "a", tmp_path / "b")
+    make_chunk(node, 5, 1, b"data")
+    node = await reopened(node)
+    disk = node.store.disks[0]
+    node.store.mark_bad(5)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.disks.run, ())
+            disk.fail(FAILED, "its cable is loose")
+            await disk.closed.wait()
+            await node.disks.save()
+            if not restarts:
+                await node.disks.order(DiskOrder(0, "", disk.path, "retry"))
+            nursery.cancel_scope.cancel()
+    if restarts:
+        (tmp_path / "a").rename(tmp_path / "away")
+        node = await reopened(node)
+        assert not node.store.inventory
+        (tmp_path / "away").rename(tmp_path / "a")
+        node = await reopened(node)
+    assert node.store.bad[5].version == 1
+    await node.close()
+
+
+async def test_nothing_is_left_to_do_on_a_disk_that_was_removed(tmp_path: Path) -> None:
+    node = await node_in(tmp_path / "a", tmp_path / "b")
+    make_chunk(node, 5, 2, b"newer", disk=0)
+    make_chunk(node, 5, 1, b"older", disk=1)
+    node = await reopened(node)
+    for action in ("drain", "remove"):
+        await node.disks.order(DiskOrder(0, "", str(tmp_path / "b"), action))
+    await node.store.remove_leftovers()
+    assert node.store.inventory[5].version == 2
+    await node.close()
+
+
 async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: Path) -> None:
     """It would look as if it were the disk, and all its replicas lost one by one."""
     node = await node_in(tmp_path / "a", tmp_path / "b")
