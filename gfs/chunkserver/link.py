@@ -42,6 +42,7 @@ from gfs.errors import (
     WrongClusterKey,
 )
 from gfs.protocol import handshake
+from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
     REPORT_RECORDS_MAX,
     BadReplica,
@@ -391,9 +392,11 @@ class MasterLink:
             case DeleteReplicas():
                 await self.delete(message)
             case CloneChunks():
-                return await Batch(node, message).run()
+                with deadline(message.seconds, "end of the copies"):
+                    return await Batch(node, message).run()
             case CloneChunk():
-                await clone(node, message)
+                with deadline(message.seconds, "end of the copy"):
+                    await clone(node, message)
             case VerifyChunk():
                 reply = await node.verify(message)
                 reply.id = message.id

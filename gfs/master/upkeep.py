@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import trio
 
-from gfs.blocks import MIB
+from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.diagnostics import event
 from gfs.errors import (
     CorruptReplica,
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: A copy of 64 MiB takes far less unless its servers serve clients meanwhile.
-CLONE_SECONDS = 60.0
+CLONE_SECONDS = 60
 VERIFY_SECONDS = 60.0
 #: For an order to delete: a server answers far sooner.
 DELETE_SECONDS = 60.0
@@ -259,6 +259,12 @@ class Upkeep:
         # What is on its way may have hidden that there is more to give.
         return has_moved or any(server.shifts for server in master.servers.all())
 
+    def _copy_seconds(self) -> int:
+        """For an order to copy: more if all that one server makes must share a limit."""
+        limit = self._master.store.state.repair.bytes_per_second
+        most = self._master.limits.per_server * CHUNK_BYTES
+        return CLONE_SECONDS + (most // limit if limit > 0 else 0)
+
     def _act(self) -> None:
         """Start whatever can be started now."""
         guarded(self._start_all, None)
@@ -316,9 +322,9 @@ class Upkeep:
             if rpc is None:
                 raise ConnectionResetError("its connection ended")
             if len(order) > 1:
-                failed = await _copy_many(rpc, order)
+                failed = await _copy_many(rpc, order, self._copy_seconds())
             else:
-                await _copy_one(rpc, order[0])
+                await _copy_one(rpc, order[0], self._copy_seconds())
         except (GfsError, ConnectionError) as caught:
             failed = {clone.handle: caught for clone in order}
         for clone in order:
@@ -573,7 +579,7 @@ class Upkeep:
             await master.clock.sleep(SPACE_SECONDS)
 
 
-async def _copy_one(rpc: Rpc, clone: Clone) -> None:
+async def _copy_one(rpc: Rpc, clone: Clone, seconds: int) -> None:
     order = CloneChunk(
         id=0,
         handle=clone.handle,
@@ -582,15 +588,16 @@ async def _copy_one(rpc: Rpc, clone: Clone) -> None:
         sources=[s.address for s in clone.sources if s is not clone.target],
         salvage=clone.salvage,
         length=clone.length if clone.salvage else 0,
+        seconds=seconds,
     )
-    await rpc.call(order, seconds=CLONE_SECONDS)
+    await rpc.call(order, seconds=seconds)
 
 
-async def _copy_many(rpc: Rpc, order: list[Clone]) -> dict[int, Exception]:
+async def _copy_many(rpc: Rpc, order: list[Clone], seconds: int) -> dict[int, Exception]:
     """Returns what failed, by handle."""
     names = [ReplicaName(clone.handle, clone.version) for clone in order]
-    request = CloneChunks(0, order[0].sources[0].address, names)
-    reply, _ = await rpc.call(request, seconds=CLONE_SECONDS)
+    request = CloneChunks(0, order[0].sources[0].address, names, seconds)
+    reply, _ = await rpc.call(request, seconds=seconds)
     if not isinstance(reply, CloneChunksReply):
         raise ProtocolError(f"{type(reply).__name__} as the answer to an order to copy")
     return {each.handle: from_wire(each.code, each.message, each.server) for each in reply.failures}

@@ -915,6 +915,8 @@ class CloneChunk(Message, tag=72):
 
     With ``salvage`` none is whole: one of at least ``length`` bytes is to be made good
     with blocks of the others, and of the one that may be at the target.
+
+    After ``seconds`` it is given up, here and by the master.
     """
 
     handle: int
@@ -922,14 +924,16 @@ class CloneChunk(Message, tag=72):
     sources: list[str]  # addresses
     salvage: bool = False
     length: int = 0
+    seconds: int = 60
 
 
 class CloneChunks(Message, tag=75):
     """Copy small replicas from ``source``, many at a time. Answered by CloneChunksReply
-    when each is whole, or was given up."""
+    when each is whole, or was given up. ``seconds`` as in CloneChunk."""
 
     source: str  # address
     replicas: list[ReplicaName]
+    seconds: int = 60
 
 
 class CloneChunksReply(Message, tag=76):

@@ -127,7 +127,7 @@ async def test_a_chunk_that_could_not_be_moved_rests(
     """The same moves began again in every pass, for as long as they failed."""
     begun: dict[int, list[float]] = {}
 
-    async def refused(rpc: Rpc, clone: Clone) -> None:
+    async def refused(rpc: Rpc, clone: Clone, seconds: int) -> None:
         assert clone.moves
         begun.setdefault(clone.handle, []).append(trio.current_time())
         await trio.sleep(0.1)

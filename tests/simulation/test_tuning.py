@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from gfs.blocks import MIB
+from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.client import Client
 from gfs.errors import Busy, InvalidArgument, NotFound
 from gfs.protocol.messages import ServerStatus
@@ -88,6 +88,29 @@ async def test_limits_are_set_while_it_runs(seed: int, chance: random.Random) ->
         async with cluster.client() as fs:
             assert (await fs.repair()).settings == {**before, **wanted}
             assert (await fs.repair(settings=dict.fromkeys(wanted, -1))).settings == before
+
+
+@over_seeds(1)
+async def test_a_low_limit_gives_copies_the_time_they_take(
+    seed: int, chance: random.Random
+) -> None:
+    """A whole chunk takes more than the minute that is usual, among clients at work."""
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, CHUNK_BYTES), "/file")
+        await fs.repair(settings={"bytes_per_second": MIB})
+
+        async def write_all_the_time(number: int) -> None:
+            while True:  # at each server, as four of them have to
+                await fs.put(b"busy", f"/busy{number}", overwrite=True)
+                await trio.sleep(0.3)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(write_all_the_time, number)
+            cluster.kill(next(name for name in cluster.chunkservers if cluster.chunk_files(name)))
+            await cluster.wait_until(lambda: below_goal(fs), 2 * DEAD_SECONDS)
+            await cluster.wait_until(lambda: settled(fs), 900)
+            nursery.cancel_scope.cancel()
 
 
 @over_seeds(2)
