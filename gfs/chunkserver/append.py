@@ -156,8 +156,7 @@ class Appends:
                 waiting = Waiting(request, memoryview(bytearray(count)))
                 await self._receive(connection, waiting)
                 answering = Answering(connection)
-                chunk = node.store.opened(request.handle)
-                answering.disk = None if chunk is None else chunk.disk
+                answering.disk = node.store.disk_of(request.handle)
                 with node.pulse.given(answering, request.id):
                     answer = await self._append(waiting)
             finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import trio
 
@@ -202,10 +203,15 @@ class Node:
 
     async def writable(self, request: WriteChunk) -> OpenChunk:
         """The replica a write is for, made if it is the start of an upload."""
-        if request.mode == "upload" and request.offset == 0:
-            return await self.store.create(request.handle, request.version)
-        self.store.check_fit(request.handle)
-        return await self.store.get(request.handle)
+        is_new = request.mode == "upload" and request.offset == 0
+        if not is_new:
+            self.store.check_fit(request.handle)
+        disk = self.store.disk_of(request.handle)
+        is_open = self.store.opened(request.handle) is not None
+        with nullcontext() if disk is None or is_open else self.pulse.on_disk(disk):
+            if is_new:
+                return await self.store.create(request.handle, request.version)
+            return await self.store.get(request.handle)
 
     async def verify(self, request: VerifyChunk) -> VerifyReply:
         """What is true of this replica. Finding it unfit marks it for the heartbeat."""

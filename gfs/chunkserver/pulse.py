@@ -51,6 +51,9 @@ class Pace:
         self._turn(now)
         self._longest = max(self._longest, took)
 
+    def give_up(self, call: object) -> None:
+        del self._began[call]
+
     def _turn(self, now: float) -> None:
         passed = now - self._since
         if passed >= PACE_SECONDS:
@@ -123,8 +126,10 @@ class Pulse:
         pace.begin(call, self._clock.monotonic())
         try:
             yield
-        finally:
-            pace.end(call, self._clock.monotonic())
+        except BaseException:
+            pace.give_up(call)  # a call that is not waited for any more has not ended
+            raise
+        pace.end(call, self._clock.monotonic())
 
     def _is_stuck(self, disk: Disk | None) -> bool:
         pace = None if disk is None else self._paces.get(disk)

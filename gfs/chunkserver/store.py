@@ -649,6 +649,13 @@ class ChunkStore:
         """The replica if it is open now. Pin it before anything is awaited."""
         return self._open.get(handle)
 
+    def disk_of(self, handle: int) -> Disk | None:
+        """Where the replica is, or is being made."""
+        chunk, replica = self._open.get(handle), self.inventory.get(handle)
+        if chunk is not None:
+            return chunk.disk
+        return None if replica is None else self.disks[replica.disk]
+
     async def get(self, handle: int) -> OpenChunk:
         """As ``using``, but not pinned: pin it before anything is awaited."""
         chunk = self._open.get(handle)

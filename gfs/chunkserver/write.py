@@ -47,8 +47,9 @@ come.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -87,6 +88,8 @@ from gfs.protocol.messages import (
 
 if TYPE_CHECKING:
     from gfs.chunkserver.node import Node
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +212,8 @@ class WriteExchange:
         """
         self._check_request()
         answering = self._upstream.answering
+        if answering is not None:
+            answering.disk = self._node.store.disk_of(self._request.handle)
         with (
             nullcontext()
             if answering is None
@@ -323,13 +328,17 @@ class WriteExchange:
             if file.uncommitted:
                 with trio.CancelScope(shield=True):
                     try:
-                        await self._node.store.run(chunk.disk, file.commit)
+                        await self._on_disk(chunk, file.commit)
                     except OSError as error:
                         log.error("chunk %016x: %s", file.handle, error)
             if file.made:
                 self._node.store.note(chunk)
             else:
                 self._node.store.forget(file.handle)
+
+    async def _on_disk(self, chunk: OpenChunk, function: Callable[..., T], *args: object) -> T:
+        with self._node.pulse.on_disk(chunk.disk):
+            return await self._node.store.run(chunk.disk, function, *args)
 
     async def _carry(self, chunk: OpenChunk) -> None:
         number, packet = await self._receive_head()
@@ -538,8 +547,8 @@ class WriteExchange:
                     raise CorruptReplica(f"bytes at {at} do not fit their checksum")
             self._watch.rest()
             self._take_room(chunk, count)
-            await self._node.store.run(chunk.disk, file.write, at, data, packet_sums(at, data))
-        await self._node.store.run(chunk.disk, file.commit)
+            await self._on_disk(chunk, file.write, at, data, packet_sums(at, data))
+        await self._on_disk(chunk, file.commit)
 
     async def _catch_up(self, chunk: OpenChunk, downstream: Downstream) -> None:
         """Send ahead what others may lack."""
@@ -547,7 +556,7 @@ class WriteExchange:
         while at < file.length:
             count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, file.length - at)
             self._watch.rest()
-            data = await self._node.store.run(chunk.disk, file.read_verified, at, count)
+            data = await self._on_disk(chunk, file.read_verified, at, count)
             self._passed_on = self._ahead
             self._ahead += 1
             packet = Packet(self._passed_on, at, False, packet_sums(at, data))

@@ -12,8 +12,9 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from gfs.chunkserver import store as store_module
 from gfs.chunkserver.background import look_at
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.node import Node
+from gfs.chunkserver.pulse import STUCK_SECONDS_MIN, Answering
 from gfs.chunkserver.twins import settle_all
 from gfs.chunkserver.write import WriteExchange
 from gfs.config import ChunkserverSettings
@@ -34,9 +36,12 @@ from gfs.protocol.messages import (
     Message,
     Packet,
     VerifyChunk,
+    Working,
     WriteChunk,
 )
+from gfs.protocol.patience import PULSE_SECONDS
 from gfs.testing import Universe, run_simulated
+from gfs.testing.inode import Hang
 
 HANDLES = (0x51, 0x52)
 #: Longer than any of what is done at once.
@@ -88,7 +93,7 @@ def content(handle: int, version: int) -> bytes:
 class Packets:
     """The upload of a chunk in two packets, by a client that may pause."""
 
-    answering = None
+    answering: Any = None
 
     def __init__(self, data: bytes, pause: float) -> None:
         self._left = [(BLOCK_BYTES, data[BLOCK_BYTES:]), (0, data[:BLOCK_BYTES])]
@@ -116,6 +121,32 @@ class Packets:
 
     async def refuse(self, failure: Failure) -> None:
         await trio.lowlevel.checkpoint()
+
+
+class Listening(Packets):
+    """A client that hears whether the server still works. From the packet of that number on,
+    which arrives damaged, the server's disk hangs."""
+
+    def __init__(self, server: Server, number: int) -> None:
+        super().__init__(content(HANDLES[0], 1), 0.0)
+        self.answering: Any = Answering(self)  # type: ignore[arg-type]
+        self.heard: list[float] = []
+        self.disk, self._number = server.machine.disk, number
+        self._hang()
+
+    def _hang(self) -> None:
+        if self._sent == self._number:
+            self.disk.hang("/", Hang(share=1.0, seconds=(20.0, 20.0)))
+
+    async def receive(self) -> Message:
+        self._hang()
+        packet = await super().receive()
+        assert isinstance(packet, Packet)
+        return msgspec.structs.replace(packet, sums=bytes(8)) if packet.id == 1 else packet
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Working):
+            self.heard.append(trio.current_time())
 
 
 class Server:
@@ -369,6 +400,32 @@ def test_store_and_disks_agree_whatever_is_done_at_once(
     seed: int, durability: str, plan: list[Round], disks: int, open_max: int
 ) -> None:
     simulate(seed, durability, plan, disks, open_max)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["it is opened", "it is committed"])
+def test_nothing_is_heard_of_a_server_whose_disk_hangs_while(number: int) -> None:
+    """It said for 8 s that it worked, until the disk was given up."""
+
+    async def play() -> None:
+        server = Server(0, "replicated", 1)
+        await server.start()
+        await server.upload(HANDLES[0], 1, 0.0)
+        server.process.kill()
+        await server.start()
+        began = trio.current_time()
+        client = Listening(server, number)
+        request = WriteChunk(0, 1, HANDLES[number], 0, "upload", [], False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.node.pulse.run)
+            await WriteExchange(server.node, client, request).run()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() > began + 10
+        heard = [at - began for at in client.heard if at < began + 10]
+        assert heard
+        assert max(heard) < STUCK_SECONDS_MIN + 2 * PULSE_SECONDS
+        server.process.kill()
+
+    run_simulated(0, play)
 
 
 KINDS = ["upload", "install", "grant", "delete", "look"]
