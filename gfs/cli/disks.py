@@ -11,10 +11,12 @@ from gfs.cli.options import Cluster, client_options, json_option
 from gfs.cli.output import Output, human_bytes, table, to_json
 from gfs.cli.session import run_with_client
 from gfs.client import Client
-from gfs.errors import DiskFailed, NotFound
+from gfs.errors import DiskFailed, NotFound, ReplicaUnavailable
 from gfs.protocol.messages import Disk, ServerStatus
 
 LOOK_SECONDS = 0.5
+#: The master hears of a disk that was just added within a heartbeat or two.
+LOOKS_WITHOUT_MAX = 10
 DOWN = ("failed", "missing")
 
 
@@ -115,15 +117,30 @@ def drain(
 
 
 async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
-    """Raises DiskFailed if waiting is of no use."""
+    """Raises NotFound, ReplicaUnavailable or DiskFailed if waiting is of no use."""
+    looks_without = 0
     while True:
         status = await find_server(client, server)
-        for each in status.disks:
-            if each.path == path.rstrip("/"):
-                if not each.chunks:
-                    return status.disks
-                if each.reason:
-                    raise DiskFailed(f"{path}: {each.reason}")
+        found = [each for each in status.disks if each.path == path.rstrip("/")]
+        if status.state == "live":
+            looks_without = 0 if found else looks_without + 1
+            if looks_without == LOOKS_WITHOUT_MAX:
+                raise NotFound(
+                    f"{path} is no disk of chunkserver {status.id} any more: somebody removed it: "
+                    "gfs status --disks"
+                )
+            if found and not found[0].chunks:
+                return status.disks
+            if found and found[0].reason:
+                raise DiskFailed(f"{path}: {found[0].reason}")
+        elif status.state != "silent" or status.maintenance_ms:
+            # Only silent, as after a restart of the master, it comes back or is dead soon.
+            raise ReplicaUnavailable(
+                f"chunkserver {status.id} ({status.address}) is {status.state}: start it (gfs "
+                "chunkserver; gfs up does so by itself): it goes on emptying the disk then: "
+                "gfs status --disks",
+                status.id,
+            )
         await trio.sleep(LOOK_SECONDS)
 
 

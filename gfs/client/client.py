@@ -703,7 +703,14 @@ class Client:
     # --- the cluster ----------------------------------------------------------------
 
     async def status(self) -> StatusReply:
-        return await self._ask(Status(id=0), StatusReply)
+        """The totals, all servers with all their disks, and the masters."""
+        reply = page = await self._ask(Status(id=0), StatusReply)
+        while page.more and page.servers:
+            last = page.servers[-1]
+            page = await self._ask(Status(id=0, after=[last.rack, last.id]), StatusReply)
+            reply.servers += page.servers
+        reply.more = False
+        return reply
 
     async def repair(
         self, *, paused: bool | None = None, settings: Mapping[str, int] | None = None

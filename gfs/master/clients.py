@@ -220,7 +220,7 @@ class ClientSession:
         return [master.servers.get(index) for index in holders]
 
     def _status(self, rpc: Rpc, message: Status, body: bytes, txn: Txn) -> Message:
-        return status_reply(self._master, txn)
+        return status_reply(self._master, txn, message.after)
 
     def _promote(self, rpc: Rpc, message: Promote, body: bytes, txn: Txn) -> Message:
         raise InvalidArgument("this is the master already: name a shadow master")

@@ -177,7 +177,7 @@ class ShadowClientSession(ClientSession):
 
     answers: ClassVar = {
         **{kind: ClientSession.answers[kind] for kind in READS},
-        Status: lambda self, rpc, message, body, txn: self._shadow_status(txn),
+        Status: lambda self, rpc, message, body, txn: self._shadow_status(message, txn),
         # The master is told by those that ask it.
         ReportReplica: lambda self, rpc, message, body, txn: Done(id=0),
         Promote: lambda self, rpc, message, body, txn: self._begin_promotion(rpc, message),
@@ -197,9 +197,9 @@ class ShadowClientSession(ClientSession):
     def _refuse(self, rpc: Rpc, message: Message) -> None:
         rpc.send_error(message.id, self._shadow.refusal())
 
-    def _shadow_status(self, txn: Txn) -> Message:
+    def _shadow_status(self, message: Status, txn: Txn) -> Message:
         shadow = self._shadow
-        reply = status_reply(shadow, txn)
+        reply = status_reply(shadow, txn, message.after)
         told, totals = shadow.told_totals, reply.totals
         if told is not None:
             for name in REPLICAS:

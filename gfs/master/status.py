@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from gfs.master import room, trash
 from gfs.master.core import Master
 from gfs.master.garbage import CORRUPT
 from gfs.master.store import Txn
-from gfs.protocol.messages import ClusterTotals, MetadataSpace, StatusReply
+from gfs.protocol.messages import ClusterTotals, MetadataSpace, ServerStatus, StatusReply
 
-#: Of a head, for the servers; with very many of them the disks that are well are left out.
+#: Of a head, for the servers with their disks: some 250 disks, more if nothing is wrong.
 SERVERS_BYTES = 40_000
 
 
@@ -70,15 +72,24 @@ def metadata_space(master: Master) -> MetadataSpace:
     return found
 
 
-def status_reply(master: Master, txn: Txn) -> StatusReply:
-    """As a master tells it."""
-    servers = [master.server_status(server) for server in master.servers.ordered()]
+def _page(master: Master, after: list[str]) -> tuple[list[ServerStatus], bool]:
+    """The next servers, at least one if there is any; and whether others follow."""
+    found: list[ServerStatus] = []
     room = SERVERS_BYTES
-    for server in servers:
-        room -= 64 + len(server.id) + len(server.address) + len(server.rack)
-        room -= sum(64 + len(disk.path) + len(disk.reason) for disk in server.disks)
-        if room < 0:
-            server.disks = [disk for disk in server.disks if disk.reason]
+    for server in master.servers.ordered():
+        if [server.rack, server.id] <= after:
+            continue
+        status = master.server_status(server)
+        room -= len(msgspec.msgpack.encode(status))
+        if room < 0 and found:
+            return found, True
+        found.append(status)
+    return found, False
+
+
+def status_reply(master: Master, txn: Txn, after: list[str]) -> StatusReply:
+    """As a master tells it."""
+    servers, more = _page(master, after)
     return StatusReply(
         id=0,
         cluster=master.store.cluster,
@@ -93,4 +104,5 @@ def status_reply(master: Master, txn: Txn) -> StatusReply:
         repair_paused=master.store.state.repair.paused,
         metadata=metadata_space(master),
         certificate_until_ns=master.certificate_until_ns(),
+        more=more,
     )

@@ -446,12 +446,16 @@ class DiskUsageReply(Message, tag=17):
 
 
 class Status(Message, tag=18):
-    """The whole cluster at a glance."""
+    """The whole cluster at a glance, with the servers that follow ``after``, which is the rack
+    and the id of the last one that is known: empty at first."""
+
+    after: list[str] = []
 
 
 class StatusReply(Message, tag=19):
     """``master`` is where the master is, if this comes from a shadow; its ``totals``
-    of replicas are the master's, as far as it was told."""
+    of replicas are the master's, as far as it was told. ``servers`` are in the order of
+    their racks and ids, as many as there is room for; ``more``: others follow."""
 
     cluster: str
     epoch: int
@@ -470,6 +474,7 @@ class StatusReply(Message, tag=19):
     #: The goal of new files.
     replication: int = 0
     repair_paused: bool = False
+    more: bool = False
 
 
 class FsckPage(Message, tag=20):

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from trio.testing import MockClock
 
 from gfs.blocks import MIB
+from gfs.cli.disks import _emptied
 from gfs.cli.drain import is_stuck
 from gfs.cli.drain import told as drain_told
 from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warnings, masters
@@ -15,7 +17,7 @@ from gfs.cli.output import Output
 from gfs.cli.scrub import scrubbed
 from gfs.client import Client, FsckProblem, FsckReport
 from gfs.client.fsck import MENDING
-from gfs.errors import ReplicaUnavailable
+from gfs.errors import GfsError, ReplicaUnavailable
 from gfs.protocol.messages import (
     ClusterTotals,
     Disk,
@@ -127,13 +129,13 @@ def test_all_but_what_no_file_wants_is_damage(kind: str) -> None:
 
 
 class Knows:
-    """A client of a master that knows servers, as it knows them one after the other."""
+    """A client of a master that knows one server: as it is at each look, the last for good."""
 
     def __init__(self, *known: ServerStatus) -> None:
         self._known = list(known)
 
     async def status(self) -> StatusReply:
-        return status(self._known.pop(0))
+        return status(self._known.pop(0) if len(self._known) > 1 else self._known[0])
 
     async def disk_usage(self, path: str) -> DiskUsageReply:
         return DiskUsageReply(0, 1, 1, 1, 1)
@@ -151,6 +153,23 @@ async def test_the_scrub_of_a_server_that_is_away_fails(states: list[str]) -> No
 
 async def test_a_live_server_is_scrubbed() -> None:
     assert not (await scrubbed(cast(Client, Knows(server(), server())), "s1")).damaged
+
+
+@pytest.mark.parametrize(
+    ("states", "path", "error"),
+    [
+        (["live", "dead"], "/d", "is dead: start it"),
+        (["stopped"], "/d", "is stopped: start it"),
+        (["live", "silent", "live"], "/other", "is no disk of chunkserver s1 any more"),
+    ],
+)
+async def test_nobody_waits_for_a_disk_that_cannot_be_emptied(
+    autojump_clock: MockClock, states: list[str], path: str, error: str
+) -> None:
+    known = [server(state) for state in states]
+    known[0].disks[0].path = path
+    with pytest.raises(GfsError, match=error):
+        await _emptied(cast(Client, Knows(*known)), "s1", path)
 
 
 def test_a_server_that_is_emptied_takes_no_replica() -> None:

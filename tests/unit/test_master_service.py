@@ -20,6 +20,7 @@ import msgspec
 import pytest
 import trio
 
+from gfs.client import connect
 from gfs.config import MasterSettings
 from gfs.errors import (
     AlreadyExists,
@@ -781,6 +782,22 @@ async def test_too_few_servers_is_told_and_passes(cluster: Cluster) -> None:
         await client.call(Reserve(0, client.name, 1, 3, ["s0"]), ReserveReply)
     single = await client.call(Reserve(0, client.name, 1, 1, ["s0"]), ReserveReply)
     assert [server.id for server in single.servers] == ["s1"]
+
+
+async def test_all_disks_of_very_many_servers_are_told(cluster: Cluster) -> None:
+    """More than one head of a message holds."""
+    disks = [Disk(f"/srv/gfs/disk-{n}", 10**12, 10**11, n, id=f"{n:032x}") for n in range(24)]
+    for number in range(40):
+        server = await cluster.server(f"s{number:031}", rack=f"r{number % 3}")
+        server.disks = disks
+    async with connect(cluster.address, key=KEY) as fs:
+
+        async def all_told() -> bool:
+            servers = (await fs.status()).servers
+            assert len({server.id for server in servers}) == len(servers) == 40
+            return all(server.disks == disks for server in servers)
+
+        await until_told(all_told, "every disk is told")
 
 
 async def test_full_and_failed_disks_get_nothing(cluster: Cluster) -> None:
