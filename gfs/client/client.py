@@ -313,8 +313,8 @@ class Client:
 
         ``partial``: of a file that is damaged or partly lost, to a local path, what any
         replica still has, verified as ever; the answer tells where nothing could be had,
-        and holes were left. A chunk whose servers do not answer is waited for as long as
-        any read does.
+        and holes were left. Servers that do not answer are waited for as long as any read
+        does; once that was in vain, no other chunk of the file is waited for.
         """
         if partial:
             if not isinstance(target, (str, os.PathLike)):

@@ -98,6 +98,7 @@ class FileMap:
         self.path = path
         self.entry: Entry = reply.entry
         self._chunks: dict[int, tuple[float, ChunkLocation, list[ServerAddress]]] = {}
+        self._is_as_known = False
         self._take(0, reply)
 
     @classmethod
@@ -121,7 +122,9 @@ class FileMap:
             return await cls.open(core, path)
         except ChunkUnavailable:
             request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
-            return cls(core, path, await core.master.ask(request, LocateReply))
+            file = cls(core, path, await core.master.ask(request, LocateReply))
+            file._is_as_known = True
+            return file
 
     def _take(self, first: int, reply: LocateReply) -> None:
         until = self._core.world.clock.monotonic() + self._core.settings.location_seconds
@@ -173,7 +176,7 @@ class FileMap:
         if another machine came back without what it had last written. So one alone is
         not believed before most others had ``ALONE_SECONDS`` to be found.
         """
-        if not self.entry.appended:
+        if not self.entry.appended or self._is_as_known:
             return
         attempts = Attempts(self._core, self, 0)
         clock = self._core.world.clock

@@ -2,8 +2,9 @@
 
 A piece of 1 MiB is asked of every replica; if none has it, block by block, since one may
 have a block that another has not. What no replica has becomes a hole of the local file.
-Servers that do not answer are waited for, for ``retry_seconds``, once for each chunk: not
-for each block anew. Every byte that is written was verified.
+Servers that do not answer are waited for, for ``retry_seconds``; once that was in vain, what
+is left of the file is asked for without waiting: a file may have lost hundreds of chunks.
+Every byte that is written was verified.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ async def rescue(
     entry = replace(file.entry)
     part = LocalPart(target)
     holes: list[tuple[int, int]] = []
+    may_wait = True
     try:
         await run(part.open)
         for start in range(0, entry.length, CHUNK_BYTES):
             end = min(entry.length, start + CHUNK_BYTES)
-            chunk = _Chunk(core, file, start, end)
+            chunk = _Chunk(core, file, start, end, may_wait)
             while chunk.at < end:
                 at, piece = chunk.at, await chunk.next_piece()
                 if piece is not None:
@@ -52,6 +54,7 @@ async def rescue(
                     await run(part.skip, chunk.at - at)
                     _add(holes, at, chunk.at - at)
                 progress(chunk.at - at)
+            may_wait = chunk.may_wait
         await run(part.commit, overwrite)
     finally:
         part.discard()
@@ -67,14 +70,18 @@ def _add(holes: list[tuple[int, int]], offset: int, count: int) -> None:
 class _Chunk:
     """One chunk of the file, from ``at`` on."""
 
-    def __init__(self, core: ClientCore, file: FileMap, start: int, end: int) -> None:
+    def __init__(
+        self, core: ClientCore, file: FileMap, start: int, end: int, may_wait: bool
+    ) -> None:
         self._core = core
         self._file = file
         self.at = start
         self._end = end
         #: Up to there no replica had all of a piece: it is asked for in blocks.
         self._narrow_until = start
-        self._has_waited = False
+        #: Whether somebody who does not answer is waited for: not any more once that was in vain.
+        self.may_wait = may_wait
+        self._is_located_anew = False
 
     async def next_piece(self) -> memoryview | None:
         """The next bytes, or None for a hole; ``at`` moves on."""
@@ -82,13 +89,16 @@ class _Chunk:
             step = BLOCK_BYTES if self.at < self._narrow_until else PIECE_BYTES_MAX
             piece = memoryview(bytearray(min(step, self._end - self.at)))
             heard, silent = await self._ask_all(piece)
-            if silent and not self._has_waited:
-                self._has_waited = True
+            if silent and not self._is_located_anew:
+                self._is_located_anew = True
                 try:
+                    if not self.may_wait:
+                        await self._file.refresh(self.at // CHUNK_BYTES)
+                        continue
                     await read_piece(self._core, self._file, self.at, piece)
                     heard, silent = 0, 0
                 except ChunkUnavailable:
-                    pass
+                    self.may_wait = False
             if not heard and not silent:
                 self.at += len(piece)
                 return piece

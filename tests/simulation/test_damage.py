@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import random
+from pathlib import Path
 
 import pytest
 import trio
 
-from gfs.blocks import BLOCK_BYTES, MIB, block_sums
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.format import HEAD_BYTES
 from gfs.cli.drain import is_stuck
@@ -165,6 +166,24 @@ async def test_no_good_replica_is_an_error_and_never_wrong_bytes(
         assert details["corrupt"] == ["blocks 1; kept, for nothing better is there"] * 3
         others = {p.detail for p in report.problems if not p.path}
         assert others == {"kept: its chunk has too few good replicas"}
+
+
+@over_seeds(1)
+async def test_partial_waits_once_for_a_file_of_which_many_chunks_are_lost(
+    seed: int, chance: random.Random, tmp_path: Path
+) -> None:
+    settings = ClientSettings(retry_seconds=10)
+    async with SimCluster(seed) as cluster, cluster.client(settings=settings) as fs:
+        await fs.put(b"x", "/file", replication=1)
+        async with await fs.open("/file", "r+") as file:
+            for index in range(1, 6):
+                await file.pwrite(index * CHUNK_BYTES, b"x")
+        for server in cluster.chunkservers:
+            await cluster.crash(server)
+        since = trio.current_time()
+        rescued = await fs.get("/file", tmp_path / "file", partial=True)
+        assert rescued.holes == [(0, 5 * CHUNK_BYTES + 1)]
+        assert trio.current_time() - since < 2 * settings.retry_seconds
 
 
 def harm_block(cluster: SimCluster, server: str, block: int, how: str) -> None:
