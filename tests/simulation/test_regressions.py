@@ -166,13 +166,12 @@ async def test_of_two_files_of_one_replica_the_better_one_is_kept(
             if name == f"/{damaged}":
                 for place in places:
                     disk.flip_bit(twin, 8 * place)
+        (better,) = [path for path in cluster.disks if path != f"/{damaged}"]
+        whole = path.replace(path.split("/")[1], better.strip("/"))
+        inode = disk.inode(whole)
         await cluster.start(victim)
-        better = [path for path in cluster.disks if path != f"/{damaged}"]
-
-        def is_kept() -> bool:
-            return [p.rpartition("/chunks")[0] for p in cluster.chunk_files(victim)] == better
-
-        await cluster.wait_until(is_kept, 10)
+        await cluster.wait_until(lambda: cluster.chunk_files(victim) == [whole], 10)
+        assert disk.inode(whole) is inode, "it was deleted, and made anew"
         assert await sound(fs)
         assert await fs.get("/file") == data
 
