@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A run of the tests is the same everywhere: property tests have fixed examples, as the
 # simulation has fixed seeds. `make explore` looks for new ones.
-settings.register_profile("fixed", derandomize=True)
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("fixed")
 
 HERE = Path(__file__).parent
