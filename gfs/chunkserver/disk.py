@@ -264,9 +264,10 @@ class Disk:
         number = next(self._numbers)
 
         def call() -> T:
-            self.running[number] = call = Call(getattr(function, "__qualname__", str(function)))
+            own = Call(getattr(function, "__qualname__", str(function)))
+            self.running[number] = own
             try:
-                with making(call):
+                with making(own):
                     return function(*args)
             except Exception as error:
                 if isinstance(error, OSError):
@@ -377,7 +378,7 @@ class Disk:
             with contextlib.suppress(OSError, IndexError):
                 self._to_close.pop().close()
 
-    def is_closed(self, close_rest: Callable[[], object]) -> None:
+    def end_closing(self, close_rest: Callable[[], object]) -> None:
         """All is closed, but for what somebody still uses: ``close_rest`` is called when that
         can be closed, too."""
         self.closed.set()

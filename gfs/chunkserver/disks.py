@@ -250,7 +250,7 @@ class Disks:
             await self._doubt(disk)  # a call that had hung was refused in the end
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
         self._watched.discard(disk)
-        disk.is_closed(partial(self._start, self._close_rest, disk))
+        disk.end_closing(partial(self._start, self._close_rest, disk))
         if disk.hung:
             log.info("%s: all calls to it have returned: it is tried again", disk.path)
             await self._try_again(disk.path)
@@ -368,6 +368,7 @@ class Disks:
                 disk.fail(FAILED, "the order to use it was cut short")
             raise
         finally:
+            self._server.keep(path, known)
             failed = self._store.down.get(path)
             if failed is not None and failed is not old:
                 failed.id = failed.id or (known.id if known is not None else "")

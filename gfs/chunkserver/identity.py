@@ -272,6 +272,12 @@ class Identity:
         """Nothing is known of the disk at that path any more."""
         self.record.disks = [each for each in self.record.disks if each.path != path]
 
+    def keep(self, path: str, known: DiskRecord | None) -> None:
+        """No disk took the place of the one that was ``known`` there: a mount that is away
+        must not look like a new, empty disk."""
+        if known is not None and self.at(path) is None:
+            self.record.disks.append(known)
+
     def put(self, disk: Disk, state: str = "") -> None:
         """The disk is one of the server's, at its path and no other."""
         others = [

@@ -11,6 +11,7 @@ import shutil
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -19,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.blocks import block_sum, packet_sums
-from gfs.chunkserver import identity
+from gfs.chunkserver import disks, identity
 from gfs.chunkserver.chunkfile import ChunkFile
 from gfs.chunkserver.copying import copy
 from gfs.chunkserver.deleting import delete_all
-from gfs.chunkserver.disk import FAILED
+from gfs.chunkserver.disk import FAILED, TICK_SECONDS
 from gfs.chunkserver.identity import (
     NAMES,
     DiskRecord,
@@ -34,6 +35,7 @@ from gfs.chunkserver.identity import (
 from gfs.chunkserver.leases import Leases
 from gfs.chunkserver.link import MasterLink, MasterLinks
 from gfs.chunkserver.node import Node
+from gfs.chunkserver.progress import Call
 from gfs.chunkserver.replacing import new_replica
 from gfs.chunkserver.throttle import LOOK_SECONDS, Throttle
 from gfs.config import ChunkserverSettings
@@ -987,4 +989,81 @@ async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: 
     await node.disks.save()
     assert [disk.state for disk in node.store.reports()] == ["ok", "missing"]
     assert not list((tmp_path / "b").iterdir())
+    await node.close()
+
+
+async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_path: Path) -> None:
+    """What was to be synced is gone, says the kernel, after the disk was given up for
+    hanging: the disk comes back by itself, and all that it noted as unsynced is doubted."""
+    node = await node_in(tmp_path / "a", tmp_path / "b")
+    disk = node.store.disks[0]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def refused_late() -> None:
+        begun.set()
+        go_on.wait(30)
+        raise OSError(errno.EIO, "lost")
+
+    async def sync() -> None:
+        with pytest.raises(DiskFailed):
+            await disk.run(refused_late)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sync)
+            await trio.to_thread.run_sync(begun.wait)
+            for _ in range(int(node.settings.disk_hang_seconds / TICK_SECONDS)):
+                disk.tick()
+            assert disk.hung
+            assert not disk.may_have_lost
+            nursery.start_soon(node.disks.run, ())
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+            while disk.path in node.store.down or disk in node.store.disks.values():
+                await trio.lowlevel.checkpoint()
+            (again,) = [each for each in node.store.disks.values() if each.path == disk.path]
+            assert again.is_doubted
+            nursery.cancel_scope.cancel()
+    await node.close()
+
+
+async def test_calls_may_begin_while_a_disk_is_asked_how_it_is(tmp_path: Path) -> None:
+    """A heartbeat met the change of a thread, and ended the process."""
+    node = await node_in(tmp_path)
+    (disk,) = node.store.disks.values()
+
+    class Begins(Call):
+        @property
+        def ticks(self) -> int:  # type: ignore[override]
+            disk.running[len(disk.running)] = Call("another")
+            return 0
+
+        @ticks.setter
+        def ticks(self, _: int) -> None: ...
+
+    disk.running[0] = Begins("one")
+    assert disk.state == "ok"
+    disk.running.clear()
+    await node.close()
+
+
+async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Path) -> None:
+    """Its mount was away, and the bare directory must not be taken for it at the next start."""
+    node = await node_in(tmp_path / "a", tmp_path / "b")
+    disk = node.store.disks[0]
+    known = node.disks._server.at(disk.path)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.disks.run, ())
+            disk.fail(FAILED, "its cable is loose")
+            await disk.closed.wait()
+            for name in ("server.json", "server.json.copy"):
+                (tmp_path / "a" / name).unlink()
+            with (
+                mock.patch.object(disks, "read_disk", side_effect=OSError(errno.EIO, "no")),
+                pytest.raises(DiskFailed),
+            ):
+                await node.disks.order(DiskOrder(0, "", disk.path, "add"))
+            assert node.disks._server.at(disk.path) == known
+            nursery.cancel_scope.cancel()
     await node.close()
