@@ -137,7 +137,7 @@ class Master:
         #: Orders under way for that; and whether disks are being made even.
         self.move_orders = 0
         self.balancing = False
-        self._calm: rebalance.Calm | None = None
+        self._means: rebalance.Means | None = None
         #: Chunks with more replicas than their goal.
         self.surplus: dict[int, None] = {}
         #: (server index, handle) -> must its blocks be read: replicas to verify.
@@ -1233,15 +1233,14 @@ class Master:
     def _move_plan(self) -> rebalance.Plan:
         # What has begun goes on until nothing is left to give.
         difference = 0.0 if self.balancing else self.settings.balance_share
-        return rebalance.Plan(self.servers.placeable(self.now), difference, self._calm)
+        return rebalance.Plan(self.servers.placeable(self.now), difference, self._means)
 
     def begin_balancing(self) -> None:
-        """All chunks are looked at from now on."""
-        servers = self.servers.placeable(self.now)
+        """All chunks are looked at from now on: by the means of the last moment in which
+        nothing moved."""
+        servers = [server for server in self.servers.placeable(self.now) if server.total_bytes]
         if not any(server.shifts for server in servers):
-            self._calm = rebalance.calm_of(servers)
-        elif self._calm and set(self._calm.used_bytes) != {server.index for server in servers}:
-            self._calm = None
+            self._means = rebalance.means_of(servers)
 
     def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
         """Copies to start now, of those of these chunks that would be better elsewhere, each

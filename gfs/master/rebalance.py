@@ -56,40 +56,33 @@ class Mean(NamedTuple):
     most: float
 
 
-class Calm(NamedTuple):
-    """What was so when nothing was on its way: the means of all servers and of those of each
-    rack, and what each server used."""
+class Means(NamedTuple):
+    """Of all of these servers, and of those of each rack."""
 
-    mean: Mean
-    rack_means: dict[str, Mean]
-    used_bytes: dict[int, int]
+    whole: Mean
+    racks: dict[str, Mean]
+    servers: frozenset[int]
 
 
 class Plan:
     """Moves between ``servers`` from now on; those planned with it count as under way.
 
     ``difference``: without one that large, as a share of disks, nothing moves for the sake
-    of disk use. ``calm`` is of before the moves that are under way, which do not change the
-    means; without it, what moves makes all of that uncertain. Whatever the means are, no
-    replica goes to a fuller server for disk use.
+    of disk use. ``means`` are from before the moves that are under way, which do not change
+    them, and count if these are the same servers; those of now are uncertain by what moves.
+    Whatever they are, no replica goes to a fuller server for disk use.
     """
 
     def __init__(
-        self, servers: Sequence[Server], difference: float, calm: Calm | None = None
+        self, servers: Sequence[Server], difference: float, means: Means | None = None
     ) -> None:
         self._servers = [server for server in servers if server.total_bytes]
         #: Bytes used, at least and at most, when all moves under way have ended.
         self._least = {server.index: server.least_used_bytes for server in self._servers}
         self._most = {server.index: server.most_used_bytes for server in self._servers}
-        now = calm_of(self._servers)
-        self._mean = calm.mean if calm else now.mean
-        self._rack_means = {**now.rack_means, **(calm.rack_means if calm else {})}
-        then = calm.used_bytes if calm else {}
-        for server in self._servers:
-            if server.index in then:
-                # What came since may be in its report by now, and counts once.
-                arrived = then[server.index] + server.arriving_bytes
-                self._most[server.index] = max(arrived, server.used_bytes)
+        if means is None or means.servers != self._least.keys():
+            means = means_of(self._servers)
+        self._mean, self._rack_means, _ = means
         least = [self._share(self._least, server) for server in self._servers]
         most = [self._share(self._most, server) for server in self._servers]
         self.was_held_up = False
@@ -174,14 +167,14 @@ class Plan:
         return None
 
 
-def calm_of(servers: Sequence[Server]) -> Calm:
+def means_of(servers: Sequence[Server]) -> Means:
     racks: dict[str, list[Server]] = {}
     for server in servers:
         racks.setdefault(server.rack, []).append(server)
-    return Calm(
+    return Means(
         _mean(servers),
         {rack: _mean(each) for rack, each in racks.items()},
-        {server.index: server.used_bytes for server in servers},
+        frozenset(server.index for server in servers),
     )
 
 
