@@ -327,7 +327,7 @@ async def records(api: Api, servers: cluster.Running) -> None:
         await opened.write(_fill)
     finally:
         opened.close()
-    listed = len((await api.ask("GET", path))["containers"])
+    listed = len(await api.ask("GET", path))
     if listed != RECORDS:
         raise RuntimeError(f"{listed} containers are listed")
     after = resident(servers.control)

@@ -271,7 +271,7 @@ def _new(txn: Txn, user_id: str, body: NewContainer) -> Container:
     lines = _key_lines(txn, user_id, body.ssh_key_ids)
     names.check_instance_type(body.instance_type)
     names.check_sizes(body.memory_mb, body.storage_gb)
-    mount_paths = names.check_mounts(body.mount_paths)
+    mount_paths = names.check_mounts(body.mount_paths or names.MOUNTS_DEFAULT)
     now = int(time.time())
     rules: dict[int, Rule] = {}
     for rule in body.ingress_rules:

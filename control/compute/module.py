@@ -21,7 +21,7 @@ from control.compute.logs import TEXT, Logs
 from control.compute.rows import COMPUTE, forget_user
 from control.compute.settings import ComputeSettings
 from control.compute.shapes import (
-    AdminContainerList,
+    AdminContainerInfo,
     ContainerInfo,
     ContainerList,
     KeyInfo,
@@ -182,7 +182,7 @@ class Compute(Module):
                 self.list_all,
                 ADMIN,
                 "All containers of all users",
-                answer=AdminContainerList,
+                answer=list[AdminContainerInfo],
             ),
         ]
 
@@ -355,8 +355,8 @@ class Compute(Module):
     async def stop(self, call: Call) -> ContainerInfo:
         return await self.containers.stop(call)
 
-    async def list_all(self, call: Call) -> AdminContainerList:
-        return AdminContainerList(self.containers.everybodys())
+    async def list_all(self, call: Call) -> Sequence[AdminContainerInfo]:
+        return self.containers.everybodys()
 
     async def get_ssh(self, call: Call) -> SshInfo:
         return SshInfo(self.containers.own(call).ssh_enabled)

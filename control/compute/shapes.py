@@ -73,10 +73,6 @@ class ContainerList(msgspec.Struct):
     containers: list[ContainerInfo]
 
 
-class AdminContainerList(msgspec.Struct):
-    containers: list[AdminContainerInfo]
-
-
 class NewRule(msgspec.Struct):
     port: PortNumber
     target_port: TargetPort | None = None
@@ -99,7 +95,13 @@ class NewContainer(msgspec.Struct):
     storage_gb: Annotated[int, Meta(description="1 to 1000")] = STORAGE_GB_DEFAULT
     ssh_enabled: bool = False
     enable_ssh: Annotated[bool, Meta(description="As ssh_enabled")] = False
-    mount_paths: MountPaths = msgspec.field(default_factory=lambda: list(MOUNTS_DEFAULT))
+    mount_paths: Annotated[
+        list[str],
+        Meta(
+            description="Directories that are kept: absolute, without .., not nested; "
+            f"left out or empty, {', '.join(MOUNTS_DEFAULT)}"
+        ),
+    ] = []
     ingress_rules: list[NewRule] = []
 
 
