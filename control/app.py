@@ -31,12 +31,13 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from control.call import FOR_ONE, JSON, Call, json_response
 from control.cors import Cors
 from control.documentation import documentation_routes
-from control.errors import BadRequest, Forbidden, Unauthorized, error_body, explain
-from control.http.asgi import HttpConnection, StreamingRequest
+from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, error_body, explain
+from control.http.asgi import HttpConnection, Receive, Send, StreamingRequest
 from control.http.socket import (
+    CLOSE_SECONDS,
     NORMAL,
-    NOT_ALLOWED,
     OUR_FAULT,
+    REFUSED,
     Socket,
     SocketClosed,
     SocketConnection,
@@ -47,6 +48,7 @@ from control.module import Content, Module, Route, Upgrade, choose, discover
 from control.records import RecordsFailed
 from control.runtime import Control
 from control.settings import ControlSettings
+from control.watch import Watch
 from gfs.cluster.failures import EXPECTED, leaves, the_one
 from gfs.config import default_state_directory
 from gfs.diagnostics import REQUEST_BITS, request_name
@@ -58,8 +60,8 @@ log = logging.getLogger(__name__)
 #: A dependency that does not answer within this time is not ready.
 READY_SECONDS = 3.0
 SWEEP_SECONDS = 10.0
-#: A WebSocket ends so long after its credential, or after that may no longer, at the latest.
-RECHECK_SECONDS = 5.0
+#: Of a session that ended, a token that was revoked, and of what never was one.
+ENDED = "the token is not valid, or not any more: log in again"
 #: RFC 6455, 5.5: a control frame carries 125 bytes, two of them for the code.
 CLOSE_REASON_BYTES_MAX = 123
 
@@ -108,11 +110,21 @@ def build_app(
     return ControlApp(control, [kind(control) for kind in [*chosen, *given]])
 
 
+class Connection(HttpConnection):
+    """A request, whose credential is watched until all of its answer is sent."""
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(receive, send)
+        finally:
+            cast(ControlApp, self.app).watch.forget(id(self.scope))
+
+
 class ControlApp(QuartTrio):
     """See :func:`build_app`. ``table`` holds every route it serves, with the name
     of the module it is of."""
 
-    asgi_http_class = HttpConnection
+    asgi_http_class = Connection
     asgi_websocket_class = SocketConnection  # type: ignore[assignment]
     request_class = StreamingRequest
 
@@ -123,6 +135,7 @@ class ControlApp(QuartTrio):
         self.metrics = control.metrics
         self.table: list[tuple[str, Route]] = []
         self._failed = trio.Event()
+        self.watch = Watch(self._ask_again)
         self._cors = Cors(control.settings.origin_list)
         # Bodies of any length, for any time: the server ends what stalls, and
         # every handler bounds what it keeps.
@@ -153,6 +166,7 @@ class ControlApp(QuartTrio):
         with self.control.opened():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.control.credentials.upkeep)
+                nursery.start_soon(self.watch.run)
                 nursery.start_soon(self._sweep)
                 nursery.start_soon(self._end_when_failed)
                 for module in self.modules:
@@ -306,32 +320,32 @@ class ControlApp(QuartTrio):
 
     async def _converse(self, call: Call, upgrade: Upgrade, socket: Socket) -> None:
         """The handler, for as long as the client is there and may go on."""
-        refusal = ""
+        refusals: list[ApiError] = []
 
-        async def recheck() -> None:
-            """What was asked when it was opened is asked again: a token can be revoked,
-            and what a service account may do can be narrowed. (Owners do not change.)"""
-            nonlocal refusal
-            while not refusal:
-                await trio.sleep(RECHECK_SECONDS)
-                try:
-                    self._admit(call.route.need, call.request, call.params)
-                except (Unauthorized, Forbidden) as error:
-                    refusal = explain(error)[1]
+        async def close(refusal: ApiError) -> None:
+            # At once: what the handler holds may take a while to be given back. A client
+            # that reads nothing is not waited for.
+            with trio.move_on_after(CLOSE_SECONDS):
+                reason = _cut(str(refusal), CLOSE_REASON_BYTES_MAX)
+                await socket.close(REFUSED + refusal.status, reason)
+
+        def end(refusal: ApiError) -> None:
+            refusals.append(refusal)
             nursery.cancel_scope.cancel()
+            closing.start_soon(close, refusal)
 
         async def drop() -> None:
             while True:
                 await socket.receive()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(recheck)
-            if not upgrade.takes:
-                nursery.start_soon(drop)
-            await upgrade.handler(call, socket)
-            nursery.cancel_scope.cancel()
-        if refusal:
-            await socket.close(NOT_ALLOWED, _cut(refusal, CLOSE_REASON_BYTES_MAX))
+        async with trio.open_nursery() as closing, trio.open_nursery() as nursery:
+            with self.watch.over(call, end):
+                if not upgrade.takes:
+                    nursery.start_soon(drop)
+                await upgrade.handler(call, socket)
+                nursery.cancel_scope.cancel()
+        if refusals and not socket.accepted:
+            raise refusals[0]
         await socket.close(NORMAL)
 
     def _find(self, request: Request) -> tuple[Route | None, dict[str, str]]:
@@ -354,6 +368,9 @@ class ControlApp(QuartTrio):
     ) -> Response:
         principal = self._admit(route.need, request, params)
         call = Call(self.control, route, request, params, principal)
+        scope = cast(dict[str, Any], request.scope)
+        refuse = scope["extensions"]["control.refuse"]
+        self.watch.begin(id(scope), call, lambda refusal: refuse(refusal.status, str(refusal)))
         if isinstance(route.body, type):
             answer = await route.handler(call, await call.json(route.body))
         else:
@@ -371,9 +388,20 @@ class ControlApp(QuartTrio):
         token = _token(need, request)
         principal = self.control.credentials.verify(token) if token else None
         if principal is None and token and not need.is_open:
-            raise Unauthorized("the token is not valid, or not any more: log in again")
+            raise Unauthorized(ENDED)
         decide(principal, need, _scope_name(need, request, params))
         return principal
+
+    def _ask_again(self, call: Call) -> ApiError | None:
+        """The refusal, if a request with a credential that was let in would not be now."""
+        try:
+            principal = self._admit(call.route.need, call.request, call.params)
+            if principal is None:  # an open route would take it for anybody's
+                raise Unauthorized(ENDED)
+            call.check_again(principal)
+        except (Unauthorized, Forbidden) as refusal:
+            return refusal
+        return None
 
 
 def _werkzeug_parameter(found: re.Match[str]) -> str:

@@ -35,7 +35,7 @@ JSON_SECONDS = 60.0
 class Call:
     """The request, who makes it, and what it is allowed to do."""
 
-    __slots__ = ("control", "params", "principal", "request", "route")
+    __slots__ = ("_allowed", "control", "params", "principal", "request", "route")
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Call:
         self.params = params
         #: None: anonymous.
         self.principal = principal
+        self._allowed: list[tuple[Target, bool]] = []
 
     @property
     def user(self) -> Principal:
@@ -113,6 +114,13 @@ class Call:
         Raises Unauthorized or Forbidden.
         """
         decide_target(self.principal, self.route.need, target, reading=reading)
+        self._allowed.append((target, reading))
+
+    def check_again(self, principal: Principal | None) -> None:
+        """Whether ``principal``, whom the credential stands for by now, may do what was
+        allowed so far. Raises Unauthorized or Forbidden."""
+        for target, reading in self._allowed:
+            decide_target(principal, self.route.need, target, reading=reading)
 
 
 async def upgrade_only(call: Call) -> None:

@@ -70,7 +70,8 @@ class Upgrade:
         handler: ``async (call, socket)``. What it raises before ``socket.accept()`` is
             answered in JSON, as of any request; when it returns the WebSocket is
             closed with 1000. It is cancelled when the client leaves, and when the
-            credential is not valid any more or may not do this any more.
+            credential has ended (the WebSocket is closed with 4401) or may no longer do
+            this (4403): see :mod:`control.watch`.
         sends: what the client gets, for the documentation.
         takes: what the client may send. If nothing, what it sends is dropped.
         ping_seconds: how often the client is pinged.

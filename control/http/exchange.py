@@ -98,7 +98,7 @@ class Exchange(HTTPStream):
             "client": self.client,
             "server": self.server,
             "state": self._http.connection_state.copy(),
-            "extensions": {},
+            "extensions": {"control.refuse": self.refuse},
         }
 
     async def _end(self) -> bool:
@@ -114,6 +114,14 @@ class Exchange(HTTPStream):
         if self.state is not ASGIHTTPState.CLOSED:
             return False  # less than was promised: the peer sees the connection end early
         return await self._http.finish_body(keep=not self._framing.close)
+
+    def refuse(self, status: int, message: str) -> None:
+        """Cancel the application, which may not go on, from another task.
+
+        Answered with ``status`` if nothing is answered yet; else the connection ends
+        before the answer does, so that nobody takes it for the whole.
+        """
+        self._cancel(Refusal(status, message))
 
     def abandon(self) -> None:
         """Cancel the application: the client has left."""

@@ -13,8 +13,9 @@ from control.http.asgi import HttpConnection, Receive, Send
 __all__ = ["Socket", "SocketClosed", "SocketConnection"]
 
 NORMAL = 1000
-NOT_ALLOWED = 1008
 OUR_FAULT = 1011
+#: Plus the HTTP status with which the same request would be refused now: 4401, 4403.
+REFUSED = 4000
 #: How long a client may take to answer our close frame. Closing the connection before
 #: would make its system throw away what it has not read yet.
 CLOSE_SECONDS = 2.0

@@ -22,6 +22,7 @@ from sockets import Client, Refused, websocket
 from wsproto.events import Ping
 
 import control.app
+import control.watch
 from control.compute import rows
 from control.compute.hub import Hub
 from control.compute.terminal import TERMINALS_MAX
@@ -302,21 +303,28 @@ async def test_a_terminal_ends_with_the_run_it_is_in(c: Computing, how: str) -> 
                 ok(await c.call("DELETE", f"/admin/users?id={c.ada['user_id']}", c.admin))
         assert await terminal.receive() is None
         # A user who is gone may be told by either: his credential is not valid any more.
-        assert terminal.close_code in ((1000, 1008) if how == "delete-user" else (1000,))
+        assert terminal.close_code in ((1000, 4401) if how == "delete-user" else (1000,))
     await until_closed(c)
+
+
+async def look(c: Computing) -> None:
+    """What the watch on credentials does every two seconds."""
+    with mock.patch.object(control.watch, "SHORT_SECONDS", 0.0):
+        await c.server.app.watch.look()
 
 
 async def test_a_terminal_ends_when_its_credential_does(c: Computing) -> None:
     made = await c.running(c.ada)
     scopes = {f"compute.{c.ada['user_id']}.containers.{made['id']}": ["update"]}
     token = ok(await c.call("POST", "/api/tokens", c.ada, name="one", scopes=scopes))
-    with mock.patch.object(control.app, "RECHECK_SECONDS", 0.02):
-        async with websocket(c.port, terminal_of(made), token["token"]) as terminal:
-            await terminal.send("size")
-            await terminal.receive()
-            ok(await c.call("DELETE", f"/api/tokens/{token['id']}", c.ada))
-            assert await terminal.receive() is None
-            assert terminal.close_code == 1008
+    async with websocket(c.port, terminal_of(made), token["token"]) as terminal:
+        await terminal.send("size")
+        await terminal.receive()
+        ok(await c.call("DELETE", f"/api/tokens/{token['id']}", c.ada))
+        await look(c)
+        assert await terminal.receive() is None
+        assert terminal.close_code == 4401
+        assert terminal.close_reason == control.app.ENDED
     await until_closed(c)
 
 
@@ -334,15 +342,15 @@ async def test_a_websocket_ends_when_its_service_account_may_no_longer(
     account_path = f"/api/service-accounts/{ok(account)['id']}"
     token = ok(await c.call("POST", f"{account_path}/tokens", c.ada, name="one"))["token"]
     c.world.logs_go_on = True
-    with mock.patch.object(control.app, "RECHECK_SECONDS", 0.02):
-        async with websocket(c.port, path, token) as client:
-            # Widened it goes on, narrowed to others it does not.
-            for scopes in ({every: ["read", "update"]}, {f"{every}.{other['id']}": [action]}):
-                ok(await c.call("PUT", f"{account_path}/scopes", c.ada, scopes=scopes))
-            while await client.receive() is not None:
-                pass
-            assert client.close_code == 1008
-            assert client.close_reason == f"this token was not granted '{action}' on {every}"
+    async with websocket(c.port, path, token) as client:
+        # Widened it goes on, narrowed to others it does not.
+        for scopes in ({every: ["read", "update"]}, {f"{every}.{other['id']}": [action]}):
+            ok(await c.call("PUT", f"{account_path}/scopes", c.ada, scopes=scopes))
+            await look(c)
+        while await client.receive() is not None:
+            pass
+        assert client.close_code == 4403
+        assert client.close_reason == f"this token was not granted '{action}' on {every}"
     await until_closed(c)
 
 
