@@ -7,8 +7,10 @@ Guarantees: one piece (:data:`PIECE_BYTES`) each way is held for a connection, s
 reader slows its sender and nobody else; the end of one direction is passed on and the
 other goes on; a connection that broke on one side is reset on the other, so nobody
 takes what was cut short for the whole; what a rule had let in ends with the rule.
-A port that somebody else listens on is reported, and tried again at every change and
-every :data:`RETRY_SECONDS`.
+A port that another service of this machine has is reported, and never tried again
+(:class:`Foreign`): that service may only be restarting, and whoever got its port in
+between would get its logins. What is refused for other reasons (no such address yet, no
+descriptors) is tried at every change and every :data:`RETRY_SECONDS`.
 
 It hides who connects: a container sees the gateway's address.
 """
@@ -22,11 +24,12 @@ import resource
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 import msgspec
 import trio
 
-__all__ = ["Address", "Connect", "Gateway", "Target"]
+__all__ = ["Address", "Connect", "Foreign", "Gateway", "Target"]
 
 log = logging.getLogger("control.compute")
 
@@ -42,8 +45,8 @@ IDLE_SECONDS = 2 * 3600.0
 #: After one side has said all it has to say.
 IDLE_HALF_CLOSED_SECONDS = 600.0
 BACKLOG = 128
-#: How soon a port that somebody else gave up is ours.
 RETRY_SECONDS = 5.0
+OTHERS = "another service of this machine has it, so containers never get it"
 
 Address = tuple[str, int]
 #: Where a connection shall lead now; None: nowhere, the container does not run.
@@ -60,6 +63,21 @@ class _Rule(msgspec.Struct):
     listener: trio.socket.SocketType
 
 
+class Foreign(Protocol):
+    """The ports that other services of this machine have had."""
+
+    def has(self, port: int) -> bool: ...
+
+    def add(self, port: int) -> None:
+        """Remember it for good."""
+
+
+class _Remembered(set[int]):
+    """For as long as this process lives."""
+
+    has = set.__contains__
+
+
 def _nobody(owner: str) -> None:
     pass
 
@@ -74,17 +92,21 @@ class Gateway:
     Args:
         connect: Opens the connection to where a rule leads.
         changed: Called with an owner when other ports of his are refused than before.
+        foreign: Which ports are never listened on, since others have them. Left out: what
+            is found out while it runs.
     """
 
     def __init__(
         self,
         connect: Connect = connect_tcp,
         changed: Callable[[str], None] = _nobody,
+        foreign: Foreign | None = None,
         *,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._connect = connect
         self._changed = changed
+        self._foreign: Foreign = _Remembered() if foreign is None else foreign
         self._retry_seconds = retry_seconds
         self._wanted: dict[str, dict[Address, Target]] = {}
         self._open: dict[Address, _Rule] = {}
@@ -126,9 +148,9 @@ class Gateway:
         """Address -> why it cannot be listened on now."""
         return dict(self._refused.get(owner, {}))
 
-    def listening(self, owner: str) -> set[Address]:
-        """Where connections are taken for ``owner``."""
-        return {address for address, rule in self._open.items() if rule.owner == owner}
+    def listening(self, owner: str = "") -> set[Address]:
+        """Where connections are taken, for ``owner`` or for anybody."""
+        return {address for address, rule in self._open.items() if owner in ("", rule.owner)}
 
     def _settle(self, nursery: trio.Nursery) -> None:
         for address, rule in list(self._open.items()):
@@ -155,6 +177,8 @@ class Gateway:
                 self._changed(owner)
 
     def _listen(self, nursery: trio.Nursery, owner: str, address: Address, target: Target) -> str:
+        if self._foreign.has(address[1]):
+            return OTHERS
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -163,6 +187,8 @@ class Gateway:
             listener.listen(BACKLOG)
         except OSError as error:
             listener.close()
+            if error.errno == errno.EADDRINUSE:
+                self._foreign.add(address[1])
             return _why(error)
         served = trio.socket.from_stdlib_socket(listener)
         rule = _Rule(owner, target, trio.CancelScope(), served)
@@ -301,7 +327,7 @@ def _reset_on_close(stream: trio.SocketStream) -> None:
 def _why(error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return "somebody else listens on it"
+            return OTHERS
         case errno.EACCES:
             return "only root may listen on it (see sysctl net.ipv4.ip_unprivileged_port_start)"
         case errno.EADDRNOTAVAIL:

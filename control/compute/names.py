@@ -37,7 +37,8 @@ MOUNTS_FORBIDDEN = ("/proc", "/sys", "/dev", "/etc")
 _SPECIAL = frozenset("\"'\\`$&|;<>()[]{}*?!#~=%^:,")
 
 HTTPS = 443
-_PORTS = frozenset({80, HTTPS, *range(8000, 9000)})
+#: That an ingress rule may open.
+PORTS = frozenset({80, HTTPS, *range(8000, 9000)})
 TARGETS = range(1, 65535 + 1)
 
 
@@ -128,7 +129,7 @@ def _above(path: str) -> Iterable[str]:
 
 
 def check_port(port: int) -> None:
-    if port not in _PORTS:
+    if port not in PORTS:
         raise BadRequest("port: 80, 443 or 8000 to 8999")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -317,20 +318,41 @@ async def test_where_nothing_answers_the_client_is_turned_away() -> None:
                 await client.receive_some(1)
 
 
-async def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
+async def test_a_port_of_another_service_is_refused_for_good_also_when_that_restarts() -> None:
     async with setting(retry_seconds=0.01) as here:
-        with socket.create_server((HOST, 0)) as taken:
-            address = taken.getsockname()[:2]
+        with socket.create_server((HOST, 0)) as service:
+            address = service.getsockname()[:2]
             here.lead("one", address)
             assert here.told == ["one"]
             (reason,) = here.gateway.refused("one").values()
             assert str(address[1]) in reason
-            assert "somebody else" in reason
+            assert "another service of this machine" in reason
+        # It is down: neither time nor another wish for it makes it a container's.
+        here.lead("one")
+        for owner in ("one", "two"):
+            here.lead(owner, address)
+            assert address in here.gateway.refused(owner)
+        await trio.sleep(0.05)
+        await expect_refused(address)
+        with socket.create_server(address):  # it is back
+            assert here.gateway.listening() == set()
+
+
+async def test_what_is_refused_for_another_reason_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_descriptors(self: socket.socket, backlog: int = 0) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with setting(retry_seconds=0.01) as here:
+        address = free_address()
+        with monkeypatch.context() as patched:
+            patched.setattr(socket.socket, "listen", without_descriptors)
+            here.lead("one", address)
+            assert "Too many" in here.gateway.refused("one")[address]
         await until(lambda: len(here.told) == 2)
         assert here.gateway.refused("one") == {}
-        client, server = await here.both(address)
-        await client.send_all(b"hello")
-        assert await server.receive_some(100) == b"hello"
+        await here.both(address)
 
 
 async def test_of_two_who_want_a_port_the_second_gets_it_after_the_first() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from checks import unique, wait_for
@@ -313,7 +314,7 @@ def test_only_what_is_ours_and_in_no_record_is_removed(here: Here, user: User) -
         remove(left_of(LABEL_CLUSTER, foreign))
 
 
-async def test_a_port_on_this_machine_is_one_containers_and_each_has_its_own_address(
+async def test_several_containers_have_the_same_port_each_on_its_own_address(
     tmp_path: Path,
 ) -> None:
     async with stage(tmp_path / "stage") as here:
@@ -326,10 +327,11 @@ async def test_a_port_on_this_machine_is_one_containers_and_each_has_its_own_add
             assert sighting.reason == ""
             addresses.append(sighting.external_ip)
         assert len(set(addresses)) == 2
-        for number, host in ((0, addresses[0]), (1, addresses[1]), (0, "127.0.0.1")):
+        for number, host in enumerate(addresses):
             assert await page_of(host, 8765) == f"{number}\n"
-        await here.backend.delete(specs[0].id, specs[0].user_id)
-        assert await page_of("127.0.0.1", 8765) == "1\n"
+        # Other services' address is none of theirs.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", 8765))
 
 
 async def test_two_installations_on_one_machine_have_addresses_of_their_own(tmp_path: Path) -> None:
@@ -355,3 +357,33 @@ async def page_of(host: str, port: int) -> str:
             while piece := await stream.receive_some():
                 answer += piece
     return answer.partition(b"\r\n\r\n")[2].decode()
+
+
+async def test_a_container_never_gets_the_port_of_another_service_also_after_its_restart(
+    tmp_path: Path,
+) -> None:
+    """What a tenant would receive there are others' logins."""
+    wanted = (Port(8767, 80), Port(8768, 80))
+    async with contextlib.AsyncExitStack() as stack:
+        with socket.create_server(("0.0.0.0", 8767)), socket.create_server(("127.0.0.1", 8768)):
+            here = await stack.enter_async_context(stage(tmp_path / "stage"))
+            spec = await here.run(ports=wanted)
+            seen = await here.seen.phase(spec, "running")
+            assert "port 8767" in seen.reason
+            assert "another service of this machine has it" in seen.reason
+        # Both are down for a moment, and the tenant asks again.
+        await here.backend.expose(spec_with(spec, ports=()))
+        await here.backend.expose(spec)
+        for port in (8767, 8768):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+        with socket.create_server(("0.0.0.0", 8767)), socket.create_server(("127.0.0.1", 8768)):
+            pass
+        # The other of the two is only on one address, and the container has its own.
+        await here.shell(spec, "mkdir /web; echo mine > /web/index.html")
+        await here.shell(spec, "busybox httpd -p 80 -h /web")
+        assert await page_of(seen.external_ip, 8768) == "mine\n"
+
+
+def spec_with(spec: Spec, **changes: object) -> Spec:
+    return msgspec.structs.replace(spec, **changes)

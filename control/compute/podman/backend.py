@@ -12,11 +12,12 @@ through :mod:`control.compute.gateway`, in the process that drives this machine.
   paths stays, also of a path that is not mounted any more, until the container is
   deleted. An empty volume gets what the image has at its path, once.
 - **Where it is reached.** SSH: a port of ``gateway_host`` that is the container's as long as
-  it exists. Ingress: several containers may want port 80, and this machine has one. So
-  while ``gateway_host`` is a loopback address, each container also has a loopback address
-  of its own, in 127.64.0.0/10, told as its ``external_ip``, with all its ports; the port of
-  ``gateway_host`` itself is the first container's to ask for it. With any other
-  ``gateway_host`` only the latter is there, and a container that came second is told so.
+  it exists. Ingress: several containers may want port 80, and other services of this
+  machine have it already. So while ``gateway_host`` is a loopback address, each container
+  has a loopback address of its own, in 127.64.0.0/10, told as its ``external_ip``, where
+  its ports are opened and nowhere else. With any other ``gateway_host`` they are opened
+  there: a port is the first container's to ask for it, and one that another service has
+  had is never a container's (:mod:`control.compute.podman.foreign`).
 - **Limits.** Memory (without swap), CPU time and processes. Disk: Podman can hold a run or
   a volume to a size on XFS with project quotas alone, so ``storage_gb`` is shown
   beside what is used and holds nobody back. The architecture is this machine's own,
@@ -57,12 +58,13 @@ from control.compute.gateway import Address, Gateway, Target, connect_tcp
 from control.compute.podman import shapes
 from control.compute.podman.api import Api
 from control.compute.podman.fence import Fence
+from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.http import Refused
 from control.compute.podman.images import Images
 from control.compute.podman.logs import Lines
 from control.compute.podman.processes import has_ended
 from control.compute.podman.service import Service, run_podman
-from control.compute.podman.slots import Slots
+from control.compute.podman.slots import SLOT_BITS, Slots
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.usage import DiskUsage
 from control.compute.podman.watching import Watching
@@ -72,6 +74,7 @@ __all__ = ["Podman", "make"]
 log = logging.getLogger("control.compute")
 
 SSH = 22
+OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
 MIB = 1024**2
 GIB = 1024**3
 
@@ -107,7 +110,9 @@ class Podman:
         Path(installation.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._service = Service(installation.directory, settings.podman, settings.podman_runtime)
         self._api = Api(self._service.client)
-        self._gateway = Gateway(connect_tcp, self._note_ports)
+        own = "" if _is_loopback4(settings.gateway_host) else settings.gateway_host
+        self._foreign = ForeignPorts(installation.directory, own)
+        self._gateway = Gateway(connect_tcp, self._note_ports, self._foreign)
         self._slots = Slots(installation.directory, settings.gateway_host, settings.ssh_port_base)
         self._disk = DiskUsage()
         self._fence = Fence()
@@ -153,6 +158,9 @@ class Podman:
         )
         try:
             async with trio.open_nursery() as nursery:
+                # Before any port is opened.
+                await self._foreign.look(self._gateway.listening)
+                nursery.start_soon(self._foreign.watch, self._gateway.listening)
                 await nursery.start(self._gateway.run)
                 await nursery.start(self._images.run)
                 nursery.start_soon(self._terminals.sweep_for_ever)
@@ -234,9 +242,7 @@ class Podman:
         if spec.ssh_enabled:
             rules[host, self._slots.ssh_port(spec.id)] = self._target(spec.id, SSH)
         for port in spec.ports:
-            rules[host, port.port] = self._target(spec.id, port.target_port)
-            if own:
-                rules[own, port.port] = self._target(spec.id, port.target_port)
+            rules[own or host, port.port] = self._target(spec.id, port.target_port)
         self._gateway.set_rules(spec.id, rules)
         self._touch(spec.id)
         await trio.lowlevel.checkpoint()
@@ -306,19 +312,13 @@ class Podman:
             return ""
         number = self._slots.number(container_id) + 1
         # Another installation on this machine counts from another place.
-        network = 64 + zlib.crc32(self._cluster.encode()) % 64
-        return f"127.{network}.{number >> 8}.{number & 255}"
+        place = zlib.crc32(self._cluster.encode()) % (OWN_ADDRESSES.num_addresses >> SLOT_BITS)
+        return str(OWN_ADDRESSES[(place << SLOT_BITS) + number % (1 << SLOT_BITS)])
 
     def _ports(self, container_id: str) -> tuple[str, str]:
         """Where a container's ports are, and which are missing."""
         host, own = self._settings.gateway_host, self._own_address(container_id)
         refused = self._gateway.refused(container_id)
-        if own:
-            # What another has at the shared address, it has at its own.
-            elsewhere = {port for _, port in self._gateway.listening(container_id)}
-            refused = {
-                address: why for address, why in refused.items() if address[1] not in elsewhere
-            }
         return own or _reachable(host), "; ".join(refused.values())
 
     def _note_ports(self, container_id: str) -> None:

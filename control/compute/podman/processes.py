@@ -4,17 +4,21 @@ the time a signal is sent to it."""
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import select
 import signal
+import sys
 from pathlib import Path
 
 import trio
 
-__all__ = ["children", "end", "has_ended", "held", "listens", "running"]
+__all__ = ["children", "end", "has_ended", "held", "listeners", "running"]
 
 #: Of a socket, in the kernel's table: it listens.
 _LISTEN = "0A"
+#: A line has 150; a thousand sockets that listen.
+TABLE_BYTES_MAX = 256 * 1024
 
 
 def held(pid: int) -> int | None:
@@ -38,19 +42,33 @@ def has_ended(pid: int) -> bool:
         os.close(descriptor)
 
 
-def listens(pid: int, port: int) -> bool:
-    """Whether anybody listens on this TCP port in the network that the process is in."""
-    wanted = f":{port:04X}"
+def listeners(process: int | str) -> set[tuple[str, int]]:
+    """Address and port of all that listens on TCP in the network that the process is in.
+
+    For a thread: who is in that network chooses how long the tables are. Read is the first
+    :data:`TABLE_BYTES_MAX` of each; the kernel puts those that listen before all others.
+    """
+    found = set()
     for table in ("tcp", "tcp6"):
         try:
-            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+            with Path(f"/proc/{process}/net/{table}").open() as file:
+                text = file.read(TABLE_BYTES_MAX)
         except OSError:
             continue
-        for line in lines:
-            _, local, _, state, *_ = line.split()
-            if state == _LISTEN and local.endswith(wanted):
-                return True
-    return False
+        for line in text.splitlines()[1:]:
+            words = line.split()
+            if len(words) < 4 or words[3] != _LISTEN:
+                break
+            address, _, port = words[1].partition(":")
+            found.add((_address(address), int(port, 16)))
+    return found
+
+
+def _address(text: str) -> str:
+    """Of the kernel's table: words of 32 bits, each in the machine's byte order."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    return str(ipaddress.ip_address(packed))
 
 
 def running(program: str, word: str) -> list[int]:

@@ -21,9 +21,11 @@ import msgspec
 
 from control.compute.backend import BackendUnavailable
 
-__all__ = ["Slots"]
+__all__ = ["SLOT_BITS", "Slots"]
 
-SLOTS_MAX = 8192
+#: Of a number plus 1.
+SLOT_BITS = 12
+SLOTS_MAX = 4000
 #: One that was given a number and is not seen for so long does not exist.
 FORGOTTEN_AFTER_SECONDS = 3600.0
 #: How many ports in a row may be found taken by somebody else.

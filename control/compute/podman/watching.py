@@ -26,7 +26,7 @@ from control.compute.backend import LABEL_CONTAINER, LABEL_USER, BackendUnavaila
 from control.compute.podman.api import KINDS, Api
 from control.compute.podman.deaths import Deaths
 from control.compute.podman.http import Body, Refused
-from control.compute.podman.processes import has_ended, listens
+from control.compute.podman.processes import has_ended, listeners
 from control.compute.podman.service import Service
 from control.compute.podman.shapes import (
     RESTART_GRACE_SECONDS,
@@ -43,6 +43,8 @@ SSH = 22
 LIST_SECONDS = 60.0
 #: More than there are calls of the driver at once (16), each of which may hold up a look.
 LOOKS_AT_ONCE = 32
+#: Threads that wait for SSH servers.
+ASKS_AT_ONCE = 4
 #: A list leaves room for what has news.
 LISTED_AT_ONCE = 4
 #: One question of a look; the answer takes a hundredth of a second, if it comes.
@@ -96,6 +98,7 @@ class Watching:
         self._due_changed = trio.Event()
         self._looking: set[str] = set()
         self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
+        self._asks = trio.CapacityLimiter(ASKS_AT_ONCE)
         #: Set at the end of the next look.
         self._looked: dict[str, trio.Event] = {}
         #: Those that ``watch`` knows something of.
@@ -311,7 +314,9 @@ class Watching:
         without a connection, which its log would tell of."""
         try:
             with trio.move_on_after(ANSWER_SECONDS):
-                while self._asking.get(container_id) == run and not listens(run[1], SSH):  # noqa: ASYNC110
+                while self._asking.get(container_id) == run:
+                    if await self._listens(run[1]):
+                        break
                     await trio.sleep(0.05)
             if container_id in self._addresses:
                 self._answering[container_id] = run
@@ -319,6 +324,14 @@ class Watching:
         finally:
             if self._asking.get(container_id) == run:
                 del self._asking[container_id]
+
+    async def _listens(self, pid: int) -> bool:
+        """Whether its SSH server does. Its user says how long that is to be found out, so
+        neither the loop nor the looks at others wait for it."""
+        found = await trio.to_thread.run_sync(
+            listeners, pid, limiter=self._asks, abandon_on_cancel=True
+        )
+        return any(port == SSH for _, port in found)
 
 
 def _run(seen: Inspected) -> tuple[str, int]:

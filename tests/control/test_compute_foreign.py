@@ -1,0 +1,49 @@
+"""Ports that other services of this machine have, or have had."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from control.compute.podman import foreign
+from control.compute.podman.foreign import ForeignPorts
+from control.compute.podman.processes import listeners
+
+
+@pytest.mark.parametrize(
+    ("host", "service", "is_foreign"),
+    [
+        # Each container has a loopback address of its own.
+        ("", "127.0.0.1", False),
+        ("", "0.0.0.0", True),
+        ("", "::", True),
+        ("127.0.0.2", "127.0.0.2", True),
+        ("127.0.0.2", "127.0.0.1", False),
+        ("127.0.0.2", "0.0.0.0", True),
+        ("0.0.0.0", "127.0.0.1", True),
+    ],
+)
+async def test_a_port_where_another_service_was_seen_is_its_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, service: str, is_foreign: bool
+) -> None:
+    ports = ForeignPorts(str(tmp_path), host)
+    family = socket.AF_INET6 if ":" in service else socket.AF_INET
+    with socket.create_server((service, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(foreign, "PORTS", frozenset({port}))
+        assert (service, port) in listeners("self")
+        await ports.look(lambda: {(service, port)})
+        assert not ports.has(port), "what is ours is not another's"
+        await ports.look(set)
+    assert ports.has(port) == is_foreign
+    # Also when that service is down, and we have been restarted.
+    assert ForeignPorts(str(tmp_path), host).has(port) == is_foreign
+
+
+async def test_ports_that_no_rule_can_open_are_of_no_interest(tmp_path: Path) -> None:
+    ports = ForeignPorts(str(tmp_path), "0.0.0.0")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        await ports.look(set)
+        assert not ports.has(listener.getsockname()[1])
