@@ -166,7 +166,8 @@ class Backend(Protocol):
         """Leave nothing of it. Returns when nothing is left, or nothing can be seen."""
 
     async def expose(self, spec: Spec) -> None:
-        """Let SSH (if enabled) and the ports in, and nothing else; live. Called from time
+        """Let SSH (if enabled), by the keys of ``spec``, and the ports in, and nothing else;
+        live: a key that is not in ``spec`` any more lets nobody in. Called from time
         to time, too, to put right what no sighting shows, should somebody have changed it:
         whoever is connected must not notice."""
 

@@ -76,6 +76,15 @@ def expose(row: Container, *, ssh_enabled: bool, rules: tuple[Rule, ...]) -> Con
     return replace(row, ssh_enabled=ssh_enabled, rules=rules, exposure=row.exposure + 1)
 
 
+def withdraw_key(row: Container, line: str) -> Container:
+    """Without this line of authorized_keys; the row unchanged if it has no such line. It is
+    taken from a running container as a port is: live."""
+    left = tuple(each for each in row.ssh_keys if each != line)
+    if left == row.ssh_keys:
+        return row
+    return replace(row, ssh_keys=left, exposure=row.exposure + 1)
+
+
 def _run_anew(row: Container) -> Container:
     return replace(
         row,

@@ -93,7 +93,7 @@ class Compute(Module):
             self.backend = await choose(records, installation, self.settings, leads=leads)
             self.changes = Changes(records)
             self.containers = Containers(records, self.changes, self.backend, image)
-            self.keys = SshKeys(records)
+            self.keys = SshKeys(records, self.changes)
             self.terminals = Terminals(self.containers, self.backend)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.changes.run)
@@ -330,7 +330,7 @@ class Compute(Module):
                 need("delete"),
                 "Delete an SSH key",
                 answer=Status,
-                description="Containers that were made with it keep it.",
+                description="No container lets anybody in by it any more; who is logged in stays.",
             ),
         ]
 

@@ -47,7 +47,7 @@ class Container(msgspec.Struct, array_like=True, frozen=True):
     instance_type: str
     memory_mb: int
     storage_gb: int
-    #: Lines for authorized_keys, as they were when it was made.
+    #: Lines for authorized_keys: those that it was made with and that were not deleted since.
     ssh_keys: tuple[str, ...]
     ssh_enabled: bool
     mount_paths: tuple[str, ...]
@@ -62,7 +62,7 @@ class Container(msgspec.Struct, array_like=True, frozen=True):
     wish: int = 1
     #: The wish that the backend has taken over last.
     done: int = 0
-    #: Grows when SSH or a rule changes, which happens live.
+    #: Grows when SSH, a key or a rule changes, which happens live.
     exposure: int = 1
     status: Phase = "pending"
     #: Why it failed, or what it waits for.

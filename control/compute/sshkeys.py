@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from control.call import Call
-from control.compute import names
-from control.compute.rows import KEYS_MAX, Key, count_up, keys, numbered
+from control.compute import machine, names
+from control.compute.changes import Changes
+from control.compute.rows import KEYS_MAX, Key, containers, count_up, keys, numbered, tell
 from control.compute.shapes import KeyInfo, NewKey
 from control.errors import BadRequest, NoSuchThing, Unauthorized
 from control.identity.rows import users
@@ -17,8 +18,9 @@ ID_DIGITS_MAX = 15
 
 
 class SshKeys:
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, changes: Changes) -> None:
         self._records = records
+        self._changes = changes
 
     def list(self, user_id: str) -> list[KeyInfo]:
         with self._records.read() as txn:
@@ -40,7 +42,8 @@ class SshKeys:
         return KeyInfo.of(await self._records.write(insert))
 
     async def delete(self, call: Call) -> None:
-        """Containers that it was given to keep it."""
+        """Containers that it was given to let nobody in by it any more, once the driver has
+        told the backend: running ones are told within seconds. Who is logged in stays."""
         text = call.params["id"]
         known = text.isascii() and text.isdecimal() and len(text) <= ID_DIGITS_MAX
         row_key = numbered(int(text)) if known else ""
@@ -51,5 +54,14 @@ class SshKeys:
             if found is None or found.user_id != call.user.user_id:
                 raise NoSuchThing("you have no such SSH key")
             keys.delete(txn, row_key)
+            line = found.public_key
+            if any(key.public_key == line for key in keys.by(txn, "owner", found.user_id)):
+                return  # It was added twice, and one is left.
+            for before in list(containers.by(txn, "owner", found.user_id)):
+                after = machine.withdraw_key(before, line)
+                if after != before:
+                    containers.put(txn, after)
+                    tell(txn, after, "wish")
 
         await self._records.write(delete)
+        self._changes.poke()

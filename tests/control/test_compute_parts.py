@@ -72,11 +72,30 @@ def test_the_key_of_a_container_is_what_it_was_given(
     thing = computing.world.thing(made["id"])
     assert thing is not None
     assert thing.spec.ssh_keys == (lines[1], lines[0])
-    # It keeps them, whatever becomes of the user's list.
+
+
+def test_a_deleted_key_is_withdrawn_from_running_and_stopped_containers(
+    computing: ComputeCloud, user: httpx.Client
+) -> None:
+    lines = [new_key("ssh-ed25519"), new_key("ecdsa-sha2-nistp256")]
+    ids = [ok(add(user, line))["id"] for line in (*lines, lines[0])]
+    runs, rests = (computing.running(user, ssh_key_ids=ids[:2]) for _ in range(2))
+    ok(user.post(f"/compute/containers/{rests['id']}/stop"))
+    computing.until(user, rests["id"], "stopped")
+
+    def lets_in(lines: tuple[str, ...]) -> bool:
+        thing = computing.world.thing(runs["id"])
+        return thing is not None and thing.exposed is not None and thing.exposed.ssh_keys == lines
+
+    # The same line was added twice, and the other is left.
+    ok(user.delete(f"/compute/ssh-keys/{ids[2]}"))
+    ok(user.delete(f"/compute/ssh-keys/{ids[1]}"))
+    wait_for(lambda: lets_in((lines[0],)), SECONDS, "key that is withdrawn live")
     ok(user.delete(f"/compute/ssh-keys/{ids[0]}"))
-    ok(user.put(f"/compute/containers/{made['id']}/mounts", json={"mount_paths": ["/srv"]}))
-    restarted = wait_for(lambda: generation(computing, made["id"], 2), SECONDS, "restart")
-    assert restarted.spec.ssh_keys == (lines[1], lines[0])
+    wait_for(lambda: lets_in(()), SECONDS, "last key that is withdrawn live")
+    ok(user.post(f"/compute/containers/{rests['id']}/start"))
+    started = wait_for(lambda: generation(computing, rests["id"], 2), SECONDS, "start")
+    assert started.spec.ssh_keys == ()
 
 
 def test_ten_keys_and_no_more(user: httpx.Client) -> None:
