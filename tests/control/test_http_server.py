@@ -489,13 +489,46 @@ async def test_tiny_chunks_neither_multiply_nor_hold_up_the_loop() -> None:
 
 
 @pytest.mark.parametrize(
-    "chunks", [b"zz\r\n", b"2\r\nabc\r\n", b"1;\nx\r\n", b"-1\r\n", b"0x1\r\n", b"f" * 21 + b"\r\n"]
+    "chunks",
+    [
+        b"zz\r\n",
+        b"2\r\nabc\r\n",
+        b"2\r\nab\n",
+        b"2\nab\r\n",
+        b"2 \r\n",
+        b" 2\r\n",
+        b"1;\nx\r\n",
+        b"1;a=\r;b\r\n",
+        b"1;a=\0\r\n",
+        b"1;\r\n",
+        b"1 ;a\r\n",
+        b'1;a="\r\n',
+        b"1;" + b"a" * 300 + b"\r\n",
+        b"-1\r\n",
+        b"0x1\r\n",
+        b"f" * 21 + b"\r\n",
+        b"0\r\n\n",
+        b"0\n\r\n",
+        b"0\n\n",
+        b"0\r\nX: y\n\r\n",
+        b"0\r\nX: y\r\n\n",
+        b"0\r\nX: y\r\n z\r\n\r\n",
+        b"0\r\nX: y\rZ: z\r\n\r\n",
+        b"0\r\nX : y\r\n\r\n",
+        b"0\r\nX\r\n\r\n",
+        b"0\r\n: y\r\n\r\n",
+        b"0\r\nX: \0\r\n\r\n",
+    ],
+    ids=lambda chunks: repr(chunks[:20]),
 )
 async def test_malformed_chunks_are_refused(chunks: bytes) -> None:
+    """Nor is what follows such a body ever taken for a request."""
     async with running() as (port, _), connected(port) as client:
-        answer = await client.ask(post("/count", "Transfer-Encoding: chunked") + chunks)
+        sent = post("/count", "Transfer-Encoding: chunked") + chunks + get("/hello")
+        answer = await client.ask(sent)
         assert answer.status == 400
         assert answer.error
+        assert await client.rest() == b""
 
 
 async def test_text_that_is_not_utf_8_is_the_clients_mistake() -> None:
