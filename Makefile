@@ -8,6 +8,7 @@
 # make soak    simulated clusters under faults on all cores, new ones for SECONDS=600
 # make storm   real processes killed, stopped and damaged for SECONDS=600 (ARGS="--seed 17")
 # make explore property tests with new examples, where `make test` has the same ones each time
+# make audit   known security holes of what is installed; needs a network, so it is not in CI
 # make mutants deliberate bugs, each of which the simulation must catch
 # make bench   figures and a picture under bench/out/
 # make install only makes .venv; the others call it, and it is done once
@@ -25,7 +26,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants lint bench clean
+.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants lint audit bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -78,6 +79,9 @@ storm: install
 
 explore: install
 	@$(BIN)/python -m pytest $(SPREAD) --hypothesis-profile=default -m hypothesis $(ARGS)
+
+audit: install
+	@PYTHON="$(PYTHON)" tools/audit.sh $(VENV) $(ARGS)
 
 mutants: install
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)

@@ -43,8 +43,7 @@ def chunked(draw: st.DrawFn) -> bytes:
         data += b"%x%s\r\n%s\r\n" % (len(piece), extension, piece)
     trailer = draw(
         st.sampled_from(
-            [b""] * 9
-            + [b"X: y\r\n", b"Content-Length: 5\r\n", b"X : y\r\n", b"X: y\n", b"\n"]
+            [b""] * 9 + [b"X: y\r\n", b"Content-Length: 5\r\n", b"X : y\r\n", b"X: y\n", b"\n"]
         )
     )
     return data + b"0\r\n" + trailer + b"\r\n"
