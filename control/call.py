@@ -11,7 +11,6 @@ from quart import Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from control.errors import BadRequest, TooLarge, TooSlow, UpgradeRequired
-from control.forwarded import HEADER, client_address
 from control.http.asgi import StreamingRequest
 from control.identity.access import Principal, Target, decide_target
 from control.module import Route
@@ -68,11 +67,7 @@ class Call:
     @property
     def address(self) -> str:
         """The client's; behind proxies what the setting ``trusted_proxies`` makes of it."""
-        return client_address(
-            self.request.remote_addr or "",
-            self.request.headers.getlist(HEADER),
-            self.control.settings.trusted_proxies,
-        )
+        return self.request.remote_addr or ""
 
     def header(self, name: str) -> str | None:
         return self.request.headers.get(name)

@@ -96,6 +96,7 @@ def alone(
     """Serve in this process."""
     limits = HttpLimits(
         connections_max=settings.connections_max,
+        per_address_max=settings.connections_per_address_max,
         header_bytes_max=settings.header_bytes_max,
         header_seconds=settings.header_seconds,
         keep_alive_seconds=settings.keep_alive_seconds,
@@ -103,7 +104,7 @@ def alone(
         send_stall_seconds=settings.send_stall_seconds,
         graceful_seconds=settings.graceful_seconds,
     )
-    return functools.partial(serve, app, sockets, limits, tls=tls)
+    return functools.partial(serve, app, sockets, limits, tls=tls, proxies=settings.proxies)
 
 
 def shared(

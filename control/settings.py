@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from control.forwarded import PROXIES_MAX
+from control.http.forwarded import Proxies
 from gfs.blocks import KIB, MIB
 from gfs.config import Settings
 from gfs.errors import SettingsError
@@ -31,8 +31,9 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     origins: str = ""
     #: The URL users reach this under, if it is not what it binds to (a proxy in front).
     public_url: str = ""
-    #: Proxies in front, each of which appends to X-Forwarded-For whom it was called by.
-    trusted_proxies: int = 0
+    #: Addresses or networks of the proxies in front, separated by commas, each of which
+    #: appends to X-Forwarded-For whom it was called by.
+    trusted_proxies: str = ""
     session_seconds: float = 24 * HOURS
     #: Name of the administrator who is made when there is no user at all.
     admin_username: str = "admin"
@@ -45,7 +46,9 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     #: JSON bodies above this are refused.
     json_bytes_max: int = 1 * MIB
     header_bytes_max: int = 64 * KIB
+    #: Open connections of one worker, and those of one address among these.
     connections_max: int = 1024
+    connections_per_address_max: int = 256
     #: The whole head of a request must have come within this time.
     header_seconds: float = 10.0
     keep_alive_seconds: float = 60.0
@@ -63,15 +66,14 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
         for field in self.__struct_fields__:
             if field.endswith("_seconds"):
                 self._check_seconds(field, getattr(self, field))
-        for field in ("json_bytes_max", "header_bytes_max", "connections_max", "map_bytes"):
-            if getattr(self, field) < 1:
+        for field in self.__struct_fields__:
+            if field.endswith(("_bytes", "_max")) and getattr(self, field) < 1:
                 raise SettingsError(f"{field} must be at least 1")
         if self.workers < 1 or self.workers > 256:
             raise SettingsError("workers must be 1 to 256")
         if bool(self.certfile) != bool(self.keyfile):
             raise SettingsError("certfile and keyfile: give both, or none")
-        if not 0 <= self.trusted_proxies <= PROXIES_MAX:
-            raise SettingsError(f"trusted_proxies must be 0 to {PROXIES_MAX}")
+        _ = self.proxies
         if not 0 <= self.login_failures <= 100:
             raise SettingsError("login_failures must be 0 to 100")
         for origin in self.origin_list:
@@ -93,6 +95,17 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     @property
     def module_names(self) -> list[str]:
         return _split(self.modules)
+
+    @property
+    def proxies(self) -> Proxies:
+        """Raises SettingsError."""
+        try:
+            return Proxies(_split(self.trusted_proxies))
+        except ValueError as error:
+            raise SettingsError(
+                f"trusted_proxies: {error}; give the proxies' addresses, or networks like "
+                "10.0.0.0/24 (not, as before, how many they are)"
+            ) from None
 
     @property
     def origin_list(self) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from control.http.heads import AnswerFraming
+from control.http.heads import AnswerFraming, Refusal
 from control.http.limits import HttpLimits
 from control.http.protocol import Http1
 from control.http.websocket import ConnectionTasks
@@ -46,13 +47,17 @@ class Connection(TCPServer):
         unfinished: An answer that was begun and is not yet all sent.
     """
 
-    def __init__(self, server: Server, wire: Wire) -> None:
-        self.wire = wire
+    def __init__(self, server: Server, sock: socket.socket, address: str) -> None:
+        self.wire = wire = Wire(sock, server.limits.send_stall_seconds, self._get_on)
         self.limits: HttpLimits = server.limits
         self._server = server
         self._reading: trio.CancelScope | None = None
         self._idle = False
+        self._served = False
         self._send_was_cut = False
+        self._scope = trio.CancelScope()
+        self._address = address
+        self._client = address
         self.client_ended = False
         self.unfinished: AnswerFraming | None = None
         stream: Any = wire
@@ -69,10 +74,11 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         try:
-            if await self._shake_hands():
-                self.http = self._make_protocol()
-                while await self.http.serve_request():
-                    pass
+            with self._scope:
+                if await self._shake_hands():
+                    self.http = self._make_protocol()
+                    while await self.http.serve_request():
+                        pass
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone, or treated as gone
         except Exception:
@@ -153,13 +159,49 @@ class Connection(TCPServer):
         if self.http is not None:
             self.http.end_websocket()
 
-    # -- being told ------------------------------------------------------------------
+    # -- the slot --------------------------------------------------------------------
+
+    @property
+    def held_by_client(self) -> bool:
+        """Whether it is the client that this connection does not get on for."""
+        return self.wire.waits > 0 or self.unfinished is not None
+
+    def _get_on(self) -> None:
+        self._server.got_on(self)
 
     def mark_idle(self, idle: bool) -> None:
-        """Tell the server whether this connection may be closed for another one."""
+        """Tell the server whether this connection waits for its next request."""
         if idle is not self._idle:
             self._idle = idle
-            self._server.mark_idle(self, idle)
+            if idle and self._client != self._address:
+                self._client = self._address
+                self._server.move(self, self._address)
+            self._server.got_on(self, idle=idle and self._served)
+
+    def begin_request(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """The address of the client that a request with *headers* is of.
+
+        Behind a proxy the slot is that client's for the time of the request.
+
+        Raises:
+            Refusal: That client has too many of them.
+        """
+        self._served = True
+        client = self._server.proxies.client(self._address, headers)
+        if client != self._client:
+            if not self._server.move(self, client):
+                raise Refusal(429, "too many connections of your address; end some, or wait")
+            self._client = client
+        return client
+
+    def evict(self) -> None:
+        """Close now, for another connection: its client is slow."""
+        self._server.forget(self)
+        if not self._idle:
+            self.wire.reset()  # what it does not read would stay in the kernel's buffers
+        self._scope.cancel()
+
+    # -- being told ------------------------------------------------------------------
 
     def close_idle(self) -> None:
         """End the wait for the next request; the connection then closes."""

@@ -23,7 +23,12 @@ class HttpLimits:
 
     Attributes:
         connections_max: Open connections. At the limit the one that has been idle the
-            longest is closed for a new one; if none is idle the new one waits.
+            longest is closed for a new one, else a slow one; without any the new one
+            waits.
+        per_address_max: Open connections of one address (of IPv6 one network of 64
+            bits). At the limit its slowest is closed for a new one, or the new one is
+            refused; see ``slots.py``.
+        slow_seconds: A connection that has moved less than 64 KiB in this time is slow.
         header_bytes_max: A request line with its headers; more is answered 431.
         header_seconds: From the first byte of a request to the end of its headers;
             later is answered 408. Also bounds the TLS handshake.
@@ -43,6 +48,8 @@ class HttpLimits:
     """
 
     connections_max: int = 1024
+    per_address_max: int = 256
+    slow_seconds: float = 5.0
     header_bytes_max: int = 64 * KIB
     header_seconds: float = 10.0
     keep_alive_seconds: float = 60.0

@@ -78,6 +78,7 @@ class Http1(H11Protocol):
             if request is None:
                 return False
             self.head = read_head(request)
+            self._name_client()
         except Refusal as refusal:
             await self._refuse(refusal)
             return False
@@ -95,6 +96,11 @@ class Http1(H11Protocol):
         return keep
 
     # -- the head --------------------------------------------------------------------
+
+    def _name_client(self) -> None:
+        client = self.peer.begin_request(self.head.headers)
+        if self.client is not None and client != self.client[0]:
+            self.client = (client, 0)  # nobody knows its port
 
     async def _read_request(self) -> h11.Request | None:
         accepted = trio.current_time()

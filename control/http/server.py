@@ -5,6 +5,10 @@ client that leaves would go unnoticed while the application works. One epoll set
 the whole server watches only for the end of each connection (``EPOLLRDHUP``): it costs
 one system call per connection, and nothing per request.
 
+*Slots.* A new connection is accepted at once, also when there are too many: only then
+is it known whose it is. Either it takes the slot of a slower one or it is turned away
+(see ``slots.py``). None of this waits, so that nobody is behind a crowd in the queue.
+
 *Stopping.* Everything runs in one cancel scope that is shielded once the server is up.
 When :func:`serve` is cancelled it sets an event; the shielded part stops accepting,
 closes what is idle, and gives the rest ``graceful_seconds``.
@@ -31,17 +35,25 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import LifespanFailureError
 
 from control.http.connection import Connection
+from control.http.forwarded import Proxies, network_of
+from control.http.heads import error_answer
 from control.http.limits import HttpLimits
-from control.http.wire import Wire
+from control.http.slots import Slots
 from gfs.errors import StartupError
 
 __all__ = ["Server", "listen", "serve"]
 
 log = logging.getLogger("control.http")
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""The kernel has a bound of its own, net.core.somaxconn; 4096 unless it was changed."""
+ACCEPTS_AT_ONCE = 32
 HANG_UPS_AT_ONCE = 256
 OUT_OF_DESCRIPTORS_SECONDS = 0.1
+ROOM_POLL_SECONDS = 0.25
+"""Connections become slow just by waiting, without a word from anybody."""
+TURNED_AWAY_LOG_SECONDS = 60.0
+TURNED_AWAY = error_answer(429, "too many connections of your address; end some, or wait")
 
 
 def listen(address: str) -> list[socket.socket]:
@@ -111,6 +123,7 @@ async def serve(
     limits: HttpLimits | None = None,
     *,
     tls: ssl.SSLContext | None = None,
+    proxies: Proxies | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *app* on *sockets* until cancelled; the sockets are closed at the end.
@@ -121,6 +134,8 @@ async def serve(
         sockets: Bound and listening; may be shared with other processes.
         limits: Every bound, see :class:`HttpLimits`.
         tls: Speak TLS on all of the sockets.
+        proxies: Those in front. A request that comes through these is its client's,
+            for the application (``scope["client"]``) and for ``per_address_max``.
 
     Raises:
         Exception: What the application's startup raised, or what ended its lifespan
@@ -132,7 +147,7 @@ async def serve(
     """
     if tls is not None:
         tls.set_alpn_protocols(["http/1.1"])
-    server = Server(app, limits or HttpLimits(), tls)
+    server = Server(app, limits or HttpLimits(), tls, proxies or Proxies())
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.live, sockets)
@@ -153,8 +168,11 @@ async def serve(
 class Server:
     """The state shared by all connections of one :func:`serve`."""
 
-    def __init__(self, app: Any, limits: HttpLimits, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, app: Any, limits: HttpLimits, tls: ssl.SSLContext | None, proxies: Proxies
+    ) -> None:
         self.app = ASGIWrapper(app)
+        self.proxies = proxies
         self.limits = limits
         self.tls = tls
         self.config = _config(limits)
@@ -165,7 +183,10 @@ class Server:
         self.over = trio.Event()
         self.failure: BaseException | None = None
         self._connections: dict[int, Connection] = {}
-        self._idle: dict[Connection, None] = {}  # in the order they became so
+        self._slots: Slots[Connection] = Slots(
+            limits.connections_max, limits.per_address_max, limits.slow_seconds
+        )
+        self._logged = -TURNED_AWAY_LOG_SECONDS
         self._room = trio.Event()
         self._hang_ups = select.epoll()
 
@@ -226,7 +247,12 @@ class Server:
             await trio.lowlevel.wait_readable(listener)
             await self._wait_for_room()
             try:
-                sock, _ = listener.accept()
+                for _ in range(ACCEPTS_AT_ONCE):
+                    sock, place = listener.accept()
+                    failing = False
+                    self._begin(sock, place[0], connections)
+                    if self._must_wait():
+                        break
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -236,20 +262,26 @@ class Server:
                         log.error("new clients must wait: %s", _advice(error))
                     failing = True
                     await trio.sleep(OUT_OF_DESCRIPTORS_SECONDS)
-                continue
-            failing = False
-            self._begin(sock, connections)
+
+    def _must_wait(self) -> bool:
+        """Whether there is no slot for anybody."""
+        return self._slots.all_taken and self._slots.slowest_of_all(trio.current_time()) is None
 
     async def _wait_for_room(self) -> None:
-        while len(self._connections) >= self.limits.connections_max:
+        while self._must_wait():
             if self._room.is_set():
                 self._room = trio.Event()
-            if self._idle:
-                next(iter(self._idle)).close_idle()
-            await self._room.wait()
+            with trio.move_on_after(ROOM_POLL_SECONDS):
+                await self._room.wait()
 
-    def _begin(self, sock: socket.socket, connections: trio.Nursery) -> None:
+    def _begin(self, sock: socket.socket, address: str, connections: trio.Nursery) -> None:
         sock.setblocking(False)
+        if not self._make_room(address):
+            with contextlib.suppress(OSError):
+                if self.tls is None:
+                    sock.send(TURNED_AWAY)
+            sock.close()
+            return
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A peer whose machine is gone takes nothing either, and says nothing.
@@ -261,23 +293,65 @@ class Server:
             log.error("a client was turned away: cannot watch its connection: %s", error)
             sock.close()
             return
-        connection = Connection(self, Wire(sock, self.limits.send_stall_seconds))
+        connection = Connection(self, sock, address)
         self._connections[sock.fileno()] = connection
+        self._slots.take(connection, network_of(address), trio.current_time())
         connections.start_soon(connection.run)
+
+    # -- slots -----------------------------------------------------------------------
+
+    def _make_room(self, address: str) -> bool:
+        """Whether a new connection of *address* may have a slot, if need be another's."""
+        if not self._make_room_of(address):
+            return False
+        if self._slots.all_taken:
+            slowest = self._slots.slowest_of_all(trio.current_time())
+            if slowest is not None:
+                slowest.evict()
+        return True
+
+    def _make_room_of(self, address: str) -> bool:
+        """Whether *address* may have one more slot, if need be one that it has already.
+        A proxy of ours may have all: its connections are of many clients."""
+        if self.proxies.has(address):
+            return True
+        try:
+            slowest = self._slots.slowest_of(network_of(address), trio.current_time())
+        except LookupError:
+            self._log_turned_away(address)
+            return False
+        if slowest is not None:
+            slowest.evict()
+        return True
+
+    def _log_turned_away(self, address: str) -> None:
+        now = trio.current_time()
+        if now >= self._logged + TURNED_AWAY_LOG_SECONDS:
+            self._logged = now
+            log.warning(
+                "%s has the %d connections that one address may have: more are turned away",
+                address,
+                self.limits.per_address_max,
+            )
+
+    def move(self, connection: Connection, address: str) -> bool:
+        """The slot of *connection* becomes one of *address*; False: that has too many."""
+        if not self._make_room_of(address):
+            return False
+        self._slots.take(connection, network_of(address), trio.current_time())
+        return True
+
+    def got_on(self, connection: Connection, *, idle: bool = False) -> None:
+        """*connection* has made progress; *idle*: it waits for a request from now on."""
+        self._slots.got_on(connection, trio.current_time(), idle=idle)
+        if idle:
+            self._room.set()
 
     # -- what connections report -----------------------------------------------------
 
-    def mark_idle(self, connection: Connection, idle: bool) -> None:
-        """*connection* waits for a request, or no longer does."""
-        if idle:
-            self._idle[connection] = None
-            self._room.set()
-        else:
-            self._idle.pop(connection, None)
-
     def forget(self, connection: Connection) -> None:
         """*connection* is about to close its socket."""
-        self._idle.pop(connection, None)
+        self._slots.give_back(connection)
         descriptor = connection.wire.sock.fileno()
         if self._connections.pop(descriptor, None) is not None:
             with contextlib.suppress(OSError):

@@ -14,9 +14,11 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
+
+from control.http.slots import PROGRESS_BYTES
 
 __all__ = ["Buffer", "Wire"]
 
@@ -32,11 +34,29 @@ class Wire(trio.abc.Stream):
     Args:
         sock: Connected and non-blocking; closed by :meth:`aclose`.
         send_stall_seconds: How long the peer may take nothing.
+        got_on: Called whenever another 64 KiB went in or out.
+
+    Attributes:
+        waits: How many tasks wait for the peer to send something, or to take it.
     """
 
-    def __init__(self, sock: socket.socket, send_stall_seconds: float) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        send_stall_seconds: float,
+        got_on: Callable[[], None] = lambda: None,
+    ) -> None:
         self.sock = sock
         self._send_stall_seconds = send_stall_seconds
+        self._got_on = got_on
+        self._moved_bytes = 0
+        self.waits = 0
+
+    def _count(self, moved_bytes: int) -> None:
+        self._moved_bytes += moved_bytes
+        if self._moved_bytes >= PROGRESS_BYTES:
+            self._moved_bytes = 0
+            self._got_on()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """At least one byte; ``b""`` once the peer has ended.
@@ -52,8 +72,13 @@ class Wire(trio.abc.Stream):
         if data is not None:
             await trio.lowlevel.cancel_shielded_checkpoint()
         while data is None:
-            await trio.lowlevel.wait_readable(self.sock)
+            self.waits += 1
+            try:
+                await trio.lowlevel.wait_readable(self.sock)
+            finally:
+                self.waits -= 1
             data = self._receive_now(max_bytes or 65536)
+        self._count(len(data))
         return data
 
     def _receive_now(self, bytes_max: int) -> bytes | None:
@@ -83,6 +108,7 @@ class Wire(trio.abc.Stream):
         if total <= JOIN_BYTES_MAX and len(buffers) > 1:
             buffers = [b"".join(buffers)]
         sent = self._send_now(buffers)
+        self._count(sent)
         if sent < total:
             await self._send_rest(buffers, sent)
 
@@ -106,6 +132,7 @@ class Wire(trio.abc.Stream):
             rest[0] = rest[0][sent:]
             await self._wait_for_room()
             sent = self._send_now(rest)
+            self._count(sent)
 
     async def _wait_for_room(self) -> None:
         """Wait until the kernel takes more, as long as the peer takes anything.
@@ -116,7 +143,11 @@ class Wire(trio.abc.Stream):
         queued = self._queued_bytes()
         while True:
             with trio.move_on_after(self._send_stall_seconds):
-                await trio.lowlevel.wait_writable(self.sock)
+                self.waits += 1
+                try:
+                    await trio.lowlevel.wait_writable(self.sock)
+                finally:
+                    self.waits -= 1
                 return
             before, queued = queued, self._queued_bytes()
             if queued >= before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,7 +33,8 @@ async def served(app: ControlApp) -> AsyncIterator[httpx.AsyncClient]:
     port = sockets[0].getsockname()[1]
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve, app, sockets)
+            proxies = app.control.settings.proxies
+            await nursery.start(functools.partial(serve, app, sockets, proxies=proxies))
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
                 yield client
             nursery.cancel_scope.cancel()

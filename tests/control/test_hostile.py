@@ -982,7 +982,8 @@ def test_many_idle_connections_do_not_keep_others_out(cloud: Cloud, user: httpx.
     opened = []
     try:
         for _ in range(400):
-            opened.append(socket.create_connection(("127.0.0.1", httpx.URL(cloud.url).port), 10))
+            place = ("127.0.0.1", httpx.URL(cloud.url).port)
+            opened.append(socket.create_connection(place, 10, ("127.0.0.2", 0)))
         with anonymous(cloud.url) as client:
             ok(client.get("/healthz"))
     finally:

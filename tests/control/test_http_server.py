@@ -47,6 +47,7 @@ from control.http import (
     listen,
     serve,
 )
+from control.http.forwarded import Proxies
 from gfs.errors import StartupError
 
 MIB = 1024 * 1024
@@ -149,6 +150,15 @@ def make_app(notes: Notes) -> QuartTrio:
 
         return Response(pieces())
 
+    @app.get("/chunks-for-ever")
+    async def chunks_for_ever() -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                yield b"one"
+                await trio.sleep(0.01)
+
+        return Response(pieces())
+
     @app.get("/short")
     async def short() -> Response:
         async def pieces() -> AsyncIterator[bytes]:
@@ -205,7 +215,10 @@ def make_app(notes: Notes) -> QuartTrio:
 
 @asynccontextmanager
 async def running(
-    limits: HttpLimits | None = None, tls: ssl.SSLContext | None = None, app: Any = None
+    limits: HttpLimits | None = None,
+    tls: ssl.SSLContext | None = None,
+    app: Any = None,
+    proxies: Proxies | None = None,
 ) -> AsyncIterator[tuple[int, Notes]]:
     notes = Notes()
     sockets = listen("127.0.0.1:0")
@@ -219,6 +232,7 @@ async def running(
                     sockets,
                     limits or HttpLimits(graceful_seconds=0),
                     tls=tls,
+                    proxies=proxies,
                     task_status=task_status,
                 )
 
@@ -291,8 +305,9 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(port: int) -> AsyncIterator[Client]:
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
+async def connected(port: int, address: str = "127.0.0.1") -> AsyncIterator[Client]:
+    """A client at *address*: all of 127.0.0.0/8 are this machine's."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=address)
     async with stream:
         yield Client(stream)
 

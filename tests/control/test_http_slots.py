@@ -1,0 +1,249 @@
+"""Slow clients take the slots of their own address, and of nobody else."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from test_http_server import Client, connected, get, post, running
+
+from control.http import HttpLimits
+from control.http.forwarded import Proxies
+from control.http.slots import PROGRESS_BYTES, Slots
+
+CROWD = 20
+OF_ONE = 4
+LIMITS = HttpLimits(connections_max=8, per_address_max=OF_ONE, slow_seconds=0.2, graceful_seconds=0)
+DRIP_SECONDS = 0.02
+UPGRADE = get(
+    "/flood",
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version: 13",
+)
+#: What is sent at once, and what then drips.
+SLOW = {
+    "silent": (b"", b""),
+    "head": (b"GET /hello HTTP/1.1\r\n", b"X: y\r\n"),
+    "body": (post("/count", "Content-Length: 1000000"), b"x"),
+    "chunks": (post("/count", "Transfer-Encoding: chunked"), b"1\r\nx\r\n"),
+    "reader": (get("/endless"), b""),
+    "events": (get("/chunks-for-ever"), b""),
+    "websocket": (UPGRADE, b""),
+}
+
+
+async def drip(client: Client, data: bytes) -> None:
+    try:
+        while data:
+            await client.send(data)
+            await trio.sleep(DRIP_SECONDS)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+async def is_served(port: int, address: str) -> bool:
+    """Whether a client of *address* gets an answer right now."""
+    try:
+        async with connected(port, address) as client:
+            return (await client.ask(get("/hello"))).status == 200
+    except (AssertionError, trio.BrokenResourceError):
+        return False
+
+
+async def is_open(client: Client) -> bool:
+    """Whether the server still has the connection: what it sends or sent is read."""
+    try:
+        with trio.move_on_after(0.05):
+            while await client.stream.receive_some(2**20):
+                pass
+            return False
+    except trio.BrokenResourceError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", SLOW)
+async def test_slow_clients_are_in_nobodys_way_but_their_own(kind: str) -> None:
+    first, then = SLOW[kind]
+    async with (
+        running(LIMITS) as (port, _),
+        AsyncExitStack() as stack,
+        trio.open_nursery() as nursery,
+    ):
+        crowd = [
+            await stack.enter_async_context(connected(port, "127.0.0.2")) for _ in range(CROWD)
+        ]
+        for client in crowd:
+            await client.send(first)
+            nursery.start_soon(drip, client, then)
+        # There are more of them than slots in all, and nobody else notices.
+        assert await is_served(port, "127.0.0.1")
+        # One of their own address waits for nothing but that one of them counts as slow.
+        while not await is_served(port, "127.0.0.2"):
+            await trio.lowlevel.checkpoint()
+        opened = [await is_open(client) for client in crowd]
+        assert sum(opened) < OF_ONE
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_worked_on_stays() -> None:
+    async with running(LIMITS) as (port, notes), AsyncExitStack() as stack:
+        working = [
+            await stack.enter_async_context(connected(port, "127.0.0.2")) for _ in range(OF_ONE)
+        ]
+        for client in working:
+            await client.send(get("/wait"))
+        await trio.sleep(2 * LIMITS.slow_seconds)
+        assert not await is_served(port, "127.0.0.2")
+        notes.go_on.set()
+        for client in working:
+            assert (await client.answer()).status == 200
+        assert await is_served(port, "127.0.0.2"), "those are idle now"
+
+
+@pytest.mark.parametrize("moved", ["in", "out"])
+async def test_what_moves_bytes_gets_on(moved: str) -> None:
+    """The last to do so is the last to go, however long it is there."""
+    limits = HttpLimits(per_address_max=2, slow_seconds=0.2, graceful_seconds=0)
+    request = get("/endless") if moved == "out" else SLOW["body"][0]
+    async with (
+        running(limits) as (port, _),
+        connected(port, "127.0.0.2") as moving,
+        connected(port, "127.0.0.2") as still,
+    ):
+        await moving.send(request)
+        await still.send(SLOW["body"][0])
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        if moved == "in":
+            await moving.send(bytes(2 * PROGRESS_BYTES))
+        else:
+            await moving.exactly(64 * PROGRESS_BYTES)
+        await trio.sleep(2 * limits.slow_seconds)
+        assert await is_served(port, "127.0.0.2")
+        assert not await is_open(still)
+        assert await is_open(moving)
+
+
+async def test_one_too_many_is_told_so() -> None:
+    async with running(LIMITS) as (port, _), AsyncExitStack() as stack:
+        for _ in range(OF_ONE):
+            client = await stack.enter_async_context(connected(port, "127.0.0.2"))
+            await client.send(get("/wait"))
+        async with connected(port, "127.0.0.2") as refused:
+            answer = await refused.answer()
+            assert answer.status == 429
+            assert "too many connections" in answer.error
+            assert await refused.rest() == b""
+
+
+async def test_behind_a_proxy_the_slots_are_the_clients() -> None:
+    proxies = Proxies(["127.0.0.9"])
+    limits = HttpLimits(per_address_max=2, graceful_seconds=0)
+    async with running(limits, proxies=proxies) as (port, notes), AsyncExitStack() as stack:
+
+        async def connect(address: str = "127.0.0.9") -> Client:
+            return await stack.enter_async_context(connected(port, address))
+
+        def of(client: str, path: str = "/hello") -> bytes:
+            return get(path, f"X-Forwarded-For: {client}")
+
+        # A proxy may have many, and hand its clients' requests to any of them.
+        pool = [await connect() for _ in range(6)]
+        for client in pool:
+            assert (await client.ask(of("192.0.2.1"))).status == 200
+        for client in pool[:2]:
+            await client.send(of("192.0.2.1", "/wait"))
+        await notes.entered.wait()
+        assert (await pool[2].ask(of("192.0.2.2"))).status == 200
+        assert (await pool[3].ask(of("192.0.2.1"))).status == 429
+        assert (await pool[4].ask(of("192.0.2.1, 127.0.0.9"))).status == 429
+        # Who is no proxy has those of his own address, whatever he says.
+        other = await connect("127.0.0.3")
+        assert (await other.ask(of("192.0.2.1"))).status == 200
+        notes.go_on.set()
+        for client in pool[:2]:
+            assert (await client.answer()).status == 200
+        assert (await pool[5].ask(of("192.0.2.1"))).status == 200
+
+
+# -- the decision ------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Held:
+    """A connection, and what a simple model knows of it."""
+
+    address: str
+    since: float
+    held_by_client: bool
+    idle: bool = False
+
+
+def goes(among: list[Held], now: float) -> Held | None:
+    """Who does so of these, the one without progress for the longest first."""
+    idle = [one for one in among if one.idle]
+    slow = [one for one in among if one.held_by_client and one.since <= now - 4.0]
+    return next(iter([*idle, *slow]), None)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["connect", "connect", "get on", "end", "idle"]),
+            st.sampled_from("aaab"),
+            st.booleans(),
+            st.integers(0, 9),
+        ),
+        max_size=60,
+    )
+)
+def test_whoever_goes_is_the_slowest_of_its_address(
+    steps: list[tuple[str, str, bool, int]],
+) -> None:
+    """Compared with a search through all of them."""
+    slots: Slots[Held] = Slots(6, 3, 4.0)
+    held: list[Held] = []
+    now = 0.0
+    for what, address, flag, number in steps:
+        now += number / 2
+        if what != "connect":
+            if not held:
+                continue
+            one = held[number % len(held)]
+            if what == "end":
+                slots.give_back(one)
+                held.remove(one)
+            else:
+                one.since, one.idle = now, what == "idle"
+                held.remove(one)
+                held.append(one)
+                slots.got_on(one, now, idle=one.idle)
+            continue
+
+        own = [one for one in held if one.address == address]
+        if len(own) >= 3 and goes(own, now) is None:
+            with pytest.raises(LookupError):
+                slots.slowest_of(address, now)
+            continue
+        slowest = slots.slowest_of(address, now)
+        assert slowest is (goes(own, now) if len(own) >= 3 else None)
+        if slowest is None and slots.all_taken:
+            slowest = slots.slowest_of_all(now)
+            if slowest is None:
+                assert goes(held, now) is None
+                continue
+            assert slowest.idle or not any(one.idle for one in held)
+            assert slowest is goes([one for one in held if one.address == slowest.address], now)
+        if slowest is not None:
+            slots.give_back(slowest)
+            held.remove(slowest)
+        held.append(Held(address, now, flag))
+        slots.take(held[-1], address, now)
+        assert slots.all_taken == (len(held) >= 6)
