@@ -135,6 +135,16 @@ class Containers:
                 return
             await self._changes.after(number)
 
+    async def until_not_running(self, row: Container) -> None:
+        """Wait until it is not seen running any more, or shall not be."""
+        while True:
+            number = self._changes.number()
+            with self._records.read() as txn:
+                now = visible(txn, row.id)
+            if now is None or now.status != "running" or self.is_over(row):
+                return
+            await self._changes.after(number)
+
     async def until_deleted(self, row: Container) -> None:
         while True:
             number = self._changes.number()

@@ -273,7 +273,11 @@ class Compute(Module):
                 _container("update"),
                 "A shell in a running container",
                 errors=[429],
-                description=f"At most {TERMINALS_MAX} of a container at a time, then it is 429.",
+                description=(
+                    f"At most {TERMINALS_MAX} of a container at a time, then it is 429. Closed "
+                    "with 1000 when the shell ended by itself, with 1011 and a reason when the "
+                    "container did."
+                ),
                 upgrade=Upgrade(
                     self.open_terminal,
                     sends="what the terminal shows, in binary frames",

@@ -3,13 +3,15 @@
 What the shell prints comes in binary frames, as the client takes them: nothing is kept
 here, so a client that reads slowly slows the shell, as a terminal does. What the client
 sends, text or binary, is typed; but for a text frame ``{"type":"resize","cols","rows"}``.
-The WebSocket ends with the shell, and with the run of the container. A container has at
-most :data:`TERMINALS_MAX` of them in each worker process.
+The WebSocket ends with the shell: closed with 1000 if the shell ended by itself, with 1011
+and the reason if its container ended, or the connection to it. A container has at most
+:data:`TERMINALS_MAX` of them in each worker process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -22,7 +24,7 @@ from control.compute.answers import as_answers
 from control.compute.backend import TERM, Backend, Terminal
 from control.compute.containers import Containers
 from control.compute.rows import Container
-from control.errors import ApiError, BadRequest, TooManyRequests
+from control.errors import ApiError, BadRequest, TooManyRequests, Unavailable
 from control.http.socket import Socket
 
 PING_SECONDS = 5.0
@@ -35,6 +37,12 @@ SHELL = [
     "-c",
     f"export TERM={TERM}; cd; command -v bash >/dev/null && exec bash -l; exec sh -l",
 ]
+#: Codes of a shell that was killed, as it is when its container ends; None: it did not say.
+_KILLED = (None, 128 + signal.SIGHUP, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+#: So long after that its container may take to be seen ending.
+_ENDING_SECONDS = 2.0
+_STOPPED = "the container was stopped, restarted or deleted: the terminal ended with it"
+_BROKE = "the connection to the container broke: open the terminal again"
 _RESIZE_LENGTH_MAX = 200
 
 
@@ -61,10 +69,22 @@ class Terminals:
                 async with self._backend.exec(self._containers.spec(row), SHELL) as terminal:
                     await socket.accept(PING_SECONDS)
                     await self._converse(row, socket, terminal)
+                    await self._insist_on_its_own_end(row, terminal)
         except ApiError:
-            # A shell breaks when its container ends: that is an end like any other.
-            if not (socket.accepted and self._containers.is_over(row)):
-                raise
+            # A shell breaks when its container ends.
+            if socket.accepted and self._containers.is_over(row):
+                raise BadRequest(_STOPPED) from None
+            raise
+
+    async def _insist_on_its_own_end(self, row: Container, terminal: Terminal) -> None:
+        """Raises ApiError if the shell did not end by itself."""
+        if not self._containers.is_over(row) and terminal.exit_code not in _KILLED:
+            return
+        with trio.move_on_after(_ENDING_SECONDS):
+            await self._containers.until_not_running(row)
+            raise BadRequest(_STOPPED)
+        if terminal.exit_code is None:
+            raise Unavailable(_BROKE)
 
     @contextlib.contextmanager
     def _counted(self, container_id: str) -> Iterator[None]:

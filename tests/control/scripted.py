@@ -213,8 +213,9 @@ class Scripted:
 
 
 class Shell:
-    """It says what it was told. ``flood N`` prints N bytes, ``size`` its size, ``exit`` ends,
-    ``break`` loses the connection to it, ``bug`` is one of the backend's."""
+    """It says what it was told. ``flood N`` prints N bytes, ``size`` its size, ``exit N`` ends
+    with that code or 0, ``vanish`` without one, ``break`` loses the connection to it, ``bug``
+    is one of the backend's."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self.size = (columns, rows)
@@ -243,8 +244,8 @@ class Shell:
 
     async def send(self, data: bytes) -> None:
         word, _, number = data.strip().partition(b" ")
-        if word == b"exit":
-            self.exit_code = 0
+        if word in (b"exit", b"vanish"):
+            self.exit_code = int(number or 0) if word == b"exit" else None
             await self._send.send(b"")
         elif word == b"flood":
             await self._send.send(b"\0flood" + number)

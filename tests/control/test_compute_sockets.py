@@ -24,6 +24,8 @@ from wsproto.events import Ping
 import control.app
 import control.watch
 from control.compute import rows
+from control.compute import terminal as terminals
+from control.compute.backend import Phase
 from control.compute.hub import Hub
 from control.compute.terminal import TERMINALS_MAX
 
@@ -303,7 +305,42 @@ async def test_a_terminal_ends_with_the_run_it_is_in(c: Computing, how: str) -> 
                 ok(await c.call("DELETE", f"/admin/users?id={c.ada['user_id']}", c.admin))
         assert await terminal.receive() is None
         # A user who is gone may be told by either: his credential is not valid any more.
-        assert terminal.close_code in ((1000, 4401) if how == "delete-user" else (1000,))
+        assert terminal.close_code in ((1011, 4401) if how == "delete-user" else (1011,))
+        if terminal.close_code == 1011:
+            assert "the container was stopped" in terminal.close_reason
+    await until_closed(c)
+
+
+@pytest.mark.parametrize(
+    ("typed", "phase", "code", "reason"),
+    [
+        ("exit 3", "running", 1000, ""),
+        # A shell says so, too, if its last command was killed.
+        ("exit 137", "running", 1000, ""),
+        ("exit 137", "initializing", 1011, "the container was stopped"),
+        ("vanish", "failed", 1011, "the container was stopped"),
+        ("vanish", "running", 1011, "the connection to the container broke"),
+    ],
+)
+async def test_how_a_shell_ended_is_told(
+    c: Computing,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    phase: Phase,
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(terminals, "_ENDING_SECONDS", 0.2)
+    made = await c.running(c.ada)
+    async with websocket(c.port, terminal_of(made), c.ada["token"]) as terminal:
+        await terminal.send("size")
+        await terminal.receive()
+        c.world.move(made["id"], phase)
+        await c.until(c.ada, made["id"], phase)
+        await terminal.send(typed)
+        assert await terminal.receive() is None
+        assert terminal.close_code == code
+        assert (terminal.close_reason or "").startswith(reason)
     await until_closed(c)
 
 
