@@ -18,7 +18,10 @@ MIB = 1024 * KIB
 
 BLOCK_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * MIB
-#: What a replica takes on its disk besides its bytes: see gfs.chunkserver.format.
+#: In which disks give room to files.
+PAGE_BYTES = 4 * KIB
+#: Where a replica's data begins in its file: see gfs.chunkserver.format. Pages of it that
+#: were not written take no room: see :func:`stored_bytes`.
 REPLICA_HEAD_BYTES = 16 * KIB
 BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
 SUM_BYTES = 8
@@ -29,6 +32,14 @@ Buffer = bytes | bytearray | memoryview
 def block_count(length: int) -> int:
     """How many blocks ``length`` bytes take, the last one perhaps partial."""
     return -(-length // BLOCK_BYTES)
+
+
+def stored_bytes(length: int) -> int:
+    """What a replica of ``length`` bytes takes on its disk, or less if it has holes: pages
+    of data, pages of the sums of its whole blocks, and the one with its states
+    (:mod:`gfs.chunkserver.format`)."""
+    sums = length // BLOCK_BYTES * SUM_BYTES
+    return PAGE_BYTES * (1 + -(-sums // PAGE_BYTES) + -(-length // PAGE_BYTES))
 
 
 def block_sum(block: Buffer) -> bytes:

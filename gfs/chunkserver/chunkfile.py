@@ -40,6 +40,7 @@ from gfs.blocks import (
     BLOCK_BYTES,
     CHUNK_BYTES,
     MIB,
+    PAGE_BYTES,
     SUM_BYTES,
     ZERO_BLOCK_SUM,
     Buffer,
@@ -103,6 +104,8 @@ class ChunkFile:
         self._name_synced = state.sequence > 0
         self._retired = False
         self._copied = False
+        #: Pages of the sums that have their room on the disk.
+        self._sums_pages = layout.sums_pages(state.length) if self._slot else 0
 
     # --- making and opening ---------------------------------------------------
 
@@ -145,7 +148,7 @@ class ChunkFile:
         if self._journal.sync and not self._copied:
             try:
                 # A full disk must not keep a state from being saved.
-                file.write(bytes(HEAD_BYTES), 0)
+                file.write(bytes(PAGE_BYTES), 0)
             except BaseException:
                 file.close()
                 with contextlib.suppress(OSError):
@@ -504,6 +507,7 @@ class ChunkFile:
             return
         new_sums = self._sums_after(offset, memoryview(data), sums)
         length = max(self.length, end)
+        self._reserve_sums(length)
         small = self._journal.sync and len(data) <= JOURNALED_BYTES_MAX and not self._copied
         if offset == self.length and (self.uncommitted or not small):
             self.file.write(data, HEAD_BYTES + offset)
@@ -518,6 +522,13 @@ class ChunkFile:
         self._log(offset, length, new_sums, bytes(data))
         if not self._journal.sync:
             self._save(sync=False)
+
+    def _reserve_sums(self, length: int) -> None:
+        """Of a state that goes to the journal first: a full disk must not keep it from being
+        saved."""
+        while self._journal.sync and self._sums_pages < layout.sums_pages(length):
+            self.file.write(bytes(PAGE_BYTES), SUMS_OFFSET + self._sums_pages * PAGE_BYTES)
+            self._sums_pages += 1
 
     def _start_sync(self, start: int, end: int) -> None:
         """Bytes up to ``end`` are appended, and will be synced: from time to time, have the
@@ -556,6 +567,7 @@ class ChunkFile:
         rest = length % BLOCK_BYTES if length > before + len(zeros) else 0
         if rest:
             new_sums += block_sum(bytes(rest))
+        self._reserve_sums(length)
         # What an append that failed may have left there is no part of it.
         self.file.truncate(HEAD_BYTES + before)
         self.file.truncate(HEAD_BYTES + length)
@@ -677,6 +689,7 @@ class ChunkFile:
             dirty = self._sums[self._dirty_from * SUM_BYTES :]
             if dirty:
                 self.file.write(dirty, SUMS_OFFSET + self._dirty_from * SUM_BYTES)
+                self._sums_pages = max(self._sums_pages, layout.sums_pages(self.length))
         if sync:
             self._sync(self.file.sync)
         sequence = self._sequence

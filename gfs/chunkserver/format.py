@@ -40,6 +40,7 @@ from gfs.blocks import (
     BLOCK_BYTES,
     BLOCKS_PER_CHUNK,
     CHUNK_BYTES,
+    PAGE_BYTES,
     REPLICA_HEAD_BYTES,
     SUM_BYTES,
     Buffer,
@@ -137,6 +138,11 @@ def recover_state(head: Buffer, handle: int, file_bytes: int) -> State:
             f"{HEAD_BYTES + state.length} promised"
         )
     return state
+
+
+def sums_pages(length: int) -> int:
+    """How many pages the sums of the whole blocks of ``length`` bytes take."""
+    return -(-whole_blocks(length) * SUM_BYTES // PAGE_BYTES)
 
 
 def whole_blocks(length: int) -> int:

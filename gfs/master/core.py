@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from gfs.blocks import REPLICA_HEAD_BYTES
+from gfs.blocks import stored_bytes
 from gfs.config import MasterSettings
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, GfsError, NotFound, ProtocolError
@@ -1253,7 +1253,7 @@ class Master:
             row = self._movable(handle)
             if row is None:
                 continue
-            size = row.length + REPLICA_HEAD_BYTES
+            size = stored_bytes(row.length)
             is_small = row.length <= SMALL_REPLICA_BYTES_MAX
 
             def can_begin(

@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from gfs.blocks import REPLICA_HEAD_BYTES
+from gfs.blocks import stored_bytes
 
 #: Replicas in one order: some 30 KiB, and 0.1 to 1 s of work for a disk.
 ORDERS_MAX = 2_000
@@ -56,6 +56,10 @@ class Unwanted(NamedTuple):
     forgot: bool = False
     #: Of an orphaned one, as far as is known.
     length: int = 0
+
+    @property
+    def orphaned_bytes(self) -> int:
+        return stored_bytes(self.length) if self.kind == ORPHANED else 0
 
 
 class _Ordered(NamedTuple):
@@ -82,12 +86,12 @@ class _Pile:
     def order(self, handle: int, ordered: _Ordered) -> None:
         self.forget_order(handle)  # of another version
         self.ordered[handle] = ordered
-        self.ordered_bytes += ordered.length
+        self.ordered_bytes += stored_bytes(ordered.length)
 
     def forget_order(self, handle: int) -> None:
         ordered = self.ordered.pop(handle, None)
         if ordered is not None:
-            self.ordered_bytes -= ordered.length
+            self.ordered_bytes -= stored_bytes(ordered.length)
 
     def expire(self, now: float) -> None:
         while self.ordered:
@@ -174,7 +178,7 @@ class GarbageTable:
         known = of_chunk.pop(server, None)
         if known is not None:
             self.counts[known.kind] -= 1
-            self._orphaned_bytes -= known.length
+            self._orphaned_bytes -= known.orphaned_bytes
             self._pile(server).ready.pop(handle, None)
         if not of_chunk:
             del self.replicas[handle]
@@ -191,7 +195,7 @@ class GarbageTable:
         self.drop(server, handle)
         self.replicas.setdefault(handle, {})[server] = unwanted
         self.counts[unwanted.kind] += 1
-        self._orphaned_bytes += unwanted.length
+        self._orphaned_bytes += unwanted.orphaned_bytes
 
     def _pile(self, server: int) -> _Pile:
         pile = self._piles.get(server)
@@ -244,7 +248,11 @@ class GarbageTable:
         pile = self._piles.get(server)
         if pile is None:
             return 0
-        found = [known.length for handle in pile.ready if (known := self.at(server, handle))]
+        found = [
+            stored_bytes(known.length)
+            for handle in pile.ready
+            if (known := self.at(server, handle))
+        ]
         return sum(found) + pile.ordered_bytes
 
     def is_ordered(self, server: int, handle: int, version: int, now: float) -> bool:
@@ -276,11 +284,11 @@ class GarbageTable:
     @property
     def backlog(self) -> tuple[int, int]:
         """Replicas, and bytes of them on disks."""
-        count, length = self.counts[ORPHANED], self._orphaned_bytes
+        count, size = self.counts[ORPHANED], self._orphaned_bytes
         for pile in self._piles.values():
             count += len(pile.ordered)
-            length += pile.ordered_bytes
-        return count, length + count * REPLICA_HEAD_BYTES
+            size += pile.ordered_bytes
+        return count, size
 
     # --- forgetting ------------------------------------------------------------------
 

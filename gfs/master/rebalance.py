@@ -37,11 +37,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gfs.blocks import CHUNK_BYTES, REPLICA_HEAD_BYTES
+from gfs.blocks import CHUNK_BYTES, stored_bytes
 from gfs.master.servers import Server
 
-#: A full chunk and the head of its file.
-REPLICA_BYTES_MAX = CHUNK_BYTES + REPLICA_HEAD_BYTES
+#: A full chunk.
+REPLICA_BYTES_MAX = stored_bytes(CHUNK_BYTES)
 
 
 class Move(NamedTuple):

@@ -230,11 +230,11 @@ class Upkeep:
         master, rest = self._master, REBALANCE_SECONDS
         while True:
             await master.clock.sleep(rest)
-            rest = REBALANCE_IDLE_SECONDS
             if guarded(master.may_move, False):
                 master.balancing = await self._rebalance()
-                if master.balancing:
-                    rest = REBALANCE_SECONDS
+            else:
+                master.balancing = master.balancing and self._is_moving()
+            rest = REBALANCE_SECONDS if master.balancing else REBALANCE_IDLE_SECONDS
 
     async def _rebalance(self) -> bool:
         """Look at all chunks once, and move what would be better elsewhere; whether
@@ -257,7 +257,10 @@ class Upkeep:
                     await master.clock.sleep(MOVE_SECONDS)  # for slots
             await master.clock.sleep(RESCAN_REST_SECONDS)
         # What is on its way may have hidden that there is more to give.
-        return has_moved or any(server.shifts for server in master.servers.all())
+        return has_moved or self._is_moving()
+
+    def _is_moving(self) -> bool:
+        return any(server.shifts for server in self._master.servers.all())
 
     def _copy_seconds(self) -> int:
         """For an order to copy: more if all that one server makes must share a limit."""

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_hexdigest
 
+from gfs.blocks import PAGE_BYTES
 from gfs.io.world import Buffer, DiskSpace, File, ReadFailed
 from gfs.testing.inode import (
-    PAGE_BYTES,
     SECTOR_BYTES,
     Directory,
     Hang,
@@ -238,7 +238,7 @@ class SimDisk:
 
     def _lose_all(self, volume: Volume, chance: random.Random | None) -> None:
         self._lose_unsynced(volume.top, chance)
-        volume.used_bytes = sum(len(inode.data) for _, inode in _walk("", volume.top))
+        volume.used_bytes = sum(inode.stored_bytes for _, inode in _walk("", volume.top))
 
     def _lose_unsynced(self, directory: Directory, chance: random.Random | None) -> None:
         if chance is not None and chance.random() < 0.5:
@@ -462,7 +462,7 @@ def _drop_name(inode: Inode) -> None:
     # in a power cut.
     inode.names -= 1
     if not inode.used():
-        inode.volume.used_bytes -= len(inode.data)
+        inode.volume.used_bytes -= inode.stored_bytes
 
 
 #: What a call does to a disk: a fault may be of reads, writes or syncs alone.
@@ -590,7 +590,7 @@ class SimFile:
             self._inode.locked_by = None
         self._inode.opened -= 1
         if not self._inode.used():
-            self._inode.volume.used_bytes -= len(self._inode.data)
+            self._inode.volume.used_bytes -= self._inode.stored_bytes
 
     def __del__(self) -> None:
         self._let_go()

@@ -15,17 +15,21 @@ import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from gfs.blocks import PAGE_BYTES
 from gfs.io.world import Buffer, ReadFailed
 
 if TYPE_CHECKING:
     from gfs.testing.files import SimFile
 
-PAGE_BYTES = 4096
 SECTOR_BYTES = 512
 
 
 def disk_error(code: int, path: str | None = None) -> OSError:
     return OSError(code, os.strerror(code), path)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE_BYTES)
 
 
 class Hang(NamedTuple):
@@ -70,7 +74,7 @@ class Volume:
             if isinstance(node, Directory):
                 stack += node.entries.values()
             else:
-                self.used_bytes += len(node.data)
+                self.used_bytes += node.stored_bytes
 
     def take(self, count: int) -> None:
         if count > 0 and self.used_bytes + count > self.capacity_bytes:
@@ -84,6 +88,8 @@ class Inode:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.data = bytearray()
+        #: Pages of it that nobody wrote: they take no room until somebody does.
+        self._holes: set[int] = set()
         self.names = 0
         self.opened = 0
         self.locked_by: SimFile | None = None
@@ -106,6 +112,11 @@ class Inode:
         self.damaged = False
 
     @property
+    def stored_bytes(self) -> int:
+        """What it takes on its disk."""
+        return PAGE_BYTES * (_pages(len(self.data)) - len(self._holes))
+
+    @property
     def unsynced(self) -> bool:
         """Whether a power cut now could change anything."""
         return bool(self._before or self._lost) or len(self.data) != self.synced_bytes
@@ -125,7 +136,11 @@ class Inode:
     def write(self, data: Buffer, offset: int) -> None:
         end = offset + len(data)
         size = len(self.data)
-        self.volume.take(max(end - size, 0))
+        first, last, present = offset // PAGE_BYTES, _pages(end), _pages(size)
+        filled = self._holes.intersection(range(first, last)) if self._holes else set[int]()
+        self.volume.take(PAGE_BYTES * (len(filled) + max(0, last - max(first, present))))
+        self._holes -= filled
+        self._holes.update(range(present, first))
         self._remember(offset, end)
         if offset > size:
             self.data.extend(bytes(offset - size))
@@ -137,13 +152,16 @@ class Inode:
 
     def resize(self, size: int) -> None:
         present = len(self.data)
-        self.volume.take(size - present)
+        before = self.stored_bytes
+        self._holes.update(range(_pages(present), _pages(size)))
+        self._holes = {page for page in self._holes if page < _pages(size)}
         self._remember(size, present)
         if size < present:
             del self.data[size:]
             self.unreadable = {each for each in self.unreadable if each * SECTOR_BYTES < size}
         else:
             self.data.extend(bytes(size - present))
+        self.volume.take(self.stored_bytes - before)
 
     def _remember(self, start: int, end: int) -> None:
         for page in range(start // PAGE_BYTES, -(-min(end, self.synced_bytes) // PAGE_BYTES)):
@@ -208,6 +226,7 @@ class Inode:
             self._go_back()
         else:
             self._tear(chance)
+        self._holes = {page for page in self._holes if page < _pages(len(self.data))}
         self.sync()
 
     def _go_back(self) -> None:

@@ -84,7 +84,7 @@ async def test_garbage_goes_as_fast_as_disks_delete(seed: int, chance: random.Ra
 
         async def begun() -> bool:
             totals = (await fs.status()).totals
-            return totals.orphaned_bytes >= totals.orphaned * 16 * KIB > 0
+            return totals.orphaned_bytes == totals.orphaned * 8 * KIB > 0
 
         await cluster.wait_until(begun, every=0.01)
         began = trio.current_time()

@@ -81,7 +81,7 @@ class Truth:
         if (name, disk.path) in self.down:
             so: dict[str, object] = {"total_bytes": 0, "free_bytes": 0, "chunks": 0}
         else:
-            used = sum(len(there.inode(path).data) for path in there.paths(disk.path))
+            used = sum(there.inode(path).stored_bytes for path in there.paths(disk.path))
             total = there.space(disk.path).total_bytes
             free = max(0, total - used - self.settings.reserve_bytes)
             state = "ok" if free else "full"

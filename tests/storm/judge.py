@@ -3,7 +3,9 @@
 At fault is the file system for: a byte that nobody wrote, an acknowledgement that does not
 hold, a call of more than ``CALL_SECONDS_MAX`` in which at least two of three chunkservers
 and the master (and for REST the control plane) lived, and an error in such a time. What
-the README promises of the rest: a call that needs the master ends soon after it is back.
+the README promises of the rest: a call that needs the master ends soon after it is back;
+and what was written while one chunkserver lived alone is on that one alone until another
+has been back for ``REPAIR_SECONDS``: nothing can read it while that one is away.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from .model import (
 CALL_SECONDS_MAX = 15.0
 #: What a process needs to be found again by those who lost it.
 RETURN_SECONDS = 1.0
+#: And to get what was written without it: it registers, and chunks are copied.
+REPAIR_SECONDS = 10.0
 SHOWN = 8
 
 
@@ -68,12 +72,30 @@ class Judge:
         inside = sorted(point for point in points if call.began <= point <= call.ended)
         found = []
         for left, right in itertools.pairwise(inside):
-            gone = {
-                a.who for a in self._aways if a.began <= left and right <= a.ended + RETURN_SECONDS
-            }
-            if gone.intersection(needed) or len(gone.intersection(CHUNKSERVERS)) > 1:
+            absences = [
+                a for a in self._aways if a.began <= left and right <= a.ended + RETURN_SECONDS
+            ]
+            gone = {a.who for a in absences}
+            if (
+                gone.intersection(needed)
+                or len(gone.intersection(CHUNKSERVERS)) > 1
+                or any(map(self._was_alone_before, absences))
+            ):
                 found.append((left, right))
         return found
+
+    def _was_alone_before(self, absence: Away) -> bool:
+        """Whether no other chunkserver lived a moment before that one went away."""
+        others = [who for who in CHUNKSERVERS if who != absence.who]
+        if len(others) == len(CHUNKSERVERS):
+            return False
+        first, second = ([a for a in self._aways if a.who == who] for who in others)
+        return any(
+            max(a.began, b.began) < min(a.ended, b.ended)
+            and 0 <= absence.began - min(a.ended, b.ended) <= REPAIR_SECONDS
+            for a in first
+            for b in second
+        )
 
     def seconds(self, call: Call) -> float:
         """How long it took while all it needs lived."""

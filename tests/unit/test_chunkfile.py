@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums, packet_sums
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums, packet_sums, stored_bytes
 from gfs.chunkserver import format as layout
 from gfs.chunkserver.chunkfile import START_SYNC_BYTES, ChunkFile
 from gfs.chunkserver.format import HEAD_BYTES, State
 from gfs.chunkserver.journal import Journal, read_records
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion
+from gfs.testing import Universe
 
 HANDLE = 0xABCDEF
 DIRECTORY = ""
@@ -399,3 +400,25 @@ def test_what_will_be_synced_goes_to_the_disk_on_the_way(
         write(chunk, offset, pattern(offset, MIB))
     expected = [(HEAD_BYTES, START_SYNC_BYTES), (HEAD_BYTES + START_SYNC_BYTES, START_SYNC_BYTES)]
     assert files.begun == (expected if begins else [])
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("length", [1, 4096, 4097, BLOCK_BYTES, 513 * BLOCK_BYTES])
+def test_a_replica_takes_what_is_said_of_it_and_its_state_has_its_room(
+    sync: bool, length: int
+) -> None:
+    machine = Universe(1).machine("m")
+    disk, files = machine.disk, machine.start_process().world.files
+    disk.mount("/disk", CHUNK_BYTES)
+    journal = Journal(files, "/", sync, 1 << 20)
+    journal.open()
+    chunk = ChunkFile.create(files, "/disk/chunk", HANDLE, 1, journal)
+    for offset in range(0, length, MIB):
+        write(chunk, offset, bytes(min(MIB, length - offset)))
+    chunk.commit()
+    taken = disk.volume("/disk").used_bytes
+    assert taken == stored_bytes(length)
+    disk.mount("/disk", taken)
+    chunk.save()
+    assert disk.volume("/disk").used_bytes == taken
+    assert ChunkFile.open(files, "/disk/chunk", HANDLE, journal).length == length

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from gfs.blocks import REPLICA_HEAD_BYTES
 from gfs.errors import Busy, InvalidArgument
 from gfs.master import garbage as garbage_module
 from gfs.master.chunktable import LocationTable, Reservation, ReservationTable
@@ -160,8 +159,8 @@ def test_an_order_that_is_never_answered_is_no_backlog_for_ever() -> None:
         assert table.orders(0, now, anything) == [(1, version)]
     for now, count in ((149.0, 1), (150.0, 0)):
         table.expire(now)
-        assert table.leaving_bytes(0) == 10_000 * count
-        assert table.backlog == (count, (10_000 + REPLICA_HEAD_BYTES) * count)
+        assert table.leaving_bytes(0) == 16_384 * count  # three pages, and the head's
+        assert table.backlog == (count, 16_384 * count)
         assert table.is_ordered(0, 1, 2, now) == bool(count)
 
 

@@ -15,6 +15,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gfs.blocks import PAGE_BYTES
 from gfs.io import FileSystem, Listener, Stream, World
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
 
@@ -616,7 +617,7 @@ def test_the_device_is_that_of_what_is_visible(tmp_path: object) -> None:
             files.device(f"{root}/none")
         held.close()
     host = machine()
-    host.disk.mount("/disk", 1000)
+    host.disk.mount("/disk", 2 * PAGE_BYTES)
     files = host.start_process().world.files
     held, device = files.within("/disk"), files.device("/disk")
     assert device != files.device("/")
@@ -625,7 +626,7 @@ def test_the_device_is_that_of_what_is_visible(tmp_path: object) -> None:
     file = held.open("/disk/f", "create")
     file.write(bytes(900), 0)
     assert files.list("/disk") == host.disk.paths() == []
-    assert held.space("/disk")[:2] == (1000, 100)
+    assert held.space("/disk")[:2] == (2 * PAGE_BYTES, PAGE_BYTES)
     host.disk.mount_again("/disk", volume)
     assert (files.device("/disk"), files.list("/disk")) == (device, ["f"])
 
@@ -653,21 +654,35 @@ def test_a_full_disk_and_a_failing_one() -> None:
     disk = machine().disk
     host = machine()
     disk = host.disk
-    disk.mount("/small", 1000)
+    disk.mount("/small", 3 * PAGE_BYTES)
     files = host.start_process().world.files
+
+    def free_pages() -> float:
+        assert files.space("/small").total_bytes == 3 * PAGE_BYTES
+        return files.space("/small").free_bytes / PAGE_BYTES
+
     file = files.open("/small/f", "create")
-    file.write(bytes(900), 0)
+    file.write(bytes(900), PAGE_BYTES)
+    assert free_pages() == 2  # the first is a hole
     with refused(errno.ENOSPC):
-        file.write(bytes(200), 850)
-    assert file.size() == 900
-    assert files.space("/small")[:2] == (1000, 100)
-    file.write(bytes(100), 900)
+        file.write(bytes(2 * PAGE_BYTES + 1), 2 * PAGE_BYTES)
+    assert (file.size(), free_pages()) == (PAGE_BYTES + 900, 2)
+    file.truncate(9 * PAGE_BYTES)
+    file.write(bytes(2), 2 * PAGE_BYTES - 1)
+    assert free_pages() == 1
+    file.truncate(2 * PAGE_BYTES)
+    file.truncate(9 * PAGE_BYTES)
+    assert free_pages() == 2
+    file.write(bytes(2 * PAGE_BYTES), 7 * PAGE_BYTES)
+    with refused(errno.ENOSPC):
+        file.write(b"1", 0)
+    file.write(b"1", PAGE_BYTES)
     with refused(errno.EXDEV):
         files.rename("/small/f", "/f")
     files.unlink("/small/f")
-    assert files.space("/small")[:2] == (1000, 0)
+    assert free_pages() == 0
     file.close()
-    assert files.space("/small")[:2] == (1000, 1000)
+    assert free_pages() == 3
     disk.fail("/small")
     with refused(errno.EIO):
         files.open("/small/g", "create")
@@ -712,7 +727,7 @@ def test_power_cut_loses_what_was_not_synced() -> None:
     host.disk.power_cut()
     assert host.disk.paths() == ["/d/f"]
     assert host.disk.read("/d/f") == b"a" * 10_000
-    assert host.disk.space("/").free_bytes == host.disk.space("/").total_bytes - 10_000
+    assert host.disk.space("/").free_bytes == host.disk.space("/").total_bytes - 3 * PAGE_BYTES
 
 
 @given(st.integers(0, 10_000))
