@@ -387,7 +387,7 @@ class ControlApp(QuartTrio):
             return None
         token = _token(need, request)
         principal = self.control.credentials.verify(token) if token else None
-        if principal is None and token and not need.is_open:
+        if principal is None and token and need.kind != "anybody" and not need.is_open:
             raise Unauthorized(ENDED)
         decide(principal, need, _scope_name(need, request, params))
         return principal

@@ -13,7 +13,7 @@ import msgspec
 from control.auth.first_start import FILE_NAME
 from control.auth.module import Auth
 from control.errors import ApiError
-from control.identity.passwords import check_password
+from control.identity.passwords import new_password
 from control.identity.rows import IDENTITY, User, sessions, users
 from control.records import Records, Txn
 from control.settings import ControlSettings
@@ -26,10 +26,10 @@ async def replace_password(
     """Let ``username`` log in with ``password`` and nothing else; his sessions end.
 
     His API tokens stay. ``directory`` is ``STATE/control``. On the disk on return.
-    Raises SettingsError for a user who does not exist or no password at all.
+    Raises SettingsError for a user who does not exist, or a password that nobody may have.
     """
     try:
-        check_password(password)
+        new_password(password, username.strip())
     except ApiError as error:
         raise SettingsError(str(error)) from None
     records = Records.open(

@@ -122,16 +122,18 @@ class AccountRoutes:
             accounts.insert(txn, row)
             return row
 
-        return _info(await self._control.records.write(decide))
+        return _info(await self._control.records.write(decide), 0)
 
     async def list_accounts(self, call: Call) -> list[AccountInfo]:
         with self._control.records.read() as txn:
             rows = list(accounts.by(txn, "user", call.user.user_id))
-        return [_info(row) for row in sorted(rows, key=lambda row: row.serial, reverse=True)]
+            rows.sort(key=lambda row: row.serial, reverse=True)
+            return [_info(row, _count(txn, row)) for row in rows]
 
     async def get(self, call: Call) -> AccountInfo:
         with self._control.records.read() as txn:
-            return _info(_own(txn, call))
+            row = _own(txn, call)
+            return _info(row, _count(txn, row))
 
     async def delete(self, call: Call) -> Status:
         def decide(txn: Txn) -> None:
@@ -144,14 +146,14 @@ class AccountRoutes:
         return Status()
 
     async def set_scopes(self, call: Call, body: ScopesBody) -> AccountInfo:
-        def decide(txn: Txn) -> ServiceAccount:
+        def decide(txn: Txn) -> AccountInfo:
             row = _own(txn, call)
             scopes = check_grants(self._control.scopes, row.user_id, body.scopes)
             row = msgspec.structs.replace(row, scopes=scopes)
             accounts.put(txn, row)
-            return row
+            return _info(row, _count(txn, row))
 
-        return _info(await self._control.records.write(decide))
+        return await self._control.records.write(decide)
 
     async def create_token(self, call: Call, body: AccountTokenBody) -> NewToken:
         name = clean_label(body.name)
@@ -189,5 +191,15 @@ def _own(txn: Txn, call: Call) -> ServiceAccount:
     return row
 
 
-def _info(row: ServiceAccount) -> AccountInfo:
-    return AccountInfo(id=row.id, name=row.name, scopes=row.scopes, created_at=row.created_at)
+def _count(txn: Txn, row: ServiceAccount) -> int:
+    return tokens.count(txn, "account", row.id)
+
+
+def _info(row: ServiceAccount, token_count: int) -> AccountInfo:
+    return AccountInfo(
+        id=row.id,
+        name=row.name,
+        scopes=row.scopes,
+        created_at=row.created_at,
+        token_count=token_count,
+    )

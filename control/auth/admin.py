@@ -8,12 +8,19 @@ from collections.abc import AsyncIterator, Sequence
 
 import trio
 
-from control.auth.shapes import SessionRow, Status, UserBody, UserInfo, UserQuery
+from control.auth.shapes import (
+    SessionQuery,
+    SessionRow,
+    Status,
+    UserBody,
+    UserInfo,
+    UserQuery,
+)
 from control.call import Call
-from control.errors import BadRequest, Unauthorized
+from control.errors import BadRequest, NoSuchThing, Unauthorized
 from control.identity import users as people
 from control.identity.access import ADMIN
-from control.identity.passwords import Passwords, check_password
+from control.identity.passwords import Passwords, new_password
 from control.identity.rows import Session, User, sessions, users
 from control.module import Route
 from control.records import Txn
@@ -73,6 +80,19 @@ class AdminRoutes:
                 "All sessions that last, newest first",
                 answer=list[SessionRow],
             ),
+            Route(
+                "DELETE",
+                "/admin/sessions",
+                self.delete_session,
+                ADMIN,
+                "End a session",
+                query=SessionQuery,
+                answer=Status,
+                errors=[404, 507],
+                description=(
+                    "Its token is refused at once; what is under way with it ends within 5 s."
+                ),
+            ),
         ]
 
     async def list_users(self, call: Call) -> list[UserInfo]:
@@ -83,7 +103,7 @@ class AdminRoutes:
     async def create_user(self, call: Call, body: UserBody) -> UserInfo:
         username = people.new_username(body.username)
         display_name = people.clean_display_name(body.display_name, username)
-        hashed = await self._passwords.hash(check_password(body.password))
+        hashed = await self._passwords.hash(new_password(body.password, username))
 
         def decide(txn: Txn) -> User:
             _check_admin(txn, call)
@@ -113,21 +133,34 @@ class AdminRoutes:
     async def list_sessions(self, call: Call) -> list[SessionRow]:
         now = time.time()
         with self._control.records.read() as txn:
-            names = {row.id: row.username for row in users.scan(txn)}
+            people_by_id = {row.id: row for row in users.scan(txn)}
         rows = [row async for row in self._sessions() if row.expires_at > now]
         rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
         return [
             SessionRow(
                 id=row.id,
                 user_id=row.user_id,
-                username=names[row.user_id],
+                username=people_by_id[row.user_id].username,
+                display_name=people_by_id[row.user_id].display_name,
                 created_at=row.created_at,
                 expires_at=row.expires_at,
+                ip_address=row.address,
                 address=row.address,
             )
             for row in rows
-            if row.user_id in names
+            if row.user_id in people_by_id
         ]
+
+    async def delete_session(self, call: Call) -> Status:
+        session_id = call.query(SessionQuery).id
+
+        def decide(txn: Txn) -> None:
+            _check_admin(txn, call)
+            if sessions.delete(txn, session_id) is None:
+                raise NoSuchThing("no such session")
+
+        await self._control.records.write(decide)
+        return Status()
 
     async def _sessions(self) -> AsyncIterator[Session]:
         """All of them, in pieces: others are served in between."""
@@ -154,6 +187,7 @@ def _check_admin(txn: Txn, call: Call) -> None:
 def _info(row: User) -> UserInfo:
     return UserInfo(
         id=row.id,
+        user_id=row.id,
         username=row.username,
         display_name=row.display_name,
         is_admin=row.is_admin,

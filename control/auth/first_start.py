@@ -19,7 +19,7 @@ from pathlib import Path
 
 from control.errors import ApiError
 from control.identity import users as people
-from control.identity.passwords import Passwords, check_password
+from control.identity.passwords import Passwords, new_password
 from control.identity.rows import users
 from control.identity.secretfiles import read_secret, write_secret
 from control.records import Records, Txn
@@ -69,7 +69,7 @@ async def make_first_admin(
     given = os.environ.get(VARIABLE, "")
     try:
         username = people.new_username(username)
-        password = check_password(given or generate_password())
+        password = new_password(given or generate_password(), username)
     except ApiError as error:
         raise StartupError(f"the first administrator cannot be made: {error}") from None
     hashed = await passwords.hash(password)

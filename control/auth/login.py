@@ -1,24 +1,27 @@
-"""Login, session, logout."""
+"""Login, session, logout, and one's own password."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from control.auth.failures import Failures
-from control.auth.shapes import LoginAnswer, LoginBody, SessionInfo, Status
+from control.auth.first_start import FILE_NAME
+from control.auth.shapes import LoginAnswer, LoginBody, PasswordBody, SessionInfo, Status
 from control.call import Call
-from control.errors import Unauthorized, Unavailable
-from control.identity.access import PUBLIC, SESSION_OR_COOKIE
+from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
+from control.identity.access import ANYBODY, LOGGED_IN_OR_COOKIE, PUBLIC, SESSION
 from control.identity.credentials import PasswordChanged
-from control.identity.passwords import Passwords, check_password
-from control.identity.rows import User, users
+from control.identity.passwords import Passwords, check_password, new_password
+from control.identity.rows import User, sessions, users
 from control.identity.users import clean_username
 from control.module import Route
+from control.records import Txn
 from control.runtime import Control
 
-#: One message for both, or it would tell who exists.
-WRONG = "wrong username or password"
+CHANGING = "your password is being changed: try again"
 #: Another login may renew the hash, or somebody change the password, while it is proven.
 TRIES = 3
 
@@ -53,7 +56,7 @@ class LoginRoutes:
                 "GET",
                 "/api/session",
                 self.session,
-                SESSION_OR_COOKIE,
+                LOGGED_IN_OR_COOKIE,
                 "Who is logged in",
                 answer=SessionInfo,
             ),
@@ -61,29 +64,43 @@ class LoginRoutes:
                 "POST",
                 "/api/logout",
                 self.logout,
-                PUBLIC,
+                ANYBODY,
                 "Log out",
                 answer=Status,
-                description="The client forgets its token: that is what ends the session.",
+                errors=[507],
+                description=(
+                    "Ends the session whose token is sent: it is refused at once, and what is "
+                    "under way with it ends within 5 s. Without a token, or with one that is "
+                    "not valid any more, nothing is to be done. An API token is not a session "
+                    "and stays valid: `DELETE /api/tokens/{id}` revokes it."
+                ),
+            ),
+            Route(
+                "PUT",
+                "/api/password",
+                self.change_password,
+                SESSION,
+                "Change one's own password",
+                body=PasswordBody,
+                answer=Status,
+                errors=[429, 507],
+                description=(
+                    "Ends all other sessions of the user; API tokens stay. 403 if `old` is not "
+                    "the password; that counts as a failed login."
+                ),
             ),
         ]
 
     async def login(self, call: Call, body: LoginBody) -> LoginAnswer:
         username = clean_username(body.username)
         password = check_password(body.password)
-        self.failures.check(call.address, username, time.time())
         for _ in range(TRIES):
-            user = await self._proven(username, password)
-            if user is None:
-                self.failures.note(call.address, username, time.time())
-                raise Unauthorized(WRONG)
-            # Guesses that were let in together: those after one too many are told nothing.
-            self.failures.check(call.address, username, time.time())
+            user = await self._proven_or_refused(call, username, password, _wrong)
             try:
                 return await self._admitted(user, call.address, password)
             except PasswordChanged:
                 continue
-        raise Unavailable("your password is being changed: try again", {"Retry-After": "1"})
+        raise Unavailable(CHANGING, {"Retry-After": "1"})
 
     async def session(self, call: Call) -> SessionInfo:
         user = call.user
@@ -95,13 +112,55 @@ class LoginRoutes:
         )
 
     async def logout(self, call: Call) -> Status:
+        who = call.principal
+        if who is not None and who.is_session:
+            session_id = who.credential_id
+            await self._control.records.write(lambda txn: sessions.delete(txn, session_id))
         return Status()
 
-    async def _proven(self, username: str, password: str) -> User | None:
+    async def change_password(self, call: Call, body: PasswordBody) -> Status:
+        who = call.user
+        old = check_password(body.old, "old")
+        new = new_password(body.new, who.username, "new")
+        if new == old:
+            raise BadRequest("new: it is the old one")
+        user = await self._proven_or_refused(call, who.username, old, _wrong_old)
+        if user.id != who.user_id:  # deleted, and another one made of the same name
+            raise Unauthorized
+        hashed = await self._passwords.hash(new)
+
+        def decide(txn: Txn) -> None:
+            if sessions.get(txn, who.credential_id) is None:
+                raise Unauthorized("the session is over: log in again")
+            found = users.get(txn, user.id)
+            if found is None or found.password != user.password:
+                raise Unavailable(CHANGING, {"Retry-After": "1"})
+            users.put(txn, msgspec.structs.replace(found, password=hashed))
+            for session in list(sessions.by(txn, "user", user.id)):
+                if session.id != who.credential_id:
+                    sessions.delete(txn, session.id)
+
+        await self._control.records.write(decide)
+        if user.username == self._control.settings.admin_username:
+            # What was made up at the first start is nobody's password any more.
+            (self._control.directory / FILE_NAME).unlink(missing_ok=True)
+        return Status()
+
+    async def _proven_or_refused(
+        self, call: Call, username: str, password: str, wrong: Callable[[], ApiError]
+    ) -> User:
+        """The user, if this is his password; else ``wrong()`` is raised, or
+        TooManyRequests."""
+        self.failures.check(call.address, username, time.time())
         with self._control.records.read() as txn:
             user = users.find(txn, "username", username)
         stored = None if user is None else user.password
-        return user if await self._passwords.verify(stored, password) else None
+        if not await self._passwords.verify(stored, password) or user is None:
+            self.failures.note(call.address, username, time.time())
+            raise wrong()
+        # Guesses that were let in together: those after one too many are told nothing.
+        self.failures.check(call.address, username, time.time())
+        return user
 
     async def _admitted(self, user: User, address: str, password: str) -> LoginAnswer:
         token = await self._control.credentials.issue_session(
@@ -123,3 +182,13 @@ class LoginRoutes:
         if not self._passwords.is_outdated(user.password):
             return None
         return await self._passwords.hash(password)
+
+
+def _wrong() -> ApiError:
+    """One message for both, or it would tell who exists."""
+    return Unauthorized("wrong username or password")
+
+
+def _wrong_old() -> ApiError:
+    """Not 401, at which clients forget the session."""
+    return Forbidden("old: this is not your password")

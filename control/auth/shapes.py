@@ -5,16 +5,41 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
-from control.identity.passwords import PASSWORD_BYTES_MAX
+from control.identity.passwords import (
+    PASSWORD_BYTES_MAX,
+    PASSWORD_LENGTH_MIN,
+    PASSWORD_LETTERS_MIN,
+)
 from control.identity.scopes import SCOPES_MAX
-from control.identity.users import DISPLAY_NAME_BYTES_MAX, NAME_BYTES_MAX
+from control.identity.users import DISPLAY_NAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SIGNS
 
 #: The bounds are of bytes and are checked as such; these are for the documentation.
 Name = Annotated[str, Meta(min_length=1, description=f"At most {NAME_BYTES_MAX} bytes, trimmed")]
 Password = Annotated[
     str, Meta(min_length=1, max_length=PASSWORD_BYTES_MAX, description="Taken as it is")
+]
+NewPassword = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=PASSWORD_BYTES_MAX,
+        description=(
+            f"Taken as it is. At least {PASSWORD_LENGTH_MIN} characters, "
+            f"{PASSWORD_LETTERS_MIN} of them different, and not the username"
+        ),
+    ),
+]
+NewName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description=(
+            f"At most {NAME_BYTES_MAX} bytes: letters, digits and `{NAME_SIGNS}`, a letter or "
+            "digit first. Trimmed"
+        ),
+    ),
 ]
 DisplayName = Annotated[
     str, Meta(description=f"At most {DISPLAY_NAME_BYTES_MAX} bytes, trimmed; empty: the username")
@@ -48,6 +73,11 @@ class LoginBody(msgspec.Struct):
     password: Password
 
 
+class PasswordBody(msgspec.Struct):
+    old: Password
+    new: NewPassword
+
+
 class SessionInfo(msgspec.Struct):
     username: str
     display_name: str
@@ -76,6 +106,9 @@ class TokenInfo(msgspec.Struct):
     expires_at: Annotated[int, Meta(description="0: never")]
     created_at: int
     last_used_at: Annotated[int, Meta(description="0: never; may lag a minute")]
+    service_account_id: Annotated[
+        str | UnsetType, Meta(description="Whose token it is; there for service accounts' alone")
+    ] = UNSET
 
 
 class NewToken(msgspec.Struct):
@@ -107,11 +140,12 @@ class AccountInfo(msgspec.Struct):
     name: str
     scopes: dict[str, list[str]]
     created_at: int
+    token_count: Annotated[int, Meta(description="How many tokens it has")]
 
 
 class UserBody(msgspec.Struct):
-    username: Name
-    password: Password
+    username: NewName
+    password: NewPassword
     display_name: DisplayName = ""
     is_admin: bool = False
 
@@ -122,16 +156,23 @@ class UserQuery(msgspec.Struct):
 
 class UserInfo(msgspec.Struct):
     id: UserId
+    user_id: Annotated[UserId, Meta(description="The same as `id`")]
     username: str
     display_name: str
     is_admin: bool
     created_at: int
 
 
+class SessionQuery(msgspec.Struct):
+    id: Annotated[str, Meta(min_length=1, description="The session's id")]
+
+
 class SessionRow(msgspec.Struct):
     id: str
     user_id: UserId
     username: str
+    display_name: str
     created_at: int
     expires_at: int
-    address: str
+    ip_address: Annotated[str, Meta(description="Where it was logged in from")]
+    address: Annotated[str, Meta(description="The same as `ip_address`")]

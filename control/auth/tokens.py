@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec import UNSET
+
 from control.auth.shapes import NewToken, Status, TokenBody, TokenInfo, Validity
 from control.call import Call
 from control.errors import BadRequest, NoSuchThing
@@ -45,6 +47,7 @@ class TokenRoutes:
                 SESSION,
                 "One's API tokens, newest first",
                 answer=list[TokenInfo],
+                description="Those of one's service accounts as well.",
             ),
             Route(
                 "DELETE",
@@ -77,9 +80,11 @@ class TokenRoutes:
 
     async def list_tokens(self, call: Call) -> list[TokenInfo]:
         with self._control.records.read() as txn:
-            rows = list(tokens.by(txn, "user", call.user.user_id))
+            rows = newest_first(tokens.by(txn, "owner", call.user.user_id))
+            scopes = [current_scopes(txn, row) or {} for row in rows]
         return [
-            token_info(self._control.credentials, row, row.scopes) for row in newest_first(rows)
+            token_info(self._control.credentials, row, scopes_now)
+            for row, scopes_now in zip(rows, scopes, strict=True)
         ]
 
     async def delete(self, call: Call) -> Status:
@@ -126,6 +131,7 @@ def token_info(credentials: Credentials, row: Token, scopes: dict[str, list[str]
         expires_at=row.expires_at,
         created_at=row.created_at,
         last_used_at=credentials.last_used_at(row),
+        service_account_id=row.account_id or UNSET,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -159,6 +160,12 @@ def clean_key(text: str) -> str:
         raise BadRequest("public_key: the key is missing after its type")
     _check_blob(kind, rest[0])
     return " ".join([kind, *rest])
+
+
+def fingerprint(line: str) -> str:
+    """``SHA256:…`` of a line from :func:`clean_key`."""
+    blob = base64.b64decode(line.split()[1])
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def _check_blob(kind: str, text: str) -> None:

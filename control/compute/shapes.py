@@ -17,6 +17,7 @@ from control.compute.names import (
     MEMORY_MB_DEFAULT,
     MOUNTS_DEFAULT,
     STORAGE_GB_DEFAULT,
+    fingerprint,
 )
 from control.compute.rows import Container, Event, Key, Rule
 
@@ -143,11 +144,13 @@ class KeyInfo(msgspec.Struct):
     id: int
     name: str
     public_key: str
+    fingerprint: Annotated[str, Meta(description="`SHA256:…`, as ssh-keygen shows it")]
     created_at: Annotated[str, Meta(description="RFC 3339, in UTC")]
 
     @classmethod
     def of(cls, key: Key) -> KeyInfo:
-        return cls(key.id, key.name, key.public_key, rfc3339(key.created_at))
+        line = key.public_key
+        return cls(key.id, key.name, line, fingerprint(line), rfc3339(key.created_at))
 
 
 class KeyList(msgspec.Struct):

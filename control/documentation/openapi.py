@@ -247,6 +247,7 @@ def operation_id(method: str, path: str) -> str:
 def _prose(route: Route) -> str:
     needs = {
         "public": "",
+        "anybody": "Needs no credential.",
         "logged_in": "Needs any valid credential.",
         "session": "Needs a session: API tokens are refused.",
         "admin": "Needs an administrator's session.",
@@ -353,9 +354,9 @@ def _refusals(route: Route) -> set[int]:
         statuses.add(408)
     if isinstance(route.body, type):
         statuses.add(413)
-    if route.need.kind != "public":
+    if route.need.kind not in ("public", "anybody"):
         statuses.add(401)
-    if route.need.kind not in ("public", "service"):
+    if route.need.kind not in ("public", "anybody", "service"):
         statuses.add(403)
     if route.upgrade is not None:
         statuses.add(400)
@@ -376,7 +377,7 @@ def _security(need: Need, method: str) -> list[Json]:
     if need.takes_cookie:
         schemes.append("cookie")
     found: list[Json] = [{scheme: []} for scheme in schemes]
-    return [{}, *found] if need.is_open else found
+    return [{}, *found] if need.is_open or need.kind == "anybody" else found
 
 
 def _head(get: Json) -> Json:

@@ -8,7 +8,7 @@ request pass.
 =====================  ==========  =====================  ====================
 need                   anonymous   session                API token
 =====================  ==========  =====================  ====================
-PUBLIC                 yes         yes                    yes
+PUBLIC, ANYBODY        yes         yes                    yes
 LOGGED_IN              401         yes                    yes
 SESSION                401         yes                    403
 ADMIN                  401         admins, else 403       403
@@ -16,6 +16,8 @@ SERVICE                by X-Service-Key alone
 scoped(…)              401         yes                    with the scope
 scoped(…, public)      the target decides
 =====================  ==========  =====================  ====================
+
+``ANYBODY`` is ``PUBLIC`` for a handler that wants to know who it is.
 
 With a target, besides: reading what is public or visible needs nothing; what is
 private only its owner may read, and only he may write. What has no owner any
@@ -60,7 +62,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 class Need:
     """What a route asks of a credential."""
 
-    kind: str  # "public" | "logged_in" | "session" | "admin" | "service" | "scoped"
+    kind: str  # "public" | "anybody" | "logged_in" | "session" | "admin" | "service" | "scoped"
     root: str = ""
     resource: str = ""
     action: str = ""
@@ -80,9 +82,10 @@ class Need:
 
 
 PUBLIC = Need("public")
+ANYBODY = Need("anybody", takes_cookie=True)
 LOGGED_IN = Need("logged_in")
+LOGGED_IN_OR_COOKIE = Need("logged_in", takes_cookie=True)
 SESSION = Need("session")
-SESSION_OR_COOKIE = Need("session", takes_cookie=True)
 ADMIN = Need("admin")
 SERVICE = Need("service")
 
@@ -120,7 +123,7 @@ def decide(principal: Principal | None, need: Need, name: str = "") -> None:
 
     ``name`` is the scope's last part as the request gives it.
     """
-    if need.kind in ("public", "service") or need.is_open:
+    if need.kind in ("public", "anybody", "service") or need.is_open:
         return
     if principal is None:
         raise Unauthorized()

@@ -17,7 +17,7 @@ import trio
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
 
-from control.errors import Unavailable
+from control.errors import BadRequest, Unavailable
 from control.identity.users import bounded
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,31 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PASSWORD_BYTES_MAX = 1024
+#: Of new ones, in characters: NIST SP 800-63B. There is no rule about kinds of characters,
+#: for the reasons that are given there.
+PASSWORD_LENGTH_MIN = 8
+PASSWORD_LETTERS_MIN = 4
 #: Nobody waits longer for his turn.
 TURN_SECONDS = 30.0
 BUSY = "too many people are logging in at this moment: try again in some seconds"
 
 
-def check_password(password: str) -> str:
-    """``password``, if it can be one. Raises BadRequest."""
-    return bounded("password", password, PASSWORD_BYTES_MAX)
+def check_password(password: str, field: str = "password") -> str:
+    """``password``, if it can be one. Raises BadRequest that names ``field``."""
+    return bounded(field, password, PASSWORD_BYTES_MAX)
+
+
+def new_password(password: str, username: str, field: str = "password") -> str:
+    """``password``, if a user may have it from now on. Raises BadRequest."""
+    check_password(password, field)
+    if len(password) < PASSWORD_LENGTH_MIN or len(set(password)) < PASSWORD_LETTERS_MIN:
+        raise BadRequest(
+            f"{field}: at least {PASSWORD_LENGTH_MIN} characters, "
+            f"{PASSWORD_LETTERS_MIN} of them different"
+        )
+    if password.casefold() == username.casefold():
+        raise BadRequest(f"{field}: it must not be the username")
+    return password
 
 
 class Passwords:

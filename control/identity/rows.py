@@ -6,6 +6,8 @@ default. Tokens are kept as their SHA-256 alone.
 
 from __future__ import annotations
 
+import unicodedata
+
 import msgspec
 
 from control.records import Schema, Table
@@ -57,12 +59,18 @@ class ServiceAccount(msgspec.Struct, array_like=True, frozen=True):
     serial: int
 
 
+def folded(username: str) -> str:
+    """What names have in common that people take for the same."""
+    return unicodedata.normalize("NFKC", username).casefold()
+
+
 users: Table[User] = Table(
     "users",
     User,
     key=lambda u: u.id,
     indexes={
         "username": lambda u: [u.username],
+        "folded": lambda u: [folded(u.username)],
         "admin": lambda u: ["yes"] if u.is_admin else [],
     },
     unique=["username"],

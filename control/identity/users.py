@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable
 
 from control.errors import BadRequest, Conflict, NoSuchThing
 from control.identity import ids
-from control.identity.rows import User, accounts, sessions, tokens, users
+from control.identity.rows import User, accounts, folded, sessions, tokens, users
 from control.records import Taken, Txn
 
 NAME_BYTES_MAX = 64
+#: What a new username may have besides letters and digits: e-mail addresses are names, too.
+NAME_SIGNS = "._-@+'"
+#: Letters that nobody can see.
+_FILLERS = "\u115f\u1160\u3164\uffa0"
 DISPLAY_NAME_BYTES_MAX = 128
 #: Of 57 thousand million ids; the second one that is taken would be a wonder.
 ID_TRIES = 16
@@ -23,11 +27,17 @@ def clean_username(username: str) -> str:
 
 
 def new_username(username: str) -> str:
-    """As :func:`clean_username`, and nothing in it that cannot be seen or passes for a
-    space: two users must not look the same. Raises BadRequest."""
+    """As :func:`clean_username`, and such that it can be read, typed, and put into a path
+    or an address without a second thought. Raises BadRequest.
+
+    Names of users from before these rules are not looked at again.
+    """
     username = clean_username(username)
-    if not username.isprintable():
-        raise BadRequest("username: only letters that can be seen, and plain spaces")
+    is_fine = all(letter.isalnum() or letter in NAME_SIGNS for letter in username)
+    if not is_fine or not username[0].isalnum() or set(username) & set(_FILLERS):
+        raise BadRequest(
+            f"username: letters, digits and {NAME_SIGNS}, with a letter or a digit first"
+        )
     return username
 
 
@@ -62,8 +72,9 @@ def bounded(field: str, text: str, bytes_max: int) -> str:
 def create(
     txn: Txn, *, username: str, display_name: str, password: str, is_admin: bool, now: int
 ) -> User:
-    """A new user. ``password`` is its hash. Raises Conflict when the name is taken."""
-    if users.find(txn, "username", username) is not None:
+    """A new user. ``password`` is its hash. Raises Conflict when the name is taken, or
+    one that differs only in small and capital letters or in how they are drawn."""
+    if users.find(txn, "folded", folded(username)) is not None:
         raise Conflict(f"username: {username!r} is taken")
     for _ in range(ID_TRIES):
         user = User(ids.user_id(), username, display_name, password, is_admin, now)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -31,6 +33,15 @@ def wait_for(condition: Callable[[], T], seconds: float, what: str) -> T:
             return found
         assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
         time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads, each of which may have started some."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def ok(response: Any) -> Any:

@@ -18,7 +18,16 @@ import pytest
 from inprocess import make_app
 
 from control.call import Call
-from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, SERVICE, SESSION, Need, scoped
+from control.identity.access import (
+    ADMIN,
+    ANYBODY,
+    LOGGED_IN,
+    PUBLIC,
+    SERVICE,
+    SESSION,
+    Need,
+    scoped,
+)
 from control.identity.scopes import ScopeTable
 from control.module import Route, discover
 
@@ -31,13 +40,13 @@ REVIEWED_AS_PUBLIC = {
     ("GET", "/docs"),
     ("GET", "/docs/{file}"),
     ("POST", "/api/login"),  # gives the credential
-    ("POST", "/api/logout"),  # changes nothing; the client forgets its token
+    ("POST", "/api/logout"),  # ends nothing but the session that is presented
     ("GET", "/storage/status"),  # two counts
 }
 #: Reviewed: anonymous requests come in, and what they are about decides.
 REVIEWED_AS_OPEN_METHODS = {"GET"}
 
-KINDS = {"public", "logged_in", "session", "admin", "service", "scoped"}
+KINDS = {"public", "anybody", "logged_in", "session", "admin", "service", "scoped"}
 
 
 def problems(route: Route, scopes: ScopeTable) -> list[str]:
@@ -46,7 +55,7 @@ def problems(route: Route, scopes: ScopeTable) -> list[str]:
     if not isinstance(need, Need) or need.kind not in KINDS:
         return [f"declares no need but {need!r}"]
     found = []
-    if need.kind == "public" and (route.method, route.path) not in REVIEWED_AS_PUBLIC:
+    if need.kind in ("public", "anybody") and (route.method, route.path) not in REVIEWED_AS_PUBLIC:
         found.append("is public, and nobody has reviewed that")
     if need.is_open and route.method not in REVIEWED_AS_OPEN_METHODS:
         found.append("changes something and lets anonymous requests in")
@@ -155,6 +164,7 @@ def test_a_good_route_passes(good: Route) -> None:
         (route("session"), "declares no need"),
         (route(Need("nobody")), "declares no need"),
         (route(PUBLIC), "nobody has reviewed"),
+        (route(ANYBODY), "nobody has reviewed"),
         (route(PUBLIC, "DELETE", "/healthz"), "nobody has reviewed"),
         (route(scoped("market", "goods", "read")), "no module defines"),
         (route(scoped("shop", "people", "read")), "no module defines"),

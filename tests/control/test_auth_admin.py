@@ -7,14 +7,16 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jwt
 import pytest
 from auth_server import CHEAP, PASSWORD, CheapAuth, Server, running
 
 from control.auth import admin, take_first_password
 from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
 from control.errors import Conflict
+from control.identity import ids
 from control.identity import users as people
 from control.identity.passwords import Passwords
 from control.identity.rows import IDENTITY, users
@@ -58,10 +60,13 @@ class Notes(Module):
 async def test_users_are_made_listed_and_deleted(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         answer = await server.call(
-            "POST", "/admin/users", server.admin, username=" bob ", password="x", is_admin=True
+            "POST", "/admin/users", server.admin, username=" bob ", password=PASSWORD, is_admin=True
         )
         bob = answer.json()
-        assert set(bob) == {"id", "username", "display_name", "is_admin", "created_at"}
+        assert set(bob) == {
+            "id", "user_id", "username", "display_name", "is_admin", "created_at"
+        }  # fmt: skip
+        assert bob["user_id"] == bob["id"]
         assert (bob["username"], bob["display_name"], bob["is_admin"]) == ("bob", "bob", True)
         assert len(bob["id"]) == 6
         assert bob["id"].isalnum()
@@ -70,7 +75,7 @@ async def test_users_are_made_listed_and_deleted(tmp_path: Path) -> None:
         assert [row["username"] for row in listed] == ["ada", "admin", "bob"]
         assert listed[2] == bob
         assert listed[0]["display_name"] == "Ada"
-        answer = await server.call("DELETE", f"/admin/users?id={bob['id']}", server.admin)
+        answer = await server.call("DELETE", f"/admin/users?id={bob['user_id']}", server.admin)
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
         listed = (await server.call("GET", "/admin/users", server.admin)).json()
         assert [row["username"] for row in listed] == ["ada", "admin"]
@@ -90,11 +95,11 @@ async def test_what_administrators_may_not_do_either(tmp_path: Path) -> None:
             assert answer.status_code == status, path
             assert set(answer.json()) == {"error"}
         answer = await server.call(
-            "POST", "/admin/users", server.admin, username="ada", password="x"
+            "POST", "/admin/users", server.admin, username="ada", password=PASSWORD
         )
         assert answer.status_code == 409
         answer = await server.call(
-            "POST", "/admin/users", server.admin, username="a\x1bb", password="x"
+            "POST", "/admin/users", server.admin, username="a\x1bb", password=PASSWORD
         )
         assert answer.status_code == 400
         assert len((await server.call("GET", "/admin/users", server.admin)).json()) == 2
@@ -108,6 +113,7 @@ async def test_administration_is_for_administrators(tmp_path: Path) -> None:
             ("POST", "/admin/users"),
             ("DELETE", f"/admin/users?id={ada['user_id']}"),
             ("GET", "/admin/sessions"),
+            ("DELETE", "/admin/sessions?id=x"),
         ):
             assert (await server.call(method, path, ada)).status_code == 403, path
             assert (await server.call(method, path)).status_code == 401, path
@@ -151,16 +157,94 @@ async def test_the_last_administrator_cannot_be_deleted(tmp_path: Path) -> None:
 
 async def test_sessions_are_listed_newest_first_with_who_and_where(tmp_path: Path) -> None:
     async with running(tmp_path, session_seconds=3600.0) as server:
-        ada = await server.new_user("ada")
+        ada = await server.new_user("ada", display_name="Ada L.")
         listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
         assert {row["username"] for row in listed} == {"admin", "ada"}
         row = next(row for row in listed if row["username"] == "ada")
-        assert set(row) == {"id", "user_id", "username", "created_at", "expires_at", "address"}
+        assert set(row) == {
+            "id", "user_id", "username", "display_name", "created_at", "expires_at",
+            "ip_address", "address",
+        }  # fmt: skip
+        assert row["display_name"] == "Ada L."
         assert row["user_id"] == ada["user_id"]
         assert row["expires_at"] == row["created_at"] + 3600
-        assert row["address"] == "127.0.0.1"
+        assert row["address"] == row["ip_address"] == "127.0.0.1"
         times = [row["created_at"] for row in listed]
         assert times == sorted(times, reverse=True)
+
+
+async def test_an_administrator_ends_one_session(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        first, second = await server.new_user("ada"), await server.login("ada")
+        ids = [
+            jwt.decode(each["token"], options={"verify_signature": False})["jti"]
+            for each in (first, second)
+        ]
+        listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
+        assert set(ids) < {row["id"] for row in listed}
+        path = f"/admin/sessions?id={ids[0]}"
+        assert (await server.call("DELETE", path, server.admin)).json() == {"status": "ok"}
+        assert (await server.call("GET", "/api/session", first)).status_code == 401
+        assert (await server.call("GET", "/api/session", second)).status_code == 200
+        assert (await server.call("DELETE", path, server.admin)).status_code == 404
+        answer = await server.call("DELETE", "/admin/sessions", server.admin)
+        assert answer.status_code == 400
+
+
+# --- names and passwords -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"username": "a/b"}, "username"),
+        ({"username": "../a"}, "username"),
+        ({"username": ".a"}, "username"),
+        ({"username": "a b"}, "username"),
+        ({"username": "a\\b"}, "username"),
+        ({"username": "a:b"}, "username"),
+        ({"username": "a\u3164"}, "username"),
+        ({"password": "x"}, "password"),
+        ({"password": "seven77"}, "password"),
+        ({"password": "aaaaaaabbc"}, "password"),
+        ({"username": "ada.lovelace", "password": "Ada.Lovelace"}, "password"),
+    ],
+)
+async def test_what_no_new_user_may_have(tmp_path: Path, change: Any, word: str) -> None:
+    body = {"username": "someone", "password": PASSWORD, **change}
+    async with running(tmp_path) as server:
+        answer = await server.call("POST", "/admin/users", server.admin, **body)
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith(word)
+
+
+async def test_names_that_people_take_for_the_same_are_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.new_user("Ada.B-1_x+y@example.org")
+        for name in ("ada.b-1_x+y@example.org", "\uff21da.B-1_x+y@example.org"):
+            answer = await server.call(
+                "POST", "/admin/users", server.admin, username=name, password=PASSWORD
+            )
+            assert answer.status_code == 409, name
+
+
+async def test_names_and_passwords_of_before_the_rules_go_on(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+
+        def insert(txn: Txn) -> None:
+            for name in ("a/b", "A/B"):
+                people.users.insert(
+                    txn, people.User(ids.user_id(), name, name, CHEAP.hash("x"), False, 1)
+                )
+
+        await server.app.control.records.write(insert)
+        for name in ("a/b", "A/B"):
+            who = await server.login(name, "x")
+            body = {"old": "x", "new": "y"}
+            assert (await server.call("PUT", "/api/password", who, **body)).status_code == 400
+            body["new"] = PASSWORD
+            assert (await server.call("PUT", "/api/password", who, **body)).status_code == 200
+            await server.login(name, PASSWORD)
 
 
 # --- the first administrator ---------------------------------------------------------------
@@ -187,10 +271,10 @@ async def test_the_password_may_be_given(tmp_path: Path, monkeypatch: pytest.Mon
     async with running(tmp_path, admin_username="root") as server:
         assert take_first_password(server.control) is None
         await server.login("root", "given to it")
-    monkeypatch.setenv(VARIABLE, "another")
+    monkeypatch.setenv(VARIABLE, "another one")
     async with running(tmp_path, admin_username="root") as server:
         await server.login("root", "given to it")
-        assert (await _statuses(server, "root", "another")) == 401
+        assert (await _statuses(server, "root", "another one")) == 401
 
 
 async def _statuses(server: Server, username: str, password: str) -> int:

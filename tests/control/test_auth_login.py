@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import control.call
 from control.auth.failures import wait_seconds
+from control.auth.first_start import FILE_NAME
 from control.identity.rows import users
 
 FAIL_THREE_TIMES = """
@@ -68,11 +69,64 @@ async def test_a_login_gives_a_session_that_works_until_the_end(tmp_path: Path) 
         assert claims["is_admin"] is False
         assert claims["type"] == "session"
         assert claims["exp"] - claims["iat"] == 24 * 3600
-        answer = await server.call("POST", "/api/logout", ada)
+        other = await server.login("ada")
+        # Again, with a token that has ended, or with none, there is nothing to do.
+        for who in (ada, ada, {"token": "x"}, None):
+            answer = await server.call("POST", "/api/logout", who)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+            assert (await server.call("GET", "/api/session", ada)).status_code == 401
+        assert (await server.call("GET", "/api/session", other)).status_code == 200
+        cookie = {"Cookie": f"token={other['token']}"}
+        assert (await server.http.post("/api/logout", headers=cookie)).status_code == 200
+        assert (await server.call("GET", "/api/session", other)).status_code == 401
+
+
+async def test_a_new_password_ends_all_other_sessions_and_no_token(tmp_path: Path) -> None:
+    new = "another horse"
+    async with running(tmp_path) as server:
+        ada, other = await server.new_user("ada"), await server.login("ada")
+        scopes = {f"storage.{ada['user_id']}": ["read"]}
+        made = (await server.call("POST", "/api/tokens", ada, name="x", scopes=scopes)).json()
+        for body, status, word in (
+            ({"old": "wrong one", "new": new}, 403, "old"),
+            ({"old": PASSWORD, "new": "short"}, 400, "new"),
+            ({"old": PASSWORD, "new": PASSWORD}, 400, "new"),
+            ({"old": "", "new": new}, 400, "old"),
+            ({"new": new}, 400, "old"),
+        ):
+            answer = await server.call("PUT", "/api/password", ada, **body)
+            assert answer.status_code == status
+            assert answer.json()["error"].startswith(word)
+            assert (await server.call("GET", "/api/session", other)).status_code == 200
+        answer = await server.call("PUT", "/api/password", ada, old=PASSWORD, new=new)
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
-        assert (await server.call("POST", "/api/logout")).json() == {"status": "ok"}
-        # The client forgets its token; the server does not end it.
-        assert (await server.call("GET", "/api/session", ada)).status_code == 200
+    async with running(tmp_path) as server:
+        for who, status in ((ada, 200), (other, 401), (made, 200)):
+            assert (await server.call("GET", "/api/session", who)).status_code == status
+        answer = await server.call("POST", "/api/login", username="ada", password=PASSWORD)
+        assert answer.status_code == 401
+        await server.login("ada", new)
+
+
+async def test_a_new_password_of_the_administrator_ends_the_made_up_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        file = server.control / FILE_NAME
+        old = file.read_text().strip()
+        answer = await server.call("PUT", "/api/password", server.admin, old=old, new=PASSWORD)
+        assert answer.status_code == 200
+        assert not file.exists(), "nobody is shown a password that is none"
+
+
+async def test_guesses_at_the_old_password_are_failed_logins(tmp_path: Path) -> None:
+    async with running(tmp_path, login_failures=2) as server:
+        ada = await server.new_user("ada")
+        for status in (403, 403, 429):
+            answer = await server.call(
+                "PUT", "/api/password", ada, old="a guess", new="long enough"
+            )
+            assert answer.status_code == status
+        answer = await server.call("PUT", "/api/password", ada, old=PASSWORD, new="long enough")
+        assert (answer.status_code, "Retry-After" in answer.headers) == (429, True)
 
 
 async def test_unknown_user_and_wrong_password_are_answered_the_same(tmp_path: Path) -> None:
@@ -269,8 +323,10 @@ async def test_answers_with_secrets_are_kept_by_no_cache(tmp_path: Path) -> None
             assert answer.headers["Cache-Control"] == "no-store"
 
 
-async def test_sessions_outlive_a_restart(tmp_path: Path) -> None:
+async def test_sessions_and_their_ends_outlive_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
-        ada = await server.new_user("ada")
+        ada, ended = await server.new_user("ada"), await server.login("ada")
+        await server.call("POST", "/api/logout", ended)
     async with running(tmp_path) as server:
         assert (await server.call("GET", "/api/session", ada)).status_code == 200
+        assert (await server.call("GET", "/api/session", ended)).status_code == 401

@@ -107,12 +107,14 @@ async def test_tokens_are_managed_with_a_session_and_by_their_owner(tmp_path: Pa
         for method, path in (
             ("GET", "/api/tokens"),
             ("DELETE", one),
-            ("GET", "/api/session"),
+            ("PUT", "/api/password"),
             ("GET", "/api/service-accounts"),
             ("GET", "/admin/users"),
         ):
             assert (await server.call(method, path, made)).status_code == 403, path
             assert (await server.call(method, path)).status_code == 401, path
+        told = (await server.call("GET", "/api/session", made)).json()
+        assert told == (await server.call("GET", "/api/session", ada)).json()
         assert (await server.call("DELETE", one, eve)).status_code == 404
         assert (await server.call("GET", "/api/tokens", eve)).json() == []
         assert (await server.call("DELETE", f"/api/tokens/{'x' * 600}", ada)).status_code == 404
@@ -207,7 +209,7 @@ async def test_a_service_accounts_tokens_may_what_the_account_may_now(tmp_path: 
             "POST", "/api/service-accounts", ada, name=" bot ", scopes=scopes_of(ada)
         )
         bot = answer.json()
-        assert set(bot) == {"id", "name", "scopes", "created_at"}
+        assert set(bot) == {"id", "name", "scopes", "created_at", "token_count"}
         assert (bot["name"], bot["scopes"]) == ("bot", scopes_of(ada))
         one = f"/api/service-accounts/{bot['id']}"
         assert (await server.call("GET", one, ada)).json() == bot
@@ -218,7 +220,16 @@ async def test_a_service_accounts_tokens_may_what_the_account_may_now(tmp_path: 
         assert made["scopes"] == bot["scopes"]
         assert made["expires_at"] == made["created_at"] + 90 * DAY
         assert (await server.call("GET", "/echo/default", made)).status_code == 200
-        assert (await server.call("GET", "/api/tokens", ada)).json() == []
+        own = await make(server, ada)
+        told = (await server.call("GET", "/api/tokens", ada)).json()
+        assert [(row["id"], row.get("service_account_id"), row["scopes"]) for row in told] == [
+            (own["id"], None, own["scopes"]),
+            (later["id"], bot["id"], bot["scopes"]),
+            (made["id"], bot["id"], bot["scopes"]),
+        ]
+        bot["token_count"] = 2
+        assert (await server.call("GET", one, ada)).json() == bot
+        assert (await server.call("GET", "/api/service-accounts", ada)).json() == [bot]
 
         fewer = scopes_of(ada, "create")
         answer = await server.call("PUT", f"{one}/scopes", ada, scopes=fewer)

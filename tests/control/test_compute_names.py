@@ -228,3 +228,9 @@ def test_any_json_is_a_body_or_a_bad_request(kind: Any, value: Any) -> None:
 def test_any_bytes_are_a_body_or_a_bad_request(kind: Any, data: bytes) -> None:
     with pytest.raises(BadRequest):
         decode_json(data, kind)
+
+
+def test_a_fingerprint_is_the_one_that_ssh_keygen_shows() -> None:
+    line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsAJxWLa5hrJRLBCTNBWqZBmqVKsbdLQWZYAhZVWSbC a b"
+    told = "SHA256:DKEYGpTV1aF9vkG6Ylx41Bw6eRwYNQupe54pPl/NRzw"  # ssh-keygen -l
+    assert names.fingerprint(line) == told

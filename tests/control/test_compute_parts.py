@@ -15,6 +15,7 @@ from compute_inputs import BAD_MOUNTS, GOOD_MOUNTS, TYPES, blob, new_key
 from outside import Thing
 
 from control.compute.backend import Port
+from control.compute.names import fingerprint
 
 
 @pytest.fixture
@@ -52,8 +53,9 @@ def test_who_has_no_keys_gets_an_empty_list(user: httpx.Client) -> None:
 def test_a_key_of_each_type(owner: tuple[httpx.Client, Any], kind: str, comment: str) -> None:
     user, line = owner[0], new_key(kind)
     made = ok(add(user, f" {line}{comment}\n", "  laptop "))
-    assert set(made) == {"id", "name", "public_key", "created_at"}
+    assert set(made) == {"id", "name", "public_key", "fingerprint", "created_at"}
     assert type(made["id"]) is int
+    assert made["fingerprint"] == fingerprint(line)
     assert made["name"] == "laptop"
     assert made["public_key"] == f"{line} {comment.strip()}".strip()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", made["created_at"])

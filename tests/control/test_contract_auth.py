@@ -302,6 +302,8 @@ def test_logout_is_acknowledged(cloud: Cloud, nobody: httpx.Client) -> None:
     token = ok(log_in(nobody, add_user(cloud)))["token"]
     with with_token(cloud.url, token) as client:
         assert isinstance(ok(client.post("/api/logout")), dict)
+        refused(client.get("/api/session"), 401)
+        assert isinstance(ok(client.post("/api/logout")), dict)
     assert isinstance(ok(nobody.post("/api/logout")), dict)
 
 
@@ -528,8 +530,8 @@ def test_tokens_are_managed_with_a_session_only(
         refused(user.delete(f"/api/tokens/{made['id']}"), 403)
         refused(user.get("/api/service-accounts"), 403)
         refused(user.post("/api/service-accounts", json=body), 403)
-        # The reference calls this "session info"; a token is not what it asks for.
-        refused(user.get("/api/session"), (401, 403))
+        refused(user.put("/api/password", json={"old": PASSWORD, "new": "another one"}), 403)
+        assert ok(user.get("/api/session")) == ok(client.get("/api/session"))
     refused(nobody.get("/api/tokens"), 401)
     refused(nobody.post("/api/tokens", json=body), 401)
     refused(nobody.get("/api/service-accounts"), 401)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 import httpx
 import jwt
 import pytest
+from checks import children
 from cloud import HTTP_SECONDS, PASSWORD, Cloud
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -101,15 +101,6 @@ class Server:
 def command(state: Path, *arguments: str) -> list[str]:
     served = ["--modules", "auth", "--bind", "127.0.0.1:0"]
     return ["control", "--state", str(state), *served, *arguments]
-
-
-def children(pid: int) -> list[int]:
-    """Of all its threads, each of which may have started some."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found += map(int, (thread / "children").read_text().split())
-    return found
 
 
 def run_control(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess:
@@ -392,8 +383,13 @@ def test_a_lost_password_is_replaced_and_ends_sessions(make_server: MakeServer) 
 def test_a_password_for_nobody_or_none_is_refused(make_server: MakeServer) -> None:
     server = make_server(GFS_ADMIN_PASSWORD=PASSWORD)
     state = str(server.state)
-    assert_refused(run_control("set-password", "bob", "--state", state, input="x\n"), "bob")
-    assert_refused(run_control("set-password", "admin", "--state", state), "password")
+    for user, password, word in (
+        ("bob", "long enough", "bob"),
+        ("admin", "", "password"),
+        ("admin", "short", "password: at least 8"),
+    ):
+        done = run_control("set-password", user, "--state", state, input=f"{password}\n")
+        assert_refused(done, word)
     assert server.login(PASSWORD).status_code == 200
 
 

@@ -18,11 +18,12 @@ from control.call import Call, upgrade_only
 from control.documentation.openapi import describe, operation_id
 from control.identity.access import (
     ADMIN,
+    ANYBODY,
     LOGGED_IN,
+    LOGGED_IN_OR_COOKIE,
     PUBLIC,
     SERVICE,
     SESSION,
-    SESSION_OR_COOKIE,
     scoped,
 )
 from control.module import Content, Module, Route, Upgrade, discover
@@ -290,7 +291,11 @@ def test_refusals_follow_from_the_route(given: Route, expected: set[int]) -> Non
         (route(need=SESSION), [{"bearer": []}, {"tokenQuery": []}]),
         (route(need=LOGGED_IN), [{"bearer": []}, {"tokenQuery": []}]),
         (route("POST", need=SESSION), [{"bearer": []}]),
-        (route(need=SESSION_OR_COOKIE), [{"bearer": []}, {"tokenQuery": []}, {"cookie": []}]),
+        (
+            route(need=ANYBODY),
+            [{}, {"bearer": []}, {"tokenQuery": []}, {"cookie": []}],
+        ),
+        (route(need=LOGGED_IN_OR_COOKIE), [{"bearer": []}, {"tokenQuery": []}, {"cookie": []}]),
         (route(need=SERVICE), [{"serviceKey": []}]),
         (
             route("PUT", need=scoped("a", "b", "read", is_open=True)),
