@@ -98,6 +98,13 @@ class Usage(msgspec.Struct, frozen=True):
     storage_gb: float | None = None
 
 
+class Room(msgspec.Struct, frozen=True):
+    """What all containers may have together: of memory those that run, of disk all."""
+
+    memory_mb: int
+    storage_gb: int
+
+
 class Terminal(Protocol):
     """A command with a PTY. Closing the context manager it came from ends it."""
 
@@ -143,6 +150,10 @@ class Backend(Protocol):
     async def check(self) -> None:
         """Raise BackendUnavailable, in words that say what to install or configure,
         unless containers can be created now."""
+
+    async def room(self) -> Room | None:
+        """What there is for containers, those that are there included. None: the backend
+        finds room itself, and a container waits until there is some."""
 
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from control.call import Call
 from control.compute import machine, names
 from control.compute.answers import as_answers
-from control.compute.backend import Backend, Spec, Usage
+from control.compute.backend import Backend, Room, Spec, Usage
 from control.compute.changes import Changes
 from control.compute.rows import (
     CONTAINERS_MAX,
@@ -37,7 +37,7 @@ from control.compute.shapes import (
     admin_info,
     info,
 )
-from control.errors import BadRequest, NoSuchThing, Unauthorized
+from control.errors import BadRequest, NoSuchThing, Unauthorized, Unavailable
 from control.identity.rows import users
 from control.records import Records, Taken, Txn
 from gfs.errors import GfsError
@@ -160,8 +160,7 @@ class Containers:
         before the backend is asked; again in the transaction, where the limit holds."""
         with self._records.read() as txn:
             _new(txn, user_id, body)
-        with as_answers(), trio.fail_after(CHECK_SECONDS):
-            await self._backend.check()
+        room = await self._room(check=True)
 
         def insert(txn: Txn) -> Container:
             if users.get(txn, user_id) is None:
@@ -169,6 +168,7 @@ class Containers:
             draft = _new(txn, user_id, body)
             rules = tuple(replace(rule, id=count_up(txn, "rule")) for rule in draft.rules)
             row = replace(draft, serial=count_up(txn, "container"), rules=rules)
+            _check_room(txn, room, row)
             while True:
                 try:
                     containers.insert(txn, row)
@@ -181,6 +181,12 @@ class Containers:
         row = await self._write(insert)
         return (await self.infos([row]))[0]
 
+    async def _room(self, *, check: bool = False) -> Room | None:
+        with as_answers(), trio.fail_after(CHECK_SECONDS):
+            if check:
+                await self._backend.check()
+            return await self._backend.room()
+
     async def delete(self, call: Call) -> None:
         """Gone for everybody when this returns; what is left of it goes soon after."""
         await self._write(lambda txn: mark_deleted(txn, _own(txn, call)))
@@ -188,7 +194,14 @@ class Containers:
     # --- changing -----------------------------------------------------------------------
 
     async def start(self, call: Call) -> ContainerInfo:
-        return await self._info(await self._change(call, machine.start))
+        self.own(call)
+        room = await self._room()
+
+        def check(txn: Txn, row: Container) -> None:
+            if row.wanted == "stopped":
+                _check_room(txn, room, row)
+
+        return await self._info(await self._change(call, machine.start, check))
 
     async def stop(self, call: Call) -> ContainerInfo:
         return await self._info(await self._change(call, machine.stop))
@@ -237,9 +250,15 @@ class Containers:
 
         await self._change(call, decide)
 
-    async def _change(self, call: Call, decide: Callable[[Container], Container]) -> Container:
+    async def _change(
+        self,
+        call: Call,
+        decide: Callable[[Container], Container],
+        check: Callable[[Txn, Container], None] = lambda txn, row: None,
+    ) -> Container:
         def write(txn: Txn) -> Container:
             before = _own(txn, call)
+            check(txn, before)
             after = decide(before)
             _put(txn, before, after)
             return after
@@ -270,6 +289,26 @@ def _own(txn: Txn, call: Call) -> Container:
         raise NoSuchThing("there is no such container")
     call.allow(row.target)
     return row
+
+
+def _check_room(txn: Txn, room: Room | None, row: Container) -> None:
+    """Raise Unavailable unless there is room for ``row`` to run, beside all others. Exact,
+    since whoever else asks for room has the transaction before or after."""
+    if room is None:
+        return
+    others = [each for each in every(txn) if each.id != row.id]
+    memory = sum(each.memory_mb for each in others if each.wanted == "running")
+    storage = sum(each.storage_gb for each in others)
+    for what, unit, there_is, taken, asked in (
+        ("memory", "MB", room.memory_mb, memory, row.memory_mb),
+        ("disk", "GB", room.storage_gb, storage, row.storage_gb),
+    ):
+        if taken + asked > there_is:
+            raise Unavailable(
+                f"there is no room for it: of {there_is} {unit} of {what} for containers "
+                f"{taken} are taken, and it needs {asked}: ask for less, or try again when "
+                f"others are gone"
+            )
 
 
 def _new(txn: Txn, user_id: str, body: NewContainer) -> Container:

@@ -39,6 +39,9 @@ class NoBackend:
     async def check(self) -> None:
         raise self._refusal()
 
+    async def room(self) -> None:
+        return None
+
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:

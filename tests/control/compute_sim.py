@@ -154,6 +154,9 @@ class World:
         if not self.is_up:
             raise BackendUnavailable("the world is down")
 
+    async def room(self) -> None:
+        return None
+
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:

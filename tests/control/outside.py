@@ -184,6 +184,9 @@ class Outside:
     async def check(self) -> None:
         self.world.raise_if_failing("check")
 
+    async def room(self) -> None:
+        return None
+
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:

@@ -21,6 +21,7 @@ from control.compute.backend import (
     BackendUnavailable,
     Installation,
     Phase,
+    Room,
     Sighting,
     Spec,
     Terminal,
@@ -75,6 +76,7 @@ class World:
     #: A start leads to a running container at once.
     is_quick: bool = True
     is_up: bool = True
+    room: Room | None = None
     logs: list[str] = field(default_factory=list)
     #: Whether those who follow the logs wait for yet more.
     logs_go_on: bool = False
@@ -110,6 +112,9 @@ class Scripted:
     async def check(self) -> None:
         if not self.world.is_up:
             raise BackendUnavailable("the world is down")
+
+    async def room(self) -> Room | None:
+        return self.world.room
 
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import trio
 from checks import ok, refused
-from computing import Computing
+from computing import Computing, Who
 from computing import computing as in_process
 
 from control.compute import containers
-from control.compute.backend import Spec, Usage
+from control.compute.backend import Room, Spec, Usage
 
 
 @pytest.fixture
@@ -98,3 +100,46 @@ async def test_little_is_remembered_of_what_is_used(c: Computing) -> None:
                 found = ok(await c.call("GET", f"/compute/containers/{each['id']}", c.ada))
                 assert set(found) >= USED
                 assert len(c.module.containers._usages) <= 2
+
+
+async def test_a_machine_without_room_says_so_before_anything_is_made(c: Computing) -> None:
+    c.world.room = Room(memory_mb=1024, storage_gb=20)
+    made = await c.running(c.ada, memory_mb=512, storage_gb=5)
+    key = await c.key(c.bob)
+    path, body = "/compute/containers", {"name": "box", "ssh_key_ids": [key["id"]]}
+    calls = len(c.world.calls)
+    for size, says in (
+        ({"memory_mb": 513}, "of 1024 MB of memory for containers 512 are taken, and it needs 513"),
+        ({"storage_gb": 16}, "of 20 GB of disk for containers 5 are taken, and it needs 16"),
+    ):
+        refused(await c.call("POST", path, c.bob, **body, **size), 503, says)
+    assert len(c.world.calls) == calls
+    assert [row.id for row in c.rows()] == [made["id"]]
+
+    # Of many at once as many as there is room for.
+    answers: list[int] = []
+
+    async def create(who: Who, **words: Any) -> None:
+        answer = await c.call("POST", path, who, **words, memory_mb=128)
+        answers.append(answer.status_code)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(partial(create, c.bob, **body, storage_gb=6))
+    assert sorted(answers) == [200, 200, 503]
+
+
+async def test_a_stopped_container_keeps_its_disk_and_starts_when_there_is_memory(
+    c: Computing,
+) -> None:
+    c.world.room = Room(memory_mb=1024, storage_gb=20)
+    stopped = await c.running(c.ada, memory_mb=1024, storage_gb=5)
+    start = f"/compute/containers/{stopped['id']}/start"
+    ok(await c.call("POST", f"/compute/containers/{stopped['id']}/stop", c.ada))
+    other = await c.running(c.bob, memory_mb=128)
+    refused(await c.call("POST", start, c.ada), 503, "no room", "memory")
+    ok(await c.call("POST", f"/compute/containers/{other['id']}/stop", c.bob))
+    ok(await c.call("POST", start, c.ada))
+    await c.until(c.ada, stopped["id"], "running")
+    # One that runs is not in its own way.
+    ok(await c.call("POST", start, c.ada))

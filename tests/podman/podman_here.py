@@ -15,6 +15,7 @@ from cloud import Cloud
 from podman_image import RUNTIME, image, podman
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
+from control.compute.podman.fence import table_name
 from control.compute.rows import COMPUTE, containers, facts
 from control.records import Records
 
@@ -229,6 +230,26 @@ def remove(things: list[str]) -> None:
         podman(kind, "rm", "--force", *at_once, name, check=False)
 
 
+def remove_fence(cluster: str) -> None:
+    """It stays, since containers do."""
+    subprocess.run(
+        ["nft", "delete", "table", "inet", table_name(cluster)],
+        stderr=subprocess.DEVNULL,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def unmount_disks(directory: Path) -> list[str]:
+    """Of containers whose disks are in here; those that were mounted still."""
+    below = f"{os.path.realpath(directory)}/"
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    found = [path for path in mounted if path.startswith(below)]
+    for path in reversed(found):
+        subprocess.run(["umount", "--lazy", path], check=True, timeout=SECONDS)
+    return found
+
+
 def name_of(container: str) -> str:
     """Podman's name of the run; it must have one."""
     (name,) = (
@@ -297,10 +318,14 @@ def nothing_left(here: Here) -> Iterator[None]:
     except BaseException:
         here.cloud.stop()
         remove(left_of(LABEL_CLUSTER, here.installation()))
+        remove_fence(here.installation())
+        unmount_disks(here.directory)
         raise
     installation = here.installation()
+    remove_fence(installation)
     left = left_of(LABEL_CLUSTER, installation)
     remove(left)
+    left += unmount_disks(here.directory)
     assert not left, f"left behind: {left}"
     wait_for(lambda: not here.service(), SECONDS, "end of Podman's service")
     prefix = f"gfs-{installation[:12]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from podman_here import SECONDS, left_of, remove, service_in
+from podman_here import SECONDS, left_of, remove, remove_fence, service_in, unmount_disks
 from podman_image import RUNTIME, image
 
 from control.compute.backend import LABEL_CLUSTER, Installation, Sighting, Spec
@@ -153,8 +153,12 @@ async def stage(
                 nursery.cancel_scope.cancel()
     except BaseException:
         remove(left_of(LABEL_CLUSTER, cluster))
+        remove_fence(cluster)
+        unmount_disks(directory)
         raise
     left = left_of(LABEL_CLUSTER, cluster)
     remove(left)
+    remove_fence(cluster)
+    left += unmount_disks(directory)
     assert not left, f"left behind: {left}"
     assert not service_in(directory), "Podman's service still runs"

@@ -13,7 +13,17 @@ import pytest
 import trio
 from alone import Alone
 from checks import ok, refused, wait_for
-from podman_here import SECONDS, Here, inspect, left_of, name_of, remove, running, runs_in
+from podman_here import (
+    SECONDS,
+    Here,
+    inspect,
+    left_of,
+    name_of,
+    remove,
+    running,
+    runs_in,
+    unmount_disks,
+)
 from podman_image import podman
 from podman_shell import shell
 from podman_stage import stage
@@ -107,6 +117,9 @@ def test_what_runs_outlives_the_control_plane_and_what_was_removed_meanwhile_run
     # What is gone altogether has failed; it is for its owner to say that it shall be anew.
     alone.cloud.stop()
     remove(left_of(LABEL_CONTAINER, made))
+    assert [Path(path).name for path in unmount_disks(alone.directory)] == [made]
+    (disk,) = alone.control.glob(f"compute/disks/{made}.*")
+    disk.unlink()
     alone.cloud.start()
     assert "gone" in user.again().wait(made, "failed")["reason"]
     assert left_of(LABEL_CONTAINER, made) == []

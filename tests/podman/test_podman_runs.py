@@ -240,6 +240,43 @@ async def test_a_mount_path_begins_with_what_the_image_has_there_and_keeps_what_
             assert await here.shell(spec, "cat /new/dir/b") == "new\n"
 
 
+async def test_a_container_whose_disk_is_full_starts_and_can_be_emptied(tmp_path: Path) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run(ssh_enabled=True)
+        _, code = await here.execute(spec, ["/bin/sh", "-c", "cat /dev/zero > /root/fill"])
+        assert code == 1
+        spec = await restarted(here, spec, ssh_enabled=True)
+        assert await here.shell(spec, "rm /root/fill; echo room > /root/file; cat /root/file") == (
+            "room\n"
+        )
+
+
+async def test_what_a_container_of_an_older_version_kept_is_taken_over(tmp_path: Path) -> None:
+    """Those had volumes of Podman's, and their users were this machine's."""
+    async with stage(tmp_path / "stage") as here:
+        spec = here.spec(mount_paths=("/srv/data",))
+        (name,) = [each for each in shapes.volumes(spec) if each != "host-keys"]
+        volume = f"{shapes.resource_name(here.cluster, spec.id)}-{name}"
+        flags = [
+            word
+            for label, value in shapes.labels(here.cluster, spec.id, spec.user_id).items()
+            for word in ("--label", f"{label}={value}")
+        ]
+        podman("volume", "create", *flags, volume)
+        at = Path(podman("volume", "inspect", volume, "--format", "{{.Mountpoint}}").stdout.strip())
+        (at / "mine").write_text("kept")
+        (at / "theirs").write_text("kept")
+        os.chown(at / "theirs", 33, 33)
+        (at / "theirs").chmod(0o4755)
+        await here.backend.start(spec)
+        await here.seen.phase(spec, "running")
+        look = "cd /srv/data && stat -c '%n %a %u %g' * && cat *"
+        assert await here.shell(spec, look) == "mine 644 0 0\ntheirs 4755 33 33\nkeptkept"
+        assert volume not in podman("volume", "ls", "--quiet").stdout
+        spec = await restarted(here, spec, mount_paths=("/srv/data",))
+        assert await here.shell(spec, "cat /srv/data/mine") == "kept"
+
+
 async def restarted(here: Stage, spec: Spec, **changes: object) -> Spec:
     after = here.spec(id=spec.id, generation=spec.generation + 1, **changes)
     await here.backend.start(after)

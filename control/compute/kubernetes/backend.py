@@ -107,6 +107,9 @@ class Kubernetes:
             told = ", ".join(f"{verb} {resource}" for _, resource, verb in lacking)
             raise BackendUnavailable(f"the cluster does not let us {told}: {GRANT}")
 
+    async def room(self) -> None:
+        return None
+
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:

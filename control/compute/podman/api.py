@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +14,7 @@ import trio
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER, BackendUnavailable
 from control.compute.podman.http import SECONDS, Body, Client, Refused
-from control.compute.podman.shapes import Inspected, Labelled
+from control.compute.podman.shapes import Inspected, Labelled, Volume
 
 __all__ = ["KINDS", "Api", "Execution"]
 
@@ -104,9 +106,16 @@ class Api:
     async def create_container(self, body: dict[str, Any]) -> None:
         await self._client.ask("POST", "/containers/create", json=body, seconds=LONG_SECONDS)
 
-    async def unpack(self, name: str, tar: bytes) -> None:
-        """Unpack ``tar`` at the root of a container that does not run yet."""
-        await self._client.ask("PUT", f"/containers/{name}/archive", {"path": "/"}, body=tar)
+    @asynccontextmanager
+    async def mounted(self, name: str) -> AsyncGenerator[Path, None]:
+        """The root file system of a container, as a directory of this machine."""
+        answer = await self._client.ask("POST", f"/containers/{name}/mount")
+        try:
+            # The path alone, or (its documentation says) as JSON.
+            yield Path(os.fsdecode(answer.body).strip().strip('"'))
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._client.ask("POST", f"/containers/{name}/unmount")
 
     async def start(self, name: str) -> None:
         await self._client.ask("POST", f"/containers/{name}/start", seconds=LONG_SECONDS)
@@ -131,15 +140,14 @@ class Api:
                     if removed.err:
                         raise BackendUnavailable(f"Podman does not remove it: {removed.err}")
 
-    async def ensure_volume(self, body: dict[str, Any]) -> None:
-        name = body["Name"]
-        if await self._exists(f"/volumes/{name}/exists"):
-            return
+    async def volume(self, name: str) -> Volume | None:
         try:
-            await self._client.ask("POST", "/volumes/create", json=body)
-        except Refused:
-            if not await self._exists(f"/volumes/{name}/exists"):
-                raise
+            answer = await self._client.ask("GET", f"/volumes/{name}/json")
+        except Refused as refused:
+            if refused.status == 404:
+                return None
+            raise
+        return msgspec.json.decode(answer.body, type=Volume)
 
     async def remove_volume(self, name: str) -> None:
         with _missing_is_fine():

@@ -1,16 +1,17 @@
 """Containers on this machine.
 
 What a container is here: a run (a Podman container, removed when it is stopped), a
-network of its own, a volume for each mount path and one for its SSH host keys. All of
-it is found again by its labels. Nothing is published by Podman: SSH and ingress come in
-through :mod:`control.compute.gateway`, in the process that drives this machine.
+network of its own, both found again by their labels, and a disk, with a directory for
+each mount path and one for its SSH host keys. Nothing is published by Podman: SSH and
+ingress come in through :mod:`control.compute.gateway`, in the process that drives this
+machine.
 
 - **A run that ends.** Podman starts one again that died, five times at most; then it has
   failed, with the reason. One that ended with code 0 (``kill 1`` in it, or a stop from
   outside) is stopped.
 - **Fresh.** A start makes a new root file system from the image. What is under the mount
   paths stays, also of a path that is not mounted any more, until the container is
-  deleted. An empty volume gets what the image has at its path, once.
+  deleted. A path that is mounted for the first time begins with what the image has there.
 - **Where it is reached.** SSH: a port of ``gateway_host`` that is the container's as long as
   it exists. Ingress: several containers may want port 80, and other services of this
   machine have it already. So while ``gateway_host`` is a loopback address, each container
@@ -18,14 +19,14 @@ through :mod:`control.compute.gateway`, in the process that drives this machine.
   its ports are opened and nowhere else. With any other ``gateway_host`` they are opened
   there: a port is the first container's to ask for it, and one that another service has
   had is never a container's (:mod:`control.compute.podman.foreign`).
-- **Limits.** Memory (without swap), CPU time and processes. Disk: Podman can hold a run or
-  a volume to a size on XFS with project quotas alone, so ``storage_gb`` is shown
-  beside what is used and holds nobody back. The architecture is this machine's own,
-  whatever the instance type says.
-- **Apart.** Containers do not reach one another (a network each, isolated), nothing of this
-  machine that listens on loopback, and no link-local address, where clouds tell a machine
-  its secrets (:mod:`control.compute.podman.fence`). What this machine or its neighbours
-  serve on other addresses they can reach, as any process of this machine can.
+- **Limits.** Memory (without swap), CPU time, processes, descriptors, and a disk of its own
+  (:mod:`control.compute.podman.disks`). The architecture is this machine's own, whatever
+  the instance type says.
+- **Its root** is a user of this machine who owns nothing else: each container has users
+  of its own, and only such capabilities as a login takes.
+- **Apart.** Containers reach the internet: neither one another (a network each, isolated),
+  nor this machine at any of its addresses, nor private networks, nor the addresses where
+  clouds tell a machine its secrets (:mod:`control.compute.podman.fence`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from control.compute.backend import (
     BackendUnavailable,
     Impossible,
     Installation,
+    Room,
     Spec,
     Terminal,
     Usage,
@@ -57,16 +59,18 @@ from control.compute.backend import (
 from control.compute.gateway import Address, Gateway, Target, connect_tcp
 from control.compute.podman import shapes
 from control.compute.podman.api import Api
-from control.compute.podman.fence import Fence
+from control.compute.podman.disks import Disk, Disks, sizes
+from control.compute.podman.fence import Fence, Network
 from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.http import Refused
 from control.compute.podman.images import Images
 from control.compute.podman.logs import Lines
 from control.compute.podman.processes import has_ended
 from control.compute.podman.service import Service, run_podman
+from control.compute.podman.shapes import Volume
 from control.compute.podman.slots import SLOT_BITS, Slots
+from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
-from control.compute.podman.usage import DiskUsage
 from control.compute.podman.watching import Watching
 
 __all__ = ["Podman", "make"]
@@ -92,6 +96,16 @@ class Settings(Protocol):
     def gateway_host(self) -> str: ...
     @property
     def ssh_port_base(self) -> int: ...
+    @property
+    def open_network_list(self) -> list[Network]: ...
+    @property
+    def memory_mb_max(self) -> int: ...
+    @property
+    def disk_directory(self) -> str: ...
+    @property
+    def disk_reserve_gb(self) -> int: ...
+    @property
+    def uid_base(self) -> int: ...
 
 
 def make(installation: Installation, settings: Settings) -> Podman:
@@ -114,8 +128,12 @@ class Podman:
         self._foreign = ForeignPorts(installation.directory, own)
         self._gateway = Gateway(connect_tcp, self._note_ports, self._foreign)
         self._slots = Slots(installation.directory, settings.gateway_host, settings.ssh_port_base)
-        self._disk = DiskUsage()
-        self._fence = Fence()
+        self._disks = Disks(
+            Path(settings.disk_directory or installation.directory) / "disks",
+            settings.uid_base,
+            settings.disk_reserve_gb,
+        )
+        self._fence = Fence(self._cluster, settings.open_network_list)
         self._terminals = Terminals(self._api, installation.directory)
         self._images = Images(
             installation.directory,
@@ -146,6 +164,12 @@ class Podman:
         if not is_there:
             self._images.check_missing(image)
 
+    async def room(self) -> Room:
+        memory = self._settings.memory_mb_max
+        if not memory:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB * 3 // 4
+        return Room(memory, await trio.to_thread.run_sync(self._disks.room_gb))
+
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -175,16 +199,30 @@ class Podman:
     async def create(self, spec: Spec) -> None:
         await self._service.begun()
         with _translated():
-            for name, path in shapes.volumes(self._cluster, spec).items():
-                await self._api.ensure_volume(shapes.volume_body(self._cluster, spec, name, path))
-            try:
-                await self._api.ensure_network(shapes.network_body(self._cluster, spec))
-            except Refused:
-                # An older Podman knows no stricter way.
-                body = shapes.network_body(self._cluster, spec, isolate="true")
-                await self._api.ensure_network(body)
+            await self._make_parts(spec)
         self._slots.number(spec.id)
         self._touch(spec.id)
+
+    async def _make_parts(self, spec: Spec) -> Disk:
+        """What outlives a run, as far as it is not there; none must be using it."""
+        old: dict[str, Volume] = {}
+        for name in shapes.volumes(spec):
+            if (found := await self._api.volume(f"{self._name(spec.id)}-{name}")) is not None:
+                old[name] = found
+        to_copy = await sizes(Path(volume.mountpoint) for volume in old.values())
+        disk = await self._disks.open(spec.id, spec.storage_gb, to_copy)
+        for name, volume in old.items():
+            if not disk.has_begun(name):
+                await self._disks.move_in(Path(volume.mountpoint), disk.volume(name), disk)
+                disk.note_begun(name)
+            await self._api.remove_volume(f"{self._name(spec.id)}-{name}")
+        try:
+            await self._api.ensure_network(shapes.network_body(self._cluster, spec))
+        except Refused:
+            # An older Podman knows no stricter way.
+            body = shapes.network_body(self._cluster, spec, isolate="true")
+            await self._api.ensure_network(body)
+        return disk
 
     async def start(self, spec: Spec) -> None:
         name = self._name(spec.id)
@@ -195,30 +233,54 @@ class Podman:
             if same and seen is not None and seen.runs and not has_ended(seen.state.pid):
                 await self.expose(spec)
                 return
-            await self.create(spec)
             if seen is not None:
                 # Also one that was created and not started: who knows how far it came.
                 await self._end(name)
-            await self._create_container(spec)
+            disk = await self._make_parts(spec)
+            await self._create_container(spec, disk)
             await self._fence.ensure()
-            await self._api.unpack(name, shapes.authorized_keys(spec))
             await self._api.start(name)
+        self._slots.number(spec.id)
         self._touch(spec.id)
         await self.expose(spec)
 
-    async def _create_container(self, spec: Spec) -> None:
-        body = shapes.container_body(self._cluster, spec)
+    async def _create_container(self, spec: Spec, disk: Disk) -> None:
+        disk.write_keys(spec.ssh_keys)
+        name, seccomp = self._name(spec.id), write_profile(self._installation.directory)
+        body = shapes.container_body(self._cluster, spec, disk, seccomp)
+        volumes = shapes.volumes(spec)
+        new = {volume: path for volume, path in volumes.items() if not disk.has_begun(volume)}
+        for volume in new:
+            disk.begin(volume)
         try:
             await self._api.create_container(body)
         except Refused:
             await self._images.need(spec.image)
             await self._api.create_container(body)
+        made = await self._api.inspect(name)
+        if made is None or made.written is None:
+            raise Impossible("Podman does not use overlay here: see storage.conf(5).")
+        await self._disks.hold_run(disk, made.written, made.written.parent / "work")
+        if new:
+            async with self._api.mounted(name) as root:
+                for volume, path in new.items():
+                    await self._fill(disk, volume, root, path)
+
+    async def _fill(self, disk: Disk, volume: str, root: Path, path: str) -> None:
+        """What is mounted at ``path`` for the first time has what the image has there."""
+        parts = [root.joinpath(*path.split("/")[1:end]) for end in range(2, path.count("/") + 2)]
+        is_there = parts[-1].is_dir() and not any(part.is_symlink() for part in parts)
+        # Filled and not noted: nothing has run since.
+        if is_there and not os.listdir(disk.volume(volume)):
+            await self._disks.copy(parts[-1], disk.volume(volume))
+        disk.note_begun(volume)
 
     async def stop(self, spec: Spec) -> None:
         self._gateway.set_rules(spec.id, {})
         await self._service.begun()
         with _translated():
             await self._end(self._name(spec.id))
+        await self._disks.close(spec.id)
         self._touch(spec.id)
 
     async def delete(self, container_id: str, user_id: str) -> None:
@@ -232,11 +294,14 @@ class Podman:
                 await self._api.remove_volume(found.name)
             for found in await self._api.find("networks", self._cluster, container_id):
                 await self._api.remove_network(found.name)
+        await self._disks.remove(container_id)
         self._slots.free(container_id)
         self._touch(container_id)
 
     async def expose(self, spec: Spec) -> None:
         host = self._settings.gateway_host
+        if (disk := self._disks.mounted(spec.id)) is not None:
+            disk.write_keys(spec.ssh_keys)
         rules: dict[Address, Target] = {}
         own = self._own_address(spec.id)
         if spec.ssh_enabled:
@@ -254,10 +319,10 @@ class Podman:
             if seen is None or seen.state.status != "running":
                 return Usage()
             memory = await self._api.memory_bytes(name)
-        storage = await self._disk.bytes_of(spec.id, seen.directories)
+        disk = self._disks.mounted(spec.id)
         return Usage(
             memory_mb=None if memory is None else -(-memory // MIB),
-            storage_gb=None if storage is None else round(storage / GIB, 3),
+            storage_gb=None if disk is None else round(disk.used_bytes / GIB, 3),
         )
 
     def exec(

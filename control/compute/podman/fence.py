@@ -1,53 +1,141 @@
-"""What containers must not reach though this machine does: link-local addresses.
+"""What containers must not reach though this machine does.
 
-There clouds tell a machine its secrets (169.254.169.254), and whoever asks from it is
-believed. So a table of nftables' of our own drops what comes from a container's network
-for there, but DNS, which some clouds serve at such an address as well. Its rules are the
-same for all installations of a machine and say nothing of other interfaces, so it may
-stay when everything of ours is gone: ``nft delete table inet gfs_containers``.
+At link-local and some other addresses clouds tell a machine its secrets, and whoever asks
+from it is believed; in private networks services trust their neighbours; and this machine
+has services that were not meant for tenants. So from a container's network a table of
+nftables' of our own lets through what is for the internet, and drops the rest: everything
+for this machine, and everything for addresses that are not the internet's. Let through in
+any case are DNS, for the resolvers that this machine uses, and what an operator has named in
+``open_networks``. Connections from here into containers are not affected.
+
+The table is called like the interfaces that it is for, and may stay when everything of ours
+is gone: ``nft delete table inet gfs_<4 digits>``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import trio
 
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.service import environment
-from control.compute.podman.shapes import INTERFACE_PREFIX
+from control.compute.podman.shapes import interface_prefix
 
-__all__ = ["Fence"]
+__all__ = ["Fence", "table_name"]
 
 log = logging.getLogger("control.compute")
 
 #: How soon it is back where somebody has flushed all tables.
 AGAIN_SECONDS = 60.0
 COMMAND_SECONDS = 20.0
-#: In one transaction: it is never away.
-_RULES = f"""\
-table inet gfs_containers
-delete table inet gfs_containers
-table inet gfs_containers {{
-    chain link_local {{
-        meta l4proto {{ tcp, udp }} th dport 53 return
-        ip daddr 169.254.0.0/16 drop
-        ip6 daddr fe80::/10 meta l4proto {{ tcp, udp }} drop
+#: Not the internet: this host, private, shared (with Alibaba's metadata), link-local (with
+#: those of most), for protocols, documentation and benchmarks, multicast, reserved; and
+#: Azure's metadata, which have an address of the internet.
+REFUSED_4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+)
+#: Of IPv6 this is the internet, but for what says the above in other words (Teredo, 6to4)
+#: and what is for documentation. So unique local addresses (with Amazon's metadata),
+#: link-local ones and NAT64's are not.
+INTERNET_6 = "2000::/3"
+REFUSED_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+#: What this machine asks for names. Podman gives containers the same ones: not those on
+#: loopback, for which the second file has what is behind.
+RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def rules(cluster: str, opened: Iterable[Network], resolvers: Iterable[str]) -> str:
+    """For nft: in one transaction, so the table is never away."""
+    table, interface = table_name(cluster), interface_prefix(cluster)
+    through = [f"{_to(address)} meta l4proto {{ tcp, udp }} th dport 53" for address in resolvers]
+    through += [_to(network) for network in opened]
+    exceptions = "\n        ".join(f"{each} accept" for each in through)
+    return f"""\
+table inet {table}
+delete table inet {table}
+table inet {table} {{
+    chain exceptions {{
+        ct state established,related accept
+        {exceptions}
     }}
     chain forward {{
         type filter hook forward priority -10; policy accept;
-        iifname "{INTERFACE_PREFIX}*" jump link_local
+        iifname "{interface}*" jump outwards
+    }}
+    chain outwards {{
+        jump exceptions
+        ip daddr {{ {", ".join(REFUSED_4)} }} drop
+        ip6 daddr {{ {", ".join(REFUSED_6)} }} drop
+        ip6 daddr != {INTERNET_6} drop
     }}
     chain input {{
         type filter hook input priority -10; policy accept;
-        iifname "{INTERFACE_PREFIX}*" jump link_local
+        iifname "{interface}*" jump here
+    }}
+    chain here {{
+        jump exceptions
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        drop
     }}
 }}
+# Of an older version, which kept less from containers, and DNS from none.
+table inet gfs_containers
+delete table inet gfs_containers
 """
 
 
+def _to(network: Network | str) -> str:
+    return f"{'ip6' if ':' in str(network) else 'ip'} daddr {network}"
+
+
+def table_name(cluster: str) -> str:
+    return f"gfs_{cluster[:4]}"
+
+
+def resolvers() -> list[str]:
+    found = []
+    for path in RESOLVERS:
+        with contextlib.suppress(OSError):
+            for line in path.read_text(errors="replace").splitlines():
+                words = line.split()
+                with contextlib.suppress(ValueError):
+                    if words[:1] == ["nameserver"] and len(words) > 1:
+                        address = ipaddress.ip_address(words[1])
+                        if not address.is_loopback:
+                            found.append(str(address))
+    return found
+
+
 class Fence:
-    def __init__(self) -> None:
+    """
+    Args:
+        cluster: Whose containers.
+        opened: Networks that they reach although they are not the internet.
+    """
+
+    def __init__(self, cluster: str, opened: Sequence[Network]) -> None:
+        self._cluster = cluster
+        self._opened = opened
         self._lock = trio.Lock()
 
     async def ensure(self) -> None:
@@ -57,7 +145,7 @@ class Fence:
                 with trio.fail_after(COMMAND_SECONDS):
                     done = await trio.run_process(
                         ["nft", "-f", "-"],
-                        stdin=_RULES.encode(),
+                        stdin=rules(self._cluster, self._opened, resolvers()).encode(),
                         capture_stderr=True,
                         capture_stdout=True,
                         check=False,
@@ -82,6 +170,6 @@ class Fence:
 
 def _no_fence(why: str) -> BackendUnavailable:
     return BackendUnavailable(
-        f"Containers cannot be kept from this machine's link-local addresses, so none is "
+        f"Containers cannot be kept from this machine and its private networks, so none is "
         f"started: {why}. Install nftables."
     )

@@ -173,8 +173,6 @@ async def _ask(
     if json is not None:
         body = msgspec.json.encode(json)
         headers += [("Content-Type", "application/json")]
-    elif body is not None:
-        headers += [("Content-Type", "application/x-tar")]
     headers += [("Content-Length", str(len(body or b"")))]
     head = connection.send(h11.Request(method=method, target=target, headers=headers))
     data = connection.send(h11.Data(data=body)) if body else b""

@@ -5,8 +5,9 @@ Of a container ``1f2e3d4c`` of the installation ``abcd…`` there are, all with 
 
     gfs-abcd…-1f2e3d4c             the container: one run, removed when it is stopped
     gfs-abcd…-1f2e3d4c             its network, where nobody else is
-    gfs-abcd…-1f2e3d4c-host-keys   a volume
-    gfs-abcd…-1f2e3d4c-<hash>      a volume for each mount path: the same path, the same volume
+
+All that it writes is on its own disk (:mod:`control.compute.podman.disks`). An older version
+of ours had volumes of Podman's, which are found and copied there.
 
 A user's text (name, mount path, key) is never part of a name or of a command line.
 """
@@ -14,8 +15,7 @@ A user's text (name, mount path, key) is never part of a name or of a command li
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,28 +28,25 @@ from control.compute.backend import (
     Sighting,
     Spec,
 )
+from control.compute.podman.disks import USERS, Disk
 
 __all__ = [
     "Inspected",
     "Labelled",
-    "authorized_keys",
+    "Volume",
     "container_body",
+    "interface_prefix",
     "labels",
     "network_body",
     "resource_name",
     "sighting",
-    "volume_body",
     "volumes",
 ]
 
 LABEL_GENERATION = "gfs.control/generation"
-LABEL_MOUNT = "gfs.control/mount"
-
-#: Of the machine's end of each container's network. Linux takes 15 characters in all.
-INTERFACE_PREFIX = "gfs"
 
 #: What the image promises; see image/Containerfile.
-KEYS_PATH = "etc/gfs/keys/authorized_keys"
+KEYS_PATH = "/etc/gfs/keys"
 HOST_KEYS_PATH = "/etc/gfs/host_keys"
 
 CPU_PERIOD_US = 100_000
@@ -59,10 +56,9 @@ RESTARTS = 5
 RESTART_GRACE_SECONDS = 10.0
 STOP_SECONDS = 10
 #: sshd needs SETUID, SETGID and SYS_CHROOT for the process that speaks with strangers,
-#: AUDIT_WRITE for logins, CHOWN for terminals, NET_BIND_SERVICE for port 22; dpkg and
-#: tar the rest.
+#: CHOWN for terminals, NET_BIND_SERVICE for port 22; dpkg and tar the rest. All of them are
+#: rights over what is the container's own: its users, files and network.
 CAPABILITIES = [
-    "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FOWNER",
@@ -74,7 +70,9 @@ CAPABILITIES = [
     "CAP_SYS_CHROOT",
 ]
 #: Processes and threads of one container: what a fork bomb can take.
-PIDS = 4096
+PIDS = 1024
+#: What each of them can have open. All of a container's count as its memory, too.
+DESCRIPTORS = 4096
 #: Of what a run has written to its output, what is kept.
 LOG_BYTES = 10 * 1024 * 1024
 
@@ -107,13 +105,12 @@ class Config(msgspec.Struct, rename="pascal"):
     labels: dict[str, str] | None = None
 
 
-class Mount(msgspec.Struct, rename="pascal"):
-    type: str
-    source: str = ""
-
-
 class GraphDriver(msgspec.Struct, rename="pascal"):
     data: dict[str, str] | None = None
+
+
+class Volume(msgspec.Struct, rename="pascal"):
+    mountpoint: str
 
 
 class Inspected(msgspec.Struct, rename="pascal"):
@@ -124,7 +121,6 @@ class Inspected(msgspec.Struct, rename="pascal"):
     config: Config
     network_settings: NetworkSettings
     restart_count: int = 0
-    mounts: list[Mount] | None = None
     graph_driver: GraphDriver | None = None
 
     @property
@@ -138,11 +134,10 @@ class Inspected(msgspec.Struct, rename="pascal"):
         return next((network.ip for network in networks.values() if network.ip), "")
 
     @property
-    def directories(self) -> list[str]:
-        """Of this machine, where what it writes is."""
+    def written(self) -> Path | None:
+        """Of this machine: the directory of what it writes, as Podman made it."""
         upper = ((self.graph_driver and self.graph_driver.data) or {}).get("UpperDir")
-        volumes = [mount.source for mount in self.mounts or () if mount.type == "volume"]
-        return [*([upper] if upper else []), *volumes]
+        return Path(upper) if upper else None
 
     @property
     def generation(self) -> int:
@@ -154,6 +149,11 @@ def resource_name(cluster: str, container_id: str) -> str:
     return f"gfs-{cluster[:12]}-{container_id}"
 
 
+def interface_prefix(cluster: str) -> str:
+    """Of this machine's end of each container's network. Linux takes 15 characters in all."""
+    return f"gfs{cluster[:4]}"
+
+
 def labels(cluster: str, container_id: str, user_id: str) -> dict[str, str]:
     return {
         LABEL_MANAGED: "true",
@@ -163,27 +163,19 @@ def labels(cluster: str, container_id: str, user_id: str) -> dict[str, str]:
     }
 
 
-def volumes(cluster: str, spec: Spec) -> dict[str, str]:
-    """Name of the volume -> where it is mounted."""
-    name = resource_name(cluster, spec.id)
-    mounted = {f"{name}-host-keys": HOST_KEYS_PATH}
+def volumes(spec: Spec) -> dict[str, str]:
+    """Name of a directory on its disk -> where it is mounted. The same path has the same."""
+    mounted = {"host-keys": HOST_KEYS_PATH}
     for path in spec.mount_paths:
-        mounted[f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"] = path
+        mounted[hashlib.sha256(path.encode()).hexdigest()[:16]] = path
     return mounted
-
-
-def volume_body(cluster: str, spec: Spec, name: str, path: str) -> dict[str, Any]:
-    return {
-        "Name": name,
-        "Labels": {**labels(cluster, spec.id, spec.user_id), LABEL_MOUNT: path},
-    }
 
 
 def network_body(cluster: str, spec: Spec, isolate: str = "strict") -> dict[str, Any]:
     return {
         "name": resource_name(cluster, spec.id),
         "driver": "bridge",
-        "network_interface": f"{INTERFACE_PREFIX}{cluster[:4]}{spec.id}",
+        "network_interface": f"{interface_prefix(cluster)}{spec.id}",
         # It asks the machine's own resolvers; there is nobody else to be named here.
         "dns_enabled": False,
         # From every other network of Podman's; "true" would be from those like it.
@@ -192,10 +184,15 @@ def network_body(cluster: str, spec: Spec, isolate: str = "strict") -> dict[str,
     }
 
 
-def container_body(cluster: str, spec: Spec) -> dict[str, Any]:
+def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path | None) -> dict[str, Any]:
+    """
+    Args:
+        seccomp: A file that says which calls of the kernel it may make; None: Podman's own.
+    """
     name = resource_name(cluster, spec.id)
     memory = spec.memory_mb * 1024 * 1024
-    return {
+    users = [{"container_id": 0, "host_id": disk.uid, "size": USERS}]
+    body = {
         "name": name,
         "image": spec.image,
         "hostname": spec.id,
@@ -205,8 +202,12 @@ def container_body(cluster: str, spec: Spec) -> dict[str, Any]:
         },
         "netns": {"nsmode": "bridge"},
         "networks": {name: {}},
-        "volumes": [
-            {"Name": volume, "Dest": path} for volume, path in volumes(cluster, spec).items()
+        # Its root is nobody outside of it.
+        "userns": {"nsmode": "private"},
+        "idmappings": {"UIDMap": users, "GIDMap": users},
+        "mounts": [
+            _bind(disk.keys, KEYS_PATH, "ro", "noexec"),
+            *(_bind(disk.volume(name), path, "rw") for name, path in volumes(spec).items()),
         ],
         # A volume that the image asks for and nobody named is a part of the run.
         "image_volume_mode": "ignore",
@@ -216,6 +217,7 @@ def container_body(cluster: str, spec: Spec) -> dict[str, Any]:
             "memory": {"limit": memory, "swap": memory},
             "pids": {"limit": PIDS},
         },
+        "r_limits": [{"type": "nofile", "hard": DESCRIPTORS, "soft": DESCRIPTORS}],
         "restart_policy": "on-failure",
         "restart_tries": RESTARTS,
         "stop_timeout": STOP_SECONDS,
@@ -227,21 +229,18 @@ def container_body(cluster: str, spec: Spec) -> dict[str, Any]:
         "cap_add": CAPABILITIES,
         "no_new_privileges": True,
     }
+    if seccomp is not None:
+        body["seccomp_profile_path"] = str(seccomp)
+    return body
 
 
-def authorized_keys(spec: Spec) -> bytes:
-    """A tar of the one file, as it is unpacked at the root of a container."""
-    text = "".join(f"{line}\n" for line in spec.ssh_keys).encode()
-    file = tarfile.TarInfo(KEYS_PATH)
-    file.size = len(text)
-    file.mode = 0o600
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        tar.addfile(file, io.BytesIO(text))
-        end = tar.offset + 2 * tarfile.BLOCKSIZE
-    # Without what fills it up to whole records: Podman hangs up on whoever sends more
-    # after the end, now and then, and calls it an error.
-    return packed.getvalue()[:end]
+def _bind(source: Path, destination: str, *options: str) -> dict[str, Any]:
+    return {
+        "type": "bind",
+        "source": str(source),
+        "destination": destination,
+        "options": ["bind", "rprivate", "nosuid", "nodev", *options],
+    }
 
 
 def sighting(

@@ -1,0 +1,290 @@
+"""A disk for each container: a file of its ``storage_gb``, with a file system on it.
+
+Podman can hold containers to a size on XFS with project quotas alone. So the root file
+system and all volumes of a container are on a loop device of its own, wherever
+the file is: what it writes, and however many files, no other can miss. The file's
+blocks are allocated when it is made, so what was granted is there, and a machine that
+has not got it says so before there is a container.
+
+``disks/<id>.<number>.ext4`` is the file, ``disks/<id>`` where it is mounted::
+
+    run/diff, run/work   what its run has written; made anew for each
+    keys/                authorized_keys, which the container can only read
+    volumes/<hash>       a mount path: the same path, the same directory
+    begun/<hash>         it has got what the image has there
+
+The number says which users of this machine the container's users are: 65,536 from
+``uid_base`` + 65,536 times the number on. It is unique as long as the disk exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import trio
+
+from control.compute.backend import BackendUnavailable
+from control.compute.podman.service import environment
+
+__all__ = ["USERS", "Disk", "Disks", "sizes"]
+
+GIB = 1024**3
+#: Of each container, beginning with its root.
+USERS = 65536
+#: Up to where systemd has users for other purposes.
+UID_END = 0x7FFE0000
+SUFFIX = ".ext4"
+UNFINISHED = ".new"
+COMMAND_SECONDS = 60.0
+#: Of what a volume without a disk held.
+COPY_SECONDS = 3600.0
+#: A tenth more than what is to be copied, for names and the file system's own.
+COPY_SHARE = 1.1
+
+
+class Disk:
+    """One that is mounted."""
+
+    def __init__(self, mounted: Path, uid: int) -> None:
+        self.path = mounted
+        #: Which user of this machine its root is.
+        self.uid = uid
+
+    @property
+    def used_bytes(self) -> int:
+        status = os.statvfs(self.path)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+    @property
+    def keys(self) -> Path:
+        """The directory of authorized_keys, for a mount that the container cannot write to."""
+        return self.path / "keys"
+
+    def volume(self, name: str) -> Path:
+        return self.path / "volumes" / name
+
+    def has_begun(self, name: str) -> bool:
+        return (self.path / "begun" / name).exists()
+
+    def begin(self, name: str) -> None:
+        """Make the directory of a volume, empty."""
+        if not self.volume(name).exists():
+            self.make(self.volume(name))
+
+    def note_begun(self, name: str) -> None:
+        (self.path / "begun" / name).touch()
+
+    def write_keys(self, lines: Sequence[str]) -> None:
+        """Whoever reads them sees the old or the new; they are written with every start."""
+        if not self.keys.exists():
+            self.make(self.keys)
+        new = self.keys / "new"
+        new.write_text("".join(f"{line}\n" for line in lines))
+        new.chmod(0o600)
+        os.chown(new, self.uid, self.uid)
+        new.replace(self.keys / "authorized_keys")
+
+    def make(self, path: Path) -> None:
+        """A directory that is the container's root's."""
+        path.mkdir(mode=0o755)
+        os.chown(path, self.uid, self.uid)
+
+
+class Disks:
+    """All calls for one container come one after the other.
+
+    Args:
+        directory: Where they are; made if it is not there.
+        uid_base: The first user of this machine that is a container's.
+        reserve_gb: What is left free of the file system that they are on.
+    """
+
+    def __init__(self, directory: Path, uid_base: int, reserve_gb: int) -> None:
+        self._directory = directory
+        self._uid_base = uid_base
+        self._reserve_bytes = reserve_gb * GIB
+
+    def room_gb(self) -> int:
+        """What all disks together may take: those there are, and what is free."""
+        self._make_directory()
+        status = os.statvfs(self._directory)
+        free = status.f_bavail * status.f_frsize - self._reserve_bytes
+        taken = sum(file.stat().st_blocks * 512 for file, _, _ in self._files())
+        return max(0, free + taken) // GIB
+
+    async def open(self, container_id: str, gb: int, bytes_to_copy: int = 0) -> Disk:
+        """The container's disk, mounted; made if there is none. Raises BackendUnavailable.
+
+        Args:
+            gb: Its size, in GiB, unless ``bytes_to_copy`` to it need more.
+        """
+        found = self._find(container_id)
+        if found is None:
+            size = max(gb * GIB, int(bytes_to_copy * COPY_SHARE))
+            found = await self._make(container_id, size)
+        file, number = found
+        mounted = self._directory / container_id
+        if not mounted.is_mount():
+            mounted.mkdir(mode=0o700, exist_ok=True)
+            # A loop device that has this file already is used again, never a second one.
+            await self._run("mount", "-o", "loop,nosuid,nodev,noinit_itable", file, mounted)
+        for name in ("volumes", "begun"):
+            (mounted / name).mkdir(mode=0o700, exist_ok=True)
+        return Disk(mounted, self._uid(number))
+
+    def mounted(self, container_id: str) -> Disk | None:
+        found, path = self._find(container_id), self._directory / container_id
+        if found is None or not path.is_mount():
+            return None
+        return Disk(path, self._uid(found[1]))
+
+    async def close(self, container_id: str) -> None:
+        """Unmount it; what uses it nevertheless can go on until it has ended."""
+        mounted = self._directory / container_id
+        if mounted.is_mount():
+            await self._run("umount", "--lazy", mounted)
+        with contextlib.suppress(FileNotFoundError):
+            mounted.rmdir()
+
+    async def remove(self, container_id: str) -> None:
+        await self.close(container_id)
+        for file, name, _ in self._files():
+            if name == container_id:
+                await trio.to_thread.run_sync(file.unlink)
+
+    async def hold_run(self, disk: Disk, *directories: Path) -> None:
+        """From here on what is written to these is on the disk, and nothing of the last run
+        any more: links take their place."""
+        run = disk.path / "run"
+        # However deep its user has made it.
+        await self._run("rm", "-rf", run, seconds=COPY_SECONDS)
+        run.mkdir(mode=0o700)
+        for directory in directories:
+            await self._run("cp", "-a", directory, run)
+            await self._run("rm", "-rf", directory)
+            directory.symlink_to(run / directory.name)
+
+    async def move_in(self, source: Path, target: Path, disk: Disk) -> None:
+        """Make ``target``, on ``disk``, a copy of ``source``, where the users are this
+        machine's: there they are the container's."""
+        seen_as = disk.path / "source"
+        seen_as.mkdir(exist_ok=True)
+        shift = f"0:{disk.uid}:{USERS}"
+        mapped = f"X-mount.idmap=u:{shift} g:{shift}"
+        await self._run("mount", "--bind", "-o", mapped, source, seen_as)
+        try:
+            await self.copy(seen_as, target)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._run("umount", "--lazy", seen_as)
+
+    async def copy(self, source: Path, target: Path) -> None:
+        """``target`` may be there, if it is empty. It is filled when all is there."""
+        unfinished = Path(f"{target}{UNFINISHED}")
+        await self._run("rm", "-rf", unfinished, seconds=COPY_SECONDS)
+        await self._run("cp", "-a", source, unfinished, seconds=COPY_SECONDS)
+        os.rename(unfinished, target)
+
+    async def _make(self, container_id: str, size: int) -> tuple[Path, int]:
+        self._make_directory()
+        for left, owner, _ in self._files():
+            if owner == container_id:
+                left.unlink()
+        number = self._free_number()
+        file = self._directory / f"{container_id}.{number}{SUFFIX}"
+        unfinished = Path(f"{file}{UNFINISHED}")
+        # From here on the number is taken.
+        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                status = os.statvfs(self._directory)
+                if status.f_bavail * status.f_frsize - self._reserve_bytes < size:
+                    raise BackendUnavailable(no_room(size))
+                await trio.to_thread.run_sync(os.posix_fallocate, descriptor, 0, size)
+            except OSError as error:
+                raise BackendUnavailable(f"{no_room(size)} ({error.strerror or error})") from None
+            finally:
+                os.close(descriptor)
+            # Reserved for this machine's root: a container whose disk is full can start.
+            options = ("-q", "-F", "-m", "1", "-E", "nodiscard,lazy_itable_init=1")
+            await self._run("mkfs.ext4", *options, unfinished)
+            os.rename(unfinished, file)
+        except BaseException:
+            os.unlink(unfinished)
+            raise
+        return file, number
+
+    def _make_directory(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _files(self) -> list[tuple[Path, str, int]]:
+        """Each with whose it is and its number; also those that are being made."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._directory):
+                owner, _, rest = name.partition(".")
+                number, _, suffix = rest.partition(".")
+                if number.isdecimal() and suffix.startswith(SUFFIX[1:]):
+                    found.append((self._directory / name, owner, int(number)))
+        return found
+
+    def _find(self, container_id: str) -> tuple[Path, int] | None:
+        for file, owner, number in self._files():
+            if owner == container_id and file.suffix == SUFFIX:
+                return file, number
+        return None
+
+    def _free_number(self) -> int:
+        taken = {number for _, _, number in self._files()}
+        for number in range((UID_END - self._uid_base) // USERS):
+            if number not in taken:
+                return number
+        raise BackendUnavailable("All users that this machine has for containers are in use.")
+
+    def _uid(self, number: int) -> int:
+        return self._uid_base + number * USERS
+
+    async def _run(self, *command: str | Path, seconds: float = COMMAND_SECONDS) -> None:
+        try:
+            with trio.fail_after(seconds):
+                done = await trio.run_process(
+                    command,
+                    capture_stdout=True,
+                    capture_stderr=True,
+                    check=False,
+                    env=environment({}),
+                )
+        except OSError as error:
+            raise BackendUnavailable(
+                f"{command[0]} cannot be run ({error.strerror or error}): install mount and "
+                f"e2fsprogs."
+            ) from None
+        except trio.TooSlowError:
+            raise BackendUnavailable(f"{command[0]} does not end.") from None
+        if done.returncode != 0:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
+            raise BackendUnavailable(f"{command[0]} says: {said[0][:300]}")
+
+
+async def sizes(directories: Iterable[Path]) -> int:
+    """What all that is in them takes, in bytes."""
+
+    def add_up(directory: Path) -> int:
+        found = 0
+        for parent, _, files in os.walk(directory):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    found += (Path(parent) / name).lstat().st_blocks * 512
+        return found
+
+    total = 0
+    for directory in directories:
+        total += await trio.to_thread.run_sync(add_up, directory)
+    return total
+
+
+def no_room(size: int) -> str:
+    return f"This machine has no room for a disk of {-(-size // GIB)} GiB."

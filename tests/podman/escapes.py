@@ -1,0 +1,147 @@
+"""Escapes from a container, each a command that must fail in it. See ``prison.py``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: This machine's own addresses: one of the internet, one of a private network.
+HERE = ("1.2.3.1/24", "10.50.0.1/24", "2a00:1::1/64")
+#: Its neighbour's, which is the way to all others.
+OUTSIDE = ("1.2.3.4/24", "2a00:1::4/64")
+#: Where clouds tell a machine its secrets, and private networks.
+METADATA = ("169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
+PRIVATE = (
+    "10.1.2.3",
+    "172.16.5.5",
+    "192.168.7.7",
+    "100.64.9.9",
+    "192.0.0.192",
+    "198.18.0.9",
+    "fd12:3456::1",
+    "64:ff9b::a01:203",
+)
+RESOLVER = "10.255.0.53"
+OUTSIDE_ADDRESSES = tuple(
+    f"{address}/{128 if ':' in address else 32}" for address in (*METADATA, *PRIVATE, RESOLVER)
+)
+
+
+class Escape(NamedTuple):
+    name: str
+    #: For a shell in the container; @WORDS@ are filled in. It ends with 0 if one gets out.
+    command: str
+
+
+def page(address: str, port: int = 80) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"curl -sS -g --connect-timeout 1 -m 5 http://{host}:{port}/"
+
+
+def syscall(*words: object) -> str:
+    """For an x86-64."""
+    call = ", ".join(map(str, words))
+    return f"perl -e 'exit(syscall({call}) == -1 ? 1 : 0)'"
+
+
+def writes(path: str, text: str = "1") -> str:
+    return f"echo {text} > {path}"
+
+
+NETWORK = [
+    *(Escape(f"metadata at {address}", page(address)) for address in METADATA),
+    *(Escape(f"a private network: {address}", page(address)) for address in PRIVATE),
+    *(Escape(f"this machine at {address}", page(address.partition("/")[0])) for address in HERE),
+    Escape("this machine at the container's gateway", page("@GATEWAY@")),
+    Escape("this machine's other ports there", page("@GATEWAY@", 53)),
+    Escape("the resolver's other ports", page(RESOLVER)),
+    Escape("this machine by its name", page("host.containers.internal")),
+    Escape("another tenant's container", page("@OTHER@")),
+    Escape("its SSH", page("@OTHER@", 22)),
+    Escape("its ingress on this machine", page("@OTHERS@", 8099)),
+    Escape("raw packets", syscall(41, 17, 3, 0)),  # socket(AF_PACKET, SOCK_RAW)
+    Escape("loopback by a route", writes("/proc/sys/net/ipv4/conf/all/route_localnet")),
+    Escape("forwarding", writes("/proc/sys/net/ipv4/ip_forward")),
+]
+ROOT = [
+    Escape("root of this machine", "test $(awk '{print $2}' /proc/self/uid_map) = 0"),
+    Escape("all users of this machine", "test $(awk '{print $3}' /proc/self/uid_map) -gt 65536"),
+    Escape("more users", writes("/proc/self/uid_map", "0 0 1")),
+    Escape("the kernel's settings", writes("/proc/sys/kernel/core_pattern", "x")),
+    Escape("memory of this machine's caches", writes("/proc/sys/vm/drop_caches")),
+    Escape("magic keys", writes("/proc/sysrq-trigger", "h")),
+    Escape("a writable /proc/sys", "mount -o remount,rw /proc/sys"),
+    Escape("a writable /sys", "mount -o remount,rw /sys"),
+    Escape("a mount", "mount -t tmpfs none /mnt"),
+    Escape("a bind mount", "mount --bind /root /mnt"),
+    Escape("another proc", "mount -t proc none /mnt"),
+    Escape("namespaces", "unshare --mount true"),
+    Escape("a user namespace, and all rights in it", syscall(272, 0x10000000)),
+    Escape("one for a new process", syscall(56, 0x10000011, 0, 0, 0, 0)),
+    Escape("one for a new process, said in memory", "perl -e 'syscall(435, 0, 0); exit($! == 38)'"),
+    Escape("the namespaces of another process", "nsenter --net=/proc/1/ns/net true"),
+    Escape("the rights of a process of this machine", "test -e /proc/@PID@"),
+    Escape("the clock", "date -s now"),
+    Escape("the name of the machine", "hostname other"),
+    Escape("the kernel's log", "dmesg"),
+    Escape("a module of the kernel", syscall(175, 0, 0, 0)),
+    Escape("a program in the kernel", syscall(321, 0, 0, 0)),
+    Escape("a restart of the machine", syscall(169, 0xFEE1DEAD, 672274793, 0x89ABCDEF, 0)),
+    Escape(
+        "rights by a file",
+        'touch /tmp/t; perl -e \'($f, $n) = ("/tmp/t", "security.capability"); '
+        '$v = pack("V5", 0x02000001, 1 << 21, 0, 0, 0); '
+        "exit(syscall(188, $f, $n, $v, 20, 0) == -1 ? 1 : 0)'",
+    ),
+    Escape("what Podman listens on", "ls /run/podman/* /var/run/docker.sock /run/*.sock"),
+    Escape("this machine's files", "ls @STATE@ /var/lib/containers"),
+    Escape("more SSH keys for oneself, past the API", writes("/etc/gfs/keys/authorized_keys")),
+]
+DEVICES = [
+    Escape("a disk", "mknod /tmp/disk b 8 0"),
+    Escape("a character device", "mknod /tmp/memory c 1 1"),
+    Escape("memory", "head -c 1 /dev/mem"),
+    Escape("the disks that are there", "ls /dev | grep -E '^(loop|sd|vd|xvd|nvme|dm|fuse|kvm)'"),
+    Escape("a tunnel", "ls /dev/net/tun"),
+]
+LIMITS = [
+    Escape(
+        "more disk than granted: root", "head -c 1100M /dev/zero > /fill; r=$?; rm /fill; exit $r"
+    ),
+    Escape(
+        "more disk than granted: a mount path",
+        "head -c 1100M /dev/zero > /root/fill; r=$?; rm /root/fill; exit $r",
+    ),
+    Escape(
+        "more disk than granted: both together",
+        "head -c 600M /dev/zero > /fill; head -c 600M /dev/zero > /root/fill; r=$?; "
+        "rm /fill /root/fill; exit $r",
+    ),
+    Escape(
+        "more memory than granted: a process",
+        "perl -e '$a = chr(1) x (400 << 20); exit(0)'",
+    ),
+    Escape(
+        "more memory than granted: files in it",
+        "head -c 300M /dev/zero > /dev/shm/fill; r=$?; rm -f /dev/shm/fill; exit $r",
+    ),
+    Escape(
+        "more memory by a setting",
+        "file=/sys/fs/cgroup/memory/memory.limit_in_bytes; "
+        "[ -e $file ] || file=/sys/fs/cgroup/memory.max; echo 9999999999 > $file",
+    ),
+    Escape(
+        "another control group",
+        "group=/sys/fs/cgroup/pids; [ -d $group ] || group=/sys/fs/cgroup; mkdir $group/more",
+    ),
+    Escape(
+        "more processes than granted",
+        "perl -e 'for (1..1100) { my $p = fork(); exit(1) if !defined $p; "
+        "if (!$p) { sleep 3; exit 0 } } exit(0)'",
+    ),
+    Escape("more descriptors than granted", "ulimit -Hn 4097"),
+    Escape(
+        "more open files than granted",
+        'perl -e \'for (1..4097) { open($f[$_], "<", "/dev/null") or exit(1) } exit(0)\'',
+    ),
+]
+ESCAPES = [*NETWORK, *ROOT, *DEVICES, *LIMITS]

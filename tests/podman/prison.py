@@ -1,0 +1,163 @@
+"""Tries to get out of a container; prints, as JSON, what came of each try.
+
+    python prison.py DIRECTORY
+
+In a network namespace of its own, which stands for a whole machine: what is tried are real
+addresses of clouds' metadata, and no packet leaves this machine. Beside the prisoner's
+container there is another tenant's. See ``test_podman_escapes.py``, which runs this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
+
+from escapes import ESCAPES, HERE, OUTSIDE, OUTSIDE_ADDRESSES, RESOLVER
+from podman_here import inspect
+from podman_stage import Stage, stage
+
+from control.compute.backend import Port, Spec
+from control.compute.podman import fence
+
+CLONE_NEWNET = 0x40000000
+
+#: Serves a page on every address, at ports 80 and 53.
+SERVES = """
+import socket, threading
+def serve(port):
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    while True:
+        stream = listener.accept()[0]
+        with stream:
+            stream.recv(4096)
+            stream.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: 7\\r\\n\\r\\nsecret\\n")
+for port in (80, 53):
+    threading.Thread(target=serve, args=(port,)).start()
+"""
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, timeout=60)
+
+
+@contextlib.contextmanager
+def machine() -> Iterator[None]:
+    """Our own network from here on, with a way to another namespace that is the world."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+    run("ip", "link", "set", "lo", "up")
+    world = f"gfs-tests-world-{os.getpid()}"
+    run("ip", "netns", "add", world)
+    try:
+        run("ip", "link", "add", "world", "type", "veth", "peer", "name", "eth0", "netns", world)
+        for address in HERE:
+            add(address, "world")
+        run("ip", "link", "set", "world", "up")
+        inside = ("ip", "-n", world)
+        run(*inside, "link", "set", "lo", "up")
+        run(*inside, "link", "set", "eth0", "up")
+        for address in (*OUTSIDE, *OUTSIDE_ADDRESSES):
+            add(address, "eth0", *inside[1:])
+        for address in OUTSIDE:
+            family = "-6" if ":" in address else "-4"
+            run("ip", family, "route", "add", "default", "via", address.partition("/")[0])
+        with contextlib.ExitStack() as stack:
+            command = [sys.executable, "-c", SERVES]
+            for prefix in ([], ["ip", "netns", "exec", world]):
+                server = stack.enter_context(subprocess.Popen([*prefix, *command]))
+                stack.callback(server.kill)
+            yield
+    finally:
+        run("ip", "netns", "delete", world)
+
+
+def add(address: str, device: str, *options: str) -> None:
+    flags = ["nodad"] if ":" in address else []
+    run("ip", *options, "address", "add", address, "dev", device, *flags)
+
+
+async def reached(address: str, port: int) -> bool:
+    """Whether this machine itself gets the page: then a container could."""
+    with trio.move_on_after(5):
+        while True:
+            with contextlib.suppress(OSError):
+                async with await trio.open_tcp_stream(address, port) as stream:
+                    await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+                    return bool(await stream.receive_some())
+            await trio.sleep(0.05)
+    return False
+
+
+async def tried(here: Stage, prisoner: Spec, other: Spec) -> dict[str, object]:
+    """Escape -> how it ended: code 0 is an escape."""
+    words = {
+        "OTHER": address_of(other),
+        "OTHERS": here.seen.sightings[other.id].external_ip,
+        "GATEWAY": gateway_of(prisoner),
+        "PID": str(inspect(other.id)["State"]["Pid"]),
+        "STATE": str(here.directory),
+    }
+    found: dict[str, object] = {}
+    for escape in ESCAPES:
+        command = escape.command
+        for word, value in words.items():
+            command = command.replace(f"@{word}@", value)
+        output, code = await here.execute(prisoner, ["/bin/sh", "-c", command])
+        found[escape.name] = [code, output[-500:]]
+    return found
+
+
+def network(spec: Spec) -> dict[str, str]:
+    (found,) = inspect(spec.id)["NetworkSettings"]["Networks"].values()
+    return dict(found)
+
+
+def address_of(spec: Spec) -> str:
+    return network(spec)["IPAddress"]
+
+
+def gateway_of(spec: Spec) -> str:
+    return network(spec)["Gateway"]
+
+
+def users_of(spec: Spec) -> list[int]:
+    pid = inspect(spec.id)["State"]["Pid"]
+    return [int(word) for word in Path(f"/proc/{pid}/uid_map").read_text().split()]
+
+
+async def main(directory: Path) -> None:
+    resolv_conf = directory / "resolv.conf"
+    resolv_conf.write_text(f"nameserver {RESOLVER}\n")
+    fence.RESOLVERS = (resolv_conf,)
+    story: dict[str, object] = {}
+    with machine():
+        async with stage(directory / "stage") as here:
+            other = await here.run(ports=(Port(8099, 80),))
+            serve = "mkdir /web; echo theirs > /web/index.html; busybox httpd -p 80 -h /web"
+            await here.shell(other, f"{serve}; echo theirs > /root/file")
+            prisoner = await here.run(memory_mb=256, storage_gb=1)
+            addresses = [each.partition("/")[0] for each in (*OUTSIDE_ADDRESSES, *HERE)]
+            story["reached"] = {each: await reached(each, 80) for each in addresses}
+            story["others"] = await reached(here.seen.sightings[other.id].external_ip, 8099)
+            (disk,) = (directory / "stage" / "disks").glob(f"{prisoner.id}.*.ext4")
+            story["disk"] = disk.stat().st_size
+            story["tried"] = await tried(here, prisoner, other)
+            story["disk_after"] = disk.stat().st_size
+            story["file"] = await here.shell(other, "cat /root/file")
+            story["users"] = [users_of(prisoner), users_of(other)]
+    print(json.dumps(story))
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[1]))

@@ -1,0 +1,55 @@
+"""Each way out of a container is tried from inside, and fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from escapes import ESCAPES, Escape
+
+pytestmark = pytest.mark.usefixtures("containers_work")
+
+SECONDS = 300.0
+PRISON = Path(__file__).parent / "prison.py"
+GIB = 1024**3
+
+
+@pytest.fixture(scope="module")
+def story(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of the prisoner."""
+    directory = tmp_path_factory.mktemp("prison")
+    command = [sys.executable, str(PRISON), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr[-5000:]}"
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.mark.parametrize("escape", ESCAPES, ids=lambda each: each.name)
+def test_there_is_no_way_out(story: dict[str, Any], escape: Escape) -> None:
+    code, output = story["tried"][escape.name]
+    assert code not in (0, None), f"{escape.command}: {output}"
+    # It was tried: 127 says that there is no such command.
+    assert code != 127, f"{escape.command}: {output}"
+
+
+def test_what_was_not_reached_was_there(story: dict[str, Any]) -> None:
+    """This machine reaches it all, so a container would, if it was let."""
+    assert [address for address, is_reached in story["reached"].items() if not is_reached] == []
+    assert story["others"]
+
+
+def test_the_other_tenant_and_the_machine_have_what_they_had(story: dict[str, Any]) -> None:
+    assert story["file"] == "theirs\n"
+    assert story["disk"] == story["disk_after"] == GIB
+
+
+def test_no_two_containers_have_a_user_in_common(story: dict[str, Any]) -> None:
+    (_, first, count), (_, second, _) = story["users"]
+    assert count == 65536
+    assert abs(first - second) >= count
+    assert min(first, second) >= 65536
