@@ -307,8 +307,8 @@ class ControlApp(QuartTrio):
                 raise
             if any(isinstance(leaf, RecordsFailed) for leaf in found):
                 self._failed.set()
-            if socket.accepted and all(isinstance(leaf, SocketClosed) for leaf in found):
-                return None
+            if all(isinstance(leaf, SocketClosed) for leaf in found):
+                return None  # the client has left, perhaps before it was accepted
             status, message, headers = explain(error)
         if socket.accepted:
             await socket.close(OUR_FAULT, _cut(message, CLOSE_REASON_BYTES_MAX))
