@@ -22,6 +22,7 @@ from enum import Enum, auto
 
 from msgspec.structs import replace
 
+from control.compute.answers import for_users
 from control.compute.backend import Port, Sighting, Spec
 from control.compute.names import INSTANCE_TYPES
 from control.compute.rows import Container, Rule
@@ -225,4 +226,4 @@ def spec(row: Container, image: str) -> Spec:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())[:REASON_LENGTH_MAX]
+    return " ".join(for_users(text).split())[:REASON_LENGTH_MAX]

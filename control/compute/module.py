@@ -17,7 +17,7 @@ from control.compute.containers import Containers
 from control.compute.driver import Driver
 from control.compute.hub import PING_SECONDS, Hub
 from control.compute.lead import Lead
-from control.compute.logs import TEXT, Logs
+from control.compute.logs import READERS_MAX, TEXT, Logs
 from control.compute.rows import COMPUTE, forget_user
 from control.compute.settings import ComputeSettings
 from control.compute.shapes import (
@@ -75,6 +75,7 @@ class Compute(Module):
     containers: Containers
     keys: SshKeys
     terminals: Terminals
+    logs: Logs
 
     # --- life ---------------------------------------------------------------------------
 
@@ -95,6 +96,7 @@ class Compute(Module):
             self.containers = Containers(records, self.changes, self.backend, image)
             self.keys = SshKeys(records, self.changes)
             self.terminals = Terminals(self.containers, self.backend)
+            self.logs = Logs(self.containers, self.backend)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.changes.run)
                 task_status.started()
@@ -295,6 +297,8 @@ class Compute(Module):
                 _container("read"),
                 "What a container prints",
                 query=LogsQuery,
+                errors=[429],
+                description=f"At most {READERS_MAX} readers at a time, then it is 429.",
                 answer=Content(TEXT.partition(";")[0], "A line for each, with its time in front"),
                 upgrade=Upgrade(
                     self.follow_logs,
@@ -399,10 +403,10 @@ class Compute(Module):
         await self.terminals.open(call, socket)
 
     async def get_logs(self, call: Call) -> object:
-        return await Logs(self.containers, self.backend).get(call)
+        return await self.logs.get(call)
 
     async def follow_logs(self, call: Call, socket: Socket) -> None:
-        await Logs(self.containers, self.backend).follow(call, socket)
+        await self.logs.follow(call, socket)
 
     # --- keys ---------------------------------------------------------------------------
 

@@ -10,9 +10,7 @@ and the reason if its container ended, or the connection to it. A container has 
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -23,19 +21,22 @@ from control.call import Call
 from control.compute.answers import as_answers
 from control.compute.backend import TERM, Backend, Terminal
 from control.compute.containers import Containers
+from control.compute.counted import Counted
 from control.compute.rows import Container
-from control.errors import ApiError, BadRequest, TooManyRequests, Unavailable
+from control.errors import ApiError, BadRequest, Unavailable
 from control.http.socket import Socket
 
 PING_SECONDS = 5.0
 #: Of one container in one process: each costs this machine or its node a process or two
 #: that the container's own limits do not count.
 TERMINALS_MAX = 16
-#: A login shell where its user is at home: bash if the image has it.
+#: A login shell where its user is at home: bash if the image has it. Letters that are not
+#: ASCII are letters, also in an image that says nothing of it.
 SHELL = [
     "/bin/sh",
     "-c",
-    f"export TERM={TERM}; cd; command -v bash >/dev/null && exec bash -l; exec sh -l",
+    f"export TERM={TERM} LANG=${{LANG:-C.UTF-8}}; cd; "
+    "command -v bash >/dev/null && exec bash -l; exec sh -l",
 ]
 #: Codes of a shell that was killed, as it is when its container ends; None: it did not say.
 _KILLED = (None, 128 + signal.SIGHUP, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
@@ -56,8 +57,7 @@ class Terminals:
     def __init__(self, containers: Containers, backend: Backend) -> None:
         self._containers = containers
         self._backend = backend
-        #: Those with terminals: how many.
-        self._open: dict[str, int] = {}
+        self._open = Counted(TERMINALS_MAX, "terminals")
 
     async def open(self, call: Call, socket: Socket) -> None:
         """Until the shell ends or the client leaves."""
@@ -65,7 +65,7 @@ class Terminals:
         if row.status != "running":
             raise BadRequest(f"the container is {row.status}, not running: start it first")
         try:
-            with self._counted(row.id), as_answers():
+            with self._open.one_more(row.id), as_answers():
                 async with self._backend.exec(self._containers.spec(row), SHELL) as terminal:
                     await socket.accept(PING_SECONDS)
                     await self._converse(row, socket, terminal)
@@ -85,22 +85,6 @@ class Terminals:
             raise BadRequest(_STOPPED)
         if terminal.exit_code is None:
             raise Unavailable(_BROKE)
-
-    @contextlib.contextmanager
-    def _counted(self, container_id: str) -> Iterator[None]:
-        """One is open until its shell has ended."""
-        count = self._open.get(container_id, 0)
-        if count >= TERMINALS_MAX:
-            raise TooManyRequests(
-                f"the container has {TERMINALS_MAX} terminals already: close one first", 5
-            )
-        self._open[container_id] = count + 1
-        try:
-            yield
-        finally:
-            self._open[container_id] -= 1
-            if not self._open[container_id]:
-                del self._open[container_id]
 
     async def _converse(self, row: Container, socket: Socket, terminal: Terminal) -> None:
         async def end_with_the_run() -> None:

@@ -27,6 +27,7 @@ from control.compute import rows
 from control.compute import terminal as terminals
 from control.compute.backend import Phase
 from control.compute.hub import Hub
+from control.compute.logs import READERS_MAX
 from control.compute.terminal import TERMINALS_MAX
 
 MIB = 1024 * 1024
@@ -522,6 +523,30 @@ async def test_logs_as_they_come(c: Computing) -> None:
         assert shown == [*LINES[-3:], "more", "and more"]
         assert await follower.receive() is None
         assert follower.close_code == 1000
+
+
+async def test_a_container_has_only_so_many_readers_of_its_logs(c: Computing) -> None:
+    made, other = await c.running(c.ada), await c.running(c.ada)
+    c.world.logs += LINES
+    c.world.logs_go_on = True
+    async with AsyncExitStack() as stack:
+
+        async def follow(container: dict[str, Any]) -> Client:
+            reader = await stack.enter_async_context(
+                websocket(c.port, logs_of(container), c.ada["token"])
+            )
+            assert await reader.receive() == LINES[0]
+            return reader
+
+        readers = [await follow(made) for _ in range(READERS_MAX)]
+        with pytest.raises(Refused) as caught:
+            await follow(made)
+        refused(caught.value, 429, str(READERS_MAX), "close one")
+        refused(await c.call("GET", logs_of(made), c.ada), 429, "close one")
+        await follow(other)
+        await readers[0].close()
+        while (await c.call("HEAD", logs_of(made), c.ada)).status_code == 429:  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 async def test_following_logs_ends_with_the_container(computing: ComputeCloud) -> None:

@@ -16,7 +16,9 @@ from computing import Computing, Who
 from computing import computing as in_process
 
 from control.compute import containers
-from control.compute.backend import Room, Spec, Usage
+from control.compute.answers import for_users
+from control.compute.backend import BackendUnavailable, Room, Spec, Usage
+from control.compute.machine import one_line
 
 
 @pytest.fixture
@@ -143,3 +145,32 @@ async def test_a_stopped_container_keeps_its_disk_and_starts_when_there_is_memor
     await c.until(c.ada, stopped["id"], "running")
     # One that runs is not in its own way.
     ok(await c.call("POST", start, c.ada))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("statfs /var/lib/gfs/control/x: no such file", "statfs …: no such file"),
+        ("podman build -t localhost/a/b:1 /opt/gfs/image", "podman build -t localhost/a/b:1 …"),
+        ("(see '/etc/containers/registries.conf')", "(see '…')"),
+        ("pull docker.io/library/debian:trixie, https://a.example/b/c", None),
+        ("port 8080 of 127.0.0.1: memory/disk, 1/2", None),
+    ],
+)
+def test_users_see_no_paths_of_the_machine(text: str, shown: str | None) -> None:
+    assert for_users(text) == (shown or text)
+    assert one_line(text) == (shown or text)
+
+
+async def test_an_error_of_what_runs_containers_is_told_without_paths_and_logged_with_them(
+    c: Computing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        raise BackendUnavailable("no disk at /srv/secret/place: make room")
+
+    key = await c.key(c.ada)
+    monkeypatch.setattr(c.module.backend, "check", check)
+    body = {"name": "box", "ssh_key_ids": [key["id"]]}
+    answer = await c.call("POST", "/compute/containers", c.ada, **body)
+    refused(answer, 503, "no disk at …: make room")
+    assert "/srv/secret/place" in caplog.text

@@ -66,3 +66,11 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         assert left_of(LABEL_CONTAINER, made) == []
         assert not listens(ssh_port)
         wait_for(lambda: not processes_naming(made), SECONDS, "end of its processes")
+
+
+async def test_a_deleted_key_lets_nobody_in_any_more(here: Here, user: User) -> None:
+    made = user.run(ssh_enabled=True)
+    assert user.ssh(made, "whoami") == "root\n"
+    ok(user.client.delete(f"/compute/ssh-keys/{user.key_id}"))
+    wait_for(lambda: user.try_ssh(made, "true").returncode == 255, SECONDS, "locked door")
+    assert "Permission denied" in user.try_ssh(made, "true").stderr

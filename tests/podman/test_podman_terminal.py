@@ -285,3 +285,39 @@ def written_by(pid: int) -> tuple[str, int]:
     (written,) = re.findall(r"wchar: (\d+)", Path(f"/proc/{pid}/io").read_text())
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return state, int(written)
+
+
+async def test_letters_beyond_ascii_are_letters_in_a_terminal_and_by_ssh(
+    here: Here, user: User
+) -> None:
+    made = user.run(ssh_enabled=True)
+    async with shell(here, user, made) as terminal:
+        assert prints(await terminal.run("touch Grüße; ls"), "Grüße")
+    # What ls shows to people, not to programs.
+    assert user.ssh(made, "ls --quoting-style=shell-escape") == "Grüße\n"
+    assert user.ssh(made, "locale charmap") == "UTF-8\n"
+
+
+async def test_a_terminal_whose_container_is_stopped_says_so(here: Here, user: User) -> None:
+    made = user.run()
+    path = f"/compute/containers/{made}/terminal"
+    async with sockets.websocket(here.port, path, user.token) as client:
+        await Shell(client).run("true")
+        user.act(made, "stop")
+        with trio.fail_after(SECONDS):
+            while await client.receive() is not None:
+                pass
+        assert client.close_code == 1011
+        assert "the container was stopped" in (client.close_reason or "")
+
+
+async def test_a_shell_that_ends_by_itself_is_closed_as_usual(here: Here, user: User) -> None:
+    made = user.run()
+    path = f"/compute/containers/{made}/terminal"
+    async with sockets.websocket(here.port, path, user.token) as client:
+        await Shell(client).run("true")
+        await client.send("exit 3\n")
+        with trio.fail_after(SECONDS):
+            while await client.receive() is not None:
+                pass
+        assert client.close_code == 1000

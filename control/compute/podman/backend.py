@@ -168,7 +168,7 @@ class Podman:
         memory = self._settings.memory_mb_max
         if not memory:
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB * 3 // 4
-        return Room(memory, await trio.to_thread.run_sync(self._disks.room_gb))
+        return Room(memory, await self._disks.in_thread(self._disks.room_gb))
 
     async def run(
         self, watch: Watch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -211,10 +211,10 @@ class Podman:
                 old[name] = found
         to_copy = await sizes(Path(volume.mountpoint) for volume in old.values())
         disk = await self._disks.open(spec.id, spec.storage_gb, to_copy)
-        for name, volume in old.items():
-            if not disk.has_begun(name):
-                await self._disks.move_in(Path(volume.mountpoint), disk.volume(name), disk)
-                disk.note_begun(name)
+        for name in await self._disks.in_thread(disk.begin, old):
+            await self._disks.move_in(Path(old[name].mountpoint), disk.volume(name), disk)
+            await self._disks.in_thread(disk.note_begun, name)
+        for name in old:
             await self._api.remove_volume(f"{self._name(spec.id)}-{name}")
         try:
             await self._api.ensure_network(shapes.network_body(self._cluster, spec))
@@ -245,13 +245,11 @@ class Podman:
         await self.expose(spec)
 
     async def _create_container(self, spec: Spec, disk: Disk) -> None:
-        disk.write_keys(spec.ssh_keys)
+        await self._disks.in_thread(disk.write_keys, spec.ssh_keys)
         name, seccomp = self._name(spec.id), write_profile(self._installation.directory)
         body = shapes.container_body(self._cluster, spec, disk, seccomp)
         volumes = shapes.volumes(spec)
-        new = {volume: path for volume, path in volumes.items() if not disk.has_begun(volume)}
-        for volume in new:
-            disk.begin(volume)
+        new = await self._disks.in_thread(disk.begin, volumes)
         try:
             await self._api.create_container(body)
         except Refused:
@@ -263,17 +261,24 @@ class Podman:
         await self._disks.hold_run(disk, made.written, made.written.parent / "work")
         if new:
             async with self._api.mounted(name) as root:
-                for volume, path in new.items():
-                    await self._fill(disk, volume, root, path)
+                for volume in new:
+                    await self._fill(disk, volume, root, volumes[volume])
 
     async def _fill(self, disk: Disk, volume: str, root: Path, path: str) -> None:
         """What is mounted at ``path`` for the first time has what the image has there."""
-        parts = [root.joinpath(*path.split("/")[1:end]) for end in range(2, path.count("/") + 2)]
-        is_there = parts[-1].is_dir() and not any(part.is_symlink() for part in parts)
-        # Filled and not noted: nothing has run since.
-        if is_there and not os.listdir(disk.volume(volume)):
-            await self._disks.copy(parts[-1], disk.volume(volume))
-        disk.note_begun(volume)
+
+        def find() -> Path | None:
+            parts = [root]
+            for name in path.split("/")[1:]:
+                parts.append(parts[-1] / name)
+                if parts[-1].is_symlink() or not parts[-1].is_dir():
+                    return None
+            # Filled and not noted: nothing has run since.
+            return None if os.listdir(disk.volume(volume)) else parts[-1]
+
+        if (source := await self._disks.in_thread(find)) is not None:
+            await self._disks.copy(source, disk.volume(volume))
+        await self._disks.in_thread(disk.note_begun, volume)
 
     async def stop(self, spec: Spec) -> None:
         self._gateway.set_rules(spec.id, {})
@@ -300,8 +305,9 @@ class Podman:
 
     async def expose(self, spec: Spec) -> None:
         host = self._settings.gateway_host
-        if (disk := self._disks.mounted(spec.id)) is not None:
-            disk.write_keys(spec.ssh_keys)
+        if (disk := await self._disks.find(spec.id)) is not None:
+            # Also of keys that were deleted: who is logged in stays.
+            await self._disks.in_thread(disk.write_keys, spec.ssh_keys)
         rules: dict[Address, Target] = {}
         own = self._own_address(spec.id)
         if spec.ssh_enabled:
@@ -319,10 +325,10 @@ class Podman:
             if seen is None or seen.state.status != "running":
                 return Usage()
             memory = await self._api.memory_bytes(name)
-        disk = self._disks.mounted(spec.id)
+        used = await self._disks.used_bytes(spec.id)
         return Usage(
             memory_mb=None if memory is None else -(-memory // MIB),
-            storage_gb=None if disk is None else round(disk.used_bytes / GIB, 3),
+            storage_gb=None if used is None else round(used / GIB, 3),
         )
 
     def exec(

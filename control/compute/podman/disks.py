@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -31,6 +32,8 @@ from control.compute.podman.service import environment
 
 __all__ = ["USERS", "Disk", "Disks", "sizes"]
 
+T = TypeVar("T")
+
 GIB = 1024**3
 #: Of each container, beginning with its root.
 USERS = 65536
@@ -38,6 +41,8 @@ USERS = 65536
 UID_END = 0x7FFE0000
 SUFFIX = ".ext4"
 UNFINISHED = ".new"
+#: As many as the driver's calls at once, and those who ask what is used.
+THREADS = 24
 COMMAND_SECONDS = 60.0
 #: Of what a volume without a disk held.
 COPY_SECONDS = 3600.0
@@ -46,17 +51,13 @@ COPY_SHARE = 1.1
 
 
 class Disk:
-    """One that is mounted."""
+    """One that is mounted. Its calls are for a thread: whoever writes to it says how long
+    they take."""
 
     def __init__(self, mounted: Path, uid: int) -> None:
         self.path = mounted
         #: Which user of this machine its root is.
         self.uid = uid
-
-    @property
-    def used_bytes(self) -> int:
-        status = os.statvfs(self.path)
-        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     @property
     def keys(self) -> Path:
@@ -66,13 +67,15 @@ class Disk:
     def volume(self, name: str) -> Path:
         return self.path / "volumes" / name
 
-    def has_begun(self, name: str) -> bool:
-        return (self.path / "begun" / name).exists()
-
-    def begin(self, name: str) -> None:
-        """Make the directory of a volume, empty."""
-        if not self.volume(name).exists():
-            self.make(self.volume(name))
+    def begin(self, names: Iterable[str]) -> list[str]:
+        """Make the directories of volumes; those that have not got what the image has."""
+        new = []
+        for name in names:
+            if not self.volume(name).exists():
+                self._make(self.volume(name))
+            if not (self.path / "begun" / name).exists():
+                new.append(name)
+        return new
 
     def note_begun(self, name: str) -> None:
         (self.path / "begun" / name).touch()
@@ -80,14 +83,14 @@ class Disk:
     def write_keys(self, lines: Sequence[str]) -> None:
         """Whoever reads them sees the old or the new; they are written with every start."""
         if not self.keys.exists():
-            self.make(self.keys)
+            self._make(self.keys)
         new = self.keys / "new"
         new.write_text("".join(f"{line}\n" for line in lines))
         new.chmod(0o600)
         os.chown(new, self.uid, self.uid)
         new.replace(self.keys / "authorized_keys")
 
-    def make(self, path: Path) -> None:
+    def _make(self, path: Path) -> None:
         """A directory that is the container's root's."""
         path.mkdir(mode=0o755)
         os.chown(path, self.uid, self.uid)
@@ -106,6 +109,29 @@ class Disks:
         self._directory = directory
         self._uid_base = uid_base
         self._reserve_bytes = reserve_gb * GIB
+        self._threads = trio.CapacityLimiter(THREADS)
+
+    async def in_thread(self, call: Callable[..., T], *words: object, leave: bool = False) -> T:
+        """Not among everybody's threads, since these may wait for a tenant's disk.
+
+        Args:
+            leave: Whoever is cancelled does not wait for the end: for what only looks.
+        """
+        return await trio.to_thread.run_sync(
+            call, *words, limiter=self._threads, abandon_on_cancel=leave
+        )
+
+    async def used_bytes(self, container_id: str) -> int | None:
+        """None if it is not mounted."""
+        mounted = self._directory / container_id
+
+        def look() -> int | None:
+            if not mounted.is_mount():
+                return None
+            status = os.statvfs(mounted)
+            return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+        return await self.in_thread(look, leave=True)
 
     def room_gb(self) -> int:
         """What all disks together may take: those there are, and what is free."""
@@ -125,26 +151,27 @@ class Disks:
         if found is None:
             size = max(gb * GIB, int(bytes_to_copy * COPY_SHARE))
             found = await self._make(container_id, size)
-        file, number = found
+        return await self._mounted(container_id, *found)
+
+    async def find(self, container_id: str) -> Disk | None:
+        """The container's disk, mounted; None if there is none. A control plane that was
+        started again may see none of its predecessor's mounts (systemd's sandboxes)."""
+        found = self._find(container_id)
+        return None if found is None else await self._mounted(container_id, *found)
+
+    async def _mounted(self, container_id: str, file: Path, number: int) -> Disk:
         mounted = self._directory / container_id
-        if not mounted.is_mount():
+        if not await self.in_thread(mounted.is_mount):
             mounted.mkdir(mode=0o700, exist_ok=True)
             # A loop device that has this file already is used again, never a second one.
             await self._run("mount", "-o", "loop,nosuid,nodev,noinit_itable", file, mounted)
-        for name in ("volumes", "begun"):
-            (mounted / name).mkdir(mode=0o700, exist_ok=True)
+            await self.in_thread(_make_parts, mounted)
         return Disk(mounted, self._uid(number))
-
-    def mounted(self, container_id: str) -> Disk | None:
-        found, path = self._find(container_id), self._directory / container_id
-        if found is None or not path.is_mount():
-            return None
-        return Disk(path, self._uid(found[1]))
 
     async def close(self, container_id: str) -> None:
         """Unmount it; what uses it nevertheless can go on until it has ended."""
         mounted = self._directory / container_id
-        if mounted.is_mount():
+        if await self.in_thread(mounted.is_mount):
             await self._run("umount", "--lazy", mounted)
         with contextlib.suppress(FileNotFoundError):
             mounted.rmdir()
@@ -153,7 +180,7 @@ class Disks:
         await self.close(container_id)
         for file, name, _ in self._files():
             if name == container_id:
-                await trio.to_thread.run_sync(file.unlink)
+                await self.in_thread(file.unlink)
 
     async def hold_run(self, disk: Disk, *directories: Path) -> None:
         """From here on what is written to these is on the disk, and nothing of the last run
@@ -161,7 +188,7 @@ class Disks:
         run = disk.path / "run"
         # However deep its user has made it.
         await self._run("rm", "-rf", run, seconds=COPY_SECONDS)
-        run.mkdir(mode=0o700)
+        await self.in_thread(run.mkdir, 0o700)
         for directory in directories:
             await self._run("cp", "-a", directory, run)
             await self._run("rm", "-rf", directory)
@@ -171,7 +198,7 @@ class Disks:
         """Make ``target``, on ``disk``, a copy of ``source``, where the users are this
         machine's: there they are the container's."""
         seen_as = disk.path / "source"
-        seen_as.mkdir(exist_ok=True)
+        await self._run("mkdir", "-p", seen_as)
         shift = f"0:{disk.uid}:{USERS}"
         mapped = f"X-mount.idmap=u:{shift} g:{shift}"
         await self._run("mount", "--bind", "-o", mapped, source, seen_as)
@@ -186,7 +213,7 @@ class Disks:
         unfinished = Path(f"{target}{UNFINISHED}")
         await self._run("rm", "-rf", unfinished, seconds=COPY_SECONDS)
         await self._run("cp", "-a", source, unfinished, seconds=COPY_SECONDS)
-        os.rename(unfinished, target)
+        await self.in_thread(os.rename, unfinished, target)
 
     async def _make(self, container_id: str, size: int) -> tuple[Path, int]:
         self._make_directory()
@@ -284,6 +311,11 @@ async def sizes(directories: Iterable[Path]) -> int:
     for directory in directories:
         total += await trio.to_thread.run_sync(add_up, directory)
     return total
+
+
+def _make_parts(mounted: Path) -> None:
+    for name in ("volumes", "begun"):
+        (mounted / name).mkdir(mode=0o700, exist_ok=True)
 
 
 def no_room(size: int) -> str:
