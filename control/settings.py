@@ -37,7 +37,7 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     session_seconds: float = 24 * HOURS
     #: Name of the administrator who is made when there is no user at all.
     admin_username: str = "admin"
-    #: Failed logins for one address or one user within the window; 0: no limit.
+    #: Failed logins for one user at one address within the window; 0: no limit.
     login_failures: int = 20
     login_window_seconds: float = 15 * 60.0
     #: Passwords hashed at once; others wait, up to the queue's bound.

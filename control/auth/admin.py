@@ -103,7 +103,8 @@ class AdminRoutes:
     async def create_user(self, call: Call, body: UserBody) -> UserInfo:
         username = people.new_username(body.username)
         display_name = people.clean_display_name(body.display_name, username)
-        hashed = await self._passwords.hash(new_password(body.password, username))
+        password = new_password(body.password, username)
+        hashed = await self._passwords.hash(password, call.address)
 
         def decide(txn: Txn) -> User:
             _check_admin(txn, call)

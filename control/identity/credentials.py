@@ -32,6 +32,7 @@ import msgspec
 import trio
 
 from control.errors import Unauthorized
+from control.http.forwarded import network_of
 from control.identity import ids
 from control.identity.access import Principal
 from control.identity.keys import SigningKeys
@@ -45,6 +46,7 @@ from control.identity.rows import (
     tokens,
     users,
 )
+from control.identity.users import note_place
 from control.records import Records, Table, Txn
 from gfs.errors import DiskFailed, GfsError
 
@@ -207,6 +209,7 @@ class Credentials:
                 users.put(txn, msgspec.structs.replace(found, password=new_password))
             _make_room(txn, user.id)
             sessions.insert(txn, row)
+            note_place(txn, user.id, network_of(address), now)
             return found
 
         found = await self._records.write(decide)

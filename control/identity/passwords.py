@@ -2,14 +2,16 @@
 
 Hashing one takes 64 MiB and a tenth of a second by design, and over a second on
 busy cores. So at most ``threads`` run at once, at most ``queue`` wait, and whoever
-would wait longer is told to come back. An unknown user costs the same hash as a
-wrong password, or the time would tell who exists.
+would wait longer is told to come back. Nobody fills the queue alone: an address has at
+most as many places as are left for the others. An unknown user costs the same hash as
+a wrong password, or the time would tell who exists.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
 
 from control.errors import BadRequest, Unavailable
+from control.http.forwarded import network_of
 from control.identity.users import bounded
 
 log = logging.getLogger(__name__)
@@ -60,20 +63,23 @@ class Passwords:
         self._hasher = hasher
         self._limiter = trio.CapacityLimiter(threads)
         self._places = threads + queue
-        self._inside = 0
+        self._inside: Counter[str] = Counter()
         self._dummy: str | None = None
 
-    async def hash(self, password: str) -> str:
-        """To be kept of ``password``. Raises Unavailable when the queue is full."""
-        return await self._in_turn(lambda: self._hasher.hash(password))
+    async def hash(self, password: str, address: str = "") -> str:
+        """To be kept of ``password``. Raises Unavailable when the queue is full.
 
-    async def verify(self, stored: str | None, password: str) -> bool:
+        ``address`` is the client's.
+        """
+        return await self._in_turn(lambda: self._hasher.hash(password), address)
+
+    async def verify(self, stored: str | None, password: str, address: str = "") -> bool:
         """Whether ``stored`` was made of ``password``; never if ``stored`` is None.
 
         Takes as long for None. Raises Unavailable when the queue is full. Cancelled
         while it waits, it leaves; once it hashes, it ends first.
         """
-        return await self._in_turn(lambda: self._verify(stored, password))
+        return await self._in_turn(lambda: self._verify(stored, password), address)
 
     def is_outdated(self, stored: str) -> bool:
         """Whether ``stored`` was made with other parameters than new ones are."""
@@ -101,12 +107,13 @@ class Passwords:
 
     async def prepare(self) -> None:
         """Make what unknown users are compared with, before the first one comes."""
-        await self._in_turn(self._dummy_hash)
+        await self._in_turn(self._dummy_hash, "")
 
-    async def _in_turn(self, work: Callable[[], T]) -> T:
-        if self._inside >= self._places:
+    async def _in_turn(self, work: Callable[[], T], address: str) -> T:
+        who = network_of(address)
+        if self._inside[who] >= self._places - self._inside.total():
             raise _busy()
-        self._inside += 1
+        self._inside[who] += 1
         try:
             # A thread that has begun is waited for: the deadline is for the turn.
             with trio.fail_after(TURN_SECONDS):
@@ -114,7 +121,9 @@ class Passwords:
         except trio.TooSlowError:
             raise _busy() from None
         finally:
-            self._inside -= 1
+            self._inside[who] -= 1
+            if not self._inside[who]:
+                del self._inside[who]
 
 
 def _busy() -> Unavailable:

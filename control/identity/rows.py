@@ -33,6 +33,13 @@ class Session(msgspec.Struct, array_like=True, frozen=True):
     address: str
 
 
+class Places(msgspec.Struct, array_like=True, frozen=True):
+    """Where a user has logged in from: the networks, and when last."""
+
+    user_id: str
+    last: dict[str, int]
+
+
 class Token(msgspec.Struct, array_like=True, frozen=True):
     """An API token: of a user, or of a service account of his."""
 
@@ -78,6 +85,7 @@ users: Table[User] = Table(
 sessions: Table[Session] = Table(
     "sessions", Session, key=lambda s: s.id, indexes={"user": lambda s: [s.user_id]}
 )
+places: Table[Places] = Table("places", Places, key=lambda p: p.user_id)
 tokens: Table[Token] = Table(
     "tokens",
     Token,
@@ -94,4 +102,4 @@ accounts: Table[ServiceAccount] = Table(
     "accounts", ServiceAccount, key=lambda a: a.id, indexes={"user": lambda a: [a.user_id]}
 )
 
-IDENTITY = Schema("identity", 1, [users, sessions, tokens, accounts])
+IDENTITY = Schema("identity", 1, [users, sessions, places, tokens, accounts])

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable
 
 from control.errors import BadRequest, Conflict, NoSuchThing
 from control.identity import ids
-from control.identity.rows import User, accounts, folded, sessions, tokens, users
+from control.identity.rows import (
+    Places,
+    User,
+    accounts,
+    folded,
+    places,
+    sessions,
+    tokens,
+    users,
+)
 from control.records import Taken, Txn
 
 NAME_BYTES_MAX = 64
@@ -16,6 +25,10 @@ NAME_SIGNS = "._-@+'"
 #: Letters that nobody can see.
 _FILLERS = "\u115f\u1160\u3164\uffa0"
 DISPLAY_NAME_BYTES_MAX = 128
+#: Of one user. The one not used for the longest time goes for a new one.
+PLACES_MAX = 32
+#: A login from a known place is written down this often.
+PLACE_SECONDS = 24 * 3600
 #: Of 57 thousand million ids; the second one that is taken would be a wonder.
 ID_TRIES = 16
 
@@ -86,6 +99,21 @@ def create(
     raise Conflict("no free user id was found: try again")
 
 
+def note_place(txn: Txn, user_id: str, network: str, now: int) -> None:
+    """The user has logged in from ``network``."""
+    row = places.get(txn, user_id) or Places(user_id, {})
+    if now - row.last.get(network, 0) < PLACE_SECONDS:
+        return
+    newest = sorted(({**row.last, network: now}).items(), key=lambda item: item[1])[-PLACES_MAX:]
+    places.put(txn, Places(user_id, dict(newest)))
+
+
+def is_place(txn: Txn, user_id: str, network: str) -> bool:
+    """Whether the user has logged in from ``network`` before."""
+    row = places.get(txn, user_id)
+    return row is not None and network in row.last
+
+
 def delete(txn: Txn, user_id: str, deletions: Iterable[Callable[[Txn, str], None]]) -> None:
     """Delete the user with all that is his alone, and let modules do their part.
 
@@ -98,6 +126,7 @@ def delete(txn: Txn, user_id: str, deletions: Iterable[Callable[[Txn, str], None
         raise Conflict("this is the last administrator: make another one first")
     for session in sessions.by(txn, "user", user_id):
         sessions.delete(txn, session.id)
+    places.delete(txn, user_id)
     for token in tokens.by(txn, "owner", user_id):
         tokens.delete(txn, token.id)
     for account in accounts.by(txn, "user", user_id):

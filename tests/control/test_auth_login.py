@@ -11,23 +11,29 @@ import pytest
 import trio
 from argon2 import PasswordHasher
 from auth_server import PASSWORD, CheapAuth, running
+from harness import GFS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import control.auth.login
 import control.call
 from control.auth.failures import wait_seconds
 from control.auth.first_start import FILE_NAME
+from control.identity import users as people
 from control.identity.rows import users
+from control.records import Txn
+
+DAY = 24 * 3600
 
 FAIL_THREE_TIMES = """
 import sys, time
 from pathlib import Path
-from control.auth.failures import Failures
+from control.auth.failures import Attempt, Failures
 from control.volatile import Volatile
 failures = Failures(Volatile.open(Path(sys.argv[1])), 4, 900)
 for _ in range(3):
-    failures.check("127.0.0.1", "ada", time.time())
-    failures.note("127.0.0.1", "ada", time.time())
+    failures.check(Attempt("ada", "", "127.0.0.1"), time.time())
+    failures.note(Attempt("ada", "", "127.0.0.1"), time.time())
 """
 
 
@@ -144,7 +150,7 @@ async def test_unknown_user_and_wrong_password_are_answered_the_same(tmp_path: P
 
 
 async def test_both_failures_cost_a_hash_and_over_the_limit_nothing_does(tmp_path: Path) -> None:
-    async with running(tmp_path, modules=(CountedAuth,), login_failures=2) as server:
+    async with running(tmp_path, modules=(CountedAuth,), login_failures=1) as server:
         await server.new_user("ada")
         hasher = CountedAuth.hasher
         assert isinstance(hasher, Counting)
@@ -186,9 +192,104 @@ async def test_workers_count_failures_together(tmp_path: Path) -> None:
         place = str(server.control / "volatile")
         command = [sys.executable, "-c", FAIL_THREE_TIMES, place]
         await trio.run_process(command)
-        for username, status in (("ada", 401), ("ada", 429), ("bob", 429)):
+        for username, status in (("ada", 401), ("ada", 429), ("bob", 401)):
             answer = await server.call("POST", "/api/login", username=username, password="no")
             assert answer.status_code == status
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How late each answer to a login came; the test does not wait for it."""
+    found: list[float] = []
+
+    async def note(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr(control.auth.login, "wait", note)
+    return found
+
+
+async def test_nobody_is_locked_out_by_guesses_from_elsewhere(
+    tmp_path: Path, waited: list[float]
+) -> None:
+    """Thousands of guessers, each at an address of his own."""
+
+    async def login(password: str, address: str, username: str = "ada") -> int:
+        answer = await server.http.post(
+            "/api/login",
+            json={"username": username, "password": password},
+            headers={"X-Forwarded-For": address},
+        )
+        return answer.status_code
+
+    proxy = {"trusted_proxies": "127.0.0.1"}
+    async with running(tmp_path, login_failures=2, **proxy) as server:
+        await server.new_user("ada")
+        assert await login(PASSWORD, "2001:db8::1") == 200
+        for username in ("ada", "nobody"):
+            waited.clear()
+            for number in range(8):
+                assert await login("guess", f"192.0.2.{number}", username) == 401
+            assert waited == [0, 0, 0.5, 1, 2, 4, 8, 8], "an unknown user is no faster"
+        waited.clear()
+        # At an address that is known nobody waits; at another one for a while.
+        assert await login(PASSWORD, "2001:db8::ffff") == 200
+        assert waited == []
+        assert await login(PASSWORD, "198.51.100.1") == 200
+        assert waited == [8]
+        assert await login(PASSWORD, "198.51.100.1") == 200
+        assert waited == [8], "by now it is known"
+        # At an address that is known guesses are guesses.
+        for status in (401, 401, 429):
+            assert await login("guess", "2001:db8::2") == status
+        assert await login(PASSWORD, "2001:db8::3") == 429
+        assert await login(PASSWORD, "2001:db8:0:1::3") == 200
+    # What is known outlives a restart, and logging out.
+    async with running(tmp_path, login_failures=2, **proxy) as server:
+        waited.clear()
+        assert await login(PASSWORD, "198.51.100.1") == 200
+        assert waited == []
+
+
+async def test_a_new_password_clears_the_counts(tmp_path: Path, waited: list[float]) -> None:
+    async with running(tmp_path, login_failures=1) as server:
+        ada = await server.new_user("ada")
+
+        async def guess() -> int:
+            answer = await server.call("POST", "/api/login", username="ada", password="guess")
+            return answer.status_code
+
+        assert [await guess(), await guess()] == [401, 429]
+        command = [*GFS, "control", "set-password", "ada", "--state", str(tmp_path)]
+        await trio.run_process(command, stdin=b"another horse", capture_stdout=True)
+        assert [await guess(), await guess()] == [401, 429]
+        assert max(waited) == 0
+        assert (await server.call("GET", "/api/session", ada)).status_code == 401
+
+
+async def test_places_of_a_user_are_bounded_and_go_with_him(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+        records = server.app.control.records
+
+        def fill(txn: Txn) -> None:
+            for number in range(1, 100):
+                people.note_place(txn, ada["user_id"], f"192.0.2.{number}", DAY * number)
+
+        def known(txn: Txn) -> list[int]:
+            return [
+                number
+                for number in range(100)
+                if people.is_place(txn, ada["user_id"], f"192.0.2.{number}")
+            ]
+
+        await records.write(fill)
+        with records.read() as reading:
+            assert len(known(reading)) == people.PLACES_MAX - 1  # and where he is today
+            assert known(reading)[-1] == 99
+        await server.call("DELETE", f"/admin/users?id={ada['user_id']}", server.admin)
+        with records.read() as reading:
+            assert known(reading) == []
 
 
 async def test_a_limit_of_0_is_none(tmp_path: Path) -> None:

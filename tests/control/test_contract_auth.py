@@ -181,10 +181,10 @@ def test_login_ignores_fields_it_does_not_know(cloud: Cloud, nobody: httpx.Clien
 # --- failed logins are limited ---------------------------------------------------------
 
 
-def test_failed_logins_are_limited_by_address(
+def test_failed_logins_are_limited_for_a_user_at_an_address(
     make_cloud: Callable[..., Cloud],
 ) -> None:
-    """20 by default: the 21st failure is not even looked at."""
+    """20 by default: the 21st attempt is not even looked at, there; elsewhere it is."""
     cloud = make_cloud(chunkservers=1)
     del cloud.cluster.environment["GFS_CONTROL_LOGIN_FAILURES"]
     cloud.start()
@@ -193,10 +193,17 @@ def test_failed_logins_are_limited_by_address(
         for _ in range(2):
             ok(log_in(client, username))
         for _ in range(20):
-            refused(log_in(client, unique("guessed"), "wrong"), 401)
-        limited = log_in(client, unique("guessed"), "wrong")
-        refused(limited, 429)
-        assert 1 <= int(limited.headers["Retry-After"]) <= 15 * 60
+            refused(log_in(client, username, "wrong"), 401)
+        for password in ("wrong", PASSWORD):
+            limited = log_in(client, username, password)
+            refused(limited, 429)
+            assert 1 <= int(limited.headers["Retry-After"]) <= 15 * 60
+        refused(log_in(client, unique("guessed"), "wrong"), 401)
+        ok(log_in(client, add_user(cloud)))
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=cloud.url, transport=transport) as elsewhere:
+        refused(log_in(elsewhere, username, "wrong"), 401)
+        ok(log_in(elsewhere, username))
 
 
 def test_the_limit_can_be_set_and_is_not_for_successes(make_cloud: Callable[..., Cloud]) -> None:

@@ -100,21 +100,21 @@ async def test_failed_logins_count_by_what_a_trusted_proxy_tells(
 ) -> None:
     async with running(tmp_path, login_failures=1, trusted_proxies=trusted) as server:
 
-        async def guess(username: str, forwarded: str) -> int:
+        async def guess(forwarded: str) -> int:
             answer = await server.http.post(
                 "/api/login",
-                json={"username": username, "password": "no"},
+                json={"username": "ada", "password": "no"},
                 headers={"X-Forwarded-For": forwarded},
             )
             return answer.status_code
 
-        assert await guess("ada", "192.0.2.1") == 401
-        assert await guess("bob", "192.0.2.2") == others
-        assert await guess("cy", "192.0.2.3, 192.0.2.1") == 429, "an address of one's own making"
+        assert await guess("192.0.2.1") == 401
+        assert await guess("192.0.2.2") == others
+        assert await guess("192.0.2.3, 192.0.2.1") == 429, "an address of one's own making"
         # Not the header that the framework keeps the peer's address in, either.
         answer = await server.http.post(
             "/api/login",
-            json={"username": "dan", "password": "no"},
+            json={"username": "ada", "password": "no"},
             headers={"X-Forwarded-For": "192.0.2.1", "Remote-Addr": "192.0.2.9"},
         )
         assert answer.status_code == 429

@@ -99,20 +99,50 @@ async def test_few_at_once_and_a_bounded_queue() -> None:
     passwords = Passwords(2, 3, hasher)
     done: list[str] = []
 
-    async def one() -> None:
-        done.append(await passwords.hash("x"))
+    async def one(address: str) -> None:
+        done.append(await passwords.hash("x", address))
 
     async with trio.open_nursery() as nursery:
-        for _ in range(5):
-            nursery.start_soon(one)
+        for number in range(5):
+            nursery.start_soon(one, f"192.0.2.{number}")
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Unavailable) as refused:
-            await passwords.hash("x")
+            await passwords.hash("x", "192.0.2.5")
         assert refused.value.headers["Retry-After"]
         hasher.go.set()
     assert len(done) == 5
     assert hasher.most_at_once <= 2
     await passwords.hash("there is room again")
+
+
+async def test_one_address_leaves_places_to_others() -> None:
+    hasher = Stuck()
+    passwords = Passwords(2, 6, hasher)
+
+    async def taken_by(*addresses: str) -> list[str]:
+        """Those who got a place, of all who came one after the other."""
+        refused: list[str] = []
+
+        async def one(address: str) -> None:
+            try:
+                await passwords.hash("x", address)
+            except Unavailable:
+                refused.append(address)
+
+        for address in addresses:
+            nursery.start_soon(one, address)
+            await trio.testing.wait_all_tasks_blocked()
+        return [address for address in addresses if address not in refused]
+
+    async with trio.open_nursery() as nursery:
+        assert await taken_by("a", "a", "a", "a") == ["a"] * 4
+        assert await taken_by("a") == []
+        # Of IPv6 whoever has a network has all addresses in it.
+        assert await taken_by("2001:db8::1", "2001:db8::2") == ["2001:db8::1", "2001:db8::2"]
+        assert await taken_by("2001:db8::3") == []
+        assert await taken_by("2001:db8:0:1::1") == ["2001:db8:0:1::1"]
+        assert await taken_by("b") == ["b"]
+        hasher.go.set()
 
 
 async def test_who_leaves_the_queue_makes_room() -> None:
@@ -123,9 +153,9 @@ async def test_who_leaves_the_queue_makes_room() -> None:
         await trio.testing.wait_all_tasks_blocked()
         with trio.CancelScope() as scope:
             nursery.start_soon(_cancel_when_blocked, scope)
-            await passwords.hash("second")
+            await passwords.hash("second", "192.0.2.2")
         assert scope.cancelled_caught
-        nursery.start_soon(passwords.hash, "third")
+        nursery.start_soon(passwords.hash, "third", "192.0.2.3")
         await trio.testing.wait_all_tasks_blocked()
         hasher.go.set()
 
