@@ -127,7 +127,10 @@ class Volatile:
         None if there is none, it has expired, or it does not fit the type.
         """
         value = self._run(lambda txn: txn.get(_key(kind, key)), write=False)
-        if value is None or _expires(value) <= (time.time() if now is None else now):
+        return self._decoded(value, type, time.time() if now is None else now)
+
+    def _decoded(self, value: bytes | None, type: type[T], now: float) -> T | None:
+        if value is None or _expires(value) <= now:
             return None
         data = value[_EXPIRES.size :]
         if type is bytes:
@@ -156,6 +159,30 @@ class Volatile:
             return times
 
         return self._run(work, write=True)
+
+    def change(
+        self,
+        kind: str,
+        key: str,
+        type: type[T],
+        work: Callable[[T | None], T | None],
+        *,
+        ttl_seconds: float,
+    ) -> None:
+        """Set a fact to what *work* makes of it, in one step for all processes; None: of
+        one that is not there, and to forget it."""
+        now = time.time()
+
+        def step(txn: Raw) -> None:
+            value = txn.get(_key(kind, key))
+            new = work(self._decoded(value, type, now))
+            if new is not None:
+                expires = _EXPIRES.pack(now + ttl_seconds)
+                txn.put(_key(kind, key), expires + msgspec.msgpack.encode(new))
+            elif value is not None:
+                txn.delete(_key(kind, key))
+
+        self._run(step, write=True)
 
     def delete(self, kind: str, key: str) -> None:
         """Forget a fact, if it is there."""

@@ -504,7 +504,7 @@ class Storage(Module):
 
     async def progress(self, call: Call) -> Response:
         query = call.query(ProgressQuery)
-        listening = Listening(self.control.volatile, call.user.user_id, query.id)
+        listening = Listening(self.control.volatile, self.transfers, call.user.user_id, query.id)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Response(listening.events(), 200, headers, content_type="text/event-stream")
 

@@ -73,14 +73,17 @@ class Uploads:
         expected = size if size is not None or form else length
         transfer = self._transfers.begin(call, wish.transfer_id, "upload", expected or 0)
         upload = _Upload(call, self._cluster.fs, self._spaces, wish, transfer, size)
-        with transfer:
-            if wish.path is None:
-                upload.find_space()
-            else:
-                await upload.check(wish.path)
-            if reader is None:
-                return await upload.take_raw()
-            return await upload.take_form(reader)
+        try:
+            with transfer:
+                if wish.path is None:
+                    upload.find_space()
+                else:
+                    await upload.check(wish.path)
+                if reader is None:
+                    return await upload.take_raw()
+                return await upload.take_form(reader)
+        finally:
+            await transfer.heard()
 
 
 class _Upload:

@@ -1413,6 +1413,11 @@ class Listener:
     def rest(self) -> list[dict[str, Any]]:
         return list(iter(self.event, None))
 
+    def rest_now(self) -> list[dict[str, Any]]:
+        """What is here already, which must be all: no wait for anything."""
+        self.connection.socket.setblocking(False)
+        return self.rest()
+
 
 def check_events(events: list[dict[str, Any]], transfer: str, direction: str, total: int) -> None:
     assert events
@@ -1675,8 +1680,45 @@ def test_progress_is_told_by_either_worker(make_cloud: Callable[..., Cloud]) -> 
     slow.send(MIB)
     ok(slow.connection.answer())
     for listener in listeners:
-        check_events(listener.rest()[-1:], transfer, "upload", total)
+        # Clients stop listening at the answer, so the end has been told before it.
+        check_events(listener.rest_now()[-1:], transfer, "upload", total)
         listener.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * MIB])
+@pytest.mark.parametrize("announced", [True, False])
+def test_the_end_is_told_before_the_upload_is_answered(
+    cloud: Cloud, user: httpx.Client, space: str, size: int, announced: bool
+) -> None:
+    transfer, name = unique("t"), unique("end")
+    for status in (200, 409):  # the second time the file is there
+        listener = Listener(cloud.url, f"{transfer}-{status}", bearer(user))
+        listener.wait_for_comment()
+        answer = user.post(
+            "/storage/upload",
+            params={"namespace": space, "id": f"{transfer}-{status}"},
+            files={"file": (name, bytes(size))},
+            headers={"X-File-Size": str(size)} if announced else {},
+        )
+        assert answer.status_code == status
+        last = listener.rest_now()[-1]
+        assert last["done"]
+        assert ("error" in last) == (status != 200)
+        listener.close()
+
+
+def test_a_strangers_listening_is_neither_told_nor_waited_for(
+    cloud: Cloud, user: httpx.Client, space: str
+) -> None:
+    transfer = unique("t")
+    listener = Listener(cloud.url, transfer, bearer(user))
+    listener.wait_for_comment()
+    bob, _ = cloud.make_user()
+    stranger = Listener(cloud.url, transfer, bearer(bob))
+    stranger.wait_for_comment()
+    ok(user.put(url_of(space, unique("held")), params={"id": transfer}, content=DATA))
+    check_events(listener.rest_now(), transfer, "upload", len(DATA))
+    assert stranger.rest() == []
 
 
 # --- the cluster -------------------------------------------------------------------------
