@@ -182,6 +182,9 @@ class Backend(Protocol):
         to time, too, to put right what no sighting shows, should somebody have changed it:
         whoever is connected must not notice."""
 
+    def port_refusal(self, port: int) -> str:
+        """Why no container can have this port outside; "" if one can, as far as is known."""
+
     async def usage(self, spec: Spec) -> Usage:
         """Of a running container."""
 

@@ -161,6 +161,8 @@ class Containers:
         with self._records.read() as txn:
             _new(txn, user_id, body)
         room = await self._room(check=True)
+        for rule in body.ingress_rules:
+            self._check_port(rule.port)
 
         def insert(txn: Txn) -> Container:
             if users.get(txn, user_id) is None:
@@ -226,6 +228,7 @@ class Containers:
     async def add_rule(self, call: Call, body: NewRule) -> Rule:
         self.own(call)
         asked = names.check_rule(body.port, body.target_port)
+        self._check_port(asked.port)
         found: list[Rule] = []
 
         def write(txn: Txn) -> None:
@@ -242,6 +245,10 @@ class Containers:
 
         await self._write(write)
         return found[-1]
+
+    def _check_port(self, port: int) -> None:
+        if refusal := self._backend.port_refusal(port):
+            raise BadRequest(f"port {port}: {refusal}")
 
     async def remove_rule(self, call: Call, port: int) -> None:
         def decide(row: Container) -> Container:

@@ -60,6 +60,9 @@ class NoBackend:
     async def delete(self, container_id: str, user_id: str) -> None:
         raise self._refusal()
 
+    def port_refusal(self, port: int) -> str:
+        return ""
+
     async def expose(self, spec: Spec) -> None:
         raise self._refusal()
 

@@ -194,6 +194,9 @@ class World:
             if self.things.pop(container_id, None) is not None:
                 self.changed(container_id)
 
+    def port_refusal(self, port: int) -> str:
+        return ""
+
     async def expose(self, spec: Spec) -> None:
         self.closed.add(spec.id)
         async with self._call(spec.id):

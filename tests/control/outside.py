@@ -245,6 +245,9 @@ class Outside:
             await self.world.pass_by("delete-half")
             self.world.remove(container_id)
 
+    def port_refusal(self, port: int) -> str:
+        return ""
+
     async def expose(self, spec: Spec) -> None:
         async with self._call("expose", spec.id):
             thing = self.world.thing(spec.id)

@@ -77,6 +77,7 @@ class World:
     is_quick: bool = True
     is_up: bool = True
     room: Room | None = None
+    ports_refused: set[int] = field(default_factory=set)
     logs: list[str] = field(default_factory=list)
     #: Whether those who follow the logs wait for yet more.
     logs_go_on: bool = False
@@ -154,6 +155,9 @@ class Scripted:
     async def delete(self, container_id: str, user_id: str) -> None:
         async with self._call("delete", container_id):
             self.world.lose(container_id)
+
+    def port_refusal(self, port: int) -> str:
+        return "somebody has it" if port in self.world.ports_refused else ""
 
     async def expose(self, spec: Spec) -> None:
         async with self._call("expose", spec.id):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
 import pytest
 
-from control.compute.podman import foreign
+from control.compute.podman import foreign, processes
 from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.processes import listeners
 
@@ -28,7 +29,7 @@ from control.compute.podman.processes import listeners
 async def test_a_port_where_another_service_was_seen_is_its_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, service: str, is_foreign: bool
 ) -> None:
-    ports = ForeignPorts(str(tmp_path), host)
+    ports, other = ForeignPorts(str(tmp_path), host), ForeignPorts(str(tmp_path), host)
     family = socket.AF_INET6 if ":" in service else socket.AF_INET
     with socket.create_server((service, 0), family=family) as listener:
         port = listener.getsockname()[1]
@@ -38,7 +39,9 @@ async def test_a_port_where_another_service_was_seen_is_its_for_good(
         assert not ports.has(port), "what is ours is not another's"
         await ports.look(set)
     assert ports.has(port) == is_foreign
-    # Also when that service is down, and we have been restarted.
+    # Also in other processes, when that service is down, and when we have been restarted.
+    other.read()
+    assert other.has(port) == is_foreign
     assert ForeignPorts(str(tmp_path), host).has(port) == is_foreign
 
 
@@ -47,3 +50,18 @@ async def test_ports_that_no_rule_can_open_are_of_no_interest(tmp_path: Path) ->
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await ports.look(set)
         assert not ports.has(listener.getsockname()[1])
+
+
+def test_however_long_the_tables_are_only_their_beginning_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is in a container says how many sockets there are."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        everything = listeners("self")
+        for size in range(0, 2000, 7):
+            monkeypatch.setattr(processes, "TABLE_BYTES_MAX", size)
+            found = listeners("self")
+            assert found <= everything
+            assert len(found) <= 2 * size // 100

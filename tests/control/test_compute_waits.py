@@ -174,3 +174,15 @@ async def test_an_error_of_what_runs_containers_is_told_without_paths_and_logged
     answer = await c.call("POST", "/compute/containers", c.ada, **body)
     refused(answer, 503, "no disk at …: make room")
     assert "/srv/secret/place" in caplog.text
+
+
+async def test_a_port_that_no_container_can_have_is_refused_and_in_no_rule(c: Computing) -> None:
+    made = await c.running(c.ada)
+    c.world.ports_refused = {8080}
+    path = f"/compute/containers/{made['id']}/ingress"
+    refused(await c.call("POST", path, c.ada, port=8080), 400, "port 8080: somebody has it")
+    ok(await c.call("POST", path, c.ada, port=8081))
+    assert [rule["port"] for rule in ok(await c.call("GET", path, c.ada))["rules"]] == [8081]
+    key = (await c.key(c.bob))["id"]
+    body = {"name": "box", "ssh_key_ids": [key], "ingress_rules": [{"port": 8080}]}
+    refused(await c.call("POST", "/compute/containers", c.bob, **body), 400, "port 8080")

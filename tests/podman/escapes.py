@@ -138,6 +138,7 @@ LIMITS = [
         "perl -e 'for (1..1100) { my $p = fork(); exit(1) if !defined $p; "
         "if (!$p) { sleep 3; exit 0 } } exit(0)'",
     ),
+    Escape("core dumps on this machine's disk", "ulimit -c 1"),
     Escape("more descriptors than granted", "ulimit -Hn 4097"),
     Escape(
         "more open files than granted",

@@ -381,6 +381,8 @@ async def test_a_container_never_gets_the_port_of_another_service_also_after_its
             seen = await here.seen.phase(spec, "running")
             assert "port 8767" in seen.reason
             assert "another service of this machine has it" in seen.reason
+            assert "another service" in here.backend.port_refusal(8767)
+            assert here.backend.port_refusal(8768) == ""
         # Both are down for a moment, and the tenant asks again.
         await here.backend.expose(spec_with(spec, ports=()))
         await here.backend.expose(spec)

@@ -166,6 +166,9 @@ class Kubernetes:
         else:
             await self._watching.something_gone()
 
+    def port_refusal(self, port: int) -> str:
+        return ""
+
     async def expose(self, spec: Spec) -> None:
         with translated():
             await self._make_parts(spec)

@@ -35,6 +35,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import shutil
 import socket
 import zlib
 from collections.abc import AsyncGenerator, Iterator
@@ -56,7 +57,7 @@ from control.compute.backend import (
     Usage,
     Watch,
 )
-from control.compute.gateway import Address, Gateway, Target, connect_tcp
+from control.compute.gateway import OTHERS, Address, Gateway, Target, connect_tcp
 from control.compute.podman import shapes
 from control.compute.podman.api import Api
 from control.compute.podman.disks import Disk, Disks, sizes
@@ -79,6 +80,8 @@ log = logging.getLogger("control.compute")
 
 SSH = 22
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
+#: What containers are kept apart with, and their disks made.
+TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount"}
 MIB = 1024**2
 GIB = 1024**3
 
@@ -146,6 +149,8 @@ class Podman:
 
     async def check(self) -> None:
         image = self._installation.image
+        if missing := [package for name, package in TOOLS.items() if shutil.which(name) is None]:
+            raise BackendUnavailable(f"Containers cannot be run here: install {missing[0]}.")
         if os.geteuid() != 0:
             raise BackendUnavailable(
                 "Podman is used as root only: run the control plane as root, "
@@ -302,6 +307,10 @@ class Podman:
         await self._disks.remove(container_id)
         self._slots.free(container_id)
         self._touch(container_id)
+
+    def port_refusal(self, port: int) -> str:
+        self._foreign.read()
+        return OTHERS if self._foreign.has(port) else ""
 
     async def expose(self, spec: Spec) -> None:
         host = self._settings.gateway_host

@@ -12,6 +12,7 @@ the control plane looked.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 from collections.abc import Callable
@@ -42,11 +43,14 @@ class ForeignPorts:
     def __init__(self, directory: str, host: str) -> None:
         self._path = Path(directory) / FILE
         self._host = host
-        try:
+        self._ports: set[int] = set()
+        self.read()
+
+    def read(self) -> None:
+        """What other processes of ours have written since."""
+        with contextlib.suppress(FileNotFoundError):
             words = self._path.read_text().split()
-        except FileNotFoundError:
-            words = []
-        self._ports = {int(word) for word in words if word.isdecimal()}
+            self._ports |= {int(word) for word in words if word.isdecimal()}
 
     def has(self, port: int) -> bool:
         return port in self._ports
@@ -65,8 +69,9 @@ class ForeignPorts:
             await trio.sleep(LOOK_SECONDS)
 
     async def look(self, own: Callable[[], set[Address]]) -> None:
-        found = await trio.to_thread.run_sync(listeners, "self", abandon_on_cancel=True)
         ours = own()
+        found = await trio.to_thread.run_sync(listeners, "self", abandon_on_cancel=True)
+        ours |= own()
         for host, port in found:
             if port in PORTS and (host, port) not in ours and self._overlaps(host):
                 self.add(port)

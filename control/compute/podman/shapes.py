@@ -217,7 +217,11 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path | None) -
             "memory": {"limit": memory, "swap": memory},
             "pids": {"limit": PIDS},
         },
-        "r_limits": [{"type": "nofile", "hard": DESCRIPTORS, "soft": DESCRIPTORS}],
+        "r_limits": [
+            {"type": "nofile", "hard": DESCRIPTORS, "soft": DESCRIPTORS},
+            # A program of this machine may take them, and put them on its disk.
+            {"type": "core", "hard": 0, "soft": 0},
+        ],
         "restart_policy": "on-failure",
         "restart_tries": RESTARTS,
         "stop_timeout": STOP_SECONDS,
