@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -319,6 +320,14 @@ class NewFile(File):
         self._terms = terms
         self._upload = Upload(core, replication)
         self.entry: Entry | None = None
+        #: The file that this one took the place of, once it is published.
+        self.replaced: Entry | None = None
+
+    def expect(self, inode: int) -> None:
+        """What must be at the path when this is published, as ``expect`` of
+        :meth:`Client.create`; instead of what was said there."""
+        self._check_open()
+        self._terms = replace(self._terms, expect=inode)
 
     @property
     def length(self) -> int:
@@ -353,7 +362,8 @@ class NewFile(File):
         if self.closed:
             return
         self.closed = True
-        self.entry = await self._upload.publish(self.path, self._terms)
+        reply = await self._upload.publish(self.path, self._terms)
+        self.entry, self.replaced = reply.entry, next(iter(reply.replaced), None)
 
     async def abort(self) -> None:
         self.closed = True

@@ -67,7 +67,7 @@ async def put(
         upload = Upload(core, replication)
         try:
             await feed.fill(upload, report)
-            return await upload.publish(path, terms)
+            return (await upload.publish(path, terms)).entry
         # Servers that filled up: the master finds others, or makes room, or says that it cannot.
         except (ChunkUnavailable, DiskFull):
             again = attempt < TRIES_MAX and feed.can_rewind()

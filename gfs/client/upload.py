@@ -48,7 +48,6 @@ from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import encode_frame, encode_head
 from gfs.protocol.messages import (
     PACKETS_IN_FLIGHT_MIN,
-    Entry,
     Failure,
     Packet,
     PacketAck,
@@ -464,7 +463,7 @@ class Upload:
 
     # --- the end ------------------------------------------------------------------
 
-    async def publish(self, path: str, terms: Terms) -> Entry:
+    async def publish(self, path: str, terms: Terms) -> PublishReply:
         """Make the file visible, whole. Acknowledged when this returns.
 
         Raises AlreadyExists, FileChanged and the other errors of the namespace; the upload is
@@ -472,12 +471,12 @@ class Upload:
         """
         try:
             await self._finish_chunks()
-            entry = await self._publish(path, terms)
+            reply = await self._publish(path, terms)
         except BaseException:
             await self.abort()
             raise
         self._end()
-        return entry
+        return reply
 
     async def _finish_chunks(self) -> None:
         # With nothing left to send, an empty last packet ends the exchange.
@@ -488,7 +487,7 @@ class Upload:
                 await self._receive_ack(chunk)
         self._unfinished.clear()
 
-    async def _publish(self, path: str, terms: Terms) -> Entry:
+    async def _publish(self, path: str, terms: Terms) -> PublishReply:
         ids: dict[str, int] = {}
         chunks = [
             PublishedChunk(
@@ -516,7 +515,7 @@ class Upload:
             below=terms.parents if isinstance(terms.parents, str) else "",
         )
         body = msgspec.msgpack.encode(chunks)
-        return (await self._core.master.ask(request, PublishReply, body)).entry
+        return await self._core.master.ask(request, PublishReply, body)
 
     async def abort(self) -> None:
         """Give up: nothing of the file is or becomes visible. Never raises for that."""

@@ -283,7 +283,12 @@ def plan_publish(
         request.digest,
         request.attributes,
     )
-    return operation, PublishReply(id=0, entry=entry)
+    return operation, PublishReply(0, entry, _replaced(txn, path, existing))
+
+
+def _replaced(txn: Txn, path: str, existing: tuple[int, int] | None) -> list[Entry]:
+    row = inode_row(txn, existing[0]) if existing is not None else None
+    return [entry_of(path, existing[0], row)] if existing is not None and row is not None else []
 
 
 def _kept_ns(txn: Txn, replaced: tuple[int, int] | None) -> int:

@@ -587,6 +587,8 @@ class Publish(Mutation, tag=36):
 
 class PublishReply(Message, tag=37):
     entry: Entry
+    #: The file that had the name until then, if one had.
+    replaced: list[Entry] = []
 
 
 # --- client to master: namespace mutations ------------------------------------

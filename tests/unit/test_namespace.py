@@ -911,6 +911,24 @@ def publish(real: Real, number: int, path: str, length: int, **more: Any) -> Ent
     return outcome.entry
 
 
+def test_publishing_tells_what_was_replaced(real: Real) -> None:
+    def publishing(number: int, length: int, owner: str) -> Outcome:
+        request = Publish(0, CLIENT, number, "/f", length, 3, True, True, [])
+        request.attributes = {"owner": owner}
+        chunks = real.chunks_for(length)
+        plan: Plan = lambda txn: plan_publish(txn, request, chunks, 3, number)  # noqa: E731
+        (outcome,) = real.commit([(number, plan)])
+        # Asked again, it says the same.
+        assert real.commit([(number, plan)]) == [outcome]
+        return outcome
+
+    first = publishing(1, 7, "ada")
+    second = publishing(2, 9, "bob")
+    assert isinstance(first, PublishReply)
+    assert isinstance(second, PublishReply)
+    assert (first.replaced, second.replaced) == ([], [first.entry])
+
+
 def test_length_only_grows_and_within_the_chunks(real: Real) -> None:
     entry = publish(real, 1, "/f", CHUNK + 10)
 
