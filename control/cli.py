@@ -180,6 +180,79 @@ def set_password(cluster: Cluster, user: str) -> None:
     print(f"{user} has a new password.")
 
 
+class _Limit(click.ParamType[Any]):
+    """A number, with K, M, G or T after it if it is large; or ``default``."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value).strip().upper()
+        if text == "DEFAULT":
+            return text
+        digits = text.rstrip("KMGT")
+        power = "KMGT".find(text[len(digits) :]) + 1 if text[len(digits) :] else 0
+        if not (digits.isascii() and digits.isdecimal() and len(text) - len(digits) < 2):
+            self.fail(f"{value!r}: write a number, as 5000 or 20G, or default", param, ctx)
+        return int(digits) * 1024**power
+
+
+_LIMIT = _Limit()
+
+
+@control.command("quota")
+@click.argument("user")
+@click.option("--bytes", type=_LIMIT, help="In files: 20G, say.")
+@click.option("--files", type=_LIMIT, help="How many files.")
+@click.option("--namespaces", type=_LIMIT, help="Storage namespaces.")
+@click.option("--containers", type=_LIMIT, help="Stopped ones count.")
+@click.option("--memory-mb", type=_LIMIT, help="Of containers that are not stopped.")
+@click.option("--storage-gb", type=_LIMIT, help="Of all containers.")
+@cluster_options("state", "config")
+def quota(cluster: Cluster, user: str, **limits: Any) -> None:
+    """Show what USER may have and has, after changing what is named.
+
+    The word default takes a change back. Works while the control plane runs; a
+    limit below what the user has takes nothing away.
+    """
+    with _packages():
+        import trio
+
+        from control import quotas
+        from control.quota.limits import LIMIT_MAX
+    changes = {
+        name: None if limit == "DEFAULT" else limit
+        for name, limit in limits.items()
+        if limit is not None
+    }
+    for name, limit in changes.items():
+        if limit is not None and limit > LIMIT_MAX:
+            raise click.UsageError(f"--{name.replace('_', '-')}: at most {LIMIT_MAX}")
+    _records_directory(cluster)
+    for line in trio.run(quotas.change, _offline(cluster), user.strip(), changes):
+        changed = "" if line.is_changed else "  (default)"
+        print(f"{line.name:<10}  {line.used:>15} of {line.limit:>15}{changed}")
+
+
+@control.command("recount")
+@cluster_options("master", "state", "key_file", "tls", "config")
+def recount(cluster: Cluster) -> None:
+    """Count the files of all users anew.
+
+    That is done by itself when a process died or the machine was booted; by hand
+    after files below /storage were changed by other means than the REST API.
+    Works while everything runs.
+    """
+    with _packages():
+        import trio
+
+        from control import quotas
+    _records_directory(cluster)
+    found = trio.run(quotas.recount, _offline(cluster))
+    for name, (before, now) in sorted(found.items()):
+        print(f"{name}: {now[0]} files, {now[1]} bytes (were {before[0]} and {before[1]})")
+    print("All files are counted." if found else "All files are counted; nothing has changed.")
+
+
 @contextlib.contextmanager
 def _packages() -> Iterator[None]:
     """What the client library does without is installed, or said."""
@@ -202,6 +275,21 @@ def _settings(cluster: Cluster, flags: dict[str, Any]) -> ControlSettings:
 
 def _app(cluster: Cluster, settings: ControlSettings) -> Any:
     from control.app import build_app
+
+    return build_app(settings.module_names, settings, **_whereabouts(cluster))
+
+
+def _offline(cluster: Cluster) -> Any:
+    """What a server works on, for a command that is none."""
+    from control.module import discover
+    from control.runtime import Control
+
+    where = _whereabouts(cluster)
+    return Control(_settings(cluster, {}), where.pop("state"), [*discover().values()], **where)
+
+
+def _whereabouts(cluster: Cluster) -> dict[str, Any]:
+    """Of the state, and of the file system."""
     from gfs.state import read_keys
 
     named = cluster.state is None
@@ -212,15 +300,13 @@ def _app(cluster: Cluster, settings: ControlSettings) -> Any:
     if has_key:
         # One that was named and is no good is said now, not tried again and again.
         read_keys(key_file(cluster))
-    return build_app(
-        settings.module_names,
-        settings,
-        state=state_directory(cluster),
-        master=master,
-        key=key_file(cluster) if has_key else None,
-        tls=cluster.tls,
-        config=cluster.config,
-    )
+    return {
+        "state": state_directory(cluster),
+        "master": master,
+        "key": key_file(cluster) if has_key else None,
+        "tls": cluster.tls,
+        "config": cluster.config,
+    }
 
 
 def _arguments(cluster: Cluster, flags: dict[str, Any]) -> list[str]:

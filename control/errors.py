@@ -13,7 +13,8 @@
     ├── TooLarge          413  the body is above its bound
     ├── UpgradeRequired   426  it is a WebSocket: with ``Upgrade``
     ├── TooManyRequests   429  with ``Retry-After``
-    └── Unavailable       503  what it needs does not answer now
+    ├── Unavailable       503  what it needs does not answer now
+    └── QuotaReached      507  the user has no room for it
 
 Every answer is ``{"error": "<one line>"}``. Errors of the file system are
 translated at this border (:func:`explain`): a user is told what he can do, and
@@ -107,6 +108,10 @@ class TooManyRequests(ApiError):
 
 class Unavailable(ApiError):
     status = 503
+
+
+class QuotaReached(ApiError):
+    status = 507
 
 
 #: What a user can be told of a failure inside.

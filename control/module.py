@@ -48,6 +48,8 @@ GROUP = "gfs.control.modules"
 Handler = Callable[..., Awaitable[Any]]
 #: Part of a transaction that deletes the user of this id.
 UserDeletion = Callable[[Txn, str], None]
+#: What the user of this id has, by the names of control.quota.Limits.
+UsageOf = Callable[[Txn, str], dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Module:
     settings: Settings
     #: What a user's deletion does to its rows, in the same transaction.
     on_user_deleted: ClassVar[UserDeletion | None] = None
+    #: What a user has of that for which there are quotas, as far as its rows tell.
+    usage: ClassVar[UsageOf | None] = None
 
     def __init__(self, control: Control) -> None:
         self.control = control

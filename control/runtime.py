@@ -12,9 +12,13 @@ from control.identity.rows import IDENTITY
 from control.identity.scopes import SEED_SCOPES, ScopeTable, merge
 from control.metrics import Metrics
 from control.module import Module, UserDeletion
-from control.records import Records, Schema
+from control.quota import QUOTA, Ledger, Limits, limits_of
+from control.quota.limits import forget_limits
+from control.quota.usage import count
+from control.records import Records, Schema, Txn
 from control.settings import ControlSettings
 from control.volatile import Volatile
+from gfs.config import load
 
 #: Below the state directory.
 DIRECTORY = "control"
@@ -32,6 +36,8 @@ class Control:
     volatile: Volatile
     keys: SigningKeys
     credentials: Credentials
+    #: What users have in files.
+    ledger: Ledger
 
     def __init__(
         self,
@@ -54,14 +60,31 @@ class Control:
         self.config = config
         self._installed = installed
         self.metrics = Metrics()
+        #: What users may have of whom nobody said otherwise.
+        self.limits = load(Limits, "quota", file=config)
         self.scopes: ScopeTable = merge([SEED_SCOPES, *(kind.scopes for kind in installed)])
 
     @property
     def user_deletions(self) -> list[UserDeletion]:
         """To be called, all of them, in the transaction that deletes a user."""
-        return [
-            kind.on_user_deleted for kind in self._installed if kind.on_user_deleted is not None
-        ]
+        of_modules = [kind.on_user_deleted for kind in self._installed]
+        return [forget_limits, *(deletion for deletion in of_modules if deletion is not None)]
+
+    def limits_of(self, user_id: str) -> Limits:
+        """What the user may have, as of now."""
+        with self.records.read() as txn:
+            return limits_of(txn, user_id, self.limits)
+
+    def used_by(self, txn: Txn, user_id: str) -> dict[str, int]:
+        """What the user has, by the names of :class:`Limits`."""
+        found: dict[str, int] = {}
+        for kind in self._installed:
+            if kind.usage is not None:
+                found |= kind.usage(txn, user_id)
+        with self.ledger.read() as counted:
+            files = count(counted, "u", user_id)
+        # Until everything was counted after a boot, deletions may have made it negative.
+        return found | {"bytes": max(0, files.bytes), "files": max(0, files.files)}
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -69,7 +92,7 @@ class Control:
 
         Raises StartupError when they cannot be opened, or are of newer code.
         """
-        schemas: list[Schema] = [IDENTITY]
+        schemas: list[Schema] = [IDENTITY, QUOTA]
         for kind in self._installed:
             schemas += [schema for schema in kind.schemas if schema not in schemas]
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,9 +106,13 @@ class Control:
         try:
             self.volatile = Volatile.open(self.directory / "volatile")
             try:
-                self.keys = SigningKeys.open(self.directory / "keys")
-                self.credentials = Credentials(self.records, self.keys)
-                yield
+                self.ledger = Ledger.open(self.directory / "usage", map_bytes=settings.map_bytes)
+                try:
+                    self.keys = SigningKeys.open(self.directory / "keys")
+                    self.credentials = Credentials(self.records, self.keys)
+                    yield
+                finally:
+                    self.ledger.close()
             finally:
                 self.volatile.close()
         finally:

@@ -107,7 +107,7 @@ class AdminRoutes:
         hashed = await self._passwords.hash(password, call.address)
 
         def decide(txn: Txn) -> User:
-            _check_admin(txn, call)
+            check_admin(txn, call)
             return people.create(
                 txn,
                 username=username,
@@ -125,7 +125,7 @@ class AdminRoutes:
             raise BadRequest("id: you cannot delete yourself: let another administrator do it")
 
         def decide(txn: Txn) -> None:
-            _check_admin(txn, call)
+            check_admin(txn, call)
             people.delete(txn, user_id, self._control.user_deletions)
 
         await self._control.records.write(decide, seconds=DELETE_SECONDS)
@@ -156,7 +156,7 @@ class AdminRoutes:
         session_id = call.query(SessionQuery).id
 
         def decide(txn: Txn) -> None:
-            _check_admin(txn, call)
+            check_admin(txn, call)
             if sessions.delete(txn, session_id) is None:
                 raise NoSuchThing("no such session")
 
@@ -177,7 +177,7 @@ class AdminRoutes:
             await trio.lowlevel.checkpoint()
 
 
-def _check_admin(txn: Txn, call: Call) -> None:
+def check_admin(txn: Txn, call: Call) -> None:
     """Who was an administrator when he asked may have been deleted while a password was
     hashed. Raises Unauthorized."""
     row = users.get(txn, call.user.user_id)

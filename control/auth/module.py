@@ -13,6 +13,7 @@ from control.auth.admin import AdminRoutes
 from control.auth.failures import Failures
 from control.auth.first_start import make_first_admin
 from control.auth.login import LoginRoutes
+from control.auth.quotas import QuotaRoutes
 from control.auth.tokens import TokenRoutes
 from control.identity.passwords import Passwords
 from control.identity.rows import users
@@ -36,6 +37,7 @@ class Auth(Module):
         self._tokens = TokenRoutes(control)
         self._accounts = AccountRoutes(control)
         self._admin = AdminRoutes(control, self._passwords)
+        self._quotas = QuotaRoutes(control)
 
     def routes(self) -> Sequence[Route]:
         return [
@@ -43,6 +45,7 @@ class Auth(Module):
             *self._tokens.routes(),
             *self._accounts.routes(),
             *self._admin.routes(),
+            *self._quotas.routes(),
         ]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

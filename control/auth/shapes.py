@@ -14,6 +14,7 @@ from control.identity.passwords import (
 )
 from control.identity.scopes import SCOPES_MAX
 from control.identity.users import DISPLAY_NAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SIGNS
+from control.quota.limits import LIMIT_MAX
 
 #: The bounds are of bytes and are checked as such; these are for the documentation.
 Name = Annotated[str, Meta(min_length=1, description=f"At most {NAME_BYTES_MAX} bytes, trimmed")]
@@ -176,3 +177,35 @@ class SessionRow(msgspec.Struct):
     expires_at: int
     ip_address: Annotated[str, Meta(description="Where it was logged in from")]
     address: Annotated[str, Meta(description="The same as `ip_address`")]
+
+
+class Quota(msgspec.Struct):
+    used: int
+    limit: int
+
+
+class QuotaInfo(msgspec.Struct, kw_only=True):
+    bytes: Annotated[Quota, Meta(description="Of the files one has uploaded")]
+    files: Annotated[Quota, Meta(description="That one has uploaded")]
+    namespaces: Annotated[Quota, Meta(description="Storage namespaces")]
+    containers: Annotated[Quota, Meta(description="Stopped ones count")]
+    memory_mb: Annotated[Quota, Meta(description="Of containers that are not stopped")]
+    storage_gb: Annotated[Quota, Meta(description="Of all containers")]
+
+
+class UserQuotaInfo(QuotaInfo, kw_only=True):
+    user_id: UserId
+    username: str
+    changed: Annotated[list[str], Meta(description="Limits that are not the default")]
+
+
+Limit = Annotated[int, Meta(ge=0, le=LIMIT_MAX)] | None | UnsetType
+
+
+class NewLimits(msgspec.Struct):
+    bytes: Limit = UNSET
+    files: Limit = UNSET
+    namespaces: Limit = UNSET
+    containers: Limit = UNSET
+    memory_mb: Limit = UNSET
+    storage_gb: Limit = UNSET

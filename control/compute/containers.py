@@ -17,7 +17,6 @@ from control.compute.answers import as_answers
 from control.compute.backend import Backend, Room, Spec, Usage
 from control.compute.changes import Changes
 from control.compute.rows import (
-    CONTAINERS_MAX,
     Container,
     Rule,
     containers,
@@ -27,6 +26,7 @@ from control.compute.rows import (
     mark_deleted,
     of_user,
     tell,
+    usage,
     visible,
 )
 from control.compute.shapes import (
@@ -39,6 +39,8 @@ from control.compute.shapes import (
 )
 from control.errors import BadRequest, NoSuchThing, Unauthorized, Unavailable
 from control.identity.rows import users
+from control.quota import Limits, limits_of
+from control.quota.limits import check_quota
 from control.records import Records, Taken, Txn
 from gfs.errors import GfsError
 
@@ -56,8 +58,12 @@ USAGE_AT_ONCE = 8
 
 
 class Containers:
-    def __init__(self, records: Records, changes: Changes, backend: Backend, image: str) -> None:
+    def __init__(
+        self, records: Records, changes: Changes, backend: Backend, image: str, limits: Limits
+    ) -> None:
         self._records = records
+        #: Of users of whom nobody said otherwise.
+        self._limits = limits
         self._changes = changes
         self._backend = backend
         self._image = image
@@ -159,7 +165,7 @@ class Containers:
         """Checked twice: first in a snapshot, so that what can be refused is refused
         before the backend is asked; again in the transaction, where the limit holds."""
         with self._records.read() as txn:
-            _new(txn, user_id, body)
+            _new(txn, user_id, body, self._limits)
         room = await self._room(check=True)
         for rule in body.ingress_rules:
             self._check_port(rule.port)
@@ -167,7 +173,7 @@ class Containers:
         def insert(txn: Txn) -> Container:
             if users.get(txn, user_id) is None:
                 raise Unauthorized("the token is not valid, or not any more: log in again")
-            draft = _new(txn, user_id, body)
+            draft = _new(txn, user_id, body, self._limits)
             rules = tuple(replace(rule, id=count_up(txn, "rule")) for rule in draft.rules)
             row = replace(draft, serial=count_up(txn, "container"), rules=rules)
             _check_room(txn, room, row)
@@ -196,11 +202,15 @@ class Containers:
     # --- changing -----------------------------------------------------------------------
 
     async def start(self, call: Call) -> ContainerInfo:
+        """A stopped one takes memory again, and volumes only what it has."""
         self.own(call)
         room = await self._room()
 
         def check(txn: Txn, row: Container) -> None:
             if row.wanted == "stopped":
+                limits = limits_of(txn, row.user_id, self._limits)
+                used = usage(txn, row.user_id)["memory_mb"]
+                check_quota("memory_mb", limits.memory_mb, used, row.memory_mb)
                 _check_room(txn, room, row)
 
         return await self._info(await self._change(call, machine.start, check))
@@ -318,12 +328,17 @@ def _check_room(txn: Txn, room: Room | None, row: Container) -> None:
             )
 
 
-def _new(txn: Txn, user_id: str, body: NewContainer) -> Container:
+def _new(txn: Txn, user_id: str, body: NewContainer, defaults: Limits) -> Container:
     """A row of what is asked for, without its serial and the ids of its rules. Raises
-    BadRequest for the first thing that is wrong, in the order users know."""
+    BadRequest for the first thing that is wrong, in the order users know; TooLarge or
+    QuotaReached for what would be right if there were room."""
     name = names.clean_name(body.name)
-    if containers.count(txn, "owner", user_id) >= CONTAINERS_MAX:
-        raise BadRequest(f"you have {CONTAINERS_MAX} containers already: delete one first")
+    limits, used = limits_of(txn, user_id, defaults), usage(txn, user_id)
+    if used["containers"] >= limits.containers:
+        raise BadRequest(
+            f"you have {used['containers']} containers already, and your quota is "
+            f"{limits.containers}: delete one first"
+        )
     lines = _key_lines(txn, user_id, body.ssh_key_ids)
     names.check_instance_type(body.instance_type)
     names.check_sizes(body.memory_mb, body.storage_gb)
@@ -333,6 +348,8 @@ def _new(txn: Txn, user_id: str, body: NewContainer) -> Container:
     for rule in body.ingress_rules:
         asked = names.check_rule(rule.port, rule.target_port)
         rules[asked.port] = Rule(0, asked.port, asked.target_port, now)
+    check_quota("memory_mb", limits.memory_mb, used["memory_mb"], body.memory_mb)
+    check_quota("storage_gb", limits.storage_gb, used["storage_gb"], body.storage_gb)
     return Container(
         id=_new_id(),
         user_id=user_id,

@@ -18,7 +18,7 @@ from control.compute.driver import Driver
 from control.compute.hub import PING_SECONDS, Hub
 from control.compute.lead import Lead
 from control.compute.logs import READERS_MAX, TEXT, Logs
-from control.compute.rows import COMPUTE, forget_user
+from control.compute.rows import COMPUTE, forget_user, usage
 from control.compute.settings import ComputeSettings
 from control.compute.shapes import (
     AdminContainerInfo,
@@ -45,7 +45,7 @@ from control.http.socket import Socket
 from control.identity.access import ADMIN, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
 from control.identity.secretfiles import make_private_directory
-from control.module import Content, Module, Route, Upgrade, UserDeletion
+from control.module import Content, Module, Route, Upgrade, UsageOf, UserDeletion
 from control.records import Schema
 from gfs.config import Settings
 
@@ -65,6 +65,7 @@ class Compute(Module):
     scopes: ClassVar[ScopeTable] = {"compute": SEED_SCOPES["compute"]}
     schemas: ClassVar[Sequence[Schema]] = (COMPUTE,)
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(forget_user)
+    usage: ClassVar[UsageOf | None] = staticmethod(usage)
 
     settings_kind: ClassVar[type[Settings]] = ComputeSettings
     settings: ComputeSettings
@@ -93,7 +94,9 @@ class Compute(Module):
             leads = lead.take()
             self.backend = await choose(records, installation, self.settings, leads=leads)
             self.changes = Changes(records)
-            self.containers = Containers(records, self.changes, self.backend, image)
+            self.containers = Containers(
+                records, self.changes, self.backend, image, self.control.limits
+            )
             self.keys = SshKeys(records, self.changes)
             self.terminals = Terminals(self.containers, self.backend)
             self.logs = Logs(self.containers, self.backend)
@@ -139,9 +142,11 @@ class Compute(Module):
                 "Create a container",
                 body=NewContainer,
                 answer=ContainerInfo,
+                errors=[413, 507],
                 description=(
-                    "At most three per user. It is `pending`, then `initializing`, then "
-                    "`running`, or `failed` with a reason: see `/compute/ws`."
+                    "At most three per user, unless his quota says otherwise. It is "
+                    "`pending`, then `initializing`, then `running`, or `failed` with a "
+                    "reason: see `/compute/ws`."
                 ),
             ),
             Route(
@@ -167,6 +172,7 @@ class Compute(Module):
                 _container("start"),
                 "Start a stopped or failed container",
                 answer=ContainerInfo,
+                errors=[413, 507],
                 description="One that runs, or is about to, stays as it is.",
             ),
             Route(

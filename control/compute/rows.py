@@ -26,7 +26,6 @@ from control.records import Schema, Table, Txn
 
 Wanted = Literal["running", "stopped", "deleted"]
 
-CONTAINERS_MAX = 3
 KEYS_MAX = 10
 EVENTS_KEPT = 4096
 
@@ -179,6 +178,16 @@ def visible(txn: Txn, container_id: str) -> Container | None:
 def of_user(txn: Txn, user_id: str) -> list[Container]:
     """Newest first."""
     return sorted(containers.by(txn, "owner", user_id), key=lambda c: -c.serial)
+
+
+def usage(txn: Txn, user_id: str) -> dict[str, int]:
+    """What the user has of that for which there are quotas."""
+    rows = of_user(txn, user_id)
+    return {
+        "containers": len(rows),
+        "memory_mb": sum(row.memory_mb for row in rows if row.wanted != "stopped"),
+        "storage_gb": sum(row.storage_gb for row in rows),
+    }
 
 
 def every(txn: Txn) -> Iterator[Container]:

@@ -114,7 +114,7 @@ class Records:
         and its exception is raised here. ``decide`` runs in another thread and
         should be quick: everybody's writes wait for it.
 
-        Raises RecordsBusy (256 writes wait already, or it took longer than
+        Raises RecordsBusy (too many writes wait already, or it took longer than
         ``seconds``), DiskFull, or RecordsFailed (this process should end). After a
         RecordsBusy for time or a cancellation the change may or may not be made.
         """

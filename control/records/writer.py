@@ -24,8 +24,9 @@ import trio
 from control.records.errors import RecordsBusy
 from control.records.txn import Txn
 
-#: What waits at most: at 5 ms for each commit of a full queue nobody waits long.
-WAITING_MAX = 256
+#: What waits at most: more than a worker has connections, and at some 50 µs for each, in one
+#: commit, nobody waits long.
+WAITING_MAX = 4096
 CLOSE_SECONDS = 10.0
 
 

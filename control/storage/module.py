@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import ClassVar
 
 import msgspec
@@ -16,17 +18,18 @@ from control.call import FOR_ONE, JSON, Call
 from control.errors import ApiError, BadRequest, NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
-from control.module import Content, Module, Route, UserDeletion
+from control.module import Content, Module, Route, UsageOf, UserDeletion
 from control.records import RecordsFailed, Schema
 from control.runtime import Control
 from control.storage import download, listing
+from control.storage.accounting import REFUSALS, Recounts, change_of
 from control.storage.cluster import Cluster, as_answers
 from control.storage.media import OCTETS
 from control.storage.multipart import FIELD, FORM, is_form
 from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
-from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove
+from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove, owner_of
 from control.storage.progress import Listening, Transfers
-from control.storage.rows import STORAGE, Space, disown
+from control.storage.rows import STORAGE, Space, disown, usage
 from control.storage.spaces import Spaces
 from control.storage.types import (
     AdminFileInfo,
@@ -48,13 +51,22 @@ from control.storage.types import (
 from control.storage.upload import Uploads, Wish
 from gfs.blocks import KIB
 from gfs.client import Entry
-from gfs.errors import DirectoryNotEmpty, FileChanged, GfsError, NotADirectory, NotFound
+from gfs.errors import (
+    DirectoryNotEmpty,
+    DiskFull,
+    FileChanged,
+    GfsError,
+    NotADirectory,
+    NotFound,
+)
 
 log = logging.getLogger(__name__)
 
 #: Requests are taken after this, even if the file system cannot be reached.
 CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
+#: How soon it is found that a process died, and what it had under way is looked into.
+RECOUNT_SECONDS = 1.0
 #: A chunkserver heard from within this time counts as there.
 HEARTBEAT_MS = 30_000
 #: JSON of a listing that is sent at once.
@@ -82,7 +94,7 @@ _DOWNLOAD_HEADERS = {
     "X-Transfer-Id": "As the parameter id",
 }
 _DOWNLOAD_OTHERS = {206: "The ranges asked for", 304: "The client has it already"}
-_UPLOAD_ERRORS = (400, 401, 403, 404, 408, 409, 507)
+_UPLOAD_ERRORS = (400, 401, 403, 404, 408, 409, 413, 507)
 _DOWNLOAD_ERRORS = (400, 401, 403, 404, 412, 416)
 
 
@@ -93,29 +105,49 @@ class Storage(Module):
     schemas: ClassVar[Sequence[Schema]] = (STORAGE,)
     converters: ClassVar[Mapping[str, type[BaseConverter]]] = {"space": SpaceConverter}
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(disown)
+    usage: ClassVar[UsageOf | None] = staticmethod(usage)
 
     def __init__(self, control: Control) -> None:
         super().__init__(control)
         self.cluster = Cluster(control)
         self.spaces = Spaces(control, self.cluster)
         self.transfers = Transfers(control)
-        self.uploads = Uploads(self.cluster, self.spaces, self.transfers)
+        self.uploads = Uploads(control, self.cluster, self.spaces, self.transfers)
 
     # --- life ---------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.spaces.make_default()
+        recounts = Recounts(self.control.records, self.control.ledger)
+        await recounts.know_all()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.cluster.hold)
             nursery.start_soon(self.transfers.run)
+            counted = trio.Event()
+            nursery.start_soon(self._recount, recounts, counted)
             with trio.move_on_after(CONNECT_SECONDS) as first:
                 await self._repair()
+                await counted.wait()
             task_status.started()
             if first.cancelled_caught:
                 await self._repair()
             while True:
                 await trio.sleep(REPAIR_SECONDS)
                 await self._repair()
+
+    async def _recount(self, recounts: Recounts, counted: trio.Event) -> None:
+        """Keep what users have right, whatever dies. ``counted``: once it was looked at."""
+        await self.cluster.connected.wait()
+        while True:
+            try:
+                await self.control.ledger.tidy()
+                await recounts.count_doubtful(self.cluster.fs)
+                counted.set()
+            except RecordsFailed:
+                raise  # and with it this process ends
+            except (GfsError, ApiError, OSError) as error:
+                log.warning("what users have could not be counted: %s", error)
+            await trio.sleep(RECOUNT_SECONDS)
 
     async def _repair(self) -> None:
         await self.cluster.connected.wait()
@@ -408,19 +440,31 @@ class Storage(Module):
         check_path(path)
         space = self.spaces.get(name)
         call.allow(space.target)
-        fs = self.cluster.fs
-        full = f"{space.directory}/{path}"
         try:
-            entry = await fs.stat(full)
+            entry = await self.cluster.fs.stat(f"{space.directory}/{path}")
         except (NotFound, NotADirectory):
             raise NoSuchThing(f"{path} does not exist") from None
         if entry.kind != "file":
             raise NoSuchThing(f"{path} does not exist")
         may_remove(call, space, entry)
-        with as_answers(path):
-            await fs.delete(full, expect=entry.inode)
+        await self._delete_file(space, path, entry)
         await self._prune(space, path)
         return Done(last_segment(path))
+
+    async def _delete_file(self, space: Space, path: str, entry: Entry) -> None:
+        """Not given up when the client leaves now: then nobody would know how it ended."""
+        async with self.control.ledger.claim(owner_of(entry), space.id) as claim:
+            # With a full disk that cannot be written down, and deletions go on working.
+            with contextlib.suppress(DiskFull):
+                await claim.publish(0, 0, None)
+            with as_answers(path), trio.CancelScope(shield=True):
+                try:
+                    await self.cluster.fs.delete(entry.path, expect=entry.inode)
+                except REFUSALS:
+                    claim.refused()
+                    raise
+                exists = partial(self.spaces.still_exists, space)
+                await claim.settle([change_of(entry, came=False)], exists)
 
     async def _prune(self, space: Space, path: str) -> None:
         """Take away the folders that ``path`` was the last file of.
@@ -472,7 +516,7 @@ class Storage(Module):
 
     async def list_spaces(self, call: Call) -> list[SpaceInfo]:
         chosen = self.spaces.listed_for(call.principal, call.route.need)
-        return await self.spaces.infos(chosen)
+        return self.spaces.infos(chosen)
 
     async def create_space(self, call: Call, body: NewSpace) -> SpaceInfo:
         return await self.spaces.create(call, body)
@@ -514,7 +558,7 @@ class Storage(Module):
         return await _array(self._rows(chosen, query, _admin_file_info))
 
     async def admin_spaces(self, call: Call) -> list[SpaceInfo]:
-        return await self.spaces.infos(self.spaces.all())
+        return self.spaces.infos(self.spaces.all())
 
 
 def _named(call: Call) -> tuple[str, str]:

@@ -20,6 +20,13 @@ DELETE = scoped("storage", "files", "delete", parameter="namespace", fallback=DE
 
 #: The file's attribute with the user_id of its uploader.
 OWNER = "owner"
+OWNER_LENGTH_MAX = 64
+
+
+def owner_of(entry: Entry) -> str:
+    """The user_id of who uploaded it; empty if the attribute is none of ours."""
+    owner = entry.attributes.get(OWNER, "")
+    return owner if len(owner) <= OWNER_LENGTH_MAX else ""
 
 
 def may_remove(call: Call, space: Space, entry: Entry) -> None:

@@ -64,6 +64,16 @@ spaces = Table(
     indexes={"owner": _owner, "listed": _listed},
 )
 
+
+def spaces_of(txn: Txn, user_id: str) -> int:
+    """How many storage namespaces the user has."""
+    return sum(not space.deleting for space in spaces.by(txn, "owner", user_id))
+
+
+def usage(txn: Txn, user_id: str) -> dict[str, int]:
+    return {"namespaces": spaces_of(txn, user_id)}
+
+
 STORAGE = Schema("storage", 1, [spaces])
 
 

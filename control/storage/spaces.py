@@ -25,7 +25,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 
 import trio
 from msgspec.structs import replace
@@ -33,45 +34,21 @@ from msgspec.structs import replace
 from control.call import Call
 from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
 from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_target
+from control.quota import limits_of
+from control.quota.limits import check_quota
+from control.quota.usage import count, drop_space, know_space
 from control.records import Records, RecordsFailed, Taken, Txn
 from control.runtime import Control
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
-from control.storage.rows import ROOT, Space, spaces
+from control.storage.rows import ROOT, Space, spaces, spaces_of
 from control.storage.types import NewSpace, SpaceInfo
 from gfs.errors import GfsError, NotFound
 
 log = logging.getLogger(__name__)
 
-#: Counts at once, of one process: each is a walk of the master through all the files.
-COUNTS_AT_ONCE = 8
 #: What follows a committed row goes on when the client has left, for so long.
 FOLLOW_UP_SECONDS = 30.0
-
-
-class _Count:
-    """How many files one storage namespace has, counted once for all who wait.
-
-    An answer is good for those who asked before the counting began: what they had
-    stored by then is in it.
-    """
-
-    def __init__(self) -> None:
-        self.askers = 0
-        self._lock = trio.Lock()
-        self._asked = 0
-        self._answered = 0
-        self._files = 0
-
-    async def get(self, count: Callable[[], Awaitable[int]]) -> int:
-        self._asked += 1
-        mine = self._asked
-        async with self._lock:
-            if self._answered < mine:
-                before = self._asked
-                self._files = await count()
-                self._answered = before
-            return self._files
 
 
 class Spaces:
@@ -83,8 +60,6 @@ class Spaces:
         #: Directories without a row at the last repair, and those told about.
         self._strangers: set[str] = set()
         self._told: set[str] = set()
-        self._counts: dict[str, _Count] = {}
-        self._counting = trio.CapacityLimiter(COUNTS_AT_ONCE)
 
     @property
     def _records(self) -> Records:
@@ -119,40 +94,10 @@ class Spaces:
                         found[space.name] = space
         return [found[name] for name in sorted(found) if not found[name].deleting]
 
-    async def info(self, space: Space) -> SpaceInfo:
-        return _info(space, await self._count(space))
-
-    async def infos(self, chosen: Iterable[Space]) -> list[SpaceInfo]:
-        """With how many files each has, some asked for at once."""
-        rows = list(chosen)
-        counts = dict.fromkeys((space.name for space in rows), 0)
-        waiting = iter(rows)
-
-        async def work() -> None:
-            for space in waiting:
-                counts[space.name] = await self._count(space)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(COUNTS_AT_ONCE, len(rows))):
-                nursery.start_soon(work)
-        return [_info(space, counts[space.name]) for space in rows]
-
-    async def _count(self, space: Space) -> int:
-        count = self._counts.setdefault(space.directory, _Count())
-        count.askers += 1
-        try:
-            return await count.get(lambda: self._count_now(space))
-        finally:
-            count.askers -= 1
-            if not count.askers:
-                del self._counts[space.directory]
-
-    async def _count_now(self, space: Space) -> int:
-        async with self._counting:
-            try:
-                return (await self._cluster.fs.disk_usage(space.directory)).files
-            except NotFound:
-                return 0  # deleted just now, or its directory is still to be made
+    def infos(self, chosen: Iterable[Space]) -> list[SpaceInfo]:
+        """With how many files each has."""
+        with self._control.ledger.read() as txn:
+            return [_info(space, max(0, count(txn, "s", space.id).files)) for space in chosen]
 
     # --- changing -----------------------------------------------------------------
 
@@ -167,12 +112,20 @@ class Spaces:
             int(time.time()),
         )
         _ = self._cluster.fs
+
+        def insert(txn: Txn) -> None:
+            limits = limits_of(txn, call.user.user_id, self._control.limits)
+            used = spaces_of(txn, call.user.user_id)
+            spaces.insert(txn, space)
+            check_quota("namespaces", limits.namespaces, used, 1)
+
         try:
-            await self._records.write(lambda txn: spaces.insert(txn, space))
+            await self._records.write(insert)
         except Taken:
             raise Conflict(f"a storage namespace {body.name} exists already") from None
         with trio.move_on_after(FOLLOW_UP_SECONDS, shield=True):
             try:
+                await self._know(space)
                 await self._make_directory(space)
             except GfsError:
                 # Told to have failed, it must not appear later.
@@ -194,7 +147,7 @@ class Spaces:
             spaces.put(txn, changed)
             return changed
 
-        return await self.info(await self._records.write(change))
+        return self.infos([await self._records.write(change)])[0]
 
     async def delete(self, call: Call) -> None:
         """Gone for everybody when this returns, all files at once."""
@@ -218,7 +171,15 @@ class Spaces:
         call.allow(space.target)
         return space
 
+    async def _know(self, space: Space) -> None:
+        """There is nothing in it yet."""
+        await self._control.ledger.records.write(
+            partial(know_space, space_id=space.id, is_counted=True)
+        )
+
     async def _finish_deletion(self, space: Space) -> None:
+        # Whoever had files in it has their room again from here on.
+        await self._control.ledger.records.write(partial(drop_space, space_id=space.id))
         with contextlib.suppress(NotFound):
             await self._cluster.fs.delete(space.directory, recursive=True)
         await self._records.write(lambda txn: _remove(txn, space))

@@ -52,6 +52,7 @@ from control.compute.rows import (
 from control.compute.shapes import NewContainer, NewRule
 from control.errors import ApiError
 from control.identity.rows import IDENTITY, User, users
+from control.quota import QUOTA, Limits
 from control.records import Records, Txn
 from control.records.writer import Job
 
@@ -286,7 +287,7 @@ class Sim:
 
     async def main(self, commands: Callable[[], Awaitable[None] | None]) -> None:
         """Run commands until there are none: ``commands`` blocks until there is one."""
-        self.records = Records.open(self.directory, [IDENTITY, COMPUTE], sync=False)
+        self.records = Records.open(self.directory, [IDENTITY, QUOTA, COMPUTE], sync=False)
         self.records._writer = cast(Any, _SameThread(self.records))
         try:
             async with trio.open_nursery() as self.nursery:
@@ -312,7 +313,8 @@ class Sim:
     def _begin(self) -> None:
         """The control plane starts."""
         self.changes = Changes(self.records)
-        self.containers = Containers(self.records, self.changes, cast(Any, self.world), IMAGE)
+        world = cast(Any, self.world)
+        self.containers = Containers(self.records, self.changes, world, IMAGE, Limits())
         driver = Driver(
             self.records,
             self.changes,

@@ -20,7 +20,8 @@ from checks import bearer, ok, wait_for, with_token
 from compute_cloud import SECONDS, ComputeCloud
 from outside import PLACES
 
-from control.compute.rows import CONTAINERS_MAX, KEYS_MAX
+from control.compute.rows import KEYS_MAX
+from control.quota import Limits
 
 
 class Mortal(Alone, ComputeCloud):
@@ -189,7 +190,7 @@ async def test_limits_hold_for_requests_at_once(several: ComputeCloud, kind: str
     """Over connections of their own, so that all workers get some."""
     client, user_id = several.make_user()
     key = several.key(client)
-    limit = CONTAINERS_MAX if kind == "containers" else KEYS_MAX
+    limit = Limits().containers if kind == "containers" else KEYS_MAX
     path = "/compute/containers" if kind == "containers" else "/compute/ssh-keys"
     body: dict[str, Any] = (
         {"name": "box", "ssh_key_ids": [key]}

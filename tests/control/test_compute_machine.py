@@ -25,7 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from control.compute.backend import Spec
 from control.compute.driver import BACKOFF_SECONDS_MAX, LOST_SECONDS, RECONCILE_SECONDS
 from control.compute.machine import LOST
-from control.compute.rows import CONTAINERS_MAX, Container
+from control.compute.rows import Container
+from control.quota import Limits
 
 #: From each status to those that may follow, as the events tell it.
 LEGAL = {
@@ -77,7 +78,7 @@ class Anything(RuleBasedStateMachine):
         before = [id_ for id_, wish in self.wished.items() if wish != "deleted"]
         own = sum(self.owners[id_] == user for id_ in before)
         made = self.run(lambda: self.sim.create(user, count))
-        expected = min(count, CONTAINERS_MAX - own) if self.world.is_up else 0
+        expected = min(count, Limits().containers - own) if self.world.is_up else 0
         assert made == expected, f"{made} of {count} were made, with {own} there"
         for id_ in self.sim.ids[len(self.sim.ids) - made :]:
             self.wished[id_] = "running"
@@ -225,7 +226,7 @@ class Anything(RuleBasedStateMachine):
         if hasattr(self.sim, "records"):
             rows = [row for row in self.sim.rows().values() if row.wanted != "deleted"]
             for user in USERS:
-                assert sum(row.user_id == user for row in rows) <= CONTAINERS_MAX
+                assert sum(row.user_id == user for row in rows) <= Limits().containers
 
     # --- the end ------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 import trio
-import trio.testing
 from auth_server import CheapAuth, Server, running
 from harness import Cluster
 from msgspec.structs import replace
@@ -27,7 +26,6 @@ from control.storage.rows import ROOT, Space, spaces
 from gfs.client import Client, Entry
 from gfs.cluster.failures import leaves
 from gfs.errors import DiskFailed
-from gfs.protocol.messages import DiskUsageReply
 
 Login = dict[str, Any]
 
@@ -461,44 +459,21 @@ async def test_a_listing_that_nobody_reads_is_closed(
         assert open_ == []
 
 
-async def test_many_who_ask_at_once_have_the_files_counted_for_all(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each count is a walk through all the files, and anybody may ask."""
-    async with serving(cluster) as (server, storage, fs):
+async def test_counts_follow_what_comes_and_goes(cluster: Cluster) -> None:
+    async with serving(cluster) as (server, _, _):
         user = await user_of(server)
-        name = await make(server, user)
-        row = row_of(storage, name)
-        assert row is not None
-        inside = storage.cluster.fs
-        disk_usage, counted = inside.disk_usage, []
-        begun, go_on = trio.Event(), trio.Event()
+        name = await make(server, user, 2)
 
-        async def slow(path: str) -> DiskUsageReply:
-            usage = await disk_usage(path)
-            counted.append(path)
-            begun.set()
-            await go_on.wait()
-            return usage
+        async def count() -> int:
+            listed = ok(await server.call("GET", "/storage/namespaces"))
+            return next(space["count"] for space in listed if space["name"] == name)
 
-        monkeypatch.setattr(inside, "disk_usage", slow)
-        found: list[int] = []
-
-        async def ask() -> None:
-            found.append((await storage.spaces.info(row)).count)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            await begun.wait()
-            # Stored before the others ask, so they must see it.
-            await fs.put(b"", f"{row.directory}/f")
-            for _ in range(20):
-                nursery.start_soon(ask)
-            await trio.testing.wait_all_tasks_blocked()
-            go_on.set()
-        assert found == [0] + [1] * 20
-        assert len(counted) == 2
-        assert storage.spaces._counts == {}
+        assert await count() == 0
+        for path in ("a", "b", "a"):
+            ok(await upload(server, user, f"{name}/{path}", b"x", overwrite="true"))
+        assert await count() == 2
+        ok(await server.call("DELETE", f"/storage/{name}/a", user))
+        assert await count() == 1
 
 
 # --- progress -----------------------------------------------------------------------------
@@ -593,7 +568,10 @@ async def test_without_a_cluster_it_serves_what_it_can(
 ) -> None:
     monkeypatch.setattr(control.storage.module, "CONNECT_SECONDS", 0.0)
     async with running(tmp_path, modules=(CheapAuth, Storage)) as server:
-        for path in ("/storage/namespaces", "/storage/status", "/storage/files", "/readyz"):
+        # Anybody may ask for it, so it is not the master who is asked.
+        [listed] = ok(await server.call("GET", "/storage/namespaces"))
+        assert (listed["name"], listed["count"]) == ("default", 0)
+        for path in ("/storage/status", "/storage/files", "/readyz"):
             refused(await server.call("GET", path), 503)
         refused(await server.call("POST", "/storage/namespaces", server.admin, name="x"), 503)
         refused(await upload(server, server.admin, "default/x", b"x"), 503)

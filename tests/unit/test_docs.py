@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from control.compute.settings import ComputeSettings
+from control.quota import Limits
 from control.settings import ControlSettings
 from gfs import blocks, config
 from gfs.blocks import KIB, MIB
@@ -33,6 +34,7 @@ ROLES: dict[str, type[Settings]] = {
     "client": ClientSettings,
     "control": ControlSettings,
     "compute": ComputeSettings,
+    "quota": Limits,
 }
 
 

@@ -1,0 +1,104 @@
+"""What users may have and what they have: shown to them, and set by administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET
+from msgspec.structs import asdict
+
+from control.auth.admin import check_admin
+from control.auth.shapes import NewLimits, Quota, QuotaInfo, UserQuery, UserQuotaInfo
+from control.call import Call
+from control.errors import NoSuchThing
+from control.identity.access import ADMIN, LOGGED_IN
+from control.identity.rows import User, users
+from control.module import Route
+from control.quota import limits_of, overrides
+from control.quota.limits import NOUNS, override
+from control.records import Txn
+from control.runtime import Control
+
+
+class QuotaRoutes:
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def routes(self) -> Sequence[Route]:
+        return [
+            Route(
+                "GET",
+                "/api/quota",
+                self.get_own,
+                LOGGED_IN,
+                "What one may have, and has",
+                answer=QuotaInfo,
+                description=(
+                    "What is above its limit is refused with 507, what no room would be enough "
+                    "for with 413; a container too many with 400."
+                ),
+            ),
+            Route(
+                "GET",
+                "/admin/quotas",
+                self.get,
+                ADMIN,
+                "What a user may have, and has",
+                query=UserQuery,
+                answer=UserQuotaInfo,
+                errors=[404],
+            ),
+            Route(
+                "PUT",
+                "/admin/quotas",
+                self.put,
+                ADMIN,
+                "Change what a user may have",
+                query=UserQuery,
+                body=NewLimits,
+                answer=UserQuotaInfo,
+                errors=[404, 507],
+                description=(
+                    "What is left out stays as it is; null is the default again. Lowered, "
+                    "nothing is taken away: there is only no room for more."
+                ),
+            ),
+        ]
+
+    async def get_own(self, call: Call) -> QuotaInfo:
+        with self._control.records.read() as txn:
+            return QuotaInfo(**self._quotas(txn, call.user.user_id))
+
+    async def get(self, call: Call) -> UserQuotaInfo:
+        with self._control.records.read() as txn:
+            return self._info(txn, _user(txn, call))
+
+    async def put(self, call: Call, body: NewLimits) -> UserQuotaInfo:
+        changes = {name: limit for name, limit in asdict(body).items() if limit is not UNSET}
+
+        def decide(txn: Txn) -> UserQuotaInfo:
+            check_admin(txn, call)
+            user = _user(txn, call)
+            override(txn, user.id, changes)
+            return self._info(txn, user)
+
+        return await self._control.records.write(decide)
+
+    def _info(self, txn: Txn, user: User) -> UserQuotaInfo:
+        row = overrides.get(txn, user.id)
+        changed = [] if row is None else [name for name in NOUNS if name in row.limits]
+        quotas = self._quotas(txn, user.id)
+        return UserQuotaInfo(**quotas, user_id=user.id, username=user.username, changed=changed)
+
+    def _quotas(self, txn: Txn, user_id: str) -> dict[str, Quota]:
+        limits = asdict(limits_of(txn, user_id, self._control.limits))
+        used = self._control.used_by(txn, user_id)
+        return {name: Quota(used.get(name, 0), limits[name]) for name in NOUNS}
+
+
+def _user(txn: Txn, call: Call) -> User:
+    """Whom the query names. Raises NoSuchThing."""
+    user = users.get(txn, call.query(UserQuery).id)
+    if user is None:
+        raise NoSuchThing("no such user")
+    return user

@@ -1,0 +1,248 @@
+"""The store of usage as one process sees it: opened, written, and its dead cleared away."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import trio
+from msgspec.structs import replace
+
+from control.quota import usage
+from control.quota.limits import Limits
+from control.quota.usage import USAGE, Change, Crowded, Reservation, reservations
+from control.records import Records, RecordsFailed, Txn
+from gfs.errors import GfsError, StartupError
+
+log = logging.getLogger(__name__)
+
+#: Of this boot of the machine.
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: What the file system has done is entered, even if the client has left, in so long.
+SETTLE_SECONDS = 30.0
+#: An upload that grows waits so long for those to give way that began after it.
+CROWDED_SECONDS = 10.0
+CROWDED_POLL_SECONDS = 0.05
+
+
+class Lock:
+    """A file locked for as long as this process has it open: the kernel lets go of it when
+    the process dies, however that comes about."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+
+    def take(self) -> bool:
+        """Whether it is this object's now."""
+        if self._descriptor >= 0:
+            return True
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        return True
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class Ledger:
+    """The usage of all users, shared by all processes of the machine. See :meth:`open`."""
+
+    def __init__(self, directory: Path, records: Records) -> None:
+        self.records = records
+        self.process = secrets.token_hex(6)
+        #: Held by the one process that recounts.
+        self.recounting = Lock(directory / "recount.lock")
+        self._processes = directory / "processes"
+        self._life = Lock(self._processes / f".{self.process}")
+        self._numbers = itertools.count(1)
+        #: What ended while the store could not be written.
+        self._abandoned: dict[str, Reservation] = {}
+        #: Storage namespaces where something was done that could not be entered.
+        self._doubts: set[str] = set()
+
+    @classmethod
+    def open(cls, directory: Path, *, map_bytes: int) -> Ledger:
+        """Open what is in ``directory`` of this boot of the machine; what is of an earlier
+        one is thrown away. Blocks for some milliseconds.
+
+        Raises StartupError.
+        """
+        try:
+            boot = directory / BOOT_ID.read_text("ascii").strip()
+            (boot / "processes").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for other in directory.iterdir():
+                if other != boot:
+                    shutil.rmtree(other, ignore_errors=True)
+            records = Records.open(boot, [USAGE], map_bytes=map_bytes, sync=False)
+        except OSError as error:
+            raise StartupError(f"{directory}: cannot be used: {error}") from error
+        ledger = cls(boot, records)
+        try:
+            ledger._begin()
+        except BaseException:
+            records.close()
+            raise
+        return ledger
+
+    def _begin(self) -> None:
+        """Nobody sees the lock before it is held, and so takes this process for dead."""
+        self._life.take()
+        self._life.path.rename(self._processes / self.process)
+
+    def close(self) -> None:
+        """What is under way of this process is the others' to clear away."""
+        self.recounting.close()
+        self.records.close()
+        self._life.close()
+
+    def read(self) -> Txn:
+        return self.records.read()
+
+    # --- uploads and deletions ------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def claim(self, user_id: str, space_id: str) -> AsyncIterator[Claim]:
+        """One change of one file of a storage namespace, from its beginning to its end.
+
+        When the block ends without :meth:`Claim.settle`, nothing was changed; unless it
+        was publishing and nobody said that it was refused: then that is found out.
+        """
+        claim = Claim(self, f"{self.process}.{next(self._numbers)}", user_id, space_id)
+        try:
+            yield claim
+        finally:
+            await claim.end()
+
+    def abandon(self, row: Reservation, *, is_done: bool) -> None:
+        """End it as soon as that can be written. ``is_done``: it was carried out, and that
+        could not be entered."""
+        self._abandoned[row.id] = row
+        if is_done:
+            self._doubts.add(row.space_id)
+
+    # --- upkeep ---------------------------------------------------------------------------
+
+    async def tidy(self) -> None:
+        """End what processes that died have left, and what could not be written before."""
+        for id_, row in list(self._abandoned.items()):
+            await self.records.write(_ending(row))
+            del self._abandoned[id_]
+        for space_id in list(self._doubts):
+            await self.records.write(partial(usage.doubt, space_id=space_id))
+            self._doubts.discard(space_id)
+        for process in self._others():
+            with self._owned(process) as is_dead:
+                if is_dead:
+                    await self.records.write(partial(usage.end_process, process=process))
+
+    def _others(self) -> list[str]:
+        """Processes with a file or with something under way."""
+        with self.read() as txn:
+            found = {row.id.partition(".")[0] for row in reservations.scan(txn) if not row.is_lost}
+        found.update(name for name in os.listdir(self._processes) if not name.startswith("."))
+        return sorted(found - {self.process})
+
+    @contextlib.contextmanager
+    def _owned(self, process: str) -> Iterator[bool]:
+        """Whether ``process`` is dead, and nobody else clears it away now."""
+        with contextlib.closing(Lock(self._processes / process)) as life:
+            is_dead = life.take()
+            yield is_dead
+            if is_dead:
+                life.path.unlink(missing_ok=True)
+
+
+class Claim:
+    """One change under way: what is reserved for it, and how it ends."""
+
+    def __init__(self, ledger: Ledger, id_: str, user_id: str, space_id: str) -> None:
+        self._ledger = ledger
+        self._row = Reservation(id_, user_id, space_id, began_ns=time.time_ns())
+        #: Nothing of it is written, or not any more.
+        self._is_over = True
+
+    @property
+    def bytes(self) -> int:
+        """Reserved."""
+        return self._row.bytes
+
+    async def reserve(self, files: int, length: int, limits: Limits) -> None:
+        """Have so much reserved, instead of what was. Raises TooLarge, QuotaReached."""
+        await self._set(self._with(files, length), limits)
+
+    async def grow(self, files: int, length: int, limits: Limits) -> None:
+        """The same, for one whose length nobody knows: perhaps with some bytes more. Waits a
+        while for room that others have that began later."""
+        row = replace(self._with(files, length), is_growing=True)
+        with trio.move_on_after(CROWDED_SECONDS):
+            while True:
+                with contextlib.suppress(Crowded):
+                    return await self._set(row, limits)
+                await trio.sleep(CROWDED_POLL_SECONDS)
+        return await self._set(row, limits)
+
+    async def publish(self, files: int, length: int, limits: Limits | None) -> None:
+        """The same, right before the file system is asked to carry it out."""
+        await self._set(replace(self._with(files, length), is_publishing=True), limits)
+
+    def refused(self) -> None:
+        """The file system did not carry it out."""
+        self._row = replace(self._row, is_publishing=False)
+
+    async def settle(self, changes: Iterable[Change], is_there: Callable[[], bool]) -> None:
+        """Enter what was done. Never fails for that: it is done."""
+        row, noted = self._row, list(changes)
+        with trio.CancelScope(shield=True):
+            try:
+                await self._ledger.records.write(
+                    lambda txn: usage.settle(txn, row.id, row.space_id, noted, is_there),
+                    seconds=SETTLE_SECONDS,
+                )
+            except RecordsFailed:
+                raise
+            except GfsError as error:
+                log.warning("a storage namespace has to be counted anew: %s", error)
+                self._ledger.abandon(row, is_done=True)
+        self._is_over = True
+
+    async def end(self) -> None:
+        """See :meth:`Ledger.claim`."""
+        if self._is_over:
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                await self._ledger.records.write(_ending(self._row), seconds=SETTLE_SECONDS)
+            except RecordsFailed:
+                raise
+            except GfsError as error:
+                log.warning("a reservation cannot be ended yet: %s", error)
+                self._ledger.abandon(self._row, is_done=False)
+
+    def _with(self, files: int, length: int) -> Reservation:
+        return replace(self._row, files=files, bytes=length)
+
+    async def _set(self, row: Reservation, limits: Limits | None) -> None:
+        self._is_over = False  # or may be
+        self._row = await self._ledger.records.write(lambda txn: usage.reserve(txn, row, limits))
+
+
+def _ending(row: Reservation) -> Callable[[Txn], None]:
+    work = usage.lose if row.is_publishing else usage.release
+    return partial(work, reservation_id=row.id)

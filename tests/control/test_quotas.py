@@ -1,0 +1,408 @@
+"""What users may have, on real processes: several workers, many clients, and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from checks import bearer, ok, refused, unique, wait_for
+from cloud import HTTP_SECONDS, Cloud
+from raw import FORM_TYPE, Connection, head
+
+import gfs
+from control.storage.rows import ROOT
+
+KIB = 1024
+MIB = 1024 * KIB
+WORKERS = 3
+#: A worker is started again, its death is noticed, and the files are counted.
+SETTLE_SECONDS = 60.0
+STORM_SECONDS = 12.0
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    made = Cloud(
+        tmp_path_factory.mktemp("several"),
+        environment={"GFS_CONTROL_WORKERS": str(WORKERS), "GFS_MASTER_REPLICATION": "2"},
+    )
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def user(several: Cloud) -> tuple[httpx.Client, str]:
+    return several.make_user()
+
+
+def space_of(client: httpx.Client) -> str:
+    name = unique("quota")
+    ok(client.post("/storage/namespaces", json={"name": name}))
+    return name
+
+
+def allow(cloud: Cloud, user_id: str, **limits: int | None) -> Any:
+    return ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json=limits))
+
+
+def used(client: httpx.Client) -> tuple[int, int]:
+    quota = ok(client.get("/api/quota"))
+    return quota["files"]["used"], quota["bytes"]["used"]
+
+
+def stored(client: httpx.Client, space: str) -> tuple[int, int]:
+    files = ok(client.get("/storage/files", params={"namespace": space}))
+    return len(files), sum(file["size"] for file in files)
+
+
+def put(client: httpx.Client, space: str, path: str, size: int, **query: str) -> httpx.Response:
+    return client.put(f"/storage/{space}/{path}", content=bytes(size), params=query)
+
+
+# --- many at once -----------------------------------------------------------------------
+
+
+async def send(url: str, token: str, kind: str, space: str, size: int) -> httpx.Response:
+    """An upload over a connection of its own, so that all workers get some."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, size, 16 * KIB):
+            yield bytes(min(16 * KIB, size - start))
+
+    headers = {"Authorization": f"Bearer {token}"}
+    path = unique("f")
+    async with httpx.AsyncClient(base_url=url, timeout=HTTP_SECONDS, headers=headers) as own:
+        if kind == "form":
+            files = {"file": (path, bytes(size))}
+            return await own.post("/storage/upload", params={"namespace": space}, files=files)
+        content = bytes(size) if kind == "raw" else pieces()
+        return await own.put(f"/storage/{space}/{path}", content=content)
+
+
+async def send_many(
+    cloud: Cloud, client: httpx.Client, kinds: list[str], space: str, sizes: list[int]
+) -> Counter[int]:
+    statuses: Counter[int] = Counter()
+    token, rng = bearer(client), random.Random(7)
+
+    async def one(kind: str, size: int) -> None:
+        answer = await send(cloud.url, token, kind, space, size)
+        statuses[answer.status_code] += 1
+        if answer.status_code != 200:
+            refused(answer, 507, "quota")
+
+    async with trio.open_nursery() as nursery:
+        for size in sizes:
+            nursery.start_soon(one, rng.choice(kinds), size)
+    return statuses
+
+
+@pytest.mark.parametrize("kinds", [["raw"], ["form"], ["raw", "form", "chunked"]], ids=len)
+async def test_uploads_at_once_fill_the_quota_and_no_more(
+    several: Cloud, user: tuple[httpx.Client, str], kinds: list[str]
+) -> None:
+    client, user_id = user
+    space = space_of(client)
+    limit = 4 * MIB
+    allow(several, user_id, bytes=limit)
+    rng = random.Random(3)
+    statuses = await send_many(
+        several, client, kinds, space, [rng.randrange(1, 96 * KIB) for _ in range(150)]
+    )
+    assert statuses[507] > 10
+    # What was refused while others were under way may fit by now: one after the other.
+    for size in [64 * KIB, 16 * KIB, 4 * KIB, KIB] * 8:
+        (await trio.to_thread.run_sync(put, client, space, unique("rest"), size)).read()
+    there = stored(client, space)
+    assert used(client) == there
+    assert limit * 0.99 <= there[1] <= limit
+    answer = refused(put(client, space, "more", 96 * KIB), 507)
+    assert str(limit) in answer
+    assert str(there[1]) in answer
+
+
+async def test_files_at_once_are_no_more_than_the_quota(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    space = space_of(client)
+    allow(several, user_id, files=40)
+    statuses = await send_many(several, client, ["raw", "chunked"], space, [10] * 100)
+    assert statuses == {200: 40, 507: 60}
+    assert used(client) == stored(client, space) == (40, 400)
+
+
+async def test_storage_namespaces_at_once_are_no_more_than_the_quota(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    allow(several, user_id, namespaces=5)
+    statuses: Counter[int] = Counter()
+    headers = {"Authorization": f"Bearer {bearer(client)}"}
+
+    async def make() -> None:
+        async with httpx.AsyncClient(base_url=several.url, timeout=HTTP_SECONDS) as own:
+            body = {"name": unique("quota")}
+            answer = await own.post("/storage/namespaces", json=body, headers=headers)
+        statuses[answer.status_code] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(make)
+    assert statuses == {200: 5, 507: 25}
+    assert ok(client.get("/api/quota"))["namespaces"] == {"used": 5, "limit": 5}
+
+
+# --- one after the other ----------------------------------------------------------------
+
+
+def test_room_comes_back(several: Cloud, user: tuple[httpx.Client, str]) -> None:
+    client, user_id = user
+    space, other = space_of(client), space_of(client)
+    allow(several, user_id, bytes=100, files=3)
+    for path, size in (("a", 60), ("b", 20)):
+        ok(put(client, space, path, size))
+    ok(put(client, other, "c", 20))
+    refused(put(client, space, "d", 0), 507, "files")
+    # Replaced, a file gives its room to the new one, even if both together have none.
+    ok(put(client, space, "a", 55, overwrite="true"))
+    assert used(client) == (3, 95)
+    refused(put(client, space, "a", 61, overwrite="true"), 507, "bytes")
+    ok(put(client, space, "a", 60, overwrite="true"))
+    assert used(client) == (3, 100)
+    refused(put(client, space, "a", 101, overwrite="true"), 413, "101", "100")
+    # Sent in pieces of which nobody said how many there are.
+    pieces = iter([bytes(30), bytes(30), bytes(1)])
+    refused(client.put(f"/storage/{space}/a", content=pieces, params={"overwrite": "true"}), 507)
+    ok(client.delete(f"/storage/{space}/b"))
+    assert used(client) == (2, 80)
+    ok(client.delete(f"/storage/namespaces/{space}"))
+    assert used(client) == (1, 20)
+    ok(put(client, other, "d", 80))
+    assert used(client) == (2, 100)
+
+
+def test_a_file_counts_for_who_uploaded_it(several: Cloud, user: tuple[httpx.Client, str]) -> None:
+    client, user_id = user
+    path = unique("mine")
+    ok(put(client, "default", path, 70))
+    assert used(client) == (1, 70)
+    before = used(several.admin)
+    # An administrator may replace it in default, and then it is his.
+    ok(put(several.admin, "default", path, 50, overwrite="true"))
+    assert used(client) == (0, 0)
+    assert used(several.admin) == (before[0] + 1, before[1] + 50)
+    ok(several.admin.delete(f"/storage/default/{path}"))
+    assert used(several.admin) == before
+    assert ok(several.admin.get("/admin/quotas", params={"id": user_id}))["bytes"]["used"] == 0
+
+
+def test_what_is_too_long_is_refused_before_it_is_sent(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    space = space_of(client)
+    allow(several, user_id, bytes=MIB)
+    ok(put(client, space, "there", MIB // 2))
+
+    headers = {"Authorization": f"Bearer {bearer(client)}"}
+    form = {**headers, "Content-Type": FORM_TYPE}
+    asked = f"/storage/upload?namespace={space}"
+    for size, status in ((MIB // 2 + 1, 507), (2 * MIB, 413)):
+        for target, lengths in (
+            (f"{asked}&name=f", {**headers, "Content-Length": str(size)}),
+            (asked, {**form, "Content-Length": str(size + 200), "X-File-Size": str(size)}),
+            # Of a form without more, the file may be a little shorter than the body.
+            (asked, {**form, "Content-Length": str(size + 64 * KIB)}),
+        ):
+            with Connection(several.url, seconds=HTTP_SECONDS) as connection:
+                connection.send(head("POST", target, connection.host, lengths))
+                refused(connection.answer(), status, "bytes")
+    assert used(client) == (1, MIB // 2)
+
+
+def test_lowered_limits_take_nothing_away(several: Cloud, user: tuple[httpx.Client, str]) -> None:
+    client, user_id = user
+    space = space_of(client)
+    ok(put(client, space, "f", 1000))
+    changed = allow(several, user_id, bytes=10, files=0)
+    assert (changed["bytes"], changed["changed"]) == (
+        {"used": 1000, "limit": 10},
+        ["bytes", "files"],
+    )
+    assert stored(client, space) == (1, 1000)
+    refused(put(client, space, "g", 1), 507)
+    ok(put(client, space, "f", 10, overwrite="true"))
+    assert allow(several, user_id, bytes=None, files=None)["changed"] == []
+    ok(put(client, space, "g", 1))
+
+
+# --- the command line -------------------------------------------------------------------
+
+
+def test_an_administrator_sets_limits_by_hand(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    name = ok(client.get("/api/session"))["username"]
+    several.cluster.gfs("control", "quota", name, "--bytes", "2K", "--files", "7")
+    shown = several.cluster.gfs("control", "quota", name, "--files", "default").stdout.decode()
+    assert ["bytes", "0", "of", "2048"] in [line.split() for line in shown.splitlines()]
+    assert ["files", "0", "of", "1000000", "(default)"] in [
+        line.split() for line in shown.splitlines()
+    ]
+    assert ok(client.get("/api/quota"))["bytes"]["limit"] == 2048
+    found = ok(several.admin.get("/admin/quotas", params={"id": user_id}))
+    assert (found["changed"], found["username"]) == (["bytes"], name)
+    refused(put(client, space_of(client), "f", 2049), 413, "2049", "2048")
+    several.cluster.gfs("control", "quota", "nobody", code=2)
+    several.cluster.gfs("control", "quota", name, "--bytes", "much", code=2)
+
+
+def test_a_recount_by_hand_finds_what_others_did(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    space = space_of(client)
+    for path in ("a", "b"):
+        ok(put(client, space, path, 10))
+
+    async def behind_its_back() -> None:
+        async with gfs.connect(state=several.cluster.state) as fs:
+            [directory] = [e.path async for e in fs.scan(ROOT) if f"/{space}." in e.path]
+            await fs.delete(f"{directory}/a")
+            await fs.put(bytes(500), f"{directory}/c", attributes={"owner": user_id})
+            await fs.put(bytes(700), f"{directory}/d")
+            await fs.put(bytes(900), f"{directory}/e", attributes={"owner": "x" * 500})
+
+    trio.run(behind_its_back)
+    assert used(client) == (2, 20)
+    name = ok(client.get("/api/session"))["username"]
+    told = several.cluster.gfs("control", "recount").stdout.decode()
+    assert f"{name}: 2 files, 510 bytes (were 2 and 20)" in told
+    assert used(client) == (2, 510)
+    [count] = [s["count"] for s in ok(client.get("/storage/namespaces")) if s["name"] == space]
+    assert count == 4
+    assert "nothing has changed" in several.cluster.gfs("control", "recount").stdout.decode()
+
+
+# --- kills ------------------------------------------------------------------------------
+
+
+def truth(cloud: Cloud) -> dict[str, tuple[int, int]]:
+    """By uploader, what a walk through the file system finds."""
+
+    async def walk() -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        async with gfs.connect(state=cloud.cluster.state) as fs:
+            async for entry in fs.walk(ROOT):
+                if entry.kind == "file":
+                    owner = entry.attributes.get("owner", "")
+                    files, length = found.get(owner, (0, 0))
+                    found[owner] = files + 1, length + entry.length
+        return found
+
+    return trio.run(walk)
+
+
+def worker_pids(cloud: Cloud) -> list[int]:
+    parent = cloud.cluster.pid("control")
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+class Storm:
+    """Clients that upload, replace and delete, whatever happens to their requests."""
+
+    def __init__(self, cloud: Cloud, client: httpx.Client, spaces: list[str], seed: int) -> None:
+        self.cloud = cloud
+        self.token = bearer(client)
+        self.spaces = spaces
+        self.name = unique("storm")
+        self.rng = random.Random(seed)
+        self.statuses: Counter[str] = Counter()
+        self.until = time.monotonic() + STORM_SECONDS
+
+    def run(self, clients: int) -> None:
+        with ThreadPoolExecutor(clients + 1) as pool:
+            tasks = [pool.submit(self._work) for _ in range(clients)]
+            tasks.append(pool.submit(self._kill))
+            for task in tasks:
+                task.result()
+
+    def _work(self) -> None:
+        while time.monotonic() < self.until:
+            with self.cloud.client(self.token) as own:
+                try:
+                    while time.monotonic() < self.until:
+                        self._act(own)
+                except httpx.TransportError as error:
+                    self.statuses[type(error).__name__] += 1
+                    time.sleep(0.02)
+
+    def _act(self, own: httpx.Client) -> None:
+        path = f"/storage/{self.rng.choice(self.spaces)}/{self.name}-{self.rng.randrange(40)}"
+        if self.rng.random() < 0.3:
+            answer = own.delete(path)
+        else:
+            content = bytes(self.rng.randrange(4 * KIB))
+            answer = own.put(path, content=content, params={"overwrite": "true"})
+        assert answer.status_code in (200, 404, 409, 503, 507), answer.text
+        self.statuses[str(answer.status_code)] += 1
+
+    def _kill(self) -> None:
+        while time.monotonic() < self.until:
+            time.sleep(self.rng.uniform(0.1, 0.6))
+            pids = worker_pids(self.cloud)
+            if pids:
+                os.kill(self.rng.choice(pids), signal.SIGKILL)
+                self.statuses["kills"] += 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_after_a_storm_of_kills_all_is_counted_again(
+    several: Cloud, user: tuple[httpx.Client, str], seed: int
+) -> None:
+    client, user_id = user
+    spaces = ["default", space_of(client), space_of(client)]
+    token = bearer(client)
+    storm = Storm(several, client, spaces, seed)
+    storm.run(16)
+    several.forget()
+
+    def is_right() -> bool:
+        with several.client(token) as own:
+            try:
+                return used(own) == truth(several).get(user_id, (0, 0))
+            except httpx.TransportError:
+                return False
+
+    try:
+        wait_for(is_right, SETTLE_SECONDS, "right count")
+        # And nothing stays reserved: all of the rest can be had.
+        with several.client(token) as own:
+            files, length = used(own)
+            allow(several, user_id, bytes=length + 1000, files=files + 1)
+            wait_for(
+                lambda: put(own, spaces[1], "rest", 1000).status_code == 200,
+                SETTLE_SECONDS,
+                "room for the rest",
+            )
+            assert used(own) == truth(several)[user_id] == (files + 1, length + 1000)
+    except AssertionError as error:
+        error.add_note(f"seed {seed}: {json.dumps(storm.statuses)}")
+        raise
+    assert storm.statuses["kills"] > 2
+    assert storm.statuses["200"] > 50, storm.statuses
