@@ -100,6 +100,7 @@ async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Ran
 
             def is_even() -> bool:
                 counts = [len(cluster.chunk_files(name)) for name in cluster.chunkservers]
+                assert counts[3] <= 15, "the new server got more than its share"
                 return sum(counts) == 60 and max(counts) - min(counts) <= 7
 
             # One move at a time: each might be of a whole chunk, a quarter of a disk.
