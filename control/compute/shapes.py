@@ -96,13 +96,14 @@ class NewContainer(msgspec.Struct):
     storage_gb: Annotated[int, Meta(description="1 to 1000")] = STORAGE_GB_DEFAULT
     ssh_enabled: bool = False
     enable_ssh: Annotated[bool, Meta(description="As ssh_enabled")] = False
+    # Null is how a Go client sends a list that it has none of.
     mount_paths: Annotated[
-        list[str],
+        list[str] | None,
         Meta(
             description="Directories that are kept: absolute, without .., not nested; "
-            f"left out or empty, {', '.join(MOUNTS_DEFAULT)}"
+            f"left out, empty or null, {', '.join(MOUNTS_DEFAULT)}"
         ),
-    ] = []
+    ] = None
     ingress_rules: list[NewRule] = []
 
 
