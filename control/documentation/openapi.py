@@ -261,6 +261,11 @@ def _prose(route: Route) -> str:
         told = _websocket(route.upgrade)
         only = "" if route.handler is upgrade_only else ", if that is asked for"
         parts.append(f"A WebSocket{only}. The server sends {told['sends']}.")
+        if route.need.kind != "public":
+            parts.append(
+                "It is closed with 4401 within 5 s after the credential has ended, and with "
+                "4403 when that may no longer do this."
+            )
         parts.append(f"It takes {told['takes']}." if "takes" in told else "")
     return "\n\n".join(part for part in parts if part)
 

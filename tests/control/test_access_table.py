@@ -1,6 +1,7 @@
-"""Who gets what: every storage route, for everybody, in every kind of storage namespace.
+"""Who gets what: every storage route, for everybody, in every kind of storage namespace;
+then every route of ``auth``.
 
-The table below is the contract. Its columns are who asks:
+The tables below are the contract. The columns of the first are who asks:
 
 owner      the session of whoever owns the storage namespace. In ``default``, of whoever
            uploaded the file; in a ``left`` one there is no owner, so there is no column.
@@ -10,6 +11,7 @@ nobody     no credentials
 token      the owner's API token that has every ``storage`` scope of his
 narrow     the owner's API token that has no ``storage`` scope
 stranger   the other user's API token that has every ``storage`` scope of his
+adm-token  the administrator's API token that has every ``storage`` scope of his
 
 A row is a route in a kind of storage namespace: ``private`` (0), ``visible`` (1),
 ``public`` (2), ``default``, and ``left``: its owner was deleted.
@@ -18,85 +20,90 @@ A row is a route in a kind of storage namespace: ``private`` (0), ``visible`` (1
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from checks import anonymous, get, make_token, ok, put, refused, unique, with_token
-from cloud import Cloud
+from cloud import PASSWORD, Cloud
+from inprocess import make_app
+
+from control.module import discover
 
 Do = Callable[[httpx.Client, str, str], httpx.Response]
 ACTIONS = ["create", "read", "update", "delete"]
-COLUMNS = ["owner", "other", "admin", "nobody", "token", "narrow", "stranger"]
+COLUMNS = ["owner", "other", "admin", "nobody", "token", "narrow", "stranger", "adm-token"]
 
 #: ``-``: there is nobody to ask.
 TABLE = """
-                    owner  other  admin  nobody  token  narrow  stranger
+                    owner  other  admin  nobody  token  narrow  stranger  adm-token
 
-private list          200    403    403     401    200     403       403
-private download      200    403    403     401    200     403       403
-private direct        200    403    403     401    200     403       403
-private attachment    200    403    403     401    200     403       403
-private head          200    403    403     401    200     403       403
-private upload        200    403    403     401    200     403       403
-private put           200    403    403     401    200     403       403
-private overwrite     200    403    403     401    200     403       403
-private delete        200    403    403     401    200     403       403
-private remove        200    403    403     401    200     403       403
-private change        200    403    403     401    200     403       403
-private drop          200    403    403     401    200     403       403
+private list          200    403    403     401    200     403       403        403
+private download      200    403    403     401    200     403       403        403
+private direct        200    403    403     401    200     403       403        403
+private attachment    200    403    403     401    200     403       403        403
+private head          200    403    403     401    200     403       403        403
+private upload        200    403    403     401    200     403       403        403
+private put           200    403    403     401    200     403       403        403
+private overwrite     200    403    403     401    200     403       403        403
+private delete        200    403    403     401    200     403       403        403
+private remove        200    403    403     401    200     403       403        403
+private change        200    403    403     401    200     403       403        403
+private drop          200    403    403     401    200     403       403        403
 
-visible list          200    200    200     200    200     200       200
-visible download      200    200    200     200    200     200       200
-visible direct        200    200    200     200    200     200       200
-visible attachment    200    200    200     200    200     200       200
-visible head          200    200    200     200    200     200       200
-visible upload        200    403    403     401    200     403       403
-visible put           200    403    403     401    200     403       403
-visible overwrite     200    403    403     401    200     403       403
-visible delete        200    403    403     401    200     403       403
-visible remove        200    403    403     401    200     403       403
-visible change        200    403    403     401    200     403       403
-visible drop          200    403    403     401    200     403       403
+visible list          200    200    200     200    200     200       200        200
+visible download      200    200    200     200    200     200       200        200
+visible direct        200    200    200     200    200     200       200        200
+visible attachment    200    200    200     200    200     200       200        200
+visible head          200    200    200     200    200     200       200        200
+visible upload        200    403    403     401    200     403       403        403
+visible put           200    403    403     401    200     403       403        403
+visible overwrite     200    403    403     401    200     403       403        403
+visible delete        200    403    403     401    200     403       403        403
+visible remove        200    403    403     401    200     403       403        403
+visible change        200    403    403     401    200     403       403        403
+visible drop          200    403    403     401    200     403       403        403
 
-public list           200    200    200     200    200     200       200
-public download       200    200    200     200    200     200       200
-public direct         200    200    200     200    200     200       200
-public attachment     200    200    200     200    200     200       200
-public head           200    200    200     200    200     200       200
-public upload         200    403    403     401    200     403       403
-public put            200    403    403     401    200     403       403
-public overwrite      200    403    403     401    200     403       403
-public delete         200    403    403     401    200     403       403
-public remove         200    403    403     401    200     403       403
-public change         200    403    403     401    200     403       403
-public drop           200    403    403     401    200     403       403
+public list           200    200    200     200    200     200       200        200
+public download       200    200    200     200    200     200       200        200
+public direct         200    200    200     200    200     200       200        200
+public attachment     200    200    200     200    200     200       200        200
+public head           200    200    200     200    200     200       200        200
+public upload         200    403    403     401    200     403       403        403
+public put            200    403    403     401    200     403       403        403
+public overwrite      200    403    403     401    200     403       403        403
+public delete         200    403    403     401    200     403       403        403
+public remove         200    403    403     401    200     403       403        403
+public change         200    403    403     401    200     403       403        403
+public drop           200    403    403     401    200     403       403        403
 
-default list          200    200    200     200    200     200       200
-default download      200    200    200     200    200     200       200
-default direct        200    200    200     200    200     200       200
-default attachment    200    200    200     200    200     200       200
-default head          200    200    200     200    200     200       200
-default upload        200    200    200     401    200     403       200
-default put           200    200    200     401    200     403       200
-default overwrite     200    403    200     401    200     403       403
-default delete        200    403    200     401    200     403       403
-default remove        200    403    200     401    200     403       403
-default change        403    403    403     401    403     403       403
-default drop          403    403    403     401    403     403       403
+default list          200    200    200     200    200     200       200        200
+default download      200    200    200     200    200     200       200        200
+default direct        200    200    200     200    200     200       200        200
+default attachment    200    200    200     200    200     200       200        200
+default head          200    200    200     200    200     200       200        200
+default upload        200    200    200     401    200     403       200        200
+default put           200    200    200     401    200     403       200        200
+default overwrite     200    403    200     401    200     403       403        403
+default delete        200    403    200     401    200     403       403        403
+default remove        200    403    200     401    200     403       403        403
+default change        403    403    403     401    403     403       403        403
+default drop          403    403    403     401    403     403       403        403
 
-left list               -    403    200     401      -       -       403
-left download           -    403    200     401      -       -       403
-left direct             -    403    200     401      -       -       403
-left attachment         -    403    200     401      -       -       403
-left head               -    403    200     401      -       -       403
-left upload             -    403    200     401      -       -       403
-left put                -    403    200     401      -       -       403
-left overwrite          -    403    200     401      -       -       403
-left delete             -    403    200     401      -       -       403
-left remove             -    403    200     401      -       -       403
-left change             -    403    200     401      -       -       403
-left drop               -    403    200     401      -       -       403
+left list               -    403    200     401      -       -       403        403
+left download           -    403    200     401      -       -       403        403
+left direct             -    403    200     401      -       -       403        403
+left attachment         -    403    200     401      -       -       403        403
+left head               -    403    200     401      -       -       403        403
+left upload             -    403    200     401      -       -       403        403
+left put                -    403    200     401      -       -       403        403
+left overwrite          -    403    200     401      -       -       403        403
+left delete             -    403    200     401      -       -       403        403
+left remove             -    403    200     401      -       -       403        403
+left change             -    403    200     401      -       -       403        403
+left drop               -    403    200     401      -       -       403        403
 """
 
 #: Who is shown the storage namespace in the list of all.
@@ -145,6 +152,8 @@ class Everybody:
         self.other, other_id = cloud.make_user()
         all_of_it = make_token(self.owner, {f"storage.{owner_id}": ACTIONS})
         none_of_it = make_token(self.owner, {f"compute.{owner_id}": ACTIONS})
+        admin_id = ok(cloud.admin.get("/api/session"))["user_id"]
+        admins = make_token(cloud.admin, {f"storage.{admin_id}": ACTIONS})
         strangers = make_token(self.other, {f"storage.{other_id}": ACTIONS})
         self.clients = {
             "owner": self.owner,
@@ -154,6 +163,7 @@ class Everybody:
             "token": with_token(cloud.url, all_of_it["token"]),
             "narrow": with_token(cloud.url, none_of_it["token"]),
             "stranger": with_token(cloud.url, strangers["token"]),
+            "adm-token": with_token(cloud.url, admins["token"]),
         }
 
     def make(self, kind: str) -> tuple[str, str]:
@@ -180,7 +190,7 @@ class Everybody:
 def everybody(cloud: Cloud) -> Iterator[Everybody]:
     made = Everybody(cloud)
     yield made
-    for who in ("nobody", "token", "narrow", "stranger"):  # the others are the cloud's
+    for who in ("nobody", "token", "narrow", "stranger", "adm-token"):  # the others are the cloud's
         made.clients[who].close()
 
 
@@ -265,3 +275,126 @@ def test_what_everybody_may_make(everybody: Everybody) -> None:
     for who, status in expected.items():
         answer = everybody.clients[who].post("/storage/namespaces", json={"name": unique("made")})
         assert answer.status_code == status, who
+
+
+# --- auth ---------------------------------------------------------------------------------
+
+#: ``owner`` is who has what the path names, ``admin`` an administrator, and ``token`` and
+#: ``adm-token`` are their API tokens, with every scope there is. ``404``: it is not told
+#: that others have it.
+AUTH_TABLE = """
+                                         owner  other  admin  nobody  token  adm-token
+POST   /api/login                          200    200    200     200    200        200
+GET    /api/session                        200    200    200     401    200        200
+POST   /api/logout                         200    200    200     200    200        200
+PUT    /api/password                       200    200    200     401    403        403
+POST   /api/tokens                         200    200    200     401    403        403
+GET    /api/tokens                         200    200    200     401    403        403
+DELETE /api/tokens/{id}                    200    404    404     401    403        403
+GET    /api/tokens/{id}/check              401    401    401     401    401        401
+POST   /api/service-accounts               200    200    200     401    403        403
+GET    /api/service-accounts               200    200    200     401    403        403
+GET    /api/service-accounts/{id}          200    404    404     401    403        403
+DELETE /api/service-accounts/{id}          200    404    404     401    403        403
+PUT    /api/service-accounts/{id}/scopes   200    404    404     401    403        403
+POST   /api/service-accounts/{id}/tokens   200    404    404     401    403        403
+GET    /api/service-accounts/{id}/tokens   200    404    404     401    403        403
+GET    /admin/users                        403    403    200     401    403        403
+POST   /admin/users                        403    403    200     401    403        403
+DELETE /admin/users                        403    403    200     401    403        403
+GET    /admin/sessions                     403    403    200     401    403        403
+DELETE /admin/sessions                     403    403    200     401    403        403
+"""
+
+
+class Person:
+    """Somebody with a session of his own, and an API token that may all he may."""
+
+    def __init__(self, cloud: Cloud, *, is_admin: bool = False) -> None:
+        self.cloud = cloud
+        self.name = unique("person")
+        body = {"username": self.name, "password": PASSWORD, "is_admin": is_admin}
+        self.id = ok(cloud.admin.post("/admin/users", json=body))["user_id"]
+        self.session = cloud.login(self.name)
+        self.scopes = {f"{root}.{self.id}": ["read", "create"] for root in ("storage", "compute")}
+        self.token = make_token(self.session, self.scopes)["token"]
+
+
+class Asking:
+    """Who asks in the second table, and what for."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        self.owner, self.other = Person(cloud), Person(cloud)
+        self.admin = Person(cloud, is_admin=True)
+
+    def client(self, who: str) -> tuple[httpx.Client, Person]:
+        """The credential, and the person whose it is (the owner if nobody's)."""
+        if who == "nobody":
+            return self.cloud.client(), self.owner
+        person = {"other": self.other, "admin": self.admin, "adm-token": self.admin}.get(
+            who, self.owner
+        )
+        is_token = who.endswith("token")
+        return (self.cloud.client(person.token) if is_token else person.session), person
+
+    def target(self, path: str) -> dict[str, str]:
+        """Something of the owner's that can be done away with, for the path and the query."""
+        owner = self.owner
+        if path.startswith("/api/tokens/"):
+            return {"id": str(make_token(owner.session, owner.scopes)["id"])}
+        if path.startswith("/api/service-accounts/"):
+            body = {"name": "account", "scopes": owner.scopes}
+            return {"id": str(ok(owner.session.post("/api/service-accounts", json=body))["id"])}
+        if path == "/admin/users":
+            body = {"username": unique("made"), "password": PASSWORD}
+            return {"id": str(ok(self.cloud.admin.post(path, json=body))["user_id"])}
+        if path == "/admin/sessions":
+            token = self.cloud.token(owner.name)
+            return {"id": jwt.decode(token, options={"verify_signature": False})["jti"]}
+        return {}
+
+    def body(self, method: str, path: str, person: Person) -> dict[str, Any] | None:
+        """What the route takes, such that only the credential is in the way."""
+        scopes = self.owner.scopes if "{id}" in path else person.scopes
+        bodies: dict[str, dict[str, Any]] = {
+            "POST /api/login": {"username": person.name, "password": PASSWORD},
+            "PUT /api/password": {"old": PASSWORD, "new": PASSWORD + "!"},
+            "POST /api/tokens": {"name": "token", "scopes": scopes},
+            "POST /api/service-accounts": {"name": "account", "scopes": scopes},
+            "PUT /api/service-accounts/{id}/scopes": {"scopes": scopes},
+            "POST /api/service-accounts/{id}/tokens": {"name": "token"},
+            "POST /admin/users": {"username": unique("made"), "password": PASSWORD},
+        }
+        return bodies.get(f"{method} {path}")
+
+
+@pytest.fixture(scope="module")
+def asking(cloud: Cloud) -> Asking:
+    return Asking(cloud)
+
+
+def test_every_route_of_auth_is_in_the_table(tmp_path: Path) -> None:
+    app = make_app(tmp_path, *discover().values())
+    routes = {(route.method, route.path) for module, route in app.table if module == "auth"}
+    assert routes == {(row[0], row[1]) for row in rows(AUTH_TABLE)}
+
+
+@pytest.mark.parametrize("row", rows(AUTH_TABLE), ids=lambda row: "-".join(row[:2]))
+def test_who_gets_what_of_auth(asking: Asking, row: list[str]) -> None:
+    method, path, *cells = row
+    for who, cell in zip(AUTH_TABLE.split("\n")[1].split(), cells, strict=True):
+        target = asking.target(path)
+        client, person = asking.client(who)
+        query = target if "{id}" not in path and method == "DELETE" else None
+        body = asking.body(method, path, person)
+        answer = client.request(method, path.format(**target), params=query, json=body)
+        assert answer.status_code == int(cell), f"{who}: {answer.status_code} {answer.text[:200]}"
+        if answer.status_code != 200:
+            refused(answer, int(cell))
+        elif path == "/api/password":
+            back = {"old": PASSWORD + "!", "new": PASSWORD}
+            ok(client.put(path, json=back))
+        elif path == "/api/logout" and client is person.session:
+            refused(client.get("/api/session"), 401)
+            person.session = asking.cloud.login(person.name)

@@ -366,6 +366,20 @@ async def test_a_terminal_ends_when_its_credential_does(c: Computing) -> None:
     await until_closed(c)
 
 
+async def test_a_terminal_that_nobody_reads_ends_with_its_credential(c: Computing) -> None:
+    """The shell waits for a client that takes nothing, and no close frame gets through."""
+    made = await c.running(c.ada)
+    async with websocket(c.port, terminal_of(made), c.ada["token"], small=True) as terminal:
+        await terminal.send(f"flood {FLOOD}")
+        await terminal.receive()
+        ok(await c.call("POST", "/api/logout", c.ada))
+        await look(c)
+        await until_closed(c)
+        with trio.fail_after(SECONDS):
+            received = sum([len(piece) async for piece in terminal.stream])
+    assert received < FLOOD
+
+
 @pytest.mark.parametrize("what", ["terminal", "logs", "ws"])
 async def test_a_websocket_ends_when_its_service_account_may_no_longer(
     c: Computing, what: str
