@@ -41,6 +41,9 @@ class ComputeSettings(Settings, frozen=True, kw_only=True):
     #: Kubernetes: the ClusterIssuer (cert-manager) of certificates for port 443; empty: the
     #: certificate that the ingress controller has.
     tls_issuer: str = ""
+    #: Kubernetes: root of a container is nobody on its node. False: for clusters that have
+    #: no user namespaces.
+    user_namespaces: bool = True
     #: What containers reach besides the internet: networks with commas between.
     open_networks: str = ""
     #: Podman: where containers' ports are reached, and the first port for SSH.

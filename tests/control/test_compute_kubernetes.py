@@ -17,6 +17,7 @@ from control.compute.kubernetes.refusals import Refused, translated
 from control.compute.kubernetes.shapes import (
     Event,
     Namespace,
+    Node,
     Pod,
     PodMetrics,
     Rights,
@@ -25,6 +26,7 @@ from control.compute.kubernetes.shapes import (
     address,
     is_ours,
     memory_bytes,
+    networks,
     remaining,
     sighting,
     story,
@@ -229,6 +231,30 @@ def test_the_address_of_a_service(ingress: Any, expected: str) -> None:
     service = decode({"metadata": {"name": "container"}, "status": status}, Service)
     bare = decode({"metadata": {"name": "https"}}, Service)
     assert address([bare, service]) == expected
+
+
+def test_where_nodes_and_their_pods_are() -> None:
+    found = decode(
+        [
+            {"metadata": {}, "spec": {"podCIDRs": ["2a01:4f8:2::/64", "10.244.1.0/24"]}},
+            {
+                "metadata": {},
+                "status": {
+                    "addresses": [
+                        {"type": "InternalIP", "address": "10.0.0.7"},
+                        {"type": "ExternalIP", "address": "5.9.0.7"},
+                        {"type": "ExternalIP", "address": "2a01:4f8::7"},
+                        {"type": "Hostname", "address": "node-7"},
+                    ]
+                },
+            },
+            {"metadata": {}, "spec": None, "status": None},
+        ],
+        list[Node],
+    )
+    assert [str(each) for each in networks(found)] == [
+        *("5.9.0.7/32", "10.0.0.7/32", "10.244.1.0/24", "2a01:4f8::7/128", "2a01:4f8:2::/64")
+    ]
 
 
 def test_the_last_complaint_is_told() -> None:

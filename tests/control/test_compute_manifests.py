@@ -86,7 +86,10 @@ options = st.builds(
     ingress_class=st.sampled_from(["", "nginx"]),
     service_type=st.sampled_from(["ClusterIP", "LoadBalancer"]),
     tls_issuer=st.sampled_from(["", "letsencrypt"]),
+    user_namespaces=st.booleans(),
+    open_networks=st.sampled_from([(), (ipaddress.ip_network("10.1.2.0/24"),)]),
 )
+DEFAULT = manifests.Options()
 
 
 def spec(**changes: Any) -> Spec:
@@ -108,13 +111,28 @@ def spec(**changes: Any) -> Spec:
     return Spec(**(values | changes))
 
 
+#: Where nodes are, as networks of their own: private, of the internet, and of their pods.
+NODES = tuple(
+    map(ipaddress.ip_network, ("10.0.0.7", "5.9.0.7", "2a01:4f8::7", "2a01:4f8:1::/64", "fd00::7"))
+)
+
+
+def policy(
+    spec: Spec,
+    options: manifests.Options = DEFAULT,
+    nodes: tuple[manifests.Network, ...] = NODES,
+) -> manifests.Manifest:
+    return manifests.network_policy(HERE, spec, options, nodes)
+
+
 def everything(spec: Spec, options: manifests.Options) -> list[manifests.Manifest]:
     made = [
         manifests.namespace(HERE, spec, manifests.wish(spec.generation, run=True)),
-        manifests.network_policy(HERE, spec),
+        policy(spec, options),
+        manifests.quota(HERE, spec),
         manifests.secret(HERE, spec),
         manifests.volume_claim(HERE, spec, options),
-        manifests.workload(HERE, spec, run=True),
+        manifests.workload(HERE, spec, options, run=True),
         manifests.service(HERE, spec, options),
         manifests.web_service(HERE, spec),
         manifests.ingress(HERE, spec, options),
@@ -142,7 +160,9 @@ def validate(manifest: manifests.Manifest) -> None:
 
 
 def pod(spec: Spec) -> dict[str, Any]:
-    found: dict[str, Any] = manifests.workload(HERE, spec, run=True)["spec"]["template"]["spec"]
+    found: dict[str, Any] = manifests.workload(HERE, spec, manifests.Options(), run=True)["spec"][
+        "template"
+    ]["spec"]
     return found
 
 
@@ -162,14 +182,14 @@ def test_current_schemas_take_every_manifest(spec: Spec, options: manifests.Opti
 
 
 def test_the_schemas_are_strict() -> None:
-    manifest = manifests.network_policy(HERE, spec())
+    manifest = policy(spec())
     manifest["spec"]["podSelektor"] = {}
     with pytest.raises(jsonschema.ValidationError):
         validate(manifest)
 
 
 def test_the_validator_here_is_the_packages_own() -> None:
-    manifest = manifests.workload(HERE, spec(), run=True)
+    manifest = manifests.workload(HERE, spec(), manifests.Options(), run=True)
     assert utils.validate(manifest, "1.37.0", strict=True) == "1.37"
 
 
@@ -181,7 +201,7 @@ def test_everything_carries_its_labels(spec: Spec, options: manifests.Options) -
         assert marks[LABEL_CLUSTER] == HERE.id
         assert marks[LABEL_USER] == spec.user_id
         assert marks[LABEL_CONTAINER] == spec.id
-    workload = manifests.workload(HERE, spec, run=True)["spec"]
+    workload = manifests.workload(HERE, spec, manifests.Options(), run=True)["spec"]
     template = workload["template"]["metadata"]["labels"]
     assert workload["selector"]["matchLabels"].items() <= template.items()
 
@@ -302,9 +322,16 @@ def test_any_other_text_is_no_wish(text: str) -> None:
 def test_resources_come_from_the_instance_type() -> None:
     body = pod(spec(architecture="amd64", cpus=0.5, memory_mb=300, storage_gb=7))
     assert body["nodeSelector"]["kubernetes.io/arch"] == "amd64"
+    wanted = {"cpu": "500m", "memory": "300Mi", "ephemeral-storage": "7Gi"}
     for container in (*body["initContainers"], *body["containers"]):
-        limits = container["resources"]["limits"]
-        assert (limits["cpu"], limits["memory"]) == ("500m", "300Mi")
+        assert container["resources"]["limits"] == wanted
+    hard = manifests.quota(HERE, spec(architecture="amd64", memory_mb=300, storage_gb=7))["spec"]
+    assert hard["hard"] == {
+        **{f"limits.{name}": limit for name, limit in wanted.items()},
+        "pods": "1",
+        "persistentvolumeclaims": "1",
+        "requests.storage": "7Gi",
+    }
     claim = manifests.volume_claim(HERE, spec(storage_gb=7), manifests.Options())
     assert claim["spec"]["resources"]["requests"]["storage"] == "7Gi"
     assert "storageClassName" not in claim["spec"]
@@ -319,6 +346,7 @@ def test_pods_keep_the_baseline_of_pod_security(spec: Spec) -> None:
     )
     allowed = set(baseline.split())
     body = pod(spec)
+    assert body["hostUsers"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & body.keys()
     assert body["automountServiceAccountToken"] is False
     assert body["enableServiceLinks"] is False
@@ -331,6 +359,15 @@ def test_pods_keep_the_baseline_of_pod_security(spec: Spec) -> None:
         assert security["capabilities"]["drop"] == ["ALL"]
         assert set(security["capabilities"]["add"]) <= allowed
         assert "ports" not in container
+        assert container["env"] == [{"name": "LANG", "value": "C.UTF-8"}]
+    made = manifests.namespace(HERE, spec, "")["metadata"]["labels"]
+    assert made["pod-security.kubernetes.io/enforce"] == "baseline"
+
+
+def test_keys_are_mounted_as_a_directory_so_that_they_change_in_a_running_pod() -> None:
+    mounts = pod(spec())["containers"][0]["volumeMounts"]
+    (keys,) = (mount for mount in mounts if mount["name"] == manifests.KEYS)
+    assert keys == {"name": "keys", "mountPath": "/etc/gfs/keys", "readOnly": True}
 
 
 @given(specs)
@@ -344,10 +381,10 @@ def test_mount_paths_have_places_of_their_own(spec: Spec) -> None:
 
 def test_only_what_is_opened_is_let_in() -> None:
     def opened(**changes: Any) -> list[int]:
-        policy = manifests.network_policy(HERE, spec(**changes))["spec"]
-        assert policy["podSelector"] == {}
-        assert policy["policyTypes"] == ["Ingress", "Egress"]
-        return [port["port"] for rule in policy["ingress"] for port in rule["ports"]]
+        found = policy(spec(**changes))["spec"]
+        assert found["podSelector"] == {}
+        assert found["policyTypes"] == ["Ingress", "Egress"]
+        return [port["port"] for rule in found["ingress"] for port in rule["ports"]]
 
     assert opened(ssh_enabled=False) == []
     assert opened(ssh_enabled=True) == [22]
@@ -355,10 +392,10 @@ def test_only_what_is_opened_is_let_in() -> None:
     assert opened(ssh_enabled=True, ports=rules) == [22, 3000]
 
 
-def egress(address: str, port: int | None = None) -> bool:
+def egress(address: str, port: int | None = None, options: manifests.Options = DEFAULT) -> bool:
     """Whether a container may speak to an address outside the cluster's pods."""
     ip = ipaddress.ip_address(address)
-    for rule in manifests.network_policy(HERE, spec())["spec"]["egress"]:
+    for rule in policy(spec(), options)["spec"]["egress"]:
         if "ports" in rule and port not in {p["port"] for p in rule["ports"]}:
             continue
         for block in (to["ipBlock"] for to in rule["to"] if "ipBlock" in to):
@@ -384,16 +421,36 @@ def test_the_internet_is_reached(address: str) -> None:
         "172.16.0.1",
         "192.168.1.1",
         "100.100.100.200",
+        "168.63.129.16",
         "::1",
         "fd00::1",
         "fe80::1",
         "fd00:ec2::254",
         "64:ff9b::a9fe:a9fe",
         "64:ff9b::a00:1",
+        "64:ff9b::a83f:8110",
     ],
 )
 def test_what_is_private_is_not_reached(address: str) -> None:
     assert not egress(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["5.9.0.7", "64:ff9b::509:7", "2a01:4f8::7", "2a01:4f8:1::abcd", "fd00::7"]
+)
+def test_nodes_are_not_reached_and_their_neighbours_are(address: str) -> None:
+    assert not egress(address)
+    assert egress("5.9.0.8")
+    assert egress("2a01:4f8::8")
+    # What is refused anyway is not said once more for each node.
+    assert "10.0.0.7/32" not in strings(policy(spec()))
+
+
+def test_what_an_operator_opens_is_reached_and_nothing_else() -> None:
+    opened = manifests.Options(open_networks=(ipaddress.ip_network("10.1.2.0/24"),))
+    assert not egress("10.1.2.3")
+    assert egress("10.1.2.3", options=opened)
+    assert not egress("10.1.3.3", options=opened)
 
 
 @given(st.ip_addresses())
@@ -405,7 +462,7 @@ def test_nothing_python_calls_private_is_reached(address: ipaddress.IPv4Address)
 
 
 def test_the_policy_names_networks_as_kubernetes_wants_them() -> None:
-    for rule in manifests.network_policy(HERE, spec())["spec"]["egress"]:
+    for rule in policy(spec())["spec"]["egress"]:
         for block in (to["ipBlock"] for to in rule["to"] if "ipBlock" in to):
             whole = ipaddress.ip_network(block["cidr"])
             for text in block.get("except", ()):

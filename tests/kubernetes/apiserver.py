@@ -103,6 +103,7 @@ class Server:
         authority = Authority(directory)
         self.certificate = authority.certificate
         self.kubelet_certificate, self.kubelet_key = authority.issue("kubelet")
+        self.policies_certificate, self.policies_key = authority.issue("policies")
         authority.issue("apiserver", organization="system:masters")
         authority.make_key("accounts")
         self._tokens = {name: secrets.token_urlsafe(24) for name in ("admin", "parts")}

@@ -10,7 +10,7 @@ the controllers and the scheduler take two to four minutes on two cores. etcd is
 package. So the tests meet the real thing: its admission, RBAC, watches, 409 and 410,
 its garbage collector, and not an imitation that agrees with us.
 
-Four things are done to the source:
+Five things are done to the source:
 
 * ``reflect2`` as it was in 2021 crashes under a current Go at the first custom
   resource; Debian's own package of it replaces it.
@@ -19,6 +19,8 @@ Four things are done to the source:
 * A deleted namespace goes at once when it is empty. The controller waits 5 seconds,
   against clocks that differ between several API servers, of which there are none,
   and then half the grace period of the pods it met. Only the waiting is left out.
+* Pods know ``hostUsers``, which came with 1.25, so that it reaches who decides by it. A
+  field of the same type is its model: what there is of that in the code is copied.
 * The program says ``v1.20``, or clients wonder about ``v0.0.0``.
 
 Guarantees: what is in :func:`directory` is complete (it is renamed into its place
@@ -43,7 +45,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Grows when what is built changes, so that old results are not taken for new ones.
-RECIPE = 1
+RECIPE = 2
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 
@@ -70,6 +72,30 @@ PATCHES = (
     (NAMESPACE_CONTROLLER, "time.Duration(t)*time.Second", "100*time.Millisecond"),
 )
 
+#: The field that ``hostUsers`` is made like, each with its number on the wire, which is 280
+#: or 296 for a variable-length integer.
+MODEL, FIELD = "SetHostnameAsFQDN", "HostUsers"
+NUMBERS = ((",35,", ",37,"), ("case 35:", "case 37:"), ("= 0x98", "= 0xa8"))
+API = Path("staging/src/k8s.io/api/core/v1")
+INTERNAL = Path("pkg/apis/core")
+#: File, and how often the model is in it.
+MODELLED = (
+    (API / "types.go", 1),
+    (API / "zz_generated.deepcopy.go", 1),
+    (API / "generated.pb.go", 3),
+    (INTERNAL / "types.go", 1),
+    (INTERNAL / "zz_generated.deepcopy.go", 1),
+    (INTERNAL / "v1" / "zz_generated.conversion.go", 2),
+)
+#: A declaration, an assignment, a block that begins with it, a case that holds it.
+_MODEL = re.compile(
+    rf"^\t{MODEL} \*bool.*\n"
+    rf"|^\tout\.{MODEL} = .*\n"
+    rf"|^\tif \w+\.{MODEL} != nil {{\n(?:\t\t.*\n)+\t}}\n"
+    rf"|^\t\tcase 35:\n\t\t\tif .*\n.* field {MODEL}\"(?:.*\n)(?:\t\t\t.*\n)+",
+    re.MULTILINE,
+)
+
 
 class CannotBuild(Exception):
     """Says what to do."""
@@ -77,7 +103,7 @@ class CannotBuild(Exception):
 
 def directory() -> Path:
     """Where the programs are, or would be."""
-    return _home() / f"kubernetes-{VERSION}-{RECIPE}"
+    return home() / f"kubernetes-{VERSION}-{RECIPE}"
 
 
 def missing() -> str:
@@ -90,7 +116,7 @@ def missing() -> str:
     return ""
 
 
-def _home() -> Path:
+def home() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "gfs-tests"
 
@@ -112,8 +138,8 @@ def install() -> None:
         return
     get = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    _run([*get, "update"], env=environment)
-    _run([*get, "install", "-y", "--no-install-recommends", *absent], env=environment)
+    run([*get, "update"], env=environment)
+    run([*get, "install", "-y", "--no-install-recommends", *absent], env=environment)
 
 
 def build() -> None:
@@ -122,8 +148,7 @@ def build() -> None:
     Raises:
         CannotBuild: a package is missing, or a step failed.
     """
-    _home().mkdir(parents=True, exist_ok=True)
-    with _alone():
+    with alone("kubernetes"):
         for name in PROGRAMS:
             if not (directory() / name).is_file():
                 break
@@ -132,9 +157,9 @@ def build() -> None:
         absent = _absent_packages()
         if absent:
             raise CannotBuild(f"apt-get install {' '.join(absent)}")
-        for left_behind in _home().glob("building-*"):
+        for left_behind in home().glob("building-*"):
             shutil.rmtree(left_behind)
-        scratch = Path(tempfile.mkdtemp(prefix="building-", dir=_home()))
+        scratch = Path(tempfile.mkdtemp(prefix="building-", dir=home()))
         try:
             _build_in(scratch)
         finally:
@@ -142,13 +167,14 @@ def build() -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One build at a time. The lock goes with the process that holds it."""
-    with (_home() / "kubernetes.lock").open("w") as file:
+def alone(what: str) -> Iterator[None]:
+    """One build of this at a time. The lock goes with the process that holds it."""
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / f"{what}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("another build is under way: waiting for it")
+            say("another build is under way: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -156,31 +182,45 @@ def _alone() -> Iterator[None]:
 def _build_in(scratch: Path) -> None:
     tree = scratch / "go" / "src" / PACKAGE
     tree.parent.mkdir(parents=True)
-    _say("fetching the source")
+    say("fetching the source")
     version = _unpack_source(scratch, tree)
     _adapt(tree)
     environment = _go_environment(scratch)
-    _say(f"generating the OpenAPI definitions of {version}")
+    say(f"generating the OpenAPI definitions of {version}")
     _generate_openapi(scratch, tree, environment)
-    _say(f"compiling {', '.join(PROGRAMS)}")
+    say(f"compiling {', '.join(PROGRAMS)}")
     done = scratch / "done"
     _compile(tree, done, version, environment)
     if directory().exists():  # Incomplete: somebody deleted a program.
         shutil.rmtree(directory())
     done.rename(directory())
-    _say(f"done: {directory()}")
+    say(f"done: {directory()}")
 
 
 def _unpack_source(scratch: Path, tree: Path) -> str:
-    """Unpack the source package of Debian into ``tree``; returns its version.
+    """Unpack the source package of Debian into ``tree``; returns its version."""
+    environment = apt(scratch, "deb-src", SUITE)
+    source = scratch / "source"
+    source.mkdir()
+    run(["apt-get", "-qq", "update"], env=environment)
+    run(["apt-get", "-qq", "source", "--download-only", "kubernetes"], cwd=source, env=environment)
+    described = sorted(source.glob(f"kubernetes_{VERSION}.*.dsc"))
+    if len(described) != 1:
+        raise CannotBuild(f"{SUITE} has no source package of kubernetes {VERSION} any more")
+    # apt has checked it against the signed index; of its uploader we know no key.
+    run(["dpkg-source", "--no-check", "-x", str(described[0]), str(tree)])
+    # Such as 1.20.5+really1.20.2-1.1: the last one counts.
+    return re.findall(r"\d+\.\d+\.\d+", described[0].stem)[-1]
 
-    apt is given a configuration of its own, so that of the machine stays as it is.
-    """
+
+def apt(scratch: Path, kind: str, suite: str, *more: str) -> dict[str, str]:
+    """The environment for an apt of its own, with everything below ``scratch``, for which
+    there is one suite. The machine's stays as it is."""
     apt = scratch / "apt"
-    for name in ("lists/partial", "cache/archives/partial", "source"):
+    for name in ("lists/partial", "cache/archives/partial"):
         (apt / name).mkdir(parents=True)
     (apt / "sources.list").write_text(
-        f"deb-src [signed-by={KEYRING}] {_mirror()} {SUITE} main\n", encoding="utf-8"
+        f"{kind} [signed-by={KEYRING}] {_mirror()} {suite} main\n", encoding="utf-8"
     )
     (apt / "apt.conf").write_text(
         f'Dir::Etc::SourceList "{apt}/sources.list";\n'
@@ -191,28 +231,15 @@ def _unpack_source(scratch: Path, tree: Path) -> str:
         f'Dir::Cache "{apt}/cache";\n'
         # Its own user could not write here.
         'APT::Sandbox::User "root";\n'
-        'Acquire::Retries "3";\n',
+        'Acquire::Retries "3";\n' + "".join(f"{line}\n" for line in more),
         encoding="utf-8",
     )
-    environment = {**os.environ, "APT_CONFIG": str(apt / "apt.conf")}
-    _run(["apt-get", "-qq", "update"], env=environment)
-    _run(
-        ["apt-get", "-qq", "source", "--download-only", "kubernetes"],
-        cwd=apt / "source",
-        env=environment,
-    )
-    described = sorted((apt / "source").glob(f"kubernetes_{VERSION}.*.dsc"))
-    if len(described) != 1:
-        raise CannotBuild(f"{SUITE} has no source package of kubernetes {VERSION} any more")
-    # apt has checked it against the signed index; of its uploader we know no key.
-    _run(["dpkg-source", "--no-check", "-x", str(described[0]), str(tree)])
-    # Such as 1.20.5+really1.20.2-1.1: the last one counts.
-    return re.findall(r"\d+\.\d+\.\d+", described[0].stem)[-1]
+    return {**os.environ, "APT_CONFIG": str(apt / "apt.conf")}
 
 
 def _mirror() -> str:
     """Where this machine gets Debian from, as its apt says."""
-    targets = _run(
+    targets = run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"]
     )
     for line in targets.splitlines():
@@ -232,6 +259,19 @@ def _adapt(tree: Path) -> None:
             raise CannotBuild(f"{path} is not as expected: {old!r} is not there once")
         changed = text.replace(old, new.format(old.split(" ")[0]))
         (tree / path).write_text(changed, encoding="utf-8")
+    for path, count in MODELLED:
+        text, found = _MODEL.subn(_modelled, (tree / path).read_text(encoding="utf-8"))
+        if found != count:
+            raise CannotBuild(f"{path} is not as expected: {MODEL} is there {found} times")
+        (tree / path).write_text(text, encoding="utf-8")
+
+
+def _modelled(found: re.Match[str]) -> str:
+    """The model, and the field that is made like it."""
+    made = found[0].replace(MODEL, FIELD).replace(MODEL[0].lower() + MODEL[1:], "hostUsers")
+    for old, new in NUMBERS:
+        made = made.replace(old, new)
+    return found[0] + made
 
 
 def _go_environment(scratch: Path) -> dict[str, str]:
@@ -247,15 +287,15 @@ def _go_environment(scratch: Path) -> dict[str, str]:
         "GOFLAGS": "",
         "CGO_ENABLED": "0",
         # The generator looks for the standard library there.
-        "GOROOT": _run(["go", "env", "GOROOT"]).strip(),
+        "GOROOT": run(["go", "env", "GOROOT"]).strip(),
     }
 
 
 def _generate_openapi(scratch: Path, tree: Path, environment: dict[str, str]) -> None:
     generator = scratch / "openapi-gen"
     source = "./vendor/k8s.io/kube-openapi/cmd/openapi-gen"
-    _run(["go", "build", "-o", str(generator), source], cwd=tree, env=environment)
-    _run(
+    run(["go", "build", "-o", str(generator), source], cwd=tree, env=environment)
+    run(
         [
             str(generator),
             *("--input-dirs", ",".join(f"{PACKAGE}/{path}" for path in _marked(tree))),
@@ -293,7 +333,7 @@ def _compile(tree: Path, done: Path, version: str, environment: dict[str, str]) 
         ):
             flags += ["-X", f"{PACKAGE}/vendor/k8s.io/{package}.{name}={value}"]
     done.mkdir()
-    _run(
+    run(
         [
             *("go", "build", "-trimpath", "-tags", "providerless dockerless"),
             *("-ldflags", " ".join(flags), "-o", f"{done}/"),
@@ -304,7 +344,7 @@ def _compile(tree: Path, done: Path, version: str, environment: dict[str, str]) 
     )
 
 
-def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run one step; its output is shown only if it fails."""
     done = subprocess.run(
         command,
@@ -325,7 +365,7 @@ def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | N
 _STARTED = time.monotonic()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"kubernetes: {text} ({time.monotonic() - _STARTED:.0f} s)", flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import msgspec
 import pytest
 import trio
 from kube_acts import Held
@@ -15,7 +16,8 @@ from msgspec.structs import replace
 
 from control.compute.backend import BackendUnavailable, Impossible, Port, Spec
 from control.compute.kubernetes import watching
-from control.compute.kubernetes.manifests import PREPARE, sub_path
+from control.compute.kubernetes.manifests import PREPARE, Manifest, sub_path
+from control.compute.kubernetes.shapes import Workload
 
 NETWORK = "/apis/networking.k8s.io/v1"
 APPS = "/apis/apps/v1"
@@ -24,6 +26,7 @@ KINDS = (
     "/api/v1/pods",
     "/api/v1/secrets",
     "/api/v1/persistentvolumeclaims",
+    "/api/v1/resourcequotas",
     "/api/v1/services",
     f"{APPS}/statefulsets",
     f"{NETWORK}/networkpolicies",
@@ -67,6 +70,94 @@ async def test_it_has_an_address_while_it_runs(kubernetes: Kubernetes, kube: Api
         await here.backend.stop(one)
         assert (await here.seen.phase(one, "stopped")).external_ip == ""
     assert here.backend.ssh_command(one) == f"ssh root@{one.id}.compute.example.org"
+
+
+async def test_a_pod_takes_nothing_of_its_node_and_no_more_than_its_own(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
+    """What the cluster has made of the manifests: fields that it does not know it drops."""
+    one = spec(memory_mb=256, storage_gb=3)
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        pod = await kube.get(path_of(one, "/pods/container-0"))
+        assert pod["spec"]["hostUsers"] is False
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        (container,) = pod["spec"]["containers"]
+        assert container["resources"]["limits"]["ephemeral-storage"] == "3Gi"
+        used = (await kube.get(path_of(one, "/resourcequotas/container")))["status"]["used"]
+        assert used["pods"] == "1"
+        assert (used["limits.memory"], used["requests.storage"]) == ("256Mi", "3Gi")
+        second = {"metadata": {"name": "second"}, "spec": {**pod["spec"], "nodeName": None}}
+        with pytest.raises(Refused, match="exceeded quota: container"):
+            await kube.create(path_of(one, "/pods"), second)
+
+
+async def test_where_there_are_no_user_namespaces_nothing_runs_unless_that_is_wished(
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = spec()
+    async with running(kubernetes.admin) as here:
+
+        async def dropping(workload: Manifest) -> Workload:
+            """As a cluster answers that does not know the field."""
+            answer = msgspec.convert(workload, Workload)
+            answer.spec.template.spec.host_users = None
+            return answer
+
+        monkeypatch.setattr(here.backend._api, "rehearse", dropping)
+        with pytest.raises(Impossible, match=r"no user namespaces.*user_namespaces = false"):
+            await here.backend.start(one)
+        assert not await kube.items(path_of(one, "/statefulsets", api=APPS))
+    async with running(kubernetes.admin, user_namespaces=False) as here:
+        await here.start(two := spec())
+        assert "hostUsers" not in (await kube.get(path_of(two, "/pods/container-0")))["spec"]
+
+
+async def test_a_deleted_key_leaves_a_running_pod(kubernetes: Kubernetes, kube: Api) -> None:
+    """The kubelet brings a Secret that is mounted as a directory up to date."""
+    one = spec(ssh_keys=(KEY, KEY.replace("ZWVSbC", "ZWVSbD")))
+    async with running(kubernetes.admin) as here:
+        await here.start(one)
+        before = await kube.get(path_of(one, "/pods/container-0"))
+        (mount,) = (
+            mount
+            for mount in before["spec"]["containers"][0]["volumeMounts"]
+            if mount["name"] == "keys"
+        )
+        assert "subPath" not in mount
+        await here.backend.expose(replace(one, ssh_keys=(KEY,)))
+        secret = await kube.get(path_of(one, "/secrets/keys"))
+        assert base64.b64decode(secret["data"]["authorized_keys"]).decode() == f"{KEY}\n"
+        after = await kube.get(path_of(one, "/pods/container-0"))
+        assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+async def test_nodes_are_refused_to_containers_and_so_is_one_that_comes_later(
+    kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = spec()
+
+    async def refused() -> set[str]:
+        policy = await kube.get(path_of(one, "/networkpolicies/container", api=NETWORK))
+        blocks = [to.get("ipBlock", {}) for rule in policy["spec"]["egress"] for to in rule["to"]]
+        return {net for block in blocks for net in block.get("except", ())}
+
+    async with running(kubernetes.admin) as here:
+        await here.backend.create(one)
+        assert "169.254.0.0/16" in await refused()
+        node = {"metadata": {"name": f"node-{one.id}"}, "spec": {"podCIDR": "2a01:4f8:2::/64"}}
+        await kube.create("/api/v1/nodes", node)
+        try:
+            addresses = [{"type": "ExternalIP", "address": "5.9.0.7"}]
+            body = {"status": {"addresses": addresses}}
+            await kube.patch(f"/api/v1/nodes/node-{one.id}/status", body)
+            await here.backend.expose(one)
+            assert "5.9.0.7/32" not in await refused()
+            monkeypatch.setattr(here.backend, "_nodes_until", 0.0)
+            await here.backend.expose(one)
+            assert {"5.9.0.7/32", "2a01:4f8:2::/64", "64:ff9b::509:7/128"} <= await refused()
+        finally:
+            await kube.delete(f"/api/v1/nodes/node-{one.id}")
 
 
 async def test_files_under_a_mount_path_outlive_a_run_and_others_do_not(

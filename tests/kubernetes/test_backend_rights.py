@@ -18,7 +18,7 @@ from control.compute.kubernetes import Kubernetes as Backend
 from control.compute.kubernetes import watching
 from control.compute.kubernetes.permissions import NEEDED, Permission
 from control.compute.kubernetes.refusals import Refused
-from control.compute.kubernetes.shapes import Namespace, Pod, Rights, Service
+from control.compute.kubernetes.shapes import Namespace, Node, Pod, Rights, Service
 from control.compute.kubernetes.streams import open_stream
 
 MakeIdentity = Callable[[Rules], Identity]
@@ -26,7 +26,7 @@ MakeIdentity = Callable[[Rules], Identity]
 #: Newer API servers ask for it where older ones ask for "get".
 OF_NEWER = ("", "pods/exec", "create")
 METRICS = ("metrics.k8s.io", "pods", "get")
-LISTED = {"namespaces": Namespace, "pods": Pod, "services": Service}
+LISTED = {"namespaces": Namespace, "nodes": Node, "pods": Pod, "services": Service}
 
 
 def rules_of(permissions: set[Permission]) -> Rules:
@@ -174,7 +174,7 @@ async def test_secrets_cannot_be_read_with_them(
     with identity.client() as client:
         assert client.get(path_of(one, "/secrets/keys")).status_code == 403
         assert client.get("/api/v1/secrets").status_code == 403
-        assert client.get("/api/v1/nodes").status_code == 403
+        assert client.get("/api/v1/nodes/node-amd64").status_code == 403
 
 
 async def test_memory_is_told_where_there_is_a_metrics_server(

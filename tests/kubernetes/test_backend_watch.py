@@ -151,7 +151,8 @@ async def test_one_watch_of_each_kind_sees_all_containers_and_nothing_is_polled(
             await here.seen.phase(one, "stopped")
         assert sorted(opened) == ["/api/v1/namespaces", "/api/v1/pods", "/api/v1/services"]
         # A creation, a start and a stop look once each whose the namespace is.
-        assert sorted(asked) == ["list"] * 3 + ["namespace"] * 3 * len(ones)
+        # Three kinds; and the nodes, for all containers together.
+        assert sorted(asked) == ["list"] * 4 + ["namespace"] * 3 * len(ones)
 
 
 async def test_what_is_listed_in_pages_is_complete(
@@ -227,7 +228,7 @@ async def test_what_happened_while_the_api_server_was_away_is_told(
         await in_thread(kubernetes.server.kill)
         # Held off, so that it comes back after all has happened.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(OurApi, "list", refuse)
+            patch.setattr(here.backend._api, "list", refuse)
             await in_thread(kubernetes.server.restart)
             async with without_watch(kubernetes, "away") as other:
                 await other.create(new)
@@ -239,7 +240,7 @@ async def test_what_happened_while_the_api_server_was_away_is_told(
         assert lost.id in here.seen.was_gone
 
 
-async def refuse(self: OurApi, *_: Any) -> Any:
+async def refuse(*_: Any) -> Any:
     raise Refused.of(503, b"not now")
 
 

@@ -36,12 +36,14 @@ from control.compute.kubernetes.shapes import (
     AccessReview,
     Event,
     Namespace,
+    Node,
     Page,
     Pod,
     PodMetrics,
     Rights,
     RulesReview,
     Service,
+    Workload,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 EVENTS_MAX = 50
 
 T = TypeVar("T")
-ItemT = TypeVar("ItemT", Namespace, Pod, Service)
+ItemT = TypeVar("ItemT", Namespace, Node, Pod, Service)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -109,6 +111,7 @@ class _Client:
         self.patches: dict[str, Callable[..., Any]] = {
             "Secret": self.core.patch_namespaced_secret,
             "PersistentVolumeClaim": self.core.patch_namespaced_persistent_volume_claim,
+            "ResourceQuota": self.core.patch_namespaced_resource_quota,
             "Service": self.core.patch_namespaced_service,
             "StatefulSet": self.apps.patch_namespaced_stateful_set,
             "NetworkPolicy": self.networking.patch_namespaced_network_policy,
@@ -116,6 +119,7 @@ class _Client:
         }
         self.lists: dict[type, Callable[..., Any]] = {
             Namespace: self.core.list_namespace,
+            Node: self.core.list_node,
             Pod: self.core.list_pod_for_all_namespaces,
             Service: self.core.list_service_for_all_namespaces,
         }
@@ -201,9 +205,18 @@ class Api:
     # --- what is in them ----------------------------------------------------------------
 
     async def apply(self, manifest: Manifest) -> None:
+        await self._apply(manifest)
+
+    async def rehearse(self, workload: Manifest) -> Workload:
+        """What a workload would be if it were applied."""
+        return _decode(await self._apply(workload, dry_run="All"), Workload)
+
+    async def _apply(self, manifest: Manifest, **more: str) -> bytes:
         name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
         kind = manifest["kind"]
-        await self._ask(lambda client: client.patches[kind](name, namespace, manifest, **_APPLIED))
+        return await self._ask(
+            lambda client: client.patches[kind](name, namespace, manifest, **_APPLIED, **more)
+        )
 
     async def delete_service(self, namespace: str, name: str) -> None:
         with _or_none():

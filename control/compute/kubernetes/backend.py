@@ -12,14 +12,16 @@
   SSH and all ports but 443. With ClusterIP somebody's gateway leads from the host name to
   the Service. The cluster's ingress controller serves the host name, for 443 and 80.
 - **Apart.** A network policy lets nothing in but what is opened, and out to DNS and the
-  internet alone. It is the cluster's network that enforces it: one that knows no policies
-  does not.
+  internet alone, which the cluster's nodes are no part of. It is the cluster's network
+  that enforces it: one that knows no policies does not. Root of a container is in a user
+  namespace, and a cluster that has none is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -41,7 +43,14 @@ from control.compute.kubernetes.api import Api
 from control.compute.kubernetes.credentials import Source, find
 from control.compute.kubernetes.permissions import missing
 from control.compute.kubernetes.refusals import GRANT, Refused, translated
-from control.compute.kubernetes.shapes import Namespace, is_ours, memory_bytes, remaining
+from control.compute.kubernetes.shapes import (
+    Namespace,
+    Node,
+    is_ours,
+    memory_bytes,
+    networks,
+    remaining,
+)
 from control.compute.kubernetes.watching import Watching
 
 __all__ = ["Kubernetes", "make"]
@@ -54,6 +63,9 @@ ANY_NAMESPACE = "compute-any"
 DELETE_SECONDS = 100.0
 #: A namespace that ends is looked at this often, besides by the watch.
 LOOK_SECONDS = 5.0
+#: How long a new node's address may be missing among those that containers are refused,
+#: besides the driver's own turn of exposing each container again.
+NODES_SECONDS = 300.0
 
 
 class Settings(Protocol):
@@ -71,6 +83,10 @@ class Settings(Protocol):
     def service_type(self) -> manifests.ServiceType: ...
     @property
     def tls_issuer(self) -> str: ...
+    @property
+    def user_namespaces(self) -> bool: ...
+    @property
+    def open_network_list(self) -> Sequence[manifests.Network]: ...
 
 
 def make(installation: Installation, settings: Settings) -> Kubernetes:
@@ -90,7 +106,13 @@ class Kubernetes:
             ingress_class=settings.ingress_class,
             service_type=settings.service_type,
             tls_issuer=settings.tls_issuer,
+            user_namespaces=settings.user_namespaces,
+            open_networks=tuple(settings.open_network_list),
         )
+        self._has_user_namespaces = False
+        self._nodes: tuple[manifests.Network, ...] = ()
+        self._nodes_until = -math.inf
+        self._asking_for_nodes = trio.Lock()
         self._api = Api(self._find)
         self._watching: Watching | None = None
 
@@ -134,7 +156,9 @@ class Kubernetes:
             await self._make_namespace(spec, run=True)
             await self._make_parts(spec)
             await self._open(spec)
-            await self._api.apply(manifests.workload(self._installation, spec, run=True))
+            workload = self._workload(spec, run=True)
+            await self._insist_on_user_namespaces(workload)
+            await self._api.apply(workload)
 
     async def stop(self, spec: Spec) -> None:
         with translated():
@@ -143,7 +167,7 @@ class Kubernetes:
                 return
             self._insist_on_ours(found)
             await self._mark(spec, run=False)
-            await self._api.apply(manifests.workload(self._installation, spec, run=False))
+            await self._api.apply(self._workload(spec, run=False))
 
     async def delete(self, container_id: str, user_id: str) -> None:
         name = manifests.namespace_name(user_id, container_id)
@@ -243,11 +267,40 @@ class Kubernetes:
         wish = manifests.wish(spec.generation, run=run)
         return manifests.namespace(self._installation, spec, wish)
 
+    def _workload(self, spec: Spec, *, run: bool) -> manifests.Manifest:
+        return manifests.workload(self._installation, spec, self._options, run=run)
+
     async def _make_parts(self, spec: Spec) -> None:
         """All that outlives a run. What keeps it apart comes first."""
-        await self._api.apply(manifests.network_policy(self._installation, spec))
-        await self._api.apply(manifests.secret(self._installation, spec))
-        await self._api.apply(manifests.volume_claim(self._installation, spec, self._options))
+        here, options = self._installation, self._options
+        nodes = await self._node_networks()
+        await self._api.apply(manifests.network_policy(here, spec, options, nodes))
+        await self._api.apply(manifests.secret(here, spec))
+        await self._api.apply(manifests.volume_claim(here, spec, options))
+        # Last: of a quota that is new, what is used is not known yet, and nothing that it
+        # counts can be made.
+        await self._api.apply(manifests.quota(here, spec))
+
+    async def _node_networks(self) -> tuple[manifests.Network, ...]:
+        """As they were within the last :data:`NODES_SECONDS`."""
+        async with self._asking_for_nodes:
+            if trio.current_time() >= self._nodes_until:
+                nodes, _ = await self._api.list(Node, "")
+                self._nodes = networks(nodes)
+                self._nodes_until = trio.current_time() + NODES_SECONDS
+        return self._nodes
+
+    async def _insist_on_user_namespaces(self, workload: manifests.Manifest) -> None:
+        """A cluster that does not know them drops the wish for one without a word, and root
+        of a container would be root of its node. So it is asked once."""
+        if not self._options.user_namespaces or self._has_user_namespaces:
+            return
+        if (await self._api.rehearse(workload)).spec.template.spec.host_users is not False:
+            raise Impossible(
+                "this cluster has no user namespaces, so root of a container would be root of "
+                "its node: it takes Kubernetes 1.33, or user_namespaces = false"
+            )
+        self._has_user_namespaces = True
 
     async def _open(self, spec: Spec) -> None:
         here, options = self._installation, self._options

@@ -5,6 +5,7 @@ namespace deletes it all::
 
     Namespace compute-<user>-<id>   also says what is wished: see ``wish``
     ├── NetworkPolicy container     out: DNS and the internet; in: only what is opened
+    ├── ResourceQuota container     one pod, one volume, and no more than the container's
     ├── Secret keys                 authorized_keys
     ├── PersistentVolumeClaim data  one sub-path for each mount path, one for the host keys
     ├── StatefulSet container       one pod, ``container-0``, or none
@@ -50,6 +51,7 @@ __all__ = [
     "CONTAINER",
     "INIT_CONTAINER",
     "Manifest",
+    "Network",
     "Options",
     "POD",
     "ServiceType",
@@ -60,6 +62,7 @@ __all__ = [
     "namespace",
     "namespace_name",
     "network_policy",
+    "quota",
     "secret",
     "selector",
     "service",
@@ -73,6 +76,8 @@ __all__ = [
 
 #: As JSON: what the API server takes.
 Manifest = dict[str, Any]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 ServiceType = Literal["ClusterIP", "LoadBalancer"]
 
@@ -91,7 +96,7 @@ SSH_PORT = 22
 HTTP_PORT = 80
 HTTPS_PORT = 443
 #: What control/compute/image promises.
-KEYS_FILE = "/etc/gfs/keys/authorized_keys"
+KEYS_DIRECTORY = "/etc/gfs/keys"
 HOST_KEYS = "/etc/gfs/host_keys"
 #: Where the init container, and only it, sees the whole volume. No mount path is below
 #: /etc, or the volume would be copied into itself.
@@ -99,11 +104,13 @@ VOLUME = "/etc/gfs/volume"
 
 #: Between SIGTERM and SIGKILL.
 GRACE_SECONDS = 15
-#: What a container may write beside its volume before it is ended, at least.
-EPHEMERAL_GB_MIN = 10
 
-#: A root that can install packages and serve SSH: what the Pod Security Standard
-#: "baseline" allows, but MKNOD, SETFCAP and SETPCAP. sshd needs SETUID, SETGID and
+#: Pod Security Standard. "restricted" wants a user other than root, and no capability but
+#: NET_BIND_SERVICE: sshd cannot log anybody in like that. All else that "restricted" asks
+#: for, pods do: no privilege escalation, a seccomp profile, volumes of two harmless types.
+POD_SECURITY = "baseline"
+#: Of the user namespace that root is in: a root that can install packages and serve SSH.
+#: What "baseline" allows, but MKNOD, SETFCAP and SETPCAP. sshd needs SETUID, SETGID and
 #: SYS_CHROOT for the process that speaks with strangers, AUDIT_WRITE for logins, CHOWN
 #: for terminals, NET_BIND_SERVICE for port 22; dpkg and tar the rest.
 CAPABILITIES = (
@@ -119,13 +126,18 @@ CAPABILITIES = (
     "SYS_CHROOT",
 )
 
-#: Not the internet: this host, private, shared, link-local (where clouds serve
-#: credentials), for documentation, benchmarks, multicast, reserved.
+#: To copy what an image has, with its owners.
+CAPABILITIES_TO_COPY = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID")
+
+#: Not the internet: this host, private, shared (where one cloud serves credentials, and all
+#: their own), link-local (where most do), for documentation, benchmarks, multicast,
+#: reserved; and one address of the internet at which another cloud does.
 PRIVATE_4 = (
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    "168.63.129.16/32",
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.0.0.0/24",
@@ -143,10 +155,6 @@ INTERNET_6 = "2000::/3"
 PRIVATE_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 #: NAT64, the only way to IPv4 in some clusters: all but the above, said in IPv6.
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-PRIVATE_NAT64 = tuple(
-    str(ipaddress.IPv6Network((int(NAT64[0]) + int(net[0]), NAT64.prefixlen + net.prefixlen)))
-    for net in map(ipaddress.IPv4Network, PRIVATE_4)
-)
 #: Where the DNS cache of a node listens, by convention.
 NODE_DNS = "169.254.20.10/32"
 
@@ -190,6 +198,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     service_type: ServiceType = "LoadBalancer"
     #: A cert-manager ClusterIssuer; "": the certificate the ingress controller has.
     tls_issuer: str = ""
+    #: Root of a container is nobody on its node.
+    user_namespaces: bool = True
+    #: What containers reach besides the internet.
+    open_networks: tuple[Network, ...] = ()
 
 
 def namespace_name(user_id: str, container_id: str) -> str:
@@ -242,14 +254,17 @@ def namespace(installation: Installation, spec: Spec, wish: str) -> Manifest:
             "name": namespace_name(spec.user_id, spec.id),
             "labels": {
                 **labels(installation, spec.user_id, spec.id),
-                "pod-security.kubernetes.io/enforce": "baseline",
+                "pod-security.kubernetes.io/enforce": POD_SECURITY,
             },
             "annotations": {ANNOTATION_NAME: _text(spec.name), ANNOTATION_WISH: wish},
         },
     }
 
 
-def network_policy(installation: Installation, spec: Spec) -> Manifest:
+def network_policy(
+    installation: Installation, spec: Spec, options: Options, nodes: Iterable[Network]
+) -> Manifest:
+    """``nodes``: networks of the cluster's own. They are refused, like private ones."""
     opened = ([SSH_PORT] if spec.ssh_enabled else []) + [port.target_port for port in spec.ports]
     dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
     return {
@@ -275,14 +290,57 @@ def network_policy(installation: Installation, spec: Spec) -> Manifest:
                     ],
                     "ports": dns,
                 },
-                {
-                    "to": [
-                        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(PRIVATE_4)}},
-                        {"ipBlock": {"cidr": INTERNET_6, "except": list(PRIVATE_6)}},
-                        {"ipBlock": {"cidr": str(NAT64), "except": list(PRIVATE_NAT64)}},
-                    ]
-                },
+                {"to": [*_internet(nodes), *map(_block, map(str, options.open_networks))]},
             ],
+        },
+    }
+
+
+def _internet(nodes: Iterable[Network]) -> list[Manifest]:
+    """The internet by IPv4, by IPv6, and by IPv4 said in IPv6."""
+    refused_4 = [ipaddress.IPv4Network(each) for each in PRIVATE_4]
+    refused_6 = [ipaddress.IPv6Network(each) for each in PRIVATE_6]
+    for node in nodes:
+        if isinstance(node, ipaddress.IPv4Network):
+            if not any(map(node.subnet_of, refused_4)):
+                refused_4.append(node)
+        elif node.subnet_of(ipaddress.IPv6Network(INTERNET_6)) and not any(
+            map(node.subnet_of, refused_6)
+        ):
+            refused_6.append(node)
+    nat64 = [
+        ipaddress.IPv6Network((int(NAT64[0]) + int(net[0]), NAT64.prefixlen + net.prefixlen))
+        for net in refused_4
+    ]
+    return [
+        _block("0.0.0.0/0", refused_4),
+        _block(INTERNET_6, refused_6),
+        _block(str(NAT64), nat64),
+    ]
+
+
+def _block(cidr: str, refused: Iterable[Network] = ()) -> Manifest:
+    block: Manifest = {"cidr": cidr}
+    if without := list(map(str, refused)):
+        block["except"] = without
+    return {"ipBlock": block}
+
+
+def quota(installation: Installation, spec: Spec) -> Manifest:
+    """What one container takes, and no second one: whatever else goes wrong, a tenant's
+    namespace takes no more of the cluster. Processes are bounded by the nodes' kubelets."""
+    limits = _limits(spec)
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": _metadata(installation, spec, CONTAINER),
+        "spec": {
+            "hard": {
+                "pods": "1",
+                **{f"limits.{name}": limit for name, limit in limits.items()},
+                "persistentvolumeclaims": "1",
+                "requests.storage": f"{spec.storage_gb}Gi",
+            }
         },
     }
 
@@ -313,7 +371,7 @@ def volume_claim(installation: Installation, spec: Spec, options: Options) -> Ma
     }
 
 
-def workload(installation: Installation, spec: Spec, *, run: bool) -> Manifest:
+def workload(installation: Installation, spec: Spec, options: Options, *, run: bool) -> Manifest:
     marks = labels(installation, spec.user_id, spec.id)
     return {
         "apiVersion": "apps/v1",
@@ -330,7 +388,7 @@ def workload(installation: Installation, spec: Spec, *, run: bool) -> Manifest:
                     "labels": marks,
                     "annotations": {ANNOTATION_WISH: wish(spec.generation, run=True)},
                 },
-                "spec": _pod(spec),
+                "spec": _pod(spec, options),
             },
         },
     }
@@ -418,27 +476,36 @@ def _service(
     }
 
 
-def _pod(spec: Spec) -> Manifest:
-    limits = {
+def _limits(spec: Spec) -> dict[str, str]:
+    """What a container writes beside its volume is bounded like the volume."""
+    return {
         "cpu": f"{round(spec.cpus * 1000)}m",
         "memory": f"{spec.memory_mb}Mi",
-        "ephemeral-storage": f"{max(spec.storage_gb, EPHEMERAL_GB_MIN)}Gi",
+        "ephemeral-storage": f"{spec.storage_gb}Gi",
     }
-    requests = {**limits, "ephemeral-storage": "64Mi"}
-    security = {
+
+
+def _security(capabilities: Iterable[str]) -> Manifest:
+    return {
         "allowPrivilegeEscalation": False,
         "privileged": False,
-        "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+        "capabilities": {"drop": ["ALL"], "add": list(capabilities)},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
+
+
+def _pod(spec: Spec, options: Options) -> Manifest:
+    limits = _limits(spec)
+    requests = {**limits, "ephemeral-storage": "64Mi"}
     common: Manifest = {
         "image": spec.image,
         "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "LANG", "value": "C.UTF-8"}],
         "resources": {"limits": limits, "requests": requests},
-        "securityContext": security,
     }
     paths = [text for path in spec.mount_paths for text in (_literal(path), sub_path(path))]
     return {
+        **({"hostUsers": False} if options.user_namespaces else {}),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Always",
@@ -458,6 +525,7 @@ def _pod(spec: Spec) -> Manifest:
             {
                 **common,
                 "name": INIT_CONTAINER,
+                "securityContext": _security(CAPABILITIES_TO_COPY),
                 "command": ["/bin/sh", "-c", PREPARE, INIT_CONTAINER, VOLUME, *paths],
                 "volumeMounts": [{"name": DATA, "mountPath": VOLUME}],
             }
@@ -466,20 +534,16 @@ def _pod(spec: Spec) -> Manifest:
             {
                 **common,
                 "name": CONTAINER,
+                "securityContext": _security(CAPABILITIES),
                 "volumeMounts": [
                     *(
                         {"name": DATA, "mountPath": path, "subPath": sub_path(path)}
                         for path in spec.mount_paths
                     ),
                     {"name": DATA, "mountPath": HOST_KEYS, "subPath": "host_keys"},
-                    # As one file, not as a directory: a Secret's directory may be written
-                    # by everybody, and sshd takes no keys from such a one.
-                    {
-                        "name": KEYS,
-                        "mountPath": KEYS_FILE,
-                        "subPath": "authorized_keys",
-                        "readOnly": True,
-                    },
+                    # As a directory: a single file of it would stay as it was at the start,
+                    # and a key that was deleted would go on letting somebody in.
+                    {"name": KEYS, "mountPath": KEYS_DIRECTORY, "readOnly": True},
                 ],
             }
         ],

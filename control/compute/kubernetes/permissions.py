@@ -20,6 +20,8 @@ _VERBS: dict[tuple[str, str], str] = {
     ("", "services"): "list watch create patch delete",
     ("", "secrets"): "create patch",
     ("", "persistentvolumeclaims"): "create patch",
+    ("", "resourcequotas"): "create patch",
+    ("", "nodes"): "list",
     ("", "events"): "list",
     ("apps", "statefulsets"): "get create patch",
     ("networking.k8s.io", "networkpolicies"): "create patch",

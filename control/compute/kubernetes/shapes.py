@@ -6,6 +6,8 @@ which we keep little. Whatever is null or missing is as if it were empty.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -21,6 +23,7 @@ from control.compute.backend import (
 )
 from control.compute.kubernetes.manifests import (
     ANNOTATION_WISH,
+    Network,
     namespace_name,
     wish,
     wished,
@@ -34,6 +37,7 @@ __all__ = [
     "Happening",
     "Meta",
     "Namespace",
+    "Node",
     "Page",
     "Pod",
     "PodMetrics",
@@ -42,9 +46,11 @@ __all__ = [
     "Rule",
     "RulesReview",
     "Service",
+    "Workload",
     "address",
     "is_ours",
     "memory_bytes",
+    "networks",
     "remaining",
     "sighting",
     "story",
@@ -128,12 +134,45 @@ class PodStatus(msgspec.Struct, rename="camel"):
 
 class PodSpec(msgspec.Struct, rename="camel"):
     node_name: str | None = None
+    host_users: bool | None = None
 
 
 class Pod(msgspec.Struct):
     metadata: Meta
     spec: PodSpec | None = None
     status: PodStatus | None = None
+
+
+class Template(msgspec.Struct):
+    spec: PodSpec
+
+
+class WorkloadSpec(msgspec.Struct):
+    template: Template
+
+
+class Workload(msgspec.Struct):
+    """A StatefulSet."""
+
+    spec: WorkloadSpec
+
+
+class NodeAddress(msgspec.Struct):
+    address: str = ""
+
+
+class NodeStatus(msgspec.Struct):
+    addresses: list[NodeAddress] | None = None
+
+
+class NodeSpec(msgspec.Struct):
+    pod_cidrs: list[str] | None = msgspec.field(name="podCIDRs", default=None)
+
+
+class Node(msgspec.Struct):
+    metadata: Meta
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
 
 
 class LoadBalancerIngress(msgspec.Struct):
@@ -397,6 +436,18 @@ def address(services: Sequence[Service]) -> str:
             if found := ingress.ip or ingress.hostname:
                 return found
     return ""
+
+
+def networks(nodes: Sequence[Node]) -> tuple[Network, ...]:
+    """Where the nodes are, and the pods on them. A name among the addresses is none."""
+    found: set[Network] = set()
+    for node in nodes:
+        addresses = (node.status.addresses if node.status else None) or ()
+        cidrs = (node.spec.pod_cidrs if node.spec else None) or ()
+        for text in (*(each.address for each in addresses), *cidrs):
+            with contextlib.suppress(ValueError):
+                found.add(ipaddress.ip_network(text, strict=False))
+    return tuple(sorted(found, key=lambda net: (net.version, net)))
 
 
 def story(events: Sequence[Event], since: float) -> str:

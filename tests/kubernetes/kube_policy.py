@@ -1,0 +1,109 @@
+"""The policy of admission.yaml, in force.
+
+The API server here is too old to know ValidatingAdmissionPolicies, so a newer one's code
+decides: see policies.go. The API server asks it about every request that admission is
+about, of whomever, as it would ask itself, and tells who asks and what would be stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import policies
+import yaml
+from apiserver import Server
+from lifeline import Lifeline
+
+from control.compute import kubernetes as package
+
+FILE = Path(package.__file__).with_name("admission.yaml")
+NAME = "policies"
+HOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+START_SECONDS = 120.0
+
+
+@contextmanager
+def in_force(server: Server) -> Iterator[None]:
+    here = server.directory
+    manifests, log = here / "policies.json", here / "policies.log"
+    manifests.write_text(json.dumps(documents()))
+    log.write_text("")
+    command = [str(policies.program()), str(server.parts.kubeconfig), str(manifests)]
+    command += [str(server.policies_certificate), str(server.policies_key)]
+    engine = Lifeline(command, log=log, directory=here)
+    try:
+        port = _port(engine, log)
+        with server.admin.client() as client:
+            hook = _hook(server, port)
+            client.post(HOOKS, json=hook).raise_for_status()
+            try:
+                _wait(client)
+                yield
+            finally:
+                client.delete(f"{HOOKS}/{NAME}").raise_for_status()
+    finally:
+        engine.kill()
+
+
+def documents() -> list[dict[str, Any]]:
+    """The policy and its binding, with what a newer API server would fill in."""
+    policy, binding = yaml.safe_load_all(FILE.read_text())
+    constraints = policy["spec"]["matchConstraints"]
+    constraints |= {"namespaceSelector": {}, "objectSelector": {}, "matchPolicy": "Equivalent"}
+    for rule in constraints["resourceRules"]:
+        rule["scope"] = "*"
+    return [policy, binding]
+
+
+def _port(engine: Lifeline, log: Path) -> int:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and not engine.ended:
+        for line in log.read_text().splitlines():
+            if line.startswith("port "):
+                return int(line.split()[1])
+        time.sleep(0.05)
+    raise RuntimeError(f"the policies are not served: {log.read_text()[-2000:]}")
+
+
+def _hook(server: Server, port: int) -> dict[str, Any]:
+    rule = {"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/*"]}
+    return {
+        "metadata": {"name": NAME},
+        "webhooks": [
+            {
+                "name": "policies.example.org",
+                "clientConfig": {
+                    "url": f"https://127.0.0.1:{port}/",
+                    "caBundle": base64.b64encode(server.certificate.read_bytes()).decode(),
+                },
+                "rules": [rule],
+                "failurePolicy": "Fail",
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+                "timeoutSeconds": 30,
+            }
+        ],
+    }
+
+
+def _wait(client: Any) -> None:
+    """Until the API server asks: it learns of the hook a little later. Who has no rights but
+    to ask is refused by nobody; so an account of the policy's name is impersonated."""
+    account = "system:serviceaccount:gfs-control:gfs-control"
+    headers = {"Impersonate-User": account, "Impersonate-Group": "system:masters"}
+    body = {"metadata": {"name": "refused"}}
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        answer = client.post(
+            "/api/v1/namespaces", params={"dryRun": "All"}, headers=headers, json=body
+        )
+        if answer.status_code in (403, 422) and "ValidatingAdmissionPolicy" in answer.text:
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"the policies are not asked: {answer.text}")
