@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 import trio
 from argon2 import PasswordHasher
-from auth_server import CheapAuth, running
+from auth_server import PASSWORD, CheapAuth, Server, running
+
+from control.identity import users as people
+from control.records import Txn
 
 SECONDS = 30
 SLOW = "the slow one"
@@ -75,6 +79,52 @@ async def test_a_right_guess_among_too_many_wrong_ones_is_told_nothing(
             gated.gate.set()
         assert [answer.status_code for answer in answers] == [401, 401, 429]
         assert "token" not in answers[-1].json()
+
+
+@pytest.mark.parametrize("what", ["user", "session", "password"])
+async def test_who_is_deleted_meanwhile_changes_nothing(tmp_path: Path, what: str) -> None:
+    """The records are being written: eve's request was let in and waits for its turn, and
+    what goes before it deletes her."""
+    held, go = threading.Event(), threading.Event()
+    async with running(tmp_path) as server:
+        eve, bob = await server.new_user("eve", is_admin=True), await server.new_user("bob")
+        records = server.app.control.records
+        claims = jwt.decode(bob["token"], options={"verify_signature": False})
+
+        def delete_eve(txn: Txn) -> None:
+            people.delete(txn, eve["user_id"], [])
+            held.set()
+            assert go.wait(SECONDS)
+
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            method, path, body = {
+                "user": ("DELETE", f"/admin/users?id={bob['user_id']}", {}),
+                "session": ("DELETE", f"/admin/sessions?id={claims['jti']}", {}),
+                "password": ("PUT", "/api/password", {"old": PASSWORD, "new": "long enough"}),
+            }[what]
+            answers.append(await server.call(method, path, eve, **body))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(records.write, delete_eve)
+            await trio.to_thread.run_sync(held.wait, SECONDS)
+            nursery.start_soon(ask)
+            await waits_to_be_written(server)
+            go.set()
+        assert answers[0].status_code == 401
+        assert (await server.call("GET", "/api/session", bob)).status_code == 200
+        names = [
+            row["username"]
+            for row in (await server.call("GET", "/admin/users", server.admin)).json()
+        ]
+        assert names == ["admin", "bob"]
+
+
+async def waits_to_be_written(server: Server) -> None:
+    """Until a change waits for the one that is being written."""
+    while not server.app.control.records._writer._waiting:
+        await trio.lowlevel.checkpoint()
 
 
 async def test_an_administrator_who_is_deleted_meanwhile_makes_nobody(
