@@ -43,6 +43,7 @@ from control.http.socket import (
     SocketConnection,
 )
 from control.identity.access import PUBLIC, Need, Principal, decide
+from control.loop import Loop
 from control.metrics import CONTENT_TYPE
 from control.module import Content, Module, Route, Upgrade, choose, discover
 from control.records import RecordsFailed
@@ -136,6 +137,7 @@ class ControlApp(QuartTrio):
         self.table: list[tuple[str, Route]] = []
         self._failed = trio.Event()
         self.watch = Watch(self._ask_again)
+        self.loop = Loop(self.metrics)
         self._cors = Cors(control.settings.origin_list)
         # Bodies of any length, for any time: the server ends what stalls, and
         # every handler bounds what it keeps.
@@ -172,6 +174,8 @@ class ControlApp(QuartTrio):
                 for module in self.modules:
                     await nursery.start(module.run)
                 task_status.started()
+                with self.loop.watched():
+                    await trio.sleep_forever()
 
     async def _sweep(self) -> None:
         """Forget volatile facts that are over."""
@@ -269,6 +273,7 @@ class ControlApp(QuartTrio):
                 response = self._options(request)
             else:
                 path = route.path
+                self.loop.note(f"{route.method} {path}")
                 response = await self._answer(route, cast(StreamingRequest, request), params)
         except (Exception, BaseExceptionGroup) as error:
             found = list(leaves(error))
@@ -297,6 +302,7 @@ class ControlApp(QuartTrio):
             if route is None or route.upgrade is None:
                 raise BadRequest("there is no WebSocket here: ask without Upgrade")
             path = route.path
+            self.loop.note(f"the WebSocket {path}")
             principal = self._admit(route.need, request, params)
             call = Call(self.control, route, request, params, principal)
             await self._converse(call, route.upgrade, socket)

@@ -22,6 +22,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 #: Where the client library looks, when it is imported, for the shared directory.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
+_STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
@@ -82,6 +83,21 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+        self._steps = Histogram(
+            "gfs_control_loop_step_seconds",
+            "What a task computed without a pause, of 5 ms and more; 20 ms are too much",
+            ["worker"],
+            buckets=_STEP_BUCKETS,
+            registry=self._registry,
+        ).labels(worker)
+        self._longest = Gauge(
+            "gfs_control_loop_step_longest_seconds",
+            "The longest of these since the process started",
+            ["worker"],
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        ).labels(worker)
+        self._longest_seconds = 0.0
         self._worker = worker
         self.transfers = active.labels(worker)
         self.received = self._bytes.labels("upload", worker)
@@ -101,6 +117,13 @@ class Metrics:
             self._children[method, route, status] = known
         known[0].inc()
         known[1].observe(seconds)
+
+    def note_step(self, seconds: float) -> None:
+        """One step of a task on the event loop."""
+        self._steps.observe(seconds)
+        if seconds > self._longest_seconds:
+            self._longest_seconds = seconds
+            self._longest.set(seconds)
 
     def text(self) -> bytes:
         if self._shared is None:

@@ -43,8 +43,9 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     #: Passwords hashed at once; others wait, up to the queue's bound.
     password_threads: int = 2
     password_queue: int = 64
-    #: JSON bodies above this are refused.
-    json_bytes_max: int = 1 * MIB
+    #: JSON bodies above this are refused: they are decoded in one go on the event loop,
+    #: a full one in up to 5 ms.
+    json_bytes_max: int = 128 * KIB
     header_bytes_max: int = 64 * KIB
     #: Open connections of one worker, and those of one address among these.
     connections_max: int = 1024

@@ -29,6 +29,10 @@ MountPaths = Annotated[
 _NOTHING = Usage()
 
 
+#: More than of anything that a container can have; each is looked at.
+LIST_MAX = 1024
+
+
 class Status(msgspec.Struct):
     """It is done."""
 
@@ -86,7 +90,9 @@ class NewContainer(msgspec.Struct):
     ssh_key_ids: Annotated[
         list[int],
         Meta(
-            description="SSH keys that may log in, at least one", extra_json_schema={"minItems": 1}
+            description="SSH keys that may log in, at least one",
+            max_length=LIST_MAX,
+            extra_json_schema={"minItems": 1},
         ),
     ] = []
     instance_type: Annotated[str, Meta(description=f"One of {', '.join(INSTANCE_TYPES)}")] = (
@@ -104,7 +110,7 @@ class NewContainer(msgspec.Struct):
             f"left out, empty or null, {', '.join(MOUNTS_DEFAULT)}"
         ),
     ] = None
-    ingress_rules: list[NewRule] = []
+    ingress_rules: Annotated[list[NewRule], Meta(max_length=LIST_MAX)] = []
 
 
 # --- what belongs to one ----------------------------------------------------------------

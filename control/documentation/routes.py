@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio
 from quart import Response
 
 from control.call import JSON, Call
@@ -89,13 +90,15 @@ class _Documentation:
 
     @cached_property
     def _document(self) -> bytes:
-        """Made at the first request: by then all routes are there."""
+        """Made when the first request asks for it: by then all routes are there."""
         summaries = {module.name: module.summary for module in self._app.modules}
         summaries.setdefault(SYSTEM, _SYSTEM_SUMMARY)
         converters = self._app.url_map.converters
         return msgspec.json.encode(describe(self._app.table, summaries, __version__, converters))
 
     async def document(self, call: Call) -> Response:
+        if "_document" not in vars(self):
+            await trio.to_thread.run_sync(lambda: self._document)  # it takes 30 ms
         return _conditional(call, self._document, JSON)
 
 

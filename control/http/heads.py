@@ -11,6 +11,8 @@ from urllib.parse import unquote_to_bytes
 
 import h11
 
+from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
+
 __all__ = [
     "AnswerFraming",
     "Refusal",
@@ -19,10 +21,12 @@ __all__ = [
     "error_body",
     "read_head",
     "refuse_loose_lines",
+    "refuse_many_lines",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+BLANK_LINE = re.compile(rb"\n\r?\n")
 FOLDED = re.compile(rb"\n[ \t]")
 BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
@@ -113,6 +117,21 @@ def read_head(request: h11.Request) -> RequestHead:
     )
 
 
+def refuse_many_lines(received: bytes | bytearray) -> None:
+    """Refuse more header lines than anybody sends, before time is spent on them.
+
+    Args:
+        received: What came so far, of the head and perhaps of what follows it.
+
+    Raises:
+        Refusal: There are too many.
+    """
+    if received.count(b"\n") > HEADER_LINES_MAX:
+        end = BLANK_LINE.search(received)
+        if end is None or received.count(b"\n", 0, end.start()) > HEADER_LINES_MAX:
+            raise Refusal(431, f"there are more than {HEADER_LINES_MAX} headers")
+
+
 def refuse_loose_lines(head: bytes | bytearray) -> None:
     """Refuse ways to end or go on with a line that servers do not agree upon.
 
@@ -151,6 +170,8 @@ def _decoded_path(target: bytes) -> str:
     look the same. The query stays encoded, but must be decodable too.
     """
     path, _, query = target.partition(b"?")
+    if query.count(b"&") >= PARAMETERS_MAX:
+        raise Refusal(400, f"the query has more than {PARAMETERS_MAX} parameters")
     if b"%" not in target:
         return path.decode("ascii")
     if BAD_ESCAPE.search(target) is not None:

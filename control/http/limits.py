@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BODY_PIECE_BYTES_MAX", "DRAIN_BYTES_MAX", "HttpLimits"]
+__all__ = [
+    "BODY_PIECE_BYTES_MAX",
+    "DRAIN_BYTES_MAX",
+    "HEADER_LINES_MAX",
+    "PARAMETERS_MAX",
+    "HttpLimits",
+]
 
 KIB = 1024
 MIB = 1024 * KIB
 
 BODY_PIECE_BYTES_MAX = 256 * KIB
 """The most of a body that is read at once, so also what is buffered per connection."""
+
+HEADER_LINES_MAX = 256
+"""Of a head. h11 takes 3 µs for each, and there is room for 16,000 in 64 KiB."""
+
+PARAMETERS_MAX = 256
+"""Of a query, which costs 1 µs for each."""
 
 DRAIN_BYTES_MAX = 64 * KIB
 """An unread body of at most this size is read and dropped to keep the connection.

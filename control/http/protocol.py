@@ -25,7 +25,14 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 
 from control.http.chunks import ChunkedBody
 from control.http.exchange import BodyEnded, Exchange
-from control.http.heads import Refusal, RequestHead, error_answer, read_head, refuse_loose_lines
+from control.http.heads import (
+    Refusal,
+    RequestHead,
+    error_answer,
+    read_head,
+    refuse_loose_lines,
+    refuse_many_lines,
+)
 from control.http.limits import BODY_PIECE_BYTES_MAX, DRAIN_BYTES_MAX
 from control.http.websocket import ConnectionTasks, WebSocketStream
 
@@ -41,7 +48,8 @@ PINGS_UNANSWERED_MAX = 3
 HEAD_READ_BYTES = 8 * 1024
 """h11 keeps what is read with a head until the exchange ends, so it is not much."""
 CHUNKS_READ_BYTES = 64 * 1024
-WEBSOCKET_READ_BYTES = 64 * 1024
+WEBSOCKET_READ_BYTES = 2 * 1024
+"""So much is taken apart at once: up to 340 frames, of 15 µs each."""
 CHUNKS_AT_ONCE = 100
 
 
@@ -121,6 +129,7 @@ class Http1(H11Protocol):
         while True:
             size += len(data)
             received += data
+            refuse_many_lines(received)
             connection.receive_data(data)
             event = self._next_event()
             if isinstance(event, h11.Request):
@@ -368,6 +377,7 @@ class Http1(H11Protocol):
             if not data:
                 return
             await self.handle(RawData(data))
+            await trio.lowlevel.checkpoint()
 
     async def stream_send(self, event: StreamEvent) -> None:
         """What the WebSocket stream says to the client."""

@@ -37,6 +37,7 @@ class Cloud:
             "GFS_CONTROL_LOGIN_FAILURES": "0",
             **(environment or {}),
         }
+        self._looked_at = 0
         self._clients: list[httpx.Client] = []
         self._admin: httpx.Client | None = None
 
@@ -47,6 +48,16 @@ class Cloud:
     def stop(self) -> None:
         self.forget()
         self.cluster.stop()
+        assert self.held_the_loop() == []
+
+    def held_the_loop(self) -> list[str]:
+        """What the control plane's log has, since the last look, of requests that kept its
+        event loop to themselves for longer than any may."""
+        log = self.cluster.state / "log" / "control.log"
+        text = log.read_text(errors="replace") if log.exists() else ""
+        found = text[self._looked_at :]
+        self._looked_at = len(text)
+        return [line for line in found.splitlines() if "held the event loop for" in line]
 
     def forget(self) -> None:
         """Close every client that was made here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,24 @@ from compute_cloud import ComputeCloud
 # What runs containers is a matter of the tests that need some: no process of another
 # looks for a cluster or for Podman when it starts.
 os.environ.setdefault("GFS_COMPUTE_BACKEND", "none")
+
+
+@pytest.fixture(autouse=True)
+def held(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test fails if a request that was served in its own process kept the event loop to
+    itself. (Tests' own code runs on that loop, too, in tasks that are no requests.)"""
+    told: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        told.append(record.getMessage())
+        return True
+
+    logger = logging.getLogger("control.loop")
+    logger.addFilter(note)
+    yield
+    logger.removeFilter(note)
+    if request.node.get_closest_marker("holds_the_loop") is None:
+        assert [line for line in told if not line.startswith("the task ")] == []
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,98 @@
+"""How long each task keeps the event loop to itself.
+
+All requests of a process take turns on one thread, so what one does without a pause all
+the others wait for. Every step of a task, from one pause to the next, is timed: nothing
+that a request can ask for is to take more than :data:`STEP_SECONDS`. One that does is
+counted, and the log names the request and where in the code the step ended.
+
+What counts is what the thread computed, since a machine with more to do than processors
+also stops it in the middle of a step that is short. The clock on the wall is looked at
+first because that costs less: it costs 1 µs a step, with the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from time import perf_counter, thread_time
+
+import trio
+
+from control.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+#: What nothing exceeds that a request can ask for.
+STEP_SECONDS = 0.020
+#: Shorter ones are not counted at all, which would cost more than to time them.
+COUNTED_SECONDS = 0.005
+#: Of more than so many in a minute the log has only the first.
+LINES_PER_MINUTE = 10
+
+#: What a task does, for people: the request, where there is one.
+_doing: ContextVar[object] = ContextVar("doing")
+
+_PACKAGES = Path(__file__).parents[1]
+
+
+class Loop(trio.abc.Instrument):
+    """Times the steps of one event loop; see :meth:`watched`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._wall = self._computed = 0.0
+        self._minute, self._lines = 0.0, 0
+        self._doing = ""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The loop that this is called on is watched until the block ends."""
+        trio.lowlevel.add_instrument(self)
+        self.before_task_step(trio.lowlevel.current_task())
+        try:
+            yield
+        finally:
+            trio.lowlevel.remove_instrument(self)
+
+    def note(self, what: str) -> None:
+        """What the present task does from now on, in this step and in later ones."""
+        self._doing = what
+        _doing.set(what)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._doing = ""
+        self._wall = perf_counter()
+        self._computed = thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if perf_counter() - self._wall >= COUNTED_SECONDS:
+            seconds = thread_time() - self._computed
+            if seconds >= COUNTED_SECONDS:
+                self._metrics.note_step(seconds)
+            if seconds >= STEP_SECONDS:
+                self._tell(task, seconds)
+
+    def _tell(self, task: trio.lowlevel.Task, seconds: float) -> None:
+        if perf_counter() > self._minute + 60:
+            self._minute, self._lines = perf_counter(), 0
+        self._lines += 1
+        if self._lines <= LINES_PER_MINUTE:
+            log.warning(
+                "%s held the event loop for %.0f ms, until %s",
+                self._doing or task.context.get(_doing) or f"the task {task.name}",
+                seconds * 1000,
+                place_of(task),
+            )
+
+
+def place_of(task: trio.lowlevel.Task) -> str:
+    """Where the task stopped: our own code, the innermost last."""
+    places = []
+    for frame, line in task.iter_await_frames():
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(_PACKAGES) and "site-packages" not in path.parts:
+            places.append(f"{path.relative_to(_PACKAGES)}:{line} ({frame.f_code.co_name})")
+    return " > ".join(places[-3:]) or "its end"
