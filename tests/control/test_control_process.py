@@ -28,6 +28,8 @@ from cryptography.x509.oid import NameOID
 from harness import GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
 
 MakeCloud = Callable[..., Cloud]
+#: In /proc/net/tcp.
+LISTENING = "0A"
 SAID_PASSWORD = re.compile(r"user admin has the password (\S+) ")
 
 
@@ -535,3 +537,24 @@ def test_in_the_background_the_one_who_starts_it_is_told(tmp_path: Path) -> None
     assert len(told) == 1
     for path in (state / "log").iterdir():
         assert told[0] not in path.read_text()
+
+
+def test_nothing_listens_beyond_loopback(cloud: Cloud) -> None:
+    processes = {cloud.cluster.pid("supervisor"), *cloud.cluster.pids()}
+    processes |= {child for pid in processes for child in children(pid)}
+    sockets = {
+        os.readlink(link).partition("[")[2].rstrip("]")
+        for pid in processes
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if link.is_symlink() and os.readlink(link).startswith("socket:")
+    }
+    found = []
+    for version in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{version}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and fields[9] in sockets:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                address = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                found.append(ipaddress.ip_address(address))
+    assert len(found) >= 5  # the master's, three chunkservers', the control plane's
+    assert all(address.is_loopback for address in found), found

@@ -215,3 +215,30 @@ def test_every_command_of_the_paper_is_one() -> None:
         settings = {f.name for role in ROLES.values() for f in msgspec.structs.fields(role)}
         for name in re.findall(r"`([a-z]+_\w+)`", used):
             assert name in settings, (section, name)
+
+
+# --- tests ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())
+    missing = [
+        f"{path}::{test}"
+        for path, test in named
+        if not (ROOT / path).is_file()
+        or (test and not re.search(rf"^(async )?def {test}\(", (ROOT / path).read_text(), re.M))
+    ]
+    assert not missing
+
+
+def test_every_claim_of_the_security_page_names_its_test() -> None:
+    rows = re.findall(r"^\| (?!claim|---)(.+?) \| (.+) \|$", _security_claims(), re.M)
+    assert len(rows) > 20
+    assert [claim for claim, held in rows if "`tests/" not in held] == []
+
+
+def _security_claims() -> str:
+    text = (ROOT / "docs" / "security.md").read_text()
+    tables = re.findall(r"^\| claim.*?(?=^$)", text, re.M | re.S)
+    return "\n".join(tables)
