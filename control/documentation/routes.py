@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 from quart import Response
+from werkzeug.exceptions import NotFound
 
-from control.call import JSON, Call
+from control.call import FOR_ONE, JSON, Call
 from control.documentation.openapi import SYSTEM, describe
 from control.errors import NoSuchThing
 from control.identity.access import PUBLIC
@@ -51,6 +52,17 @@ def documentation_routes(app: ControlApp) -> list[Route]:
     """The document and the page about every route ``app`` serves."""
     documentation = _Documentation(app)
     return [
+        Route(
+            "GET",
+            "/",
+            _front,
+            PUBLIC,
+            "Leads a browser to the page about this API",
+            headers={"Accept": "With `text/html`, as browsers send it; else there is nothing here"},
+            answer=Content("text/html"),
+            errors=[404],
+            others={302: "The page is at `Location`"},
+        ),
         Route(
             "GET",
             "/openapi.json",
@@ -100,6 +112,12 @@ class _Documentation:
         if "_document" not in vars(self):
             await trio.to_thread.run_sync(lambda: self._document)  # it takes 30 ms
         return _conditional(call, self._document, JSON)
+
+
+async def _front(call: Call) -> Response:
+    if "text/html" not in (call.header("Accept") or "").lower():
+        raise NotFound
+    return Response(b"", 302, {"Location": "/docs", "Vary": "Accept", **FOR_ONE})
 
 
 async def _page(call: Call) -> Response:

@@ -37,6 +37,7 @@ REVIEWED_AS_PUBLIC = {
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
+    ("GET", "/"),
     ("GET", "/docs"),
     ("GET", "/docs/{file}"),
     ("POST", "/api/login"),  # gives the credential

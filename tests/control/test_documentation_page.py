@@ -55,6 +55,30 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield made
 
 
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", 302),
+        ("TEXT/HTML", 302),
+        ("*/*", 404),
+        ("application/json", 404),
+        ("", 404),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_browser_is_led_here_from_the_front_and_nobody_else(
+    client: httpx.AsyncClient, accept: str, status: int, method: str
+) -> None:
+    answer = await client.request(method, "/", headers={"Accept": accept})
+    assert answer.status_code == status
+    if status == 302:
+        assert answer.headers["Location"] == "/docs"
+        assert (await client.get(answer.headers["Location"])).status_code == 200
+    else:
+        assert answer.headers["Content-Type"] == "application/json"
+        assert method == "HEAD" or set(answer.json()) == {"error"}
+
+
 async def test_the_page_and_all_its_files_are_served(client: httpx.AsyncClient) -> None:
     """Followed as a browser does, from the page to scripts to what they import."""
     waiting, seen = ["/docs"], dict[str, str]()
