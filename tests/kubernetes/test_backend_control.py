@@ -204,6 +204,40 @@ async def test_the_whole_life_of_a_container(
     assert "compute uses kubernetes" in shared.output.read_text()
 
 
+@pytest.mark.parametrize(("how", "code"), [("exit", 1000), ("pod", 1011), ("connection", 1011)])
+async def test_how_a_terminal_ended_is_told(
+    shared: Control, kubernetes: Kubernetes, cluster: Cluster, how: str, code: int
+) -> None:
+    in_thread = trio.to_thread.run_sync
+    with shared.client() as user:
+        one = await in_thread(user.create)
+        await in_thread(user.until, one, "running")
+        path = f"/compute/containers/{one}/terminal"
+        async with websocket(shared.port, path, shared.token()) as terminal:
+            shown = b""
+            await terminal.send(b"echo $((6*7))\n")
+            with trio.fail_after(SECONDS):
+                while b"42\r\n" not in shown:
+                    output = await terminal.receive()
+                    assert isinstance(output, bytes), (shown, output)
+                    shown += output
+            match how:
+                case "exit":
+                    await terminal.send(b"exit 3\n")
+                case "pod":
+                    pod = f"/api/v1/namespaces/{cluster.namespace(one)}/pods/container-0"
+                    cluster.http.delete(pod).raise_for_status()
+                case "connection":
+                    await in_thread(kubernetes.kubelet.drop_connections)
+            with trio.fail_after(SECONDS):
+                while await terminal.receive() is not None:
+                    pass
+            assert terminal.close_code == code
+            assert bool(terminal.close_reason) == (code != 1000)
+        await in_thread(user.delete, one)
+        await in_thread(cluster.until_gone, one)
+
+
 def test_a_failure_is_told_with_its_reason_and_heals(
     shared: Control, kubernetes: Kubernetes, cluster: Cluster
 ) -> None:

@@ -321,3 +321,26 @@ async def test_a_shell_that_ends_by_itself_is_closed_as_usual(here: Here, user: 
             while await client.receive() is not None:
                 pass
         assert client.close_code == 1000
+
+
+#: A second server with the image's settings, and its keys in such a directory.
+SECOND_SERVER = """\
+set -e
+mkdir -m 1777 /tmp/keys && ssh-keygen -q -t ed25519 -N '' -f /tmp/id
+cp /tmp/id.pub /tmp/keys/authorized_keys && chmod 0400 /tmp/keys/authorized_keys
+sed s,/etc/gfs/keys,/tmp/keys, /etc/ssh/sshd_config.d/00-gfs.conf > /tmp/settings
+/usr/sbin/sshd -f /tmp/settings -p 2222 -o PidFile=none
+enter() {
+    ssh -o BatchMode=yes -o StrictHostKeyChecking=no -i /tmp/id -p 2222 127.0.0.1 true 2>/dev/null
+}
+enter && echo in
+: > /tmp/keys/authorized_keys && enter || echo out
+"""
+
+
+@pytest.mark.usefixtures("containers_work")
+async def test_keys_are_read_at_each_login_also_where_all_might_write(tmp_path: Path) -> None:
+    """As a volume of Kubernetes' is, which shows changes in a running pod: of the mode 1777,
+    though nobody can write to it."""
+    async with stage(tmp_path / "stage") as here:
+        assert await here.shell(await here.run(), SECOND_SERVER) == "in\nout\n"
