@@ -181,6 +181,15 @@ def test_current_schemas_take_every_manifest(spec: Spec, options: manifests.Opti
         validate(manifest)
 
 
+@pytest.mark.parametrize("name", ["rbac.yaml", "admission.yaml"])
+def test_current_schemas_take_what_an_operator_applies(name: str) -> None:
+    file = Path(manifests.__file__).with_name(name)
+    documents = list(yaml.safe_load_all(file.read_text()))
+    assert documents
+    for document in documents:
+        validate(document)
+
+
 def test_the_schemas_are_strict() -> None:
     manifest = policy(spec())
     manifest["spec"]["podSelektor"] = {}

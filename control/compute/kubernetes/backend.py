@@ -148,6 +148,7 @@ class Kubernetes:
         with translated():
             await self._make_namespace(spec, run=False)
             await self._make_parts(spec)
+            await self._make_quota(spec)
 
     async def start(self, spec: Spec) -> None:
         watching = self._watching
@@ -155,6 +156,7 @@ class Kubernetes:
         with translated(), begun:
             await self._make_namespace(spec, run=True)
             await self._make_parts(spec)
+            await self._make_quota(spec)
             await self._open(spec)
             workload = self._workload(spec, run=True)
             await self._insist_on_user_namespaces(workload)
@@ -277,9 +279,12 @@ class Kubernetes:
         await self._api.apply(manifests.network_policy(here, spec, options, nodes))
         await self._api.apply(manifests.secret(here, spec))
         await self._api.apply(manifests.volume_claim(here, spec, options))
-        # Last: of a quota that is new, what is used is not known yet, and nothing that it
-        # counts can be made.
-        await self._api.apply(manifests.quota(here, spec))
+
+    async def _make_quota(self, spec: Spec) -> None:
+        """After the volume: of a quota that is new, what is used is not known yet, and
+        nothing that it counts can be made. And only with a run: one of an older version may
+        take more, and when its pod is moved that must be made again all the same."""
+        await self._api.apply(manifests.quota(self._installation, spec))
 
     async def _node_networks(self) -> tuple[manifests.Network, ...]:
         """As they were within the last :data:`NODES_SECONDS`."""
