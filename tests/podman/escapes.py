@@ -145,4 +145,19 @@ LIMITS = [
         'perl -e \'for (1..4097) { open($f[$_], "<", "/dev/null") or exit(1) } exit(0)\'',
     ),
 ]
+#: What a tenant can do all the same, in the same words.
+PERMITTED = [
+    Escape("the internet", page("1.2.3.4")),
+    Escape("names", page(RESOLVER, 53)),
+    Escape("its own users", "touch /tmp/u && chown 33:33 /tmp/u && chmod 4755 /tmp/u"),
+    Escape("another of its users", "su -s /bin/sh www-data -c 'test $(id -u) = 33'"),
+    Escape("directories beside the mount paths", "mkdir /new && rmdir /new"),
+    Escape("much of its disk", "head -c 700M /dev/zero > /fill && rm /fill"),
+    Escape("much of its memory", "perl -e '$a = chr(1) x (90 << 20); exit(0)'"),
+    Escape(
+        "many processes",
+        "perl -e 'for (1..300) { my $p = fork(); exit(1) if !defined $p; "
+        "if (!$p) { sleep 1; exit 0 } } exit(0)'",
+    ),
+]
 ESCAPES = [*NETWORK, *ROOT, *DEVICES, *LIMITS]

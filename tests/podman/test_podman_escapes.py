@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from escapes import ESCAPES, Escape
+from escapes import ESCAPES, PERMITTED, Escape
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 
@@ -35,6 +35,12 @@ def test_there_is_no_way_out(story: dict[str, Any], escape: Escape) -> None:
     assert code not in (0, None), f"{escape.command}: {output}"
     # It was tried: 127 says that there is no such command.
     assert code != 127, f"{escape.command}: {output}"
+
+
+@pytest.mark.parametrize("thing", PERMITTED, ids=lambda each: each.name)
+def test_what_a_tenant_needs_works(story: dict[str, Any], thing: Escape) -> None:
+    code, output = story["tried"][thing.name]
+    assert code == 0, f"{thing.command}: {output}"
 
 
 def test_what_was_not_reached_was_there(story: dict[str, Any]) -> None:

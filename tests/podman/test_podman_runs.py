@@ -17,8 +17,8 @@ from podman_here import SECONDS, inspect, name_of, processes_naming
 from podman_image import RUNTIME, build_image, image, podman
 from podman_stage import Stage, stage
 
-from control.compute.backend import Spec
-from control.compute.podman import service, shapes, watching
+from control.compute.backend import BackendUnavailable, Spec
+from control.compute.podman import moves, service, shapes, watching
 from control.compute.podman.http import Refused
 
 pytestmark = pytest.mark.usefixtures("containers_work")
@@ -251,7 +251,9 @@ async def test_a_container_whose_disk_is_full_starts_and_can_be_emptied(tmp_path
         )
 
 
-async def test_what_a_container_of_an_older_version_kept_is_taken_over(tmp_path: Path) -> None:
+async def test_what_a_container_of_an_older_version_kept_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those had volumes of Podman's, and their users were this machine's."""
     async with stage(tmp_path / "stage") as here:
         spec = here.spec(mount_paths=("/srv/data",))
@@ -268,6 +270,11 @@ async def test_what_a_container_of_an_older_version_kept_is_taken_over(tmp_path:
         (at / "theirs").write_text("kept")
         os.chown(at / "theirs", 33, 33)
         (at / "theirs").chmod(0o4755)
+        # However long it takes, no call waits for it, and it is not begun anew by each.
+        monkeypatch.setattr(moves, "WAIT_SECONDS", 0.0)
+        with pytest.raises(BackendUnavailable, match="being copied to a disk"):
+            await here.backend.start(spec)
+        monkeypatch.undo()
         await here.backend.start(spec)
         await here.seen.phase(spec, "running")
         look = "cd /srv/data && stat -c '%n %a %u %g' * && cat *"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from checks import ok, refused, wait_for
-from podman_here import SECONDS, Here, User, fetch, left_of, processes_naming
+from podman_here import SECONDS, Here, User, fetch, left_of, processes_naming, running
 from podman_shell import listening, listens, prints, shell
 
-from control.compute.backend import LABEL_CONTAINER
+from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
 
 #: Inside. A web server of one file, that outlives whoever started it.
 SERVE = "mkdir -p /tmp/web; echo 'a page' > /tmp/web/index.html; busybox httpd -p 3000 -h /tmp/web"
@@ -74,3 +77,20 @@ async def test_a_deleted_key_lets_nobody_in_any_more(here: Here, user: User) -> 
     ok(user.client.delete(f"/compute/ssh-keys/{user.key_id}"))
     wait_for(lambda: user.try_ssh(made, "true").returncode == 255, SECONDS, "locked door")
     assert "Permission denied" in user.try_ssh(made, "true").stderr
+
+
+@pytest.mark.usefixtures("containers_work")
+def test_a_machine_without_room_says_so_and_makes_nothing(tmp_path: Path) -> None:
+    settings = {"GFS_COMPUTE_MEMORY_MB_MAX": "1000", "GFS_COMPUTE_DISK_RESERVE_GB": "0"}
+    with running(tmp_path / "here", **settings) as here:
+        user = here.user()
+        body = {"name": "test", "ssh_key_ids": [user.key_id]}
+        for size, says in (
+            ({"memory_mb": 1001}, "of 1000 MB of memory for containers 0 are taken"),
+            ({"storage_gb": 1000}, "of disk for containers 0 are taken, and it needs 1000"),
+        ):
+            refused(user.client.post("/compute/containers", json=body | size), 503, says)
+        assert here.recorded() == set()
+        assert left_of(LABEL_CLUSTER, here.installation()) == []
+        assert not list(here.control.glob("compute/disks/*"))
+        user.delete(user.run(memory_mb=1000, storage_gb=1))

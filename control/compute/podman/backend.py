@@ -40,6 +40,7 @@ import socket
 import zlib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -60,12 +61,13 @@ from control.compute.backend import (
 from control.compute.gateway import OTHERS, Address, Gateway, Target, connect_tcp
 from control.compute.podman import shapes
 from control.compute.podman.api import Api
-from control.compute.podman.disks import Disk, Disks, sizes
+from control.compute.podman.disks import Disk, Disks
 from control.compute.podman.fence import Fence, Network
 from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.http import Refused
 from control.compute.podman.images import Images
 from control.compute.podman.logs import Lines
+from control.compute.podman.moves import Moves
 from control.compute.podman.processes import has_ended
 from control.compute.podman.service import Service, run_podman
 from control.compute.podman.shapes import Volume
@@ -81,7 +83,7 @@ log = logging.getLogger("control.compute")
 SSH = 22
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
 #: What containers are kept apart with, and their disks made.
-TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount"}
+TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount", "flock": "util-linux"}
 MIB = 1024**2
 GIB = 1024**3
 
@@ -133,9 +135,11 @@ class Podman:
         self._slots = Slots(installation.directory, settings.gateway_host, settings.ssh_port_base)
         self._disks = Disks(
             Path(settings.disk_directory or installation.directory) / "disks",
+            self._cluster,
             settings.uid_base,
             settings.disk_reserve_gb,
         )
+        self._moves = Moves()
         self._fence = Fence(self._cluster, settings.open_network_list)
         self._terminals = Terminals(self._api, installation.directory)
         self._images = Images(
@@ -192,6 +196,7 @@ class Podman:
                 nursery.start_soon(self._foreign.watch, self._gateway.listening)
                 await nursery.start(self._gateway.run)
                 await nursery.start(self._images.run)
+                await nursery.start(self._moves.run)
                 nursery.start_soon(self._terminals.sweep_for_ever)
                 nursery.start_soon(self._fence.keep)
                 self._watching = watching
@@ -214,13 +219,9 @@ class Podman:
         for name in shapes.volumes(spec):
             if (found := await self._api.volume(f"{self._name(spec.id)}-{name}")) is not None:
                 old[name] = found
-        to_copy = await sizes(Path(volume.mountpoint) for volume in old.values())
-        disk = await self._disks.open(spec.id, spec.storage_gb, to_copy)
-        for name in await self._disks.in_thread(disk.begin, old):
-            await self._disks.move_in(Path(old[name].mountpoint), disk.volume(name), disk)
-            await self._disks.in_thread(disk.note_begun, name)
-        for name in old:
-            await self._api.remove_volume(f"{self._name(spec.id)}-{name}")
+        if old:
+            await self._moves.done(spec.id, partial(self._move, spec, old))
+        disk = await self._disks.open(spec.id, spec.storage_gb)
         try:
             await self._api.ensure_network(shapes.network_body(self._cluster, spec))
         except Refused:
@@ -228,6 +229,16 @@ class Podman:
             body = shapes.network_body(self._cluster, spec, isolate="true")
             await self._api.ensure_network(body)
         return disk
+
+    async def _move(self, spec: Spec, old: dict[str, Volume]) -> None:
+        """What Podman's volumes held, to the container's disk."""
+        held = await self._disks.sizes([Path(volume.mountpoint) for volume in old.values()])
+        disk = await self._disks.open(spec.id, spec.storage_gb, held)
+        for name in await self._disks.in_thread(disk.begin, old):
+            await self._disks.move_in(Path(old[name].mountpoint), disk.volume(name), disk)
+            await self._disks.in_thread(disk.note_begun, name)
+        for name in old:
+            await self._api.remove_volume(f"{self._name(spec.id)}-{name}")
 
     async def start(self, spec: Spec) -> None:
         name = self._name(spec.id)
@@ -282,7 +293,7 @@ class Podman:
             return None if os.listdir(disk.volume(volume)) else parts[-1]
 
         if (source := await self._disks.in_thread(find)) is not None:
-            await self._disks.copy(source, disk.volume(volume))
+            await self._disks.copy(source, disk.volume(volume), disk)
         await self._disks.in_thread(disk.note_begun, volume)
 
     async def stop(self, spec: Spec) -> None:
@@ -295,6 +306,7 @@ class Podman:
 
     async def delete(self, container_id: str, user_id: str) -> None:
         self._gateway.set_rules(container_id, {})
+        await self._moves.give_up(container_id)
         await self._service.begun()
         with _translated():
             await self._api.remove_container(self._name(container_id))

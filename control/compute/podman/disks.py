@@ -14,13 +14,15 @@ has not got it says so before there is a container.
     begun/<hash>         it has got what the image has there
 
 The number says which users of this machine the container's users are: 65,536 from
-``uid_base`` + 65,536 times the number on. It is unique as long as the disk exists.
+``uid_base`` + 65,536 times the number on. It is unique as long as the disk exists; two
+installations on one machine begin to count at different places.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +32,7 @@ import trio
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.service import environment
 
-__all__ = ["USERS", "Disk", "Disks", "sizes"]
+__all__ = ["USERS", "Disk", "Disks"]
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ SUFFIX = ".ext4"
 UNFINISHED = ".new"
 #: As many as the driver's calls at once, and those who ask what is used.
 THREADS = 24
+#: $0 is the file, $1 the directory.
+MOUNT_ONCE = 'mountpoint -q "$1" || exec mount -o loop,nosuid,nodev,noinit_itable "$0" "$1"'
 COMMAND_SECONDS = 60.0
 #: Of what a volume without a disk held.
 COPY_SECONDS = 3600.0
@@ -54,7 +58,8 @@ class Disk:
     """One that is mounted. Its calls are for a thread: whoever writes to it says how long
     they take."""
 
-    def __init__(self, mounted: Path, uid: int) -> None:
+    def __init__(self, file: Path, mounted: Path, uid: int) -> None:
+        self.file = file
         self.path = mounted
         #: Which user of this machine its root is.
         self.uid = uid
@@ -101,12 +106,14 @@ class Disks:
 
     Args:
         directory: Where they are; made if it is not there.
+        cluster: Whose they are. Each begins to count users at a place of its own.
         uid_base: The first user of this machine that is a container's.
         reserve_gb: What is left free of the file system that they are on.
     """
 
-    def __init__(self, directory: Path, uid_base: int, reserve_gb: int) -> None:
+    def __init__(self, directory: Path, cluster: str, uid_base: int, reserve_gb: int) -> None:
         self._directory = directory
+        self._cluster = cluster
         self._uid_base = uid_base
         self._reserve_bytes = reserve_gb * GIB
         self._threads = trio.CapacityLimiter(THREADS)
@@ -163,16 +170,18 @@ class Disks:
         mounted = self._directory / container_id
         if not await self.in_thread(mounted.is_mount):
             mounted.mkdir(mode=0o700, exist_ok=True)
-            # A loop device that has this file already is used again, never a second one.
-            await self._run("mount", "-o", "loop,nosuid,nodev,noinit_itable", file, mounted)
-            await self.in_thread(_make_parts, mounted)
-        return Disk(mounted, self._uid(number))
+            # Once only: also a mount that a process of ours left half done when it was killed
+            # has ended by now. A loop device that has this file already is used again.
+            await self._run("sh", "-c", MOUNT_ONCE, file, mounted, lock=file)
+        await self.in_thread(_make_parts, mounted)
+        return Disk(file, mounted, self._uid(number))
 
     async def close(self, container_id: str) -> None:
         """Unmount it; what uses it nevertheless can go on until it has ended."""
         mounted = self._directory / container_id
         if await self.in_thread(mounted.is_mount):
-            await self._run("umount", "--lazy", mounted)
+            found = self._find(container_id)
+            await self._run("umount", "--lazy", mounted, lock=found and found[0])
         with contextlib.suppress(FileNotFoundError):
             mounted.rmdir()
 
@@ -187,12 +196,17 @@ class Disks:
         any more: links take their place."""
         run = disk.path / "run"
         # However deep its user has made it.
-        await self._run("rm", "-rf", run, seconds=COPY_SECONDS)
+        await self._run("rm", "-rf", run, lock=disk.file, seconds=COPY_SECONDS)
         await self.in_thread(run.mkdir, 0o700)
         for directory in directories:
-            await self._run("cp", "-a", directory, run)
-            await self._run("rm", "-rf", directory)
+            await self._run("cp", "-a", directory, run, lock=disk.file)
+            await self._run("rm", "-rf", directory, lock=disk.file)
             directory.symlink_to(run / directory.name)
+
+    async def sizes(self, directories: Sequence[Path]) -> int:
+        """What they take with all that is in them, in bytes."""
+        said = await self._run("du", "-s", "-B", "1", *directories, seconds=COPY_SECONDS)
+        return sum(int(line.split()[0]) for line in said.splitlines())
 
     async def move_in(self, source: Path, target: Path, disk: Disk) -> None:
         """Make ``target``, on ``disk``, a copy of ``source``, where the users are this
@@ -201,18 +215,18 @@ class Disks:
         await self._run("mkdir", "-p", seen_as)
         shift = f"0:{disk.uid}:{USERS}"
         mapped = f"X-mount.idmap=u:{shift} g:{shift}"
-        await self._run("mount", "--bind", "-o", mapped, source, seen_as)
+        await self._run("mount", "--bind", "-o", mapped, source, seen_as, lock=disk.file)
         try:
-            await self.copy(seen_as, target)
+            await self.copy(seen_as, target, disk)
         finally:
             with trio.CancelScope(shield=True):
                 await self._run("umount", "--lazy", seen_as)
 
-    async def copy(self, source: Path, target: Path) -> None:
+    async def copy(self, source: Path, target: Path, disk: Disk) -> None:
         """``target`` may be there, if it is empty. It is filled when all is there."""
         unfinished = Path(f"{target}{UNFINISHED}")
-        await self._run("rm", "-rf", unfinished, seconds=COPY_SECONDS)
-        await self._run("cp", "-a", source, unfinished, seconds=COPY_SECONDS)
+        await self._run("rm", "-rf", unfinished, lock=disk.file, seconds=COPY_SECONDS)
+        await self._run("cp", "-a", source, unfinished, lock=disk.file, seconds=COPY_SECONDS)
         await self.in_thread(os.rename, unfinished, target)
 
     async def _make(self, container_id: str, size: int) -> tuple[Path, int]:
@@ -240,7 +254,8 @@ class Disks:
             await self._run("mkfs.ext4", *options, unfinished)
             os.rename(unfinished, file)
         except BaseException:
-            os.unlink(unfinished)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unfinished)
             raise
         return file, number
 
@@ -266,7 +281,10 @@ class Disks:
 
     def _free_number(self) -> int:
         taken = {number for _, _, number in self._files()}
-        for number in range((UID_END - self._uid_base) // USERS):
+        count = (UID_END - self._uid_base) // USERS
+        first = zlib.crc32(self._cluster.encode())
+        for step in range(count):
+            number = (first + step) % count
             if number not in taken:
                 return number
         raise BackendUnavailable("All users that this machine has for containers are in use.")
@@ -274,7 +292,18 @@ class Disks:
     def _uid(self, number: int) -> int:
         return self._uid_base + number * USERS
 
-    async def _run(self, *command: str | Path, seconds: float = COMMAND_SECONDS) -> None:
+    async def _run(
+        self, *command: str | Path, lock: Path | None = None, seconds: float = COMMAND_SECONDS
+    ) -> str:
+        """What it prints.
+
+        Args:
+            lock: A disk's file, that it locks as long as it runs: it outlives us if we are
+                killed, and must not meet the same command of our successor.
+        """
+        name = command[0]
+        if lock is not None:
+            command = ("flock", "--no-fork", lock, *command)
         try:
             with trio.fail_after(seconds):
                 done = await trio.run_process(
@@ -286,31 +315,14 @@ class Disks:
                 )
         except OSError as error:
             raise BackendUnavailable(
-                f"{command[0]} cannot be run ({error.strerror or error}): install mount and "
-                f"e2fsprogs."
+                f"{name} cannot be run ({error.strerror or error}): install mount and e2fsprogs."
             ) from None
         except trio.TooSlowError:
-            raise BackendUnavailable(f"{command[0]} does not end.") from None
+            raise BackendUnavailable(f"{name} does not end.") from None
         if done.returncode != 0:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
-            raise BackendUnavailable(f"{command[0]} says: {said[0][:300]}")
-
-
-async def sizes(directories: Iterable[Path]) -> int:
-    """What all that is in them takes, in bytes."""
-
-    def add_up(directory: Path) -> int:
-        found = 0
-        for parent, _, files in os.walk(directory):
-            for name in files:
-                with contextlib.suppress(FileNotFoundError):
-                    found += (Path(parent) / name).lstat().st_blocks * 512
-        return found
-
-    total = 0
-    for directory in directories:
-        total += await trio.to_thread.run_sync(add_up, directory)
-    return total
+            raise BackendUnavailable(f"{name} says: {said[0][:300]}")
+        return done.stdout.decode()
 
 
 def _make_parts(mounted: Path) -> None:

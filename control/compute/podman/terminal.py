@@ -242,13 +242,19 @@ class Terminals:
         with contextlib.suppress(BackendUnavailable):
             forgotten = await self._api.remove_exec(exec_id)
         # And what it does not know of, or does not want to forget since it runs.
-        conmons = running("conmon", exec_id)
+        # All processes of this machine are looked at, and tenants say how many there are.
+        conmons, commands = await trio.to_thread.run_sync(_commands, exec_id)
         async with trio.open_nursery() as nursery:
-            for conmon in conmons:
-                for pid in children(conmon):
-                    if (process := held(pid)) is not None:
-                        nursery.start_soon(end, process, signal.SIGHUP, HANG_UP_SECONDS)
+            for process in commands:
+                nursery.start_soon(end, process, signal.SIGHUP, HANG_UP_SECONDS)
         return forgotten and not conmons
+
+
+def _commands(exec_id: str) -> tuple[list[int], list[int]]:
+    """What looks after a command, and descriptors of what it looks after."""
+    conmons = running("conmon", exec_id)
+    found = [held(pid) for conmon in conmons for pid in children(conmon)]
+    return conmons, [process for process in found if process is not None]
 
 
 async def _descriptor(api: Api, exec_id: str, stream: trio.SocketStream) -> int | None:
