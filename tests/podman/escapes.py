@@ -21,8 +21,10 @@ PRIVATE = (
     "64:ff9b::a01:203",
 )
 RESOLVER = "10.255.0.53"
+INTERNET = "8.9.10.11"
 OUTSIDE_ADDRESSES = tuple(
-    f"{address}/{128 if ':' in address else 32}" for address in (*METADATA, *PRIVATE, RESOLVER)
+    f"{address}/{128 if ':' in address else 32}"
+    for address in (*METADATA, *PRIVATE, RESOLVER, INTERNET)
 )
 
 
@@ -51,6 +53,7 @@ NETWORK = [
     *(Escape(f"metadata at {address}", page(address)) for address in METADATA),
     *(Escape(f"a private network: {address}", page(address)) for address in PRIVATE),
     *(Escape(f"this machine at {address}", page(address.partition("/")[0])) for address in HERE),
+    Escape("this machine's neighbour, at an address of the internet's", page("1.2.3.4")),
     Escape("this machine at the container's gateway", page("@GATEWAY@")),
     Escape("this machine's other ports there", page("@GATEWAY@", 53)),
     Escape("the resolver's other ports", page(RESOLVER)),
@@ -147,7 +150,7 @@ LIMITS = [
 ]
 #: What a tenant can do all the same, in the same words.
 PERMITTED = [
-    Escape("the internet", page("1.2.3.4")),
+    Escape("the internet", page(INTERNET)),
     Escape("names", page(RESOLVER, 53)),
     Escape("its own users", "touch /tmp/u && chown 33:33 /tmp/u && chmod 4755 /tmp/u"),
     Escape("another of its users", "su -s /bin/sh www-data -c 'test $(id -u) = 33'"),

@@ -4,7 +4,8 @@ At link-local and some other addresses clouds tell a machine its secrets, and wh
 from it is believed; in private networks services trust their neighbours; and this machine
 has services that were not meant for tenants. So from a container's network a table of
 nftables' of our own lets through what is for the internet, and drops the rest: everything
-for this machine, and everything for addresses that are not the internet's. Let through in
+for this machine and the networks that it is in, and everything for addresses that are not the
+internet's. Let through in
 any case are DNS, for the resolvers that this machine uses, and what an operator has named in
 ``open_networks``. Connections from here into containers are not affected.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -60,12 +62,22 @@ REFUSED_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 #: What this machine asks for names. Podman gives containers the same ones: not those on
 #: loopback, for which the second file has what is behind.
 RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+#: The kernel's, of IPv4.
+ROUTES = Path("/proc/net/route")
+#: A shorter one stands for the internet, which a VPN may say in halves.
+NEIGHBOURS_PREFIX_MIN = 8
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def rules(cluster: str, opened: Iterable[Network], resolvers: Iterable[str]) -> str:
+def rules(
+    cluster: str,
+    opened: Iterable[Network],
+    resolvers: Iterable[str],
+    neighbours: Iterable[Network],
+) -> str:
     """For nft: in one transaction, so the table is never away."""
+    refused = "\n        ".join(f"{_to(network)} drop" for network in neighbours)
     table, interface = table_name(cluster), interface_prefix(cluster)
     through = [f"{_to(address)} meta l4proto {{ tcp, udp }} th dport 53" for address in resolvers]
     through += [_to(network) for network in opened]
@@ -84,6 +96,7 @@ table inet {table} {{
     }}
     chain outwards {{
         jump exceptions
+        {refused}
         ip daddr {{ {", ".join(REFUSED_4)} }} drop
         ip6 daddr {{ {", ".join(REFUSED_6)} }} drop
         ip6 daddr != {INTERNET_6} drop
@@ -110,6 +123,24 @@ def _to(network: Network | str) -> str:
 
 def table_name(cluster: str) -> str:
     return f"gfs_{cluster[:4]}"
+
+
+def neighbours() -> list[Network]:
+    """The networks that this machine is in, by IPv4: their addresses may be the internet's.
+    Containers have no other."""
+    found: list[Network] = []
+    with contextlib.suppress(OSError):
+        for line in ROUTES.read_text().splitlines()[1:]:
+            _, to, through, _, _, _, _, mask, *_ = line.split()
+            network = ipaddress.IPv4Network((_address(to), _address(mask)))
+            if int(through, 16) == 0 and network.prefixlen >= NEIGHBOURS_PREFIX_MIN:
+                found.append(network)
+    return found
+
+
+def _address(text: str) -> str:
+    """A word of the kernel's table, in the machine's byte order."""
+    return str(ipaddress.IPv4Address(int(text, 16).to_bytes(4, sys.byteorder)))
 
 
 def resolvers() -> list[str]:
@@ -145,7 +176,9 @@ class Fence:
                 with trio.fail_after(COMMAND_SECONDS):
                     done = await trio.run_process(
                         ["nft", "-f", "-"],
-                        stdin=rules(self._cluster, self._opened, resolvers()).encode(),
+                        stdin=rules(
+                            self._cluster, self._opened, resolvers(), neighbours()
+                        ).encode(),
                         capture_stderr=True,
                         capture_stdout=True,
                         check=False,
@@ -156,8 +189,8 @@ class Fence:
         except trio.TooSlowError:
             raise _no_fence("nft does not end") from None
         if done.returncode != 0:
-            said = done.stderr.decode("utf-8", "replace").split("\n")[0]
-            raise _no_fence(f"nft says: {said[:300]}")
+            answer = done.stderr.decode("utf-8", "replace").split("\n")[0]
+            raise _no_fence(f"nft says: {answer[:300]}")
 
     async def keep(self) -> None:
         while True:
