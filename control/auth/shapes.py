@@ -30,6 +30,7 @@ NewPassword = Annotated[
             f"Taken as it is. At least {PASSWORD_LENGTH_MIN} characters, "
             f"{PASSWORD_LETTERS_MIN} of them different, and not the username"
         ),
+        extra_json_schema={"minLength": PASSWORD_LENGTH_MIN},
     ),
 ]
 NewName = Annotated[
