@@ -1,0 +1,365 @@
+"""The accounting of quotas against a model of the file system, with whatever can happen in
+between: kills, answers that are lost, deleted storage namespaces, and recounts meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from control.errors import ApiError, QuotaReached, TooLarge
+from control.quota import Change, Limits, Tally, usage
+from control.quota.usage import USAGE, Begun, Crowded, Reservation
+from control.records import Records, Txn
+
+T = TypeVar("T")
+LIMITS = Limits(bytes=100, files=4)
+SEEDS, STEPS = 60, 800
+USERS, PROCESSES, PATHS = ("ada", "bob"), ("p", "q"), ("a", "b", "c")
+
+
+@dataclass
+class Space:
+    id: str
+    is_deleted: bool = False
+    #: Path → inode.
+    files: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class File:
+    inode: int
+    owner: str
+    length: int
+
+
+@dataclass
+class Act:
+    """An upload, or without an owner a deletion, in a process."""
+
+    row: Reservation
+    space: Space
+    path: str
+    owner: str
+    length: int
+    #: The file that must still be there; 0: any.
+    expect: int = 0
+    is_publishing: bool = False
+    changes: list[Change] | None = None
+
+
+@dataclass
+class Walk:
+    space: Space
+    begun: Begun
+    tally: Tally = field(default_factory=Tally)
+    at: str = ""
+    #: What was publishing when it ended.
+    waits_for: set[str] | None = None
+
+
+class Accounting:
+    """The store, the file system, and what is under way, moved on by dice."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.records = Records.open(directory, [USAGE], sync=False)
+        self.numbers = itertools.count(1)
+        self.files: dict[int, File] = {}
+        self.spaces: list[Space] = []
+        self.acts: list[Act] = []
+        self.walk: Walk | None = None
+        self._make_space()
+
+    def run(self, steps: int) -> None:
+        rules = {
+            self.upload: 8,
+            self.delete: 4,
+            self.go_on: 48,
+            self.walk_on: 8,
+            self.begin_recount: 3,
+            self.lose_the_answer: 4,
+            self.delete_without_a_word: 1,
+            self.kill: 2,
+            self.recounting_dies: 1,
+            self.mark_deleted: 1,
+            self.finish_deletions: 1,
+        }
+        for rule in self.rng.choices([*rules], [*rules.values()], k=steps):
+            rule()
+            self.nobody_has_more_than_the_limit()
+        self.all_is_right_in_the_end()
+
+    def write(self, decide: Callable[[Txn], T]) -> T:
+        """In this thread, at once: tens of thousands of them are made."""
+        with self.records._environment.begin(write=True) as raw:
+            return decide(Txn(raw, self.records._handles, is_write=True))
+
+    def _make_space(self) -> None:
+        space = Space(f"{next(self.numbers):08x}")
+        self.spaces.append(space)
+        self.write(lambda txn: usage.know_space(txn, space.id, is_counted=True))
+
+    def truth(self, user: str) -> tuple[int, int]:
+        found = [
+            self.files[inode]
+            for space in self.spaces
+            if not space.is_deleted
+            for inode in space.files.values()
+        ]
+        own = [file.length for file in found if file.owner == user]
+        return len(own), sum(own)
+
+    # --- uploads and deletions ------------------------------------------------------------
+
+    def upload(self) -> None:
+        rng, space = self.rng, self.rng.choice(self.spaces)
+        process, user, path = rng.choice(PROCESSES), rng.choice(USERS), rng.choice(PATHS)
+        length = rng.choice((0, 5, 20, 30, 50, 96, 110))
+        there = self.files.get(space.files.get(path, 0))
+        row = Reservation(f"{process}.{next(self.numbers)}", user, space.id, 1, length)
+        expect = 0
+        error = self._reserve(row)
+        if error is not None:
+            files, used = self.truth(user)
+            is_settled = not any(space.is_deleted for space in self.spaces)
+            if is_settled and not self.acts and not self._doubtful():
+                assert used + length > LIMITS.bytes or files + 1 > LIMITS.files
+            assert isinstance(error, TooLarge) == (length > LIMITS.bytes)
+            if there is None or there.owner != user:
+                return
+            row = Reservation(row.id, user, space.id, 0, max(0, length - there.length))
+            expect = there.inode
+            if self._reserve(row) is not None:
+                return
+        self.acts.append(Act(row, space, path, user, length, expect))
+
+    def _reserve(self, row: Reservation, limits: Limits | None = LIMITS) -> ApiError | None:
+        try:
+            self.write(lambda txn: usage.reserve(txn, row, limits))
+        except (QuotaReached, TooLarge) as error:
+            return error
+        return None
+
+    def delete(self) -> None:
+        process, path = self.rng.choice(PROCESSES), self.rng.choice(PATHS)
+        space = self.rng.choice(self.spaces)
+        inode = space.files.get(path)
+        if inode is not None:
+            row = Reservation(f"{process}.{next(self.numbers)}", "", space.id)
+            self.acts.append(Act(row, space, path, "", 0, inode))
+
+    def go_on(self) -> None:
+        if self.acts:
+            self._step(self.rng.choice(self.acts))
+
+    def _step(self, act: Act) -> None:
+        if not act.is_publishing:
+            row = act.row
+            act.row = Reservation(row.id, row.user_id, row.space_id, row.files, row.bytes, True)
+            limits = LIMITS if act.owner else None
+            error = self._reserve(act.row, limits)
+            act.is_publishing = error is None
+            if error is not None:
+                # What was lost is reserved, though it may be gone: for a while that is more.
+                assert self._doubtful()
+                self._end(act, usage.release)
+        elif act.changes is None:
+            self._carry_out(act)
+            if act.changes is None:
+                self._end(act, usage.release)
+        else:
+            changes, space = act.changes, act.space
+            self.write(
+                lambda txn: usage.settle(
+                    txn, act.row.id, space.id, changes, lambda: not space.is_deleted
+                )
+            )
+            self.acts.remove(act)
+
+    def _carry_out(self, act: Act) -> None:
+        """What the file system does; no changes: it refuses."""
+        there = act.space.files.get(act.path, 0)
+        if act.space not in self.spaces or (act.expect and there != act.expect):
+            return
+        act.changes = []
+        if there:
+            gone = self.files.pop(there)
+            del act.space.files[act.path]
+            act.changes.append(Change(there, gone.owner, gone.length, came=False))
+        if act.owner:
+            file = File(next(self.numbers), act.owner, act.length)
+            self.files[file.inode] = file
+            act.space.files[act.path] = file.inode
+            act.changes.append(Change(file.inode, file.owner, file.length, came=True))
+
+    def lose_the_answer(self) -> None:
+        if not self.acts:
+            return
+        act = self.rng.choice(self.acts)
+        if act.is_publishing and self.rng.random() < 0.5 and act.changes is None:
+            self._carry_out(act)
+        self._end(act, usage.lose if act.is_publishing else usage.release)
+
+    def _end(self, act: Act, end: Callable[[Txn, str], None]) -> None:
+        self.write(lambda txn: end(txn, act.row.id))
+        self.acts.remove(act)
+
+    def delete_without_a_word(self) -> None:
+        """As with a full disk: neither before nor after it can anything be written."""
+        for act in self.acts:
+            if not (act.owner or act.is_publishing):
+                self._carry_out(act)
+                self.acts.remove(act)
+                self.write(lambda txn, act=act: usage.doubt(txn, act.space.id))  # type: ignore[misc]
+                return
+
+    def kill(self) -> None:
+        process = self.rng.choice(PROCESSES)
+        for act in [act for act in self.acts if act.row.id.startswith(f"{process}.")]:
+            if act.is_publishing and act.changes is None and self.rng.random() < 0.5:
+                self._carry_out(act)
+            self.acts.remove(act)
+        self.write(lambda txn: usage.end_process(txn, process))
+
+    # --- storage namespaces ---------------------------------------------------------------
+
+    def mark_deleted(self) -> None:
+        self.rng.choice(self.spaces).is_deleted = True
+
+    def finish_deletions(self) -> None:
+        for space in [space for space in self.spaces if space.is_deleted]:
+            self.write(lambda txn, space=space: usage.drop_space(txn, space.id))
+            for inode in space.files.values():
+                del self.files[inode]
+            space.files.clear()
+            self.spaces.remove(space)
+            self._make_space()
+
+    # --- recounts -------------------------------------------------------------------------
+
+    def _doubtful(self) -> list[str]:
+        with self.records.read() as txn:
+            return usage.doubtful(txn)
+
+    def begin_recount(self) -> None:
+        if self.walk is None:
+            self._begin_recount(self.rng.choice(self.spaces))
+
+    def _begin_recount(self, space: Space) -> None:
+        self.write(usage.forget_walks)
+        self.walk = Walk(space, self.write(lambda txn: usage.begin_recount(txn, space.id)))
+
+    def walk_on(self) -> None:
+        if self.walk is not None:
+            self._walk_on(self.walk)
+
+    def _walk_to_the_end(self) -> None:
+        while self.walk is not None:
+            self._walk_on(self.walk)
+
+    def _walk_on(self, walk: Walk) -> None:
+        left = sorted(path for path in walk.space.files if path > walk.at)
+        if left and walk.waits_for is None:
+            walk.at = left[0]
+            file = self.files[walk.space.files[walk.at]]
+            walk.tally.add(file.inode, file.owner, file.length)
+            return
+        with self.records.read() as txn:
+            publishing = usage.publishing(txn, walk.space.id)
+        walk.waits_for = publishing if walk.waits_for is None else walk.waits_for & publishing
+        if not walk.waits_for:
+            self.walk = None
+            id_, begun, tally = walk.space.id, walk.begun, walk.tally
+            is_there = lambda: not walk.space.is_deleted  # noqa: E731
+            self.write(lambda txn: usage.end_recount(txn, id_, begun, tally, is_there))
+
+    def recounting_dies(self) -> None:
+        self.walk = None
+
+    # --- what must be true ----------------------------------------------------------------
+
+    def nobody_has_more_than_the_limit(self) -> None:
+        for user in USERS:
+            files, length = self.truth(user)
+            assert files <= LIMITS.files
+            assert length <= LIMITS.bytes
+
+    def all_is_right_in_the_end(self) -> None:
+        while self.acts:
+            self._step(self.acts[0])
+        self.finish_deletions()
+        self._walk_to_the_end()
+        known = {space.id: space for space in self.spaces}
+        for space_id in self._doubtful():
+            self._begin_recount(known.get(space_id, Space(space_id, is_deleted=True)))
+            self._walk_to_the_end()
+        assert self._doubtful() == []
+        with self.records.read() as txn:
+            assert list(usage.reservations.scan(txn)) == []
+            assert list(usage.counts.scan(txn, prefix="r/")) == []
+            for user in USERS:
+                row = usage.count(txn, "u", user)
+                assert (row.files, row.bytes) == self.truth(user)
+            for space in self.spaces:
+                assert usage.count(txn, "s", space.id).files == len(space.files)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_happens_nobody_has_more_and_all_is_right_in_the_end(
+    tmp_path: Path, seed: int
+) -> None:
+    accounting = Accounting(tmp_path, seed)
+    accounting.run(STEPS)
+    accounting.records.close()
+
+
+# --- by hand ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    opened = Records.open(tmp_path, [USAGE], sync=False)
+    yield opened
+    opened.close()
+
+
+def growing(number: int, length: int) -> Reservation:
+    return Reservation(f"p.{number}", "ada", "s", 1, length, is_growing=True, began_ns=number)
+
+
+async def test_of_uploads_that_grow_the_last_gives_way(records: Records) -> None:
+    async def reserve(row: Reservation) -> None:
+        await records.write(lambda txn: usage.reserve(txn, row, LIMITS))
+
+    await reserve(growing(1, 45))
+    await reserve(growing(2, 45))
+    with pytest.raises(Crowded):
+        await reserve(growing(1, 60))
+    with pytest.raises(QuotaReached) as refused:
+        await reserve(growing(2, 60))
+    assert not isinstance(refused.value, Crowded)
+    # It would not help if the others gave way.
+    with pytest.raises(TooLarge):
+        await reserve(growing(1, 101))
+    await records.write(lambda txn: usage.release(txn, "p.2"))
+    await reserve(growing(1, 60))
+
+
+async def test_a_doubt_during_a_recount_is_another_one(records: Records) -> None:
+    def decide(txn: Txn) -> None:
+        usage.know_space(txn, "s", is_counted=False)
+        begun = usage.begin_recount(txn, "s")
+        usage.doubt(txn, "s")
+        usage.end_recount(txn, "s", begun, Tally(), lambda: True)
+        assert usage.doubtful(txn) == ["s"]
+        usage.end_recount(txn, "s", usage.begin_recount(txn, "s"), Tally(), lambda: True)
+        assert usage.doubtful(txn) == []
+
+    await records.write(decide)
