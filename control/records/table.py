@@ -85,11 +85,12 @@ class Table(Generic[RowT]):
         raw_key = txn.get(self._index_key(index, value), None, txn.handles[self].entries)
         return None if raw_key is None else self._indexed_row(txn, raw_key)
 
-    def by(self, txn: Txn, index: str, value: str) -> Iterator[RowT]:
-        """All rows with this index value, ordered by key."""
+    def by(self, txn: Txn, index: str, value: str, *, after: str = "") -> Iterator[RowT]:
+        """All rows with this index value and keys above ``after``, ordered by key."""
         entry = self._index_key(index, value)
+        start = after.encode("utf-8", "surrogatepass")[:KEY_BYTES_MAX]
         with txn.raw.cursor(txn.handles[self].entries) as cursor:
-            more = cursor.set_key(entry)
+            more = cursor.set_range_dup(entry, start + b"\0") if start else cursor.set_key(entry)
             while more:
                 raw_key = cursor.value()
                 yield self._indexed_row(txn, raw_key)

@@ -7,14 +7,15 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 import trio
 from quart import Response
 from werkzeug.routing import BaseConverter
 
-from control.call import FOR_ONE, JSON, Call
+from control.call import FOR_ONE, JSON, Call, json_response
 from control.errors import ApiError, BadRequest, NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
@@ -44,6 +45,7 @@ from control.storage.types import (
     PutQuery,
     SpaceChange,
     SpaceInfo,
+    SpaceListQuery,
     StatusInfo,
     TransferQuery,
     UploadQuery,
@@ -62,6 +64,8 @@ from gfs.errors import (
 
 log = logging.getLogger(__name__)
 
+RowT = TypeVar("RowT", bound=msgspec.Struct)
+
 #: Requests are taken after this, even if the file system cannot be reached.
 CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
@@ -71,6 +75,8 @@ RECOUNT_SECONDS = 1.0
 HEARTBEAT_MS = 30_000
 #: JSON of a listing that is sent at once.
 LIST_PIECE_BYTES = 32 * KIB
+#: Files listed at once for who has no credential.
+ANONYMOUS_FILES_MAX = 1000
 
 
 class SpaceConverter(BaseConverter):
@@ -177,7 +183,11 @@ class Storage(Module):
                 query=ListQuery,
                 answer=list[FileInfo],
                 errors=[400, 401, 403, 404],
-                description="Sorted by path. Everybody may list what is public or visible.",
+                description=(
+                    "Sorted by path. Everybody may list what is public or visible. Without a "
+                    f"credential it is {ANONYMOUS_FILES_MAX:,} files at most at a time; a header "
+                    '`Link: <…>; rel="next"` then leads to the next.'
+                ),
             ),
             Route(
                 "POST",
@@ -293,8 +303,9 @@ class Storage(Module):
                 self.list_spaces,
                 scoped("storage", "namespaces", "read", is_open=True),
                 "List storage namespaces",
+                query=SpaceListQuery,
                 answer=list[SpaceInfo],
-                description="The public ones, and one's own.",
+                description="The public ones, and one's own, sorted by name.",
             ),
             Route(
                 "POST",
@@ -377,7 +388,20 @@ class Storage(Module):
     async def list_files(self, call: Call) -> Response:
         query = call.query(ListQuery)
         space = self._readable(call, query.namespace or DEFAULT)
+        if call.principal is None:
+            return await self._list_some(call, space, query)
         return await _array(self._rows([space], query, _file_info))
+
+    async def _list_some(self, call: Call, space: Space, query: ListQuery) -> Response:
+        """For anybody at all: what the master has to do must not grow with what others have."""
+        limit = min(query.limit or ANONYMOUS_FILES_MAX, ANONYMOUS_FILES_MAX)
+        asked = msgspec.structs.replace(query, limit=limit + 1)
+        rows = [row async for row in self._rows([space], asked, _file_info)]
+        response = json_response(rows[:limit])
+        if len(rows) > limit:
+            more = {**call.request.args.to_dict(), "after": rows[limit - 1].path}
+            response.headers["Link"] = f'<{call.request.path}?{urlencode(more)}>; rel="next"'
+        return response
 
     async def upload(self, call: Call) -> Done:
         query = call.query(UploadQuery)
@@ -514,9 +538,10 @@ class Storage(Module):
 
     # --- storage namespaces -------------------------------------------------------
 
-    async def list_spaces(self, call: Call) -> list[SpaceInfo]:
-        chosen = self.spaces.listed_for(call.principal, call.route.need)
-        return self.spaces.infos(chosen)
+    async def list_spaces(self, call: Call) -> Response:
+        query = call.query(SpaceListQuery)
+        found = self.spaces.listed_for(call.principal, call.route.need, query.after)
+        return await _array(_first(found, query.limit))
 
     async def create_space(self, call: Call, body: NewSpace) -> SpaceInfo:
         return await self.spaces.create(call, body)
@@ -557,8 +582,8 @@ class Storage(Module):
         chosen = [self.spaces.get(query.namespace)] if query.namespace else self.spaces.all()
         return await _array(self._rows(chosen, query, _admin_file_info))
 
-    async def admin_spaces(self, call: Call) -> list[SpaceInfo]:
-        return self.spaces.infos(self.spaces.all())
+    async def admin_spaces(self, call: Call) -> Response:
+        return await _array(self.spaces.every())
 
 
 def _named(call: Call) -> tuple[str, str]:
@@ -588,7 +613,19 @@ def _fields(space: Space, path: str, entry: Entry) -> tuple[str, str, str, int, 
     )
 
 
-async def _array(rows: AsyncGenerator[FileInfo, None]) -> Response:
+async def _first(rows: AsyncGenerator[RowT, None], limit: int | None) -> AsyncGenerator[RowT, None]:
+    """The first ``limit`` of them; all if it is None."""
+    left = limit
+    async with aclosing(rows):
+        async for row in rows:
+            yield row
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
+
+
+async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
     """``rows`` as a JSON array: in one piece if it is short, else as they are read.
 
     What fails before the second piece is still told as an error.
@@ -603,7 +640,7 @@ async def _array(rows: AsyncGenerator[FileInfo, None]) -> Response:
     return Response(body, headers=FOR_ONE, content_type=JSON)
 
 
-async def _json_pieces(rows: AsyncGenerator[FileInfo, None]) -> AsyncGenerator[bytes, None]:
+async def _json_pieces(rows: AsyncGenerator[RowT, None]) -> AsyncGenerator[bytes, None]:
     piece = bytearray(b"[")
     separator = b""
     async with aclosing(rows):

@@ -22,10 +22,12 @@ with a deletion fails, and cannot bring it back.
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from functools import partial
 
 import trio
@@ -47,6 +49,8 @@ from gfs.errors import GfsError, NotFound
 
 log = logging.getLogger(__name__)
 
+#: Storage namespaces looked at before others are served: some milliseconds.
+PAGE_ROWS = 256
 #: What follows a committed row goes on when the client has left, for so long.
 FOLLOW_UP_SECONDS = 30.0
 
@@ -84,15 +88,41 @@ class Spaces:
         with self._records.read() as txn:
             return [space for space in spaces.scan(txn) if not space.deleting]
 
-    def listed_for(self, principal: Principal | None, need: Need) -> list[Space]:
-        """The public ones, and the caller's own that his credential may read."""
-        with self._records.read() as txn:
-            found = {space.name: space for space in spaces.by(txn, "listed", "public")}
-            if principal is not None:
-                for space in spaces.by(txn, "owner", principal.user_id):
-                    if _may(principal, need, space):
-                        found[space.name] = space
-        return [found[name] for name in sorted(found) if not found[name].deleting]
+    def listed_for(
+        self, principal: Principal | None, need: Need, after: str = ""
+    ) -> AsyncGenerator[SpaceInfo, None]:
+        """The public ones, and the caller's own that his credential may read; by name, those
+        above ``after``. The master is not asked."""
+
+        def find(txn: Txn, after: str) -> Iterator[Space]:
+            found = spaces.by(txn, "listed", "public", after=after)
+            if principal is None:
+                return found
+            own = spaces.by(txn, "owner", principal.user_id, after=after)
+            readable = (space for space in own if _may(principal, need, space))
+            return heapq.merge(found, readable, key=lambda space: space.name.encode())
+
+        return self._infos(find, after)
+
+    def every(self) -> AsyncGenerator[SpaceInfo, None]:
+        """All there are, by name."""
+        return self._infos(lambda txn, after: spaces.scan(txn, after=after), "")
+
+    async def _infos(
+        self, find: Callable[[Txn, str], Iterator[Space]], after: str
+    ) -> AsyncGenerator[SpaceInfo, None]:
+        """In pages, so that others are served in between, however many there are."""
+        while True:
+            with self._records.read() as txn:
+                page = list(itertools.islice(find(txn, after), PAGE_ROWS))
+            # Public and one's own, it comes twice.
+            chosen = {space.name: space for space in page}
+            for info in self.infos(space for space in chosen.values() if not space.deleting):
+                yield info
+            if len(page) < PAGE_ROWS:
+                return
+            after = page[-1].name
+            await trio.lowlevel.checkpoint()
 
     def infos(self, chosen: Iterable[Space]) -> list[SpaceInfo]:
         """With how many files each has."""

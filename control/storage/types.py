@@ -98,6 +98,11 @@ class ListQuery(msgspec.Struct):
     after: Annotated[str, Meta(description="Only paths after this one")] = ""
 
 
+class SpaceListQuery(msgspec.Struct):
+    limit: Annotated[int, Meta(ge=1, description="At most so many; all if left out")] | None = None
+    after: Annotated[str, Meta(description="Only names after this one")] = ""
+
+
 class AdminListQuery(msgspec.Struct):
     namespace: Annotated[str, Meta(description="Only this one; all if left out")] = ""
     prefix: Annotated[str, Meta(description="Only paths that begin with this")] = ""

@@ -16,6 +16,7 @@ from auth_server import CheapAuth, Server, running
 from harness import Cluster
 from msgspec.structs import replace
 
+import control.storage.listing
 import control.storage.module
 import control.storage.spaces
 import gfs
@@ -428,6 +429,68 @@ async def test_a_long_listing_is_sent_as_it_is_read(cluster: Cluster) -> None:
         # Who asks with ?token= tells no cache that the answer is for him alone.
         for one in (answer, some, short):
             assert one.headers["Cache-Control"] == "no-store"
+
+
+async def test_strangers_list_a_page_at_a_time(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an anonymous request costs the master does not grow with what others have."""
+    monkeypatch.setattr(control.storage.module, "ANONYMOUS_FILES_MAX", 5)
+    async with serving(cluster) as (server, _, _):
+        user = await user_of(server)
+        name = await make(server, user, 2)
+        paths = [f"{folder}/{number}" for folder in ("a", "b&c") for number in range(6)]
+        for path in paths:
+            ok(await upload(server, user, f"{name}/{path}", b"x"))
+        read: list[str] = []
+        files = control.storage.listing.files
+
+        async def counted(*arguments: Any, **named: str) -> AsyncGenerator[Any, None]:
+            async with contextlib.aclosing(files(*arguments, **named)) as entries:
+                async for path, entry in entries:
+                    read.append(path)
+                    yield path, entry
+
+        monkeypatch.setattr(control.storage.listing, "files", counted)
+        found: list[str] = []
+        url: str | None = f"/storage/files?namespace={name}&limit=100"
+        while url is not None:
+            answer = await server.call("GET", url)
+            found += [file["path"] for file in ok(answer)]
+            assert len(read) <= 6
+            read.clear()
+            url = answer.links.get("next", {}).get("url")
+        assert found == paths
+        # With a credential it is all of them, as ever.
+        listed = await server.call("GET", f"/storage/files?namespace={name}", user)
+        assert [file["path"] for file in ok(listed)] == paths
+        assert "Link" not in listed.headers
+
+
+async def test_storage_namespaces_are_listed_in_pages(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control.storage.spaces, "PAGE_ROWS", 3)
+    async with serving(cluster) as (server, storage, _):
+        user = await user_of(server)
+        made = [await make(server, user, number % 3) for number in range(10)]
+
+        async def names(who: Login | None, query: str = "") -> list[str]:
+            listed = ok(await server.call("GET", f"/storage/namespaces{query}", who))
+            return [space["name"] for space in listed]
+
+        everything = sorted(space.name for space in storage.spaces.all())
+        public = {name for number, name in enumerate(made) if number % 3 == 2}
+        own = await names(user)
+        assert own == [name for name in everything if name in made or name in await names(None)]
+        assert set(made) <= set(own)
+        assert set(await names(None)) & set(made) == public
+        assert await names(user, "?limit=4") == own[:4]
+        assert await names(user, f"?after={own[3]}") == own[4:]
+        admin = ok(await server.call("GET", "/admin/namespaces", server.admin))
+        assert [space["name"] for space in admin] == everything
+        monkeypatch.setattr(control.storage.spaces, "PAGE_ROWS", 1000)
+        assert await names(user) == own
 
 
 async def test_a_listing_that_nobody_reads_is_closed(
