@@ -210,6 +210,7 @@ BY_POLICY = [
     # --- what leads to a container
     applied("an address taken", service(), "no addresses", spec__externalIPs=["192.0.2.1"]),
     applied("a Service of others' pods", service(), "no addresses", spec__selector={"app": "x"}),
+    applied("an address chosen", service(), "no addresses", spec__loadBalancerIP="192.0.2.1"),
     applied("a port of all nodes", service(), "no addresses", spec__type="NodePort"),
     applied("a host name of others", ingress(), "host name", spec__rules__0__host="example.org"),
     applied(
@@ -232,6 +233,18 @@ BY_POLICY = [
         spec__egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}],
     ),
     applied(
+        "out to half of all addresses",
+        policy(),
+        "private networks",
+        spec__egress=[{"to": [{"ipBlock": {"cidr": "128.0.0.0/1"}}]}],
+    ),
+    applied(
+        "out to all addresses of IPv6",
+        policy(),
+        "private networks",
+        spec__egress=[{"to": [{"ipBlock": {"cidr": "::/0"}}]}],
+    ),
+    applied(
         "out to all pods", policy(), "private networks", spec__egress__0__to__0__podSelector={}
     ),
     applied("in as one likes", policy(), "private networks", spec__policyTypes=["Egress"]),
@@ -248,6 +261,7 @@ BY_POLICY = [
     pod_of("the node's processes", "nothing of its node", hostPID=True),
     pod_of("the node's memory", "nothing of its node", hostIPC=True),
     pod_of("a node of its choice", "nothing of its node", nodeName="node-amd64"),
+    pod_of("a runtime of its choice", "nothing of its node", runtimeClassName="trusted"),
     pod_of("a token", "nothing of its node", automountServiceAccountToken=True),
     pod_of("another account", "nothing of its node", serviceAccountName="other"),
     pod_of("first of all", "nothing of its node", priorityClassName="system-node-critical"),
@@ -286,6 +300,12 @@ BY_POLICY = [
     in_container("what runtimes give", securityContext__capabilities__drop=[]),
     in_container("no seccomp", securityContext__seccompProfile={"type": "Unconfined"}),
     in_container("nothing said", securityContext=None),
+    # The node's kubelet makes these, from the node's network.
+    in_container("a probe", livenessProbe={"httpGet": {"host": "169.254.169.254", "port": 80}}),
+    in_container(
+        "a hook",
+        lifecycle={"postStart": {"httpGet": {"host": "169.254.169.254", "port": 80}}},
+    ),
     in_container("a port of the node", ports=[{"containerPort": 80, "hostPort": 80}]),
     in_container("no bounds", "has limits", resources={}),
     pod_of(
