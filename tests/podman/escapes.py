@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 #: This machine's own addresses: one of the internet, one of a private network.
 HERE = ("1.2.3.1/24", "10.50.0.1/24", "2a00:1::1/64")
+#: Where another installation opens its containers' ports.
+PUBLIC = "10.50.0.1"
 #: Its neighbour's, which is the way to all others.
 OUTSIDE = ("1.2.3.4/24", "2a00:1::4/64")
 #: Where clouds tell a machine its secrets, and private networks.
@@ -61,6 +63,7 @@ NETWORK = [
     Escape("another tenant's container", page("@OTHER@")),
     Escape("its SSH", page("@OTHER@", 22)),
     Escape("its ingress on this machine", page("@OTHERS@", 8099)),
+    Escape("another tenant's ingress on an address of this machine", page(PUBLIC, 8098)),
     Escape("raw packets", syscall(41, 17, 3, 0)),  # socket(AF_PACKET, SOCK_RAW)
     Escape("loopback by a route", writes("/proc/sys/net/ipv4/conf/all/route_localnet")),
     Escape("forwarding", writes("/proc/sys/net/ipv4/ip_forward")),

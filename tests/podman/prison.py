@@ -23,13 +23,15 @@ import trio
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 
-from escapes import ESCAPES, HERE, OUTSIDE, OUTSIDE_ADDRESSES, PERMITTED, RESOLVER
+from escapes import ESCAPES, HERE, OUTSIDE, OUTSIDE_ADDRESSES, PERMITTED, PUBLIC, RESOLVER
 from podman_here import inspect
 from podman_stage import Stage, stage
 
 from control.compute.backend import Port, Spec
 from control.compute.podman import fence
 
+#: In a container.
+SERVE = "mkdir /web; echo theirs > /web/index.html; busybox httpd -p 80 -h /web"
 CLONE_NEWNET = 0x40000000
 
 #: Serves a page on every address, at ports 80 and 53.
@@ -142,10 +144,17 @@ async def main(directory: Path) -> None:
     fence.RESOLVERS = (resolv_conf,)
     story: dict[str, object] = {}
     with machine():
-        async with stage(directory / "stage") as here:
+        async with (
+            stage(directory / "stage") as here,
+            # Another installation, whose ports are at an address of this machine's.
+            stage(directory / "public", gateway_host=PUBLIC, cluster="f" * 16) as public,
+        ):
+            open_to_all = await public.run(ports=(Port(80, 80), Port(8098, 80)))
+            await public.shell(open_to_all, SERVE)
+            seen = await public.seen.phase(open_to_all, "running")
+            story["public"] = [seen.external_ip, seen.reason, await reached(PUBLIC, 8098)]
             other = await here.run(ports=(Port(8099, 80),))
-            serve = "mkdir /web; echo theirs > /web/index.html; busybox httpd -p 80 -h /web"
-            await here.shell(other, f"{serve}; echo theirs > /root/file")
+            await here.shell(other, f"{SERVE}; echo theirs > /root/file")
             prisoner = await here.run(memory_mb=256, storage_gb=1)
             addresses = [each.partition("/")[0] for each in (*OUTSIDE_ADDRESSES, *HERE)]
             story["reached"] = {each: await reached(each, 80) for each in addresses}

@@ -397,5 +397,22 @@ async def test_a_container_never_gets_the_port_of_another_service_also_after_its
         assert await page_of(seen.external_ip, 8768) == "mine\n"
 
 
+async def test_a_container_whose_ssh_port_another_service_took_gets_another(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = here.spec(ssh_enabled=True)
+        await here.backend.create(spec)
+        port = here.backend._slots.ssh_port(spec.id)
+        with socket.create_server(("127.0.0.1", port)):
+            await here.backend.start(spec)
+            assert (await here.seen.phase(spec, "running")).reason == ""
+        command = here.backend.ssh_command(spec)
+        assert f"-p {port} " not in command
+        with trio.fail_after(SECONDS):
+            async with await trio.open_tcp_stream("127.0.0.1", int(command.split()[2])) as stream:
+                assert (await stream.receive_some()).startswith(b"SSH-")
+
+
 def spec_with(spec: Spec, **changes: object) -> Spec:
     return msgspec.structs.replace(spec, **changes)

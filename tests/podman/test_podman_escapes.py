@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from escapes import ESCAPES, PERMITTED, Escape
+from escapes import ESCAPES, PERMITTED, PUBLIC, Escape
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 
@@ -47,6 +47,17 @@ def test_what_was_not_reached_was_there(story: dict[str, Any]) -> None:
     """This machine reaches it all, so a container would, if it was let."""
     assert [address for address, is_reached in story["reached"].items() if not is_reached] == []
     assert story["others"]
+
+
+def test_ingress_at_an_address_of_the_machine_leaves_others_their_ports(
+    story: dict[str, Any],
+) -> None:
+    address, reason, is_reached = story["public"]
+    assert address == PUBLIC
+    assert "port 80" in reason
+    assert "another service of this machine" in reason
+    assert "8098" not in reason
+    assert is_reached
 
 
 def test_the_other_tenant_and_the_machine_have_what_they_had(story: dict[str, Any]) -> None:

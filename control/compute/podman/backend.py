@@ -262,7 +262,8 @@ class Podman:
 
     async def _create_container(self, spec: Spec, disk: Disk) -> None:
         await self._disks.in_thread(disk.write_keys, spec.ssh_keys)
-        name, seccomp = self._name(spec.id), write_profile(self._installation.directory)
+        name = self._name(spec.id)
+        seccomp = await self._disks.in_thread(write_profile, self._installation.directory)
         body = shapes.container_body(self._cluster, spec, disk, seccomp)
         volumes = shapes.volumes(spec)
         new = await self._disks.in_thread(disk.begin, volumes)
@@ -325,19 +326,25 @@ class Podman:
         return OTHERS if self._foreign.has(port) else ""
 
     async def expose(self, spec: Spec) -> None:
-        host = self._settings.gateway_host
         if (disk := await self._disks.find(spec.id)) is not None:
             # Also of keys that were deleted: who is logged in stays.
             await self._disks.in_thread(disk.write_keys, spec.ssh_keys)
+        self._gateway.set_rules(spec.id, self._rules(spec))
+        if spec.ssh_enabled and self._foreign.has(self._slots.ssh_port(spec.id)):
+            # Another service has taken the port for SSH meanwhile: it gets a new one.
+            self._slots.free(spec.id)
+            self._gateway.set_rules(spec.id, self._rules(spec))
+        self._touch(spec.id)
+        await trio.lowlevel.checkpoint()
+
+    def _rules(self, spec: Spec) -> dict[Address, Target]:
+        host, own = self._settings.gateway_host, self._own_address(spec.id)
         rules: dict[Address, Target] = {}
-        own = self._own_address(spec.id)
         if spec.ssh_enabled:
             rules[host, self._slots.ssh_port(spec.id)] = self._target(spec.id, SSH)
         for port in spec.ports:
             rules[own or host, port.port] = self._target(spec.id, port.target_port)
-        self._gateway.set_rules(spec.id, rules)
-        self._touch(spec.id)
-        await trio.lowlevel.checkpoint()
+        return rules
 
     async def usage(self, spec: Spec) -> Usage:
         name = self._name(spec.id)

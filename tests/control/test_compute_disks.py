@@ -1,0 +1,54 @@
+"""Disks of containers, as far as they need no root: numbers, room, refusals."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from control.compute.backend import BackendUnavailable
+from control.compute.podman.disks import GIB, UID_END, USERS, Disks
+
+BASE = 0x70000000
+MANY_GB = 10**6
+
+
+async def test_without_room_a_disk_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    for reserve, size in ((MANY_GB, 1), (0, MANY_GB)):
+        disks = Disks(tmp_path / "disks", "abcd", BASE, reserve)
+        with pytest.raises(BackendUnavailable, match=f"no room for a disk of {size} GiB"):
+            await disks.open("0badcafe", size)
+        assert not list((tmp_path / "disks").iterdir())
+
+
+def test_room_is_what_is_free_beside_the_reserve_and_what_disks_have(tmp_path: Path) -> None:
+    free_gb = shutil.disk_usage(tmp_path).free // GIB
+    assert abs(Disks(tmp_path, "abcd", BASE, 0).room_gb() - free_gb) <= 1
+    assert abs(Disks(tmp_path, "abcd", BASE, 1).room_gb() - (free_gb - 1)) <= 1
+    assert Disks(tmp_path, "abcd", BASE, MANY_GB).room_gb() == 0
+
+
+def test_no_two_containers_have_the_same_users(tmp_path: Path) -> None:
+    """Also while their disks are made; and two installations begin at different places."""
+    disks = Disks(tmp_path, "abcd", BASE, 0)
+    numbers = []
+    for index in range(20):
+        number = disks._free_number()
+        numbers.append(number)
+        suffix = ".new" if index % 2 else ""
+        (tmp_path / f"{index:08x}.{number}.ext4{suffix}").touch()
+    assert len(set(numbers)) == 20
+    (tmp_path / f"{7:08x}.{numbers[7]}.ext4.new").unlink()
+    assert disks._free_number() == numbers[7]
+    assert Disks(tmp_path / "other", "ffff", BASE, 0)._free_number() not in numbers
+
+
+def test_users_end_where_others_begin(tmp_path: Path) -> None:
+    disks = Disks(tmp_path, "abcd", UID_END - 2 * USERS, 0)
+    for index in range(2):
+        number = disks._free_number()
+        assert disks._uid(number) + USERS <= UID_END
+        (tmp_path / f"{index:08x}.{number}.ext4").touch()
+    with pytest.raises(BackendUnavailable, match="All users"):
+        disks._free_number()
