@@ -149,16 +149,16 @@ def find_failure(out: str) -> FoundFailure | None:
         replay = re.search(r"^replay: (?:\S+=\S+ )*python (.*)$", out, re.MULTILINE)
         assert replay is not None
         return FoundFailure(int(told[1]), symptom(out), shlex.split(replay[1]))
-    seed = re.search(r"GFS_SEEDS=(\d+)", out)
-    # pytest, which says in the end of each failure what it was.
-    if seed is None or not re.search(r": AssertionError$", out, re.MULTILINE):
+    seed = re.search(r"(?:GFS_SEEDS=|simulated with seed )(\d+)", out)
+    # pytest, which says in the end of each failure what it was, and of a group what is in it.
+    if seed is None or not re.search(r": AssertionError$|^[ |]+AssertionError\b", out, re.M):
         return None
     return FoundFailure(int(seed[1]), symptom(out), [])
 
 
 def symptom(out: str) -> str:
     """The line of a failed run that says what was wrong."""
-    lines = [line.removeprefix("E ").strip() for line in out.splitlines()]
+    lines = [line.removeprefix("E ").strip(" |") for line in out.splitlines()]
     told = [
         line
         for line in lines
