@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from time import perf_counter, thread_time
 
@@ -45,7 +45,7 @@ class Loop(trio.abc.Instrument):
         self._metrics = metrics
         self._wall = self._computed = 0.0
         self._minute, self._lines = 0.0, 0
-        self._doing = ""
+        self._context = copy_context()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -59,11 +59,10 @@ class Loop(trio.abc.Instrument):
 
     def note(self, what: str) -> None:
         """What the present task does from now on, in this step and in later ones."""
-        self._doing = what
         _doing.set(what)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._doing = ""
+        self._context = task.context  # the end of a request may change it
         self._wall = perf_counter()
         self._computed = thread_time()
 
@@ -82,7 +81,7 @@ class Loop(trio.abc.Instrument):
         if self._lines <= LINES_PER_MINUTE:
             log.warning(
                 "%s held the event loop for %.0f ms, until %s",
-                self._doing or task.context.get(_doing) or f"the task {task.name}",
+                self._context.get(_doing) or f"the task {task.name}",
                 seconds * 1000,
                 place_of(task),
             )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
-import trio
+from quart import Response
 
 from control.auth.shapes import (
     SessionQuery,
@@ -22,14 +21,13 @@ from control.identity import users as people
 from control.identity.access import ADMIN
 from control.identity.passwords import Passwords, new_password
 from control.identity.rows import Session, User, sessions, users
+from control.lists import in_order, json_array
 from control.module import Route
 from control.records import Txn
 from control.runtime import Control
 
 #: Deleting a user deletes all that is his, in every module.
 DELETE_SECONDS = 60.0
-#: Sessions read at once, some milliseconds.
-PIECE_ROWS = 1000
 
 
 class AdminRoutes:
@@ -95,10 +93,9 @@ class AdminRoutes:
             ),
         ]
 
-    async def list_users(self, call: Call) -> list[UserInfo]:
-        with self._control.records.read() as txn:
-            rows = list(users.scan(txn))
-        return [_info(row) for row in sorted(rows, key=lambda row: row.username)]
+    async def list_users(self, call: Call) -> Response:
+        rows = await self._control.records.all(users)
+        return json_array(await in_order(rows, lambda row: row.username), _info)
 
     async def create_user(self, call: Call, body: UserBody) -> UserInfo:
         username = people.new_username(body.username)
@@ -131,14 +128,15 @@ class AdminRoutes:
         await self._control.records.write(decide, seconds=DELETE_SECONDS)
         return Status()
 
-    async def list_sessions(self, call: Call) -> list[SessionRow]:
+    async def list_sessions(self, call: Call) -> Response:
         now = time.time()
-        with self._control.records.read() as txn:
-            people_by_id = {row.id: row for row in users.scan(txn)}
-        rows = [row async for row in self._sessions() if row.expires_at > now]
-        rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
-        return [
-            SessionRow(
+        people_by_id = {row.id: row for row in await self._control.records.all(users)}
+        rows = await self._control.records.all(sessions)
+
+        def info(row: Session) -> SessionRow | None:
+            if row.expires_at <= now or row.user_id not in people_by_id:
+                return None
+            return SessionRow(
                 id=row.id,
                 user_id=row.user_id,
                 username=people_by_id[row.user_id].username,
@@ -148,9 +146,9 @@ class AdminRoutes:
                 ip_address=row.address,
                 address=row.address,
             )
-            for row in rows
-            if row.user_id in people_by_id
-        ]
+
+        newest_first = await in_order(rows, lambda row: (row.created_at, row.id), reverse=True)
+        return json_array(newest_first, info)
 
     async def delete_session(self, call: Call) -> Status:
         session_id = call.query(SessionQuery).id
@@ -162,19 +160,6 @@ class AdminRoutes:
 
         await self._control.records.write(decide)
         return Status()
-
-    async def _sessions(self) -> AsyncIterator[Session]:
-        """All of them, in pieces: others are served in between."""
-        after = ""
-        while True:
-            with self._control.records.read() as txn:
-                rows = list(itertools.islice(sessions.scan(txn, after=after), PIECE_ROWS))
-            for row in rows:
-                yield row
-            if len(rows) < PIECE_ROWS:
-                return
-            after = rows[-1].id
-            await trio.lowlevel.checkpoint()
 
 
 def check_admin(txn: Txn, call: Call) -> None:

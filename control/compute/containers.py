@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import trio
 from msgspec.structs import replace
+from quart import Response
 
 from control.call import Call
 from control.compute import machine, names
@@ -39,6 +40,7 @@ from control.compute.shapes import (
 )
 from control.errors import BadRequest, NoSuchThing, Unauthorized, Unavailable
 from control.identity.rows import users
+from control.lists import in_order, json_array
 from control.quota import Limits, limits_of
 from control.quota.limits import check_quota
 from control.records import Records, Taken, Txn
@@ -117,15 +119,17 @@ class Containers:
             rows = of_user(txn, user_id)
         return await self.infos(rows)
 
-    def everybodys(self) -> list[AdminContainerInfo]:
+    async def everybodys(self) -> Response:
         """Newest first, and without asking the backend about each."""
-        with self._records.read() as txn:
-            rows = sorted(every(txn), key=lambda row: -row.serial)
-            owners = {id_: users.get(txn, id_) for id_ in {row.user_id for row in rows}}
-        names_ = {id_: owner.username for id_, owner in owners.items() if owner is not None}
-        return [
-            admin_info(row, self._backend, self._image, names_.get(row.user_id, "")) for row in rows
-        ]
+
+        def info(row: Container) -> AdminContainerInfo:
+            with self._records.read() as txn:
+                owner = users.get(txn, row.user_id)
+            name = owner.username if owner is not None else ""
+            return admin_info(row, self._backend, self._image, name)
+
+        rows = [row for row in await self._records.all(containers) if row.wanted != "deleted"]
+        return json_array(await in_order(rows, lambda row: -row.serial), info)
 
     def is_over(self, row: Container) -> bool:
         """Whether the run that ``row`` is of shall not be, or not be any more."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import trio
+from quart import Response
 
 from control.call import Call, upgrade_only
 from control.compute import names
@@ -369,8 +370,8 @@ class Compute(Module):
     async def stop(self, call: Call) -> ContainerInfo:
         return await self.containers.stop(call)
 
-    async def list_all(self, call: Call) -> Sequence[AdminContainerInfo]:
-        return self.containers.everybodys()
+    async def list_all(self, call: Call) -> Response:
+        return await self.containers.everybodys()
 
     async def get_ssh(self, call: Call) -> SshInfo:
         return SshInfo(self.containers.own(call).ssh_enabled)

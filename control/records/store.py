@@ -9,6 +9,7 @@ change is there, since LMDB never overwrites a page that is in use.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, cast
 import lmdb
 import msgspec
 import outcome
+import trio
 
 from control.records.errors import RecordsBusy, RecordsFailed, RowUnreadable, Taken
 from control.records.table import Schema, Table
@@ -25,7 +27,10 @@ from control.records.writer import Job, Writer
 from gfs.errors import DiskFull, GfsError, StartupError
 
 T = TypeVar("T")
+RowT = TypeVar("RowT", bound=msgspec.Struct)
 
+#: Rows of a long list that are read at once, some 2 ms.
+PIECE_ROWS = 500
 #: Address space for the file, and so what it can grow to. Costs nothing unused.
 MAP_BYTES = 4 * 1024**3
 #: Reads on the loop are over at once; the rest is room for processes that were
@@ -106,6 +111,24 @@ class Records:
             return Txn(self._environment.begin(), self._handles, is_write=False)
         except lmdb.Error as error:
             raise self._translated(error) from error
+
+    async def all(self, table: Table[RowT], index: str = "", value: str = "") -> list[RowT]:
+        """All rows, or those with this index value, ordered by key. Others are served in
+        between: what changes meanwhile is seen or is not, row by row."""
+        rows: list[RowT] = []
+        while True:
+            after = table.key(rows[-1]) if rows else ""
+            with self.read() as txn:
+                found = (
+                    table.by(txn, index, value, after=after)
+                    if index
+                    else table.scan(txn, after=after)
+                )
+                piece = list(itertools.islice(found, PIECE_ROWS))
+            rows += piece
+            if len(piece) < PIECE_ROWS:
+                return rows
+            await trio.lowlevel.checkpoint()
 
     async def write(self, decide: Callable[[Txn], T], *, seconds: float = 10.0) -> T:
         """Run ``decide`` in one durable transaction and return what it returned.

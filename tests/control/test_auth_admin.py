@@ -13,7 +13,7 @@ import jwt
 import pytest
 from auth_server import CHEAP, PASSWORD, CheapAuth, Server, running
 
-from control.auth import admin, take_first_password
+from control.auth import take_first_password
 from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
 from control.errors import Conflict
 from control.identity import ids
@@ -363,17 +363,6 @@ async def test_names_that_look_like_others_are_not_given(tmp_path: Path, name: s
         )
         assert answer.status_code == 400
         assert "username" in answer.json()["error"]
-
-
-async def test_all_sessions_are_listed_piece_by_piece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(admin, "PIECE_ROWS", 2)
-    async with running(tmp_path) as server:
-        for number in range(6):
-            listed = (await server.call("GET", "/admin/sessions", server.admin)).json()
-            assert len({row["id"] for row in listed}) == len(listed) == 1 + number
-            await server.login("admin", (server.control / FILE_NAME).read_text().strip())
 
 
 async def test_a_first_password_that_is_not_utf8_is_told(

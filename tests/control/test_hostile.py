@@ -278,8 +278,9 @@ def test_the_id_of_a_transfer_is_no_path(
 
 # --- JSON --------------------------------------------------------------------------------
 
-DEEP = b"[" * 100_000 + b"]" * 100_000
-DEEP_OBJECTS = b'{"name":' * 100_000 + b"1" + b"}" * 100_000
+# Within the largest body that is taken.
+DEEP = b"[" * 60_000 + b"]" * 60_000
+DEEP_OBJECTS = b'{"name":' * 13_000 + b"1" + b"}" * 13_000
 
 
 @pytest.mark.parametrize(
@@ -350,7 +351,7 @@ def test_duplicate_keys(user: httpx.Client, space: str) -> None:
 
 def test_very_many_scopes(user: httpx.Client) -> None:
     user_id = ok(user.get("/api/session"))["user_id"]
-    scopes = {f"storage.{user_id}.files.n{number}": ["read"] for number in range(10_000)}
+    scopes = {f"storage.{user_id}.files.n{number}": ["read"] for number in range(2_500)}
     refused(user.post("/api/tokens", json={"name": "x", "scopes": scopes}), 400, "scopes")
     scopes = {f"storage.{user_id}.files": ["read"] * 10_000}
     answer = user.post("/api/tokens", json={"name": "x", "scopes": scopes})

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
+from auth_server import running
 from checks import bearer, ok
 from compute_cloud import ComputeCloud
 from inprocess import make_app, served
@@ -24,13 +26,21 @@ from raw import FORM_TYPE, Closed, Connection
 from control.call import Call
 from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
 from control.identity.access import PUBLIC
+from control.identity.rows import Session, User, sessions, users
+from control.lists import PIECE_ROWS, in_order, json_array
 from control.loop import STEP_SECONDS
 from control.module import Module, Route
+from control.records import Txn
 from control.settings import ControlSettings
 
+ROWS = 20_000
 HEAD_BYTES = 60_000
 #: What is taken of JSON at most.
 BODY_BYTES = ControlSettings().json_bytes_max
+
+
+class Row(msgspec.Struct):
+    number: int
 
 
 class Computing(Module):
@@ -69,6 +79,41 @@ async def test_a_step_that_is_too_long_is_named_and_counted(
         lines = dict(line.rsplit(" ", 1) for line in (await http.get("/metrics")).text.splitlines())
     (longest,) = (lines[key] for key in lines if key.startswith("gfs_control_loop_step_longest_"))
     assert float(longest) >= STEP_SECONDS
+
+
+# -- long lists ----------------------------------------------------------------------------
+
+
+async def test_a_long_list_is_read_sorted_and_sent_in_pieces(tmp_path: Path) -> None:
+    """Every user with a session; in one go these would take 200 ms and more."""
+    async with running(tmp_path) as server:
+
+        def insert(txn: Txn) -> None:
+            for number in range(ROWS):
+                name = f"user-{number * 7919 % ROWS:05}"
+                users.insert(txn, User(f"id{number}", name, name, "", False, 1))
+                row = Session(f"s{number}", f"id{number}", number // 3, 2**40, "192.0.2.1")
+                sessions.insert(txn, row)
+
+        await server.app.control.records.write(insert, seconds=60.0)
+        found = ok(await server.call("GET", "/admin/users", server.admin))
+        names = [row["username"] for row in found]
+        assert names == sorted(names)
+        assert set(names) == {"admin", *(f"user-{number:05}" for number in range(ROWS))}
+        found = ok(await server.call("GET", "/admin/sessions", server.admin))
+        assert len(found) == ROWS + 1
+        order = [(row["created_at"], row["id"]) for row in found]
+        assert order == sorted(order, reverse=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE_ROWS, PIECE_ROWS + 1, 3 * PIECE_ROWS])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_list_is_json_whatever_its_length(count: int, kept: bool) -> None:
+    rows = await in_order(list(range(count)), lambda row: -row)
+    answer = json_array(rows, lambda row: Row(row) if kept or row % 400 == 0 else None)
+    found = json.loads(await answer.get_data())
+    expected = [row for row in reversed(range(count)) if kept or row % 400 == 0]
+    assert found == [{"number": row} for row in expected]
 
 
 # -- requests ----------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from control.records import (
     Txn,
 )
 from control.records import writer as writer_module
+from control.records.store import PIECE_ROWS
 from gfs.errors import DiskFull, InvalidArgument, StartupError
 
 WAIT_SECONDS = 60.0
@@ -204,11 +205,27 @@ async def test_keys_that_cannot_be(records: Records) -> None:
     with records.read() as txn:
         assert PEOPLE.get(txn, longest) == PEOPLE.find(txn, "group", "g")
         assert [row.name for row in PEOPLE.by(txn, "group", "g")] == [longest]
+        assert [row.name for row in PEOPLE.by(txn, "group", "g", after=longest[:-1])] == [longest]
+        assert list(PEOPLE.by(txn, "group", "g", after=longest)) == []
         assert [row.name for row in PEOPLE.scan(txn, after=longest[:-1])] == [longest]
         assert list(PEOPLE.scan(txn, after=longest)) == []
         assert list(PEOPLE.scan(txn, after=longest + "x" * 100)) == []
         assert list(PEOPLE.scan(txn, prefix=longest + "x" * 100)) == []
         assert PEOPLE.find(txn, "email", "\udc80") is None
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE_ROWS, PIECE_ROWS + 1, 3 * PIECE_ROWS])
+async def test_all_rows_are_read_in_pieces(records: Records, count: int) -> None:
+    def fill(txn: Txn) -> None:
+        for number in range(count):
+            PEOPLE.insert(txn, Person(f"{number:05}", f"{number}@", (f"{number % 2}",)))
+
+    await records.write(fill)
+    names = [f"{number:05}" for number in range(count)]
+    assert [row.name for row in await records.all(PEOPLE)] == names
+    for value in (0, 1):
+        found = await records.all(PEOPLE, "group", str(value))
+        assert [row.name for row in found] == names[value::2]
 
 
 async def test_rows_may_be_deleted_while_they_are_walked(records: Records) -> None:
