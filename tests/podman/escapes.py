@@ -37,7 +37,7 @@ class Escape(NamedTuple):
 
 
 def page(address: str, port: int = 80) -> str:
-    host = f"[{address}]" if ":" in address else address
+    host = f"[{address}]" if ":" in address or "@LINK@" in address else address
     return f"curl -sS -g --connect-timeout 1 -m 5 http://{host}:{port}/"
 
 
@@ -57,6 +57,7 @@ NETWORK = [
     *(Escape(f"this machine at {address}", page(address.partition("/")[0])) for address in HERE),
     Escape("this machine's neighbour, at an address of the internet's", page("1.2.3.4")),
     Escape("this machine at the container's gateway", page("@GATEWAY@")),
+    Escape("this machine by IPv6, on its own link", page("@LINK@%25eth0")),
     Escape("this machine's other ports there", page("@GATEWAY@", 53)),
     Escape("the resolver's other ports", page(RESOLVER)),
     Escape("this machine by its name", page("host.containers.internal")),

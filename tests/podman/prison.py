@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -29,6 +31,7 @@ from podman_stage import Stage, stage
 
 from control.compute.backend import Port, Spec
 from control.compute.podman import fence
+from control.compute.podman.shapes import interface_prefix
 
 #: In a container.
 SERVE = "mkdir /web; echo theirs > /web/index.html; busybox httpd -p 80 -h /web"
@@ -107,6 +110,7 @@ async def tried(here: Stage, prisoner: Spec, other: Spec) -> dict[str, object]:
         "OTHER": address_of(other),
         "OTHERS": here.seen.sightings[other.id].external_ip,
         "GATEWAY": gateway_of(prisoner),
+        "LINK": link_of(prisoner, here),
         "PID": str(inspect(other.id)["State"]["Pid"]),
         "STATE": str(here.directory),
     }
@@ -133,6 +137,16 @@ def gateway_of(spec: Spec) -> str:
     return network(spec)["Gateway"]
 
 
+def link_of(spec: Spec, here: Stage) -> str:
+    """This machine's IPv6 address on the container's network, which nobody gave it."""
+    interface = f"{interface_prefix(here.cluster)}{spec.id}"
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        words = line.split()
+        if words[-1] == interface:
+            return str(ipaddress.IPv6Address(int(words[0], 16)))
+    raise AssertionError(f"no address of {interface}")
+
+
 def users_of(spec: Spec) -> list[int]:
     pid = inspect(spec.id)["State"]["Pid"]
     return [int(word) for word in Path(f"/proc/{pid}/uid_map").read_text().split()]
@@ -142,7 +156,7 @@ async def main(directory: Path) -> None:
     resolv_conf = directory / "resolv.conf"
     resolv_conf.write_text(f"nameserver {RESOLVER}\n")
     fence.RESOLVERS = (resolv_conf,)
-    story: dict[str, object] = {}
+    story: dict[str, Any] = {}
     with machine():
         async with (
             stage(directory / "stage") as here,
@@ -158,6 +172,8 @@ async def main(directory: Path) -> None:
             prisoner = await here.run(memory_mb=256, storage_gb=1)
             addresses = [each.partition("/")[0] for each in (*OUTSIDE_ADDRESSES, *HERE)]
             story["reached"] = {each: await reached(each, 80) for each in addresses}
+            link = f"{link_of(prisoner, here)}%{interface_prefix(here.cluster)}{prisoner.id}"
+            story["reached"] |= {"link": await reached(link, 80)}
             story["others"] = await reached(here.seen.sightings[other.id].external_ip, 8099)
             (disk,) = (directory / "stage" / "disks").glob(f"{prisoner.id}.*.ext4")
             story["disk"] = disk.stat().st_size
