@@ -258,7 +258,7 @@ class ControlApp(QuartTrio):
         return {"status": "ok"}
 
     async def _metrics(self, call: Call) -> Response:
-        return Response(self.metrics.text(), content_type=CONTENT_TYPE)
+        return Response(await self.metrics.text(), content_type=CONTENT_TYPE)
 
     # --- one request --------------------------------------------------------------
 

@@ -9,11 +9,13 @@ process id. Those of a worker that died go with the next look.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -22,6 +24,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 #: Where the client library looks, when it is imported, for the shared directory.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
+#: What all processes have counted is as old as that, at most.
+SHARED_SECONDS = 1.0
 _STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
@@ -102,6 +106,8 @@ class Metrics:
         self.transfers = active.labels(worker)
         self.received = self._bytes.labels("upload", worker)
         self.sent = self._bytes.labels("download", worker)
+        self._collecting = trio.Lock()
+        self._text, self._until = b"", -math.inf
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -125,7 +131,16 @@ class Metrics:
             self._longest_seconds = seconds
             self._longest.set(seconds)
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
+        """All of it, in a thread. Of several processes it takes some tenths of a second of
+        computing, and anybody may ask: so at most once in ``SHARED_SECONDS``."""
+        async with self._collecting:
+            if self._shared is None or trio.current_time() > self._until:
+                self._text = await trio.to_thread.run_sync(self._collect)
+                self._until = trio.current_time() + SHARED_SECONDS
+            return self._text
+
+    def _collect(self) -> bytes:
         if self._shared is None:
             return generate_latest(self._registry)
         _forget_the_dead(self._shared)

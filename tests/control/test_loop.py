@@ -10,7 +10,7 @@ import json
 import logging
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 import trio
 from auth_server import running
 from checks import bearer, ok
+from cloud import Cloud
 from compute_cloud import ComputeCloud
 from inprocess import make_app, served
 from raw import FORM_TYPE, Closed, Connection
@@ -260,4 +261,19 @@ def test_what_anybody_may_ask_for(cloud: ComputeCloud, path: str) -> None:
     for _ in range(3):
         ok_or_page = cloud.client().get(path)
         assert ok_or_page.status_code == 200
+    assert cloud.held_the_loop() == []
+
+
+def test_what_all_workers_counted(make_cloud: Callable[..., Cloud]) -> None:
+    """Each has counts of each route, in files that whoever is asked must read."""
+    cloud = make_cloud("--control-workers", "4", chunkservers=1).start()
+    nobody = cloud.client()
+    for path, methods in ok(nobody.get("/openapi.json"))["paths"].items():
+        for method in methods:
+            for _ in range(4):  # by another worker, with luck
+                with cloud.client() as somebody:
+                    somebody.request(method, path.replace("{", "").replace("}", ""))
+    for _ in range(5):
+        with cloud.client() as somebody:
+            assert "gfs_control_requests_total" in somebody.get("/metrics").text
     assert cloud.held_the_loop() == []
