@@ -12,6 +12,10 @@ or is in an answer that has begun, as event streams and slow readers are. One th
 after a request goes at once, since that harms nobody. A request that the application
 works on keeps its slot.
 
+When every slot of all addresses is taken and nobody is slow, the address that has the most
+loses one, if that is more than its share: some addresses that read just fast enough would
+keep everybody else out.
+
 Plain code: no clock and no waiting. All but the choice when every slot of all addresses
 is taken takes the same time however many connections there are.
 """
@@ -26,6 +30,10 @@ __all__ = ["PROGRESS_BYTES", "Slots"]
 PROGRESS_BYTES = 64 * 1024
 """What a connection must move to count as one that gets on. With ``slow_seconds`` of 5
 that is 13 KB/s."""
+
+
+#: Nobody who has no more than these loses one that gets on.
+SHARE_MIN = 16
 
 
 class Holder(Protocol):
@@ -110,6 +118,9 @@ class Slots(Generic[HolderT]):
         for group in groups:
             if (slow := group.slow_since(now - self._slow_seconds)) is not None:
                 return slow
+        share = self._slots_max // (len(groups) + 1)
+        if groups and len(groups[0]) > max(SHARE_MIN, share):
+            return groups[0].slow_since(now)
         return None
 
     def take(self, holder: HolderT, address: str, now: float) -> None:

@@ -193,6 +193,21 @@ def goes(among: list[Held], now: float) -> Held | None:
     return next(iter([*idle, *slow]), None)
 
 
+@pytest.mark.parametrize(
+    ("addresses", "each", "is_room"),
+    [(4, 256, True), (64, 16, False), (1024, 1, False), (32, 32, True)],
+)
+def test_where_all_get_on_who_has_more_than_a_share_makes_room(
+    addresses: int, each: int, is_room: bool
+) -> None:
+    slots: Slots[Held] = Slots(1024, 256, slow_seconds=5)
+    for number in range(addresses * each):
+        one = Held(f"{number % addresses}", since=100.0, held_by_client=True)
+        slots.take(one, one.address, one.since)
+    assert slots.all_taken
+    assert (slots.slowest_of_all(now=101.0) is not None) == is_room
+
+
 @given(
     st.lists(
         st.tuples(
