@@ -94,6 +94,13 @@ class Metrics:
             buckets=_STEP_BUCKETS,
             registry=self._registry,
         ).labels(worker)
+        self._walls = Histogram(
+            "gfs_control_loop_wall_seconds",
+            "What a task took without a pause, of 5 ms and more, waiting included",
+            ["worker"],
+            buckets=_STEP_BUCKETS,
+            registry=self._registry,
+        ).labels(worker)
         self._longest = Gauge(
             "gfs_control_loop_step_longest_seconds",
             "The longest of these since the process started",
@@ -130,6 +137,10 @@ class Metrics:
         if seconds > self._longest_seconds:
             self._longest_seconds = seconds
             self._longest.set(seconds)
+
+    def note_wall(self, seconds: float) -> None:
+        """How long that step, or another, took by the clock on the wall."""
+        self._walls.observe(seconds)
 
     async def text(self) -> bytes:
         """All of it, in a thread. Of several processes it takes some tenths of a second of

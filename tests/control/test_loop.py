@@ -80,6 +80,11 @@ async def test_a_step_that_is_too_long_is_named_and_counted(
         lines = dict(line.rsplit(" ", 1) for line in (await http.get("/metrics")).text.splitlines())
     (longest,) = (lines[key] for key in lines if key.startswith("gfs_control_loop_step_longest_"))
     assert float(longest) >= STEP_SECONDS
+    (waited,) = (lines[key] for key in lines if key.startswith("gfs_control_loop_wall_seconds_sum"))
+    (computed,) = (
+        lines[key] for key in lines if key.startswith("gfs_control_loop_step_seconds_sum")
+    )
+    assert float(waited) >= float(computed) + 2 * STEP_SECONDS, "it tells of waiting, too"
 
 
 # -- long lists ----------------------------------------------------------------------------
