@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 from alone import Alone
-from checks import bearer, ok, wait_for, with_token
+from checks import bearer, ok, refused, wait_for, with_token
 from compute_cloud import SECONDS, ComputeCloud
 from outside import PLACES
 
@@ -212,3 +212,51 @@ async def test_limits_hold_for_requests_at_once(several: ComputeCloud, kind: str
     found = ok(client.get(path))
     assert len(found["containers" if kind == "containers" else "ssh_keys"]) == limit
     ok(several.admin.delete("/admin/users", params={"id": user_id}))
+
+
+async def test_quotas_hold_for_requests_at_once(several: ComputeCloud) -> None:
+    client, user_id = several.make_user()
+    key = several.key(client)
+    headers = {"Authorization": f"Bearer {bearer(client)}"}
+
+    def allow(**limits: int) -> None:
+        ok(several.admin.put("/admin/quotas", params={"id": user_id}, json=limits))
+
+    async def ask_all(paths: list[str], body: dict[str, Any]) -> list[httpx.Response]:
+        answers: list[httpx.Response] = []
+
+        async def ask(path: str) -> None:
+            async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS) as own:
+                answers.append(await own.post(path, json=body, headers=headers))
+
+        async with trio.open_nursery() as nursery:
+            for path in paths:
+                nursery.start_soon(ask, path)
+        return sorted(answers, key=lambda answer: answer.status_code)
+
+    box = {"name": "box", "ssh_key_ids": [key], "memory_mb": 500, "storage_gb": 10}
+    allow(containers=20, memory_mb=2200, storage_gb=1000)
+    answers = await ask_all(["/compute/containers"] * 20, box)
+    assert [answer.status_code for answer in answers] == [200] * 4 + [507] * 16
+    assert "2200" in refused(answers[-1], 507, "memory")
+    allow(storage_gb=65, memory_mb=10_000)
+    more = await ask_all(["/compute/containers"] * 10, box)
+    assert [answer.status_code for answer in more] == [200] * 2 + [507] * 8
+    refused(more[-1], 507, "storage", "65")
+    refused(client.post("/compute/containers", json={**box, "storage_gb": 66}), 413, "66", "65")
+
+    # What is stopped has no memory; what is started needs it again.
+    ids = [answer.json()["id"] for answer in (*answers[:4], *more[:2])]
+    for id_ in ids:
+        ok(client.post(f"/compute/containers/{id_}/stop"))
+    allow(memory_mb=1700)
+    assert ok(client.get("/api/quota"))["memory_mb"] == {"used": 0, "limit": 1700}
+    started = await ask_all([f"/compute/containers/{id_}/start" for id_ in ids] * 3, {})
+    assert {answer.status_code for answer in started} == {200, 507}
+    quota = ok(client.get("/api/quota"))
+    assert quota["memory_mb"]["used"] == 1500
+    assert quota["containers"]["used"] == 6
+    assert quota["storage_gb"]["used"] == 60
+    for id_ in ids:
+        ok(client.delete(f"/compute/containers/{id_}"))
+    assert ok(client.get("/api/quota"))["storage_gb"]["used"] == 0
