@@ -26,6 +26,11 @@ FILE = Path(package.__file__).with_name("admission.yaml")
 NAME = "policies"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 START_SECONDS = 120.0
+#: The account as if it had all rights.
+ALMIGHTY = {
+    "Impersonate-User": "system:serviceaccount:gfs-control:gfs-control",
+    "Impersonate-Group": "system:masters",
+}
 
 
 @contextmanager
@@ -93,15 +98,12 @@ def _hook(server: Server, port: int) -> dict[str, Any]:
 
 
 def _wait(client: Any) -> None:
-    """Until the API server asks: it learns of the hook a little later. Who has no rights but
-    to ask is refused by nobody; so an account of the policy's name is impersonated."""
-    account = "system:serviceaccount:gfs-control:gfs-control"
-    headers = {"Impersonate-User": account, "Impersonate-Group": "system:masters"}
+    """Until the API server asks: it learns of the hook a little later."""
     body = {"metadata": {"name": "refused"}}
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         answer = client.post(
-            "/api/v1/namespaces", params={"dryRun": "All"}, headers=headers, json=body
+            "/api/v1/namespaces", params={"dryRun": "All"}, headers=ALMIGHTY, json=body
         )
         if answer.status_code in (403, 422) and "ValidatingAdmissionPolicy" in answer.text:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -372,7 +372,19 @@ BY_RBAC = [
     Try("a pod's console", "GET", f"/api/v1/namespaces/{FOREIGN}/pods/x/attach"),
     Try("a node changed", "DELETE", "/api/v1/nodes/node-amd64"),
     Try("its policy removed", "DELETE", f"{kube_policy.HOOKS}/{kube_policy.NAME}"),
-    Try("a volume of a node", "POST", "/api/v1/persistentvolumes", {"metadata": {"name": "x"}}),
+    Try(
+        "a volume of a node",
+        "POST",
+        "/api/v1/persistentvolumes",
+        {
+            "metadata": {"name": "evil"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "capacity": {"storage": "1Gi"},
+                "hostPath": {"path": "/"},
+            },
+        },
+    ),
     Try(
         "somebody else's name",
         "GET",
@@ -453,6 +465,25 @@ def test_what_the_policy_refuses(kubernetes: Kubernetes, guarded: Identity, what
     message = answer.json()["message"]
     assert "ValidatingAdmissionPolicy 'gfs-control-compute'" in message
     assert what.told in message
+
+
+@pytest.mark.parametrize(
+    "what",
+    [what for what in BY_RBAC if what.method != "GET" or "/pods/" in what.path],
+    ids=named,
+)
+def test_what_the_policy_refuses_even_if_all_rights_are_granted(
+    kubernetes: Kubernetes, guarded: Identity, what: Try
+) -> None:
+    """But for what removes the policy itself, which no policy can refuse, and for reading."""
+    asked = replace(what, headers=kube_policy.ALMIGHTY)
+    answer = ask(kubernetes.admin, asked)
+    if what.path.startswith(kube_policy.HOOKS):
+        assert answer.status_code == 200
+        return
+    assert answer.status_code in (403, 422), answer.text
+    assert "ValidatingAdmissionPolicy 'gfs-control-compute'" in answer.json()["message"]
+    assert "the control plane may not" in answer.json()["message"]
 
 
 async def test_everything_that_the_control_plane_does_is_let_through(
