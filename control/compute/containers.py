@@ -254,6 +254,8 @@ class Containers:
                 rule = replace(rule, target_port=asked.target_port)
             found.append(rule)
             others = [each for each in row.rules if each.port != rule.port]
+            if len(others) == len(row.rules):
+                names.check_rule_count(len(others) + 1)
             rules = tuple(sorted([*others, rule], key=lambda each: each.port))
             _put(txn, row, machine.expose(row, ssh_enabled=row.ssh_enabled, rules=rules))
 
@@ -352,6 +354,7 @@ def _new(txn: Txn, user_id: str, body: NewContainer, defaults: Limits) -> Contai
     for rule in body.ingress_rules:
         asked = names.check_rule(rule.port, rule.target_port)
         rules[asked.port] = Rule(0, asked.port, asked.target_port, now)
+    names.check_rule_count(len(rules))
     check_quota("memory_mb", limits.memory_mb, used["memory_mb"], body.memory_mb)
     check_quota("storage_gb", limits.storage_gb, used["storage_gb"], body.storage_gb)
     return Container(

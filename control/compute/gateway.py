@@ -10,7 +10,8 @@ takes what was cut short for the whole; what a rule had let in ends with the rul
 A port that another service of this machine has is reported, and never tried again
 (:class:`Foreign`): that service may only be restarting, and whoever got its port in
 between would get its logins. What is refused for other reasons (no such address yet, no
-descriptors) is tried at every change and every :data:`RETRY_SECONDS`.
+descriptors) is tried at every change of its owner's and every :data:`RETRY_SECONDS`. A
+change costs what its owner's rules cost, however many others there are.
 
 It hides who connects: a container sees the gateway's address.
 """
@@ -39,6 +40,9 @@ PIECE_BYTES = 64 * 1024
 CONNECTIONS_MAX = 4096
 #: Of one container: its owner cannot take all of them.
 CONNECTIONS_OF_ONE_MAX = 256
+#: Of one owner: the rules that a container can have, and SSH. Of all: a quarter of what the
+#: process may open.
+LISTENERS_OF_ONE_MAX = 33
 CONNECT_SECONDS = 10.0
 #: Nothing in either direction. SSH clients and our SSH server ask each other more often.
 IDLE_SECONDS = 2 * 3600.0
@@ -69,7 +73,7 @@ class Foreign(Protocol):
     def has(self, port: int) -> bool: ...
 
     def add(self, port: int) -> None:
-        """Remember it for good."""
+        """Remember it for good. Raises nothing."""
 
 
 class _Remembered(set[int]):
@@ -113,22 +117,25 @@ class Gateway:
         self._refused: dict[str, dict[Address, str]] = {}
         self._connections: dict[str, int] = {}
         self._total = 0
-        self._total_max = min(
-            CONNECTIONS_MAX, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        )
+        quarter = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._total_max = min(CONNECTIONS_MAX, quarter)
+        self._listeners_max = quarter
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; then every port is closed."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._settle(nursery)
-            task_status.started()
             try:
+                for owner in list(self._wanted):
+                    self._settle(nursery, owner)
+                    await trio.lowlevel.checkpoint()
+                task_status.started()
                 while True:
                     await trio.sleep(self._retry_seconds)
-                    if self._refused:
-                        self._settle(nursery)
+                    for owner in list(self._refused):
+                        self._settle(nursery, owner)
+                        await trio.lowlevel.checkpoint()
             finally:
                 self._nursery = None
                 for address in list(self._open):
@@ -137,12 +144,19 @@ class Gateway:
     def set_rules(self, owner: str, rules: Mapping[Address, Target]) -> None:
         """Let these in for ``owner``, and nothing else. Takes effect at once, or when
         :meth:`run` begins."""
+        before = self._wanted.pop(owner, {})
         if rules:
             self._wanted[owner] = dict(rules)
-        else:
-            self._wanted.pop(owner, None)
-        if self._nursery is not None:
-            self._settle(self._nursery)
+        if self._nursery is None:
+            return
+        freed = {each for each in before.keys() - rules.keys() if self._has(owner, each)}
+        for address in freed:
+            self._close(address)
+        self._settle(self._nursery, owner)
+        for other, refused in list(self._refused.items()):
+            if taken := freed & refused.keys():
+                freed -= taken
+                self._settle(self._nursery, other)
 
     def refused(self, owner: str) -> dict[Address, str]:
         """Address -> why it cannot be listened on now."""
@@ -152,45 +166,58 @@ class Gateway:
         """Where connections are taken, for ``owner`` or for anybody."""
         return {address for address, rule in self._open.items() if owner in ("", rule.owner)}
 
-    def _settle(self, nursery: trio.Nursery) -> None:
-        for address, rule in list(self._open.items()):
-            target = self._wanted.get(rule.owner, {}).get(address)
-            if target is None:
-                self._close(address)
+    def _has(self, owner: str, address: Address) -> bool:
+        rule = self._open.get(address)
+        return rule is not None and rule.owner == owner
+
+    def _settle(self, nursery: trio.Nursery, owner: str) -> None:
+        """Listen where ``owner`` wants it and does not yet, as far as that is possible."""
+        rules = self._wanted.get(owner, {})
+        count = sum(self._has(owner, address) for address in rules)
+        refused: dict[Address, str] = {}
+        for address, target in rules.items():
+            holder = self._open.get(address)
+            if holder is None and count >= LISTENERS_OF_ONE_MAX:
+                reason = f"a container has {LISTENERS_OF_ONE_MAX} ports and no more"
+            elif holder is None:
+                reason = self._listen(nursery, owner, address, target)
+                count += not reason
+            elif holder.owner != owner:
+                reason = "another container has it"
             else:
-                rule.target = target
-        before, self._refused = self._refused, {}
-        for owner, rules in self._wanted.items():
-            for address, target in rules.items():
-                holder = self._open.get(address)
-                if holder is None:
-                    reason = self._listen(nursery, owner, address, target)
-                elif holder.owner != owner:
-                    reason = "another container has it"
-                else:
-                    continue
-                if reason:
-                    text = f"port {address[1]} of {address[0]}: {reason}"
-                    self._refused.setdefault(owner, {})[address] = text
-        for owner in before.keys() | self._refused.keys():
-            if before.get(owner) != self._refused.get(owner):
-                self._changed(owner)
+                holder.target = target
+                continue
+            if reason:
+                refused[address] = f"port {address[1]} of {address[0]}: {reason}"
+        before = self._refused.get(owner, {})
+        if refused:
+            self._refused[owner] = refused
+        else:
+            self._refused.pop(owner, None)
+        if before != refused:
+            self._changed(owner)
 
     def _listen(self, nursery: trio.Nursery, owner: str, address: Address, target: Target) -> str:
         if self._foreign.has(address[1]):
             return OTHERS
+        if len(self._open) >= self._listeners_max:
+            return (
+                f"containers have {len(self._open)} ports and no more (see RLIMIT_NOFILE); "
+                f"it is opened when another is closed"
+            )
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            if error.errno == errno.EADDRINUSE:
-                self._foreign.add(address[1])
-            return _why(error)
-        served = trio.socket.from_stdlib_socket(listener)
+        with contextlib.ExitStack() as failed:
+            try:
+                listener = failed.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(BACKLOG)
+                served = trio.socket.from_stdlib_socket(listener)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    self._foreign.add(address[1])
+                return _why(error)
+            failed.pop_all()
         rule = _Rule(owner, target, trio.CancelScope(), served)
         self._open[address] = rule
         nursery.start_soon(self._serve, rule)

@@ -38,6 +38,8 @@ MOUNTS_FORBIDDEN = ("/proc", "/sys", "/dev", "/etc")
 _SPECIAL = frozenset("\"'\\`$&|;<>()[]{}*?!#~=%^:,")
 
 HTTPS = 443
+#: Of one container: each is a socket that listens, of a process that serves others, too.
+RULES_MAX = 32
 #: That an ingress rule may open.
 PORTS = frozenset({80, HTTPS, *range(8000, 9000)})
 TARGETS = range(1, 65535 + 1)
@@ -141,6 +143,11 @@ def check_rule(port: int, target_port: int | None) -> Port:
     if target not in TARGETS:
         raise BadRequest(f"target_port: {TARGETS[0]} to {TARGETS[-1]}")
     return Port(port, target)
+
+
+def check_rule_count(count: int) -> None:
+    if count > RULES_MAX:
+        raise BadRequest(f"a container has {RULES_MAX} ingress rules at most: delete one first")
 
 
 # --- SSH keys ---------------------------------------------------------------------------

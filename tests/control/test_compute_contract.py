@@ -143,6 +143,17 @@ def test_ssh_and_rules_may_be_given_at_once(computing: ComputeCloud, user: httpx
     assert len({rule["id"] for rule in found}) == 2
 
 
+def test_a_container_has_a_bounded_number_of_rules(
+    computing: ComputeCloud, user: httpx.Client
+) -> None:
+    made = computing.container(user, ingress_rules=[{"port": 8000 + each} for each in range(32)])
+    path = f"/compute/containers/{made['id']}/ingress"
+    refused(user.post(path, json={"port": 8032}), 400, "32 ingress rules")
+    assert ok(user.post(path, json={"port": 8031, "target_port": 80}))["target_port"] == 80
+    ok(user.delete(f"{path}/8000"))
+    ok(user.post(path, json={"port": 8032}))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_instance_types_are_what_the_reference_says(
     computing: ComputeCloud, user: httpx.Client, name: str
@@ -213,6 +224,7 @@ def test_the_first_thing_that_is_wrong_is_told(poor: tuple[httpx.Client, int], f
         ({"ingress_rules": [{"port": 22}]}, "port"),
         ({"ingress_rules": [{"port": 80, "target_port": 0}]}, "target_port"),
         ({"ingress_rules": [{}]}, "port"),
+        ({"ingress_rules": [{"port": port} for port in range(8000, 8033)]}, "32 ingress rules"),
         ({"ingress_rules": {"port": 80}}, "ingress_rules"),
     ],
 )

@@ -52,6 +52,18 @@ async def test_ports_that_no_rule_can_open_are_of_no_interest(tmp_path: Path) ->
         assert not ports.has(listener.getsockname()[1])
 
 
+def test_a_port_that_cannot_be_written_down_is_refused_and_written_later(tmp_path: Path) -> None:
+    directory = tmp_path / "later"
+    ports = ForeignPorts(str(directory), "")
+    ports.add(8080)
+    assert ports.has(8080)
+    directory.mkdir()
+    ports.add(8081)
+    again = ForeignPorts(str(directory), "")
+    assert again.has(8080)
+    assert again.has(8081)
+
+
 def test_however_long_the_tables_are_only_their_beginning_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

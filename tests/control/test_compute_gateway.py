@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -451,6 +452,59 @@ async def until_let_in(here: Setting, address: Address) -> None:
             server = await here.accepted.receive()
             assert await server.receive_some(1) == b"?"
             return
+
+
+async def test_nobody_listens_at_more_than_his_share_nor_all_at_more_than_the_process_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LISTENERS_OF_ONE_MAX", 10)
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (64, 64))
+    async with setting() as here:
+        addresses = [free_address(f"127.0.0.{2 + number}") for number in range(20)]
+        here.lead("greedy", *addresses[:12])
+        assert len(here.gateway.listening("greedy")) == 10
+        for reason in here.gateway.refused("greedy").values():
+            assert "10 ports and no more" in reason
+        here.lead("other", *addresses[12:])
+        assert len(here.gateway.listening("other")) == 6
+        for reason in here.gateway.refused("other").values():
+            assert "RLIMIT_NOFILE" in reason
+        here.lead("greedy", *addresses[:5])
+        here.lead("other", *addresses[12:])
+        assert here.gateway.refused("other") == {}
+
+
+async def test_without_descriptors_a_port_is_refused_and_opened_when_there_are_some() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with setting(retry_seconds=0.01) as here:
+        address = free_address()
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            here.lead("one", address)
+            reason = here.gateway.refused("one")[address]
+            await trio.sleep(0.05)  # It is tried again meanwhile.
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert "Too many open files" in reason
+        await until(lambda: here.gateway.refused("one") == {})
+        assert here.told == ["one", "one"]
+        await here.both(address)
+
+
+async def test_a_change_of_one_owner_is_no_work_for_the_others() -> None:
+    async with setting() as here:
+        everybody = {f"{number}": free_address(f"127.0.1.{1 + number}") for number in range(50)}
+        for owner, address in everybody.items():
+            here.lead(owner, address)
+        settled: list[str] = []
+        settle = here.gateway._settle
+        here.gateway._settle = lambda nursery, owner: (  # type: ignore[method-assign]
+            settled.append(owner),
+            settle(nursery, owner),
+        )[1]
+        here.lead("7")
+        here.lead("7", everybody["7"])
+        assert settled == ["7", "7"]
 
 
 @pytest.mark.parametrize("seconds", ["IDLE_SECONDS", "IDLE_HALF_CLOSED_SECONDS"])

@@ -44,6 +44,8 @@ class ForeignPorts:
         self._path = Path(directory) / FILE
         self._host = host
         self._ports: set[int] = set()
+        #: Of these, what the file does not have yet.
+        self._unwritten: set[int] = set()
         self.read()
 
     def read(self) -> None:
@@ -58,9 +60,17 @@ class ForeignPorts:
     def add(self, port: int) -> None:
         if port not in self._ports:
             self._ports.add(port)
+            self._unwritten.add(port)
             log.warning("podman: port %d is another service's: containers never get it", port)
+            self._write()
+
+    def _write(self) -> None:
+        try:
             with self._path.open("a") as file:
-                file.write(f"{port}\n")
+                file.write("".join(f"{port}\n" for port in sorted(self._unwritten)))
+            self._unwritten.clear()
+        except OSError as error:
+            log.warning("podman: %s cannot be written, and is tried again: %s", self._path, error)
 
     async def watch(self, own: Callable[[], set[Address]]) -> None:
         """Look for ever. ``own`` tells where we listen ourselves."""
@@ -72,6 +82,8 @@ class ForeignPorts:
         ours = own()
         found = await trio.to_thread.run_sync(listeners, "self", abandon_on_cancel=True)
         ours |= own()
+        if self._unwritten:
+            self._write()
         for host, port in found:
             if port in PORTS and (host, port) not in ours and self._overlaps(host):
                 self.add(port)
