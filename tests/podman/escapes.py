@@ -60,7 +60,6 @@ NETWORK = [
     Escape("this machine by IPv6, on its own link", page("@LINK@%25eth0")),
     Escape("this machine's other ports there", page("@GATEWAY@", 53)),
     Escape("the resolver's other ports", page(RESOLVER)),
-    Escape("this machine by its name", page("host.containers.internal")),
     Escape("another tenant's container", page("@OTHER@")),
     Escape("its SSH", page("@OTHER@", 22)),
     Escape("its ingress on this machine", page("@OTHERS@", 8099)),
@@ -145,6 +144,13 @@ LIMITS = [
         "perl -e 'for (1..1100) { my $p = fork(); exit(1) if !defined $p; "
         "if (!$p) { sleep 3; exit 0 } } exit(0)'",
     ),
+    *(
+        Escape(
+            f"more disk than granted: {path} is no part of it",
+            f'perl -e \'exit((stat("{path}"))[0] == (stat("/root"))[0] ? 1 : 0)\'',
+        )
+        for path in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv")
+    ),
     Escape("core dumps on this machine's disk", "ulimit -c 1"),
     Escape("more descriptors than granted", "ulimit -Hn 4097"),
     Escape(
@@ -157,6 +163,7 @@ PERMITTED = [
     Escape("the internet", page(INTERNET)),
     Escape("names", page(RESOLVER, 53)),
     Escape("its own users", "touch /tmp/u && chown 33:33 /tmp/u && chmod 4755 /tmp/u"),
+    Escape("its own name", "getent hosts $(hostname) && echo 127.0.0.9 other >> /etc/hosts"),
     Escape("another of its users", "su -s /bin/sh www-data -c 'test $(id -u) = 33'"),
     Escape("directories beside the mount paths", "mkdir /new && rmdir /new"),
     Escape("much of its disk", "head -c 700M /dev/zero > /fill && rm /fill"),

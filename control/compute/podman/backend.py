@@ -62,7 +62,7 @@ from control.compute.gateway import OTHERS, Address, Gateway, Target, connect_tc
 from control.compute.podman import shapes
 from control.compute.podman.api import Api
 from control.compute.podman.disks import Disk, Disks
-from control.compute.podman.fence import Fence, Network
+from control.compute.podman.fence import Fence, Network, resolvers
 from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.http import Refused
 from control.compute.podman.images import Images
@@ -81,6 +81,8 @@ __all__ = ["Podman", "make"]
 log = logging.getLogger("control.compute")
 
 SSH = 22
+#: For containers of a machine whose only resolver is its own loopback, as Podman has them.
+PUBLIC_RESOLVERS = ["8.8.8.8", "8.8.4.4"]
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
 #: What containers are kept apart with, and their disks made.
 TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount", "flock": "util-linux"}
@@ -262,6 +264,7 @@ class Podman:
 
     async def _create_container(self, spec: Spec, disk: Disk) -> None:
         await self._disks.in_thread(disk.write_keys, spec.ssh_keys)
+        await self._disks.in_thread(disk.write_etc, spec.id, resolvers() or PUBLIC_RESOLVERS)
         name = self._name(spec.id)
         seccomp = await self._disks.in_thread(write_profile, self._installation.directory)
         body = shapes.container_body(self._cluster, spec, disk, seccomp)

@@ -10,6 +10,8 @@ has not got it says so before there is a container.
 
     run/diff, run/work   what its run has written; made anew for each
     keys/                authorized_keys, which the container can only read
+    etc/                 files of a container's network, for which Podman has some of this
+                         machine's, where a container would fill a file system of it
     volumes/<hash>       a mount path: the same path, the same directory
     begun/<hash>         it has got what the image has there
 
@@ -32,7 +34,7 @@ import trio
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.service import environment
 
-__all__ = ["USERS", "Disk", "Disks"]
+__all__ = ["ETC", "USERS", "Disk", "Disks"]
 
 T = TypeVar("T")
 
@@ -43,6 +45,13 @@ USERS = 65536
 UID_END = 0x7FFE0000
 SUFFIX = ".ext4"
 UNFINISHED = ".new"
+#: File in ``etc`` of a disk -> where a container has it.
+ETC = {
+    "hosts": "/etc/hosts",
+    "hostname": "/etc/hostname",
+    "resolv.conf": "/etc/resolv.conf",
+    "containerenv": "/run/.containerenv",
+}
 #: As many as the driver's calls at once, and those who ask what is used.
 THREADS = 24
 #: $0 is the file, $1 the directory.
@@ -69,6 +78,10 @@ class Disk:
         """The directory of authorized_keys, for a mount that the container cannot write to."""
         return self.path / "keys"
 
+    def etc(self, name: str) -> Path:
+        """One of :data:`ETC`."""
+        return self.path / "etc" / name
+
     def volume(self, name: str) -> Path:
         return self.path / "volumes" / name
 
@@ -94,6 +107,19 @@ class Disk:
         new.chmod(0o600)
         os.chown(new, self.uid, self.uid)
         new.replace(self.keys / "authorized_keys")
+
+    def write_etc(self, hostname: str, resolvers: Sequence[str]) -> None:
+        """For a run that is about to begin: its user may write to them."""
+        texts = {
+            "hosts": f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n",
+            "hostname": f"{hostname}\n",
+            "resolv.conf": "".join(f"nameserver {each}\n" for each in resolvers),
+            "containerenv": "",
+        }
+        for name in ETC:
+            self.etc(name).write_text(texts[name])
+            self.etc(name).chmod(0o644)
+            os.chown(self.etc(name), self.uid, self.uid)
 
     def _make(self, path: Path) -> None:
         """A directory that is the container's root's."""
@@ -326,7 +352,7 @@ class Disks:
 
 
 def _make_parts(mounted: Path) -> None:
-    for name in ("volumes", "begun"):
+    for name in ("volumes", "begun", "etc"):
         (mounted / name).mkdir(mode=0o700, exist_ok=True)
 
 

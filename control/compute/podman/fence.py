@@ -28,7 +28,7 @@ from control.compute.backend import BackendUnavailable
 from control.compute.podman.service import environment
 from control.compute.podman.shapes import interface_prefix
 
-__all__ = ["Fence", "table_name"]
+__all__ = ["Fence", "resolvers", "table_name"]
 
 log = logging.getLogger("control.compute")
 
@@ -144,7 +144,8 @@ def _address(text: str) -> str:
 
 
 def resolvers() -> list[str]:
-    found = []
+    """Those of this machine that a container can ask; may be none."""
+    found: list[str] = []
     for path in RESOLVERS:
         with contextlib.suppress(OSError):
             for line in path.read_text(errors="replace").splitlines():
@@ -152,7 +153,7 @@ def resolvers() -> list[str]:
                 with contextlib.suppress(ValueError):
                     if words[:1] == ["nameserver"] and len(words) > 1:
                         address = ipaddress.ip_address(words[1])
-                        if not address.is_loopback:
+                        if not address.is_loopback and str(address) not in found:
                             found.append(str(address))
     return found
 

@@ -28,7 +28,7 @@ from control.compute.backend import (
     Sighting,
     Spec,
 )
-from control.compute.podman.disks import USERS, Disk
+from control.compute.podman.disks import ETC, USERS, Disk
 
 __all__ = [
     "Inspected",
@@ -207,6 +207,8 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path | None) -
         "idmappings": {"UIDMap": users, "GIDMap": users},
         "mounts": [
             _bind(disk.keys, KEYS_PATH, "ro", "noexec"),
+            # Podman's own are files of this machine that the container can write to.
+            *(_bind(disk.etc(name), path, "rw", "noexec") for name, path in ETC.items()),
             *(_bind(disk.volume(name), path, "rw") for name, path in volumes(spec).items()),
         ],
         # A volume that the image asks for and nobody named is a part of the run.
