@@ -158,6 +158,11 @@ LIMITS = [
         'perl -e \'for (1..4097) { open($f[$_], "<", "/dev/null") or exit(1) } exit(0)\'',
     ),
 ]
+#: Datagrams to 20,000 ports of the internet: for this machine a connection each.
+MANY_CONNECTIONS = (
+    "perl -MSocket -e 'socket(S, PF_INET, SOCK_DGRAM, 0); "
+    f'for (10001..30000) {{ send(S, "x", 0, pack_sockaddr_in($_, inet_aton("{INTERNET}"))) }}\''
+)
 #: What a tenant can do all the same, in the same words.
 PERMITTED = [
     Escape("the internet", page(INTERNET)),

@@ -25,7 +25,16 @@ import trio
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 
-from escapes import ESCAPES, HERE, OUTSIDE, OUTSIDE_ADDRESSES, PERMITTED, PUBLIC, RESOLVER
+from escapes import (
+    ESCAPES,
+    HERE,
+    MANY_CONNECTIONS,
+    OUTSIDE,
+    OUTSIDE_ADDRESSES,
+    PERMITTED,
+    PUBLIC,
+    RESOLVER,
+)
 from podman_here import inspect
 from podman_stage import Stage, stage
 
@@ -147,6 +156,11 @@ def link_of(spec: Spec, here: Stage) -> str:
     raise AssertionError(f"no address of {interface}")
 
 
+def connections() -> int:
+    """That this machine follows: some for all that goes on here, too."""
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+
 def users_of(spec: Spec) -> list[int]:
     pid = inspect(spec.id)["State"]["Pid"]
     return [int(word) for word in Path(f"/proc/{pid}/uid_map").read_text().split()]
@@ -178,6 +192,11 @@ async def main(directory: Path) -> None:
             (disk,) = (directory / "stage" / "disks").glob(f"{prisoner.id}.*.ext4")
             story["disk"] = disk.stat().st_size
             story["tried"] = await tried(here, prisoner, other)
+            await here.execute(prisoner, ["/bin/sh", "-c", MANY_CONNECTIONS])
+            story["connections"] = connections()
+            await here.backend._fence.ensure()
+            await here.execute(prisoner, ["/bin/sh", "-c", MANY_CONNECTIONS])
+            story["connections_later"] = connections()
             story["disk_after"] = disk.stat().st_size
             story["file"] = await here.shell(other, "cat /root/file")
             story["users"] = [users_of(prisoner), users_of(other)]

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from escapes import ESCAPES, PERMITTED, PUBLIC, Escape
 
+from control.compute.podman import fence
+
 pytestmark = pytest.mark.usefixtures("containers_work")
 
 SECONDS = 300.0
@@ -58,6 +60,15 @@ def test_ingress_at_an_address_of_the_machine_leaves_others_their_ports(
     assert "another service of this machine" in reason
     assert "8098" not in reason
     assert is_reached
+
+
+def test_a_container_cannot_use_up_the_connections_that_the_machine_follows(
+    story: dict[str, Any],
+) -> None:
+    """Also across the minute's end, when the table of rules is put back."""
+    others = 500
+    for name in ("connections", "connections_later"):
+        assert fence.CONNECTIONS_MAX / 2 < story[name] <= fence.CONNECTIONS_MAX + others
 
 
 def test_the_other_tenant_and_the_machine_have_what_they_had(story: dict[str, Any]) -> None:

@@ -59,6 +59,9 @@ REFUSED_4 = (
 #: link-local ones and NAT64's are not.
 INTERNET_6 = "2000::/3"
 REFUSED_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+#: Of one container, at a time: this machine follows each, and all of them together have
+#: room for some hundred thousands (``nf_conntrack_max``).
+CONNECTIONS_MAX = 4096
 #: What this machine asks for names. Podman gives containers the same ones: not those on
 #: loopback, for which the second file has what is behind.
 RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
@@ -76,15 +79,21 @@ def rules(
     resolvers: Iterable[str],
     neighbours: Iterable[Network],
 ) -> str:
-    """For nft: in one transaction, so the table is never away."""
+    """For nft: in one transaction, so the table is never away, nor what was counted."""
     refused = "\n        ".join(f"{_to(network)} drop" for network in neighbours)
     table, interface = table_name(cluster), interface_prefix(cluster)
     through = [f"{_to(address)} meta l4proto {{ tcp, udp }} th dport 53" for address in resolvers]
     through += [_to(network) for network in opened]
     exceptions = "\n        ".join(f"{each} accept" for each in through)
     return f"""\
-table inet {table}
-delete table inet {table}
+table inet {table} {{
+    set connections {{
+        type ifname
+        size 65535
+        flags dynamic
+    }}
+}}
+flush table inet {table}
 table inet {table} {{
     chain exceptions {{
         ct state established,related accept
@@ -95,6 +104,7 @@ table inet {table} {{
         iifname "{interface}*" jump outwards
     }}
     chain outwards {{
+        ct state new add @connections {{ iifname ct count over {CONNECTIONS_MAX} }} drop
         jump exceptions
         {refused}
         ip daddr {{ {", ".join(REFUSED_4)} }} drop
