@@ -28,7 +28,7 @@ from quart_trio import QuartTrio
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from control.call import FOR_ONE, JSON, Call, json_response
+from control.call import ENDED, FOR_ONE, JSON, Call, json_response, scope_name
 from control.cors import Cors
 from control.documentation import documentation_routes
 from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, error_body, explain
@@ -61,8 +61,6 @@ log = logging.getLogger(__name__)
 #: A dependency that does not answer within this time is not ready.
 READY_SECONDS = 3.0
 SWEEP_SECONDS = 10.0
-#: Of a session that ended, a token that was revoked, and of what never was one.
-ENDED = "the token is not valid, or not any more: log in again"
 #: RFC 6455, 5.5: a control frame carries 125 bytes, two of them for the code.
 CLOSE_REASON_BYTES_MAX = 123
 
@@ -378,7 +376,12 @@ class ControlApp(QuartTrio):
         refuse = scope["extensions"]["control.refuse"]
         self.watch.begin(id(scope), call, lambda refusal: refuse(refusal.status, str(refusal)))
         if isinstance(route.body, type):
-            answer = await route.handler(call, await call.json(route.body))
+            body = await call.json(route.body)
+            # It may have taken a minute.
+            refusal = self._ask_again(call) if principal is not None else None
+            if refusal is not None:
+                raise refusal
+            answer = await route.handler(call, body)
         else:
             answer = await route.handler(call)
         return answer if isinstance(answer, Response) else json_response(answer)
@@ -395,7 +398,7 @@ class ControlApp(QuartTrio):
         principal = self.control.credentials.verify(token) if token else None
         if principal is None and token and need.kind != "anybody" and not need.is_open:
             raise Unauthorized(ENDED)
-        decide(principal, need, _scope_name(need, request, params))
+        decide(principal, need, scope_name(need, request, params))
         return principal
 
     def _ask_again(self, call: Call) -> ApiError | None:
@@ -418,13 +421,6 @@ def _werkzeug_parameter(found: re.Match[str]) -> str:
 def _shape(path: str) -> str:
     """``path`` without the names of its parameters, which tell no two routes apart."""
     return _parameter.sub(r"{:\2}", path)
-
-
-def _scope_name(need: Need, request: Request, params: Mapping[str, str]) -> str:
-    """The last part of the scope that the request asks for."""
-    if not need.parameter:
-        return ""
-    return params.get(need.parameter) or request.args.get(need.parameter) or need.fallback
 
 
 def _token(need: Need, request: Request) -> str | None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 import trio
 from quart import Response
+from quart.wrappers import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from control.errors import BadRequest, TooLarge, TooSlow, UpgradeRequired
+from control.errors import BadRequest, TooLarge, TooSlow, Unauthorized, UpgradeRequired
 from control.http.asgi import StreamingRequest
-from control.identity.access import Principal, Target, decide_target
+from control.identity.access import Need, Principal, Target, decide, decide_target
 from control.module import Route
+from control.records import Txn
 from control.runtime import Control
 from gfs.blocks import KIB
 from gfs.errors import InvariantViolated
 
 QueryT = TypeVar("QueryT", bound=msgspec.Struct)
 BodyT = TypeVar("BodyT")
+T = TypeVar("T")
 
 JSON = "application/json"
 #: What is answered depends on who asks, and may be a secret. ``?token=`` would not
@@ -29,6 +32,8 @@ FOR_ONE = {"Cache-Control": "no-store"}
 ANONYMOUS_JSON_BYTES_MAX = 64 * KIB
 #: The whole of a JSON body, however steadily it drips.
 JSON_SECONDS = 60.0
+#: Of a session that ended, a token that was revoked, and of what never was one.
+ENDED = "the token is not valid, or not any more: log in again"
 
 
 class Call:
@@ -116,6 +121,35 @@ class Call:
         allowed so far. Raises Unauthorized or Forbidden."""
         for target, reading in self._allowed:
             decide_target(principal, self.route.need, target, reading=reading)
+
+    def check_credential(self, txn: Txn) -> None:
+        """Whether the credential is still there and may do this, in the transaction that
+        does it. Raises Unauthorized or Forbidden.
+
+        A request is let in before its body has come and before a password is hashed. What
+        it leaves behind may outlive the credential: a token, a key, a user.
+        """
+        principal = self.control.credentials.again(txn, self.user)
+        if principal is None:
+            raise Unauthorized(ENDED)
+        decide(principal, self.route.need, scope_name(self.route.need, self.request, self.params))
+        self.check_again(principal)
+
+    async def write(self, change: Callable[[Txn], T], *, seconds: float = 10.0) -> T:
+        """As :meth:`control.records.Records.write`, after :meth:`check_credential`."""
+
+        def checked(txn: Txn) -> T:
+            self.check_credential(txn)
+            return change(txn)
+
+        return await self.control.records.write(checked, seconds=seconds)
+
+
+def scope_name(need: Need, request: Request, params: Mapping[str, str]) -> str:
+    """The last part of the scope that the request asks for."""
+    if not need.parameter:
+        return ""
+    return params.get(need.parameter) or request.args.get(need.parameter) or need.fallback
 
 
 async def upgrade_only(call: Call) -> None:

@@ -18,10 +18,10 @@ from control.auth.shapes import (
 )
 from control.auth.tokens import check_room, new_token, newest_first, token_info
 from control.call import Call
-from control.errors import BadRequest, NoSuchThing, Unauthorized
+from control.errors import BadRequest, NoSuchThing
 from control.identity import ids
 from control.identity.access import SESSION
-from control.identity.rows import ServiceAccount, accounts, tokens, users
+from control.identity.rows import ServiceAccount, accounts, tokens
 from control.identity.scopes import check_grants
 from control.identity.users import clean_label
 from control.module import Route
@@ -111,8 +111,6 @@ class AccountRoutes:
         )
 
         def decide(txn: Txn) -> ServiceAccount:
-            if users.get(txn, user_id) is None:
-                raise Unauthorized("the user is not there any more")
             serials = [row.serial for row in accounts.by(txn, "user", user_id)]
             if len(serials) >= ACCOUNTS_MAX:
                 raise BadRequest(
@@ -122,7 +120,7 @@ class AccountRoutes:
             accounts.insert(txn, row)
             return row
 
-        return _info(await self._control.records.write(decide), 0)
+        return _info(await call.write(decide), 0)
 
     async def list_accounts(self, call: Call) -> list[AccountInfo]:
         with self._control.records.read() as txn:
@@ -142,7 +140,7 @@ class AccountRoutes:
                 tokens.delete(txn, token.id)
             accounts.delete(txn, row.id)
 
-        await self._control.records.write(decide)
+        await call.write(decide)
         return Status()
 
     async def set_scopes(self, call: Call, body: ScopesBody) -> AccountInfo:
@@ -153,7 +151,7 @@ class AccountRoutes:
             accounts.put(txn, row)
             return _info(row, _count(txn, row))
 
-        return await self._control.records.write(decide)
+        return await call.write(decide)
 
     async def create_token(self, call: Call, body: AccountTokenBody) -> NewToken:
         name = clean_label(body.name)
@@ -161,6 +159,7 @@ class AccountRoutes:
             account = _own(txn, call)
 
         def check(txn: Txn) -> None:
+            call.check_credential(txn)
             _own(txn, call)
             check_room(txn, account.user_id)
 

@@ -16,7 +16,7 @@ from control.auth.shapes import (
     UserQuery,
 )
 from control.call import Call
-from control.errors import BadRequest, NoSuchThing, Unauthorized
+from control.errors import BadRequest, NoSuchThing
 from control.identity import users as people
 from control.identity.access import ADMIN
 from control.identity.passwords import Passwords, new_password
@@ -104,7 +104,6 @@ class AdminRoutes:
         hashed = await self._passwords.hash(password, call.address)
 
         def decide(txn: Txn) -> User:
-            check_admin(txn, call)
             return people.create(
                 txn,
                 username=username,
@@ -114,7 +113,7 @@ class AdminRoutes:
                 now=int(time.time()),
             )
 
-        return _info(await self._control.records.write(decide))
+        return _info(await call.write(decide))
 
     async def delete_user(self, call: Call) -> Status:
         user_id = call.query(UserQuery).id
@@ -122,10 +121,9 @@ class AdminRoutes:
             raise BadRequest("id: you cannot delete yourself: let another administrator do it")
 
         def decide(txn: Txn) -> None:
-            check_admin(txn, call)
             people.delete(txn, user_id, self._control.user_deletions)
 
-        await self._control.records.write(decide, seconds=DELETE_SECONDS)
+        await call.write(decide, seconds=DELETE_SECONDS)
         return Status()
 
     async def list_sessions(self, call: Call) -> Response:
@@ -154,20 +152,11 @@ class AdminRoutes:
         session_id = call.query(SessionQuery).id
 
         def decide(txn: Txn) -> None:
-            check_admin(txn, call)
             if sessions.delete(txn, session_id) is None:
                 raise NoSuchThing("no such session")
 
-        await self._control.records.write(decide)
+        await call.write(decide)
         return Status()
-
-
-def check_admin(txn: Txn, call: Call) -> None:
-    """Who was an administrator when he asked may have been deleted while a password was
-    hashed. Raises Unauthorized."""
-    row = users.get(txn, call.user.user_id)
-    if row is None or not row.is_admin or sessions.get(txn, call.user.credential_id) is None:
-        raise Unauthorized("the session is over: log in again")
 
 
 def _info(row: User) -> UserInfo:

@@ -137,8 +137,6 @@ class LoginRoutes:
         hashed = await self._passwords.hash(new, call.address)
 
         def decide(txn: Txn) -> None:
-            if sessions.get(txn, who.credential_id) is None:
-                raise Unauthorized("the session is over: log in again")
             found = users.get(txn, user.id)
             if found is None or found.password != user.password:
                 raise Unavailable(CHANGING, {"Retry-After": "1"})
@@ -147,7 +145,7 @@ class LoginRoutes:
                 if session.id != who.credential_id:
                     sessions.delete(txn, session.id)
 
-        await self._control.records.write(decide)
+        await call.write(decide)
         if user.username == self._control.settings.admin_username:
             # What was made up at the first start is nobody's password any more.
             (self._control.directory / FILE_NAME).unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from control.auth.admin import check_admin
 from control.auth.shapes import NewLimits, Quota, QuotaInfo, UserQuery, UserQuotaInfo
 from control.call import Call
 from control.errors import NoSuchThing
@@ -77,12 +76,11 @@ class QuotaRoutes:
         changes = {name: limit for name, limit in asdict(body).items() if limit is not UNSET}
 
         def decide(txn: Txn) -> UserQuotaInfo:
-            check_admin(txn, call)
             user = _user(txn, call)
             override(txn, user.id, changes)
             return self._info(txn, user)
 
-        return await self._control.records.write(decide)
+        return await call.write(decide)
 
     def _info(self, txn: Txn, user: User) -> UserQuotaInfo:
         row = overrides.get(txn, user.id)

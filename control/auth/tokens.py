@@ -73,8 +73,13 @@ class TokenRoutes:
         user_id = call.user.user_id
         name = clean_label(body.name)
         scopes = check_grants(self._control.scopes, user_id, body.scopes)
+
+        def check(txn: Txn) -> None:
+            call.check_credential(txn)
+            check_room(txn, user_id)
+
         row, text = await self._control.credentials.issue_token(
-            user_id, name, scopes, body.expires_in, check=lambda txn: check_room(txn, user_id)
+            user_id, name, scopes, body.expires_in, check=check
         )
         return new_token(row, scopes, text)
 
@@ -96,7 +101,7 @@ class TokenRoutes:
                 raise NoSuchThing(MISSING)
             tokens.delete(txn, row.id)
 
-        await self._control.records.write(decide)
+        await call.write(decide)
         return Status()
 
     async def check(self, call: Call) -> Validity:

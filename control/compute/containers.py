@@ -38,7 +38,7 @@ from control.compute.shapes import (
     admin_info,
     info,
 )
-from control.errors import BadRequest, NoSuchThing, Unauthorized, Unavailable
+from control.errors import BadRequest, NoSuchThing, Unavailable
 from control.identity.rows import users
 from control.lists import in_order, json_array
 from control.quota import Limits, limits_of
@@ -165,9 +165,12 @@ class Containers:
 
     # --- making and deleting ------------------------------------------------------------
 
-    async def create(self, user_id: str, body: NewContainer) -> ContainerInfo:
+    async def create(
+        self, user_id: str, body: NewContainer, check: Callable[[Txn], None]
+    ) -> ContainerInfo:
         """Checked twice: first in a snapshot, so that what can be refused is refused
-        before the backend is asked; again in the transaction, where the limit holds."""
+        before the backend is asked; again in the transaction, where the limit holds.
+        ``check`` is asked there as well, and raises if the user may not have it by then."""
         with self._records.read() as txn:
             _new(txn, user_id, body, self._limits)
         room = await self._room(check=True)
@@ -175,8 +178,7 @@ class Containers:
             self._check_port(rule.port)
 
         def insert(txn: Txn) -> Container:
-            if users.get(txn, user_id) is None:
-                raise Unauthorized("the token is not valid, or not any more: log in again")
+            check(txn)
             draft = _new(txn, user_id, body, self._limits)
             rules = tuple(replace(rule, id=count_up(txn, "rule")) for rule in draft.rules)
             row = replace(draft, serial=count_up(txn, "container"), rules=rules)

@@ -355,7 +355,7 @@ class Compute(Module):
         return ContainerList(await self.containers.listed(call.user.user_id))
 
     async def create(self, call: Call, body: NewContainer) -> ContainerInfo:
-        return await self.containers.create(call.user.user_id, body)
+        return await self.containers.create(call.user.user_id, body, call.check_credential)
 
     async def get(self, call: Call) -> ContainerInfo:
         return (await self.containers.infos([self.containers.own(call)]))[0]
@@ -421,7 +421,7 @@ class Compute(Module):
         return KeyList(self.keys.list(call.user.user_id))
 
     async def add_key(self, call: Call, body: NewKey) -> KeyInfo:
-        return await self.keys.add(call.user.user_id, body)
+        return await self.keys.add(call, body)
 
     async def delete_key(self, call: Call) -> Status:
         await self.keys.delete(call)

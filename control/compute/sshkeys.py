@@ -9,8 +9,7 @@ from control.compute import machine, names
 from control.compute.changes import Changes
 from control.compute.rows import KEYS_MAX, Key, containers, count_up, keys, numbered, tell
 from control.compute.shapes import KeyInfo, NewKey
-from control.errors import BadRequest, NoSuchThing, Unauthorized
-from control.identity.rows import users
+from control.errors import BadRequest, NoSuchThing
 from control.records import Records, Txn
 
 #: Of what is surely no number of a key, since it is longer than any.
@@ -26,20 +25,19 @@ class SshKeys:
         with self._records.read() as txn:
             return [KeyInfo.of(key) for key in keys.by(txn, "owner", user_id)]
 
-    async def add(self, user_id: str, body: NewKey) -> KeyInfo:
+    async def add(self, call: Call, body: NewKey) -> KeyInfo:
+        user_id = call.user.user_id
         line = names.clean_key(body.public_key)
         name = names.clean_name(body.name)
 
         def insert(txn: Txn) -> Key:
-            if users.get(txn, user_id) is None:
-                raise Unauthorized("the token is not valid, or not any more: log in again")
             if keys.count(txn, "owner", user_id) >= KEYS_MAX:
                 raise BadRequest(f"you have {KEYS_MAX} SSH keys already: delete one first")
             key = Key(count_up(txn, "key"), user_id, name, line, int(time.time()))
             keys.insert(txn, key)
             return key
 
-        return KeyInfo.of(await self._records.write(insert))
+        return KeyInfo.of(await call.write(insert))
 
     async def delete(self, call: Call) -> None:
         """Containers that it was given to let nobody in by it any more, once the driver has
@@ -63,5 +61,5 @@ class SshKeys:
                     containers.put(txn, after)
                     tell(txn, after, "wish")
 
-        await self._records.write(delete)
+        await call.write(delete)
         self._changes.poke()

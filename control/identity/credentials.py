@@ -127,13 +127,15 @@ class Credentials:
 
     def _verify_session(self, text: str) -> Principal | None:
         claims = self._claims(text)
-        now = self._clock()
-        if claims is None or claims.exp <= now:
+        if claims is None or claims.exp <= self._clock():
             return None
         with self._records.read() as txn:
-            session = sessions.get(txn, claims.jti)
-            user = users.get(txn, claims.user_id)
-        if session is None or session.user_id != claims.user_id or session.expires_at <= now:
+            return self._of_session(txn, claims.jti, claims.user_id)
+
+    def _of_session(self, txn: Txn, session_id: str, user_id: str) -> Principal | None:
+        session = sessions.get(txn, session_id)
+        user = users.get(txn, user_id)
+        if session is None or session.user_id != user_id or session.expires_at <= self._clock():
             return None
         return None if user is None else _principal(user, session.id, None)
 
@@ -167,18 +169,29 @@ class Credentials:
         return claims
 
     def _verify_api_token(self, text: str) -> Principal | None:
-        now = self._clock()
         with self._records.read() as txn:
-            row = tokens.find(txn, "digest", digest_of(text))
-            if row is None or not is_live(row, now):
-                return None
-            grants = current_scopes(txn, row)
-            user = users.get(txn, row.user_id)
-        if user is None or grants is None:
+            found = self._of_token(txn, tokens.find(txn, "digest", digest_of(text)))
+        if found is not None:
+            token_id = found.credential_id
+            if len(self._used) < USED_MAX or token_id in self._used:
+                self._used[token_id] = int(self._clock())
+        return found
+
+    def _of_token(self, txn: Txn, row: Token | None) -> Principal | None:
+        if row is None or not is_live(row, self._clock()):
             return None
-        if len(self._used) < USED_MAX or row.id in self._used:
-            self._used[row.id] = int(now)
-        return _principal(user, row.id, grants)
+        grants = current_scopes(txn, row)
+        user = users.get(txn, row.user_id)
+        return None if user is None or grants is None else _principal(user, row.id, grants)
+
+    def again(self, txn: Txn, known: Principal) -> Principal | None:
+        """Whom a credential that was verified stands for in ``txn``; None: it has ended.
+
+        For the thread that ``txn`` belongs to, whichever it is.
+        """
+        if known.is_session:
+            return self._of_session(txn, known.credential_id, known.user_id)
+        return self._of_token(txn, tokens.get(txn, known.credential_id))
 
     # --- making -------------------------------------------------------------------
 
@@ -235,13 +248,14 @@ class Credentials:
         expires_in: str,
         *,
         account_id: str = "",
-        check: Callable[[Txn], None] = lambda txn: None,
+        check: Callable[[Txn], None],
     ) -> tuple[Token, str]:
         """A new API token and its text, which nobody can be shown again.
 
-        The arguments have been checked; ``check`` is asked in the transaction and may
-        raise. With ``account_id`` it is that service account's: its scopes count at every
-        use, ``scopes`` only says what they are now.
+        The arguments have been checked; ``check`` is asked in the transaction and raises
+        if whoever asks for it may not have it by then. With ``account_id`` it is that
+        service account's: its scopes count at every use, ``scopes`` only says what they
+        are now.
         """
         now = int(self._clock())
         lifetime = LIFETIMES[expires_in]
@@ -263,8 +277,6 @@ class Credentials:
 
         def decide(txn: Txn) -> Token:
             check(txn)
-            if users.get(txn, user_id) is None:
-                raise Unauthorized("the user is not there any more")
             serial = 1 + max((row.serial for row in tokens.by(txn, "owner", user_id)), default=0)
             row = msgspec.structs.replace(draft, serial=serial)
             tokens.insert(txn, row)

@@ -21,7 +21,7 @@ from computing import computing as in_process
 from sockets import Client, Refused, websocket
 from wsproto.events import Ping
 
-import control.app
+import control.call
 import control.watch
 from control.compute import rows
 from control.compute import terminal as terminals
@@ -362,7 +362,7 @@ async def test_a_terminal_ends_when_its_credential_does(c: Computing) -> None:
         await look(c)
         assert await terminal.receive() is None
         assert terminal.close_code == 4401
-        assert terminal.close_reason == control.app.ENDED
+        assert terminal.close_reason == control.call.ENDED
     await until_closed(c)
 
 
