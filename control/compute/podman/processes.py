@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import os
 import select
 import signal
@@ -45,22 +46,24 @@ def has_ended(pid: int) -> bool:
 def listeners(process: int | str) -> set[tuple[str, int]]:
     """Address and port of all that listens on TCP in the network that the process is in.
 
-    For a thread: who is in that network chooses how long the tables are. Read is the first
-    :data:`TABLE_BYTES_MAX` of each; the kernel puts those that listen before all others.
+    For a thread: who is in that network chooses how long the tables are. Of a container's the
+    first :data:`TABLE_BYTES_MAX` are read; of our own ("self") all that listen, since what we
+    listen on ourselves must not hide other services. The kernel has those that listen first.
+    An address of IPv4 in IPv6's words is told as the one of IPv4.
     """
     found = set()
     for table in ("tcp", "tcp6"):
         try:
             with Path(f"/proc/{process}/net/{table}").open() as file:
-                text = file.read(TABLE_BYTES_MAX)
+                lines = file if process == "self" else file.read(TABLE_BYTES_MAX).splitlines()
+                for line in itertools.islice(lines, 1, None):
+                    words = line.split()
+                    if len(words) < 4 or words[3] != _LISTEN:
+                        break
+                    address, _, port = words[1].partition(":")
+                    found.add((_address(address), int(port, 16)))
         except OSError:
             continue
-        for line in text.splitlines()[1:]:
-            words = line.split()
-            if len(words) < 4 or words[3] != _LISTEN:
-                break
-            address, _, port = words[1].partition(":")
-            found.add((_address(address), int(port, 16)))
     return found
 
 
@@ -68,7 +71,8 @@ def _address(text: str) -> str:
     """Of the kernel's table: words of 32 bits, each in the machine's byte order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    return str(ipaddress.ip_address(packed))
+    address = ipaddress.ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def running(program: str, word: str) -> list[int]:
