@@ -7,7 +7,7 @@ Guarantees: one piece (:data:`PIECE_BYTES`) each way is held for a connection, s
 reader slows its sender and nobody else; the end of one direction is passed on and the
 other goes on; a connection that broke on one side is reset on the other, so nobody
 takes what was cut short for the whole; what a rule had let in ends with the rule.
-A port that another service of this machine has is reported, and never tried again
+A port that another service of this machine has is reported, and not tried again
 (:class:`Foreign`): that service may only be restarting, and whoever got its port in
 between would get its logins. What is refused for other reasons (no such address yet, no
 descriptors) is tried at every change of its owner's and every :data:`RETRY_SECONDS`. A
@@ -73,7 +73,7 @@ class Foreign(Protocol):
     def has(self, port: int) -> bool: ...
 
     def add(self, port: int) -> None:
-        """Remember it for good. Raises nothing."""
+        """We could not listen on it: others have it. Raises nothing."""
 
 
 class _Remembered(set[int]):

@@ -80,6 +80,13 @@ class ComputeSettings(Settings, frozen=True, kw_only=True):
             raise SettingsError(
                 f"compute open_networks: {error}: write networks as 10.1.2.0/24"
             ) from None
+        try:
+            address = str(ipaddress.ip_address(self.gateway_host))
+        except ValueError:
+            address = "127.0.0.1 or another address of this machine"
+        if address != self.gateway_host:
+            # The kernel's own words are compared with it.
+            raise SettingsError(f"compute gateway_host: write {address}, not {self.gateway_host}")
         if not 1024 <= self.ssh_port_base <= 65000:
             raise SettingsError("compute ssh_port_base must be 1024 to 65000")
         if not 65536 <= self.uid_base <= 0x7FFE0000 - 65536:

@@ -12,6 +12,9 @@ import pytest
 from control.compute.podman import foreign, processes
 from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.processes import listeners
+from control.compute.podman.slots import Slots
+from control.compute.settings import ComputeSettings
+from gfs.errors import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,8 @@ from control.compute.podman.processes import listeners
         ("127.0.0.2", "127.0.0.1", False),
         ("127.0.0.2", "0.0.0.0", True),
         ("0.0.0.0", "127.0.0.1", True),
+        ("127.0.0.2", "::ffff:127.0.0.2", True),
+        ("127.0.0.2", "::ffff:127.0.0.1", False),
     ],
 )
 async def test_a_port_where_another_service_was_seen_is_its_for_good(
@@ -32,11 +37,13 @@ async def test_a_port_where_another_service_was_seen_is_its_for_good(
 ) -> None:
     ports, other = ForeignPorts(str(tmp_path), host), ForeignPorts(str(tmp_path), host)
     family = socket.AF_INET6 if ":" in service else socket.AF_INET
-    with socket.create_server((service, 0), family=family) as listener:
+    mapped = service.startswith("::ffff:")
+    with socket.create_server((service, 0), family=family, dualstack_ipv6=mapped) as listener:
         port = listener.getsockname()[1]
         monkeypatch.setattr(foreign, "PORTS", frozenset({port}))
-        assert (service, port) in listeners("self")
-        await ports.look(lambda: {(service, port)})
+        seen_at = service.removeprefix("::ffff:")
+        assert (seen_at, port) in listeners("self")
+        await ports.look(lambda: {(seen_at, port)})
         assert not ports.has(port), "what is ours is not another's"
         await ports.look(set)
     assert ports.has(port) == is_foreign
@@ -53,16 +60,41 @@ async def test_ports_that_no_rule_can_open_are_of_no_interest(tmp_path: Path) ->
         assert not ports.has(listener.getsockname()[1])
 
 
-def test_a_port_that_cannot_be_written_down_is_refused_and_written_later(tmp_path: Path) -> None:
+async def test_a_port_that_cannot_be_written_down_is_refused_and_written_later(
+    tmp_path: Path,
+) -> None:
     directory = tmp_path / "later"
-    ports = ForeignPorts(str(directory), "")
-    ports.add(8080)
-    assert ports.has(8080)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ports = ForeignPorts(str(directory), "", "127.0.0.1", range(port, port + 1))
+        await ports.look(set)
+    assert ports.has(port)
     directory.mkdir()
-    ports.add(8081)
-    again = ForeignPorts(str(directory), "")
-    assert again.has(8080)
-    assert again.has(8081)
+    await ports.look(set)
+    assert ForeignPorts(str(directory), "").has(port)
+
+
+async def test_a_port_for_ssh_where_another_service_was_seen_is_its_for_good(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        ports = ForeignPorts(str(tmp_path), "", "127.0.0.1", range(port, port + 2))
+        await ports.look(set)
+    assert ports.has(port)
+    assert Slots(str(tmp_path), "127.0.0.1", port, ports.has).ssh_port("0badcafe") != port
+
+
+async def test_a_port_that_a_connection_has_for_a_while_is_not_lost_for_good(
+    tmp_path: Path,
+) -> None:
+    ports = ForeignPorts(str(tmp_path), "")
+    ports.add(8080)
+    for _ in range(foreign.LOOKS):
+        assert ports.has(8080), "a service that is restarted has it again by then"
+        await ports.look(set)
+    assert not ports.has(8080)
+    assert not ForeignPorts(str(tmp_path), "").has(8080)
 
 
 def test_however_long_the_tables_of_a_container_are_only_their_beginning_is_read(
@@ -70,9 +102,7 @@ def test_however_long_the_tables_of_a_container_are_only_their_beginning_is_read
 ) -> None:
     """Who is in a container says how many sockets there are."""
     with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)
-        ]
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(20)]
         everything = listeners("self")
         own = os.getpid()
         for size in range(0, 2000, 7):
@@ -83,3 +113,12 @@ def test_however_long_the_tables_of_a_container_are_only_their_beginning_is_read
         # What listens here is ours and other services', and none of it hides another.
         monkeypatch.setattr(processes, "TABLE_BYTES_MAX", 0)
         assert listeners("self") >= {each.getsockname() for each in sockets}
+
+
+@pytest.mark.parametrize("host", ["localhost", "2001:DB8::1", "0.0.0.0/0", ""])
+def test_where_containers_are_reached_is_said_in_the_words_of_the_kernel(host: str) -> None:
+    """What others listen on is compared with it."""
+    with pytest.raises(SettingsError, match="gateway_host: write"):
+        ComputeSettings(gateway_host=host).check()
+    for written in ("127.0.0.1", "2001:db8::1"):
+        ComputeSettings(gateway_host=written).check()

@@ -71,7 +71,7 @@ from control.compute.podman.moves import Moves
 from control.compute.podman.processes import has_ended
 from control.compute.podman.service import Service, run_podman
 from control.compute.podman.shapes import Volume
-from control.compute.podman.slots import SLOT_BITS, Slots
+from control.compute.podman.slots import SLOT_BITS, Slots, ssh_ports
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
@@ -132,9 +132,10 @@ class Podman:
         self._service = Service(installation.directory, settings.podman, settings.podman_runtime)
         self._api = Api(self._service.client)
         own = "" if _is_loopback4(settings.gateway_host) else settings.gateway_host
-        self._foreign = ForeignPorts(installation.directory, own)
+        host, base = settings.gateway_host, settings.ssh_port_base
+        self._foreign = ForeignPorts(installation.directory, own, host, ssh_ports(base))
         self._gateway = Gateway(connect_tcp, self._note_ports, self._foreign)
-        self._slots = Slots(installation.directory, settings.gateway_host, settings.ssh_port_base)
+        self._slots = Slots(installation.directory, host, base, self._foreign.has)
         self._disks = Disks(
             Path(settings.disk_directory or installation.directory) / "disks",
             self._cluster,
@@ -455,10 +456,8 @@ def _translated() -> Iterator[None]:
 
 
 def _is_loopback4(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False
+    address = ipaddress.ip_address(host)
+    return address.version == 4 and address.is_loopback
 
 
 def _reachable(host: str) -> str:

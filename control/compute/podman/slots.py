@@ -14,14 +14,14 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import msgspec
 
 from control.compute.backend import BackendUnavailable
 
-__all__ = ["SLOT_BITS", "Slots"]
+__all__ = ["SLOT_BITS", "Slots", "ssh_ports"]
 
 #: Of a number plus 1.
 SLOT_BITS = 12
@@ -30,6 +30,11 @@ SLOTS_MAX = 4000
 FORGOTTEN_AFTER_SECONDS = 3600.0
 #: How many ports in a row may be found taken by somebody else.
 PORTS_TRIED = 256
+
+
+def ssh_ports(base: int) -> range:
+    """One for each number."""
+    return range(base, min(base + SLOTS_MAX, 65536))
 
 
 class _Slot(msgspec.Struct, array_like=True):
@@ -49,13 +54,21 @@ class Slots:
         directory: Where the file is.
         host: Where the ports will be listened on.
         port_base: The port of number 0.
+        is_foreign: Whether a port is another service's, also while that is down.
     """
 
-    def __init__(self, directory: str, host: str, port_base: int) -> None:
+    def __init__(
+        self,
+        directory: str,
+        host: str,
+        port_base: int,
+        is_foreign: Callable[[int], bool] = lambda _: False,
+    ) -> None:
         self._path = Path(directory) / "ports.json"
         self._host = host
         self._base = port_base
-        self._count = min(SLOTS_MAX, 65536 - port_base)
+        self._is_foreign = is_foreign
+        self._count = len(ssh_ports(port_base))
         self._known = _File()
         self._version: tuple[int, int] = (0, 0)
 
@@ -107,6 +120,8 @@ class Slots:
         raise BackendUnavailable(f"All {self._count} SSH ports are in use.")
 
     def _can_listen(self, port: int) -> bool:
+        if self._is_foreign(port):
+            return False
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
