@@ -14,7 +14,7 @@ from control.metrics import Metrics
 from control.module import Module, UserDeletion
 from control.quota import QUOTA, Ledger, Limits, limits_of
 from control.quota.limits import forget_limits
-from control.quota.usage import count
+from control.quota.usage import used_by
 from control.records import Records, Schema, Txn
 from control.settings import ControlSettings
 from control.volatile import Volatile
@@ -82,9 +82,8 @@ class Control:
             if kind.usage is not None:
                 found |= kind.usage(txn, user_id)
         with self.ledger.read() as counted:
-            files = count(counted, "u", user_id)
-        # Until everything was counted after a boot, deletions may have made it negative.
-        return found | {"bytes": max(0, files.bytes), "files": max(0, files.files)}
+            files = used_by(counted, user_id)
+        return found | {"bytes": files.bytes, "files": files.files}
 
     @contextmanager
     def opened(self) -> Iterator[None]:

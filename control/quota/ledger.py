@@ -31,7 +31,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SETTLE_SECONDS = 30.0
 #: An upload that grows waits so long for those to give way that began after it.
 CROWDED_SECONDS = 10.0
-CROWDED_POLL_SECONDS = 0.05
+#: From the first look to the longest pause between two.
+CROWDED_POLL_SECONDS = (0.05, 1.0)
 
 
 class Lock:
@@ -183,19 +184,26 @@ class Claim:
         """Reserved."""
         return self._row.bytes
 
+    def replaces(self, inode: int, length: int) -> None:
+        """Count on the room of this file from the next reservation on; inode 0: of none."""
+        self._row = replace(self._row, replaces=inode, credit=length)
+
     async def reserve(self, files: int, length: int, limits: Limits) -> None:
-        """Have so much reserved, instead of what was. Raises TooLarge, QuotaReached."""
+        """Have so much reserved, instead of what was. Raises TooLarge, QuotaReached,
+        TooManyRequests, or Conflict if what it replaces has gone."""
         await self._set(self._with(files, length), limits)
 
     async def grow(self, files: int, length: int, limits: Limits) -> None:
         """The same, for one whose length nobody knows: perhaps with some bytes more. Waits a
         while for room that others have that began later."""
         row = replace(self._with(files, length), is_growing=True)
+        pause, pause_max = CROWDED_POLL_SECONDS
         with trio.move_on_after(CROWDED_SECONDS):
             while True:
                 with contextlib.suppress(Crowded):
                     return await self._set(row, limits)
-                await trio.sleep(CROWDED_POLL_SECONDS)
+                await trio.sleep(pause)
+                pause = min(2 * pause, pause_max)
         return await self._set(row, limits)
 
     async def publish(self, files: int, length: int, limits: Limits | None) -> None:

@@ -4,6 +4,9 @@ A *count* is a number of files and their bytes, under one of these names:
 
 =================  ============================================================
 ``u/USER``         what the user has, in all storage namespaces
+``f/USER``         after a boot, until all is counted: what he had before it, and what
+                   came and went since
+``p/SPACE``        it is being deleted, and the trash has no room for it
 ``r/USER``         what is reserved for him, the sum of his reservations
 ``s/SPACE``        what is in the storage namespace, of whomever
 ``o/SPACE/USER``   what of it is the user's (nobody's: empty)
@@ -13,6 +16,13 @@ A *reservation* is an upload or a deletion under way. It is *publishing* from ju
 the file system is asked until its answer is entered; so those of a process that died are
 harmless unless they were publishing. One of which nobody can say any more whether it was
 carried out is *lost*; it ends with the next recount of its storage namespace.
+
+An upload may count on the room of the file that it *replaces*: only one at a time for each
+file, and only as long as that file is there. If it goes otherwise, the upload can never be
+published, and has what it counted on reserved like any other bytes until it ends.
+
+What a user deletes goes to the file system's *trash*, but no more at a time than his quota:
+what is beyond that is deleted for good. Rows say how much went there and until when it stays.
 
 *Recounts* are exact while files come and go. While one is under way, whatever is entered in
 that storage namespace leaves a *touch* for each file that came or went. A file the walk met
@@ -24,6 +34,7 @@ been met, and is entered on top.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,7 +42,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
-from control.errors import QuotaReached
+from control.errors import Conflict, QuotaReached, TooManyRequests
 from control.quota.limits import Limits, check_quota
 from control.records import Schema, Table, Txn
 
@@ -41,6 +52,13 @@ from control.records import Schema, Table, Txn
 AHEAD_BYTES_MAX = 8 * 1024**2
 AHEAD_SHARE = 64
 LITTLE_SHARE = 16
+#: Of one user at once, so that one who has no room cannot keep the store from others.
+UPLOADS_MAX = 64
+#: What leaves the trash together, so that a user has some 64 rows at most.
+TRASH_SECONDS_MIN = 3600
+TRASH_PARTS = 64
+#: The file that an upload was to replace is not there any more.
+GONE = -1
 
 
 class Count(msgspec.Struct, array_like=True, frozen=True):
@@ -61,6 +79,10 @@ class Reservation(msgspec.Struct, array_like=True, frozen=True):
     #: Nobody knows how much more it will take.
     is_growing: bool = False
     began_ns: int = 0
+    #: The inode of the file that it takes the room of; 0: none.
+    replaces: int = 0
+    #: The bytes of that room.
+    credit: int = 0
 
 
 class State(msgspec.Struct, array_like=True, frozen=True):
@@ -71,6 +93,17 @@ class State(msgspec.Struct, array_like=True, frozen=True):
     doubts: int
     #: A recount is under way.
     is_walked: bool = False
+    #: Not once since the machine was booted.
+    is_uncounted: bool = False
+
+
+class Trash(msgspec.Struct, array_like=True, frozen=True):
+    """What of a user's is in the trash until then."""
+
+    #: USER/SECONDS, on this machine's clock since it was booted.
+    id: str
+    files: int = 0
+    bytes: int = 0
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True):
@@ -127,6 +160,10 @@ class Tally:
                 self._count(touch.owner, -1, -touch.bytes)
 
 
+def _replacing(row: Reservation) -> list[str]:
+    return [row.space_id, f"{row.space_id}/{row.replaces}"] if row.replaces > 0 else []
+
+
 counts = Table("counts", Count, key=lambda row: row.name)
 reservations = Table(
     "reservations",
@@ -135,6 +172,8 @@ reservations = Table(
     indexes={
         "publishing": lambda row: [row.space_id] if row.is_publishing else [],
         "lost": lambda row: ["yes"] if row.is_lost else [],
+        "user": lambda row: [] if row.is_lost or not row.user_id else [row.user_id],
+        "replacing": _replacing,
     },
 )
 states = Table(
@@ -144,16 +183,25 @@ states = Table(
     indexes={
         "doubtful": lambda row: ["yes"] if row.doubts else [],
         "walked": lambda row: ["yes"] if row.is_walked else [],
+        "uncounted": lambda row: ["yes"] if row.is_uncounted else [],
     },
 )
 touches = Table("touches", Touch, key=lambda row: row.id)
 
-USAGE = Schema("usage", 1, [counts, reservations, states, touches])
+trash = Table("trash", Trash, key=lambda row: row.id)
+
+USAGE = Schema("usage", 1, [counts, reservations, states, touches, trash])
 
 
 def count(txn: Txn, kind: str, *names: str) -> Count:
     name = "/".join((kind, *names))
     return counts.get(txn, name) or Count(name)
+
+
+def used_by(txn: Txn, user_id: str) -> Count:
+    """What the user has, in files; until all is counted after a boot, no less than before."""
+    counted, floor = count(txn, "u", user_id), count(txn, "f", user_id)
+    return Count(user_id, max(0, counted.files, floor.files), max(0, counted.bytes, floor.bytes))
 
 
 def _add(txn: Txn, files: int, length: int, kind: str, *names: str) -> None:
@@ -181,14 +229,21 @@ def reserve(txn: Txn, wanted: Reservation, limits: Limits | None = None) -> Rese
     """Let the reservation of this id be ``wanted``, within ``limits`` if there are any.
 
     One that grows gets some bytes more, if there is room. The reservation as it is now.
-    Raises TooLarge, QuotaReached or Crowded, and then it is as it was.
+    Raises TooLarge, QuotaReached, Crowded, TooManyRequests, or Conflict (what it replaces has
+    gone), and then it is as it was.
 
     Uploads that grow could each have a part of what is left, so that none can end. So the
     one that began last gives way: it is refused, and the others may try again (Crowded).
     """
-    before = reservations.get(txn, wanted.id) or Reservation(wanted.id, "", "")
+    there = reservations.get(txn, wanted.id)
+    before = there or Reservation(wanted.id, "", "")
+    if before.replaces == GONE:
+        raise Conflict("the file was replaced or deleted meanwhile: try again")
     if limits is not None:
-        used, reserved = count(txn, "u", wanted.user_id), count(txn, "r", wanted.user_id)
+        if there is None:
+            _check_number(txn, wanted.user_id)
+        _check_alone(txn, wanted)
+        used, reserved = used_by(txn, wanted.user_id), count(txn, "r", wanted.user_id)
         others = reserved.bytes - before.bytes
         try:
             check_quota("bytes", limits.bytes, used.bytes, wanted.bytes, others)
@@ -207,11 +262,38 @@ def reserve(txn: Txn, wanted: Reservation, limits: Limits | None = None) -> Rese
     return wanted
 
 
+def _check_number(txn: Txn, user_id: str) -> None:
+    if reservations.count(txn, "user", user_id) >= UPLOADS_MAX:
+        raise TooManyRequests(
+            f"{UPLOADS_MAX} uploads of yours are under way, and no more can be at once: "
+            "try again when one has ended",
+            1,
+        )
+
+
+def _check_alone(txn: Txn, wanted: Reservation) -> None:
+    """Raises QuotaReached if another counts on the room of the same file."""
+    name = f"{wanted.space_id}/{wanted.replaces}"
+    if any(row.id != wanted.id for row in reservations.by(txn, "replacing", name)):
+        raise QuotaReached(
+            "your quota has no room for this beside the file that it replaces, and another "
+            "upload replaces that file now: try again when it has ended"
+        )
+
+
+def _uncredit(txn: Txn, names: str) -> None:
+    """What these uploads were to replace is gone."""
+    for row in list(reservations.by(txn, "replacing", names)):
+        changed = replace(row, bytes=row.bytes + row.credit, replaces=GONE, credit=0)
+        reservations.put(txn, changed)
+        _add(txn, 0, row.credit, "r", row.user_id)
+
+
 def _check_last(txn: Txn, wanted: Reservation, story: str) -> None:
     """Raises Crowded if another of the user's that grows began later."""
-    for row in reservations.scan(txn):
+    for row in reservations.by(txn, "user", wanted.user_id):
         began_later = (row.began_ns, row.id) > (wanted.began_ns, wanted.id)
-        if row.user_id == wanted.user_id and row.is_growing and row.bytes and began_later:
+        if row.is_growing and row.bytes and began_later:
             raise Crowded(story)
 
 
@@ -242,6 +324,10 @@ def settle(
     for number, change in enumerate(changes):
         sign = 1 if change.came else -1
         _add_files(txn, space_id, change.owner, sign, sign * change.bytes)
+        if counts.get(txn, f"f/{change.owner}") is not None:
+            _add(txn, sign, sign * change.bytes, "f", change.owner)
+        if not change.came:
+            _uncredit(txn, f"{space_id}/{change.inode}")
         if state is not None and state.is_walked:
             id_ = f"{space_id}/{reservation_id}/{number}"
             touches.put(txn, Touch(id_, change.inode, change.owner, change.bytes, change.came))
@@ -263,13 +349,54 @@ def end_process(txn: Txn, process: str) -> None:
             release(txn, row.id)
 
 
+# --- the trash -----------------------------------------------------------------------------
+
+
+def throw_away(txn: Txn, thrown: Trash, limits: Limits, now: float) -> bool:
+    """Whether that fits into the trash of its user, beside what is there ``now``; then it is
+    entered. What is nobody's fits."""
+    user_id = thrown.id.partition("/")[0]
+    if not user_id:
+        return True
+    files, length = thrown.files, thrown.bytes
+    for row in list(trash.scan(txn, prefix=f"{user_id}/")):
+        if int(row.id.partition("/")[2]) <= now:
+            trash.delete(txn, row.id)
+        else:
+            files, length = files + row.files, length + row.bytes
+    if files > limits.files or length > limits.bytes:
+        return False
+    _add_trash(txn, thrown, 1)
+    return True
+
+
+def take_back(txn: Txn, thrown: Trash) -> None:
+    """It was not deleted."""
+    if trash.get(txn, thrown.id) is not None:
+        _add_trash(txn, thrown, -1)
+
+
+def _add_trash(txn: Txn, thrown: Trash, sign: int) -> None:
+    row = trash.get(txn, thrown.id) or Trash(thrown.id)
+    files, length = row.files + sign * thrown.files, row.bytes + sign * thrown.bytes
+    trash.put(txn, replace(row, files=files, bytes=length))
+
+
+def thrown(user_id: str, files: int, length: int, now: float, trash_seconds: float) -> Trash:
+    """A deletion ``now``, of a file system that keeps what was deleted for so long."""
+    part = max(TRASH_SECONDS_MIN, math.ceil(trash_seconds / TRASH_PARTS))
+    until = math.ceil((now + trash_seconds) / part) * part if trash_seconds else 0
+    return Trash(f"{user_id}/{until}", files, length)
+
+
 # --- storage namespaces -----------------------------------------------------------------
 
 
 def know_space(txn: Txn, space_id: str, *, is_counted: bool) -> None:
     """It exists. One that was just made is counted: it has nothing."""
     if states.get(txn, space_id) is None:
-        states.put(txn, State(space_id, 0 if is_counted else 1))
+        doubts = 0 if is_counted else 1
+        states.put(txn, State(space_id, doubts, is_uncounted=not is_counted))
 
 
 def doubt(txn: Txn, space_id: str) -> None:
@@ -281,16 +408,31 @@ def doubt(txn: Txn, space_id: str) -> None:
 
 def drop_space(txn: Txn, space_id: str) -> None:
     """It was deleted, with all that was in it."""
+    _uncredit(txn, space_id)
     for row in list(counts.scan(txn, prefix=f"o/{space_id}/")):
         _add_files(txn, space_id, row.name.split("/", 2)[2], -row.files, -row.bytes)
     _forget_touches(txn, space_id)
-    states.delete(txn, space_id)
+    state = states.delete(txn, space_id)
+    if state is not None and state.is_uncounted:
+        _forget_floors(txn)
 
 
 def doubtful(txn: Txn) -> list[str]:
     """Storage namespaces that have to be counted."""
     found = {row.space_id for row in reservations.by(txn, "lost", "yes")}
     return sorted(found | {row.space_id for row in states.by(txn, "doubtful", "yes")})
+
+
+def is_uncounted(txn: Txn) -> bool:
+    """Whether there are storage namespaces that were not counted since the machine was booted."""
+    return states.find(txn, "uncounted", "yes") is not None
+
+
+def _forget_floors(txn: Txn) -> None:
+    """Once everything is counted, that is what users have."""
+    if not is_uncounted(txn):
+        for row in list(counts.scan(txn, prefix="f/")):
+            counts.delete(txn, row.name)
 
 
 # --- recounts ---------------------------------------------------------------------------
@@ -337,8 +479,14 @@ def end_recount(
     if state is None or not is_there():
         drop_space(txn, space_id)
         return
-    tally.correct(touches.scan(txn, prefix=f"{space_id}/"))
+    noted = list(touches.scan(txn, prefix=f"{space_id}/"))
+    tally.correct(noted)
     _forget_touches(txn, space_id)
+    replacing = list(reservations.by(txn, "replacing", space_id))
+    if replacing:
+        there = {*tally.inodes, *(touch.inode for touch in noted if touch.came)}
+        for inode in {row.replaces for row in replacing} - there:
+            _uncredit(txn, f"{space_id}/{inode}")
     found = dict(tally.totals)
     for row in list(counts.scan(txn, prefix=f"o/{space_id}/")):
         owner = row.name.split("/", 2)[2]
@@ -347,6 +495,8 @@ def end_recount(
     for owner, (files, length) in found.items():
         _add_files(txn, space_id, owner, files, length)
     states.put(txn, State(space_id, state.doubts - begun.doubts))
+    if state.is_uncounted:
+        _forget_floors(txn)
 
 
 def _forget_touches(txn: Txn, space_id: str) -> None:

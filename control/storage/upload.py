@@ -13,7 +13,8 @@ Room for it is reserved in the uploader's quota before the bytes go on to the
 chunkservers: all of it at once if the request says how long the file is, else piece by
 piece. What is replaced gives its room back, once it is replaced. If there is no room for
 both at the same time, the upload counts on that: then exactly the file that was looked
-at must still be there in the end, or the upload fails.
+at must still be there in the end, or the upload fails; and only one upload at a time may
+count on the room of a file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from control.call import Call
 from control.errors import BadRequest, Conflict, NoSuchThing, QuotaReached, TooLarge, Unavailable
 from control.quota import Claim, Limits
 from control.quota.limits import check_quota
-from control.quota.usage import count
+from control.quota.usage import count, used_by
 from control.runtime import Control
 from control.storage.accounting import REFUSALS, change_of
 from control.storage.cluster import Cluster, as_answers
@@ -197,7 +198,7 @@ class _Upload:
         what it replaces may be told of later. Raises TooLarge, QuotaReached."""
         user_id = self._call.user.user_id
         with self._control.ledger.read() as txn:
-            used, reserved = count(txn, "u", user_id).bytes, count(txn, "r", user_id).bytes
+            used, reserved = used_by(txn, user_id).bytes, count(txn, "r", user_id).bytes
         if self._wish.overwrite:
             used = reserved = 0
         check_quota("bytes", self._control.limits_of(user_id).bytes, used, length, reserved)
@@ -262,21 +263,24 @@ class _Upload:
             if self.reserved_first or not self.at_most:
                 raise
             self._instead = False
+            claim.replaces(0, 0)
             await self._reserve(claim, claim.reserve, 0)
 
     async def _reserve(self, claim: Claim, reserve: Reserve, length: int) -> None:
-        """Raises TooLarge, QuotaReached."""
+        """Raises TooLarge, QuotaReached, TooManyRequests, Conflict."""
         limits = self._control.limits_of(self._call.user.user_id)
         there = self._there
         is_own = there is not None and owner_of(there) == self._call.user.user_id
         if not self._instead:
             try:
                 await reserve(1, length, limits)
-            except QuotaReached:
-                if not is_own:
+            except (QuotaReached, TooLarge):
+                # Of files there may be too many already; one that is too long never fits.
+                if not is_own or length > limits.bytes:
                     raise
                 self._instead = True
         if self._instead and there is not None:
+            claim.replaces(there.inode, there.length)
             await reserve(0, max(0, length - there.length), limits)
         self._covered = claim.bytes + (there.length if self._instead and there is not None else 0)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import select
 import signal
 import time
 from collections import Counter
@@ -99,6 +101,9 @@ async def send_many(
 
     async def one(kind: str, size: int) -> None:
         answer = await send(cloud.url, token, kind, space, size)
+        while answer.status_code == 429:
+            await trio.sleep(float(answer.headers["Retry-After"]))
+            answer = await send(cloud.url, token, kind, space, size)
         statuses[answer.status_code] += 1
         if answer.status_code != 200:
             refused(answer, 507, "quota")
@@ -194,6 +199,38 @@ def test_room_comes_back(several: Cloud, user: tuple[httpx.Client, str]) -> None
     assert used(client) == (2, 100)
 
 
+def test_only_one_upload_at_a_time_has_the_room_of_the_file_that_it_replaces(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    space = space_of(client)
+    allow(several, user_id, bytes=80)
+    ok(put(client, space, "f", 60))
+    target = f"/storage/{space}/f?overwrite=true"
+    headers = {"Authorization": f"Bearer {bearer(client)}", "Content-Length": "60"}
+    with contextlib.ExitStack() as stack:
+        uploads = [stack.enter_context(Connection(several.url)) for _ in range(8)]
+
+        def all_but_one_were_refused() -> bool:
+            return len(select.select([u.socket for u in uploads], [], [], 0.1)[0]) == 7
+
+        for upload in uploads:
+            upload.send(head("PUT", target, upload.host, headers) + bytes(50))
+        wait_for(all_but_one_were_refused, HTTP_SECONDS, "refusal of seven")
+        answered = select.select([u.socket for u in uploads], [], [], 0)[0]
+        [last] = [upload for upload in uploads if upload.socket not in answered]
+        for upload in uploads:
+            if upload is not last:
+                refused(upload.answer(), 507, "replaces")
+        # Its file deleted, what was sent instead has no room but that of its own.
+        ok(client.delete(f"/storage/{space}/f"))
+        refused(put(client, space, "g", 60), 507, "reserved")
+        last.send(bytes(10))
+        refused(last.answer(), 409)
+    ok(put(client, space, "g", 60))
+    assert used(client) == stored(client, space) == (1, 60)
+
+
 def test_a_file_counts_for_who_uploaded_it(several: Cloud, user: tuple[httpx.Client, str]) -> None:
     client, user_id = user
     path = unique("mine")
@@ -245,6 +282,9 @@ def test_lowered_limits_take_nothing_away(several: Cloud, user: tuple[httpx.Clie
     assert stored(client, space) == (1, 1000)
     refused(put(client, space, "g", 1), 507)
     ok(put(client, space, "f", 10, overwrite="true"))
+    allow(several, user_id, bytes=None)
+    refused(put(client, space, "g", 1), (413, 507))
+    ok(put(client, space, "f", 20, overwrite="true"))
     assert allow(several, user_id, bytes=None, files=None)["changed"] == []
     ok(put(client, space, "g", 1))
 
