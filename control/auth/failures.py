@@ -1,6 +1,6 @@
-"""Failed logins: counted for a user at an address, and for a user as a whole.
+"""Failed logins: counted for a user at an address, for a user, and for an address.
 
-All workers count together. Two limits, and with neither can a stranger keep a user out:
+All workers count together. Three limits, and with none can a stranger keep a user out:
 
 *A user at an address* (of IPv6, in a network of 64 bits). After so many failures within
 the window every further attempt is refused before its password is looked at, the right
@@ -13,16 +13,19 @@ half a second, and twice as long with each further failure, up to 8 s. Late, and
 never: a refusal would be the guesser's means to keep the user out. A right password from
 an address that the user has logged in from before is not kept waiting at all.
 
+*An address as a whole.* When :data:`ADDRESS_UNDELAYED_MAX` attempts have failed there,
+for whatever names, answers come late in the same way: names can be made up without end.
+
 This slows down somebody who guesses from a thousand addresses; what stops him is a
 password of some length (:func:`control.identity.passwords.new_password`).
 
-What is counted are failures at a *password*: a digest of its hash is part of the keys, so
-a new one begins at nought, whichever process sets it. Names that do not exist are counted
-like those that do. Logins that succeed are not counted.
+What is counted for a user are failures at a *password*: a digest of its hash is part of
+the keys, so a new one begins at nought, whichever process sets it. Names that do not
+exist are counted like those that do. Logins that succeed are not counted.
 
 A count is a list of times, 1 KB at most, and is forgotten with the window. One comes
 about by a hash that was computed, of which a worker makes some 20 a second: with the
-window of 15 minutes 36,000 counts of 100 bytes at most, and whatever happens no more
+window of 15 minutes 54,000 counts of 100 bytes at most, and whatever happens no more
 than the map of :mod:`control.volatile` holds.
 """
 
@@ -40,6 +43,9 @@ from control.volatile import Volatile
 MESSAGE = "too many failed logins: try again later"
 #: Failures of a user that delay nobody, with a limit that is higher.
 UNDELAYED_MAX = 20
+#: Failures at an address that delay nobody: people who work behind one address forget
+#: their passwords, too.
+ADDRESS_UNDELAYED_MAX = 50
 DELAY_SECONDS = 0.5
 #: Clients wait longer than this for an answer.
 DELAY_SECONDS_MAX = 8.0
@@ -64,6 +70,10 @@ class Attempt:
     def at_address(self) -> str:
         return f"{network_of(self.address)} {self.of_user}"
 
+    @property
+    def of_address(self) -> str:
+        return f"{network_of(self.address)} anybody"
+
 
 class Failures:
     """``limit`` failures in ``window_seconds`` are borne; 0: any number."""
@@ -81,7 +91,8 @@ class Failures:
     def note(self, attempt: Attempt, now: float) -> None:
         """An attempt has failed. Raises TooManyRequests if it was one too many."""
         if self._limit:
-            self._volatile.add(_KIND, attempt.of_user, now, self._window)
+            for key in (attempt.of_user, attempt.of_address):
+                self._volatile.add(_KIND, key, now, self._window)
             times = self._volatile.add(_KIND, attempt.at_address, now, self._window)
             # This one is among them: it is only too many if others were enough.
             self._refuse(times[:-1], now)
@@ -90,7 +101,14 @@ class Failures:
         """In how many seconds the attempt is to be answered."""
         if not self._limit:
             return 0.0
-        return delay_seconds(self._times(attempt.of_user, now), self._limit, self._window, now)
+        borne = {
+            attempt.of_user: min(self._limit, UNDELAYED_MAX),
+            attempt.of_address: ADDRESS_UNDELAYED_MAX,
+        }
+        return max(
+            delay_seconds(self._times(key, now), undelayed, self._window, now)
+            for key, undelayed in borne.items()
+        )
 
     def _times(self, key: str, now: float) -> list[float]:
         return self._volatile.get(_KIND, key, list[float], now=now) or []
@@ -109,8 +127,8 @@ def wait_seconds(times: Iterable[float], limit: int, window: float, now: float) 
     return recent[len(recent) - limit] + window - now
 
 
-def delay_seconds(times: Iterable[float], limit: int, window: float, now: float) -> float:
-    """How late the next answer comes after these failures of a user."""
+def delay_seconds(times: Iterable[float], undelayed: int, window: float, now: float) -> float:
+    """How late the next answer comes after these failures, the first of which delay nobody."""
     recent = sum(abs(now - at) < window for at in times)
-    over = recent - min(limit, UNDELAYED_MAX)
+    over = recent - undelayed
     return min(DELAY_SECONDS_MAX, DELAY_SECONDS * 2.0 ** (over - 1)) if over > 0 else 0.0

@@ -55,7 +55,8 @@ class LoginRoutes:
                     "The session lasts 24 hours unless configured otherwise. After too many "
                     "failed attempts for one user at one address every attempt there is "
                     "answered 429 until the time in `Retry-After` has passed. After too many "
-                    "for one user from anywhere the answers come up to 8 s late, but for a "
+                    "for one user from anywhere, or at one address for any users, the answers "
+                    "come up to 8 s late, but for a "
                     "right password from an address that the user logged in from before."
                 ),
             ),

@@ -3,8 +3,9 @@
 Hashing one takes 64 MiB and a tenth of a second by design, and over a second on
 busy cores. So at most ``threads`` run at once, at most ``queue`` wait, and whoever
 would wait longer is told to come back. Nobody fills the queue alone: an address has at
-most as many places as are left for the others. An unknown user costs the same hash as
-a wrong password, or the time would tell who exists.
+most as many places as are left for the others. Nor does anybody wait behind another's
+whole queue: the addresses that wait are served in turn, one password each. An unknown
+user costs the same hash as a wrong password, or the time would tell who exists.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class Passwords:
         self._limiter = trio.CapacityLimiter(threads)
         self._places = threads + queue
         self._inside: Counter[str] = Counter()
+        self._free = threads
+        #: Who waits, by network; whose turn is next comes first.
+        self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}
         self._dummy: str | None = None
 
     async def hash(self, password: str, address: str = "") -> str:
@@ -115,15 +119,41 @@ class Passwords:
             raise _busy()
         self._inside[who] += 1
         try:
-            # A thread that has begun is waited for: the deadline is for the turn.
             with trio.fail_after(TURN_SECONDS):
+                await self._turn(who)
+            try:
                 return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            finally:
+                self._pass_on()
         except trio.TooSlowError:
             raise _busy() from None
         finally:
             self._inside[who] -= 1
             if not self._inside[who]:
                 del self._inside[who]
+
+    async def _turn(self, who: str) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        lot = self._waiting.setdefault(who, trio.lowlevel.ParkingLot())
+        try:
+            await lot.park()
+        finally:
+            if not lot and self._waiting.get(who) is lot:
+                del self._waiting[who]
+
+    def _pass_on(self) -> None:
+        """Give a turn that is over to the network that has waited longest for one."""
+        while self._waiting:
+            who = next(iter(self._waiting))
+            lot = self._waiting.pop(who)
+            served = lot.unpark()
+            if lot:
+                self._waiting[who] = lot  # behind the others
+            if served:  # else whoever waited has just been cancelled
+                return
+        self._free += 1
 
 
 def _busy() -> Unavailable:

@@ -251,6 +251,33 @@ async def test_nobody_is_locked_out_by_guesses_from_elsewhere(
         assert waited == []
 
 
+async def test_names_that_are_made_up_delay_their_address(
+    tmp_path: Path, waited: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control.auth.failures, "ADDRESS_UNDELAYED_MAX", 3)
+
+    async def login(username: str, password: str, address: str) -> int:
+        answer = await server.http.post(
+            "/api/login",
+            json={"username": username, "password": password},
+            headers={"X-Forwarded-For": address},
+        )
+        return answer.status_code
+
+    async with running(tmp_path, trusted_proxies="127.0.0.1") as server:
+        await server.new_user("ada")
+        assert await login("ada", PASSWORD, "192.0.2.1") == 200
+        waited.clear()
+        for number in range(6):
+            assert await login(f"made-up-{number}", "guess", "192.0.2.1") == 401
+        assert waited == [0, 0, 0, 0.5, 1, 2], "late, and not refused"
+        waited.clear()
+        assert await login("ada", PASSWORD, "192.0.2.1") == 200
+        assert waited == [], "she has logged in from there before"
+        assert await login("made-up", "guess", "192.0.2.2") == 401
+        assert waited == [0]
+
+
 async def test_a_new_password_clears_the_counts(tmp_path: Path, waited: list[float]) -> None:
     async with running(tmp_path, login_failures=1) as server:
         ada = await server.new_user("ada")

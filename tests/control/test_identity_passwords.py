@@ -145,6 +145,40 @@ async def test_one_address_leaves_places_to_others() -> None:
         hasher.go.set()
 
 
+async def test_addresses_are_served_in_turn() -> None:
+    """Whoever has many logins waiting does not make others wait for all of them."""
+    hasher = Stuck()
+    passwords = Passwords(1, 20, hasher)
+    served: list[str] = []
+
+    async def one(address: str) -> None:
+        await passwords.hash("x", address)
+        served.append(address)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for address in "aaaaaabbc":
+                nursery.start_soon(one, address)
+                await trio.testing.wait_all_tasks_blocked()
+            hasher.go.set()
+    assert "".join(served) == "a" + "abc" + "ab" + "aaa"
+    assert not passwords._waiting
+    assert not passwords._inside
+
+
+async def test_no_turn_is_lost_with_who_leaves_as_it_comes() -> None:
+    passwords = Passwords(1, 4, CHEAP)
+    await passwords._turn("a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(passwords._turn, "b")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        passwords._pass_on()
+    with trio.fail_after(60):
+        await passwords._turn("c")
+    assert not passwords._waiting
+
+
 async def test_who_leaves_the_queue_makes_room() -> None:
     hasher = Stuck()
     passwords = Passwords(1, 1, hasher)
