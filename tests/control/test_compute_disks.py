@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +22,17 @@ async def test_without_room_a_disk_is_refused_and_nothing_is_left(tmp_path: Path
         with pytest.raises(BackendUnavailable, match=f"no room for a disk of {size} GiB"):
             await disks.open("0badcafe", size)
         assert not list((tmp_path / "disks").iterdir())
+
+
+async def test_a_disk_that_takes_no_more_files_is_told_in_a_sentence(tmp_path: Path) -> None:
+    disks = Disks(tmp_path, "abcd", BASE, 0)
+    for number, says in ((errno.ENOSPC, "no room for another file"), (errno.EIO, "Input/output")):
+
+        def fail(number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with pytest.raises(BackendUnavailable, match=says):
+            await disks.in_thread(fail)
 
 
 def test_room_is_what_is_free_beside_the_reserve_and_what_disks_have(tmp_path: Path) -> None:

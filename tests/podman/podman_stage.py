@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,13 @@ import trio
 from podman_here import SECONDS, left_of, remove, remove_fence, service_in, unmount_disks
 from podman_image import RUNTIME, image
 
-from control.compute.backend import LABEL_CLUSTER, Installation, Sighting, Spec
+from control.compute.backend import (
+    LABEL_CLUSTER,
+    BackendUnavailable,
+    Installation,
+    Sighting,
+    Spec,
+)
 from control.compute.podman import Podman
 from control.compute.settings import ComputeSettings
 from control.identity.secretfiles import make_private_directory
@@ -125,6 +132,15 @@ class Stage:
         return service_in(self.directory)
 
 
+async def _delete(backend: Podman, container_id: str) -> None:
+    """As the driver does: what looks after a run cleans up as well, and one is too late."""
+    with trio.fail_after(SECONDS):
+        while True:
+            with contextlib.suppress(BackendUnavailable):
+                return await backend.delete(container_id, USER)
+            await trio.sleep(0.1)
+
+
 @asynccontextmanager
 async def stage(
     directory: Path, cluster: str = "", installed: str = "", **settings: object
@@ -148,7 +164,7 @@ async def stage(
             try:
                 yield made
                 for container_id in made.given | set(seen.sightings):
-                    await backend.delete(container_id, USER)
+                    await _delete(backend, container_id)
             finally:
                 nursery.cancel_scope.cancel()
     except BaseException:

@@ -195,6 +195,34 @@ async def test_secrets_that_a_cloud_tells_this_machine_are_not_told_to_container
                 assert await fetched(here, spec, *urls) == ["secret"] * 3
 
 
+@pytest.mark.parametrize("stands_again", [False, True])
+async def test_what_a_container_began_while_all_tables_were_flushed_goes_on_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_again: bool
+) -> None:
+    monkeypatch.setattr(fence, "AGAIN_SECONDS", 3600)
+    with link_local_server() as host:
+        async with stage(tmp_path / "stage") as here:
+            spec = await here.run()
+            run("nft", "delete", "table", "inet", fence.table_name(here.cluster))
+            talk = (
+                f"exec 3<>/dev/tcp/{host}/80; touch /tmp/open; "
+                "until [ -e /tmp/go ]; do sleep 0.1; done; "
+                r'printf "GET / HTTP/1.0\r\n\r\n" >&3; timeout 5 cat <&3 | tail -n 1'
+            )
+            heard: list[str] = []
+
+            async def begin() -> None:
+                heard.append(await here.shell(spec, f"bash -c '{talk}'"))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(begin)
+                await here.shell(spec, "until [ -e /tmp/open ]; do sleep 0.1; done")
+                if stands_again:
+                    await here.backend._fence.ensure()
+                await here.shell(spec, "touch /tmp/go")
+    assert heard == ["" if stands_again else "secret\n"]
+
+
 async def test_without_a_fence_no_container_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +292,23 @@ def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(here: Her
         for entry in Path(f"/proc/{here.service()}/environ").read_bytes().split(b"\0")
     }
     assert not [name for name in names if name.startswith(b"GFS_")]
+
+
+async def test_who_has_made_all_files_of_his_disk_starts_again_and_loses_deleted_keys(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path / "stage") as here:
+        spec = await here.run(ssh_keys=("first", "second"))
+        make = "for ($i = 0; open(F, q(>), qq(/root/$i)); $i++) {} exit($!{ENOSPC} ? 0 : 1)"
+        await here.shell(spec, f"perl -MErrno -e '{make}'")
+        await here.backend.expose(spec_with(spec, ssh_keys=("first",)))
+        read = "cat /etc/gfs/keys/*"
+        assert await here.shell(spec, read) == "first\n"
+        await here.backend.stop(spec)
+        again = spec_with(spec, ssh_keys=(), generation=2)
+        await here.backend.start(again)
+        await here.seen.phase(again, "running")
+        assert await here.shell(again, read) == ""
 
 
 async def test_hostile_words_are_only_words(tmp_path: Path) -> None:

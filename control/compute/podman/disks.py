@@ -9,7 +9,8 @@ has not got it says so before there is a container.
 ``disks/<id>.<number>.ext4`` is the file, ``disks/<id>`` where it is mounted::
 
     run/diff, run/work   what its run has written; made anew for each
-    keys/                authorized_keys, which the container can only read
+    keys/                authorized_keys, which the container can only read, and the file that
+                         becomes the next one
     etc/                 files of a container's network, for which Podman has some of this
                          machine's, where a container would fill a file system of it
     volumes/<hash>       a mount path: the same path, the same directory
@@ -23,6 +24,8 @@ installations on one machine begin to count at different places.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +40,7 @@ from control.compute.podman.service import environment
 __all__ = ["ETC", "USERS", "Disk", "Disks"]
 
 T = TypeVar("T")
+_libc = ctypes.CDLL(None, use_errno=True)
 
 GIB = 1024**3
 #: Of each container, beginning with its root.
@@ -54,6 +58,9 @@ ETC = {
 }
 #: As many as the driver's calls at once, and those who ask what is used.
 THREADS = 24
+#: linux/fcntl.h, linux/fs.h
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
 #: $0 is the file, $1 the directory.
 MOUNT_ONCE = 'mountpoint -q "$1" || exec mount -o loop,nosuid,nodev,noinit_itable "$0" "$1"'
 COMMAND_SECONDS = 60.0
@@ -99,14 +106,20 @@ class Disk:
         (self.path / "begun" / name).touch()
 
     def write_keys(self, lines: Sequence[str]) -> None:
-        """Whoever reads them sees the old or the new; they are written with every start."""
+        """Whoever reads them sees the old or the new; they are written with every start.
+
+        Two files take turns, so that a container that has made all files its disk can have
+        still loses a key that is deleted.
+        """
         if not self.keys.exists():
             self._make(self.keys)
-        new = self.keys / "new"
+        new, current = self.keys / "new", self.keys / "authorized_keys"
+        for file in (new, current):
+            file.touch(0o600)
+            os.chown(file, self.uid, self.uid)
         new.write_text("".join(f"{line}\n" for line in lines))
-        new.chmod(0o600)
-        os.chown(new, self.uid, self.uid)
-        new.replace(self.keys / "authorized_keys")
+        _exchange(new, current)
+        new.write_text("")
 
     def write_etc(self, hostname: str, resolvers: Sequence[str]) -> None:
         """For a run that is about to begin: its user may write to them."""
@@ -149,10 +162,15 @@ class Disks:
 
         Args:
             leave: Whoever is cancelled does not wait for the end: for what only looks.
+
+        Raises BackendUnavailable: also in the place of an OSError.
         """
-        return await trio.to_thread.run_sync(
-            call, *words, limiter=self._threads, abandon_on_cancel=leave
-        )
+        try:
+            return await trio.to_thread.run_sync(
+                call, *words, limiter=self._threads, abandon_on_cancel=leave
+            )
+        except OSError as error:
+            raise BackendUnavailable(_cannot_use(error)) from error
 
     async def used_bytes(self, container_id: str) -> int | None:
         """None if it is not mounted."""
@@ -349,6 +367,23 @@ class Disks:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
             raise BackendUnavailable(f"{name} says: {said[0][:300]}")
         return done.stdout.decode()
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Both at once; Linux's alone."""
+    words = os.fsencode(one), os.fsencode(other)
+    if _libc.renameat2(AT_FDCWD, words[0], AT_FDCWD, words[1], RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one))
+
+
+def _cannot_use(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return (
+            "Its disk has no room for another file, which a new mount path takes: start it "
+            "without, and delete files in it."
+        )
+    return f"Its disk cannot be used: {error.strerror or error}."
 
 
 def _make_parts(mounted: Path) -> None:

@@ -96,7 +96,8 @@ table inet {table} {{
 flush table inet {table}
 table inet {table} {{
     chain exceptions {{
-        ct state established,related accept
+        # Answers alone: what a container began while the table was away ends here.
+        ct state established,related ct direction reply accept
         {exceptions}
     }}
     chain forward {{
