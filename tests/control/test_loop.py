@@ -34,6 +34,8 @@ from control.module import Module, Route
 from control.records import Txn
 from control.settings import ControlSettings
 
+#: One that is slow is slow each time; others may be once, on a machine that is busy.
+TIMES = 3
 ROWS = 20_000
 HEAD_BYTES = 60_000
 #: What is taken of JSON at most.
@@ -102,11 +104,13 @@ async def test_a_long_list_is_read_sorted_and_sent_in_pieces(tmp_path: Path) -> 
                 sessions.insert(txn, row)
 
         await server.app.control.records.write(insert, seconds=60.0)
-        found = ok(await server.call("GET", "/admin/users", server.admin))
+        for _ in range(TIMES):
+            found = ok(await server.call("GET", "/admin/users", server.admin))
         names = [row["username"] for row in found]
         assert names == sorted(names)
         assert set(names) == {"admin", *(f"user-{number:05}" for number in range(ROWS))}
-        found = ok(await server.call("GET", "/admin/sessions", server.admin))
+        for _ in range(TIMES):
+            found = ok(await server.call("GET", "/admin/sessions", server.admin))
         assert len(found) == ROWS + 1
         order = [(row["created_at"], row["id"]) for row in found]
         assert order == sorted(order, reverse=True)
@@ -230,7 +234,8 @@ def test_a_request_that_is_much_to_look_at(
     for key, value in known.items():
         path = path.replace(f"{{{key}}}", value)
         lines = [line.replace(f"{{{key}}}", value) for line in lines]
-    send(cloud, request(method, path, lines, body))
+    for _ in range(TIMES):
+        send(cloud, request(method, path, lines, body))
     assert cloud.held_the_loop() == []
 
 
@@ -244,13 +249,15 @@ def test_json_that_is_much_to_look_at(
             if "application/json" in told.get("requestBody", {}).get("content", {}):
                 token = known["admin" if path.startswith("/admin") else "token"]
                 path = path.replace("{id}", known["id"]).replace("{name}", "loop")
-                send(cloud, request(method.upper(), path, [token], JSON[name].encode()))
+                for _ in range(TIMES):
+                    send(cloud, request(method.upper(), path, [token], JSON[name].encode()))
     assert cloud.held_the_loop() == []
 
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_frames_of_a_websocket(cloud: ComputeCloud, known: dict[str, str], name: str) -> None:
-    for path in ("/compute/ws", f"/compute/containers/{known['id']}/terminal"):
+    paths = ["/compute/ws", f"/compute/containers/{known['id']}/terminal"] * TIMES
+    for path in paths:
         upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
         key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
         with Connection(cloud.url) as connection:
