@@ -83,7 +83,8 @@ async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[in
             tls=control.tls,
             settings=settings,
         ) as fs:
-            await Recounts(control.records, ledger).count(fs, names)
+            if not await Recounts(control.records, ledger).count(fs, names):
+                raise Busy("some uploads do not end, so not all was counted: try again later")
         after = _all_files(control)
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
 

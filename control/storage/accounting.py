@@ -80,8 +80,10 @@ class Recounts:
             finally:
                 self._ledger.recounting.close()
 
-    async def count(self, fs: Client, space_ids: Iterable[str]) -> None:
-        """Count these, one after the other. The caller holds ``ledger.recounting``."""
+    async def count(self, fs: Client, space_ids: Iterable[str]) -> bool:
+        """Count these, one after the other; whether all of them could be. The caller holds
+        ``ledger.recounting``."""
+        is_whole = True
         write = self._ledger.records.write
         await write(usage.forget_walks)
         there = {space.id: space for space in self._spaces()}
@@ -96,6 +98,7 @@ class Recounts:
                 await self._walk(fs, space, tally)
             if not await self._published(space_id):
                 log.warning("a storage namespace cannot be counted yet: uploads do not end")
+                is_whole = False
                 continue
             exists = partial(self._exists, space)
             await write(
@@ -103,6 +106,7 @@ class Recounts:
                     usage.end_recount, space_id=space_id, begun=begun, tally=tally, is_there=exists
                 )
             )
+        return is_whole
 
     async def _walk(self, fs: Client, space: Space, tally: Tally) -> None:
         try:

@@ -15,9 +15,10 @@ import pytest
 from msgspec.structs import replace
 
 from control.errors import ApiError, Conflict, QuotaReached, TooLarge, TooManyRequests
-from control.quota import Change, Limits, Tally, usage
+from control.quota import Change, Ledger, Limits, Tally, usage
 from control.quota.usage import USAGE, Begun, Crowded, Reservation
 from control.records import Records, Txn
+from gfs.errors import DiskFull
 
 T = TypeVar("T")
 LIMITS = Limits(bytes=100, files=4)
@@ -417,3 +418,59 @@ async def test_a_doubt_during_a_recount_is_another_one(records: Records) -> None
         assert usage.doubtful(txn) == []
 
     await records.write(decide)
+
+
+async def test_what_cannot_be_entered_is_counted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, say: what was done is done, and what is known of it is put right."""
+    ledger = Ledger.open(tmp_path, map_bytes=2**24)
+    file = Change(7, "ada", 10, came=True)
+
+    async def full(*_: object, **__: object) -> None:
+        raise DiskFull("full")
+
+    def look() -> tuple[list[str], int]:
+        with ledger.read() as txn:
+            return usage.doubtful(txn), usage.count(txn, "r", "ada").bytes
+
+    await ledger.records.write(lambda txn: usage.know_space(txn, "s", is_counted=True))
+    async with ledger.claim("ada", "s") as claim:
+        await claim.publish(1, 10, LIMITS)
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger.records, "write", full)
+            await claim.settle([file], lambda: True)
+    assert look() == ([], 10)
+    await ledger.tidy()
+    # Its room stays reserved until it is counted.
+    assert look() == (["s"], 10)
+    begun = await ledger.records.write(lambda txn: usage.begin_recount(txn, "s"))
+    tally = Tally()
+    tally.add(7, "ada", 10)
+    await ledger.records.write(lambda txn: usage.end_recount(txn, "s", begun, tally, lambda: True))
+    assert look() == ([], 0)
+    ledger.close()
+
+
+async def test_what_a_dead_process_reserved_is_free_unless_it_was_publishing(
+    tmp_path: Path,
+) -> None:
+    alive = Ledger.open(tmp_path, map_bytes=2**24)
+    # Of one process no two can open the file; that it is locked is what counts.
+    dying = Ledger(alive.recounting.path.parent, alive.records)
+    dying._begin()
+    await alive.records.write(lambda txn: usage.know_space(txn, "s", is_counted=True))
+    for number, is_publishing in enumerate((False, True)):
+        row = Reservation(f"{dying.process}.{number}", "ada", "s", 1, 10, is_publishing)
+        await dying.records.write(lambda txn, row=row: usage.reserve(txn, row, LIMITS))
+
+    def look() -> tuple[list[str], int]:
+        with alive.read() as txn:
+            return usage.doubtful(txn), usage.count(txn, "r", "ada").bytes
+
+    await alive.tidy()
+    assert look() == ([], 20)
+    dying._life.close()
+    await alive.tidy()
+    assert look() == (["s"], 10)
+    alive.close()

@@ -10,7 +10,7 @@ import select
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -270,6 +270,21 @@ def test_what_is_too_long_is_refused_before_it_is_sent(
     assert used(client) == (1, MIB // 2)
 
 
+def test_a_deleted_user_has_no_quota_and_his_files_count_for_nobody(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    path = unique("left")
+    ok(put(client, "default", path, 70))
+    allow(several, user_id, files=7)
+    before = used(several.admin)
+    ok(several.admin.delete("/admin/users", params={"id": user_id}))
+    refused(several.admin.get("/admin/quotas", params={"id": user_id}), 404)
+    assert used(several.admin) == before
+    ok(several.admin.delete(f"/storage/default/{path}"))
+    assert used(several.admin) == before
+
+
 def test_lowered_limits_take_nothing_away(several: Cloud, user: tuple[httpx.Client, str]) -> None:
     client, user_id = user
     space = space_of(client)
@@ -446,3 +461,34 @@ def test_after_a_storm_of_kills_all_is_counted_again(
         raise
     assert storm.statuses["kills"] > 2
     assert storm.statuses["200"] > 50, storm.statuses
+
+
+def test_what_a_killed_cluster_and_another_boot_leave_is_counted(
+    make_cloud: Callable[..., Cloud],
+) -> None:
+    cloud = make_cloud().start()
+    client, user_id = cloud.make_user("ada")
+    space = space_of(client)
+    storm = Storm(cloud, client, ["default", space], 3)
+    storm.until = time.monotonic() + 3.0
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(storm._work) for _ in range(4)]
+        time.sleep(1.5)
+        cloud.cluster.kill_all()
+        for task in tasks:
+            task.result()
+    cloud.stop()
+    cloud.cluster.ready_file.unlink()
+
+    cloud.start()
+    wait_for(
+        lambda: used(cloud.login("ada")) == truth(cloud)[user_id], SETTLE_SECONDS, "right count"
+    )
+    there = truth(cloud)[user_id]
+    cloud.stop()
+    # What a machine that is booted again finds.
+    [boot] = (cloud.cluster.state / "control" / "usage").iterdir()
+    boot.rename(boot.with_name("another-boot"))
+    cloud.start()
+    assert used(cloud.login("ada")) == there
+    assert [boot] == list(boot.parent.iterdir())

@@ -127,10 +127,13 @@ def test_an_administrator_finds_everything_as_documented(own_cloud: Cloud, tmp_p
     document = without_logout(ok(admin.get("/openapi.json")))
     narrow(document, user_id)
     account = {"name": "kept", "scopes": {f"storage.{user_id}": ["read"]}}
+    other, other_id = own_cloud.make_user()
     narrow_auth(
         document,
         # Another user's, since a new password ends the administrator's.
-        session=session_id(bearer(own_cloud.make_user()[0])),
+        session=session_id(bearer(other)),
+        # Another's, since the administrator needs his quota.
+        limited=other_id,
         account=ok(admin.post("/api/service-accounts", json=account))["id"],
     )
     narrow_compute(document, admin)
@@ -171,9 +174,9 @@ def session_id(token: str) -> str:
     return str(jwt.decode(token, options={"verify_signature": False})["jti"])
 
 
-def narrow_auth(document: dict[str, Any], *, session: str, account: str) -> None:
-    """Names and passwords that a user may have; a session to be ended, and a service
-    account that gets tokens."""
+def narrow_auth(document: dict[str, Any], *, session: str, limited: str, account: str) -> None:
+    """Names and passwords that a user may have; a session to be ended, a user whose quota
+    is changed, and a service account that gets tokens."""
     schemas = document["components"]["schemas"]
     schemas["UserBody"]["properties"] |= {
         "username": {"type": "string", "pattern": "^[a-z]{8,20}$"},
@@ -190,6 +193,8 @@ def narrow_auth(document: dict[str, Any], *, session: str, account: str) -> None
     tokens = document["paths"]["/api/service-accounts/{id}/tokens"]["post"]
     for operation, wanted in (
         (document["paths"]["/admin/sessions"]["delete"], session),
+        (document["paths"]["/admin/quotas"]["get"], limited),
+        (document["paths"]["/admin/quotas"]["put"], limited),
         (tokens, account),
     ):
         (parameter,) = operation["parameters"]
