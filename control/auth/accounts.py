@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+from quart import Response
 
 from control.auth.shapes import (
     AccountBody,
@@ -24,6 +25,7 @@ from control.identity.access import SESSION
 from control.identity.rows import ServiceAccount, accounts, tokens
 from control.identity.scopes import check_grants
 from control.identity.users import clean_label
+from control.lists import json_array
 from control.module import Route
 from control.records import Txn
 from control.runtime import Control
@@ -111,12 +113,11 @@ class AccountRoutes:
         )
 
         def decide(txn: Txn) -> ServiceAccount:
-            serials = [row.serial for row in accounts.by(txn, "user", user_id)]
-            if len(serials) >= ACCOUNTS_MAX:
+            if accounts.count(txn, "user", user_id) >= ACCOUNTS_MAX:
                 raise BadRequest(
                     f"you have {ACCOUNTS_MAX} service accounts, no more are allowed: delete some"
                 )
-            row = msgspec.structs.replace(draft, serial=1 + max(serials, default=0))
+            row = msgspec.structs.replace(draft, serial=time.time_ns())
             accounts.insert(txn, row)
             return row
 
@@ -173,13 +174,14 @@ class AccountRoutes:
         )
         return new_token(row, account.scopes, text)
 
-    async def list_tokens(self, call: Call) -> list[TokenInfo]:
+    async def list_tokens(self, call: Call) -> Response:
         with self._control.records.read() as txn:
             account = _own(txn, call)
-            rows = list(tokens.by(txn, "account", account.id))
-        return [
-            token_info(self._control.credentials, row, account.scopes) for row in newest_first(rows)
-        ]
+        rows = await self._control.records.all(tokens, "account", account.id)
+        credentials = self._control.credentials
+        return json_array(
+            await newest_first(rows), lambda row: token_info(credentials, row, account.scopes)
+        )
 
 
 def _own(txn: Txn, call: Call) -> ServiceAccount:

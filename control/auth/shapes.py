@@ -12,7 +12,7 @@ from control.identity.passwords import (
     PASSWORD_LENGTH_MIN,
     PASSWORD_LETTERS_MIN,
 )
-from control.identity.scopes import SCOPES_MAX
+from control.identity.scopes import SCOPES_BYTES_MAX, SCOPES_MAX
 from control.identity.users import DISPLAY_NAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SIGNS
 from control.quota.limits import LIMIT_MAX
 
@@ -54,7 +54,8 @@ Scopes = Annotated[
         max_length=SCOPES_MAX,
         description=(
             "`<root>.<user_id>[.<resource>[.<id>]]` → actions. A grant covers everything "
-            "below it and nothing above"
+            "below it and nothing above. "
+            f"All together {SCOPES_BYTES_MAX} bytes at most"
         ),
         examples=[{"storage.XyZ123.files": ["read"]}],
     ),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import UNSET
+from quart import Response
 
 from control.auth.shapes import NewToken, Status, TokenBody, TokenInfo, Validity
 from control.call import Call
 from control.errors import BadRequest, NoSuchThing
 from control.identity.access import SERVICE, SESSION
 from control.identity.credentials import Credentials, current_scopes, is_live
-from control.identity.rows import Token, tokens, users
+from control.identity.rows import Token, accounts, tokens, users
 from control.identity.scopes import check_grants
 from control.identity.users import clean_label
+from control.lists import in_order, json_array
 from control.module import Route
 from control.records import Txn
 from control.runtime import Control
@@ -83,14 +85,16 @@ class TokenRoutes:
         )
         return new_token(row, scopes, text)
 
-    async def list_tokens(self, call: Call) -> list[TokenInfo]:
-        with self._control.records.read() as txn:
-            rows = newest_first(tokens.by(txn, "owner", call.user.user_id))
-            scopes = [current_scopes(txn, row) or {} for row in rows]
-        return [
-            token_info(self._control.credentials, row, scopes_now)
-            for row, scopes_now in zip(rows, scopes, strict=True)
-        ]
+    async def list_tokens(self, call: Call) -> Response:
+        records, user_id = self._control.records, call.user.user_id
+        rows = await records.all(tokens, "owner", user_id)
+        scopes = {row.id: row.scopes for row in await records.all(accounts, "user", user_id)}
+
+        def info(row: Token) -> TokenInfo:
+            now = scopes.get(row.account_id, {}) if row.account_id else row.scopes
+            return token_info(self._control.credentials, row, now)
+
+        return json_array(await newest_first(rows), info)
 
     async def delete(self, call: Call) -> Status:
         user_id = call.user.user_id
@@ -123,8 +127,8 @@ def check_room(txn: Txn, user_id: str) -> None:
         raise BadRequest(f"you have {TOKENS_MAX} API tokens, no more are allowed: delete some")
 
 
-def newest_first(rows: Iterable[Token]) -> Sequence[Token]:
-    return sorted(rows, key=lambda row: row.serial, reverse=True)
+async def newest_first(rows: Sequence[Token]) -> Sequence[Token]:
+    return await in_order(rows, lambda row: row.serial, reverse=True)
 
 
 def token_info(credentials: Credentials, row: Token, scopes: dict[str, list[str]]) -> TokenInfo:

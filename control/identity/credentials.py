@@ -277,8 +277,7 @@ class Credentials:
 
         def decide(txn: Txn) -> Token:
             check(txn)
-            serial = 1 + max((row.serial for row in tokens.by(txn, "owner", user_id)), default=0)
-            row = msgspec.structs.replace(draft, serial=serial)
+            row = msgspec.structs.replace(draft, serial=time.time_ns())
             tokens.insert(txn, row)
             return row
 

@@ -52,7 +52,8 @@ class Token(msgspec.Struct, array_like=True, frozen=True):
     created_at: int
     expires_at: int  # 0: never
     last_used_at: int  # 0: never
-    #: Makes "newest first" well defined within one second.
+    #: When it was written, in unix nanoseconds (of old rows: its number): so "newest first"
+    #: is well defined within one second, and no other row need be read to make one.
     serial: int
     account_id: str = ""
 

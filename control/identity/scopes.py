@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from control.errors import BadRequest
+from gfs.blocks import KIB
 
 #: root -> resource -> actions.
 ScopeTable = Mapping[str, Mapping[str, frozenset[str]]]
@@ -36,6 +39,9 @@ _IMPLIED = {
 
 SCOPES_MAX = 64
 SCOPE_BYTES_MAX = 256
+#: All of a token's or an account's, as JSON. They go with every request that has the token,
+#: and into lists of a thousand tokens.
+SCOPES_BYTES_MAX = 8 * KIB
 
 
 def merge(tables: Iterable[ScopeTable]) -> dict[str, dict[str, frozenset[str]]]:
@@ -55,10 +61,17 @@ def check_grants(table: ScopeTable, user_id: str, grants: Grants) -> dict[str, l
         raise BadRequest("scopes: give at least one")
     if len(grants) > SCOPES_MAX:
         raise BadRequest(f"scopes: at most {SCOPES_MAX}")
-    return {
+    kept = {
         scope: _check_grant(table, user_id, scope, list(actions))
         for scope, actions in sorted(grants.items())
     }
+    size = len(msgspec.json.encode(kept))
+    if size > SCOPES_BYTES_MAX:
+        raise BadRequest(
+            f"scopes: {size} bytes of JSON, at most {SCOPES_BYTES_MAX}: leave out the last part "
+            "to grant the same on all of a kind"
+        )
+    return kept
 
 
 def _check_grant(table: ScopeTable, user_id: str, scope: str, actions: list[str]) -> list[str]:

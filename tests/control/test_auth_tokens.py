@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import jwt
 import pytest
 from auth_server import CheapAuth, Server, running
+from checks import ok
 
 from control.auth.accounts import ACCOUNTS_MAX
 from control.auth.tokens import TOKENS_MAX
 from control.call import Call
 from control.identity.access import scoped
 from control.identity.rows import ServiceAccount, Token, accounts, tokens
+from control.identity.scopes import SCOPES_BYTES_MAX, SEED_SCOPES, check_grants
 from control.module import Module, Route
 from control.records import Txn
 
@@ -249,6 +252,49 @@ async def test_a_service_accounts_tokens_may_what_the_account_may_now(tmp_path: 
         assert (await server.call("DELETE", one, ada)).json() == {"status": "ok"}
         assert (await server.call("GET", "/echo/default", made)).status_code == 401
         assert (await server.call("GET", one, ada)).status_code == 404
+
+
+async def test_as_many_tokens_as_one_may_have_are_made_and_listed_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with as many scopes as it may have: no step takes long (see conftest), and to make
+    one, or an account, no other is read."""
+    async with running(tmp_path) as server:
+        ada = await server.new_user("ada")
+        user_id = ada["user_id"]
+        scopes = {f"storage.{user_id}.files.{number:0180}": ["read"] for number in range(36)}
+        check_grants(SEED_SCOPES, user_id, scopes)
+        assert len(json.dumps(scopes)) > 0.9 * SCOPES_BYTES_MAX
+
+        def fill(txn: Txn) -> None:
+            for number in range(ACCOUNTS_MAX - 1):
+                account = ServiceAccount(f"a{number}", user_id, "a", scopes, 1, number)
+                accounts.insert(txn, account)
+            for number in range(TOKENS_MAX - 1):
+                kind = ({}, "a0") if number % 2 else (scopes, "")
+                row = Token(
+                    f"t{number}", user_id, "t", kind[0], f"d{number}", 1, 0, 0, number, kind[1]
+                )
+                tokens.insert(txn, row)
+
+        await server.app.control.records.write(fill, seconds=60.0)
+        with monkeypatch.context() as patch:
+            for table in (tokens, accounts):
+                patch.setattr(table, "by", None)
+            body = {"name": "last", "scopes": scopes}
+            made = ok(await server.call("POST", "/api/tokens", ada, **body))
+            ok(await server.call("POST", "/api/service-accounts", ada, **body))
+        told = ok(await server.call("GET", "/api/tokens", ada))
+        assert [row["id"] for row in told] == [
+            made["id"], *(f"t{number}" for number in reversed(range(TOKENS_MAX - 1)))
+        ]  # fmt: skip
+        assert all(row["scopes"] == scopes for row in told)
+        told = ok(await server.call("GET", "/api/service-accounts/a0/tokens", ada))
+        assert [row["id"] for row in told] == [
+            f"t{number}" for number in reversed(range(1, TOKENS_MAX - 1, 2))
+        ]
+        told = ok(await server.call("GET", "/api/service-accounts", ada))
+        assert (len(told), told[0]["name"]) == (ACCOUNTS_MAX, "last")
 
 
 async def test_service_accounts_of_others_do_not_exist(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def test_check_grants_keeps_or_refuses_and_never_fails(grants: dict[str, list[st
         {"network.XyZ123": ["read"]},
         {f"storage.XyZ123.files.{'n' * 300}": ["read"]},
         {f"storage.XyZ123.files.n{number}": ["read"] for number in range(65)},
+        {f"storage.XyZ123.files.{number:0200}": ["read"] for number in range(40)},
     ],
 )
 def test_what_may_not_be_granted_is_refused(grants: dict[str, list[str]]) -> None:
