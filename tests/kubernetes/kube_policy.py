@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ FILE = Path(package.__file__).with_name("admission.yaml")
 NAME = "policies"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 START_SECONDS = 120.0
+#: What an operator has opened, in admission.yaml as well.
+OPEN_NETWORK = ip_network("10.1.2.0/24")
 #: The account as if it had all rights.
 ALMIGHTY = {
     "Impersonate-User": "system:serviceaccount:gfs-control:gfs-control",
@@ -57,8 +60,11 @@ def in_force(server: Server) -> Iterator[None]:
 
 
 def documents() -> list[dict[str, Any]]:
-    """The policy and its binding, with what a newer API server would fill in."""
+    """The policy and its binding, with an operator's network, and with what a newer API
+    server would fill in."""
     policy, binding = yaml.safe_load_all(FILE.read_text())
+    (opened,) = (each for each in policy["spec"]["variables"] if each["name"] == "open_networks")
+    opened["expression"] = f'["{OPEN_NETWORK}"]'
     constraints = policy["spec"]["matchConstraints"]
     constraints |= {"namespaceSelector": {}, "objectSelector": {}, "matchPolicy": "Equivalent"}
     for rule in constraints["resourceRules"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from kube_here import Kubernetes
 from kube_rights import account_of_file
 from test_backend_rights import live
 
-from control.compute.backend import Installation, Port
+from control.compute.backend import Installation, Port, Spec
 from control.compute.kubernetes import manifests
 
 HERE = Installation(id="c0ffee", domain="compute.example.org", image="unused", directory="unused")
@@ -33,6 +34,8 @@ NAMESPACE = manifests.namespace_name(ONE.user_id, ONE.id)
 TWO = spec()
 #: Not made.
 THREE = spec()
+#: A namespace with nothing in it yet.
+FOUR = spec(ports=(Port(443, 443),))
 #: Of somebody else in the same cluster.
 FOREIGN = "foreign"
 OPTIONS = manifests.Options()
@@ -64,8 +67,8 @@ def workload() -> Manifest:
     return manifests.workload(HERE, TWO, OPTIONS, run=True)
 
 
-def service() -> Manifest:
-    made = manifests.service(HERE, ONE, OPTIONS)
+def service(of: Spec = ONE) -> Manifest:
+    made = manifests.service(HERE, of, OPTIONS)
     assert made is not None
     return made
 
@@ -113,6 +116,10 @@ def in_container(name: str, told: str = "no more privileges", **change: Any) -> 
     return pod_of(name, told, **{f"containers__0__{path}": value for path, value in change.items()})
 
 
+def out_to(name: str, block: Manifest) -> Try:
+    return applied(name, policy(), "private networks", spec__egress=[{"to": [{"ipBlock": block}]}])
+
+
 def elsewhere(manifest: Manifest, namespace: str = FOREIGN) -> Try:
     return applied(
         f"{manifest['kind']} in {namespace}",
@@ -125,6 +132,13 @@ def elsewhere(manifest: Manifest, namespace: str = FOREIGN) -> Try:
 EXEC = {"command": "id", "container": "main", "stdout": "1"}
 LABELS = namespace()["metadata"]["labels"]
 VOLUMES = [*workload()["spec"]["template"]["spec"]["volumes"]]
+CLAIM = {"kind": "PersistentVolumeClaim", "name": "others"}
+INTERNET = [
+    peer["ipBlock"]
+    for rule in policy()["spec"]["egress"]
+    for peer in rule["to"]
+    if "except" in peer.get("ipBlock", {})
+]
 PSA = "pod-security.kubernetes.io/enforce"
 
 #: What RBAC grants in all namespaces, and the policy does not.
@@ -207,16 +221,54 @@ BY_POLICY = [
         f"/api/v1/namespaces/{FOREIGN}",
         told="no container's",
     ),
+    applied(
+        "a namespace on nodes of its choice",
+        namespace(annotations={"scheduler.alpha.kubernetes.io/node-selector": "a=b"}),
+        "no other labels",
+    ),
+    # --- what a container keeps
+    applied("a Secret of another type", manifests.secret(HERE, FOUR), "no token", type="x"),
+    *(
+        applied(name, manifests.volume_claim(HERE, FOUR, OPTIONS), "a new volume", **change)
+        for name, change in {
+            "a volume that is there": {"spec__volumeName": "others"},
+            "a volume that nobody made for it": {"spec__storageClassName": ""},
+            "a volume by its labels": {"spec__selector": {"matchLabels": {"a": "b"}}},
+            "a copy of a volume": {"spec__dataSource": CLAIM},
+        }.items()
+    ),
     # --- what leads to a container
     applied("an address taken", service(), "no addresses", spec__externalIPs=["192.0.2.1"]),
     applied("a Service of others' pods", service(), "no addresses", spec__selector={"app": "x"}),
     applied("an address chosen", service(), "no addresses", spec__loadBalancerIP="192.0.2.1"),
     applied("a port of all nodes", service(), "no addresses", spec__type="NodePort"),
+    applied(
+        "another port of all nodes",
+        service(FOUR),
+        "no addresses",
+        spec__externalTrafficPolicy="Local",
+        spec__healthCheckNodePort=30123,
+    ),
+    applied(
+        "an address chosen by an annotation",
+        service(),
+        "no other labels",
+        metadata__annotations={"metallb.universe.tf/loadBalancerIPs": "192.0.2.1"},
+    ),
+    applied(
+        "out of others' sight",
+        service(),
+        "no other labels",
+        metadata__labels={"service.kubernetes.io/service-proxy-name": ""},
+    ),
     applied("a host name of others", ingress(), "host name", spec__rules__0__host="example.org"),
+    applied("a certificate of others", ingress(), "host name", spec__tls__0__hosts=["example.org"]),
+    applied("a certificate of all", ingress(), "host name", spec__tls__0={"hosts": []}),
+    applied("another Secret's", ingress(), "host name", spec__tls__0__secretName="keys"),
     applied(
         "a snippet of configuration",
         ingress(),
-        "host name",
+        "no other labels",
         metadata__annotations={"nginx.ingress.kubernetes.io/configuration-snippet": "x"},
     ),
     applied(
@@ -226,26 +278,30 @@ BY_POLICY = [
         spec__defaultBackend={"service": {"name": "web", "port": {"number": 443}}},
     ),
     applied("out to everywhere", policy(), "private networks", spec__egress=[{}]),
-    applied(
-        "out to all addresses",
-        policy(),
-        "private networks",
-        spec__egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}],
+    *(
+        out_to(f"out to {cidr}", {"cidr": cidr})
+        for cidr in (
+            *("0.0.0.0/0", "128.0.0.0/1", "10.0.0.0/8", "169.254.169.254/32"),
+            *("::/0", "2000::/3", "64:ff9b::/96", "fd00:ec2::254/128"),
+        )
     ),
-    applied(
-        "out to half of all addresses",
-        policy(),
-        "private networks",
-        spec__egress=[{"to": [{"ipBlock": {"cidr": "128.0.0.0/1"}}]}],
-    ),
-    applied(
-        "out to all addresses of IPv6",
-        policy(),
-        "private networks",
-        spec__egress=[{"to": [{"ipBlock": {"cidr": "::/0"}}]}],
+    *(
+        out_to(
+            f"out to {net} of {block['cidr']}",
+            {"cidr": block["cidr"], "except": [each for each in block["except"] if each != net]},
+        )
+        for block in INTERNET
+        for net in block["except"]
     ),
     applied(
         "out to all pods", policy(), "private networks", spec__egress__0__to__0__podSelector={}
+    ),
+    applied("out to all of DNS", policy(), "private networks", spec__egress__0__ports=None),
+    applied(
+        "out to more of DNS",
+        policy(),
+        "private networks",
+        spec__egress__0__ports=[{"port": 53}, {"port": 9153}],
     ),
     applied("in as one likes", policy(), "private networks", spec__policyTypes=["Egress"]),
     applied(
@@ -262,6 +318,20 @@ BY_POLICY = [
     pod_of("the node's memory", "nothing of its node", hostIPC=True),
     pod_of("a node of its choice", "nothing of its node", nodeName="node-amd64"),
     pod_of("a runtime of its choice", "nothing of its node", runtimeClassName="trusted"),
+    pod_of("nodes of its choice", "nothing of its node", nodeSelector={"a": "b"}),
+    pod_of("a scheduler of its choice", "nothing of its node", schedulerName="mine"),
+    *(
+        applied(
+            f"{kind} of its choice",
+            workload(),
+            "no other labels",
+            **{f"spec__template__metadata__{kind}__{name}": "x"},
+        )
+        for kind, name in (
+            ("labels", "k8s-app"),
+            ("annotations", "k8s.v1.cni.cncf.io/networks"),
+        )
+    ),
     pod_of("a token", "nothing of its node", automountServiceAccountToken=True),
     pod_of("another account", "nothing of its node", serviceAccountName="other"),
     pod_of("first of all", "nothing of its node", priorityClassName="system-node-critical"),
@@ -308,6 +378,18 @@ BY_POLICY = [
     ),
     in_container("a port of the node", ports=[{"containerPort": 80, "hostPort": 80}]),
     in_container("no bounds", "has limits", resources={}),
+    in_container(
+        "a device",
+        "no devices",
+        **dict.fromkeys(
+            ("resources__limits__example.org/gpu", "resources__requests__example.org/gpu"), "1"
+        ),
+    ),
+    in_container("variables of another Secret", envFrom=[{"secretRef": {"name": "tls"}}]),
+    in_container(
+        "a variable of another Secret",
+        env=[{"name": "a", "valueFrom": {"secretKeyRef": {"name": "tls", "key": "tls.key"}}}],
+    ),
     pod_of(
         "a second container",
         "is one container",
@@ -405,6 +487,7 @@ def account(running_kubernetes: Kubernetes) -> Identity:
             await here.backend.create(TWO)
         async with Api(running_kubernetes.admin) as kube:
             await kube.create("/api/v1/namespaces", {"metadata": {"name": FOREIGN}})
+            await kube.create("/api/v1/namespaces", manifests.namespace(HERE, FOUR, ""))
             made = {"metadata": {"name": "theirs"}, "spec": {"ports": [{"port": 1}]}}
             await kube.create(f"/api/v1/namespaces/{FOREIGN}/services", made)
 
@@ -492,6 +575,28 @@ async def test_everything_that_the_control_plane_does_is_let_through(
     one = spec()
     async with running(guarded) as here:
         await live(here, one)
+
+
+def test_what_operators_choose_is_let_through(kubernetes: Kubernetes, guarded: Identity) -> None:
+    options = manifests.Options(
+        storage_class="fast",
+        ingress_class="nginx",
+        service_type="ClusterIP",
+        tls_issuer="issuer",
+        open_networks=(kube_policy.OPEN_NETWORK,),
+    )
+    nodes = [ip_network("8.8.8.8/32"), ip_network("2001:4860::/64")]
+    for made in (
+        manifests.network_policy(HERE, FOUR, options, nodes),
+        manifests.volume_claim(HERE, FOUR, options),
+        manifests.workload(HERE, FOUR, options, run=True),
+        manifests.service(HERE, FOUR, options),
+        manifests.web_service(HERE, FOUR),
+        manifests.ingress(HERE, FOUR, options),
+    ):
+        assert made is not None
+        answer = ask(guarded, applied("", made, ""))
+        assert answer.status_code in (200, 201), answer.text
 
 
 def test_nobody_else_is_kept_from_anything(kubernetes: Kubernetes, guarded: Identity) -> None:
