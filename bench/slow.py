@@ -6,7 +6,7 @@
 The crowd is a process of its own at 127.0.0.2: clients that say nothing, whose heads or
 bodies drip, who read 1 KiB of a large file a second, WebSockets that read nothing, and
 event streams. A byte a second keeps each alive; one that is turned away or closed comes
-back five seconds later, for ever. Meanwhile a client at 127.0.0.1 asks for a file of 1 KiB,
+back some five seconds later, for ever. Meanwhile a client at 127.0.0.1 asks for a file of 1 KiB,
 in turns on a connection that it keeps and on a new one. The figures are milliseconds
 for an answer, in turns with the crowd there and without.
 """
@@ -17,6 +17,7 @@ import argparse
 import heapq
 import json
 import os
+import random
 import selectors
 import socket
 import statistics
@@ -111,7 +112,7 @@ class Crowd:
             sock.connect_ex(self._place)
         except OSError:
             sock.close()
-            self._in(number, AGAIN_SECONDS)
+            self._in(number, AGAIN_SECONDS * random.uniform(0.5, 1.5))
             return
         self.counts["connects"] += 1
         self._sockets[number] = sock
@@ -144,7 +145,7 @@ class Crowd:
             self._selector.unregister(sock)
         sock.close()
         self.counts["closed"] += 1
-        self._in(number, AGAIN_SECONDS)
+        self._in(number, AGAIN_SECONDS * random.uniform(0.5, 1.5))
 
 
 @contextmanager
