@@ -39,7 +39,7 @@ from podman_here import inspect
 from podman_stage import Stage, stage
 
 from control.compute.backend import Port, Spec
-from control.compute.podman import fence
+from control.compute.podman import fence, shapes
 from control.compute.podman.shapes import interface_prefix
 
 #: In a container.
@@ -151,7 +151,7 @@ def link_of(spec: Spec, here: Stage) -> str:
     interface = f"{interface_prefix(here.cluster)}{spec.id}"
     for line in Path("/proc/net/if_inet6").read_text().splitlines():
         words = line.split()
-        if words[-1] == interface:
+        if words[-1] == interface and words[0].startswith("fe80"):
             return str(ipaddress.IPv6Address(int(words[0], 16)))
     raise AssertionError(f"no address of {interface}")
 
@@ -171,6 +171,9 @@ async def main(directory: Path) -> None:
     resolv_conf.write_text(f"nameserver {RESOLVER}\n")
     fence.RESOLVERS = (resolv_conf,)
     story: dict[str, Any] = {}
+    # Ours have IPv4 alone, and what keeps IPv6 from them shall be tried all the same.
+    body = shapes.network_body
+    shapes.network_body = lambda *words, **more: {**body(*words, **more), "ipv6_enabled": True}
     with machine():
         async with (
             stage(directory / "stage") as here,

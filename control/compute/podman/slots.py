@@ -109,7 +109,7 @@ class Slots:
             tried = 0
             for step in range(self._count):
                 number = (file.next + step) % self._count
-                if number in taken:
+                if number in taken or self._is_foreign(self._base + number):
                     continue
                 tried += 1
                 if tried < PORTS_TRIED and not self._can_listen(self._base + number):
@@ -120,8 +120,6 @@ class Slots:
         raise BackendUnavailable(f"All {self._count} SSH ports are in use.")
 
     def _can_listen(self, port: int) -> bool:
-        if self._is_foreign(port):
-            return False
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
