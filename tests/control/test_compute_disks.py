@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from control.compute.backend import BackendUnavailable
+from control.compute.podman import syscalls
 from control.compute.podman.disks import GIB, UID_END, USERS, Disks
 
 BASE = 0x70000000
@@ -33,6 +37,59 @@ async def test_a_disk_that_takes_no_more_files_is_told_in_a_sentence(tmp_path: P
 
         with pytest.raises(BackendUnavailable, match=says):
             await disks.in_thread(fail)
+
+
+async def test_a_large_file_is_deleted_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, threads = os.unlink, []
+
+    def noted(*words: Any, **more: Any) -> None:
+        threads.append(threading.current_thread())
+        unlink(*words, **more)
+
+    monkeypatch.setattr(os, "unlink", noted)
+    (tmp_path / "0badcafe.5.ext4.new").touch()
+    with pytest.raises(BackendUnavailable, match="no room"):
+        await Disks(tmp_path, "abcd", BASE, MANY_GB).open("0badcafe", 1)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    assert not os.listdir(tmp_path)
+
+
+def test_a_disk_says_whose_it_is(tmp_path: Path) -> None:
+    for name, words in (("00000001", ["-L", "gfs-aaaaaaaaaaaa"]), ("00000002", [])):
+        file = tmp_path / f"{name}.1.ext4"
+        subprocess.run(["mkfs.ext4", "-q", *words, file, "2M"], check=True)
+    (tmp_path / "00000003.1.ext4.new").touch()
+    assert Disks(tmp_path, "a" * 16, BASE, 0).owners() == {"00000001"}
+    assert Disks(tmp_path, "b" * 16, BASE, 0).owners() == set()
+
+
+def test_a_disk_that_is_deleted_meanwhile_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = Disks(tmp_path, "abcd", BASE, 0)
+    monkeypatch.setattr(disks, "_files", lambda: [(tmp_path / "gone.1.ext4", "gone", 1)])
+    assert disks.room_gb() > 0
+    assert disks.owners() == set()
+
+
+def test_without_a_list_of_calls_no_container_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "listed.json"
+    monkeypatch.setattr(syscalls, "LISTS", (listed,))
+    with pytest.raises(BackendUnavailable, match="package golang-github-containers-common"):
+        syscalls.write_profile(str(tmp_path))
+    listed.write_text('{"syscalls": []}')
+    written = syscalls.write_profile(str(tmp_path))
+    before = written.stat()
+    assert syscalls.write_profile(str(tmp_path)).stat() == before
+    listed.write_text('{"syscalls": [{"names": ["mount", "read"], "action": "SCMP_ACT_ALLOW"}]}')
+    syscalls.write_profile(str(tmp_path))
+    assert "read" in written.read_text()
+    assert sorted(tmp_path.iterdir()) == [listed, written]
 
 
 def test_room_is_what_is_free_beside_the_reserve_and_what_disks_have(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,7 +32,7 @@ from control.compute.backend import (
     Port,
     Spec,
 )
-from control.compute.podman import fence, shapes
+from control.compute.podman import fence, shapes, watching
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 
@@ -367,6 +368,44 @@ def test_only_what_is_ours_and_in_no_record_is_removed(here: Here, user: User) -
         assert sorted(left_of(LABEL_CLUSTER, foreign)) == sorted(kept)
     finally:
         remove(left_of(LABEL_CLUSTER, foreign))
+
+
+async def test_a_disk_that_podman_knows_nothing_of_is_seen_and_can_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LIST_SECONDS", 0.5)
+    disks = tmp_path / "stage" / "disks"
+    async with stage(tmp_path / "stage", cluster="a" * 16) as here:
+        disks.mkdir(exist_ok=True)
+        for name, label in (("0badcafe", "gfs-aaaaaaaaaaaa"), ("0badf00d", "gfs-bbbbbbbbbbbb")):
+            run("mkfs.ext4", "-q", "-L", label, str(disks / f"{name}.1.ext4"), "2M")
+        await here.seen.until(lambda: "0badcafe" in here.seen.sightings, "a disk")
+        assert here.seen.sightings["0badcafe"].phase == "stopped"
+        await here.backend.delete("0badcafe", "")
+        await here.seen.until(lambda: "0badcafe" not in here.seen.sightings, "its end")
+        assert "0badf00d" not in here.seen.sightings
+        # Another installation's.
+        assert os.listdir(disks) == ["0badf00d.1.ext4"]
+
+
+async def test_a_container_of_an_older_version_whose_root_is_this_machines_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = shapes.container_body
+
+    def as_before(*words: Any) -> dict[str, Any]:
+        made = body(*words)
+        del made["userns"], made["idmappings"]
+        return made
+
+    async with stage(tmp_path / "stage") as here:
+        with monkeypatch.context() as patched:
+            patched.setattr(shapes, "container_body", as_before)
+            spec = await here.run()
+        assert here.seen.sightings[spec.id].reason == watching.AS_ROOT
+        assert caplog.text.count(f"{spec.id}: {watching.AS_ROOT}") == 1
+        other = await here.run()
+        assert here.seen.sightings[other.id].reason == ""
 
 
 async def test_several_containers_have_the_same_port_each_on_its_own_address(

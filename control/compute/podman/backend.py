@@ -191,6 +191,7 @@ class Podman:
             self._cluster,
             _Keeping(watch, self._slots),
             self._ports,
+            self._disks.all_owners,
         )
         try:
             async with trio.open_nursery() as nursery:

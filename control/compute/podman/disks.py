@@ -29,6 +29,7 @@ import errno
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,6 +59,8 @@ ETC = {
 }
 #: As many as the driver's calls at once, and those who ask what is used.
 THREADS = 24
+#: Where ext4 has the label of a file system.
+LABEL_AT = 1024 + 0x78
 #: linux/fcntl.h, linux/fs.h
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -153,6 +156,8 @@ class Disks:
     def __init__(self, directory: Path, cluster: str, uid_base: int, reserve_gb: int) -> None:
         self._directory = directory
         self._cluster = cluster
+        #: Of each file system; ext4 has 16 bytes for it.
+        self._label = f"gfs-{cluster[:12]}"
         self._uid_base = uid_base
         self._reserve_bytes = reserve_gb * GIB
         self._threads = trio.CapacityLimiter(THREADS)
@@ -172,6 +177,9 @@ class Disks:
         except OSError as error:
             raise BackendUnavailable(_cannot_use(error)) from error
 
+    async def all_owners(self) -> set[str]:
+        return await self.in_thread(self.owners)
+
     async def used_bytes(self, container_id: str) -> int | None:
         """None if it is not mounted."""
         mounted = self._directory / container_id
@@ -189,7 +197,10 @@ class Disks:
         self._make_directory()
         status = os.statvfs(self._directory)
         free = status.f_bavail * status.f_frsize - self._reserve_bytes
-        taken = sum(file.stat().st_blocks * 512 for file, _, _ in self._files())
+        taken = 0
+        for file, _, _ in self._files():
+            with contextlib.suppress(FileNotFoundError):  # It is deleted just now.
+                taken += file.stat().st_blocks * 512
         return max(0, free + taken) // GIB
 
     async def open(self, container_id: str, gb: int, bytes_to_copy: int = 0) -> Disk:
@@ -233,7 +244,7 @@ class Disks:
         await self.close(container_id)
         for file, name, _ in self._files():
             if name == container_id:
-                await self.in_thread(file.unlink)
+                await self._delete(file)
 
     async def hold_run(self, disk: Disk, *directories: Path) -> None:
         """From here on what is written to these is on the disk, and nothing of the last run
@@ -277,7 +288,7 @@ class Disks:
         self._make_directory()
         for left, owner, _ in self._files():
             if owner == container_id:
-                left.unlink()
+                await self._delete(left)
         number = self._free_number()
         file = self._directory / f"{container_id}.{number}{SUFFIX}"
         unfinished = Path(f"{file}{UNFINISHED}")
@@ -294,14 +305,19 @@ class Disks:
             finally:
                 os.close(descriptor)
             # Reserved for this machine's root: a container whose disk is full can start.
-            options = ("-q", "-F", "-m", "1", "-E", "nodiscard,lazy_itable_init=1")
+            options: tuple[str, ...] = ("-q", "-F", "-m", "1", "-E", "nodiscard,lazy_itable_init=1")
+            options += ("-L", self._label)
             await self._run("mkfs.ext4", *options, unfinished)
             os.rename(unfinished, file)
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(unfinished)
+            with trio.CancelScope(shield=True):
+                await self._delete(unfinished)
             raise
         return file, number
+
+    async def _delete(self, file: Path) -> None:
+        """The blocks of many gigabytes are given back for as long as a second."""
+        await self.in_thread(partial(file.unlink, missing_ok=True))
 
     def _make_directory(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -315,6 +331,17 @@ class Disks:
                 number, _, suffix = rest.partition(".")
                 if number.isdecimal() and suffix.startswith(SUFFIX[1:]):
                     found.append((self._directory / name, owner, int(number)))
+        return found
+
+    def owners(self) -> set[str]:
+        """Containers whose disks this installation has made, for a thread. Those of an older
+        version do not say whose they are: another's may be in the same directory."""
+        found = set()
+        for file, owner, _ in self._files():
+            with contextlib.suppress(FileNotFoundError), file.open("rb") as opened:
+                opened.seek(LABEL_AT)
+                if opened.read(16).rstrip(b"\0") == self._label.encode():
+                    found.add(owner)
         return found
 
     def _find(self, container_id: str) -> tuple[Path, int] | None:

@@ -109,6 +109,14 @@ class GraphDriver(msgspec.Struct, rename="pascal"):
     data: dict[str, str] | None = None
 
 
+class IdMappings(msgspec.Struct):
+    users: list[str] | None = msgspec.field(name="UidMap", default=None)
+
+
+class HostConfig(msgspec.Struct):
+    mappings: IdMappings | None = msgspec.field(name="IDMappings", default=None)
+
+
 class Volume(msgspec.Struct, rename="pascal"):
     mountpoint: str
 
@@ -122,10 +130,17 @@ class Inspected(msgspec.Struct, rename="pascal"):
     network_settings: NetworkSettings
     restart_count: int = 0
     graph_driver: GraphDriver | None = None
+    host_config: HostConfig | None = None
 
     @property
     def runs(self) -> bool:
         return self.state.status in ("running", "paused")
+
+    @property
+    def has_own_users(self) -> bool:
+        """None of them is this machine's root: an older version did not see to that."""
+        mappings = self.host_config and self.host_config.mappings
+        return bool(mappings and mappings.users)
 
     @property
     def address(self) -> str:
@@ -184,15 +199,15 @@ def network_body(cluster: str, spec: Spec, isolate: str = "strict") -> dict[str,
     }
 
 
-def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path | None) -> dict[str, Any]:
+def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[str, Any]:
     """
     Args:
-        seccomp: A file that says which calls of the kernel it may make; None: Podman's own.
+        seccomp: A file that says which calls of the kernel it may make.
     """
     name = resource_name(cluster, spec.id)
     memory = spec.memory_mb * 1024 * 1024
     users = [{"container_id": 0, "host_id": disk.uid, "size": USERS}]
-    body = {
+    return {
         "name": name,
         "image": spec.image,
         "hostname": spec.id,
@@ -234,10 +249,8 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path | None) -
         "cap_drop": ["ALL"],
         "cap_add": CAPABILITIES,
         "no_new_privileges": True,
+        "seccomp_profile_path": str(seccomp),
     }
-    if seccomp is not None:
-        body["seccomp_profile_path"] = str(seccomp)
-    return body
 
 
 def _bind(source: Path, destination: str, *options: str) -> dict[str, Any]:

@@ -8,14 +8,19 @@ most ways out of containers were found. A login takes none of it.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from control.compute.backend import BackendUnavailable
 
 __all__ = ["write_profile"]
 
 FILE = "seccomp.json"
 #: The one that an administrator wrote comes first, as with Podman.
 LISTS = (Path("/etc/containers/seccomp.json"), Path("/usr/share/containers/seccomp.json"))
+PACKAGE = "golang-github-containers-common (Debian, Ubuntu) or containers-common (others)"
 REFUSED = frozenset(
     {
         # It has its flags in memory, where they cannot be looked at: C libraries then take
@@ -40,14 +45,24 @@ REFUSED = frozenset(
 CLONE_NEW = 0x7E020000
 
 
-def write_profile(directory: str) -> Path | None:
-    """The file for ``seccomp_profile_path``; None where Podman's own list is not a file: it
-    uses that then."""
+def write_profile(directory: str) -> Path:
+    """The file for ``seccomp_profile_path``. It is replaced as a whole, and only if the list
+    that it is made of was changed: others may be reading it.
+
+    Raises BackendUnavailable: there is no list.
+    """
     source = next((path for path in LISTS if path.exists()), None)
     if source is None:
-        return None
+        raise BackendUnavailable(
+            f"There is no list of the kernel's calls that containers may make ({LISTS[-1]}), so "
+            f"none is started. It is in the package {PACKAGE}."
+        )
+    text = json.dumps(_without_namespaces(json.loads(source.read_bytes())))
     path = Path(directory) / FILE
-    path.write_text(json.dumps(_without_namespaces(json.loads(source.read_bytes()))))
+    if not path.exists() or path.read_text() != text:
+        with tempfile.NamedTemporaryFile("w", dir=directory, delete=False) as new:
+            new.write(text)
+        os.replace(new.name, path)
     return path
 
 

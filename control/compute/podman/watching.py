@@ -4,7 +4,8 @@ One stream of events for all containers says which of them to look at; what is t
 always what was then seen. A stream that ends (Podman's service was restarted) is opened
 anew and everything listed again; so it is every :data:`LIST_SECONDS` besides, since of some
 things Podman has no event: a volume removed by hand, a container whose conmon was
-killed and that ends unnoticed.
+killed and that ends unnoticed. A disk of which Podman knows nothing is listed, too: what is in
+no record is deleted.
 
 Podman says nothing of a container while it does something with it, and filling new
 volumes takes as long as its user has given it to copy. So nobody waits for another's:
@@ -16,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -56,6 +57,7 @@ AGAIN_SECONDS = 0.2
 AGAIN_SECONDS_MAX = 10.0
 #: What cannot be looked at now.
 LOOK_AGAIN_SECONDS = 0.5
+AS_ROOT = "its root is this machine's, since an older version started it: stop and start it"
 EVENT_BYTES_MAX = 1024 * 1024
 #: Podman knows of an end within less, if it ever does.
 UNNOTICED_SECONDS = 5.0
@@ -77,6 +79,7 @@ class Watching:
 
     Args:
         ports: Where a container's ports are reached, and a remark about them.
+        disks: Whose disks there are.
     """
 
     def __init__(
@@ -86,12 +89,14 @@ class Watching:
         cluster: str,
         watch: Watch,
         ports: Callable[[str], tuple[str, str]],
+        disks: Callable[[], Awaitable[set[str]]],
     ) -> None:
         self._service = service
         self._api = api
         self._cluster = cluster
         self._watch = watch
         self._ports = ports
+        self._disks = disks
         self._users: dict[str, str] = {}
         #: Which to look at, and when, by trio's clock.
         self._due: dict[str, float] = {}
@@ -182,6 +187,8 @@ class Watching:
         for kind in KINDS:
             for found in await self._api.find(kind, self._cluster):
                 users[found.labels[LABEL_CONTAINER]] = found.labels.get(LABEL_USER, "")
+        for container_id in await self._disks():
+            users.setdefault(container_id, self._users.get(container_id, ""))
         self._users = {**self._users, **users}
         limiter = trio.CapacityLimiter(LISTED_AT_ONCE)
 
@@ -270,8 +277,9 @@ class Watching:
         )
         if told.phase == "initializing" and told.reason:
             self.touch(container_id, RESTART_GRACE_SECONDS)
-        if told.phase == "running" and remark:
-            told = msgspec.structs.replace(told, reason=remark)
+        if told.phase == "running":
+            remarks = [remark, "" if seen is None or seen.has_own_users else AS_ROOT]
+            told = msgspec.structs.replace(told, reason="; ".join(filter(None, remarks)))
         self._watch.seen(told)
 
     async def _left(self, container_id: str) -> bool:
@@ -279,7 +287,7 @@ class Watching:
             for found in await self._api.find(kind, self._cluster, container_id, LOOK_SECONDS):
                 self._users[container_id] = found.labels.get(LABEL_USER, "")
                 return True
-        return False
+        return container_id in await self._disks()
 
     def _is_unnoticed(self, container_id: str, seen: Inspected) -> bool:
         pid, now = seen.state.pid, trio.current_time()
@@ -306,6 +314,8 @@ class Watching:
         self._deaths.expect(container_id, seen.state.pid)
         run = _run(seen)
         if run not in (self._answering.get(container_id), self._asking.get(container_id)):
+            if not seen.has_own_users:
+                log.warning("podman: %s: %s", container_id, AS_ROOT)
             self._asking[container_id] = run
             nursery.start_soon(self._await_answer, container_id, run)
 
