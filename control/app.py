@@ -180,7 +180,8 @@ class ControlApp(QuartTrio):
         while True:
             await trio.sleep(SWEEP_SECONDS)
             try:
-                self.control.volatile.sweep(time.time())
+                for facts in (self.control.volatile, self.control.logins):
+                    await facts.sweep_all(time.time())
             except (GfsError, OSError) as error:
                 # A full disk, say. Nothing that is lost with these facts is worth an end.
                 log.warning("shared facts that are over were not removed: %s", error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from control.identity.credentials import Credentials
@@ -34,6 +34,9 @@ class Control:
     #: There while the process serves; not before.
     records: Records
     volatile: Volatile
+    #: Failed logins. Not with the rest, of which one user can make so much that all of it is
+    #: begun anew.
+    logins: Volatile
     keys: SigningKeys
     credentials: Credentials
     #: What users have in files.
@@ -96,23 +99,20 @@ class Control:
             schemas += [schema for schema in kind.schemas if schema not in schemas]
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = self.settings
-        self.records = Records.open(
-            self.directory / "records",
-            schemas,
-            map_bytes=settings.map_bytes,
-            sync=settings.sync,
-        )
-        try:
+        with ExitStack() as stack:
+            self.records = Records.open(
+                self.directory / "records",
+                schemas,
+                map_bytes=settings.map_bytes,
+                sync=settings.sync,
+            )
+            stack.callback(self.records.close)
             self.volatile = Volatile.open(self.directory / "volatile")
-            try:
-                self.ledger = Ledger.open(self.directory / "usage", map_bytes=settings.map_bytes)
-                try:
-                    self.keys = SigningKeys.open(self.directory / "keys")
-                    self.credentials = Credentials(self.records, self.keys)
-                    yield
-                finally:
-                    self.ledger.close()
-            finally:
-                self.volatile.close()
-        finally:
-            self.records.close()
+            stack.callback(self.volatile.close)
+            self.logins = Volatile.open(self.directory / "logins")
+            stack.callback(self.logins.close)
+            self.ledger = Ledger.open(self.directory / "usage", map_bytes=settings.map_bytes)
+            stack.callback(self.ledger.close)
+            self.keys = SigningKeys.open(self.directory / "keys")
+            self.credentials = Credentials(self.records, self.keys)
+            yield

@@ -1,8 +1,8 @@
 """Facts that the worker processes of one machine share and may lose.
 
-The progress of transfers and failed logins: written often, from every worker,
-and of no use after a while. They are kept in an LMDB file of their own that is
-never synced, so writing a fact costs microseconds and is done on the loop's
+The progress of transfers and failed logins, each in a directory of its own: written
+often, from every worker, and of no use after a while. They are kept in an LMDB file
+that is never synced, so writing a fact costs microseconds and is done on the loop's
 thread. The facts outlive any process, ``kill -9`` included, since the kernel
 has the pages. A power cut may leave the file torn. Therefore whoever opens it
 while nobody else has it open looks through it first, with a checker that does
@@ -36,6 +36,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import lmdb
 import msgspec
+import trio
 
 from gfs.errors import DiskFailed, DiskFull, InvalidArgument, StartupError
 
@@ -52,8 +53,8 @@ CHECKED_BYTES_MAX = 32 * 1024**2
 READERS_MAX = 1024
 #: add() keeps the newest; no limit on logins is that high, the one just added aside.
 TIMES_MAX = 101
-#: What one sweep looks at, some milliseconds.
-SWEPT_ROWS_MAX = 10_000
+#: What one piece of a sweep looks at, a few milliseconds if all of it has expired.
+SWEPT_ROWS_MAX = 2_000
 OPEN_SECONDS = 30.0
 
 _KEY_BYTES_MAX = 500
@@ -66,7 +67,8 @@ class Volatile:
 
     A fact has a kind (a short name in the code) and a key (any text). Times are
     wall-clock seconds, ``time.time()``, since they are compared over processes.
-    Every method is done at once and may raise DiskFull or DiskFailed. For one thread.
+    Every method but ``sweep_all`` is done at once; all may raise DiskFull or DiskFailed.
+    For one thread.
     """
 
     def __init__(self, directory: Path, map_bytes: int) -> None:
@@ -189,9 +191,9 @@ class Volatile:
         self._run(lambda txn: txn.delete(_key(kind, key)), write=True)
 
     def sweep(self, now: float) -> int:
-        """Remove facts that have expired; how many. To be called now and then.
+        """Remove facts that have expired; how many.
 
-        Looks at 10,000 facts at most and goes on from there the next time.
+        Looks at 2,000 facts at most and goes on from there the next time.
         """
         if self._file != _identity(self._directory):
             self._renew("another process replaced it")
@@ -207,6 +209,15 @@ class Volatile:
             return gone
 
         return self._run(work, write=True) if expired else 0
+
+    async def sweep_all(self, now: float) -> None:
+        """Look at every fact once, in pieces. To be called now and then: what was not looked
+        at would be as much as somebody writes."""
+        self._swept = b""
+        self.sweep(now)
+        while self._swept:
+            await trio.lowlevel.checkpoint()
+            self.sweep(now)
 
     def close(self) -> None:
         """Close the file. May be called twice."""

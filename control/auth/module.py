@@ -52,7 +52,7 @@ class Auth(Module):
         """Make the first administrator if there is no user. Then nothing is left to do."""
         control, settings = self.control, self.control.settings
         self._login.failures = Failures(
-            control.volatile, settings.login_failures, settings.login_window_seconds
+            control.logins, settings.login_failures, settings.login_window_seconds
         )
         await self._passwords.prepare()
         await make_first_admin(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from control.auth.first_start import FILE_NAME
 from control.identity import users as people
 from control.identity.rows import users
 from control.records import Txn
+from control.volatile import Volatile
 
 DAY = 24 * 3600
 
@@ -187,9 +189,27 @@ async def test_no_more_failures_than_the_limit_are_told_at_once(tmp_path: Path) 
         assert sorted(statuses) == [401] * 5 + [429] * 15
 
 
+async def test_what_users_have_written_down_pushes_out_no_failed_logins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer for each id that one makes up, until the file is full and begun anew."""
+    small = functools.partial(Volatile.open, map_bytes=1024**2)
+    monkeypatch.setattr(Volatile, "open", small)
+    async with running(tmp_path, login_failures=1) as server:
+        answer = await server.call("POST", "/api/login", username="ada", password="no")
+        assert answer.status_code == 401
+        facts = server.app.control.volatile
+        facts.put("transfer", "first", b"", ttl_seconds=DAY)
+        for number in range(100):
+            facts.put("transfer", str(number), bytes(32 * 1024), ttl_seconds=DAY)
+        assert facts.get("transfer", "first", bytes) is None
+        answer = await server.call("POST", "/api/login", username="ada", password="no")
+        assert answer.status_code == 429
+
+
 async def test_workers_count_failures_together(tmp_path: Path) -> None:
     async with running(tmp_path, login_failures=4) as server:
-        place = str(server.control / "volatile")
+        place = str(server.control / "logins")
         command = [sys.executable, "-c", FAIL_THREE_TIMES, place]
         await trio.run_process(command)
         for username, status in (("ada", 401), ("ada", 429), ("bob", 401)):

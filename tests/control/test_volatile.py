@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,18 @@ def test_a_sweep_removes_what_has_expired(facts: Volatile, monkeypatch: pytest.M
     left = [n for n in range(25) if facts.get("k", f"{n:02}", Progress, now=NOW + 0.5)]
     assert left == list(range(1, 25, 2))
     assert [facts.sweep(NOW + 1) for _ in range(3)] == [10, 2, 0]
+
+
+async def test_all_that_has_expired_is_swept_at_once_and_in_pieces(
+    facts: Volatile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volatile_module, "SWEPT_ROWS_MAX", 10)
+    for number in range(95):
+        facts.put("k", str(number), Progress(number), ttl_seconds=number % 2, now=NOW)
+    facts.sweep(NOW - 1)
+    with trio.testing.assert_checkpoints():
+        await facts.sweep_all(NOW + 0.5)
+    assert facts._environment.stat()["entries"] == 47
 
 
 def test_a_fact_has_a_limit(facts: Volatile) -> None:
