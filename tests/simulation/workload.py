@@ -580,7 +580,7 @@ class Actor:
     async def churn(self, fs: Client) -> None:
         """A small file, replaced and deleted as fast as that goes. What is left of it goes
         as fast, in however many orders."""
-        began, path, before = trio.current_time(), f"/{self.name}", self._garbage()
+        began, path = trio.current_time(), f"/{self.name}"
         for _ in range(CHURNS):
             number = self.number()
             data, attributes = content(self.chance, 10), {MADE_BY: str(number)}
@@ -591,17 +591,19 @@ class Actor:
             if self.chance.random() < 0.3:
                 delete = fs.delete(path, now=True)
                 await self.told(Delete(self.number(), split(path)), delete, lambda _: None)
+        # Not what others replace meanwhile.
+        replaced = set(self._garbage())
         await self._rest(CHURNED_SECONDS)
-        left = self._garbage() - before
+        left = sum(handle in replaced for handle in self._garbage())
         if left > CHURNS and self._is_calm(began):
             raise Violation(f"{CHURNED_SECONDS:g} s after {CHURNS} files {left} replicas are left")
 
-    def _garbage(self) -> int:
-        """How many replicas there are of no file."""
+    def _garbage(self) -> list[int]:
+        """The handle of each replica of no file."""
         cluster = self._cluster
         chunks = read_metadata(cluster.directory).chunks
         paths = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
-        return sum(handle_of(path) not in chunks for path in paths)
+        return [handle for path in paths if (handle := handle_of(path)) not in chunks]
 
     # --- writing in place ----------------------------------------------------------------------
 
