@@ -27,8 +27,9 @@ FILE = Path(package.__file__).with_name("admission.yaml")
 NAME = "policies"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 START_SECONDS = 120.0
-#: What an operator has opened, in admission.yaml as well.
+#: What an operator has in the settings, and in admission.yaml as well.
 OPEN_NETWORK = ip_network("10.1.2.0/24")
+STORAGE_CLASS = "fast"
 #: The account as if it had all rights.
 ALMIGHTY = {
     "Impersonate-User": "system:serviceaccount:gfs-control:gfs-control",
@@ -60,11 +61,14 @@ def in_force(server: Server) -> Iterator[None]:
 
 
 def documents() -> list[dict[str, Any]]:
-    """The policy and its binding, with an operator's network, and with what a newer API
+    """The policy and its binding, with an operator's settings, and with what a newer API
     server would fill in."""
     policy, binding = yaml.safe_load_all(FILE.read_text())
-    (opened,) = (each for each in policy["spec"]["variables"] if each["name"] == "open_networks")
+    opened, classes = policy["spec"]["variables"][:2]
+    assert (opened["name"], classes["name"]) == ("open_networks", "storage_classes")
     opened["expression"] = f'["{OPEN_NETWORK}"]'
+    # The first is this cluster's default: what a claim has that names none.
+    classes["expression"] = f'["standard", "{STORAGE_CLASS}"]'
     constraints = policy["spec"]["matchConstraints"]
     constraints |= {"namespaceSelector": {}, "objectSelector": {}, "matchPolicy": "Equivalent"}
     for rule in constraints["resourceRules"]:

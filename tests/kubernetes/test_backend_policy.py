@@ -233,6 +233,7 @@ BY_POLICY = [
         for name, change in {
             "a volume that is there": {"spec__volumeName": "others"},
             "a volume that nobody made for it": {"spec__storageClassName": ""},
+            "a volume of another class": {"spec__storageClassName": "manual"},
             "a volume by its labels": {"spec__selector": {"matchLabels": {"a": "b"}}},
             "a copy of a volume": {"spec__dataSource": CLAIM},
         }.items()
@@ -579,7 +580,7 @@ async def test_everything_that_the_control_plane_does_is_let_through(
 
 def test_what_operators_choose_is_let_through(kubernetes: Kubernetes, guarded: Identity) -> None:
     options = manifests.Options(
-        storage_class="fast",
+        storage_class=kube_policy.STORAGE_CLASS,
         ingress_class="nginx",
         service_type="ClusterIP",
         tls_issuer="issuer",
