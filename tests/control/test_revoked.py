@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import jwt
 import pytest
 import trio
+import trio.testing
 from checks import (
     bearer,
     children,
@@ -37,10 +39,16 @@ from compute_cloud import ComputeCloud
 from harness import GFS
 from sockets import Client, websocket
 
+from control.errors import Unauthorized
+from control.http.socket import CLOSE_SECONDS
+from control.watch import Watch
+
 MIB = 1024 * 1024
 #: More than the buffers of both systems take, so that a slow reader's server waits.
 FILE_BYTES = 32 * MIB
-#: It is promised within 5 s; the machine may be busy.
+#: Within which what is open ends; see test_an_end_is_noticed_within_the_time_promised.
+PROMISED_SECONDS = 5.0
+#: With two real processes on a machine that may be busy nothing is measured.
 SECONDS = 30.0
 
 
@@ -258,6 +266,37 @@ async def opened(person: Person, token: str) -> AsyncIterator[Streams]:
         yield streams
 
 
+async def test_an_end_is_noticed_within_the_time_promised(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """By a clock that a busy machine does not slow: requests that begin at any time, and whose
+    credential ends at any time. (That the app asks all of them: the test below.)"""
+    late: list[float] = []
+
+    def ask(call: Any) -> Unauthorized | None:
+        return Unauthorized() if call.ends_at <= trio.current_time() else None
+
+    watch = Watch(ask)
+
+    async def request(begins_after: float, lasts: float) -> None:
+        await trio.sleep(begins_after)
+        call = mock.Mock(ends_at=trio.current_time() + lasts)
+        noticed = trio.Event()
+        watch.begin(call, call, lambda refusal: noticed.set())
+        await noticed.wait()
+        late.append(trio.current_time() - call.ends_at)
+
+    async with trio.open_nursery() as watching:
+        watching.start_soon(watch.run)
+        async with trio.open_nursery() as requests:
+            for number in range(400):
+                requests.start_soon(request, number % 20 / 8, number // 20 / 4)
+        watching.cancel_scope.cancel()
+    assert len(late) == 400
+    # The close frame of a WebSocket is waited for.
+    assert max(late) + CLOSE_SECONDS <= PROMISED_SECONDS
+
+
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_what_is_open_ends_with_its_credential(pair: ComputeCloud, way: Way) -> None:
     person = Person(pair)
@@ -266,23 +305,23 @@ async def test_what_is_open_ends_with_its_credential(pair: ComputeCloud, way: Wa
     with trio.fail_after(2 * SECONDS):
         async with AsyncExitStack() as stack:
             with stopped(here):
-                streams = await stack.enter_async_context(opened(person, token))
+                # The first, so that it is looked at no later than the others.
                 untouched = await stack.enter_async_context(
                     websocket(httpx.URL(pair.url).port or 0, "/compute/ws", person.other)
                 )
                 await untouched.receive()
+                streams = await stack.enter_async_context(opened(person, token))
             with stopped(there):
                 await trio.to_thread.run_sync(end)
-            began = trio.current_time()
             codes = (4403,) if way is narrowed_account else (4401,)
             if way is deleted_user:
                 codes = (4401, 1011, 1000)  # the container may end before it is noticed
             await streams.end(codes)
-            print(f"{way.__name__}: all has ended after {trio.current_time() - began:.1f} s")
-            if way in (logout, ended_by_an_administrator, revoked_token, deleted_account):
-                with trio.move_on_after(0):
-                    await untouched.receive()
-                assert untouched.close_code is None, "another session has ended as well"
+            if way not in (new_password_by_command, deleted_user, rotated_key):
+                path = f"/compute/containers/{person.container}/stop"
+                await trio.to_thread.run_sync(person.call, "POST", path, person.other)
+                while (await untouched.json())["data"].get("status") != "stopped":
+                    pass
     if way is not rotated_key:
         with with_token(pair.url, token) as client:
             status = 403 if way is narrowed_account else 401
