@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from control.quota import usage
 from control.quota.limits import Limits
-from control.quota.usage import USAGE, Change, Crowded, Reservation, reservations
+from control.quota.usage import USAGE, Change, Crowded, Reservation, Trash, reservations
 from control.records import Records, RecordsFailed, Txn
-from gfs.errors import GfsError, StartupError
+from gfs.errors import DiskFull, GfsError, StartupError
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,15 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SETTLE_SECONDS = 30.0
 #: An upload that grows waits so long for those to give way that began after it.
 CROWDED_SECONDS = 10.0
+#: Uploads leave the rest to deletions, which make room.
+MAP_SHARE_MAX = 0.9
 #: From the first look to the longest pause between two.
 CROWDED_POLL_SECONDS = (0.05, 1.0)
+
+
+def boot_seconds() -> float:
+    """Since the machine was booted, as the store was begun. Nobody sets that clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Lock:
@@ -65,18 +72,22 @@ class Lock:
 class Ledger:
     """The usage of all users, shared by all processes of the machine. See :meth:`open`."""
 
-    def __init__(self, directory: Path, records: Records) -> None:
+    def __init__(self, directory: Path, records: Records, map_bytes: int) -> None:
         self.records = records
+        self._map_bytes = map_bytes
         self.process = secrets.token_hex(6)
         #: Held by the one process that recounts.
         self.recounting = Lock(directory / "recount.lock")
         self._processes = directory / "processes"
+        #: SPACE.PROCESS.NUMBER, empty: a deletion that could not be written into the store.
+        self._marks = directory / "marks"
         self._life = Lock(self._processes / f".{self.process}")
         self._numbers = itertools.count(1)
         #: What ended while the store could not be written.
         self._abandoned: dict[str, Reservation] = {}
-        #: Storage namespaces where something was done that could not be entered.
-        self._doubts: set[str] = set()
+        #: Storage namespaces where something was done that could not be entered, and the marks
+        #: that say so.
+        self._doubts: dict[str, set[Path]] = {}
 
     @classmethod
     def open(cls, directory: Path, *, map_bytes: int) -> Ledger:
@@ -87,14 +98,15 @@ class Ledger:
         """
         try:
             boot = directory / BOOT_ID.read_text("ascii").strip()
-            (boot / "processes").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("processes", "marks"):
+                (boot / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             for other in directory.iterdir():
                 if other != boot:
                     shutil.rmtree(other, ignore_errors=True)
             records = Records.open(boot, [USAGE], map_bytes=map_bytes, sync=False)
         except OSError as error:
             raise StartupError(f"{directory}: cannot be used: {error}") from error
-        ledger = cls(boot, records)
+        ledger = cls(boot, records, map_bytes)
         try:
             ledger._begin()
         except BaseException:
@@ -131,12 +143,32 @@ class Ledger:
         finally:
             await claim.end()
 
-    def abandon(self, row: Reservation, *, is_done: bool) -> None:
-        """End it as soon as that can be written. ``is_done``: it was carried out, and that
-        could not be entered."""
+    def abandon(self, row: Reservation, *, is_done: bool, mark: Path | None = None) -> None:
+        """End it as soon as that can be written. ``is_done``: it was, or may have been, carried
+        out, and that could not be entered."""
         self._abandoned[row.id] = row
         if is_done:
-            self._doubts.add(row.space_id)
+            self._doubts.setdefault(row.space_id, set()).update([] if mark is None else [mark])
+
+    def mark(self, row: Reservation) -> Path | None:
+        """Say of a deletion, beside a store that is full, that it is under way: an empty file
+        takes no room where names have some. None: not even that."""
+        path = self._marks / f"{row.space_id}.{row.id}"
+        try:
+            path.touch(mode=0o600)
+        except OSError as error:
+            log.warning("a deletion cannot be written down, and goes on: %s", error)
+            return None
+        return path
+
+    def check_room(self, txn: Txn) -> None:
+        """Raises DiskFull, while deletions still fit."""
+        used = txn.used_bytes()
+        if used > MAP_SHARE_MAX * self._map_bytes:
+            raise DiskFull(
+                f"what is known of users' files takes {used} bytes of the {self._map_bytes} that "
+                "it may have: raise map_bytes, and restart all processes on this state"
+            )
 
     # --- upkeep ---------------------------------------------------------------------------
 
@@ -145,13 +177,22 @@ class Ledger:
         for id_, row in list(self._abandoned.items()):
             await self.records.write(_ending(row))
             del self._abandoned[id_]
-        for space_id in list(self._doubts):
-            await self.records.write(partial(usage.doubt, space_id=space_id))
-            self._doubts.discard(space_id)
+        while self._doubts:
+            space_id, marks = self._doubts.popitem()
+            try:
+                await self.records.write(partial(usage.doubt, space_id=space_id))
+            except BaseException:
+                self._doubts.setdefault(space_id, set()).update(marks)
+                raise
+            _unlink(marks)
         for process in self._others():
             with self._owned(process) as is_dead:
                 if is_dead:
                     await self.records.write(partial(usage.end_process, process=process))
+                    for mark in list(self._marks.glob(f"*.{process}.*")):
+                        space_id = mark.name.partition(".")[0]
+                        await self.records.write(partial(usage.doubt, space_id=space_id))
+                        _unlink([mark])
 
     def _others(self) -> list[str]:
         """Processes with a file or with something under way."""
@@ -178,6 +219,10 @@ class Claim:
         self._row = Reservation(id_, user_id, space_id, began_ns=time.time_ns())
         #: Nothing of it is written, or not any more.
         self._is_over = True
+        self._is_refused = False
+        #: What was entered as going to the trash.
+        self._thrown: Trash | None = None
+        self._mark: Path | None = None
 
     @property
     def bytes(self) -> int:
@@ -206,13 +251,38 @@ class Claim:
                 pause = min(2 * pause, pause_max)
         return await self._set(row, limits)
 
-    async def publish(self, files: int, length: int, limits: Limits | None) -> None:
+    async def publish(self, files: int, length: int, limits: Limits) -> None:
         """The same, right before the file system is asked to carry it out."""
         await self._set(replace(self._with(files, length), is_publishing=True), limits)
+
+    async def publish_deletion(
+        self, owner: str, length: int, limits: Limits, trash_seconds: float
+    ) -> bool:
+        """The same, for the deletion of a file of ``owner``, whose ``limits`` these are. Whether
+        it goes to the trash, or has no room there."""
+        self._is_over = False
+        row = replace(self._row, is_publishing=True)
+        now = boot_seconds()
+        thrown = Trash.of(owner, 1, length, now, trash_seconds)
+
+        def decide(txn: Txn) -> tuple[Reservation, bool]:
+            return usage.reserve(txn, row), usage.throw_away(txn, thrown, limits, now)
+
+        try:
+            self._row, is_kept = await self._ledger.records.write(decide)
+        except DiskFull:
+            # Deletions make room, and so go on working.
+            self._mark = self._ledger.mark(row)
+            self._row = row
+            return True
+        if is_kept:
+            self._thrown = thrown
+        return is_kept
 
     def refused(self) -> None:
         """The file system did not carry it out."""
         self._row = replace(self._row, is_publishing=False)
+        self._is_refused = True
 
     async def settle(self, changes: Iterable[Change], is_there: Callable[[], bool]) -> None:
         """Enter what was done. Never fails for that: it is done."""
@@ -227,7 +297,9 @@ class Claim:
                 raise
             except GfsError as error:
                 log.warning("a storage namespace has to be counted anew: %s", error)
-                self._ledger.abandon(row, is_done=True)
+                self._ledger.abandon(row, is_done=True, mark=self._mark)
+            else:
+                self._unmark()
         self._is_over = True
 
     async def end(self) -> None:
@@ -236,21 +308,48 @@ class Claim:
             return
         with trio.CancelScope(shield=True):
             try:
-                await self._ledger.records.write(_ending(self._row), seconds=SETTLE_SECONDS)
+                await self._ledger.records.write(self._end, seconds=SETTLE_SECONDS)
             except RecordsFailed:
                 raise
             except GfsError as error:
                 log.warning("a reservation cannot be ended yet: %s", error)
-                self._ledger.abandon(self._row, is_done=False)
+                self._ledger.abandon(self._row, is_done=self._is_marked, mark=self._mark)
+            else:
+                self._unmark()
+
+    @property
+    def _is_marked(self) -> bool:
+        """Nobody knows whether it was done, and the store does not know of it."""
+        return self._mark is not None and not self._is_refused
+
+    def _end(self, txn: Txn) -> None:
+        _ending(self._row)(txn)
+        if self._is_marked:
+            usage.doubt(txn, self._row.space_id)
+        if self._is_refused and self._thrown is not None:
+            usage.take_back(txn, self._thrown)
+
+    def _unmark(self) -> None:
+        if self._mark is not None:
+            _unlink([self._mark])
 
     def _with(self, files: int, length: int) -> Reservation:
         return replace(self._row, files=files, bytes=length)
 
-    async def _set(self, row: Reservation, limits: Limits | None) -> None:
+    async def _set(self, row: Reservation, limits: Limits) -> None:
+        def decide(txn: Txn) -> Reservation:
+            self._ledger.check_room(txn)
+            return usage.reserve(txn, row, limits)
+
         self._is_over = False  # or may be
-        self._row = await self._ledger.records.write(lambda txn: usage.reserve(txn, row, limits))
+        self._row = await self._ledger.records.write(decide)
 
 
 def _ending(row: Reservation) -> Callable[[Txn], None]:
     work = usage.lose if row.is_publishing else usage.release
     return partial(work, reservation_id=row.id)
+
+
+def _unlink(marks: Iterable[Path]) -> None:
+    for mark in marks:
+        mark.unlink(missing_ok=True)

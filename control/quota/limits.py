@@ -59,7 +59,19 @@ class Override(msgspec.Struct, array_like=True, frozen=True):
 
 overrides = Table("limits", Override, key=lambda row: row.user_id)
 
-QUOTA = Schema("quota", 1, [overrides])
+
+class Floor(msgspec.Struct, array_like=True, frozen=True):
+    """What a user had in files a minute ago, for the time after the machine's next boot until
+    all is counted."""
+
+    user_id: str
+    files: int
+    bytes: int
+
+
+floors = Table("floors", Floor, key=lambda row: row.user_id)
+
+QUOTA = Schema("quota", 1, [overrides, floors])
 
 
 def limits_of(txn: Txn, user_id: str, defaults: Limits) -> Limits:

@@ -43,7 +43,7 @@ import msgspec
 from msgspec.structs import replace
 
 from control.errors import Conflict, QuotaReached, TooManyRequests
-from control.quota.limits import Limits, check_quota
+from control.quota.limits import Floor, Limits, check_quota
 from control.records import Schema, Table, Txn
 
 #: An upload of unknown length reserves ahead: at most so much, and no more than this share
@@ -104,6 +104,13 @@ class Trash(msgspec.Struct, array_like=True, frozen=True):
     id: str
     files: int = 0
     bytes: int = 0
+
+    @classmethod
+    def of(cls, user_id: str, files: int, length: int, now: float, seconds: float) -> Trash:
+        """Deleted ``now``, in a file system that keeps that for so many ``seconds``."""
+        part = max(TRASH_SECONDS_MIN, math.ceil(seconds / TRASH_PARTS))
+        until = math.ceil((now + seconds) / part) * part if seconds else 0
+        return cls(f"{user_id}/{until}", files, length)
 
 
 class Touch(msgspec.Struct, array_like=True, frozen=True):
@@ -382,13 +389,6 @@ def _add_trash(txn: Txn, thrown: Trash, sign: int) -> None:
     trash.put(txn, replace(row, files=files, bytes=length))
 
 
-def thrown(user_id: str, files: int, length: int, now: float, trash_seconds: float) -> Trash:
-    """A deletion ``now``, of a file system that keeps what was deleted for so long."""
-    part = max(TRASH_SECONDS_MIN, math.ceil(trash_seconds / TRASH_PARTS))
-    until = math.ceil((now + trash_seconds) / part) * part if trash_seconds else 0
-    return Trash(f"{user_id}/{until}", files, length)
-
-
 # --- storage namespaces -----------------------------------------------------------------
 
 
@@ -406,6 +406,33 @@ def doubt(txn: Txn, space_id: str) -> None:
         states.put(txn, replace(row, doubts=row.doubts + 1))
 
 
+def throw_away_space(
+    txn: Txn, space_id: str, limits_of: Callable[[str], Limits], now: float, seconds: float
+) -> bool:
+    """As :func:`drop_space`; and whether the trash of all who had files in it has room for them,
+    for so many ``seconds``. Asked again, it says the same, until :func:`forget_purge`."""
+    purge = Count(f"p/{space_id}", 1)
+    if counts.get(txn, purge.name) is None:
+        going: list[Trash] = []
+        for row in list(counts.scan(txn, prefix=f"o/{space_id}/")):
+            owner = row.name.split("/", 2)[2]
+            theirs = Trash.of(owner, max(0, row.files), max(0, row.bytes), now, seconds)
+            if not throw_away(txn, theirs, limits_of(owner), now):
+                counts.put(txn, purge)
+                break
+            going.append(theirs)
+        if counts.get(txn, purge.name) is not None:
+            for theirs in going:
+                take_back(txn, theirs)
+    drop_space(txn, space_id)
+    return counts.get(txn, purge.name) is None
+
+
+def forget_purge(txn: Txn, space_id: str) -> None:
+    """It is deleted."""
+    counts.delete(txn, f"p/{space_id}")
+
+
 def drop_space(txn: Txn, space_id: str) -> None:
     """It was deleted, with all that was in it."""
     _uncredit(txn, space_id)
@@ -421,6 +448,12 @@ def doubtful(txn: Txn) -> list[str]:
     """Storage namespaces that have to be counted."""
     found = {row.space_id for row in reservations.by(txn, "lost", "yes")}
     return sorted(found | {row.space_id for row in states.by(txn, "doubtful", "yes")})
+
+
+def know_floors(txn: Txn, floors: Iterable[Floor]) -> None:
+    """After a boot: nobody has less than that, until all is counted."""
+    for floor in floors:
+        counts.put(txn, Count(f"f/{floor.user_id}", floor.files, floor.bytes))
 
 
 def is_uncounted(txn: Txn) -> bool:

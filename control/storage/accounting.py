@@ -8,6 +8,7 @@ go in it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
 from functools import partial
@@ -15,16 +16,19 @@ from functools import partial
 import trio
 
 from control.quota import Change, Ledger, Tally, usage
-from control.records import Records, Txn
+from control.quota.limits import Floor, floors
+from control.records import Records, RecordsFailed, Txn
 from control.storage.permission import owner_of
 from control.storage.rows import Space, spaces
 from gfs.client import Client, Entry
 from gfs.errors import (
     AlreadyExists,
+    Busy,
     ChunkUnavailable,
     DirectoryNotEmpty,
     DiskFull,
     FileChanged,
+    GfsError,
     InvalidArgument,
     InvalidName,
     IsADirectory,
@@ -47,6 +51,34 @@ PUBLISHING_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 
+#: Taking away folders that a deletion left empty goes on for so long when its client has left.
+PRUNE_SECONDS = 10.0
+#: Users whose counts are looked at before others are served.
+PAGE_ROWS = 256
+#: Empty folders taken away after one walk.
+EMPTY_MAX = 10_000
+
+
+async def prune(fs: Client, directory: str, folder: str) -> None:
+    """Take away ``folder`` of the storage namespace in ``directory``, and those above it, as far
+    as they are empty; for good, since there is nothing to be undeleted.
+
+    Exactly those: in place of one that another deletion took away there may be a file by now.
+    """
+    try:
+        while folder:
+            full = f"{directory}/{folder}"
+            there = await fs.stat(full)
+            if there.kind != "directory":
+                return
+            await fs.delete(full, expect=there.inode, now=True)
+            folder = folder.rpartition("/")[0]
+    except (DirectoryNotEmpty, FileChanged, NotFound, NotADirectory):
+        pass
+    except GfsError as error:
+        log.info("an empty folder stays: %s", error)
+
+
 def change_of(entry: Entry, *, came: bool) -> Change:
     return Change(entry.inode, owner_of(entry), entry.length, came)
 
@@ -59,12 +91,17 @@ class Recounts:
         self._ledger = ledger
 
     async def know_all(self) -> None:
-        """Have every storage namespace counted that this boot's store does not know."""
+        """Have every storage namespace counted that this boot's store does not know. If it knows
+        none, the machine was booted just now: then nobody has less than was remembered."""
         with self._ledger.read() as txn:
             known = {state.space_id for state in usage.states.scan(txn)}
         missing = [space.id for space in self._spaces() if space.id not in known]
+        with self._records.read() as records:
+            remembered = [] if known else list(floors.scan(records))
 
         def know(txn: Txn) -> None:
+            if missing and not usage.states.count(txn):
+                usage.know_floors(txn, remembered)
             for space_id in missing:
                 usage.know_space(txn, space_id, is_counted=False)
 
@@ -88,33 +125,83 @@ class Recounts:
         await write(usage.forget_walks)
         there = {space.id: space for space in self._spaces()}
         for space_id in space_ids:
-            begun = await write(partial(usage.begin_recount, space_id=space_id))
-            if begun.lost:
-                await trio.sleep(UNDERWAY_SECONDS)
-                await fs.status()  # the master lives, and has seen what came before
-            tally = Tally()
-            space = there.get(space_id)
-            if space is not None:
-                await self._walk(fs, space, tally)
-            if not await self._published(space_id):
-                log.warning("a storage namespace cannot be counted yet: uploads do not end")
+            try:
+                await self._count_one(fs, space_id, there.get(space_id))
+            except RecordsFailed:
+                raise
+            except GfsError as error:
+                log.warning("a storage namespace cannot be counted yet: %s", error)
                 is_whole = False
-                continue
-            exists = partial(self._exists, space)
-            await write(
-                partial(
-                    usage.end_recount, space_id=space_id, begun=begun, tally=tally, is_there=exists
-                )
-            )
         return is_whole
 
+    async def _count_one(self, fs: Client, space_id: str, space: Space | None) -> None:
+        write = self._ledger.records.write
+        begun = await write(partial(usage.begin_recount, space_id=space_id))
+        if begun.lost:
+            await trio.sleep(UNDERWAY_SECONDS)
+            await fs.status()  # the master lives, and has seen what came before
+        tally = Tally()
+        if space is not None:
+            await self._walk(fs, space, tally)
+        if not await self._published(space_id):
+            raise Busy("uploads into it do not end")
+        exists = partial(self._exists, space)
+        await write(
+            partial(usage.end_recount, space_id=space_id, begun=begun, tally=tally, is_there=exists)
+        )
+
+    async def remember(self) -> None:
+        """Write down what users have, for the time after the next boot, unless another process
+        is at it or counts."""
+        if not self._ledger.recounting.take():
+            return
+        try:
+            after: str | None = ""
+            while after is not None:
+                after = await self._remember_some(after)
+        finally:
+            self._ledger.recounting.close()
+
+    async def _remember_some(self, after: str) -> str | None:
+        """Of users above ``after``. The last one, or None: all were looked at."""
+        with self._ledger.read() as counted, self._records.read() as txn:
+            if usage.is_uncounted(counted):
+                return None
+            known = itertools.islice(floors.scan(txn, after=after), PAGE_ROWS)
+            ids = {row.user_id for row in known}
+            start = f"u/{after}" if after else ""
+            page = itertools.islice(usage.counts.scan(counted, prefix="u/", after=start), PAGE_ROWS)
+            ids |= {row.name.partition("/")[2] for row in page}
+            some = sorted(ids)[:PAGE_ROWS]
+            now = [(id_, usage.used_by(counted, id_)) for id_ in some]
+            rows = [Floor(id_, used.files, used.bytes) for id_, used in now]
+            changed = [row for row in rows if floors.get(txn, row.user_id) != row]
+
+        def write(txn: Txn) -> None:
+            for row in changed:
+                floors.put(txn, row)
+                if not (row.files or row.bytes):
+                    floors.delete(txn, row.user_id)
+
+        if changed:
+            await self._records.write(write)
+        await trio.lowlevel.checkpoint()
+        return some[-1] if len(some) == PAGE_ROWS else None
+
     async def _walk(self, fs: Client, space: Space, tally: Tally) -> None:
+        """And take away empty folders: what made them so was killed before it could."""
+        empty: set[str] = set()
         try:
             async for entry in fs.walk(space.directory):
+                empty.discard(entry.path.rpartition("/")[0])
                 if entry.kind == "file":
                     tally.add(entry.inode, owner_of(entry), entry.length)
+                else:
+                    empty.add(entry.path)
         except NotFound:
-            pass  # deleted just now, or not made yet
+            return  # deleted just now, or not made yet
+        for path in sorted(empty)[:EMPTY_MAX]:
+            await prune(fs, space.directory, path.removeprefix(f"{space.directory}/"))
 
     async def _published(self, space_id: str) -> bool:
         """Wait for what was publishing there when the walk ended."""

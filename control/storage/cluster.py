@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS_MIN = 0.2
 BACKOFF_SECONDS_MAX = 5.0
+#: The master's default.
+TRASH_SECONDS = 3 * 86400.0
 
 
 class Cluster:
@@ -38,6 +40,8 @@ class Cluster:
         self._fs: Client | None = None
         #: Set when it is connected for the first time.
         self.connected = trio.Event()
+        #: How long what is deleted can be undeleted, as far as the master said so.
+        self.trash_seconds = TRASH_SECONDS
 
     @property
     def fs(self) -> Client:
@@ -47,6 +51,12 @@ class Cluster:
                 "the storage does not answer right now: try again later", {"Retry-After": "5"}
             )
         return self._fs
+
+    async def learn(self) -> None:
+        """Ask the master for what deletions have to know."""
+        status = await self.fs.status()
+        if status.role == "master":
+            self.trash_seconds = status.trash_ms / 1000
 
     async def hold(self) -> None:
         """Be connected until cancelled, whatever happens to the cluster.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -23,12 +22,12 @@ from control.module import Content, Module, Route, UsageOf, UserDeletion
 from control.records import RecordsFailed, Schema
 from control.runtime import Control
 from control.storage import download, listing
-from control.storage.accounting import REFUSALS, Recounts, change_of
+from control.storage.accounting import PRUNE_SECONDS, REFUSALS, Recounts, change_of, prune
 from control.storage.cluster import Cluster, as_answers
 from control.storage.media import OCTETS
 from control.storage.multipart import FIELD, FORM, is_form
 from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
-from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove
+from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove, owner_of
 from control.storage.progress import Listening, Transfers
 from control.storage.rows import STORAGE, Space, disown, usage
 from control.storage.spaces import Spaces
@@ -54,9 +53,6 @@ from control.storage.upload import Uploads, Wish
 from gfs.blocks import KIB
 from gfs.client import Entry
 from gfs.errors import (
-    DirectoryNotEmpty,
-    DiskFull,
-    FileChanged,
     GfsError,
     NotADirectory,
     NotFound,
@@ -71,6 +67,8 @@ CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
 #: How soon it is found that a process died, and what it had under way is looked into.
 RECOUNT_SECONDS = 1.0
+#: What users have is written down so often, for the next boot of the machine.
+FLOOR_SECONDS = 60.0
 #: A chunkserver heard from within this time counts as there.
 HEARTBEAT_MS = 30_000
 #: JSON of a listing that is sent at once.
@@ -144,11 +142,15 @@ class Storage(Module):
     async def _recount(self, recounts: Recounts, counted: trio.Event) -> None:
         """Keep what users have right, whatever dies. ``counted``: once it was looked at."""
         await self.cluster.connected.wait()
+        remember_at = trio.current_time() + FLOOR_SECONDS
         while True:
             try:
                 await self.control.ledger.tidy()
                 await recounts.count_doubtful(self.cluster.fs)
                 counted.set()
+                if trio.current_time() >= remember_at:
+                    remember_at = trio.current_time() + FLOOR_SECONDS
+                    await recounts.remember()
             except RecordsFailed:
                 raise  # and with it this process ends
             except (GfsError, ApiError, OSError) as error:
@@ -158,6 +160,7 @@ class Storage(Module):
     async def _repair(self) -> None:
         await self.cluster.connected.wait()
         try:
+            await self.cluster.learn()
             await self.spaces.repair()
         except RecordsFailed:
             raise  # and with it this process ends
@@ -472,44 +475,27 @@ class Storage(Module):
             raise NoSuchThing(f"{path} does not exist")
         may_remove(call, space, entry)
         await self._delete_file(space, path, entry)
-        await self._prune(space, path)
         return Done(last_segment(path))
 
     async def _delete_file(self, space: Space, path: str, entry: Entry) -> None:
         """Not given up when the client leaves now: then nobody would know how it ended."""
+        fs, owner = self.cluster.fs, owner_of(entry)
         async with self.control.ledger.claim("", space.id) as claim:
-            # With a full disk that cannot be written down, and deletions go on working.
-            with contextlib.suppress(DiskFull):
-                await claim.publish(0, 0, None)
+            is_kept = await claim.publish_deletion(
+                owner, entry.length, self.control.limits_of(owner), self.cluster.trash_seconds
+            )
             with as_answers(path), trio.CancelScope(shield=True):
                 try:
-                    await self.cluster.fs.delete(entry.path, expect=entry.inode)
+                    await fs.delete(entry.path, expect=entry.inode, now=not is_kept)
                 except REFUSALS:
                     claim.refused()
                     raise
+                # Before it is entered: whoever is killed here has the storage namespace
+                # counted, and that takes empty folders away.
+                with trio.move_on_after(PRUNE_SECONDS):
+                    await prune(fs, space.directory, path.rpartition("/")[0])
                 exists = partial(self.spaces.still_exists, space)
                 await claim.settle([change_of(entry, came=False)], exists)
-
-    async def _prune(self, space: Space, path: str) -> None:
-        """Take away the folders that ``path`` was the last file of.
-
-        Exactly those: in place of one that another deletion took away there may be a
-        file by now.
-        """
-        fs = self.cluster.fs
-        folder = path.rpartition("/")[0]
-        try:
-            while folder:
-                full = f"{space.directory}/{folder}"
-                there = await fs.stat(full)
-                if there.kind != "directory":
-                    return
-                await fs.delete(full, expect=there.inode)
-                folder = folder.rpartition("/")[0]
-        except (DirectoryNotEmpty, FileChanged, NotFound, NotADirectory):
-            pass
-        except GfsError as error:
-            log.info("an empty folder stays: %s", error)
 
     def _readable(self, call: Call, name: str) -> Space:
         space = self.spaces.get(name)

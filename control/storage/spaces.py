@@ -37,8 +37,9 @@ from control.call import Call
 from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
 from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_target
 from control.quota import limits_of
+from control.quota.ledger import boot_seconds
 from control.quota.limits import check_quota
-from control.quota.usage import count, drop_space, know_space
+from control.quota.usage import count, forget_purge, know_space, throw_away_space
 from control.records import Records, RecordsFailed, Taken, Txn
 from control.runtime import Control
 from control.storage.cluster import Cluster
@@ -209,9 +210,20 @@ class Spaces:
 
     async def _finish_deletion(self, space: Space) -> None:
         # Whoever had files in it has their room again from here on.
-        await self._control.ledger.records.write(partial(drop_space, space_id=space.id))
+        ledger = self._control.ledger.records
+        is_kept = await ledger.write(
+            partial(
+                throw_away_space,
+                space_id=space.id,
+                limits_of=self._control.limits_of,
+                now=boot_seconds(),
+                seconds=self._cluster.trash_seconds,
+            )
+        )
         with contextlib.suppress(NotFound):
-            await self._cluster.fs.delete(space.directory, recursive=True)
+            await self._cluster.fs.delete(space.directory, recursive=True, now=not is_kept)
+        if not is_kept:
+            await ledger.write(partial(forget_purge, space_id=space.id))
         await self._records.write(lambda txn: _remove(txn, space))
 
     # --- repair -------------------------------------------------------------------

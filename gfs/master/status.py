@@ -105,4 +105,5 @@ def status_reply(master: Master, txn: Txn, after: list[str]) -> StatusReply:
         metadata=metadata_space(master),
         certificate_until_ns=master.certificate_until_ns(),
         more=more,
+        trash_ms=int(master.settings.trash_seconds * 1000),
     )

@@ -475,6 +475,8 @@ class StatusReply(Message, tag=19):
     replication: int = 0
     repair_paused: bool = False
     more: bool = False
+    #: How long what is deleted now can be undeleted; told by masters, not by shadows.
+    trash_ms: int = 0
 
 
 class FsckPage(Message, tag=20):

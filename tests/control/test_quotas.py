@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import select
 import signal
 import time
@@ -304,6 +305,32 @@ def test_lowered_limits_take_nothing_away(several: Cloud, user: tuple[httpx.Clie
     ok(put(client, space, "g", 1))
 
 
+def test_the_trash_has_no_more_of_a_user_than_his_quota(
+    several: Cloud, user: tuple[httpx.Client, str]
+) -> None:
+    client, user_id = user
+    space, other, third = (space_of(client) for _ in range(3))
+    allow(several, user_id, bytes=100)
+
+    async def trash() -> list[str]:
+        async with gfs.connect(state=several.cluster.state) as fs:
+            found = [e.path async for e in fs.trash(ROOT)]
+        return sorted(re.sub(r"\.[0-9a-f]{8}", "", path.removeprefix(ROOT)) for path in found)
+
+    for name in ("a", "b", "c"):
+        ok(put(client, space, f"folder/{name}", 45))
+        ok(client.delete(f"/storage/{space}/folder/{name}"))
+    kept = {f"/{space}/folder/a", f"/{space}/folder/b"}
+    # The third is gone for good, and so are folders, which nobody would undelete.
+    assert {path for path in trio.run(trash) if f"/{space}/" in path} == kept
+    for name, size in ((other, 11), (third, 10)):
+        ok(put(client, name, "f", size))
+        ok(client.delete(f"/storage/namespaces/{name}"))
+    found = trio.run(trash)
+    assert f"/{other}" not in found
+    assert f"/{third}" in found
+
+
 # --- the command line -------------------------------------------------------------------
 
 
@@ -341,6 +368,9 @@ def test_a_recount_by_hand_finds_what_others_did(
             await fs.put(bytes(500), f"{directory}/c", attributes={"owner": user_id})
             await fs.put(bytes(700), f"{directory}/d")
             await fs.put(bytes(900), f"{directory}/e", attributes={"owner": "x" * 500})
+            # As a process leaves them that is killed while it deletes.
+            await fs.mkdir(f"{directory}/empty/in/here", parents=True)
+            await fs.put(b"", f"{directory}/not/empty/f")
 
     trio.run(behind_its_back)
     assert used(client) == (2, 20)
@@ -349,7 +379,14 @@ def test_a_recount_by_hand_finds_what_others_did(
     assert f"{name}: 2 files, 510 bytes (were 2 and 20)" in told
     assert used(client) == (2, 510)
     [count] = [s["count"] for s in ok(client.get("/storage/namespaces")) if s["name"] == space]
-    assert count == 4
+    assert count == 5
+
+    async def folders() -> list[str]:
+        async with gfs.connect(state=several.cluster.state) as fs:
+            return [e.path async for e in fs.walk(ROOT) if e.kind == "directory"]
+
+    below = [path.partition(f"/{space}.")[2].partition("/")[2] for path in trio.run(folders)]
+    assert [path for path in below if path] == ["not", "not/empty"]
     assert "nothing has changed" in several.cluster.gfs("control", "recount").stdout.decode()
 
 

@@ -20,8 +20,10 @@ import control.storage.listing
 import control.storage.module
 import control.storage.spaces
 import gfs
+from control.quota.usage import count
 from control.records import RecordsFailed
 from control.storage import Storage
+from control.storage.accounting import Recounts
 from control.storage.progress import State
 from control.storage.rows import ROOT, Space, spaces
 from gfs.client import Client, Entry
@@ -118,6 +120,52 @@ async def halfway(
 
 
 # --- crashes ------------------------------------------------------------------------------
+
+
+async def test_no_folder_stays_when_the_client_leaves_during_a_deletion(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(cluster) as (server, storage, fs):
+        user = await user_of(server)
+        name = await make(server, user)
+        ok(await upload(server, user, f"{name}/a/b/f", b"x"))
+        space = row_of(storage, name)
+        assert space is not None
+        entry = await fs.stat(f"{space.directory}/a/b/f")
+        real = Client.delete
+
+        async def delete(self: Client, path: str, **options: Any) -> None:
+            await real(self, path, **options)
+            scope.cancel()
+
+        monkeypatch.setattr(Client, "delete", delete)
+        with trio.CancelScope() as scope:
+            await storage._delete_file(space, "a/b/f", entry)
+        assert await fs.list(space.directory) == []
+
+
+async def test_what_cannot_be_counted_keeps_nothing_else_from_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(cluster) as (server, storage, fs):
+        user = await user_of(server)
+        rows = [row_of(storage, await make(server, user)) for _ in range(3)]
+        made = [row for row in rows if row is not None]
+        for row in made:
+            await fs.put(b"x", f"{row.directory}/f")
+        real = Client.walk
+
+        async def walk(self: Client, path: str = "/") -> AsyncGenerator[Entry, None]:
+            if path == made[1].directory:
+                raise DiskFailed("a disk failed")
+            async for entry in real(self, path):
+                yield entry
+
+        monkeypatch.setattr(Client, "walk", walk)
+        recounts = Recounts(storage.control.records, storage.control.ledger)
+        assert not await recounts.count(fs, [row.id for row in made])
+        with storage.control.ledger.read() as txn:
+            assert [count(txn, "s", row.id).files for row in made] == [1, 0, 1]
 
 
 async def test_a_row_without_its_directory_gets_one(cluster: Cluster) -> None:
