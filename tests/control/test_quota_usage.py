@@ -457,7 +457,7 @@ async def test_what_a_dead_process_reserved_is_free_unless_it_was_publishing(
 ) -> None:
     alive = Ledger.open(tmp_path, map_bytes=2**24)
     # Of one process no two can open the file; that it is locked is what counts.
-    dying = Ledger(alive.recounting.path.parent, alive.records)
+    dying = Ledger(alive.recounting.path.parent, alive.records, 2**24)
     dying._begin()
     await alive.records.write(lambda txn: usage.know_space(txn, "s", is_counted=True))
     for number, is_publishing in enumerate((False, True)):
