@@ -2,9 +2,11 @@
 
 A request goes one way: the router finds its :class:`Route`; the credential that
 came with it is verified; :func:`control.identity.access.decide` is asked whether
-it may; the body is decoded if it is JSON; the handler runs; its answer, or its
-error, becomes the response. Everything that all routes have in common is here
-and nowhere else: errors as JSON, CORS, ``HEAD``, health and metrics.
+it may; the body is decoded if it is JSON, and the credential asked for again, since
+that may take a minute; the handler runs; its answer, or its error, becomes the
+response. What a handler changes for good it changes by :meth:`Call.write`, which asks
+in the transaction. Everything that all routes have in common is here and nowhere else:
+errors as JSON, CORS, ``HEAD``, health and metrics.
 
 Quart's request context is not pushed: handlers get a :class:`Call`, and a small
 request costs a fifth less without it. Hooks of Quart extensions do not run.
