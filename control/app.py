@@ -4,9 +4,9 @@ A request goes one way: the router finds its :class:`Route`; the credential that
 came with it is verified; :func:`control.identity.access.decide` is asked whether
 it may; the body is decoded if it is JSON, and the credential asked for again, since
 that may take a minute; the handler runs; its answer, or its error, becomes the
-response. Credentials, users and containers are changed by :meth:`Call.write`, which
-asks in the transaction, too. Everything that all routes have in common is here and nowhere else:
-errors as JSON, CORS, ``HEAD``, health and metrics.
+response. Credentials and users are changed, and containers made, in a transaction that
+asks once more (:meth:`Call.write`). Everything that all routes have in common is here
+and nowhere else: errors as JSON, CORS, ``HEAD``, health and metrics.
 
 Quart's request context is not pushed: handlers get a :class:`Call`, and a small
 request costs a fifth less without it. Hooks of Quart extensions do not run.
