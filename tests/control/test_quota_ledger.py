@@ -19,6 +19,8 @@ from gfs.errors import DiskFull
 
 KIB = 1024
 MIB = 1024 * KIB
+#: Small, and not so small that the pages of one transaction matter.
+MAP_BYTES = 8 * MIB
 HOUR = 3600.0
 LIMITS = Limits(bytes=100, files=4)
 MANY = Limits()
@@ -26,7 +28,7 @@ MANY = Limits()
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger.open(tmp_path / "usage", map_bytes=MIB)
+    opened = Ledger.open(tmp_path / "usage", map_bytes=MAP_BYTES)
     yield opened
     opened.close()
 
@@ -54,12 +56,13 @@ async def upload(ledger: Ledger, inode: int, length: int, limits: Limits = LIMIT
 # --- no room in the store -----------------------------------------------------------------
 
 
-async def fill(ledger: Ledger, step: Callable[[int], Any]) -> None:
+async def fill(step: Callable[[int], Any]) -> int:
+    """How often it could be done until the store was full."""
     for number in range(100_000):
         try:
             await step(number)
         except DiskFull:
-            return
+            return number
     raise AssertionError("the store never fills up")
 
 
@@ -72,21 +75,23 @@ async def test_uploads_leave_room_for_deletions(ledger: Ledger) -> None:
             owner = f"user-{number}-{'x' * 400}"
             await claim.settle([Change(number, owner, 1, came=True)], lambda: True)
 
-    await fill(ledger, one)
+    await fill(one)
     for number in range(50):
         async with ledger.claim("", "s") as claim:
             assert await claim.publish_deletion("ada", 1, LIMITS, HOUR) is (number < 4)
             assert len(reserved(ledger)) == 1
             await claim.settle([Change(number, "ada", 1, came=False)], lambda: True)
     assert doubtful(ledger) == reserved(ledger) == []
+    # And much more than that.
+    assert await fill_up(ledger) > 200
 
 
-async def fill_up(ledger: Ledger) -> None:
+async def fill_up(ledger: Ledger) -> int:
     def one(number: int) -> Any:
         row = Trash(f"{number:08}-{'x' * 400}/1", 1, 1)
         return ledger.records.write(lambda txn: usage.trash.put(txn, row))
 
-    await fill(ledger, one)
+    return await fill(one)
 
 
 @pytest.mark.parametrize("end", ["killed", "not heard", "refused", "heard"])
@@ -106,7 +111,7 @@ async def test_a_deletion_that_cannot_be_written_down_is_found_out(
         await claim.end()
     # With a larger map, another process finds what is to be counted.
     ledger.close()
-    other = Ledger.open(tmp_path / "usage", map_bytes=2 * MIB)
+    other = Ledger.open(tmp_path / "usage", map_bytes=2 * MAP_BYTES)
     try:
         await other.tidy()
         # What was heard had room: it needs less than to be written down before.

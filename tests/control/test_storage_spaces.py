@@ -31,11 +31,14 @@ from gfs.cluster.failures import leaves
 from gfs.errors import DiskFailed
 
 Login = dict[str, Any]
+#: Another than the default.
+TRASH_SECONDS = 7200
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("cluster"))
+    made.environment["GFS_MASTER_TRASH_SECONDS"] = str(TRASH_SECONDS)
     try:
         yield made.start()
     finally:
@@ -120,6 +123,11 @@ async def halfway(
 
 
 # --- crashes ------------------------------------------------------------------------------
+
+
+async def test_the_master_tells_how_long_the_trash_stays(cluster: Cluster) -> None:
+    async with serving(cluster) as (_, storage, _fs):
+        assert storage.cluster.trash_seconds == TRASH_SECONDS
 
 
 async def test_no_folder_stays_when_the_client_leaves_during_a_deletion(
