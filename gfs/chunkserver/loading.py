@@ -241,6 +241,14 @@ class _Reader:
             chunk = ChunkFile.open(self._files, path, handle, journal, records)
             try:
                 chunk.save()
+            except OSError as error:
+                if not chunk.is_unsound:
+                    raise
+                # Perhaps only now somebody is told of what failed long ago: each file's
+                # failure is told once, and they must not fail one start after another.
+                raise CorruptReplica(
+                    f"chunk {handle:016x}: a sync of it failed: {error}"
+                ) from error
             finally:
                 chunk.close()
         return state

@@ -97,3 +97,34 @@ async def test_a_disk_that_lost_writes_is_not_believed(
         with suppress(TimeoutError):
             await cluster.wait_until(lambda: replicas(cluster) == [expected] * 3, 300)
         assert replicas(cluster) == [expected] * 3
+
+
+@over_seeds(1)
+async def test_failures_that_nobody_was_told_of_cost_one_start(
+    seed: int, chance: random.Random
+) -> None:
+    """Each file's is told once, to whoever syncs it next: the disk must not fail at one start
+    after another, as often as it has such files."""
+    settings = ChunkserverSettings(durability="fsync")
+    files = {f"/{number}": content(chance, 70_000) for number in range(6)}
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        for path, data in files.items():
+            await fs.put(data, path)
+        disk = cluster.machine(VICTIM).disk
+        for path, data in files.items():
+            async with await fs.open(path, "r+") as file:
+                await file.pwrite(0, data[::-1][:1000])
+            files[path] = data[::-1][:1000] + data[1000:]
+        await cluster.crash(VICTIM)
+        directory = f"{cluster.disks[0]}/chunks"
+        disk.fail(directory, what=["sync"])
+        disk.write_back(Worst())
+        disk.fail(directory, 0)
+
+        await cluster.start(VICTIM)
+        await trio.sleep(5)
+        servers = [server for server in (await fs.status()).servers if VICTIM in server.address]
+        assert [disk.state for server in servers for disk in server.disks] == ["ok"]
+        for path, data in files.items():
+            await wait_for_goal(cluster, fs, path, 3)
+            assert await fs.get(path) == data
