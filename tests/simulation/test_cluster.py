@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
+import struct
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,7 +14,7 @@ import trio
 from gfs.blocks import MIB
 from gfs.chunkserver.identity import NAMES
 from gfs.config import MasterSettings
-from gfs.errors import AlreadyExists, FileChanged
+from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.testing import SimCluster, run_simulated
 
 from .promises import (
@@ -175,3 +179,32 @@ async def test_who_waits_for_a_start_waits_through_one_that_fails(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(later, 1, disk.fail, "/disk0", 0)
             await cluster.start("chunkserver0")
+
+
+@over_seeds(1)
+async def test_what_is_refused_keeps_no_reader_of_the_database(
+    seed: int, chance: random.Random
+) -> None:
+    """There are 1024 of them, and the collector comes by seldom in a process that serves."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(b"here", "/here")
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(40):
+                for call in (fs.stat, fs.get, fs.delete, fs.undelete):
+                    with pytest.raises(NotFound):
+                        await call(f"/none/{number}")
+                with pytest.raises(AlreadyExists):
+                    await fs.put(b"new", "/here")
+                with pytest.raises(NotFound):
+                    await fs.rename(f"/none/{number}", "/there")
+            assert open_readers(cluster.directory) < 10
+        finally:
+            gc.enable()
+
+
+def open_readers(directory: str) -> int:
+    """How many of the readers of a database here are taken by this process."""
+    with open(Path(directory) / "lock.mdb", "rb") as file:
+        return file.read().count(struct.pack("@i", os.getpid()))
