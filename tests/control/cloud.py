@@ -44,6 +44,8 @@ class Cloud:
             "GFS_ADMIN_PASSWORD": PASSWORD,
             # Tests of wrong passwords come from one address; one of them tests the limit.
             "GFS_CONTROL_LOGIN_FAILURES": "0",
+            # Many tests share a user, each with storage namespaces of its own.
+            "GFS_QUOTA_NAMESPACES": "10000",
             **(environment or {}),
         }
         self._looked_at = 0
