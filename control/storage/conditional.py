@@ -17,6 +17,7 @@ from gfs.client import Entry
 
 Header = Callable[[str], str | None]
 
+TAGS_MAX = 256
 #: One of a list, in which there may be empty places.
 _tag = re.compile(r'[\s,]*((?:W/)?"[\x21\x23-\x7e\x80-\U0010ffff]*")\s*(?:,|$)')
 
@@ -88,13 +89,17 @@ def range_counts(if_range: str | None, validators: Validators) -> bool:
 
 
 def matches(header: str, etag: str | None, *, strong: bool) -> bool:
-    """Whether a list of entity tags names ``etag``. ``*`` names whatever is there."""
+    """Whether a list of entity tags names ``etag``. ``*`` names whatever is there. More than
+    ``TAGS_MAX`` are not looked at: nobody who has a file once has it in so many states."""
     if header.strip() == "*":
         return True
     if etag is None:
         return False
     at = 0
-    while found := _tag.match(header, at):
+    for _ in range(TAGS_MAX):
+        found = _tag.match(header, at)
+        if found is None:
+            break
         if _equal(found[1], etag, strong=strong):
             return True
         at = found.end()
