@@ -60,5 +60,8 @@ class Txn:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # For readers only; whoever made a write transaction commits it first.
+        # For readers only; whoever made a write transaction commits it first. The store has a
+        # reader free again when nobody holds what is let go of here: an error's traceback may
+        # hold this for long.
         self.raw.abort()
+        del self.raw, self.get

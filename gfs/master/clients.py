@@ -143,13 +143,9 @@ class ClientSession:
                 except KeyError:
                     self._refuse(rpc, message)
                 except Exception as error:
-                    # In no variable of this frame: the error's traceback leads to it, and
-                    # such a circle keeps the transaction, and one of the database's readers,
-                    # until the collector comes by.
+                    failure = send_failure(rpc, message.id, error)
                     took = master.now - began
-                    master.operations.done(
-                        type(message), message.id, took, send_failure(rpc, message.id, error)
-                    )
+                    master.operations.done(type(message), message.id, took, failure)
                 else:
                     if answer is not None:
                         answer.id = message.id
@@ -437,7 +433,6 @@ class ClientSession:
         finally:
             self._tasks -= 1
         self._master.operations.done(type(message), request_id, self._master.now - began, failure)
-        del failure  # as in `handle`
 
     async def _add_up(self, path: str) -> DiskUsageReply:
         """In slices: others are answered in between."""

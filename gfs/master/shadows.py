@@ -560,7 +560,7 @@ class ShadowSession:
     def end_copy(self) -> None:
         if self._snapshot is not None:
             self._pieces = iter(())
-            self._snapshot.raw.abort()
+            self._snapshot.close()
             self._snapshot = None
             self._shadows._snapshots.release_on_behalf_of(self._slot)
 

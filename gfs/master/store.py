@@ -248,7 +248,13 @@ class Txn:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing can be read any more. The database has a reader free again when nobody holds
+        ``raw``, so that is let go of here: an error's traceback may hold this for long."""
         self.raw.abort()
+        del self.raw, self.get
 
 
 class Store:

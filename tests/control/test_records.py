@@ -38,7 +38,7 @@ from control.records import (
     Txn,
 )
 from control.records import writer as writer_module
-from control.records.store import PIECE_ROWS
+from control.records.store import PIECE_ROWS, READERS_MAX
 from gfs.errors import DiskFull, InvalidArgument, StartupError
 
 WAIT_SECONDS = 60.0
@@ -339,6 +339,15 @@ async def test_a_full_map_is_told_and_passes(tmp_path: Path) -> None:
             assert [row.name for row in PEOPLE.scan(txn)] == ["other", "small"]
     finally:
         records.close()
+
+
+def test_whoever_keeps_what_was_read_keeps_no_reader(records: Records) -> None:
+    """An error's traceback does, until the collector comes by."""
+    kept = []
+    for _ in range(READERS_MAX + 1):
+        with records.read() as txn:
+            kept.append(txn)
+            assert PEOPLE.get(txn, "nobody") is None
 
 
 async def test_after_close(tmp_path: Path) -> None:
