@@ -6,6 +6,7 @@ import ipaddress
 import re
 from typing import Literal
 
+from control.compute.networks import Network
 from gfs.config import Settings
 from gfs.errors import SettingsError
 
@@ -16,9 +17,6 @@ _DOMAIN = re.compile(
 )
 #: A backend of somebody else's: ``package.module:function``.
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ComputeSettings(Settings, frozen=True, kw_only=True):

@@ -52,6 +52,7 @@ from control.compute.kubernetes.shapes import (
     remaining,
 )
 from control.compute.kubernetes.watching import Watching
+from control.compute.networks import Network
 
 __all__ = ["Kubernetes", "make"]
 
@@ -86,7 +87,7 @@ class Settings(Protocol):
     @property
     def user_namespaces(self) -> bool: ...
     @property
-    def open_network_list(self) -> Sequence[manifests.Network]: ...
+    def open_network_list(self) -> Sequence[Network]: ...
 
 
 def make(installation: Installation, settings: Settings) -> Kubernetes:
@@ -110,7 +111,7 @@ class Kubernetes:
             open_networks=tuple(settings.open_network_list),
         )
         self._has_user_namespaces = False
-        self._nodes: tuple[manifests.Network, ...] = ()
+        self._nodes: tuple[Network, ...] = ()
         self._nodes_until = -math.inf
         self._asking_for_nodes = trio.Lock()
         self._api = Api(self._find)
@@ -286,7 +287,7 @@ class Kubernetes:
         take more, and when its pod is moved that must be made again all the same."""
         await self._api.apply(manifests.quota(self._installation, spec))
 
-    async def _node_networks(self) -> tuple[manifests.Network, ...]:
+    async def _node_networks(self) -> tuple[Network, ...]:
         """As they were within the last :data:`NODES_SECONDS`."""
         async with self._asking_for_nodes:
             if trio.current_time() >= self._nodes_until:

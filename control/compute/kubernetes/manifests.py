@@ -44,6 +44,7 @@ from control.compute.backend import (
     Port,
     Spec,
 )
+from control.compute.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
 
 __all__ = [
     "ANNOTATION_NAME",
@@ -51,7 +52,6 @@ __all__ = [
     "CONTAINER",
     "INIT_CONTAINER",
     "Manifest",
-    "Network",
     "Options",
     "POD",
     "ServiceType",
@@ -77,7 +77,6 @@ __all__ = [
 #: As JSON: what the API server takes.
 Manifest = dict[str, Any]
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 ServiceType = Literal["ClusterIP", "LoadBalancer"]
 
@@ -129,30 +128,6 @@ CAPABILITIES = (
 #: To copy what an image has, with its owners.
 CAPABILITIES_TO_COPY = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID")
 
-#: Not the internet: this host, private, shared (where one cloud serves credentials, and all
-#: their own), link-local (where most do), for documentation, benchmarks, multicast,
-#: reserved; and one address of the internet at which another cloud does.
-PRIVATE_4 = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "168.63.129.16/32",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-)
-#: Of what is the internet by IPv6: other ways to say the above (6to4, Teredo), and what
-#: is for documentation.
-INTERNET_6 = "2000::/3"
-PRIVATE_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 #: NAT64, the only way to IPv4 in some clusters: all but the above, said in IPv6.
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 #: Where the DNS cache of a node listens, by convention.
@@ -298,8 +273,8 @@ def network_policy(
 
 def _internet(nodes: Iterable[Network]) -> list[Manifest]:
     """The internet by IPv4, by IPv6, and by IPv4 said in IPv6."""
-    refused_4 = [ipaddress.IPv4Network(each) for each in PRIVATE_4]
-    refused_6 = [ipaddress.IPv6Network(each) for each in PRIVATE_6]
+    refused_4 = [ipaddress.IPv4Network(each) for each in REFUSED_4]
+    refused_6 = [ipaddress.IPv6Network(each) for each in REFUSED_6]
     for node in nodes:
         if isinstance(node, ipaddress.IPv4Network):
             if not any(map(node.subnet_of, refused_4)):

@@ -23,11 +23,11 @@ from control.compute.backend import (
 )
 from control.compute.kubernetes.manifests import (
     ANNOTATION_WISH,
-    Network,
     namespace_name,
     wish,
     wished,
 )
+from control.compute.networks import Network
 
 __all__ = [
     "AccessReview",

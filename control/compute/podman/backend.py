@@ -59,10 +59,11 @@ from control.compute.backend import (
     Watch,
 )
 from control.compute.gateway import OTHERS, Address, Gateway, Target, connect_tcp
+from control.compute.networks import Network
 from control.compute.podman import shapes
 from control.compute.podman.api import Api
 from control.compute.podman.disks import Disk, Disks
-from control.compute.podman.fence import Fence, Network, resolvers
+from control.compute.podman.fence import Fence, resolvers
 from control.compute.podman.foreign import ForeignPorts
 from control.compute.podman.http import Refused
 from control.compute.podman.images import Images

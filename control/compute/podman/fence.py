@@ -25,6 +25,7 @@ from pathlib import Path
 import trio
 
 from control.compute.backend import BackendUnavailable
+from control.compute.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
 from control.compute.podman.service import environment
 from control.compute.podman.shapes import interface_prefix
 
@@ -35,30 +36,6 @@ log = logging.getLogger("control.compute")
 #: How soon it is back where somebody has flushed all tables.
 AGAIN_SECONDS = 60.0
 COMMAND_SECONDS = 20.0
-#: Not the internet: this host, private, shared (with Alibaba's metadata), link-local (with
-#: those of most), for protocols, documentation and benchmarks, multicast, reserved; and
-#: Azure's metadata, which have an address of the internet.
-REFUSED_4 = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "168.63.129.16/32",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/3",
-)
-#: Of IPv6 this is the internet, but for what says the above in other words (Teredo, 6to4)
-#: and what is for documentation. So unique local addresses (with Amazon's metadata),
-#: link-local ones and NAT64's are not.
-INTERNET_6 = "2000::/3"
-REFUSED_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 #: Of one container, at a time: this machine follows each, and all of them together have
 #: room for some hundred thousands (``nf_conntrack_max``).
 CONNECTIONS_MAX = 4096
@@ -69,8 +46,6 @@ RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 ROUTES = Path("/proc/net/route")
 #: A shorter one stands for the internet, which a VPN may say in halves.
 NEIGHBOURS_PREFIX_MIN = 8
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def rules(
