@@ -217,7 +217,7 @@ def quota(cluster: Cluster, user: str, **limits: Any) -> None:
     with _packages():
         import trio
 
-        from control import quotas
+        from control import quota_commands
         from control.quota.limits import LIMIT_MAX
     changes = {
         name: None if limit == "DEFAULT" else limit
@@ -228,7 +228,7 @@ def quota(cluster: Cluster, user: str, **limits: Any) -> None:
         if limit is not None and limit > LIMIT_MAX:
             raise click.UsageError(f"--{name.replace('_', '-')}: at most {LIMIT_MAX}")
     _records_directory(cluster)
-    for line in trio.run(quotas.change, _offline(cluster), user.strip(), changes):
+    for line in trio.run(quota_commands.change, _offline(cluster), user.strip(), changes):
         changed = "" if line.is_changed else "  (default)"
         print(f"{line.name:<10}  {line.used:>15} of {line.limit:>15}{changed}")
 
@@ -245,9 +245,9 @@ def recount(cluster: Cluster) -> None:
     with _packages():
         import trio
 
-        from control import quotas
+        from control import quota_commands
     _records_directory(cluster)
-    found = trio.run(quotas.recount, _offline(cluster))
+    found = trio.run(quota_commands.recount, _offline(cluster))
     for name, (before, now) in sorted(found.items()):
         print(f"{name}: {now[0]} files, {now[1]} bytes (were {before[0]} and {before[1]})")
     print("All files are counted." if found else "All files are counted; nothing has changed.")
