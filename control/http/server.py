@@ -47,8 +47,12 @@ log = logging.getLogger("control.http")
 
 BACKLOG = 4096
 """The kernel has a bound of its own, net.core.somaxconn; 4096 unless it was changed."""
-ACCEPTS_AT_ONCE = 8
-"""A crowd that comes at once costs 30 µs each; others have their turn in between."""
+ACCEPTS_AT_ONCE = 64
+BEGUN_AT_ONCE = 8
+"""Of those: others are served between one turn and the next."""
+MADE_ROOM_SECONDS = 0.02
+"""So often one address gets a new connection for one that it loses."""
+SAID_SECONDS = 0.005
 HANG_UPS_AT_ONCE = 256
 OUT_OF_DESCRIPTORS_SECONDS = 0.1
 ROOM_POLL_SECONDS = 0.25
@@ -185,9 +189,10 @@ class Server:
         self.failure: BaseException | None = None
         self._connections: dict[int, Connection] = {}
         self._slots: Slots[Connection] = Slots(
-            limits.connections_max, limits.per_address_max, limits.slow_seconds
+            limits.connections_max, limits.per_address_max, limits.slow_seconds, MADE_ROOM_SECONDS
         )
         self._logged = -TURNED_AWAY_LOG_SECONDS
+        self._said = -SAID_SECONDS
         self._room = trio.Event()
         self._hang_ups = select.epoll()
 
@@ -248,11 +253,12 @@ class Server:
             await trio.lowlevel.wait_readable(listener)
             await self._wait_for_room()
             try:
+                begun = 0
                 for _ in range(ACCEPTS_AT_ONCE):
                     sock, place = listener.accept()
                     failing = False
-                    self._begin(sock, place[0], connections)
-                    if self._must_wait():
+                    begun += self._begin(sock, place[0], connections)
+                    if begun == BEGUN_AT_ONCE or self._must_wait():
                         break
             except BlockingIOError:
                 continue
@@ -275,14 +281,17 @@ class Server:
             with trio.move_on_after(ROOM_POLL_SECONDS):
                 await self._room.wait()
 
-    def _begin(self, sock: socket.socket, address: str, connections: trio.Nursery) -> None:
+    def _begin(self, sock: socket.socket, address: str, connections: trio.Nursery) -> bool:
+        """Serve it, or turn it away; which."""
         sock.setblocking(False)
         if not self._make_room(address):
-            with contextlib.suppress(OSError):
-                if self.tls is None:
+            now = trio.current_time()
+            if self.tls is None and now >= self._said + SAID_SECONDS:
+                self._said = now
+                with contextlib.suppress(OSError):
                     sock.send(TURNED_AWAY)
             sock.close()
-            return
+            return False
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A peer whose machine is gone takes nothing either, and says nothing.
@@ -293,11 +302,12 @@ class Server:
         except OSError as error:
             log.error("a client was turned away: cannot watch its connection: %s", error)
             sock.close()
-            return
+            return False
         connection = Connection(self, sock, address)
         self._connections[sock.fileno()] = connection
         self._slots.take(connection, network_of(address), trio.current_time())
         connections.start_soon(connection.run)
+        return True
 
     # -- slots -----------------------------------------------------------------------
 

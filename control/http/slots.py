@@ -10,7 +10,9 @@ that begins or ends, or 64 KiB moved. A connection is closed for another only if
 made none for ``slow_seconds`` and that is the client's doing: it waits for the client,
 or is in an answer that has begun, as event streams and slow readers are. One that is idle
 after a request goes at once, since that harms nobody. A request that the application
-works on keeps its slot.
+works on keeps its slot. An address gets so few places by that, one each ``room_seconds``,
+that a crowd which comes again and again costs little: to begin and end a connection takes
+twenty times as long as to turn one away.
 
 When every slot of all addresses is taken and nobody is slow, the address that has the most
 loses one, if that is more than its share: some addresses that read just fast enough would
@@ -22,6 +24,7 @@ is taken takes the same time however many connections there are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -55,6 +58,8 @@ class _Group(Generic[HolderT]):
     key: str
     idle: dict[HolderT, float] = field(default_factory=dict)
     busy: dict[HolderT, float] = field(default_factory=dict)
+    #: When one of them lost its slot for another.
+    made_room: float = -math.inf
 
     def __len__(self) -> int:
         return len(self.idle) + len(self.busy)
@@ -79,12 +84,20 @@ class Slots(Generic[HolderT]):
         slots_max: In all.
         per_address_max: Of one address.
         slow_seconds: See above.
+        room_seconds: See above.
     """
 
-    def __init__(self, slots_max: int, per_address_max: int, slow_seconds: float) -> None:
+    def __init__(
+        self,
+        slots_max: int,
+        per_address_max: int,
+        slow_seconds: float,
+        room_seconds: float = 0.0,
+    ) -> None:
         self._slots_max = slots_max
         self._per_address_max = per_address_max
         self._slow_seconds = slow_seconds
+        self._room_seconds = room_seconds
         self._groups: dict[str, _Group[HolderT]] = {}
         self._of: dict[HolderT, _Group[HolderT]] = {}
 
@@ -99,14 +112,18 @@ class Slots(Generic[HolderT]):
         """Who must lose the slot before *address* gets another; None: nobody.
 
         Raises:
-            LookupError: The address has all it may have, and each of these gets on.
+            LookupError: The address has all it may have, and each of these gets on, or
+                one has just lost its slot for another.
         """
         group = self._groups.get(address)
         if group is None or len(group) < self._per_address_max:
             return None
+        if now < group.made_room + self._room_seconds:
+            raise LookupError(address)
         slowest = group.idle_longest or group.slow_since(now - self._slow_seconds)
         if slowest is None:
             raise LookupError(address)
+        group.made_room = now
         return slowest
 
     def slowest_of_all(self, now: float) -> HolderT | None:

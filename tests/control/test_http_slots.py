@@ -208,6 +208,21 @@ def test_where_all_get_on_who_has_more_than_a_share_makes_room(
     assert (slots.slowest_of_all(now=101.0) is not None) == is_room
 
 
+def test_an_address_makes_room_for_itself_so_often_and_no_more() -> None:
+    slots: Slots[Held] = Slots(6, 2, slow_seconds=1, room_seconds=0.5)
+    for _ in range(2):
+        slots.take(Held("a", 0.0, held_by_client=True), "a", 0.0)
+    for now, makes_room in ((9.0, True), (9.4, False), (9.5, True), (9.6, False)):
+        try:
+            slowest = slots.slowest_of("a", now)
+        except LookupError:
+            assert not makes_room
+        else:
+            assert makes_room
+            assert slowest is not None
+        assert slots.slowest_of("b", now) is None
+
+
 @given(
     st.lists(
         st.tuples(

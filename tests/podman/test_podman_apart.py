@@ -135,7 +135,8 @@ def link_local_server() -> Iterator[str]:
     inside = ("ip", "-n", namespace)
     run("ip", "netns", "add", namespace)
     try:
-        link = f"gtest{os.getpid()}"[:15]
+        # The kernel takes a link away some time after its namespace: each has its own name.
+        link = namespace.replace("gfs-tests", "gt").replace("-", "")[-15:]
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         run("ip", "address", "add", f"{ours}/30", "dev", link)
         run("ip", "link", "set", link, "up")

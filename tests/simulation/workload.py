@@ -316,7 +316,6 @@ class Actor:
         replace = chance.random() < 0.7
         self.record.new_file(number, data, {})
         gives_up = chance.random() < 0.15
-        call = Publish(number, split(path), replace, True)
         try:
             if chance.random() < 0.5:
                 file = fs.create(path, overwrite=replace)
@@ -335,6 +334,10 @@ class Actor:
                     await self._rest(chance.uniform(1, 40))
             if gives_up:
                 raise GivenUp
+            expected, inode = await self._expectation(fs, path, share=0.1)
+            if inode is not None:
+                file.expect(inode)
+            call = Publish(number, split(path), replace, True, expect=expected)
         except GivenUp:
             await file.abort()
             return
