@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from compute_inputs import BAD_MOUNTS, GOOD_MOUNTS, TYPES, new_key
+from compute_inputs import BAD_MOUNTS, GOOD_MOUNTS, TYPES, blob, new_key
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -119,6 +119,24 @@ def test_a_point_off_its_curve_is_no_key(curve: ec.EllipticCurve, name: str) -> 
         else:
             with pytest.raises(BadRequest):
                 names.clean_key(line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("ssh-rsa", [b"\1\0\1", b"\0\0" + b"\xff" * 256]),  # a zero too many
+        ("ssh-rsa", [b"\1\0\1", b"\0" + b"\xfe" * 256]),  # even
+        ("ssh-rsa", [b"\1\0\1", b"\0" + b"\xff" * 256, b""]),
+        ("ssh-rsa", [b"\1", b"\0" + b"\xff" * 256]),
+        ("ssh-ed25519", [b"x" * 33]),
+        ("ecdsa-sha2-nistp256", [b"nistp256", b"\2" + b"x" * 32]),  # compressed
+        ("ecdsa-sha2-nistp256", [b"nistp384", b"\4" + b"x" * 64]),
+    ],
+)
+def test_a_key_in_another_form_than_ssh_writes_is_none(kind: str, fields: list[bytes]) -> None:
+    line = f"{kind} {blob(kind.encode(), *fields)}"
+    with pytest.raises(BadRequest, match=f"no key of type {kind}"):
+        names.clean_key(line)
 
 
 # --- mount paths ------------------------------------------------------------------------
