@@ -20,7 +20,7 @@ BLOCK_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * MIB
 #: In which disks give room to files.
 PAGE_BYTES = 4 * KIB
-#: Where a replica's data begins in its file: see gfs.chunkserver.format. Pages of it that
+#: Where a replica's data begins in its file: see gfs.chunkserver.files.layout. Pages of it that
 #: were not written take no room: see :func:`stored_bytes`.
 REPLICA_HEAD_BYTES = 16 * KIB
 BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
@@ -37,7 +37,7 @@ def block_count(length: int) -> int:
 def stored_bytes(length: int) -> int:
     """What a replica of ``length`` bytes takes on its disk, or less if it has holes: pages
     of data, pages of the sums of its whole blocks, and the one with its states
-    (:mod:`gfs.chunkserver.format`)."""
+    (:mod:`gfs.chunkserver.files.layout`)."""
     sums = length // BLOCK_BYTES * SUM_BYTES
     return PAGE_BYTES * (1 + -(-sums // PAGE_BYTES) + -(-length // PAGE_BYTES))
 

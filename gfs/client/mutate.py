@@ -10,7 +10,7 @@ Two clients that write the same range at once leave one of the two, the same on
 all replicas, for ranges inside one chunk; beyond that the pieces may
 interleave (the paper's "consistent but undefined"). Writers of ranges that do not
 meet keep what the others wrote, wherever the file ended when they began: what is
-missing before a range, the primary fills in (:mod:`gfs.chunkserver.write`).
+missing before a range, the primary fills in (:mod:`gfs.chunkserver.exchanges.write`).
 """
 
 from __future__ import annotations

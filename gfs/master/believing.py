@@ -2,7 +2,7 @@
 
 With ``durability = "replicated"`` a machine that lost its power may come back with
 replicas that lack what was last written; its chunkserver says which ones may
-(:mod:`gfs.chunkserver.marks`). Such a *forgetful* replica is no location: nobody reads
+(:mod:`gfs.chunkserver.files.intents`). Such a *forgetful* replica is no location: nobody reads
 or writes it, nothing is copied from it, and it goes when enough good ones are there,
 like a stale one.
 

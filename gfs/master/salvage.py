@@ -2,7 +2,7 @@
 
 Damage is mostly a block here and another one there, so what is damaged in one replica is
 often good in another. A server is told to put a good replica together: see
-:mod:`gfs.chunkserver.salvage` for what that may be made of. From then on it is a chunk
+:mod:`gfs.chunkserver.copies.salvage` for what that may be made of. From then on it is a chunk
 below its goal as any other. Until then readers are sent to the damaged replicas, for the
 blocks that are good: each is verified, as always.
 

@@ -21,7 +21,7 @@ from processes import GFS, Processes
 
 import gfs
 from gfs.blocks import MIB
-from gfs.chunkserver.format import (
+from gfs.chunkserver.files.layout import (
     HEAD_BYTES,
     PROBE_BYTES,
     SLOT_BYTES,

@@ -10,7 +10,7 @@ acknowledged. And there are so many of them as the goal, unless something is wro
 from __future__ import annotations
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.errors import GfsError
 from gfs.master.operations import DrainSet
 from gfs.testing import SimCluster

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
-from gfs.chunkserver import format as layout
-from gfs.chunkserver.identity import NAMES as SERVER_NAMES
-from gfs.chunkserver.identity import decode_server
-from gfs.chunkserver.journal import NAMES as JOURNAL_NAMES
-from gfs.chunkserver.marks import NAME as MARKS_NAME
+from gfs.chunkserver.disks.identity import NAMES as SERVER_NAMES
+from gfs.chunkserver.disks.identity import decode_server
+from gfs.chunkserver.files import layout
+from gfs.chunkserver.files.intents import NAME as MARKS_NAME
+from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 from gfs.testing.files import SimDisk

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import Redo
-from gfs.chunkserver.journal import NAMES, Journal, read_records
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.journal import NAMES, Journal, read_records
+from gfs.chunkserver.files.layout import Redo
 from gfs.errors import CorruptReplica, GfsError
 from gfs.testing import SimCluster
 from gfs.testing.files import SimDisk, SimFileSystem

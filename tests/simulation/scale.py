@@ -46,23 +46,23 @@ def shrink() -> bool:
     import gfs.protocol.messages
 
     gfs.protocol.messages.SMALL_REPLICA_BYTES_MAX = SMALL_REPLICA_BYTES  # others copy it
-    import gfs.chunkserver.background
-    import gfs.chunkserver.batches
-    import gfs.chunkserver.chunkfile
-    import gfs.chunkserver.read
-    import gfs.chunkserver.write
+    import gfs.chunkserver.copies.small_replicas
+    import gfs.chunkserver.exchanges.read
+    import gfs.chunkserver.exchanges.write
+    import gfs.chunkserver.files.chunkfile
+    import gfs.chunkserver.upkeep.background
     import gfs.master.garbage
     import gfs.master.shadows
     import gfs.master.upkeep
     import gfs.protocol.rpc
 
-    gfs.chunkserver.batches.STEP = 3
-    gfs.chunkserver.chunkfile.VERIFY_BYTES = PACKET_BYTES
-    gfs.chunkserver.read.SENDFILE_BYTES_MIN = BLOCK_BYTES + 1
-    gfs.chunkserver.read.PIECE_BYTES_MAX = PACKET_BYTES
-    gfs.chunkserver.write.SMALL_PACKET_BYTES = BLOCK_BYTES
+    gfs.chunkserver.copies.small_replicas.STEP = 3
+    gfs.chunkserver.files.chunkfile.VERIFY_BYTES = PACKET_BYTES
+    gfs.chunkserver.exchanges.read.SENDFILE_BYTES_MIN = BLOCK_BYTES + 1
+    gfs.chunkserver.exchanges.read.PIECE_BYTES_MAX = PACKET_BYTES
+    gfs.chunkserver.exchanges.write.SMALL_PACKET_BYTES = BLOCK_BYTES
     gfs.protocol.rpc.SWEEP_SECONDS = 1.0
-    gfs.chunkserver.background.SPACE_SECONDS = 3.0
+    gfs.chunkserver.upkeep.background.SPACE_SECONDS = 3.0
     gfs.master.garbage.ORDERS_MAX = 2
     gfs.master.shadows.SWEEP_SECONDS = 2.0
     gfs.master.upkeep.RECLAIM_REST_SECONDS = 1.0

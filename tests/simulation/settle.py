@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import trio
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.journal import NAMES as JOURNAL_NAMES
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
 from gfs.client import Client, Entry
 from gfs.errors import DeadlineExceeded, DiskFailed, GfsError, NotFound
 from gfs.master.salvage import HOPELESS_SECONDS

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
-from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.client import Client
 from gfs.client.read import FileMap
 from gfs.config import ChunkserverSettings, MasterSettings

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import Redo
-from gfs.chunkserver.journal import Journal
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.journal import Journal
+from gfs.chunkserver.files.layout import Redo
 from gfs.client import Client
 from gfs.config import MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from gfs.blocks import MIB
-from gfs.chunkserver.identity import NAMES
+from gfs.chunkserver.disks.identity import NAMES
 from gfs.config import MasterSettings
 from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.testing import SimCluster, run_simulated

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.cli.drain import is_stuck
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, packet_sums
-from gfs.chunkserver.format import HEAD_BYTES, recover_state
+from gfs.chunkserver.files.layout import HEAD_BYTES, recover_state
 from gfs.client import Client
 from gfs.client.mutate import _lease, _send_all
 from gfs.client.upload import ChainBroken

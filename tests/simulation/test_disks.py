@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from gfs.blocks import MIB
-from gfs.chunkserver.format import HEAD_BYTES
-from gfs.chunkserver.identity import NAMES
+from gfs.chunkserver.disks.identity import NAMES
+from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed, GfsError, InvalidArgument

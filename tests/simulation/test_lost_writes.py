@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from gfs.chunkserver.chunkfile import ChunkFile
+from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
 from gfs.testing import SimCluster

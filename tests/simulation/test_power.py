@@ -6,8 +6,8 @@ import random
 
 import trio
 
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.journal import read_records
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.journal import read_records
 from gfs.config import ChunkserverSettings
 from gfs.testing import SimCluster
 from gfs.testing.files import SimFileSystem

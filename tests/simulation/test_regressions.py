@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.chunkserver import copying
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES
-from gfs.chunkserver.node import Node
-from gfs.chunkserver.store import OpenChunk
+from gfs.chunkserver.copies import copy_on_write as copying
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.layout import HEAD_BYTES
+from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.client import connect
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.master import servers

@@ -8,7 +8,7 @@ from unittest import mock
 import trio
 
 from gfs.blocks import MIB
-from gfs.chunkserver import throttle
+from gfs.chunkserver.node import throttle
 from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.protocol.messages import Scrub

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gfs.chunkserver.disk import Disk
-from gfs.chunkserver.loading import read_disk
-from gfs.chunkserver.store import ChunkStore
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.disks.loading import read_disk
+from gfs.chunkserver.replicas.store import ChunkStore
 
 
 def new_disk(store: ChunkStore, path: str) -> Disk:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums, packet_sums, stored_bytes
-from gfs.chunkserver import format as layout
-from gfs.chunkserver.chunkfile import START_SYNC_BYTES, ChunkFile
-from gfs.chunkserver.format import HEAD_BYTES, State
-from gfs.chunkserver.journal import Journal, read_records
+from gfs.chunkserver.files import layout
+from gfs.chunkserver.files.chunkfile import START_SYNC_BYTES, ChunkFile
+from gfs.chunkserver.files.journal import Journal, read_records
+from gfs.chunkserver.files.layout import HEAD_BYTES, State
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion
 from gfs.testing import Universe
 

@@ -20,24 +20,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.blocks import block_sum, packet_sums
-from gfs.chunkserver import disks, identity
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.copying import copy
-from gfs.chunkserver.deleting import delete_all
-from gfs.chunkserver.disk import FAILED, TICK_SECONDS
-from gfs.chunkserver.identity import (
+from gfs.chunkserver.copies.copy_on_write import copy
+from gfs.chunkserver.copies.new_replica import new_replica
+from gfs.chunkserver.disks import identity
+from gfs.chunkserver.disks.disk import FAILED, TICK_SECONDS
+from gfs.chunkserver.disks.identity import (
     NAMES,
     DiskRecord,
     ServerRecord,
     decode_server,
     encode_server,
 )
-from gfs.chunkserver.leases import Leases
-from gfs.chunkserver.link import MasterLink, MasterLinks
-from gfs.chunkserver.node import Node
-from gfs.chunkserver.progress import Call
-from gfs.chunkserver.replacing import new_replica
-from gfs.chunkserver.throttle import LOOK_SECONDS, Throttle
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.progress import Call
+from gfs.chunkserver.node import disk_manager as disks
+from gfs.chunkserver.node.leases import Leases
+from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.node.throttle import LOOK_SECONDS, Throttle
+from gfs.chunkserver.service.master_link import MasterLink, MasterLinks
+from gfs.chunkserver.upkeep.delete import delete_all
 from gfs.config import ChunkserverSettings
 from gfs.errors import (
     CorruptReplica,
@@ -562,7 +563,7 @@ async def test_a_full_disk_takes_no_new_chunk(tmp_path: Path) -> None:
 
 
 async def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfs.chunkserver.store.OPEN_FILES_MAX", 4)
+    monkeypatch.setattr("gfs.chunkserver.replicas.store.OPEN_FILES_MAX", 4)
     node = await node_in(tmp_path)
     for handle in range(1, 20):
         make_chunk(node, handle, 1, b"%d" % handle)

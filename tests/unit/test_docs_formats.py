@@ -21,9 +21,9 @@ import pytest
 
 from gfs import errors
 from gfs.blocks import CHUNK_BYTES, SUM_BYTES, block_sum
-from gfs.chunkserver import format as layout
-from gfs.chunkserver import marks
-from gfs.chunkserver.identity import NAMES, decode_server, encode_server
+from gfs.chunkserver.disks.identity import NAMES, decode_server, encode_server
+from gfs.chunkserver.files import intents as marks
+from gfs.chunkserver.files import layout
 from gfs.master import operations, rows, store
 from gfs.protocol import handshake, messages
 from gfs.protocol.frames import encode_frame

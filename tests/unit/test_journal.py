@@ -20,12 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
-from gfs.chunkserver import chunkfile
-from gfs.chunkserver import format as layout
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.format import Redo, State
-from gfs.chunkserver.journal import Journal, Keeper, Records, read_records
-from gfs.chunkserver.store import ChunkStore, OpenChunk, Replica, _rename
+from gfs.chunkserver.files import chunkfile, layout
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.journal import Journal, Keeper, Records, read_records
+from gfs.chunkserver.files.layout import Redo, State
+from gfs.chunkserver.replicas.store import ChunkStore, OpenChunk, Replica, _rename
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated

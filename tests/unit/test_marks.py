@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.marks import (
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.intents import (
     GROWTH_BYTES,
     LACKING,
     MARK_BYTES,
@@ -27,7 +27,7 @@ from gfs.chunkserver.marks import (
     encode_mark,
     joined,
 )
-from gfs.chunkserver.store import ChunkStore
+from gfs.chunkserver.replicas.store import ChunkStore
 from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed
 from gfs.protocol.messages import FORGETFUL

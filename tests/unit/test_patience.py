@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from gfs.chunkserver.pulse import PACE_SECONDS, STUCK_SECONDS_MAX, STUCK_SECONDS_MIN, Pace
+from gfs.chunkserver.node.pulse import PACE_SECONDS, STUCK_SECONDS_MAX, STUCK_SECONDS_MIN, Pace
 from gfs.errors import DeadlineExceeded
 from gfs.io import real_world
 from gfs.protocol import patience as patience_module

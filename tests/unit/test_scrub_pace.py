@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.blocks import MIB
-from gfs.chunkserver.scrub import IDLE_BYTES_PER_SECOND_MIN, Scrubber, bytes_per_second
+from gfs.chunkserver.upkeep.scrub import IDLE_BYTES_PER_SECOND_MIN, Scrubber, bytes_per_second
 
 sizes = st.integers(1, 2**50)
 periods = st.floats(60, 30 * 24 * 3600)

@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
-from gfs.chunkserver import store as store_module
-from gfs.chunkserver.background import look_at
-from gfs.chunkserver.chunkfile import ChunkFile
-from gfs.chunkserver.node import Node
-from gfs.chunkserver.pulse import STUCK_SECONDS_MIN, Answering
-from gfs.chunkserver.twins import settle_all
-from gfs.chunkserver.write import WriteExchange
+from gfs.chunkserver.exchanges.write import WriteExchange
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.node.pulse import STUCK_SECONDS_MIN, Answering
+from gfs.chunkserver.replicas import store as store_module
+from gfs.chunkserver.upkeep.background import look_at
+from gfs.chunkserver.upkeep.twins import settle_all
 from gfs.config import ChunkserverSettings
 from gfs.errors import GfsError
 from gfs.protocol.messages import (

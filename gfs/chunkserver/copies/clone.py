@@ -1,0 +1,182 @@
+"""Re-replication: this server copies a replica from another, block by block verified.
+
+The copy is made beside whatever is here and put in its place only when it is
+whole: a crash leaves the old state, and a damaged replica is replaced by a good
+one without a moment in which neither is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from gfs.blocks import BLOCK_BYTES, MIB, block_sums
+from gfs.chunkserver.copies.new_replica import new_replica
+from gfs.chunkserver.copies.salvage import salvage
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.diagnostics import event, message_id
+from gfs.errors import (
+    Busy,
+    ChunkUnavailable,
+    CorruptReplica,
+    GfsError,
+    NotFound,
+    ProtocolError,
+    StaleVersion,
+)
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import deadline
+from gfs.protocol.messages import (
+    CloneChunk,
+    ReadChunk,
+    ReadReply,
+    VerifyChunk,
+    VerifyReply,
+)
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node.node import Node
+
+log = logging.getLogger(__name__)
+
+#: One request to the source; between two of them the throttle may wait.
+STEP_BYTES = 1 * MIB
+STEP_SECONDS = 20.0
+
+
+async def clone(node: Node, order: CloneChunk) -> None:
+    """Have a good replica of ``order.version`` here when this returns.
+
+    Raises the last source's error when none could give one; its ``server`` is the
+    source's id if the source's replica is to blame.
+    """
+    if order.handle in node.cloning:
+        raise Busy(f"chunk {order.handle:016x} is being copied to this server already")
+    node.cloning.add(order.handle)
+    try:
+        await (salvage(node, order) if order.salvage else _clone_from_any(node, order))
+    finally:
+        node.cloning.discard(order.handle)
+
+
+async def _clone_from_any(node: Node, order: CloneChunk) -> None:
+    last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: no source was named")
+    for source in order.sources:
+        try:
+            await _clone_from(node, order, source)
+            log.info(
+                "copied chunk %016x version %d from %s",
+                order.handle,
+                order.version,
+                source,
+                extra=event(
+                    "replica_copied",
+                    chunk=f"{order.handle:x}",
+                    version=order.version,
+                    source=source,
+                ),
+            )
+            return
+        except ConnectionError as error:
+            last = ChunkUnavailable(f"chunk {order.handle:016x} from {source}: {error}")
+        except GfsError as error:
+            last = error
+        log.warning("clone of %016x from %s: %s", order.handle, source, last)
+    raise last
+
+
+async def _is_good_already(node: Node, order: CloneChunk, length: int) -> bool:
+    replica = node.store.inventory.get(order.handle)
+    if replica is None or (replica.version, replica.length) != (order.version, length):
+        return False
+    reply = await node.verify(VerifyChunk(id=0, handle=order.handle, version=order.version))
+    return reply.state == "good"
+
+
+async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
+    connection = await node.pool.acquire(source)
+    clean = False
+    try:
+        length = await _length_at(connection, order)
+        if await _is_good_already(node, order, length):
+            clean = True
+            return
+        disk, what = node.store.pick_disk(), f"clone of {order.handle:016x}"
+        async with new_replica(node, disk, order.handle, order.version, what) as file:
+            await _copy(node, connection, disk, file, length)
+        clean = True
+    except (CorruptReplica, NotFound, StaleVersion) as error:
+        error.__dict__["server"] = connection.peer_id
+        raise
+    finally:
+        if clean:
+            node.pool.release(connection, source)
+        else:
+            connection.close()
+
+
+async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
+    with deadline(STEP_SECONDS, "length of the replica"):
+        await connection.send(
+            VerifyChunk(id=message_id(), handle=order.handle, version=order.version, blocks=False)
+        )
+        reply = await connection.receive_reply()
+    if not isinstance(reply, VerifyReply):
+        raise ProtocolError(f"{type(reply).__name__} instead of the replica's state")
+    if reply.state in ("missing", "corrupt", "forgetful") or reply.version != order.version:
+        raise unfit(order.handle, order.version, reply.state, reply.version)
+    return reply.length
+
+
+def unfit(handle: int, wanted: int, state: str, version: int) -> GfsError:
+    """Why a source's replica cannot be copied."""
+    if state == "missing":
+        return NotFound(f"chunk {handle:016x}: the source has no such replica")
+    if state == "corrupt":
+        return CorruptReplica(f"chunk {handle:016x}: the source's replica is damaged")
+    return StaleVersion(
+        f"chunk {handle:016x}: the source has a {state} replica of version {version}, "
+        f"wanted is {wanted}"
+    )
+
+
+async def _copy(
+    node: Node, connection: BulkConnection, disk: Disk, file: ChunkFile, length: int
+) -> None:
+    buffer = await node.buffers.acquire(patience=5.0)
+    try:
+        for offset in range(0, length, STEP_BYTES):
+            view = memoryview(buffer)[: min(STEP_BYTES, length - offset)]
+            await node.throttle.take(len(view))
+            sums = await _fetch(connection, file, offset, view)
+            await node.store.run(disk, file.write, offset, view, sums)
+    except BaseException:
+        node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
+        raise
+    node.buffers.release(buffer)
+
+
+async def _fetch(
+    connection: BulkConnection, file: ChunkFile, offset: int, view: memoryview
+) -> bytes:
+    with deadline(STEP_SECONDS, "blocks of the replica"):
+        await connection.send(
+            ReadChunk(
+                id=message_id(),
+                handle=file.handle,
+                version=file.version,
+                offset=offset,
+                length=len(view),
+            )
+        )
+        reply = await connection.receive_reply()
+        if not isinstance(reply, ReadReply) or reply.length != len(view):
+            raise ProtocolError(f"{type(reply).__name__} instead of {len(view)} bytes")
+        await connection.receive_body(view)
+    sums = block_sums(view)
+    if sums != reply.sums:
+        bad = next(i for i in range(0, len(sums), 8) if sums[i : i + 8] != reply.sums[i : i + 8])
+        block = offset // BLOCK_BYTES + bad // 8
+        raise CorruptReplica(f"chunk {file.handle:016x}: block {block} of the source is damaged")
+    return sums

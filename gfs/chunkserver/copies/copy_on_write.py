@@ -1,0 +1,66 @@
+"""Copy on write: a replica copied here, into one of a new chunk (the paper, 3.4).
+
+The bytes stay on their disk if there is room, so that a file system which can share
+blocks does; elsewhere the kernel copies them. The sums are taken over as they are,
+and every block of the copy is read back against them. As with a clone the file is
+made beside the others and gets its name when it is whole and synced.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from gfs.chunkserver.copies.new_replica import copy_bytes, mark_if_unfit, new_replica
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.errors import Busy, CorruptReplica, StaleVersion
+from gfs.protocol.messages import CopyChunk
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node.node import Node
+
+log = logging.getLogger(__name__)
+
+
+async def copy(node: Node, order: CopyChunk) -> None:
+    """Have the copy here, and the lease of it if one is given, when this returns.
+
+    Raises NotFound, StaleVersion, CorruptReplica, DiskFull, DiskFailed.
+    """
+    if order.target in node.cloning:
+        raise Busy(f"chunk {order.target:016x} is being made on this server already")
+    node.cloning.add(order.target)
+    try:
+        node.store.check_fit(order.handle)
+        async with node.store.using(order.handle) as chunk:
+            try:
+                async with chunk.mutex:
+                    await _copy(node, chunk, order)
+            except CorruptReplica:
+                await mark_if_unfit(node, chunk)
+                raise
+    finally:
+        node.cloning.discard(order.target)
+    if order.lease_ms:
+        node.leases.grant(order.target, order.lease_ms)
+
+
+async def _copy(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
+    if chunk.file.version != order.version:
+        raise StaleVersion(
+            f"chunk {order.handle:016x} has version {chunk.file.version} here, not {order.version}"
+        )
+    disk = _disk(node, chunk)
+    what = f"copy of {order.handle:016x}"
+    async with new_replica(node, disk, order.target, order.target_version, what) as file:
+        await copy_bytes(node, chunk, disk, file)
+        disk.written_bytes += file.length
+
+
+def _disk(node: Node, chunk: OpenChunk) -> Disk:
+    disk = chunk.disk
+    if disk.draining or not disk.has_room(node.store.reserve_bytes + chunk.file.length):
+        return node.store.pick_disk()
+    disk.begun += 1
+    return disk

@@ -1,0 +1,431 @@
+"""One disk of a chunkserver: a directory, its state, and every call that is made to it.
+
+=========  =====================================================================
+state      meaning
+=========  =====================================================================
+ok         read and written
+slow       a call has run for longer than ``SLOW_SECONDS``: used, and watched
+full       only the reserve is left: read, deleted from, not written
+draining   read; its replicas are moved to the server's other disks
+failed     the disk refused or did not answer: not used at all
+missing    what is at its path is not this disk: not used at all
+=========  =====================================================================
+
+*What fails a disk.* A write, a sync or an operation on a name that ends with an error
+which is not about space or about that one name (EIO, EROFS, ENODEV ...); a failed sync
+of its redo journal or its write-intent records, whatever the error; a call that has not
+returned after ``disk_hang_seconds``; its identity file, looked for every second at the
+path as it is visible then, gone, that of another disk, or on another file system. A
+*read* that fails may be one bad sector: the disk is probed at once by a synced write,
+and only the replica is damaged if that succeeds.
+
+*From then on* nothing is read from it or written to it. Whoever waits for a call gets
+DiskFailed, though the thread that makes the call may wait for the kernel for a long
+time: the call is abandoned, with its buffer, and never looked at again. Nothing that an
+abandoned call still does is believed, since the disk only comes back by being read anew
+from the start, as if the server had been killed (:mod:`gfs.chunkserver.disks.loading`), and
+not before the last call has returned.
+
+*Hanging is counted in ticks*, of the task that looks, and not by a clock: a process that
+was stopped, or a machine that was suspended, makes one long tick of it, and no disk
+fails by that.
+
+All paths are resolved from a descriptor of the directory as it was opened
+(:meth:`gfs.io.FileSystem.within`): after ``umount -l`` nothing is created in what is
+visible at the path then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from gfs.chunkserver.files.intents import Marks
+from gfs.chunkserver.files.journal import Journal
+from gfs.chunkserver.files.progress import Call, making
+from gfs.config import ChunkserverSettings
+from gfs.errors import DiskFailed, DiskFull, GfsError, NotFound
+from gfs.io import File, FileSystem, World
+from gfs.io.world import ReadFailed
+from gfs.protocol.messages import Disk as DiskReport
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.files.chunkfile import ChunkFile
+
+T = TypeVar("T")
+
+#: A disk with a call that runs for longer than this reports itself slow.
+SLOW_SECONDS = 5.0
+#: How often it is looked at which calls have not returned.
+TICK_SECONDS = 0.5
+
+#: Errors that are about space, one name, or this process, and not about the disk.
+_HARMLESS = frozenset(
+    (
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+        errno.EISDIR,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EBADF,
+    )
+)
+
+FAILED, MISSING = "failed", "missing"
+STATES = ("ok", "slow", "full", "draining", FAILED, MISSING)
+#: Written and synced in its directory, to see whether it works.
+PROBE = "probe"
+
+log = logging.getLogger(__name__)
+
+
+class Disk:
+    """One directory. Blocking calls on it share a bounded number of threads.
+
+    ``on_failure`` is called once, in the loop's thread, when the disk has failed.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        index: int,
+        path: str,
+        settings: ChunkserverSettings,
+        boot: int,
+        on_failure: Callable[[Disk], None] = lambda _: None,
+    ) -> None:
+        self.world = world
+        self.index = index
+        self.path = path
+        self.reserve_bytes = settings.reserve_bytes
+        self._settings = settings
+        self._boot = boot
+        self._on_failure = on_failure
+        #: Its own, of its identity file.
+        self.id = ""
+        #: Whether the server's record was written to it, by this process.
+        self.is_recorded = False
+        self.draining = False
+        #: Replicas of a draining disk for which the other disks had no room.
+        self.stuck = 0
+        #: "failed" or "missing", and why; empty while it is used.
+        self.down = ""
+        self.reason = ""
+        #: Failed by a call that did not return: it may come back when all have.
+        self.hung = False
+        #: A call has met an error of the disk, if only after it was abandoned.
+        self.has_refused = False
+        #: It was not used for a while: what is on it may be older than what is in the page
+        #: cache, or in the cache's time was (see gfs.chunkserver.disks.loading).
+        self.is_doubted = False
+        self.limiter = trio.CapacityLimiter(settings.disk_threads)
+        #: What is below is there once it was opened.
+        self.files: FileSystem
+        self.device = 0
+        self.lock: File | None = None
+        self.journal: Journal
+        self.marks: Marks
+        #: Set when the sync of the journal, or the marks, that is under way ends.
+        self.syncing: dict[Journal | Marks, trio.Event] = {}
+        #: Wakes who saves what a full journal has.
+        self.to_save = trio.Event()
+        self.room = trio.lowlevel.ParkingLot()
+        self.chunks = 0
+        self.total_bytes = 0
+        self.free_bytes = 0
+        #: Since free_bytes was read: chunks begun here, bytes written here.
+        self.begun = 0
+        self.written_bytes = 0
+        #: Calls that the disk refused.
+        self.errors = 0
+        #: Calls that threads are making, abandoned ones included. Threads change it: the
+        #: loop copies it before it looks.
+        self.running: dict[int, Call] = {}
+        self._numbers = itertools.count()
+        self._scopes: set[trio.CancelScope] = set()
+        #: Set when it is not used any more; when nothing of it is open any more.
+        self.ended = trio.Event()
+        self.closed = trio.Event()
+        #: Wakes who moves its replicas away.
+        self.to_drain = trio.Event()
+        #: Set when the probe that is under way ends.
+        self._probed: trio.Event | None = None
+        #: Files that nobody uses any more, closed by a thread: on some file systems a
+        #: close waits for the disk.
+        self._to_close: list[File | ChunkFile] = []
+        self.closing = trio.Event()
+        #: Has a thread close what is left after all else was closed.
+        self._close_rest: Callable[[], object] = lambda: None
+
+    def open(self) -> None:
+        """From now on its path is the directory that is there now. Blocks. Raises
+        ``OSError`` if there is none."""
+        self.files = self.world.files.within(self.path)
+        self.device = self.world.files.device(self.path)
+        sync = self._settings.durability == "fsync"
+        self.journal = Journal(self.files, self.path, sync, self._settings.journal_bytes)
+        self.marks = Marks(self.files, self.path, self._boot)
+
+    # --- paths and space ------------------------------------------------------------
+
+    def folder(self, handle: int) -> str:
+        return f"{self.path}/chunks/{handle & 0xFF:02x}"
+
+    def chunk_path(self, handle: int) -> str:
+        return f"{self.folder(handle)}/{handle:016x}.chunk"
+
+    def has_room(self, reserve_bytes: int) -> bool:
+        """Whether new data may be written without touching the reserve."""
+        return self.free_bytes - self.written_bytes >= reserve_bytes
+
+    def measure(self) -> None:
+        """Blocks. Look at its space. Raises ``OSError``, too if it was made read-only."""
+        space = self.files.space(self.path)
+        if space.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
+        self.total_bytes, self.free_bytes = space.total_bytes, space.free_bytes
+        self.begun = self.written_bytes = 0
+
+    @property
+    def state(self) -> str:
+        if self.down:
+            return self.down
+        if self.draining:
+            return "draining"
+        if any(call.ticks * TICK_SECONDS > SLOW_SECONDS for call in list(self.running.values())):
+            return "slow"
+        return "ok" if self.has_room(self.reserve_bytes) else "full"
+
+    def report(self) -> DiskReport:
+        is_used = not self.down
+        reason = self.reason
+        if self.draining and self.stuck and is_used:
+            reason = f"{self.stuck} replicas wait: the server's other disks have no room for them"
+        return DiskReport(
+            path=self.path,
+            id=self.id,
+            total_bytes=self.total_bytes * is_used,
+            free_bytes=max(0, self.free_bytes - self.reserve_bytes) * is_used,
+            chunks=self.chunks,
+            state=self.state,
+            reason=reason,
+            errors=self.errors,
+        )
+
+    # --- calls ----------------------------------------------------------------------
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Make a blocking call in a thread, under the disk's limit.
+
+        Cancellation ends the wait for a free thread, not the call. Raises what the call
+        raises, and DiskFailed if the disk has failed, or fails meanwhile: then the call
+        may still be under way, so no buffer that was given to it may be used again.
+        """
+        if self.down:
+            raise self.failure()
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            borrower = object()
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                try:
+                    # As a rule nobody waits: the task is scheduled once, for the call.
+                    self.limiter.acquire_on_behalf_of_nowait(borrower)
+                except trio.WouldBlock:
+                    await self.limiter.acquire_on_behalf_of(borrower)
+                try:
+                    scope.shield = True
+                    result = await self._run(function, args)
+                finally:
+                    self.limiter.release_on_behalf_of(borrower)
+            finally:
+                self._scopes.discard(scope)
+                if self.is_open and self.journal.to_save:
+                    self.to_save.set()
+        if self.down:
+            raise self.failure()
+        return result
+
+    async def _run(self, function: Callable[..., T], args: tuple[object, ...]) -> T:
+        number = next(self._numbers)
+
+        def call() -> T:
+            own = Call(getattr(function, "__qualname__", str(function)))
+            self.running[number] = own
+            try:
+                with making(own):
+                    return function(*args)
+            except Exception as error:
+                if isinstance(error, OSError):
+                    self.has_refused = self.has_refused or is_of_disk(error)
+                _let_go(error)
+                raise
+            finally:
+                del self.running[number]
+
+        try:
+            return await self.world.run_blocking(call, limiter=_UNLIMITED, abandon_on_cancel=True)
+        except OSError as error:
+            self.take(error)
+            if isinstance(error, ReadFailed) and self.is_open and function != self.probe:
+                await self._probe()
+            raise
+
+    async def _probe(self) -> None:
+        """A read has failed: find out whether the disk has, before anybody takes the replica
+        for damaged."""
+        if self._probed is not None:
+            await self._probed.wait()
+            return
+        done = self._probed = trio.Event()
+        try:
+            await self._run(self.probe, ())
+        except OSError as error:
+            if error.errno not in _HARMLESS:
+                self.fail(FAILED, describe(error))
+        finally:
+            self._probed = None
+            done.set()
+
+    def probe(self) -> None:
+        """Blocks. Write, sync and read a little. Raises ``OSError``."""
+        path, data = f"{self.path}/{PROBE}", b"probe"
+        file = self.files.open(path, "replace")
+        try:
+            file.write(data, 0)
+            file.sync()
+            file.read_into(memoryview(bytearray(len(data))), 0)
+        finally:
+            file.close()
+        self.files.unlink(path)
+
+    @property
+    def is_open(self) -> bool:
+        return hasattr(self, "journal")
+
+    def failure(self) -> DiskFailed:
+        return DiskFailed(f"the disk {self.path} of this chunkserver is {self.down}: {self.reason}")
+
+    def take(self, error: OSError) -> None:
+        """A call to the disk ended with this: count it, and draw the consequence."""
+        if not is_of_disk(error):
+            return
+        self.errors += 1
+        if not isinstance(error, ReadFailed):
+            self.fail(MISSING if error.errno == errno.ENOTDIR else FAILED, describe(error))
+
+    def tick(self) -> None:
+        """Called every ``TICK_SECONDS``: a call that has run for too long fails the disk."""
+        if self.down:
+            return
+        for call in list(self.running.values()):
+            call.ticks += 1
+            if call.ticks * TICK_SECONDS >= self._settings.disk_hang_seconds:
+                self.hung = True
+                self.errors += 1
+                seconds = self._settings.disk_hang_seconds
+                self.fail(FAILED, f"a call has not returned for {seconds:g} s ({call.name})")
+                return
+
+    @property
+    def may_have_lost(self) -> bool:
+        """Of one that is not used any more: whether what was written, and not synced, may
+        not have reached it. What only took long did."""
+        return not self.hung or self.has_refused
+
+    def fail(self, state: str, reason: str) -> None:
+        """Nothing is read from it or written to it from now on."""
+        if not self.down:
+            self.end(state, reason)
+            self._on_failure(self)
+
+    def end(self, state: str, reason: str) -> None:
+        """As :meth:`fail`, and nobody is to know."""
+        self.down, self.reason = state, reason
+        for scope in list(self._scopes):
+            scope.cancel()
+        self.room.unpark_all()
+        self.ended.set()
+
+    # --- closing --------------------------------------------------------------------
+
+    def close_later(self, file: File | ChunkFile) -> None:
+        """Have a file closed by a thread."""
+        self._to_close.append(file)
+        self.closing.set()
+        if self.closed.is_set():
+            self._close_rest()
+
+    def close_files(self) -> None:
+        """Blocks. Close what was put off, and of a disk that is given up everything. No
+        thread may be using any of it."""
+        while self._to_close:
+            # Nothing that is not synced was promised; and another thread may do the same.
+            with contextlib.suppress(OSError, IndexError):
+                self._to_close.pop().close()
+
+    def end_closing(self, close_rest: Callable[[], object]) -> None:
+        """All is closed, but for what somebody still uses: ``close_rest`` is called when that
+        can be closed, too."""
+        self.closed.set()
+        self._close_rest = close_rest
+        if self._to_close:
+            close_rest()
+
+    def close(self) -> None:
+        """Blocks. As :meth:`close_files`, and everything else that is open."""
+        self.close_files()
+        if self.is_open:
+            self.journal.close()
+            self.marks.close()
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+        if hasattr(self, "files"):
+            self.files.close()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Whoever keeps the error of a failed call does not keep what that had open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+_UNLIMITED = trio.CapacityLimiter(float("inf"))
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether it is about the disk, and not about space, one name or this process."""
+    return not isinstance(error, (GfsError, ConnectionError)) and error.errno not in _HARMLESS
+
+
+def describe(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, "")
+    text = error.strerror or str(error)
+    return f"{text} ({name})" if name else text
+
+
+def map_disk_error(error: OSError, what: str) -> GfsError:
+    """The error a client gets for a failure of a local disk."""
+    if isinstance(error, GfsError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{what}: no space left on the chunkserver's disk")
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{what}: the chunk file is gone")
+    return DiskFailed(f"{what}: {error.strerror or error}")

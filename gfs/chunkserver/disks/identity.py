@@ -1,0 +1,337 @@
+"""Who this chunkserver is, kept on each of its disks, and what it must not forget.
+
+``server.json`` holds the server's id, the cluster it belongs to, how often it
+was started (its incarnation), the highest term of a master it registered with,
+and the highest operation-log sequence that a master of that term told it: a
+master behind that sequence has a younger memory than this server, and its
+deletion orders are refused (see ``Orders``); one of a lower term is none any more.
+Also where the master's shadows are: one of them may be the next master; how far
+the scrubber has come; and which replicas were found damaged and not dealt with yet.
+
+It names the disk that it is on, too, and lists all disks of the server: so a disk whose
+mount is away is noticed, at a start as well, and the bare directory below is not taken
+for a new disk.
+
+It is there twice, since nothing else can tell who this server is: a copy that is damaged,
+or cannot be read, is made anew from the other one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from gfs.blocks import block_sum
+from gfs.chunkserver.disks.disk import Disk, describe
+from gfs.errors import StartupError
+from gfs.io import FileSystem, World
+from gfs.io.world import ReadFailed
+
+log = logging.getLogger(__name__)
+
+NAME = "server.json"
+NAMES = (NAME, f"{NAME}.copy")
+LOCK = "lock"
+#: A record is far smaller.
+RECORD_BYTES_MAX = 1024 * 1024
+#: Damaged replicas remembered over a restart.
+DAMAGED_MAX = 1000
+
+REMOVED = "removed"
+DRAINING = "draining"
+
+
+class DiskRecord(msgspec.Struct):
+    """A disk of the server. ``state``: "" | "draining" | "removed"."""
+
+    id: str
+    path: str
+    state: str = ""
+    #: It failed, or was away, since it was last read.
+    doubted: bool = False
+
+
+class ServerRecord(msgspec.Struct):
+    id: str
+    cluster: str = ""
+    incarnation: int = 0
+    #: Raised with every save: the disks that missed one have a lower one.
+    revision: int = 0
+    sequence: int = 0
+    term: int = 0
+    masters: list[str] = []
+    #: The scrubber's present pass has read all replicas up to this handle, and began
+    #: then; the last whole pass ended then. Wall clock.
+    scrubbed: int = 0
+    scrub_began_ns: int = 0
+    scrub_ended_ns: int = 0
+    #: The disk that this is on, and all that the server has.
+    disk: str = ""
+    disks: list[DiskRecord] = []
+    #: (Handle, version) of replicas that were found damaged.
+    damaged: list[tuple[int, int]] = []
+
+
+class DamagedRecord(ValueError):
+    """No copy of the record can be used."""
+
+
+class MissingDisk(Exception):
+    """What is at a disk's path is not that disk."""
+
+
+#: The last field of the file: the checksum of everything before it.
+_SUM = b',"sum":"%s"}'
+_SUM_BYTES = len(_SUM % bytes(16))
+
+
+def encode_server(record: ServerRecord) -> bytes:
+    fields = msgspec.json.encode(record)[:-1]
+    return fields + _SUM % block_sum(fields).hex().encode()
+
+
+def decode_server(data: bytes) -> ServerRecord:
+    """Raises ``ValueError`` if it is not what :meth:`encode_server` made."""
+    fields = data[:-_SUM_BYTES]
+    if data[len(fields) :] != _SUM % block_sum(fields).hex().encode():
+        raise ValueError("it fails its checksum")
+    return msgspec.json.decode(fields + b"}", type=ServerRecord)
+
+
+# --- one disk: all of it blocks --------------------------------------------------------
+
+
+def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
+    """The newer copy of the record in a directory; None if there is none, or no directory.
+    Changes nothing.
+
+    Raises, if there are some and none is good: ReadFailed if one cannot be read, else
+    DamagedRecord. Also ``OSError``.
+    """
+    found: list[ServerRecord] = []
+    wrong: list[str] = []
+    refused: ReadFailed | None = None
+    for name in NAMES:
+        path = f"{directory}/{name}"
+        try:
+            found.append(_read_one(files, path))
+        except FileNotFoundError:
+            continue
+        except ReadFailed as error:
+            refused = error
+            wrong.append(f"{path}: it cannot be read ({describe(error)})")
+        except ValueError as error:
+            wrong.append(f"{path}: damaged ({error})")
+    if wrong and not found:
+        raise refused or DamagedRecord("; ".join(wrong))
+    for each in wrong:
+        log.error("%s: the other copy is used", each)
+    return max(found, key=_age, default=None)
+
+
+def _read_any(files: FileSystem, directory: str) -> ServerRecord | None:
+    """As :func:`read_record`, and it may be the older copy: whose disk this is both say."""
+    try:
+        return _read_one(files, f"{directory}/{NAME}")
+    except (FileNotFoundError, ReadFailed, ValueError):
+        return read_record(files, directory)
+
+
+def _age(record: ServerRecord) -> tuple[int, int, int, int]:
+    return record.incarnation, record.term, record.sequence, record.revision
+
+
+def _read_one(files: FileSystem, path: str) -> ServerRecord:
+    file = files.open(path, "r")
+    try:
+        data = bytearray(min(file.size(), RECORD_BYTES_MAX))
+        file.read_into(memoryview(data), 0)
+        return decode_server(bytes(data))
+    finally:
+        file.close()
+
+
+def save_record(disk: Disk, record: ServerRecord) -> None:
+    """The record is on the disk, synced, when this returns. Raises ``OSError``, and
+    MissingDisk if one was there before and is not any more: a directory that was emptied
+    must not look as if it were the disk."""
+    reason = check_disk(disk, record.id) if disk.is_recorded else ""
+    if reason:
+        raise MissingDisk(reason)
+    data = encode_server(msgspec.structs.replace(record, disk=disk.id))
+    for name in NAMES:
+        path = f"{disk.path}/{name}"
+        file = disk.files.open(path + ".new", "replace")
+        try:
+            file.write(data, 0)
+            file.sync()
+        finally:
+            file.close()
+        disk.files.rename(path + ".new", path)
+    disk.files.sync_directory(disk.path)
+    disk.is_recorded = True
+
+
+def take_disk(disk: Disk, found: ServerRecord | None) -> None:
+    """Open and lock the directory in which ``found`` was read; make it if that is None,
+    and it is not there.
+
+    Raises MissingDisk if something else is there by now, if another chunkserver uses it,
+    or if a new one would be made where another file system is to be mounted; ``OSError``.
+    """
+    files = disk.world.files
+    if found is None:
+        if files.awaits_mount(disk.path):
+            raise MissingDisk("the system's fstab has a file system for it, which is not mounted")
+        files.make_directories(disk.path)
+        files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
+    try:
+        disk.open()
+    except FileNotFoundError:
+        raise MissingDisk("there is no directory any more") from None
+    if _owner(_read_any(disk.files, disk.path)) != _owner(found):
+        raise MissingDisk("a file system was mounted or unmounted there a moment ago")
+    try:
+        disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
+    except BlockingIOError:
+        raise MissingDisk(
+            "another chunkserver uses this directory: stop it, or name another"
+        ) from None
+
+
+def _owner(record: ServerRecord | None) -> tuple[str, str] | None:
+    """Whose disk it is, and which."""
+    return None if record is None else (record.id, record.disk)
+
+
+def check_disk(disk: Disk, server: str) -> str:
+    """Blocks. Why what is at the disk's path, as it is visible now, is not this disk;
+    empty if it is. Raises ``OSError``: the disk is there and refuses."""
+    files = disk.world.files
+    try:
+        if files.device(disk.path) != disk.device:
+            return "another file system is mounted there, or it was unmounted"
+        record = _read_any(files, disk.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no directory any more"
+    except DamagedRecord:
+        return ""  # written anew with the next change; nobody else's has its id
+    if record is None:
+        return f"its {NAME} is gone: it was unmounted, or emptied"
+    if record.id != server or record.disk not in ("", disk.id):
+        return f"it belongs to chunkserver {record.id}, as disk {record.disk}"
+    return ""
+
+
+# --- the server: decided over plain data -----------------------------------------------
+
+
+class Identity:
+    """The record as it is now, for all disks."""
+
+    def __init__(self) -> None:
+        self.record = ServerRecord(id="")
+        #: Cluster and term of the last record that some disk took.
+        self._saved = ("", 0)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the next start knows of the present cluster and term. A disk that did not
+        take them is full, or has failed."""
+        return self._saved == (self.record.cluster, self.record.term)
+
+    def saved(self, record: ServerRecord) -> None:
+        """Some disk has taken the record."""
+        self._saved = (record.cluster, record.term)
+
+    def begin(self, world: World, found: Mapping[str, ServerRecord]) -> None:
+        """Take the newest record of this server of those ``found``, by directory; or make
+        one. Raises StartupError if it cannot be told which server this is."""
+        if found:
+            server = which_server(found)
+            own = [record for record in found.values() if record.id == server]
+            self.record = msgspec.structs.replace(max(own, key=_age), disk="")
+            for disk in self.record.disks:  # an older release kept --dir as it was given
+                disk.path = os.path.abspath(disk.path)
+            self.saved(self.record)
+        else:
+            self.record = ServerRecord(id=world.random_bytes(6).hex())
+        # From the clock, so that it grows even if it cannot be saved; but
+        # never back, whatever the clock does.
+        now = world.clock.time_ns() // 1_000_000
+        self.record.incarnation = max(self.record.incarnation + 1, now)
+
+    def at(self, path: str) -> DiskRecord | None:
+        """What is known of the disk at a path."""
+        return next((disk for disk in self.record.disks if disk.path == path), None)
+
+    def drop(self, path: str) -> None:
+        """Nothing is known of the disk at that path any more."""
+        self.record.disks = [each for each in self.record.disks if each.path != path]
+
+    def keep(self, path: str, known: DiskRecord | None) -> None:
+        """No disk took the place of the one that was ``known`` there: a mount that is away
+        must not look like a new, empty disk."""
+        if known is not None and self.at(path) is None:
+            self.record.disks.append(known)
+
+    def put(self, disk: Disk, state: str = "") -> None:
+        """The disk is one of the server's, at its path and no other."""
+        others = [
+            each
+            for each in self.record.disks
+            if each.path != disk.path and (each.id != disk.id or not disk.id)
+        ]
+        self.record.disks = [*others, DiskRecord(disk.id, disk.path, state)]
+
+    def doubt(self, path: str) -> None:
+        """Until the disk at ``path`` is read again, and :meth:`put`."""
+        for disk in self.record.disks:
+            disk.doubted = disk.doubted or disk.path == path
+
+
+def which_server(found: Mapping[str, ServerRecord]) -> str:
+    """Whose the records in these directories are: the server's that has most of its disks
+    where it knows them to be, or of several the one that has most disks here. Raises
+    StartupError if that are two."""
+    claims: dict[str, tuple[int, int]] = {}
+    for record in found.values():
+        own = {path: each for path, each in found.items() if each.id == record.id}
+        known = {disk.path: disk.id for disk in max(own.values(), key=_age).disks}
+        in_place = sum(known.get(path) == each.disk for path, each in own.items())
+        claims[record.id] = in_place, len(own)
+    best = max(claims.values())
+    servers = [server for server, claim in claims.items() if claim == best]
+    if len(servers) > 1:
+        raise StartupError(
+            "these directories belong to different chunkservers: "
+            + ", ".join(f"{path} to {record.id}" for path, record in found.items())
+            + ": name those of one server with --dir"
+        )
+    return servers[0]
+
+
+def name_disk(
+    world: World,
+    server: str,
+    known: DiskRecord | None,
+    found: ServerRecord | None,
+    taken: Mapping[str, Disk],
+) -> str:
+    """The id of a disk of ``server`` at whose path ``known`` is expected and ``found`` is;
+    ``taken`` are the other disks, by id. Raises MissingDisk if it is not the one."""
+    if found is None:
+        if known is not None and known.state != REMOVED:
+            raise MissingDisk(f"its {NAME} is gone: it is not mounted, or was emptied")
+        return world.random_bytes(6).hex()
+    if found.id != server:
+        raise MissingDisk(
+            f"it belongs to chunkserver {found.id}: mount this server's own disk there, or "
+            "empty it if nobody needs it"
+        )
+    if not found.disk or found.disk in taken:  # of an older format, or a copy of another's
+        return world.random_bytes(6).hex()
+    return found.disk

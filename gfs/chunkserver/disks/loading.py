@@ -1,0 +1,260 @@
+"""Reading a disk: which replicas are on it, at a start or when it comes back.
+
+A disk is read by itself, by threads that share nothing with other disks: what its redo
+journal has is done again, what its write-intent records say is taken into account, and
+the outcome is a plain table. The store takes the table over in the loop's thread and
+decides between two disks that have the same replica.
+
+*A disk that failed* may have lost what was written to it and not synced, without a power
+cut: Linux tells of a failed write-back once and counts the pages as written, and a device
+that was away comes back without what never reached it, in the same boot of the machine. So
+what the page cache has of its files is dropped before they are read, and what was marked
+as being written (:mod:`gfs.chunkserver.files.intents`) is doubted as after a power cut. That a disk
+has failed is kept on the server's other disks, for a start that comes before it is read. A
+server that has one disk alone forgets it at a restart. A call that took too long, and
+then ended well, has lost nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import NamedTuple
+
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.files.intents import NO_STATE, Mark
+from gfs.chunkserver.files.journal import NAMES, Records, read_records
+from gfs.chunkserver.files.layout import Redo, State
+from gfs.chunkserver.files.progress import report_progress
+from gfs.diagnostics import event
+from gfs.errors import CorruptReplica
+from gfs.io import FileSystem
+from gfs.io.world import ReadFailed
+
+log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    version: int
+    length: int
+
+
+class Contents:
+    """What is on a disk."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[int, Found] = {}
+        #: Replicas whose heads are damaged or cannot be read.
+        self.unreadable: set[int] = set()
+        #: Replicas that lost the version which they were granted, and cannot be given it.
+        self.unfit: set[int] = set()
+        #: Replicas that may lack something, and the records that say so.
+        self.forgetful: dict[int, Mark] = {}
+
+
+def read_disk(disk: Disk) -> Contents:
+    """Make the directories, read all heads, do again what the redo journal says. Blocks,
+    in many small calls. Raises ``OSError`` if the disk cannot be used."""
+    return _Reader(disk).read()
+
+
+class _Reader:
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._files = disk.files
+        self._contents = Contents()
+        #: Whether some replica could not be read: the disk as a whole may be to blame.
+        self._has_failed = False
+
+    def read(self) -> Contents:
+        disk, files = self._disk, self._files
+        chunks = f"{disk.path}/chunks"
+        files.make_directories(chunks)
+        for path in (*(f"{disk.path}/{name}" for name in NAMES), disk.marks.path):
+            self._look_anew(path)
+        records = read_records(files, disk.path)
+        disk.journal.open()
+        disk.journal.saw(records.sequence)
+        are_known = disk.marks.open()
+        for mark in disk.marks.all() if disk.is_doubted else []:
+            if not mark.is_lacking:
+                disk.marks.put_unknown(mark.handle, mark.version)
+        for mark in disk.marks.all():
+            if mark.is_lacking and mark.boot != NO_STATE:
+                disk.journal.saw(mark.boot)
+        files.sync_directory(disk.path)
+        for name in sorted(files.list(chunks)):
+            self._folder(f"{chunks}/{name}", records)
+        for handle, redos in sorted(records.by_handle.items()):
+            report_progress()
+            if not redos[0].base:
+                self._unnamed(handle, redos)
+        # The records of it go now: that these files are gone must be on the disk.
+        folders = {disk.folder(handle) for handle in records.deleted}
+        if not records.is_whole:  # or anywhere
+            folders.update(f"{chunks}/{n:02x}" for n in range(256))
+        for folder in sorted(folders):
+            with contextlib.suppress(FileNotFoundError):
+                files.sync_directory(folder)
+            report_progress()
+        if not are_known:
+            self._doubt_all(disk.marks.path)
+        elif not records.is_whole:
+            self._doubt_all(f"{disk.path}: the redo journal")
+        if disk.marks.synced < disk.marks.changes:
+            disk.marks.flush()
+        disk.journal.start()
+        self._doubt()
+        disk.measure()
+        if self._has_failed:
+            disk.probe()
+        return self._contents
+
+    def _look_anew(self, path: str) -> None:
+        """Of a disk that failed: what is read of a file from now on is on the disk."""
+        if self._disk.is_doubted and self._files.exists(path):
+            file = self._files.open(path, "r")
+            file.drop_cached()
+            file.close()
+
+    def _doubt_all(self, what: str) -> None:
+        """Some record on the disk cannot be read, and may be any replica's."""
+        disk = self._disk
+        log.error(
+            "%s: damaged: all replicas on this disk are doubted",
+            what,
+            extra=event("notes_damaged", disk=disk.path),
+        )
+        for handle, found in self._contents.replicas.items():
+            disk.marks.put_unknown(handle, found.version)
+
+    def _doubt(self) -> None:
+        """The power was lost since some replicas were marked, or nobody knows which ones
+        were: they may lack something."""
+        disk, contents = self._disk, self._contents
+        for mark in disk.marks.all():
+            found = contents.replicas.get(mark.handle)
+            if mark.boot == disk.marks.boot or found is None:
+                continue
+            contents.forgetful[mark.handle] = mark
+            if mark.version > found.version:
+                self._raise_version(mark)
+        if contents.forgetful:
+            log.warning(
+                "%s: %d replicas may lack what was last written: the power was lost, or what "
+                "was noted about them is damaged",
+                disk.path,
+                len(contents.forgetful),
+                extra=event("replicas_doubted", disk=disk.path, replicas=len(contents.forgetful)),
+            )
+
+    def _raise_version(self, mark: Mark) -> None:
+        """It was granted that version, and has lost it."""
+        report_progress()
+        disk = self._disk
+        path = disk.chunk_path(mark.handle)
+        try:
+            file = ChunkFile.open(self._files, path, mark.handle, disk.journal)
+            try:
+                file.set_version(mark.version)
+                file.save()
+            finally:
+                file.close()
+        except (CorruptReplica, ReadFailed) as error:
+            log.error("%s: %s", path, error)
+            self._contents.unfit.add(mark.handle)
+            return
+        self._contents.replicas[mark.handle] = Found(mark.version, file.length)
+
+    def _folder(self, folder: str, records: Records) -> None:
+        report_progress()
+        for name in self._files.list(folder):
+            report_progress()
+            path = f"{folder}/{name}"
+            stem, _, kind = name.partition(".")
+            if kind == "chunk.clone":
+                self._files.unlink(path)  # a clone that a crash cut short
+                continue
+            try:
+                handle = int(stem, 16)
+            except ValueError:
+                log.warning("%s is not a chunk file: left alone", path)
+                continue
+            if kind == "chunk":
+                deleted = records.deleted.get(handle, 0)
+                if deleted and self._is_older(path, handle, deleted):
+                    unlink_for_good(self._files, path)  # a power cut brought it back
+                else:
+                    self._chunk(handle, path, records.take(handle))
+
+    def _is_older(self, path: str, handle: int, sequence: int) -> bool:
+        try:
+            state = ChunkFile.probe(self._files, path, handle)
+        except (CorruptReplica, ReadFailed):
+            return False
+        return state is not None and state.sequence < sequence
+
+    def _unnamed(self, handle: int, records: list[Redo]) -> None:
+        """A replica made shortly before a power cut, which its name did not survive."""
+        path = self._disk.chunk_path(handle)
+        self._files.make_directories(path.rpartition("/")[0])
+        self._files.open(path, "create").close()
+        self._chunk(handle, path, records)
+
+    def _chunk(self, handle: int, path: str, records: list[Redo]) -> None:
+        disk = self._disk
+        try:
+            self._look_anew(path)
+            state = self._recover(path, handle, records)
+            if state is None:
+                unlink_for_good(self._files, path)  # never acknowledged to anybody
+                return
+            self._check_saved(handle, state)
+        except (CorruptReplica, ReadFailed) as error:
+            log.error("%s: %s", path, error)
+            self._has_failed = self._has_failed or isinstance(error, ReadFailed)
+            if records:  # which go now
+                disk.marks.put_lacking(handle, records[-1].sequence)
+            self._contents.unreadable.add(handle)
+            return
+        self._contents.replicas[handle] = Found(state.version, state.length)
+
+    def _check_saved(self, handle: int, state: State) -> None:
+        """Raises CorruptReplica if later states than this could not be saved."""
+        marks = self._disk.marks
+        mark = marks.get(handle)
+        if mark is not None and mark.is_lacking:
+            if state.sequence < mark.boot:
+                raise CorruptReplica(
+                    f"chunk {handle:016x}: what was last written could not be saved"
+                )
+            marks.remove(handle)
+
+    def _recover(self, path: str, handle: int, records: list[Redo]) -> State | None:
+        journal = self._disk.journal
+        state = ChunkFile.probe(self._files, path, handle, records)
+        if state is None:
+            return None
+        journal.saw(state.sequence)
+        if records:
+            chunk = ChunkFile.open(self._files, path, handle, journal, records)
+            try:
+                chunk.save()
+            except OSError as error:
+                if not chunk.is_unsound:
+                    raise
+                # Perhaps only now somebody is told of what failed long ago: each file's
+                # failure is told once, and they must not fail one start after another.
+                raise CorruptReplica(
+                    f"chunk {handle:016x}: a sync of it failed: {error}"
+                ) from error
+            finally:
+                chunk.close()
+        return state
+
+
+def unlink_for_good(files: FileSystem, path: str) -> None:
+    """Where no journal will tell of it."""
+    files.unlink(path)
+    files.sync_directory(path.rpartition("/")[0])

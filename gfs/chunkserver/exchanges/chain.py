@@ -1,0 +1,156 @@
+"""The servers after this one in a write chain, as this one sees them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, ReplicaUnavailable
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.deadline import Watch, deadline
+from gfs.protocol.frames import encode_frame, encode_head
+from gfs.protocol.messages import (
+    Failure,
+    Message,
+    Packet,
+    PacketAck,
+    ServerAddress,
+    Working,
+    WriteChunk,
+)
+from gfs.protocol.patience import SILENT_SECONDS, Pulses
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node.node import Node
+
+#: Packets up to this size fit into any socket's buffer.
+SMALL_PACKET_BYTES = 64 * 1024
+
+
+class ChainBroken(Exception):
+    """Another server of the chain failed; ``failure`` is what to tell upstream."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def chain_broken(server: ServerAddress, error: BaseException) -> ChainBroken:
+    """``server`` is the one that failed."""
+    text = f"chunkserver {server.id} at {server.address}: {error}"
+    code = error.code if isinstance(error, GfsError) else ReplicaUnavailable.code
+    return ChainBroken(Failure(id=0, code=code, message=text, server=server.id))
+
+
+class Downstream:
+    """The next server of the chain, as the sender sees it."""
+
+    def __init__(self, node: Node, watch: Watch, server: ServerAddress) -> None:
+        self._node = node
+        self._watch = watch
+        self.server = server
+        self._connection: BulkConnection | None = None
+        self._prefix = b""
+        #: Whether it is this server's turn to do something.
+        self.awaited = False
+
+    def broken(self, error: BaseException) -> ChainBroken:
+        return chain_broken(self.server, error)
+
+    async def open(self, request: WriteChunk) -> None:
+        """Connect. The request itself leaves together with the first packet."""
+        try:
+            self._connection = await self._node.pool.acquire(self.server.address)
+        except (ConnectionError, GfsError) as error:
+            raise self.broken(error) from None
+        self._prefix = encode_frame(request)
+
+    async def send(self, packet: Packet, body: memoryview) -> None:
+        assert self._connection is not None
+        frame = self._prefix + encode_head(packet, len(body))
+        self._prefix = b""
+        self._watch.expect(SILENT_SECONDS, "progress")
+        self.awaited = True
+        try:
+            if len(body) <= SMALL_PACKET_BYTES:
+                await self._connection.send_frames(frame, body)
+            else:
+                scope, stream = self._watch.scope, self._connection.stream
+                with self._node.patience.sending(scope, stream, SILENT_SECONDS):
+                    await self._connection.send_frames(frame, body)
+        except ConnectionError as error:
+            # It may have said why before it hung up.
+            await self._last_words()
+            raise self.broken(error) from None
+        self.awaited = False
+
+    async def _last_words(self) -> None:
+        assert self._connection is not None
+        with trio.move_on_after(0.2):
+            try:
+                while True:
+                    message = await self._connection.receive()
+                    if not isinstance(message, Working):
+                        self._check(message)
+            except (ConnectionError, ProtocolError):
+                return
+
+    async def receive_ack(self) -> PacketAck:
+        assert self._connection is not None
+        self.awaited = True
+        pulses = Pulses()
+        try:
+            while True:
+                self._watch.expect(SILENT_SECONDS, "acknowledgement")
+                message = await self._connection.receive()
+                if not isinstance(message, Working):
+                    break
+                pulses.count()
+        except (ConnectionError, GfsError) as error:
+            raise self.broken(error) from None
+        self.awaited = False
+        return self._check(message)
+
+    def _check(self, message: Message) -> PacketAck:
+        if isinstance(message, Failure):
+            if message.code != DeadlineExceeded.code:
+                message.server = message.server or self.server.id
+            raise ChainBroken(message)
+        if not isinstance(message, PacketAck):
+            raise self.broken(ProtocolError(f"{type(message).__name__} instead of an ack"))
+        return message
+
+    def finish(self, clean: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if clean:
+            self._node.pool.release(connection, self.server.address)
+        else:
+            connection.close()
+
+
+@asynccontextmanager
+async def asked(
+    node: Node, server: ServerAddress, question: Message
+) -> AsyncIterator[tuple[BulkConnection, Message]]:
+    """One exchange with another server of the chain. Raises ChainBroken."""
+    connection: BulkConnection | None = None
+    clean = False
+    try:
+        with deadline(SILENT_SECONDS, f"answer from {server.address}"):
+            connection = await node.pool.acquire(server.address)
+            await connection.send(question)
+            yield connection, await connection.receive_reply()
+        clean = True
+    except (ConnectionError, GfsError) as error:
+        raise chain_broken(server, error) from None
+    finally:
+        if connection is not None:
+            if clean:
+                node.pool.release(connection, server.address)
+            else:
+                connection.close()

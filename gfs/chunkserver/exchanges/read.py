@@ -1,0 +1,176 @@
+"""Reads: whole blocks go out by ``sendfile``, smaller pieces are verified here.
+
+For whole blocks the stored sums travel in the head and the client verifies, so
+damage on the disk, in memory or on the wire is caught in one place, and no byte
+of the body enters this process. A piece of a block cannot be verified by whoever
+gets only the piece: then this server reads and verifies the blocks around it.
+
+Nothing here waits for a disk on the loop's thread: one that hangs would hold up all
+others, the heartbeats with them, and the master would take the server for dead. A small
+read that the page cache has (``preadv2`` with ``RWF_NOWAIT``) needs no thread; all else
+goes to one of the disk's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gfs.blocks import BLOCK_BYTES, block_sum
+from gfs.chunkserver.disks.disk import map_disk_error
+from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.messages import Failure, ReadChunk, ReadReply
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node.node import Node
+
+#: Reads of whole blocks up to this size are not worth a ``sendfile``.
+SENDFILE_BYTES_MIN = 64 * 1024 + 1
+#: A piece this server verifies is at most this long; ask for whole blocks beyond.
+PIECE_BYTES_MAX = 1024 * 1024
+
+
+async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk) -> bool:
+    """Answer one read. False if the connection is of no more use."""
+    try:
+        node.store.check_remembers(request.handle)
+        async with node.store.using(request.handle) as chunk:
+            try:
+                _check(chunk, request)
+                if _is_whole(chunk, request):
+                    return await _send_blocks(node, connection, chunk, request)
+                await _send_piece(node, connection, chunk, request)
+            except CorruptReplica:
+                node.store.mark_unfit(chunk)
+                raise
+    except GfsError as error:
+        await connection.send(
+            Failure(id=request.id, code=error.code, message=str(error), server=node.id)
+        )
+    return True
+
+
+def _check(chunk: OpenChunk, request: ReadChunk) -> None:
+    file = chunk.file
+    if file.version < request.version:
+        raise StaleVersion(
+            f"chunk {file.handle:016x} has version {file.version} here, not {request.version}"
+        )
+    if request.offset < 0 or request.length < 1:
+        raise InvalidArgument(f"a read of {request.length} bytes at {request.offset}")
+    if request.offset + request.length > file.length:
+        raise StaleVersion(
+            f"chunk {file.handle:016x} has {file.length} bytes here, "
+            f"{request.offset + request.length} were asked for"
+        )
+
+
+def _is_whole(chunk: OpenChunk, request: ReadChunk) -> bool:
+    end = request.offset + request.length
+    return not request.offset % BLOCK_BYTES and (
+        not end % BLOCK_BYTES or end == chunk.file.length or request.length > BLOCK_BYTES
+    )
+
+
+async def _sums(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytes:
+    """The stored sums of the blocks asked for.
+
+    A replica may be longer than its file: bytes that nobody acknowledged, of a
+    writer that died, or records appended meanwhile. Where the file's end is inside
+    a block there is no stored sum of just its part: the block is verified here, and
+    the part gets a sum of its own.
+    """
+    file = chunk.file
+    first, end = request.offset // BLOCK_BYTES, request.offset + request.length
+    stored = file.stored_sums(first, end)
+    if stored is not None:
+        return stored
+    part = end % BLOCK_BYTES
+    data = await _verified(node, chunk, end - part, part)
+    return file.sums(first, request.length // BLOCK_BYTES) + block_sum(data)
+
+
+async def _verified(node: Node, chunk: OpenChunk, offset: int, length: int) -> bytes:
+    """A piece, verified. One that fails may be written just now: only a second look
+    with writes held off counts."""
+    try:
+        # Small and most often in the page cache: cheaper than a thread hop.
+        data = chunk.file.read_verified_cached(offset, length)
+        if data is not None:
+            return data
+        try:
+            return await node.store.run(chunk.disk, chunk.file.read_verified, offset, length)
+        except CorruptReplica:
+            async with chunk.mutex:
+                return await node.store.run(chunk.disk, chunk.file.read_verified, offset, length)
+    except OSError as error:
+        raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
+
+
+async def _unverified(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytearray:
+    """Whole blocks, for the client to verify."""
+    file, data = chunk.file, bytearray(request.length)
+    try:
+        if file.read_at_cached(memoryview(data), request.offset):
+            return data
+        got = await node.store.run(chunk.disk, file.read_at, memoryview(data), request.offset)
+    except OSError as error:
+        raise map_disk_error(error, f"chunk {request.handle:016x}") from error
+    if got < len(data):
+        raise CorruptReplica(f"chunk {request.handle:016x}: the file was cut short")
+    return data
+
+
+async def _send_blocks(
+    node: Node, connection: BulkConnection, chunk: OpenChunk, request: ReadChunk
+) -> bool:
+    file = chunk.file
+    reply = ReadReply(
+        id=request.id,
+        offset=request.offset,
+        length=request.length,
+        whole=True,
+        sums=await _sums(node, chunk, request),
+    )
+    if request.length < SENDFILE_BYTES_MIN:
+        await connection.send(reply, await _unverified(node, chunk, request))
+        return True
+    try:
+        await connection.send_file(
+            reply,
+            file.file,
+            file.data_offset + request.offset,
+            request.length,
+            run=chunk.disk.run,
+        )
+    except EOFError:
+        # The head is out: the client learns of it by the connection's end.
+        node.store.mark_unfit(chunk)
+        return False
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        node.store.mark_unfit(chunk)
+        return False
+    return True
+
+
+async def _send_piece(
+    node: Node, connection: BulkConnection, chunk: OpenChunk, request: ReadChunk
+) -> None:
+    if request.length > PIECE_BYTES_MAX:
+        raise InvalidArgument(
+            f"a read of {request.length} bytes must start and end at 64 KiB boundaries"
+        )
+    data = await _verified(node, chunk, request.offset, request.length)
+    await connection.send(
+        ReadReply(
+            id=request.id,
+            offset=request.offset,
+            length=request.length,
+            whole=False,
+            sums=block_sum(data),
+        ),
+        data,
+    )

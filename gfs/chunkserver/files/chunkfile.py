@@ -1,0 +1,781 @@
+"""One replica: a chunk file and what is known of it in memory.
+
+All methods that touch the file block; the service runs them in worker threads,
+never two mutations of one replica at once; only :meth:`save` may run beside them.
+The invariants are those of :mod:`gfs.chunkserver.files.layout`; this module keeps the
+order of the writes:
+
+* *append* (every packet of an upload): data; at the end of the exchange the
+  sums, then the slot. In between, the file holds bytes that no slot covers.
+* *overwrite*: record in the journal; data; sums; slot.
+* *pad* (the end of an appended chunk): as append, of zeros that are a hole.
+
+With ``durability = "fsync"`` no slot is written for the moment: small appends go
+through the journal as well; the end of an exchange with large ones syncs the data and
+leaves the sums and the new state in the journal, as a new version does. Sums and slot
+follow when the replica is *saved*.
+
+What an append adds changes no byte and no sum of what was there, and readers take
+length and sum of the tail as one: so they need not wait for it.
+
+Only blocks that a packet covers partly are read, and they are verified before
+anything is built on them (the paper, 5.2).
+
+*A sync that fails is the last one.* Linux tells of a failed write-back once, and counts the
+pages as clean from then on: they are read as they were written until the page cache needs
+their room, then as they were before; a second sync says that all is well, and so does one
+by whoever opens the file anew. What is on the disk, nobody knows, and which of the pages
+it were, nobody says. So the replica is unsound from that moment, whichever promise the sync
+was for: nothing is written to it, saved of it or promised of it any more, no redo record
+of it may go, and it is made anew from another server's. Trying again, as many databases
+did until 2018 (fsyncgate), is how acknowledged bytes are lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+from gfs.blocks import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    MIB,
+    PAGE_BYTES,
+    SUM_BYTES,
+    ZERO_BLOCK_SUM,
+    Buffer,
+    block_count,
+    block_sum,
+)
+from gfs.chunkserver.files import layout
+from gfs.chunkserver.files.journal import Journal
+from gfs.chunkserver.files.layout import HEAD_BYTES, NO_SUM, SUMS_OFFSET, Redo, State
+from gfs.chunkserver.files.progress import report_progress
+from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion, invariant
+from gfs.io import File, FileSystem
+
+#: Verification reads this much at a time.
+VERIFY_BYTES = 1024 * 1024
+#: Copied in one system call, or in one call to a disk.
+COPY_BYTES = 4 * 1024 * 1024
+#: With "fsync", an append up to this size is written twice, to save two syncs.
+JOURNALED_BYTES_MAX = MIB // 4
+
+#: So much of what is to be synced goes to the disk at once.
+START_SYNC_BYTES = 4 * MIB
+
+
+class ChunkFile:
+    """An open replica. ``version`` and ``length`` are what reads may rely on;
+    after an append they run ahead of what a crash leaves until :meth:`commit`."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        path: str,
+        handle: int,
+        file: File | None,
+        state: State,
+        journal: Journal,
+    ) -> None:
+        self.files = files
+        self.path = path
+        self.handle = handle
+        self._file = file
+        self._journal = journal
+        #: Held by whoever writes: a mutation, or one who saves.
+        self._lock = files.make_lock()
+        self.version = state.version
+        #: Numbers of the newest state, and of the one in the newest slot.
+        self._sequence = state.sequence
+        self._slot = state.sequence
+        #: The length, and the last block's sum if that is partial. Replaced as one by
+        #: the thread that writes, and read as one by the others.
+        self._tail = (state.length, state.tail_sum)
+        self._sums = bytearray()
+        #: First block whose sum is not in the file; not in the journal either.
+        self._dirty_from: int | None = None
+        self._unlogged_from: int | None = None
+        #: In the journal, and perhaps not, or not wholly, in the file.
+        self._unfinished: Redo | None = None
+        #: The journal must have been synced so far before that may be in the file.
+        self._unfinished_mark = 0
+        self._is_unsound = False
+        self._name_synced = state.sequence > 0
+        self._retired = False
+        self._copied = False
+        #: Pages of the sums that have their room on the disk.
+        self._sums_pages = layout.sums_pages(state.length) if self._slot else 0
+
+    # --- making and opening ---------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        files: FileSystem,
+        path: str,
+        handle: int,
+        version: int,
+        journal: Journal,
+        copied: bool = False,
+    ) -> ChunkFile:
+        """A new, empty replica. Does not block: the file is made by the first write.
+
+        A file without a state, in its head or in the journal, was never acknowledged
+        to anybody. A file that is in the way is one of those,
+        or one that could not be read, and is dropped: the caller knows of none.
+        One that is ``copied`` leaves nothing in the journal: its path is for the time
+        being.
+        """
+        chunk = cls(files, path, handle, None, State(0, version, 0, NO_SUM), journal)
+        chunk._copied = copied
+        return chunk
+
+    @property
+    def file(self) -> File:
+        """The file, made now if it was not. Blocks then."""
+        if self._file is None:
+            self._file = self._make()
+        return self._file
+
+    @property
+    def made(self) -> bool:
+        """Whether there is a file at all."""
+        return self._file is not None
+
+    def _make(self) -> File:
+        file = self._make_empty()
+        if self._journal.sync and not self._copied:
+            try:
+                # A full disk must not keep a state from being saved.
+                file.write(bytes(PAGE_BYTES), 0)
+            except BaseException:
+                file.close()
+                with contextlib.suppress(OSError):
+                    self.files.unlink(self.path)
+                raise
+        return file
+
+    def _make_empty(self) -> File:
+        for _ in range(3):
+            try:
+                return self.files.open(self.path, "create")
+            except FileNotFoundError:
+                self.files.make_directories(self.path.rpartition("/")[0])
+            except FileExistsError:
+                self.files.unlink(self.path)
+        return self.files.open(self.path, "create")
+
+    @property
+    def committed(self) -> bool:
+        """Whether there was a :meth:`commit` ever, so whether a restart finds it."""
+        return self._sequence > 0
+
+    @classmethod
+    def open(
+        cls,
+        files: FileSystem,
+        path: str,
+        handle: int,
+        journal: Journal,
+        records: Sequence[Redo] = (),
+    ) -> ChunkFile:
+        """Open and recover; ``records`` are what the journal has of it. What they did
+        is done again, and to be saved. Raises CorruptReplica or ``OSError``."""
+        file = files.open(path, "rw")
+        try:
+            head = bytearray(HEAD_BYTES)
+            got = file.read_into(memoryview(head), 0)
+            state = cls._state_of(head[:got], handle, file.size(), records)
+            if state is None:
+                if not records:
+                    raise CorruptReplica(f"chunk {handle:016x}: the file's head is empty")
+                state = State(0, 0, 0, NO_SUM)
+            chunk = cls(files, path, handle, file, state, journal)
+            whole = layout.whole_blocks(state.length) * SUM_BYTES
+            chunk._sums = head[SUMS_OFFSET : SUMS_OFFSET + whole]
+            chunk._replay(records)
+        except BaseException:
+            file.close()
+            raise
+        return chunk
+
+    @staticmethod
+    def _state_of(
+        head: bytes | bytearray, handle: int, file_bytes: int, records: Sequence[Redo]
+    ) -> State | None:
+        """What the file says; None if it says nothing and need not."""
+        is_new = not any(head[: layout.PROBE_BYTES])
+        if records and not records[0].base:
+            is_new = is_new or layout.was_never_saved(head)
+        return None if is_new else layout.recover_state(head, handle, file_bytes)
+
+    @classmethod
+    def probe(
+        cls, files: FileSystem, path: str, handle: int, records: Sequence[Redo] = ()
+    ) -> State | None:
+        """The replica's state alone, for the inventory at start: what the file says, or
+        the last of the ``records`` that follow from it.
+
+        None for a file that was never committed. Raises CorruptReplica.
+        """
+        file = files.open(path, "r")
+        try:
+            head = bytearray(layout.PROBE_BYTES)
+            got = file.read_into(memoryview(head), 0)
+            state = cls._state_of(head[:got], handle, file.size(), records)
+        finally:
+            file.close()
+        for redo in records:
+            if redo.base == (0 if state is None else state.sequence):
+                state = State(redo.sequence, redo.version, redo.length, NO_SUM)
+        return state
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def is_unsound(self) -> bool:
+        """Whether a sync of it has failed: see above."""
+        return self._is_unsound
+
+    @property
+    def sequence(self) -> int:
+        """The number of the newest state."""
+        return self._sequence
+
+    @property
+    def length(self) -> int:
+        return self._tail[0]
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether a crash now would leave less than what is known here."""
+        if not self._journal.sync:
+            return self._dirty_from is not None
+        return self._unlogged_from is not None
+
+    def retire(self) -> None:
+        """The replica is deleted or replaced: nothing is written to it any more. Blocks
+        until who saves it, if somebody does, is done."""
+        with self._lock:
+            self._retired = True
+            self._journal.settled(self)
+
+    # --- reading --------------------------------------------------------------
+
+    #: Where byte 0 of the chunk is in its file.
+    data_offset = HEAD_BYTES
+
+    def read_at(self, target: memoryview, offset: int) -> int:
+        """Fill ``target`` with bytes that nobody verified; returns how many there were."""
+        return self.file.read_into(target, HEAD_BYTES + offset)
+
+    def read_at_cached(self, target: memoryview, offset: int) -> bool:
+        """As :meth:`read_at`, all of it and out of memory alone; False if that cannot be
+        done. Does not block."""
+        return self._file is not None and self._file.read_cached(target, HEAD_BYTES + offset)
+
+    def read_verified_cached(self, offset: int, length: int) -> bytes | None:
+        """As :meth:`read_verified`, out of memory alone; None if that cannot be done, or
+        if a block fails its checksum. Does not block."""
+        first, data, part, tail = self._blocks_around(offset, length)
+        with memoryview(data) as target:
+            if not self.read_at_cached(target, first * BLOCK_BYTES):
+                return None
+            is_good = self._first_bad(first, target, tail) is None
+        return bytes(memoryview(data)[part]) if is_good else None
+
+    def sums(self, first: int, count: int) -> bytes:
+        """The stored sums of ``count`` blocks from block ``first``."""
+        return self._sums_of(self._tail, first, count)
+
+    def stored_sums(self, first: int, end: int) -> bytes | None:
+        """The stored sums of the blocks from ``first`` up to byte ``end``; None if more
+        of the last one is stored than that."""
+        tail = self._tail
+        if end % BLOCK_BYTES and end != tail[0]:
+            return None
+        return self._sums_of(tail, first, block_count(end) - first)
+
+    def _sums_of(self, tail: tuple[int, bytes], first: int, count: int) -> bytes:
+        length, tail_sum = tail
+        whole = layout.whole_blocks(length)
+        end = first + count
+        sums = bytes(self._sums[first * SUM_BYTES : min(end, whole) * SUM_BYTES])
+        if end > whole:
+            sums += tail_sum
+        if len(sums) != count * SUM_BYTES:
+            # A thread cuts the replica just now: the writer starts over from there.
+            raise StaleVersion(f"chunk {self.handle:016x} became shorter meanwhile")
+        return sums
+
+    def read_verified(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes, every block they touch verified first.
+
+        Raises CorruptReplica, StaleVersion if the replica does not reach that far;
+        ``length`` 0 is the caller's bug.
+        """
+        first, data, part, tail = self._blocks_around(offset, length)
+        self._read_blocks(first, memoryview(data), tail)
+        return bytes(memoryview(data)[part])
+
+    def _blocks_around(
+        self, offset: int, length: int
+    ) -> tuple[int, bytearray, slice, tuple[int, bytes]]:
+        """Of the blocks around a range: the first one, room for all, where the range is in
+        it, and the tail that they go by."""
+        invariant(0 <= offset < offset + length, "a range has a length")
+        tail = self._tail
+        if offset + length > tail[0]:
+            raise StaleVersion(f"chunk {self.handle:016x} has {tail[0]} bytes here")
+        first = offset // BLOCK_BYTES
+        end = min(-(-(offset + length) // BLOCK_BYTES) * BLOCK_BYTES, tail[0])
+        start = first * BLOCK_BYTES
+        return first, bytearray(end - start), slice(offset - start, offset - start + length), tail
+
+    def _read_blocks(self, first: int, target: memoryview, tail: tuple[int, bytes]) -> None:
+        """Fill ``target`` from block ``first``, to a block's end or that of ``tail``."""
+        got = self.file.read_into(target, HEAD_BYTES + first * BLOCK_BYTES)
+        if got < len(target):
+            raise CorruptReplica(f"chunk {self.handle:016x}: the file was cut short")
+        bad = self._first_bad(first, target, tail)
+        if bad is not None:
+            raise CorruptReplica(f"chunk {self.handle:016x}: block {bad} fails its checksum")
+
+    def _first_bad(self, first: int, data: memoryview, tail: tuple[int, bytes]) -> int | None:
+        """Which of the blocks in ``data``, from block ``first``, fails its checksum."""
+        count = block_count(len(data))
+        sums = self._sums_of(tail, first, count)
+        for index in range(count):
+            at = index * BLOCK_BYTES
+            expected = sums[index * SUM_BYTES : (index + 1) * SUM_BYTES]
+            if block_sum(data[at : at + BLOCK_BYTES]) != expected:
+                return first + index
+        return None
+
+    def bad_blocks(self, first: int = 0, count: int | None = None) -> list[int]:
+        """Blocks whose bytes on the disk do not fit their sums.
+
+        ``count`` blocks from ``first``, or all. What the file's own head says
+        on the disk is checked too (with block 0), so that damage there is found
+        before a restart needs it.
+        """
+        if not self.made:
+            return []
+        total = block_count(self.length)
+        end = total if count is None else min(first + count, total)
+        bad: set[int] = set()
+        if first == 0 and not self._head_is_good():
+            bad.add(0)
+        buffer = memoryview(bytearray(min(VERIFY_BYTES, max(1, (end - first)) * BLOCK_BYTES)))
+        step = len(buffer) // BLOCK_BYTES
+        for at in range(first, end, step):
+            report_progress()
+            start = at * BLOCK_BYTES
+            want = min(len(buffer), self.length - start, (end - at) * BLOCK_BYTES)
+            got = self.file.read_into(buffer[:want], HEAD_BYTES + start)
+            for index in range(block_count(want)):
+                begin = index * BLOCK_BYTES
+                block = buffer[begin : min(begin + BLOCK_BYTES, want)]
+                if begin + len(block) > got or block_sum(block) != self.sums(at + index, 1):
+                    bad.add(at + index)
+        return sorted(bad)
+
+    def _head_is_good(self) -> bool:
+        with self._lock:
+            head = bytearray(HEAD_BYTES)
+            got = self.file.read_into(memoryview(head), 0)
+            return self._is_own_head(head, got)
+
+    def _is_own_head(self, head: bytearray, got: int) -> bool:
+        if not self._slot:  # nothing was saved yet
+            return not any(head[: layout.PROBE_BYTES])
+        try:
+            state = layout.recover_state(head[:got], self.handle, self.file.size())
+        except CorruptReplica:
+            return False
+        committed = len(self._sums) if self._dirty_from is None else self._dirty_from * SUM_BYTES
+        on_disk = head[SUMS_OFFSET : SUMS_OFFSET + committed]
+        return state.sequence == self._slot and on_disk == self._sums[:committed]
+
+    # --- mutations ------------------------------------------------------------
+
+    def set_version(self, version: int) -> None:
+        """Raise the version, as durably as :meth:`commit` says. Never lowers it;
+        when it fails, it is what it was."""
+        with self._lock:
+            self._finish()
+            if version < self.version:
+                raise StaleVersion(
+                    f"chunk {self.handle:016x} has version {self.version} here, not {version}"
+                )
+            if version > self.version:
+                before, self.version = self.version, version
+                try:
+                    self._promise()
+                except BaseException:
+                    # A version that the caller was not told of must not be believed.
+                    self.version = before
+                    raise
+
+    def cut(self, length: int) -> None:
+        """Drop the bytes past ``length``: nobody was told that they are stored.
+
+        With ``"fsync"`` that is on the disk when this returns: what comes in their
+        place must not meet a state that covers them, nor a record that has them.
+        """
+        with self._lock:
+            self._finish()
+            invariant(0 <= length <= self.length, "a cut never extends")
+            if length == self.length:
+                return
+            partial = length % BLOCK_BYTES
+            tail_sum = NO_SUM
+            if partial:
+                tail_sum = block_sum(self.read_verified(length - partial, partial))
+            before = (self._tail, bytes(self._sums), self._dirty_from, self._unlogged_from)
+            whole = layout.whole_blocks(length)
+            del self._sums[whole * SUM_BYTES :]
+            if self._dirty_from is not None:
+                self._dirty_from = min(self._dirty_from, whole)
+            self._tail = (length, tail_sum)
+            try:
+                # Not by a record: none that is there already may be done again.
+                self._save(self._journal.sync)
+            except BaseException:
+                self._tail, sums, self._dirty_from, self._unlogged_from = before
+                self._sums = bytearray(sums)
+                raise
+
+    def copy_from(self, source: ChunkFile) -> None:
+        """Make this new, empty replica one with the bytes of ``source``, which is on the
+        same disk, and its sums; every block of it is verified when this returns. It is to
+        be saved.
+
+        Raises CorruptReplica if a block is not what its sum says.
+        """
+        for at in range(0, source.length, COPY_BYTES):
+            report_progress()
+            self.file.copy_from(source.file, HEAD_BYTES + at, min(COPY_BYTES, source.length - at))
+        self.has_all_of(source)
+
+    def read_unverified(self, offset: int, count: int) -> bytearray:
+        """As many of the bytes at ``offset`` as there are, for a copy on another disk."""
+        data = bytearray(count)
+        del data[self.file.read_into(memoryview(data), HEAD_BYTES + offset) :]
+        return data
+
+    def put_unverified(self, offset: int, data: Buffer) -> None:
+        """A part of a copy: nobody reads it before :meth:`has_all_of`."""
+        self.file.write(data, HEAD_BYTES + offset)
+
+    def has_all_of(self, source: ChunkFile) -> None:
+        """This new, empty replica was given the bytes of ``source``; it takes its sums, and
+        every block is verified. Raises CorruptReplica if one is not what its sum says."""
+        invariant(not self.length and not self._sequence, "a copy is made into a new replica")
+        with self._lock:
+            if source.length:
+                self._adopt(0, source.sums(0, block_count(source.length)), source.length)
+        bad = self.bad_blocks()
+        if bad:
+            raise CorruptReplica(f"chunk {source.handle:016x}: block {bad[0]} cannot be copied")
+
+    def write(self, offset: int, data: Buffer, sums: bytes) -> None:
+        """Write one verified packet; ``sums`` as in :class:`messages.Packet`.
+
+        At the end of the replica this is an append, in force for readers at
+        once and for a crash at :meth:`commit`. Anywhere below it is an
+        overwrite, in force for both when this returns; or, with ``"fsync"``, after
+        :meth:`finish`: the disk must not have a part of it before it has the record.
+        """
+        with self._lock:
+            self._finish()
+            self._write(offset, data, sums)
+
+    def _write(self, offset: int, data: Buffer, sums: bytes) -> None:
+        end = offset + len(data)
+        if offset > self.length:
+            raise InvalidArgument(
+                f"chunk {self.handle:016x}: a write at {offset} would leave a hole "
+                f"after byte {self.length}"
+            )
+        if end > CHUNK_BYTES:
+            raise InvalidArgument(f"chunk {self.handle:016x}: a write past the chunk's end")
+        if not len(data):
+            return
+        new_sums = self._sums_after(offset, memoryview(data), sums)
+        length = max(self.length, end)
+        self._reserve_sums(length)
+        small = self._journal.sync and len(data) <= JOURNALED_BYTES_MAX and not self._copied
+        if offset == self.length and (self.uncommitted or not small):
+            self.file.write(data, HEAD_BYTES + offset)
+            self._adopt(offset, new_sums, length)
+            self._note_unlogged(offset)
+            if self._journal.sync or self._copied:
+                self._start_sync(offset, end)
+            return
+        # A record follows from a state, and that is all of what was written before.
+        if self.uncommitted:
+            self._promise()
+        self._log(offset, length, new_sums, bytes(data))
+        if not self._journal.sync:
+            self._save(sync=False)
+
+    def _reserve_sums(self, length: int) -> None:
+        """Of a state that goes to the journal first: a full disk must not keep it from being
+        saved."""
+        while self._journal.sync and self._sums_pages < layout.sums_pages(length):
+            self.file.write(bytes(PAGE_BYTES), SUMS_OFFSET + self._sums_pages * PAGE_BYTES)
+            self._sums_pages += 1
+
+    def _start_sync(self, start: int, end: int) -> None:
+        """Bytes up to ``end`` are appended, and will be synced: from time to time, have the
+        disk begin, or all who wait for it in the end wait for a whole chunk."""
+        begun = start // START_SYNC_BYTES * START_SYNC_BYTES
+        whole = end // START_SYNC_BYTES * START_SYNC_BYTES
+        if whole > begun:
+            self.file.start_sync(HEAD_BYTES + begun, whole - begun)
+
+    @property
+    def waits(self) -> bool:
+        """Whether an overwrite is in the journal only, which is to be synced now; then
+        :meth:`finish`."""
+        return self._unfinished is not None
+
+    def finish(self) -> None:
+        """Do what was left to do when the journal was not synced yet."""
+        with self._lock:
+            self._finish()
+
+    def pad(self, length: int) -> None:
+        """Extend the replica to ``length`` by zeros that take no space on the disk;
+        in force as an append is."""
+        with self._lock:
+            self._finish()
+            self._pad(length)
+
+    def _pad(self, length: int) -> None:
+        before = self.length
+        invariant(before < length <= CHUNK_BYTES, "padding extends a chunk")
+        partial = before % BLOCK_BYTES
+        zeros = bytes(min(length - before, BLOCK_BYTES - partial) if partial else 0)
+        new_sums = self._sums_after(before, memoryview(zeros), NO_SUM) if zeros else b""
+        whole = layout.whole_blocks(length) - block_count(before)
+        new_sums += ZERO_BLOCK_SUM * max(0, whole)
+        rest = length % BLOCK_BYTES if length > before + len(zeros) else 0
+        if rest:
+            new_sums += block_sum(bytes(rest))
+        self._reserve_sums(length)
+        # What an append that failed may have left there is no part of it.
+        self.file.truncate(HEAD_BYTES + before)
+        self.file.truncate(HEAD_BYTES + length)
+        self._adopt(before, new_sums, length)
+        self._note_unlogged(before)
+
+    def _sums_after(self, offset: int, data: memoryview, sums: bytes) -> bytes:
+        """Sums of all blocks that ``data`` touches, as they are after the write."""
+        first = offset // BLOCK_BYTES
+        head = offset % BLOCK_BYTES
+        end = offset + len(data)
+        last = (end - 1) // BLOCK_BYTES
+        tail = end % BLOCK_BYTES if end < self.length else 0
+        if not head and not tail:
+            return sums
+        out = bytearray(sums)
+        if head:
+            out[:SUM_BYTES] = self._merged_sum(first, offset, data)
+        if tail and (last > first or not head):
+            out[-SUM_BYTES:] = self._merged_sum(last, offset, data)
+        return bytes(out)
+
+    def _merged_sum(self, block: int, offset: int, data: memoryview) -> bytes:
+        """The sum of ``block`` with ``data`` laid over its verified old bytes."""
+        start = block * BLOCK_BYTES
+        old_end = min(start + BLOCK_BYTES, self.length)
+        new_end = min(start + BLOCK_BYTES, max(self.length, offset + len(data)))
+        merged = bytearray(new_end - start)
+        if old_end > start:
+            self._read_blocks(block, memoryview(merged)[: old_end - start], self._tail)
+        begin, end = max(start, offset), min(new_end, offset + len(data))
+        merged[begin - start : end - start] = data[begin - offset : end - offset]
+        return block_sum(merged)
+
+    def _adopt(self, offset: int, new_sums: bytes, length: int) -> None:
+        """Take the sums of the blocks from ``offset`` on into the memory's table."""
+        first = offset // BLOCK_BYTES
+        tail_sum = self._tail[1]
+        if length % BLOCK_BYTES and (first + len(new_sums) // SUM_BYTES) * BLOCK_BYTES > length:
+            new_sums, tail_sum = new_sums[:-SUM_BYTES], new_sums[-SUM_BYTES:]
+        elif not length % BLOCK_BYTES:
+            tail_sum = NO_SUM
+        at = first * SUM_BYTES
+        self._sums[at : at + len(new_sums)] = new_sums
+        self._tail = (length, tail_sum)
+        if self._dirty_from is None or first < self._dirty_from:
+            self._dirty_from = first
+        invariant(
+            len(self._sums) == layout.whole_blocks(length) * SUM_BYTES,
+            "there is one sum per whole block",
+        )
+
+    def _note_unlogged(self, offset: int) -> None:
+        first = offset // BLOCK_BYTES
+        if self._unlogged_from is None or first < self._unlogged_from:
+            self._unlogged_from = first
+
+    def finish_copy(self) -> None:
+        """Of a new file whose name is not its own yet: have all of its state in it, in any
+        order, and the disk begin with that. It is to be synced before it gets its name."""
+        with self._lock:
+            self._save(sync=False)
+            self.file.start_sync(0, HEAD_BYTES + self.length)
+
+    def commit(self) -> None:
+        """Make everything written so far what a crash leaves; with ``"fsync"``, and once
+        the journal is synced, also what a power cut leaves."""
+        with self._lock:
+            self._finish()
+            if self.uncommitted or not self._sequence:
+                self._promise()
+
+    def save(self) -> None:
+        """Have the newest state in the file, synced: the journal is not needed for it."""
+        with self._lock:
+            if self._retired:
+                self._journal.settled(self)
+                return
+            self._finish()
+            if self._sequence > self._slot or self.uncommitted or not self._sequence:
+                self._save(sync=True)
+            else:
+                self._journal.settled(self)
+
+    def sync(self) -> None:
+        """Everything written so far, and the file's name, is on the disk when this
+        returns. Writers are held up only as long as it takes to commit."""
+        with self._lock:
+            self._finish()
+            if self.uncommitted:
+                self._promise()
+            file = self.file
+        self._sync(file.sync)
+        # Also of a file that was here at the start: nobody knows what was synced then.
+        self._name_synced = False
+        self._sync_name()
+
+    def _promise(self) -> None:
+        if not self._journal.sync:
+            self._save(sync=False)
+            return
+        if self.uncommitted:
+            # The bytes are not in the journal: they must be there before their sums.
+            self._sync(self.file.sync)
+            self._sync_name()
+        whole = layout.whole_blocks(self.length)
+        first = whole if self._unlogged_from is None else self._unlogged_from
+        sums, offset = b"", self.length
+        if self.uncommitted:
+            offset = first * BLOCK_BYTES
+            sums = self._sums_of(self._tail, first, block_count(self.length) - first)
+        self._log(offset, self.length, sums, b"")
+        self._unlogged_from = None
+
+    def _save(self, sync: bool) -> None:
+        """Write sums and slot. With ``sync`` the slot does not reach the disk before
+        the data and the sums that it covers, and is there when this returns."""
+        if self._dirty_from is not None:
+            dirty = self._sums[self._dirty_from * SUM_BYTES :]
+            if dirty:
+                self.file.write(dirty, SUMS_OFFSET + self._dirty_from * SUM_BYTES)
+                self._sums_pages = max(self._sums_pages, layout.sums_pages(self.length))
+        if sync:
+            self._sync(self.file.sync)
+        sequence = self._sequence
+        if sequence == self._slot:
+            sequence = self._journal.draw(self._slot)
+        state = State(sequence, self.version, *self._tail)
+        if not self._slot:
+            self.file.write(layout.encode_first_page(self.handle, state), 0)
+        else:
+            self.file.write(layout.encode_slot(state), layout.slot_offset(sequence))
+        if sync:
+            self._sync(self.file.sync)
+            self._sync_name()
+        self._sequence = self._slot = sequence
+        self._dirty_from = self._unlogged_from = None
+        if sync or not self._journal.sync:
+            self._journal.settled(self)
+
+    def _sync_name(self) -> None:
+        """A new file's name, and that of the folder it may be the first in, are on
+        the disk: a synced file without a name is lost all the same."""
+        if self._name_synced:
+            return
+        folder = self.path.rpartition("/")[0]
+        self._sync(self.files.sync_directory, folder)
+        if folder not in self._journal.folders:
+            self._sync(self.files.sync_directory, folder.rpartition("/")[0])
+            self._journal.folders.add(folder)
+        self._name_synced = True
+
+    def _sync(self, sync: Callable[..., None], *arguments: str) -> None:
+        """Sync its file or a directory that its name is in, unless that failed before."""
+        self._require_sound()
+        try:
+            sync(*arguments)
+        except BaseException:
+            self._is_unsound = True
+            raise
+
+    def _require_sound(self) -> None:
+        if self._is_unsound:
+            raise CorruptReplica(
+                f"chunk {self.handle:016x}: a sync of it failed: what the disk has of it is unknown"
+            )
+
+    # --- redo -----------------------------------------------------------------
+
+    def _log(self, offset: int, length: int, sums: bytes, data: bytes) -> None:
+        """Leave the state after a write in the journal, then write."""
+        if self._retired:
+            raise StaleVersion(f"chunk {self.handle:016x} was deleted or replaced meanwhile")
+        self.file  # noqa: B018 - made before there is a record of it
+        redo = Redo(self.handle, self._sequence, 0, self.version, offset, length, sums, data)
+        is_overwrite = bool(data) and offset < self.length
+        self._sequence = self._journal.append(redo, self._slot, self)
+        self._unfinished = redo
+        self._unfinished_mark = self._journal.written if is_overwrite else 0
+        if not is_overwrite or not self._journal.sync:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Do what the journal says: a restart would, and what follows builds on it."""
+        self._require_sound()
+        redo = self._unfinished
+        if redo is not None:
+            if self._journal.sync:
+                self._journal.flush(self._unfinished_mark)
+            if redo.data:
+                self.file.write(redo.data, HEAD_BYTES + redo.offset)
+            self._adopt(redo.offset, redo.sums, redo.length)
+            self._unfinished = None
+
+    def _replay(self, records: Sequence[Redo]) -> None:
+        for redo in records:
+            if redo.sequence <= self._sequence:
+                continue
+            if redo.base != self._sequence or not redo.offset <= self.length <= redo.length:
+                if self._journal.sync:
+                    raise CorruptReplica(
+                        f"chunk {self.handle:016x}: the state that the redo journal goes on "
+                        "from is lost"
+                    )
+                return  # it was never synced, and the power was cut
+            self.version, self._sequence = redo.version, redo.sequence
+            self._name_synced = False
+            self._unfinished = redo
+            self._finish()
+        if self.length and self.file.size() < HEAD_BYTES + self.length:
+            raise CorruptReplica(f"chunk {self.handle:016x}: the file was cut short")

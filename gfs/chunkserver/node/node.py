@@ -1,0 +1,409 @@
+"""What one chunkserver is made of, and the exchanges that clients ask of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES, MIB, block_count
+from gfs.chunkserver.copies.small_replicas import serve_replicas
+from gfs.chunkserver.disks.disk import map_disk_error
+from gfs.chunkserver.disks.identity import Identity as ServerIdentity
+from gfs.chunkserver.exchanges.append import Appends
+from gfs.chunkserver.exchanges.read import serve_read
+from gfs.chunkserver.exchanges.write import FromConnection, WriteExchange
+from gfs.chunkserver.node.disk_manager import Disks
+from gfs.chunkserver.node.leases import Leases
+from gfs.chunkserver.node.pulse import Pulse
+from gfs.chunkserver.node.throttle import Throttle
+from gfs.chunkserver.replicas.store import ChunkStore, OpenChunk
+from gfs.chunkserver.upkeep.scrub import Scrubber
+from gfs.config import ChunkserverSettings
+from gfs.diagnostics import request, request_of
+from gfs.errors import CorruptReplica, DeadlineExceeded, GfsError, NotFound, StaleVersion
+from gfs.io import World
+from gfs.metrics import Operations
+from gfs.protocol.buffers import BufferPool
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.credentials import Credentials
+from gfs.protocol.deadline import deadline
+from gfs.protocol.handshake import Identity
+from gfs.protocol.messages import (
+    AppendRecords,
+    Done,
+    Failure,
+    GrantLease,
+    LookFor,
+    LookForReply,
+    Message,
+    Ping,
+    ReadChunk,
+    ReadReplicas,
+    ReplicaName,
+    ReplicaState,
+    VerifyChunk,
+    VerifyReply,
+    WriteChunk,
+)
+from gfs.protocol.patience import Patience
+from gfs.protocol.pool import BulkPool
+
+log = logging.getLogger(__name__)
+
+#: Packet buffers of all exchanges of one server together.
+BUFFER_BYTES_MAX = 64 * MIB
+#: A connection nobody uses is ended after this long; the pools' limit is below.
+CONNECTION_IDLE_SECONDS = 90.0
+#: How long a peer that was told of a failure may take to hang up.
+HANG_UP_SECONDS = 1.0
+
+
+class Node:
+    """One chunkserver's parts. No task of its own: the service runs them."""
+
+    def __init__(
+        self,
+        world: World,
+        settings: ChunkserverSettings,
+        directories: list[str],
+        key: bytes | Credentials,
+    ) -> None:
+        self.world = world
+        self.settings = settings
+        self.server = ServerIdentity()
+        self.store = ChunkStore(world, settings)
+        self.disks = Disks(world, settings, directories, self.store, self.server)
+        self.leases = Leases(world.clock.elapsed)
+        self.throttle = Throttle(world.clock, settings.background_bytes_per_second)
+        self.buffers = BufferPool(BUFFER_BYTES_MAX)
+        self.identity = Identity(role="chunkserver", peer="", key=key)
+        self.pool = BulkPool(world, self.identity)
+        self.appends = Appends(self)
+        self.pulse = Pulse(world.clock)
+        self.patience = Patience(world.clock)
+        #: For metrics, like what exchanges count.
+        self.operations = Operations(settings.slow_seconds)
+        self.connections: set[BulkConnection] = set()
+        self.read_bytes = self.written_bytes = 0
+        self.scrubber = Scrubber(self)
+        self.address = ""
+        #: Chunks being copied to this server.
+        self.cloning: set[int] = set()
+        #: Connections between two exchanges, and since when.
+        self._idle: dict[BulkConnection, float] = {}
+
+    @property
+    def id(self) -> str:
+        return self.identity.peer
+
+    async def open(self) -> None:
+        """Lock and read the disks; one that cannot be used is left out, as long as there is
+        another. Raises StartupError."""
+        await self.disks.open()
+        self.identity.peer = self.server.record.id
+        self.identity.cluster = self.server.record.cluster
+        self.identity.term = self.server.record.term
+
+    async def close(self) -> None:
+        """Let go of the disks. What hangs is left to the end of the process."""
+        self.pool.close()
+        await self.disks.close()
+
+    # --- exchanges ------------------------------------------------------------------
+
+    async def serve(self, connection: BulkConnection) -> None:
+        """All exchanges of one connection, one after another."""
+        while not connection.ending:
+            self._idle[connection] = self.world.clock.monotonic()
+            try:
+                message = await connection.receive_or_end()
+            finally:
+                del self._idle[connection]
+            if message is None:
+                return
+            is_client = _is_from_client(connection, message)
+            if is_client:
+                self.throttle.client_starts()
+            began = self.world.clock.monotonic()
+            # Not reset: this task works for nobody else between two exchanges.
+            request.set(request_of(message.id))
+            connection.failure = None
+            connection.busy = True
+            connection.exchanges += 1
+            try:
+                if not await self._exchange(connection, message):
+                    return
+            finally:
+                connection.busy = False
+                self._idle.pop(connection, None)
+                if is_client:
+                    self.throttle.client_ends()
+                took = self.world.clock.monotonic() - began
+                self.operations.done(type(message), message.id, took, connection.failure)
+
+    async def answer_briefly(self, connection: BulkConnection, answer: Message) -> None:
+        """Send what fits into the buffer of any peer who took what was sent before;
+        one who did not is idle, and is treated as that."""
+        self._idle[connection] = self.world.clock.monotonic()
+        await connection.send(answer)
+
+    async def end_idle(self) -> None:
+        """Close the connections nobody uses. Runs for as long as the server does:
+        one task for all costs less than a deadline for each exchange."""
+        while True:
+            await self.world.clock.sleep(CONNECTION_IDLE_SECONDS / 4)
+            oldest = self.world.clock.monotonic() - CONNECTION_IDLE_SECONDS
+            for connection in [c for c, since in self._idle.items() if since < oldest]:
+                connection.close()
+
+    async def _exchange(self, connection: BulkConnection, message: Message) -> bool:
+        if isinstance(message, WriteChunk):
+            return await WriteExchange(self, FromConnection(self, connection), message).run()
+        if isinstance(message, AppendRecords):
+            return await self.appends.serve(connection, message)
+        with deadline(self.settings.idle_seconds * 4, "taking of the answer"):
+            if isinstance(message, ReadChunk):
+                is_well = await serve_read(self, connection, message)
+                if is_well and connection.failure is None:
+                    self.read_bytes += message.length
+                return is_well
+            if isinstance(message, ReadReplicas):
+                await connection.send(*await serve_replicas(self, message))
+            else:
+                await connection.send(await self._answer(message))
+        return True
+
+    async def _answer(self, message: Message) -> Message:
+        if isinstance(message, VerifyChunk):
+            return await self.verify(message)
+        if isinstance(message, LookFor):
+            return await self.look_for(message)
+        if isinstance(message, Ping):
+            return Done(id=message.id)
+        name = type(message).__name__
+        return Failure(id=message.id, code="protocol", message=f"{name} is not served here")
+
+    async def say_and_hang_up(self, connection: BulkConnection, failure: Failure) -> None:
+        """Send ``failure`` and let the peer read it: what it still sends is thrown
+        away for a moment, since closing on unread data would cut the answer off."""
+        with trio.move_on_after(HANG_UP_SECONDS):
+            try:
+                await connection.send(failure)
+                sink = memoryview(bytearray(256 * 1024))
+                while await connection.stream.receive_into(sink):
+                    pass
+            except ConnectionError:
+                pass
+        connection.close()
+
+    # --- replicas -------------------------------------------------------------------
+
+    async def writable(self, request: WriteChunk) -> OpenChunk:
+        """The replica a write is for, made if it is the start of an upload."""
+        is_new = request.mode == "upload" and request.offset == 0
+        if not is_new:
+            self.store.check_fit(request.handle)
+        disk = self.store.disk_of(request.handle)
+        is_open = self.store.opened(request.handle) is not None
+        with nullcontext() if disk is None or is_open else self.pulse.on_disk(disk):
+            if is_new:
+                return await self.store.create(request.handle, request.version)
+            return await self.store.get(request.handle)
+
+    async def verify(self, request: VerifyChunk) -> VerifyReply:
+        """What is true of this replica. Finding it unfit marks it for the heartbeat."""
+        reply = VerifyReply(id=request.id, state="missing", version=0, length=0, bad_blocks=[])
+        try:
+            async with self.store.using(request.handle) as chunk:
+                file = chunk.file
+                reply.version, reply.length, reply.state = file.version, file.length, "good"
+                if request.sums:
+                    reply.sums = file.sums(0, block_count(reply.length))
+                if file.version < request.version:
+                    reply.state = "stale"
+                elif request.blocks:
+                    await self._verify_blocks(chunk, reply)
+        except NotFound:
+            reply.state = "missing"
+        except DeadlineExceeded:
+            raise  # what it is, is not known
+        except (GfsError, OSError):
+            # If its disk has failed, it is gone and not damaged.
+            reply.state = "corrupt" if request.handle in self.store.inventory else "missing"
+        if self.store.is_lacking(request.handle):
+            reply.state = "corrupt"
+        if request.handle in self.store.bad and reply.state == "good" and request.blocks:
+            del self.store.bad[request.handle]  # it was repaired, or a write was under way
+        if request.handle in self.store.forgetful and reply.state == "good":
+            reply.state = "forgetful"
+        return reply
+
+    async def look_for(self, request: LookFor) -> LookForReply:
+        """What is known of these replicas, and seen of their files by a ``stat``."""
+        store, wrong = self.store, dict[int, bool]()
+        handles = [name.handle for name in request.replicas]
+        for disk in list(store.disks.values()):
+            try:
+                wrong.update(await disk.run(store.looks_wrong, disk, handles))
+            except OSError as error:
+                log.info("%s cannot be looked at: %s", disk.path, error)
+        return LookForReply(request.id, [self._known(name, wrong) for name in request.replicas])
+
+    def _known(self, name: ReplicaName, wrong: Mapping[int, bool]) -> ReplicaState:
+        store, handle = self.store, name.handle
+        replica = store.inventory.get(handle)
+        if replica is None:
+            return ReplicaState(handle, "missing")
+        state = "good"
+        if handle in wrong:
+            state = "corrupt" if wrong[handle] else "missing"
+        if state == "good":
+            if handle in store.bad:
+                state = store.bad[handle].kind
+            elif store.is_lacking(handle):
+                state = "corrupt"
+            elif replica.version < name.version:
+                state = "stale"
+            elif handle in store.forgetful:
+                state = "forgetful"
+        return ReplicaState(handle, state, replica.version, replica.length)
+
+    async def _verify_blocks(self, chunk: OpenChunk, reply: VerifyReply) -> None:
+        file, disk = chunk.file, chunk.disk
+        wrong = await self.store.run(disk, self.store.looks_wrong, disk, [file.handle])
+        if wrong and not wrong[0][1]:
+            reply.state = "missing"
+            self.store.lose(file.handle)
+            return
+        if not wrong:
+            bad = await self.bad_blocks(chunk)
+            if not bad:
+                return
+            reply.bad_blocks = bad[:1000]
+        reply.state = "corrupt"
+        self.store.mark_unfit(chunk)
+
+    async def bad_blocks(
+        self, chunk: OpenChunk, first: int = 0, count: int | None = None
+    ) -> list[int]:
+        """Blocks that truly fail: a write under way may make a good one look bad
+        for a moment, so a finding counts when it stands with writes held off."""
+        run = self.store.run
+        try:
+            try:
+                bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
+            except StaleVersion:  # it was cut meanwhile
+                bad = [first]
+            if bad:
+                async with chunk.mutex:
+                    bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
+            return bad
+        except OSError as error:
+            raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
+
+    async def grant(self, order: GrantLease) -> None:
+        """Raise the replica's version as the master ordered, then take the lease."""
+        while not await self._grant(order):
+            pass
+        if order.lease_ms:
+            self.leases.grant(order.handle, order.lease_ms)
+        else:
+            self.leases.revoke(order.handle)
+
+    async def _grant(self, order: GrantLease) -> bool:
+        """False if the replica was replaced or deleted while this waited for it."""
+        if order.version == 0:
+            chunk = await self.store.create(order.handle, order.new_version)
+        else:
+            self.store.check_fit(order.handle, forgetful=order.believed)
+            chunk = await self.store.get(order.handle)
+        chunk.users += 1
+        try:
+            chunk.preempt(order.new_version)
+            async with chunk.mutex:
+                if chunk.dropped:
+                    return False
+                try:
+                    await self._raise_version(chunk, order)
+                finally:
+                    # Raised or made it may be even if this failed.
+                    if order.version == 0:
+                        await self.store.give_up(chunk)
+                    if chunk.file.made:
+                        self.store.note(chunk)
+                return True
+        finally:
+            chunk.users -= 1
+            self.store.close_if_unused(chunk)
+
+    async def revoke(self, handle: int, patience: float = 0.0) -> None:
+        """Give the lease up. When this returns, nothing ordered under it is under way:
+        a copy made from now on misses nothing that is acknowledged. What is under way
+        now may take ``patience`` seconds to end, so that all replicas have it."""
+        chunk = self.store.opened(handle)
+        if chunk is None:
+            self.leases.revoke(handle)
+            return
+        chunk.users += 1
+        try:
+            with trio.move_on_after(patience):
+                async with chunk.mutex:
+                    self.leases.revoke(handle)
+            self.leases.revoke(handle)
+            chunk.preempt()
+            async with chunk.mutex:
+                pass
+        finally:
+            chunk.users -= 1
+            self.store.close_if_unused(chunk)
+
+    async def _raise_version(self, chunk: OpenChunk, order: GrantLease) -> None:
+        file = chunk.file
+        if order.version and not order.version <= file.version <= order.new_version:
+            # Older: this replica missed a mutation and must not look current.
+            raise StaleVersion(
+                f"chunk {file.handle:016x} has version {file.version} here, "
+                f"not {order.version}: stale"
+            )
+        store, disk = self.store, chunk.disk
+        try:
+            # Durable before it is the chunk's version: were it lost by all
+            # replicas in a power cut, none would be current any more.
+            await store.wait_for_room(disk)
+            is_forgetful = order.handle in store.forgetful
+            if is_forgetful:
+                await self._lengthen(chunk, order)
+            else:
+                # Before it looks like one that took part: if that fails, it did not.
+                await store.mark(chunk, order.new_version)
+            await store.run(disk, file.set_version, order.new_version)
+            if order.version == 0:
+                await store.run(disk, file.commit if disk.journal.sync else file.save)
+            await store.settle(disk)
+            if is_forgetful:
+                # Last of all: until then no other version of it may be believed.
+                await store.believe(chunk)
+        except OSError as error:
+            raise map_disk_error(error, f"chunk {file.handle:016x}") from error
+
+    async def _lengthen(self, chunk: OpenChunk, order: GrantLease) -> None:
+        """Make up for what was written under the mark of a forgetful replica: a reader is
+        to get to its end. What is missing below, nothing can make up for."""
+        file, mark = chunk.file, self.store.forgetful.get(order.handle)
+        if mark is None or file.length >= order.length:
+            return
+        if file.length < mark.length:
+            self.store.mark_bad(order.handle)
+            raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
+        await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))
+
+
+def _is_from_client(connection: BulkConnection, message: Message) -> bool:
+    """Whether background work gives way to it. What other chunkservers read goes into
+    copies, but for a few appends; their writes are those of clients, along the chain."""
+    return connection.peer_role != "chunkserver" or not isinstance(
+        message, (ReadChunk, ReadReplicas, VerifyChunk)
+    )

@@ -1,0 +1,94 @@
+"""A chunkserver's numbers, put together when they are asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from gfs.chunkserver.disks.disk import STATES
+from gfs.chunkserver.node.node import Node
+from gfs.metrics import Family, certificate_family, counter, gauge, label, operation_families
+
+
+def families(node: Node) -> Iterable[Family]:
+    """All of them."""
+    store = node.store
+    disks = [*store.disks.values(), *store.down.values()]
+    reports = store.reports()
+    yield gauge("gfs_chunkserver_chunks", "Replicas held", len(store.inventory))
+    yield gauge("gfs_chunkserver_chunk_bytes", "Bytes of chunks held", store.bytes)
+    yield gauge("gfs_chunkserver_bad_replicas", "Replicas known to be unfit", len(store.bad))
+    yield counter(
+        "gfs_chunkserver_bad_replicas_found_total",
+        "Unfit replicas found since the start",
+        store.found_bad,
+    )
+    yield counter(
+        "gfs_chunkserver_bytes_total",
+        "Bytes of chunks served to readers, and taken from writers",
+        label("direction", {"read": node.read_bytes, "written": node.written_bytes}),
+    )
+    yield counter(
+        "gfs_chunkserver_scrubbed_bytes_total",
+        "Bytes verified by the scrubber",
+        node.scrubber.bytes,
+    )
+    yield counter(
+        "gfs_chunkserver_scrubs_total", "Times that everything was verified", node.scrubber.passes
+    )
+    yield gauge(
+        "gfs_chunkserver_scrub_progress_ratio",
+        "Share of the chunks that this round of the scrubber is through with",
+        node.scrubber.share,
+    )
+    yield gauge("gfs_chunkserver_leases", "Leases held as a primary", node.leases.count)
+    yield gauge("gfs_chunkserver_copies", "Replicas being copied to here", len(node.cloning))
+    yield gauge(
+        "gfs_chunkserver_buffers_in_use", "Packet buffers of 1 MiB in use", node.buffers.in_use
+    )
+    yield gauge(
+        "gfs_chunkserver_disk_total_bytes",
+        "Size of a disk",
+        label("disk", {each.path: each.total_bytes for each in reports}),
+    )
+    yield gauge(
+        "gfs_chunkserver_disk_free_bytes",
+        "Free on a disk",
+        label("disk", {each.path: each.free_bytes for each in reports}),
+    )
+    yield gauge(
+        "gfs_chunkserver_disk_state",
+        "1 for the state that the disk is in",
+        {
+            (("disk", disk.path), ("state", state)): int(disk.state == state)
+            for disk in disks
+            for state in STATES
+        },
+    )
+    yield gauge(
+        "gfs_chunkserver_disk_chunks",
+        "Replicas on a disk",
+        label("disk", {disk.path: disk.chunks for disk in disks}),
+    )
+    yield counter(
+        "gfs_chunkserver_disk_errors_total",
+        "Calls that a disk refused",
+        label("disk", {disk.path: disk.errors for disk in disks}),
+    )
+    yield gauge(
+        "gfs_chunkserver_disk_calls",
+        "Calls to a disk that run or wait",
+        label("disk", {disk.path: len(disk.running) for disk in disks}),
+    )
+    yield gauge(
+        "gfs_chunkserver_connections",
+        "Connections served",
+        label("role", Counter(one.peer_role for one in node.connections)),
+    )
+    yield counter(
+        "gfs_chunkserver_log_sequence_total",
+        "Operation of the master's log that this server has heard of",
+        node.server.record.sequence,
+    )
+    yield from certificate_family(node.identity.certificate_until_ns)
+    yield from operation_families("gfs_chunkserver", node.operations)

@@ -1,0 +1,115 @@
+"""One chunkserver, from start to stop."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.service.master_link import MasterLinks
+from gfs.chunkserver.service.metrics import families
+from gfs.chunkserver.upkeep import background, twins
+from gfs.chunkserver.upkeep.drain import drain_disk
+from gfs.config import ChunkserverSettings
+from gfs.errors import StartupError
+from gfs.io import Listener, World
+from gfs.metrics import Source
+from gfs.protocol.credentials import Credentials
+from gfs.protocol.server import serve
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChunkserverStarted:
+    id: str
+    address: str
+
+
+async def run_chunkserver(
+    world: World,
+    settings: ChunkserverSettings,
+    directories: list[str],
+    key: bytes | Credentials,
+    *,
+    metrics: Source | None = None,
+    task_status: trio.TaskStatus[ChunkserverStarted] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the replicas in ``directories`` (one per disk) until cancelled.
+
+    ``metrics`` then tells of it. Reports started once it listens and the master has taken its first
+    registration; while the master is away it keeps trying. Raises StartupError:
+    address taken, a directory that cannot be written or belongs to another
+    server, a master of another cluster.
+
+    Stopping is by cancellation or by killing: there is no other kind (the
+    paper, 5.1.1).
+    """
+    node = Node(world, settings, directories, key)
+    if metrics is not None:
+        metrics.collect = partial(families, node)
+    try:
+        await node.open()
+        listener = await _listen(node)
+        try:
+            await _run(node, listener, task_status)
+        finally:
+            listener.close()
+    finally:
+        await node.close()
+
+
+async def _listen(node: Node) -> Listener:
+    address = node.settings.address
+    try:
+        listener = await node.world.network.listen(address)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StartupError(f"cannot listen at {address}: {reason}") from None
+    node.address = listener.address
+    return listener
+
+
+async def _run(
+    node: Node, listener: Listener, task_status: trio.TaskStatus[ChunkserverStarted]
+) -> None:
+    links = MasterLinks(node)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                serve, node.world, listener, node.identity, node.serve, node.connections
+            )
+            nursery.start_soon(node.end_idle)
+            nursery.start_soon(node.pulse.run)
+            nursery.start_soon(node.patience.run)
+            nursery.start_soon(links.run)
+            tasks = (
+                node.store.keep_saving,
+                partial(background.tend_journal, node),
+                partial(background.take_marks_back, node),
+                partial(drain_disk, node),
+            )
+            nursery.start_soon(node.disks.run, tasks)
+            nursery.start_soon(twins.keep_settling, node)
+            nursery.start_soon(background.scan, node)
+            nursery.start_soon(background.look_at_damaged, node)
+            nursery.start_soon(node.scrubber.run)
+            nursery.start_soon(background.save_memory, node)
+            await links.registered.wait()
+            log.info("chunkserver %s serves at %s", node.id, node.address)
+            task_status.started(ChunkserverStarted(id=node.id, address=node.address))
+    except BaseExceptionGroup as group:
+        refused = group.subgroup(StartupError)
+        if refused is not None:
+            raise StartupError(str(_first(refused))) from None
+        raise
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,77 @@
+"""Deleting what the master ordered: many replicas in one order.
+
+Each name has its exact version, so that a late order hits nothing new. Replicas that
+nobody uses are deleted many at a time: one hop into a thread, one sync of the journal
+(with ``"fsync"``) for all of them. Those that are open, being written, or damaged go one
+by one, behind whoever uses them.
+
+A few threads for each disk, since a file system may wait for the device with each
+``unlink`` (one that discards freed blocks at once took 2 ms for it, 0.1 ms otherwise).
+While clients are served, each rests as long as it worked.
+
+Sketch for 1,000 replicas of 1 KiB: 15 steps of 1 hop and 64 ``unlink`` of 20 µs, some 10 µs
+of Python each: 30 ms.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import trio
+
+from gfs.diagnostics import event
+from gfs.errors import GfsError
+from gfs.protocol.messages import ReplicaName
+
+if TYPE_CHECKING:
+    from gfs.chunkserver.node.node import Node
+
+log = logging.getLogger(__name__)
+
+#: Replicas deleted in one hop into a thread.
+STEP = 64
+#: Threads for each disk; at most half of those it has.
+THREADS_PER_DISK = 4
+#: What is not begun by then is left, and reported again: the master waits for the answer.
+SECONDS_MAX = 10.0
+
+
+async def delete_all(node: Node, names: list[ReplicaName]) -> None:
+    """Delete these replicas, as far as they are what the order says; the others stay, and
+    the log tells why. With ``"fsync"`` no power cut brings them back afterwards."""
+    by_disk: dict[int, list[ReplicaName]] = {}
+    for name in names:
+        replica = node.store.inventory.get(name.handle)
+        by_disk.setdefault(-1 if replica is None else replica.disk, []).append(name)
+    before = len(node.store.inventory)
+    until = node.world.clock.monotonic() + SECONDS_MAX
+    async with trio.open_nursery() as nursery:
+        for some in by_disk.values():
+            steps = iter([some[at : at + STEP] for at in range(0, len(some), STEP)])
+            for _ in range(min(THREADS_PER_DISK, max(1, node.settings.disk_threads // 2))):
+                nursery.start_soon(_work, node, steps, until)
+    log.info(
+        "deleted replicas that the master wants no more: %d ordered, %d held before, %d now",
+        len(names),
+        before,
+        len(node.store.inventory),
+        extra=event("replicas_deleted", replicas=len(names)),
+    )
+
+
+async def _work(node: Node, steps: Iterator[list[ReplicaName]], until: float) -> None:
+    clock = node.world.clock
+    for step in steps:
+        began = clock.monotonic()
+        if began >= until:
+            return
+        for name in await node.store.delete_unused(step):
+            if clock.monotonic() >= until:
+                return
+            try:
+                await node.store.delete(name.handle, name.version)
+            except GfsError as error:
+                log.warning("order to delete refused: %s", error)
+        await node.throttle.give_way(clock.monotonic() - began)

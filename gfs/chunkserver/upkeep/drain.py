@@ -1,0 +1,83 @@
+"""Emptying one disk of a chunkserver: its replicas move to the server's other disks.
+
+A replica is copied as it is while it may be read, and written; every block of the copy is
+verified; and the copy takes its place only if it was not written meanwhile. One that is
+written all the time moves when that ends. Those that are damaged or may lack something
+are left to the master, which has them made anew, on another disk.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from gfs.chunkserver.copies.new_replica import copy_bytes, mark_if_unfit, new_replica
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.node.node import Node
+from gfs.diagnostics import event
+from gfs.errors import CorruptReplica, DiskFull, GfsError, StaleVersion
+
+log = logging.getLogger(__name__)
+
+#: Before replicas that could not be moved are looked at again.
+AGAIN_SECONDS = 2.0
+
+
+async def drain_disk(node: Node, disk: Disk) -> None:
+    """Keep the disk empty while it is draining. Runs for as long as it is used."""
+    while True:
+        if not disk.draining:
+            await disk.to_drain.wait()
+            disk.to_drain = type(disk.to_drain)()
+            continue
+        before = disk.chunks
+        await _move_all(node, disk)
+        if before and not disk.chunks:
+            log.warning(
+                "disk %s is empty: gfs disk remove %s %s",
+                disk.path,
+                node.id,
+                disk.path,
+                extra=event("disk_drained", disk=disk.path),
+            )
+        await node.world.clock.sleep(AGAIN_SECONDS)
+
+
+async def _move_all(node: Node, disk: Disk) -> None:
+    store, stuck = node.store, 0
+    for handle in [h for h, replica in store.inventory.items() if replica.disk == disk.index]:
+        if not disk.draining:
+            break
+        try:
+            await _move(node, disk, handle)
+        except DiskFull:
+            stuck += 1
+        except StaleVersion as error:
+            log.info("chunk %016x moves later: %s", handle, error)
+        except (GfsError, OSError) as error:
+            log.warning("chunk %016x cannot be moved from %s: %s", handle, disk.path, error)
+    disk.stuck = stuck
+
+
+async def _move(node: Node, disk: Disk, handle: int) -> None:
+    """Raises StaleVersion if it is written just now, DiskFull, CorruptReplica (the master has
+    another one made), DiskFailed and others."""
+    store = node.store
+    replica = store.inventory.get(handle)
+    if replica is None or handle in store.bad or handle in store.forgetful:
+        return
+    await node.throttle.take(replica.length)
+    async with store.using(handle) as chunk:
+        if chunk.disk is not disk:
+            return
+        state, version = chunk.file.sequence, chunk.file.version
+        target = store.pick_disk(chunk.file.length)
+        what = f"move of {handle:016x}"
+        try:
+            async with new_replica(node, target, handle, version, what, moved=state) as file:
+                await copy_bytes(node, chunk, target, file)
+                target.written_bytes += file.length
+                if chunk.mutex.locked():
+                    raise StaleVersion(f"chunk {handle:016x} is being written")
+        except CorruptReplica:
+            await mark_if_unfit(node, chunk)
+            raise

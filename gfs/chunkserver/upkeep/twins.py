@@ -1,0 +1,109 @@
+"""Chunks of which two disks of this server have a file: which one stays.
+
+A move between the disks was cut short, the removal of a file did not reach its disk, or a
+disk came back whose replicas were made anew on another one meanwhile. The higher version
+stays (:meth:`gfs.chunkserver.replicas.store.ChunkStore.choose`). Of two of the same version
+one stays that is whole, for sure, so one of them is read; and neither is deleted before. Until
+then that one is served which was there first, unless it may lack something: who reads it
+verifies what he gets.
+
+A disk that comes back may bring thousands. They are compared one after the other, while
+the server serves, at the pace of other background traffic.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.replicas.store import Rival
+from gfs.errors import CorruptReplica, GfsError
+from gfs.protocol.messages import VerifyChunk
+
+log = logging.getLogger(__name__)
+
+#: Before those that were in use are looked at again.
+AGAIN_SECONDS = 2.0
+
+
+async def keep_settling(node: Node) -> None:
+    """Runs for as long as the server does."""
+    store = node.store
+    while True:
+        await store.found_rivals.wait()
+        await settle_all(node)
+        if store.rivals:
+            await node.world.clock.sleep(AGAIN_SECONDS)
+        else:
+            store.found_rivals = trio.Event()
+
+
+async def settle_all(node: Node) -> None:
+    """Compare each two files once, and delete those that are not needed."""
+    store = node.store
+    for index, handle in list(store.rivals):
+        store.choose(handle)
+        rival, known = store.rivals.get((index, handle)), store.inventory.get(handle)
+        if rival is None or known is None or known.version != rival.replica.version:
+            continue  # it is decided, or will be when nobody uses what is there
+        await node.throttle.take(known.length)
+        try:
+            await _compare(node, handle, rival)
+        except (GfsError, OSError) as error:
+            log.info("chunk %016x stays on two disks for the moment: %s", handle, error)
+    await store.remove_twins()
+
+
+async def _compare(node: Node, handle: int, rival: Rival) -> None:
+    """Keep of two of the same version one that is whole. Raises DeadlineExceeded."""
+    store = node.store
+    is_bad = handle in store.bad
+    for looks_at_rival in (is_bad, not is_bad):
+        if looks_at_rival:
+            is_whole = await _is_rival_whole(node, handle, rival)
+        else:
+            is_whole = await _is_known_whole(node, handle)
+        # Both may be something else by now.
+        known = store.inventory.get(handle)
+        if store.rivals.get((rival.replica.disk, handle)) is not rival or known is None:
+            return
+        if known.version != rival.replica.version:
+            return
+        if is_whole:
+            if looks_at_rival:
+                store.prefer(handle, rival, is_better=True)
+            else:
+                store.drop_rival(handle, rival)
+            return
+    store.mark_bad(handle)  # whoever replaces it deletes both
+    del store.rivals[rival.replica.disk, handle]
+
+
+async def _is_known_whole(node: Node, handle: int) -> bool:
+    reply = await node.verify(VerifyChunk(id=0, handle=handle, version=0))
+    return reply.state in ("good", "forgetful")
+
+
+async def _is_rival_whole(node: Node, handle: int, rival: Rival) -> bool:
+    disk = node.store.disks.get(rival.replica.disk)
+    try:
+        return disk is not None and await disk.run(_verify_file, disk, handle)
+    except OSError as error:
+        log.error("%s: %s", disk.chunk_path(handle) if disk else handle, error)
+        return False
+
+
+def _verify_file(disk: Disk, handle: int) -> bool:
+    """Blocks. Whether every block of the file is what its sum says."""
+    try:
+        file = ChunkFile.open(disk.files, disk.chunk_path(handle), handle, disk.journal)
+    except CorruptReplica:
+        return False
+    try:
+        return not file.bad_blocks()
+    finally:
+        file.close()
