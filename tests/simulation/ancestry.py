@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import trio
 
-from gfs.master.operations import (
+from gfs.master.metadata.operations import (
     ChunkAdded,
     ChunkReplaced,
     SnapshotBegun,
     SnapshotCopied,
     SnapshotFinished,
 )
-from gfs.master.rows import KIND_DIRECTORY
+from gfs.master.metadata.rows import KIND_DIRECTORY
 
 from .metadata import Metadata
 

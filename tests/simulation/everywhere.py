@@ -12,7 +12,7 @@ from __future__ import annotations
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.errors import GfsError
-from gfs.master.operations import DrainSet
+from gfs.master.metadata.operations import DrainSet
 from gfs.testing import SimCluster
 from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Onlooker

@@ -16,9 +16,9 @@ import lmdb
 import msgspec
 
 from gfs.blocks import CHUNK_BYTES
-from gfs.master import oplog
-from gfs.master.operations import LogRecord, Operation
-from gfs.master.rows import (
+from gfs.master.metadata import operation_log
+from gfs.master.metadata.operations import LogRecord, Operation
+from gfs.master.metadata.rows import (
     FLAG_TRASHED,
     KIND_DIRECTORY,
     KIND_FILE,
@@ -32,8 +32,8 @@ from gfs.master.rows import (
     unpack_inode,
     unpack_u64,
 )
-from gfs.master.sharing import is_frozen
-from gfs.master.store import Databases, State, Txn
+from gfs.master.metadata.shared_chunks import is_frozen
+from gfs.master.metadata.store import Databases, State, Txn
 from gfs.testing.scratch import make_scratch
 
 #: What applying the operation log again must give as it is.
@@ -266,7 +266,7 @@ def _apply_all(log: list[bytes], metadata: Metadata) -> dict[str, Rows]:
                 txn = Txn(raw, db, State())
                 chain = 0
                 for row in log:
-                    chain = oplog.replay(txn, row, b"", chain)
+                    chain = operation_log.replay(txn, row, b"", chain)
                 return {name: dict(raw.cursor(getattr(db, name))) for name in FROM_THE_LOG}
         finally:
             environment.close()

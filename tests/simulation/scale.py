@@ -51,9 +51,9 @@ def shrink() -> bool:
     import gfs.chunkserver.exchanges.write
     import gfs.chunkserver.files.chunkfile
     import gfs.chunkserver.upkeep.background
-    import gfs.master.garbage
-    import gfs.master.shadows
-    import gfs.master.upkeep
+    import gfs.master.replicas.garbage
+    import gfs.master.replication.log_sender
+    import gfs.master.service.background
     import gfs.protocol.rpc
 
     gfs.chunkserver.copies.small_replicas.STEP = 3
@@ -63,10 +63,10 @@ def shrink() -> bool:
     gfs.chunkserver.exchanges.write.SMALL_PACKET_BYTES = BLOCK_BYTES
     gfs.protocol.rpc.SWEEP_SECONDS = 1.0
     gfs.chunkserver.upkeep.background.SPACE_SECONDS = 3.0
-    gfs.master.garbage.ORDERS_MAX = 2
-    gfs.master.shadows.SWEEP_SECONDS = 2.0
-    gfs.master.upkeep.RECLAIM_REST_SECONDS = 1.0
-    gfs.master.upkeep.SPACE_SECONDS = 20.0
+    gfs.master.replicas.garbage.ORDERS_MAX = 2
+    gfs.master.replication.log_sender.SWEEP_SECONDS = 2.0
+    gfs.master.service.background.RECLAIM_REST_SECONDS = 1.0
+    gfs.master.service.background.SPACE_SECONDS = 20.0
     return True
 
 

@@ -22,7 +22,7 @@ from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
 from gfs.client import Client, Entry
 from gfs.errors import DeadlineExceeded, DiskFailed, GfsError, NotFound
-from gfs.master.salvage import HOPELESS_SECONDS
+from gfs.master.replicas.salvage import HOPELESS_SECONDS
 from gfs.protocol.messages import ClusterTotals, StatusReply
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER

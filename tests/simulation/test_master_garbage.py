@@ -39,15 +39,15 @@ from gfs.errors import (
     Retryable,
     StaleVersion,
 )
-from gfs.master import garbage as garbage_module
-from gfs.master.chunkservers import ChunkserverSession
-from gfs.master.clients import ClientSession
-from gfs.master.core import Master
-from gfs.master.granting import Grants
-from gfs.master.namespace import chunk_row
-from gfs.master.rows import Chunk, chunk_of, unpack_u64
-from gfs.master.store import HANDLE_RANGE, Store, open_only
-from gfs.master.upkeep import REGISTRATION_PERIODS_MAX, Upkeep
+from gfs.master.leases.granting import Grants
+from gfs.master.master import Master
+from gfs.master.metadata.namespace import chunk_row
+from gfs.master.metadata.rows import Chunk, chunk_of, unpack_u64
+from gfs.master.metadata.store import HANDLE_RANGE, Store, open_only
+from gfs.master.replicas import garbage as garbage_module
+from gfs.master.service.background import REGISTRATION_PERIODS_MAX, Upkeep
+from gfs.master.service.chunkserver_session import ChunkserverSession
+from gfs.master.service.client_session import ClientSession
 from gfs.protocol.messages import (
     AcquireLease,
     BadReplica,

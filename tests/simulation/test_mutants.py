@@ -59,7 +59,7 @@ def test_a_mutant_is_caught(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_patch_itself_catches_nothing(source: Path, tmp_path: Path) -> None:
-    path, old = "gfs/master/committer.py", "stored = txn.get(answer_key("
+    path, old = "gfs/master/metadata/committer.py", "stored = txn.get(answer_key("
     mutant = changed(source, path, old, old.replace("get", "gett"))
     with pytest.raises(NotJudged, match="no checker objected"):
         judge(mutant, tmp_path, seeds=20, jobs=1)

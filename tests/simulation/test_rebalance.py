@@ -13,8 +13,8 @@ from gfs.blocks import BLOCK_BYTES, MIB
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import Retryable
-from gfs.master import upkeep
-from gfs.master.repair import BACKOFF_SECONDS_MAX, Clone
+from gfs.master.replicas.rereplication import BACKOFF_SECONDS_MAX, Clone
+from gfs.master.service import background
 from gfs.protocol.rpc import Rpc
 from gfs.testing import SimCluster
 
@@ -134,7 +134,7 @@ async def test_a_chunk_that_could_not_be_moved_rests(
         await trio.sleep(0.1)
         raise Retryable("not now")
 
-    monkeypatch.setattr(upkeep, "_copy_one", refused)
+    monkeypatch.setattr(background, "_copy_one", refused)
     async with cluster_of(seed, ["a", "a", "a", "b"]) as cluster:
         await start_all_but(cluster, "chunkserver3")
         async with cluster.client() as fs:

@@ -16,7 +16,7 @@ from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.client import connect
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.master import servers
+from gfs.master.replicas import servers
 from gfs.protocol.messages import CopyChunk, SetLength
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER_ADDRESS

@@ -26,9 +26,9 @@ from gfs.errors import (
     NotTheMaster,
     StaleVersion,
 )
-from gfs.master import promises, shadows
-from gfs.master.shadows import BEAT_SECONDS
-from gfs.master.store import Store, open_only
+from gfs.master.metadata.store import Store, open_only
+from gfs.master.replication import log_sender, promises
+from gfs.master.replication.log_sender import BEAT_SECONDS
 from gfs.protocol.messages import Bind, PositionReply, Retire, ShadowStatus
 
 from .promises import content
@@ -756,10 +756,10 @@ async def test_they_change_places_though_the_answer_is_lost(
 ) -> None:
     """The master has ended, and the shadow did not hear of it. Nothing is lost, and each
     of them can become the master without force."""
-    retire = shadows.Shadows.retire
+    retire = log_sender.Shadows.retire
 
     async def retire_and_cut(
-        self: shadows.Shadows, follower: shadows.Follower, request: Retire
+        self: log_sender.Shadows, follower: log_sender.Follower, request: Retire
     ) -> PositionReply:
         reply = await retire(self, follower, request)
         cluster.network.cut(MASTER, "shadow0")
@@ -772,7 +772,7 @@ async def test_they_change_places_though_the_answer_is_lost(
         await cluster.level("shadow0")
         await fs.mkdir("/a")
         with monkeypatch.context() as patched:
-            patched.setattr(shadows.Shadows, "retire", retire_and_cut)
+            patched.setattr(log_sender.Shadows, "retire", retire_and_cut)
             with pytest.raises(StaleVersion, match="could not hand over"):
                 await cluster.promote("shadow0")
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from gfs.config import ChunkserverSettings
-from gfs.master.rows import KIND_DIRECTORY, KIND_FILE, ROOT_INODE
+from gfs.master.metadata.rows import KIND_DIRECTORY, KIND_FILE, ROOT_INODE
 from gfs.protocol.messages import ClusterTotals, Disk, StatusReply
 from gfs.testing import SimCluster
 

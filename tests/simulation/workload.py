@@ -40,7 +40,7 @@ from gfs.errors import (
     NotADirectory,
     NotFound,
 )
-from gfs.master.snapshot import QUIET_SECONDS
+from gfs.master.service.snapshots import QUIET_SECONDS
 from gfs.protocol.messages import ClusterTotals, StatusReply, TrashEntry
 from gfs.protocol.patience import WORK_SECONDS
 from gfs.testing import SimCluster

@@ -21,7 +21,8 @@ from gfs.cli.command import SECTIONS as SECTIONS_OF_COMMANDS
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings, Settings
 from gfs.errors import GfsError
-from gfs.master import names, uploads
+from gfs.master.metadata import paths
+from gfs.master.service import uploads
 from gfs.protocol import messages
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,7 @@ def test_every_exit_code_is_told_with_the_errors_that_end_so() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        f"1 to {names.SEGMENT_BYTES_MAX} bytes of UTF-8",
+        f"1 to {paths.SEGMENT_BYTES_MAX} bytes of UTF-8",
         f"up to {messages.PATH_BYTES_MAX} bytes",
         f"{blocks.CHUNK_BYTES // MIB} MiB, {blocks.BLOCK_BYTES // KIB} KiB, "
         f"up to {messages.PACKET_BYTES_MAX // MIB} MiB",

@@ -24,7 +24,7 @@ from gfs.blocks import CHUNK_BYTES, SUM_BYTES, block_sum
 from gfs.chunkserver.disks.identity import NAMES, decode_server, encode_server
 from gfs.chunkserver.files import intents as marks
 from gfs.chunkserver.files import layout
-from gfs.master import operations, rows, store
+from gfs.master.metadata import operations, rows, store
 from gfs.protocol import handshake, messages
 from gfs.protocol.frames import encode_frame
 

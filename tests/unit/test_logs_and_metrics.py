@@ -33,10 +33,10 @@ from gfs.diagnostics import (
     working_for,
 )
 from gfs.errors import Busy, NotFound
-from gfs.master.core import Master
-from gfs.master.metrics import families
-from gfs.master.rows import pack_chunk, pack_u64
-from gfs.master.store import Txn, open_store
+from gfs.master.master import Master
+from gfs.master.metadata.rows import pack_chunk, pack_u64
+from gfs.master.metadata.store import Txn, open_store
+from gfs.master.service.metrics import families
 from gfs.metrics import BUCKETS, Family, Operations, exposition, operation_families
 from gfs.protocol.messages import Publish, Stat
 from gfs.testing import Universe, run_simulated

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.believing import awaited, best
-from gfs.master.drain import DRAINED, NO
-from gfs.master.servers import DEAD, LIVE, SILENT, Server
+from gfs.master.replicas.drain import DRAINED, NO
+from gfs.master.replicas.election import awaited, best
+from gfs.master.replicas.servers import DEAD, LIVE, SILENT, Server
 from gfs.protocol.messages import VerifyReply
 
 STATES = ("good", "stale", "missing", "corrupt", "forgetful")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gfs.errors import Busy, InvalidArgument
-from gfs.master import garbage as garbage_module
-from gfs.master.chunktable import LocationTable, Reservation, ReservationTable
-from gfs.master.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
+from gfs.master.replicas import garbage as garbage_module
+from gfs.master.replicas.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
+from gfs.master.replicas.locations import LocationTable, Reservation, ReservationTable
 
 
 def anything(handle: int, version: int) -> bool:

@@ -14,13 +14,13 @@ import trio
 
 from gfs.errors import AlreadyExists, Busy, DiskFailed, DiskFull, GfsError, StartupError
 from gfs.io import World, real_world
-from gfs.master import committer as committer_module
-from gfs.master import reads
-from gfs.master.committer import Committer, Outcome, Plan, trim
-from gfs.master.namespace import Planned, plan_delete, plan_make_directory, plan_publish
-from gfs.master.operations import NewChunk, Reclaimed
-from gfs.master.rows import unpack_u64
-from gfs.master.store import HANDLE_RANGE, Store, Txn, open_store
+from gfs.master.metadata import committer as committer_module
+from gfs.master.metadata import lookups
+from gfs.master.metadata.committer import Committer, Outcome, Plan, trim
+from gfs.master.metadata.namespace import Planned, plan_delete, plan_make_directory, plan_publish
+from gfs.master.metadata.operations import NewChunk, Reclaimed
+from gfs.master.metadata.rows import unpack_u64
+from gfs.master.metadata.store import HANDLE_RANGE, Store, Txn, open_store
 from gfs.protocol.messages import Delete, Done, MakeDirectory, Publish, PublishReply, StatReply
 
 WORLD = real_world()
@@ -172,7 +172,7 @@ async def test_a_bug_costs_only_its_own_request(
         ]
     with store.read() as txn:
         assert txn.get(b"half a mutation", None, txn.db.entries) is None
-        assert reads.stat(txn, "/b").kind == "directory"
+        assert lookups.stat(txn, "/b").kind == "directory"
     assert "a mutation failed on a bug" in caplog.text
 
 
@@ -188,9 +188,9 @@ async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:
             paths.append(f"/f{number}")
         assert isinstance(outcome, DiskFull)
         with store.read() as txn:
-            assert reads.stat(txn, paths[0]).length == 1
+            assert lookups.stat(txn, paths[0]).length == 1
             with pytest.raises(GfsError, match="no such file"):
-                reads.stat(txn, paths[-1])
+                lookups.stat(txn, paths[-1])
         store._environment.set_mapsize(1024 * 1024)  # somebody made room
         number = next(numbers)
         outcome = await one(committer, "c", number, publish("/again", number))

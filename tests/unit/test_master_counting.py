@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gfs.master import counting, terms
-from gfs.master.operations import (
+from gfs.master.metadata import terms
+from gfs.master.metadata.operations import (
     Operation,
     ShadowForgotten,
     ShadowsChanged,
@@ -24,7 +24,8 @@ from gfs.master.operations import (
     TermBegun,
     apply,
 )
-from gfs.master.store import Change, Counted, State
+from gfs.master.metadata.store import Change, Counted, State
+from gfs.master.replication import quorum
 
 
 def state(counted: Counted, change: Change | None = None) -> State:
@@ -33,61 +34,61 @@ def state(counted: Counted, change: Change | None = None) -> State:
 
 def test_what_is_acknowledged_is_on_the_disks_of_those_that_count() -> None:
     two = Counted(["a", "b", "c"], 2)
-    assert counting.told(state(Counted()), {}) == math.inf
-    assert counting.told(state(two), {"a": 7, "x": 9}) == -1
-    assert counting.told(state(two), {"a": 7, "x": 9, "b": 5, "c": 2}) == 5
+    assert quorum.told(state(Counted()), {}) == math.inf
+    assert quorum.told(state(two), {"a": 7, "x": 9}) == -1
+    assert quorum.told(state(two), {"a": 7, "x": 9, "b": 5, "c": 2}) == 5
 
 
 def test_while_that_changes_both_must_have_it() -> None:
     change = Change(Counted(["b", "c"], 1), 10)
     both = state(Counted(["a"], 1), change)
-    assert counting.told(both, {"c": 20}) == -1
-    assert counting.told(both, {"a": 8, "c": 20}) == 8
-    assert counting.told(both, {"a": 20}) == 9
-    assert counting.told(both, {"a": 20, "c": 15}) == 15
-    assert not counting.is_agreed(both, {"a": 9, "b": 20, "c": 20})
-    assert counting.is_agreed(both, {"a": 10})
+    assert quorum.told(both, {"c": 20}) == -1
+    assert quorum.told(both, {"a": 8, "c": 20}) == 8
+    assert quorum.told(both, {"a": 20}) == 9
+    assert quorum.told(both, {"a": 20, "c": 15}) == 15
+    assert not quorum.is_agreed(both, {"a": 9, "b": 20, "c": 20})
+    assert quorum.is_agreed(both, {"a": 10})
     # Nobody is waited for any more, or was: until they agree, those that are are.
-    assert counting.told(state(Counted(["a"], 1), Change(Counted(), 10)), {"a": 12}) == 12
-    assert counting.told(state(Counted(), Change(Counted(["a"], 1), 10)), {"a": 12}) == 12
-    assert counting.told(state(Counted(), Change(Counted(["a"], 1), 10)), {}) == 9
-    assert counting.is_agreed(state(Counted(), Change(Counted(["a"], 1), 10)), {})
-    assert not counting.is_agreed(state(Counted()), {})
+    assert quorum.told(state(Counted(["a"], 1), Change(Counted(), 10)), {"a": 12}) == 12
+    assert quorum.told(state(Counted(), Change(Counted(["a"], 1), 10)), {"a": 12}) == 12
+    assert quorum.told(state(Counted(), Change(Counted(["a"], 1), 10)), {}) == 9
+    assert quorum.is_agreed(state(Counted(), Change(Counted(["a"], 1), 10)), {})
+    assert not quorum.is_agreed(state(Counted()), {})
 
 
 def test_who_has_to_be_asked() -> None:
-    assert counting.missing(state(Counted()), ["a"]) is None
-    assert counting.missing(state(Counted([], 1)), ["a"]) is None
-    assert counting.missing(state(Counted(["a", "b"], 1)), ["a"]) == ["b"]
-    assert counting.missing(state(Counted(["a", "b"], 1)), ["a", "b"]) == []
-    assert counting.missing(state(Counted(["a", "b"], 2)), ["a"]) == []
+    assert quorum.missing(state(Counted()), ["a"]) is None
+    assert quorum.missing(state(Counted([], 1)), ["a"]) is None
+    assert quorum.missing(state(Counted(["a", "b"], 1)), ["a"]) == ["b"]
+    assert quorum.missing(state(Counted(["a", "b"], 1)), ["a", "b"]) == []
+    assert quorum.missing(state(Counted(["a", "b"], 2)), ["a"]) == []
     # Only one of two that are wanted is there: it agreed to all, but acknowledged nothing.
-    assert counting.missing(state(Counted(["a"], 2)), []) == ["a"]
+    assert quorum.missing(state(Counted(["a"], 2)), []) == ["a"]
     both = state(Counted(["a", "b"], 1), Change(Counted(["b", "c"], 1), 10))
-    assert counting.missing(both, ["a", "b"]) == ["c"]
-    assert counting.missing(both, ["b", "c"]) == ["a"]
-    assert counting.missing(both, ["a", "b", "c"]) == []
-    assert counting.missing(state(Counted(["a"], 1), Change(Counted(), 10)), ["a"]) is None
+    assert quorum.missing(both, ["a", "b"]) == ["c"]
+    assert quorum.missing(both, ["b", "c"]) == ["a"]
+    assert quorum.missing(both, ["a", "b", "c"]) == []
+    assert quorum.missing(state(Counted(["a"], 1), Change(Counted(), 10)), ["a"]) is None
 
 
 def test_who_has_to_witness() -> None:
-    assert counting.missing_witnesses(state(Counted()), []) == []
-    assert counting.missing_witnesses(state(Counted(["a", "b"], 1)), ["b"]) == []
-    assert counting.missing_witnesses(state(Counted(["a", "b"], 2)), ["b"]) == ["a"]
+    assert quorum.missing_witnesses(state(Counted()), []) == []
+    assert quorum.missing_witnesses(state(Counted(["a", "b"], 1)), ["b"]) == []
+    assert quorum.missing_witnesses(state(Counted(["a", "b"], 2)), ["b"]) == ["a"]
 
 
 def test_whoever_follows_is_to_count() -> None:
-    assert counting.wish(Counted(["a"], 1), 0, ["a", "b"]) == Counted()
-    assert counting.wish(Counted(["a"], 1), 2, ["b", "a"]) == Counted(["a", "b"], 2)
+    assert quorum.wish(Counted(["a"], 1), 0, ["a", "b"]) == Counted()
+    assert quorum.wish(Counted(["a"], 1), 2, ["b", "a"]) == Counted(["a", "b"], 2)
     many = [f"s{number}" for number in range(40)]
-    assert len(counting.wish(Counted(), 1, many).addresses) == counting.COUNTED_MAX
+    assert len(quorum.wish(Counted(), 1, many).addresses) == quorum.COUNTED_MAX
 
 
 def test_one_counts_instead_of_another() -> None:
-    assert counting.instead(Counted(["a", "b"], 1), "a", "m") == Counted(["m", "b"], 1)
-    assert counting.instead(Counted(["a", "b"], 1), "a", "b") == Counted(["b"], 1)
-    assert counting.instead(Counted(["a", "b"], 1), "a", "") == Counted(["b"], 1)
-    assert counting.instead(Counted(["a", "b"], 1), "x", "m") == Counted(["a", "b"], 1)
+    assert quorum.instead(Counted(["a", "b"], 1), "a", "m") == Counted(["m", "b"], 1)
+    assert quorum.instead(Counted(["a", "b"], 1), "a", "b") == Counted(["b"], 1)
+    assert quorum.instead(Counted(["a", "b"], 1), "a", "") == Counted(["b"], 1)
+    assert quorum.instead(Counted(["a", "b"], 1), "x", "m") == Counted(["a", "b"], 1)
 
 
 def test_the_operations_say_who_counts() -> None:
@@ -96,9 +97,9 @@ def test_the_operations_say_who_counts() -> None:
     assert made.state.counted == Counted(["a"], 1)
     assert made.state.counted_next == Change(Counted(["a", "b"], 1), 3)
     made.log_all(TermBegun(0, terms.next_term(0, 1), "a", "m"))
-    assert counting.in_force(made.state) == [Counted(["m"], 1), Counted(["m", "b"], 1)]
+    assert quorum.in_force(made.state) == [Counted(["m"], 1), Counted(["m", "b"], 1)]
     made.log_all(ShadowForgotten("m"), ShadowsChanged(), TermBegun(0, terms.next_term(1, 1)))
-    assert counting.in_force(made.state) == [Counted(["b"], 1)]
+    assert quorum.in_force(made.state) == [Counted(["b"], 1)]
 
 
 # --- the model ----------------------------------------------------------------------------
@@ -240,17 +241,17 @@ class Model:
         if master is None:
             return
         if master.state.counted_next is None:
-            wished = counting.wish(master.state.counted, master.wanted, master.acked)
+            wished = quorum.wish(master.state.counted, master.wanted, master.acked)
             if wished != master.state.counted:
                 master.log_all(ShadowsChanging(wished.addresses, wished.wanted))
-        elif counting.is_agreed(master.state, master.acked):
+        elif quorum.is_agreed(master.state, master.acked):
             master.log_all(ShadowsChanged())
         self.tell(master)
 
     def tell(self, master: Node) -> None:
-        if counting.in_force(master.state)[-1].wanted < master.wanted:
+        if quorum.in_force(master.state)[-1].wanted < master.wanted:
             return
-        told = counting.told(master.state, master.acked)
+        told = quorum.told(master.state, master.acked)
         for at, (_, operation) in enumerate(master.log, 1):
             if isinstance(operation, Written) and at <= told:
                 self.told.setdefault(operation.number, master.term)
@@ -353,10 +354,10 @@ class Model:
             free = {name for name, is_free in attempt.bound.items() if is_free}
             if set(shadow.outstanding.values()) <= {shadow.name}:
                 free.add(shadow.name)
-            refused: Any = counting.missing_witnesses(shadow.state, free)
+            refused: Any = quorum.missing_witnesses(shadow.state, free)
         else:
             attempt.before = ""
-            refused = counting.missing(shadow.state, {*attempt.bound, shadow.name}) != []
+            refused = quorum.missing(shadow.state, {*attempt.bound, shadow.name}) != []
         if refused:
             return
         before = attempt.before

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.drain import OVERHEAD_BYTES, Keeper, Needs, shortage, why_not
+from gfs.master.replicas.drain import OVERHEAD_BYTES, Keeper, Needs, shortage, why_not
 
 SERVERS = range(5)
 Copies = dict[tuple[frozenset[int], int], int]

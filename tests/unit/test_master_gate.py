@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.errors import GfsError, NotEnoughShadows
-from gfs.master.gate import Gate
+from gfs.master.metadata.watermark import Gate
 
 
 class Clock:

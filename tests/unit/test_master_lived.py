@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from gfs.master import oplog
-from gfs.master.lived import NOTE_NS, SECOND_NS, Lived
-from gfs.master.operations import Deleted, DirectoriesMade, FilePublished, Operation, TimePassed
-from gfs.master.rows import ROOT_INODE
-from gfs.master.store import Store, Txn, open_store
-from gfs.master.trash import deleted_at, oldest
+from gfs.master.metadata import operation_log
+from gfs.master.metadata.operations import (
+    Deleted,
+    DirectoriesMade,
+    FilePublished,
+    Operation,
+    TimePassed,
+)
+from gfs.master.metadata.rows import ROOT_INODE
+from gfs.master.metadata.store import Store, Txn, open_store
+from gfs.master.metadata.trash import deleted_at, oldest
+from gfs.master.metadata.uptime import NOTE_NS, SECOND_NS, Lived
 
 DAY_NS = 86_400 * SECOND_NS
 #: When all of this begins, by a clock that is right.
@@ -49,7 +55,7 @@ def carry_out(store: Store, operation: Operation, time_ns: int, lived: Lived | N
     def work(txn: Txn) -> None:
         if lived is not None:
             txn.lived_ns = lived.now_ns()
-        oplog.carry_out(txn, time_ns, "", 0, operation, oplog.chain(txn))
+        operation_log.carry_out(txn, time_ns, "", 0, operation, operation_log.chain(txn))
 
     store.commit(work)
 

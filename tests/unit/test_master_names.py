@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.errors import InvalidName
-from gfs.master.names import join, parse
+from gfs.master.metadata.paths import join, parse
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gfs.master import copying, oplog, terms
-from gfs.master.copying import Ending
-from gfs.master.following import check_counters
-from gfs.master.operations import (
+from gfs.master.metadata import operation_log, terms
+from gfs.master.metadata.operation_log import Diverged
+from gfs.master.metadata.operations import (
     CorruptionFound,
     DirectoriesMade,
     HandlesReserved,
@@ -23,9 +22,11 @@ from gfs.master.operations import (
     ServerRemembered,
     TermBegun,
 )
-from gfs.master.oplog import Diverged
-from gfs.master.rows import answer_key, pack_u64
-from gfs.master.store import Standing, Store, Txn, open_only, open_store
+from gfs.master.metadata.rows import answer_key, pack_u64
+from gfs.master.metadata.store import Standing, Store, Txn, open_only, open_store
+from gfs.master.replication import store_copy
+from gfs.master.replication.log_receiver import check_counters
+from gfs.master.replication.store_copy import Ending
 
 MAP_BYTES = 1 << 26
 
@@ -50,9 +51,9 @@ def directory(inode: int) -> DirectoriesMade:
 
 def log(store: Store, *operations: Operation, client: str = "") -> None:
     def work(txn: Txn) -> None:
-        chain = oplog.chain(txn)
+        chain = operation_log.chain(txn)
         for operation in operations:
-            chain = oplog.carry_out(txn, 9, client, txn.state.sequence, operation, chain)
+            chain = operation_log.carry_out(txn, 9, client, txn.state.sequence, operation, chain)
             if client:
                 key = answer_key(client, txn.state.sequence - 1)
                 txn.put(key, b"answer", txn.db.answers)
@@ -62,10 +63,10 @@ def log(store: Store, *operations: Operation, client: str = "") -> None:
 
 def follow(follower: Store, leader: Store) -> None:
     def work(txn: Txn) -> None:
-        chain = oplog.chain(txn)
+        chain = operation_log.chain(txn)
         with leader.snapshot() as source:
-            for row, answer in oplog.read(source, txn.state.sequence + 1, 1 << 20):
-                chain = oplog.replay(txn, row, answer, chain)
+            for row, answer in operation_log.read(source, txn.state.sequence + 1, 1 << 20):
+                chain = operation_log.replay(txn, row, answer, chain)
 
     follower.commit(work)
 
@@ -74,7 +75,7 @@ def rows(store: Store) -> list[tuple[str, bytes, bytes]]:
     with store.read() as txn:
         return [
             (name, key, value)
-            for name in copying.COPIED
+            for name in store_copy.COPIED
             for key, value in txn.scan(b"", getattr(txn.db, name))
         ]
 
@@ -97,7 +98,7 @@ def test_all_of_the_store_comes_from_the_log(store: Store, other: Store) -> None
     assert rows(other) == rows(store)
     check_counters(other.state, msgspec.msgpack.encode(store.state))
     with store.snapshot() as ours, other.snapshot() as theirs:
-        assert oplog.chain(ours) == oplog.chain(theirs) != 0
+        assert operation_log.chain(ours) == operation_log.chain(theirs) != 0
     assert set(other.known_servers()) == {"s2"}
     assert other.state.corruptions == 1
 
@@ -145,16 +146,16 @@ def test_a_damaged_row_is_refused(store: Store, other: Store, data: st.DataObjec
     if not store.state.sequence:
         log(store, *MIXED)
     with store.read() as txn:
-        sent = oplog.read(txn, 1, 1 << 20)
+        sent = operation_log.read(txn, 1, 1 << 20)
     at = data.draw(st.integers(0, len(sent) - 2))
     row = bytearray(sent[at][0])
     bit = data.draw(st.integers(0, 8 * len(row) - 1))
     row[bit // 8] ^= 1 << bit % 8
 
     def work(txn: Txn) -> None:
-        chain = oplog.chain(txn)
+        chain = operation_log.chain(txn)
         for number, (good, answer) in enumerate(sent):
-            chain = oplog.replay(txn, bytes(row) if number == at else good, answer, chain)
+            chain = operation_log.replay(txn, bytes(row) if number == at else good, answer, chain)
 
     with pytest.raises(Diverged):
         other.commit(work)
@@ -166,7 +167,7 @@ def test_the_log_is_read_in_pages(store: Store) -> None:
     with store.read() as txn:
         pages = []
         at = 1
-        while page := oplog.read(txn, at, 200):
+        while page := operation_log.read(txn, at, 200):
             pages.append(page)
             at += len(page)
     assert at == 101
@@ -181,12 +182,12 @@ def copy_to(path: Path, leader: Store, spoil: bool = False) -> Store:
     copy = open_only(str(path), MAP_BYTES, False)
     with leader.snapshot() as txn:
         state = msgspec.msgpack.encode(txn.state)
-        for piece in copying.pieces(txn):
+        for piece in store_copy.pieces(txn):
             if isinstance(piece, Ending):
-                copying.finish(copy, piece.sums, leader.cluster, state)
+                store_copy.finish(copy, piece.sums, leader.cluster, state)
             else:
                 body = piece.body.replace(b"d50", b"d5!") if spoil else piece.body
-                copying.write(copy, piece.database, [body])
+                store_copy.write(copy, piece.database, [body])
     return copy
 
 
@@ -213,11 +214,11 @@ def test_rows_that_no_master_sends_are_refused(tmp_path: Path) -> None:
     copy = open_only(str(tmp_path / "copy"), MAP_BYTES, False)
     encode = msgspec.msgpack.encode
     with pytest.raises(ValueError, match="no database"):
-        copying.write(copy, "meta", [encode([b"a", b"b"])])
+        store_copy.write(copy, "meta", [encode([b"a", b"b"])])
     with pytest.raises(ValueError, match="out of order"):
-        copying.write(copy, "inodes", [encode([b"b", b"1", b"a", b"2"])])
+        store_copy.write(copy, "inodes", [encode([b"b", b"1", b"a", b"2"])])
     with pytest.raises(ValueError, match="without a value"):
-        copying.write(copy, "inodes", [encode([b"b"])])
+        store_copy.write(copy, "inodes", [encode([b"b"])])
     copy.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.repair import (
+from gfs.master.replicas.rereplication import (
     ROUND_MAX,
     Clone,
     Limits,
@@ -18,7 +18,7 @@ from gfs.master.repair import (
     pick_surplus,
     plan_clone,
 )
-from gfs.master.servers import LIVE, SILENT, Server
+from gfs.master.replicas.servers import LIVE, SILENT, Server
 from gfs.protocol.messages import CLONES_MAX, Disk
 
 LIMITS = Limits(per_server=2, total=64)

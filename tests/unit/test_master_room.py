@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gfs.master.room import ROOM_BYTES, WARN_SHARE, Shortage, room_bytes, shortage
-from gfs.master.servers import DEAD, LIVE, SILENT, Server
+from gfs.master.replicas.servers import DEAD, LIVE, SILENT, Server
+from gfs.master.replicas.trash_purge import ROOM_BYTES, WARN_SHARE, Shortage, room_bytes, shortage
 from gfs.protocol.messages import Disk
 
 TIB = 1 << 40

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from gfs.master.repair import Clone, Limits
-from gfs.master.rows import Chunk
-from gfs.master.salvage import (
+from gfs.master.metadata.rows import Chunk
+from gfs.master.replicas.rereplication import Clone, Limits
+from gfs.master.replicas.salvage import (
     BACKOFF_SECONDS,
     BACKOFF_SECONDS_MAX,
     HOPELESS_SECONDS,
@@ -16,7 +16,7 @@ from gfs.master.salvage import (
     SalvageQueue,
     plan_salvage,
 )
-from gfs.master.servers import LIVE, Server
+from gfs.master.replicas.servers import LIVE, Server
 from gfs.protocol.messages import Disk
 
 THREE = frozenset({1, 2, 3})

@@ -1445,7 +1445,7 @@ class Files:
 def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     """Of the masters in this test."""
     made = Files()
-    monkeypatch.setattr("gfs.master.upkeep.SPACE_SECONDS", 0.05)
+    monkeypatch.setattr("gfs.master.service.background.SPACE_SECONDS", 0.05)
     monkeypatch.setitem(globals(), "WORLD", replace(WORLD, files=made))  # type: ignore[arg-type]
     return made
 

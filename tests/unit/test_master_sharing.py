@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master import sharing
-from gfs.master.rows import Chunk, chunk_of, unpack_chunk
+from gfs.master.metadata import shared_chunks
+from gfs.master.metadata.rows import Chunk, chunk_of, unpack_chunk
 
 GOALS = st.integers(1, 64)
 
@@ -15,24 +15,24 @@ GOALS = st.integers(1, 64)
 def test_a_chunk_knows_the_goals_of_its_files(data: st.DataObject, more: list[int]) -> None:
     files = [data.draw(GOALS)]
     chunk = Chunk(3, 4, 5, 1, files[0])
-    assert not sharing.is_frozen(chunk)
+    assert not shared_chunks.is_frozen(chunk)
     for goal in more:
-        chunk = sharing.shared(chunk, goal)
+        chunk = shared_chunks.shared(chunk, goal)
         files.append(goal)
         if data.draw(st.booleans()):
             at = data.draw(st.integers(0, len(files) - 1))
             after = data.draw(GOALS)
-            chunk = sharing.regoaled(chunk, files[at], after)
+            chunk = shared_chunks.regoaled(chunk, files[at], after)
             files[at] = after
     while True:
         assert (chunk.references, chunk.replication) == (len(files), max(files))
-        assert sharing.goals_of(chunk) == {goal: files.count(goal) for goal in set(files)}
+        assert shared_chunks.goals_of(chunk) == {goal: files.count(goal) for goal in set(files)}
         assert chunk[:3] == (3, 4, 5)
-        assert sharing.is_frozen(chunk)
+        assert shared_chunks.is_frozen(chunk)
         assert chunk_of(chunk.pack()) == chunk
         assert unpack_chunk(chunk.pack()) == chunk[:5]
         gone = files.pop(data.draw(st.integers(0, len(files) - 1)))
-        left = sharing.released(chunk, gone)
+        left = shared_chunks.released(chunk, gone)
         if left is None:
             assert not files
             return
@@ -41,7 +41,7 @@ def test_a_chunk_knows_the_goals_of_its_files(data: st.DataObject, more: list[in
 
 @given(GOALS, GOALS)
 def test_a_chunk_of_one_file_stays_as_it_was(before: int, after: int) -> None:
-    chunk = sharing.regoaled(Chunk(1, 1, 10, 1, before), before, after)
+    chunk = shared_chunks.regoaled(Chunk(1, 1, 10, 1, before), before, after)
     assert chunk == Chunk(1, 1, 10, 1, after)
     assert len(chunk.pack()) == 18
-    assert sharing.released(chunk, after) is None
+    assert shared_chunks.released(chunk, after) is None

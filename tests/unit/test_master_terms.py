@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master import terms
+from gfs.master.metadata import terms
 
 CHANCE = st.integers(0, 2**32 - 1)
 

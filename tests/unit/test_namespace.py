@@ -34,9 +34,9 @@ from gfs.errors import (
     NotFound,
 )
 from gfs.io import real_world
-from gfs.master import oplog, reads, trash
-from gfs.master.committer import Committer, Job, Outcome, Plan
-from gfs.master.namespace import (
+from gfs.master.metadata import lookups, operation_log, trash
+from gfs.master.metadata.committer import Committer, Job, Outcome, Plan
+from gfs.master.metadata.namespace import (
     Planned,
     chunk_handle,
     chunk_row,
@@ -51,15 +51,14 @@ from gfs.master.namespace import (
     plan_set_length,
     plan_set_replication,
 )
-from gfs.master.operations import (
+from gfs.master.metadata.operations import (
     NewChunk,
     Operation,
     Reclaimed,
     SnapshotBegun,
     SnapshotCopied,
 )
-from gfs.master.room import Search, Shortage
-from gfs.master.rows import (
+from gfs.master.metadata.rows import (
     KIND_DIRECTORY,
     KIND_FILE,
     chunk_of,
@@ -67,10 +66,9 @@ from gfs.master.rows import (
     unpack_file_chunk_key,
     unpack_u64,
 )
-from gfs.master.sharing import goals_of, is_frozen
-from gfs.master.snapshot import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
-from gfs.master.store import HANDLE_RANGE, Freed, Store, Txn, open_store
-from gfs.master.trash import (
+from gfs.master.metadata.shared_chunks import goals_of, is_frozen
+from gfs.master.metadata.store import HANDLE_RANGE, Freed, Store, Txn, open_store
+from gfs.master.metadata.trash import (
     TrashBook,
     chunks_of,
     plan_empty,
@@ -78,6 +76,8 @@ from gfs.master.trash import (
     plan_undelete,
     rows_from,
 )
+from gfs.master.replicas.trash_purge import Search, Shortage
+from gfs.master.service.snapshots import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
 from gfs.protocol.messages import (
     PAGE_BYTES_MAX,
     Delete,
@@ -734,17 +734,17 @@ class NamespaceMachine(RuleBasedStateMachine):
     def everything(self) -> dict[Path, Entry]:
         found: dict[Path, Entry] = {}
         with self.real.store.read() as txn:
-            visits = list(reads.walk(txn, "/", reads.Cursor()))
+            visits = list(lookups.walk(txn, "/", lookups.Cursor()))
             assert visits[0].segments == []
             assert not any(visit.row.flags for visit in visits)
             for visit in visits:
-                chunks = reads.file_chunks(txn, visit.inode, visit.row.length, 0)
+                chunks = lookups.file_chunks(txn, visit.inode, visit.row.length, 0)
                 # A shared one has the highest goal of its files.
                 assert all(chunk.goal >= visit.row.replication for chunk in chunks)
             for visit in visits[1:]:
                 path = tuple(s.decode() for s in visit.segments)
                 assert path not in found
-                found[path] = reads.stat(txn, text(path))
+                found[path] = lookups.stat(txn, text(path))
             order = [v.segments for v in visits]
             self.check_goals(txn)
         assert order == sorted(order)
@@ -784,7 +784,7 @@ class NamespaceMachine(RuleBasedStateMachine):
                 )
                 got, after, more = [], "", True
                 while more:
-                    page, more = reads.list_page(txn, text(path), after, 2)
+                    page, more = lookups.list_page(txn, text(path), after, 2)
                     assert len(page) <= 2
                     got += [entry.path.rpartition("/")[2] for entry in page]
                     after = got[-1] if got else ""
@@ -852,11 +852,11 @@ class NamespaceMachine(RuleBasedStateMachine):
             follower = open_store(copy, MAP_BYTES, False, "feed", 7)
 
             def follow(txn: Txn) -> int:
-                chain = oplog.chain(txn)
+                chain = operation_log.chain(txn)
                 with self.real.store.read() as source:
-                    page = oplog.read(source, txn.state.sequence + 1, 500)
+                    page = operation_log.read(source, txn.state.sequence + 1, 500)
                 for row, answer in page:
-                    chain = oplog.replay(txn, row, answer, chain)
+                    chain = operation_log.replay(txn, row, answer, chain)
                 return len(page)
 
             while follower.commit(follow):
@@ -938,12 +938,12 @@ def test_length_only_grows_and_within_the_chunks(real: Real) -> None:
 
     assert isinstance(set_length(2, 5), Done)
     with real.store.read() as txn:
-        assert reads.stat(txn, "/f").length == CHUNK + 10
+        assert lookups.stat(txn, "/f").length == CHUNK + 10
     assert isinstance(set_length(3, 2 * CHUNK), Done)
     assert isinstance(set_length(4, 2 * CHUNK + 1), InvalidArgument)
     with real.store.read() as txn:
-        assert reads.stat(txn, "/f").length == 2 * CHUNK
-        lengths = [c.length for c in reads.file_chunks(txn, entry.inode, 2 * CHUNK, 0)]
+        assert lookups.stat(txn, "/f").length == 2 * CHUNK
+        lengths = [c.length for c in lookups.file_chunks(txn, entry.inode, 2 * CHUNK, 0)]
     assert lengths == [CHUNK, CHUNK]
     assert real.store.state.bytes == 2 * CHUNK
 
@@ -956,7 +956,7 @@ def test_a_file_that_is_to_change_loses_its_digest(real: Real, change: str) -> N
     entry = publish(real, 1, "/f", 10, digest=DIGEST, attributes={"a": "b"})
     other = publish(real, 2, "/g", 10, digest=DIGEST)
     with real.store.read() as txn:
-        (chunk,) = reads.file_chunks(txn, entry.inode, 10, 0)
+        (chunk,) = lookups.file_chunks(txn, entry.inode, 10, 0)
     plans: dict[str, Plan] = {
         "a lease": lambda txn: plan_attempt_version(txn, chunk.handle, entry.inode),
         "another chunk": lambda txn: plan_add_chunk(txn, entry.inode, 1, 999, 1, 5),
@@ -965,9 +965,9 @@ def test_a_file_that_is_to_change_loses_its_digest(real: Real, change: str) -> N
     assert isinstance(real.commit([(3, plans[change])])[0], Message)
     real.reopen()
     with real.store.read() as txn:
-        now = reads.stat(txn, "/f")
+        now = lookups.stat(txn, "/f")
         assert (now.digest, now.attributes) == (b"", {"a": "b"})
-        assert reads.stat(txn, "/g").digest == other.digest == DIGEST
+        assert lookups.stat(txn, "/g").digest == other.digest == DIGEST
 
 
 def test_a_snapshot_has_the_chunk_that_its_file_got_when_it_began(real: Real) -> None:
@@ -990,7 +990,7 @@ def test_a_snapshot_has_the_chunk_that_its_file_got_when_it_began(real: Real) ->
     finish = partial(plan_finish, request=request, copy=begun.copy, reply=walk.reply, time_ns=8)
     real.perform(finish)
     with real.store.read() as txn:
-        copy, source = reads.stat(txn, "/copy"), reads.stat(txn, "/f")
+        copy, source = lookups.stat(txn, "/copy"), lookups.stat(txn, "/f")
         row = chunk_row(txn, handle)
     assert (copy.chunks, copy.length, copy.digest) == (2, CHUNK, b"")
     assert copy.attributes == source.attributes == {"a": "b"}
@@ -1016,11 +1016,11 @@ def test_a_file_without_anything_to_carry_has_the_row_it_always_had(real: Real) 
 def test_a_lease_of_a_chunk_whose_file_is_gone_changes_nothing_else(real: Real) -> None:
     entry = publish(real, 1, "/f", 10, digest=DIGEST)
     with real.store.read() as txn:
-        (chunk,) = reads.file_chunks(txn, entry.inode, 10, 0)
+        (chunk,) = lookups.file_chunks(txn, entry.inode, 10, 0)
     plan: Plan = lambda txn: plan_attempt_version(txn, chunk.handle, NOBODY)  # noqa: E731
     assert isinstance(real.commit([(2, plan)])[0], Done)
     with real.store.read() as txn:
-        assert reads.stat(txn, "/f").digest == DIGEST
+        assert lookups.stat(txn, "/f").digest == DIGEST
 
 
 def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
@@ -1028,21 +1028,21 @@ def test_an_open_file_is_found_by_its_inode_wherever_it_is(real: Real) -> None:
     rename = Rename(0, CLIENT, 2, "/f", "/d/g", False, True)
     real.commit([(2, lambda txn: plan_rename(txn, rename, 2))])
     with real.store.read() as txn:
-        assert reads.open_file(txn, "/f", entry.inode)[0] == entry.inode
+        assert lookups.open_file(txn, "/f", entry.inode)[0] == entry.inode
         with pytest.raises(NotFound):
-            reads.open_file(txn, "/f", 0)
+            lookups.open_file(txn, "/f", 0)
     publish(real, 3, "/d/g", 2, replace=True)
     with real.store.read() as txn:
-        assert reads.open_file(txn, "/d/g", entry.inode)[0] == entry.inode
+        assert lookups.open_file(txn, "/d/g", entry.inode)[0] == entry.inode
     real.reclaim_all(10)
     with real.store.read() as txn:
         with pytest.raises(GfsError, match="replaced by another") as caught:
-            reads.open_file(txn, "/d/g", entry.inode)
+            lookups.open_file(txn, "/d/g", entry.inode)
         assert caught.value.code == "file_changed"
     delete = Delete(0, CLIENT, 4, "/d", True)
     real.commit([(4, lambda txn: plan_delete(txn, delete, 4))])
     with real.store.read() as txn, pytest.raises(NotFound):
-        reads.open_file(txn, "/d/g", entry.inode)
+        lookups.open_file(txn, "/d/g", entry.inode)
 
 
 def test_a_big_delete_is_cut_into_pieces(real: Real) -> None:
@@ -1070,15 +1070,15 @@ def test_a_walk_goes_on_where_it_stood(real: Real) -> None:
         publish(real, number, f"/d{number % 4}/e/f{number}", 1)
     whole, pieces = [], []
     with real.store.read() as txn:
-        whole = [visit.segments for visit in reads.walk(txn, "/", reads.Cursor())]
-    cursor = reads.Cursor()
+        whole = [visit.segments for visit in lookups.walk(txn, "/", lookups.Cursor())]
+    cursor = lookups.Cursor()
     while True:
         with real.store.read() as txn:
-            visits = list(itertools.islice(reads.walk(txn, "/", cursor), 3))
+            visits = list(itertools.islice(lookups.walk(txn, "/", cursor), 3))
         if not visits:
             break
         pieces += [visit.segments for visit in visits]
-        cursor = reads.Cursor(visits[-1].segments, -1, True)
+        cursor = lookups.Cursor(visits[-1].segments, -1, True)
     assert pieces == whole
     assert len(whole) == 1 + 4 + 4 + 30
 
@@ -1087,11 +1087,11 @@ def test_a_walk_survives_what_moves_under_it(real: Real) -> None:
     for number in range(1, 6):
         publish(real, number, f"/a/f{number}", 1)
     publish(real, 6, "/b/g", 1)
-    cursor = reads.Cursor([b"a", b"f3"], -1, True)
+    cursor = lookups.Cursor([b"a", b"f3"], -1, True)
     request = Delete(0, CLIENT, 7, "/a", True)
     real.commit([(7, lambda txn: plan_delete(txn, request, 7))])
     with real.store.read() as txn:
-        left = [visit.segments for visit in reads.walk(txn, "/", cursor)]
+        left = [visit.segments for visit in lookups.walk(txn, "/", cursor)]
     assert left == [[b"b"], [b"b", b"g"]]
 
 
@@ -1103,13 +1103,13 @@ def test_a_listing_page_fits_into_a_reply(real: Real) -> None:
     more = True
     with real.store.read() as txn:
         while more:
-            page, more = reads.list_page(txn, f"/{long}", names[-1] if names else "", 10_000)
+            page, more = lookups.list_page(txn, f"/{long}", names[-1] if names else "", 10_000)
             assert 0 < len(msgspec.msgpack.encode(page)) < 60_000
             names += [entry.path.rpartition("/")[2] for entry in page]
     assert len(names) == 300
     with real.store.read() as txn:
-        root, _ = reads.lookup(txn, "/")
-        kinds = [kind for _, _, kind in reads.children(txn, root, b"")]
+        root, _ = lookups.lookup(txn, "/")
+        kinds = [kind for _, _, kind in lookups.children(txn, root, b"")]
     assert kinds == [KIND_DIRECTORY]
 
 
@@ -1119,7 +1119,7 @@ def test_a_page_may_begin_at_what_nothing_can_be_called(real: Real, after: str) 
     for number, name in enumerate(names, 1):
         publish(real, number, f"/d/{name}", 0)
     with real.store.read() as txn:
-        page, more = reads.list_page(txn, "/d", after, 10)
+        page, more = lookups.list_page(txn, "/d", after, 10)
     assert [entry.path for entry in page] == [f"/d/{name}" for name in names if name > after]
     assert not more
 
@@ -1132,7 +1132,7 @@ def test_a_page_of_entries_that_carry_all_they_may_fits_too(real: Real) -> None:
     more = True
     with real.store.read() as txn:
         while more:
-            page, more = reads.list_page(txn, "/", names[-1] if names else "", 10_000)
+            page, more = lookups.list_page(txn, "/", names[-1] if names else "", 10_000)
             assert len(msgspec.msgpack.encode(page)) <= PAGE_BYTES_MAX
             assert all((e.digest, e.attributes) == (DIGEST, attributes) for e in page)
             names += [entry.path[1:] for entry in page]

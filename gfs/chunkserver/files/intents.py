@@ -10,7 +10,7 @@ synced: this chunk is being written, in this *boot* of the machine (its page cac
 as old as that). A replica whose mark is of another boot is *forgetful*: perhaps it
 has forgotten something. It is shown to nobody, written by nobody, and replaced by a
 copy of one that is not; only if there is none anywhere, it is believed again, by
-order of the master (:mod:`gfs.master.believing`).
+order of the master (:mod:`gfs.master.replicas.election`).
 
 ::
 

@@ -1,0 +1,417 @@
+"""Granting a lease: the paper, sections 3.1 and 4.5.
+
+::
+
+    commit "version n + 1 is attempted"            no other grant can bear n + 1
+    GrantLease(n -> n + 1) to every live replica   the primary with the lease
+    some did not answer: once more, n + 2, without them
+    commit "version n + 1 is confirmed"            every lower one is stale now
+    answer the client
+
+Two commits, because both shortcuts lose data. If the version became the chunk's
+before any replica had it, a grant that reaches nobody would make every replica
+stale. If it were not recorded at all before, a master that dies in between
+could use it twice, and a replica of the first, fruitless grant would pass for
+one that took part in the second.
+
+A replica that did not answer may or may not bear the new version. It must not
+be taken for a current one later, without the mutations the others got: so the
+others are raised once more, and only a version whose every recipient answered
+is confirmed. Such a replica is stale, whichever version it bears.
+
+The file loses its digest with the first attempt, durably, before anybody can
+change a byte. A lease that is there already followed such an attempt.
+
+A replica accepts a grant when it bears any version from the old to the new one:
+what was attempted and not confirmed was never used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+import trio
+
+from gfs.blocks import CHUNK_BYTES
+from gfs.diagnostics import event
+from gfs.errors import (
+    Busy,
+    ChunkUnavailable,
+    CorruptReplica,
+    GfsError,
+    InvalidArgument,
+    LeaseLost,
+    NotFound,
+    Retryable,
+    StaleVersion,
+)
+from gfs.master.leases.copy_on_write import unshare
+from gfs.master.leases.table import FIRST_LEASED_VERSION, Lease, wants_new_grant
+from gfs.master.master import Master
+from gfs.master.metadata import shared_chunks
+from gfs.master.metadata.committer import Plan
+from gfs.master.metadata.namespace import (
+    Planned,
+    chunk_handle,
+    chunk_row,
+    live_file,
+    plan_add_chunk,
+    plan_attempt_version,
+    plan_begin_append,
+    plan_confirm_version,
+)
+from gfs.master.metadata.operations import VersionAttempted
+from gfs.master.metadata.rows import FLAG_APPENDED, Chunk, Inode
+from gfs.master.metadata.store import Txn
+from gfs.master.replicas import placement
+from gfs.master.replicas.servers import LIVE, Server
+from gfs.master.service.uploads import AddressBook, place
+from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply, Message
+
+log = logging.getLogger(__name__)
+
+#: A replica that answers a grant so much later than the first of them is left out. If all
+#: disks are slow, none answers soon, and then all are waited for a little longer.
+GRANT_SECONDS = 2.0
+GRANT_SECONDS_MAX = 5.0
+ROUNDS_MAX = 4
+#: With one of these a replica does not bear the version that was ordered. With others it
+#: may: of what a disk could not sync, a restart may find all.
+REFUSALS = (StaleVersion, CorruptReplica, NotFound)
+#: A grant waits this long for a copy of the chunk that is being made: a copy
+#: cannot be finished under a lease.
+CLONE_WAIT_SECONDS = 3.0
+CLONE_POLL_SECONDS = 0.05
+U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
+
+
+class Grants:
+    """One grant at a time for each chunk, and for each file's next chunk."""
+
+    def __init__(self, master: Master) -> None:
+        self.master = self._master = master
+        self._locks: dict[tuple[int, int], trio.Lock] = {}
+
+    async def acquire(self, request: AcquireLease) -> LeaseReply:
+        """As the message says. Raises NotFound, InvalidArgument, or a
+        retryable error when the chunk cannot be mutated now.
+
+        When it is cancelled, a version may have been attempted in vain.
+        """
+        if not (0 < request.inode <= U64_MAX and 0 <= request.index <= U32_MAX):
+            raise InvalidArgument(f"chunk {request.index} of inode {request.inode}")
+        key = (request.inode, request.index)
+        lock = self._locks.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                if self._master.is_held(request.inode):
+                    raise Busy("a snapshot is being made of the file: try again in a moment")
+                return await self._acquire(request)
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._locks.pop(key, None)
+
+    def is_busy(self, inodes: Collection[int]) -> bool:
+        """Whether something is being granted of one of these files."""
+        return any(inode in inodes for inode, _ in self._locks)
+
+    async def fence(self, handle: int, failed: frozenset[int]) -> None:
+        """Nobody orders mutations of the chunk when this returns: all replicas but
+        those at ``failed`` servers have a version that no lease is for."""
+        master = self._master
+        with master.store.read() as txn:
+            chunk = chunk_row(txn, handle)
+        if chunk is None:
+            raise NotFound(f"chunk {handle:x} was deleted")
+        await self._grant(0, handle, chunk, failed, lease=False)
+
+    async def believe(self, handle: int, server: Server) -> None:
+        """Make the forgetful replica at ``server`` the only current one of its chunk.
+
+        Raises a retryable error, or NotFound; the replica may be believed then all the
+        same, in a version that was attempted and that the server will report.
+        """
+        master = self._master
+        with master.store.read() as txn:
+            chunk = chunk_row(txn, handle)
+        if chunk is None:
+            raise NotFound(f"chunk {handle:x} was deleted")
+        # As good as there is now: see Master.may_believe. Nothing is awaited before this.
+        await self._grant_to([server], 0, handle, chunk, lease=False, believed=True)
+
+    async def _acquire(self, request: AcquireLease) -> LeaseReply:
+        master = self._master
+        with master.store.read() as txn:
+            row = live_file(txn, request.inode, f"inode {request.inode}")
+            handle = chunk_handle(txn, request.inode, request.index)
+            chunk = None if handle is None else chunk_row(txn, handle)
+        if request.append and not row.flags & FLAG_APPENDED:
+            await master.committer.perform(partial(plan_begin_append, inode=request.inode))
+        if handle is None or chunk is None:
+            if request.index != row.chunks:
+                raise InvalidArgument(
+                    f"chunk {request.index} of a file of {row.chunks}: only the next can be added"
+                )
+            return await self._add(request, row.replication)
+        if shared_chunks.is_frozen(chunk):
+            return await self._unshare(request, row, handle, chunk)
+        now = master.now
+        lease = master.leases.current(handle, now)
+        if lease is not None and not master.leases.is_usable(lease, now):
+            lease = None  # its primary would refuse
+        failed = self._failed(request)
+        if wants_new_grant(lease, request.version):
+            lease = await self._grant(request.inode, handle, chunk, failed)
+        if lease is None:
+            raise LeaseLost(f"chunk {handle:x}: its lease ended just now: try again")
+        return self._reply(handle, lease, _held(row, request.index))
+
+    async def _unshare(
+        self, request: AcquireLease, row: Inode, handle: int, chunk: Chunk
+    ) -> LeaseReply:
+        target, lease = await unshare(
+            self, request.inode, request.index, handle, chunk, self._failed(request)
+        )
+        return self._reply(target, lease, _held(row, request.index))
+
+    def _failed(self, request: AcquireLease) -> frozenset[int]:
+        known = [self._master.servers.by_id.get(server_id) for server_id in request.failed]
+        for server in known:
+            if server is not None:
+                self._master.servers.failed(server, self._master.now)
+        return frozenset(server.index for server in known if server is not None)
+
+    def _reply(self, handle: int, lease: Lease, length: int) -> LeaseReply:
+        master = self._master
+        book = AddressBook()
+        positions = book.positions([master.servers.get(index) for index in lease.chain])
+        return LeaseReply(
+            id=0,
+            servers=book.servers,
+            chunk=ChunkLocation(handle, lease.version, length, positions),
+            lease_ms=master.leases.remaining_ms(lease, master.now),
+        )
+
+    # --- a chunk that is there ---------------------------------------------------------
+
+    async def _grant(
+        self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int], lease: bool = True
+    ) -> Lease:
+        await self._wait_for_clone(handle)
+        servers = self.candidates(handle, chunk, failed, or_failed=lease)
+        return await self._grant_to(servers, inode, handle, chunk, lease)
+
+    async def _grant_to(
+        self,
+        servers: list[Server],
+        inode: int,
+        handle: int,
+        chunk: Chunk,
+        lease: bool,
+        believed: bool = False,
+    ) -> Lease:
+        master = self._master
+        gone = master.granting[handle] = set()
+        try:
+            version, chain, sent = await self._raise(inode, handle, chunk, servers, lease, believed)
+            indexes = tuple(server.index for server in chain)
+            await self.commit(
+                partial(plan_confirm_version, handle=handle, version=version),
+                partial(master.set_locations, handle, version, indexes, chunk.version, gone),
+            )
+        finally:
+            master.granting.pop(handle, None)
+        granted = master.leases.granted(handle, version, indexes, inode, sent)
+        log.info(
+            "chunk %x version %d: %s %s",
+            handle,
+            version,
+            "leased to chunkserver" if lease else "held by",
+            ", ".join(server.id for server in chain),
+            extra=event(
+                "lease_granted" if lease else "version_raised",
+                chunk=f"{handle:x}",
+                version=version,
+                chain=[server.id for server in chain],
+            ),
+        )
+        return granted
+
+    async def commit(self, plan: Plan, then: Callable[[], None]) -> None:
+        """Have ``plan`` carried out, and ``then`` whenever it was: also if this raises, or
+        is cancelled, after the commit. Until the locations are those of the new version,
+        the old ones would count as good."""
+
+        def plan_both(txn: Txn) -> Planned:
+            planned = plan(txn)
+            txn.effects.then.append(then)
+            return planned
+
+        await self._master.committer.perform(plan_both)
+
+    async def _wait_for_clone(self, handle: int) -> None:
+        master = self._master
+        with trio.move_on_after(CLONE_WAIT_SECONDS):
+            while handle in master.repair.active and handle not in master.moves:
+                await master.clock.sleep(CLONE_POLL_SECONDS)
+
+    def candidates(
+        self, handle: int, chunk: Chunk, failed: frozenset[int], *, or_failed: bool = False
+    ) -> list[Server]:
+        """The live replicas that did not fail, a fresh one first. If none is left, and with
+        ``or_failed``, those that did: who failed somebody may be back, and there is nobody
+        else who could ever be asked."""
+        master = self._master
+        holders = master.locations.get(handle)
+        servers = [master.servers.get(index) for index in holders]
+        there = [server for server in servers if server.state == LIVE and server.rpc is not None]
+        live = [server for server in there if server.index not in failed]
+        if or_failed and not live:
+            live = there
+        staying = [server for server in live if not server.draining]
+        if len(staying) >= chunk.replication:
+            live = staying  # those of servers that are drained have done their duty
+        if not master.settled and (
+            not live or (len(live) < chunk.replication and master.servers.expects(master.now))
+        ):
+            raise Busy(
+                f"the master was restarted and has not heard of all replicas of {handle:x} yet"
+            )
+        if not live:
+            # Or its commit came just now, and whoever asked for it hung up.
+            if holders or handle in master.granting:
+                raise Retryable(f"no replica of chunk {handle:x} can be reached now: try again")
+            raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
+        master.rng.shuffle(live)
+        return live
+
+    async def _raise(
+        self,
+        inode: int,
+        handle: int,
+        chunk: Chunk,
+        servers: list[Server],
+        lease: bool,
+        believed: bool,
+    ) -> tuple[int, list[Server], float]:
+        """Raise replicas to a version that all who were told of it hold:
+        (version, chain, when it was sent)."""
+        master, version = self._master, chunk.version
+        for _ in range(ROUNDS_MAX):
+            attempt, _reply = await master.committer.perform(
+                partial(plan_attempt_version, handle=handle, inode=inode)
+            )
+            if not isinstance(attempt, VersionAttempted):
+                raise NotFound(f"chunk {handle:x} was deleted")
+            sent = master.now
+            grant = partial(
+                GrantLease,
+                0,
+                handle,
+                version,
+                attempt.version,
+                believed=believed,
+                length=chunk.length if believed else 0,
+            )
+            chain, silent = await self.tell(handle, servers, grant, lease=lease)
+            if not chain:
+                break
+            if not silent and chain[0] is servers[0]:
+                return attempt.version, chain, sent
+            servers, version = chain, attempt.version
+        raise Retryable(f"no replica of chunk {handle:x} took a new lease: try again")
+
+    async def tell(
+        self,
+        handle: int,
+        servers: Sequence[Server],
+        order: Callable[[int], Message],
+        seconds: float = GRANT_SECONDS,
+        *,
+        lease: bool = True,
+    ) -> tuple[list[Server], bool]:
+        """Send a grant of so many milliseconds to all at once, the first as the
+        primary. Returns who took it, in order, and whether somebody's answer is not
+        known."""
+        master = self._master
+        took: set[int] = set()
+        unknown: set[int] = set()
+
+        async def one(server: Server, lease_ms: int) -> None:
+            rpc = server.rpc
+            if rpc is None:
+                return
+            unknown.add(server.index)
+            try:
+                await rpc.call(order(lease_ms), seconds=max(seconds, GRANT_SECONDS_MAX))
+                took.add(server.index)
+                unknown.discard(server.index)
+                nursery.cancel_scope.deadline = min(
+                    nursery.cancel_scope.deadline, trio.current_time() + seconds
+                )
+            except GfsError as error:
+                log.info("chunkserver %s refused a grant of %x: %s", server.id, handle, error)
+                if isinstance(error, REFUSALS):
+                    unknown.discard(server.index)
+            except ConnectionError as error:
+                log.info("chunkserver %s, asked to grant %x: %s", server.id, handle, error)
+
+        async with trio.open_nursery() as nursery:
+            for at, server in enumerate(servers):
+                is_primary = lease and not at
+                nursery.start_soon(one, server, master.leases.lease_ms if is_primary else 0)
+        return [server for server in servers if server.index in took], bool(unknown)
+
+    # --- a chunk to be added -------------------------------------------------------------
+
+    async def _add(self, request: AcquireLease, replication: int) -> LeaseReply:
+        master = self._master
+        if request.index >= U32_MAX:
+            raise InvalidArgument("the file has as many chunks as a file can have")
+        servers = place(
+            master, replication, frozenset(request.failed), master.now, "the file's next chunk"
+        )
+        with master.chunk_in_the_making() as (handle, gone):
+            version, chain, sent = await self._make(handle, servers)
+            indexes = tuple(server.index for server in chain)
+            placement.require(
+                len(chain),
+                replication,
+                master.settings.replicas_min,
+                master.servers.live_count,
+                "the file's next chunk",
+            )
+            await self.commit(
+                partial(
+                    plan_add_chunk,
+                    inode=request.inode,
+                    index=request.index,
+                    handle=handle,
+                    version=version,
+                    time_ns=master.clock.time_ns(),
+                ),
+                partial(master.set_locations, handle, version, indexes, version, gone),
+            )
+        lease = master.leases.granted(handle, version, indexes, request.inode, sent)
+        return self._reply(handle, lease, 0)
+
+    async def _make(self, handle: int, servers: list[Server]) -> tuple[int, list[Server], float]:
+        """Empty replicas of a chunk that nothing refers to yet."""
+        version = 0
+        for new_version in range(FIRST_LEASED_VERSION, FIRST_LEASED_VERSION + ROUNDS_MAX):
+            sent = self._master.now
+            grant = partial(GrantLease, 0, handle, version, new_version)
+            chain, silent = await self.tell(handle, servers, grant)
+            if not chain:
+                break
+            if not silent and chain[0] is servers[0]:
+                return new_version, chain, sent
+            servers, version = chain, new_version
+        raise Retryable("no chunkserver made an empty replica: try again")
+
+
+def _held(row: Inode, index: int) -> int:
+    """How much of a file is in one of its chunks."""
+    return max(0, min(row.length - index * CHUNK_BYTES, CHUNK_BYTES))

@@ -1,0 +1,369 @@
+"""One writer, group commit.
+
+Waiting for the disk costs the same for one mutation as for a thousand, so all
+that wait are committed together. Requests queue; the one committer task takes
+everything that waits, and in a worker thread, in one LMDB transaction, each is
+planned (against the rows as the ones before it left them), applied, written to
+the operation log and its answer remembered. Then one commit, one wait for the
+disk, and all are answered through their callbacks: no task per mutation. While
+that commit runs, the next batch gathers; so the batch grows with the load and
+a lone mutation waits for nobody.
+
+What it promises:
+
+* An answer is given after the operation and the answer itself are durable.
+* A retry, a request under the same (client, number), gets the very answer of
+  the first: if that one still waits or runs, the retry joins it; otherwise the
+  answer is in the store, until it is trimmed. Errors are not remembered: they
+  change nothing, so a retry finds out anew.
+* A request that is refused leaves nothing behind, and no trouble for the
+  others in its batch. So does one that hits a bug: the batch is done again one
+  by one, and only the culprit is answered "internal".
+* When the disk is full, everything in the batch gets DiskFull and nothing is
+  written; the next batch tries again.
+
+Old answers and log rows are trimmed as new ones are written, a few per commit,
+so that their number follows the load and no commit is long because of it.
+
+Sketch: a publish of one chunk is 6 puts and some 20 µs of Python in the thread;
+a commit waits for the disk about 1 to 5 ms. Measured on 2 cores, syncing: 39,000
+publishes/s for this part alone with 256 waiting; over loopback 900 mutations/s
+one at a time, 7,400 with 16 in flight, 29,000 with 256.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import trio
+
+from gfs.errors import Busy, DiskFull, GfsError
+from gfs.io import World
+from gfs.master.metadata import operation_log
+from gfs.master.metadata.namespace import Planned
+from gfs.master.metadata.operations import DirectoriesMade, LogHead
+from gfs.master.metadata.rows import answer_key, unpack_u64
+from gfs.master.metadata.store import Effects, Store, Txn
+from gfs.master.metadata.uptime import Lived
+from gfs.master.metadata.watermark import Gate
+from gfs.protocol.frames import decode_head
+from gfs.protocol.messages import Message
+
+log = logging.getLogger(__name__)
+
+#: Bound of what waits, in mutations; one of many chunks counts for more. At
+#: 3,000 a second this is some 20 s of work.
+QUEUE_WEIGHT_MAX = 65_536
+#: Bound of one commit, so that nobody waits long behind others.
+BATCH_WEIGHT_MAX = 8_192
+#: Chunks that weigh as much as one more mutation.
+CHUNKS_PER_WEIGHT = 4
+#: Log rows (and their answers) kept at least, however old.
+LOG_ROWS_MIN = 10_000
+#: Rows trimmed per commit: some for each mutation of the batch, and a few.
+TRIM_PER_MUTATION = 2
+TRIM_MIN = 16
+U64_MAX = 2**64 - 1
+
+Outcome = Message | GfsError
+Plan = Callable[[Txn], Planned]
+#: Called in the loop once the outcome is durable. Must not block or raise.
+Callback = Callable[[Outcome], None]
+
+_encode = msgspec.msgpack.Encoder().encode
+_log_head = msgspec.msgpack.Decoder(LogHead)
+
+
+class Job:
+    __slots__ = ("client", "held", "number", "plan", "waiters", "weight")
+
+    def __init__(
+        self,
+        client: str,
+        number: int,
+        plan: Plan,
+        done: Callback,
+        weight: int,
+        held: bool = False,
+    ) -> None:
+        self.client = client
+        self.number = number
+        self.plan = plan
+        self.waiters = [done]
+        self.weight = weight
+        #: Answered only when the shadow masters have it, see :mod:`gfs.master.metadata.watermark`.
+        self.held = held or bool(client)
+
+
+class Committer:
+    """``run`` must be running. All other methods are for the loop's thread."""
+
+    def __init__(
+        self,
+        world: World,
+        store: Store,
+        answers_seconds: float,
+        applied: Callable[[Effects], None],
+        gate: Gate | None = None,
+    ) -> None:
+        self._world = world
+        self._store = store
+        self._answers_ns = int(answers_seconds * 1e9)
+        #: Told of what a commit means for others, after it.
+        self._applied = applied
+        self.gate = Gate(world.clock, 1.0) if gate is None else gate
+        #: Called after each commit.
+        self.committed: Callable[[], None] = lambda: None
+        #: A shadow master still needs the log from here on; None: none does.
+        self.needed_from: int | None = None
+        #: So many rows are kept for shadow masters at most.
+        self.log_rows_max = LOG_ROWS_MIN
+        #: Why nothing is taken any more, if so.
+        self.closed: GfsError | None = None
+        self._busy = False
+        self._unanswered = 0
+        self._queue: list[Job] = []
+        self._queued_weight = 0
+        self._running: dict[tuple[str, int], Job] = {}
+        self._wake = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)
+        #: Of the last row in the batch being applied; see :mod:`gfs.master.metadata.operation_log`.
+        self._chain = 0
+        self.lived = Lived(world.clock, store)
+        #: Sequence of the last operation that is durable.
+        self.sequence = store.state.sequence
+
+    @property
+    def queued_weight(self) -> int:
+        """Mutations that wait; one of many chunks counts for more."""
+        return self._queued_weight
+
+    # --- asking ------------------------------------------------------------------
+
+    def submit(
+        self,
+        client: str,
+        number: int,
+        plan: Plan,
+        done: Callback,
+        weight: int = 1,
+        held: bool = False,
+    ) -> None:
+        """Queue a mutation. ``client`` is empty for the master's own, whose
+        answers nobody will ask for again; they need no shadow masters, unless
+        ``held``."""
+        if client:
+            running = self._running.get((client, number))
+            if running is not None:
+                running.waiters.append(done)
+                return
+        refusal = self.closed or (self.gate.refusal() if client or held else None)
+        if refusal is not None:
+            done(refusal)
+            return
+        if self._queued_weight >= QUEUE_WEIGHT_MAX:
+            done(Busy("the master has too many mutations waiting: try again"))
+            return
+        job = Job(client, number, plan, done, weight, held)
+        if client:
+            self._running[client, number] = job
+        self._queue.append(job)
+        self._queued_weight += weight
+        self._wake.set()
+
+    def join(self, client: str, number: int, done: Callback) -> bool:
+        """Answer a retry as the first was answered; False if this is no retry."""
+        running = self._running.get((client, number))
+        if running is not None:
+            running.waiters.append(done)
+            return True
+        with self._store.read() as txn:
+            stored = txn.get(answer_key(client, number), None, txn.db.answers)
+        if stored is None:
+            return False
+        reply = decode_head(stored, 0)
+        self.gate.hold(self.sequence, lambda error: done(error or reply))
+        return True
+
+    async def perform(self, plan: Plan) -> Planned:
+        """Have ``plan`` carried out as the master's own; returns what it made when
+        that is durable, also on the shadow masters. Raises what it raised.
+
+        When this is cancelled, it may still be carried out.
+        """
+        made: list[Planned] = []
+        outcomes: list[Outcome] = []
+        event = trio.Event()
+
+        def remember(txn: Txn) -> Planned:
+            made[:] = [plan(txn)]
+            return made[0]
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            event.set()
+
+        self.submit("", 0, remember, done, held=True)
+        await event.wait()
+        if isinstance(outcomes[0], GfsError):
+            raise outcomes[0]
+        return made[0]
+
+    # --- committing --------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Commit until cancelled. Raises DiskFailed when the store is broken:
+        the process must end."""
+        while True:
+            await self._wake.wait()
+            batch = self._take()
+            self._busy = True
+            outcomes, effects = await self._world.run_blocking(
+                self._commit, batch, limiter=self._limiter
+            )
+            self._busy = False
+            self.sequence = self._store.state.sequence
+            self._unanswered += len(batch)
+            if effects:
+                self._take_effect(effects)
+            if self.gate.is_open(self.sequence):
+                self._answer(batch, outcomes, None)
+            else:
+                self._answer_in_time(batch, outcomes)
+            self.committed()
+
+    def _take_effect(self, effects: Effects) -> None:
+        """Chunks are given up only when the shadow masters know that, too."""
+        if not self.gate.is_open(self.sequence):
+            later = Effects()
+            later.freed, effects.freed = effects.freed, []
+            self.gate.hold_deed(self.sequence, partial(self._applied, later))
+        self._applied(effects)
+
+    def _answer_in_time(self, batch: list[Job], outcomes: list[Outcome]) -> None:
+        """Those that may be answered now, and those that wait for shadow masters."""
+        both = list(zip(batch, outcomes, strict=True))
+        own = [each for each in both if not each[0].held]
+        held = [each for each in both if each[0].held]
+        self._answer([job for job, _ in own], [outcome for _, outcome in own], None)
+        jobs, theirs = [job for job, _ in held], [outcome for _, outcome in held]
+        # Until then they count as waiting: the bound is of all.
+        self._queued_weight += sum(job.weight for job in jobs)
+
+        def release(error: GfsError | None) -> None:
+            self._queued_weight -= sum(job.weight for job in jobs)
+            self._answer(jobs, theirs, error)
+
+        self.gate.hold(self.sequence, release)
+
+    def _answer(self, batch: list[Job], outcomes: list[Outcome], error: GfsError | None) -> None:
+        self._unanswered -= len(batch)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if job.client:
+                del self._running[job.client, job.number]
+            for done in job.waiters:
+                done(error or outcome)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits, runs, or is held back."""
+        return not (self._queue or self._busy or self._unanswered)
+
+    def _take(self) -> list[Job]:
+        queue = self._queue
+        weight = count = 0
+        while count < len(queue) and (not count or weight < BATCH_WEIGHT_MAX):
+            weight += queue[count].weight
+            count += 1
+        self._queue = queue[count:]
+        self._queued_weight -= weight
+        if not self._queue:
+            self._wake = trio.Event()
+        return queue[:count]
+
+    def _commit(self, batch: list[Job]) -> tuple[list[Outcome], Effects]:
+        """In the worker thread. Raises only DiskFailed."""
+        try:
+            return self._store.commit(partial(self._apply_all, batch))
+        except DiskFull as error:
+            return [error] * len(batch), Effects()
+        except GfsError:
+            raise
+        except Exception as error:
+            return self._after_a_bug(batch, error)
+
+    def _after_a_bug(self, batch: list[Job], error: Exception) -> tuple[list[Outcome], Effects]:
+        if len(batch) == 1:
+            log.exception("a mutation failed on a bug; nothing of it was kept", exc_info=error)
+            return [GfsError(f"the master failed on this request: {error!r}")], Effects()
+        outcomes: list[Outcome] = []
+        effects = Effects()
+        for job in batch:
+            one, of_it = self._commit([job])
+            outcomes += one
+            effects.add(of_it)
+        return outcomes, effects
+
+    def _apply_all(self, batch: list[Job], txn: Txn) -> tuple[list[Outcome], Effects]:
+        time_ns = self._world.clock.time_ns()
+        txn.lived_ns = self.lived.now_ns()
+        outcomes: list[Outcome] = []
+        written = 0
+        self._chain = operation_log.chain(txn)
+        for job in batch:
+            txn.lived_ns += 1  # so that what was deleted later is later
+            try:
+                outcomes.append(self._apply_one(job, time_ns, txn))
+                written += 1
+            except GfsError as error:
+                outcomes.append(error)
+        if written:
+            kept_from = txn.state.sequence + 1 if self.needed_from is None else self.needed_from
+            kept_from = max(kept_from, txn.state.sequence - self.log_rows_max)
+            oldest_ns = txn.lived_ns - self._answers_ns
+            trim(txn, oldest_ns, TRIM_MIN + TRIM_PER_MUTATION * written, kept_from)
+        return outcomes, txn.effects
+
+    def _apply_one(self, job: Job, time_ns: int, txn: Txn) -> Message:
+        key = b""
+        if job.client:
+            key = answer_key(job.client, job.number)
+            stored = txn.get(key, None, txn.db.answers)
+            if stored is not None:
+                return decode_head(stored, 0)
+        operation, reply = job.plan(txn)
+        if operation is None and key:
+            operation = DirectoriesMade(time_ns, [])  # an answer goes with a row of the log
+        if operation is not None:
+            self._chain = operation_log.carry_out(
+                txn, time_ns, job.client, job.number, operation, self._chain
+            )
+        if key:
+            txn.put(key, _encode(reply), txn.db.answers)
+        return reply
+
+
+def trim(txn: Txn, oldest_ns: int, limit: int, kept_from: int = U64_MAX) -> None:
+    """Forget up to ``limit`` log rows, and the answers that go with them, that
+    are older than ``oldest_ns``, as masters count time; the last ``LOG_ROWS_MIN``
+    rows always stay, and those from ``kept_from`` on."""
+    end = min(txn.state.sequence - LOG_ROWS_MIN, kept_from - 1)
+    if end <= 0:
+        return
+    rows: list[tuple[bytes, LogHead]] = []
+    for key, value in txn.scan(b"", txn.db.operation_log):
+        head = _log_head.decode(value)
+        if (
+            unpack_u64(key) > end
+            or (head.lived_ns or head.time_ns) >= oldest_ns
+            or len(rows) >= limit
+        ):
+            break
+        rows.append((key, head))
+    for key, head in rows:
+        txn.delete(key, txn.db.operation_log)
+        if head.client:
+            txn.delete(answer_key(head.client, head.number), txn.db.answers)

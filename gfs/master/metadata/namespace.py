@@ -1,0 +1,516 @@
+"""The file tree: from a request to the operation that carries it out.
+
+A directory is a range of ``entries`` rows under its inode, so a listing is one
+range scan, and renaming even the largest directory moves one row. A path is
+walked from the root, one look-up per segment.
+
+``plan_*`` run inside the committer's write transaction, so they see everything
+that was applied before them, and only read: they resolve names, check all that
+can be refused, fix ids, and return the operation together with the reply. A
+GfsError raised here leaves no trace. There is one writer, so nothing can change
+between the plan and its :func:`~gfs.master.metadata.operations.apply`; the paper's
+locks on path prefixes (section 4.1) are not needed for operations of one step.
+
+Deleting is one row as well: the inode moves to the ``trash``, and whatever is
+below it is out of reach at once. For a while it can be had back
+(:mod:`gfs.master.metadata.trash`); then its rows are reclaimed, in pieces.
+
+What this does not keep: a directory's modification time does not follow its
+entries (it would make every create in a directory write the same row), and
+there are no permissions or links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gfs.blocks import CHUNK_BYTES
+from gfs.errors import (
+    AlreadyExists,
+    Busy,
+    DirectoryNotEmpty,
+    FileChanged,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotFound,
+)
+from gfs.master.metadata.operations import (
+    AppendBegun,
+    ChunkAdded,
+    ChunkReplaced,
+    Deleted,
+    DirectoriesMade,
+    FilePublished,
+    LengthSet,
+    NewChunk,
+    NewDirectory,
+    Operation,
+    Renamed,
+    ReplicationSet,
+    VersionAttempted,
+    VersionConfirmed,
+    directory_row,
+)
+from gfs.master.metadata.paths import join, parse
+from gfs.master.metadata.rows import (
+    FLAG_APPENDED,
+    FLAG_TRASHED,
+    KIND_DIRECTORY,
+    KIND_FILE,
+    KIND_NAMES,
+    ROOT_INODE,
+    Chunk,
+    Inode,
+    chunk_of,
+    entry_key,
+    pack_file_chunk_key,
+    pack_u64,
+    unpack_attributes,
+    unpack_entry,
+    unpack_inode,
+    unpack_u64,
+)
+from gfs.master.metadata.store import Txn
+from gfs.protocol.messages import (
+    AppendedChunk,
+    Delete,
+    Done,
+    Entry,
+    MakeDirectory,
+    Message,
+    Publish,
+    PublishReply,
+    Rename,
+    SetLength,
+    SetReplication,
+    StatReply,
+)
+
+Planned = tuple[Operation | None, Message]
+
+SECOND_NS = 1_000_000_000
+#: A replaced file is kept so long for those who are reading it.
+READERS_NS = 600 * SECOND_NS
+#: The same, of a file of one chunk.
+CHUNK_READERS_NS = 10 * SECOND_NS
+
+
+# --- walking -------------------------------------------------------------------
+
+
+def find(txn: Txn, segments: Sequence[bytes]) -> tuple[int, int] | None:
+    """(inode, kind) of a path, or None. NotADirectory if a file is in the way."""
+    inode, kind = ROOT_INODE, KIND_DIRECTORY
+    get, entries = txn.get, txn.db.entries
+    for at, segment in enumerate(segments):
+        row = get(pack_u64(inode) + segment, None, entries)
+        if row is None:
+            if kind == KIND_FILE:
+                raise NotADirectory(f"{join(list(segments[:at]))} is a file")
+            return None
+        inode, kind = unpack_entry(row)
+    return inode, kind
+
+
+def lookup(txn: Txn, path: str) -> tuple[int, int]:
+    """(inode, kind) of a path. Raises InvalidName, NotFound or NotADirectory."""
+    found = find(txn, parse(path))
+    if found is None:
+        raise NotFound(f"{path}: no such file or directory")
+    return found
+
+
+def inode_row(txn: Txn, inode: int) -> Inode | None:
+    row = txn.get(pack_u64(inode), None, txn.db.inodes)
+    return None if row is None else unpack_inode(row)
+
+
+def chunk_row(txn: Txn, handle: int) -> Chunk | None:
+    row = txn.get(pack_u64(handle), None, txn.db.chunks)
+    return None if row is None else chunk_of(row)
+
+
+def chunk_handle(txn: Txn, inode: int, index: int) -> int | None:
+    row = txn.get(pack_file_chunk_key(inode, index), None, txn.db.file_chunks)
+    return None if row is None else unpack_u64(row)
+
+
+def entry_of(path: str, inode: int, row: Inode) -> Entry:
+    entry = Entry(
+        path,
+        inode,
+        KIND_NAMES[row.kind],
+        row.length,
+        row.replication,
+        row.created_ns,
+        row.modified_ns,
+        row.chunks,
+    )
+    if row.attributes:
+        kept = unpack_attributes(row.attributes)
+        entry.digest = kept.digest
+        entry.attributes = kept.attributes
+    entry.appended = bool(row.flags & FLAG_APPENDED)
+    return entry
+
+
+def live_file(txn: Txn, inode: int, name: str) -> Inode:
+    """The row of a file that is in the namespace. NotFound or IsADirectory."""
+    row = inode_row(txn, inode)
+    if row is None or row.flags & FLAG_TRASHED:
+        raise NotFound(f"{name}: the file was deleted")
+    if row.kind != KIND_FILE:
+        raise IsADirectory(f"{name} is a directory")
+    return row
+
+
+class Place:
+    """Where a new name goes: its directory, and the ones to be made before."""
+
+    def __init__(
+        self, parent: int, name: bytes, made: list[NewDirectory], passed: list[int]
+    ) -> None:
+        self.parent = parent
+        self.name = name
+        self.made = made
+        #: The existing directories on the way, the root first.
+        self.passed = passed
+
+    def existing(self, txn: Txn) -> tuple[int, int] | None:
+        """(inode, kind) of what has the name now."""
+        if self.made:
+            return None
+        row = txn.get(entry_key(self.parent, self.name), None, txn.db.entries)
+        return None if row is None else unpack_entry(row)
+
+
+def place_for(txn: Txn, segments: list[bytes], parents: bool, kept: int = 0) -> Place:
+    """Resolve the directory of ``segments``; missing ones get fresh inodes if
+    ``parents``, otherwise they are NotFound. So are the first ``kept`` always."""
+    inode = ROOT_INODE
+    made: list[NewDirectory] = []
+    passed = [inode]
+    next_inode = txn.state.next_inode
+    for at, segment in enumerate(segments[:-1]):
+        row = None if made else txn.get(entry_key(inode, segment), None, txn.db.entries)
+        if row is not None:
+            inode, kind = unpack_entry(row)
+            if kind == KIND_FILE:
+                raise NotADirectory(f"{join(segments[: at + 1])} is a file")
+            passed.append(inode)
+        elif at < kept:
+            raise NotFound(f"{join(segments[:kept])}: no such directory")
+        elif parents:
+            made.append(NewDirectory(inode, segment, next_inode))
+            inode, next_inode = next_inode, next_inode + 1
+        else:
+            raise NotFound(f"{join(segments[: at + 1])}: no such directory")
+    if txn.state.snapshots:
+        check_thawed(txn, passed)
+    return Place(inode, segments[-1], made, passed)
+
+
+def check_thawed(txn: Txn, passed: Sequence[int]) -> None:
+    """Busy if one of these directories is being copied by a snapshot."""
+    for snapshot in txn.state.snapshots:
+        if snapshot.source in passed:
+            raise _frozen()
+
+
+def _check_movable(txn: Txn, inode: int) -> None:
+    """Busy if this, or something below it, is being copied by a snapshot."""
+    for snapshot in txn.state.snapshots:
+        if inode == snapshot.source or inode in snapshot.above:
+            raise _frozen()
+
+
+def _frozen() -> Busy:
+    return Busy("a snapshot is being made of it: nothing in it can change for a moment")
+
+
+# --- plans -----------------------------------------------------------------------
+
+
+def plan_publish(
+    txn: Txn, request: Publish, chunks: list[NewChunk], replication: int, time_ns: int
+) -> Planned:
+    """Make a written file visible. The chunks' lengths were checked before."""
+    segments = parse(request.path)
+    if not segments:
+        raise IsADirectory("/ is a directory")
+    expect = request.expect
+    kept = _kept(request.below, segments)
+    # With a file expected there, directories that are missing tell that it is gone.
+    place = place_for(txn, segments, request.parents or expect > 0, kept)
+    existing = place.existing(txn)
+    _check_expected(request.path, expect, existing)
+    if existing is not None:
+        if existing[1] == KIND_DIRECTORY:
+            raise IsADirectory(f"{request.path} is a directory")
+        if expect == 0 or (expect < 0 and not request.replace):
+            raise AlreadyExists(f"{request.path} exists already")
+        _check_movable(txn, existing[0])
+    for new in chunks:
+        if txn.get(pack_u64(new.handle), None, txn.db.chunks) is not None:
+            raise InvalidArgument(f"chunk {new.handle:x} belongs to a file already")
+    path = join(segments)
+    inode = txn.state.next_inode + len(place.made)
+    operation = FilePublished(
+        time_ns=time_ns,
+        directories=place.made,
+        parent=place.parent,
+        name=place.name,
+        inode=inode,
+        replaced=existing[0] if existing else 0,
+        replication=replication,
+        length=request.length,
+        path=path,
+        chunks=chunks,
+        digest=request.digest,
+        attributes=request.attributes,
+        kept_ns=_kept_ns(txn, existing),
+    )
+    entry = Entry(
+        path,
+        inode,
+        "file",
+        request.length,
+        replication,
+        time_ns,
+        time_ns,
+        len(chunks),
+        request.digest,
+        request.attributes,
+    )
+    return operation, PublishReply(0, entry, _replaced(txn, path, existing))
+
+
+def _replaced(txn: Txn, path: str, existing: tuple[int, int] | None) -> list[Entry]:
+    row = inode_row(txn, existing[0]) if existing is not None else None
+    return [entry_of(path, existing[0], row)] if existing is not None and row is not None else []
+
+
+def _kept_ns(txn: Txn, replaced: tuple[int, int] | None) -> int:
+    """Until when the file that is replaced is kept for those who are reading it.
+
+    A chunk is read in one go, and its file stays open at the chunkserver for that
+    long; who reads more of them comes back for the next ones much later.
+    """
+    if replaced is None:
+        return 0
+    row = unpack_inode(txn.get(pack_u64(replaced[0]), b"", txn.db.inodes))
+    return txn.lived_ns + (READERS_NS if row.chunks > 1 else CHUNK_READERS_NS)
+
+
+def _kept(below: str, segments: list[bytes]) -> int:
+    """How many of ``segments`` are those of the directory ``below``."""
+    if not below:
+        return 0
+    kept = parse(below)
+    if len(kept) >= len(segments) or segments[: len(kept)] != kept:
+        raise InvalidArgument(f"{below} is no directory above {join(segments)}")
+    return len(kept)
+
+
+def _check_expected(path: str, expect: int, existing: tuple[int, int] | None) -> None:
+    """The compare of compare and swap; ``expect`` is an inode if it is positive."""
+    if expect < -1:
+        raise InvalidArgument(f"{path}: inode {expect} cannot be expected")
+    if expect > 0 and (existing is None or existing[0] != expect):
+        raise FileChanged(f"{path} was replaced or deleted meanwhile")
+
+
+def check_chunk_lengths(path: str, lengths: Sequence[int], total: int) -> None:
+    """All but the last chunk are full, none is empty, and they add up."""
+    for index, length in enumerate(lengths[:-1]):
+        if length != CHUNK_BYTES:
+            raise InvalidArgument(
+                f"{path}: chunk {index} has {length} bytes, but is not the last one"
+            )
+    if lengths and not 0 < lengths[-1] <= CHUNK_BYTES:
+        raise InvalidArgument(f"{path}: a last chunk of {lengths[-1]} bytes")
+    if sum(lengths) != total:
+        raise InvalidArgument(f"{path}: chunks of {sum(lengths)} bytes for a length of {total}")
+
+
+def plan_make_directory(txn: Txn, request: MakeDirectory, time_ns: int) -> Planned:
+    segments = parse(request.path)
+    path = join(segments)
+    made: list[NewDirectory] = []
+    existing: tuple[int, int] | None = (ROOT_INODE, KIND_DIRECTORY)
+    if segments:
+        place = place_for(txn, segments, request.parents)
+        existing = place.existing(txn)
+        if existing is None:
+            inode = txn.state.next_inode + len(place.made)
+            made = [*place.made, NewDirectory(place.parent, place.name, inode)]
+    if existing is None:
+        row = directory_row(time_ns)
+        return DirectoriesMade(time_ns, made), StatReply(0, entry_of(path, made[-1].inode, row))
+    if existing[1] != KIND_DIRECTORY or not request.exist_ok:
+        raise AlreadyExists(f"{request.path} exists already")
+    row = unpack_inode(txn.get(pack_u64(existing[0]), b"", txn.db.inodes))
+    return DirectoriesMade(time_ns, []), StatReply(0, entry_of(path, existing[0], row))
+
+
+def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
+    source = parse(request.source)
+    target = parse(request.target)
+    if not source:
+        raise InvalidArgument("/ cannot be renamed")
+    if not target:
+        raise AlreadyExists("/ exists already")
+    origin = place_for(txn, source, parents=False)
+    moved = origin.existing(txn)
+    if moved is None:
+        raise NotFound(f"{request.source}: no such file or directory")
+    inode, kind = moved
+    place = place_for(txn, target, request.parents)
+    if inode in place.passed:
+        raise InvalidArgument(f"{request.source} cannot be moved into itself")
+    existing = place.existing(txn)
+    if existing == moved:
+        return DirectoriesMade(time_ns, []), Done(id=0)
+    if existing is not None:
+        _check_replaceable(request, kind, existing[1])
+        _check_movable(txn, existing[0])
+    _check_movable(txn, inode)
+    operation = Renamed(
+        time_ns=time_ns,
+        directories=place.made,
+        source_parent=origin.parent,
+        source_name=origin.name,
+        target_parent=place.parent,
+        target_name=place.name,
+        inode=inode,
+        kind=kind,
+        replaced=existing[0] if existing else 0,
+        path=join(target),
+        kept_ns=_kept_ns(txn, existing),
+    )
+    return operation, Done(id=0)
+
+
+def _check_replaceable(request: Rename, kind: int, target_kind: int) -> None:
+    """Only a file may replace, and only a file, and only when asked to."""
+    if not request.replace:
+        raise AlreadyExists(f"{request.target} exists already")
+    if target_kind == KIND_DIRECTORY:
+        raise IsADirectory(f"{request.target} is a directory and cannot be replaced")
+    if kind == KIND_DIRECTORY:
+        raise NotADirectory(f"{request.target} is a file, {request.source} a directory")
+
+
+def plan_delete(txn: Txn, request: Delete, time_ns: int, trash_ns: int = 0) -> Planned:
+    """``trash_ns``: how long it can be undeleted."""
+    segments = parse(request.path)
+    if not segments:
+        raise InvalidArgument("/ cannot be deleted")
+    place = place_for(txn, segments, parents=False)
+    existing = place.existing(txn)
+    if existing is None:
+        raise NotFound(f"{request.path}: no such file or directory")
+    if request.expect == 0:
+        raise InvalidArgument(f"{request.path}: expect the inode that is to be deleted")
+    _check_expected(request.path, request.expect, existing)
+    inode, kind = existing
+    if kind == KIND_DIRECTORY and not request.recursive and has_entries(txn, inode):
+        raise DirectoryNotEmpty(f"{request.path} is not empty: delete it recursively")
+    _check_movable(txn, inode)
+    kept_ns = 0 if request.now else txn.lived_ns + trash_ns
+    operation = Deleted(time_ns, place.parent, place.name, inode, join(segments), kept_ns)
+    return operation, Done(id=0)
+
+
+def has_entries(txn: Txn, directory: int) -> bool:
+    prefix = pack_u64(directory)
+    return any(key[:8] == prefix for key, _ in _first(txn, prefix))
+
+
+def _first(txn: Txn, start: bytes) -> list[tuple[bytes, bytes]]:
+    for row in txn.scan(start, txn.db.entries):
+        return [row]
+    return []
+
+
+def plan_set_length(txn: Txn, request: SetLength, time_ns: int) -> Planned:
+    row = live_file(txn, request.inode, f"inode {request.inode}")
+    if not 0 <= request.length <= row.chunks * CHUNK_BYTES:
+        raise InvalidArgument(
+            f"a length of {request.length} bytes for a file of {row.chunks} chunks"
+        )
+    length = max(row.length, request.length)
+    return LengthSet(time_ns, request.inode, length), Done(id=0)
+
+
+def plan_begin_append(txn: Txn, inode: int) -> Planned:
+    row = live_file(txn, inode, f"inode {inode}")
+    return (None if row.flags & FLAG_APPENDED else AppendBegun(inode)), Done(id=0)
+
+
+def plan_note_append(txn: Txn, appended: AppendedChunk, time_ns: int) -> Planned:
+    """All replicas of a chunk have this length. Old news, and what is of a chunk that
+    the file does not have there any more, changes nothing."""
+    row = inode_row(txn, appended.inode)
+    if row is None or row.kind != KIND_FILE or row.flags & FLAG_TRASHED:
+        return None, Done(id=0)
+    index = row.length // CHUNK_BYTES
+    length = index * CHUNK_BYTES + appended.length
+    if chunk_handle(txn, appended.inode, index) != appended.handle or length <= row.length:
+        return None, Done(id=0)
+    return LengthSet(time_ns, appended.inode, length), Done(id=0)
+
+
+def plan_set_replication(txn: Txn, request: SetReplication, goal: int) -> Planned:
+    segments = parse(request.path)
+    inode, kind = lookup(txn, request.path)
+    if kind != KIND_FILE:
+        raise IsADirectory(f"{request.path} is a directory: only files have a goal")
+    place_for(txn, segments, parents=False)
+    _check_movable(txn, inode)
+    row = live_file(txn, inode, request.path)
+    reply = StatReply(0, entry_of(join(segments), inode, row._replace(replication=goal)))
+    return (ReplicationSet(inode, goal) if goal != row.replication else None), reply
+
+
+def plan_add_chunk(
+    txn: Txn, inode: int, index: int, handle: int, version: int, time_ns: int
+) -> Planned:
+    row = live_file(txn, inode, f"inode {inode}")
+    if row.chunks != index:
+        # Another client added the chunk since: the caller looks again.
+        raise Busy(f"chunk {index} of inode {inode} was added by another client")
+    return ChunkAdded(time_ns, inode, index, handle, version), Done(id=0)
+
+
+def plan_replace_chunk(
+    txn: Txn, inode: int, index: int, shared: int, handle: int, version: int
+) -> Planned:
+    """The file gets ``handle``, a copy of the chunk ``shared``, in its place."""
+    live_file(txn, inode, f"inode {inode}")
+    if chunk_handle(txn, inode, index) != shared:
+        raise Busy(f"chunk {index} of inode {inode} was replaced by another client")
+    return ChunkReplaced(inode, index, handle, version), Done(id=0)
+
+
+def plan_attempt_version(txn: Txn, handle: int, inode: int) -> Planned:
+    """The next version, never sent to any replica before, of a chunk of ``inode``.
+
+    The operation carries it: the caller reads it from there.
+    """
+    chunk = chunk_row(txn, handle)
+    if chunk is None:
+        raise NotFound(f"chunk {handle:x} was deleted")
+    version = max(chunk.attempted + 1, txn.state.version_floor)
+    return VersionAttempted(handle, version, inode), Done(id=0)
+
+
+def plan_confirm_version(txn: Txn, handle: int, version: int) -> Planned:
+    """At least one replica holds ``version``. Never lowers it."""
+    chunk = chunk_row(txn, handle)
+    if chunk is None:
+        raise NotFound(f"chunk {handle:x} was deleted")
+    if chunk.version >= version:
+        return None, Done(id=0)
+    return VersionConfirmed(handle, version), Done(id=0)

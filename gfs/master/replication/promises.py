@@ -1,0 +1,155 @@
+"""What a shadow master promises to another one that is to be promoted.
+
+It follows no master of a lower term from then on, durably, so it acknowledges nothing
+any more that the other one does not know of (:mod:`gfs.master.replication.quorum`). Until the
+term begins or not, the cluster may lack a shadow that it waits for; so a promise is
+kept no longer than it has to be: until that term is in this shadow's own log, or the
+shadow that it was made to says that it is not about to begin that term and did not.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+import trio
+
+from gfs.errors import Busy, DiskFull, GfsError, ProtocolError, StaleVersion
+from gfs.io import World
+from gfs.master.metadata import terms
+from gfs.master.metadata.store import Promise, Store
+from gfs.master.replication.log_sender import position
+from gfs.protocol import handshake
+from gfs.protocol.messages import Bind, Position, PositionReply
+from gfs.protocol.rpc import Rpc
+
+log = logging.getLogger(__name__)
+
+#: How often it is asked whether a promise is still to be kept.
+WATCH_SECONDS = 0.5
+ASK_SECONDS = 3.0
+#: Promises to shadows that cannot be asked.
+PROMISES_MAX = 16
+
+
+class Promises:
+    """A shadow's own. ``watch`` must be running."""
+
+    def __init__(self, world: World, store: Store, identity: handshake.Identity) -> None:
+        self._world = world
+        self._store = store
+        self._identity = identity
+        #: For whoever writes the store's standing; and for its commits.
+        self.lock = trio.Lock()
+        self.limiter = trio.CapacityLimiter(1)
+        self._highest = 0
+        self._warned_of: set[Promise] = set()
+
+    @property
+    def outstanding(self) -> list[Promise]:
+        """What may have come about without this shadow knowing."""
+        store = self._store
+        return [each for each in store.standing.promises if each.term > store.state.term]
+
+    @property
+    def highest(self) -> int:
+        """No master of a lower term is to be followed. Ahead of the disk: a promise that
+        is being written down is kept already."""
+        return max(self._highest, *(each.term for each in self.outstanding), 0)
+
+    def check(self, rpc: Rpc) -> None:
+        """Raises ConnectionResetError if this master is not to be followed."""
+        if rpc.peer_term < self.highest:
+            raise ConnectionResetError("another shadow may have taken over from it")
+
+    async def make(self, request: Bind) -> PositionReply:
+        """As the message says; for one that follows no lower term just now. Raises Busy,
+        StaleVersion or DiskFull, and nothing is promised then.
+
+        What the reply tells was read after the promise is on the disk, behind all that
+        was being applied.
+        """
+        async with self.lock:
+            before = self.outstanding
+            if len(before) >= PROMISES_MAX:
+                raise Busy("it made too many promises to shadows that do not answer")
+            known = max(self.highest, self._store.state.term)
+            if request.term <= known:
+                raise StaleVersion(f"it knows of a term {terms.count(known)} already: try again")
+            self._highest = request.term
+            try:
+                await self._write([*before, Promise(request.term, request.address)])
+            finally:
+                self._highest = 0
+            log.info("term %d is promised to %s", terms.count(request.term), request.address)
+            return self.position(before)
+
+    def position(self, promises: list[Promise]) -> PositionReply:
+        """Where this shadow is, and what it promised."""
+        store = self._store
+        with store.snapshot() as txn:
+            reply = position(txn, "shadow")
+        if store.standing.ended == reply.term:
+            reply.heir = store.standing.heir
+        reply.promised = max((each.term for each in promises), default=0)
+        reply.promised_to = [each.address for each in promises]
+        return reply
+
+    async def _write(self, promises: list[Promise]) -> None:
+        standing = msgspec.structs.replace(self._store.standing, promises=promises)
+        await self._world.run_blocking(self._store.set_standing, standing, limiter=self.limiter)
+
+    async def watch(self) -> None:
+        """Give up what need not be kept any more, until cancelled."""
+        while True:
+            await self._world.clock.sleep(WATCH_SECONDS)
+            for promise in self.outstanding:
+                if await self._is_over(promise):
+                    await self._release(promise)
+
+    async def _is_over(self, promise: Promise) -> bool:
+        try:
+            reply = await ask(self._world, promise.address, self._identity, Position(id=0))
+        except (ConnectionError, GfsError) as error:
+            if promise not in self._warned_of:
+                self._warned_of.add(promise)
+                log.warning(
+                    "no master is followed until the shadow master at %s tells whether it was "
+                    "promoted (%s). If it is lost for good: gfs promote --force one that is left",
+                    promise.address,
+                    error,
+                )
+            return False
+        # One that copies may have begun the term and lost it.
+        began = reply.role == "copying" or reply.term >= promise.term
+        return not began and reply.beginning != promise.term
+
+    async def _release(self, promise: Promise) -> None:
+        async with self.lock:
+            try:
+                await self._write([each for each in self.outstanding if each != promise])
+            except DiskFull as error:
+                log.warning("a promise cannot be given up yet: %s", error)
+                return
+        log.info("the shadow master at %s was not promoted", promise.address)
+
+
+async def ask(
+    world: World, address: str, identity: handshake.Identity, request: Position | Bind
+) -> PositionReply:
+    """Another shadow, or a master. Raises ConnectionError or GfsError."""
+    rpc = Rpc(await handshake.connect(world, address, identity))
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rpc.run)
+        try:
+            reply, _ = await rpc.call(msgspec.structs.replace(request), seconds=ASK_SECONDS)
+        except (ConnectionError, GfsError) as error:
+            failure = error
+        rpc.close()
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if not isinstance(reply, PositionReply):
+        raise ProtocolError(f"{type(reply).__name__} as the answer to {type(request).__name__}")
+    return reply

@@ -1,0 +1,225 @@
+"""What a shadow master answers: a master's look-ups, out of a followed store.
+
+It has the same tables as a master and decides nothing with them: no copies, no
+deletions, no grants. Locations come from the chunkservers' own reports, and
+between two of those from the master, which tells what it changed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable
+from typing import ClassVar
+
+import trio
+
+from gfs.config import MasterSettings
+from gfs.errors import NotTheMaster, ProtocolError
+from gfs.io import World
+from gfs.master.leases.granting import Grants
+from gfs.master.master import Master
+from gfs.master.metadata.rows import pack_u64, unpack_chunk
+from gfs.master.metadata.store import Effects, Store, Txn
+from gfs.master.replicas.servers import Server
+from gfs.master.service.chunkserver_session import ChunkserverSession
+from gfs.master.service.client_session import ClientSession, send_failure
+from gfs.master.service.status import status_reply
+from gfs.protocol.messages import (
+    FORGETFUL,
+    BadReplica,
+    ClusterTotals,
+    DiskUsage,
+    Done,
+    FsckPage,
+    List,
+    ListGarbage,
+    ListTrash,
+    Locate,
+    Message,
+    Ping,
+    Promote,
+    PromoteReply,
+    Register,
+    RegisterReply,
+    ReportReplica,
+    Stat,
+    Status,
+)
+from gfs.protocol.rpc import Rpc
+
+_records = struct.Struct(">QII")
+
+#: What a shadow answers as a master does.
+READS: tuple[type[Message], ...] = (
+    *(Ping, Stat, List, Locate, DiskUsage, FsckPage, ListGarbage, ListTrash),
+)
+#: What of the totals only the master knows, and tells.
+REPLICAS = (
+    *("under_replicated", "corrupt", "lost", "orphaned", "stale"),
+    *("repairs_active", "repairs_queued", "moves_active", "moves_queued"),
+    *("salvages", "beyond_repair", "corrupt_kept", "orphaned_bytes"),
+    *("trash_purged", "trash_purged_bytes"),
+)
+
+
+class ShadowMaster(Master):
+    """``promote`` carries an operator's wish out."""
+
+    def __init__(self, world: World, settings: MasterSettings, store: Store) -> None:
+        super().__init__(world, settings, store)
+        #: The master that is followed, or was last.
+        self.master_address = ""
+        #: The newest operation there is, as far as is known.
+        self.told_sequence = store.state.sequence
+        #: When all that there was, was here.
+        self.level_at = self.now
+        self.told_totals: ClusterTotals | None = None
+        #: A chunkserver's, as the master wants it.
+        self.heartbeat_ms = int(settings.heartbeat_seconds * 1000)
+        self.committer.closed = self.refusal()
+
+    def refusal(self) -> NotTheMaster:
+        where = f"the master is at {self.master_address}" if self.master_address else (
+            "it does not know where the master is"
+        )  # fmt: skip
+        return NotTheMaster(f"this is a shadow master, which serves reads only: {where}")
+
+    @property
+    def behind_operations(self) -> int:
+        return max(0, self.told_sequence - self.store.state.sequence)
+
+    @property
+    def behind_seconds(self) -> float:
+        return self.now - self.level_at
+
+    def applied(self, effects: Effects) -> None:
+        """What else changes with a commit."""
+        for freed in effects.freed:
+            self.locations.pop(freed.handle)
+        for inode, trashed in effects.trashed:
+            self.trash.changed(inode, trashed)
+        for inode, length in effects.grown:
+            self.trash.grown(inode, length)
+        for server_id, draining in effects.drains:
+            self.set_draining(server_id, draining)
+        for server_id, until_ns in effects.maintenance:
+            self.servers.maintain(server_id, until_ns)
+
+    def forget_servers(self) -> None:
+        """Those that the master has forgotten: the store has no row of them any more. One
+        that is connected may be new, and the row of it on its way."""
+        servers = self.servers
+        with self.store.read() as txn:
+            gone = [
+                server
+                for server in map(servers.get, servers.not_live)
+                if server.rpc is None
+                and not self.locations.counts.get(server.index)
+                and txn.get(server.id.encode(), None, txn.db.servers) is None
+            ]
+        for server in gone:
+            servers.awaited.discard(server.index)
+            servers.forget(server)
+
+    def relocated(self, changes: list[tuple[int, list[str]]]) -> None:
+        """What the master changed about locations."""
+        for handle, ids in changes:
+            known = [self.servers.by_id.get(server_id) for server_id in ids]
+            # Of which version they are counts only for who deletes replicas.
+            self.locations.replace(handle, [server.index for server in known if server], 0)
+
+    def take_report(self, server: Server, body: bytes) -> None:
+        """A replica of a higher version than ours is one that we hear of before the
+        log tells; one of a lower version missed a mutation."""
+        if len(body) % _records.size:
+            raise ProtocolError(f"a replica report of {len(body)} bytes")
+        with self.store.read() as txn:
+            for handle, version, length in _records.iter_unpack(body):
+                if server.reported is not None:
+                    server.reported.add(handle)
+                row = txn.get(pack_u64(handle), None, txn.db.chunks)
+                if row is None:
+                    continue
+                current, _, length_min, _, _ = unpack_chunk(row)
+                if length & FORGETFUL:
+                    self.locations.remove(handle, server.index)
+                elif version > current or (version == current and length >= length_min):
+                    self.locations.add(handle, server.index, 0)
+                elif version < current:
+                    self.locations.remove(handle, server.index)
+
+    def take_bad(self, server: Server, bad: list[BadReplica]) -> None:
+        for replica in bad:
+            self.locations.remove(replica.handle, server.index)
+
+    def take_gone(self, server: Server, body: bytes) -> None:
+        for handle, _, _ in _records.iter_unpack(body):
+            self.locations.remove(handle, server.index)
+
+
+class ShadowChunkserverSession(ChunkserverSession):
+    """A chunkserver tells a shadow what it holds, and takes no orders from it."""
+
+    remembers = False
+
+    def _check_memory(self, message: Register) -> None:
+        """A shadow may be behind."""
+
+    def _register(self, rpc: Rpc, message: Register) -> Message | None:
+        reply = super()._register(rpc, message)
+        if isinstance(reply, RegisterReply) and isinstance(self._master, ShadowMaster):
+            reply.heartbeat_ms = self._master.heartbeat_ms
+        return reply
+
+
+class ShadowClientSession(ClientSession):
+    """Look-ups, and the operator's wish to promote this shadow."""
+
+    answers: ClassVar = {
+        **{kind: ClientSession.answers[kind] for kind in READS},
+        Status: lambda self, rpc, message, body, txn: self._shadow_status(message, txn),
+        # The master is told by those that ask it.
+        ReportReplica: lambda self, rpc, message, body, txn: Done(id=0),
+        Promote: lambda self, rpc, message, body, txn: self._begin_promotion(rpc, message),
+    }
+
+    def __init__(
+        self,
+        shadow: ShadowMaster,
+        promote: Callable[[Promote], Awaitable[PromoteReply]],
+        nursery: trio.Nursery,
+        peer: str,
+    ) -> None:
+        super().__init__(shadow, Grants(shadow), nursery, peer)
+        self._shadow = shadow
+        self._carry_out = promote
+
+    def _refuse(self, rpc: Rpc, message: Message) -> None:
+        rpc.send_error(message.id, self._shadow.refusal())
+
+    def _shadow_status(self, message: Status, txn: Txn) -> Message:
+        shadow = self._shadow
+        reply = status_reply(shadow, txn, message.after)
+        told, totals = shadow.told_totals, reply.totals
+        if told is not None:
+            for name in REPLICAS:
+                setattr(totals, name, getattr(told, name))
+        reply.role = "shadow"
+        reply.sequence = shadow.store.state.sequence
+        reply.master = shadow.master_address
+        reply.behind_operations = shadow.behind_operations
+        reply.behind_ms = int(shadow.behind_seconds * 1000)
+        return reply
+
+    def _begin_promotion(self, rpc: Rpc, message: Promote) -> None:
+        self._nursery.start_soon(self._promoted, rpc, message)
+
+    async def _promoted(self, rpc: Rpc, message: Promote) -> None:
+        request_id = message.id
+        try:
+            reply = await self._carry_out(message)
+        except Exception as error:
+            send_failure(rpc, request_id, error)
+        else:
+            reply.id = request_id
+            rpc.send(reply)

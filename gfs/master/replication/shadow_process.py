@@ -1,0 +1,380 @@
+"""A shadow master's process: fetch a copy if it needs one, follow, serve reads, and
+become the master when an operator says so (the paper, 5.1.3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import trio
+
+from gfs.blocks import block_sum
+from gfs.config import MasterSettings, split_addresses
+from gfs.errors import Busy, DiskFailed, GfsError, ProtocolError
+from gfs.io import Listener, World
+from gfs.master.leases.granting import Grants
+from gfs.master.metadata import operation_log, terms
+from gfs.master.metadata.operation_log import Diverged
+from gfs.master.metadata.operations import TermBegun
+from gfs.master.metadata.store import Standing, Store, Txn, open_only
+from gfs.master.replication import store_copy
+from gfs.master.replication.log_receiver import Following, connect_master, tell_failure
+from gfs.master.replication.promises import Promises
+from gfs.master.replication.promotion import Promotion
+from gfs.master.replication.read_only_master import (
+    ShadowChunkserverSession,
+    ShadowClientSession,
+    ShadowMaster,
+)
+from gfs.master.service.background import Upkeep, guarded
+from gfs.master.service.client_session import send_failure
+from gfs.master.service.metrics import families
+from gfs.metrics import Source
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.credentials import Credentials
+from gfs.protocol.handshake import Identity
+from gfs.protocol.messages import Bind, CopyPiece, Message, Position, PositionReply, ReadCopy
+from gfs.protocol.rpc import Rpc, refuse_all
+from gfs.protocol.server import serve
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS_MIN = 0.5
+RETRY_SECONDS_MAX = 5.0
+PIECE_SECONDS = 20.0
+#: Rows of a copy written in one transaction.
+WRITE_BYTES = 8 * 1024 * 1024
+TICK_SECONDS = 0.5
+LEAVE_SECONDS = 0.2
+INCOMING = "incoming"
+#: What a copy took the place of, where that was a master's own.
+KEPT_NAME = "data.mdb.before-term-{}"
+
+
+class Shadow:
+    """``started`` is called once it serves for the first time."""
+
+    def __init__(
+        self,
+        world: World,
+        settings: MasterSettings,
+        directory: str,
+        key: bytes | Credentials,
+        store: Store,
+        listener: Listener,
+        metrics: Source,
+        started: Callable[[], None],
+    ) -> None:
+        self._world = world
+        self._settings = settings
+        self._directory = directory
+        self._store = store
+        self._listener = listener
+        self._metrics = metrics
+        self._started = started
+        self._address = listener.address
+        self._identity = Identity("shadow", "shadow", key, store.cluster, store.state.term)
+        self._peers: list[str] = list(store.standing.follows)
+        self._promises = Promises(world, store, self._identity)
+
+    async def run(self) -> None:
+        """Returns when this is to be the master; the store says so then."""
+        while True:
+            if not self._store.cluster or self._store.standing.diverged:
+                await self._fetch_until_done()
+            try:
+                await self._serve()
+            except* Diverged as group:
+                error: BaseException = group
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
+                log.warning("%s: a copy of the master's metadata is fetched", error)
+                standing = msgspec.structs.replace(self._store.standing, diverged=True)
+                await self._world.run_blocking(self._store.set_standing, standing)
+            else:
+                return
+
+    def _candidates(self) -> list[str]:
+        """Where the master may be."""
+        named = split_addresses(self._settings.shadow_of)
+        promised_to = [promise.address for promise in self._promises.outstanding]
+        found = dict.fromkeys([*named, *promised_to, *self._peers])
+        found.pop(self._address, None)
+        return list(found)
+
+    def _told(self, peers: list[str]) -> None:
+        """The master says where its other shadows are: one may be the next master."""
+        known = list(dict.fromkeys([*peers, *self._peers]))[:32]
+        if set(known) != set(self._peers):
+            self._peers = known
+
+    # --- serving ---------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Follow and answer. Returns when promoted; raises Diverged (in a group)."""
+        shadow = ShadowMaster(self._world, self._settings, self._store)
+        shadow.certificate_until_ns = lambda: self._identity.certificate_until_ns
+        self._metrics.collect = partial(families, shadow)
+        following = Following(
+            self._world,
+            shadow,
+            self._identity,
+            self._promises,
+            self._address,
+            self._candidates,
+            self._told,
+        )
+        async with trio.open_nursery() as nursery:
+            follow = trio.CancelScope()
+            gone = trio.Event()
+
+            diverged = False
+
+            async def follow_on() -> None:
+                nonlocal follow, gone, diverged
+                follow, gone = trio.CancelScope(), trio.Event()
+                try:
+                    with follow:
+                        await following.run()
+                except Diverged:
+                    diverged = True
+                    raise
+                finally:
+                    gone.set()
+
+            async def begin(term: int, before: str) -> None:
+                follow.cancel()
+                await gone.wait()
+                if diverged:
+                    raise Busy("this shadow master is about to fetch a copy of the metadata")
+                try:
+                    await self._begin_term(term, before)
+                except GfsError:
+                    nursery.start_soon(follow_on)
+                    raise
+
+            promotion = Promotion(
+                self._world,
+                shadow,
+                following,
+                self._promises,
+                self._identity,
+                self._address,
+                self._candidates,
+                begin,
+            )
+            upkeep = Upkeep(shadow, self._directory, nursery, Grants(shadow))
+            nursery.start_soon(follow_on)
+            nursery.start_soon(self._promises.watch)
+            nursery.start_soon(self._tick, shadow, upkeep)
+            nursery.start_soon(upkeep.watch_space)
+            connection = partial(self._connection, shadow, promotion, upkeep)
+            nursery.start_soon(
+                serve,
+                self._world,
+                self._listener,
+                self._identity,
+                connection,
+                shadow.connections,
+            )
+            log.info("shadow master of cluster %s at %s", self._store.cluster, self._address)
+            self._started()
+            await promotion.done.wait()
+            await self._world.clock.sleep(LEAVE_SECONDS)  # for the answer to get away
+            nursery.cancel_scope.cancel()
+
+    async def _tick(self, shadow: ShadowMaster, upkeep: Upkeep) -> None:
+        upkeep.start_pass(shadow.trash.load())
+        while True:
+            await self._world.clock.sleep(TICK_SECONDS)
+            upkeep.start_counting()
+            for server in shadow.servers.tick(shadow.now, shadow.lived.now_ns()):
+                if server.rpc is not None:
+                    server.rpc.close()
+                upkeep.start_pass(guarded(partial(shadow.server_died, server), iter(())))
+            guarded(shadow.forget_servers, None)
+
+    async def _connection(
+        self,
+        shadow: ShadowMaster,
+        promotion: Promotion,
+        upkeep: Upkeep,
+        connection: BulkConnection,
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            if connection.peer_role == "chunkserver":
+                session = ShadowChunkserverSession(shadow, upkeep.start_pass)
+                rpc = Rpc(connection, session.handle)
+                try:
+                    await rpc.run()
+                finally:
+                    session.ended(rpc)
+            elif connection.peer_role == "client":
+                reader = ShadowClientSession(shadow, promotion.promote, nursery, connection.peer_id)
+                await Rpc(connection, reader.handle).run()
+            elif connection.peer_role == "shadow":
+                answer = partial(self._answer_shadow, promotion, nursery)
+                await Rpc(connection, answer).run()
+            nursery.cancel_scope.cancel()
+
+    def _answer_shadow(
+        self,
+        promotion: Promotion,
+        nursery: trio.Nursery,
+        rpc: Rpc,
+        batch: list[tuple[Message, bytes]],
+    ) -> None:
+        for message, _ in batch:
+            if isinstance(message, Position):
+                reply = promotion.position()
+                reply.id = message.id
+                rpc.send(reply)
+            elif isinstance(message, Bind):
+                nursery.start_soon(self._bind, promotion, rpc, message)
+            else:
+                rpc.send_error(message.id, ProtocolError("this is a shadow master as well"))
+
+    async def _bind(self, promotion: Promotion, rpc: Rpc, message: Bind) -> None:
+        try:
+            reply = await promotion.bind(message)
+        except DiskFailed:
+            raise
+        except Exception as error:
+            send_failure(rpc, message.id, error)
+        else:
+            reply.id = message.id
+            rpc.send(reply)
+
+    # --- the beginning of a term ----------------------------------------------------------------
+
+    async def _begin_term(self, term: int, before: str) -> None:
+        """Durably: this store is a master's from now on. Raises Busy if a higher term was
+        promised or followed meanwhile."""
+        async with self._promises.lock:
+            if term <= max(self._store.state.term, self._promises.highest):
+                raise Busy("another shadow master is being promoted, or was: try again")
+            operation = TermBegun(self._world.clock.time_ns(), term, self._address, before)
+            standing = Standing(peers=self._candidates()[:16])
+            await self._world.run_blocking(begin_term, self._store, operation, standing)
+
+    # --- copies --------------------------------------------------------------------------------
+
+    async def _fetch_until_done(self) -> None:
+        """Until there is a copy, whoever asks is told to wait."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._promises.watch)
+            nursery.start_soon(
+                serve, self._world, self._listener, self._identity, self._refuse_for_now
+            )
+            pause = RETRY_SECONDS_MIN
+            while not await self._fetch_from_any():
+                await self._world.clock.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS_MAX)
+            nursery.cancel_scope.cancel()
+
+    async def _refuse_for_now(self, connection: BulkConnection) -> None:
+        def refuse(rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+            for message, _ in batch:
+                if isinstance(message, Position):
+                    rpc.send(PositionReply(message.id, "copying", self._identity.term, 0, 0))
+                    continue
+                error = Busy("this shadow master fetches a copy of the metadata: try again")
+                send_failure(rpc, message.id, error)
+
+        await Rpc(connection, refuse).run()
+
+    async def _fetch_from_any(self) -> bool:
+        for address in self._candidates():
+            try:
+                promised = self._promises.highest
+                rpc = await connect_master(
+                    self._world, address, self._identity, promised, refuse_all
+                )
+            except (ConnectionError, GfsError) as error:
+                tell_failure(address, error)
+                continue
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(rpc.run)
+                    async with self._promises.lock:  # they are carried over
+                        done = await self._fetch(rpc, address)
+                    rpc.close()
+                    nursery.cancel_scope.cancel()
+            finally:
+                rpc.close()
+            if done:
+                return True
+        return False
+
+    async def _fetch(self, rpc: Rpc, address: str) -> bool:
+        """Fetch a copy and put it in the place of what is here."""
+        incoming = os.path.join(self._directory, INCOMING)
+        started = self._world.clock.monotonic()
+        copy: Store | None = None
+        try:
+            await self._world.run_blocking(shutil.rmtree, incoming, True)
+            copy = await self._world.run_blocking(
+                open_only, incoming, self._settings.map_bytes, False
+            )
+            ending = await self._receive(rpc, copy)
+            await self._world.run_blocking(
+                store_copy.finish, copy, ending.sums, ending.cluster, ending.state
+            )
+            standing = Standing(follows=self._candidates(), promises=self._store.standing.promises)
+            await self._world.run_blocking(copy.set_standing, standing)
+            await self._world.run_blocking(copy.sync)
+        except (ConnectionError, GfsError, ValueError, msgspec.DecodeError) as error:
+            log.warning("a copy of the metadata from %s failed: %s", address, error)
+            return False
+        finally:
+            if copy is not None:
+                copy.close()
+        keep = KEPT_NAME.format(terms.count(self._identity.term))
+        await self._world.run_blocking(
+            self._store.swap_in, incoming, keep if self._store.standing.keep else ""
+        )
+        self._identity.cluster = self._store.cluster
+        seconds = self._world.clock.monotonic() - started
+        log.info(
+            "copied the metadata of %s up to operation %d in %.1f s",
+            address,
+            self._store.state.sequence,
+            seconds,
+        )
+        return True
+
+    async def _receive(self, rpc: Rpc, copy: Store) -> CopyPiece:
+        number = held = 0
+        database = ""
+        bodies: list[bytes] = []
+        while True:
+            piece, body = await rpc.call(ReadCopy(id=0, number=number), seconds=PIECE_SECONDS)
+            if not isinstance(piece, CopyPiece):
+                raise ProtocolError(f"{type(piece).__name__} as a piece of a copy")
+            if bodies and (piece.last or piece.database != database or held >= WRITE_BYTES):
+                await self._world.run_blocking(store_copy.write, copy, database, bodies)
+                bodies, held = [], 0
+            if piece.last:
+                return piece
+            if block_sum(body) != piece.sums:
+                raise ValueError(f"piece {number} was damaged on its way")
+            database = piece.database
+            bodies.append(body)
+            held += len(body)
+            number += 1
+
+
+def begin_term(store: Store, operation: TermBegun, standing: Standing) -> None:
+    """In one commit: the log says that a term begins, the store that it is a master's."""
+
+    def work(txn: Txn) -> None:
+        operation_log.carry_out(txn, operation.time_ns, "", 0, operation, operation_log.chain(txn))
+        store.put_standing(txn, standing)
+
+    store.commit(work)
+    store.standing = standing

@@ -1,0 +1,83 @@
+"""Which term it is: told to those who may not know, heard from those who know better.
+
+A handshake tells both sides the other's term, so a connection is all it takes.
+A master that was promoted calls on the master before it and on the shadows it
+does not see, for as long as they are away: one that comes back with an old term
+hears of the new one within seconds, even if no client or chunkserver of the new
+one ever speaks to it. A master that starts asks first whether it was replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import trio
+
+from gfs.diagnostics import event
+from gfs.errors import GfsError
+from gfs.io import World
+from gfs.master.metadata import terms
+from gfs.protocol import handshake
+
+log = logging.getLogger(__name__)
+
+TELL_SECONDS = 2.0
+#: A start waits so long for shadows that may know of another master.
+ASK_SECONDS = 1.0
+
+
+class Herald:
+    """``identity`` is the master's own."""
+
+    def __init__(self, world: World, identity: handshake.Identity, address: str) -> None:
+        self._world = world
+        self._identity = identity
+        self._address = address
+        #: The higher term that was heard of, or 0.
+        self.higher = 0
+        self.deposed = trio.Event()
+
+    def met(self, term: int, peer: str) -> None:
+        """Raises ConnectionResetError if this master's term is over."""
+        if term > max(self._identity.term, self.higher):
+            log.error(
+                "%s knows a master of term %d, this one's is %d: it stops serving",
+                peer,
+                terms.count(term),
+                terms.count(self._identity.term),
+                extra=event("deposed", term=terms.count(term)),
+            )
+            self.higher = term
+            self.deposed.set()
+        if self.higher:
+            raise ConnectionResetError("this master's term is over")
+
+    async def ask(self, addresses: Iterable[str]) -> None:
+        """Is there a higher term? Those that do not answer are not waited for."""
+        with trio.move_on_after(ASK_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    if address != self._address:
+                        nursery.start_soon(partial(self._call_on, address))
+
+    async def tell(self, addresses: Callable[[], list[str]]) -> None:
+        """Call on them for as long as this runs."""
+        while True:
+            await self._world.clock.sleep(TELL_SECONDS)
+            async with trio.open_nursery() as nursery:
+                for address in addresses():
+                    if address != self._address:
+                        nursery.start_soon(partial(self._call_on, address))
+
+    async def _call_on(self, address: str) -> None:
+        try:
+            connection = await handshake.connect(self._world, address, self._identity)
+        except (ConnectionError, GfsError) as error:
+            log.debug("%s: %s", address, error)
+            return
+        connection.close()
+        with contextlib.suppress(ConnectionResetError):
+            self.met(connection.peer_term, address)

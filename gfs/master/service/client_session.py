@@ -1,0 +1,542 @@
+"""One client's connection: its requests and who answers them.
+
+Look-ups are answered on the spot, a whole batch from one read transaction.
+Mutations go to the committer with a callback. Only what has to wait for other
+servers, or walks a tree, gets a task of its own, a bounded number at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import trio
+
+from gfs.diagnostics import request, request_of, working_for
+from gfs.errors import (
+    Busy,
+    DiskFull,
+    GfsError,
+    InvalidArgument,
+    NotEnoughShadows,
+    NotFound,
+    NotTheMaster,
+    ProtocolError,
+)
+from gfs.master.leases.granting import Grants
+from gfs.master.master import Master
+from gfs.master.metadata import lookups, trash
+from gfs.master.metadata.committer import CHUNKS_PER_WEIGHT, Callback, Outcome, Plan
+from gfs.master.metadata.namespace import (
+    Planned,
+    entry_of,
+    plan_delete,
+    plan_make_directory,
+    plan_publish,
+    plan_rename,
+    plan_set_length,
+    plan_set_replication,
+)
+from gfs.master.metadata.paths import parse
+from gfs.master.metadata.rows import CLIENT_BYTES_MAX, KIND_DIRECTORY, KIND_FILE
+from gfs.master.metadata.store import Txn
+from gfs.master.replicas.servers import Server
+from gfs.master.service import drain_command, operator_commands, uploads
+from gfs.master.service.fsck import WALK_SLICE, FsckWalk
+from gfs.master.service.snapshots import Snapshots
+from gfs.master.service.status import status_reply
+from gfs.protocol.messages import (
+    LOCATE_CHUNKS_MAX,
+    AcquireLease,
+    ChunkLocation,
+    Delete,
+    DiskOrder,
+    DiskUsage,
+    DiskUsageReply,
+    Done,
+    Drain,
+    EmptyTrash,
+    ForgetServer,
+    ForgetShadow,
+    FsckPage,
+    GarbageReplica,
+    List,
+    ListGarbage,
+    ListGarbageReply,
+    ListReply,
+    ListTrash,
+    ListTrashReply,
+    Locate,
+    LocateReply,
+    Maintenance,
+    MakeDirectory,
+    Message,
+    Mutation,
+    Ping,
+    Promote,
+    Publish,
+    Reclaim,
+    Recover,
+    Release,
+    Rename,
+    Repair,
+    ReportReplica,
+    Reserve,
+    SetLength,
+    SetReplication,
+    Snapshot,
+    Stat,
+    StatReply,
+    Status,
+    TrashEntry,
+    Undelete,
+)
+from gfs.protocol.rpc import Rpc
+
+log = logging.getLogger(__name__)
+
+#: Requests of one connection that wait or walk, at a time.
+TASKS_MAX = 256
+GARBAGE_PAGE_MAX = 500
+U64_MAX = 2**64 - 1
+
+
+_Answer = Callable[[Any, Rpc, Any, bytes, Txn], Message | None]
+
+
+class ClientSession:
+    """``nursery`` runs what takes longer, and ends with the connection."""
+
+    #: What is served: a shadow master serves less.
+    answers: ClassVar[dict[type[Message], _Answer]]
+
+    def __init__(
+        self,
+        master: Master,
+        grants: Grants,
+        nursery: trio.Nursery,
+        peer: str,
+        snapshots: Snapshots | None = None,
+    ) -> None:
+        self._master = master
+        self._grants = grants
+        self._snapshots = snapshots
+        self._nursery = nursery
+        self._peer = peer
+        self._tasks = 0
+
+    def handle(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        """Answer a batch, or have it answered later. Never raises."""
+        master = self._master
+        began = master.now
+        answered: list[Message] = []
+        master.reservations.heard(self._peer, began)
+        with master.store.read() as txn:
+            for message, body in batch:
+                try:
+                    known = self.answers[type(message)]
+                    if isinstance(message, Mutation) and self._is_retry(rpc, message):
+                        continue
+                    answer = known(self, rpc, message, body, txn)
+                except KeyError:
+                    self._refuse(rpc, message)
+                except Exception as error:
+                    failure = send_failure(rpc, message.id, error)
+                    took = master.now - began
+                    master.operations.done(type(message), message.id, took, failure)
+                else:
+                    if answer is not None:
+                        answer.id = message.id
+                        rpc.send(answer)
+                        answered.append(message)
+        # They leave together, so that is how long each has taken.
+        master.operations.all_done(answered, master.now - began)
+
+    def _is_retry(self, rpc: Rpc, message: Mutation) -> bool:
+        """Whether it is answered as it was the first time. That is looked for before all
+        else: what was done then may be what refuses it now, or others were there since."""
+        self._check_client(message.client, message.sequence)
+        answer = self._answerer(rpc, message)
+        return self._master.committer.join(message.client, message.sequence, answer)
+
+    def _refuse(self, rpc: Rpc, message: Message) -> None:
+        name = type(message).__name__
+        rpc.send_error(message.id, ProtocolError(f"{name} is not for the master from a client"))
+
+    # --- look-ups ------------------------------------------------------------------------
+
+    def _ping(self, rpc: Rpc, message: Ping, body: bytes, txn: Txn) -> Message:
+        return Done(id=0)
+
+    def _stat(self, rpc: Rpc, message: Stat, body: bytes, txn: Txn) -> Message:
+        return StatReply(0, lookups.stat(txn, message.path))
+
+    def _list(self, rpc: Rpc, message: List, body: bytes, txn: Txn) -> Message:
+        entries, more = lookups.list_page(txn, message.path, message.after, message.limit)
+        return ListReply(0, entries, more)
+
+    def _list_trash(self, rpc: Rpc, message: ListTrash, body: bytes, txn: Txn) -> Message:
+        book, wall_ns = self._master.trash, self._master.lived.wall_ns
+        entries, cursor = trash.page(
+            txn, book, message.path, message.cursor, message.limit, wall_ns
+        )
+        return ListTrashReply(0, entries, cursor)
+
+    def _locate(self, rpc: Rpc, message: Locate, body: bytes, txn: Txn) -> Message:
+        """Fewer chunks than asked for if the reply would be too large, never none."""
+        if message.first < 0 or message.count < 0:
+            raise InvalidArgument(f"chunks {message.first} to {message.count} more")
+        _check_u64(message.inode)
+        inode, row = lookups.open_file(txn, message.path, message.inode)
+        entry = entry_of(message.path, inode, row)
+        book = uploads.AddressBook()
+        chunks: list[ChunkLocation] = []
+        count = min(message.count, LOCATE_CHUNKS_MAX)
+        if row.kind == KIND_FILE and message.first < row.chunks:
+            for chunk in lookups.file_chunks(txn, inode, row.length, message.first):
+                if len(chunks) >= count or (chunks and book.room <= 0):
+                    break
+                servers = self._readers_order(chunk.handle, chunk.version)
+                positions = book.positions(servers)
+                chunks.append(ChunkLocation(chunk.handle, chunk.version, chunk.length, positions))
+        return LocateReply(0, entry, book.servers, chunks)
+
+    def _readers_order(self, handle: int, version: int) -> list[Server]:
+        """Replicas in the order to try them: live ones first, and begun at a
+        random one, so that readers spread. Of one that has only damaged ones, these: most
+        of its blocks are good, and readers verify each."""
+        master = self._master
+        holders = master.locations.get(handle)
+        if not holders and handle in master.salvage.handles:
+            return master.damaged_holders(handle, version)
+        if len(holders) > 1:
+            at = int(master.rng.random() * len(holders))
+            holders = holders[at:] + holders[:at]
+        not_live = master.servers.not_live
+        if not_live:
+            holders = tuple(sorted(holders, key=not_live.__contains__))
+        return [master.servers.get(index) for index in holders]
+
+    def _status(self, rpc: Rpc, message: Status, body: bytes, txn: Txn) -> Message:
+        return status_reply(self._master, txn, message.after)
+
+    def _promote(self, rpc: Rpc, message: Promote, body: bytes, txn: Txn) -> Message:
+        raise InvalidArgument("this is the master already: name a shadow master")
+
+    def _list_garbage(self, rpc: Rpc, message: ListGarbage, body: bytes, txn: Txn) -> Message:
+        limit = max(1, min(message.limit, GARBAGE_PAGE_MAX))
+        found, more = self._master.garbage.page(message.after, limit)
+        servers = self._master.servers
+        replicas = [
+            GarbageReplica(
+                servers.get(index).id,
+                handle,
+                known.version,
+                known.kind,
+                self._master.garbage.is_kept(index, handle),
+            )
+            for handle, index, known in found
+        ]
+        return ListGarbageReply(0, replicas, more)
+
+    def _fsck_page(self, rpc: Rpc, message: FsckPage, body: bytes, txn: Txn) -> Message:
+        return FsckWalk(self._master, txn, message).page()
+
+    # --- new files -----------------------------------------------------------------------
+
+    def _reserve(self, rpc: Rpc, message: Reserve, body: bytes, txn: Txn) -> Message:
+        self._check_client(message.client)
+        self._check_growth()
+        return uploads.reserve(self._master, message)
+
+    def _recover(self, rpc: Rpc, message: Recover, body: bytes, txn: Txn) -> Message:
+        self._check_client(message.client)
+        return uploads.recover(self._master, message)
+
+    def _reclaim(self, rpc: Rpc, message: Reclaim, body: bytes, txn: Txn) -> Message:
+        self._check_client(message.client)
+        uploads.reclaim(self._master, message, body)
+        return Done(id=0)
+
+    def _release(self, rpc: Rpc, message: Release, body: bytes, txn: Txn) -> Message:
+        self._check_client(message.client)
+        uploads.release(self._master, message)
+        return Done(id=0)
+
+    def _publish(self, rpc: Rpc, message: Publish, body: bytes, txn: Txn) -> None:
+        answer = self._answerer(rpc, message)
+        master = self._master
+        self._check_growth()
+        upload = uploads.check_publish(master, message, body)
+        handles = [chunk.handle for chunk in upload.chunks]
+        master.publishing.update(handles)
+
+        def done(outcome: Outcome) -> None:
+            master.publishing.difference_update(handles)
+            if not isinstance(outcome, GfsError) or (
+                isinstance(outcome, NotEnoughShadows) and uploads.is_published(master, upload)
+            ):
+                uploads.published(master, upload)
+            answer(outcome)
+
+        time_ns = master.clock.time_ns()
+        plan = partial(
+            plan_publish,
+            request=message,
+            chunks=upload.chunks,
+            replication=upload.replication,
+            time_ns=time_ns,
+        )
+        weight = 1 + len(handles) // CHUNKS_PER_WEIGHT
+        master.committer.submit(message.client, message.sequence, plan, done, weight)
+
+    # --- other mutations -------------------------------------------------------------------
+
+    def _make_directory(self, rpc: Rpc, message: MakeDirectory, body: bytes, txn: Txn) -> None:
+        self._check_growth()
+        self._mutate(rpc, message, plan_make_directory)
+
+    def _rename(self, rpc: Rpc, message: Rename, body: bytes, txn: Txn) -> None:
+        self._mutate(rpc, message, plan_rename)
+
+    def _delete(self, rpc: Rpc, message: Delete, body: bytes, txn: Txn) -> None:
+        plan = partial(plan_delete, trash_ns=int(self._master.settings.trash_seconds * 1e9))
+        self._mutate(rpc, message, plan)
+
+    def _undelete(self, rpc: Rpc, message: Undelete, body: bytes, txn: Txn) -> None:
+        _check_u64(message.inode)
+        self._check_growth()
+        self._mutate(rpc, message, trash.plan_undelete)
+
+    def _empty_trash(self, rpc: Rpc, message: EmptyTrash, body: bytes, txn: Txn) -> None:
+        self._mutate(rpc, message, trash.plan_empty)
+
+    def _set_replication(self, rpc: Rpc, message: SetReplication, body: bytes, txn: Txn) -> None:
+        default = self._master.settings.replication
+        goal = uploads.check_replication(message.replication, default)
+        chunks = lookups.stat(txn, message.path).chunks
+        self._master.committer.submit(
+            message.client,
+            message.sequence,
+            partial(plan_set_replication, request=message, goal=goal),
+            self._answerer(rpc, message),
+            1 + chunks // CHUNKS_PER_WEIGHT,
+        )
+
+    def _set_length(self, rpc: Rpc, message: SetLength, body: bytes, txn: Txn) -> None:
+        _check_u64(message.inode)
+        if self._master.is_held(message.inode):
+            raise Busy("a snapshot is being made of the file: try again in a moment")
+        self._mutate(rpc, message, plan_set_length)
+
+    def _mutate(
+        self, rpc: Rpc, message: Mutation, plan: Callable[[Txn, Any, int], Planned]
+    ) -> None:
+        time_ns = self._master.clock.time_ns()
+        job: Plan = lambda txn: plan(txn, message, time_ns)  # noqa: E731 - it is called once
+        answer = self._answerer(rpc, message)
+        self._master.committer.submit(message.client, message.sequence, job, answer)
+
+    def _answerer(self, rpc: Rpc, message: Message) -> Callback:
+        master, request_id = self._master, message.id
+        began = master.now
+
+        def answer(outcome: Outcome) -> None:
+            took = master.now - began
+            if isinstance(outcome, GfsError):
+                rpc.send_error(request_id, outcome)
+                master.operations.done(type(message), request_id, took, outcome)
+            else:
+                outcome.id = request_id
+                rpc.send(outcome)
+                master.operations.done(type(message), request_id, took)
+
+        return answer
+
+    def _check_client(self, client: str, sequence: int = 0) -> None:
+        if not 0 < len(client.encode()) <= CLIENT_BYTES_MAX or "\0" in client:
+            raise InvalidArgument(f"a client's name has 1 to {CLIENT_BYTES_MAX} bytes, no NUL")
+        _check_u64(sequence)
+        if client != self._peer:
+            self._master.reservations.heard(client, self._master.now)
+
+    def _check_growth(self) -> None:
+        """What adds rows is refused early when their disk is nearly full, so
+        that deleting goes on."""
+        if self._master.disk_low:
+            raise DiskFull("the master's metadata disk is nearly full: free some space there")
+
+    # --- what takes longer -------------------------------------------------------------------
+
+    def _acquire_lease(self, rpc: Rpc, message: AcquireLease, body: bytes, txn: Txn) -> None:
+        self._check_client(message.client)
+        self._check_growth()
+        self._start(rpc, message, self._grants.acquire(message))
+
+    def _snapshot(self, rpc: Rpc, message: Snapshot, body: bytes, txn: Txn) -> None:
+        self._check_growth()
+        if self._snapshots is None:
+            raise NotTheMaster("this is a shadow master")
+        self._start(rpc, message, self._snapshots.ask(message))
+
+    def _disk_usage(self, rpc: Rpc, message: DiskUsage, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, self._add_up(message.path))
+
+    def _drain(self, rpc: Rpc, message: Drain, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, drain_command.drain(self._master, message))
+
+    def _repair(self, rpc: Rpc, message: Repair, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, operator_commands.repair(self._master, message))
+
+    def _maintain(self, rpc: Rpc, message: Maintenance, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, operator_commands.maintain(self._master, message))
+
+    def _forget_server(self, rpc: Rpc, message: ForgetServer, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, operator_commands.forget(self._master, message))
+
+    def _disk_order(self, rpc: Rpc, message: DiskOrder, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, drain_command.order_disk(self._master, message))
+
+    def _forget_shadow(self, rpc: Rpc, message: ForgetShadow, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, self._master.forget_shadow(message))
+
+    def _report_replica(self, rpc: Rpc, message: ReportReplica, body: bytes, txn: Txn) -> Message:
+        """Answered at once; the check follows."""
+        _check_u64(message.handle)
+        master = self._master
+        server = master.servers.by_id.get(message.server)
+        if server is None:
+            raise NotFound(f"there is no chunkserver {message.server}")
+        if txn.get(message.handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
+            master.reported_bad(server, message.handle)
+        return Done(id=0)
+
+    def _start(self, rpc: Rpc, message: Message, work: Awaitable[Message]) -> None:
+        if self._tasks >= TASKS_MAX:
+            work.close()  # type: ignore[attr-defined]
+            raise Busy(f"{TASKS_MAX} requests of this connection run already: try again")
+        self._tasks += 1
+        self._nursery.start_soon(self._run, rpc, message, work)
+
+    async def _run(self, rpc: Rpc, message: Message, work: Awaitable[Message]) -> None:
+        request_id, began = message.id, self._master.now
+        request.set(request_of(request_id))  # of this task, which does nothing else
+        failure: GfsError | None = None
+        try:
+            answer = await work
+            answer.id = request_id
+            rpc.send(answer)
+        except Exception as error:
+            failure = send_failure(rpc, request_id, error)
+        finally:
+            self._tasks -= 1
+        self._master.operations.done(type(message), request_id, self._master.now - began, failure)
+
+    async def _add_up(self, path: str) -> DiskUsageReply:
+        """In slices: others are answered in between."""
+        master = self._master
+        usage = DiskUsageReply(0, 0, 0, 0, 0)
+        cursor = lookups.Cursor()
+        root = len(parse(path))
+        while True:
+            met = 0
+            with self._master.store.read() as txn:
+                for visit in lookups.walk(txn, path, cursor):
+                    cursor = lookups.Cursor(visit.segments[root:], -1, True)
+                    if cursor.segments or visit.row.kind == KIND_FILE:
+                        _count(txn, usage, visit)
+                    met += 1 + visit.row.chunks
+                    if met >= WALK_SLICE:
+                        break
+            if met < WALK_SLICE:
+                break
+            await trio.lowlevel.checkpoint()
+        deleted = b""
+        while True:
+            with self._master.store.read() as txn:
+                entries, deleted = trash.page(
+                    txn, master.trash, path, deleted, trash.ROWS_MAX, master.lived.wall_ns
+                )
+            for entry in entries:
+                _count_deleted(usage, entry)
+            if not deleted:
+                return usage
+            await trio.lowlevel.checkpoint()
+
+
+def _count_deleted(usage: DiskUsageReply, entry: TrashEntry) -> None:
+    """Of a directory that is not counted yet nothing is known."""
+    usage.trash_files += max(0, entry.files)
+    usage.trash_bytes += max(0, entry.length)
+
+
+def _count(txn: Txn, usage: DiskUsageReply, visit: lookups.Visit) -> None:
+    if visit.row.kind == KIND_DIRECTORY:
+        usage.directories += 1
+        return
+    usage.files += 1
+    usage.chunks += visit.row.chunks
+    usage.bytes += visit.row.length
+    usage.replicated_bytes += visit.row.length * visit.row.replication
+    for chunk in lookups.shared_chunks(txn, visit.inode, visit.row.length):
+        usage.shared_bytes += chunk
+        usage.shared_replicated_bytes += chunk * visit.row.replication
+
+
+def send_failure(rpc: Rpc, request_id: int, error: Exception) -> GfsError:
+    """Answer any exception, with what is returned. One that is no GfsError is a bug
+    here, or a number outside its field's range."""
+    if isinstance(error, GfsError):
+        failure = error
+    elif isinstance(error, (struct.error, OverflowError)):
+        failure = InvalidArgument(f"a number is out of range: {error}")
+    else:
+        with working_for(request_of(request_id)):
+            log.error("a request from %s met a bug", rpc.peer, exc_info=error)
+        failure = GfsError(f"the master failed on this request: {error!r}")
+    rpc.send_error(request_id, failure)
+    return failure
+
+
+def _check_u64(value: int) -> None:
+    if not 0 <= value <= U64_MAX:
+        raise InvalidArgument(f"a number of {value} is out of range")
+
+
+_ANSWERS: dict[type[Message], _Answer] = {
+    Ping: ClientSession._ping,
+    Stat: ClientSession._stat,
+    List: ClientSession._list,
+    Locate: ClientSession._locate,
+    DiskUsage: ClientSession._disk_usage,
+    Status: ClientSession._status,
+    FsckPage: ClientSession._fsck_page,
+    ListGarbage: ClientSession._list_garbage,
+    Reserve: ClientSession._reserve,
+    Recover: ClientSession._recover,
+    Reclaim: ClientSession._reclaim,
+    Release: ClientSession._release,
+    Publish: ClientSession._publish,
+    MakeDirectory: ClientSession._make_directory,
+    Rename: ClientSession._rename,
+    Delete: ClientSession._delete,
+    ListTrash: ClientSession._list_trash,
+    Undelete: ClientSession._undelete,
+    EmptyTrash: ClientSession._empty_trash,
+    SetLength: ClientSession._set_length,
+    SetReplication: ClientSession._set_replication,
+    Snapshot: ClientSession._snapshot,
+    AcquireLease: ClientSession._acquire_lease,
+    Drain: ClientSession._drain,
+    DiskOrder: ClientSession._disk_order,
+    ReportReplica: ClientSession._report_replica,
+    Promote: ClientSession._promote,
+    ForgetShadow: ClientSession._forget_shadow,
+    ForgetServer: ClientSession._forget_server,
+    Maintenance: ClientSession._maintain,
+    Repair: ClientSession._repair,
+}
+ClientSession.answers = _ANSWERS

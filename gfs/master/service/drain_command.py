@@ -1,0 +1,128 @@
+"""Carrying out ``gfs drain``: see :mod:`gfs.master.replicas.drain` for what it means; and handing
+what is asked of one disk on to its chunkserver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import trio
+
+from gfs.errors import Busy, DrainRefused, ProtocolError, ReplicaUnavailable
+from gfs.master.master import SLICE, Master
+from gfs.master.metadata.namespace import Planned
+from gfs.master.metadata.operations import DrainSet
+from gfs.master.metadata.rows import unpack_chunk, unpack_u64
+from gfs.master.metadata.store import Txn
+from gfs.master.replicas.drain import DRAINING, NO, Keeper, Needs, why_not
+from gfs.master.replicas.servers import LIVE, Server
+from gfs.protocol.messages import DiskOrder, DiskOrderReply, Done, Drain, DrainReply
+
+#: Reading a disk of a million replicas takes minutes.
+DISK_ORDER_SECONDS = 600.0
+
+
+async def drain(master: Master, request: Drain) -> DrainReply:
+    """As the message says; the wish is durable when this returns.
+
+    Raises NotFound, DrainRefused, or Busy while the master does not know yet where
+    everything is. When it is cancelled, it may be carried out all the same.
+    """
+    server = master.find_server(request.server)
+    if request.cancel:
+        await _set(master, server, NO)
+    else:
+        await _drain(master, server, request.fewer_racks)
+    return DrainReply(id=0, server=master.server_status(server))
+
+
+async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
+    """Have the chunkserver carry it out; what it says to that is returned, or raised.
+
+    Raises NotFound, ReplicaUnavailable if the server is not connected, DeadlineExceeded.
+    """
+    server = master.find_server(request.server)
+    if server.rpc is None:
+        raise ReplicaUnavailable(
+            f"chunkserver {server.id} is {server.state}: it reads all its disks when it is started"
+        )
+    order = DiskOrder(0, server.id, request.path, request.action)
+    reply, _ = await server.rpc.call(order, seconds=DISK_ORDER_SECONDS)
+    if not isinstance(reply, DiskOrderReply):
+        raise ProtocolError(f"{type(reply).__name__} as the answer to an order")
+    master.set_disks(server, reply.disks)
+    return DiskOrderReply(id=0, disks=reply.disks)
+
+
+async def _drain(master: Master, server: Server, fewer_racks: bool) -> None:
+    if server.draining:
+        return
+    if master.drain_checked:
+        raise Busy("another chunkserver is about to be drained: try again")
+    master.drain_checked = True
+    try:
+        await _check(master, server, fewer_racks)
+        await _set(master, server, DRAINING)
+    finally:
+        master.drain_checked = False
+
+
+async def _set(master: Master, server: Server, draining: int) -> None:
+    plan = partial(plan_drain, server_id=server.id, draining=draining)
+    await master.committer.perform(plan)
+
+
+def plan_drain(txn: Txn, server_id: str, draining: int) -> Planned:
+    """Also for a server that is so already, or was forgotten meanwhile."""
+    return DrainSet(server_id, draining), Done(id=0)
+
+
+async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
+    """Raise unless everything can be at its goal without ``server``."""
+    if not master.settled:
+        raise Busy("the master was restarted and does not know all replicas yet: try again")
+    if server.state != LIVE or not server.registered:
+        raise DrainRefused(
+            f"chunkserver {server.id} is {server.state}: start it first. If it is gone for good "
+            "there is nothing to drain: its chunks are copied from other replicas"
+        )
+    staying = [
+        each
+        for each in master.servers.all()
+        if each.state == LIVE and each.registered and not each.draining and each is not server
+    ]
+    needs = Needs(each.index for each in staying)
+    for part in _all_chunks(master):
+        for handle, goal, length in part:
+            needs.add(goal, length, master.locations.get(handle))
+        await trio.lowlevel.checkpoint()
+    keepers = [Keeper(each.index, each.rack, each.free_bytes) for each in staying]
+    new_goal = master.settings.replication
+    reason = why_not(needs, keepers, server.rack, new_goal, fewer_racks=fewer_racks)
+    if reason:
+        raise DrainRefused(f"chunkserver {server.id} cannot be drained: {reason}")
+
+
+def _all_chunks(master: Master) -> Iterator[list[tuple[int, int, int]]]:
+    """(handle, goal, length) of all chunks, in slices."""
+    at = b""
+    while True:
+        part: list[tuple[int, int, int]] = []
+        with master.store.read() as txn:
+            for key, row in txn.scan(at, txn.db.chunks):
+                if len(part) >= SLICE:
+                    break
+                _, _, length, _, goal = unpack_chunk(row)
+                part.append((unpack_u64(key), goal, length))
+                at = key + b"\0"
+        yield part
+        if len(part) < SLICE:
+            return
+
+
+def drained(master: Master) -> list[Server]:
+    """Servers that have come to be empty."""
+    if not master.servers.draining:
+        return []
+    draining = [server for server in master.servers.all() if server.draining == DRAINING]
+    return [server for server in draining if master.is_empty(server)]

@@ -1,0 +1,412 @@
+"""New files: reserve, recover, reclaim, release, publish.
+
+A new file's chunks exist on chunkservers before the namespace knows of them
+(publish on close, design section 5). Until then they live in the reservation
+table. :func:`check_publish` decides whether the chunks a client wants to
+publish may be believed; the namespace decides the rest in the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from gfs.errors import (
+    Busy,
+    ChunkUnavailable,
+    InvalidArgument,
+    NotEnoughChunkservers,
+    ProtocolError,
+    StaleVersion,
+)
+from gfs.master.leases.table import FIRST_VERSION
+from gfs.master.master import Master
+from gfs.master.metadata.namespace import check_chunk_lengths, chunk_row
+from gfs.master.metadata.operations import NewChunk
+from gfs.master.replicas import placement
+from gfs.master.replicas.garbage import ORPHANED
+from gfs.master.replicas.locations import Reservation
+from gfs.master.replicas.servers import DEAD, LIVE, Server
+from gfs.protocol.attributes import check_attributes, check_digest
+from gfs.protocol.messages import (
+    LOCATE_CHUNKS_MAX,
+    PAGE_BYTES_MAX,
+    ChunkLocation,
+    Publish,
+    PublishedChunk,
+    Reclaim,
+    Recover,
+    RecoverReply,
+    Release,
+    Reserve,
+    ReserveReply,
+    ServerAddress,
+)
+
+log = logging.getLogger(__name__)
+
+REPLICATION_MAX = 64
+VERSION_MAX = 2**32 - 1
+#: What a ChunkLocation takes on the wire, without and per server; and what an
+#: address takes beside its strings.
+LOCATION_BYTES, LOCATION_SERVER_BYTES, ADDRESS_BYTES = 24, 3, 12
+
+_chunks = msgspec.msgpack.Decoder(list[PublishedChunk])
+
+
+class AddressBook:
+    """The ``servers`` table of a reply, and what room it leaves."""
+
+    def __init__(self, room: int = PAGE_BYTES_MAX) -> None:
+        self.servers: list[ServerAddress] = []
+        self.room = room
+        self._positions: dict[int, int] = {}
+
+    def position(self, server: Server) -> int:
+        at = self._positions.get(server.index)
+        if at is None:
+            at = self._positions[server.index] = len(self.servers)
+            wire = server.wire
+            self.servers.append(wire)
+            self.room -= ADDRESS_BYTES + len(wire.id) + len(wire.address) + len(wire.rack)
+        return at
+
+    def positions(self, servers: list[Server]) -> list[int]:
+        self.room -= LOCATION_BYTES + LOCATION_SERVER_BYTES * len(servers)
+        return [self.position(server) for server in servers]
+
+
+def check_replication(asked: int, default: int) -> int:
+    """0 means the cluster's default."""
+    if asked == 0:
+        return default
+    if not 1 <= asked <= REPLICATION_MAX:
+        raise InvalidArgument(f"a replication of {asked}: 1 to {REPLICATION_MAX} are possible")
+    return asked
+
+
+def place(
+    master: Master, replication: int, avoid: frozenset[str], now: float, what: str
+) -> list[Server]:
+    """Servers for one new chunk, the primary first; counted as a creation.
+
+    Servers in ``avoid`` are never chosen; those where a chain broke a moment
+    ago only if there are not enough others. Raises NotEnoughChunkservers.
+    """
+    placeable = master.servers.open_to_new(now)
+    if avoid:
+        placeable = [server for server in placeable if server.id not in avoid]
+    trusted = [s for s in placeable if not master.servers.is_suspect(s, now)]
+    if len(trusted) >= min(replication, master.settings.replicas_min):
+        placeable = trusted
+    chosen = placement.choose(placeable, replication, master.rng)
+    placement.require(
+        len(chosen),
+        replication,
+        master.settings.replicas_min,
+        master.servers.live_count,
+        what,
+    )
+    for server in chosen:
+        server.recent += 1.0
+    return chosen
+
+
+def reserve(master: Master, request: Reserve) -> ReserveReply:
+    """Handles and servers for new chunks; fewer than asked for if the reply
+    would be too large otherwise, never none."""
+    if not 1 <= request.count <= LOCATE_CHUNKS_MAX:
+        raise InvalidArgument(f"{request.count} chunks at once: 1 to {LOCATE_CHUNKS_MAX}")
+    replication = check_replication(request.replication, master.settings.replication)
+    now = master.now
+    avoid = frozenset(request.avoid)
+    book = AddressBook()
+    chunks: list[ChunkLocation] = []
+    while len(chunks) < request.count and (not chunks or book.room > 0):
+        try:
+            chosen = place(master, replication, avoid, now, "a new chunk")
+            handle = master.reservations.new_handle()
+        except (Busy, NotEnoughChunkservers):
+            if chunks:
+                break
+            raise
+        servers = tuple(server.index for server in chosen)
+        reservation = Reservation(FIRST_VERSION, servers, request.client, replication)
+        master.reservations.put(handle, reservation, now)
+        chunks.append(ChunkLocation(handle, FIRST_VERSION, 0, book.positions(chosen)))
+    master.prefetch_handles()
+    return ReserveReply(id=0, replication=replication, servers=book.servers, chunks=chunks)
+
+
+def _own(master: Master, client: str, handle: int) -> Reservation:
+    """The client's reservation of a chunk, or an error that says what to do."""
+    master.reservations.check_handle(handle)
+    reservation = master.reservations.get(handle)
+    if reservation is None:
+        raise ChunkUnavailable(
+            f"the reservation of chunk {handle:x} has ended: write this part again"
+        )
+    if reservation.client != client:
+        raise InvalidArgument(f"chunk {handle:x} is reserved by another client")
+    return reservation
+
+
+def recover(master: Master, request: Recover) -> RecoverReply:
+    """A chain without the failed servers, under a new version.
+
+    A repeated request, whose first answer was lost, gets that answer again.
+    """
+    reservation = _own(master, request.client, request.handle)
+    if not 0 < request.version < VERSION_MAX:
+        raise InvalidArgument(f"a chunk version of {request.version}")
+    now = master.now
+    failed = set()
+    for server_id in request.failed:
+        server = master.servers.by_id.get(server_id)
+        if server is not None:
+            failed.add(server.index)
+            master.servers.failed(server, now)
+    repeated = request.version < reservation.version and failed.isdisjoint(reservation.servers)
+    if not repeated:
+        reservation = _without(master, request, reservation, failed, now)
+        master.reservations.put(request.handle, reservation, now)
+    book = AddressBook()
+    chain = [master.servers.get(index) for index in reservation.servers]
+    positions = book.positions(chain)
+    chunk = ChunkLocation(request.handle, reservation.version, 0, positions)
+    return RecoverReply(id=0, servers=book.servers, chunk=chunk)
+
+
+def _without(
+    master: Master, request: Recover, reservation: Reservation, failed: set[int], now: float
+) -> Reservation:
+    left = tuple(
+        index
+        for index in reservation.servers
+        # Who is kept and has failed all the same, the client will name at once.
+        if index not in failed and master.servers.may_be_there(master.servers.get(index), now)
+    )
+    if not left:
+        # Kept as orphans for the grace: their servers may come back with them.
+        master.give_up_reservation(request.handle, at_once=False)
+        raise ChunkUnavailable(
+            f"no chunkserver that holds chunk {request.handle:x} can be reached: "
+            "write this part again"
+        )
+    version = max(request.version, reservation.version) + 1
+    # Who acknowledges a write of the new version has the replica for sure.
+    nobody: frozenset[int] = frozenset()
+    return reservation._replace(version=version, servers=left, doubted=nobody, absent=nobody)
+
+
+def release(master: Master, request: Release) -> None:
+    """Handles of others, or that are none of the client's any more, are passed over."""
+    for handle in request.handles:
+        reservation = master.reservations.get(handle)
+        if (
+            reservation is not None
+            and reservation.client == request.client
+            and handle not in master.publishing
+        ):
+            master.give_up_reservation(handle, at_once=True)
+
+
+def decode_chunks(body: bytes, servers: list[str]) -> list[PublishedChunk]:
+    """The chunks in the body of Publish or Reclaim, their fields in range."""
+    try:
+        chunks = _chunks.decode(body) if body else []
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"the list of chunks cannot be read: {error}") from None
+    count = len(servers)
+    for chunk in chunks:
+        if not (0 < chunk.version <= VERSION_MAX and chunk.length >= 0):
+            raise InvalidArgument(f"chunk {chunk.handle:x} with an impossible version or length")
+        for at in chunk.servers:
+            if not 0 <= at < count:
+                raise InvalidArgument(f"chunk {chunk.handle:x} on server {at} of {count}")
+    return chunks
+
+
+def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
+    """Make reservations again that a master before this one gave.
+
+    What was published, released or reserved by another meanwhile stays so. The
+    client may have been away for long and its replicas collected: only those
+    that were reported, and not ordered deleted since, are not doubted.
+    """
+    now = master.now
+    chunks = decode_chunks(body, request.servers)
+    with master.store.read() as txn:
+        for chunk in chunks:
+            handle = chunk.handle
+            master.reservations.check_handle(handle)
+            known = master.reservations.get(handle)
+            if known is not None and (
+                known.client != request.client or known.version >= chunk.version
+            ):
+                continue
+            if master.garbage.is_doomed(handle):
+                continue
+            if txn.get(handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
+                continue
+            servers = [
+                server.index
+                for at in chunk.servers
+                if (server := master.servers.by_id.get(request.servers[at])) is not None
+                and not master.garbage.was_ordered(server.index, handle, now)
+            ]
+            if not servers:
+                continue  # collected everywhere, or just about to be
+            doubted = frozenset(i for i in servers if master.garbage.at(i, handle) is None)
+            for index in servers:
+                master.garbage.drop(index, handle)
+            reservation = Reservation(
+                chunk.version,
+                tuple(dict.fromkeys(servers)),
+                request.client,
+                master.settings.replication,
+                doubted,
+            )
+            master.reservations.put(handle, reservation, now)
+
+
+class Upload:
+    """Chunks about to be published: believed, and not yet committed."""
+
+    def __init__(self, replication: int) -> None:
+        self.replication = replication
+        self.chunks: list[NewChunk] = []
+        #: Who holds them, in the same order.
+        self.holders: list[tuple[int, ...]] = []
+
+
+def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
+    """May these chunks become a file?
+
+    Raises ProtocolError or InvalidArgument for what can never be published,
+    Busy while a restarted master still has to hear of them or asks for them,
+    and ChunkUnavailable if they are gone.
+    """
+    check_digest(request.digest)
+    check_attributes(request.attributes)
+    chunks = decode_chunks(body, request.servers)
+    check_chunk_lengths(request.path, [chunk.length for chunk in chunks], request.length)
+    _settle_doubts(master, chunks)
+    upload = Upload(check_replication(request.replication, master.settings.replication))
+    named = [master.servers.by_id.get(server_id) for server_id in request.servers]
+    seen: set[int] = set()
+    for chunk in chunks:
+        if chunk.handle in seen:
+            raise InvalidArgument(f"chunk {chunk.handle:x} is in the file twice")
+        seen.add(chunk.handle)
+        claimed = {
+            server.index: server for at in chunk.servers if (server := named[at]) is not None
+        }
+        if not chunk.servers:
+            raise InvalidArgument(f"chunk {chunk.handle:x} was acknowledged by no chunkserver")
+        upload.holders.append(_believed(master, request.client, chunk, claimed))
+        upload.chunks.append(NewChunk(chunk.handle, chunk.version, chunk.length))
+    return upload
+
+
+def _settle_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
+    """Have the servers asked for what is doubted. Raises Busy until they answered;
+    one that cannot be asked is not waited for, and not believed either."""
+    waiting = 0
+    for chunk in chunks:
+        reservation = master.reservations.get(chunk.handle)
+        for index in () if reservation is None else reservation.doubted:
+            server = master.servers.get(index)
+            if server.state == LIVE and server.rpc is not None:
+                master.suspect(server, chunk.handle)
+                waiting += 1
+    if waiting:
+        raise Busy(f"{waiting} replicas are looked for, which may be gone: try again")
+
+
+def _believed(
+    master: Master, client: str, chunk: PublishedChunk, claimed: dict[int, Server]
+) -> tuple[int, ...]:
+    """Which of the claimed servers hold the chunk, as far as can be known."""
+    handle = chunk.handle
+    master.reservations.check_handle(handle)
+    reservation = master.reservations.get(handle)
+    if reservation is not None:
+        if reservation.client != client:
+            raise InvalidArgument(f"chunk {handle:x} is reserved by another client")
+        if chunk.version < reservation.version:
+            raise StaleVersion(
+                f"chunk {handle:x} was recovered since, to version {reservation.version}"
+            )
+        not_believed = reservation.doubted | reservation.absent
+        # Of those named when it was brought back, only these may still have it.
+        holders = tuple(
+            index
+            for index in reservation.servers
+            if index in claimed and claimed[index].state != DEAD and index not in not_believed
+        )
+    else:
+        holders = tuple(
+            index
+            for index in claimed
+            if (known := master.garbage.at(index, handle)) is not None
+            and known.kind == ORPHANED
+            and known.version == chunk.version
+            and not master.garbage.is_doomed(handle)
+        )
+    if holders:
+        return holders
+    if not master.settled:
+        raise Busy(f"the master was restarted and has not heard of chunk {handle:x} yet: try again")
+    raise ChunkUnavailable(
+        f"chunk {handle:x} is on no chunkserver that can be reached: write this part again"
+    )
+
+
+def is_published(master: Master, upload: Upload) -> bool:
+    """Its commit was made, though it is not acknowledged."""
+    with master.store.read() as txn:
+        return bool(upload.chunks) and chunk_row(txn, upload.chunks[0].handle) is not None
+
+
+def published(master: Master, upload: Upload) -> None:
+    """The file is in the namespace: what held its chunks are locations now."""
+    for new, holders in zip(upload.chunks, upload.holders, strict=True):
+        handle = new.handle
+        reservation = master.reservations.pop(handle)
+        for index in holders:
+            server = master.servers.get(index)
+            master.garbage.drop(index, handle)
+            # It died while this was committed, or came back without the replica.
+            if server.state == DEAD or (reservation is not None and index in reservation.absent):
+                continue
+            untold = server.reported is not None and handle not in server.reported
+            if untold or (reservation is not None and index in reservation.doubted):
+                master.suspect(server, handle)
+            is_news = master.locations.add(handle, index, new.version)
+            if is_news and server.reported is not None:
+                server.reported.add(handle)
+        if (
+            len(master.locations.get(handle)) != upload.replication
+            or handle in master.garbage.replicas
+            # A server may have been drained since the chunk was placed.
+            or not master.servers.draining.isdisjoint(holders)
+        ):
+            master.evaluate(handle, new.version, upload.replication)
+
+
+__all__ = [
+    "AddressBook",
+    "Upload",
+    "check_publish",
+    "check_replication",
+    "decode_chunks",
+    "is_published",
+    "place",
+    "published",
+    "reclaim",
+    "recover",
+    "release",
+    "reserve",
+]
