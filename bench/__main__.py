@@ -31,15 +31,15 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--seconds", type=float, default=5.0, help="time per rate")
     parser.add_argument("--dir", help="where the data goes (default: the temporary directory)")
-    parser.add_argument("--readme", action="store_true", help="put the figures into README.md, too")
+    parser.add_argument("--page", action="store_true", help="update docs/speed.md")
     arguments = parser.parse_args()
     with cluster.interrupted_cleanly():
         result = measure(arguments.mib * MIB, arguments.seconds, arguments.dir)
     OUT.mkdir(exist_ok=True)
     (OUT / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     report.draw(result, OUT / "bench.png")
-    if arguments.readme:
-        report.update_readme(result)
+    if arguments.page:
+        report.update_page(result)
     print(report.table(result))
     print(f"\n{OUT / 'bench.json'}\n{OUT / 'bench.png'}")
 

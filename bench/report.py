@@ -1,4 +1,4 @@
-"""What a run found, for people: a table, a picture, the README's own table."""
+"""What a run found, for people: a table, a picture, the table of docs/speed.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 Result = dict[str, Any]
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 BEGIN = "<!-- bench: begin (figures from bench/out/bench.json; nothing in here by hand) -->"
 END = "<!-- bench: end -->"
 
@@ -75,10 +75,10 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
-# --- the README -------------------------------------------------------------------
+# --- docs/speed.md ----------------------------------------------------------------
 
 
-def readme_table(result: Result) -> str:
+def page_table(result: Result) -> str:
     f = result["figures"]
     rows = [
         ("write of one file, 3 replicas", f"{f['write_mib_s']:.0f} MiB/s",
@@ -104,14 +104,14 @@ def readme_table(result: Result) -> str:
     return "\n".join([head, "", "| | | |", "| --- | ---: | --- |", *lines])
 
 
-def update_readme(result: Result, path: Path = README) -> None:
-    """Put the figures between the marks in the README."""
+def update_page(result: Result, path: Path = PAGE) -> None:
+    """Put the figures between the marks in docs/speed.md."""
     text = path.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
     found = pattern.search(text)
     if found is None:
         raise RuntimeError(f"{path} has no place for the figures")
-    block = f"{BEGIN}\n{readme_table(result)}\n{END}"
+    block = f"{BEGIN}\n{page_table(result)}\n{END}"
     path.write_text(text[: found.start()] + block + text[found.end() :], encoding="utf-8")
 
 

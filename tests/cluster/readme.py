@@ -1,4 +1,4 @@
-"""What README.md shows, typed into a shell and compared with what it prints.
+"""What README.md and docs/ show, typed into a shell and compared with what it prints.
 
 ``console`` blocks are typed into one bash, ``python`` blocks are run as scripts where they
 stand between them, and both must print what the page shows. The REST API is where the
@@ -23,6 +23,8 @@ from harness import environment
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+TOUR = ROOT / "docs" / "tour.md"
+CONTAINERS = ROOT / "docs" / "containers.md"
 SECONDS_MAX = 120
 
 VARIES = [
@@ -55,14 +57,13 @@ class Step(NamedTuple):
     printed: list[str]
 
 
-def blocks(heading: str) -> list[tuple[str, str]]:
-    """(language, text) of the fenced blocks below this heading."""
-    text = README.read_text(encoding="utf-8")
-    line = f"\n## {heading}\n"
-    assert text.count(line) == 1
-    section = re.split(r"^## ", text.partition(line)[2], flags=re.M)[0]
-    assert section.count("```") % 2 == 0
-    return re.findall(r"^```(\w+)\n(.*?)^```$", section, flags=re.M | re.S)
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of the fenced blocks of this page."""
+    text = page.read_text(encoding="utf-8")
+    assert text.count("```") % 2 == 0
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.M | re.S)
+    assert found
+    return found
 
 
 def console_steps(text: str) -> Iterator[Step]:
@@ -89,10 +90,10 @@ def python_step(script: Path, text: str) -> Step:
     return Step(f"python {script.name}", printed)
 
 
-def steps_of(heading: str, directory: Path) -> list[Step]:
+def steps_of(page: Path, directory: Path) -> list[Step]:
     """Scripts are written into ``directory``."""
     steps: list[Step] = []
-    for number, (language, text) in enumerate(blocks(heading)):
+    for number, (language, text) in enumerate(blocks(page)):
         if language == "console":
             steps += console_steps(text)
         else:
@@ -145,10 +146,10 @@ def assert_as_shown(step: Step, printed: list[str], code: int) -> None:
         assert fits(line, actual), f"{told}\n--- the page shows:\n{shown}\n--- differs:\n{actual}"
 
 
-def follow(heading: str, home: Path, api: str) -> None:
-    """Type everything below this heading as a user whose home directory is ``home``, and
+def follow(page: Path, home: Path, api: str) -> None:
+    """Type all blocks of this page as a user whose home directory is ``home``, and
     see that it prints what the page shows."""
-    steps = steps_of(heading, home)
+    steps = steps_of(page, home)
     variables = environment(
         HOME=str(home),
         TZ="UTC",

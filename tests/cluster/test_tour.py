@@ -1,4 +1,4 @@
-"""The README's tour, command by command, on a real cluster. See :mod:`readme`.
+"""The tour of README.md and docs/tour.md, command by command, on a real cluster. See :mod:`readme`.
 
 The user of the tour is one whose home directory is empty and who has just said
 ``make up``, so the cluster is found as everybody finds it: where ``gfs up`` keeps it by
@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import Cluster, environment
-from readme import ROOT, blocks, follow
-
-TOUR = "A two-minute tour"
+from readme import README, ROOT, TOUR, blocks, follow
 
 
 @pytest.fixture
@@ -32,11 +30,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_the_tour_shows_what_happens(cluster: Cluster) -> None:
-    follow(TOUR, cluster.state.parents[2], cluster.ready["control"]["storage"])
+    for page in (README, TOUR):
+        follow(page, cluster.state.parents[2], cluster.ready["control"]["storage"])
 
 
 def test_the_tour_shows_every_command_for_files() -> None:
-    tour = "".join(text for _, text in blocks(TOUR))
+    tour = "".join(text for page in (README, TOUR) for _, text in blocks(page))
     for command in (
         *("put", "get", "cat", "ls", "stat", "mkdir", "rm", "mv", "du"),
         *("status", "fsck", "locate"),

@@ -1,4 +1,4 @@
-"""The README's way from nothing to a shell in a container, with real containers.
+"""The way of docs/containers.md from nothing to a shell in a container, with real containers.
 
 It is followed as it stands (see :mod:`readme`), by a user whose home directory is empty
 and who has just said ``make up``. The image is the tests' own, made with the recipe
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import podman_here
 from checks import wait_for
-from readme import follow
+from readme import CONTAINERS, follow
 
 
 def test_the_page_leads_to_a_shell_in_a_container(containers_work: None, tmp_path: Path) -> None:
@@ -20,6 +20,6 @@ def test_the_page_leads_to_a_shell_in_a_container(containers_work: None, tmp_pat
         usual = home / ".local" / "state" / "gfs"
         usual.parent.mkdir(parents=True)
         usual.symlink_to(here.directory / "state")
-        follow("Containers", home, here.cloud.url)
+        follow(CONTAINERS, home, here.cloud.url)
         # The page deletes it; that takes a moment longer than the page.
         wait_for(lambda: not here.recorded(), podman_here.SECONDS, "end of the page's container")

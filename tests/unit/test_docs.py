@@ -130,8 +130,8 @@ def test_every_exit_code_is_told_with_the_errors_that_end_so() -> None:
     ],
 )
 def test_the_limits_are_those_of_the_code(said: str) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert said in text.partition("\n## Limits\n")[2].partition("\n## ")[0]
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert said in text.partition("\n## Limits\n")[2]
 
 
 def test_a_published_file_may_have_the_chunks_the_page_says() -> None:
@@ -170,6 +170,27 @@ def test_files_that_pages_name_exist(page: Path) -> None:
             assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    text = index.read_text(encoding="utf-8")
+    others = {page.name for page in index.parent.glob("*.md")} - {index.name}
+    assert others == set(re.findall(r"^\| \[[\w.]+\]\((\w+\.md)\) \|", text, flags=re.M))
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_figures_of_the_readme_are_the_measured_ones() -> None:
+    measured = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = readme.partition("| | measured |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    assert len(rows) == 3
+    for row in rows:
+        for figure in re.findall(r"[\d.,]+(?: to [\d.]+)?(?:%| MiB/s| s\b)", row):
+            assert figure in measured, figure
+
+
 # --- the paper ------------------------------------------------------------------------
 
 #: Of the paper, but for its assumptions (2.1) and what is told by their parts; and what
@@ -183,11 +204,8 @@ SECTIONS = [
 
 
 def rows_of_the_paper() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, rest = text.partition("## The paper, section by section")
-    table = re.search(r"^\|.*?(?=\n\n)", rest, re.M | re.S)
-    assert table is not None
-    lines = table[0].splitlines()[2:]
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\|.*", text, re.M)[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 

@@ -1,0 +1,45 @@
+"""Words that are not used any more, and what is said instead (docs/glossary.md).
+
+A line is added when the last use of a word is gone. Spaces stand for line breaks and
+underscores too, so names of functions and tests count, and sentences that go over two lines.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("gfs", "control", "docs", "tests", "bench", "tools", "deploy")
+SUFFIXES = {".py", ".md", ".js", ".html", ".toml", ".yml", ".yaml", ".json", ".service"}
+
+#: Expression → what the glossary has for it.
+GONE = {
+    r"give him": "set another",
+}
+
+
+def text_of(path: Path) -> str:
+    """One line, with comment signs and quotes of adjoining strings taken out."""
+    return re.sub(r'(?:"\s*\n\s*f?"|[\s_]+(?:#:? )?)', " ", path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    paths = [ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml"]
+    for folder in FOLDERS:
+        paths += [p for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES and p.is_file()]
+    paths.remove(Path(__file__))
+    return {str(path.relative_to(ROOT)): text_of(path) for path in sorted(paths)}
+
+
+@pytest.mark.parametrize("word", GONE)
+def test_the_word_is_not_used_any_more(word: str, texts: dict[str, str]) -> None:
+    found = {
+        name: text[max(0, match.start() - 30) : match.end() + 30]
+        for name, text in texts.items()
+        if (match := re.search(word, text, flags=re.I))
+    }
+    assert not found, f"write {GONE[word]!r} instead"
