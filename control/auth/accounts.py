@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import msgspec
 from quart import Response
 
+from control.api.call import Call
+from control.api.lists import json_array
+from control.api.module import Route
+from control.api.runtime import Control
 from control.auth.shapes import (
     AccountBody,
     AccountInfo,
@@ -18,17 +22,13 @@ from control.auth.shapes import (
     TokenInfo,
 )
 from control.auth.tokens import check_room, new_token, newest_first, token_info
-from control.call import Call
 from control.errors import BadRequest, NoSuchThing
 from control.identity import ids
 from control.identity.access import SESSION
 from control.identity.rows import ServiceAccount, accounts, tokens
 from control.identity.scopes import check_grants
 from control.identity.users import clean_label
-from control.lists import json_array
-from control.module import Route
 from control.records import Txn
-from control.runtime import Control
 
 #: Of one user.
 ACCOUNTS_MAX = 100

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 from quart import Response
 
+from control.api.call import Call
+from control.api.lists import in_order, json_array
+from control.api.module import Route
+from control.api.runtime import Control
 from control.auth.shapes import (
     SessionQuery,
     SessionRow,
@@ -15,16 +19,12 @@ from control.auth.shapes import (
     UserInfo,
     UserQuery,
 )
-from control.call import Call
 from control.errors import BadRequest, NoSuchThing
 from control.identity import users as people
 from control.identity.access import ADMIN
 from control.identity.passwords import Passwords, new_password
 from control.identity.rows import Session, User, sessions, users
-from control.lists import in_order, json_array
-from control.module import Route
 from control.records import Txn
-from control.runtime import Control
 
 #: Deleting a user deletes all that is his, in every module.
 DELETE_SECONDS = 60.0

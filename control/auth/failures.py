@@ -26,7 +26,7 @@ exist are counted like those that do. Logins that succeed are not counted.
 A count is a list of times, 1 KB at most, and is forgotten with the window. One comes
 about by a hash that was computed, of which a worker makes some 20 a second: with the
 window of 15 minutes 54,000 counts of 100 bytes at most, and whatever happens no more
-than the map of :mod:`control.volatile` holds.
+than the map of :mod:`control.records.volatile` holds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 
 from control.errors import TooManyRequests
 from control.http.forwarded import network_of
-from control.volatile import Volatile
+from control.records.volatile import Volatile
 
 MESSAGE = "too many failed logins: try again later"
 #: Failures of a user that delay nobody, with a limit that is higher.

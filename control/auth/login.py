@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
+from control.api.call import Call
+from control.api.module import Route
+from control.api.runtime import Control
 from control.auth.failures import Attempt, Failures
 from control.auth.first_start import FILE_NAME
 from control.auth.shapes import LoginAnswer, LoginBody, PasswordBody, SessionInfo, Status
-from control.call import Call
 from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
 from control.http.forwarded import network_of
 from control.identity import users as people
@@ -20,9 +22,7 @@ from control.identity.credentials import PasswordChanged
 from control.identity.passwords import Passwords, check_password, new_password
 from control.identity.rows import User, sessions, users
 from control.identity.users import clean_username
-from control.module import Route
 from control.records import Txn
-from control.runtime import Control
 
 CHANGING = "your password is being changed: try again"
 #: Another login may renew the hash, or somebody change the password, while it is proven.

@@ -8,6 +8,8 @@ from typing import ClassVar
 import trio
 from argon2 import PasswordHasher
 
+from control.api.module import Module, Route
+from control.api.runtime import Control
 from control.auth.accounts import AccountRoutes
 from control.auth.admin import AdminRoutes
 from control.auth.failures import Failures
@@ -17,8 +19,6 @@ from control.auth.quotas import QuotaRoutes
 from control.auth.tokens import TokenRoutes
 from control.identity.passwords import Passwords
 from control.identity.rows import users
-from control.module import Module, Route
-from control.runtime import Control
 
 
 class Auth(Module):

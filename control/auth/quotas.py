@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from msgspec.structs import asdict
 
+from control.api.call import Call
+from control.api.module import Route
+from control.api.runtime import Control
 from control.auth.shapes import NewLimits, Quota, QuotaInfo, UserQuery, UserQuotaInfo
-from control.call import Call
 from control.errors import NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN
 from control.identity.rows import User, users
-from control.module import Route
 from control.quota import limits_of, overrides
 from control.quota.limits import NOUNS, override
 from control.records import Txn
-from control.runtime import Control
 
 
 class QuotaRoutes:

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from quart import Response
 
+from control.api.call import Call
+from control.api.lists import in_order, json_array
+from control.api.module import Route
+from control.api.runtime import Control
 from control.auth.shapes import NewToken, Status, TokenBody, TokenInfo, Validity
-from control.call import Call
 from control.errors import BadRequest, NoSuchThing
 from control.identity.access import SERVICE, SESSION
 from control.identity.credentials import Credentials, current_scopes, is_live
 from control.identity.rows import Token, accounts, tokens, users
 from control.identity.scopes import check_grants
 from control.identity.users import clean_label
-from control.lists import in_order, json_array
-from control.module import Route
 from control.records import Txn
-from control.runtime import Control
 
 #: Of one user, his service accounts' included.
 TOKENS_MAX = 1000

@@ -1,8 +1,9 @@
 """Containers: on Kubernetes, or on one machine with Podman, behind one API.
 
-:mod:`control.compute.backend` is the seam that all backends are behind,
-:mod:`control.compute.machine` the life of a container, :mod:`control.compute.driver`
-what makes it happen.
+:mod:`.module` has the routes. :mod:`.requests` is what users do with containers,
+:mod:`.streams` their WebSockets. Both write and read rows (:mod:`.rows`);
+:mod:`.reconcile` makes the backend follow them. :mod:`.backend` is the seam that
+:mod:`.kubernetes` and :mod:`.podman` are behind.
 """
 
 from __future__ import annotations

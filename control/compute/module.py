@@ -9,19 +9,16 @@ from typing import ClassVar
 import trio
 from quart import Response
 
-from control.call import Call, upgrade_only
+from control.api.call import Call, upgrade_only
+from control.api.module import Content, Module, Route, Upgrade, UsageOf, UserDeletion
 from control.compute import names
 from control.compute.backend import Backend, Installation
-from control.compute.changes import Changes
-from control.compute.choose import choose, installation_id
-from control.compute.containers import Containers
-from control.compute.driver import Driver
-from control.compute.hub import PING_SECONDS, Hub
-from control.compute.lead import Lead
-from control.compute.logs import READERS_MAX, TEXT, Logs
-from control.compute.rows import COMPUTE, forget_user, usage
-from control.compute.settings import ComputeSettings
-from control.compute.shapes import (
+from control.compute.reconcile.changes import Changes
+from control.compute.reconcile.choose import choose, installation_id
+from control.compute.reconcile.driver import Driver
+from control.compute.reconcile.lead import Lead
+from control.compute.requests.containers import Containers
+from control.compute.requests.shapes import (
     AdminContainerInfo,
     ContainerInfo,
     ContainerList,
@@ -38,15 +35,18 @@ from control.compute.shapes import (
     SshInfo,
     Status,
 )
-from control.compute.sshkeys import SshKeys
-from control.compute.terminal import PING_SECONDS as TERMINAL_PING_SECONDS
-from control.compute.terminal import TERMINALS_MAX, Terminals
+from control.compute.requests.sshkeys import SshKeys
+from control.compute.rows import COMPUTE, forget_user, usage
+from control.compute.settings import ComputeSettings
+from control.compute.streams.hub import PING_SECONDS, Hub
+from control.compute.streams.logs import READERS_MAX, TEXT, Logs
+from control.compute.streams.terminal import PING_SECONDS as TERMINAL_PING_SECONDS
+from control.compute.streams.terminal import TERMINALS_MAX, Terminals
 from control.errors import BadRequest
 from control.http.socket import Socket
 from control.identity.access import ADMIN, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
 from control.identity.secretfiles import make_private_directory
-from control.module import Content, Module, Route, Upgrade, UsageOf, UserDeletion
 from control.records import Schema
 from gfs.config import Settings
 

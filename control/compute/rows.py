@@ -2,7 +2,7 @@
 
 A container's row says both. ``wanted``, ``wish`` and ``generation`` are written by
 requests, ``done``, ``status`` and what follows from it by the driver
-(:mod:`control.compute.driver`). A deleted container's row is there, and invisible,
+(:mod:`control.compute.reconcile.driver`). A deleted container's row is there, and invisible,
 until nothing is left of it in the backend.
 
 Every change of a container is also an *event*, in the same transaction, with the next

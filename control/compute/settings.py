@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Literal
 
-from control.compute.networks import Network
+from control.compute.backend.networks import Network
 from gfs.config import Settings
 from gfs.errors import SettingsError
 

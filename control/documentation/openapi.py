@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 from werkzeug.routing import BaseConverter
 
-from control.call import JSON, upgrade_only
+from control.api.call import JSON, upgrade_only
+from control.api.module import Content, Route, Upgrade
 from control.identity.access import Need
-from control.module import Content, Route, Upgrade
 
 OPENAPI = "3.1.0"
 #: Not part of any module: health, metrics, documentation.

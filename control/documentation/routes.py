@@ -12,11 +12,11 @@ import trio
 from quart import Response
 from werkzeug.exceptions import NotFound
 
-from control.call import FOR_ONE, JSON, Call
+from control.api.call import FOR_ONE, JSON, Call
+from control.api.module import Content, Route
 from control.documentation.openapi import SYSTEM, describe
 from control.errors import NoSuchThing
 from control.identity.access import PUBLIC
-from control.module import Content, Route
 from gfs import __version__
 
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
 """Files in storage namespaces, over REST.
 
-Who may do what is in :mod:`.permission`, what things are called in :mod:`.names`,
-what exists in :mod:`.spaces`; the bytes go through :mod:`.upload` and
-:mod:`.download`.
+:mod:`.module` has the routes. Who may do what is in :mod:`.permission`, what things are
+called in :mod:`.names`, what exists in :mod:`.spaces` and :mod:`.listing`; the bytes go
+through :mod:`.transfer`, and are counted for the quotas by :mod:`.accounting`.
 """
+
+from __future__ import annotations
 
 from control.storage.module import Storage
 

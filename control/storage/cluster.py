@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import trio
 
 import gfs
+from control.api.runtime import Control
 from control.errors import BadRequest, Conflict, NoSuchThing, Unavailable
-from control.runtime import Control
 from gfs import config
 from gfs.client import Client
 from gfs.config import ClientSettings

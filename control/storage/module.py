@@ -14,24 +14,20 @@ import trio
 from quart import Response
 from werkzeug.routing import BaseConverter
 
-from control.call import FOR_ONE, JSON, Call, json_response
+from control.api.call import FOR_ONE, JSON, Call, json_response
+from control.api.module import Content, Module, Route, UsageOf, UserDeletion
+from control.api.runtime import Control
 from control.errors import ApiError, BadRequest, NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
-from control.module import Content, Module, Route, UsageOf, UserDeletion
 from control.records import RecordsFailed, Schema
-from control.runtime import Control
-from control.storage import download, listing
+from control.storage import listing
 from control.storage.accounting import PRUNE_SECONDS, REFUSALS, Recounts, change_of, prune
 from control.storage.cluster import Cluster, as_answers
-from control.storage.media import OCTETS
-from control.storage.multipart import FIELD, FORM, is_form
 from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
 from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove, owner_of
-from control.storage.progress import Listening, Transfers
 from control.storage.rows import STORAGE, Space, disown, usage
-from control.storage.spaces import Spaces
-from control.storage.types import (
+from control.storage.shapes import (
     AdminFileInfo,
     AdminListQuery,
     Done,
@@ -49,7 +45,12 @@ from control.storage.types import (
     TransferQuery,
     UploadQuery,
 )
-from control.storage.upload import Uploads, Wish
+from control.storage.spaces import Spaces
+from control.storage.transfer import download
+from control.storage.transfer.media import OCTETS
+from control.storage.transfer.multipart import FIELD, FORM, is_form
+from control.storage.transfer.progress import Listening, Transfers
+from control.storage.transfer.upload import Uploads, Wish
 from gfs.blocks import KIB
 from gfs.client import Entry
 from gfs.errors import (

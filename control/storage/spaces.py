@@ -33,7 +33,8 @@ from functools import partial
 import trio
 from msgspec.structs import replace
 
-from control.call import Call
+from control.api.call import Call
+from control.api.runtime import Control
 from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
 from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_target
 from control.quota import limits_of
@@ -41,11 +42,10 @@ from control.quota.ledger import boot_seconds
 from control.quota.limits import check_quota
 from control.quota.usage import count, forget_purge, know_space, throw_away_space
 from control.records import Records, RecordsFailed, Taken, Txn
-from control.runtime import Control
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
 from control.storage.rows import ROOT, Space, spaces, spaces_of
-from control.storage.types import NewSpace, SpaceInfo
+from control.storage.shapes import NewSpace, SpaceInfo
 from gfs.errors import GfsError, NotFound
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import httpx
 from argon2 import PasswordHasher
 from inprocess import SECONDS, served
 
+from control.api.module import Module
+from control.api.runtime import Control
 from control.app import ControlApp
 from control.auth import Auth
 from control.auth.first_start import FILE_NAME
-from control.module import Module
-from control.runtime import Control
 from control.settings import ControlSettings
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)

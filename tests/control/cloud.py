@@ -70,7 +70,7 @@ class Cloud:
         text = log.read_text(errors="replace") if log.exists() else ""
         found = text[self._looked_at :]
         self._looked_at = len(text)
-        return repeated(line.partition("control.loop: ")[2] for line in found.splitlines())
+        return repeated(line.partition("control.app.loop: ")[2] for line in found.splitlines())
 
     def forget(self) -> None:
         """Close every client that was made here."""

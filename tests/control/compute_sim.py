@@ -22,8 +22,6 @@ import trio
 import trio.testing
 from scripted import Thing
 
-from control.compute import changes, machine
-from control.compute import containers as requests
 from control.compute.backend import (
     BackendUnavailable,
     Impossible,
@@ -33,9 +31,12 @@ from control.compute.backend import (
     Usage,
     Watch,
 )
-from control.compute.changes import Changes
-from control.compute.containers import Containers
-from control.compute.driver import BUGS_MAX, RECONCILE_SECONDS, Driver
+from control.compute.reconcile import changes, machine
+from control.compute.reconcile.changes import Changes
+from control.compute.reconcile.driver import BUGS_MAX, RECONCILE_SECONDS, Driver
+from control.compute.requests import containers as requests
+from control.compute.requests.containers import Containers
+from control.compute.requests.shapes import NewContainer, NewRule
 from control.compute.rows import (
     COMPUTE,
     Container,
@@ -49,7 +50,6 @@ from control.compute.rows import (
     last_event,
     visible,
 )
-from control.compute.shapes import NewContainer, NewRule
 from control.errors import ApiError
 from control.identity.rows import IDENTITY, User, users
 from control.quota import QUOTA, Limits

@@ -34,7 +34,7 @@ def held(request: pytest.FixtureRequest) -> Iterator[None]:
         told.append(record.getMessage())
         return True
 
-    logger = logging.getLogger("control.loop")
+    logger = logging.getLogger("control.app.loop")
     logger.addFilter(note)
     gc.disable()
     yield

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import trio
 
+from control.api.module import Module
+from control.api.runtime import Control
 from control.app import ControlApp
 from control.http.server import listen, serve
-from control.module import Module
-from control.runtime import Control
 from control.settings import ControlSettings
 
 SECONDS = 60

@@ -17,7 +17,8 @@ import msgspec
 import pytest
 from inprocess import make_app
 
-from control.call import Call
+from control.api.call import Call
+from control.api.module import Route, discover
 from control.identity.access import (
     ADMIN,
     ANYBODY,
@@ -29,7 +30,6 @@ from control.identity.access import (
     scoped,
 )
 from control.identity.scopes import ScopeTable
-from control.module import Route, discover
 
 #: Reviewed: these answer the same to everybody, or are how one gets a credential.
 REVIEWED_AS_PUBLIC = {

@@ -14,9 +14,9 @@ import trio
 from inprocess import make_app, served
 
 import control.app
-from control.call import Call
+from control.api.call import Call
+from control.api.module import Module, Route
 from control.identity.access import PUBLIC
-from control.module import Module, Route
 from control.records import RecordsFailed
 from control.settings import ControlSettings
 from gfs.errors import DiskFull, MasterUnavailable, SettingsError, StartupError

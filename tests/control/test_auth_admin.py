@@ -13,6 +13,7 @@ import jwt
 import pytest
 from auth_server import CHEAP, PASSWORD, CheapAuth, Server, running
 
+from control.api.module import Module, UserDeletion
 from control.auth import take_first_password
 from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
 from control.errors import Conflict
@@ -20,7 +21,6 @@ from control.identity import ids
 from control.identity import users as people
 from control.identity.passwords import Passwords
 from control.identity.rows import IDENTITY, users
-from control.module import Module, UserDeletion
 from control.records import Records, Txn
 from gfs.errors import StartupError
 

@@ -16,14 +16,14 @@ from harness import GFS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import control.api.call
 import control.auth.login
-import control.call
 from control.auth.failures import wait_seconds
 from control.auth.first_start import FILE_NAME
 from control.identity import users as people
 from control.identity.rows import users
 from control.records import Txn
-from control.volatile import Volatile
+from control.records.volatile import Volatile
 
 DAY = 24 * 3600
 
@@ -31,7 +31,7 @@ FAIL_THREE_TIMES = """
 import sys, time
 from pathlib import Path
 from control.auth.failures import Attempt, Failures
-from control.volatile import Volatile
+from control.records.volatile import Volatile
 failures = Failures(Volatile.open(Path(sys.argv[1])), 4, 900)
 for _ in range(3):
     failures.check(Attempt("ada", "", "127.0.0.1"), time.time())
@@ -452,7 +452,7 @@ async def test_who_may_be_anybody_sends_less(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_drips_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control.call, "JSON_SECONDS", 0.05)
+    monkeypatch.setattr(control.api.call, "JSON_SECONDS", 0.05)
     async with running(tmp_path, body_stall_seconds=3600.0) as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.http.base_url.port or 0)
         async with stream:

@@ -12,13 +12,13 @@ import pytest
 from auth_server import CheapAuth, Server, running
 from checks import ok
 
+from control.api.call import Call
+from control.api.module import Module, Route
 from control.auth.accounts import ACCOUNTS_MAX
 from control.auth.tokens import TOKENS_MAX
-from control.call import Call
 from control.identity.access import scoped
 from control.identity.rows import ServiceAccount, Token, accounts, tokens
 from control.identity.scopes import SCOPES_BYTES_MAX, SEED_SCOPES, check_grants
-from control.module import Module, Route
 from control.records import Txn
 
 DAY = 24 * 3600

@@ -15,9 +15,10 @@ from auth_server import CheapAuth, running
 from checks import ok, refused
 from compute_cloud import ED25519
 
-from control.compute import Compute, choose
+from control.compute import Compute
 from control.compute.backend import BackendUnavailable, Installation
-from control.compute.choose import installation_id
+from control.compute.reconcile import choose
+from control.compute.reconcile.choose import installation_id
 from control.compute.rows import COMPUTE, Container, containers
 from control.compute.settings import ComputeSettings
 from control.records import Records

@@ -14,7 +14,7 @@ import pytest
 
 from control.compute.backend import BackendUnavailable
 from control.compute.podman import syscalls
-from control.compute.podman.disks import GIB, UID_END, USERS, Disks
+from control.compute.podman.store.disks import GIB, UID_END, USERS, Disks
 
 BASE = 0x70000000
 MANY_GB = 10**6

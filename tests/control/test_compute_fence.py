@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from control.compute.podman import fence
+from control.compute.podman.network import fence
 
 
 def word(address: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from control.compute.podman import foreign, processes
-from control.compute.podman.foreign import ForeignPorts
-from control.compute.podman.processes import listeners
-from control.compute.podman.slots import Slots
+from control.compute.podman.engine import processes
+from control.compute.podman.engine.processes import listeners
+from control.compute.podman.network import foreign
+from control.compute.podman.network.foreign import ForeignPorts
+from control.compute.podman.network.slots import Slots
 from control.compute.settings import ComputeSettings
 from gfs.errors import SettingsError
 

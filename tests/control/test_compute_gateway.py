@@ -17,8 +17,8 @@ from descriptors import none_left, open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.compute import gateway as module
-from control.compute.gateway import Address, Gateway
+from control.compute.podman.network import gateway as module
+from control.compute.podman.network.gateway import Address, Gateway
 
 SECONDS = 20.0
 KIB = 1024

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control.compute.backend import BackendUnavailable, Impossible
+from control.compute.kubernetes.client.refusals import Refused, translated
 from control.compute.kubernetes.permissions import NEEDED, missing
-from control.compute.kubernetes.refusals import Refused, translated
 from control.compute.kubernetes.shapes import (
     Event,
     Namespace,

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from control.compute.backend import Spec
-from control.compute.driver import BACKOFF_SECONDS_MAX, LOST_SECONDS, RECONCILE_SECONDS
-from control.compute.machine import LOST
+from control.compute.reconcile.driver import BACKOFF_SECONDS_MAX, LOST_SECONDS, RECONCILE_SECONDS
+from control.compute.reconcile.machine import LOST
 from control.compute.rows import Container
 from control.quota import Limits
 

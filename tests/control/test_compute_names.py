@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from control.call import decode_json
-from control.compute import names, shapes
+from control.api.call import decode_json
+from control.compute import names
 from control.compute.backend import Port
+from control.compute.requests import shapes
 from control.errors import BadRequest
 
 T = TypeVar("T")

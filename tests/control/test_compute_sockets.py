@@ -21,14 +21,14 @@ from computing import computing as in_process
 from sockets import Client, Refused, websocket
 from wsproto.events import Ping
 
-import control.call
-import control.watch
+import control.api.call
+import control.app.watch
 from control.compute import rows
-from control.compute import terminal as terminals
 from control.compute.backend import Phase
-from control.compute.hub import Hub
-from control.compute.logs import READERS_MAX
-from control.compute.terminal import TERMINALS_MAX
+from control.compute.streams import terminal as terminals
+from control.compute.streams.hub import Hub
+from control.compute.streams.logs import READERS_MAX
+from control.compute.streams.terminal import TERMINALS_MAX
 
 MIB = 1024 * 1024
 SECONDS = 30.0
@@ -347,7 +347,7 @@ async def test_how_a_shell_ended_is_told(
 
 async def look(c: Computing) -> None:
     """What the watch on credentials does every two seconds."""
-    with mock.patch.object(control.watch, "SHORT_SECONDS", 0.0):
+    with mock.patch.object(control.app.watch, "SHORT_SECONDS", 0.0):
         await c.server.app.watch.look()
 
 
@@ -362,7 +362,7 @@ async def test_a_terminal_ends_when_its_credential_does(c: Computing) -> None:
         await look(c)
         assert await terminal.receive() is None
         assert terminal.close_code == 4401
-        assert terminal.close_reason == control.call.ENDED
+        assert terminal.close_reason == control.api.call.ENDED
     await until_closed(c)
 
 

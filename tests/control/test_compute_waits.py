@@ -15,10 +15,10 @@ from checks import ok, refused
 from computing import Computing, Who
 from computing import computing as in_process
 
-from control.compute import containers
-from control.compute.answers import for_users
 from control.compute.backend import BackendUnavailable, Room, Spec, Usage
-from control.compute.machine import one_line
+from control.compute.backend.answers import for_users
+from control.compute.reconcile.machine import one_line
+from control.compute.requests import containers
 
 
 @pytest.fixture

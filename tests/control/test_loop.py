@@ -24,13 +24,13 @@ from compute_cloud import ComputeCloud
 from inprocess import make_app, served
 from raw import FORM_TYPE, Closed, Connection
 
-from control.call import Call
+from control.api.call import Call
+from control.api.lists import PIECE_ROWS, in_order, json_array
+from control.api.module import Module, Route
+from control.app.loop import STEP_SECONDS
 from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
 from control.identity.access import PUBLIC
 from control.identity.rows import Session, User, sessions, users
-from control.lists import PIECE_ROWS, in_order, json_array
-from control.loop import STEP_SECONDS
-from control.module import Module, Route
 from control.records import Txn
 from control.settings import ControlSettings
 
@@ -75,10 +75,10 @@ async def test_a_step_that_is_too_long_is_named_and_counted(
     async with served(make_app(tmp_path, Computing)) as http:
         ok(await http.get("/waits"))
         assert "/waits" not in caplog.text, "the thread computed nothing"
-        with caplog.at_level(logging.WARNING, "control.loop"):
+        with caplog.at_level(logging.WARNING, "control.app.loop"):
             ok(await http.get("/long"))
         assert "GET /long held the event loop for" in caplog.text
-        assert "control/app.py" in caplog.text, "where it was"
+        assert "control/app/application.py" in caplog.text, "where it was"
         lines = dict(line.rsplit(" ", 1) for line in (await http.get("/metrics")).text.splitlines())
     (longest,) = (lines[key] for key in lines if key.startswith("gfs_control_loop_step_longest_"))
     assert float(longest) >= STEP_SECONDS

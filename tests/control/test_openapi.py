@@ -14,7 +14,8 @@ import schemathesis
 from inprocess import make_app, served
 from werkzeug.routing import BaseConverter
 
-from control.call import Call, upgrade_only
+from control.api.call import Call, upgrade_only
+from control.api.module import Content, Module, Route, Upgrade, discover
 from control.documentation.openapi import describe, operation_id
 from control.identity.access import (
     ADMIN,
@@ -26,7 +27,6 @@ from control.identity.access import (
     SESSION,
     scoped,
 )
-from control.module import Content, Module, Route, Upgrade, discover
 
 
 class Where(msgspec.Struct):

@@ -39,9 +39,9 @@ from compute_cloud import ComputeCloud
 from harness import GFS
 from sockets import Client, websocket
 
+from control.app.watch import Watch
 from control.errors import Unauthorized
 from control.http.socket import CLOSE_SECONDS
-from control.watch import Watch
 
 MIB = 1024 * 1024
 #: More than the buffers of both systems take, so that a slow reader's server waits.

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from control.errors import BadRequest
-from control.storage.multipart import OTHERS_MAX, FileBegins, FormReader, is_form
+from control.storage.transfer.multipart import OTHERS_MAX, FileBegins, FormReader, is_form
 
 BOUNDARY = "b0undary"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"

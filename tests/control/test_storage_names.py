@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from control.errors import BadRequest
-from control.storage.disposition import content_disposition
 from control.storage.names import check_path, check_space_name, in_folder, last_segment, reduced
+from control.storage.transfer.disposition import content_disposition
 
 #: Mostly what matters to the rule, so that both answers come often.
 awkward = st.text(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from control.storage.conditional import Validators, Verdict, judge, matches, range_counts
-from control.storage.ranges import RANGES_MAX, Span, Unsatisfiable, wanted
+from control.storage.transfer.conditional import Validators, Verdict, judge, matches, range_counts
+from control.storage.transfer.ranges import RANGES_MAX, Span, Unsatisfiable, wanted
 
 lengths = st.integers(0, 40)
 spec = st.one_of(

@@ -24,8 +24,8 @@ from control.quota.usage import count
 from control.records import RecordsFailed
 from control.storage import Storage
 from control.storage.accounting import Recounts
-from control.storage.progress import State
 from control.storage.rows import ROOT, Space, spaces
+from control.storage.transfer.progress import State
 from gfs.client import Client, Entry
 from gfs.cluster.failures import leaves
 from gfs.errors import DiskFailed

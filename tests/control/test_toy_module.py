@@ -1,6 +1,6 @@
 """Somebody else's package, installed as one installs packages, becomes part of the API.
 
-``toy/`` holds a package that knows only what :mod:`control.module` tells. Nothing of
+``toy/`` holds a package that knows only what :mod:`control.api.module` tells. Nothing of
 it is named in this project; it is found because it is installed.
 """
 

@@ -17,8 +17,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control import volatile as volatile_module
-from control.volatile import Volatile
+from control.records import volatile as volatile_module
+from control.records.volatile import Volatile
 from gfs.errors import InvalidArgument, StartupError
 
 WAIT_SECONDS = 60.0

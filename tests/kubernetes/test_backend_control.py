@@ -19,8 +19,8 @@ from kube_here import Kubernetes
 from kube_rights import account_of_file
 from sockets import websocket
 
-from control.compute import machine
 from control.compute.kubernetes.manifests import namespace_name
+from control.compute.reconcile import machine
 
 APPS = "/apis/apps/v1"
 NETWORK = "/apis/networking.k8s.io/v1"

@@ -21,10 +21,11 @@ from kube_here import Kubernetes
 
 from control.compute.backend import BackendUnavailable, Installation
 from control.compute.kubernetes import Kubernetes as Backend
-from control.compute.kubernetes import api, credentials, make
-from control.compute.kubernetes.api import Api
-from control.compute.kubernetes.credentials import Source, find
-from control.compute.kubernetes.streams import open_stream
+from control.compute.kubernetes import make
+from control.compute.kubernetes.client import api, credentials
+from control.compute.kubernetes.client.api import Api
+from control.compute.kubernetes.client.credentials import Source, find
+from control.compute.kubernetes.client.streams import open_stream
 from control.compute.settings import ComputeSettings
 
 HERE = Installation(id="c0ffee", domain="compute.example.org", image="unused", directory="unused")

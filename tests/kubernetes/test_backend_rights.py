@@ -16,10 +16,10 @@ from msgspec.structs import replace
 from control.compute.backend import BackendUnavailable, Port, Spec
 from control.compute.kubernetes import Kubernetes as Backend
 from control.compute.kubernetes import watching
+from control.compute.kubernetes.client.refusals import Refused
+from control.compute.kubernetes.client.streams import open_stream
 from control.compute.kubernetes.permissions import NEEDED, Permission
-from control.compute.kubernetes.refusals import Refused
 from control.compute.kubernetes.shapes import Namespace, Node, Pod, Rights, Service
-from control.compute.kubernetes.streams import open_stream
 
 MakeIdentity = Callable[[Rules], Identity]
 

@@ -16,9 +16,9 @@ from kube_here import Kubernetes
 
 from control.compute.backend import Spec
 from control.compute.kubernetes import mirror, watching
-from control.compute.kubernetes.api import Api as OurApi
+from control.compute.kubernetes.client.api import Api as OurApi
+from control.compute.kubernetes.client.refusals import Refused
 from control.compute.kubernetes.mirror import Mirror
-from control.compute.kubernetes.refusals import Refused
 from control.compute.kubernetes.shapes import Namespace
 
 SECONDS = 60.0

@@ -15,7 +15,7 @@ from cloud import Cloud
 from podman_image import RUNTIME, image, podman
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
-from control.compute.podman.fence import table_name
+from control.compute.podman.network.fence import table_name
 from control.compute.rows import COMPUTE, containers, facts
 from control.records import Records
 

@@ -39,7 +39,8 @@ from podman_here import inspect
 from podman_stage import Stage, stage
 
 from control.compute.backend import Port, Spec
-from control.compute.podman import fence, shapes
+from control.compute.podman import shapes
+from control.compute.podman.network import fence
 from control.compute.podman.shapes import interface_prefix
 
 #: In a container.

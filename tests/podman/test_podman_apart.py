@@ -32,7 +32,8 @@ from control.compute.backend import (
     Port,
     Spec,
 )
-from control.compute.podman import fence, shapes, watching
+from control.compute.podman import shapes, watching
+from control.compute.podman.network import fence
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from escapes import ESCAPES, PERMITTED, PUBLIC, Escape
 
-from control.compute.podman import fence
+from control.compute.podman.network import fence
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 

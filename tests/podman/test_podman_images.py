@@ -14,7 +14,7 @@ from podman_image import image, podman
 from podman_stage import Stage, stage
 
 from control.compute.backend import BackendUnavailable, Spec
-from control.compute.podman import images
+from control.compute.podman.store import images
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 

@@ -18,8 +18,10 @@ from podman_image import RUNTIME, build_image, image, podman
 from podman_stage import Stage, stage
 
 from control.compute.backend import BackendUnavailable, Spec
-from control.compute.podman import moves, service, shapes, watching
-from control.compute.podman.http import Refused
+from control.compute.podman import shapes, watching
+from control.compute.podman.engine import service
+from control.compute.podman.engine.http import Refused
+from control.compute.podman.store import moves
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 

@@ -38,11 +38,13 @@ from control.compute.backend import (
     Usage,
     Watch,
 )
-from control.compute.kubernetes import exec, logs, manifests
-from control.compute.kubernetes.api import Api
-from control.compute.kubernetes.credentials import Source, find
+from control.compute.backend.networks import Network
+from control.compute.kubernetes import logs, manifests
+from control.compute.kubernetes import terminal as exec
+from control.compute.kubernetes.client.api import Api
+from control.compute.kubernetes.client.credentials import Source, find
+from control.compute.kubernetes.client.refusals import GRANT, Refused, translated
 from control.compute.kubernetes.permissions import missing
-from control.compute.kubernetes.refusals import GRANT, Refused, translated
 from control.compute.kubernetes.shapes import (
     Namespace,
     Node,
@@ -52,7 +54,6 @@ from control.compute.kubernetes.shapes import (
     remaining,
 )
 from control.compute.kubernetes.watching import Watching
-from control.compute.networks import Network
 
 __all__ = ["Kubernetes", "make"]
 

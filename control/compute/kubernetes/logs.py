@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Iterator
 import trio_websocket
 
 from control.compute.backend import BackendUnavailable
-from control.compute.kubernetes.api import Api
+from control.compute.kubernetes.client.api import Api
+from control.compute.kubernetes.client.refusals import Refused, translated
+from control.compute.kubernetes.client.streams import open_stream
 from control.compute.kubernetes.manifests import CONTAINER, POD
-from control.compute.kubernetes.refusals import Refused, translated
-from control.compute.kubernetes.streams import open_stream
 
 __all__ = ["Lines", "logs"]
 

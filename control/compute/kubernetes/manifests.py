@@ -44,7 +44,7 @@ from control.compute.backend import (
     Port,
     Spec,
 )
-from control.compute.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
+from control.compute.backend.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
 
 __all__ = [
     "ANNOTATION_NAME",

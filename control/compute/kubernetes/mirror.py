@@ -21,10 +21,10 @@ import trio
 import trio_websocket
 
 from control.compute.backend import BackendUnavailable
-from control.compute.kubernetes.api import Api, ItemT
-from control.compute.kubernetes.refusals import Refused, translated
+from control.compute.kubernetes.client.api import Api, ItemT
+from control.compute.kubernetes.client.refusals import Refused, translated
+from control.compute.kubernetes.client.streams import open_stream
 from control.compute.kubernetes.shapes import Happening, Meta, Problem
-from control.compute.kubernetes.streams import open_stream
 from gfs.errors import GfsError
 
 __all__ = ["Mirror"]

@@ -21,13 +21,13 @@ from control.compute.backend import (
     Phase,
     Sighting,
 )
+from control.compute.backend.networks import Network
 from control.compute.kubernetes.manifests import (
     ANNOTATION_WISH,
     namespace_name,
     wish,
     wished,
 )
-from control.compute.networks import Network
 
 __all__ = [
     "AccessReview",

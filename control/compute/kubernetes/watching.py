@@ -22,10 +22,10 @@ from collections.abc import Iterator
 import trio
 
 from control.compute.backend import LABEL_CONTAINER, Sighting, Watch
-from control.compute.kubernetes.api import Api
+from control.compute.kubernetes.client.api import Api
+from control.compute.kubernetes.client.refusals import translated
 from control.compute.kubernetes.manifests import CONTAINER
 from control.compute.kubernetes.mirror import Mirror
-from control.compute.kubernetes.refusals import translated
 from control.compute.kubernetes.shapes import (
     Namespace,
     Pod,

@@ -3,8 +3,8 @@
 What a container is here: a run (a Podman container, removed when it is stopped), a
 network of its own, both found again by their labels, and a disk, with a directory for
 each mount path and one for its SSH host keys. Nothing is published by Podman: SSH and
-ingress come in through :mod:`control.compute.gateway`, in the process that drives this
-machine.
+ingress come in through :mod:`control.compute.podman.network.gateway`, in the process that
+drives this machine.
 
 - **A run that ends.** Podman starts one again that died, five times at most; then it has
   failed, with the reason. One that ended with code 0 (``kill 1`` in it, or a stop from
@@ -18,15 +18,15 @@ machine.
   has a loopback address of its own, in 127.64.0.0/10, told as its ``external_ip``, where
   its ports are opened and nowhere else. With any other ``gateway_host`` they are opened
   there: a port is the first container's to ask for it, and one that another service has
-  had is never a container's (:mod:`control.compute.podman.foreign`).
+  had is never a container's (:mod:`control.compute.podman.network.foreign`).
 - **Limits.** Memory (without swap), CPU time, processes, descriptors, and a disk of its own
-  (:mod:`control.compute.podman.disks`). The architecture is this machine's own, whatever
+  (:mod:`control.compute.podman.store.disks`). The architecture is this machine's own, whatever
   the instance type says.
 - **Its root** is a user of this machine who owns nothing else: each container has users
   of its own, and only such capabilities as a login takes.
 - **Apart.** Containers reach the internet: neither one another (a network each, isolated),
   nor this machine at any of its addresses, nor private networks, nor the addresses where
-  clouds tell a machine its secrets (:mod:`control.compute.podman.fence`).
+  clouds tell a machine its secrets (:mod:`control.compute.podman.network.fence`).
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ from control.compute.backend import (
     Usage,
     Watch,
 )
-from control.compute.gateway import OTHERS, Address, Gateway, Target, connect_tcp
-from control.compute.networks import Network
+from control.compute.backend.networks import Network
 from control.compute.podman import shapes
-from control.compute.podman.api import Api
-from control.compute.podman.disks import Disk, Disks
-from control.compute.podman.fence import Fence, resolvers
-from control.compute.podman.foreign import ForeignPorts
-from control.compute.podman.http import Refused
-from control.compute.podman.images import Images
+from control.compute.podman.engine.api import Api
+from control.compute.podman.engine.http import Refused
+from control.compute.podman.engine.processes import has_ended
+from control.compute.podman.engine.service import Service, run_podman
 from control.compute.podman.logs import Lines
-from control.compute.podman.moves import Moves
-from control.compute.podman.processes import has_ended
-from control.compute.podman.service import Service, run_podman
+from control.compute.podman.network.fence import Fence, resolvers
+from control.compute.podman.network.foreign import ForeignPorts
+from control.compute.podman.network.gateway import OTHERS, Address, Gateway, Target, connect_tcp
+from control.compute.podman.network.slots import SLOT_BITS, Slots, ssh_ports
 from control.compute.podman.shapes import Volume
-from control.compute.podman.slots import SLOT_BITS, Slots, ssh_ports
+from control.compute.podman.store.disks import Disk, Disks
+from control.compute.podman.store.images import Images
+from control.compute.podman.store.moves import Moves
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching

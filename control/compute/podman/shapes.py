@@ -6,7 +6,7 @@ Of a container ``1f2e3d4c`` of the installation ``abcd…`` there are, all with 
     gfs-abcd…-1f2e3d4c             the container: one run, removed when it is stopped
     gfs-abcd…-1f2e3d4c             its network, where nobody else is
 
-All that it writes is on its own disk (:mod:`control.compute.podman.disks`). An older version
+All that it writes is on its own disk (:mod:`control.compute.podman.store.disks`). An older version
 of ours had volumes of Podman's, which are found and copied there.
 
 A user's text (name, mount path, key) is never part of a name or of a command line.
@@ -28,7 +28,7 @@ from control.compute.backend import (
     Sighting,
     Spec,
 )
-from control.compute.podman.disks import ETC, USERS, Disk
+from control.compute.podman.store.disks import ETC, USERS, Disk
 
 __all__ = [
     "Inspected",

@@ -27,9 +27,9 @@ from pathlib import Path
 import trio
 
 from control.compute.backend import TERM, BackendUnavailable, Impossible
-from control.compute.podman.api import Api
-from control.compute.podman.http import Refused
-from control.compute.podman.processes import children, end, held, running
+from control.compute.podman.engine.api import Api
+from control.compute.podman.engine.http import Refused
+from control.compute.podman.engine.processes import children, end, held, running
 
 __all__ = ["Leashes", "PodmanTerminal", "Terminals"]
 

@@ -24,11 +24,11 @@ import msgspec
 import trio
 
 from control.compute.backend import LABEL_CONTAINER, LABEL_USER, BackendUnavailable, Watch
-from control.compute.podman.api import KINDS, Api
 from control.compute.podman.deaths import Deaths
-from control.compute.podman.http import Body, Refused
-from control.compute.podman.processes import has_ended, listeners
-from control.compute.podman.service import Service
+from control.compute.podman.engine.api import KINDS, Api
+from control.compute.podman.engine.http import Body, Refused
+from control.compute.podman.engine.processes import has_ended, listeners
+from control.compute.podman.engine.service import Service
 from control.compute.podman.shapes import (
     RESTART_GRACE_SECONDS,
     Inspected,

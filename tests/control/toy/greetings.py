@@ -9,10 +9,10 @@ from typing import Annotated
 import msgspec
 import trio
 
-from control.call import Call
+from control.api.call import Call
+from control.api.module import Module, Route
 from control.errors import NoSuchThing
 from control.identity.access import Target, scoped
-from control.module import Module, Route
 from control.records import Schema, Table, Txn
 
 #: A card whose process ended before it was delivered is found at the latest by then.

@@ -1,0 +1,118 @@
+"""What the modules of one process share: settings, records, keys, credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from control.api.module import Module, UserDeletion
+from control.identity.credentials import Credentials
+from control.identity.keys import SigningKeys
+from control.identity.rows import IDENTITY
+from control.identity.scopes import SEED_SCOPES, ScopeTable, merge
+from control.metrics import Metrics
+from control.quota import QUOTA, Ledger, Limits, limits_of
+from control.quota.limits import forget_limits
+from control.quota.usage import used_by
+from control.records import Records, Schema, Txn
+from control.records.volatile import Volatile
+from control.settings import ControlSettings
+from gfs.config import load
+
+#: Below the state directory.
+DIRECTORY = "control"
+
+
+class Control:
+    """One process's share of the control plane.
+
+    ``state`` is the cluster's state directory; what is durable is below
+    ``state/control`` and shared by all processes of this machine.
+    """
+
+    #: There while the process serves; not before.
+    records: Records
+    volatile: Volatile
+    #: Failed logins. Not with the rest, of which one user can make so much that all of it is
+    #: begun anew.
+    logins: Volatile
+    keys: SigningKeys
+    credentials: Credentials
+    #: What users have in files.
+    ledger: Ledger
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        state: Path,
+        installed: Sequence[type[Module]],
+        *,
+        master: str | None = None,
+        key: bytes | Path | None = None,
+        tls: Path | None = None,
+        config: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.directory = state / DIRECTORY
+        #: Where the file system is, for :func:`gfs.connect`; None: as the state says.
+        self.master = master
+        self.key = key
+        self.tls = tls
+        self.config = config
+        self._installed = installed
+        self.metrics = Metrics()
+        #: What users may have of whom nobody said otherwise.
+        self.limits = load(Limits, "quota", file=config)
+        self.scopes: ScopeTable = merge([SEED_SCOPES, *(kind.scopes for kind in installed)])
+
+    @property
+    def user_deletions(self) -> list[UserDeletion]:
+        """To be called, all of them, in the transaction that deletes a user."""
+        of_modules = [kind.on_user_deleted for kind in self._installed]
+        return [forget_limits, *(deletion for deletion in of_modules if deletion is not None)]
+
+    def limits_of(self, user_id: str) -> Limits:
+        """What the user may have, as of now."""
+        with self.records.read() as txn:
+            return limits_of(txn, user_id, self.limits)
+
+    def used_by(self, txn: Txn, user_id: str) -> dict[str, int]:
+        """What the user has, by the names of :class:`Limits`."""
+        found: dict[str, int] = {}
+        for kind in self._installed:
+            if kind.usage is not None:
+                found |= kind.usage(txn, user_id)
+        with self.ledger.read() as counted:
+            files = used_by(counted, user_id)
+        return found | {"bytes": files.bytes, "files": files.files}
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The records, open. Blocks for some milliseconds.
+
+        Raises StartupError when they cannot be opened, or are of newer code.
+        """
+        schemas: list[Schema] = [IDENTITY, QUOTA]
+        for kind in self._installed:
+            schemas += [schema for schema in kind.schemas if schema not in schemas]
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = self.settings
+        with ExitStack() as stack:
+            self.records = Records.open(
+                self.directory / "records",
+                schemas,
+                map_bytes=settings.map_bytes,
+                sync=settings.sync,
+            )
+            stack.callback(self.records.close)
+            self.volatile = Volatile.open(self.directory / "volatile")
+            stack.callback(self.volatile.close)
+            self.logins = Volatile.open(self.directory / "logins")
+            stack.callback(self.logins.close)
+            self.ledger = Ledger.open(self.directory / "usage", map_bytes=settings.map_bytes)
+            stack.callback(self.ledger.close)
+            self.keys = SigningKeys.open(self.directory / "keys")
+            self.credentials = Credentials(self.records, self.keys)
+            yield

@@ -1,0 +1,116 @@
+"""How long each task keeps the event loop to itself.
+
+All requests of a process take turns on one thread, so what one does without a pause all
+the others wait for. Every step of a task, from one pause to the next, is timed: nothing
+that a request can ask for is to take more than :data:`STEP_SECONDS`. One that does is
+counted, and the log names the request and where in the code the step ended.
+
+What counts is what the thread computed, since a machine with more to do than processors
+also stops it in the middle of a step that is short. The clock on the wall is looked at
+first because that costs less: it costs 1 µs a step, with the other. It has a metric of its
+own, which tells of a disk or a lock that is waited for, and of a machine that is too busy.
+Python's collector of garbage runs in whatever step comes to it, and is no request's doing.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from pathlib import Path
+from time import perf_counter, thread_time
+
+import trio
+
+from control.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+#: What nothing exceeds that a request can ask for.
+STEP_SECONDS = 0.020
+#: Shorter ones are not counted at all, which would cost more than to time them.
+COUNTED_SECONDS = 0.005
+#: Of more than so many in a minute the log has only the first.
+LINES_PER_MINUTE = 10
+
+#: What a task does, for people: the request, where there is one.
+_doing: ContextVar[object] = ContextVar("doing")
+
+_PACKAGES = Path(__file__).parents[2]
+
+
+class Loop(trio.abc.Instrument):
+    """Times the steps of one event loop; see :meth:`watched`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._wall = self._computed = 0.0
+        self._minute, self._lines = 0.0, 0
+        self._context = copy_context()
+        self._thread = 0
+        self._collecting = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The loop that this is called on is watched until the block ends."""
+        self._thread = threading.get_ident()
+        trio.lowlevel.add_instrument(self)
+        gc.callbacks.append(self._collect)
+        self.before_task_step(trio.lowlevel.current_task())
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(self._collect)
+            trio.lowlevel.remove_instrument(self)
+
+    def _collect(self, phase: str, info: dict[str, int]) -> None:
+        """Take what the collector computes out of the step that it runs in."""
+        if threading.get_ident() == self._thread:
+            if phase == "start":
+                self._collecting = thread_time()
+            else:
+                self._computed += thread_time() - self._collecting
+
+    def note(self, what: str) -> None:
+        """What the present task does from now on, in this step and in later ones."""
+        _doing.set(what)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._context = task.context  # the end of a request may change it
+        self._wall = perf_counter()
+        self._computed = thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        wall = perf_counter() - self._wall
+        if wall >= COUNTED_SECONDS:
+            self._metrics.note_wall(wall)
+            seconds = thread_time() - self._computed
+            if seconds >= COUNTED_SECONDS:
+                self._metrics.note_step(seconds)
+            if seconds >= STEP_SECONDS:
+                self._tell(task, seconds)
+
+    def _tell(self, task: trio.lowlevel.Task, seconds: float) -> None:
+        if perf_counter() > self._minute + 60:
+            self._minute, self._lines = perf_counter(), 0
+        self._lines += 1
+        if self._lines <= LINES_PER_MINUTE:
+            log.warning(
+                "%s held the event loop for %.0f ms, until %s",
+                self._context.get(_doing) or f"the task {task.name}",
+                seconds * 1000,
+                place_of(task),
+            )
+
+
+def place_of(task: trio.lowlevel.Task) -> str:
+    """Where the task stopped: our own code, the innermost last."""
+    places = []
+    for frame, line in task.iter_await_frames():
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(_PACKAGES) and "site-packages" not in path.parts:
+            places.append(f"{path.relative_to(_PACKAGES)}:{line} ({frame.f_code.co_name})")
+    return " > ".join(places[-3:]) or "its end"

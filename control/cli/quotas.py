@@ -1,0 +1,95 @@
+"""Quotas by the command line, whether a server runs or not: for whoever may write in the
+state directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+from msgspec.structs import asdict
+
+import gfs
+from control.api.runtime import Control
+from control.identity.rows import users
+from control.quota import limits_of, overrides
+from control.quota.limits import NOUNS, override
+from control.quota.usage import count
+from control.records import Txn
+from control.storage.accounting import Recounts
+from control.storage.rows import spaces
+from gfs import config
+from gfs.config import ClientSettings
+from gfs.errors import Busy, SettingsError
+
+#: Another process may be recounting.
+WAIT_SECONDS = 600.0
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    used: int
+    limit: int
+    is_changed: bool
+
+
+async def change(control: Control, username: str, changes: Mapping[str, int | None]) -> list[Line]:
+    """Set what is named for ``username``, None for the default; all of his as it is then.
+
+    Raises SettingsError for a user who does not exist.
+    """
+
+    def decide(txn: Txn) -> list[Line]:
+        user = users.find(txn, "username", username)
+        if user is None:
+            raise SettingsError(f"there is no user {username!r}")
+        override(txn, user.id, changes)
+        row = overrides.get(txn, user.id)
+        limits = asdict(limits_of(txn, user.id, control.limits))
+        used = control.used_by(txn, user.id)
+        return [
+            Line(name, used.get(name, 0), limits[name], row is not None and name in row.limits)
+            for name in NOUNS
+        ]
+
+    with control.opened():
+        return await control.records.write(decide)
+
+
+async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+    """Count all files of all storage namespaces; those who had less or more than was known:
+    files and bytes before and now, by username.
+
+    May be done while everything runs. Raises Busy if another process does it for too long.
+    """
+    settings = config.load(ClientSettings, "client", file=control.config)
+    with control.opened():
+        ledger = control.ledger
+        with trio.move_on_after(WAIT_SECONDS) as waiting:
+            while not ledger.recounting.take():  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(POLL_SECONDS)
+        if waiting.cancelled_caught:
+            raise Busy("another process is counting files: try again later")
+        before = _all_files(control)
+        with control.records.read() as txn:
+            names = [space.id for space in spaces.scan(txn) if not space.deleting]
+        await ledger.tidy()
+        async with gfs.connect(
+            control.master,
+            state=control.state,
+            key=control.key,
+            tls=control.tls,
+            settings=settings,
+        ) as fs:
+            if not await Recounts(control.records, ledger).count(fs, names):
+                raise Busy("some uploads do not end, so not all was counted: try again later")
+        after = _all_files(control)
+    return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
+
+
+def _all_files(control: Control) -> dict[str, tuple[int, int]]:
+    with control.records.read() as txn, control.ledger.read() as counted:
+        found = {user.username: count(counted, "u", user.id) for user in users.scan(txn)}
+    return {name: (row.files, row.bytes) for name, row in found.items()}

@@ -1,0 +1,209 @@
+"""Podman's REST service, run by us and for us alone.
+
+``podman system service`` is a child of the process that drives this machine's
+containers; its socket, in a directory only we can enter, serves the other worker
+processes too. Why not run ``podman`` for each thing: a command takes 60 to 180 ms and
+40 MB, the same call to the service 10 ms. Why not the system's own socket: there is
+none on many machines, and ours can have the settings that we need.
+
+Nothing of a container is lost with the service: whenever it is gone it is started
+again. One whose starter was killed ends by itself soon after nobody is connected any
+more; while it answers it is used, and ended as if it was ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+from pathlib import Path
+from subprocess import DEVNULL
+
+import trio
+
+from control.compute.backend import BackendUnavailable
+from control.compute.podman.engine.http import Client
+from control.compute.podman.engine.processes import end, held
+
+__all__ = ["Service", "environment", "run_podman"]
+
+SOCKET = "podman.sock"
+LOG = "podman-service.log"
+CONF = "containers.conf"
+#: Without a connection it ends by itself after this. The watch always holds one.
+IDLE_SECONDS = 30
+START_SECONDS = 20.0
+PING_SECONDS = 5.0
+STOP_SECONDS = 5.0
+COMMAND_SECONDS = 60.0
+#: Of what the service says: it has a line for many a call that it refuses.
+LOG_BYTES_MAX = 1024 * 1024
+LOG_BYTES_KEPT = 64 * 1024
+
+#: The kernel's struct ucred: pid, uid, gid.
+_UCRED = struct.Struct("3i")
+
+# Ctrl-P and Ctrl-Q belong to the program in a terminal. How a command in a container has
+# ended is asked for at once; a process remembers it for so long (five minutes, by default).
+_CONF = """\
+[engine]
+detach_keys = ""
+exit_command_delay = 3
+"""
+
+
+class Service:
+    """The service at ``directory``, which must exist and be ours alone (mode 0700)."""
+
+    def __init__(self, directory: str, podman: str, runtime: str) -> None:
+        self._directory = Path(directory)
+        self._command = [podman, *(["--runtime", runtime] if runtime else [])]
+        self.client = Client(directory, SOCKET)
+        self._child: trio.Process | None = None
+        #: The descriptor of one that somebody before us has started.
+        self._found: int | None = None
+        self._tried = trio.Event()
+        #: Why it could not be started when that was tried last.
+        self._failure = ""
+
+    async def answers(self) -> bool:
+        try:
+            await self.client.ask("GET", "/_ping", seconds=PING_SECONDS)
+        except BackendUnavailable:
+            return False
+        return True
+
+    async def ensure(self) -> None:
+        """Return when it answers; start it if it does not. Only the driver may.
+
+        Raises BackendUnavailable when it cannot be started.
+        """
+        try:
+            await self._ensure()
+            self._failure = ""
+        except BackendUnavailable as error:
+            self._failure = str(error)
+            raise
+        finally:
+            self._tried.set()
+
+    async def begun(self) -> None:
+        """Return when :meth:`ensure` has come to an end once. Raises BackendUnavailable,
+        with the reason, if there is no service since it cannot be started."""
+        with trio.move_on_after(START_SECONDS):
+            await self._tried.wait()
+        if self._failure:
+            raise BackendUnavailable(self._failure)
+
+    async def _ensure(self) -> None:
+        if await self.answers():
+            await self._take_over()
+            return
+        await self.close()
+        with contextlib.suppress(FileNotFoundError):
+            (self._directory / SOCKET).unlink()
+        (self._directory / CONF).write_text(_CONF)
+        self._child = await self._start()
+        with trio.move_on_after(START_SECONDS):
+            while self._child.poll() is None:
+                if await self.answers():
+                    return
+                await trio.sleep(0.05)
+        await self.close()
+        raise BackendUnavailable(
+            f"{' '.join(self._command)} system service does not start: {self._last_words()}"
+        )
+
+    def trim_log(self) -> None:
+        """To be called now and then: keep the log within its bound."""
+        with (self._directory / LOG).open("a+b") as log:
+            size = log.seek(0, os.SEEK_END)
+            if size <= LOG_BYTES_MAX:
+                return
+            log.seek(size - LOG_BYTES_KEPT)
+            kept = log.read(LOG_BYTES_KEPT)
+            # The service writes at the end too, wherever that is.
+            log.truncate(0)
+            log.write(kept.partition(b"\n")[2])
+
+    async def close(self) -> None:
+        """End it, if we started it or took it over."""
+        found, self._found = self._found, None
+        if found is not None:
+            await end(found, signal.SIGTERM, STOP_SECONDS)
+        child, self._child = self._child, None
+        if child is None:
+            return
+        with trio.CancelScope(shield=True):
+            child.terminate()
+            with trio.move_on_after(STOP_SECONDS):
+                await child.wait()
+            child.kill()
+            await child.wait()
+
+    async def _start(self) -> trio.Process:
+        arguments = ["system", "service", "--time", str(IDLE_SECONDS)]
+        # From its own directory, since a socket's path must be short.
+        where = f"unix:///proc/self/cwd/{SOCKET}"
+        (self._directory / LOG).write_bytes(b"")
+        with (self._directory / LOG).open("ab") as log:
+            try:
+                return await trio.lowlevel.open_process(
+                    [*self._command, *arguments, where],
+                    stdin=DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._directory,
+                    env=environment({"CONTAINERS_CONF_OVERRIDE": str(self._directory / CONF)}),
+                    # Ctrl-C in our terminal is ours to handle.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise BackendUnavailable(_cannot_run(self._command[0], error)) from None
+
+    async def _take_over(self) -> None:
+        if self._child is not None or self._found is not None:
+            return
+        with contextlib.suppress(BackendUnavailable):
+            async with self.client.connected() as stream:
+                credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+                # Whoever listens there does so for us: nobody else can enter the directory.
+                self._found = held(_UCRED.unpack(credentials)[0])
+
+    def _last_words(self) -> str:
+        lines = (self._directory / LOG).read_bytes()[-2000:].decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+
+
+async def run_podman(podman: str, runtime: str, *arguments: str) -> tuple[int, str]:
+    """A command's exit code and the last line of what it said.
+
+    Raises BackendUnavailable when it cannot be run or does not end.
+    """
+    command = [podman, *(["--runtime", runtime] if runtime else []), *arguments]
+    try:
+        with trio.fail_after(COMMAND_SECONDS):
+            done = await trio.run_process(
+                command, capture_stdout=True, capture_stderr=True, check=False, env=environment({})
+            )
+    except OSError as error:
+        raise BackendUnavailable(_cannot_run(podman, error)) from None
+    except trio.TooSlowError:
+        raise BackendUnavailable(f"{' '.join(command)} does not end.") from None
+    text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+    return done.returncode, text.splitlines()[-1] if text else ""
+
+
+def environment(more: dict[str, str]) -> dict[str, str]:
+    """Ours, without our settings: there are passwords among them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GFS_")}
+    # Podman says on every start that cgroups v1 are old; that is not our user's concern.
+    return {**kept, "PODMAN_IGNORE_CGROUPSV1_WARNING": "1", **more}
+
+
+def _cannot_run(podman: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"There is no program {podman!r}: install podman, or name it in compute.podman."
+    return f"{podman!r} cannot be run: {error.strerror or error}."

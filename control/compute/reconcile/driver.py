@@ -1,0 +1,447 @@
+"""Who makes wishes come true: one driver per machine, whichever process it is in.
+
+The rows say what is wished, the backend's watch what is seen. For each container that
+has news the driver runs a task that asks :func:`control.compute.reconcile.machine.plan` for the
+next step and takes it, until none is left: so calls for one container are never at the
+same time, and those for many are bounded together. Nothing that matters is only in
+memory. A driver that died has left rows whose wish is not done, and things in the backend
+that no row asks for; the next one does the former again (every call may be repeated) and
+takes the latter away.
+
+*Failing.* A backend that does not answer is asked again, ever more seldom, for as long as
+the wish lasts. What it says it cannot do fails the container, with its reason, until the
+user starts it again.
+
+*The reconciler* runs after every complete look of the watch, and every few minutes:
+
+==========================  =====================================================
+row                         backend shows               what follows
+==========================  =====================================================
+none                        something                   it is deleted
+deleted                     something, or nothing       it is deleted, then the row
+any other, was there        nothing, for some seconds   ``failed``: it is lost
+running                     an older run, or stopped    it is run again
+stopped                     a run                       it is stopped again
+wish not done               anything                    the wish is done
+==========================  =====================================================
+
+*What is not seen.* Not all that keeps containers apart and lets users in shows in a
+sighting, and somebody may remove it by hand: so it is made again for every container that
+runs, one after the other, each once in these minutes. It is also how ports that were
+refused are tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from control.compute.backend import Backend, BackendUnavailable, Impossible, Sighting
+from control.compute.reconcile import machine
+from control.compute.reconcile.changes import Changes
+from control.compute.reconcile.machine import Step
+from control.compute.rows import Container, containers, events_after, last_event, tell
+from control.records import Records, RecordsFailed, Txn
+from gfs.errors import GfsError
+
+log = logging.getLogger(__name__)
+
+#: Calls of the backend at once.
+CALLS_AT_ONCE = 16
+#: One call; what takes longer is cut off and made again.
+CALL_SECONDS = 120.0
+_NO_ANSWER = f"no answer within {CALL_SECONDS:g} s"
+BACKOFF_SECONDS = 0.5
+BACKOFF_SECONDS_MAX = 30.0
+RECONCILE_SECONDS = 300.0
+#: How long a container may not be seen before it is called lost: news of the old run's
+#: end and of the new one's beginning come one after the other.
+LOST_SECONDS = 5.0
+#: A container that ends by itself is run again so often within the window.
+RERUNS_MAX = 5
+RERUN_WINDOW_SECONDS = 600.0
+#: A mistake of ours in a backend is no reason to try for ever.
+BUGS_MAX = 5
+
+
+class Driver:
+    """See the module. One :meth:`run` at a time on a machine; the caller sees to that."""
+
+    def __init__(
+        self,
+        records: Records,
+        changes: Changes,
+        backend: Backend,
+        image: str,
+        *,
+        backoff_seconds: float = BACKOFF_SECONDS,
+        lost_seconds: float = LOST_SECONDS,
+        reconcile_seconds: float = RECONCILE_SECONDS,
+    ) -> None:
+        self._records = records
+        self._changes = changes
+        self._backend = backend
+        self._image = image
+        self._backoff_seconds = backoff_seconds
+        self._lost_seconds = lost_seconds
+        self._reconcile_seconds = reconcile_seconds
+        self._calls = trio.CapacityLimiter(CALLS_AT_ONCE)
+        self._nursery: trio.Nursery
+        #: What was seen last of each container that is there.
+        self._sightings: dict[str, Sighting] = {}
+        self._synced = False
+        #: Since when a container that ought to be there was not.
+        self._missing: dict[str, float] = {}
+        self._exposed: dict[str, tuple[int, int]] = {}
+        #: To be exposed again: something of it may be gone.
+        self._worn: set[str] = set()
+        #: Told, and it has not come true.
+        self._again: set[str] = set()
+        #: Under way when all was compared: to be compared when it rests.
+        self._unchecked: set[str] = set()
+        self._reruns: dict[str, list[float]] = {}
+        #: Containers with a task; whether there was more news since it looked.
+        self._active: dict[str, bool] = {}
+        self._woken: dict[str, trio.Event] = {}
+
+    async def run(self) -> None:
+        """Drive until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            with self._records.read() as txn:
+                number = last_event(txn)
+                rows = [row.id for row in containers.scan(txn)]
+            for container_id in rows:
+                self._kick(container_id)
+            self._nursery.start_soon(self._watch)
+            self._nursery.start_soon(self._reconcile_for_ever)
+            self._nursery.start_soon(self._expose_for_ever)
+            await self._heed(number)
+
+    async def _heed(self, number: int) -> None:
+        """Look at every container that something was written about."""
+        while True:
+            await self._changes.after(number)
+            with self._records.read() as txn:
+                news = events_after(txn, number)
+                number = last_event(txn)
+                if news is None:
+                    ids = {row.id for row in containers.scan(txn)}
+                else:
+                    ids = {event.container_id for event in news}
+            for container_id in ids:
+                self._kick(container_id)
+
+    async def _watch(self) -> None:
+        """The backend's watch never returns; one that breaks is begun again."""
+        pause = self._backoff_seconds
+        while True:
+            began = trio.current_time()
+            try:
+                await self._backend.run(self)
+            except RecordsFailed:
+                raise
+            except GfsError as error:
+                log.warning("%s: the watch ended: %s", self._backend.name, error)
+            except Exception:
+                log.exception("%s: the watch broke", self._backend.name)
+            if trio.current_time() - began > BACKOFF_SECONDS_MAX:
+                pause = self._backoff_seconds
+            await trio.sleep(pause)
+            pause = min(2 * pause, BACKOFF_SECONDS_MAX)
+
+    # --- what the backend tells (Watch) -------------------------------------------------
+
+    def seen(self, sighting: Sighting) -> None:
+        if self._sightings.get(sighting.id) != sighting:
+            self._sightings[sighting.id] = sighting
+            self._kick(sighting.id)
+
+    def gone(self, container_id: str) -> None:
+        self._sightings.pop(container_id, None)
+        self._kick(container_id)
+
+    def exposure_lost(self, container_id: str) -> None:
+        self._worn.add(container_id)
+        self._kick(container_id)
+
+    def synced(self, present: set[str]) -> None:
+        for container_id in [known for known in self._sightings if known not in present]:
+            del self._sightings[container_id]
+        self._synced = True
+        self.reconcile()
+
+    # --- the reconciler -----------------------------------------------------------------
+
+    async def _reconcile_for_ever(self) -> None:
+        while True:
+            await trio.sleep(self._reconcile_seconds)
+            if self._synced:
+                self.reconcile()
+
+    def reconcile(self) -> None:
+        """Compare all rows with all that is seen."""
+        with self._records.read() as txn:
+            rows = {row.id: row for row in containers.scan(txn)}
+        for container_id, row in rows.items():
+            if container_id in self._active:
+                self._unchecked.add(container_id)
+            elif machine.has_drifted(row, self._sightings.get(container_id)):
+                self._again.add(container_id)
+            self._kick(container_id)
+        for container_id in self._sightings.keys() - rows.keys():
+            self._kick(container_id)
+        for known in (self._exposed, self._missing, self._reruns):
+            for container_id in [each for each in known if each not in rows]:
+                del known[container_id]
+        for noted in (self._again, self._unchecked, self._worn):
+            noted &= rows.keys()
+
+    async def _expose_for_ever(self) -> None:
+        """Evenly spread, so that users' calls need not wait behind a crowd of these."""
+        while True:
+            exposed = list(self._exposed)
+            for container_id in exposed:
+                await trio.sleep(self._reconcile_seconds / len(exposed))
+                self.exposure_lost(container_id)
+            if not exposed:
+                await trio.sleep(self._reconcile_seconds)
+
+    # --- one container ------------------------------------------------------------------
+
+    def _kick(self, container_id: str) -> None:
+        """There is news of it."""
+        if container_id in self._active:
+            self._active[container_id] = True
+            self._woken[container_id].set()
+            return
+        self._active[container_id] = False
+        self._woken[container_id] = trio.Event()
+        self._nursery.start_soon(self._work, container_id)
+
+    async def _work(self, container_id: str) -> None:
+        """Steps, until none is left and there was no more news."""
+        failures = bugs = 0
+        try:
+            while True:
+                self._active[container_id] = False
+                self._woken[container_id] = trio.Event()
+                tried = self._row(container_id)
+                try:
+                    rests = await self._step(container_id) and not self._active[container_id]
+                    if rests and not self._has_drifted_meanwhile(container_id):
+                        return
+                    failures = bugs = 0
+                except RecordsFailed:
+                    raise
+                except Exception as error:
+                    failures += 1
+                    bugs += not isinstance(error, GfsError)
+                    await self._note_failure(container_id, error, bugs)
+                    pause = self._backoff_seconds * 2 ** min(failures - 1, 16)
+                    await self._pause(container_id, tried, min(pause, BACKOFF_SECONDS_MAX))
+        finally:
+            del self._active[container_id]
+            del self._woken[container_id]
+
+    def _has_drifted_meanwhile(self, container_id: str) -> bool:
+        """The reconciler met it under way, after a restart for example. What is seen may
+        lag behind what was done just now; then that is done once more."""
+        if container_id not in self._unchecked:
+            return False
+        self._unchecked.discard(container_id)
+        row = self._row(container_id)
+        if row is None or not machine.has_drifted(row, self._sightings.get(container_id)):
+            return False
+        self._again.add(container_id)
+        return True
+
+    async def _note_failure(self, container_id: str, error: Exception, bugs: int) -> None:
+        """Tell why it is not done yet; after too many mistakes of ours, that it failed."""
+        if isinstance(error, GfsError):
+            log.warning("%s: container %s: %s", self._backend.name, container_id, error)
+            reason = str(error)
+        else:
+            log.error("%s: container %s", self._backend.name, container_id, exc_info=error)
+            reason = "internal error: see the server's log"
+
+        def decide(now: Container) -> list[Container]:
+            if now.wanted != "running" or now.done == now.wish:
+                return []
+            if bugs >= BUGS_MAX:
+                return [machine.fail(now, reason, refused=True)]
+            return [machine.waits_for(now, reason)]
+
+        try:
+            await self._change(container_id, decide)
+        except RecordsFailed:
+            raise
+        except GfsError as busy:
+            log.warning("container %s: %s", container_id, busy)
+
+    async def _pause(self, container_id: str, tried: Container | None, seconds: float) -> None:
+        """Wait before it is tried again; a wish newer than the one ``tried`` need not."""
+        with trio.move_on_after(seconds):
+            while True:
+                row = self._row(container_id)
+                if row is not None and (tried is None or row.wish != tried.wish):
+                    return
+                await self._woken[container_id].wait()
+                self._woken[container_id] = trio.Event()
+
+    def _row(self, container_id: str) -> Container | None:
+        with self._records.read() as txn:
+            return containers.get(txn, container_id)
+
+    async def _step(self, container_id: str) -> bool:
+        """One step; whether it was the last for now."""
+        row = self._row(container_id)
+        sighting = self._sightings.get(container_id)
+        if row is None:
+            if sighting is None:
+                return True
+            log.warning("container %s is in no record: it is deleted", container_id)
+            await self._call_delete(container_id, sighting.user_id)
+            return False
+        if sighting is not None and machine.has_stopped(row, sighting):
+            await self._run_again(row)
+            return False
+        if sighting is not None and await self._follow(row, sighting):
+            return False
+        if sighting is None and self._synced and machine.is_lost(row):
+            return await self._look_for(row)
+        self._missing.pop(container_id, None)
+        again = container_id in self._again
+        exposed = None if container_id in self._worn else self._exposed.get(container_id)
+        step = machine.plan(row, exposed, again=again)
+        if step is Step.NOTHING:
+            return True
+        await self._take(step, row)
+        return False
+
+    async def _take(self, step: Step, row: Container) -> None:
+        spec = machine.spec(row, self._image)
+        try:
+            if step is Step.DELETE:
+                await self._call_delete(row.id, row.user_id)
+                await self._records.write(lambda txn: _remove(txn, row.id))
+                return
+            if step is Step.RUN:
+                async with self._calls:
+                    with trio.fail_after(CALL_SECONDS):
+                        if not row.seen:
+                            await self._backend.create(spec)
+                        await self._backend.start(spec)
+            elif step is Step.STOP:
+                async with self._calls:
+                    with trio.fail_after(CALL_SECONDS):
+                        await self._backend.stop(spec)
+            if step in (Step.RUN, Step.STOP):
+                self._again.discard(row.id)
+                self._exposed.pop(row.id, None)
+                await self._change(row.id, lambda now: [machine.taken_over(now, row.wish)])
+            else:
+                # Not exposed until it is done; what is lost meanwhile is done once more.
+                self._exposed.pop(row.id, None)
+                self._worn.discard(row.id)
+                async with self._calls:
+                    with trio.fail_after(CALL_SECONDS):
+                        await self._backend.expose(spec)
+                self._exposed[row.id] = machine.exposure(row)
+        except trio.TooSlowError:
+            raise BackendUnavailable(_NO_ANSWER) from None
+        except Impossible as error:
+            await self._refused(step, row, str(error))
+
+    async def _call_delete(self, container_id: str, user_id: str) -> None:
+        """Nothing may be left, so not even what cannot be done is given up."""
+        try:
+            async with self._calls:
+                with trio.fail_after(CALL_SECONDS):
+                    await self._backend.delete(container_id, user_id)
+        except trio.TooSlowError:
+            raise BackendUnavailable(_NO_ANSWER) from None
+        except Impossible as error:
+            raise BackendUnavailable(f"it cannot be deleted: {error}") from error
+        self._sightings.pop(container_id, None)
+
+    async def _refused(self, step: Step, row: Container, reason: str) -> None:
+        log.warning("container %s: %s: %s", row.id, step.name.lower(), reason)
+        self._again.discard(row.id)
+        if step is Step.EXPOSE:
+            # It runs all the same, and it is tried again from time to time.
+            self._exposed[row.id] = machine.exposure(row)
+            return
+        if step is Step.STOP:
+            # Called stopped, it would run on: that is never given up.
+            raise BackendUnavailable(f"it cannot be stopped: {reason}")
+
+        def decide(now: Container) -> list[Container]:
+            return [machine.fail(now, reason, refused=True)] if now.wish == row.wish else []
+
+        await self._change(row.id, decide)
+
+    async def _follow(self, row: Container, sighting: Sighting) -> bool:
+        """Let the row follow what is seen; whether anything changed."""
+        if not any(after != row for after in machine.follow(row, sighting)):
+            return False
+        return await self._change(row.id, lambda now: machine.follow(now, sighting))
+
+    async def _run_again(self, row: Container) -> None:
+        now = trio.current_time()
+        times = [time for time in self._reruns.get(row.id, []) if now - time < RERUN_WINDOW_SECONDS]
+        self._reruns[row.id] = [*times, now]
+        if len(times) >= RERUNS_MAX:
+            del self._reruns[row.id]
+            log.warning("container %s stops again and again by itself", row.id)
+            after = machine.fail(row, machine.STOPS_BY_ITSELF, refused=True)
+        else:
+            log.warning("container %s has stopped by itself: it is run again", row.id)
+            after = machine.run_again(row)
+        await self._change(row.id, lambda found: [after] if found == row else [])
+
+    async def _look_for(self, row: Container) -> bool:
+        """It ought to be there and is not. After a while that is called lost."""
+        now = trio.current_time()
+        since = self._missing.setdefault(row.id, now)
+        left = since + self._lost_seconds - now
+        if left > 0:
+            with trio.move_on_after(left):
+                await self._woken[row.id].wait()
+            return False
+        del self._missing[row.id]
+        log.warning("container %s is lost", row.id)
+        await self._change(
+            row.id,
+            lambda found: [machine.fail(found, machine.LOST)] if machine.is_lost(found) else [],
+        )
+        return False
+
+    async def _change(
+        self, container_id: str, decide: Callable[[Container], list[Container]]
+    ) -> bool:
+        """Write what ``decide`` makes of the row as it is now, each status as an event;
+        whether anything changed."""
+
+        def write(txn: Txn) -> bool:
+            now = before = containers.get(txn, container_id)
+            if now is None:
+                return False
+            for after in decide(now):
+                containers.put(txn, after)
+                if (after.status, after.external_ip) != (now.status, now.external_ip):
+                    tell(txn, after, "deleted" if after.wanted == "deleted" else "status")
+                now = after
+            return now != before
+
+        changed = await self._records.write(write)
+        if changed:
+            self._changes.poke()
+        return changed
+
+
+def _remove(txn: Txn, container_id: str) -> None:
+    row = containers.get(txn, container_id)
+    if row is not None and row.wanted == "deleted":
+        containers.delete(txn, container_id)

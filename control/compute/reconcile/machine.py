@@ -1,0 +1,229 @@
+"""The life of a container, as plain functions over its row.
+
+::
+
+    pending ──▶ initializing ──▶ running        stop, from any of them ──▶ stopped
+       │             │              │           start, from stopped or failed ──▶ pending
+       └─────────────┴──────────────┴──▶ failed
+
+A run that begins anew (the backend's doing, or new mounts) goes back to pending or
+initializing. A container that is lost has failed, one that is stopped too; what was called
+failed and is seen to live is followed again, by way of initializing.
+
+Requests change what is wished. A sighting changes the status, if it is of what is wished:
+one of an older generation, or of a container that shall be stopped, is of the past. The
+driver asks :func:`plan` what to tell the backend; everything here can be done again and
+again, in whatever order news comes, and ends in the same.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from msgspec.structs import replace
+
+from control.compute.backend import Port, Sighting, Spec
+from control.compute.backend.answers import for_users
+from control.compute.names import INSTANCE_TYPES
+from control.compute.rows import Container, Rule
+
+#: One line of a backend's story; the rest is in the log.
+REASON_LENGTH_MAX = 300
+LOST = "it is gone from where it was: start it again, without what it kept, or delete it"
+STOPS_BY_ITSELF = "it stops again and again by itself: look at its logs"
+
+
+class Step(Enum):
+    """What the backend is to be told next."""
+
+    NOTHING = auto()
+    RUN = auto()
+    STOP = auto()
+    EXPOSE = auto()
+    DELETE = auto()
+
+
+# --- what users ask ---------------------------------------------------------------------
+
+
+def start(row: Container) -> Container:
+    """The row unchanged if it runs or is about to."""
+    if row.wanted == "running" and row.status != "failed":
+        return row
+    return _run_anew(replace(row, wanted="running"))
+
+
+def stop(row: Container) -> Container:
+    """The row unchanged if it is stopped."""
+    if row.wanted == "stopped":
+        return row
+    return replace(
+        row, wanted="stopped", wish=row.wish + 1, status="stopped", reason="", external_ip=""
+    )
+
+
+def mount(row: Container, paths: tuple[str, ...]) -> tuple[Container, bool]:
+    """With these mount paths, and whether it is restarted for them."""
+    changed = replace(row, mount_paths=paths)
+    if row.wanted != "running" or row.status == "failed":
+        return changed, False
+    return _run_anew(changed), row.status in ("running", "initializing")
+
+
+def expose(row: Container, *, ssh_enabled: bool, rules: tuple[Rule, ...]) -> Container:
+    """The row unchanged if that is open already, and nothing else."""
+    if row.ssh_enabled == ssh_enabled and row.rules == rules:
+        return row
+    return replace(row, ssh_enabled=ssh_enabled, rules=rules, exposure=row.exposure + 1)
+
+
+def withdraw_key(row: Container, line: str) -> Container:
+    """Without this line of authorized_keys; the row unchanged if it has no such line. It is
+    taken from a running container as a port is: live."""
+    left = tuple(each for each in row.ssh_keys if each != line)
+    if left == row.ssh_keys:
+        return row
+    return replace(row, ssh_keys=left, exposure=row.exposure + 1)
+
+
+def _run_anew(row: Container) -> Container:
+    return replace(
+        row,
+        generation=row.generation + 1,
+        wish=row.wish + 1,
+        status="pending",
+        reason="",
+        external_ip="",
+        refused=False,
+    )
+
+
+# --- what is seen -----------------------------------------------------------------------
+
+
+def follow(row: Container, sighting: Sighting) -> list[Container]:
+    """The rows that this sighting leads to, one for each status on the way."""
+    if row.wanted == "stopped" and row.done == row.wish:
+        # It is there: not lost, or not any more.
+        return [replace(row, status="stopped", reason="")]
+    if not is_current(row, sighting) or row.refused or sighting.phase == "stopped":
+        return []
+    reason = one_line(sighting.reason)
+    row = replace(row, seen=True) if not row.seen else row
+    found = replace(row, status=sighting.phase, reason=reason, external_ip=sighting.external_ip)
+    if row.status in ("pending", "failed") and sighting.phase == "running":
+        # Faster than it was looked at; but nobody shall see it leap.
+        return [replace(row, status="initializing", reason=""), found]
+    return [found]
+
+
+def is_current(row: Container, sighting: Sighting) -> bool:
+    """Whether it is of what is wished now."""
+    if row.wanted != "running":
+        return False
+    if sighting.generation == 0:
+        return row.done == row.wish
+    return sighting.generation == row.generation
+
+
+def has_stopped(row: Container, sighting: Sighting) -> bool:
+    """Whether the very run that is wished has ended by itself."""
+    if row.wanted != "running" or row.done < row.wish or sighting.phase != "stopped":
+        return False
+    if sighting.generation == 0:
+        # No run is there at all. One that was seen was there, so it is over; one that
+        # was not may be still to come.
+        return row.status in ("initializing", "running")
+    return row.status != "failed" and sighting.generation == row.generation
+
+
+def run_again(row: Container) -> Container:
+    return _run_anew(row)
+
+
+def has_drifted(row: Container, sighting: Sighting | None) -> bool:
+    """Whether what the backend was told last is not what is there. To be asked when
+    nothing is under way: what is seen lags a little behind what was done."""
+    if row.done < row.wish or row.wanted == "deleted":
+        return False
+    if row.wanted == "stopped":
+        return sighting is not None and sighting.phase not in ("stopped", "failed")
+    if row.status == "failed":
+        return False
+    if sighting is None:
+        return not row.seen  # else it is lost
+    return sighting.generation not in (0, row.generation) or sighting.phase == "stopped"
+
+
+def is_lost(row: Container) -> bool:
+    """Whether it ought to be there, given that nothing of it is."""
+    return row.wanted != "deleted" and row.seen and row.done == row.wish and row.status != "failed"
+
+
+# --- what the backend is told -----------------------------------------------------------
+
+
+def plan(row: Container, exposed: tuple[int, int] | None, *, again: bool = False) -> Step:
+    """The next step.
+
+    Args:
+        exposed: generation and exposure that the backend was told last by this driver.
+        again: what it was told last has not come true.
+    """
+    if row.wanted == "deleted":
+        return Step.DELETE
+    if row.done < row.wish or again:
+        return Step.RUN if row.wanted == "running" else Step.STOP
+    if row.wanted == "running" and row.status != "failed" and exposed != exposure(row):
+        return Step.EXPOSE
+    return Step.NOTHING
+
+
+def exposure(row: Container) -> tuple[int, int]:
+    return row.generation, row.exposure
+
+
+def taken_over(row: Container, wish: int) -> Container:
+    """The backend has done what ``wish`` asked; there may be a newer one."""
+    return replace(row, done=max(row.done, wish))
+
+
+def fail(row: Container, reason: str, *, refused: bool = False) -> Container:
+    """It has failed. If ``refused``, sightings do not count until it is started again."""
+    return replace(
+        row,
+        status="failed",
+        reason=one_line(reason),
+        external_ip="",
+        done=row.wish,
+        refused=refused,
+    )
+
+
+def waits_for(row: Container, reason: str) -> Container:
+    """It is still to come, and this is why."""
+    return replace(row, reason=one_line(reason))
+
+
+def spec(row: Container, image: str) -> Spec:
+    kind = INSTANCE_TYPES[row.instance_type]
+    return Spec(
+        id=row.id,
+        user_id=row.user_id,
+        name=row.name,
+        image=image,
+        architecture=kind.architecture,
+        cpus=kind.cpus,
+        memory_mb=row.memory_mb,
+        storage_gb=row.storage_gb,
+        ssh_keys=row.ssh_keys,
+        ssh_enabled=row.ssh_enabled,
+        mount_paths=row.mount_paths,
+        ports=tuple(Port(rule.port, rule.target_port) for rule in row.rules),
+        generation=row.generation,
+        external_ip=row.external_ip,
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(for_users(text).split())[:REASON_LENGTH_MAX]

@@ -1,0 +1,392 @@
+"""What users do with containers. Each writes a wish; the driver makes it come true."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import trio
+from msgspec.structs import replace
+from quart import Response
+
+from control.api.call import Call
+from control.api.lists import in_order, json_array
+from control.compute import names
+from control.compute.backend import Backend, Room, Spec, Usage
+from control.compute.backend.answers import as_answers
+from control.compute.reconcile import machine
+from control.compute.reconcile.changes import Changes
+from control.compute.requests.shapes import (
+    AdminContainerInfo,
+    ContainerInfo,
+    NewContainer,
+    NewRule,
+    admin_info,
+    info,
+)
+from control.compute.rows import (
+    Container,
+    Rule,
+    containers,
+    count_up,
+    every,
+    keys,
+    mark_deleted,
+    of_user,
+    tell,
+    usage,
+    visible,
+)
+from control.errors import BadRequest, NoSuchThing, Unavailable
+from control.identity.rows import users
+from control.quota import Limits, limits_of
+from control.quota.limits import check_quota
+from control.records import Records, Taken, Txn
+from gfs.errors import GfsError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 10.0
+#: Usage is shown if it is there in time, and else left out.
+USAGE_SECONDS = 2.0
+#: How long it is shown again without asking.
+USAGE_KEPT_SECONDS = 3.0
+USAGE_KEPT = 1024
+USAGE_AT_ONCE = 8
+
+
+class Containers:
+    def __init__(
+        self, records: Records, changes: Changes, backend: Backend, image: str, limits: Limits
+    ) -> None:
+        self._records = records
+        #: Of users of whom nobody said otherwise.
+        self._limits = limits
+        self._changes = changes
+        self._backend = backend
+        self._image = image
+        self._usages: dict[str, tuple[float, Usage]] = {}
+        self._asking = trio.CapacityLimiter(USAGE_AT_ONCE)
+
+    # --- looking ------------------------------------------------------------------------
+
+    def own(self, call: Call) -> Container:
+        """The container that the path names. Raises NoSuchThing or Forbidden."""
+        with self._records.read() as txn:
+            return _own(txn, call)
+
+    def spec(self, row: Container) -> Spec:
+        return machine.spec(row, self._image)
+
+    async def infos(self, rows: Sequence[Container]) -> list[ContainerInfo]:
+        """With what they use, where that is known in time."""
+        usages: dict[str, Usage] = {}
+
+        async def look(row: Container) -> None:
+            usages[row.id] = await self._usage(row)
+
+        async with trio.open_nursery() as nursery:
+            for row in rows:
+                if row.status == "running":
+                    nursery.start_soon(look, row)
+        return [info(row, self._backend, self._image, usages.get(row.id, Usage())) for row in rows]
+
+    async def _usage(self, row: Container) -> Usage:
+        now = trio.current_time()
+        kept = self._usages.get(row.id)
+        if kept is not None and now - kept[0] < USAGE_KEPT_SECONDS:
+            return kept[1]
+        usage = Usage()
+        try:
+            with trio.move_on_after(USAGE_SECONDS):
+                async with self._asking:
+                    usage = await self._backend.usage(self.spec(row))
+        except GfsError:
+            pass
+        except Exception:
+            log.exception("container %s: what it uses cannot be told", row.id)
+        if len(self._usages) >= USAGE_KEPT:
+            self._usages.clear()
+        self._usages[row.id] = trio.current_time(), usage
+        return usage
+
+    async def listed(self, user_id: str) -> list[ContainerInfo]:
+        with self._records.read() as txn:
+            rows = of_user(txn, user_id)
+        return await self.infos(rows)
+
+    async def everybodys(self) -> Response:
+        """Newest first, and without asking the backend about each."""
+
+        def info(row: Container) -> AdminContainerInfo:
+            with self._records.read() as txn:
+                owner = users.get(txn, row.user_id)
+            name = owner.username if owner is not None else ""
+            return admin_info(row, self._backend, self._image, name)
+
+        rows = [row for row in await self._records.all(containers) if row.wanted != "deleted"]
+        return json_array(await in_order(rows, lambda row: -row.serial), info)
+
+    def is_over(self, row: Container) -> bool:
+        """Whether the run that ``row`` is of shall not be, or not be any more."""
+        with self._records.read() as txn:
+            now = visible(txn, row.id)
+        return now is None or now.wanted != "running" or now.generation != row.generation
+
+    async def until_over(self, row: Container) -> None:
+        """Wait until somebody stops, restarts or deletes it."""
+        while True:
+            number = self._changes.number()
+            if self.is_over(row):
+                return
+            await self._changes.after(number)
+
+    async def until_not_running(self, row: Container) -> None:
+        """Wait until it is not seen running any more, or shall not be."""
+        while True:
+            number = self._changes.number()
+            with self._records.read() as txn:
+                now = visible(txn, row.id)
+            if now is None or now.status != "running" or self.is_over(row):
+                return
+            await self._changes.after(number)
+
+    async def until_deleted(self, row: Container) -> None:
+        while True:
+            number = self._changes.number()
+            with self._records.read() as txn:
+                if visible(txn, row.id) is None:
+                    return
+            await self._changes.after(number)
+
+    # --- making and deleting ------------------------------------------------------------
+
+    async def create(
+        self, user_id: str, body: NewContainer, check: Callable[[Txn], None]
+    ) -> ContainerInfo:
+        """Checked twice: first in a snapshot, so that what can be refused is refused
+        before the backend is asked; again in the transaction, where the limit holds.
+        ``check`` is asked there as well, and raises if the user may not have it by then."""
+        with self._records.read() as txn:
+            _new(txn, user_id, body, self._limits)
+        room = await self._room(check=True)
+        for rule in body.ingress_rules:
+            self._check_port(rule.port)
+
+        def insert(txn: Txn) -> Container:
+            check(txn)
+            draft = _new(txn, user_id, body, self._limits)
+            rules = tuple(replace(rule, id=count_up(txn, "rule")) for rule in draft.rules)
+            row = replace(draft, serial=count_up(txn, "container"), rules=rules)
+            _check_room(txn, room, row)
+            while True:
+                try:
+                    containers.insert(txn, row)
+                except Taken:
+                    row = replace(row, id=_new_id())
+                    continue
+                tell(txn, row, "status")
+                return row
+
+        row = await self._write(insert)
+        return (await self.infos([row]))[0]
+
+    async def _room(self, *, check: bool = False) -> Room | None:
+        with as_answers(), trio.fail_after(CHECK_SECONDS):
+            if check:
+                await self._backend.check()
+            return await self._backend.room()
+
+    async def delete(self, call: Call) -> None:
+        """Gone for everybody when this returns; what is left of it goes soon after."""
+        await self._write(lambda txn: mark_deleted(txn, _own(txn, call)))
+
+    # --- changing -----------------------------------------------------------------------
+
+    async def start(self, call: Call) -> ContainerInfo:
+        """A stopped one takes memory again, and volumes only what it has."""
+        self.own(call)
+        room = await self._room()
+
+        def check(txn: Txn, row: Container) -> None:
+            if row.wanted == "stopped":
+                limits = limits_of(txn, row.user_id, self._limits)
+                used = usage(txn, row.user_id)["memory_mb"]
+                check_quota("memory_mb", limits.memory_mb, used, row.memory_mb)
+                _check_room(txn, room, row)
+
+        return await self._info(await self._change(call, machine.start, check))
+
+    async def stop(self, call: Call) -> ContainerInfo:
+        return await self._info(await self._change(call, machine.stop))
+
+    async def set_ssh(self, call: Call, ssh_enabled: bool) -> Container:
+        return await self._change(
+            call, lambda row: machine.expose(row, ssh_enabled=ssh_enabled, rules=row.rules)
+        )
+
+    async def set_mounts(self, call: Call, paths: Sequence[str]) -> tuple[Container, bool]:
+        self.own(call)
+        checked = names.check_mounts(paths)
+        restarted = False
+
+        def decide(row: Container) -> Container:
+            nonlocal restarted
+            row, restarted = machine.mount(row, checked)
+            return row
+
+        return await self._change(call, decide), restarted
+
+    async def add_rule(self, call: Call, body: NewRule) -> Rule:
+        self.own(call)
+        asked = names.check_rule(body.port, body.target_port)
+        self._check_port(asked.port)
+        found: list[Rule] = []
+
+        def write(txn: Txn) -> None:
+            row = _own(txn, call)
+            rule = next((rule for rule in row.rules if rule.port == asked.port), None)
+            if rule is None:
+                rule = Rule(count_up(txn, "rule"), asked.port, asked.target_port, int(time.time()))
+            else:
+                rule = replace(rule, target_port=asked.target_port)
+            found.append(rule)
+            others = [each for each in row.rules if each.port != rule.port]
+            if len(others) == len(row.rules):
+                names.check_rule_count(len(others) + 1)
+            rules = tuple(sorted([*others, rule], key=lambda each: each.port))
+            _put(txn, row, machine.expose(row, ssh_enabled=row.ssh_enabled, rules=rules))
+
+        await self._write(write)
+        return found[-1]
+
+    def _check_port(self, port: int) -> None:
+        if refusal := self._backend.port_refusal(port):
+            raise BadRequest(f"port {port}: {refusal}")
+
+    async def remove_rule(self, call: Call, port: int) -> None:
+        def decide(row: Container) -> Container:
+            rules = tuple(rule for rule in row.rules if rule.port != port)
+            return machine.expose(row, ssh_enabled=row.ssh_enabled, rules=rules)
+
+        await self._change(call, decide)
+
+    async def _change(
+        self,
+        call: Call,
+        decide: Callable[[Container], Container],
+        check: Callable[[Txn, Container], None] = lambda txn, row: None,
+    ) -> Container:
+        def write(txn: Txn) -> Container:
+            before = _own(txn, call)
+            check(txn, before)
+            after = decide(before)
+            _put(txn, before, after)
+            return after
+
+        return await self._write(write)
+
+    async def _write(self, decide: Callable[[Txn], T]) -> T:
+        result = await self._records.write(decide)
+        self._changes.poke()
+        return result
+
+    async def _info(self, row: Container) -> ContainerInfo:
+        return (await self.infos([row]))[0]
+
+
+def _put(txn: Txn, before: Container, after: Container) -> None:
+    """Write what has changed, and tell."""
+    if after == before:
+        return
+    containers.put(txn, after)
+    told = (after.status, after.external_ip) != (before.status, before.external_ip)
+    tell(txn, after, "status" if told else "wish")
+
+
+def _own(txn: Txn, call: Call) -> Container:
+    row = visible(txn, call.params["id"])
+    if row is None:
+        raise NoSuchThing("there is no such container")
+    call.allow(row.target)
+    return row
+
+
+def _check_room(txn: Txn, room: Room | None, row: Container) -> None:
+    """Raise Unavailable unless there is room for ``row`` to run, beside all others. Exact,
+    since whoever else asks for room has the transaction before or after."""
+    if room is None:
+        return
+    others = [each for each in every(txn) if each.id != row.id]
+    memory = sum(each.memory_mb for each in others if each.wanted == "running")
+    storage = sum(each.storage_gb for each in others)
+    for what, unit, there_is, taken, asked in (
+        ("memory", "MB", room.memory_mb, memory, row.memory_mb),
+        ("disk", "GB", room.storage_gb, storage, row.storage_gb),
+    ):
+        if taken + asked > there_is:
+            raise Unavailable(
+                f"there is no room for it: of {there_is} {unit} of {what} for containers "
+                f"{taken} are taken, and it needs {asked}: ask for less, or try again when "
+                f"others are gone"
+            )
+
+
+def _new(txn: Txn, user_id: str, body: NewContainer, defaults: Limits) -> Container:
+    """A row of what is asked for, without its serial and the ids of its rules. Raises
+    BadRequest for the first thing that is wrong, in the order users know; TooLarge or
+    QuotaReached for what would be right if there were room."""
+    name = names.clean_name(body.name)
+    limits, used = limits_of(txn, user_id, defaults), usage(txn, user_id)
+    if used["containers"] >= limits.containers:
+        raise BadRequest(
+            f"you have {used['containers']} containers already, and your quota is "
+            f"{limits.containers}: delete one first"
+        )
+    lines = _key_lines(txn, user_id, body.ssh_key_ids)
+    names.check_instance_type(body.instance_type)
+    names.check_sizes(body.memory_mb, body.storage_gb)
+    mount_paths = names.check_mounts(body.mount_paths or names.MOUNTS_DEFAULT)
+    now = int(time.time())
+    rules: dict[int, Rule] = {}
+    for rule in body.ingress_rules:
+        asked = names.check_rule(rule.port, rule.target_port)
+        rules[asked.port] = Rule(0, asked.port, asked.target_port, now)
+    names.check_rule_count(len(rules))
+    check_quota("memory_mb", limits.memory_mb, used["memory_mb"], body.memory_mb)
+    check_quota("storage_gb", limits.storage_gb, used["storage_gb"], body.storage_gb)
+    return Container(
+        id=_new_id(),
+        user_id=user_id,
+        name=name,
+        instance_type=body.instance_type,
+        memory_mb=body.memory_mb,
+        storage_gb=body.storage_gb,
+        ssh_keys=lines,
+        ssh_enabled=body.ssh_enabled or body.enable_ssh,
+        mount_paths=mount_paths,
+        rules=tuple(rules[port] for port in sorted(rules)),
+        created_at=now,
+        serial=0,
+    )
+
+
+def _key_lines(txn: Txn, user_id: str, ids: Sequence[int]) -> tuple[str, ...]:
+    if not ids:
+        raise BadRequest("ssh_key_ids: give at least one SSH key")
+    if len(set(ids)) < len(ids):
+        raise BadRequest("ssh_key_ids: one is given twice")
+    own = {key.id: key.public_key for key in keys.by(txn, "owner", user_id)}
+    for id_ in ids:
+        if id_ not in own:
+            raise BadRequest(f"ssh_key_ids: you have no SSH key {id_}")
+    return tuple(own[id_] for id_ in ids)
+
+
+def _new_id() -> str:
+    return secrets.token_hex(4)

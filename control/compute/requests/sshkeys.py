@@ -1,0 +1,66 @@
+"""SSH keys: added, listed, deleted."""
+
+from __future__ import annotations
+
+import time
+
+from control.api.call import Call
+from control.compute import names
+from control.compute.reconcile import machine
+from control.compute.reconcile.changes import Changes
+from control.compute.requests.shapes import KeyInfo, NewKey
+from control.compute.rows import KEYS_MAX, Key, containers, count_up, keys, numbered, tell
+from control.errors import BadRequest, NoSuchThing
+from control.records import Records, Txn
+
+#: Of what is surely no number of a key, since it is longer than any.
+ID_DIGITS_MAX = 15
+
+
+class SshKeys:
+    def __init__(self, records: Records, changes: Changes) -> None:
+        self._records = records
+        self._changes = changes
+
+    def list(self, user_id: str) -> list[KeyInfo]:
+        with self._records.read() as txn:
+            return [KeyInfo.of(key) for key in keys.by(txn, "owner", user_id)]
+
+    async def add(self, call: Call, body: NewKey) -> KeyInfo:
+        user_id = call.user.user_id
+        line = names.clean_key(body.public_key)
+        name = names.clean_name(body.name)
+
+        def insert(txn: Txn) -> Key:
+            if keys.count(txn, "owner", user_id) >= KEYS_MAX:
+                raise BadRequest(f"you have {KEYS_MAX} SSH keys already: delete one first")
+            key = Key(count_up(txn, "key"), user_id, name, line, int(time.time()))
+            keys.insert(txn, key)
+            return key
+
+        return KeyInfo.of(await call.write(insert))
+
+    async def delete(self, call: Call) -> None:
+        """Containers that it was given to let nobody in by it any more, once the driver has
+        told the backend: running ones are told within seconds. Who is logged in stays."""
+        text = call.params["id"]
+        known = text.isascii() and text.isdecimal() and len(text) <= ID_DIGITS_MAX
+        row_key = numbered(int(text)) if known else ""
+
+        def delete(txn: Txn) -> None:
+            found = keys.get(txn, row_key)
+            # Another's is told as one that is not there: ids are given in a row.
+            if found is None or found.user_id != call.user.user_id:
+                raise NoSuchThing("you have no such SSH key")
+            keys.delete(txn, row_key)
+            line = found.public_key
+            if any(key.public_key == line for key in keys.by(txn, "owner", found.user_id)):
+                return  # It was added twice, and one is left.
+            for before in list(containers.by(txn, "owner", found.user_id)):
+                after = machine.withdraw_key(before, line)
+                if after != before:
+                    containers.put(txn, after)
+                    tell(txn, after, "wish")
+
+        await call.write(delete)
+        self._changes.poke()

@@ -1,0 +1,87 @@
+"""``/compute/ws``: a user is told what becomes of his containers, as it happens.
+
+There is no queue. A listener remembers the number of the last event it has sent, and
+reads on from there in the records when it is woken: so one that takes nothing costs
+nothing more than its connection and holds up nobody, and one that comes back gets what it
+has missed. Behind by more events than are kept, it is told how things stand instead.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from control.api.call import Call
+from control.compute.reconcile.changes import Changes
+from control.compute.requests.containers import Containers
+from control.compute.requests.shapes import (
+    DeletedMessage,
+    FirstMessage,
+    Gone,
+    StatusMessage,
+    message,
+    status_message,
+)
+from control.compute.rows import events_after, last_event, of_user
+from control.http.socket import Socket
+from control.records import Records
+
+PING_SECONDS = 30.0
+
+
+class Hub:
+    def __init__(self, records: Records, changes: Changes, containers: Containers) -> None:
+        self._records = records
+        self._changes = changes
+        self._containers = containers
+
+    async def listen(self, call: Call, socket: Socket) -> None:
+        """Until the client leaves."""
+        user_id = call.user.user_id
+        with self._records.read() as txn:
+            number = last_event(txn)
+            rows = of_user(txn, user_id)
+        first = FirstMessage(await self._containers.infos(rows))
+        await socket.accept(PING_SECONDS)
+        await socket.send(_text(first))
+        told = {row.id for row in rows}
+        while True:
+            await self._changes.after(number)
+            number, messages = self._news(user_id, number, told)
+            for each in messages:
+                await socket.send(_text(each))
+
+    def _news(
+        self, user_id: str, number: int, told: set[str]
+    ) -> tuple[int, list[StatusMessage | DeletedMessage]]:
+        """The number of the last event, and what the listener is to be told by it.
+
+        ``told`` are the containers it knows of; it is brought up to date.
+        """
+        with self._records.read() as txn:
+            news = events_after(txn, number)
+            rows = of_user(txn, user_id) if news is None else []
+            number = last_event(txn)
+        if news is not None:
+            own = [message(event) for event in news if event.user_id == user_id]
+            messages = [each for each in own if each is not None]
+            for each in messages:
+                _note(told, each)
+            return number, messages
+        gone = told - {row.id for row in rows}
+        told.clear()
+        told.update(row.id for row in rows)
+        return number, [
+            *(DeletedMessage(Gone(container_id)) for container_id in sorted(gone)),
+            *(status_message(row.id, row.status, row.external_ip) for row in rows),
+        ]
+
+
+def _note(told: set[str], news: StatusMessage | DeletedMessage) -> None:
+    if isinstance(news, DeletedMessage):
+        told.discard(news.data.container_id)
+    else:
+        told.add(news.data.container_id)
+
+
+def _text(news: msgspec.Struct) -> str:
+    return msgspec.json.encode(news).decode()

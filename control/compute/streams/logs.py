@@ -1,0 +1,84 @@
+"""What a container prints: as text, or line by line over a WebSocket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import trio
+from quart import Response
+
+from control.api.call import FOR_ONE, Call
+from control.compute.backend import Backend
+from control.compute.backend.answers import as_answers
+from control.compute.requests.containers import Containers
+from control.compute.requests.shapes import LogsQuery
+from control.compute.rows import Container
+from control.compute.streams.counted import Counted
+from control.http.socket import Socket
+
+TEXT = "text/plain; charset=utf-8"
+#: Of one container in one process: each holds a connection to what runs it, for as long as
+#: it takes its reader to read.
+READERS_MAX = 16
+
+
+class Logs:
+    def __init__(self, containers: Containers, backend: Backend) -> None:
+        self._containers = containers
+        self._backend = backend
+        self._open = Counted(READERS_MAX, "readers of its logs")
+
+    def _lines(self, call: Call, row: Container, *, follow: bool) -> AsyncGenerator[str, None]:
+        tail = call.query(LogsQuery).tail
+        return self._backend.logs(self._containers.spec(row), tail, follow=follow)
+
+    async def get(self, call: Call) -> Response:
+        """The last lines, as they are now."""
+        row = self._containers.own(call)
+        pieces = self._pieces(row, self._lines(call, row, follow=False))
+        with as_answers():
+            # What fails before the first line is still told as an error.
+            first = await anext(pieces, b"")
+        body = _joined(first, pieces)
+        await anext(body)
+        return Response(body, headers=FOR_ONE, content_type=TEXT)
+
+    async def _pieces(
+        self, row: Container, lines: AsyncGenerator[str, None]
+    ) -> AsyncGenerator[bytes, None]:
+        with self._open.one_more(row.id):
+            async with aclosing(lines):
+                async for line in lines:
+                    yield line.rstrip("\r\n").encode() + b"\n"
+
+    async def follow(self, call: Call, socket: Socket) -> None:
+        """The last lines, then those to come, until the container or the client ends."""
+        row = self._containers.own(call)
+        with self._open.one_more(row.id):
+            await self._follow(call, row, socket)
+
+    async def _follow(self, call: Call, row: Container, socket: Socket) -> None:
+        lines = self._lines(call, row, follow=True)
+
+        async def end_with_the_container() -> None:
+            await self._containers.until_deleted(row)
+            nursery.cancel_scope.cancel()
+
+        with as_answers():
+            async with aclosing(lines), trio.open_nursery() as nursery:
+                await socket.accept()
+                nursery.start_soon(end_with_the_container)
+                async for line in lines:
+                    await socket.send(line.rstrip("\r\n"))
+                nursery.cancel_scope.cancel()
+
+
+async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """First of all nothing: one that never began would not close ``rest`` when it is
+    closed, because of HEAD or a client that has left."""
+    async with aclosing(rest):
+        yield b""
+        yield first
+        async for piece in rest:
+            yield piece

@@ -1,0 +1,118 @@
+"""A shell in a container, over a WebSocket.
+
+What the shell prints comes in binary frames, as the client takes them: nothing is kept
+here, so a client that reads slowly slows the shell, as a terminal does. What the client
+sends, text or binary, is typed; but for a text frame ``{"type":"resize","cols","rows"}``.
+The WebSocket ends with the shell: closed with 1000 if the shell ended by itself, with 1011
+and the reason if its container ended, or the connection to it. A container has at most
+:data:`TERMINALS_MAX` of them in each worker process.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated, Literal
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from control.api.call import Call
+from control.compute.backend import TERM, Backend, Terminal
+from control.compute.backend.answers import as_answers
+from control.compute.requests.containers import Containers
+from control.compute.rows import Container
+from control.compute.streams.counted import Counted
+from control.errors import ApiError, BadRequest, Unavailable
+from control.http.socket import Socket
+
+PING_SECONDS = 5.0
+#: Of one container in one process: each costs this machine or its node a process or two
+#: that the container's own limits do not count.
+TERMINALS_MAX = 16
+#: A login shell where its user is at home: bash if the image has it. Letters that are not
+#: ASCII are letters, also in an image that says nothing of it.
+SHELL = [
+    "/bin/sh",
+    "-c",
+    f"export TERM={TERM} LANG=${{LANG:-C.UTF-8}}; cd; "
+    "command -v bash >/dev/null && exec bash -l; exec sh -l",
+]
+#: Codes of a shell that was killed, as it is when its container ends; None: it did not say.
+_KILLED = (None, 128 + signal.SIGHUP, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+#: So long after that its container may take to be seen ending.
+_ENDING_SECONDS = 2.0
+_STOPPED = "the container was stopped, restarted or deleted: the terminal ended with it"
+_BROKE = "the connection to the container broke: open the terminal again"
+_RESIZE_LENGTH_MAX = 200
+
+
+class _Resize(msgspec.Struct):
+    type: Literal["resize"]
+    cols: Annotated[int, Meta(ge=1, le=1000)]
+    rows: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Terminals:
+    def __init__(self, containers: Containers, backend: Backend) -> None:
+        self._containers = containers
+        self._backend = backend
+        self._open = Counted(TERMINALS_MAX, "terminals")
+
+    async def open(self, call: Call, socket: Socket) -> None:
+        """Until the shell ends or the client leaves."""
+        row = self._containers.own(call)
+        if row.status != "running":
+            raise BadRequest(f"the container is {row.status}, not running: start it first")
+        try:
+            with self._open.one_more(row.id), as_answers():
+                async with self._backend.exec(self._containers.spec(row), SHELL) as terminal:
+                    await socket.accept(PING_SECONDS)
+                    await self._converse(row, socket, terminal)
+                    await self._insist_on_its_own_end(row, terminal)
+        except ApiError:
+            # A shell breaks when its container ends.
+            if socket.accepted and self._containers.is_over(row):
+                raise BadRequest(_STOPPED) from None
+            raise
+
+    async def _insist_on_its_own_end(self, row: Container, terminal: Terminal) -> None:
+        """Raises ApiError if the shell did not end by itself."""
+        if not self._containers.is_over(row) and terminal.exit_code not in _KILLED:
+            return
+        with trio.move_on_after(_ENDING_SECONDS):
+            await self._containers.until_not_running(row)
+            raise BadRequest(_STOPPED)
+        if terminal.exit_code is None:
+            raise Unavailable(_BROKE)
+
+    async def _converse(self, row: Container, socket: Socket, terminal: Terminal) -> None:
+        async def end_with_the_run() -> None:
+            await self._containers.until_over(row)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_type, socket, terminal)
+            nursery.start_soon(end_with_the_run)
+            while output := await terminal.receive():
+                await socket.send(output)
+            nursery.cancel_scope.cancel()
+
+
+async def _type(socket: Socket, terminal: Terminal) -> None:
+    while True:
+        typed = await socket.receive()
+        resize = _resize(typed)
+        if resize is not None:
+            await terminal.resize(resize.cols, resize.rows)
+        elif typed:
+            await terminal.send(typed.encode() if isinstance(typed, str) else typed)
+
+
+def _resize(typed: str | bytes) -> _Resize | None:
+    if not isinstance(typed, str) or len(typed) > _RESIZE_LENGTH_MAX or typed[:1] != "{":
+        return None
+    try:
+        return msgspec.json.decode(typed, type=_Resize)
+    except (msgspec.DecodeError, RecursionError):
+        return None

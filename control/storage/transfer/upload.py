@@ -1,0 +1,334 @@
+"""A file comes in: from the socket to the chunkservers, never held and never spooled.
+
+All that can be refused is refused before the first byte of the body is asked for,
+in this order: the credential, its scope, the file's name, the storage namespace,
+what is at the path already. (If only the form knows the name, the last three
+wait for the header of its part.) A client that sent ``Expect: 100-continue``
+then never sends the body.
+
+The file takes its name at the very end, in one step. Until then, and if anything
+goes wrong, whatever had the name before still has it.
+
+Room for it is reserved in the uploader's quota before the bytes go on to the
+chunkservers: all of it at once if the request says how long the file is, else piece by
+piece. What is replaced gives its room back, once it is replaced. If there is no room for
+both at the same time, the upload counts on that: then exactly the file that was looked
+at must still be there in the end, or the upload fails; and only one upload at a time may
+count on the room of a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from control.api.call import Call
+from control.api.runtime import Control
+from control.errors import BadRequest, Conflict, NoSuchThing, QuotaReached, TooLarge, Unavailable
+from control.quota import Claim, Limits
+from control.quota.limits import check_quota
+from control.quota.usage import count, used_by
+from control.storage.accounting import REFUSALS, change_of
+from control.storage.cluster import Cluster, as_answers
+from control.storage.names import check_path, in_folder, last_segment, reduced
+from control.storage.permission import OWNER, may_remove, may_remove_any, owner_of
+from control.storage.rows import Space
+from control.storage.shapes import Done
+from control.storage.spaces import Spaces
+from control.storage.transfer.multipart import FormReader
+from control.storage.transfer.progress import Transfer, Transfers
+from gfs.blocks import KIB
+from gfs.client import Client, Entry, NewFile
+from gfs.errors import DirectoryNotEmpty, FileChanged, NotFound
+
+_integer = re.compile(r"[0-9]{1,18}")
+#: What a form has beside its file, as far as a refusal by its length goes.
+FORM_BYTES = 64 * KIB
+
+Write = Callable[[bytes], Awaitable[None]]
+Reserve = Callable[[int, int, Limits], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be stored where, as the request says."""
+
+    space: str
+    #: The file's path; None: the form tells its name.
+    path: str | None
+    folder: str
+    overwrite: bool
+    transfer_id: str
+
+    def path_of(self, filename: str | None) -> str:
+        """The path of a file that the form calls ``filename``. Raises BadRequest."""
+        if self.path is not None:
+            return self.path
+        if filename is None:
+            raise BadRequest("the form's part named file has no filename: give one, or ?name=")
+        return check_path(in_folder(self.folder, reduced(filename)))
+
+
+class Uploads:
+    """Takes uploads."""
+
+    def __init__(
+        self, control: Control, cluster: Cluster, spaces: Spaces, transfers: Transfers
+    ) -> None:
+        self._control = control
+        self._cluster = cluster
+        self._spaces = spaces
+        self._transfers = transfers
+
+    async def take(self, call: Call, wish: Wish, *, form: bool) -> Done:
+        """Store the request's body, a form or the file itself. Durable when it returns."""
+        if wish.path is not None:
+            check_path(wish.path)
+        size = _file_size(call)
+        length = _content_length(call)
+        if not form and size is not None and length is not None and size != length:
+            raise BadRequest(f"X-File-Size: says {size} bytes, the body has {length}")
+        reader = FormReader(call.header("Content-Type") or "") if form else None
+        expected = size if size is not None or form else length
+        transfer = self._transfers.begin(call, wish.transfer_id, "upload", expected or 0)
+        upload = _Upload(call, self._control, self._cluster.fs, self._spaces, wish, transfer, size)
+        try:
+            with transfer:
+                if wish.path is None:
+                    upload.find_space()
+                else:
+                    await upload.check(wish.path)
+                if form and length is not None:
+                    # Its file is told of in the body.
+                    upload.check_room(length - FORM_BYTES if size is None else size)
+                    upload.at_most = length
+                upload.reserved_first = expected or 0
+                if reader is None:
+                    return await upload.take_raw()
+                return await upload.take_form(reader)
+        finally:
+            await transfer.heard()
+
+
+class _Upload:
+    """One upload on its way."""
+
+    def __init__(
+        self,
+        call: Call,
+        control: Control,
+        fs: Client,
+        spaces: Spaces,
+        wish: Wish,
+        transfer: Transfer,
+        size: int | None,
+    ) -> None:
+        self._call = call
+        self._control = control
+        self._fs = fs
+        self._spaces = spaces
+        self._wish = wish
+        self._transfer = transfer
+        #: Of the file, as the client announced it.
+        self._size = size
+        self._space: Space | None = None
+        self._path = ""
+        self._overwrite = False
+        #: The inode that must be at the path when it is published; 0: none.
+        self._expect: int | None = None
+        #: What the upload replaces, as far as it is known.
+        self._there: Entry | None = None
+        #: It has no room beside that.
+        self._instead = False
+        #: How long the file may get with what is reserved.
+        self._covered = 0
+        #: What is reserved before the first byte.
+        self.reserved_first = 0
+        #: The file has no more than the form that it is in; 0: not known, or no matter.
+        self.at_most = 0
+
+    # --- before the body ----------------------------------------------------------
+
+    def find_space(self) -> Space:
+        space = self._spaces.get(self._wish.space)
+        self._call.allow(space.target)
+        self._space = space
+        return space
+
+    async def check(self, path: str) -> None:
+        """Whether the file may come to be at ``path``, and on which terms."""
+        space = self._space or self.find_space()
+        self._path = path
+        self._there = there = await self._find(f"{space.directory}/{path}")
+        if there is not None:
+            if not self._wish.overwrite:
+                raise Conflict(f"{path} exists already: send overwrite=true to replace it")
+            may_remove(self._call, space, there)
+        # Where a file belongs to its uploader, exactly the one that was looked at may
+        # be replaced. Elsewhere the last of two uploads at once wins, as people expect.
+        self._overwrite = self._wish.overwrite and may_remove_any(self._call, space)
+        if not self._overwrite:
+            self._expect = there.inode if there is not None else 0
+
+    async def _find(self, full: str) -> Entry | None:
+        """The file at the path, if there is one. Raises Conflict for a folder."""
+        with as_answers(self._path):
+            try:
+                there = await self._fs.stat(full)
+            except NotFound:
+                return None
+            if there.kind == "file":
+                return there
+        try:
+            # An empty folder is one that a deletion had no time to take away.
+            await self._fs.delete(full, expect=there.inode)
+        except (DirectoryNotEmpty, FileChanged):
+            raise Conflict(f"{self._path} is a folder") from None
+        except NotFound:
+            pass
+        return None
+
+    def check_room(self, length: int) -> None:
+        """Refuse a file of this length if there is no room for it. Nothing is reserved yet:
+        what it replaces may be told of later. Raises TooLarge, QuotaReached."""
+        user_id = self._call.user.user_id
+        with self._control.ledger.read() as txn:
+            used, reserved = used_by(txn, user_id).bytes, count(txn, "r", user_id).bytes
+        if self._wish.overwrite:
+            used = reserved = 0
+        check_quota("bytes", self._control.limits_of(user_id).bytes, used, length, reserved)
+
+    # --- the body -----------------------------------------------------------------
+
+    async def take_raw(self) -> Done:
+        async with self._publishing() as write:
+            async for piece in self._call.body():
+                await write(piece)
+        return self._done()
+
+    async def take_form(self, reader: FormReader) -> Done:
+        async with contextlib.AsyncExitStack() as stack:
+            write: Write | None = None
+            async for piece in self._call.body():
+                for event in reader.feed(piece):
+                    if isinstance(event, bytes):
+                        assert write is not None
+                        await write(event)
+                    else:
+                        if self._wish.path is None:
+                            await self.check(self._wish.path_of(event.filename))
+                        write = await stack.enter_async_context(self._publishing())
+            reader.finish()
+        return self._done()
+
+    @contextlib.asynccontextmanager
+    async def _publishing(self) -> AsyncIterator[Write]:
+        """Takes the new file's bytes; it gets its name when the block ends without an
+        exception."""
+        assert self._space is not None
+        space, user_id = self._space, self._call.user.user_id
+        async with self._control.ledger.claim(user_id, space.id) as claim:
+            await self._reserve_first(claim)
+            file = self._fs.create(
+                f"{space.directory}/{self._path}",
+                overwrite=self._overwrite,
+                parents=space.directory,
+                attributes={OWNER: user_id},
+                expect=self._expect,
+            )
+            try:
+                with as_answers(self._path):
+                    async with file:
+                        yield partial(self._write, claim, file)
+                        self._check_size()
+                        await self._reserve(claim, claim.publish, file.length)
+                        await self._publish(claim, file)
+            except NoSuchThing:
+                # Only the directory of the storage namespace has to be there.
+                if self._spaces.still_exists(space):
+                    raise Unavailable("the storage namespace is being made: try again") from None
+                raise NoSuchThing(f"there is no storage namespace {space.name}") from None
+
+    async def _reserve_first(self, claim: Claim) -> None:
+        """All that may be needed, if that is known; a form may have a little more than its
+        file, so that one without room is taken piece by piece."""
+        try:
+            await self._reserve(claim, claim.reserve, self.reserved_first or self.at_most)
+        except (QuotaReached, TooLarge):
+            if self.reserved_first or not self.at_most:
+                raise
+            self._instead = False
+            claim.replaces(0, 0)
+            await self._reserve(claim, claim.reserve, 0)
+
+    async def _reserve(self, claim: Claim, reserve: Reserve, length: int) -> None:
+        """Raises TooLarge, QuotaReached, TooManyRequests, Conflict."""
+        limits = self._control.limits_of(self._call.user.user_id)
+        there = self._there
+        is_own = there is not None and owner_of(there) == self._call.user.user_id
+        if not self._instead:
+            try:
+                await reserve(1, length, limits)
+            except (QuotaReached, TooLarge):
+                # Of files there may be too many already; one that is too long never fits.
+                if not is_own or length > limits.bytes:
+                    raise
+                self._instead = True
+        if self._instead and there is not None:
+            claim.replaces(there.inode, there.length)
+            await reserve(0, max(0, length - there.length), limits)
+        self._covered = claim.bytes + (there.length if self._instead and there is not None else 0)
+
+    async def _write(self, claim: Claim, file: NewFile, piece: bytes) -> None:
+        self._transfer.moved(len(piece))
+        if self._size is not None and self._transfer.bytes > self._size:
+            raise BadRequest(f"X-File-Size: says {self._size} bytes, the file has more")
+        if self._transfer.bytes > self._covered:
+            await self._reserve(claim, claim.grow, self._transfer.bytes)
+        await file.write(piece)
+
+    async def _publish(self, claim: Claim, file: NewFile) -> None:
+        """Not given up when the client leaves now: then nobody would know how it ended."""
+        assert self._space is not None
+        space = self._space
+        if self._instead and self._there is not None:
+            file.expect(self._there.inode)
+        with trio.CancelScope(shield=True):
+            try:
+                await file.close()
+            except REFUSALS:
+                claim.refused()
+                raise
+            assert file.entry is not None
+            changes = [change_of(file.entry, came=True)]
+            if file.replaced is not None:
+                changes.append(change_of(file.replaced, came=False))
+            await claim.settle(changes, partial(self._spaces.still_exists, space))
+
+    def _check_size(self) -> None:
+        moved = self._transfer.bytes
+        if self._size is not None and moved != self._size:
+            raise BadRequest(f"X-File-Size: says {self._size} bytes, the file has {moved}")
+
+    def _done(self) -> Done:
+        return Done(last_segment(self._path))
+
+
+def _file_size(call: Call) -> int | None:
+    """X-File-Size. Raises BadRequest."""
+    text = call.header("X-File-Size")
+    if text is None:
+        return None
+    if not _integer.fullmatch(text):
+        raise BadRequest("X-File-Size: the size of the file in bytes, a whole number")
+    return int(text)
+
+
+def _content_length(call: Call) -> int | None:
+    text = call.header("Content-Length")
+    return int(text) if text is not None and _integer.fullmatch(text) else None
