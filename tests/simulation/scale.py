@@ -50,7 +50,6 @@ def shrink() -> bool:
     import gfs.chunkserver.exchanges.read
     import gfs.chunkserver.exchanges.write
     import gfs.chunkserver.files.chunkfile
-    import gfs.chunkserver.upkeep.background
     import gfs.master.replicas.garbage
     import gfs.master.replication.log_sender
     import gfs.master.service.background
@@ -62,7 +61,6 @@ def shrink() -> bool:
     gfs.chunkserver.exchanges.read.PIECE_BYTES_MAX = PACKET_BYTES
     gfs.chunkserver.exchanges.write.SMALL_PACKET_BYTES = BLOCK_BYTES
     gfs.protocol.rpc.SWEEP_SECONDS = 1.0
-    gfs.chunkserver.upkeep.background.SPACE_SECONDS = 3.0
     gfs.master.replicas.garbage.ORDERS_MAX = 2
     gfs.master.replication.log_sender.SWEEP_SECONDS = 2.0
     gfs.master.service.background.RECLAIM_REST_SECONDS = 1.0

@@ -31,6 +31,7 @@ from gfs.chunkserver.disks.identity import (
     decode_server,
     encode_server,
 )
+from gfs.chunkserver.exchanges.append import Appends
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.progress import Call
 from gfs.chunkserver.node import disk_manager as disks
@@ -39,6 +40,7 @@ from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.throttle import LOOK_SECONDS, Throttle
 from gfs.chunkserver.service.master_link import MasterLink, MasterLinks
 from gfs.chunkserver.upkeep.delete import delete_all
+from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
 from gfs.errors import (
     CorruptReplica,
@@ -421,7 +423,7 @@ async def test_orders_of_a_younger_memory_are_refused(tmp_path: Path) -> None:
     await node.close()
     node = await node_in(tmp_path)
     node.server.record.sequence = 100
-    link = MasterLink(node, MasterLinks(node), "master:9400")
+    link = MasterLink(node, MasterLinks(node, Appends(node), Scrubber(node)), "master:9400")
     delete = [ReplicaName(handle=1, version=1)]
     with pytest.raises(StaleVersion, match="old metadata"):
         await link.delete(DeleteReplicas(id=1, sequence=99, replicas=delete))
@@ -474,7 +476,7 @@ def test_a_new_master_is_obeyed_once_its_term_is_written_down(disks: int) -> Non
         return node
 
     async def try_to_join(node: Node, term: int) -> bool:
-        link = MasterLink(node, MasterLinks(node), "master:9400")
+        link = MasterLink(node, MasterLinks(node, Appends(node), Scrubber(node)), "master:9400")
         link._is_master = True
         rpc = type("Peer", (), {"peer_term": term})()
         try:

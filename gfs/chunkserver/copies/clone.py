@@ -8,13 +8,13 @@ one without a moment in which neither is there.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from gfs.blocks import BLOCK_BYTES, MIB, block_sums
 from gfs.chunkserver.copies.new_replica import new_replica
 from gfs.chunkserver.copies.salvage import salvage
 from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.node.node import Node
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,
@@ -34,9 +34,6 @@ from gfs.protocol.messages import (
     VerifyChunk,
     VerifyReply,
 )
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 log = logging.getLogger(__name__)
 

@@ -9,16 +9,13 @@ made beside the others and gets its name when it is whole and synced.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from gfs.chunkserver.copies.new_replica import copy_bytes, mark_if_unfit, new_replica
 from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.errors import Busy, CorruptReplica, StaleVersion
 from gfs.protocol.messages import CopyChunk
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 log = logging.getLogger(__name__)
 

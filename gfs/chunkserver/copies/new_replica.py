@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from gfs.chunkserver.disks.disk import Disk, describe, map_disk_error
 from gfs.chunkserver.files.chunkfile import COPY_BYTES, ChunkFile
+from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.errors import CorruptReplica, DiskFailed, GfsError
 from gfs.io.world import ReadFailed
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
-    from gfs.chunkserver.replicas.store import OpenChunk
 
 
 async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile) -> None:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from gfs.blocks import BLOCK_BYTES, MIB, SUM_BYTES, block_count, block_sum
 from gfs.chunkserver.copies.new_replica import new_replica
 from gfs.chunkserver.disks.disk import map_disk_error
+from gfs.chunkserver.node.node import Node
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     ChunkUnavailable,
@@ -35,9 +36,6 @@ from gfs.errors import (
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import CloneChunk, ReadChunk, ReadReply, VerifyChunk, VerifyReply
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 log = logging.getLogger(__name__)
 

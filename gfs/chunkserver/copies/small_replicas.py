@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -28,6 +27,7 @@ from gfs.blocks import MIB, REPLICA_HEAD_BYTES, block_count, block_sums
 from gfs.chunkserver.copies.clone import STEP_SECONDS, clone, unfit
 from gfs.chunkserver.disks.disk import Disk, map_disk_error
 from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.store import Made
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
@@ -51,9 +51,6 @@ from gfs.protocol.messages import (
     ReplicaName,
     ReplicaState,
 )
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 log = logging.getLogger(__name__)
 

@@ -43,12 +43,12 @@ bench.append``: see docs/design.md.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 import trio
 
 from gfs.blocks import CHUNK_BYTES, KIB, MIB, packet_sums
 from gfs.chunkserver.exchanges.write import WriteExchange
+from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import Answering
 from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.errors import (
@@ -70,9 +70,6 @@ from gfs.protocol.messages import (
     Packet,
     WriteChunk,
 )
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 WAITING_BYTES_MAX = 64 * MIB
 WAITING_MAX = 1024
@@ -165,10 +162,10 @@ class Appends:
         except GfsError as error:
             answer = Failure(id=request.id, code=error.code, message=f"{node.id}: {error}")
             if connection.body_bytes:
-                await node.say_and_hang_up(connection, answer)
+                await node.connections.fail_and_hang_up(connection, answer)
                 return False
         answer.id = request.id
-        await node.answer_briefly(connection, answer)
+        await node.connections.answer_briefly(connection, answer)
         return True
 
     async def _wait_for_room(self, count: int) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 
+from gfs.chunkserver.node.node import Node
 from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, ReplicaUnavailable
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import Watch, deadline
@@ -22,9 +22,6 @@ from gfs.protocol.messages import (
     WriteChunk,
 )
 from gfs.protocol.patience import SILENT_SECONDS, Pulses
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 #: Packets up to this size fit into any socket's buffer.
 SMALL_PACKET_BYTES = 64 * 1024

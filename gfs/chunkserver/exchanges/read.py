@@ -13,17 +13,13 @@ goes to one of the disk's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gfs.blocks import BLOCK_BYTES, block_sum
 from gfs.chunkserver.disks.disk import map_disk_error
+from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Failure, ReadChunk, ReadReply
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 #: Reads of whole blocks up to this size are not worth a ``sendfile``.
 SENDFILE_BYTES_MIN = 64 * 1024 + 1

@@ -49,7 +49,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -57,6 +57,7 @@ from gfs.blocks import CHUNK_BYTES, block_sum, block_sums, packet_sums
 from gfs.chunkserver.disks.disk import map_disk_error
 from gfs.chunkserver.exchanges.chain import SMALL_PACKET_BYTES, ChainBroken, Downstream, asked
 from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import Answering
 from gfs.chunkserver.replicas.store import OpenChunk
 from gfs.diagnostics import message_id
@@ -85,9 +86,6 @@ from gfs.protocol.messages import (
     VerifyReply,
     WriteChunk,
 )
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 T = TypeVar("T")
 
@@ -137,7 +135,7 @@ class FromConnection:
         return self._connection.body_bytes
 
     async def refuse(self, failure: Failure) -> None:
-        await self._node.say_and_hang_up(self._connection, failure)
+        await self._node.connections.fail_and_hang_up(self._connection, failure)
 
 
 class WriteExchange:

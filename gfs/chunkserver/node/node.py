@@ -1,4 +1,4 @@
-"""What one chunkserver is made of, and the exchanges that clients ask of it."""
+"""What one chunkserver is made of, and what is true of a replica here."""
 
 from __future__ import annotations
 
@@ -9,39 +9,25 @@ from contextlib import nullcontext
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, block_count
-from gfs.chunkserver.copies.small_replicas import serve_replicas
 from gfs.chunkserver.disks.disk import map_disk_error
 from gfs.chunkserver.disks.identity import Identity as ServerIdentity
-from gfs.chunkserver.exchanges.append import Appends
-from gfs.chunkserver.exchanges.read import serve_read
-from gfs.chunkserver.exchanges.write import FromConnection, WriteExchange
+from gfs.chunkserver.node.connections import Connections
 from gfs.chunkserver.node.disk_manager import Disks
 from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.pulse import Pulse
 from gfs.chunkserver.node.throttle import Throttle
 from gfs.chunkserver.replicas.store import ChunkStore, OpenChunk
-from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
-from gfs.diagnostics import request, request_of
 from gfs.errors import CorruptReplica, DeadlineExceeded, GfsError, NotFound, StaleVersion
 from gfs.io import World
 from gfs.metrics import Operations
 from gfs.protocol.buffers import BufferPool
-from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.credentials import Credentials
-from gfs.protocol.deadline import deadline
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import (
-    AppendRecords,
-    Done,
-    Failure,
     GrantLease,
     LookFor,
     LookForReply,
-    Message,
-    Ping,
-    ReadChunk,
-    ReadReplicas,
     ReplicaName,
     ReplicaState,
     VerifyChunk,
@@ -55,10 +41,6 @@ log = logging.getLogger(__name__)
 
 #: Packet buffers of all exchanges of one server together.
 BUFFER_BYTES_MAX = 64 * MIB
-#: A connection nobody uses is ended after this long; the pools' limit is below.
-CONNECTION_IDLE_SECONDS = 90.0
-#: How long a peer that was told of a failure may take to hang up.
-HANG_UP_SECONDS = 1.0
 
 
 class Node:
@@ -81,19 +63,15 @@ class Node:
         self.buffers = BufferPool(BUFFER_BYTES_MAX)
         self.identity = Identity(role="chunkserver", peer="", key=key)
         self.pool = BulkPool(world, self.identity)
-        self.appends = Appends(self)
         self.pulse = Pulse(world.clock)
         self.patience = Patience(world.clock)
         #: For metrics, like what exchanges count.
         self.operations = Operations(settings.slow_seconds)
-        self.connections: set[BulkConnection] = set()
+        self.connections = Connections(world.clock)
         self.read_bytes = self.written_bytes = 0
-        self.scrubber = Scrubber(self)
         self.address = ""
         #: Chunks being copied to this server.
         self.cloning: set[int] = set()
-        #: Connections between two exchanges, and since when.
-        self._idle: dict[BulkConnection, float] = {}
 
     @property
     def id(self) -> str:
@@ -111,95 +89,6 @@ class Node:
         """Let go of the disks. What hangs is left to the end of the process."""
         self.pool.close()
         await self.disks.close()
-
-    # --- exchanges ------------------------------------------------------------------
-
-    async def serve(self, connection: BulkConnection) -> None:
-        """All exchanges of one connection, one after another."""
-        while not connection.ending:
-            self._idle[connection] = self.world.clock.monotonic()
-            try:
-                message = await connection.receive_or_end()
-            finally:
-                del self._idle[connection]
-            if message is None:
-                return
-            is_client = _is_from_client(connection, message)
-            if is_client:
-                self.throttle.client_starts()
-            began = self.world.clock.monotonic()
-            # Not reset: this task works for nobody else between two exchanges.
-            request.set(request_of(message.id))
-            connection.failure = None
-            connection.busy = True
-            connection.exchanges += 1
-            try:
-                if not await self._exchange(connection, message):
-                    return
-            finally:
-                connection.busy = False
-                self._idle.pop(connection, None)
-                if is_client:
-                    self.throttle.client_ends()
-                took = self.world.clock.monotonic() - began
-                self.operations.done(type(message), message.id, took, connection.failure)
-
-    async def answer_briefly(self, connection: BulkConnection, answer: Message) -> None:
-        """Send what fits into the buffer of any peer who took what was sent before;
-        one who did not is idle, and is treated as that."""
-        self._idle[connection] = self.world.clock.monotonic()
-        await connection.send(answer)
-
-    async def end_idle(self) -> None:
-        """Close the connections nobody uses. Runs for as long as the server does:
-        one task for all costs less than a deadline for each exchange."""
-        while True:
-            await self.world.clock.sleep(CONNECTION_IDLE_SECONDS / 4)
-            oldest = self.world.clock.monotonic() - CONNECTION_IDLE_SECONDS
-            for connection in [c for c, since in self._idle.items() if since < oldest]:
-                connection.close()
-
-    async def _exchange(self, connection: BulkConnection, message: Message) -> bool:
-        if isinstance(message, WriteChunk):
-            return await WriteExchange(self, FromConnection(self, connection), message).run()
-        if isinstance(message, AppendRecords):
-            return await self.appends.serve(connection, message)
-        with deadline(self.settings.idle_seconds * 4, "taking of the answer"):
-            if isinstance(message, ReadChunk):
-                is_well = await serve_read(self, connection, message)
-                if is_well and connection.failure is None:
-                    self.read_bytes += message.length
-                return is_well
-            if isinstance(message, ReadReplicas):
-                await connection.send(*await serve_replicas(self, message))
-            else:
-                await connection.send(await self._answer(message))
-        return True
-
-    async def _answer(self, message: Message) -> Message:
-        if isinstance(message, VerifyChunk):
-            return await self.verify(message)
-        if isinstance(message, LookFor):
-            return await self.look_for(message)
-        if isinstance(message, Ping):
-            return Done(id=message.id)
-        name = type(message).__name__
-        return Failure(id=message.id, code="protocol", message=f"{name} is not served here")
-
-    async def say_and_hang_up(self, connection: BulkConnection, failure: Failure) -> None:
-        """Send ``failure`` and let the peer read it: what it still sends is thrown
-        away for a moment, since closing on unread data would cut the answer off."""
-        with trio.move_on_after(HANG_UP_SECONDS):
-            try:
-                await connection.send(failure)
-                sink = memoryview(bytearray(256 * 1024))
-                while await connection.stream.receive_into(sink):
-                    pass
-            except ConnectionError:
-                pass
-        connection.close()
-
-    # --- replicas -------------------------------------------------------------------
 
     async def writable(self, request: WriteChunk) -> OpenChunk:
         """The replica a write is for, made if it is the start of an upload."""
@@ -399,11 +288,3 @@ class Node:
             self.store.mark_bad(order.handle)
             raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
         await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))
-
-
-def _is_from_client(connection: BulkConnection, message: Message) -> bool:
-    """Whether background work gives way to it. What other chunkservers read goes into
-    copies, but for a few appends; their writes are those of clients, along the chain."""
-    return connection.peer_role != "chunkserver" or not isinstance(
-        message, (ReadChunk, ReadReplicas, VerifyChunk)
-    )

@@ -26,9 +26,11 @@ import trio
 from gfs.chunkserver.copies.clone import clone
 from gfs.chunkserver.copies.copy_on_write import copy
 from gfs.chunkserver.copies.small_replicas import Batch
+from gfs.chunkserver.exchanges.append import Appends
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.store import Changes
 from gfs.chunkserver.upkeep.delete import delete_all
+from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import split_addresses
 from gfs.diagnostics import event, request, request_of
 from gfs.errors import (
@@ -85,8 +87,10 @@ PROMPT_ORDERS_AT_ONCE = 256
 class MasterLinks:
     """One link to each process that is the master or may become it."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, appends: Appends, scrubber: Scrubber) -> None:
         self._node = node
+        self.appends = appends
+        self.scrubber = scrubber
         #: Set when a master has taken this server.
         self.registered = trio.Event()
         self._changed = trio.Event()
@@ -267,7 +271,7 @@ class MasterLink:
             self._check_term(rpc)
             await self._report_changes(rpc)
             sent = node.world.clock.elapsed()
-            appended = node.appends.untold() if self._is_master else []
+            appended = self._links.appends.untold() if self._is_master else []
             orders, _ = await rpc.call(
                 Heartbeat(
                     id=0,
@@ -275,14 +279,14 @@ class MasterLink:
                     chunks=len(node.store.inventory),
                     bad=self._next_bad(),
                     leases=node.leases.take_used() if self._is_master else [],
-                    scrub=node.scrubber.progress(),
+                    scrub=self._links.scrubber.progress(),
                     appended=appended,
                     certificate_until_ns=node.identity.certificate_until_ns,
                 ),
                 node.store.pack(self._next_sample()),
                 seconds=HEARTBEAT_SECONDS_MAX,
             )
-            node.appends.told(appended)
+            self._links.appends.told(appended)
             await self._obey(rpc, orders, sent)
             await node.world.clock.sleep(seconds)
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from gfs.chunkserver.disks.disk import STATES
 from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.metrics import Family, certificate_family, counter, gauge, label, operation_families
 
 
-def families(node: Node) -> Iterable[Family]:
+def families(node: Node, scrubber: Scrubber) -> Iterable[Family]:
     """All of them."""
     store = node.store
     disks = [*store.disks.values(), *store.down.values()]
@@ -31,15 +32,15 @@ def families(node: Node) -> Iterable[Family]:
     yield counter(
         "gfs_chunkserver_scrubbed_bytes_total",
         "Bytes verified by the scrubber",
-        node.scrubber.bytes,
+        scrubber.bytes,
     )
     yield counter(
-        "gfs_chunkserver_scrubs_total", "Times that everything was verified", node.scrubber.passes
+        "gfs_chunkserver_scrubs_total", "Times that everything was verified", scrubber.passes
     )
     yield gauge(
         "gfs_chunkserver_scrub_progress_ratio",
         "Share of the chunks that this round of the scrubber is through with",
-        node.scrubber.share,
+        scrubber.share,
     )
     yield gauge("gfs_chunkserver_leases", "Leases held as a primary", node.leases.count)
     yield gauge("gfs_chunkserver_copies", "Replicas being copied to here", len(node.cloning))
@@ -83,7 +84,7 @@ def families(node: Node) -> Iterable[Family]:
     yield gauge(
         "gfs_chunkserver_connections",
         "Connections served",
-        label("role", Counter(one.peer_role for one in node.connections)),
+        label("role", Counter(one.peer_role for one in node.connections.open)),
     )
     yield counter(
         "gfs_chunkserver_log_sequence_total",

@@ -9,10 +9,12 @@ from functools import partial
 import trio
 
 from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.service.dispatch import Dispatcher
 from gfs.chunkserver.service.master_link import MasterLinks
 from gfs.chunkserver.service.metrics import families
 from gfs.chunkserver.upkeep import background, twins
 from gfs.chunkserver.upkeep.drain import drain_disk
+from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
 from gfs.errors import StartupError
 from gfs.io import Listener, World
@@ -49,13 +51,14 @@ async def run_chunkserver(
     paper, 5.1.1).
     """
     node = Node(world, settings, directories, key)
+    dispatcher, scrubber = Dispatcher(node), Scrubber(node)
     if metrics is not None:
-        metrics.collect = partial(families, node)
+        metrics.collect = partial(families, node, scrubber)
     try:
         await node.open()
         listener = await _listen(node)
         try:
-            await _run(node, listener, task_status)
+            await _run(node, dispatcher, scrubber, listener, task_status)
         finally:
             listener.close()
     finally:
@@ -74,15 +77,19 @@ async def _listen(node: Node) -> Listener:
 
 
 async def _run(
-    node: Node, listener: Listener, task_status: trio.TaskStatus[ChunkserverStarted]
+    node: Node,
+    dispatcher: Dispatcher,
+    scrubber: Scrubber,
+    listener: Listener,
+    task_status: trio.TaskStatus[ChunkserverStarted],
 ) -> None:
-    links = MasterLinks(node)
+    links = MasterLinks(node, dispatcher.appends, scrubber)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                serve, node.world, listener, node.identity, node.serve, node.connections
+                serve, node.world, listener, node.identity, dispatcher.serve, node.connections.open
             )
-            nursery.start_soon(node.end_idle)
+            nursery.start_soon(node.connections.close_idle)
             nursery.start_soon(node.pulse.run)
             nursery.start_soon(node.patience.run)
             nursery.start_soon(links.run)
@@ -96,8 +103,8 @@ async def _run(
             nursery.start_soon(twins.keep_settling, node)
             nursery.start_soon(background.scan, node)
             nursery.start_soon(background.look_at_damaged, node)
-            nursery.start_soon(node.scrubber.run)
-            nursery.start_soon(background.save_memory, node)
+            nursery.start_soon(scrubber.run)
+            nursery.start_soon(background.save_memory, node, scrubber)
             await links.registered.wait()
             log.info("chunkserver %s serves at %s", node.id, node.address)
             task_status.started(ChunkserverStarted(id=node.id, address=node.address))

@@ -18,6 +18,7 @@ import logging
 
 from gfs.chunkserver.disks.disk import FAILED, Disk
 from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.errors import DeadlineExceeded, StartupError
 from gfs.protocol.messages import VerifyChunk
 
@@ -112,13 +113,13 @@ async def tend_journal(node: Node, disk: Disk) -> None:
                 disk.fail(FAILED, "its redo journal could not be synced")
 
 
-async def save_memory(node: Node) -> None:
+async def save_memory(node: Node, scrubber: Scrubber) -> None:
     """Keep on disk what master this server has last heard from, how far the scrubber is,
     and what is damaged."""
     saved = _memory(node)
     while True:
         await node.world.clock.sleep(SAVE_SECONDS)
-        node.scrubber.note()
+        scrubber.note()
         now = _memory(node)
         if now != saved:
             try:

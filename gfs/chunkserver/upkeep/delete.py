@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import trio
 
+from gfs.chunkserver.node.node import Node
 from gfs.diagnostics import event
 from gfs.errors import GfsError
 from gfs.protocol.messages import ReplicaName
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,11 @@ there is none, from what is good in several (:mod:`gfs.chunkserver.copies.salvag
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from gfs.blocks import BLOCK_BYTES, KIB, MIB
+from gfs.chunkserver.node.node import Node
 from gfs.errors import DiskFailed, GfsError
 from gfs.protocol.messages import Scrub
-
-if TYPE_CHECKING:
-    from gfs.chunkserver.node.node import Node
 
 log = logging.getLogger(__name__)
 
