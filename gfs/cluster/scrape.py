@@ -39,7 +39,7 @@ async def serve_metrics(listener: Listener, source: Source) -> None:
         async with slots:
             try:
                 with trio.move_on_after(REQUEST_SECONDS):
-                    await stream.send_all(answer(await _head(stream), source))
+                    await stream.send_all(await answer(await _head(stream), source))
             except ConnectionError:
                 pass
             finally:
@@ -65,7 +65,7 @@ async def _head(stream: Stream) -> bytes:
     return bytes(head)
 
 
-def answer(head: bytes, source: Source) -> bytes:
+async def answer(head: bytes, source: Source) -> bytes:
     """The whole of it, whatever was asked."""
     words = head.partition(b"\r\n")[0].split(b" ")
     if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or b"\r\n\r\n" not in head:
@@ -76,7 +76,7 @@ def answer(head: bytes, source: Source) -> bytes:
     if target != b"/metrics":
         return _response("404 Not Found", b"/metrics is all there is\n")
     try:
-        body = source.text()
+        body = await source.text()
     except Exception:
         log.exception("the metrics met a bug")
         return _response("500 Internal Server Error", b"a bug: see the log\n")

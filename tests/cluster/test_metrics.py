@@ -149,8 +149,8 @@ def source() -> Source:
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=60).map(b"GET ".__add__))
-def test_whatever_is_asked_gets_one_answer(head: bytes) -> None:
-    status, _, body = answer(head, source()).partition(b"\r\n\r\n")
+async def test_whatever_is_asked_gets_one_answer(head: bytes) -> None:
+    status, _, body = (await answer(head, source())).partition(b"\r\n\r\n")
     assert status.startswith(b"HTTP/1.1 4")
     length = re.search(rb"Content-Length: (\d+)", status)
     assert length is not None
@@ -168,8 +168,9 @@ def test_whatever_is_asked_gets_one_answer(head: bytes) -> None:
         (b"GET /metrics", 400),
     ],
 )
-def test_answers(request_line: bytes, status: int) -> None:
-    head, _, body = answer(request_line + b"\r\nHost: x\r\n\r\n", source()).partition(b"\r\n\r\n")
+async def test_answers(request_line: bytes, status: int) -> None:
+    answered = await answer(request_line + b"\r\nHost: x\r\n\r\n", source())
+    head, _, body = answered.partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     if status == 200:
         length = re.search(rb"Content-Length: (\d+)", head)
@@ -177,11 +178,12 @@ def test_answers(request_line: bytes, status: int) -> None:
         if request_line.startswith(b"HEAD"):
             assert (body, int(length[1]) > 100) == (b"", True)
         else:
-            assert body.startswith(b"# HELP gfs_x A number\n# TYPE gfs_x gauge\ngfs_x 1\n")
+            assert body.startswith(b"# HELP gfs_x A number\n# TYPE gfs_x gauge\ngfs_x 1.0\n")
             assert int(length[1]) == len(body)
 
 
-def test_a_bug_is_no_end() -> None:
+async def test_a_bug_is_no_end() -> None:
     made = Source()
     made.collect = lambda: [gauge("gfs_x", "A number", 1 / 0)]
-    assert answer(b"GET /metrics HTTP/1.1\r\n\r\n", made).startswith(b"HTTP/1.1 500")
+    answered = await answer(b"GET /metrics HTTP/1.1\r\n\r\n", made)
+    assert answered.startswith(b"HTTP/1.1 500")

@@ -7,11 +7,13 @@ import json
 import logging
 import math
 import re
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from gfs.config import MasterSettings
@@ -37,7 +39,7 @@ from gfs.master.master import Master
 from gfs.master.metadata.rows import pack_chunk, pack_u64
 from gfs.master.metadata.store import Txn, open_store
 from gfs.master.service.metrics import families
-from gfs.metrics import BUCKETS, Family, Operations, exposition, operation_families
+from gfs.metrics import BUCKETS, Operations, Source, exposition, gauge, operation_families
 from gfs.protocol.messages import Publish, Stat
 from gfs.testing import Universe, run_simulated
 
@@ -190,35 +192,12 @@ def test_slow_and_failed_operations_are_told_of(caplog: pytest.LogCaptureFixture
 # --- numbers -------------------------------------------------------------------------
 
 
-names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True).map("gfs_".__add__)
-labels = st.dictionaries(
-    st.from_regex(r"[a-z]{1,5}", fullmatch=True).filter("le".__ne__), texts, max_size=3
-)
-values = st.integers(0, 2**62) | st.floats(allow_nan=False)
-
-
-@given(names, texts, st.lists(st.tuples(labels, values), max_size=5))
-def test_what_is_exposed_can_be_read_again(
-    name: str, help: str, samples: list[tuple[dict[str, str], float]]
-) -> None:
-    # The reader of these tests strips what is around a help text, and splits lines
-    # also where the format does not.
-    help = " ".join(help.split())
-    family = Family(name, "gauge", help, [("", told, value) for told, value in samples])
-    text = exposition([family]).decode()
-    assert text.count("\n") == 2 + len(samples)
-    [found] = text_string_to_metric_families(text)
-    assert found.name == name
-    got = [(sample.labels, sample.value) for sample in found.samples]
-    assert got == samples
-
-
 @given(st.lists(st.sampled_from([*BUCKETS, 0.0, 11.0, 1e-9]) | st.floats(0, 100), max_size=30))
 def test_durations_fall_into_their_buckets(durations: list[float]) -> None:
     operations = Operations(math.inf)
     for seconds in durations:
         operations.done(Stat, 0, seconds)
-    [took, _] = text_string_to_metric_families(
+    [took, *_] = text_string_to_metric_families(
         exposition(operation_families("gfs_x", operations)).decode()
     )
     told = {
@@ -234,6 +213,21 @@ def test_durations_fall_into_their_buckets(durations: list[float]) -> None:
     assert told["_sum", None] == pytest.approx(sum(durations))
 
 
+async def test_a_scrape_leaves_the_loop_to_others() -> None:
+    threads: list[int] = []
+
+    class Number(float):
+        def __float__(self) -> float:
+            threads.append(threading.get_ident())
+            return 7.0
+
+    source = Source()
+    source.collect = lambda: [gauge("gfs_x", "A number", Number(1))]
+    assert b"\ngfs_x 7.0\n" in await source.text()
+    assert threads
+    assert threading.get_ident() not in threads
+
+
 def test_what_is_to_be_copied_is_counted_at_the_mean_length_of_chunks(tmp_path: Path) -> None:
     """Four chunks of 1000 bytes, each in three files: two that are there, one in the trash."""
     store = open_store(str(tmp_path), 1 << 24, False, "feed", 7)
@@ -243,7 +237,7 @@ def test_what_is_to_be_copied_is_counted_at_the_mean_length_of_chunks(tmp_path: 
             txn.put(pack_u64(handle), pack_chunk(1, 1, 1000, 3, 3), txn.db.chunks)
         txn.state.bytes, txn.state.trash_bytes, txn.state.shared_bytes = 8000, 4000, 8000
 
-    async def look(seed: int) -> list[Family]:
+    async def look(seed: int) -> list[Metric]:
         world = Universe(seed).machine("master").start_process().world
         master = Master(world, MasterSettings(), store)
         master.repair.update(1, 1, 3)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from prometheus_client import Metric
+
 from gfs.chunkserver.disks.disk import STATES
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.upkeep.scrub import Scrubber
-from gfs.metrics import Family, certificate_family, counter, gauge, label, operation_families
+from gfs.metrics import certificate_family, counter, gauge, label, operation_families
 
 
-def families(node: Node, scrubber: Scrubber) -> Iterable[Family]:
+def families(node: Node, scrubber: Scrubber) -> Iterable[Metric]:
     """All of them."""
     store = node.store
     disks = [*store.disks.values(), *store.down.values()]

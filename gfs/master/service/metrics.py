@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from prometheus_client import Metric
+
 from gfs.master.master import Master
 from gfs.master.metadata import terms
 from gfs.master.metadata.store import State
 from gfs.master.replication.read_only_master import ShadowMaster
 from gfs.master.service.status import all_totals, metadata_space
 from gfs.metrics import (
-    Family,
     Values,
     certificate_family,
     counter,
@@ -26,7 +27,7 @@ def _stored_bytes(state: State) -> int:
     return max(0, state.bytes + state.trash_bytes - state.shared_bytes)
 
 
-def families(master: Master) -> Iterable[Family]:
+def families(master: Master) -> Iterable[Metric]:
     """All of them. Costs as much as `gfs status`."""
     with master.store.read() as txn:
         totals = all_totals(master, txn)
