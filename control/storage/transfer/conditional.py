@@ -2,6 +2,10 @@
 
 The validators of a file are its entity tag and the second it was last changed in.
 The tag is the better witness: two contents can follow each other within a second.
+
+``werkzeug.http`` parses these headers too, but it takes a word without quotes for an entity
+tag, reads as many tags as are sent, and raises OverflowError at a date whose year or zone
+has 20 digits, which would be our fault (500) and not the client's.
 """
 
 from __future__ import annotations

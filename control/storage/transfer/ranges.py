@@ -3,6 +3,11 @@
 A range that cannot be understood is ignored, as the RFC says: the whole file is
 the answer. So it is when the ranges are many, or together longer than the file:
 nobody needs that, and it is the known way to make a server work for nothing.
+
+``werkzeug.http`` parses this header too, and would answer with the whole file where the
+RFC lets us do better: to ranges that overlap or do not ascend, to empty members of the
+list (``0-1,,3-4``), to numbers of more than 4,300 digits; to ``-0``, which no file can
+satisfy, it would not answer 416. And it reads as many ranges as are sent.
 """
 
 from __future__ import annotations
