@@ -33,7 +33,7 @@ from gfs.master.metadata.rows import Chunk, pack_u64, unpack_chunk, unpack_u64
 from gfs.master.metadata.store import HANDLE_RANGE, Effects, Freed, Store, Txn
 from gfs.master.metadata.trash import TrashBook, trashed_chunks
 from gfs.master.metadata.watermark import Gate
-from gfs.master.replicas import drain, election, rebalancing, trash_purge
+from gfs.master.replicas import drain, election, placement, rebalancing, trash_purge
 from gfs.master.replicas.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
 from gfs.master.replicas.locations import LocationTable, ReservationTable
 from gfs.master.replicas.rereplication import (
@@ -215,6 +215,25 @@ class Master:
     def is_held(self, inode: int) -> bool:
         """Whether the file stands still, for a snapshot."""
         return self.holds_all or inode in self.held
+
+    def place(self, replication: int, avoid: frozenset[str], what: str) -> list[Server]:
+        """Servers for one new chunk, the primary first; counted as a creation.
+
+        Servers in ``avoid`` are never chosen; those where a chain broke a moment
+        ago only if there are not enough others. Raises NotEnoughChunkservers.
+        """
+        now, replicas_min = self.now, self.settings.replicas_min
+        placeable = self.servers.open_to_new(now)
+        if avoid:
+            placeable = [server for server in placeable if server.id not in avoid]
+        trusted = [s for s in placeable if not self.servers.is_suspect(s, now)]
+        if len(trusted) >= min(replication, replicas_min):
+            placeable = trusted
+        chosen = placement.choose(placeable, replication, self.rng)
+        placement.require(len(chosen), replication, replicas_min, self.servers.live_count, what)
+        for server in chosen:
+            server.recent += 1.0
+        return chosen
 
     # --- handles ---------------------------------------------------------------------
 

@@ -85,10 +85,10 @@ def test_whoever_follows_is_to_count() -> None:
 
 
 def test_one_counts_instead_of_another() -> None:
-    assert quorum.instead(Counted(["a", "b"], 1), "a", "m") == Counted(["m", "b"], 1)
-    assert quorum.instead(Counted(["a", "b"], 1), "a", "b") == Counted(["b"], 1)
-    assert quorum.instead(Counted(["a", "b"], 1), "a", "") == Counted(["b"], 1)
-    assert quorum.instead(Counted(["a", "b"], 1), "x", "m") == Counted(["a", "b"], 1)
+    assert Counted(["a", "b"], 1).replaced("a", "m") == Counted(["m", "b"], 1)
+    assert Counted(["a", "b"], 1).replaced("a", "b") == Counted(["b"], 1)
+    assert Counted(["a", "b"], 1).replaced("a", "") == Counted(["b"], 1)
+    assert Counted(["a", "b"], 1).replaced("x", "m") == Counted(["a", "b"], 1)
 
 
 def test_the_operations_say_who_counts() -> None:

@@ -1,9 +1,9 @@
 """Leases: who may order the mutations of a chunk, and for how long (the paper, 3.1).
 
 :mod:`.table` has the leases that run; the master reads and changes it. :mod:`.granting`
-grants one: it raises the chunk's version on its replicas, in two commits.
-:mod:`.copy_on_write` does so for a chunk that several files share: each replica is copied
-first, and the copy is leased.
+grants one: it raises the chunk's version on its replicas (:mod:`.version_raise`), in two
+commits. :mod:`.copy_on_write` does so for a chunk that several files share: each replica is
+copied first, and the copy is leased.
 
 Others call :class:`.granting.Grants`. Nothing else raises a version.
 """

@@ -17,45 +17,44 @@ one that the new chunk lacks, and is made by re-replication.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from gfs.errors import Retryable
 from gfs.master.leases.table import FIRST_LEASED_VERSION, Lease
+from gfs.master.leases.version_raise import Order, raise_version
+from gfs.master.master import Master
 from gfs.master.metadata.namespace import plan_replace_chunk
 from gfs.master.metadata.rows import Chunk
 from gfs.master.replicas.servers import Server
-from gfs.protocol.messages import CopyChunk, GrantLease, Message
-
-if TYPE_CHECKING:
-    from gfs.master.leases.granting import Grants
+from gfs.protocol.messages import CopyChunk, GrantLease
 
 #: A copy of 64 MiB, with its sync, on a busy disk.
 COPY_SECONDS = 20.0
-#: One that does not answer a grant within this is left out.
-GRANT_SECONDS = 2.0
-ROUNDS_MAX = 4
 
 
-async def unshare(
-    grants: Grants,
-    inode: int,
-    index: int,
-    handle: int,
-    chunk: Chunk,
-    failed: frozenset[int],
+async def copy_shared_chunk(
+    master: Master, inode: int, index: int, handle: int, chunk: Chunk, servers: Sequence[Server]
 ) -> tuple[int, Lease]:
-    """Give the file a copy of its chunk ``handle``; returns it with its lease.
+    """Give the file a copy of its chunk ``handle``, whose replicas at ``servers`` are
+    copied; returns the copy's handle with its lease.
 
     Raises a retryable error, or NotFound, and then nothing has changed.
     """
-    master = grants.master
-    servers = grants.candidates(handle, chunk, failed, or_failed=True)
     with master.chunk_in_the_making() as (target, gone):
-        version, chain, sent = await _copy(grants, handle, chunk.version, target, servers)
-        indexes = tuple(server.index for server in chain)
-        await grants.commit(
+
+        async def next_order(version: int) -> Order:
+            if not version:
+                first = FIRST_LEASED_VERSION
+                copy = partial(CopyChunk, 0, handle, chunk.version, target, first)
+                return Order(first, copy, COPY_SECONDS)
+            return Order(version + 1, partial(GrantLease, 0, target, version, version + 1))
+
+        raised = await raise_version(master, target, servers, 0, next_order)
+        if raised is None:
+            raise Retryable(f"no replica of chunk {handle:x} could be copied: try again")
+        version, indexes = raised.version, raised.indexes
+        await master.committer.perform(
             partial(
                 plan_replace_chunk,
                 inode=inode,
@@ -66,24 +65,5 @@ async def unshare(
             ),
             partial(master.set_locations, target, version, indexes, version, gone),
         )
-    lease = master.leases.granted(target, version, indexes, inode, sent)
+    lease = master.leases.granted(target, version, indexes, inode, raised.sent)
     return target, lease
-
-
-async def _copy(
-    grants: Grants, handle: int, version: int, target: int, servers: Sequence[Server]
-) -> tuple[int, list[Server], float]:
-    """(version, chain, when it was sent)."""
-    first = FIRST_LEASED_VERSION
-    order: Callable[[int], Message] = partial(CopyChunk, 0, handle, version, target, first)
-    seconds = COPY_SECONDS
-    for attempt in range(first, first + ROUNDS_MAX):
-        sent = grants.master.now
-        chain, silent = await grants.tell(target, servers, order, seconds)
-        if not chain:
-            break
-        if not silent and chain[0] is servers[0]:
-            return attempt, chain, sent
-        servers = chain
-        order, seconds = partial(GrantLease, 0, target, attempt, attempt + 1), GRANT_SECONDS
-    raise Retryable(f"no replica of chunk {handle:x} could be copied: try again")

@@ -29,7 +29,7 @@ what was attempted and not confirmed was never used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 
 import trio
@@ -39,21 +39,17 @@ from gfs.diagnostics import event
 from gfs.errors import (
     Busy,
     ChunkUnavailable,
-    CorruptReplica,
-    GfsError,
     InvalidArgument,
     LeaseLost,
     NotFound,
     Retryable,
-    StaleVersion,
 )
-from gfs.master.leases.copy_on_write import unshare
+from gfs.master.leases.copy_on_write import copy_shared_chunk
 from gfs.master.leases.table import FIRST_LEASED_VERSION, Lease, wants_new_grant
+from gfs.master.leases.version_raise import Order, Raised, raise_version
 from gfs.master.master import Master
 from gfs.master.metadata import shared_chunks
-from gfs.master.metadata.committer import Plan
 from gfs.master.metadata.namespace import (
-    Planned,
     chunk_handle,
     chunk_row,
     live_file,
@@ -64,22 +60,13 @@ from gfs.master.metadata.namespace import (
 )
 from gfs.master.metadata.operations import VersionAttempted
 from gfs.master.metadata.rows import FLAG_APPENDED, Chunk, Inode
-from gfs.master.metadata.store import Txn
 from gfs.master.replicas import placement
+from gfs.master.replicas.addresses import AddressBook
 from gfs.master.replicas.servers import LIVE, Server
-from gfs.master.service.uploads import AddressBook, place
-from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply, Message
+from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply
 
 log = logging.getLogger(__name__)
 
-#: A replica that answers a grant so much later than the first of them is left out. If all
-#: disks are slow, none answers soon, and then all are waited for a little longer.
-GRANT_SECONDS = 2.0
-GRANT_SECONDS_MAX = 5.0
-ROUNDS_MAX = 4
-#: With one of these a replica does not bear the version that was ordered. With others it
-#: may: of what a disk could not sync, a restart may find all.
-REFUSALS = (StaleVersion, CorruptReplica, NotFound)
 #: A grant waits this long for a copy of the chunk that is being made: a copy
 #: cannot be finished under a lease.
 CLONE_WAIT_SECONDS = 3.0
@@ -91,7 +78,7 @@ class Grants:
     """One grant at a time for each chunk, and for each file's next chunk."""
 
     def __init__(self, master: Master) -> None:
-        self.master = self._master = master
+        self._master = master
         self._locks: dict[tuple[int, int], trio.Lock] = {}
 
     async def acquire(self, request: AcquireLease) -> LeaseReply:
@@ -156,7 +143,7 @@ class Grants:
                 )
             return await self._add(request, row.replication)
         if shared_chunks.is_frozen(chunk):
-            return await self._unshare(request, row, handle, chunk)
+            return await self._copy_on_write(request, row, handle, chunk)
         now = master.now
         lease = master.leases.current(handle, now)
         if lease is not None and not master.leases.is_usable(lease, now):
@@ -168,11 +155,12 @@ class Grants:
             raise LeaseLost(f"chunk {handle:x}: its lease ended just now: try again")
         return self._reply(handle, lease, _held(row, request.index))
 
-    async def _unshare(
+    async def _copy_on_write(
         self, request: AcquireLease, row: Inode, handle: int, chunk: Chunk
     ) -> LeaseReply:
-        target, lease = await unshare(
-            self, request.inode, request.index, handle, chunk, self._failed(request)
+        servers = self._candidates(handle, chunk, self._failed(request), or_failed=True)
+        target, lease = await copy_shared_chunk(
+            self._master, request.inode, request.index, handle, chunk, servers
         )
         return self._reply(target, lease, _held(row, request.index))
 
@@ -200,7 +188,7 @@ class Grants:
         self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int], lease: bool = True
     ) -> Lease:
         await self._wait_for_clone(handle)
-        servers = self.candidates(handle, chunk, failed, or_failed=lease)
+        servers = self._candidates(handle, chunk, failed, or_failed=lease)
         return await self._grant_to(servers, inode, handle, chunk, lease)
 
     async def _grant_to(
@@ -215,9 +203,11 @@ class Grants:
         master = self._master
         gone = master.granting[handle] = set()
         try:
-            version, chain, sent = await self._raise(inode, handle, chunk, servers, lease, believed)
-            indexes = tuple(server.index for server in chain)
-            await self.commit(
+            version, chain, sent = raised = await self._raise(
+                inode, handle, chunk, servers, lease, believed
+            )
+            indexes = raised.indexes
+            await master.committer.perform(
                 partial(plan_confirm_version, handle=handle, version=version),
                 partial(master.set_locations, handle, version, indexes, chunk.version, gone),
             )
@@ -239,25 +229,13 @@ class Grants:
         )
         return granted
 
-    async def commit(self, plan: Plan, then: Callable[[], None]) -> None:
-        """Have ``plan`` carried out, and ``then`` whenever it was: also if this raises, or
-        is cancelled, after the commit. Until the locations are those of the new version,
-        the old ones would count as good."""
-
-        def plan_both(txn: Txn) -> Planned:
-            planned = plan(txn)
-            txn.effects.then.append(then)
-            return planned
-
-        await self._master.committer.perform(plan_both)
-
     async def _wait_for_clone(self, handle: int) -> None:
         master = self._master
         with trio.move_on_after(CLONE_WAIT_SECONDS):
             while handle in master.repair.active and handle not in master.moves:
                 await master.clock.sleep(CLONE_POLL_SECONDS)
 
-    def candidates(
+    def _candidates(
         self, handle: int, chunk: Chunk, failed: frozenset[int], *, or_failed: bool = False
     ) -> list[Server]:
         """The live replicas that did not fail, a fresh one first. If none is left, and with
@@ -295,17 +273,16 @@ class Grants:
         servers: list[Server],
         lease: bool,
         believed: bool,
-    ) -> tuple[int, list[Server], float]:
-        """Raise replicas to a version that all who were told of it hold:
-        (version, chain, when it was sent)."""
-        master, version = self._master, chunk.version
-        for _ in range(ROUNDS_MAX):
-            attempt, _reply = await master.committer.perform(
+    ) -> Raised:
+        """Raise replicas to a version that is attempted durably before they are asked."""
+        committer = self._master.committer
+
+        async def next_order(version: int) -> Order:
+            attempt, _reply = await committer.perform(
                 partial(plan_attempt_version, handle=handle, inode=inode)
             )
             if not isinstance(attempt, VersionAttempted):
                 raise NotFound(f"chunk {handle:x} was deleted")
-            sent = master.now
             grant = partial(
                 GrantLease,
                 0,
@@ -315,54 +292,14 @@ class Grants:
                 believed=believed,
                 length=chunk.length if believed else 0,
             )
-            chain, silent = await self.tell(handle, servers, grant, lease=lease)
-            if not chain:
-                break
-            if not silent and chain[0] is servers[0]:
-                return attempt.version, chain, sent
-            servers, version = chain, attempt.version
-        raise Retryable(f"no replica of chunk {handle:x} took a new lease: try again")
+            return Order(attempt.version, grant)
 
-    async def tell(
-        self,
-        handle: int,
-        servers: Sequence[Server],
-        order: Callable[[int], Message],
-        seconds: float = GRANT_SECONDS,
-        *,
-        lease: bool = True,
-    ) -> tuple[list[Server], bool]:
-        """Send a grant of so many milliseconds to all at once, the first as the
-        primary. Returns who took it, in order, and whether somebody's answer is not
-        known."""
-        master = self._master
-        took: set[int] = set()
-        unknown: set[int] = set()
-
-        async def one(server: Server, lease_ms: int) -> None:
-            rpc = server.rpc
-            if rpc is None:
-                return
-            unknown.add(server.index)
-            try:
-                await rpc.call(order(lease_ms), seconds=max(seconds, GRANT_SECONDS_MAX))
-                took.add(server.index)
-                unknown.discard(server.index)
-                nursery.cancel_scope.deadline = min(
-                    nursery.cancel_scope.deadline, trio.current_time() + seconds
-                )
-            except GfsError as error:
-                log.info("chunkserver %s refused a grant of %x: %s", server.id, handle, error)
-                if isinstance(error, REFUSALS):
-                    unknown.discard(server.index)
-            except ConnectionError as error:
-                log.info("chunkserver %s, asked to grant %x: %s", server.id, handle, error)
-
-        async with trio.open_nursery() as nursery:
-            for at, server in enumerate(servers):
-                is_primary = lease and not at
-                nursery.start_soon(one, server, master.leases.lease_ms if is_primary else 0)
-        return [server for server in servers if server.index in took], bool(unknown)
+        raised = await raise_version(
+            self._master, handle, servers, chunk.version, next_order, lease=lease
+        )
+        if raised is None:
+            raise Retryable(f"no replica of chunk {handle:x} took a new lease: try again")
+        return raised
 
     # --- a chunk to be added -------------------------------------------------------------
 
@@ -370,12 +307,10 @@ class Grants:
         master = self._master
         if request.index >= U32_MAX:
             raise InvalidArgument("the file has as many chunks as a file can have")
-        servers = place(
-            master, replication, frozenset(request.failed), master.now, "the file's next chunk"
-        )
+        servers = master.place(replication, frozenset(request.failed), "the file's next chunk")
         with master.chunk_in_the_making() as (handle, gone):
-            version, chain, sent = await self._make(handle, servers)
-            indexes = tuple(server.index for server in chain)
+            version, chain, sent = raised = await self._make(handle, servers)
+            indexes = raised.indexes
             placement.require(
                 len(chain),
                 replication,
@@ -383,7 +318,7 @@ class Grants:
                 master.servers.live_count,
                 "the file's next chunk",
             )
-            await self.commit(
+            await master.committer.perform(
                 partial(
                     plan_add_chunk,
                     inode=request.inode,
@@ -397,19 +332,17 @@ class Grants:
         lease = master.leases.granted(handle, version, indexes, request.inode, sent)
         return self._reply(handle, lease, 0)
 
-    async def _make(self, handle: int, servers: list[Server]) -> tuple[int, list[Server], float]:
+    async def _make(self, handle: int, servers: list[Server]) -> Raised:
         """Empty replicas of a chunk that nothing refers to yet."""
-        version = 0
-        for new_version in range(FIRST_LEASED_VERSION, FIRST_LEASED_VERSION + ROUNDS_MAX):
-            sent = self._master.now
-            grant = partial(GrantLease, 0, handle, version, new_version)
-            chain, silent = await self.tell(handle, servers, grant)
-            if not chain:
-                break
-            if not silent and chain[0] is servers[0]:
-                return new_version, chain, sent
-            servers, version = chain, new_version
-        raise Retryable("no chunkserver made an empty replica: try again")
+
+        async def next_order(version: int) -> Order:
+            new_version = version + 1 if version else FIRST_LEASED_VERSION
+            return Order(new_version, partial(GrantLease, 0, handle, version, new_version))
+
+        raised = await raise_version(self._master, handle, servers, 0, next_order)
+        if raised is None:
+            raise Retryable("no chunkserver made an empty replica: try again")
+        return raised
 
 
 def _held(row: Inode, index: int) -> int:

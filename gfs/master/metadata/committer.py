@@ -188,11 +188,12 @@ class Committer:
         self.gate.hold(self.sequence, lambda error: done(error or reply))
         return True
 
-    async def perform(self, plan: Plan) -> Planned:
+    async def perform(self, plan: Plan, then: Callable[[], None] | None = None) -> Planned:
         """Have ``plan`` carried out as the master's own; returns what it made when
         that is durable, also on the shadow masters. Raises what it raised.
 
-        When this is cancelled, it may still be carried out.
+        When this is cancelled, it may still be carried out. ``then`` is called whenever it
+        was, right after the commit: also if this raises, or is cancelled.
         """
         made: list[Planned] = []
         outcomes: list[Outcome] = []
@@ -200,6 +201,8 @@ class Committer:
 
         def remember(txn: Txn) -> Planned:
             made[:] = [plan(txn)]
+            if then is not None:
+                txn.effects.then.append(then)
             return made[0]
 
         def done(outcome: Outcome) -> None:

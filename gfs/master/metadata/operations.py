@@ -42,7 +42,6 @@ from gfs.master.metadata.rows import (
     without_digest,
 )
 from gfs.master.metadata.store import Change, Counted, Freed, RepairSettings, State, Txn, UnderWay
-from gfs.master.replication import quorum
 
 
 class Operation(msgspec.Struct, array_like=True, gc=False):
@@ -845,9 +844,9 @@ def _term_begun(txn: Txn, op: TermBegun) -> None:
 def _count_instead(state: State, address: str, other: str) -> None:
     """``other`` counts where ``address`` did; nobody if it is empty."""
     change = state.counted_next
-    state.counted = quorum.instead(state.counted, address, other)
+    state.counted = state.counted.replaced(address, other)
     if change is not None:
-        to = quorum.instead(change.to, address, other)
+        to = change.to.replaced(address, other)
         state.counted_next = msgspec.structs.replace(change, to=to)
 
 

@@ -77,6 +77,13 @@ class Counted(msgspec.Struct, array_like=True, frozen=True):
     addresses: list[str] = []
     wanted: int = 0
 
+    def replaced(self, address: str, other: str) -> Counted:
+        """``other`` counts where ``address`` did; nobody if it is empty."""
+        if address not in self.addresses:
+            return self
+        found = [other if each == address else each for each in self.addresses]
+        return Counted(list(dict.fromkeys(each for each in found if each)), self.wanted)
+
 
 class Change(msgspec.Struct, array_like=True, frozen=True):
     """Others are to count. The operation ``sequence`` says so."""

@@ -43,14 +43,6 @@ def enough(counted: Counted) -> int:
     return min(counted.wanted, len(counted.addresses))
 
 
-def instead(counted: Counted, address: str, other: str) -> Counted:
-    """``other`` counts where ``address`` did; nobody if it is empty."""
-    if address not in counted.addresses:
-        return counted
-    found = [other if each == address else each for each in counted.addresses]
-    return Counted(list(dict.fromkeys(each for each in found if each)), counted.wanted)
-
-
 def wish(counted: Counted, wanted: int, following: Iterable[str]) -> Counted:
     """Who should count, when these follow."""
     if not wanted:

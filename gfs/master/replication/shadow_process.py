@@ -119,7 +119,9 @@ class Shadow:
         """Follow and answer. Returns when promoted; raises Diverged (in a group)."""
         shadow = ShadowMaster(self._world, self._settings, self._store)
         shadow.certificate_until_ns = lambda: self._identity.certificate_until_ns
-        self._metrics.collect = partial(families, shadow)
+        self._metrics.collect = partial(
+            families, shadow, lambda: (shadow.behind_operations, shadow.behind_seconds)
+        )
         following = Following(
             self._world,
             shadow,

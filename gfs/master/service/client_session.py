@@ -43,6 +43,7 @@ from gfs.master.metadata.namespace import (
 from gfs.master.metadata.paths import parse
 from gfs.master.metadata.rows import CLIENT_BYTES_MAX, KIND_DIRECTORY, KIND_FILE
 from gfs.master.metadata.store import Txn
+from gfs.master.replicas.addresses import AddressBook
 from gfs.master.replicas.servers import Server
 from gfs.master.service import drain_command, operator_commands, uploads
 from gfs.master.service.fsck import WALK_SLICE, FsckWalk
@@ -192,7 +193,7 @@ class ClientSession:
         _check_u64(message.inode)
         inode, row = lookups.open_file(txn, message.path, message.inode)
         entry = entry_of(message.path, inode, row)
-        book = uploads.AddressBook()
+        book = AddressBook()
         chunks: list[ChunkLocation] = []
         count = min(message.count, LOCATE_CHUNKS_MAX)
         if row.kind == KIND_FILE and message.first < row.chunks:

@@ -15,7 +15,7 @@ from gfs.master.metadata.namespace import find, inode_row
 from gfs.master.metadata.paths import join, parse
 from gfs.master.metadata.rows import KIND_FILE
 from gfs.master.metadata.store import Txn
-from gfs.master.service.uploads import AddressBook
+from gfs.master.replicas.addresses import AddressBook
 from gfs.protocol.messages import FsckChunk, FsckPage, FsckPageReply
 
 #: Entries met in one slice of a walk: a few milliseconds.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import Metric
 
 from gfs.master.master import Master
 from gfs.master.metadata import terms
 from gfs.master.metadata.store import State
-from gfs.master.replication.read_only_master import ShadowMaster
 from gfs.master.service.status import all_totals, metadata_space
 from gfs.metrics import (
     Values,
@@ -27,11 +26,13 @@ def _stored_bytes(state: State) -> int:
     return max(0, state.bytes + state.trash_bytes - state.shared_bytes)
 
 
-def families(master: Master) -> Iterable[Metric]:
-    """All of them. Costs as much as `gfs status`."""
+def families(
+    master: Master, behind: Callable[[], tuple[int, float]] | None = None
+) -> Iterable[Metric]:
+    """All of them. Costs as much as `gfs status`. ``behind`` is a shadow master's: how many
+    operations of its master it lacks, and for how many seconds by now."""
     with master.store.read() as txn:
         totals = all_totals(master, txn)
-    is_shadow = isinstance(master, ShadowMaster)
     committer, store = master.committer, master.store
     servers = [master.server_status(server) for server in master.servers.ordered()]
     space: Values = {
@@ -39,7 +40,7 @@ def families(master: Master) -> Iterable[Metric]:
         for server in servers
         for disk in server.disks
     }
-    yield gauge("gfs_master_up", "1 if it is the master, 0 if a shadow master", int(not is_shadow))
+    yield gauge("gfs_master_up", "1 if it is the master, 0 if a shadow master", int(behind is None))
     yield gauge("gfs_master_term", "Promotions there were", terms.count(store.state.term))
     yield gauge("gfs_master_epoch", "Starts of the master on its metadata", store.epoch)
     yield counter(
@@ -61,15 +62,14 @@ def families(master: Master) -> Iterable[Metric]:
             },
         ),
     )
-    if isinstance(master, ShadowMaster):
+    if behind is not None:
+        operations, seconds = behind()
         yield gauge(
             "gfs_shadow_behind_operations",
             "Operations of the master that this shadow has not got",
-            master.behind_operations,
+            operations,
         )
-        yield gauge(
-            "gfs_shadow_behind_seconds", "Since it had all there was", master.behind_seconds
-        )
+        yield gauge("gfs_shadow_behind_seconds", "Since it had all there was", seconds)
     yield gauge("gfs_master_files", "Files that are not in the trash", totals.files)
     yield gauge("gfs_master_directories", "Directories, likewise", totals.directories)
     yield gauge("gfs_master_file_bytes", "Bytes of these files", totals.bytes)

@@ -24,14 +24,13 @@ from gfs.master.leases.table import FIRST_VERSION
 from gfs.master.master import Master
 from gfs.master.metadata.namespace import check_chunk_lengths, chunk_row
 from gfs.master.metadata.operations import NewChunk
-from gfs.master.replicas import placement
+from gfs.master.replicas.addresses import AddressBook
 from gfs.master.replicas.garbage import ORPHANED
 from gfs.master.replicas.locations import Reservation
 from gfs.master.replicas.servers import DEAD, LIVE, Server
 from gfs.protocol.attributes import check_attributes, check_digest
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
-    PAGE_BYTES_MAX,
     ChunkLocation,
     Publish,
     PublishedChunk,
@@ -41,40 +40,13 @@ from gfs.protocol.messages import (
     Release,
     Reserve,
     ReserveReply,
-    ServerAddress,
 )
 
 log = logging.getLogger(__name__)
 
 REPLICATION_MAX = 64
 VERSION_MAX = 2**32 - 1
-#: What a ChunkLocation takes on the wire, without and per server; and what an
-#: address takes beside its strings.
-LOCATION_BYTES, LOCATION_SERVER_BYTES, ADDRESS_BYTES = 24, 3, 12
-
 _chunks = msgspec.msgpack.Decoder(list[PublishedChunk])
-
-
-class AddressBook:
-    """The ``servers`` table of a reply, and what room it leaves."""
-
-    def __init__(self, room: int = PAGE_BYTES_MAX) -> None:
-        self.servers: list[ServerAddress] = []
-        self.room = room
-        self._positions: dict[int, int] = {}
-
-    def position(self, server: Server) -> int:
-        at = self._positions.get(server.index)
-        if at is None:
-            at = self._positions[server.index] = len(self.servers)
-            wire = server.wire
-            self.servers.append(wire)
-            self.room -= ADDRESS_BYTES + len(wire.id) + len(wire.address) + len(wire.rack)
-        return at
-
-    def positions(self, servers: list[Server]) -> list[int]:
-        self.room -= LOCATION_BYTES + LOCATION_SERVER_BYTES * len(servers)
-        return [self.position(server) for server in servers]
 
 
 def check_replication(asked: int, default: int) -> int:
@@ -84,33 +56,6 @@ def check_replication(asked: int, default: int) -> int:
     if not 1 <= asked <= REPLICATION_MAX:
         raise InvalidArgument(f"a replication of {asked}: 1 to {REPLICATION_MAX} are possible")
     return asked
-
-
-def place(
-    master: Master, replication: int, avoid: frozenset[str], now: float, what: str
-) -> list[Server]:
-    """Servers for one new chunk, the primary first; counted as a creation.
-
-    Servers in ``avoid`` are never chosen; those where a chain broke a moment
-    ago only if there are not enough others. Raises NotEnoughChunkservers.
-    """
-    placeable = master.servers.open_to_new(now)
-    if avoid:
-        placeable = [server for server in placeable if server.id not in avoid]
-    trusted = [s for s in placeable if not master.servers.is_suspect(s, now)]
-    if len(trusted) >= min(replication, master.settings.replicas_min):
-        placeable = trusted
-    chosen = placement.choose(placeable, replication, master.rng)
-    placement.require(
-        len(chosen),
-        replication,
-        master.settings.replicas_min,
-        master.servers.live_count,
-        what,
-    )
-    for server in chosen:
-        server.recent += 1.0
-    return chosen
 
 
 def reserve(master: Master, request: Reserve) -> ReserveReply:
@@ -125,7 +70,7 @@ def reserve(master: Master, request: Reserve) -> ReserveReply:
     chunks: list[ChunkLocation] = []
     while len(chunks) < request.count and (not chunks or book.room > 0):
         try:
-            chosen = place(master, replication, avoid, now, "a new chunk")
+            chosen = master.place(replication, avoid, "a new chunk")
             handle = master.reservations.new_handle()
         except (Busy, NotEnoughChunkservers):
             if chunks:
@@ -397,13 +342,11 @@ def published(master: Master, upload: Upload) -> None:
 
 
 __all__ = [
-    "AddressBook",
     "Upload",
     "check_publish",
     "check_replication",
     "decode_chunks",
     "is_published",
-    "place",
     "published",
     "reclaim",
     "recover",
