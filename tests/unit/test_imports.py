@@ -17,9 +17,12 @@ ROOT = Path(__file__).parents[2]
 #: other may come.
 KNOWN = [
     {"control.records.table", "control.records.txn"},
-    {"control.app", "control.documentation", "control.documentation.routes"},
+    {
+        *("control.app", "control.app.application"),
+        *("control.documentation", "control.documentation.routes"),
+    },
     {f"control.http.{name}" for name in ("connection", "exchange", "protocol", "server")},
-    {"control.module", "control.runtime"},
+    {"control.api.module", "control.api.runtime"},
     {
         "gfs.chunkserver.node.node",
         "gfs.chunkserver.upkeep.scrub",
