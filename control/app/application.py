@@ -125,7 +125,7 @@ class ControlApp(QuartTrio):
     """See :func:`build_app`. ``table`` holds every route it serves, with the name
     of the module it is of."""
 
-    asgi_http_class = Connection
+    asgi_http_class = Connection  # type: ignore[assignment]
     asgi_websocket_class = SocketConnection  # type: ignore[assignment]
     request_class = StreamingRequest
 

@@ -28,7 +28,8 @@ the application learns of it when it reads on, or never needs to.
 
 from control.http.asgi import BodyCutShort, HttpConnection, PulledBody, StreamingRequest
 from control.http.limits import HttpLimits
-from control.http.server import listen, serve
+from control.http.listening import listen
+from control.http.server import serve
 
 __all__ = [
     "BodyCutShort",

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
-from quart.utils import encode_headers
 from quart.wrappers.response import DataBody
-from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
-__all__ = ["BodyCutShort", "HttpConnection", "PulledBody", "StreamingRequest"]
+__all__ = ["BodyCutShort", "HttpConnection", "PulledBody", "StreamingRequest", "encoded"]
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -139,7 +139,7 @@ class StreamingRequest(TrioRequest):
             BodyCutShort: The client has left.
         """
         if parse_form_data:
-            await self._load_form_data()
+            await self.form
         data = await self.body.read_all(limit if limit is not None else self.max_content_length)
         if not cache:
             self.body.clear()
@@ -151,21 +151,46 @@ class StreamingRequest(TrioRequest):
             raise BadRequest("the body is not valid UTF-8") from None
 
 
-class HttpConnection(TrioASGIHTTPConnection):
+class HttpConnection:
     """Runs Quart's handler for one request in the task that calls it."""
 
+    def __init__(self, app: QuartTrio, scope: dict[str, Any]) -> None:
+        self.app = app
+        self.scope = scope
+
     async def __call__(self, receive: Receive, send: Send) -> None:
-        request = self._create_request_from_scope(send)
+        request = self.make_request()
         if isinstance(request.body, PulledBody):
             request.body.pull_from(receive)
         response = await self.app.handle_request(request)
         await self._send_response(send, response)
 
+    def make_request(self) -> Any:
+        """Quart's request for the scope."""
+        scope = self.scope
+        headers = Headers()
+        headers["Remote-Addr"] = (scope.get("client") or ["<local>"])[0]
+        for name, value in scope["headers"]:
+            headers.add(name.decode("latin1").title(), value.decode("latin1"))
+        return self.app.request_class(
+            scope.get("method", "GET"),  # one that asks for a WebSocket is always a GET
+            scope["scheme"],
+            scope["path"],
+            scope["query_string"],
+            headers,
+            scope["root_path"],
+            scope["http_version"],
+            scope,  # type: ignore[arg-type]
+            max_content_length=self.app.config["MAX_CONTENT_LENGTH"],
+            body_timeout=self.app.config["BODY_TIMEOUT"],
+            send_push_promise=_push_nothing,
+        )
+
     async def _send_response(self, send: Send, response: Any) -> None:
         start = {
             "type": "http.response.start",
             "status": response.status_code,
-            "headers": encode_headers(response.headers),
+            "headers": encoded(response.headers),
         }
         body = response.response
         last = b""
@@ -190,6 +215,15 @@ class HttpConnection(TrioASGIHTTPConnection):
                 return
             async for piece in pieces:
                 await _send_piece(send, piece)
+
+
+def encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """*headers* as ASGI has them."""
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+async def _push_nothing(path: str, headers: Headers) -> None:
+    """Browsers take no pushes any more."""
 
 
 async def _send_piece(send: Send, piece: str | bytes | memoryview) -> None:

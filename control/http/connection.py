@@ -1,117 +1,145 @@
-"""One client's connection: who may wait for what, and how it ends.
+"""One client's connection: its bytes, its slot, and how it ends.
 
-One task serves a connection and runs the application in it, request after request.
-Hypercorn starts a task per request and a timer task per idle time, and reads ahead to
-notice a client that leaves; here nothing is read before the application asks for it,
-and the server's hang-up watch (see ``server.py``) calls :meth:`Connection.hang_up`.
+One task serves a connection, with the protocol that was agreed upon. Nothing is read
+that this does not ask for; a client that leaves meanwhile is noticed by the server's
+watch (see ``hangups.py``), which calls :meth:`Connection.hang_up`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
 
 import trio
-from hypercorn.events import Closed, Event, RawData
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import parse_socket_addr
 
+from control.http.admission import Admission
+from control.http.exchange import Address, Service
+from control.http.hangups import HangUps
 from control.http.heads import AnswerFraming, Refusal
-from control.http.limits import HttpLimits
-from control.http.protocol import Http1
-from control.http.websocket import ConnectionTasks
 from control.http.wire import Buffer, Wire
 
-if TYPE_CHECKING:
-    from control.http.server import Server
-
-__all__ = ["Connection"]
+__all__ = ["TOO_MANY", "Connection", "Handler"]
 
 log = logging.getLogger("control.http")
 
 LINGER_PIECE_BYTES = 256 * 1024
 JOIN_BYTES_MAX = 64 * 1024
 ENCRYPT_BYTES_MAX = 256 * 1024
+TOO_MANY = Refusal(429, "too many connections of your address; end some, or wait")
 
 
-class Connection(TCPServer):
-    """Serve one accepted socket; ``await connection.run()`` returns when it is closed.
+class Handler(Protocol):
+    """Speaks one protocol on one connection."""
+
+    @property
+    def held_by_client(self) -> bool:
+        """Whether the connection makes no progress because of its client."""
+
+    async def serve(self) -> None:
+        """Serve requests until the connection is to be closed."""
+
+    def hang_up(self, *, reset: bool) -> None:
+        """The client has ended its side (or, if *reset*, both)."""
+
+    def stop(self) -> None:
+        """The server stops; requests under way may end."""
+
+
+class Connection:
+    """Serve one accepted socket; ``await connection.run(...)`` returns when it is closed.
 
     Attributes:
+        client: The peer's address, the first the server knows; behind a proxy that of
+            the proxy.
         client_ended: The client has ended its side.
         unfinished: An answer that was begun and is not yet all sent.
     """
 
-    def __init__(self, server: Server, sock: socket.socket, address: str) -> None:
-        self.wire = wire = Wire(sock, server.limits.send_stall_seconds, self._get_on)
-        self.limits: HttpLimits = server.limits
-        self._server = server
+    def __init__(
+        self,
+        service: Service,
+        admission: Admission,
+        hang_ups: HangUps,
+        sock: socket.socket,
+        address: str,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self.service = service
+        self.limits = service.limits
+        self.admission = admission
+        self.wire = wire = Wire(sock, service.limits.send_stall_seconds, self._get_on)
+        self.stream: trio.abc.Stream = wire
+        if tls is not None:
+            self.stream = trio.SSLStream(wire, tls, server_side=True)
+        self.is_tls = tls is not None
+        self.client_ended = False
+        self.unfinished: AnswerFraming | None = None
+        self._hang_ups = hang_ups
+        self._address = address
+        self._client = address
+        self._handler: Handler | None = None
         self._reading: trio.CancelScope | None = None
         self._idle = False
         self._served = False
         self._send_was_cut = False
         self._scope = trio.CancelScope()
-        self._address = address
-        self._client = address
-        self.client_ended = False
-        self.unfinished: AnswerFraming | None = None
-        stream: Any = wire
-        if server.tls is not None:
-            stream = trio.SSLStream(wire, server.tls, server_side=True)
-        super().__init__(server.app, server.config, server.context, ConnectionState({}), stream)
-        self.state = server.lifespan_state
-        self.http: Http1 | None = None
 
     @property
     def stopping(self) -> bool:
         """Whether the server stops, so that no further request is taken."""
-        return self._server.stopping
+        return self.service.stopping.is_set()
 
-    async def run(self) -> None:
+    @property
+    def peer(self) -> Address | None:
+        """Address and port of the other end."""
+        return _address(self.wire.sock.getpeername())
+
+    @property
+    def server(self) -> Address | None:
+        """Address and port of this end."""
+        return _address(self.wire.sock.getsockname())
+
+    def admit(self) -> None:
+        """Take a slot and be watched. Raises OSError if the kernel cannot watch it."""
+        self._hang_ups.add(self.wire.sock.fileno(), self)
+        self.admission.add(self, self._address)
+
+    def _leave(self) -> None:
+        """Give the slot back; the socket is about to be closed."""
+        self.admission.remove(self)
+        self._hang_ups.remove(self.wire.sock.fileno())
+
+    async def run(self, handlers: Mapping[str, Callable[[Connection], Handler]]) -> None:
+        """Serve the client to the end, with one of *handlers* by the names of ALPN."""
         try:
             with self._scope:
-                if await self._shake_hands():
-                    self.http = self._make_protocol()
-                    while await self.http.serve_request():
-                        pass
+                protocol = await self._shake_hands()
+                if protocol is not None:
+                    self._handler = handlers[protocol](self)
+                    await self._handler.serve()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone, or treated as gone
         except Exception:
             log.exception("a connection failed")  # a mistake of ours; the others go on
         finally:
-            self._server.forget(self)
+            self._leave()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await self._close()
 
-    async def _shake_hands(self) -> bool:
+    async def _shake_hands(self) -> str | None:
+        """The protocol that both sides speak; None if the handshake failed."""
         if not isinstance(self.stream, trio.SSLStream):
-            return True
+            return "http/1.1"
         try:
             with trio.fail_after(self.limits.header_seconds):
                 await self.stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError):
-            return False
-        return True
-
-    def _make_protocol(self) -> Http1:
-        sock = self.wire.sock
-        return Http1(
-            self,
-            self.app,
-            self.config,
-            self.context,
-            ConnectionTasks(),
-            ConnectionState(self.state),
-            self._server.tls is not None,
-            parse_socket_addr(sock.family, sock.getpeername()),
-            parse_socket_addr(sock.family, sock.getsockname()),
-            self.protocol_send,
-        )
+            return None
+        return self.stream.selected_alpn_protocol() or "http/1.1"
 
     # -- moving bytes ----------------------------------------------------------------
 
@@ -143,65 +171,57 @@ class Connection(TCPServer):
             await self.wire.send_buffers(buffers)
         self._send_was_cut = False
 
-    async def protocol_send(self, event: Event) -> None:
-        """What Hypercorn's WebSocket code sends through."""
-        if isinstance(event, RawData):
-            async with self.send_lock:
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self.send([event.data])
-                    return
-            self.end_websocket()
-        elif isinstance(event, Closed):
-            self.end_websocket()
-
-    def end_websocket(self) -> None:
-        """End the exchange: the peer is gone or all has been said."""
-        if self.http is not None:
-            self.http.end_websocket()
-
     # -- the slot --------------------------------------------------------------------
 
     @property
     def held_by_client(self) -> bool:
         """Whether it is the client that this connection does not get on for."""
-        return self.wire.waits > 0 or self.unfinished is not None
+        return self._handler is None or self._handler.held_by_client
 
     def _get_on(self) -> None:
-        self._server.got_on(self)
+        self.admission.got_on(self)
 
     def mark_idle(self, idle: bool) -> None:
-        """Tell the server whether this connection waits for its next request."""
+        """Whether this connection waits for its next request from now on."""
         if idle is not self._idle:
             self._idle = idle
             if idle and self._client != self._address:
                 self._client = self._address
-                self._server.move(self, self._address)
-            self._server.got_on(self, idle=idle and self._served)
+                self.admission.move(self, self._address)
+            self.admission.got_on(self, idle=idle and self._served)
+
+    def mark_served(self) -> None:
+        """A request has come: from now on the connection may be kept idle."""
+        self._served = True
+
+    def client_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """The address of the client that a request with *headers* is of."""
+        return self.admission.proxies.client(self._address, headers)
 
     def begin_request(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The address of the client that a request with *headers* is of.
+        """The same for a request that has the connection to itself.
 
         Behind a proxy the slot is that client's for the time of the request.
 
         Raises:
             Refusal: That client has too many of them.
         """
-        self._served = True
-        client = self._server.proxies.client(self._address, headers)
+        self.mark_served()
+        client = self.client_of(headers)
         if client != self._client:
-            if not self._server.move(self, client):
-                raise Refusal(429, "too many connections of your address; end some, or wait")
+            if not self.admission.move(self, client):
+                raise TOO_MANY
             self._client = client
         return client
 
     def evict(self) -> None:
-        """Close now, for another connection: its client is slow."""
-        self._server.forget(self)
+        """Close now, for another connection: this one is idle, or its client is slow."""
+        self._leave()
         if not self._idle:
             self.wire.reset()  # what it does not read would stay in the kernel's buffers
         self._scope.cancel()
 
-    # -- being told ------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------
 
     def close_idle(self) -> None:
         """End the wait for the next request; the connection then closes."""
@@ -211,14 +231,14 @@ class Connection(TCPServer):
     def stop(self) -> None:
         """The server stops: end now if idle, otherwise after the present exchange."""
         self.close_idle()
-        if self.http is not None:
-            self.http.stop()
+        if self._handler is not None:
+            self._handler.stop()
 
     def hang_up(self, *, reset: bool) -> None:
         """The client has ended its side (or, if *reset*, both)."""
         self.client_ended = True
-        if self.http is not None:
-            self.http.hang_up(reset=reset)
+        if self._handler is not None:
+            self._handler.hang_up(reset=reset)
 
     # -- the end ---------------------------------------------------------------------
 
@@ -241,18 +261,22 @@ class Connection(TCPServer):
     async def _close(self) -> None:
         """Close, and never let half an answer look like a whole one.
 
-        TLS ends with a word of its own (``close_notify``), which is said only after
+        TLS ends with an alert of its own (``close_notify``), which is sent only after
         whole answers. Without TLS an answer that lasts until the connection ends can be
         told from its beginning only by a reset.
         """
         try:
             if self.unfinished is None and not self._send_was_cut:
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self.stream.aclose()
             elif self.unfinished is not None and self.unfinished.until_close:
                 self.wire.reset()
         finally:
             await self.wire.aclose()
+
+
+def _address(place: Any) -> Address | None:
+    return (place[0], place[1]) if isinstance(place, tuple) else None
 
 
 def _for_tls(buffers: Sequence[Buffer]) -> Iterator[Buffer]:

@@ -1,24 +1,30 @@
-"""One request and its answer, as the application sees them through ASGI."""
+"""One request and its answer, as the application sees them through ASGI.
+
+What carries them, an HTTP/1.1 connection or a stream of HTTP/2, is a :class:`Carrier`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import trio
-from hypercorn.protocol.h11 import STREAM_ID
-from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
-from hypercorn.utils import UnexpectedMessageError
 
-from control.http.heads import AnswerFraming, Refusal, RequestHead, error_answer
+from control.http.heads import AnswerFraming, Refusal, RequestHead
+from control.http.limits import HttpLimits
+from control.http.wire import Buffer
 
-if TYPE_CHECKING:
-    from control.http.protocol import Http1
-    from control.http.wire import Buffer
-
-__all__ = ["BodyEnded", "Exchange"]
+__all__ = [
+    "Address",
+    "Application",
+    "BodyEnded",
+    "Carrier",
+    "Exchange",
+    "Service",
+]
 
 log = logging.getLogger("control.http")
 
@@ -26,78 +32,148 @@ LEFT_EARLY = Refusal(400, "the client ended the connection before the answer")
 CUT_SHORT = Refusal(400, "the request's body ended before its announced length")
 FAILED = Refusal(500, "internal server error")
 
+Address = tuple[str, int]
+Headers = Sequence[tuple[bytes, bytes]]
+Application = Callable[[dict[str, Any], Callable[[], Any], Callable[[Any], Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What all connections of one server have in common.
+
+    Attributes:
+        state: What the application's startup left for its requests.
+        stopping: Set when the server stops.
+    """
+
+    app: Application
+    limits: HttpLimits
+    state: Mapping[str, Any]
+    stopping: trio.Event
+
 
 class BodyEnded(Exception):
     """The client ended its side before its body was complete."""
 
 
-class Exchange(HTTPStream):
-    """Runs the application for one request, in the connection's own task.
+class Carrier(Protocol):
+    """What one request came by and its answer goes back by.
+
+    Attributes:
+        head: The request's head.
+        is_tls: Whether the bytes are encrypted.
+        client: Address and port of the client, as far as they are known.
+        server: Address and port it connected to.
+        body_cut: The client ended its side before its body was complete.
+    """
+
+    service: Service
+    head: RequestHead
+    is_tls: bool
+    client: Address | None
+    server: Address | None
+    body_cut: bool
+
+    @property
+    def client_ended(self) -> bool:
+        """Whether the client had ended its side when the request began."""
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether the application has been given the whole body."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the client left while its last bytes were being read."""
+
+    @property
+    def ends_after_answer(self) -> bool:
+        """Whether no further request can follow this one."""
+
+    async def read_body(self) -> bytes:
+        """The next piece of the body, ``b""`` after the last.
+
+        Raises:
+            BodyEnded: The client ended its side before.
+            Refusal: The body stalls, or is malformed.
+        """
+
+    def prepare_head(self, status: int, headers: Headers, *, close: bool) -> None:
+        """Keep the head of the answer for the first :meth:`send_answer`.
+
+        Raises:
+            h11.LocalProtocolError: A header is malformed.
+        """
+
+    async def send_answer(
+        self, framing: AnswerFraming, pieces: Sequence[Buffer], *, last: bool
+    ) -> None:
+        """Send *pieces* of an answer, the first time behind its head.
+
+        Raises:
+            trio.BrokenResourceError: The client is gone.
+        """
+
+    async def send_refusal(self, refusal: Refusal) -> None:
+        """Send a whole answer that refuses the request."""
+
+    async def finish_body(self, *, keep: bool) -> bool:
+        """After the answer: read and drop the rest; whether the connection can go on."""
+
+
+class Exchange:
+    """Runs the application for one request, in the task that calls :meth:`run`.
 
     The head of the answer waits for the first piece of the body and leaves with it; an
     empty piece with ``more_body`` sends the head alone. Pieces may be memoryviews; they
-    are sent from where they are and may be reused when ``send`` returns.
+    may be reused when ``send`` returns.
     """
 
-    def __init__(self, http: Http1) -> None:
-        super().__init__(
-            http.app,
-            http.config,
-            http.context,
-            http.task_group,
-            http.ssl,
-            http.client,
-            http.server,
-            http.stream_send,
-            STREAM_ID,
-        )
-        self._http = http
-        self._head: RequestHead = http.head
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
-        self._framing: AnswerFraming | None = None
         self._start: Any = None
+        self._framing: AnswerFraming | None = None
+        self._ended = False
         self._lost = False
         self._body_given = False
 
     async def run(self) -> bool:
         """Run the application to its end; whether the connection can go on."""
-        if self._http.peer.client_ended:
+        carrier = self._carrier
+        head = carrier.head
+        if carrier.client_ended:
             self._refusal = LEFT_EARLY
-            self._scope.deadline = trio.current_time() + self._http.limits.header_seconds
+            self._scope.deadline = trio.current_time() + carrier.service.limits.header_seconds
         try:
             with self._scope:
-                await self.app(
-                    self._asgi_scope(),  # type: ignore[arg-type]
-                    self.receive,
-                    self.app_send,
-                    trio.to_thread.run_sync,
-                    trio.from_thread.run,
-                )
+                await carrier.service.app(self._asgi_scope(), self.receive, self.send)
         except Exception:
             # The path as it was sent: decoded it could hold line breaks that look like
             # lines of the log. Without the query, which may hold a token.
-            path = self._head.target.partition(b"?")[0].decode("ascii")
-            log.exception("%s %s failed", self._head.method, path)
+            path = head.target.partition(b"?")[0].decode("ascii")
+            log.exception("%s %s failed", head.method, path)
         return await self._end()
 
     def _asgi_scope(self) -> dict[str, Any]:
-        head = self._head
+        carrier = self._carrier
+        head = carrier.head
         raw_path, _, query = head.target.partition(b"?")
         return {
             "type": "http",
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "http_version": head.http_version,
             "method": head.method,
-            "scheme": self.scheme,
+            "scheme": "https" if carrier.is_tls else "http",
             "path": head.path,
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
             "headers": head.headers,
-            "client": self.client,
-            "server": self.server,
-            "state": self._http.connection_state.copy(),
+            "client": carrier.client,
+            "server": carrier.server,
+            "state": dict(carrier.service.state),
             "extensions": {"control.refuse": self.refuse},
         }
 
@@ -105,15 +181,11 @@ class Exchange(HTTPStream):
         if self._lost:
             return False
         if self._framing is None:
-            refusal = self._refusal or FAILED
-            answer = error_answer(
-                refusal.status, refusal.message, with_body=self._head.method != "HEAD"
-            )
-            await self._http.peer.send([answer])
-            return await self._http.finish_body(keep=False)
-        if self.state is not ASGIHTTPState.CLOSED:
-            return False  # less than was promised: the peer sees the connection end early
-        return await self._http.finish_body(keep=not self._framing.close)
+            await self._carrier.send_refusal(self._refusal or FAILED)
+            return await self._carrier.finish_body(keep=False)
+        if not self._ended:
+            return False  # less than was promised: the peer sees the answer end early
+        return await self._carrier.finish_body(keep=not self._framing.close)
 
     def refuse(self, status: int, message: str) -> None:
         """Cancel the application, which may not go on, from another task.
@@ -125,7 +197,7 @@ class Exchange(HTTPStream):
 
     def abandon(self) -> None:
         """Cancel the application: the client has left."""
-        self._cancel(LEFT_EARLY if self._http.body_complete else CUT_SHORT)
+        self._cancel(LEFT_EARLY if self._carrier.body_complete else CUT_SHORT)
 
     def _cancel(self, refusal: Refusal) -> None:
         self._refusal = refusal
@@ -133,69 +205,57 @@ class Exchange(HTTPStream):
 
     async def receive(self) -> Any:
         """ASGI's ``receive``: the next piece of the body, read from the socket now."""
-        http = self._http
-        if self.state is ASGIHTTPState.CLOSED or http.body_cut:
+        carrier = self._carrier
+        if self._ended or carrier.body_cut:
             return {"type": "http.disconnect"}
         if self._body_given:
             await trio.sleep_forever()  # until the client leaves, which cancels
         try:
-            piece = await http.read_body()
+            piece = await carrier.read_body()
         except BodyEnded:
             return {"type": "http.disconnect"}
         except Refusal as refusal:
             self._cancel(refusal)
             await trio.lowlevel.checkpoint()
             return {"type": "http.disconnect"}
-        self._body_given = http.body_complete
-        if http.abandoned:
+        self._body_given = carrier.body_complete
+        if carrier.abandoned:
             self.abandon()
-        return {"type": "http.request", "body": piece, "more_body": not http.body_complete}
+        return {"type": "http.request", "body": piece, "more_body": not carrier.body_complete}
 
-    async def app_send(self, message: Any) -> None:
+    async def send(self, message: Any) -> None:
         """ASGI's ``send``."""
         kind = message["type"]
         if kind == "http.response.start" and self._start is None:
             self._start = message
-        elif kind == "http.response.body" and self._start is not None and self._unfinished:
+        elif kind == "http.response.body" and self._start is not None and not self._ended:
             await self._send_piece(message.get("body", b""), bool(message.get("more_body")))
         else:
-            raise UnexpectedMessageError(self.state, kind)
+            raise ValueError(f"an application cannot send {kind} at this point of its answer")
 
-    @property
-    def _unfinished(self) -> bool:
-        return self.state is not ASGIHTTPState.CLOSED
-
-    async def _send_piece(self, piece: bytes | memoryview, more: bool) -> None:
-        buffers: list[Buffer] = []
+    async def _send_piece(self, piece: Buffer, more: bool) -> None:
+        carrier = self._carrier
         framing = self._framing
         if framing is None:
-            framing = self._decide_framing(buffers)
-        buffers += framing.frame(piece, last=not more)
+            status = int(self._start["status"])
+            headers = list(_clean(self._start.get("headers", ())))
+            framing = AnswerFraming.decide(carrier.head, status, headers)
+            framing.close |= carrier.ends_after_answer
+            carrier.prepare_head(status, headers, close=framing.close)
+        pieces = framing.frame(piece, last=not more)
         if not more and framing.short:
             raise ValueError(f"the answer ends {framing.bytes_left} bytes before its length")
-        self._framing = self._http.peer.unfinished = framing
+        self._framing = framing
         self._scope.deadline = inf
-        self.state = ASGIHTTPState.RESPONSE
         try:
-            if buffers:
-                await self._http.peer.send(buffers)
+            await carrier.send_answer(framing, pieces, last=not more)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._lost = True
             self._scope.cancel()
         if more or self._lost:
             await trio.lowlevel.checkpoint()
         else:
-            self.state = ASGIHTTPState.CLOSED
-            self._http.peer.unfinished = None
-
-    def _decide_framing(self, buffers: list[Buffer]) -> AnswerFraming:
-        status = int(self._start["status"])
-        headers = list(_clean(self._start.get("headers", ())))
-        framing = AnswerFraming.decide(self._head, status, headers)
-        if self._http.peer.stopping or not self._http.keeps_after_answer:
-            framing.close = True
-        buffers.append(self._http.answer_head(status, headers, framing.close))
-        return framing
+            self._ended = True
 
 
 def _clean(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:

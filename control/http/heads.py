@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 import h11
 
 from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
+from control.http.wire import Buffer
 
 __all__ = [
     "AnswerFraming",
@@ -222,7 +223,7 @@ class AnswerFraming:
         chunked = unknown and head.http_version == "1.1"
         return cls(length, chunked, suppressed, close or (unknown and not chunked))
 
-    def frame(self, piece: bytes | memoryview, last: bool) -> list[bytes | memoryview]:
+    def frame(self, piece: Buffer, last: bool) -> list[Buffer]:
         """The buffers to send for one piece of the body, without copying it.
 
         Raises:
@@ -232,7 +233,7 @@ class AnswerFraming:
             return []
         size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
         if self.chunked:
-            framed: list[bytes | memoryview] = []
+            framed: list[Buffer] = []
             if size:
                 framed += [b"%x\r\n" % size, piece, b"\r\n"]
             if last:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
-from quart.utils import encode_headers
 
-from control.http.asgi import HttpConnection, Receive, Send
+from control.http.asgi import HttpConnection, Receive, Send, encoded
 
 __all__ = ["Socket", "SocketClosed", "SocketConnection"]
 
@@ -86,7 +85,7 @@ class SocketConnection(HttpConnection):
     """Runs the application's handler of one WebSocket in the task that calls it."""
 
     async def __call__(self, receive: Receive, send: Send) -> None:
-        request = self._create_request_from_scope(send)
+        request = self.make_request()
         request.body.set_complete()
         await receive()  # websocket.connect
         refusal = await self.app.handle_socket(  # type: ignore[attr-defined]
@@ -97,13 +96,8 @@ class SocketConnection(HttpConnection):
                 {
                     "type": "websocket.http.response.start",
                     "status": refusal.status_code,
-                    "headers": encode_headers(refusal.headers),
+                    "headers": encoded(refusal.headers),
                 }
             )
             body = await refusal.get_data(as_text=False)
             await send({"type": "websocket.http.response.body", "body": body})
-
-    def _create_request_from_scope(self, send: Any) -> Any:
-        """The request that asks for the upgrade, which is a GET like any other."""
-        self.scope = {**self.scope, "method": "GET"}
-        return super()._create_request_from_scope(send)

@@ -1,119 +1,327 @@
-"""WebSocket connections: Hypercorn's, with refusals in JSON and an end that is bounded."""
+"""One WebSocket on a connection: ``wsproto`` reads and writes the frames.
+
+The application runs in a task of its own beside the reader and the pings. What the
+client sends waits in a short queue, so a client that sends faster than the application
+reads is held up by TCP. The only extension, compression, is never agreed to: 64 KiB of
+it may be 64 MiB of a message.
+"""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import cast
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import trio
-from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
-from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
-from hypercorn.trio.task_group import TaskGroup
-from hypercorn.typing import ASGISendEvent
-from wsproto.events import CloseConnection, Message, Ping
-from wsproto.events import Event as WebSocketEvent
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Message,
+    Ping,
+    TextMessage,
+)
 from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from control.http.heads import error_body
+from control.http.connection import Connection
+from control.http.exchange import Address, Headers
+from control.http.heads import AnswerFraming, Refusal, RequestHead, error_body
 
-__all__ = ["ConnectionTasks", "WebSocketStream"]
+__all__ = ["WebSocket"]
 
+log = logging.getLogger("control.http")
+
+END_SECONDS = 1.0
+"""What the application gets to end once the WebSocket has."""
+MESSAGES_MAX = 10
+"""Received and not yet taken by the application."""
+READ_BYTES = 2 * 1024
+"""So much is decoded at once: up to 340 frames, of 15 µs each."""
+PINGS_UNANSWERED_MAX = 3
 #: After so much of output the client is pinged again. One that reads slowly answers what
 #: it has read: pings that are sent by the clock alone may have megabytes before them, in
 #: the buffers of both systems, and a client that works through those would look dead.
 #: At three pings of 5 s this is a client of 4 KiB/s.
 PING_BYTES = 64 * 1024
-REFUSALS = {
-    400: "bad WebSocket handshake; send version 13 and a key, and no data before the answer",
-    403: "the WebSocket was refused",
-    500: "internal server error",
+HANDSHAKE = {
+    b"connection",
+    b"upgrade",
+    b"sec-websocket-key",
+    b"sec-websocket-version",
+    b"sec-websocket-protocol",
 }
+"""The headers that the handshake is made of."""
+BAD_HANDSHAKE = Refusal(
+    400, "bad WebSocket handshake; send version 13 and a key, and no data before the answer"
+)
+REFUSED = Refusal(403, "the WebSocket was refused")
+FAILED = Refusal(500, "internal server error")
 
 
-class ConnectionTasks(TaskGroup):
-    """The tasks of one WebSocket: its application and its pings.
-
-    A plain request needs no such group, its application runs in the connection's task.
-    """
-
-    @property
-    def nursery(self) -> trio.Nursery:
-        nursery = self._nursery
-        assert nursery is not None
-        return nursery
-
-    async def __aexit__(  # type: ignore[override]
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        """Keep a cancellation of these tasks among them: Hypercorn's forgets that the
-        nursery has dealt with it, and one WebSocket that ends would end the server."""
-        manager = self._nursery_manager
-        assert manager is not None
-        try:
-            return await manager.__aexit__(kind, error, trace)
-        finally:
-            self._nursery_manager = self._nursery = None
-
-
-class WebSocketStream(WSStream):
+class WebSocket:
     """One WebSocket between client and application.
 
-    Attributes:
-        ping_seconds: How often the client is pinged. The application may say it, as
-            ``ping_seconds`` beside what ASGI has in the message that accepts.
+    Args:
+        connection: The client's, which has sent *head*; it is of no other use afterwards.
+        client: Address and port, as far as they are known.
+        early: What the client has sent behind the head.
+        answer_head: Makes the bytes of an answer's head from its status and headers.
     """
 
-    ping_seconds: float | None = None
-    _bytes_since_ping = 0
+    def __init__(
+        self,
+        connection: Connection,
+        head: RequestHead,
+        client: Address | None,
+        early: bytes,
+        answer_head: Callable[[int, Headers], bytes],
+    ) -> None:
+        self._connection = connection
+        self._head = head
+        self._client = client
+        self._early = early
+        self._answer_head = answer_head
+        self._limits = connection.limits
+        self._frames = WSConnection(ConnectionType.SERVER)
+        self._sending = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._to_app, self._messages = trio.open_memory_channel[dict[str, Any]](MESSAGES_MAX)
+        self._pieces: list[Any] = []
+        self._pieces_size = 0
+        self._refusal: Any = None
+        self._refusal_framing: AnswerFraming | None = None
+        self._ping_seconds = self._limits.websocket_ping_seconds
+        self._bytes_since_ping = 0
+        self._accepted = False
+        self._answered = False
+        self._closing = False
+        self._ended = False
 
-    async def app_send(self, message: ASGISendEvent | None) -> None:
-        # Sending into the kernel's buffer, or to a client that is gone, waits for nothing:
-        # without this an application that only sends would hold up all the others.
-        await trio.lowlevel.checkpoint()
-        if message is not None and message["type"] == "websocket.accept":
-            self.ping_seconds = cast(dict[str, float], message).get("ping_seconds")
+    async def run(self) -> None:
+        """Serve the WebSocket to its end."""
+        if self._shake_hands():
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._run_app)
+                try:
+                    with self._reading:
+                        await self._read()
+                finally:
+                    self._ended = True
+                self._nursery.cancel_scope.deadline = trio.current_time() + END_SECONDS
+                code = CloseReason.NORMAL_CLOSURE if self._closing else CloseReason.ABNORMAL_CLOSURE
+                await self._to_app.send({"type": "websocket.disconnect", "code": int(code)})
+        else:
+            await self._refuse(BAD_HANDSHAKE)
+        if not self._accepted:
+            await self._connection.linger()
+
+    def stop(self) -> None:
+        """The server stops, which the client is to know."""
+        if self._accepted and not self._ended:
+            assert self._nursery is not None
+            self._closing = True
+            self._nursery.start_soon(self._send, CloseConnection(CloseReason.GOING_AWAY))
+
+    def end_reading(self) -> None:
+        """Read nothing more: all has been sent, or the client is gone."""
+        self._reading.cancel()
+
+    # -- the handshake ---------------------------------------------------------------
+
+    def _shake_hands(self) -> bool:
+        """Whether this is a handshake that can be accepted."""
+        if self._early or self._head.http_version != "1.1" or self._head.body_bytes != 0:
+            return False
+        headers = [header for header in self._head.headers if header[0] in HANDSHAKE]
         try:
-            await super().app_send(message)
-        finally:
-            if message is None:
-                cast(ConnectionTasks, self.task_group).nursery.cancel_scope.cancel()
+            self._frames.initiate_upgrade_connection([*headers, (b"host", b"here")], b"/")
+        except RemoteProtocolError:
+            return False
+        return True
 
-    async def _send_pings(self) -> None:
-        seconds = self.ping_seconds or self.config.websocket_ping_interval
-        assert seconds is not None
-        while not self.closed:
-            await self._send_wsproto_event(Ping())
-            await trio.sleep(seconds)
+    @property
+    def _subprotocols(self) -> list[str]:
+        values = [v for name, v in self._head.headers if name == b"sec-websocket-protocol"]
+        return [text.strip() for text in b",".join(values).decode("latin-1").split(",") if text]
 
-    async def _send_wsproto_event(self, event: WebSocketEvent) -> None:
-        await super()._send_wsproto_event(event)
-        if isinstance(event, Message):
-            self._bytes_since_ping += len(event.data)
-            if self._bytes_since_ping >= PING_BYTES:
-                await self._send_wsproto_event(Ping())
-        elif isinstance(event, Ping):
-            self._bytes_since_ping = 0
-        if isinstance(event, CloseConnection) and event.code == CloseReason.MESSAGE_TOO_BIG:
-            # Hypercorn reads on until the client closes, and keeps what it reads.
-            await self.send(StreamClosed(self.stream_id))
+    async def _accept(self, message: Any) -> None:
+        self._ping_seconds = message.get("ping_seconds") or self._ping_seconds
+        answer = self._frames.send(
+            AcceptConnection(
+                subprotocol=message.get("subprotocol"),
+                extra_headers=list(message.get("headers", ())),
+            )
+        )
+        self._accepted = self._answered = True
+        await self._send_bytes([answer])
+        assert self._nursery is not None
+        self._nursery.start_soon(self._send_pings)
 
-    async def going_away(self) -> None:
-        """Tell the client that the server stops."""
-        if self.state is ASGIWebsocketState.CONNECTED:
-            await self._send_wsproto_event(CloseConnection(code=CloseReason.GOING_AWAY))
-
-    async def _send_error_response(self, status_code: int) -> None:
-        if status_code == 400:
-            # Refused by the server: the application may still be about to accept.
-            self.closed = True
-        body = error_body(REFUSALS.get(status_code, "the WebSocket was refused"))
+    async def _refuse(self, refusal: Refusal) -> None:
+        body = error_body(refusal.message)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
         ]
-        await self.send(Response(self.stream_id, headers, status_code))
-        await self.send(Body(self.stream_id, body))
-        await self.send(EndBody(self.stream_id))
+        self._refusal = {"status": refusal.status, "headers": headers}
+        await self._send_refusal(body, last=True)
+
+    async def _send_refusal(self, body: bytes, *, last: bool) -> None:
+        """Answer in plain HTTP, a piece at a time."""
+        head = b""
+        framing = self._refusal_framing
+        if framing is None:
+            status, headers = int(self._refusal["status"]), list(self._refusal["headers"])
+            framing = self._refusal_framing = AnswerFraming.decide(self._head, status, headers)
+            head = self._answer_head(status, headers)
+        self._answered = True
+        await self._send_bytes([head, *framing.frame(body, last=last)])
+        self._closing = last
+
+    # -- the application -------------------------------------------------------------
+
+    async def _run_app(self) -> None:
+        head = self._head
+        raw_path, _, query = head.target.partition(b"?")
+        scope: dict[str, Any] = {
+            "type": "websocket",
+            "asgi": {"spec_version": "2.3", "version": "3.0"},
+            "scheme": "wss" if self._connection.is_tls else "ws",
+            "http_version": head.http_version,
+            "path": head.path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": head.headers,
+            "client": self._client,
+            "server": self._connection.server,
+            "state": dict(self._connection.service.state),
+            "subprotocols": self._subprotocols,
+            "extensions": {"websocket.http.response": {}},
+        }
+        assert self._nursery is not None
+        try:
+            self._to_app.send_nowait({"type": "websocket.connect"})
+            try:
+                await self._connection.service.app(scope, self._messages.receive, self._app_send)
+            except Exception:
+                log.exception("the WebSocket %s failed", raw_path.decode("ascii"))
+            if not self._ended and not self._answered:
+                await self._refuse(FAILED)
+            elif not self._ended and self._accepted and not self._closing:
+                await self._send(CloseConnection(CloseReason.INTERNAL_ERROR))
+        finally:
+            self._nursery.cancel_scope.cancel()
+
+    async def _app_send(self, message: Any) -> None:
+        """ASGI's ``send``; after the end it does nothing, so that the application can end."""
+        # Sending into the kernel's buffer, or to a client that is gone, waits for nothing:
+        # without this an application that only sends would hold up all the others.
+        await trio.lowlevel.checkpoint()
+        if self._ended:
+            return
+        kind = message["type"]
+        if self._accepted:
+            if kind == "websocket.send":
+                data, text = message.get("bytes"), message.get("text")
+                await self._send(TextMessage(text) if data is None else BytesMessage(bytes(data)))
+                return
+            if kind == "websocket.close":
+                self._closing = True
+                code = int(message.get("code", CloseReason.NORMAL_CLOSURE))
+                await self._send(CloseConnection(code, message.get("reason")))
+                return
+        elif kind == "websocket.http.response.body" and self._refusal and not self._closing:
+            await self._send_refusal(
+                bytes(message.get("body", b"")), last=not message.get("more_body", False)
+            )
+            return
+        elif not self._answered:
+            if kind == "websocket.accept":
+                await self._accept(message)
+                return
+            if kind == "websocket.http.response.start":
+                self._refusal = message
+                return
+            if kind == "websocket.close":
+                await self._refuse(REFUSED)
+                return
+        raise ValueError(f"an application cannot send {kind} at this point of a WebSocket")
+
+    # -- the client ------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Read until the WebSocket has ended, or the client is gone or silent."""
+        while not self._ended:
+            patience = PINGS_UNANSWERED_MAX * self._ping_seconds
+            try:
+                data = await self._connection.receive(READ_BYTES, trio.current_time() + patience)
+            except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            if not self._accepted:
+                self._ended = True  # the application may still be about to accept
+                if not self._answered:
+                    await self._refuse(BAD_HANDSHAKE)
+                return
+            self._frames.receive_data(data)
+            await self._handle_frames()
+            await trio.lowlevel.checkpoint()
+
+    async def _handle_frames(self) -> None:
+        for event in self._frames.events():
+            if isinstance(event, Message):
+                self._pieces_size += len(event.data)
+                if self._pieces_size > self._limits.websocket_message_bytes_max:
+                    await self._send(CloseConnection(CloseReason.MESSAGE_TOO_BIG))
+                    self._ended = True
+                    return
+                self._pieces.append(event.data)
+                if event.message_finished:
+                    await self._to_app.send(self._whole_message(isinstance(event, TextMessage)))
+            elif isinstance(event, Ping):
+                await self._send(event.response())
+            elif isinstance(event, CloseConnection):
+                if self._frames.state is ConnectionState.REMOTE_CLOSING:
+                    await self._send(event.response())
+                self._ended = True
+                return
+
+    def _whole_message(self, is_text: bool) -> dict[str, Any]:
+        pieces, self._pieces, self._pieces_size = self._pieces, [], 0
+        text = "".join(pieces) if is_text else None
+        data = None if is_text else b"".join(pieces)
+        return {"type": "websocket.receive", "bytes": data, "text": text}
+
+    async def _send(self, event: Event) -> None:
+        """Send one event; one that no longer fits, as after a close, is dropped."""
+        try:
+            data = self._frames.send(event)
+        except LocalProtocolError:
+            return
+        await self._send_bytes([data])
+        if isinstance(event, Message):
+            self._bytes_since_ping += len(event.data)
+            if self._bytes_since_ping >= PING_BYTES:
+                await self._send(Ping())
+        elif isinstance(event, Ping):
+            self._bytes_since_ping = 0
+
+    async def _send_bytes(self, buffers: list[Any]) -> None:
+        async with self._sending:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._connection.send(buffers)
+                return
+        self.end_reading()
+
+    async def _send_pings(self) -> None:
+        while not self._ended:
+            await self._send(Ping())
+            await trio.sleep(self._ping_seconds)

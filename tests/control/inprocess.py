@@ -14,7 +14,7 @@ import trio
 from control.api.module import Module
 from control.api.runtime import Control
 from control.app import ControlApp
-from control.http.server import listen, serve
+from control.http import listen, serve
 from control.settings import ControlSettings
 
 SECONDS = 60

@@ -891,7 +891,7 @@ async def test_a_connection_that_cannot_be_watched_is_refused_alone(
             return getattr(self._real, name)
 
     make = select.epoll
-    server = "control.http.server.select"
+    server = "control.http.hangups.select"
     monkeypatch.setattr(server, SimpleNamespace(**{**vars(select), "epoll": Full}))
     async with running() as (port, _):
         async with connected(port) as client:

@@ -10,22 +10,21 @@ one through its states.
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.handlers import format_date_time
 
 import h11
 import trio
-from hypercorn.events import Closed, RawData
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Request as StreamRequest
-from hypercorn.protocol.events import Response as StreamResponse
-from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 
 from control.http.chunks import ChunkedBody
-from control.http.exchange import BodyEnded, Exchange
+from control.http.connection import Connection
+from control.http.exchange import BodyEnded, Exchange, Headers
 from control.http.heads import (
+    AnswerFraming,
     Refusal,
     RequestHead,
     error_answer,
@@ -34,35 +33,35 @@ from control.http.heads import (
     refuse_many_lines,
 )
 from control.http.limits import BODY_PIECE_BYTES_MAX, DRAIN_BYTES_MAX
-from control.http.websocket import ConnectionTasks, WebSocketStream
-
-if TYPE_CHECKING:
-    from control.http.connection import Connection
+from control.http.websocket import WebSocket
+from control.http.wire import Buffer
 
 __all__ = ["Http1"]
 
 REASONS = {int(status): status.phrase.encode("ascii") for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-WEBSOCKET_END_SECONDS = 1.0
-PINGS_UNANSWERED_MAX = 3
 HEAD_READ_BYTES = 8 * 1024
 """h11 keeps what is read with a head until the exchange ends, so it is not much."""
 CHUNKS_READ_BYTES = 64 * 1024
-WEBSOCKET_READ_BYTES = 2 * 1024
-"""So much is taken apart at once: up to 340 frames, of 15 µs each."""
 CHUNKS_AT_ONCE = 100
 
 
-class Http1(H11Protocol):
-    """Reads requests, hands each to an :class:`Exchange`, and frames its answer."""
+class Http1:
+    """Reads requests, hands each to an :class:`Exchange`, and frames its answer.
 
-    connection: h11.Connection | H11WSConnection
+    It is the :class:`~control.http.exchange.Carrier` of all of them, one after another.
+    """
 
-    def __init__(self, peer: Connection, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, peer: Connection) -> None:
         self.peer = peer
+        self.service = peer.service
         self.limits = peer.limits
+        self.is_tls = peer.is_tls
+        self.server = peer.server
+        self.client = self._peer_address = peer.peer
         self.head: RequestHead
+        self.body_cut = False
+        self._h11: h11.Connection
         self._buffered = b""
         self._body_left = 0
         self._chunks: ChunkedBody | None = None
@@ -70,16 +69,28 @@ class Http1(H11Protocol):
         self._continue_owed = False
         self._waits_for_body = False
         self._ended_while_reading = False
-        self.body_cut = False
+        self._answer_head: bytes | None = None
         self._exchange: Exchange | None = None
-        self._websocket_reader: trio.CancelScope | None = None
+        self._websocket: WebSocket | None = None
         self._first = True
         # Whatever an application leaves in context variables must not reach the next
         # request of the connection, so each starts from the context of its beginning.
         self._task = trio.lowlevel.current_task()
         self._context_at_start = self._task.context.copy()
 
-    async def serve_request(self) -> bool:
+    @property
+    def held_by_client(self) -> bool:
+        return self.peer.wire.waits > 0 or self.peer.unfinished is not None
+
+    @property
+    def client_ended(self) -> bool:
+        return self.peer.client_ended
+
+    async def serve(self) -> None:
+        while await self._serve_request():
+            pass
+
+    async def _serve_request(self) -> bool:
         """Serve the next request; whether another may follow on this connection."""
         try:
             request = await self._read_request()
@@ -107,6 +118,7 @@ class Http1(H11Protocol):
 
     def _name_client(self) -> None:
         client = self.peer.begin_request(self.head.headers)
+        self.client = self._peer_address
         if self.client is not None and client != self.client[0]:
             self.client = (client, 0)  # nobody knows its port
 
@@ -121,7 +133,7 @@ class Http1(H11Protocol):
                 return None
         began = accepted if self._first else trio.current_time()
         deadline = began + self.limits.header_seconds
-        connection = self.connection = h11.Connection(
+        connection = self._h11 = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self.limits.header_bytes_max
         )
         size = 0
@@ -165,7 +177,7 @@ class Http1(H11Protocol):
 
     def _next_event(self) -> Any:
         try:
-            return self.connection.next_event()
+            return self._h11.next_event()
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
                 message = f"the headers are larger than {self.limits.header_bytes_max} bytes"
@@ -185,7 +197,7 @@ class Http1(H11Protocol):
         self._body_left = head.body_bytes or 0
         self._body_complete = head.body_bytes == 0
         self._continue_owed = head.expects_continue and not self._body_complete
-        self._buffered = self.connection.trailing_data[0]
+        self._buffered = self._h11.trailing_data[0]
         self._chunks = None
         if head.body_bytes is None:
             self._chunks = ChunkedBody()
@@ -274,13 +286,16 @@ class Http1(H11Protocol):
         return data
 
     @property
-    def keeps_after_answer(self) -> bool:
-        """Whether the next request can be found behind what is unread of the body."""
-        if self._body_complete:
+    def ends_after_answer(self) -> bool:
+        """Whether the server stops, or the next request cannot be found behind what is
+        unread of the body."""
+        if self.peer.stopping:
             return True
-        if self._continue_owed or self.body_cut or self._chunks is not None:
+        if self._body_complete:
             return False
-        return self._body_left - len(self._buffered) <= DRAIN_BYTES_MAX
+        if self._continue_owed or self.body_cut or self._chunks is not None:
+            return True
+        return self._body_left - len(self._buffered) > DRAIN_BYTES_MAX
 
     async def finish_body(self, *, keep: bool) -> bool:
         """After the answer: read and drop the rest; whether the connection can go on."""
@@ -300,106 +315,60 @@ class Http1(H11Protocol):
 
     # -- the answer ------------------------------------------------------------------
 
-    def answer_head(self, status: int, headers: list[tuple[bytes, bytes]], close: bool) -> bytes:
-        """The bytes of an answer's head.
+    def prepare_head(self, status: int, headers: Headers, *, close: bool) -> None:
+        self._answer_head = self._head_bytes(status, headers, close=close)
 
-        Raises:
-            h11.LocalProtocolError: A header is malformed.
-        """
-        headers = [*headers, (b"date", _date())]
+    def _head_bytes(self, status: int, headers: Headers, *, close: bool) -> bytes:
+        lines = [*headers, (b"date", _date())]
         if close:
-            headers.append((b"connection", b"close"))
+            lines.append((b"connection", b"close"))
         reason = REASONS.get(status, b"")
-        data: bytes = self.connection.send(
-            h11.Response(status_code=status, headers=headers, reason=reason)
-        )
-        return data
+        data = self._h11.send(h11.Response(status_code=status, headers=lines, reason=reason))
+        return data or b""
+
+    async def send_answer(
+        self, framing: AnswerFraming, pieces: Sequence[Buffer], *, last: bool
+    ) -> None:
+        self.peer.unfinished = framing
+        if self._answer_head is not None:
+            pieces = [self._answer_head, *pieces]
+            self._answer_head = None
+        if pieces:
+            await self.peer.send(pieces)
+        if last:
+            self.peer.unfinished = None
+
+    async def send_refusal(self, refusal: Refusal) -> None:
+        with_body = self.head.method != "HEAD"
+        await self.peer.send([error_answer(refusal.status, refusal.message, with_body=with_body)])
 
     def hang_up(self, *, reset: bool) -> None:
         """The client has ended its side; see :meth:`Connection.hang_up`.
 
-        If the application waits for the body it will be told by its end. Otherwise it
+        If the application waits for the body it learns of it by the body's end. Otherwise it
         is cancelled: nobody waits for its answer. A client that had ended its side
         already when the request began may still be reading, so such a request runs,
         for a while; sending to a client that does not read brings a reset.
         """
-        if self._websocket_reader is not None:
-            self._websocket_reader.cancel()
+        if self._websocket is not None:
+            self._websocket.end_reading()
         elif self._waits_for_body and not reset:
             self._ended_while_reading = True
         elif self._exchange is not None:
             self._exchange.abandon()
 
-    # -- WebSocket -------------------------------------------------------------------
+    def stop(self) -> None:
+        """The server stops: a WebSocket is closed, a request under way may end."""
+        if self._websocket is not None:
+            self._websocket.stop()
 
     async def _serve_websocket(self) -> None:
-        assert isinstance(self.connection, h11.Connection)
-        async with self.task_group as group:
-            assert isinstance(group, ConnectionTasks)
-            self.connection = H11WSConnection(self.connection)
-            self.stream = stream = WebSocketStream(
-                self.app,
-                self.config,
-                self.context,
-                group,
-                self.ssl,
-                self.client,
-                self.server,
-                self.stream_send,
-                STREAM_ID,
-            )
-            with trio.CancelScope() as self._websocket_reader:
-                await self._read_websocket(stream)
-            group.nursery.cancel_scope.deadline = trio.current_time() + WEBSOCKET_END_SECONDS
-            await self.handle(Closed())
-        if not stream.handshake.accepted:
-            await self.peer.linger()
-
-    async def _read_websocket(self, stream: WebSocketStream) -> None:
-        await stream.handle(
-            StreamRequest(
-                stream_id=STREAM_ID,
-                headers=[*filter(_is_no_extension, self.head.headers)],
-                http_version=self.head.http_version,
-                method="GET",
-                raw_path=self.head.target,
-                state=self.connection_state,
-            )
-        )
-        await self._handle_events()
-        while not stream.closed:
-            ping_seconds = stream.ping_seconds or self.limits.websocket_ping_seconds
-            patience = PINGS_UNANSWERED_MAX * ping_seconds
-            try:
-                data = await self.peer.receive(WEBSOCKET_READ_BYTES, trio.current_time() + patience)
-            except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-            if not data:
-                return
-            await self.handle(RawData(data))
-            await trio.lowlevel.checkpoint()
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        """What the WebSocket stream says to the client."""
-        if isinstance(event, StreamResponse) and event.status_code != 101:
-            headers = [*event.headers, (b"connection", b"close")]
-            event = StreamResponse(event.stream_id, headers, event.status_code)
-        await super().stream_send(event)
-
-    def stop(self) -> None:
-        """The server stops: a WebSocket is told, a request under way may end."""
-        if isinstance(self.stream, WebSocketStream) and self._websocket_reader is not None:
-            self.task_group.spawn(self.stream.going_away)
-
-    def end_websocket(self) -> None:
-        """Read nothing more: all has been said, or the client is gone."""
-        if self._websocket_reader is not None:
-            self._websocket_reader.cancel()
-
-
-def _is_no_extension(header: tuple[bytes, bytes]) -> bool:
-    """The only extension is compression: 64 KiB of it may be 64 MiB of a message."""
-    return header[0] != b"sec-websocket-extensions"
+        head_bytes = functools.partial(self._head_bytes, close=True)
+        self._websocket = WebSocket(self.peer, self.head, self.client, self._buffered, head_bytes)
+        try:
+            await self._websocket.run()
+        finally:
+            self._websocket = None
 
 
 _date_second = 0
