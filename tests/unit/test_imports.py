@@ -23,15 +23,6 @@ KNOWN = [
     },
     {f"control.http.{name}" for name in ("connection", "exchange", "protocol", "server")},
     {"control.api.module", "control.api.runtime"},
-    {
-        "gfs.chunkserver.node.node",
-        "gfs.chunkserver.upkeep.scrub",
-        *(
-            f"gfs.chunkserver.copies.{name}"
-            for name in ("clone", "new_replica", "salvage", "small_replicas")
-        ),
-        *(f"gfs.chunkserver.exchanges.{name}" for name in ("append", "chain", "read", "write")),
-    },
     {f"gfs.testing.{name}" for name in ("files", "inode", "life", "threads")},
 ]
 
