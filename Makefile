@@ -10,6 +10,7 @@
 # make explore property tests with new examples, where `make test` has the same ones each time
 # make audit   known security holes of what is installed; needs a network, so it is not in CI
 # make mutants deliberate bugs, each of which the simulation must catch
+# make mutants-code  small changes of the code, each of which a test must notice (ARGS="gfs/cli")
 # make bench   figures and a picture under bench/out/
 # make install only makes .venv; the others call it, and it is done once
 
@@ -26,7 +27,7 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants lint audit bench clean
+.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants mutants-code lint audit bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -86,6 +87,9 @@ audit: install
 
 mutants: install
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
+mutants-code: install
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m bench $(ARGS)

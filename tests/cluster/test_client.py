@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
@@ -283,6 +283,14 @@ def test_the_blocking_client_from_many_threads(cluster: Cluster, tmp_path: Path)
         assert fs.status().totals.lost == 0
     with pytest.raises(ValueError, match="closed"):
         fs.stat("/")
+
+
+def test_a_file_whose_writer_failed_is_not_published(cluster: Cluster) -> None:
+    with sync.connect(state=cluster.state) as fs:
+        with suppress(ZeroDivisionError), fs.open("/half", "w") as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+        assert not fs.exists("/half")
 
 
 FORK = """

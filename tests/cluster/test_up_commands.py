@@ -113,7 +113,7 @@ def test_a_file_goes_in_and_out(cluster: Cluster, top: str, tmp_path: Path) -> N
     assert (tmp_path / "also" / "new" / "out").read_bytes() == data
 
 
-@pytest.mark.parametrize("size", [0, 70_000])
+@pytest.mark.parametrize("size", [0, 2 * MIB + 17])
 def test_stdin_and_stdout(cluster: Cluster, top: str, size: int) -> None:
     data = os.urandom(size)
     cluster.gfs("put", "-", f"{top}/file", input=data)

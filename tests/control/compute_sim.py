@@ -185,7 +185,7 @@ class World:
                 self.move(spec.id, "pending")
 
     async def stop(self, spec: Spec) -> None:
-        async with self._call(spec.id):
+        async with self._call(spec.id, excuses=False):
             if spec.id in self.things:
                 self.things[spec.id].exposed = None
                 self.move(spec.id, "stopped")
@@ -200,13 +200,14 @@ class World:
 
     async def expose(self, spec: Spec) -> None:
         self.closed.add(spec.id)
-        async with self._call(spec.id):
+        async with self._call(spec.id, excuses=False):
             if spec.id in self.things:
                 self.things[spec.id].exposed = spec
             self.closed.discard(spec.id)
 
     @asynccontextmanager
-    async def _call(self, container_id: str) -> AsyncIterator[None]:
+    async def _call(self, container_id: str, *, excuses: bool = True) -> AsyncIterator[None]:
+        """``excuses``: if it is refused, the container may fail."""
         if container_id in self.under_way:
             self.overlaps.append(container_id)
         self.under_way.add(container_id)
@@ -214,21 +215,22 @@ class World:
             fault = self.faults.pop(0) if self.faults else ""
             await trio.sleep(self.call_seconds)
             if not fault.startswith("late-"):
-                await self._fail(container_id, fault)
+                await self._fail(container_id, fault, excuses)
             if not self.is_up:
                 raise BackendUnavailable("the world is down")
             yield
             await trio.sleep(self.call_seconds)
-            await self._fail(container_id, fault.removeprefix("late-"))
+            await self._fail(container_id, fault.removeprefix("late-"), excuses)
         finally:
             self.under_way.discard(container_id)
 
-    async def _fail(self, container_id: str, fault: str) -> None:
+    async def _fail(self, container_id: str, fault: str, excuses: bool) -> None:
         match fault:
             case "unavailable":
                 raise BackendUnavailable("not now")
             case "impossible":
-                self.excused.add(container_id)
+                if excuses:
+                    self.excused.add(container_id)
                 raise Impossible("not in this world")
             case "bug":
                 self.bugs[container_id] = self.bugs.get(container_id, 0) + 1

@@ -23,8 +23,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from control.compute.backend import Spec
-from control.compute.reconcile.driver import BACKOFF_SECONDS_MAX, LOST_SECONDS, RECONCILE_SECONDS
-from control.compute.reconcile.machine import LOST
+from control.compute.reconcile.driver import (
+    BACKOFF_SECONDS_MAX,
+    LOST_SECONDS,
+    RECONCILE_SECONDS,
+    RERUNS_MAX,
+)
+from control.compute.reconcile.machine import LOST, STOPS_BY_ITSELF
 from control.compute.rows import Container
 from control.quota import Limits
 
@@ -348,6 +353,42 @@ def test_what_is_lost_while_it_is_made_is_made_again(tmp_path: Path) -> None:
         assert run(lose_late)
         run(lambda: sim.wait(5.0))
         assert all(thing.exposed for thing in world.things.values())
+    finally:
+        run.close()
+
+
+def test_a_stop_that_is_refused_is_tried_until_it_stops(tmp_path: Path) -> None:
+    run = Stepped(tmp_path, math.inf)
+    sim, world = run.sim, run.sim.world
+    try:
+        run(lambda: sim.create("ada", 1))
+        run(lambda: sim.settle(1.0, relist=False))
+        (id_,) = sim.ids
+        world.faults = ["impossible"] * 3
+        assert run(lambda: sim.ask("stop", id_))
+        run(lambda: sim.wait(LONG_SECONDS))
+        assert (sim.rows()[id_].status, world.things[id_].phase) == ("stopped", "stopped")
+    finally:
+        run.close()
+
+
+def test_what_stops_again_and_again_by_itself_is_not_run_for_ever(tmp_path: Path) -> None:
+    run = Stepped(tmp_path, math.inf)
+    sim, world = run.sim, run.sim.world
+
+    async def stop_by_itself() -> str:
+        (id_,) = sim.ids
+        world.move(id_, "stopped")
+        world.deliver()
+        await sim.go_on()
+        return sim.rows()[id_].status
+
+    try:
+        run(lambda: sim.create("ada", 1))
+        run(lambda: sim.settle(1.0, relist=False))
+        ends = [run(stop_by_itself) for _ in range(RERUNS_MAX + 1)]
+        assert ends == ["running"] * RERUNS_MAX + ["failed"]
+        assert sim.rows()[sim.ids[0]].reason == STOPS_BY_ITSELF
     finally:
         run.close()
 

@@ -167,11 +167,12 @@ def test_answers_are_never_cached_by_strangers(
     user: httpx.Client, cloud: Cloud, nobody: httpx.Client
 ) -> None:
     """A private file must not come out of a shared cache to somebody else."""
+    for visibility, control in [(0, "private, no-cache"), (2, "no-cache")]:
+        space = make_namespace(user, "cached", visibility)
+        put(user, space, "f", b"x")
+        found = user.get(f"/storage/{space}/f", params={"token": bearer(user)})
+        assert found.headers["Cache-Control"] == control
     space = make_namespace(user, "cached", 0)
-    put(user, space, "f", b"x")
-    found = user.get(f"/storage/{space}/f", params={"token": bearer(user)})
-    control = found.headers.get("Cache-Control", "")
-    assert "public" not in control
     refused(nobody.get(f"/storage/{space}/f"), 401)
 
 

@@ -555,7 +555,7 @@ def test_a_body_of_unknown_length(user: httpx.Client, fresh: str) -> None:
     assert get(user, fresh, "chunked") == DATA * 100
 
 
-@pytest.mark.parametrize("form", ["form", "raw", "put"])
+@pytest.mark.parametrize("form", ["form", "raw", "chunked", "put"])
 def test_empty_files_are_files(user: httpx.Client, fresh: str, form: str) -> None:
     if form == "form":
         put(user, fresh, "empty", b"")
@@ -712,7 +712,7 @@ def test_of_two_uploads_at_once_one_wins(user: httpx.Client, cloud: Cloud, fresh
 # --- lengths that lie, bodies cut short --------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["form", "raw", "put"])
+@pytest.mark.parametrize("form", ["form", "raw", "chunked", "put"])
 @pytest.mark.parametrize("size", ["9999", "10241", "0", "1", "99999999999"])
 def test_a_wrong_file_size_stores_nothing(
     user: httpx.Client, fresh: str, form: str, size: str
@@ -743,9 +743,10 @@ def send_sized(client: httpx.Client, space: str, form: str, size: str) -> httpx.
             files={"file": ("sized", DATA)},
             headers=headers,
         )
-    if form == "raw":
+    if form in ("raw", "chunked"):
         query = {"namespace": space, "name": "sized"}
-        return client.post("/storage/upload", params=query, content=DATA, headers=headers)
+        content = iter([DATA]) if form == "chunked" else DATA
+        return client.post("/storage/upload", params=query, content=content, headers=headers)
     return client.put(url_of(space, "sized"), content=DATA, headers=headers)
 
 

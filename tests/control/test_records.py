@@ -368,6 +368,15 @@ def test_only_the_owner_may_look(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in directory.iterdir())
 
 
+def test_the_names_of_new_files_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+    )
+    Records.open(tmp_path / "records", [SCHEMA]).close()
+    assert synced == [str(tmp_path / "records"), str(tmp_path)]
+
+
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="cannot be opened"):

@@ -272,6 +272,27 @@ async def test_a_deletion_while_it_is_made_leaves_neither_row_nor_directory(
         assert not await exists(fs, made[0])
 
 
+async def test_a_creation_that_failed_does_not_appear_later(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(cluster) as (server, storage, _):
+        user = await user_of(server)
+        name = f"space-{secrets.token_hex(6)}"
+
+        async def failed(*path: object, **terms: object) -> None:
+            raise DiskFailed("one of the file system")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.cluster.fs, "mkdir", failed)
+            answer = await server.call("POST", "/storage/namespaces", user, name=name)
+            assert answer.status_code >= 500
+        await storage.spaces.repair()
+        listed = ok(await server.call("GET", "/storage/namespaces", user))
+        assert name not in [item["name"] for item in listed]
+        assert row_of(storage, name) is None
+        ok(await server.call("POST", "/storage/namespaces", user, name=name))
+
+
 async def test_a_failed_disk_of_the_file_system_is_survived(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import pytest
 import trio
 
-from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, packet_sums
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, KIB, MIB, packet_sums
 from gfs.chunkserver.files.layout import HEAD_BYTES, recover_state
+from gfs.chunkserver.node import throttle
 from gfs.client import Client
 from gfs.client.mutate import _lease, _send_all
 from gfs.client.upload import ChainBroken
@@ -23,7 +25,7 @@ from gfs.errors import ChunkUnavailable
 from gfs.protocol.messages import AcquireLease, Failure, LeaseReply, Packet, WriteChunk
 from gfs.testing import SimCluster
 
-from .promises import STALL_SECONDS, assert_sound, content, replicas
+from .promises import STALL_SECONDS, assert_sound, content, replicas, wait_for_goal
 from .seeds import over_seeds
 
 # --- the ordinary way --------------------------------------------------------------------
@@ -178,6 +180,38 @@ async def test_a_writer_that_was_away_for_long_is_told_that_its_chunks_are_gone(
         with pytest.raises(ChunkUnavailable):
             await file.close()
         assert not await fs.exists("/slow")
+
+
+@over_seeds(1)
+async def test_a_write_in_place_without_any_replica_is_given_up(
+    seed: int, chance: random.Random
+) -> None:
+    client = ClientSettings(retry_seconds=20.0)
+    async with SimCluster(seed, client=client) as cluster, cluster.client() as fs:
+        await fs.put(content(chance, 1000), "/file")
+        async with await fs.open("/file", "r+") as file:
+            for name in cluster.chunkservers:
+                await cluster.crash(name)
+            with trio.fail_after(60), pytest.raises(ChunkUnavailable):
+                await file.pwrite(0, b"x")
+
+
+@over_seeds(1)
+async def test_a_copy_gives_way_to_clients(seed: int, chance: random.Random) -> None:
+    """It is paced by the server that makes it, which takes another one's reads and no more."""
+    settings = ChunkserverSettings(background_bytes_per_second=128 * KIB)
+    cluster = SimCluster(seed, chunkservers=4, chunkserver=settings)
+    with mock.patch.object(throttle, "BUSY_SECONDS", 1e6):
+        async with cluster, cluster.client() as fs:
+            for number in range(8):  # each server is a client's
+                await fs.put(content(chance, 1000), f"/{number}")
+            await fs.put(content(chance, 4 * MIB), "/file")
+            replica = (await fs.locate("/file")).chunks[0].replicas[0]
+            lost = replica.address.partition(":")[0]
+            began = trio.current_time()
+            await cluster.crash(lost)
+            await wait_for_goal(cluster, fs, "/file", 3, [lost], 120)
+            assert trio.current_time() - began > 31
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from unittest import mock
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from gfs.blocks import KIB, MIB
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import AlreadyExists, FileChanged, NotFound
+from gfs.master.metadata import trash
 from gfs.protocol.messages import TrashEntry
 from gfs.testing import SimCluster
 
@@ -29,6 +31,20 @@ def stored(cluster: SimCluster) -> int:
 async def told(cluster: SimCluster) -> list[TrashEntry]:
     async with cluster.client() as fs:
         return [entry async for entry in fs.trash()]
+
+
+@over_seeds(1)
+async def test_all_that_is_deleted_below_goes_however_much_it_is(
+    seed: int, chance: random.Random
+) -> None:
+    with mock.patch.object(trash, "ROWS_MAX", 3):
+        async with SimCluster(seed, master=MASTER) as cluster, cluster.client() as fs:
+            for number in range(10):
+                await fs.put(b"x", f"/d/{number}")
+                await fs.delete(f"/d/{number}")
+            assert len(await told(cluster)) == 10
+            assert await fs.empty_trash("/d", recursive=True) == 10
+            assert not await told(cluster)
 
 
 @over_seeds(4)

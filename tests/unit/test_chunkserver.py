@@ -39,6 +39,7 @@ from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.throttle import LOOK_SECONDS, Throttle
 from gfs.chunkserver.service.master_link import MasterLink, MasterLinks
+from gfs.chunkserver.upkeep.background import look_at, scan
 from gfs.chunkserver.upkeep.delete import delete_all
 from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
@@ -884,7 +885,7 @@ async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: P
 async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = await node_in(tmp_path)
+    node = await node_in(tmp_path, scan_seconds=0.1)
     (disk,) = node.store.disks.values()
     exists, half = disk.files.exists, disk.chunk_path(1) + ".clone"
 
@@ -902,8 +903,12 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
             await give_up_half()
         await node.store.remove_leftovers()
         assert exists(half)
-    await node.store.remove_leftovers()
-    assert not exists(half)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scan, node)
+            while exists(half):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
     # One that is made there meanwhile is let alone.
     with monkeypatch.context() as patch:
         patch.setattr(disk.files, "unlink", refuse)
@@ -913,6 +918,23 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
         file.write(0, b"whole", packet_sums(0, b"whole"))
         await node.store.remove_leftovers()
     assert node.store.inventory[1].length == 5
+    await node.close()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_replica_that_looks_wrong_is_looked_at_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """It may have been written or replaced while the others were looked at."""
+    node = await node_in(tmp_path)
+    make_chunk(node, 5, 1, b"data")
+    node = await reopened(node)
+    looks = [[(5, is_there)], []]
+    monkeypatch.setattr(node.store, "looks_wrong", lambda disk, handles: looks.pop(0))
+    await look_at(node, [5])
+    assert looks == []
+    assert 5 in node.store.inventory
+    assert not node.store.bad
     await node.close()
 
 

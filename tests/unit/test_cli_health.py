@@ -16,13 +16,17 @@ from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warni
 from gfs.cli.output import Output
 from gfs.cli.scrub import scrubbed
 from gfs.client import Client, FsckProblem, FsckReport
-from gfs.client.fsck import MENDING
+from gfs.client.core import ClientCore
+from gfs.client.fsck import MENDING, States, _state
 from gfs.errors import GfsError, ReplicaUnavailable
 from gfs.protocol.messages import (
     ClusterTotals,
     Disk,
     DiskUsageReply,
+    FsckChunk,
     MetadataSpace,
+    ReplicaState,
+    ServerAddress,
     ServerStatus,
     ShadowStatus,
     StatusReply,
@@ -126,6 +130,19 @@ def test_all_but_what_no_file_wants_is_damage(kind: str) -> None:
     """Of a server alone that is scrubbed, a chunk below its goal is not told."""
     report = FsckReport(problems=[problem(kind), problem(kind, "")])
     assert report.damaged == ["/a"] * (kind != "orphaned")
+
+
+@pytest.mark.parametrize(
+    ("state", "length", "kind"),
+    [("good", 10, "good"), ("good", 11, "good"), ("good", 9, "corrupt"), ("stale", 10, "stale")],
+)
+async def test_a_replica_is_good_if_it_has_all_that_the_file_has(
+    state: str, length: int, kind: str
+) -> None:
+    chunk = FsckChunk("/a", 0, handle=5, version=1, length=10, goal=3, servers=[0])
+    states: States = {("s1", 5): ReplicaState(5, state, 1, length)}
+    known = await _state(cast(ClientCore, None), chunk, ServerAddress("s1", "h:1", "r"), states)
+    assert known[0] == kind
 
 
 class Knows:

@@ -22,7 +22,8 @@ from gfs.cli.output import (
     table,
 )
 from gfs.cli.progress import Progress, describe, shown
-from gfs.errors import InvalidName
+from gfs.cli.transfer import _relative
+from gfs.errors import InvalidArgument, InvalidName
 from gfs.protocol.messages import DiskUsageReply, Entry, ServerAddress
 
 
@@ -45,6 +46,12 @@ def test_names() -> None:
     assert join("/a", "b") == "/a/b"
     assert base_name("/a/b/") == "b"
     assert base_name("/") == ""
+
+
+def test_no_name_leads_out_of_the_target() -> None:
+    assert _relative("/a/b..c/d", "/a/") == "b..c/d"
+    with pytest.raises(InvalidArgument, match=r"/a/b/\.\./\.\./x"):
+        _relative("/a/b/../../x", "/a")
 
 
 def test_what_is_said_after_the_subcommand_wins() -> None:
