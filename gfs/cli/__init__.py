@@ -1,19 +1,19 @@
-"""The `gfs` command: what a person and a script see of the file system.
+"""The `gfs` command: the file system for people and scripts.
 
 Rules that hold for every subcommand:
 
-* What was asked for goes to stdout, everything else to stderr. With ``--json``
+* Results go to stdout, everything else to stderr. With ``--json``
   stdout carries exactly one JSON document.
 * A failure is one line, ``gfs: …``, and the exit code of its error class: 2
   for settings and starts, 3 when no master answers, 1 for the rest, 130 after Ctrl-C,
   141 when stdout's reader is gone (docs/operations.md has the table).
   ``GFS_DEBUG=1`` adds the traceback.
-* Nothing half-done is left under a final name, here or in the cluster.
+* No partial file is left under a final name, locally or in the cluster.
 * Memory does not grow with the number or the size of files.
 
 A subcommand's module imports only click and the light parts of ``gfs`` at its
 top, so that ``gfs --help`` and tab completion stay quick; ``tests/unit/
-test_cli_start.py`` holds them to it.
+test_cli_start.py`` checks it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
             raise
         sys.exit(
             f"gfs: the command needs {error.name}: pip install 'gfs-control-plane[server]' "
-            "(the client library alone does without)"
+            "(the client library alone does not need it)"
         )
     except KeyboardInterrupt:
         sys.exit(130)

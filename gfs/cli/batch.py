@@ -1,4 +1,4 @@
-"""Many copies at once, with a bound, and what is told of them."""
+"""A bounded number of concurrent copies, and the reports about them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from gfs.errors import (
     WrongClusterKey,
 )
 
-#: Failures told one by one; the rest are counted.
-TOLD_MAX = 20
+#: Failures printed one by one; the rest are counted.
+PRINTED_MAX = 20
 
-#: Failures that the next file would meet too.
+#: Errors that would hit every other file, too.
 _OF_THE_CLUSTER = (Retryable, WrongCluster, WrongClusterKey, ProtocolError, DiskFull, DiskFailed)
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 def concerns_all(error: BaseException) -> bool:
-    """Whether it makes no sense to go on with other files after ``error``."""
+    """Whether ``error`` would hit every other file, too."""
     if isinstance(error, FileChanged):
         return False
     if isinstance(error, GfsError):
@@ -41,7 +41,7 @@ def concerns_all(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
 
 
-#: A copy: what it makes is told, as JSON, to who asked for that.
+#: A copy; its result is printed with ``--json``.
 Job = Callable[[], Awaitable[object]]
 
 
@@ -49,8 +49,8 @@ Job = Callable[[], Awaitable[object]]
 class Batch:
     """Runs jobs, at most ``parallel`` at once.
 
-    A job that fails for reasons of its own is told on stderr and the others go
-    on; in the end Failed is raised. An error that all would meet ends it.
+    A job that fails for a reason of its own is reported on stderr and the others
+    continue; at the end Failed is raised. An error that would hit all jobs ends them.
     """
 
     output: Output
@@ -60,24 +60,24 @@ class Batch:
     files: int = 0
     directories: int = 0
     failures: int = 0
-    _told: JsonArray = field(init=False)
+    _document: JsonArray = field(init=False)
 
     def __post_init__(self) -> None:
-        self._told = JsonArray(self.output, '{"files": ', self._summary)
+        self._document = JsonArray(self.output, '{"files": ', self._summary)
 
     async def run(self, jobs: AsyncIterator[Job]) -> None:
         try:
             await self._run_all(jobs)
         except Exception:
-            # What was copied before is told: the document is closed, not cut off.
+            # The JSON document lists what was copied before: it is closed, not cut off.
             if self.as_json and self.files:
                 self.failures += 1
-                await self._told.end()
+                await self._document.end()
             raise
-        if self.failures > TOLD_MAX:
-            self.progress.say(f"… and {self.failures - TOLD_MAX} more failures")
+        if self.failures > PRINTED_MAX:
+            self.progress.say(f"… and {self.failures - PRINTED_MAX} more failures")
         if self.as_json and (self.files or not self.failures):
-            await self._told.end()
+            await self._document.end()
         if self.failures:
             raise Failed
 
@@ -100,14 +100,14 @@ class Batch:
                 continue
             self.files += 1
             if self.as_json:
-                await self._told.add(made)
+                await self._document.add(made)
 
     def fail(self, error: GfsError | OSError) -> None:
-        """Tell of a failure of one file; raises one that concerns all."""
+        """Print the failure of one file; raises an error that concerns all."""
         if concerns_all(error):
             raise error
         self.failures += 1
-        if self.failures <= TOLD_MAX:
+        if self.failures <= PRINTED_MAX:
             self.progress.say(sentence(error))
 
     def _summary(self) -> str:

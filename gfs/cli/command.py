@@ -28,8 +28,8 @@ from gfs.errors import GfsError, SettingsError, StartupError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-#: section → subcommand → (module of gfs.cli, what it is for). A module is only
-#: imported when its subcommand is used.
+#: section → subcommand → (module of gfs.cli, its help). A module is imported only
+#: when its subcommand is used.
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "A cluster on this machine": {
         "up": ("servers", "Run a master and chunkservers until stopped"),
@@ -39,13 +39,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "put": ("transfer", "Copy local files or directories into the file system"),
         "get": ("transfer", "Copy files or directories out of the file system"),
         "cat": ("transfer", "Write files to stdout"),
-        "append": ("records", "Append records to a file, together with others"),
+        "append": ("records", "Append records to a file that others append to as well"),
         "records": ("records", "Write a file's records to stdout"),
         "ls": ("files", "List directories"),
-        "stat": ("files", "Show what is known about files and directories"),
+        "stat": ("files", "Show the attributes of files and directories"),
         "mkdir": ("files", "Make directories"),
         "rm": ("files", "Delete files and directories"),
-        "undelete": ("trash", "Bring back what was deleted"),
+        "undelete": ("trash", "Restore deleted files and directories"),
         "mv": ("files", "Move or rename files and directories"),
         "snapshot": ("files", "Copy a file or directory at once, without copying data"),
         "setrep": ("files", "Change how many replicas files have"),
@@ -54,25 +54,25 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Health": {
         "status": ("health", "Show the servers and the cluster's totals"),
         "fsck": ("health", "Check every replica of the files; exit code 1 if any is damaged"),
-        "scrub": ("scrub", "Have replicas read now; exit code 1 if any is damaged"),
+        "scrub": ("scrub", "Read and verify replicas now; exit code 1 if any is damaged"),
         "locate": ("health", "Show a file's chunks and where their replicas are"),
         "disk": ("disks", "Add, drain, remove or retry a disk of a chunkserver"),
-        "drain": ("drain", "Empty a chunkserver, so that it can be taken away"),
+        "drain": ("drain", "Move all replicas off a chunkserver before its removal"),
         "key": ("keys", "Change the cluster key while the cluster runs"),
         "promote": ("shadows", "Make a shadow master the master"),
-        "maintenance": ("tuning", "Let a chunkserver be away for a while without repair"),
+        "maintenance": ("tuning", "Announce the absence of a chunkserver: no repair meanwhile"),
         "repair": ("tuning", "Show, pause, resume and limit repair"),
-        "forget": ("tuning", "Forget a chunkserver or a shadow master that is gone for good"),
+        "forget": ("tuning", "Remove a chunkserver or shadow master that is gone for good"),
     },
     "Servers, one process each": {
-        "master": ("servers", "Run a master, or a shadow of one, in the foreground"),
+        "master": ("servers", "Run a master or a shadow master in the foreground"),
         "chunkserver": ("servers", "Run a chunkserver in the foreground"),
     },
 }
 
 
-#: Subcommands of other packages: entry points, each a click command. They are only
-#: looked for when a name is none of ours, and for the help.
+#: Subcommands of other packages: entry points, each a click command. They are
+#: looked up only for the help and for names that are none of ours.
 GROUP = "gfs.commands"
 GROUP_TITLE = "On top of the file system"
 
@@ -112,7 +112,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def _load(point: EntryPoint) -> click.Command:
-    """Raises StartupError, in one line, for a package that is broken."""
+    """Raises StartupError, in one line, if the package is broken."""
     try:
         command = point.load()
     except Exception as error:
@@ -120,12 +120,12 @@ def _load(point: EntryPoint) -> click.Command:
             f"{point.name}: {point.value} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(command, click.Command):
-        raise StartupError(f"{point.name}: {point.value} is no click command")
+        raise StartupError(f"{point.name}: {point.value} is not a click command")
     return command
 
 
 def _short_help(point: EntryPoint) -> str:
-    """What it is for; the help is there for people whose other packages are broken."""
+    """Its help; a broken package must not break the help of the others."""
     try:
         return _load(point).get_short_help_str(limit=80)
     except StartupError as error:
@@ -136,20 +136,20 @@ def _short_help(point: EntryPoint) -> str:
     cls=Sections,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="The cluster is found by --master, else GFS_MASTER, else the state directory "
-    "(--state, else GFS_STATE, else the one gfs up uses). gfs COMMAND --help tells more.",
+    "(--state, else GFS_STATE, else the one gfs up uses). See gfs COMMAND --help.",
 )
 @click.version_option(gfs.__version__, prog_name="gfs", message="%(prog)s %(version)s")
 @client_options
 @click.pass_context
 def root(ctx: click.Context, cluster: Cluster) -> None:
-    """A distributed file system: files in chunks, on many machines, in copies."""
+    """A distributed file system: files in replicated chunks on many machines."""
     _check_environment()
     ctx.obj = cluster
 
 
 def _check_environment() -> None:
-    """As ``gfs.config.check_environment``; other packages are only looked for when a name
-    is none of ours."""
+    """As ``gfs.config.check_environment``; other packages are looked up only for a name
+    that is none of ours."""
     from gfs.config import check_environment
 
     try:
@@ -165,7 +165,7 @@ def _check_environment() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run `gfs` with ``arguments``; returns its exit code, prints its failure.
 
-    An exception that no failure of the world explains is a bug, and is raised.
+    An exception other than a GfsError, a usage error or a signal is a bug, and is raised.
     """
     try:
         code = root.main(args=list(arguments), prog_name="gfs", standalone_mode=False)

@@ -15,7 +15,7 @@ from gfs.errors import DiskFailed, NotFound, ReplicaUnavailable
 from gfs.protocol.messages import Disk, ServerStatus
 
 LOOK_SECONDS = 0.5
-#: The master hears of a disk that was just added within a heartbeat or two.
+#: A heartbeat or two report a disk that was just added to the master.
 LOOKS_WITHOUT_MAX = 10
 DOWN = ("failed", "missing")
 
@@ -24,8 +24,8 @@ DOWN = ("failed", "missing")
 def disk() -> None:
     """Add, drain, remove or retry a disk (a --dir) of a running chunkserver.
 
-    gfs status --disks shows them. What is done here is remembered on the server's disks:
-    after a restart it uses the disks that were added, and not those that were removed.
+    gfs status --disks shows them. The change is stored on the server's disks: after a
+    restart it uses the disks that were added, and not those that were removed.
     """
 
 
@@ -51,11 +51,10 @@ async def _show(server: str, disks: Iterable[Disk], as_json: bool) -> None:
 @json_option("the server's disks")
 @client_options
 def add(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
-    """Have SERVER use the directory DIR (absolute, on its machine) as one more disk.
+    """Add the directory DIR (absolute, on its machine) to SERVER as a disk.
 
-    DIR is made if it is not there. It may be new or empty, or a disk that was removed
-    from this server. Where a new disk takes the place of one that failed, it may have
-    the same path.
+    DIR is created if it does not exist. It may be new or empty, or a disk that was
+    removed from this server. A disk that replaces a failed one may have the same path.
     """
     _order(cluster, server, path, "add", as_json)
 
@@ -66,9 +65,9 @@ def add(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @json_option("the server's disks")
 @client_options
 def retry(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
-    """Have SERVER use its disk DIR again, which had failed or was missing.
+    """Use the disk DIR of SERVER again, which had failed or was missing.
 
-    All that is on it is read anew, as at a start: replicas that are still current count
+    The disk is read completely, as at a start: replicas that are still current count
     again, the others are deleted. Exit code 1 if it cannot be used.
     """
     _order(cluster, server, path, "retry", as_json)
@@ -80,7 +79,7 @@ def retry(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @json_option("the server's disks")
 @client_options
 def remove(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
-    """Have SERVER forget its disk DIR, which is drained, or has failed.
+    """Remove the disk DIR, which is drained or has failed, from SERVER.
 
     It can be unmounted then. Refused (exit code 1) while replicas are on it.
     """
@@ -90,11 +89,11 @@ def remove(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @disk.command()
 @click.argument("server", metavar="SERVER")
 @click.argument("path", metavar="DIR")
-@click.option("--cancel", is_flag=True, help="Do not: the disk takes new replicas again.")
+@click.option("--cancel", is_flag=True, help="Cancel the drain: the disk takes new replicas again.")
 @click.option(
     "--wait/--no-wait",
     default=True,
-    help="Return when it is empty (default), or at once: gfs status --disks shows how far it is.",
+    help="Return when it is empty (default), or at once: gfs status --disks shows the progress.",
 )
 @json_option("the server's disks")
 @client_options
@@ -103,8 +102,8 @@ def drain(
 ) -> None:
     """Move all replicas on the disk DIR of SERVER to the server's other disks.
 
-    No file is below its goal meanwhile. Then: gfs disk remove. It ends with exit code 1
-    if the other disks have too little room; what could be moved, is.
+    No file is below its goal meanwhile. Then: gfs disk remove. Exit code 1 if
+    the other disks have too little room; as many replicas as fit are moved.
     """
 
     async def work(client: Client) -> None:
@@ -117,7 +116,7 @@ def drain(
 
 
 async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
-    """Raises NotFound, ReplicaUnavailable or DiskFailed if waiting is of no use."""
+    """Raises NotFound, ReplicaUnavailable or DiskFailed if waiting is useless."""
     looks_without = 0
     while True:
         status = await find_server(client, server)
@@ -126,7 +125,7 @@ async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
             looks_without = 0 if found else looks_without + 1
             if looks_without == LOOKS_WITHOUT_MAX:
                 raise NotFound(
-                    f"{path} is no disk of chunkserver {status.id} any more: somebody removed it: "
+                    f"{path} is not a disk of chunkserver {status.id} any more, it was removed: "
                     "gfs status --disks"
                 )
             if found and not found[0].chunks:
@@ -134,10 +133,10 @@ async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
             if found and found[0].reason:
                 raise DiskFailed(f"{path}: {found[0].reason}")
         elif status.state != "silent" or status.maintenance_ms:
-            # Only silent, as after a restart of the master, it comes back or is dead soon.
+            # A silent one, as after a restart of the master, is live or dead soon.
             raise ReplicaUnavailable(
                 f"chunkserver {status.id} ({status.address}) is {status.state}: start it (gfs "
-                "chunkserver; gfs up does so by itself): it goes on emptying the disk then: "
+                "chunkserver; gfs up does so by itself), and the drain continues: "
                 "gfs status --disks",
                 status.id,
             )
@@ -145,7 +144,7 @@ async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
 
 
 async def find_server(client: Client, name: str) -> ServerStatus:
-    """As the master knows it, by its id or address. Raises NotFound."""
+    """The master's status of the server with this id or address. Raises NotFound."""
     for server in (await client.status()).servers:
         if name in (server.id, server.address):
             return server
@@ -158,7 +157,7 @@ def row(server: str, each: Disk) -> dict[str, object]:
 
 
 def disk_table(disks: Iterable[tuple[str, Disk]]) -> str:
-    """For people: each disk with its server."""
+    """A table of all disks with their servers."""
     titles = ["CHUNKSERVER", "DISK", "STATE", "USED", "FREE", "CHUNKS", "ERRORS", "REASON"]
     rows = [
         [
@@ -177,7 +176,7 @@ def disk_table(disks: Iterable[tuple[str, Disk]]) -> str:
 
 
 def disk_warnings(server: ServerStatus) -> Iterator[str]:
-    """What is to be done about its disks."""
+    """Warnings about its disks, each with the next command."""
     for each in server.disks:
         name = f"disk {each.path} of chunkserver {server.id} ({server.address})"
         order = f"{server.id} {each.path}"
@@ -188,7 +187,7 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
                 f"add {order}; gone for good: gfs disk remove {order}"
             )
         elif each.state == "slow":
-            yield f"WARNING: {name} is slow: a call has run for seconds: see the kernel's log"
+            yield f"WARNING: {name} is slow: a call has taken seconds: see the kernel's log"
         elif each.state == "full":
             yield (
                 f"WARNING: {name} is full: add a disk (gfs disk add {server.id} DIR) or a "

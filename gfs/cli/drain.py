@@ -1,4 +1,4 @@
-"""``gfs drain``: empty a chunkserver before it is taken away."""
+"""``gfs drain``: move all replicas off a chunkserver before its removal."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ LOOK_SECONDS = 0.5
 
 @click.command()
 @click.argument("server", metavar="SERVER")
-@click.option("--cancel", is_flag=True, help="Do not: it is a server as all others again.")
+@click.option(
+    "--cancel", is_flag=True, help="Cancel the drain: the server takes new replicas again."
+)
 @click.option(
     "--fewer-racks",
     is_flag=True,
-    help="Also if the replicas are in fewer racks afterwards.",
+    help="Accept that replicas are in fewer racks afterwards.",
 )
 @click.option(
     "--wait/--no-wait",
     default=True,
-    help="Return when it can be stopped (default), or at once: gfs status shows how far it is.",
+    help="Return when it can be stopped (default), or at once: gfs status shows the progress.",
 )
 @json_option("the server")
 @client_options
 def drain(
     cluster: Cluster, server: str, cancel: bool, fewer_racks: bool, wait: bool, as_json: bool
 ) -> None:
-    """Empty the chunkserver SERVER (its id or address, see gfs status) for removal.
+    """Move all replicas off SERVER (its id or address, see gfs status).
 
-    It gets no new replicas; those it has are copied to others first and deleted
-    then, so no file is below its goal because of it. It serves reads and copies
-    meanwhile. The wish is remembered: interrupting this command, or a restart of
-    the master, does not end it; --cancel does.
+    It gets no new replicas; its replicas are copied to others first and deleted then,
+    so no file falls below its goal. It serves reads and copies meanwhile. The drain is
+    stored: interrupting this command, or a restart of the master, does not end it;
+    --cancel does.
 
-    It is refused (exit code 1) when the others are too few for the goals of the
-    files, or have too little space. Waiting ends, too, with exit code 1, when all that is
-    left are chunks of which no server has anything better.
+    It is refused (exit code 1) if the other servers are too few for the goals of the
+    files, or have too little space. Waiting also ends with exit code 1 when all chunks
+    that are left have no good replica anywhere.
     """
 
     async def work(client: Client) -> None:
@@ -53,7 +55,7 @@ def drain(
         if wait and not cancel:
             status = await _finished(client, status)
         async with Output() as output:
-            await output.line(to_json(status) if as_json else told(status))
+            await output.line(to_json(status) if as_json else drain_line(status))
         if wait and is_stuck(status):
             raise Failed
 
@@ -61,7 +63,7 @@ def drain(
 
 
 async def _finished(client: Client, status: ServerStatus) -> ServerStatus:
-    """Its status when it can be stopped, or when that will not come by waiting."""
+    """Its status when it can be stopped, or when waiting is useless."""
     left = status.drain_chunks
     async with progress.shown(Progress(total=left, unit="chunks")) as shown:
         while status.drain != "drained" and not is_stuck(status):
@@ -83,15 +85,15 @@ async def _status(client: Client, server_id: str) -> ServerStatus:
 
 
 def is_stuck(server: ServerStatus) -> bool:
-    """All that still needs it are chunks of which nobody has anything better."""
+    """All chunks that still need it have no good replica anywhere."""
     return server.drain == "draining" and 0 < server.drain_chunks <= server.drain_lost
 
 
-def told(server: ServerStatus) -> str:
-    """One sentence: how far it is, and what to do."""
+def drain_line(server: ServerStatus) -> str:
+    """One sentence: the progress, and what to do next."""
     name = f"{server.id} ({server.address})"
     if server.drain == "drained":
-        return f"{name} is drained: nothing needs it any more, it can be stopped"
+        return f"{name} is drained: no chunk needs it any more, it can be stopped"
     if server.drain == "draining":
         uploads = f" and {plural(server.drain_uploads, 'upload')}" if server.drain_uploads else ""
         state = "" if server.state == "live" else f" (it is {server.state}: start it again)"
@@ -105,4 +107,4 @@ def told(server: ServerStatus) -> str:
             f"{name} is being drained{state}: {plural(server.drain_chunks, 'chunk')}{uploads} "
             f"left{lost}; it must not be stopped yet: gfs status; gfs drain --cancel"
         )
-    return f"{name} is not drained: it is a server as all others"
+    return f"{name} is not being drained"

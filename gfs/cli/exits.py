@@ -15,11 +15,11 @@ EXIT_STDOUT_CLOSED = 141
 
 
 class StdoutClosed(Exception):
-    """The reader of stdout is gone; what is left to say interests nobody."""
+    """The reader of stdout is gone; the rest of the output has no reader."""
 
 
 class Interrupted(Exception):
-    """A signal asked for the end, and everything was put away."""
+    """A signal ended the command, after its clean-up."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """The command failed and has told so already."""
+    """The command failed and has already printed why."""
 
     def __init__(self, exit_code: int = EXIT_FAILED) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Failed(Exception):
 
 
 def silence_stdout() -> None:
-    """Keep the interpreter's last flush of a closed stdout from complaining."""
+    """Keep the interpreter's last flush of a closed stdout from failing."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -45,6 +45,6 @@ def silence_stdout() -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr. When nobody listens, the exit code still tells."""
+    """Print one line on stderr. If that is closed, the exit code remains."""
     with contextlib.suppress(OSError, ValueError):
         print(f"gfs: {text}", file=sys.stderr, flush=True)

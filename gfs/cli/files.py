@@ -1,5 +1,5 @@
-"""``gfs ls``, ``stat``, ``mkdir``, ``rm``, ``mv``, ``snapshot``, ``du``: names and what they
-stand for."""
+"""``gfs ls``, ``stat``, ``mkdir``, ``rm``, ``mv``, ``snapshot``, ``du``: files and directories
+by their names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ from gfs.protocol.messages import DiskUsageReply, Entry
 @click.option("-l", "--long", is_flag=True, help="Replication, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below, one full path a line.")
 @click.option(
-    "--trash", "trashed", is_flag=True, help="What was deleted there and below, and until when."
+    "--trash",
+    "trashed",
+    is_flag=True,
+    help="Deletions there and below, and until when they can be undone.",
 )
 @json_option("one array of entries, an entry a line,")
 @client_options
@@ -46,8 +49,8 @@ def ls(
 ) -> None:
     """List directories (default /), by name; a directory's name ends with a slash.
 
-    Entries are printed as they come: millions of them take no more memory than
-    a few. What --trash shows can be had back with gfs undelete.
+    Entries are printed as they arrive: millions of them take no more memory than
+    a few. gfs undelete restores entries that --trash shows.
     """
     names = [remote_path(path) for path in paths or ("/",)]
 
@@ -105,7 +108,7 @@ def _line(output: Output, entry: Entry, listed: str, long: bool, full: bool) -> 
 @json_option("the entry (an array of entries, for several paths)")
 @client_options
 def stat(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
-    """Show what is known about files and directories."""
+    """Show the attributes of files and directories."""
     names = [remote_path(path) for path in paths]
 
     async def work(client: Client) -> None:
@@ -160,14 +163,14 @@ def mkdir(cluster: Cluster, paths: tuple[str, ...], parents: bool, as_json: bool
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("-r", "--recursive", is_flag=True, help="Directories with all that is in them.")
+@click.option("-r", "--recursive", is_flag=True, help="Directories with their contents.")
 @click.option("-f", "--force", is_flag=True, help="No error for a path that does not exist.")
 @click.option("--now", is_flag=True, help="For good: it cannot be undeleted.")
 @click.option(
     "--trash",
     "trashed",
     is_flag=True,
-    help="Give up what was deleted there before; with -r all below: gfs rm --trash -r /",
+    help="Purge earlier deletions at PATH from the trash; with -r all below: gfs rm --trash -r /",
 )
 @json_option('{"deleted": [path, …]}')
 @client_options
@@ -182,12 +185,12 @@ def rm(
 ) -> None:
     """Delete files and empty directories; with -r any directory.
 
-    For a while (the master's trash_seconds) they can be had back with gfs undelete.
-    What cannot be deleted is told, the others are deleted, and the exit code is 1.
+    gfs undelete restores them for some time (the master's trash_seconds). If some cannot
+    be deleted, they are reported, the others are deleted, and the exit code is 1.
     """
     names = [remote_path(path) for path in paths]
     if now and trashed:
-        raise InvalidArgument("--trash is for what was deleted before: without --now")
+        raise InvalidArgument("--trash purges earlier deletions: leave out --now")
 
     async def delete(client: Client, name: str) -> None:
         if trashed:
@@ -262,12 +265,11 @@ def mv(
 @json_option('{"source", "target", "files", "directories", "bytes"}')
 @client_options
 def snapshot(cluster: Cluster, source: str, target: str, parents: bool, as_json: bool) -> None:
-    """Make DST a copy of SRC as it is at one instant: a file, or a directory with all
-    that is in it.
+    """Make DST a copy of the file or directory SRC at one instant.
 
-    No data is copied, so it takes no space and no longer for large files: SRC and
-    DST share it until one of them is written. DST appears whole, or not at all.
-    Changes in SRC wait until it is there.
+    No data is copied, so it takes no space, and large files take no longer than small
+    ones: SRC and DST share chunks until one of them is written. DST appears whole, or
+    not at all. Changes in SRC wait until then.
     """
     names = remote_path(source), remote_path(target)
 
@@ -306,9 +308,9 @@ async def _is_directory(client: Client, path: str) -> bool:
 def setrep(
     cluster: Cluster, goal: int, paths: tuple[str, ...], recursive: bool, as_json: bool
 ) -> None:
-    """Have GOAL replicas of each file (0: as many as the cluster's default).
+    """Set the replication goal of each file (0: the cluster's default).
 
-    Copies are made, or given up, in the minutes that follow: gfs status.
+    Replicas are copied or deleted in the minutes that follow: gfs status.
     """
     names = [remote_path(path) for path in paths]
 
@@ -342,9 +344,9 @@ def _in_trash(usage: DiskUsageReply) -> str:
 def du(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
     """Sum up the files at and below each PATH (default /).
 
-    Two sizes: of the files as they are read, and of all their replicas. How much of
-    it is shared with other files (snapshots) is told, of which deleting it here frees
-    nothing; what was deleted there and can be undeleted is told apart (gfs ls --trash).
+    It shows the bytes of the files, and of all their replicas. Bytes shared with other
+    files (snapshots) are shown as well: deleting these files does not free them. Files
+    that were deleted there and can be undeleted are shown separately (gfs ls --trash).
     """
     names = [remote_path(path) for path in paths or ("/",)]
 

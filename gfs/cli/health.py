@@ -1,4 +1,4 @@
-"""``gfs status``, ``fsck`` and ``locate``: is everything as it should be?
+"""``gfs status``, ``fsck`` and ``locate``: the state of the cluster and of its files.
 
 Every warning names the next command to run.
 """
@@ -14,7 +14,7 @@ import click
 from gfs.blocks import MIB
 from gfs.cli import progress
 from gfs.cli.disks import disk_table, disk_warnings, row
-from gfs.cli.drain import told
+from gfs.cli.drain import drain_line
 from gfs.cli.exits import Failed
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
 from gfs.cli.output import (
@@ -32,15 +32,15 @@ from gfs.client import ChunkReport, Client, FsckProblem, FsckReport
 from gfs.client.fsck import MENDING
 from gfs.protocol.messages import ClusterTotals, Scrub, ServerStatus, ShadowStatus, StatusReply
 
-#: By when ``status`` has an answer, unless it is told otherwise.
+#: How long ``status`` waits for an answer by default.
 STATUS_SECONDS = 10.0
-#: Warned of: certificates that end before, and metadata that fills its disk or its map.
+#: Limits of warnings: certificates that expire, metadata that fills its disk or its map.
 CERTIFICATE_DAYS = 30
 DAY_NS = 24 * 3600 * 1_000_000_000
 METADATA_FREE_BYTES_LOW = 1024 * MIB
 METADATA_SHARE_HIGH = 0.8
-#: Problems of one kind that are told one by one; ``--json`` has them all.
-TOLD_MAX = 100
+#: Problems of one kind that are printed one by one; ``--json`` has all.
+PRINTED_MAX = 100
 
 
 @click.command()
@@ -52,14 +52,14 @@ TOLD_MAX = 100
     default=STATUS_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="Without an answer by then the exit code is 3.",
+    help="Exit code 3 if no master answers within this time.",
 )
 @json_option("all of it")
 @client_options
 def status(cluster: Cluster, disks: bool, seconds: float, as_json: bool) -> None:
     """Show the servers and the cluster's totals, and what to do about problems.
 
-    Exit code 0 when a master answered, whatever it said; 3 when none did.
+    Exit code 0 if a master answered, also with warnings; 3 if none did.
     """
 
     async def work(client: Client) -> None:
@@ -117,7 +117,7 @@ def _server_row(server: ServerStatus) -> list[str]:
 
 
 def _scrubbed(scrub: Scrub) -> str:
-    """How much of its bytes it has read and verified in this pass."""
+    """The share of its bytes that it has verified in this pass."""
     return f"{100 * scrub.done_bytes // scrub.total_bytes} %" if scrub.total_bytes else "-"
 
 
@@ -158,23 +158,23 @@ def _moves(totals: ClusterTotals) -> Iterator[str]:
 def _trash(totals: ClusterTotals) -> Iterator[str]:
     if totals.trash_rows:
         oldest = "" if not totals.trash_oldest_ns else (
-            f"; the oldest, deleted {human_time(totals.trash_oldest_ns)}, goes "
+            f"; the oldest, deleted {human_time(totals.trash_oldest_ns)}, is purged "
             f"{human_time(totals.trash_until_ns)}"
         )  # fmt: skip
         yield (
             f"trash: {plural(totals.trash_files, 'file')}, {human_bytes(totals.trash_bytes)}"
-            f"{oldest} (gfs ls --trash; gfs undelete; for good: gfs rm --trash)"
+            f"{oldest} (gfs ls --trash; gfs undelete; gfs rm --trash)"
         )
     if totals.trash_purged:
         yield (
-            f"trash: {totals.trash_purged} of what was deleted, "
-            f"{human_bytes(totals.trash_purged_bytes)}, went before its time for want of space, "
+            f"trash: {plural(totals.trash_purged, 'deletion')}, "
+            f"{human_bytes(totals.trash_purged_bytes)}, purged early for want of space "
             "since the master was started (trash_purged in its log)"
         )
 
 
 def _machines(reply: StatusReply, now_ns: int) -> Iterator[str]:
-    """What the master's machine has for the metadata, and the first certificate to end."""
+    """The space that the master's machine has for metadata, and the first certificate to expire."""
     metadata = reply.metadata
     if metadata.used_bytes >= 0:
         free = f", {human_bytes(metadata.disk_free_bytes)} free on its disk"
@@ -204,12 +204,12 @@ def _ends(until_ns: int, now_ns: int) -> str:
 
 
 def machine_warnings(reply: StatusReply, now_ns: int) -> Iterator[str]:
-    """What ends or fills up, before it has."""
+    """Warnings of what will expire or fill up."""
     metadata = reply.metadata
     if 0 <= metadata.disk_free_bytes < METADATA_FREE_BYTES_LOW:
         yield (
             f"WARNING: the metadata's disk has {human_bytes(metadata.disk_free_bytes)} free; with "
-            "less than 32 MiB nothing new can be made: make room on the master's machine: df -h"
+            "less than 32 MiB nothing new can be created: make room on the master's machine: df -h"
         )
     if metadata.used_bytes > METADATA_SHARE_HIGH * metadata.map_bytes:
         yield (
@@ -226,7 +226,7 @@ def machine_warnings(reply: StatusReply, now_ns: int) -> Iterator[str]:
 
 
 def masters(reply: StatusReply) -> Iterator[str]:
-    """Where this comes from, and how far the shadow masters are."""
+    """The master that answered, and the progress of the shadow masters."""
     if reply.role == "shadow":
         yield (
             f"This is a shadow master; the master is at {reply.master or 'an unknown address'}. "
@@ -244,9 +244,9 @@ def masters(reply: StatusReply) -> Iterator[str]:
     following = sum(shadow.state == "following" for shadow in reply.shadows)
     if following < reply.replicas_before_ack:
         yield (
-            f"WARNING: nothing can be changed: {reply.replicas_before_ack} shadow masters must "
-            f"follow, {following} of those that count do: start what is missing: gfs master "
-            "--shadow-of ADDRESS; one that is lost for good: gfs forget ADDRESS"
+            f"WARNING: mutations are refused: {reply.replicas_before_ack} shadow masters must "
+            f"follow, {following} of those that count do: start the missing ones: gfs master "
+            "--shadow-of ADDRESS; if one is lost for good: gfs forget ADDRESS"
         )
     elif any(shadow.state == "away" for shadow in reply.shadows):
         yield (
@@ -261,7 +261,7 @@ def _behind(reply: StatusReply, shadow: ShadowStatus) -> str:
         known.append(plural(max(0, reply.sequence - shadow.sequence), "operation"))
     if shadow.behind_ms >= 0:
         known.append(human_seconds(shadow.behind_ms / 1000))
-    return f"{' and '.join(known)} behind" if known else "how far behind is not known"
+    return f"{' and '.join(known)} behind" if known else "its lag is not known"
 
 
 def _warnings(reply: StatusReply) -> Iterator[str]:
@@ -271,18 +271,18 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
         yield f"WARNING: {_lost(reply)}; which files: gfs fsck /"
     if totals.unlocated:
         yield (
-            f"note: no chunkserver told yet of a replica of {plural(totals.unlocated, 'chunk')}: "
-            "the master was started or promoted a moment ago: gfs status again"
+            f"note: no chunkserver has reported a replica of {plural(totals.unlocated, 'chunk')} "
+            "yet: the master was started or promoted a moment ago: gfs status again"
         )
     if totals.corrupt > totals.corrupt_kept:
         yield (
             f"WARNING: {plural(totals.corrupt - totals.corrupt_kept, 'corrupt replica')}, being "
-            "repaired from good ones: see which and whether it is done: gfs fsck /"
+            "repaired from good ones: which ones, and whether that is done: gfs fsck /"
         )
     if totals.corrupt_kept:
         yield (
-            f"WARNING: {plural(totals.corrupt_kept, 'corrupt replica')} kept, for nothing better "
-            "is left of their chunks: see which: gfs fsck /"
+            f"WARNING: {plural(totals.corrupt_kept, 'corrupt replica')} kept, because nothing "
+            "better is left of their chunks: which ones: gfs fsck /"
         )
     if totals.under_replicated:
         yield (
@@ -291,9 +291,9 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
         )
     if totals.room_low and totals.trash_rows:
         yield (
-            f"WARNING: after {human_bytes(totals.room_bytes)} more are written what was deleted "
-            "has to go early: add a chunkserver (gfs up --chunkservers N, gfs chunkserver), or "
-            "choose what goes: gfs ls --trash /, gfs rm --trash PATH"
+            f"WARNING: after {human_bytes(totals.room_bytes)} more are written the trash is purged "
+            "early: add a chunkserver (gfs up --chunkservers N, gfs chunkserver), or "
+            "choose what is purged: gfs ls --trash /, gfs rm --trash PATH"
         )
     if reply.repair_paused:
         yield "WARNING: repair is paused: nothing is copied: gfs repair resume"
@@ -305,7 +305,7 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
 
 
 def _racks(reply: StatusReply) -> Iterator[str]:
-    """Where racks are named at all: whether they are enough, and what follows if not."""
+    """Where racks are named: warnings if there are too few for the replicas."""
     here = [server for server in reply.servers if server.state == "live" and not server.drain]
     racks = Counter(server.rack for server in here)
     if len(racks) < 2 or len(racks) > reply.replication:
@@ -327,27 +327,27 @@ def _racks(reply: StatusReply) -> Iterator[str]:
 
 def _lost(reply: StatusReply) -> str:
     totals = reply.totals
-    told = [f"{plural(totals.lost, 'chunk')} without any good replica"]
+    parts = [f"{plural(totals.lost, 'chunk')} without any good replica"]
     if totals.salvages:
-        told.append(f"{totals.salvages} being put together from damaged replicas")
+        parts.append(f"{totals.salvages} being put together from damaged replicas")
     if totals.beyond_repair:
-        told.append(
+        parts.append(
             f"{totals.beyond_repair} that cannot be put together from the damaged replicas "
             "there are"
         )
     if totals.lost > totals.salvages:
-        told.append(_bring_back(reply))
-    return ": ".join((told[0], ", ".join(told[1:])))
+        parts.append(_bring_back(reply))
+    return ": ".join((parts[0], ", ".join(parts[1:])))
 
 
 def _bring_back(reply: StatusReply) -> str:
-    """What is left to do about chunks that are lost."""
+    """What to do about chunks that are lost."""
     away = [f"{s.id} ({s.address})" for s in reply.servers if s.state != "live"]
     if away:
-        return f"bring back the chunkservers that are away ({', '.join(away)}): gfs chunkserver"
+        return f"start the chunkservers that are away ({', '.join(away)}): gfs chunkserver"
     return (
-        "no chunkserver that is known is away, so unless there are others or old disks to bring "
-        "back, delete these files (gfs rm) and restore them from where they came from"
+        "no known chunkserver is away, so unless you have others or old disks to connect, "
+        "delete these files (gfs rm) and restore them from their source"
     )
 
 
@@ -358,10 +358,10 @@ def _repairs(reply: StatusReply) -> str:
     if totals.repairs_active or missing <= 0:
         return (
             f"{plural(totals.repairs_active, 'repair')} running, {totals.repairs_queued} waiting; "
-            "they begin by themselves where a live chunkserver has room: watch them: gfs status"
+            "they start automatically where a live chunkserver has room: watch them: gfs status"
         )
     return (
-        f"no repair is running. A goal of {plural(totals.goal_unmet, 'replica')} takes as many "
+        f"no repair is running. A goal of {plural(totals.goal_unmet, 'replica')} needs as many "
         f"live chunkservers, there are {usable}: start those that are away, or add {missing}: "
         f"gfs up --chunkservers {len(reply.servers) + missing}, or gfs chunkserver; or lower the "
         "goal: gfs setrep; which files: gfs fsck --no-verify"
@@ -378,19 +378,19 @@ def _server_warnings(server: ServerStatus) -> Iterator[str]:
     if server.maintenance_ms:
         yield (
             f"{server.id} ({server.address}) is under maintenance for another "
-            f"{human_seconds(server.maintenance_ms / 1000)} ({server.state}): nothing is copied "
-            f"for want of its replicas; to end it: gfs maintenance {server.id} off"
+            f"{human_seconds(server.maintenance_ms / 1000)} ({server.state}): its replicas are not "
+            f"re-replicated; to end it: gfs maintenance {server.id} off"
         )
         if server.state == "silent":
             return
     if server.drain == "drained":
-        yield f"{told(server)}; to use it again: gfs drain --cancel {server.id}"
+        yield f"{drain_line(server)}; to use it again: gfs drain --cancel {server.id}"
         return
     if server.drain:
-        yield told(server)
+        yield drain_line(server)
     if server.state != "live":
         yield (
-            f"WARNING: {server.id} ({server.address}) is {server.state}, not heard from for "
+            f"WARNING: {server.id} ({server.address}) is {server.state}, without a heartbeat for "
             f"{human_seconds(server.heartbeat_age_ms / 1000)}: see its log, start it again: "
             "gfs chunkserver (gfs up does so by itself)"
             + (f"; if it never comes back: gfs forget {server.id}" * (server.state == "dead"))
@@ -404,7 +404,7 @@ def _server_warnings(server: ServerStatus) -> Iterator[str]:
 @click.option(
     "--verify/--no-verify",
     default=True,
-    help="Have every replica read against its checksums (default), or only look for them.",
+    help="Verify the checksums of every replica (default), or only compare metadata.",
 )
 @json_option("all problems")
 @client_options
@@ -412,8 +412,8 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
     """Check every replica of the files at and below PATH (default /).
 
     Exit code 1 if any file is damaged: chunks that are missing, below their
-    goal, corrupt, stale or lost. Replicas that nothing refers to (orphaned)
-    are told, too; they are collected by themselves.
+    goal, corrupt, stale or lost. Replicas of chunks in no file (orphaned) are
+    shown, too; they are collected automatically.
     """
     name = remote_path(path)
 
@@ -432,7 +432,7 @@ def fsck(cluster: Cluster, path: str, verify: bool, as_json: bool) -> None:
 
 
 async def check(client: Client, path: str, *, verify: bool = True, server: str = "") -> FsckReport:
-    """As ``client.fsck``, with its progress shown."""
+    """``client.fsck``, with a display of its progress."""
     chunks = (await client.disk_usage(path)).chunks
     async with progress.shown(Progress(chunks, unit="chunks"), lines=True) as shown:
         return await client.fsck(path, verify=verify, server=server, progress=shown.advance)
@@ -450,18 +450,18 @@ def _fsck_document(path: str, report: FsckReport) -> dict[str, object]:
 
 
 def problems(output: Output, report: FsckReport) -> tuple[list[str], str]:
-    """A line each, within reason; and how many there are of each kind."""
+    """A line for each, up to PRINTED_MAX of a kind; and the number of each kind."""
     counts = Counter(problem.kind for problem in report.problems)
-    told: Counter[str] = Counter()
+    printed: Counter[str] = Counter()
     lines = []
     for problem in report.problems:
-        told[problem.kind] += 1
-        if told[problem.kind] <= TOLD_MAX:
+        printed[problem.kind] += 1
+        if printed[problem.kind] <= PRINTED_MAX:
             lines.append(_problem(output, problem))
     lines += [
-        f"… and {count - TOLD_MAX} more {kind} (--json has all)"
+        f"… and {count - PRINTED_MAX} more {kind} (--json has all)"
         for kind, count in counts.items()
-        if count > TOLD_MAX
+        if count > PRINTED_MAX
     ]
     found = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(counts.items()))
     return lines, found or "all is well"
@@ -491,9 +491,9 @@ def _problem(output: Output, problem: FsckProblem) -> str:
 
 def _advice(report: FsckReport, status: StatusReply) -> str:
     if any(p.kind == "lost" and p.detail != MENDING for p in report.problems):
-        told = _bring_back(status)
-        return f"Of what is lost and not being put together: {told}; how far it is: gfs status"
-    return "Repairs run by themselves while chunkservers are live: gfs status; then gfs fsck again"
+        advice = _bring_back(status)
+        return f"Lost chunks that are not being put together: {advice}; progress: gfs status"
+    return "Repairs run automatically while chunkservers are live: gfs status; then gfs fsck again"
 
 
 @click.command()

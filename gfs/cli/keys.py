@@ -14,25 +14,25 @@ def key() -> None:
     \b
     1. gfs key rotate     on one machine: its key file has a new key and the old one
     2. copy the file      to all machines, in any order, mode 0600
-    3. gfs key retire     on each machine: the old key is no more accepted there
+    3. gfs key retire     on each machine: it no longer accepts the old key
 
-    Servers and clients notice within a second. Those that have a key in common get
-    on, so nothing stops in between; whoever has only the old key is refused from
-    step 3 on.
+    Servers and clients notice within a second. Any two with a key in common can
+    connect, so nothing stops in between; from step 3 on a process that has only the old
+    key is refused.
     """
 
 
 @key.command()
 @cluster_options("state", "key_file")
 def rotate(cluster: Cluster) -> None:
-    """Put a new key into the key file; the old one is accepted as well."""
+    """Add a new key to the key file; the old one is still accepted."""
     from gfs.state import rotate_key
 
     path = key_file(cluster)
     rotate_key(path)
     print(
         f"{path} has a new key, and the old one. Copy it to all machines that have one; when "
-        "all have it, end the old key on each with: gfs key retire"
+        "all have it, retire the old key on each: gfs key retire"
     )
 
 
@@ -46,13 +46,13 @@ def retire(cluster: Cluster) -> None:
     if retire_keys(path):
         print(f"{path}: the old key is retired.")
     else:
-        print(f"{path}: there is one key, and no old one to retire.")
+        print(f"{path}: it has one key, and no old one to retire.")
 
 
 @key.command("show")
 @cluster_options("state", "key_file")
 def show(cluster: Cluster) -> None:
-    """Print the names of the keys in the key file, which tell nothing of them."""
+    """Print the names of the keys in the key file, which do not reveal them."""
     from gfs.protocol.credentials import key_name
     from gfs.state import read_keys
 

@@ -16,7 +16,7 @@ import trio
 from gfs.cli.options import check_local_name
 from gfs.errors import GfsError, InvalidArgument
 
-#: Directory entries looked at in one go of a worker thread.
+#: Directory entries read in one call to a worker thread.
 BATCH_ENTRIES = 256
 READ_BYTES = 1024 * 1024
 
@@ -31,7 +31,7 @@ class Item:
     is_directory: bool = False
     length: int = 0
     error: GfsError | OSError | None = None
-    #: Cleared by the one who walks, to leave out what is below a directory.
+    #: Set to False by the caller of the walk, to leave out what is below a directory.
     descend: bool = True
 
 
@@ -48,8 +48,8 @@ class _Directory:
 async def walk(root: str) -> AsyncIterator[Item]:
     """``root`` (a directory) and everything below it, parents first.
 
-    Symbolic links are followed. What cannot be copied (a dangling or circular
-    link, a socket, an unreadable directory) comes as an item with an error:
+    Symbolic links are followed. An entry that cannot be copied (a dangling or
+    circular link, a socket, an unreadable directory) is yielded with an error:
     nothing is left out silently. Memory grows with the depth only.
     """
     top = Item(root, "", is_directory=True)
@@ -138,7 +138,7 @@ async def tree_bytes(root: str) -> int:
 
 
 async def read_stream(descriptor: int) -> AsyncIterator[bytes]:
-    """What comes from stdin or a pipe, until its end.
+    """The bytes of stdin or a pipe, until its end.
 
     Waits in the loop where the kernel lets it, so that Ctrl-C works at once;
     the descriptor, which others may share, is not made non-blocking.
@@ -164,7 +164,7 @@ async def open_pipe(path: str) -> int:
 
 
 def is_pipe(path: str) -> bool:
-    """Whether ``path`` is something to be read once, to its end."""
+    """Whether ``path`` can be read only once, to its end (a pipe)."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except OSError:
@@ -188,8 +188,8 @@ def is_directory(path: str, *, wanted: bool) -> bool:
 
 
 def prepare_target(path: str) -> str:
-    """Where a file for ``path`` goes, its parents made: a link stays a link,
-    and what it points at is written."""
+    """The file to write for ``path``, its parents made: a link stays a link,
+    and its target is written."""
     target = os.path.realpath(path) if os.path.islink(path) else path
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
     return target

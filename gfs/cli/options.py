@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Cluster:
-    """Which cluster, as far as the command line says; None: not said."""
+    """Which cluster, as the command line says; None: it does not."""
 
     master: str | None = None
     state: Path | None = None
@@ -27,19 +27,19 @@ class Cluster:
     config: Path | None = None
 
     def over(self, other: Cluster) -> Cluster:
-        """What is said here, completed by ``other``."""
+        """These options, completed by ``other``."""
         said = {name: value for name, value in vars(self).items() if value is not None}
         return replace(other, **said)
 
 
-#: ``exists`` and the like are not asked of click: our own errors say more.
+#: click's ``exists`` and the like are not used: our own errors say more.
 PATH = click.Path(path_type=Path)
 
 _CLUSTER_OPTIONS = {
     "master": click.option(
         "--master",
         metavar="HOST:PORT[,…]",
-        help="The master's address (GFS_MASTER); with commas, of all that may be it.",
+        help="The master's address (GFS_MASTER); with commas, of all that may be the master.",
     ),
     "state": click.option(
         "--state", type=PATH, metavar="DIR", help="State directory of gfs up (GFS_STATE)."
@@ -55,7 +55,7 @@ _CLUSTER_OPTIONS = {
         type=PATH,
         metavar="DIR",
         help="Encrypt all connections: ca.pem, and a server's cert.pem and key.pem (GFS_TLS); "
-        "else tls in the state directory, if it is there.",
+        "else the directory tls in the state directory, if it exists.",
     ),
     "config": click.option(
         "--config",
@@ -68,9 +68,9 @@ _CLUSTER_OPTIONS = {
 
 
 def cluster_options(*names: str) -> Callable[[Command], Command]:
-    """Options that say which cluster, given to the function as ``cluster``.
+    """Options that choose the cluster, given to the function as ``cluster``.
 
-    What is said after the subcommand wins over what is said before it.
+    An option after the subcommand overrides one before it.
     """
 
     def decorate(function: Command) -> Command:
@@ -99,7 +99,7 @@ log_level_option = click.option(
     default="info",
     show_default=True,
     envvar="GFS_LOG_LEVEL",
-    help="What goes to stderr (GFS_LOG_LEVEL).",
+    help="Lowest level that is logged to stderr (GFS_LOG_LEVEL).",
 )
 
 log_format_option = click.option(
@@ -122,9 +122,9 @@ def json_option(what: str) -> Callable[[Command], Command]:
 
 
 def remote_path(text: str) -> str:
-    """``text`` without what only habit adds: doubled and trailing slashes.
+    """``text`` without doubled and trailing slashes.
 
-    Raises InvalidName for what can be no path here.
+    Raises InvalidName if it is not a path of the file system.
     """
     try:
         text.encode()
@@ -146,7 +146,7 @@ def check_address(option: str, address: str) -> str:
 
 
 def check_addresses(option: str, addresses: str) -> None:
-    """Each of those with commas between them."""
+    """The items of a list separated by commas."""
     for address in addresses.split(","):
         check_address(option, address.strip())
 
@@ -171,7 +171,7 @@ def key_file(cluster: Cluster) -> Path:
 
     if cluster.key_file is not None:
         return cluster.key_file
-    # A state directory that was named brings its key; the client has it so, too.
+    # A named state directory brings its own key, as for the client.
     named = os.environ.get("GFS_KEY_FILE") if cluster.state is None else None
     return Path(named) if named else state_directory(cluster) / KEY_NAME
 

@@ -74,7 +74,7 @@ class Output:
             await write_bytes(piece)
 
     def name(self, text: str) -> str:
-        """``text`` for a line: on a terminal without what could command it."""
+        """``text`` for a line: without control characters, if stdout is a terminal."""
         return printable(text) if self.is_terminal else text
 
 
@@ -88,9 +88,9 @@ def printable(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as what JSON knows: structs and dataclasses become objects.
+    """``value`` as JSON types: structs and dataclasses become objects.
 
-    The wire's structs are arrays there, and carry ids that mean nothing here.
+    The wire's structs are encoded as arrays, with ids that mean nothing here.
     """
     if isinstance(value, msgspec.Struct):
         hidden = "id" if isinstance(value, Message) else ""

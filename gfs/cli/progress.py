@@ -1,7 +1,7 @@
-"""A progress bar on stderr, when that is a terminal: bytes, rate, ETA. Of what takes
-minutes, a line now and then when it is none.
+"""A progress bar on stderr, if that is a terminal: bytes, rate, ETA. If it is none, a
+line now and then for commands that take minutes.
 
-The bar appears after a moment only, so that short transfers do not flicker, and
+The bar appears only after a moment, so that short transfers do not flicker, and
 rich is not even imported for them. It is drawn by a task, not a thread.
 """
 
@@ -22,8 +22,8 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
-    """What has been done, in bytes or in ``unit``. ``total`` None: nobody knows
-    how much it will be."""
+    """The progress, in bytes or in ``unit``. ``total`` None: the total is not
+    known."""
 
     def __init__(self, total: int | None = None, unit: str = "") -> None:
         self.total = total
@@ -58,7 +58,7 @@ class Progress:
 
         bar = Bar(
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[told]}", style="progress.download"),
+            TextColumn("{task.fields[line]}", style="progress.download"),
             console=Console(stderr=True),
             auto_refresh=False,
             redirect_stdout=False,
@@ -66,7 +66,7 @@ class Progress:
             expand=True,
         )
         began = trio.current_time() - FIRST_SHOWN_SECONDS
-        task = bar.add_task("", total=self.total, told="")
+        task = bar.add_task("", total=self.total, line="")
         self._is_drawn = True
         self._update(bar, task, FIRST_SHOWN_SECONDS)
         bar.start()
@@ -83,8 +83,8 @@ class Progress:
         for text in self._pending:
             bar.console.print(f"gfs: {text}", markup=False, highlight=False)  # type: ignore[attr-defined]
         self._pending.clear()
-        told = describe(self.done, self.total, seconds, self.unit)
-        bar.update(task, completed=self.done, total=self.total, told=told)  # type: ignore[attr-defined]
+        line = describe(self.done, self.total, seconds, self.unit)
+        bar.update(task, completed=self.done, total=self.total, line=line)  # type: ignore[attr-defined]
         bar.refresh()  # type: ignore[attr-defined]
 
 
@@ -107,8 +107,8 @@ def is_wanted() -> bool:
 
 @contextlib.asynccontextmanager
 async def shown(progress: Progress, *, lines: bool = False) -> AsyncIterator[Progress]:
-    """Draw ``progress`` during the body, if there is a terminal to draw on; else tell of
-    it in ``lines``, if that is wanted."""
+    """Draw ``progress`` during the body, if stderr is a terminal; else print it now and
+    then, if ``lines`` is set."""
     if not is_wanted() and not lines:
         yield progress
         return

@@ -18,7 +18,7 @@ from gfs.client import Client
 from gfs.errors import InvalidArgument
 from gfs.protocol.records import RECORD_BYTES_MAX
 
-#: Lines on their way at once; and their bytes, about.
+#: Lines sent and not yet acknowledged; and their bytes, about.
 AT_ONCE = 256
 BYTES_AT_ONCE = 8 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -32,10 +32,10 @@ PIECE_BYTES = 256 * 1024
 def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -> None:
     """Append each line of stdin, or each local FILE as a whole, to PATH as a record.
 
-    PATH is made if it is not there. Any number of programs may append to it at the same
-    time: a record, up to 16 MiB, is there whole, where the file system chose, and on all
-    replicas when this ends. After a failure it may be there twice, under one name:
-    gfs records shows it once. Empty lines are records, too.
+    PATH is created if it does not exist. Any number of programs may append to it at the
+    same time: a record, up to 16 MiB, is stored whole, at an offset that the file system
+    chooses, on all replicas when this command ends. After a failure it may be stored
+    twice, under one id: gfs records shows it once. Empty lines are records, too.
     """
     name = remote_path(path)
 
@@ -56,7 +56,7 @@ def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -
 async def _append_all(
     client: Client, name: str, source: AsyncIterator[bytes]
 ) -> AsyncIterator[tuple[int, int]]:
-    """(offset, length) of each, in order. What is at hand together goes together."""
+    """(offset, length) of each, in order. Lines that are available together are sent together."""
     batch: list[bytes] = []
     size = 0
     async with closing(source) as pieces:
@@ -72,7 +72,7 @@ async def _append_all(
         yield offset, len(data)
 
 
-#: No more lines are at hand now: those that are there should not wait.
+#: No more lines are available now: send those that are.
 _PAUSE = b"pause"
 
 
@@ -108,7 +108,7 @@ def _read_file(path: str) -> bytes:
         with open(path, "rb") as file:
             data = file.read(RECORD_BYTES_MAX + 1)
     if len(data) > RECORD_BYTES_MAX:
-        raise InvalidArgument(f"{path}: more than {RECORD_BYTES_MAX} bytes are no record")
+        raise InvalidArgument(f"{path}: longer than a record may be ({RECORD_BYTES_MAX} bytes)")
     return data
 
 
@@ -120,7 +120,7 @@ def _read_file(path: str) -> bytes:
     type=click.IntRange(min=0),
     default=0,
     metavar="OFFSET",
-    help="Only from the record at OFFSET on (as --json tells it).",
+    help="Only from the record at OFFSET on (an offset of --json).",
 )
 @click.option("--duplicates", is_flag=True, help="Also what was appended twice after a failure.")
 @click.option("-0", "--null", is_flag=True, help="A zero byte after each record, no newline.")
@@ -131,7 +131,7 @@ def records(
 ) -> None:
     """Write the records that were appended to PATH to stdout, a newline after each.
 
-    What is no record is passed over; stderr tells if the file has bytes, but no record.
+    Bytes that are not a record are skipped; a file without any record gets a line on stderr.
     """
     name = remote_path(path)
     end = b"\0" if null else b"\n"

@@ -1,4 +1,4 @@
-"""``gfs scrub``: have replicas read now, and not when their turn comes."""
+"""``gfs scrub``: read and verify replicas now, before their turn."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gfs.errors import ReplicaUnavailable
 @json_option("what was read and found")
 @client_options
 def scrub(cluster: Cluster, target: str, as_json: bool) -> None:
-    """Have every block of replicas read and verified now, ahead of the pass that reads all
-    within scrub_seconds: of the files at and below PATH, or those that the chunkserver
-    SERVER (its id or address) has of files that are not deleted.
+    """Read and verify replicas now, without waiting for the pass that reads all within
+    scrub_seconds: replicas of the files at and below PATH, or those on the chunkserver
+    SERVER (its id or address) of files that are not deleted.
 
-    What fails its checksums is told to the master, which repairs it. Exit code 1 if
-    anything did, or could not be read.
+    Corrupt replicas are reported to the master, which repairs them. Exit code 1 if any
+    was corrupt, or could not be read.
     """
 
     async def work(client: Client) -> None:
@@ -50,8 +50,8 @@ async def scrubbed(client: Client, target: str) -> FsckReport:
 
 
 async def _live(client: Client, name: str) -> str:
-    """Its id. Of a server that is away the master knows no replicas: nothing would be read, and
-    all would seem to be well."""
+    """Its id. It must be live: the master knows no replicas of an absent server, so nothing
+    would be read and all would seem well."""
     server = await find_server(client, name)
     if server.state != "live":
         raise ReplicaUnavailable(
@@ -82,5 +82,5 @@ def _text(output: Output, target: str, report: FsckReport) -> str:
         f"{plural(report.chunks, 'chunk')} ({human_bytes(report.bytes)}): {found}"
     )
     if report.damaged:
-        lines.append("Repairs run by themselves while chunkservers are live: gfs status")
+        lines.append("Repairs run automatically while chunkservers are live: gfs status")
     return "\n".join(lines)

@@ -54,14 +54,15 @@ from gfs.state import KEY_NAME, find_tls, make_key
     "--chunkservers",
     type=click.IntRange(1, supervisor.CHUNKSERVERS_MAX),
     metavar="N",
-    help=f"At least so many (default: those of the state, else {supervisor.CHUNKSERVERS_DEFAULT}). "
-    "More than before: the new ones join. Those that hold data always run.",
+    help="At least this many (default: those of the state, else "
+    f"{supervisor.CHUNKSERVERS_DEFAULT}). If it is raised, new ones join. Chunkservers with data "
+    "always run.",
 )
 @click.option(
     "--replication",
     type=click.IntRange(1, 64),
     metavar="R",
-    help="Replicas of new files that do not ask for another number (default 3). Remembered.",
+    help="Replication goal of new files that set no other (default 3). Stored in the state.",
 )
 @click.option(
     "--port",
@@ -88,20 +89,21 @@ from gfs.state import KEY_NAME, find_tls, make_key
 @click.option(
     "--metrics",
     is_flag=True,
-    help="Have each server serve /metrics for Prometheus, at a port of its own on loopback, "
-    "which the ready file tells.",
+    help="Serve /metrics of each server for Prometheus, at a port of its own on loopback (see "
+    "the ready file).",
 )
 @click.option(
     "--tls",
     is_flag=True,
     help="Encrypt all connections of the file system, with certificates made in STATE/tls at "
-    "the first time. Remembered: as long as STATE/tls is there.",
+    "the first time. It stays on as long as STATE/tls exists.",
 )
 @click.option(
     "--ready-file",
     type=PATH,
     metavar="FILE",
-    help="Written when everything serves, kept true, removed at the end: addresses and pids.",
+    help="File for addresses and pids: written when everything serves, kept up to date, "
+    "removed at the end.",
 )
 @click.option("--detach", is_flag=True, help="Return when everything serves; stop with gfs down.")
 @ready_fd_option
@@ -121,13 +123,13 @@ def up(
 ) -> None:
     """Run a master, chunkservers and the REST API on this machine, until stopped.
 
-    They are processes of their own; one that dies is started again. Everything
+    Each is a process of its own; one that dies is restarted. Everything
     is kept in the state directory (--state, else GFS_STATE, else
     ~/.local/state/gfs), and found there by the next gfs up. SIGINT (Ctrl-C) or
     SIGTERM stops all of them, a second one at once.
     """
     if no_control and (control_bind or control_workers):
-        raise SettingsError("--no-control: then there is nothing to say about the REST API")
+        raise SettingsError("--no-control runs no REST API: leave out the options for it")
     wishes = supervisor.Wishes(
         state=state_directory(cluster).absolute(),
         chunkservers=chunkservers,
@@ -155,13 +157,13 @@ def _up_here(wishes: supervisor.Wishes, reporter: Reporter) -> None:
             "admin": plan.admin,
         }
         if reporter.is_awaited:
-            # Without the password: a report is no place for it.
+            # Without the password: reports must not contain it.
             reporter.serving({"facts": facts, **settled})
             return
         try:
             password = _first_password(facts, wishes)
-            told = summary(facts, **settled, password=password)
-            print(told, "Stop it with Ctrl-C.", sep="\n", flush=True)
+            lines = summary(facts, **settled, password=password)
+            print(lines, "Stop it with Ctrl-C.", sep="\n", flush=True)
         except (OSError, ValueError):
             silence_stdout()  # the cluster serves, whether somebody reads this or not
 
@@ -200,7 +202,7 @@ def _up_in_background(wishes: supervisor.Wishes) -> None:
 
 
 def _first_password(facts: dict[str, Any], wishes: supervisor.Wishes) -> str | None:
-    """The admin's, if it was made up in this start or nobody was there to read it."""
+    """The admin's, if this start generated it or it was never printed."""
     if "control" not in facts:
         return None
     try:
@@ -213,7 +215,7 @@ def _first_password(facts: dict[str, Any], wishes: supervisor.Wishes) -> str | N
 @click.command()
 @cluster_options("state")
 def down(cluster: Cluster) -> None:
-    """Stop the cluster that gfs up runs on the state directory, wait for its end."""
+    """Stop the cluster that gfs up runs on the state directory, and wait for its end."""
     state = state_directory(cluster).absolute()
     print(f"{state}: stopped" if launch.down(state) else f"{state}: no cluster runs there")
 
@@ -225,7 +227,7 @@ def summary(
     admin: str = "",
     password: str | None = None,
 ) -> str:
-    """What somebody who just started a cluster wants to know."""
+    """The lines for a user who just started a cluster."""
     state = Path(facts["state"])
     gfs, option = _command(), _state_option(state)
     count = len(facts["chunkservers"])
@@ -246,7 +248,7 @@ def summary(
         lines.append(
             f"Warning: files will have {plural(count, 'replica')}, not {replication}, until "
             f"there are more chunkservers. Start again with --chunkservers {replication}, "
-            f"or be content with --replication {count}."
+            f"or with --replication {count}."
         )
     lines += [
         "Try, in another shell:",
@@ -259,8 +261,8 @@ def summary(
 
 
 def control_summary(url: str, admin: str, password: str | None) -> list[str]:
-    """Where the REST API is, and how to log in. The password is in no log and
-    cannot be asked for again: only its hash is kept."""
+    """The address of the REST API, and how to log in. The password is in no log and
+    is not shown again: only its hash is stored."""
     lines = [f"REST API: {url} (documentation: {url}/docs)"]
     if password is not None:
         body = json.dumps({"username": admin, "password": password})
@@ -272,7 +274,7 @@ def control_summary(url: str, admin: str, password: str | None) -> list[str]:
 
 
 def _command() -> str:
-    """How the user can call this very `gfs` again."""
+    """The command line of this `gfs`, for the user to repeat."""
     called = sys.argv[0]
     if os.path.basename(called) != "gfs":  # python -m gfs.cli
         called = str(Path(sys.executable).with_name("gfs"))
@@ -283,7 +285,7 @@ def _command() -> str:
 
 
 def _state_option(state: Path) -> str:
-    """The option that finds ``state``, if it is needed."""
+    """The option for ``state``, if it is needed."""
     return (
         ""
         if state == default_state_directory().absolute()
@@ -298,13 +300,13 @@ def _state_option(state: Path) -> str:
 @click.option(
     "--shadow-of",
     metavar="HOST:PORT[,…]",
-    help="Not a master, but a shadow of the one at this address (GFS_MASTER_SHADOW_OF).",
+    help="Run a shadow master of the master at this address (GFS_MASTER_SHADOW_OF).",
 )
 @click.option(
     "--replicas-before-ack",
     type=int,
     metavar="N",
-    help="Acknowledge a mutation when N shadows have it on disk "
+    help="Acknowledge a mutation when N shadow masters have it on disk "
     "(GFS_MASTER_REPLICAS_BEFORE_ACK; default 0).",
 )
 @click.option(
@@ -360,14 +362,14 @@ def master(
             if host in ("0.0.0.0", "::"):
                 raise SettingsError(
                     f"--address {settings.address}: chunkservers and other masters connect to "
-                    "this very address: give one of this machine that they can reach"
+                    "this address: give one of this machine that they can reach"
                 )
         state = state_directory(cluster)
         directory = state / "master"
         key_path = cluster.key_file or state / KEY_NAME
         if settings.shadow_of and not key_path.exists():
             raise SettingsError(
-                f"{key_path}: a shadow master takes the cluster's key: copy cluster.key from the "
+                f"{key_path}: a shadow master needs the cluster's key: copy cluster.key from the "
                 "state directory of its master there, or name a copy with --key-file"
             )
         try:
@@ -389,8 +391,8 @@ def master(
 
 
 async def scraped(nursery: trio.Nursery, address: str) -> tuple[dict[str, str], Source]:
-    """What tells the numbers of this process, served at ``address`` if there is one;
-    and what to report of that. Raises StartupError."""
+    """The metrics of this process, served at ``address`` if there is one, and their
+    address for the report. Raises StartupError."""
     source = Source()
     if not address:
         return {}, source
@@ -402,7 +404,7 @@ async def scraped(nursery: trio.Nursery, address: str) -> tuple[dict[str, str], 
 
 
 def _master_of_all() -> str | None:
-    """``GFS_MASTER``, which is for every command, unless there is one for chunkservers."""
+    """``GFS_MASTER``, which applies to every command, unless chunkservers have their own."""
     return None if "GFS_CHUNKSERVER_MASTER" in os.environ else os.environ.get("GFS_MASTER")
 
 
@@ -414,10 +416,12 @@ def _master_of_all() -> str | None:
     multiple=True,
     required=True,
     metavar="DIR",
-    help="Where chunks are kept; once for each disk.",
+    help="Directory for chunks; once for each disk.",
 )
 @click.option("--address", metavar="HOST:PORT", help="Listen here (GFS_CHUNKSERVER_ADDRESS).")
-@click.option("--rack", metavar="NAME", help="Machines that fail together (GFS_CHUNKSERVER_RACK).")
+@click.option(
+    "--rack", metavar="NAME", help="Name for servers that fail together (GFS_CHUNKSERVER_RACK)."
+)
 @click.option(
     "--metrics",
     metavar="HOST:PORT",
@@ -437,7 +441,7 @@ def chunkserver(
     ready_fd: int | None,
     life_fd: int | None,
 ) -> None:
-    """Run a chunkserver in the foreground. It waits for its master for ever.
+    """Run a chunkserver in the foreground. It waits for its master without a limit.
 
     The cluster key is read from --key-file, else GFS_KEY_FILE, else the state
     directory. Settings: flags, else GFS_CHUNKSERVER_* variables, else table
@@ -460,12 +464,12 @@ def chunkserver(
         )
         paths = [os.path.abspath(directory) for directory in directories]
         if len(set(paths)) < len(paths):
-            raise SettingsError("--dir: each disk must be another directory")
+            raise SettingsError("--dir: each disk needs a directory of its own")
         check_addresses("--master", settings.master)
         if check_address("--address", settings.address) in ("0.0.0.0", "::"):
             raise SettingsError(
                 f"--address {settings.address}: clients and other chunkservers connect to this "
-                "very address: give one of this machine that they can reach"
+                "address: give one of this machine that they can reach"
             )
         tls = find_tls(cluster.tls, cluster.state)
         credentials = load_credentials(key_file(cluster), tls, server=True)

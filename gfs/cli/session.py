@@ -67,8 +67,8 @@ def run_with_client(
 
 
 def _check_runs(cluster: Cluster) -> None:
-    """Wait for no address that is none, and for no master of this machine that
-    nobody is going to start."""
+    """Fail at once for an invalid address, and for a master of this machine that is not
+    going to be started."""
     named = cluster.master or (os.environ.get("GFS_MASTER") if cluster.state is None else None)
     if named:
         for address in named.split(","):
@@ -82,7 +82,7 @@ def _check_runs(cluster: Cluster) -> None:
 
 
 async def _say_that_it_waits(waiting: trio.CancelScope, seconds: float) -> None:
-    """Tell a person, but no program, why nothing happens."""
+    """Print why nothing happens, if stderr is a terminal."""
     with waiting:
         await trio.sleep(SAY_AFTER_SECONDS)
         if sys.stderr.isatty():
@@ -92,9 +92,9 @@ async def _say_that_it_waits(waiting: trio.CancelScope, seconds: float) -> None:
 def run(work: Callable[[], Awaitable[T]]) -> T:
     """``await work()`` in a Trio loop of its own.
 
-    SIGINT and SIGTERM cancel it, so that it can put away what is half-done,
-    and Interrupted is raised; the second signal ends the process at once.
-    What the library logs is not told: a failure it gets over is none here.
+    SIGINT and SIGTERM cancel it, so that it can clean up half-finished work, and
+    Interrupted is raised; the second signal ends the process at once. The library's log
+    is not shown: failures that it recovers from are none for the user.
     """
     logging.getLogger("gfs").addHandler(logging.NullHandler())
     if os.environ.get("GFS_DEBUG"):
@@ -104,7 +104,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
 @contextlib.asynccontextmanager
 async def closing(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """Close ``iterator`` after the body, here and now, if it is a generator."""
+    """Close ``iterator`` right after the body, if it is a generator."""
     try:
         yield iterator
     finally:

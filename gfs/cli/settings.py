@@ -1,4 +1,4 @@
-"""What the help says of settings that have no flag, and of what they steer."""
+"""The part of the help about settings that have no flag."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-#: Role → setting → what it does. Many more are in docs/operations.md.
+#: Role → setting → its help. docs/operations.md has all settings.
 TOLD = {
     "master": {
-        "trash_seconds": "What is deleted can be undeleted for this long",
+        "trash_seconds": "How long deleted files can be undeleted",
         "moves_total": "Replicas moved at once to rebalance racks and disks; 0: none",
-        "balance_share": "Disks are rebalanced whose use differs by more than this share",
+        "balance_share": "Disks whose use differs by more than this share are rebalanced",
     },
     "chunkserver": {
         "scrub_seconds": "All blocks are read and verified once in this time",
@@ -50,6 +50,6 @@ def write_settings(formatter: click.HelpFormatter, roles: tuple[str, ...] = tupl
 
 
 def _shown(value: object) -> str:
-    """Those that are told of are in days if they are long."""
+    """Durations of a day or more are shown in days."""
     days = value / (24 * 3600) if isinstance(value, float) else 0.0
     return f"{days:g} days" if days >= 1 else str(value)

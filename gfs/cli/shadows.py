@@ -17,19 +17,20 @@ from gfs.client import Client
 @click.option(
     "--force",
     is_flag=True,
-    help="Also if operations that were acknowledged may be lost: what is lost is told.",
+    help="Promote it even if acknowledged operations may be lost; they are printed.",
 )
 @client_options
 def promote(cluster: Cluster, address: str, force: bool) -> None:
     """Make the shadow master at ADDRESS (HOST:PORT) the master.
 
-    If the master before it lives, it ends first, with everything it acknowledged
-    on the new one, and is its shadow from then on. If it does not answer, the
-    promotion is refused unless all that was acknowledged is here for sure, which
-    takes replicas_before_ack; what may be lost is told, and --force accepts it.
+    If the old master lives, it hands over first: the new one has everything that it
+    acknowledged, and it becomes a shadow master. If it does not answer, the promotion is
+    refused unless the shadow master certainly has all acknowledged operations, which
+    needs replicas_before_ack; the command prints what may be lost, and --force accepts
+    that.
 
-    Clients and chunkservers follow by themselves. The old master, should it come
-    back, is not listened to any more, and says so.
+    Clients and chunkservers follow automatically. If the old master comes back, they
+    refuse it, and it stops with a message.
     """
     check_address("ADDRESS", address)
 

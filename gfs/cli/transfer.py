@@ -1,8 +1,8 @@
 """``gfs put``, ``get`` and ``cat``: bytes in and out.
 
 Where a copy goes follows ``cp``: into TARGET if that is a directory (or ends
-with a slash, or there are several sources), else it becomes TARGET. A source
-directory that ends with ``/.`` gives its contents only. Other than ``cp``,
+with a slash, or there are several sources), else it becomes TARGET. Of a source
+directory that ends with ``/.`` only the contents are copied. Unlike ``cp``,
 nothing is overwritten without ``--force``, and missing parents are made.
 """
 
@@ -112,7 +112,7 @@ class _Put:
                 batch.fail(error)
 
     async def _total(self) -> int | None:
-        """Bytes to copy, if that can be known before."""
+        """Bytes to copy, if that is known before."""
         total = 0
         for source in self.sources:
             if source == "-" or local.is_pipe(source):
@@ -233,7 +233,7 @@ async def _is_remote_directory(client: Client, target: str, wanted: bool) -> boo
 @click.option(
     "--partial",
     is_flag=True,
-    help="Of damaged files what is left of them, with holes where nothing is (exit code 4).",
+    help="Copy what is left of damaged files, with holes for the rest (exit code 4).",
 )
 @json_option("the files made, {files, directories, bytes, failures},")
 @client_options
@@ -251,9 +251,9 @@ def get(
     the current directory if there is no TARGET. A file appears under its name
     when it is whole and its checksums hold, and not before.
 
-    With --partial a file of which blocks are lost, or whole chunks, is written all the
-    same: every byte of it is right, and the holes, which read as zeros, are told, each
-    with its first byte and its length.
+    With --partial a file with lost blocks or chunks is written as well: every byte of it
+    is verified, and its holes, which read as zeros, are printed, each with its offset
+    and its length.
     """
     sources, target = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, ".")
     if target == "-":
@@ -368,7 +368,7 @@ class _Get:
     async def _get_into_special(
         self, client: Client, batch: Batch, source: str, target: str
     ) -> int:
-        """Write to a device or a pipe, which no file may take the place of."""
+        """Write to a device or a pipe, which must not be replaced by a file."""
         descriptor = await trio.to_thread.run_sync(
             os.open, target, os.O_WRONLY, abandon_on_cancel=True
         )
@@ -393,10 +393,10 @@ def _remote_source(text: str) -> tuple[str, str]:
 
 
 def _relative(path: str, root: str) -> str:
-    """``path`` below ``root`` for the local side, which it may not leave."""
+    """The local path for ``path`` below ``root``. Raises if it would be outside."""
     relative = path.removeprefix(root.rstrip("/")).lstrip("/")
     if ".." in relative.split("/"):
-        raise InvalidArgument(f"{path}: a name that leads out of the target")
+        raise InvalidArgument(f"{path}: this name leads out of the target")
     return relative
 
 

@@ -1,4 +1,4 @@
-"""``gfs undelete``, and what ``ls --trash`` and ``rm --trash`` do."""
+"""``gfs undelete``, ``gfs ls --trash`` and ``gfs rm --trash``."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def undelete(
     inode: int | None,
     as_json: bool,
 ) -> None:
-    """Bring back what was deleted, a directory with all that was in it.
+    """Restore deleted files, and deleted directories with their contents.
 
-    Missing parents are made again. What can be undeleted: gfs ls --trash.
+    Missing parents are created. gfs ls --trash lists what can be undeleted.
     """
     if len(paths) > 1 and (target or inode):
         raise InvalidArgument("--as and --inode go with one PATH")
@@ -49,7 +49,7 @@ def undelete(
 
 
 async def list_trash(client: Client, output: Output, names: list[str], as_json: bool) -> None:
-    """What was deleted at and below each of ``names``, a line each."""
+    """Print the deletions at and below each of ``names``, a line each."""
     array = JsonArray(output)
     for name in names:
         async with closing(client.trash(name)) as entries:
@@ -75,6 +75,6 @@ def _line(output: Output, entry: TrashEntry) -> str:
 
 
 async def empty_trash(client: Client, name: str, recursive: bool) -> None:
-    """Give up what was deleted under ``name``. Raises NotFound if that is nothing."""
+    """Purge what was deleted under ``name``. Raises NotFound if there is nothing."""
     if not await client.empty_trash(name, recursive=recursive):
         raise NotFound(f"{name} is not in the trash" + (" or below" if recursive else ""))

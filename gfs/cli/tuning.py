@@ -1,4 +1,4 @@
-"""``gfs repair``, ``gfs maintenance``, ``gfs forget``: what an operator wants of the master."""
+"""``gfs repair``, ``gfs maintenance``, ``gfs forget``: orders of an operator to the master."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ DEFAULT = "default"
 
 @click.group()
 def repair() -> None:
-    """Show, pause, resume and limit repair: copies for chunks below their goal, of servers
-    and disks that are drained, and for balance.
+    """Show, pause, resume and limit repair: copies for chunks below their goal, for
+    draining servers and disks, and for rebalancing.
 
-    What is set is remembered by the master, also when it is restarted or another one is
-    promoted, and holds from the next heartbeat on.
+    The master stores the limits; they survive its restart and a promotion, and apply
+    from the next heartbeat on.
     """
 
 
 @repair.command()
-@json_option("how far repair is")
+@json_option("the progress of repair")
 @client_options
 def status(cluster: Cluster, as_json: bool) -> None:
-    """What waits, the most urgent first, how fast it goes and how long it takes."""
+    """Show what waits, the most urgent first, the speed, and the time left."""
     _ask(cluster, as_json=as_json)
 
 
 @repair.command()
 @client_options
 def pause(cluster: Cluster) -> None:
-    """Begin no copies until gfs repair resume. Those under way are finished.
+    """Start no copies until gfs repair resume. Those under way are completed.
 
-    Chunks stay below their goal meanwhile, and drained servers stay as they are.
+    Chunks stay below their goal meanwhile, and draining servers stay as they are.
     """
     _ask(cluster, paused=True)
 
@@ -47,7 +47,7 @@ def pause(cluster: Cluster) -> None:
 @repair.command()
 @client_options
 def resume(cluster: Cluster) -> None:
-    """Go on after gfs repair pause."""
+    """Resume repair after gfs repair pause."""
     _ask(cluster, paused=False)
 
 
@@ -57,10 +57,10 @@ def resume(cluster: Cluster) -> None:
 def set_limits(cluster: Cluster, settings: tuple[str, ...]) -> None:
     """Change limits of repair while the cluster runs.
 
-    clones_per_server and clones_total (orders to copy at once: a large replica or up to
-    256 small ones), moves_total (of these for balance, 0: none), bytes_per_second (of
-    each chunkserver while it serves clients; 64M is 64 MiB). NAME=default is as the
-    process was started.
+    clones_per_server and clones_total (concurrent copy orders: one large replica or up
+    to 256 small ones), moves_total (of these for rebalancing, 0: none), bytes_per_second
+    (of each chunkserver while it serves clients; 64M is 64 MiB). NAME=default restores
+    the value that the process was started with.
     """
     _ask(cluster, settings=dict(map(_setting, settings)))
 
@@ -71,7 +71,7 @@ def _setting(text: str) -> tuple[str, int]:
     if equals and value == DEFAULT:
         return name, -1
     if not equals or not number.isdecimal() or len(number) < len(value) - 1:
-        raise click.UsageError(f"{text}: NAME=VALUE, such as clones_total=16, is meant")
+        raise click.UsageError(f"{text}: expected NAME=VALUE, such as clones_total=16")
     return name, int(number) * UNITS.get(unit, 1)
 
 
@@ -85,13 +85,13 @@ def _ask(
     async def work(client: Client) -> None:
         reply = await client.repair(paused=paused, settings=settings)
         async with Output() as output:
-            await output.line(to_json(reply) if as_json else told(reply))
+            await output.line(to_json(reply) if as_json else summary(reply))
 
     run_with_client(cluster, work)
 
 
-def told(reply: RepairReply) -> str:
-    """The whole of it, for people."""
+def summary(reply: RepairReply) -> str:
+    """All of it as text."""
     left = sum(rank.bytes for rank in reply.ranks)
     copies = sum(rank.chunks * rank.missing for rank in reply.ranks)
     lines = [
@@ -121,8 +121,8 @@ def told(reply: RepairReply) -> str:
         )
     if reply.spared:
         lines.append(
-            f"{plural(reply.spared, 'chunkserver')} under maintenance and not heard of since the "
-            "master was started: chunks that lack no more than what may be there are not copied"
+            f"{plural(reply.spared, 'chunkserver')} under maintenance, without a heartbeat since "
+            "the master was started: chunks whose missing replicas may be there are not copied"
         )
     return "\n".join(lines)
 
@@ -148,12 +148,12 @@ def _eta(reply: RepairReply) -> str:
 )
 @client_options
 def maintenance(cluster: Cluster, server: str, switch: str, duration: str) -> None:
-    """Let the chunkserver SERVER (its id or address) be away without repair.
+    """Announce an absence of the chunkserver SERVER (its id or address).
 
-    While it is on, the server is not taken for dead: nothing is copied for want of its
-    replicas, which are missing all the same, so chunks have one replica less until it is
-    back. It ends by itself after the time, or with off; if the server is still away then,
-    its chunks are copied. It is remembered when the master is restarted.
+    During the maintenance the server is not declared dead and its chunks are not
+    re-replicated, so they have one replica less until it is back. It ends after the
+    time, or with off; if the server is still away then, its chunks are re-replicated. A
+    restart of the master does not end it.
     """
     seconds = _seconds(duration) if switch == "on" else 0
 
@@ -162,7 +162,7 @@ def maintenance(cluster: Cluster, server: str, switch: str, duration: str) -> No
         async with Output() as output:
             if seconds:
                 await output.line(
-                    f"{server} may be away for {human_seconds(seconds)}; to end it before: "
+                    f"{server} may be away for {human_seconds(seconds)}; to end this earlier: "
                     f"gfs maintenance {server} off"
                 )
             else:
@@ -174,7 +174,7 @@ def maintenance(cluster: Cluster, server: str, switch: str, duration: str) -> No
 def _seconds(text: str) -> int:
     number, unit = text[:-1], text[-1:]
     if unit not in TIMES or not number.isdecimal() or not int(number):
-        raise click.UsageError(f"--for {text}: a time such as 30m, 2h or 1d is meant")
+        raise click.UsageError(f"--for {text}: expected a time such as 30m, 2h or 1d")
     return int(number) * TIMES[unit]
 
 
@@ -182,17 +182,17 @@ def _seconds(text: str) -> int:
 @click.argument("server", metavar="SERVER")
 @client_options
 def forget(cluster: Cluster, server: str) -> None:
-    """Forget a chunkserver (its id or address), or a shadow master (its address), that is
-    gone for good.
+    """Remove a chunkserver (its id or address), or a shadow master (its address), that is
+    gone for good, from the master's list.
 
-    A chunkserver must be dead, or drained and stopped; its replicas do not count then.
-    Should it come back all the same, it is a new one, with what it has.
+    A chunkserver must be dead, or drained and stopped; its replicas do not count any
+    more. If it comes back nevertheless, it joins as a new one, with its replicas.
 
-    With replicas_before_ack a shadow master that ever followed counts, also while it is
-    away: it may have what no other has, and it must know before others are waited for
-    instead. This says that it never comes back. Should it come back all the same, empty
-    its directory before it is started: promoted with what it has, it would lose what was
-    acknowledged since.
+    With replicas_before_ack a shadow master that ever followed counts, even while it is
+    away: it may have operations that no other has. This command declares that it never
+    comes back, and the master stops waiting for it. If it comes back nevertheless, empty
+    its directory before you start it: if it were promoted with its old data, operations
+    acknowledged since would be lost.
     """
 
     async def work(client: Client) -> None:
@@ -206,8 +206,8 @@ def forget(cluster: Cluster, server: str) -> None:
                 await client.forget_shadow(server)
             except (NotFound, InvalidArgument) as error:
                 raise NotFound(
-                    f"there is no chunkserver and no shadow master {server}: gfs status"
+                    f"no chunkserver or shadow master is called {server}: gfs status"
                 ) from error
-            await output.line(f"{server} is not waited for any more")
+            await output.line(f"the master does not wait for {server} any more")
 
     run_with_client(cluster, work)

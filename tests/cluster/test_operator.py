@@ -161,7 +161,7 @@ def test_repair_and_maintenance_do_as_they_are_told(cluster: Cluster) -> None:
     assert b"maintenance" not in cluster.gfs("status").stdout
     cluster.gfs("maintenance", server, "on", "--for", "soon", code=2)
     assert b"gfs drain" in cluster.gfs("forget", server, code=1).stderr
-    assert b"no chunkserver and no shadow" in cluster.gfs("forget", "no:1", code=1).stderr
+    assert b"no chunkserver or shadow" in cluster.gfs("forget", "no:1", code=1).stderr
 
 
 def damage(cluster: Cluster, path: str) -> str:

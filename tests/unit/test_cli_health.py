@@ -10,8 +10,7 @@ from trio.testing import MockClock
 
 from gfs.blocks import MIB
 from gfs.cli.disks import _emptied
-from gfs.cli.drain import is_stuck
-from gfs.cli.drain import told as drain_told
+from gfs.cli.drain import drain_line, is_stuck
 from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warnings, masters
 from gfs.cli.output import Output
 from gfs.cli.scrub import scrubbed
@@ -53,19 +52,19 @@ def test_a_healthy_cluster_is_not_warned_of() -> None:
     ("reply", "words"),
     [
         (status(server(), lost=1), ["1 chunk without any good replica", "gfs fsck"]),
-        (status(server(), lost=1), ["no chunkserver that is known is away", "gfs rm"]),
+        (status(server(), lost=1), ["no known chunkserver is away", "gfs rm"]),
         (
             status(server(), lost=2, salvages=2),
             ["2 chunks without any good replica: 2 being put together from damaged replicas;"],
         ),
         (
             status(server(), lost=2, salvages=1, beyond_repair=1),
-            ["1 being put together", "1 that cannot be put together", "no chunkserver that is"],
+            ["1 being put together", "1 that cannot be put together", "no known chunkserver is"],
         ),
         (status(server(), corrupt=2), ["2 corrupt replicas, being repaired from good", "gfs fsck"]),
         (
             status(server(), trash_rows=1, room_low=1, room_bytes=3 << 30),
-            ["after 3.0 GiB more are written what was deleted has to go early", "gfs rm --trash"],
+            ["after 3.0 GiB more are written the trash is purged early", "gfs rm --trash"],
         ),
         (status(server(), corrupt=2, corrupt_kept=2), ["2 corrupt replicas kept", "gfs fsck"]),
         (
@@ -83,7 +82,7 @@ def test_a_healthy_cluster_is_not_warned_of() -> None:
         (
             # Enough are there: it has not begun yet, after a start or a promotion.
             status(*[server()] * 3, under_replicated=1, repairs_queued=1, goal_unmet=3),
-            ["0 repairs running, 1 waiting", "by themselves", "gfs status"],
+            ["0 repairs running, 1 waiting", "automatically", "gfs status"],
         ),
         (status(server(disk="full")), ["is full", "gfs rm"]),
         (status(server(disk="failed")), ["is failed", "gfs disk retry s1 /d"]),
@@ -177,7 +176,7 @@ async def test_a_live_server_is_scrubbed() -> None:
     [
         (["live", "dead"], "/d", "is dead: start it"),
         (["stopped"], "/d", "is stopped: start it"),
-        (["live", "silent", "live"], "/other", "is no disk of chunkserver s1 any more"),
+        (["live", "silent", "live"], "/other", "is not a disk of chunkserver s1 any more"),
     ],
 )
 async def test_nobody_waits_for_a_disk_that_cannot_be_emptied(
@@ -202,7 +201,7 @@ def test_a_server_that_is_emptied_takes_no_replica() -> None:
         (48, 1500, "away, 2 operations and 1.5 s behind"),
         (50, 0, "away, 0 operations and 0.0 s behind"),
         (-1, 90_000, "away, 90.0 s behind"),
-        (-1, -1, "away, how far behind is not known"),
+        (-1, -1, "away, its lag is not known"),
     ],
 )
 def test_of_a_shadow_master_only_what_is_known_is_told(
@@ -217,7 +216,7 @@ def test_of_a_shadow_master_only_what_is_known_is_told(
 
 
 def test_what_is_lost_may_be_on_servers_that_are_away() -> None:
-    words = "bring back the chunkservers that are away (s1 (h:1))"
+    words = "start the chunkservers that are away (s1 (h:1))"
     reply = status(server(), server("dead"), lost=2, beyond_repair=1)
     lost, away = _warnings(reply)
     assert "is dead" in away
@@ -232,13 +231,13 @@ def test_what_is_lost_may_be_on_servers_that_are_away() -> None:
 def test_a_drain_that_does_not_end_says_why() -> None:
     draining = server()
     draining.drain, draining.drain_chunks, draining.drain_lost = "draining", 2, 1
-    assert "2 chunks left, 1 of them lost but for what it has" in drain_told(draining)
+    assert "2 chunks left, 1 of them lost but for what it has" in drain_line(draining)
     assert not is_stuck(draining)
     draining.drain_chunks = 1
     assert is_stuck(draining)
     draining.drain_lost = 0
     assert not is_stuck(draining)
-    assert "lost" not in drain_told(draining)
+    assert "lost" not in drain_line(draining)
 
 
 def problem(kind: str, path: str = "/a") -> FsckProblem:

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from gfs.cli import local
-from gfs.cli.batch import TOLD_MAX, Batch, Job
+from gfs.cli.batch import PRINTED_MAX, Batch, Job
 from gfs.cli.exits import Failed
 from gfs.cli.output import Output
 from gfs.cli.progress import Progress
@@ -160,9 +160,9 @@ async def test_many_failures_are_counted(capsys: pytest.CaptureFixture[str]) -> 
     batch = _batch()
     job = partial(_fail, AlreadyExists("exists"))
     with pytest.raises(Failed):
-        await batch.run(_jobs(*[job] * (TOLD_MAX + 5)))
+        await batch.run(_jobs(*[job] * (PRINTED_MAX + 5)))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == TOLD_MAX + 1
+    assert len(lines) == PRINTED_MAX + 1
     assert lines[-1] == "gfs: … and 5 more failures"
 
 

@@ -50,7 +50,7 @@ def test_other_packages_are_not_looked_for_by_our_own_subcommands() -> None:
     ("value", "words"),
     [
         ("no_such_package:command", ["no_such_package", "cannot be loaded"]),
-        ("os:getpid", ["os:getpid", "no click command"]),
+        ("os:getpid", ["os:getpid", "is not a click command"]),
     ],
 )
 def test_a_broken_package_breaks_only_its_own_subcommand(
