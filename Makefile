@@ -1,5 +1,6 @@
 # make up      a whole cluster on this machine, in the foreground (ARGS="--port 9500")
-# make test    linters, types, import direction, tests
+# make test    linters, types, import direction, and all tests that need only Python (SHARE=100: all seeds)
+# make test-all  the tests that need root, containers, an API server, a browser or another program
 # make test-kubernetes  tests with a real Kubernetes; the first time it builds one, in minutes
 # make test-browser  tests with a real browser, and real containers; as root
 # make test-podman  tests with real containers; as root, since it adds Debian's packages
@@ -21,13 +22,20 @@ ARGS ?=
 SECONDS ?= 600
 FIRST ?= $(shell date +%s)000
 
-# All cores. Files in the order of tests/conftest.py: by the number of their tests, which
-# is the default, the slowest come last.
+# Percent of the seeds, and of the examples of costly properties (tests/share.py).
+SHARE ?= 25
+
+# Twice as many processes as cores, since many tests wait. Files in the order of
+# tests/conftest.py: by the number of their tests, which is the default, the slowest come last.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+
+# Without __pycache__ each process that a test starts compiles all of ours, and each of
+# pytest's rewrites the assertions of every test, which is most of what collecting them takes.
+unexport PYTHONDONTWRITEBYTECODE
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants mutants-code lint audit bench clean
+.PHONY: help install up test test-all test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants mutants-code lint audit bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,27 +59,32 @@ lint: install
 
 # pytest comes last and has the last word: its summary line ends the output.
 test: lint
-	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+	@GFS_TEST_SHARE=$(SHARE) $(BIN)/python -m pytest $(SPREAD) -m "not extra" \
+		tests/unit tests/simulation tests/cluster tests/control $(ARGS)
+
+# What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: the next five add it.
+test-all: install
+	@$(BIN)/python -m pytest $(SPREAD) -m extra tests $(ARGS)
 
 test-kubernetes: install
 	@$(BIN)/python tests/kubernetes/binaries.py --install
 	@$(BIN)/python tests/kubernetes/policies.py || true
-	@GFS_TEST_KUBERNETES=require $(BIN)/python -m pytest $(SPREAD) tests/kubernetes $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/kubernetes $(ARGS)
 
 test-browser: install
 	@$(BIN)/python tests/podman/podman_image.py --install
 	@$(BIN)/python tests/browser/browser_files.py --install
-	@GFS_TEST_BROWSER=require $(BIN)/python -m pytest tests/browser $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-podman: install
 	@$(BIN)/python tests/podman/podman_image.py --install
-	@GFS_TEST_PODMAN=require $(BIN)/python -m pytest $(SPREAD) tests/podman $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/podman $(ARGS)
 
 test-deploy: install
-	@GFS_TEST_DEPLOY=require $(BIN)/python -m pytest tests/deploy $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 test-disks: install
-	@GFS_TEST_DISKS=require $(BIN)/python -m pytest $(SPREAD) tests/disks $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/disks $(ARGS)
 
 soak: install
 	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)

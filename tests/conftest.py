@@ -1,17 +1,25 @@
-"""In which order test files run, and where their examples come from."""
+"""Which tests are extra, in which order files run, and where examples come from."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from needs import FOLDERS, need_programs
+from progress import Progress
+from share import share
 
 # A run of the tests is the same everywhere: property tests have fixed examples, as the
 # simulation has fixed seeds. `make explore` looks for new ones.
 # How long an example takes says something of the machine, and nothing of the code.
 settings.register_profile(
-    "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "fixed",
+    max_examples=share(100),
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fixed")
 
@@ -44,8 +52,28 @@ LONGEST = [
 _PLACES = {HERE / name: place for place, name in enumerate(LONGEST)}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    is_worker = hasattr(config, "workerinput")
+    if config.option.verbose == 0 and not is_worker and not config.option.collectonly:
+        config.pluginmanager.register(Progress(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """More than cores: tests of real processes wait more than they work."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gone = [path for path in _PLACES if not path.exists()]
     if gone:
         raise pytest.UsageError(f"{__file__}: LONGEST names what is not there: {gone}")
     items.sort(key=lambda item: _PLACES.get(item.path, len(_PLACES)))
+    for item in items:
+        if item.path.parent.name in FOLDERS:
+            item.add_marker("extra")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    need_programs(item)

@@ -22,24 +22,15 @@ import browser_files
 import podman_here
 import podman_image
 from chromium import Chromium, connected, running
+from needs import need
 
 # Only a cloud that asks for containers looks for what runs them.
 os.environ.setdefault("GFS_COMPUTE_BACKEND", "none")
 
-#: "require": without a browser the tests fail; otherwise they are skipped.
-WANTED = "GFS_TEST_BROWSER"
-
-
-def _need(reason: str) -> None:
-    if reason and os.environ.get(WANTED) == "require":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-
 
 @pytest.fixture(scope="session")
 def browser_works() -> None:
-    _need(browser_files.missing())
+    need(browser_files.missing())
 
 
 @pytest.fixture
@@ -57,7 +48,7 @@ async def browser(browser_address: str) -> AsyncIterator[Chromium]:
 @pytest.fixture
 def user(browser_works: None, tmp_path: Path) -> Iterator[podman_here.User]:
     """Of a cloud with real containers."""
-    _need(podman_image.missing())
+    need(podman_image.missing())
     with podman_here.running(tmp_path / "here") as here:
         made = here.user()
         yield made

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 from harness import environment, runs, wait_for
+from needs import need
 from processes import GFS, Processes
 
 import gfs
@@ -129,17 +130,14 @@ def small_disks(tmp_path: Path) -> Iterator[Path]:
             for disk in "ab":
                 path = tmp_path / "disks" / name / disk
                 path.mkdir(parents=True)
-                try:
-                    done = subprocess.run(
-                        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "gfs-test", path],
-                        capture_output=True,
-                        check=False,
-                    )
-                except FileNotFoundError:
-                    pytest.skip("a full disk needs mount, which is not installed")
+                done = subprocess.run(
+                    ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "gfs-test", path],
+                    capture_output=True,
+                    check=False,
+                )
                 if done.returncode:
                     reason = done.stderr.decode(errors="replace").strip()
-                    pytest.skip(f"a full disk needs a tmpfs, which root may mount: {reason}")
+                    need(f"a full disk needs a tmpfs, which root may mount: {reason}")
                 mounted.append(path)
         yield tmp_path
     finally:
@@ -286,6 +284,7 @@ def overfill(disks: Disks) -> None:
                     file.write(bytes(4096))
 
 
+@pytest.mark.extra("mount")
 async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
     make_small_disks: Callable[..., Disks],
 ) -> None:
@@ -326,6 +325,7 @@ async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
     assert disks.all_run()
 
 
+@pytest.mark.extra("mount")
 async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
     make_small_disks: Callable[..., Disks],
 ) -> None:
@@ -368,6 +368,7 @@ async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
     disks.wait_well()
 
 
+@pytest.mark.extra("mount")
 async def test_many_writers_at_once_do_not_use_up_the_reserve(
     make_small_disks: Callable[..., Disks],
 ) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ class Watched:
         ]
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.extra("strace")
 async def test_an_overwrite_is_in_the_synced_journal_before_it_is_in_its_place(
     synced: Processes, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from compute_sim import USERS, Stepped
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from share import share
 
 from control.compute.backend import Spec
 from control.compute.reconcile.driver import (
@@ -394,7 +395,7 @@ def test_what_stops_again_and_again_by_itself_is_not_run_for_ever(tmp_path: Path
 
 
 Anything.TestCase.settings = Promptly.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=share(60),
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from share import share
 
 from control.api.call import decode_json
 from control.compute import names
@@ -62,7 +63,7 @@ def check_line(line: str) -> None:
     assert len(comment) <= 1
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=share(300))
 @given(st.lists(WORDS | st.text(max_size=8), max_size=8).map("".join))
 def test_a_line_that_passes_is_one_key(text: str) -> None:
     try:
@@ -72,7 +73,7 @@ def test_a_line_that_passes_is_one_key(text: str) -> None:
     check_line(line)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=share(300))
 @given(st.sampled_from(TYPES), st.data())
 def test_a_key_with_other_bytes_is_none_or_another(kind: str, data: Any) -> None:
     """One byte is changed, or some are cut out or put in."""
@@ -149,7 +150,7 @@ PARTS = st.sampled_from(
 PATHS = st.lists(PARTS, max_size=8).map("".join) | st.text(max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share(200), deadline=None)
 @given(st.lists(PATHS | PATHS.map("/{}".format), max_size=4))
 @example(["/a", "/a"])
 @example(["/a/b", "/a"])
@@ -227,7 +228,7 @@ FIELDS = ["name", "ssh_key_ids", "instance_type", "memory_mb", "storage_gb", "ss
 BODIES = [shapes.NewContainer, shapes.NewKey, shapes.NewRule, shapes.SshInfo, shapes.MountsInfo]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=share(100), deadline=None)
 @given(st.sampled_from(BODIES), st.dictionaries(st.sampled_from(FIELDS), JSON) | JSON)
 def test_any_json_is_a_body_or_a_bad_request(kind: Any, value: Any) -> None:
     data = msgspec.json.encode(value)
@@ -242,7 +243,7 @@ def test_any_json_is_a_body_or_a_bad_request(kind: Any, value: Any) -> None:
             assert getattr(body, field.name) == value[field.encode_name]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=share(100), deadline=None)
 @given(st.sampled_from(BODIES), st.binary(max_size=60))
 def test_any_bytes_are_a_body_or_a_bad_request(kind: Any, data: bytes) -> None:
     with pytest.raises(BadRequest):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
@@ -28,7 +27,6 @@ FOLDER = resources.files("control.documentation")
 PAGE = FOLDER.joinpath("page.html").read_text()
 SCRIPTS = sorted(path.name for path in FOLDER.iterdir() if path.name.endswith(".js"))
 CSS = FOLDER.joinpath("page.css").read_text()
-NODE = shutil.which("node")
 
 
 class Elements(HTMLParser):
@@ -219,8 +217,6 @@ def test_every_file_that_is_served_is_there() -> None:
 
 def computed(module: str, expression: str, *values: Any) -> Any:
     """What ``expression`` gives with the functions of ``module`` as ``m`` and ``v`` = values."""
-    if NODE is None:
-        pytest.skip("Node is not installed")
     source = FOLDER.joinpath(module).read_text()
     script = f"""
         const m = await import("data:text/javascript," + encodeURIComponent({json.dumps(source)}));
@@ -228,7 +224,7 @@ def computed(module: str, expression: str, *values: Any) -> Any:
         console.log(JSON.stringify({expression}));
     """
     done = subprocess.run(
-        [NODE, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60
+        ["node", "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -240,6 +236,7 @@ LIMIT = {"name": "limit", "in": "query", "schema": {"type": "integer"}}
 RANGE = {"name": "Range", "in": "header", "schema": {"type": "string"}}
 
 
+@pytest.mark.extra("node")
 def test_a_form_becomes_an_address() -> None:
     values = {"path:namespace": "a/b", "path:path": "über uns/x?.txt", "query:limit": "5"}
     address = computed(
@@ -249,6 +246,7 @@ def test_a_form_becomes_an_address() -> None:
     assert computed("request.js", "m.target(...v)", "/s", [LIMIT], {"query:limit": ""}) == "/s"
 
 
+@pytest.mark.extra("node")
 def test_a_form_without_what_the_path_needs_says_so() -> None:
     story = computed(
         "request.js",
@@ -260,6 +258,7 @@ def test_a_form_without_what_the_path_needs_says_so() -> None:
     assert story == "path: give a value"
 
 
+@pytest.mark.extra("node")
 def test_the_headers_are_those_that_were_given() -> None:
     given = [[RANGE, LIMIT], {"header:Range": "bytes=0-9", "query:limit": "5"}, "secret", ""]
     assert computed("request.js", "m.headers(...v)", *given) == {
@@ -268,6 +267,7 @@ def test_the_headers_are_those_that_were_given() -> None:
     }
 
 
+@pytest.mark.extra("node")
 def test_the_command_sends_the_same_and_holds_no_secret() -> None:
     headers = {"Range": "bytes=0-9", "Authorization": "Bearer secret"}
     command = computed(
@@ -303,6 +303,7 @@ COMPONENTS = {
 BOOK = {"$ref": "#/components/schemas/Book"}
 
 
+@pytest.mark.extra("node")
 def test_types_are_told_in_words() -> None:
     assert computed("schema.js", "m.typeName(...v)", BOOK) == "Book"
     assert computed("schema.js", "m.typeName(...v)", {"type": "array", "items": BOOK}) == (
@@ -312,6 +313,7 @@ def test_types_are_told_in_words() -> None:
     assert computed("schema.js", "m.typeName(...v)", either) == "integer or null"
 
 
+@pytest.mark.extra("node")
 def test_fields_are_listed_and_types_that_hold_themselves_end() -> None:
     rows = computed("schema.js", "m.fields(...v)", BOOK, COMPONENTS)
     assert rows[0] == ["title", "string", "yes", "On the cover.; at most 9 characters"]
@@ -320,6 +322,7 @@ def test_fields_are_listed_and_types_that_hold_themselves_end() -> None:
     assert len(rows) == 3
 
 
+@pytest.mark.extra("node")
 def test_fields_of_fields_are_listed_with_their_place() -> None:
     schema = {
         "type": "object",
@@ -333,6 +336,7 @@ def test_fields_of_fields_are_listed_with_their_place() -> None:
     assert len(places) == len(set(places))
 
 
+@pytest.mark.extra("node")
 def test_an_example_fits_its_schema() -> None:
     schema = {
         "type": "object",
@@ -351,12 +355,11 @@ def test_an_example_fits_its_schema() -> None:
     }
 
 
+@pytest.mark.extra("node")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_can_be_parsed(name: str) -> None:
-    if NODE is None:
-        pytest.skip("Node is not installed")
     done = subprocess.run(
-        [NODE, "--input-type=module", "--check"],
+        ["node", "--input-type=module", "--check"],
         input=FOLDER.joinpath(name).read_text(),
         capture_output=True,
         text=True,

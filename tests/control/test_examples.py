@@ -12,7 +12,6 @@ import json
 import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -35,7 +34,7 @@ SECONDS = 60
 SIZE = 1048576
 REPORT = random.Random(1).randbytes(SIZE)
 
-pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+pytestmark = pytest.mark.extra("curl")
 
 
 class Shell:

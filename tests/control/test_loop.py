@@ -35,7 +35,7 @@ from control.records import Txn
 from control.settings import ControlSettings
 
 #: One that is slow is slow each time; others may be once, on a machine that is busy.
-TIMES = 3
+TIMES = 2
 ROWS = 20_000
 HEAD_BYTES = 60_000
 #: What is taken of JSON at most.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,9 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 from deployed import PACKAGES
-
-#: "require": without these programs the tests fail; otherwise they are skipped.
-WANTED = "GFS_TEST_DEPLOY"
+from needs import need
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +21,4 @@ def programs() -> None:
     if not missing:
         return
     packages = " ".join(sorted({PACKAGES[name] for name in missing}))
-    reason = f"{', '.join(missing)}: not there: apt install {packages}"
-    if os.environ.get(WANTED) == "require":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    need(f"{', '.join(missing)}: not there: apt install {packages}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 import real_disks
 from disk_cluster import Shared
-
-#: "require": where there can be no such disks the tests fail; otherwise they are skipped.
-WANTED = "GFS_TEST_DISKS"
+from needs import need
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    if reason := real_disks.missing():
-        if os.environ.get(WANTED) == "require":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(real_disks.missing())
     made = Shared(tmp_path_factory)
     yield made
     made.close()

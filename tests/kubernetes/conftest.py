@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import binaries
@@ -13,18 +12,13 @@ from apiserver import Identity
 from kube_api import Api, insist
 from kube_here import Kubernetes
 from kube_pods import pod_body, pods_in
-
-#: "require": without the programs the tests fail; otherwise they are skipped.
-WANTED = "GFS_TEST_KUBERNETES"
+from needs import need
 
 
 @pytest.fixture(scope="session")
 def running_kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]:
     """One for all tests of a process. Tests ask for ``kubernetes``."""
-    if reason := binaries.missing():
-        if os.environ.get(WANTED) == "require":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(binaries.missing())
     with kube_here.running(tmp_path_factory.mktemp("kubernetes")) as made:
         yield made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "control"))
 import podman_here
 import podman_image
 from alone import Alone
+from needs import need
 from podman_here import Here, User
-
-#: "require": where there can be no containers the tests fail; otherwise they are skipped.
-WANTED = "GFS_TEST_PODMAN"
 
 
 @pytest.fixture(scope="session")
 def containers_work() -> None:
-    if reason := podman_image.missing():
-        if os.environ.get(WANTED) == "require":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need(podman_image.missing())
 
 
 @pytest.fixture(scope="session")

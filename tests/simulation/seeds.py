@@ -1,4 +1,5 @@
-"""Tests that run once per seed, and say how to replay the one that failed.
+"""Tests that run once per seed, and say how to replay the one that failed. Of the seeds of
+each ``make test`` runs a part: see ``tests/share.py``.
 
 ``GFS_SEEDS`` overrides which: ``17``, or ``0-999``.
 """
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from share import share
 
 from gfs.testing import run_simulated
 
@@ -20,7 +22,7 @@ from gfs.testing import run_simulated
 def seeds(default_count: int) -> list[int]:
     chosen = os.environ.get("GFS_SEEDS")
     if chosen is None:
-        return list(range(default_count))
+        return list(range(share(default_count)))
     first, _, last = chosen.partition("-")
     return list(range(int(first), int(last or first) + 1))
 

@@ -27,6 +27,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.config import MasterSettings
 from gfs.errors import (
@@ -1107,7 +1108,7 @@ def run(seed: int, happen: Callable[[Cell], Awaitable[None]]) -> Cell:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=share(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1000), st.lists(STEPS, min_size=20, max_size=60))
 def test_only_what_is_not_needed_is_deleted_and_all_of_that(seed: int, steps: list[Step]) -> None:
     play(seed, steps)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, block_sums, packet_sums, stored_bytes
 from gfs.chunkserver.files import layout
@@ -173,7 +174,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=share(120), deadline=None)
 @given(operations, st.data())
 def test_every_crash_leaves_what_was_committed(
     steps: list[tuple[str, int, int]], data: st.DataObject
@@ -259,7 +260,7 @@ def test_padding_is_zeros_whatever_lay_there(before: int, size: int, left: bytes
 
 
 @given(st.integers(1, 3 * BLOCK_BYTES), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 def test_any_flipped_bit_is_found(length: int, data: st.DataObject) -> None:
     files, chunk = new_chunk()
     write(chunk, 0, pattern(7, length))

@@ -18,6 +18,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
 from gfs.chunkserver.files import chunkfile, layout
@@ -235,7 +236,7 @@ def die(server: Server, machine: Machine, chance: random.Random | None, power: b
         machine.disk.power_cut(chance)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=share(400), deadline=None)
 @given(
     steps=STEPS,
     death=st.integers(1, 90),

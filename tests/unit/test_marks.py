@@ -12,6 +12,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.files.chunkfile import ChunkFile
@@ -145,7 +146,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=share(150))
 @given(steps=STEPS, seed=st.integers(0, 2**32))
 def test_what_was_flushed_is_there_whatever_happens(
     steps: list[tuple[object, ...]], seed: int

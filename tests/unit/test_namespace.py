@@ -21,6 +21,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from share import share
 
 from gfs.errors import (
     AlreadyExists,
@@ -877,7 +878,7 @@ def rows_of(store: Store) -> dict[str, list[tuple[bytes, bytes]]]:
 
 
 NamespaceMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=25, deadline=None
+    max_examples=share(100), stateful_step_count=25, deadline=None
 )
 TestNamespace = NamespaceMachine.TestCase
 

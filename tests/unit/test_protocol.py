@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.errors import InvalidArgument, ProtocolError
 from gfs.protocol import messages
@@ -144,7 +145,7 @@ def test_a_newer_peer_may_send_more_fields(kind: type[Message], data: st.DataObj
 
 
 @given(st.lists(FRAMES, max_size=6), st.data())
-@settings(max_examples=200)
+@settings(max_examples=share(200))
 def test_frames_come_out_whole_however_the_bytes_arrive(
     frames: list[tuple[Message, bytes]], data: st.DataObject
 ) -> None:
@@ -251,7 +252,7 @@ def feed_all(data: bytes, cuts: list[int]) -> None:
 
 
 @given(st.binary(max_size=200), st.data())
-@settings(max_examples=500)
+@settings(max_examples=share(500))
 def test_random_bytes_are_refused_or_incomplete(data: bytes, draw: st.DataObject) -> None:
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=4)))
     with contextlib.suppress(ProtocolError):
@@ -259,7 +260,7 @@ def test_random_bytes_are_refused_or_incomplete(data: bytes, draw: st.DataObject
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 100))
-@settings(max_examples=500)
+@settings(max_examples=share(500))
 def test_a_random_head_is_refused_or_a_message(head: bytes, body_bytes: int) -> None:
     try:
         message = decode_head(head, body_bytes)
@@ -275,7 +276,7 @@ JSON = st.recursive(
 
 
 @given(st.integers(0, 90), st.lists(JSON, max_size=8))
-@settings(max_examples=500)
+@settings(max_examples=share(500))
 def test_a_well_formed_head_of_wrong_values_is_refused(tag: int, fields: list[Any]) -> None:
     try:
         message = decode_head(msgspec.msgpack.encode([tag, *fields]), 0)
@@ -303,7 +304,7 @@ def check_type(value: Any, kind: Any) -> None:
 
 
 @given(FRAMES, st.data())
-@settings(max_examples=300)
+@settings(max_examples=share(300))
 def test_a_flipped_bit_is_a_message_or_refused(
     frame: tuple[Message, bytes], data: st.DataObject
 ) -> None:

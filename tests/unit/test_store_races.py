@@ -19,6 +19,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
 from gfs.chunkserver.exchanges.write import WriteExchange
@@ -388,7 +389,7 @@ rounds = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share(200), deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from(["replicated", "fsync"]),
@@ -437,7 +438,7 @@ KINDS = ["upload", "install", "grant", "delete", "look"]
 )
 def test_two_at_once_of_one_chunk(one: str, other: str, durability: str) -> None:
     """Of a chunk that is there, and of one that is not."""
-    for seed in range(40):
+    for seed in range(share(40)):
         chance = random.Random(f"{seed}/{one}/{other}")
 
         def op(kind: str, within_us: int, chance: random.Random = chance) -> Op:

@@ -251,7 +251,7 @@ def simulated(authority: Authority, tmp_path_factory: pytest.TempPathFactory) ->
     return authority.write(tmp_path_factory.mktemp("tls"), SIMULATED_HOST)
 
 
-sizes = st.lists(st.integers(1, 300_000), min_size=1, max_size=6)
+sizes = st.lists(st.integers(1, 50_000), min_size=1, max_size=6)
 
 
 async def _send(stream: Stream, data: bytes, pieces: list[int]) -> None:
@@ -281,7 +281,8 @@ async def _receive(stream: Stream, count: int, pieces: list[int]) -> bytes:
 def test_bytes_come_through_in_order_whatever_the_pieces(
     simulated: Path, sent: list[int], received: list[int], seed: int, tail: bytes
 ) -> None:
-    data = bytes(i * 31 % 251 for i in range(400_000)) + tail
+    # Of several records of TLS, each of 16 KiB; in pieces of a byte it is costly to send.
+    data = bytes(i * 31 % 251 for i in range(40_000)) + tail
 
     async def main() -> None:
         universe = Universe(seed)

@@ -1,0 +1,29 @@
+"""What some tests need besides Python and make. They are marked ``extra``: those in the
+folders below are by where they lie, others by ``@pytest.mark.extra("curl")``, which names the
+programs. ``make test`` leaves them out, ``make test-all`` runs them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+#: Set: a test whose needs are not met fails. Otherwise it is skipped.
+REQUIRE = "GFS_TEST_REQUIRE"
+#: Folders of tests that need root, containers, an API server, a browser, or minutes.
+FOLDERS = {"browser", "deploy", "disks", "kubernetes", "podman", "storm"}
+
+
+def need(missing: str) -> None:
+    """End the test if ``missing`` says what is not there."""
+    if missing and os.environ.get(REQUIRE):
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
+
+
+def need_programs(item: pytest.Item) -> None:
+    for mark in item.iter_markers("extra"):
+        need(", ".join(f"{name} is not installed" for name in mark.args if not shutil.which(name)))

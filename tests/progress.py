@@ -1,0 +1,93 @@
+"""A line every few seconds says how far a run of the tests is, instead of a dot for each.
+
+Also where nobody sees a terminal, and with several processes. What is left is estimated by
+what each test took in the last run here, which pytest's cache keeps.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+EVERY_SECONDS = 10.0
+#: A test that takes longer is named in the line.
+LONG_SECONDS = 30.0
+#: Of a test that has not run here before.
+UNKNOWN_SECONDS = 0.2
+CACHED = "gfs/seconds"
+
+
+class Progress:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._known: dict[str, float] = config.cache.get(CACHED, {}) if config.cache else {}
+        self._began = time.monotonic()
+        self._left: set[str] = set()
+        self._total = 0
+        self._failed = 0
+        #: What runs, and since when; what each has taken so far.
+        self._running: dict[str, float] = {}
+        self._taken: dict[str, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._start([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: Sequence[str]) -> None:
+        self._start(ids)
+
+    def _start(self, ids: Sequence[str]) -> None:
+        """With several processes each has collected the same."""
+        if ids and not self._total:
+            self._began = time.monotonic()
+            self._left = set(ids)
+            self._total = len(ids)
+            self._thread.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._running[nodeid] = time.monotonic()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._running.pop(nodeid, None)
+        self._left.discard(nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._failed += report.failed
+        self._taken[report.nodeid] = self._taken.get(report.nodeid, 0.0) + report.duration
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport | pytest.CollectReport
+    ) -> tuple[str, str, str] | None:
+        """No dot for what passed."""
+        return ("passed", "", "") if report.when == "call" and report.passed else None
+
+    def pytest_sessionfinish(self) -> None:
+        self._over.set()
+        if self._config.cache and self._taken:
+            rounded = {name: round(seconds, 2) for name, seconds in self._taken.items()}
+            self._config.cache.set(CACHED, self._known | rounded)
+
+    def _tell(self) -> None:
+        terminal = self._config.pluginmanager.getplugin("terminalreporter")
+        while not self._over.wait(EVERY_SECONDS):
+            terminal.write_line(self.line(time.monotonic()))
+
+    def line(self, now: float) -> str:
+        seconds = now - self._began
+        done = self._total - len(self._left)
+        words = f"{done} of {self._total} tests, {self._failed} failed, {seconds:.0f} s"
+        behind = sum(self._known.get(name, UNKNOWN_SECONDS) for name in self._taken)
+        ahead = sum(self._known.get(name, UNKNOWN_SECONDS) for name in self._left.copy())
+        if behind:
+            words += f", about {seconds * ahead / behind:.0f} s left"
+        if self._running:
+            name, began = min(self._running.copy().items(), key=lambda each: each[1])
+            if now - began > LONG_SECONDS:
+                words += f" ({now - began:.0f} s in {name})"
+        return words
