@@ -133,7 +133,7 @@ class _Run:
         ancestry = Ancestry(lambda: read_metadata(cluster.directory))
         self.record = record = Record(cluster.trace, ancestry)
         quiet = _Telling(record) if self.verbose else _Quiet()
-        moves = _Events("gfs.master.master", "replica_moved")
+        moves = _Events("gfs.master.replicas.collector", "replica_moved")
         doubts = _Events("gfs.chunkserver.replicas.store", "notes_damaged")
         with quiet, moves, doubts, told_of_appends(record), self._scratch():
             async with cluster:

@@ -762,8 +762,8 @@ class Cell:
         master = self.master
         for name, count in (
             ("endangered", master.repair.endangered),
-            ("surplus", len(master.surplus)),
-            ("moves", len(master.moves)),
+            ("surplus", len(master.goals.surplus)),
+            ("moves", len(master.goals.moves)),
             ("garbage", sum(not lost.issuperset({h}) for h in master.garbage.replicas)),
             ("lost", len(master.repair.lost - lost)),
         ):
@@ -1237,11 +1237,11 @@ def test_a_replica_that_was_gone_during_a_failed_grant_counts_after_the_next() -
         for server in holders:
             server.manner = REFUSES
         await cell.take(Step("lease", 0, 0, 0, 0.01))
-        assert file.handle in master.granting
+        assert file.handle in master.replica_map.raising
         away = master.servers.by_id[holders[0].id]
-        master.take_gone(away, _record.pack(file.handle, 1, 0))
+        master.reports.take_gone(away, _record.pack(file.handle, 1, 0))
         await trio.sleep(3.0)
-        assert file.handle not in master.granting
+        assert file.handle not in master.replica_map.raising
         for server in holders:
             server.manner = OBEYS
         request = AcquireLease(0, "c", cell.number(), file.inode, 0, 1, [])

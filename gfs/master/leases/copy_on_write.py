@@ -41,7 +41,7 @@ async def copy_shared_chunk(
 
     Raises a retryable error, or NotFound, and then nothing has changed.
     """
-    with master.chunk_in_the_making() as (target, gone):
+    with master.new_chunks.in_the_making() as (target, gone):
 
         async def next_order(version: int) -> Order:
             if not version:
@@ -63,7 +63,7 @@ async def copy_shared_chunk(
                 handle=target,
                 version=version,
             ),
-            partial(master.set_locations, target, version, indexes, version, gone),
+            partial(master.goals.set_locations, target, version, indexes, version, gone),
         )
     lease = master.leases.granted(target, version, indexes, inode, raised.sent)
     return target, lease

@@ -93,7 +93,7 @@ class Grants:
         lock = self._locks.setdefault(key, trio.Lock())
         try:
             async with lock:
-                if self._master.is_held(request.inode):
+                if self._master.leases.is_held(request.inode):
                     raise Busy("a snapshot is being made of the file: try again in a moment")
                 return await self._acquire(request)
         finally:
@@ -201,7 +201,7 @@ class Grants:
         believed: bool = False,
     ) -> Lease:
         master = self._master
-        gone = master.granting[handle] = set()
+        gone = master.replica_map.raising[handle] = set()
         try:
             version, chain, sent = raised = await self._raise(
                 inode, handle, chunk, servers, lease, believed
@@ -209,10 +209,10 @@ class Grants:
             indexes = raised.indexes
             await master.committer.perform(
                 partial(plan_confirm_version, handle=handle, version=version),
-                partial(master.set_locations, handle, version, indexes, chunk.version, gone),
+                partial(master.goals.set_locations, handle, version, indexes, chunk.version, gone),
             )
         finally:
-            master.granting.pop(handle, None)
+            master.replica_map.raising.pop(handle, None)
         granted = master.leases.granted(handle, version, indexes, inode, sent)
         log.info(
             "chunk %x version %d: %s %s",
@@ -232,7 +232,7 @@ class Grants:
     async def _wait_for_clone(self, handle: int) -> None:
         master = self._master
         with trio.move_on_after(CLONE_WAIT_SECONDS):
-            while handle in master.repair.active and handle not in master.moves:
+            while handle in master.repair.active and handle not in master.goals.moves:
                 await master.clock.sleep(CLONE_POLL_SECONDS)
 
     def _candidates(
@@ -251,7 +251,7 @@ class Grants:
         staying = [server for server in live if not server.draining]
         if len(staying) >= chunk.replication:
             live = staying  # those of servers that are drained have done their duty
-        if not master.settled and (
+        if not master.replica_map.settled and (
             not live or (len(live) < chunk.replication and master.servers.expects(master.now))
         ):
             raise Busy(
@@ -259,7 +259,7 @@ class Grants:
             )
         if not live:
             # Or its commit came just now, and whoever asked for it hung up.
-            if holders or handle in master.granting:
+            if holders or handle in master.replica_map.raising:
                 raise Retryable(f"no replica of chunk {handle:x} can be reached now: try again")
             raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
         master.rng.shuffle(live)
@@ -307,8 +307,10 @@ class Grants:
         master = self._master
         if request.index >= U32_MAX:
             raise InvalidArgument("the file has as many chunks as a file can have")
-        servers = master.place(replication, frozenset(request.failed), "the file's next chunk")
-        with master.chunk_in_the_making() as (handle, gone):
+        servers = master.new_chunks.place(
+            replication, frozenset(request.failed), "the file's next chunk"
+        )
+        with master.new_chunks.in_the_making() as (handle, gone):
             version, chain, sent = raised = await self._make(handle, servers)
             indexes = raised.indexes
             placement.require(
@@ -327,7 +329,7 @@ class Grants:
                     version=version,
                     time_ns=master.clock.time_ns(),
                 ),
-                partial(master.set_locations, handle, version, indexes, version, gone),
+                partial(master.goals.set_locations, handle, version, indexes, version, gone),
             )
         lease = master.leases.granted(handle, version, indexes, request.inode, sent)
         return self._reply(handle, lease, 0)

@@ -46,6 +46,31 @@ class LeaseTable:
         self._leases: dict[int, Lease] = {}
         #: Chunks that were granted lately, and when.
         self._granted: dict[int, float] = {}
+        #: Until then a lease of the master before this one may still be running.
+        self.old_until = float("-inf")
+        #: Files that stand still, for a snapshot: nothing of them is granted.
+        self.held: set[int] = set()
+        #: Which of them a snapshot of a master before this one has is being looked for.
+        self.holds_all = False
+        #: Chunks whose lease is being revoked for one: it is not extended.
+        self.revoking: set[int] = set()
+        #: Leases to be revoked, so that an endangered chunk can be copied.
+        self.to_revoke: dict[int, None] = {}
+
+    def is_held(self, inode: int) -> bool:
+        """Whether the file stands still, for a snapshot."""
+        return self.holds_all or inode in self.held
+
+    def may_be_leased(self, handle: int, attempted: int, now: float) -> bool:
+        """Whether this master's predecessor may have given a lease of the chunk, of which
+        version ``attempted`` was attempted, that still runs: a copy could miss a write that
+        is let in under it. None is, once this master has granted the chunk: one that is
+        written all the time can be copied then."""
+        return (
+            attempted >= FIRST_LEASED_VERSION
+            and now < self.old_until
+            and not self.has_granted(handle)
+        )
 
     def current(self, handle: int, now: float) -> Lease | None:
         """The lease of a chunk, if one is valid."""

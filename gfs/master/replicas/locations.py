@@ -166,6 +166,8 @@ class ReservationTable:
         self.handle_end = handle_end
         self._reservations: dict[int, Reservation] = {}
         self._clients: dict[str, _Holder] = {}
+        #: Chunks of files that are being committed.
+        self.publishing: set[int] = set()
 
     def new_handle(self) -> int:
         if self.next_handle >= self.handle_end:

@@ -77,7 +77,7 @@ class Following:
     ) -> None:
         self._world = world
         self._shadow = shadow
-        self._store = shadow.store
+        self._store = shadow.tables.store
         self._identity = identity
         self._address = address
         self._candidates = candidates
@@ -148,7 +148,7 @@ class Following:
             raise Diverged(f"the history of the master at {address} is another one")
         self._promises.check(rpc)
         shadow.master_address = address
-        shadow.committer.closed = shadow.refusal()
+        shadow.tables.committer.closed = shadow.refusal()
         shadow.heartbeat_ms = reply.chunkservers_ms
         shadow.told_sequence = reply.sequence
         self.rpc = rpc
@@ -199,7 +199,7 @@ class Following:
         self._shadow.told_totals = last.totals
         if self._store.state.sequence >= last.sequence:
             self._shadow.level_at = self._world.clock.monotonic()
-        self._shadow.committer.sequence = self._store.state.sequence
+        self._shadow.tables.committer.sequence = self._store.state.sequence
         self._told(last.peers)
         self._promises.check(rpc)
         for message, _ in batch:
@@ -219,7 +219,7 @@ class Following:
             if message.state:
                 check_counters(txn.state, message.state)
         if count:
-            oldest_ns = txn.lived_ns - int(self._shadow.settings.answers_seconds * 1e9)
+            oldest_ns = txn.lived_ns - int(self._shadow.tables.settings.answers_seconds * 1e9)
             trim(txn, oldest_ns, TRIM_MIN + TRIM_PER_MUTATION * count)
         return txn.effects
 

@@ -117,7 +117,7 @@ class Promotion:
         else:
             term, before, message = await self._after_a_death(force)
         await self._begin(term, before)
-        sequence = self._shadow.store.state.sequence
+        sequence = self._shadow.tables.store.state.sequence
         log.warning(
             "promoted: term %d begins with operation %d",
             terms.count(term),
@@ -134,7 +134,7 @@ class Promotion:
 
     def _choose_term(self, answers: Answers) -> int:
         """From now on it may be about to begin."""
-        known = [self._shadow.store.state.term, self._identity.term, self._promises.highest]
+        known = [self._shadow.tables.store.state.term, self._identity.term, self._promises.highest]
         known += [max(reply.term, reply.promised) for reply in answers.values()]
         self._beginning = terms.next_term(max(known), self._world.random.getrandbits(32))
         return self._beginning
@@ -172,7 +172,7 @@ class Promotion:
         return not self._missing_witnesses(answers)
 
     def _missing_witnesses(self, answers: Answers) -> list[str]:
-        term = self._shadow.store.state.term
+        term = self._shadow.tables.store.state.term
         free = {
             address
             for address, reply in answers.items()
@@ -182,7 +182,7 @@ class Promotion:
         }
         if all(promise.address == self._address for promise in self._promises.outstanding):
             free.add(self._address)
-        return quorum.missing_witnesses(self._shadow.store.state, free)
+        return quorum.missing_witnesses(self._shadow.tables.store.state, free)
 
     # --- it does not -------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Promotion:
         """Which master handed over to this one (or to another, and is this one), and what
         may be lost. Raises StaleVersion if something may be, without ``force``."""
         answers = {address: r for address, r in answers.items() if r.role != "copying"}
-        state = self._shadow.store.state
+        state = self._shadow.tables.store.state
         before = self._handed_over(answers)
         doubts = [
             f"{address} has {reply.sequence - state.sequence} operations more: promote that one"
@@ -243,7 +243,7 @@ class Promotion:
     def _handed_over(self, answers: Answers) -> str:
         """The master that ended with what is here, to be followed by this one; empty if
         that is not known. It can be this one: then the heir must have made nothing of it."""
-        store = self._shadow.store
+        store = self._shadow.tables.store
         with store.snapshot() as txn:
             state, chain = txn.state, operation_log.chain(txn)
         standing = store.standing
@@ -264,15 +264,16 @@ class Promotion:
         others = f": {self._named(silent)} may have it, and cannot be asked" if silent else ""
         missing = self._shadow.behind_operations
         known = f", {missing} of which are known to be missing" if missing else ""
+        sequence = self._shadow.tables.store.state.sequence
         return (
-            f"this shadow has the operations up to {self._shadow.store.state.sequence}; the master "
+            f"this shadow has the operations up to {sequence}; the master "
             f"does not answer and {heard}: what it acknowledged since may be lost{known}{others}"
         )
 
     # --- asking ------------------------------------------------------------------------------
 
     def _counted(self) -> list[str]:
-        in_force = quorum.in_force(self._shadow.store.state)
+        in_force = quorum.in_force(self._shadow.tables.store.state)
         return [address for each in in_force for address in each.addresses]
 
     def _named(self, addresses: Iterable[str]) -> str:

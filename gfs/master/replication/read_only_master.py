@@ -1,25 +1,27 @@
 """What a shadow master answers: a master's look-ups, out of a followed store.
 
-It has the same tables as a master and decides nothing with them: no copies, no
-deletions, no grants. Locations come from the chunkservers' own reports, and
-between two of those from the master, which tells what it changed.
+It keeps the same tables as a master and decides nothing with them: no copies, no
+deletions, no grants. Locations come from the chunkservers' own reports
+(:class:`FollowedReports`), and between two of those from the master, which sends what it
+changed.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import ClassVar
 
 import trio
 
 from gfs.config import MasterSettings
-from gfs.errors import NotTheMaster, ProtocolError
+from gfs.errors import NotTheMaster
 from gfs.io import World
 from gfs.master.leases.granting import Grants
 from gfs.master.master import Master
 from gfs.master.metadata.rows import pack_u64, unpack_chunk
 from gfs.master.metadata.store import Effects, Store, Txn
+from gfs.master.replicas.locations import LocationTable
+from gfs.master.replicas.reports import reported_replicas
 from gfs.master.replicas.servers import Server
 from gfs.master.service.chunkserver_session import ChunkserverSession
 from gfs.master.service.client_session import ClientSession, send_failure
@@ -47,8 +49,6 @@ from gfs.protocol.messages import (
 )
 from gfs.protocol.rpc import Rpc
 
-_records = struct.Struct(">QII")
-
 #: What a shadow answers as a master does.
 READS: tuple[type[Message], ...] = (
     *(Ping, Stat, List, Locate, DiskUsage, FsckPage, ListGarbage, ListTrash),
@@ -62,21 +62,58 @@ REPLICAS = (
 )
 
 
-class ShadowMaster(Master):
-    """``promote`` carries an operator's wish out."""
+class FollowedReports:
+    """Locations out of chunkservers' reports, and nothing else: a shadow master deletes
+    nothing and repairs nothing, so it need not know what is stale or damaged."""
+
+    def __init__(self, store: Store, locations: LocationTable) -> None:
+        self._store = store
+        self._locations = locations
+
+    def take_report(self, server: Server, body: bytes) -> None:
+        """A replica of a higher version than ours is one that we hear of before the
+        log tells; one of a lower version missed a mutation."""
+        with self._store.read() as txn:
+            for handle, version, length in reported_replicas(body):
+                if server.reported is not None:
+                    server.reported.add(handle)
+                row = txn.get(pack_u64(handle), None, txn.db.chunks)
+                if row is None:
+                    continue
+                current, _, length_min, _, _ = unpack_chunk(row)
+                if length & FORGETFUL:
+                    self._locations.remove(handle, server.index)
+                elif version > current or (version == current and length >= length_min):
+                    self._locations.add(handle, server.index, 0)
+                elif version < current:
+                    self._locations.remove(handle, server.index)
+
+    def take_bad(self, server: Server, bad: list[BadReplica]) -> None:
+        for replica in bad:
+            self._locations.remove(replica.handle, server.index)
+
+    def take_gone(self, server: Server, body: bytes) -> None:
+        for handle, _, _ in reported_replicas(body):
+            self._locations.remove(handle, server.index)
+
+
+class ShadowMaster:
+    """What a shadow master knows of its master, beside the tables it keeps."""
 
     def __init__(self, world: World, settings: MasterSettings, store: Store) -> None:
-        super().__init__(world, settings, store)
+        #: Kept up to date by the log and by reports; nothing runs that would change them.
+        self.tables = Master(world, settings, store)
+        self.reports = FollowedReports(store, self.tables.locations)
         #: The master that is followed, or was last.
         self.master_address = ""
         #: The newest operation there is, as far as is known.
         self.told_sequence = store.state.sequence
         #: When all that there was, was here.
-        self.level_at = self.now
+        self.level_at = self.tables.now
         self.told_totals: ClusterTotals | None = None
         #: A chunkserver's, as the master wants it.
         self.heartbeat_ms = int(settings.heartbeat_seconds * 1000)
-        self.committer.closed = self.refusal()
+        self.tables.committer.closed = self.refusal()
 
     def refusal(self) -> NotTheMaster:
         where = f"the master is at {self.master_address}" if self.master_address else (
@@ -86,35 +123,28 @@ class ShadowMaster(Master):
 
     @property
     def behind_operations(self) -> int:
-        return max(0, self.told_sequence - self.store.state.sequence)
+        return max(0, self.told_sequence - self.tables.store.state.sequence)
 
     @property
     def behind_seconds(self) -> float:
-        return self.now - self.level_at
+        return self.tables.now - self.level_at
 
     def applied(self, effects: Effects) -> None:
         """What else changes with a commit."""
         for freed in effects.freed:
-            self.locations.pop(freed.handle)
-        for inode, trashed in effects.trashed:
-            self.trash.changed(inode, trashed)
-        for inode, length in effects.grown:
-            self.trash.grown(inode, length)
-        for server_id, draining in effects.drains:
-            self.set_draining(server_id, draining)
-        for server_id, until_ns in effects.maintenance:
-            self.servers.maintain(server_id, until_ns)
+            self.tables.locations.pop(freed.handle)
+        self.tables.track(effects)
 
     def forget_servers(self) -> None:
         """Those that the master has forgotten: the store has no row of them any more. One
         that is connected may be new, and the row of it on its way."""
-        servers = self.servers
-        with self.store.read() as txn:
+        servers = self.tables.servers
+        with self.tables.store.read() as txn:
             gone = [
                 server
                 for server in map(servers.get, servers.not_live)
                 if server.rpc is None
-                and not self.locations.counts.get(server.index)
+                and not self.tables.locations.counts.get(server.index)
                 and txn.get(server.id.encode(), None, txn.db.servers) is None
             ]
         for server in gone:
@@ -124,37 +154,9 @@ class ShadowMaster(Master):
     def relocated(self, changes: list[tuple[int, list[str]]]) -> None:
         """What the master changed about locations."""
         for handle, ids in changes:
-            known = [self.servers.by_id.get(server_id) for server_id in ids]
+            known = [self.tables.servers.by_id.get(server_id) for server_id in ids]
             # Of which version they are counts only for who deletes replicas.
-            self.locations.replace(handle, [server.index for server in known if server], 0)
-
-    def take_report(self, server: Server, body: bytes) -> None:
-        """A replica of a higher version than ours is one that we hear of before the
-        log tells; one of a lower version missed a mutation."""
-        if len(body) % _records.size:
-            raise ProtocolError(f"a replica report of {len(body)} bytes")
-        with self.store.read() as txn:
-            for handle, version, length in _records.iter_unpack(body):
-                if server.reported is not None:
-                    server.reported.add(handle)
-                row = txn.get(pack_u64(handle), None, txn.db.chunks)
-                if row is None:
-                    continue
-                current, _, length_min, _, _ = unpack_chunk(row)
-                if length & FORGETFUL:
-                    self.locations.remove(handle, server.index)
-                elif version > current or (version == current and length >= length_min):
-                    self.locations.add(handle, server.index, 0)
-                elif version < current:
-                    self.locations.remove(handle, server.index)
-
-    def take_bad(self, server: Server, bad: list[BadReplica]) -> None:
-        for replica in bad:
-            self.locations.remove(replica.handle, server.index)
-
-    def take_gone(self, server: Server, body: bytes) -> None:
-        for handle, _, _ in _records.iter_unpack(body):
-            self.locations.remove(handle, server.index)
+            self.tables.locations.replace(handle, [server.index for server in known if server], 0)
 
 
 class ShadowChunkserverSession(ChunkserverSession):
@@ -162,13 +164,17 @@ class ShadowChunkserverSession(ChunkserverSession):
 
     remembers = False
 
+    def __init__(self, shadow: ShadowMaster, start_pass: Callable[[Iterator[None]], None]) -> None:
+        super().__init__(shadow.tables, start_pass, shadow.reports)
+        self._shadow = shadow
+
     def _check_memory(self, message: Register) -> None:
         """A shadow may be behind."""
 
     def _register(self, rpc: Rpc, message: Register) -> Message | None:
         reply = super()._register(rpc, message)
-        if isinstance(reply, RegisterReply) and isinstance(self._master, ShadowMaster):
-            reply.heartbeat_ms = self._master.heartbeat_ms
+        if isinstance(reply, RegisterReply):
+            reply.heartbeat_ms = self._shadow.heartbeat_ms
         return reply
 
 
@@ -190,7 +196,7 @@ class ShadowClientSession(ClientSession):
         nursery: trio.Nursery,
         peer: str,
     ) -> None:
-        super().__init__(shadow, Grants(shadow), nursery, peer)
+        super().__init__(shadow.tables, Grants(shadow.tables), nursery, peer)
         self._shadow = shadow
         self._carry_out = promote
 
@@ -199,13 +205,13 @@ class ShadowClientSession(ClientSession):
 
     def _shadow_status(self, message: Status, txn: Txn) -> Message:
         shadow = self._shadow
-        reply = status_reply(shadow, txn, message.after)
+        reply = status_reply(shadow.tables, txn, message.after)
         told, totals = shadow.told_totals, reply.totals
         if told is not None:
             for name in REPLICAS:
                 setattr(totals, name, getattr(told, name))
         reply.role = "shadow"
-        reply.sequence = shadow.store.state.sequence
+        reply.sequence = shadow.tables.store.state.sequence
         reply.master = shadow.master_address
         reply.behind_operations = shadow.behind_operations
         reply.behind_ms = int(shadow.behind_seconds * 1000)

@@ -118,9 +118,9 @@ class Shadow:
     async def _serve(self) -> None:
         """Follow and answer. Returns when promoted; raises Diverged (in a group)."""
         shadow = ShadowMaster(self._world, self._settings, self._store)
-        shadow.certificate_until_ns = lambda: self._identity.certificate_until_ns
+        shadow.tables.certificate_until_ns = lambda: self._identity.certificate_until_ns
         self._metrics.collect = partial(
-            families, shadow, lambda: (shadow.behind_operations, shadow.behind_seconds)
+            families, shadow.tables, lambda: (shadow.behind_operations, shadow.behind_seconds)
         )
         following = Following(
             self._world,
@@ -170,7 +170,7 @@ class Shadow:
                 self._candidates,
                 begin,
             )
-            upkeep = Upkeep(shadow, self._directory, nursery, Grants(shadow))
+            upkeep = Upkeep(shadow.tables, self._directory, nursery, Grants(shadow.tables))
             nursery.start_soon(follow_on)
             nursery.start_soon(self._promises.watch)
             nursery.start_soon(self._tick, shadow, upkeep)
@@ -182,7 +182,7 @@ class Shadow:
                 self._listener,
                 self._identity,
                 connection,
-                shadow.connections,
+                shadow.tables.connections,
             )
             log.info("shadow master of cluster %s at %s", self._store.cluster, self._address)
             self._started()
@@ -191,14 +191,16 @@ class Shadow:
             nursery.cancel_scope.cancel()
 
     async def _tick(self, shadow: ShadowMaster, upkeep: Upkeep) -> None:
-        upkeep.start_pass(shadow.trash.load())
+        tables = shadow.tables
+        upkeep.start_pass(tables.trash.load())
         while True:
             await self._world.clock.sleep(TICK_SECONDS)
             upkeep.start_counting()
-            for server in shadow.servers.tick(shadow.now, shadow.lived.now_ns()):
+            for server in tables.servers.tick(tables.now, tables.lived.now_ns()):
                 if server.rpc is not None:
                     server.rpc.close()
-                upkeep.start_pass(guarded(partial(shadow.server_died, server), iter(())))
+                died = partial(tables.registration.server_died, server)
+                upkeep.start_pass(guarded(died, iter(())))
             guarded(shadow.forget_servers, None)
 
     async def _connection(

@@ -1,5 +1,5 @@
 """What the master does on its own: each a loop that decides in
-:mod:`gfs.master.master` and waits here.
+:mod:`gfs.master.replicas` and waits here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gfs.errors import (
     from_wire,
 )
 from gfs.master.leases.granting import Grants
-from gfs.master.master import SLICE, Master
+from gfs.master.master import Master
 from gfs.master.metadata.namespace import Planned, chunk_row
 from gfs.master.metadata.operations import Reclaimed, TrashEmptied
 from gfs.master.metadata.store import Txn
@@ -35,6 +35,7 @@ from gfs.master.metadata.uptime import Lived
 from gfs.master.replicas import election, trash_purge
 from gfs.master.replicas.drain import DRAINED
 from gfs.master.replicas.garbage import FORGETFUL
+from gfs.master.replicas.goals import SLICE
 from gfs.master.replicas.rereplication import Clone
 from gfs.master.replicas.servers import LIVE, Server
 from gfs.master.service.chunkserver_session import forget
@@ -168,14 +169,18 @@ class Upkeep:
             )
             if server.rpc is not None:
                 server.rpc.close()
-            self.start_pass(itertools.chain(master.server_died(server), master.mark_trashed()))
+            self.start_pass(
+                itertools.chain(
+                    master.registration.server_died(server), master.goals.mark_trashed()
+                )
+            )
         master.servers.decay(passed)
         for handle in master.reservations.expired(now, master.settings.client_silence_seconds):
-            if handle not in master.publishing:
-                master.give_up_reservation(handle, at_once=False)
+            if handle not in master.reservations.publishing:
+                master.collector.give_up_reservation(handle, at_once=False)
         master.leases.expire(now)
         master.garbage.expire(now)
-        master.expire_verified(now)
+        master.replica_map.suspects.expire(now)
         for server in master.servers.forgettable(now, master.locations.counts):
             if master.reservations.at(server.index):
                 continue  # an upload goes on that once had a replica there
@@ -184,19 +189,19 @@ class Upkeep:
             master.committer.submit("", 0, partial(forget, server_id=server.id), lambda _: None)
         if now - self._started >= REGISTRATION_PERIODS_MAX * master.settings.dead_seconds:
             master.servers.awaited.clear()  # connected, but never done with registering
-        if not master.settled and not master.servers.awaited:
+        if not master.replica_map.settled and not master.servers.awaited:
             self._settle()
         if master.repair.endangered and now >= self._mark_after:
             self._mark_after = now + MARK_SECONDS
-            self.start_pass(master.mark_trashed())
+            self.start_pass(master.goals.mark_trashed())
         self.start_counting()
         if master.servers.revived:
-            master.look_at_revived()
-        if master.to_evaluate:
-            self.start_pass(master.evaluate_changed())
-        if master.rescan_wanted and master.settled:
+            master.goals.look_at_revived()
+        if master.goals.to_evaluate:
+            self.start_pass(master.goals.evaluate_changed())
+        if master.rescan_wanted and master.replica_map.settled:
             master.rescan_wanted = False
-            self.start_pass(master.scan_all())
+            self.start_pass(master.goals.scan_all())
         for server in drained(master):
             plan = partial(plan_drain, server_id=server.id, draining=DRAINED)
             master.committer.submit("", 0, plan, lambda _: None)
@@ -216,37 +221,37 @@ class Upkeep:
 
     def _settle(self) -> None:
         log.info("all known chunkservers have reported or are dead: the master is settled")
-        self._master.settled = True
-        self.start_pass(self._master.scan_all())
+        self._master.replica_map.settled = True
+        self.start_pass(self._master.goals.scan_all())
         self._nursery.start_soon(self._rescan_forever)
         self._nursery.start_soon(self._rebalance_forever)
 
     async def _rescan_forever(self) -> None:
         while True:
             await self._master.clock.sleep(RESCAN_SECONDS)
-            await self._run_pass(self._master.scan_all(), RESCAN_REST_SECONDS)
+            await self._run_pass(self._master.goals.scan_all(), RESCAN_REST_SECONDS)
 
     async def _rebalance_forever(self) -> None:
         master, rest = self._master, REBALANCE_SECONDS
         while True:
             await master.clock.sleep(rest)
-            if guarded(master.may_move, False):
-                master.balancing = await self._rebalance()
+            if guarded(master.balancer.may_move, False):
+                master.balancer.balancing = await self._rebalance()
             else:
-                master.balancing = master.balancing and self._is_moving()
-            rest = REBALANCE_SECONDS if master.balancing else REBALANCE_IDLE_SECONDS
+                master.balancer.balancing = master.balancer.balancing and self._is_moving()
+            rest = REBALANCE_SECONDS if master.balancer.balancing else REBALANCE_IDLE_SECONDS
 
     async def _rebalance(self) -> bool:
         """Look at all chunks once, and move what would be better elsewhere; whether
         anything was."""
         master = self._master
         has_moved = False
-        guarded(master.begin_balancing, None)
+        guarded(master.balancer.begin_balancing, None)
         handles = master.locations.handles()
         for start in range(0, len(handles), SLICE):
             todo = handles[start : start + SLICE]
-            while len(todo) and guarded(master.may_move, False):
-                planned = guarded(partial(master.plan_moves, todo), None)
+            while len(todo) and guarded(master.balancer.may_move, False):
+                planned = guarded(partial(master.balancer.plan_moves, todo), None)
                 if planned is None:
                     break
                 orders, todo = planned
@@ -265,7 +270,7 @@ class Upkeep:
     def _copy_seconds(self) -> int:
         """For an order to copy: more if all that one server makes must share a limit."""
         limit = self._master.store.state.repair.bytes_per_second
-        most = self._master.limits.per_server * CHUNK_BYTES
+        most = self._master.planner.limits.per_server * CHUNK_BYTES
         return CLONE_SECONDS + (most // limit if limit > 0 else 0)
 
     def _act(self) -> None:
@@ -274,22 +279,22 @@ class Upkeep:
 
     def _start_all(self) -> None:
         master = self._master
-        master.trim_surplus()
+        master.collector.trim_surplus()
         # Copies take all slots that are left: what may save a chunk goes before them, and
         # what did not once goes after them.
         for order in (
-            *[[clone] for clone in master.plan_salvages(repeated=False)],
-            *master.plan_clones(),
-            *[[clone] for clone in master.plan_salvages(repeated=True)],
+            *[[clone] for clone in master.planner.plan_salvages(repeated=False)],
+            *master.planner.plan_clones(),
+            *[[clone] for clone in master.planner.plan_salvages(repeated=True)],
         ):
             self._nursery.start_soon(self._copy, order)
-        for handle in list(master.to_revoke):
+        for handle in list(master.leases.to_revoke):
             if handle not in self._revoking:
                 self._revoking.add(handle)
                 self._nursery.start_soon(self._revoke, handle)
         self._start_verifying()
         self._start_believing()
-        for server in master.to_collect():
+        for server in master.collector.to_collect():
             if server.index not in self._collecting:
                 self._collecting.add(server.index)
                 self._nursery.start_soon(self._collect, server)
@@ -300,7 +305,7 @@ class Upkeep:
         """Have one server delete what it is to delete, one order after another."""
         master = self._master
         try:
-            while orders := master.deletion_orders(server):
+            while orders := master.collector.deletion_orders(server):
                 order = DeleteReplicas(0, master.committer.sequence, orders)
                 try:
                     if server.rpc is None:
@@ -335,7 +340,8 @@ class Upkeep:
             is_to_blame = isinstance(error, (CorruptReplica, StaleVersion, NotFound))
             if is_to_blame and not clone.salvage:
                 self._suspect_source(clone, getattr(error, "server", ""))
-        self._master.order_ended(order, failed)
+        self._master.balancer.order_ended(order)
+        self._master.planner.order_ended(order, failed)
         self._act()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:
@@ -347,7 +353,7 @@ class Upkeep:
             return
         for server in clone.sources:
             if not server_id or server.id == server_id:
-                self._master.suspect(server, clone.handle, blocks=True)
+                self._master.replica_map.suspect(server, clone.handle, blocks=True)
 
     async def _revoke(self, handle: int) -> None:
         """End a lease, so that its chunk can be copied. If the primary does not
@@ -371,8 +377,8 @@ class Upkeep:
             log.info("the lease of chunk %x could not be revoked: %s", handle, error)
         finally:
             self._revoking.discard(handle)
-            master.to_revoke.pop(handle, None)
-        clone = guarded(partial(master.plan_released, handle), None)
+            master.leases.to_revoke.pop(handle, None)
+        clone = guarded(partial(master.planner.plan_released, handle), None)
         if clone is not None:
             self._nursery.start_soon(self._copy, [clone])
 
@@ -381,15 +387,15 @@ class Upkeep:
     def _start_believing(self) -> None:
         """Nothing better than forgetful replicas is left of some chunks, nor will come."""
         master, now = self._master, self._master.now
-        if not master.forgotten:
+        if not master.goals.possibly_stale:
             self._believe_after.clear()
             return
-        if not master.settled or master.awaits_any():
+        if not master.replica_map.settled or master.goals.awaits_any():
             return
-        for handle in master.forgotten:
+        for handle in master.goals.possibly_stale:
             if self._choosing >= BELIEVE_TOTAL:
                 return
-            if now >= self._believe_after.get(handle, now) and master.may_believe(handle):
+            if now >= self._believe_after.get(handle, now) and master.goals.may_elect(handle):
                 self._choosing += 1
                 self._believe_after[handle] = math.inf  # until that ended
                 self._nursery.start_soon(self._believe, handle)
@@ -413,7 +419,7 @@ class Upkeep:
             for index in asked:
                 nursery.start_soon(self._look_at, master.servers.get(index), handle, found)
         chosen = election.best(found)
-        if chosen is None or len(found) < len(asked) or not master.may_believe(handle):
+        if chosen is None or len(found) < len(asked) or not master.goals.may_elect(handle):
             return
         await self._grants.believe(handle, chosen)
         log.warning(
@@ -435,16 +441,16 @@ class Upkeep:
 
     def _start_verifying(self) -> None:
         master = self._master
-        for key, blocks in list(master.to_verify.items()):
-            if len(master.verifying) >= VERIFIES_TOTAL:
+        for key, blocks in list(master.replica_map.suspects.to_verify.items()):
+            if len(master.replica_map.suspects.verifying) >= VERIFIES_TOTAL:
                 return
             server = master.servers.by_index[key[0]]
             if server is None or server.state != LIVE or server.rpc is None:
-                del master.to_verify[key]
+                del master.replica_map.suspects.to_verify[key]
                 master.repair.unblock(key[1])
             elif self._verifying.get(server.index, 0) < VERIFIES_PER_SERVER:
-                del master.to_verify[key]
-                master.verifying.add(key)
+                del master.replica_map.suspects.to_verify[key]
+                master.replica_map.suspects.verifying.add(key)
                 self._verifying[server.index] = self._verifying.get(server.index, 0) + 1
                 self._nursery.start_soon(self._verify, server, key[1], blocks)
 
@@ -452,7 +458,7 @@ class Upkeep:
         try:
             await self._ask(server, handle, blocks)
         finally:
-            self._master.verifying.discard((server.index, handle))
+            self._master.replica_map.suspects.verifying.discard((server.index, handle))
             self._verifying[server.index] -= 1
         self._act()
 
@@ -465,17 +471,17 @@ class Upkeep:
             # Version 0: whatever is there. What it should be is compared here.
             request = VerifyChunk(id=0, handle=handle, version=0, blocks=blocks)
             # Not what it should hold when the answer comes: it may be appended to.
-            length_min = master.length_min(handle)
+            length_min = master.replica_map.length_min(handle)
             reply, _ = await server.rpc.call(request, seconds=VERIFY_SECONDS)
             if isinstance(reply, VerifyReply):
-                master.verified(server, handle, reply, blocks, length_min)
+                master.reports.verified(server, handle, reply, blocks, length_min)
                 return reply
         except DiskFailed as error:
             log.warning("chunkserver %s cannot read chunk %x: %s", server.id, handle, error)
-            master.drop_location(server, handle)
+            master.goals.drop_location(server, handle)
         except (GfsError, ConnectionError) as error:
             log.info("chunkserver %s did not verify chunk %x: %s", server.id, handle, error)
-            master.unverified.add((server.index, handle))
+            master.replica_map.suspects.unverified.add((server.index, handle))
         return None
 
     # --- the trash -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """One chunkserver's connection: registration, reports, heartbeats.
 
 Everything is answered on the spot, from memory and one read transaction. What
-an order needs to be safe is decided in :mod:`gfs.master.master`.
+an order needs to be safe is decided in :mod:`gfs.master.replicas`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from gfs.diagnostics import event
 from gfs.errors import GfsError, ProtocolError, StaleVersion
@@ -23,6 +23,7 @@ from gfs.master.replicas.servers import Server
 from gfs.master.service.client_session import send_failure
 from gfs.protocol.messages import (
     AppendedChunk,
+    BadReplica,
     Done,
     Heartbeat,
     Message,
@@ -40,14 +41,30 @@ SERVER_ID_BYTES_MAX = 64
 LEASES_EXTENDED_MAX = 4096
 
 
+class TakesReports(Protocol):
+    """What becomes of a report, see :class:`gfs.master.replicas.reports.Reports`."""
+
+    def take_report(self, server: Server, body: bytes) -> None: ...
+
+    def take_bad(self, server: Server, bad: list[BadReplica]) -> None: ...
+
+    def take_gone(self, server: Server, body: bytes) -> None: ...
+
+
 class ChunkserverSession:
     """``start_pass`` runs a pass over all chunks in the background."""
 
     #: New chunkservers are written down: a shadow master reads of them in the log.
     remembers = True
 
-    def __init__(self, master: Master, start_pass: Callable[[Iterator[None]], None]) -> None:
+    def __init__(
+        self,
+        master: Master,
+        start_pass: Callable[[Iterator[None]], None],
+        reports: TakesReports | None = None,
+    ) -> None:
         self._master = master
+        self._reports: TakesReports = master.reports if reports is None else reports
         self._start_pass = start_pass
         self.server: Server | None = None
 
@@ -140,24 +157,24 @@ class ChunkserverSession:
 
     def _report(self, server: Server, message: ReportReplicas, body: bytes) -> Message:
         if message.gone:
-            self._master.take_gone(server, body)
+            self._reports.take_gone(server, body)
         else:
-            self._master.take_report(server, body)
+            self._reports.take_report(server, body)
         if message.complete:
-            self._start_pass(self._master.finish_registration(server))
+            self._start_pass(self._master.registration.finish_registration(server))
         return self._orders(server, [])
 
     # --- heartbeats --------------------------------------------------------------------------
 
     def _heartbeat(self, server: Server, message: Heartbeat, body: bytes) -> Message:
         master = self._master
-        master.set_disks(server, message.disks)
+        master.registration.set_disks(server, message.disks)
         server.chunks = message.chunks
         server.scrub = message.scrub
         server.certificate_until_ns = message.certificate_until_ns
-        master.end_shifts(server)
-        master.take_bad(server, message.bad)
-        master.take_report(server, body)
+        master.balancer.end_shifts(server)
+        self._reports.take_bad(server, message.bad)
+        self._reports.take_report(server, body)
         for appended in message.appended:
             self._note_append(appended)
         return self._orders(server, message.leases[:LEASES_EXTENDED_MAX])
@@ -188,7 +205,7 @@ class ChunkserverSession:
         was deleted, the chunk waits to be copied, or a snapshot to be made."""
         master = self._master
         lease = master.leases.current(handle, master.now)
-        if lease is None or handle in master.to_revoke or handle in master.revoking:
+        if lease is None or handle in master.leases.to_revoke or handle in master.leases.revoking:
             return False
         with master.store.read() as txn:
             row = inode_row(txn, lease.inode)

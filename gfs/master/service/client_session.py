@@ -212,7 +212,7 @@ class ClientSession:
         master = self._master
         holders = master.locations.get(handle)
         if not holders and handle in master.salvage.handles:
-            return master.damaged_holders(handle, version)
+            return master.replica_map.damaged_holders(handle, version)
         if len(holders) > 1:
             at = int(master.rng.random() * len(holders))
             holders = holders[at:] + holders[:at]
@@ -273,10 +273,10 @@ class ClientSession:
         self._check_growth()
         upload = uploads.check_publish(master, message, body)
         handles = [chunk.handle for chunk in upload.chunks]
-        master.publishing.update(handles)
+        master.reservations.publishing.update(handles)
 
         def done(outcome: Outcome) -> None:
-            master.publishing.difference_update(handles)
+            master.reservations.publishing.difference_update(handles)
             if not isinstance(outcome, GfsError) or (
                 isinstance(outcome, NotEnoughShadows) and uploads.is_published(master, upload)
             ):
@@ -329,7 +329,7 @@ class ClientSession:
 
     def _set_length(self, rpc: Rpc, message: SetLength, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
-        if self._master.is_held(message.inode):
+        if self._master.leases.is_held(message.inode):
             raise Busy("a snapshot is being made of the file: try again in a moment")
         self._mutate(rpc, message, plan_set_length)
 
@@ -412,7 +412,7 @@ class ClientSession:
         if server is None:
             raise NotFound(f"there is no chunkserver {message.server}")
         if txn.get(message.handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
-            master.reported_bad(server, message.handle)
+            master.reports.reported_bad(server, message.handle)
         return Done(id=0)
 
     def _start(self, rpc: Rpc, message: Message, work: Awaitable[Message]) -> None:

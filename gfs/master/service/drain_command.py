@@ -9,12 +9,13 @@ from functools import partial
 import trio
 
 from gfs.errors import Busy, DrainRefused, ProtocolError, ReplicaUnavailable
-from gfs.master.master import SLICE, Master
+from gfs.master.master import Master
 from gfs.master.metadata.namespace import Planned
 from gfs.master.metadata.operations import DrainSet
 from gfs.master.metadata.rows import unpack_chunk, unpack_u64
 from gfs.master.metadata.store import Txn
 from gfs.master.replicas.drain import DRAINING, NO, Keeper, Needs, why_not
+from gfs.master.replicas.goals import SLICE
 from gfs.master.replicas.servers import LIVE, Server
 from gfs.protocol.messages import DiskOrder, DiskOrderReply, Done, Drain, DrainReply
 
@@ -28,7 +29,7 @@ async def drain(master: Master, request: Drain) -> DrainReply:
     Raises NotFound, DrainRefused, or Busy while the master does not know yet where
     everything is. When it is cancelled, it may be carried out all the same.
     """
-    server = master.find_server(request.server)
+    server = master.replica_map.find_server(request.server)
     if request.cancel:
         await _set(master, server, NO)
     else:
@@ -41,7 +42,7 @@ async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
 
     Raises NotFound, ReplicaUnavailable if the server is not connected, DeadlineExceeded.
     """
-    server = master.find_server(request.server)
+    server = master.replica_map.find_server(request.server)
     if server.rpc is None:
         raise ReplicaUnavailable(
             f"chunkserver {server.id} is {server.state}: it reads all its disks when it is started"
@@ -50,7 +51,7 @@ async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
     reply, _ = await server.rpc.call(order, seconds=DISK_ORDER_SECONDS)
     if not isinstance(reply, DiskOrderReply):
         raise ProtocolError(f"{type(reply).__name__} as the answer to an order")
-    master.set_disks(server, reply.disks)
+    master.registration.set_disks(server, reply.disks)
     return DiskOrderReply(id=0, disks=reply.disks)
 
 
@@ -79,7 +80,7 @@ def plan_drain(txn: Txn, server_id: str, draining: int) -> Planned:
 
 async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
     """Raise unless everything can be at its goal without ``server``."""
-    if not master.settled:
+    if not master.replica_map.settled:
         raise Busy("the master was restarted and does not know all replicas yet: try again")
     if server.state != LIVE or not server.registered:
         raise DrainRefused(

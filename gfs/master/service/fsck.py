@@ -103,7 +103,7 @@ class FsckWalk:
         master = self._master
         holders = [master.servers.get(i) for i in master.locations.get(chunk.handle)]
         positions = self._book.positions(holders)
-        damaged = [] if holders else master.damaged_holders(chunk.handle, chunk.version)
+        damaged = [] if holders else master.replica_map.damaged_holders(chunk.handle, chunk.version)
         lease = master.leases.current(chunk.handle, master.now)
         found = FsckChunk(
             path=path,

@@ -71,7 +71,7 @@ def _plan_repair(txn: Txn, changes: dict[str, int]) -> Planned:
 
 
 def _repair_reply(master: Master) -> RepairReply:
-    queue, limits = master.repair, master.limits
+    queue, limits = master.repair, master.planner.limits
     ranks = []
     for danger, handles in queue.ranks():
         looked = handles[:LENGTHS_MAX]
@@ -88,7 +88,7 @@ def _repair_reply(master: Master) -> RepairReply:
         settings={
             "clones_per_server": limits.per_server,
             "clones_total": limits.total,
-            "moves_total": master.moves_total,
+            "moves_total": master.balancer.moves_total,
             "bytes_per_second": master.store.state.repair.bytes_per_second,
         },
         ranks=ranks,
@@ -103,7 +103,7 @@ def _repair_reply(master: Master) -> RepairReply:
 
 async def maintain(master: Master, request: Maintenance) -> Done:
     """As the message says; durable when this returns."""
-    server = master.find_server(request.server)
+    server = master.replica_map.find_server(request.server)
     if not 0 <= request.seconds <= MAINTENANCE_SECONDS_MAX:
         raise InvalidArgument(f"maintenance may take up to {MAINTENANCE_SECONDS_MAX} s")
     until_ns = 0
@@ -128,7 +128,7 @@ async def forget(master: Master, request: ForgetServer) -> Done:
 
     Raises NotFound, InvalidArgument if it lives, or Busy while something still refers to it.
     """
-    server = master.find_server(request.server)
+    server = master.replica_map.find_server(request.server)
     _check_forgettable(master, server)
     await master.committer.perform(partial(_plan_forget, server_id=server.id))
     if master.servers.by_id.get(server.id) is server and server.state != LIVE:

@@ -15,7 +15,7 @@ last mutation:
   delete it or a directory above it, is answered Busy, by the plans of
   :mod:`gfs.master.metadata.namespace`. What is under way is in the store's counters for that.
 * bytes: before a file is copied nobody gets a new lease of its chunks, or sets its
-  length (:attr:`~gfs.master.master.Master.held`), and the leases there are revoked: a
+  length (:attr:`~gfs.master.leases.table.LeaseTable.held`), and the leases there are revoked: a
   write under way may end, those after it ask for a lease, and wait.
 
 Afterwards a write finds that its chunk is shared, and gets a copy of it
@@ -332,7 +332,7 @@ class Snapshots:
         #: Source -> what a master before this one has copied of it.
         self._old: dict[int, tuple[UnderWay, Walk]] = {}
         if master.store.state.snapshots:
-            master.holds_all = True
+            master.leases.holds_all = True
             nursery.start_soon(self._take_up_old)
 
     async def ask(self, request: Snapshot) -> SnapshotReply:
@@ -370,7 +370,9 @@ class Snapshots:
         outcome: Outcome
         try:
             # Only who asks for it may go on with one that is there.
-            while self._master.holds_all or (self._old and self._old_of(run.request) is None):
+            while self._master.leases.holds_all or (
+                self._old and self._old_of(run.request) is None
+            ):
                 await self._master.clock.sleep(POLL_SECONDS)
             async with self._turn:
                 outcome = await self._make(run)
@@ -423,7 +425,7 @@ class Snapshots:
         finally:
             if not finished:
                 await self._abandon(under_way.copy)
-            self._master.held.clear()
+            self._master.leases.held.clear()
         return outcome
 
     def _begin_walk(self, under_way: UnderWay) -> Walk:
@@ -492,7 +494,7 @@ class Snapshots:
     async def _hold(self, inodes: list[int]) -> bool:
         """Nobody gets a lease of these files' chunks any more when this returns; True
         if somebody just did."""
-        held = self._master.held
+        held = self._master.leases.held
         held.update(inodes)
         waited = False
         with trio.move_on_after(QUIET_SECONDS) as scope:
@@ -508,7 +510,7 @@ class Snapshots:
         that no lease is for; or these leases run out."""
         master = self._master
         fenced: set[int] = set()
-        while master.now < master.old_leases_until:
+        while master.now < master.leases.old_until:
             with master.store.read() as txn:
                 leased = [
                     handle
@@ -561,7 +563,7 @@ class Snapshots:
         """Revoked; or, if its primary does not answer, worthless: the other replicas
         have a higher version then. If there is no other, it has to run out."""
         master = self._master
-        master.revoking.add(handle)
+        master.leases.revoking.add(handle)
         try:
             primary = master.servers.get(lease.primary)
             order = RevokeLease(0, handle, int(PATIENCE_SECONDS * 1000))
@@ -579,7 +581,7 @@ class Snapshots:
                 while master.leases.current(handle, master.now) is not None:
                     await master.clock.sleep(POLL_SECONDS)
         finally:
-            master.revoking.discard(handle)
+            master.leases.revoking.discard(handle)
             slots.release_on_behalf_of(handle)
 
     # --- giving up ---------------------------------------------------------------------
@@ -612,10 +614,10 @@ class Snapshots:
             for under_way in master.store.state.snapshots:
                 walk = self._begin_walk(under_way)
                 for inodes in walk.resume(master.store):
-                    master.held.update(inodes)
+                    master.leases.held.update(inodes)
                     await trio.lowlevel.checkpoint()
                 self._old[under_way.source] = under_way, walk
-            master.holds_all = False
+            master.leases.holds_all = False
         await master.clock.sleep(OLD_SECONDS)
         async with self._turn:
             for under_way, _ in self._old.values():
@@ -623,4 +625,4 @@ class Snapshots:
                 await self._abandon(under_way.copy)
             if self._old:
                 self._old.clear()
-                master.held.clear()
+                master.leases.held.clear()

@@ -70,7 +70,7 @@ def reserve(master: Master, request: Reserve) -> ReserveReply:
     chunks: list[ChunkLocation] = []
     while len(chunks) < request.count and (not chunks or book.room > 0):
         try:
-            chosen = master.place(replication, avoid, "a new chunk")
+            chosen = master.new_chunks.place(replication, avoid, "a new chunk")
             handle = master.reservations.new_handle()
         except (Busy, NotEnoughChunkservers):
             if chunks:
@@ -80,7 +80,7 @@ def reserve(master: Master, request: Reserve) -> ReserveReply:
         reservation = Reservation(FIRST_VERSION, servers, request.client, replication)
         master.reservations.put(handle, reservation, now)
         chunks.append(ChunkLocation(handle, FIRST_VERSION, 0, book.positions(chosen)))
-    master.prefetch_handles()
+    master.new_chunks.prefetch_handles()
     return ReserveReply(id=0, replication=replication, servers=book.servers, chunks=chunks)
 
 
@@ -134,7 +134,7 @@ def _without(
     )
     if not left:
         # Kept as orphans for the grace: their servers may come back with them.
-        master.give_up_reservation(request.handle, at_once=False)
+        master.collector.give_up_reservation(request.handle, at_once=False)
         raise ChunkUnavailable(
             f"no chunkserver that holds chunk {request.handle:x} can be reached: "
             "write this part again"
@@ -152,9 +152,9 @@ def release(master: Master, request: Release) -> None:
         if (
             reservation is not None
             and reservation.client == request.client
-            and handle not in master.publishing
+            and handle not in master.reservations.publishing
         ):
-            master.give_up_reservation(handle, at_once=True)
+            master.collector.give_up_reservation(handle, at_once=True)
 
 
 def decode_chunks(body: bytes, servers: list[str]) -> list[PublishedChunk]:
@@ -264,7 +264,7 @@ def _settle_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
         for index in () if reservation is None else reservation.doubted:
             server = master.servers.get(index)
             if server.state == LIVE and server.rpc is not None:
-                master.suspect(server, chunk.handle)
+                master.replica_map.suspect(server, chunk.handle)
                 waiting += 1
     if waiting:
         raise Busy(f"{waiting} replicas are looked for, which may be gone: try again")
@@ -302,7 +302,7 @@ def _believed(
         )
     if holders:
         return holders
-    if not master.settled:
+    if not master.replica_map.settled:
         raise Busy(f"the master was restarted and has not heard of chunk {handle:x} yet: try again")
     raise ChunkUnavailable(
         f"chunk {handle:x} is on no chunkserver that can be reached: write this part again"
@@ -328,7 +328,7 @@ def published(master: Master, upload: Upload) -> None:
                 continue
             untold = server.reported is not None and handle not in server.reported
             if untold or (reservation is not None and index in reservation.doubted):
-                master.suspect(server, handle)
+                master.replica_map.suspect(server, handle)
             is_news = master.locations.add(handle, index, new.version)
             if is_news and server.reported is not None:
                 server.reported.add(handle)
@@ -338,7 +338,7 @@ def published(master: Master, upload: Upload) -> None:
             # A server may have been drained since the chunk was placed.
             or not master.servers.draining.isdisjoint(holders)
         ):
-            master.evaluate(handle, new.version, upload.replication)
+            master.goals.evaluate(handle, new.version, upload.replication)
 
 
 __all__ = [

@@ -1,0 +1,185 @@
+"""Which replicas are moved now, so that disks fill evenly and racks are used: the paper,
+section 4.3. The rules are in :mod:`.rebalancing`; a move is a copy, after which the
+collector gives up the replica at the old place.
+"""
+
+from __future__ import annotations
+
+from gfs.blocks import stored_bytes
+from gfs.config import MasterSettings
+from gfs.master.leases.table import LeaseTable
+from gfs.master.metadata.namespace import chunk_row
+from gfs.master.metadata.rows import Chunk
+from gfs.master.metadata.store import Store
+from gfs.master.replicas import rebalancing
+from gfs.master.replicas.goals import Goals
+from gfs.master.replicas.locations import ReservationTable
+from gfs.master.replicas.planner import RepairPlanner
+from gfs.master.replicas.replica_map import ReplicaMap
+from gfs.master.replicas.rereplication import Clone
+from gfs.master.replicas.servers import LIVE, Server
+from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
+
+#: What a server says of its disks is not older than this: it looks every 2 s.
+SPACE_AGE_SECONDS = 4.0
+
+
+class Balancer:
+    def __init__(
+        self,
+        settings: MasterSettings,
+        store: Store,
+        replica_map: ReplicaMap,
+        goals: Goals,
+        planner: RepairPlanner,
+        reservations: ReservationTable,
+        leases: LeaseTable,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._map = replica_map
+        self._servers = replica_map.servers
+        self._locations = replica_map.locations
+        self._garbage = replica_map.garbage
+        self._goals = goals
+        self._repair = goals.repair
+        self._planner = planner
+        self._reservations = reservations
+        self._leases = leases
+        #: Orders under way; and whether disks are being made even.
+        self.move_orders = 0
+        self.balancing = False
+        self._means: rebalancing.Means | None = None
+
+    @property
+    def moves_total(self) -> int:
+        """Of these for balance alone."""
+        set_now = self._store.state.repair.moves_total
+        return self._settings.moves_total if set_now < 0 else set_now
+
+    def may_move(self) -> bool:
+        """Whether replicas may be moved for fuller balance now."""
+        return (
+            self._planner.may_copy
+            and not self._repair.repairing
+            and self.moves_total > 0
+            and self._move_plan().is_possible
+        )
+
+    def _move_plan(self) -> rebalancing.Plan:
+        # What has begun goes on until nothing is left to give.
+        difference = 0.0 if self.balancing else self._settings.balance_share
+        return rebalancing.Plan(self._servers.placeable(self._map.now), difference, self._means)
+
+    def begin_balancing(self) -> None:
+        """All chunks are looked at from now on: by the means of the last moment in which
+        nothing moved."""
+        servers = [
+            server for server in self._servers.placeable(self._map.now) if server.total_bytes
+        ]
+        if not any(server.shifts for server in servers):
+            self._means = rebalancing.means_of(servers)
+
+    def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
+        """Copies to start now, of those of these chunks that would be better elsewhere, each
+        order together; they count as started. And those for which there is no slot now."""
+        plan, rest = self._move_plan(), []
+        orders: list[list[Clone]] = []
+        open_orders: dict[rebalancing.Move, list[Clone]] = {}
+        now = self._map.now
+        for handle in handles:
+            row = self._movable(handle)
+            if row is None:
+                continue
+            size = stored_bytes(row.length)
+            is_small = row.length <= SMALL_REPLICA_BYTES_MAX
+
+            def can_begin(
+                move: rebalancing.Move, handle: int = handle, is_small: bool = is_small
+            ) -> bool:
+                is_refused = self._garbage.was_ordered(move.target.index, handle, now)
+                is_open = is_small and len(open_orders.get(move, ())) % CLONES_MAX > 0
+                return not is_refused and (is_open or self._has_move_slot(move))
+
+            holders = [self._servers.get(index) for index in self._locations.get(handle)]
+            move = plan.move(holders, size, can_begin)
+            if move is None:
+                if plan.was_held_up:
+                    rest.append(handle)
+                continue
+            victim, target = move
+            clone = Clone(handle, row.version, target, (victim,), length=row.length, moves=True)
+            order = open_orders.get(move, []) if is_small else []
+            if len(order) % CLONES_MAX:
+                order.append(clone._replace(joined=True))
+            else:
+                order = [clone]
+                orders.append(order)
+                self.move_orders += 1
+                if is_small:
+                    open_orders[move] = order
+            plan.begin(move, size)
+            self._goals.moves[handle] = victim.index
+            self._repair.started(order[-1])
+            target.begin_shift(handle, size)
+            victim.begin_shift(handle, -size)
+        return orders, rest
+
+    def _has_move_slot(self, move: rebalancing.Move) -> bool:
+        per_server = self._planner.limits.per_server
+        return (
+            self.move_orders < self.moves_total
+            and move.victim.clones_out < per_server
+            and move.target.clones_in < per_server
+        )
+
+    def _movable(self, handle: int) -> Chunk | None:
+        """The chunk's row, if a replica of it may be moved now."""
+        busy = (
+            self._reservations.publishing,
+            self._goals.moves,
+            self._goals.surplus,
+            self._repair.active,
+        )
+        if any(handle in each for each in busy) or self._map.is_raising(handle):
+            return None
+        if self._repair.is_known(handle) or self._repair.rests(handle, self._map.now):
+            return None
+        holders = self._locations.get(handle)
+        servers = [self._servers.get(index) for index in holders]
+        if any(s.state != LIVE or not s.registered or s.draining for s in servers):
+            return None  # they are others soon
+        with self._store.read() as txn:
+            row = chunk_row(txn, handle)
+        now = self._map.now
+        if row is None or len(holders) < row.replication:
+            return None
+        if self._leases.current(handle, now) is not None or self._leases.may_be_leased(
+            handle, row.attempted, now
+        ):
+            return None
+        return row
+
+    def end_shifts(self, server: Server) -> None:
+        """A heartbeat came: forget moves to and from the server that ended so long ago
+        that its report of its disks is newer."""
+        now = self._map.now
+        for handle, shift in list(server.shifts.items()):
+            if self._is_shifting(server, handle, now):
+                shift.ended_at = None
+            elif shift.ended_at is None:
+                shift.ended_at = now
+            elif now >= shift.ended_at + SPACE_AGE_SECONDS:
+                server.end_shift(handle)
+
+    def _is_shifting(self, server: Server, handle: int, now: float) -> bool:
+        return (
+            handle in self._goals.moves
+            or handle in self._repair.active
+            or self._garbage.at(server.index, handle) is not None
+            or self._garbage.was_ordered(server.index, handle, now)
+        )
+
+    def order_ended(self, order: list[Clone]) -> None:
+        """Its copies were made, or failed."""
+        self.move_orders -= order[0].moves
