@@ -1,16 +1,17 @@
-"""Record append: the paper, section 3.3. At least once, whole, where the primary says.
+"""Record append: the paper, section 3.3. At least once, whole, at an offset that the
+primary chooses.
 
-What one client appends to one file goes through one :class:`Appender`: it knows the
-chunk that is being filled, its primary and chain, and sends what has come together
-since the last answer as one request. The master is asked for the lease, once for each
-chunk and after failures, for the next chunk when one is full, and whether the path is
-still that of the same file every ``location_seconds``.
+All appends of one client to one file go through one :class:`Appender`: it knows the
+chunk that is being filled, its primary and chain, and sends the records that have
+arrived since the last answer in one request. It asks the master for the lease, once for
+each chunk and after failures, for the next chunk when one is full, and, every
+``location_seconds``, whether the path still leads to the same file.
 
-A failure is treated as that of a write in place (:mod:`gfs.client.mutate`): the
-master grants a higher version to the replicas that are left, and the same frames,
-under the same names, are sent again. Some of them may be there twice then.
+A failure is handled as in a write in place (:mod:`gfs.client.mutate`): the master
+grants a higher version to the remaining replicas, and the same frames, with the same
+ids, are sent again. Some of them may then be stored twice.
 
-Reading looks for frames in whatever a chunk holds (:mod:`gfs.protocol.records`).
+Reading searches the bytes of a chunk for frames (:mod:`gfs.protocol.records`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gfs.blocks import CHUNK_BYTES, MIB, Buffer
 from gfs.client.core import ClientCore
 from gfs.client.read import FileMap, check_path
 from gfs.client.transfer import put, stream
-from gfs.client.upload import Terms
+from gfs.client.upload import PublishOptions
 from gfs.diagnostics import asked_for
 from gfs.errors import (
     AlreadyExists,
@@ -67,19 +68,19 @@ from gfs.protocol.patience import answer
 #: Records of one request, unless a single one is larger.
 BATCH_BYTES = min(1 * MIB, records.FRAME_BYTES_MAX)
 BATCH_RECORDS = 1024
-#: Of one appender, waiting to be sent; beyond it callers wait.
+#: Bound of one appender's records that wait to be sent; beyond it callers wait.
 WAITING_BYTES_MAX = 32 * MIB
 PAUSE_SECONDS_MIN = 0.05
 PAUSE_SECONDS_MAX = 1.0
-#: Appenders kept that nobody uses now.
+#: Idle appenders that are kept.
 IDLE_MAX = 256
 #: Numbers of each appender's records begin with the appender's own number.
 RECORDS_MAX_BITS = 40
 
 
 class Record(NamedTuple):
-    """One record of a file. ``client`` and ``sequence`` name it: an append that was
-    tried twice may be there twice, under the same name."""
+    """One record of a file. ``client`` and ``sequence`` identify it: an append that was
+    retried may be stored twice, with the same ones."""
 
     offset: int
     data: bytes
@@ -112,7 +113,7 @@ class _Lease:
 
 
 class _ChainBroken(Exception):
-    """``server`` is the id of the one that failed, empty if none did."""
+    """``server`` is the id of the failed server, empty if none failed."""
 
     def __init__(self, error: Exception, server: str) -> None:
         super().__init__(str(error))
@@ -157,13 +158,13 @@ def _checked(record: Buffer) -> memoryview:
                 f"a record of {given.nbytes} bytes: at most {records.RECORD_BYTES_MAX} "
                 "(a quarter of a chunk)"
             )
-        # What can be changed may be, when the caller is cancelled.
+        # A cancelled caller may change a mutable buffer.
         return memoryview(record if isinstance(record, bytes) else given.tobytes())
 
 
 class Appender:
-    """One file being appended to. One request at a time is on its way; what comes
-    meanwhile goes with the next."""
+    """One file being appended to. One request at a time is under way; records that arrive
+    meanwhile go with the next one."""
 
     def __init__(self, core: ClientCore, path: str, number: int, create: bool) -> None:
         self._core = core
@@ -180,7 +181,7 @@ class Appender:
         self._index = 0
         self._known_until = float("-inf")
         self._lease: _Lease | None = None
-        #: What the last lease of this chunk came to: (version, who failed).
+        #: The end of the last lease of this chunk: (version, failed server).
         self._broken = (0, "")
 
     async def append(self, data: list[memoryview], nursery: trio.Nursery) -> list[int]:
@@ -224,7 +225,7 @@ class Appender:
     # --- sending --------------------------------------------------------------------------
 
     async def _send_all(self) -> None:
-        """Until nothing waits any more. Whatever happens, nobody is left waiting."""
+        """Send until nothing waits any more. Every waiting caller gets an answer or an error."""
         batch: list[_Pending] = []
         try:
             while self._waiting:
@@ -254,7 +255,7 @@ class Appender:
         return batch
 
     async def _send(self, batch: list[_Pending]) -> None:
-        """Until all of ``batch`` is placed. Raises what is to be told to its callers."""
+        """Send until all of ``batch`` is placed. Raises the error for its callers."""
         clock = self._core.world.clock
         give_up = clock.monotonic() + self._core.settings.retry_seconds
         pause, failures = PAUSE_SECONDS_MIN, 0
@@ -285,7 +286,7 @@ class Appender:
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     async def _send_once(self, batch: list[_Pending]) -> list[_Pending]:
-        """Returns those that did not fit into the chunk."""
+        """Send once; returns the records that did not fit into the chunk."""
         await self._find()
         if self._lease is None:
             self._lease = await self._acquire()
@@ -302,7 +303,7 @@ class Appender:
         return batch[reply.placed :]
 
     async def _find(self) -> None:
-        """Which file is at the path now; made if there is none and it is to be."""
+        """The file at the path now; created if there is none and ``create`` was given."""
         now = self._core.world.clock.monotonic()
         if now < self._known_until:
             return
@@ -316,7 +317,12 @@ class Appender:
                     raise
                 try:
                     await put(
-                        self._core, b"", self._path, terms=Terms(), replication=0, progress=None
+                        self._core,
+                        b"",
+                        self._path,
+                        options=PublishOptions(),
+                        replication=0,
+                        progress=None,
                     )
                 except AlreadyExists:
                     continue
@@ -324,7 +330,7 @@ class Appender:
             raise IsADirectory(f"{self._path}: is a directory")
         if entry.inode != self._inode:
             self._inode, self._lease, self._broken = entry.inode, None, (0, "")
-            # The file may be longer by now: then that chunk is full, and says so.
+            # The file may be longer by now: then that chunk is full, and the primary answers so.
             self._index = entry.length // CHUNK_BYTES
         self._known_until = now + self._core.settings.location_seconds
 
@@ -351,7 +357,7 @@ class Appender:
         return _Lease(reply.chunk.handle, reply.chunk.version, chain)
 
     async def _next_chunk(self) -> None:
-        """The chunk is full: the master is to know before it adds the next."""
+        """The chunk is full: report its length to the master before it adds the next."""
         self._lease, self._broken = None, (0, "")
         self._index += 1
         request = SetLength(
@@ -367,7 +373,7 @@ class Appender:
             self._known_until = float("-inf")
 
     async def _exchange(self, lease: _Lease, batch: list[_Pending]) -> AppendReply:
-        """One request to the primary. Raises _ChainBroken, or what needs no new lease."""
+        """One request to the primary. Raises _ChainBroken, or an error that no new lease mends."""
         primary = lease.chain[0]
         size = sum(pending.size for pending in batch)
         request = AppendRecords(
@@ -407,12 +413,12 @@ class Appender:
 
 
 def _meaning(failure: Failure, primary: str) -> Exception:
-    """What a Failure says of the chain."""
+    """The _ChainBroken for a Failure."""
     error = from_wire(failure.code, failure.message, failure.server)
     if isinstance(error, (InvalidArgument, Busy)):
         return error
     nobody = isinstance(error, LeaseLost) or (
-        # It knows of a newer version: the master will tell.
+        # It has seen a newer version: the master knows it.
         isinstance(error, StaleVersion) and failure.server == primary
     )
     return _ChainBroken(error, "" if nobody else failure.server)
@@ -445,7 +451,7 @@ async def read_records(
 async def records_of(
     core: ClientCore, file: FileMap, start: int, duplicates: bool, *, request: int = 0
 ) -> AsyncGenerator[Record, None]:
-    """The records of a file as it was opened; all of it is one request, as of a stream."""
+    """The records of a file as it was opened; one request id for all of it, as for a stream."""
     request = request or core.present_request()
     end, seen = file.entry.length, records.SeenRecords()
     while start < end:

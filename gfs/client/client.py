@@ -1,4 +1,4 @@
-"""The client: one object for everything a program does with the cluster."""
+"""The client: one object for all operations of a program on the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gfs.client.fsck import ChunkReport, FsckReport
 from gfs.client.master import MasterClient
 from gfs.client.read import FileMap, check_path
 from gfs.client.rescue import Rescued, rescue
-from gfs.client.upload import Terms, check_expect
+from gfs.client.upload import PublishOptions, check_expect
 from gfs.config import ClientSettings
 from gfs.diagnostics import asked_for, request_of
 from gfs.errors import (
@@ -80,7 +80,7 @@ from gfs.state import KEY_NAME, READY_NAME, find_tls
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 LIST_PAGE = 1000
-#: A promotion waits for the master before it and for other shadows, each for a while.
+#: A promotion waits for the old master and for other shadow masters, each for some seconds.
 PROMOTE_SECONDS = 60.0
 #: Reading a disk of a million replicas takes minutes.
 DISK_ORDER_SECONDS = 600.0
@@ -89,7 +89,7 @@ _NAMES = ("path", "source", "target")
 
 @dataclass(frozen=True)
 class LocateReport:
-    """A file and, chunk by chunk, what the master knows of it."""
+    """A file and the master's state of its chunks."""
 
     entry: Entry
     chunks: list[ChunkReport]
@@ -108,26 +108,25 @@ async def connect(
     """Connect to a cluster.
 
     Args:
-        master: ``HOST:PORT`` of the master, or several (a list, or with commas):
-            the master and its shadows, of which one may be promoted. Default:
-            ``GFS_MASTER``, else what ``gfs up`` wrote in the state directory. If it
-            is one shadow master's, look-ups are all that can be done.
+        master: ``HOST:PORT`` of the master, or several (a list, or with commas): the
+            master and its shadow masters, one of which may be promoted. Default:
+            ``GFS_MASTER``, else the address that ``gfs up`` wrote into the state
+            directory. The single address of a shadow master allows look-ups only.
         state: the state directory. Default: ``GFS_STATE``, else the one that
             ``gfs up`` uses.
-        key: the cluster key, or the file it is in, which is read again when it
-            changes. Default: the file named by ``GFS_KEY_FILE``, else the state
-            directory's.
+        key: the cluster key, or its file, which is read again when it changes.
+            Default: the file named by ``GFS_KEY_FILE``, else the state directory's.
         tls: a directory with the ``ca.pem`` of a cluster whose connections are
             encrypted (see :mod:`gfs.io.tls`). Default: ``tls`` in the state directory
-            if it is there, else ``GFS_TLS``; and no TLS if the key is given as bytes.
+            if it exists, else ``GFS_TLS``; no TLS if the key is given as bytes.
         settings: see :class:`gfs.config.ClientSettings`.
         world: the seam; only tests give another than this machine.
 
     Raises SettingsError when the cluster cannot be found, MasterUnavailable when
     no master answers within ``settings.retry_seconds``, WrongClusterKey, TlsRefused.
 
-    When the block ends, transfers still running are cancelled; nothing of an
-    upload that was not acknowledged becomes visible.
+    When the block ends, running transfers are cancelled; an upload that was not
+    acknowledged does not become visible.
     """
     settings = settings or config.load(ClientSettings, "client")
     settings.check()
@@ -155,8 +154,8 @@ async def connect(
 
 @asynccontextmanager
 async def _flat_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose one failure is raised as itself: the tasks in it never fail
-    by themselves, so what comes out is the caller's own exception."""
+    """A nursery that raises a single failure without a group: its tasks never fail, so
+    an exception is the caller's own."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
@@ -172,7 +171,7 @@ async def _flat_nursery() -> AsyncIterator[trio.Nursery]:
 def find_masters(
     master: str | Sequence[str] | None, state: str | os.PathLike[str] | None
 ) -> list[str]:
-    """The masters' addresses: as given, else ``GFS_MASTER``, else the state directory's."""
+    """The masters' addresses: as given, else ``GFS_MASTER``, else from the state directory."""
     if master is None and state is None:
         master = os.environ.get("GFS_MASTER") or None
     if isinstance(master, str):
@@ -215,9 +214,9 @@ def _state_directory(state: str | os.PathLike[str] | None) -> Path:
 class Client:
     """A connected client. Get one with :func:`connect`. Safe for many tasks.
 
-    Every call may raise MasterUnavailable, and ChunkUnavailable where it reads or
-    writes bytes; the namespace's own errors are named with each call. A call
-    that is cancelled may or may not have happened; a file is never half there.
+    Every call may raise MasterUnavailable, and, if it reads or writes bytes,
+    ChunkUnavailable; other errors are named with each call. A cancelled call may or
+    may not have taken effect; a file is never partly visible.
     """
 
     def __init__(self, core: ClientCore, appends: Appends) -> None:
@@ -246,15 +245,15 @@ class Client:
                 iterator of bytes.
             overwrite: replace a file of that name, atomically, at the end.
             replication: the goal for this file, instead of the cluster's.
-            parents: make missing directories. A path: only below that one, which
-                must be there when the file is published (NotFound).
+            parents: make missing directories. A path: only below that directory, which
+                must exist when the file is published (NotFound).
             progress: called with each number of bytes taken from the source
                 (negative when an upload starts over).
-            attributes: up to 16 short texts that are kept with the file, names and
-                values at most 1,024 bytes together; they are in every Entry of it.
-            expect: what must be at the path, whatever ``overwrite`` says: 0, nothing
-                (AlreadyExists); or the ``inode`` of the file that is to be replaced
-                (FileChanged if another is there by now, or none).
+            attributes: up to 16 short texts stored with the file, names and values at
+                most 1,024 bytes together; every Entry of the file has them.
+            expect: the condition on the path, instead of ``overwrite``: 0, nothing is
+                there (else AlreadyExists); or the ``inode`` of the file to replace
+                (FileChanged if another one is there, or none).
 
         Raises AlreadyExists, IsADirectory, NotADirectory, InvalidName,
         InvalidArgument, FileChanged, NotFound, NotEnoughChunkservers, DiskFull.
@@ -263,7 +262,7 @@ class Client:
             self._core,
             source,
             path,
-            terms=Terms(overwrite, parents, attributes, expect),
+            options=PublishOptions(overwrite, parents, attributes, expect),
             replication=replication or 0,
             progress=progress,
         )
@@ -308,17 +307,17 @@ class Client:
         """Fetch ``path``, every byte verified: as bytes, or to ``target``.
 
         A local path gets the whole file or nothing; a file object gets the bytes
-        as they come. Raises NotFound, IsADirectory, AlreadyExists (local), and
-        FileChanged if the file keeps being replaced meanwhile.
+        as they arrive. Raises NotFound, IsADirectory, AlreadyExists (local), and
+        FileChanged if the file is replaced again and again meanwhile.
 
-        ``partial``: of a file that is damaged or partly lost, to a local path, what any
-        replica still has, verified as ever; the answer tells where nothing could be had,
-        and holes were left. Servers that do not answer are waited for as long as any read
-        does; once that was in vain, no other chunk of the file is waited for.
+        ``partial``: writes a damaged or partly lost file to a local path, with all verified
+        bytes that any replica still has; the result lists the holes. Servers that do not
+        answer are waited for as in any read; after one wait in vain, the other chunks of
+        the file are not waited for.
         """
         if partial:
             if not isinstance(target, (str, os.PathLike)):
-                raise InvalidArgument("what is left of a file goes to a local path")
+                raise InvalidArgument("partial needs a local path as its target")
             return await rescue(
                 self._core,
                 path,
@@ -368,15 +367,15 @@ class Client:
         """A new file to be written, published when it is closed; the arguments are
         those of :meth:`put`. Use it with ``async with``.
 
-        Asks nobody: what is at the path matters, and is told, only on close. Raises
-        InvalidName and InvalidArgument at once.
+        Sends no request: the path is checked only on close. Raises InvalidName and
+        InvalidArgument at once.
         """
         check_path(path)
-        terms = Terms(overwrite, parents, attributes, expect)
-        return NewFile(self._core, path, replication or 0, terms)
+        options = PublishOptions(overwrite, parents, attributes, expect)
+        return NewFile(self._core, path, replication or 0, options)
 
     async def _check_target(self, path: str, mode: str) -> None:
-        """Say early what publishing would refuse in the end."""
+        """Raise early the errors that publishing would raise at the end."""
         try:
             entry = await self.stat(path)
         except NotFound:
@@ -390,14 +389,14 @@ class Client:
 
     @one_request
     async def append(self, path: str, record: Buffer, *, create: bool = True) -> int:
-        """Append ``record`` to a file, which is made if there is none; returns its
+        """Append ``record`` to a file, which is created if it does not exist; returns its
         offset, for :meth:`records`. Any number of clients may append to one file at the
-        same time: each record is there whole, and where the primary chose.
+        same time: each record is stored whole, at an offset that the primary chooses.
 
-        On return it is on all replicas, and everybody who opens the file from now on
-        reads it. *At least once*: when an append is tried again after a failure, it may be
-        there twice. One that raises may be there, or come to be there; a part of it never
-        passes for a record.
+        On return it is on all replicas, and every later open of the file reads it. *At
+        least once*: an append that is retried after a failure may be stored twice. One that
+        raises may have been stored, or be stored later; a part of it is never taken for a
+        record.
 
         Args:
             record: up to a quarter of a chunk (16 MiB), 0 bytes included.
@@ -408,7 +407,7 @@ class Client:
 
         Raises InvalidArgument (too long), IsADirectory, InvalidName, DiskFull,
         ChunkUnavailable when no replicas could be had within ``retry_seconds``.
-        Cancelled, it may be there or not.
+        Cancelled, it may have been stored or not.
         """
         return (await self._appends.append(path, [record], create))[0]
 
@@ -416,22 +415,23 @@ class Client:
     async def append_many(
         self, path: str, records: Iterable[Buffer], *, create: bool = True
     ) -> list[int]:
-        """As :meth:`append`, of several records: in this order, though those of others
-        may come in between; the offset of each. When it raises, some may be there.
+        """Append several records, as :meth:`append`, and return the offset of each. They
+        keep their order, but others' records may be in between. If it raises, some may have
+        been stored.
         """
         return await self._appends.append(path, records, create)
 
     def records(
         self, path: str, *, start: int = 0, duplicates: bool = False
     ) -> AsyncGenerator[Record, None]:
-        """The records of a file, in the order they are in it, up to where it ended when
-        this began. What is no record is passed over.
+        """The records of a file in file order, up to its end at the time of the call. Bytes
+        that are not a record are skipped.
 
         Args:
-            start: the offset of a record, as :meth:`append` or a record told it; all
-                before it is not read. Plus one, to go on behind a record.
-            duplicates: also give what was appended twice (it has the same ``client``
-                and ``sequence``) for the second time.
+            start: the offset of a record, from :meth:`append` or from a record; reading
+                starts there. Add one to start after that record.
+            duplicates: also yield repeated records (with the same ``client`` and
+                ``sequence``).
 
         Leave it early only inside ``contextlib.aclosing``. Raises NotFound,
         IsADirectory, ChunkUnavailable.
@@ -447,15 +447,15 @@ class Client:
         return await self._core.master.ask(request, kind)
 
     async def stat(self, path: str) -> Entry:
-        """Of a file that records are appended to, the length is asked for at its
-        replicas; a listing tells one that is a heartbeat or two behind.
+        """The entry of a file or directory. The length of a file with appended records is
+        asked of its replicas; in a listing it is a heartbeat or two behind.
 
         Raises NotFound, NotADirectory, InvalidName.
         """
         question = Stat(id=0, path=path)
         entry = (await self._ask(question, StatReply)).entry
         if entry.appended:
-            # Still the same request: only here, since most are done with one message.
+            # The same request id: only here, since most calls need one message.
             with asked_for(request_of(question.id)):
                 try:
                     return (await FileMap.open(self._core, path, patient=False)).entry
@@ -473,8 +473,8 @@ class Client:
     def scan(self, path: str = "/", after: str = "") -> AsyncGenerator[Entry, None]:
         """A directory's entries in order of the bytes of their names, in constant memory.
 
-        ``after``: only those whose names are above it; no other is looked at. It need
-        not be the name of anything.
+        ``after``: only entries whose names are above it; no others are read. It need not
+        be the name of an entry.
 
         Raises NotFound, NotADirectory, InvalidName.
         """
@@ -483,7 +483,7 @@ class Client:
     async def _scan(
         self, path: str, after: str = "", request: int = 0
     ) -> AsyncGenerator[Entry, None]:
-        """``request`` is what it is a part of, if not a request of its own."""
+        """``request`` is the id of the request that this belongs to, if there is one."""
         check_path(after)
         asked = asked_for(request or self._core.present_request())
         while True:
@@ -501,7 +501,7 @@ class Client:
         return [entry async for entry in self.scan(path)]
 
     async def walk(self, path: str = "/") -> AsyncGenerator[Entry, None]:
-        """Everything below ``path``, directories before what is in them."""
+        """Everything below ``path``, directories before their entries."""
         request = self._core.present_request()
         pending = [path]
         while pending:
@@ -527,7 +527,7 @@ class Client:
     async def rename(
         self, source: str, target: str, *, replace: bool = False, parents: bool = False
     ) -> None:
-        """Atomic, for files and directories. ``replace`` allows a file over a file.
+        """Move or rename a file or directory, atomically. ``replace`` lets a file replace a file.
 
         Raises NotFound, AlreadyExists, NotADirectory, InvalidArgument (a
         directory into itself).
@@ -547,9 +547,9 @@ class Client:
     async def delete(
         self, path: str, *, recursive: bool = False, expect: int | None = None, now: bool = False
     ) -> None:
-        """For a while it can be undeleted (the master's ``trash_seconds``), unless
-        ``now``: then its space is free within seconds. Readers who have a file open
-        read on until it is gone for good.
+        """Delete a file or directory. It can be undeleted for the master's
+        ``trash_seconds``, unless ``now`` is given: then its space is free within seconds.
+        Open files can be read until they are purged.
 
         ``expect``: the inode that must be at the path.
 
@@ -569,9 +569,9 @@ class Client:
 
     @one_request
     async def set_replication(self, path: str, goal: int, *, recursive: bool = False) -> int:
-        """Change a file's goal, 0: to the cluster's default; with ``recursive`` that
-        of all files at and below ``path``. Returns how many files there were. Copies
-        are made, or given up, in the minutes that follow.
+        """Change a file's goal (0: the cluster's default), or with ``recursive`` that of all
+        files at and below ``path``. Returns the number of files. Replicas are copied or
+        deleted in the minutes that follow.
 
         Raises NotFound, IsADirectory, InvalidArgument.
         """
@@ -619,12 +619,12 @@ class Client:
         parents: bool = False,
         progress: Callable[[SnapshotReply], object] | None = None,
     ) -> SnapshotReply:
-        """Make ``target`` a copy of ``source``, a file or a directory with all that is in
-        it, as that is at one instant during the call. It appears whole or not at all.
+        """Make ``target`` a copy of the file or directory ``source`` at one instant during
+        the call. It appears whole or not at all.
 
-        No data is copied: both have the same chunks until one of them is written.
-        Changes of what is at or below ``source`` wait meanwhile (seconds for 100,000
-        files). ``progress`` is called with what was copied so far.
+        No data is copied: both share chunks until one of them is written. Changes at or
+        below ``source`` wait meanwhile (seconds for 100,000 files). ``progress`` is called
+        with the counts so far.
 
         Raises NotFound, AlreadyExists, NotADirectory, InvalidArgument (``target`` in
         ``source``).
@@ -646,9 +646,9 @@ class Client:
 
     @one_request
     async def undelete(self, path: str, *, target: str = "", inode: int = 0) -> Entry:
-        """Bring back what was deleted under ``path``, a directory with all that was in
-        it: the last one, or the one with ``inode`` (see :meth:`trash`); under its old
-        name, or as ``target``. Missing parents are made.
+        """Restore the last deletion of ``path``, or the one with ``inode`` (see
+        :meth:`trash`), under its old name or as ``target``; a directory with its contents.
+        Missing parents are created.
 
         Raises NotFound (not in the trash), AlreadyExists, NotADirectory.
         """
@@ -663,8 +663,8 @@ class Client:
         return (await self._ask(request, StatReply)).entry
 
     async def trash(self, path: str = "/") -> AsyncGenerator[TrashEntry, None]:
-        """What was deleted at and below ``path`` and can be undeleted: by path, then
-        by when it was deleted; in constant memory."""
+        """The deletions at and below ``path`` that can be undone, by path, then by time;
+        in constant memory."""
         asked = asked_for(self._core.present_request())
         cursor = b""
         while True:
@@ -679,9 +679,8 @@ class Client:
 
     @one_request
     async def empty_trash(self, path: str, *, recursive: bool = False, inode: int = 0) -> int:
-        """Give up at once what was deleted under ``path``, and below it if
-        ``recursive``; only what has ``inode``, if one is given. Returns how many
-        deletions cannot be undone any more."""
+        """Purge the deletions of ``path``, and with ``recursive`` those below it, from the
+        trash; only the one with ``inode``, if that is given. Returns how many were purged."""
         count = 0
         while True:
             request = EmptyTrash(
@@ -715,10 +714,10 @@ class Client:
     async def repair(
         self, *, paused: bool | None = None, settings: Mapping[str, int] | None = None
     ) -> RepairReply:
-        """How far repair is. Before that, if given, pause it or go on, and set
-        ``clones_per_server``, ``clones_total``, ``moves_total`` (orders to copy) or
-        ``bytes_per_second`` (of each chunkserver that serves clients); -1 is as the process
-        was started. That is durable when this returns.
+        """The progress of repair. Before that, optionally pause or resume it, and set
+        ``clones_per_server``, ``clones_total``, ``moves_total`` (copy orders) or
+        ``bytes_per_second`` (of each chunkserver that serves clients); -1 restores the value
+        that the process was started with. Durable when this returns.
 
         Raises InvalidArgument.
         """
@@ -726,17 +725,17 @@ class Client:
         return await self._ask(request, RepairReply)
 
     async def maintain(self, server: str, seconds: int) -> None:
-        """A chunkserver, by id or address, may be away for so long, at most a week, without
-        being dead: nothing is copied for want of its replicas. 0 ends that. Durable when
-        this returns.
+        """Start maintenance of a chunkserver, by id or address, for this long, at most a
+        week: while it is away it is not declared dead and its chunks are not re-replicated.
+        0 ends the maintenance. Durable when this returns.
 
         Raises NotFound, InvalidArgument (it is dead already).
         """
         await self._ask(Maintenance(id=0, server=server, seconds=seconds), Done)
 
     async def forget_server(self, server: str) -> None:
-        """A chunkserver, by id or address, that is dead, or drained and stopped, never
-        comes back. Durable when this returns.
+        """Remove a chunkserver, by id or address, that is dead, or drained and stopped, from
+        the master's list. Durable when this returns.
 
         Raises NotFound, InvalidArgument (it lives), Busy (try again in a minute).
         """
@@ -745,28 +744,28 @@ class Client:
     async def drain(
         self, server: str, *, cancel: bool = False, fewer_racks: bool = False
     ) -> ServerStatus:
-        """Empty a chunkserver, named by its id or address, so that it can be stopped.
+        """Drain a chunkserver, by id or address, so that it can be stopped.
 
-        It gets no new replicas, and those it has are copied elsewhere before they are
-        deleted. Returns at once, when that is remembered: :meth:`status` tells of each
-        server in ``drain`` how far it is; when that is ``"drained"`` it can be stopped.
-        ``cancel`` makes it a server as all others again.
+        It gets no new replicas, and its replicas are copied elsewhere before they are
+        deleted. Returns as soon as the order is stored: ``drain`` of each server in
+        :meth:`status` is its progress; when it is ``"drained"`` the server can be stopped.
+        ``cancel`` cancels the drain.
 
-        Raises NotFound, and DrainRefused if it cannot be done: the others are too few
-        for the goals or have too little space; replicas would be in fewer racks
+        Raises NotFound, and DrainRefused if it cannot be done: the other servers are too
+        few for the goals or have too little space; replicas would be in fewer racks
         (``fewer_racks`` accepts that); or the server does not answer.
         """
         request = Drain(id=0, server=server, cancel=cancel, fewer_racks=fewer_racks)
         return (await self._ask(request, DrainReply)).server
 
     async def order_disk(self, server: str, path: str, action: str) -> Sequence[Disk]:
-        """Have a chunkserver, named by its id or address, do something with the disk at
-        ``path``; returns all its disks as they are then.
+        """Change the disk at ``path`` of a chunkserver, by id or address; returns the state
+        of all its disks.
 
-        ``action``: ``"add"`` a directory to the server; ``"drain"`` it: its replicas move
-        to the server's other disks (``"undrain"``: do not); ``"remove"`` one that is empty,
-        or has failed; ``"retry"`` one that has failed. The server remembers it on its
-        disks when this returns.
+        ``action``: ``"add"`` a directory to the server; ``"drain"``: move its replicas to
+        the server's other disks (``"undrain"``: cancel that); ``"remove"`` one that is
+        empty, or has failed; ``"retry"`` one that has failed. The change is stored on the
+        server's disks when this returns.
 
         Raises NotFound, AlreadyExists, InvalidArgument, DiskFailed (it cannot be used),
         ReplicaUnavailable (the server is not connected), DeadlineExceeded.
@@ -777,16 +776,16 @@ class Client:
     async def promote(self, *, force: bool = False) -> PromoteReply:
         """Make the shadow master that this client is connected to the master.
 
-        Raises StaleVersion if what was acknowledged may be lost (``force`` does it all
-        the same) or the master before it cannot hand over, InvalidArgument if this is
-        no shadow master.
+        Raises StaleVersion if acknowledged operations may be lost (``force`` accepts
+        that) or the old master cannot hand over, InvalidArgument if this is not a shadow
+        master.
         """
         request = Promote(id=0, force=force)
         return await self._core.master.once(request, PromoteReply, PROMOTE_SECONDS)
 
     async def forget_shadow(self, address: str) -> None:
-        """The shadow master at ``address`` is lost for good: it does not count any more
-        for ``replicas_before_ack``. What it has must not be promoted afterwards.
+        """Declare the shadow master at ``address`` lost for good: it does not count any more
+        for ``replicas_before_ack``. It must not be promoted afterwards with its data.
 
         Raises NotFound if none is known there, Busy if it follows.
         """
@@ -794,7 +793,7 @@ class Client:
 
     @one_request
     async def locate(self, path: str) -> LocateReport:
-        """The file and, chunk by chunk, what the master knows."""
+        """The file and the master's state of its chunks."""
         entry = await self.stat(path)
         if entry.kind == "directory":
             raise IsADirectory(f"{path}: is a directory")
@@ -828,9 +827,9 @@ class Client:
         """Check all replicas of all files at and below ``path``; see FsckReport.
 
         Args:
-            verify: have every replica read itself, all blocks; else compare what is known.
-            server: check only the replicas of the chunkserver with this id. What is below
-                its goal, lost or orphaned is not told then.
-            progress: called with each number of chunks that are through.
+            verify: have every server read and verify its replicas; else compare metadata.
+            server: check only the replicas of the chunkserver with this id; chunks below
+                their goal, lost chunks and orphans are not reported then.
+            progress: called with each number of chunks that were checked.
         """
         return await fsck.fsck(fsck.Check(self._core, verify, server, progress), path)

@@ -1,4 +1,4 @@
-"""What all parts of one client share."""
+"""State that all parts of one client share."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from gfs.protocol.pool import BulkPool
 
 log = logging.getLogger(__name__)
 
-#: A chunkserver that failed this client is asked last for this long.
+#: For this long a chunkserver that failed this client is asked last.
 SUSPECT_SECONDS = 10.0
-#: One without space only until the master has heard of it, and perhaps made room.
+#: One without space: until its report has reached the master, which may make room.
 FULL_SECONDS = 2.0
-#: Codes of failures that say nothing of a server, only of a replica there.
+#: Codes of failures of one replica, not of its server.
 OF_REPLICAS = frozenset((NotFound.code, StaleVersion.code, CorruptReplica.code))
 #: Many small uploads at once reserve for each other: up to this many chunks in
 #: one call, each used within this time or given back.
@@ -56,12 +56,12 @@ class Reserved:
         self.version = chunk.version
         self.chain = [servers[index] for index in chunk.servers]
         self.until = until
-        #: Of which connection to the master: the next one is not told of it.
+        #: The connection to the master that it was reserved on: it is not released on another.
         self.connection = connection
 
 
 class ClientCore:
-    """World, settings, master, connections, buffers; and which servers to avoid."""
+    """World, settings, master, connections, buffers; and the servers to avoid."""
 
     def __init__(
         self, world: World, settings: ClientSettings, master: MasterClient, pool: BulkPool
@@ -78,7 +78,7 @@ class ClientCore:
         self._reserved: dict[int, list[Reserved]] = {}
 
     def present_request(self) -> int:
-        """The number of what the present task is asked to do; a new one if it has none."""
+        """The id of the present task's request; a new one if it has none."""
         return request.get() or self.master.new_request()
 
     def message_id(self) -> int:
@@ -86,9 +86,9 @@ class ClientCore:
         return self.present_request() << CALL_BITS
 
     def suspect(self, server: str, code: str = "") -> None:
-        """A server failed this client, which passes it over for a while. Not if the
-        failure's ``code`` says no more than that it has another replica than was thought:
-        of a file that was deleted since, for example."""
+        """A server failed this client, which avoids it for some time. It does not if the
+        failure's ``code`` concerns only the replica there: of a file that was deleted since,
+        for example."""
         if server and code not in OF_REPLICAS:
             seconds = FULL_SECONDS if code == DiskFull.code else SUSPECT_SECONDS
             self._suspects[server] = self.world.clock.monotonic() + seconds
@@ -138,7 +138,7 @@ class ClientCore:
         return fresh[0], reply.replication
 
     async def release(self, handles: list[int]) -> None:
-        """Give reserved chunks back. It only speeds the clean-up: need not succeed."""
+        """Release reserved chunks. This only speeds the clean-up and need not succeed."""
         for handle in handles:
             self.master.reservations.pop(handle, None)
         if not handles:
@@ -149,7 +149,7 @@ class ClientCore:
             log.info("release: %s", error)
 
     async def release_spare(self, everything: bool = False) -> None:
-        """Give back what was reserved ahead and not used in time."""
+        """Release chunks that were reserved ahead and not used in time."""
         now = self.world.clock.monotonic()
         late = []
         for spare in self._reserved.values():
@@ -158,7 +158,7 @@ class ClientCore:
         await self.release(late)
 
     async def upkeep(self) -> None:
-        """Stay known to the master; give back what is not used. Runs with the client."""
+        """Ping the master; release unused reservations. Runs as long as the client."""
         while True:
             await self.world.clock.sleep(UPKEEP_SECONDS)
             await self.release_spare()
@@ -169,10 +169,10 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 def one_request(method: MethodT) -> MethodT:
-    """All messages of one call of ``method`` carry the same request, unless it is
-    called for one that is known already. Its errors name it.
+    """All messages of one call of ``method`` carry the same request id, that of the caller
+    if it has one. Errors name it.
 
-    For methods of whatever has a ``_core``, no generators: those take the number once and
+    For methods of classes with a ``_core``, except generators: those take an id once and
     enter ``asked_for`` themselves.
     """
 

@@ -27,7 +27,7 @@ from gfs.client.read import (
     read_pieces,
 )
 from gfs.client.transfer import stream
-from gfs.client.upload import Terms, Upload
+from gfs.client.upload import PublishOptions, Upload
 from gfs.errors import InvalidArgument
 from gfs.protocol.messages import Entry
 
@@ -35,18 +35,18 @@ MODES = ("r", "w", "x", "r+")
 
 
 def normal_mode(mode: str) -> str:
-    """``rb``, ``r+b`` … without the ``b``; InvalidArgument for what is not offered."""
+    """``rb``, ``r+b`` … without the ``b``. Raises InvalidArgument for other modes."""
     plain = mode.replace("b", "")
     if plain not in MODES:
         raise InvalidArgument(
-            f"mode {mode!r} is not offered: r reads, w writes a new file and replaces "
+            f"mode {mode!r} is unknown: r reads, w writes a new file and replaces "
             "an old one on close, x refuses to replace, r+ updates in place"
         )
     return plain
 
 
 class File:
-    """What all file objects have. Calls the mode does not allow raise
+    """The common part of all file objects. Calls that the mode does not allow raise
     ``io.UnsupportedOperation``. One task at a time, except for ``pread``."""
 
     def __init__(self, core: ClientCore, path: str, mode: str) -> None:
@@ -78,12 +78,12 @@ class File:
 
     @property
     def length(self) -> int:
-        """Bytes in the file as this object knows it."""
+        """Length of the file as this object knows it."""
         raise NotImplementedError
 
     async def read(self, count: int = -1) -> bytes:
-        """Up to ``count`` bytes from the position, all that are left if it is
-        negative; fewer only at the end. Verified. The position moves on."""
+        """Up to ``count`` bytes from the position, all the rest if it is negative; fewer
+        only at the end. Verified. The position advances."""
         raise self._refuse("cannot read")
 
     async def readinto(self, target: Buffer) -> int:
@@ -92,18 +92,18 @@ class File:
         raise self._refuse("cannot read")
 
     async def pread(self, offset: int, count: int) -> bytes:
-        """``count`` bytes at ``offset``, fewer at the end. The position stays."""
+        """``count`` bytes at ``offset``, fewer at the end. The position does not change."""
         raise self._refuse("cannot read")
 
     async def write(self, data: Buffer) -> int:
-        """Write all of ``data`` at the position, which moves on."""
+        """Write all of ``data`` at the position, which advances."""
         raise self._refuse("cannot write")
 
     async def pwrite(self, offset: int, data: Buffer) -> int:
         """Write all of ``data`` at ``offset``; it is on all replicas on return.
 
-        Past the end, the bytes in between read as zeros and take no space. Many may write
-        ranges that do not meet, at the same time, and all of it stays.
+        Past the end, the bytes in between read as zeros and take no space. Concurrent
+        writers of separate ranges all keep what they wrote.
         """
         raise self._refuse("cannot write at an offset (use mode r+)")
 
@@ -114,7 +114,7 @@ class File:
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """What was written is on all replicas when this returns."""
+        """When this returns, all written bytes are on all replicas."""
         await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
@@ -135,8 +135,8 @@ class ExistingFile(File):
         self._length = map_.entry.length
         self._position = 0
         self._stream: BlockStream | None = None
-        # Bytes of the stream's last step not taken yet, from _ahead_at on, and until when
-        # they may be.
+        # Unread bytes of the stream's last step, from _ahead_at on, and until when they may
+        # be used.
         self._ahead = b""
         self._ahead_at = 0
         self._ahead_until = 0.0
@@ -249,8 +249,8 @@ class ExistingFile(File):
     def stream(
         self, offset: int = 0, length: int | None = None
     ) -> AsyncGenerator[memoryview, None]:
-        """As ``Client.stream``, of the file as it was opened: it is not looked up
-        again. The position stays.
+        """As ``Client.stream``, of the file as it was opened: the path is not looked up
+        again. The position does not change.
 
         Raises FileChanged when the file is deleted or replaced meanwhile and its
         chunks have to be asked for again.
@@ -263,8 +263,8 @@ class ExistingFile(File):
         if head:
             await read_pieces(self._core, self._map, offset, view[:head])
         end = offset + len(view)
-        # The file may have grown since it was opened: then its last block as it was is a
-        # part of one.
+        # The file may have grown since it was opened: then its last block was shorter than
+        # it is now.
         whole_end = end if end == self._map.entry.length else end - end % BLOCK_BYTES
         stream = BlockStream(self._core, self._map, offset + head, whole_end)
         try:
@@ -295,7 +295,7 @@ class ExistingFile(File):
                 return 0
             self._drop_stream()
             if offset // CHUNK_BYTES > self._length // CHUNK_BYTES:
-                # The chunks in between are made: those that others have not made yet.
+                # Make the chunks in between, unless others have made them.
                 await self._map.refresh(offset // CHUNK_BYTES)
                 self._length = max(self._length, self._map.entry.length)
             self._length = await write_in_place(
@@ -313,21 +313,23 @@ class ExistingFile(File):
 
 class NewFile(File):
     """A file being written. ``close`` publishes it: until then, and if it is
-    aborted, the path shows what it showed before."""
+    aborted, the path is unchanged."""
 
-    def __init__(self, core: ClientCore, path: str, replication: int, terms: Terms) -> None:
-        super().__init__(core, path, "w" if terms.replace else "x")
-        self._terms = terms
+    def __init__(
+        self, core: ClientCore, path: str, replication: int, options: PublishOptions
+    ) -> None:
+        super().__init__(core, path, "w" if options.replace else "x")
+        self._options = options
         self._upload = Upload(core, replication)
         self.entry: Entry | None = None
-        #: The file that this one took the place of, once it is published.
+        #: The file that this one replaced, once it is published.
         self.replaced: Entry | None = None
 
     def expect(self, inode: int) -> None:
-        """What must be at the path when this is published, as ``expect`` of
-        :meth:`Client.create`; instead of what was said there."""
+        """Set the condition on the path at publication, instead of the ``expect`` given to
+        :meth:`Client.create`."""
         self._check_open()
-        self._terms = replace(self._terms, expect=inode)
+        self._options = replace(self._options, expect=inode)
 
     @property
     def length(self) -> int:
@@ -362,7 +364,7 @@ class NewFile(File):
         if self.closed:
             return
         self.closed = True
-        reply = await self._upload.publish(self.path, self._terms)
+        reply = await self._upload.publish(self.path, self._options)
         self.entry, self.replaced = reply.entry, next(iter(reply.replaced), None)
 
     async def abort(self) -> None:

@@ -1,4 +1,4 @@
-"""The truth about files and replicas: every replica is asked to read itself."""
+"""``fsck``: compare files with their replicas, each read and verified by its server."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from gfs.protocol.messages import (
 
 PAGE_CHUNKS = 200
 VERIFY_SECONDS = 60.0
-#: Chunks at once whose replicas are read; each keeps one disk of one server busy.
+#: Chunks that are checked concurrently; each keeps one disk of one server busy.
 VERIFY_AT_ONCE = 8
-#: A chunk that changes during each of these looks is told of as the last one found it.
+#: A chunk that changes during each of these checks is reported as the last one found it.
 LOOKS_MAX = 5
-CHANGING = f"it changed during each of {LOOKS_MAX} looks: run gfs fsck again"
+CHANGING = f"it changed during each of {LOOKS_MAX} checks: run gfs fsck again"
 
-KEPT = "kept, for nothing better is there"
-#: Of a lost chunk that is not lost for long.
-MENDING = "no replica is good, but each block is in one: being put together from them"
+KEPT = "kept, because nothing better is left"
+#: Detail of a lost chunk that is being salvaged.
+MENDING = "no replica is good, but each block is good in one: being put together from them"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FsckReport:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """One chunk of a file as the master knows it."""
+    """One chunk of a file, with the master's state of it."""
 
     index: int
     handle: int
@@ -105,11 +105,11 @@ async def chunk_pages(core: ClientCore, path: str) -> AsyncIterator[FsckPageRepl
 
 @dataclass(frozen=True)
 class Check:
-    """What to check, and whom to tell of each chunk that is through."""
+    """What to check, and the callback for each checked chunk."""
 
     core: ClientCore
     verify: bool = True
-    #: Only what this chunkserver has, and only its replicas; empty: all.
+    #: Check only chunks and replicas on this chunkserver; empty: all.
     server: str = ""
     progress: Callable[[int], object] = lambda chunks: None
 
@@ -118,9 +118,9 @@ class Check:
 
 
 async def fsck(check: Check, path: str) -> FsckReport:
-    """Check everything at and below ``path``. With ``verify``, every replica reads
-    all its blocks; without, only what is known is compared. Damage found is told
-    to the master, which repairs it."""
+    """Check everything at and below ``path``. With ``verify``, servers read all blocks of
+    their replicas; without, only metadata is compared. Damage is reported to the
+    master, which repairs it."""
     report = FsckReport()
     async for page in chunk_pages(check.core, path):
         report.files += page.files
@@ -133,12 +133,12 @@ async def fsck(check: Check, path: str) -> FsckReport:
 
 @dataclass(frozen=True)
 class Known:
-    """A chunk as the master knew it when it was asked."""
+    """A chunk with the master's state of it at one time."""
 
     chunk: FsckChunk
     servers: list[ServerAddress]
     damaged: list[ServerAddress]
-    #: Of earlier looks: what is damage although the chunk has changed since.
+    #: From earlier checks: damage, although the chunk has changed since.
     found: list[FsckProblem] = field(default_factory=list)
 
     def is_as(self, other: Known) -> bool:
@@ -151,7 +151,7 @@ class Known:
 
 
 class Finding:
-    """What was found to be wrong with a chunk; whose replicas the master is told of."""
+    """The problems of a chunk, and the servers whose replicas are reported to the master."""
 
     def __init__(self, known: Known) -> None:
         self.known = known
@@ -160,14 +160,14 @@ class Finding:
 
     def add(self, kind: str, server: str, detail: str) -> None:
         c = self.known.chunk
-        # In place of what an earlier look found.
+        # Replaces the result of an earlier check.
         self.problems = [p for p in self.problems if (p.kind, p.server) != (kind, server)]
         self.problems.append(
             FsckProblem(kind, c.path, c.index, c.handle, c.version, server, detail)
         )
 
 
-#: Of a server's replica of a chunk, by their id and handle.
+#: The reply about each replica, by the server's id and the chunk's handle.
 States = dict[tuple[str, int], ReplicaState | Exception]
 
 
@@ -180,9 +180,9 @@ def _known(check: Check, page: FsckPageReply, chunk: FsckChunk) -> Known:
 
 
 async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> None:
-    """Look at the chunks of a page. What seems to be damaged counts if the chunk is as it was
-    when the look ends, and is looked at again if not: at any time replicas move and files
-    are rewritten and deleted, which is no damage."""
+    """Check the chunks of a page. Damage counts if the chunk is unchanged when the check
+    ends; otherwise the chunk is checked again: replicas move, and files are rewritten and
+    deleted, at any time, which is no damage."""
     left = [_known(check, page, chunk) for chunk in page.chunks]
     for look in range(1, LOOKS_MAX + 1):
         findings = await _look(check, left, report)
@@ -206,14 +206,14 @@ async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> 
 
 
 def _standing(check: Check, finding: Finding, now: Known) -> list[FsckProblem]:
-    """What stays true of a chunk that has changed. A server that finds damage when it is asked
-    tells the master by itself, who then does not name its replica any more."""
+    """The problems that remain true of a chunk that has changed: a server that finds damage
+    also reports it to the master, which then does not name this replica any more."""
     is_short = bool(check.server) and len(now.chunk.servers) < now.chunk.goal
     return [p for p in finding.problems if p.kind == "corrupt" or is_short]
 
 
 async def _known_again(check: Check, chunks: list[FsckChunk]) -> list[Known | None]:
-    """The same chunks of the same files as the master knows them now; None: there is none."""
+    """The master's present state of the same chunks; None: the chunk is gone."""
     found: list[Known | None] = []
     while left := chunks[len(found) :]:
         names = [FileChunkName(chunk.inode, chunk.index) for chunk in left]
@@ -227,7 +227,7 @@ async def _known_again(check: Check, chunks: list[FsckChunk]) -> list[Known | No
 
 
 async def _look(check: Check, chunks: list[Known], report: FsckReport) -> list[Finding]:
-    """What seems to be damaged; what is well is counted."""
+    """The chunks that seem damaged; good ones are counted."""
     slots = trio.CapacityLimiter(VERIFY_AT_ONCE)
     states = {} if check.verify else await _looked_for(check, chunks)
     suspects: list[Finding] = []
@@ -251,7 +251,7 @@ async def _look(check: Check, chunks: list[Known], report: FsckReport) -> list[F
 
 
 async def _count(check: Check, finding: Finding, report: FsckReport) -> None:
-    """It is so: into the report, and the master is told of damage."""
+    """Add a confirmed result to the report, and report damage to the master."""
     known = finding.known
     report.chunks += 1
     report.bytes += known.chunk.length
@@ -269,7 +269,7 @@ async def _count(check: Check, finding: Finding, report: FsckReport) -> None:
 
 
 async def _looked_for(check: Check, chunks: list[Known]) -> States:
-    """Each server is asked once for all that it has of these."""
+    """Ask each server once for all of its replicas of these chunks."""
     states: States = {}
     wanted: dict[str, tuple[ServerAddress, list[ReplicaName]]] = {}
     for known in chunks:
@@ -297,7 +297,7 @@ async def _looked_for(check: Check, chunks: list[Known]) -> States:
 async def _check_chunk(check: Check, known: Known, states: States) -> Finding:
     chunk, finding = known.chunk, Finding(known)
     good = 0
-    #: Of each damaged replica: the blocks that are, None if that is not known.
+    #: The damaged blocks of each damaged replica, None if they are not known.
     bad: list[set[int] | None] = []
     for server in (*known.servers, *known.damaged):
         is_damaged = server in known.damaged
@@ -316,7 +316,7 @@ async def _check_chunk(check: Check, known: Known, states: States) -> Finding:
             finding.add(kind, server.id, detail)
             finding.unfit.append((server, kind))
     if check.server:
-        return finding  # what others have is not known
+        return finding  # the other servers' replicas are not known
     if not good and chunk.length:
         finding.add("lost", "", _what_is_left(bad))
     elif good < chunk.goal:
@@ -330,7 +330,7 @@ def _what_is_left(bad: list[set[int] | None]) -> str:
         return "no good replica is left"
     nowhere = set.intersection(*known)
     if nowhere:
-        return f"{_blocks(nowhere)}: damaged in every replica there is"
+        return f"{_blocks(nowhere)}: damaged in every replica"
     return MENDING
 
 
@@ -342,8 +342,8 @@ def _blocks(blocks: set[int]) -> str:
 async def _state(
     core: ClientCore, chunk: FsckChunk, server: ServerAddress, states: States
 ) -> tuple[str, str, set[int] | None]:
-    """Its kind, why, and which blocks are damaged if that is known. Its server is asked
-    to read it unless its state is known."""
+    """The replica's kind of problem, the reason, and the damaged blocks if they are known.
+    Its server is asked to read it unless its state is known."""
     reply = states.get((server.id, chunk.handle)) or await _verified(core, chunk, server)
     if isinstance(reply, Exception):
         return "missing", f"{server.address} does not answer: {reply}", None
@@ -370,8 +370,8 @@ async def _verified(
 
 
 async def _add_garbage(core: ClientCore, report: FsckReport) -> None:
-    """Replicas that no file wants, on their way out; and what is kept until there are
-    enough good ones, told with its file as well if that has nothing better."""
+    """Replicas of chunks in no file, which are being deleted; and those kept until there
+    are enough good ones, listed under their file as well if it has nothing better."""
     after = -1
     while True:
         reply = await core.master.ask(ListGarbage(id=0, after=after, limit=1000), ListGarbageReply)

@@ -1,13 +1,12 @@
 """The client's side of the control connection to the master.
 
-One multiplexed connection, made when first needed and made again when it is
-lost; callers do not notice a master that restarts beyond the time it takes.
-Look-ups are simply asked again. A mutation keeps its (client, sequence) over
-all attempts, so the master gives the answer it gave the first time.
+One multiplexed connection, opened when first needed and again when it is lost; a
+restart of the master only delays calls. Look-ups are repeated. A mutation keeps its
+(client, sequence) over all attempts, so the master returns its first answer.
 
-With several addresses, the master is the one among them that says it is and whose
-term is the highest: the others are shadow masters, or were the master before. A
-promotion is a lost connection like another, and a moment until the next attempt.
+With several addresses, the master is the process that answers as one and has the
+highest term: the others are shadow masters, or were the master before. A promotion
+is one more lost connection, and a moment until the next attempt.
 With one address, a shadow master is taken as well, for look-ups.
 
 While uploads are open, a ping keeps the client known to the master; after a
@@ -47,14 +46,14 @@ log = logging.getLogger(__name__)
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 CALL_SECONDS = 10.0
-#: One that answers no call in time, and not even this, is taken for gone.
+#: A master that answers neither a call in time nor this probe is considered gone.
 PING_SECONDS = 2.0
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
-#: A cluster short of servers may only be starting; longer than this it is not.
+#: How long a cluster with too few servers may only be starting.
 PLACEMENT_SECONDS = 10.0
 
-#: Handle → what is being written: version, length so far, ids of the servers.
+#: Handle → the chunk being written: version, length so far, ids of the servers.
 Reservations = dict[int, tuple[int, int, list[str]]]
 
 
@@ -76,7 +75,7 @@ class MasterClient:
         self._identity = identity
         self._nursery = nursery
         self._retry_seconds = retry_seconds
-        #: How many there were: what an earlier one reserved and did not claim is gone.
+        #: Number of connections so far: reservations of earlier ones, unless reclaimed, are gone.
         self.connections = 0
         self._rpc: Rpc | None = None
         self._connecting = trio.Lock()
@@ -84,7 +83,7 @@ class MasterClient:
         self._requests = itertools.count(int.from_bytes(world.random_bytes(4), "big") << 8)
 
     def new_request(self) -> int:
-        """The number of one thing that this client is asked to do."""
+        """A new request id."""
         return next(self._requests) & REQUEST_MASK or 1
 
     def next_sequence(self) -> int:
@@ -129,7 +128,7 @@ class MasterClient:
         """One message, the same in every attempt."""
         rpc = self._rpc
         if rpc is not None and not rpc.closed and rpc.peer_term >= self._identity.term:
-            # The way nearly all calls go: one attempt, no loop around it.
+            # The path of nearly all calls: one attempt, no loop around it.
             try:
                 reply, _ = await rpc.call(request, body, seconds=CALL_SECONDS)
                 if isinstance(reply, kind):
@@ -141,8 +140,8 @@ class MasterClient:
             return await self.call(lambda: request, kind, body)
 
     async def _doubt(self, error: Exception) -> None:
-        """Is it still the master? With others to ask, one that says no or nothing is
-        left. Raises NotTheMaster if there are none."""
+        """Probe whether it is still the master. With other addresses to try, one that denies
+        it or does not answer is left. Raises NotTheMaster if there are none."""
         if len(self._addresses) == 1:
             if isinstance(error, NotTheMaster):
                 raise error
@@ -151,7 +150,7 @@ class MasterClient:
         if rpc is None:
             return
         if isinstance(error, DeadlineExceeded) and await self._is_there(rpc):
-            return  # what was asked for takes long, and would begin anew elsewhere
+            return  # the request takes long, and would start over elsewhere
         if isinstance(error, (NotTheMaster, DeadlineExceeded)) and self._rpc is rpc:
             self._addresses.sort(key=asked.__eq__)
             self.close()
@@ -164,15 +163,15 @@ class MasterClient:
         return True
 
     async def once(self, request: Message, kind: type[ReplyT], seconds: float) -> ReplyT:
-        """One attempt, for what must not be done twice. Raises MasterUnavailable if the
-        master's connection ends: whether it was done is not known then."""
+        """One attempt, for requests that must not be carried out twice. Raises
+        MasterUnavailable if the connection ends: the outcome is not known then."""
         try:
             rpc = await self._connected()
             reply, _ = await rpc.call(request, seconds=seconds)
         except ConnectionError as error:
             raise MasterUnavailable(
-                f"no answer from the master, and it may have done what it was told: {error}; "
-                "look at gfs status before you tell it again"
+                f"no answer from the master, which may have carried out the request: {error}; "
+                "look at gfs status before you repeat it"
             ) from error
         if not isinstance(reply, kind):
             raise ProtocolError(f"{type(reply).__name__} instead of {kind.__name__}")
@@ -189,7 +188,7 @@ class MasterClient:
             return self._rpc
 
     def _is_usable(self, rpc: Rpc) -> bool:
-        """A chunkserver may have told of a new master since."""
+        """Raises if a chunkserver has announced a newer master since."""
         return not rpc.closed and rpc.peer_term >= self._identity.term
 
     async def _connect(self) -> Rpc:
@@ -220,7 +219,7 @@ class MasterClient:
         raise ConnectionError(str(last)) from last
 
     def _refusal(self, connection: BulkConnection) -> str | None:
-        """Why this is not whom to ask, if so."""
+        """Why this process is not the master; empty if it is."""
         if connection.peer_role != "master" and len(self._addresses) > 1:
             return f"is a {connection.peer_role}, not the master"
         if connection.peer_term < self._identity.term:

@@ -6,11 +6,11 @@ is reported, and the master grants a higher version to the replicas that are
 left, which fences the others. The same bytes are then written again: the range
 holds them when the call returns.
 
-Two clients that write the same range at once leave one of the two, the same on
-all replicas, for ranges inside one chunk; beyond that the pieces may
-interleave (the paper's "consistent but undefined"). Writers of ranges that do not
-meet keep what the others wrote, wherever the file ended when they began: what is
-missing before a range, the primary fills in (:mod:`gfs.chunkserver.exchanges.write`).
+If two clients write the same range of one chunk at once, one of the two writes
+remains, the same on all replicas; over several chunks the pieces may interleave (the
+paper's "consistent but undefined"). Writers of separate ranges keep one another's
+bytes, wherever the file ended when they began: the primary fills the gap before a
+range with zeros (:mod:`gfs.chunkserver.exchanges.write`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ async def write_in_place(
 ) -> int:
     """Write ``data`` at ``offset`` of the file, which is ``length`` bytes long or longer.
 
-    Where nobody wrote before ``offset`` there are zeros then. Returns the length that the
-    file has at least; the bytes are on every live replica then, and the length is durable.
+    A gap before ``offset`` reads as zeros. Returns the least length of the file; the bytes
+    are then on every live replica, and the length is durable.
     Raises NotFound if the file is gone, ChunkUnavailable when no chain could be had.
     Cancelled, it leaves any part of the range written.
     """
@@ -101,7 +101,7 @@ async def _write_chunk(
 async def _lease(
     core: ClientCore, inode: int, index: int, version: int, failed: str
 ) -> tuple[ChainWriter, int]:
-    """Who orders writes of this chunk now, and how long it is at least; the chain of
+    """The present primary and chain of this chunk, and its least length; the chain of
     ``version`` broke at ``failed``."""
     reply = await core.master.ask(
         AcquireLease(

@@ -6,9 +6,9 @@ side receives into the caller's memory and hashes, so the kernel's buffers are
 the read-ahead. :func:`read_pieces` is for small files and small random reads.
 
 A replica that fails in any way (refuses, hangs up, stalls, sends a block that
-does not fit its sum) is left, and the next one goes on from the last good block.
-When all have been tried the locations are asked for again, until
-``retry_seconds`` have passed. Damage is reported to the master.
+fails its checksum) is left, and the read continues at the next one after the last good
+block. When all have failed, the locations are asked for again, until ``retry_seconds``
+have passed. Damage is reported to the master.
 
 Per MiB: one or two ``recv_into``, 16 digests, one comparison.
 """
@@ -61,24 +61,24 @@ ReplyT = TypeVar("ReplyT", bound=Message)
 STEP_BYTES = 1 * MIB
 #: Up to this size a range is cheaper as one piece than as a stream of blocks.
 SMALL_BYTES = BLOCK_BYTES
-#: A connection that took longer to get was made anew: that has a deadline of its own.
+#: A connection that took longer to get was newly made: that has a deadline of its own.
 CONNECTED_SECONDS = 0.01
-#: What chunkservers verify and send as an exact piece (see serve_read).
+#: Largest piece that chunkservers verify and send exactly (see serve_read).
 PIECE_BYTES_MAX = 1 * MIB
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
-#: For a step, of whoever is asked for it again and again.
+#: Deadline of a step, however many replicas are asked.
 PATIENCE_SECONDS_MAX = 8.0
-#: Before fewer replicas than most are believed how long a file is.
+#: Before the length that a minority of replicas reports is used.
 ALONE_SECONDS = 6.0
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
 
 
 def check_path(path: object) -> None:
-    """Refuse what no master could take, before anything is sent or written.
+    """Refuse paths that no master accepts, before anything is sent or written.
 
-    The master knows the rest of the rules. Raises InvalidName.
+    The master checks the other rules. Raises InvalidName.
     """
     if not isinstance(path, str):
         raise InvalidName(f"a path is text, not {type(path).__name__}: {path!r:.100}")
@@ -91,7 +91,7 @@ def check_path(path: object) -> None:
 
 
 class FileMap:
-    """One file as opened: its length and, chunk by chunk, where the replicas are."""
+    """One file as opened: its length and the locations of its chunks."""
 
     def __init__(self, core: ClientCore, path: str, reply: LocateReply) -> None:
         self._core = core
@@ -103,8 +103,8 @@ class FileMap:
 
     @classmethod
     async def open(cls, core: ClientCore, path: str, *, patient: bool = True) -> FileMap:
-        """Look ``path`` up. Raises NotFound, IsADirectory …; of a file that is appended
-        to ChunkUnavailable when nobody tells its length, at once unless ``patient``."""
+        """Look ``path`` up. Raises NotFound, IsADirectory …; for a file with appended
+        records ChunkUnavailable if no replica reports its length, at once unless ``patient``."""
         check_path(path)
         request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
         reply = await core.master.ask(request, LocateReply)
@@ -116,8 +116,8 @@ class FileMap:
 
     @classmethod
     async def open_as_known(cls, core: ClientCore, path: str) -> FileMap:
-        """As ``open``; if nobody tells how long a file is that is appended to, it is as long
-        as the master knows."""
+        """As ``open``; if no replica reports the length of a file with appended records, the
+        master's length is used."""
         try:
             return await cls.open(core, path)
         except ChunkUnavailable:
@@ -150,7 +150,7 @@ class FileMap:
         return known[1], self._core.in_order(known[2])
 
     def believed_until(self, index: int) -> float:
-        """How long what is known of chunk ``index`` is believed, on the monotonic clock."""
+        """Until when the cached location of chunk ``index`` is used, on the monotonic clock."""
         known = self._chunks.get(index)
         return float("-inf") if known is None else known[0]
 
@@ -170,11 +170,11 @@ class FileMap:
         await self._settle_length()
 
     async def _settle_length(self, patient: bool = True) -> None:
-        """Of a file that is appended to, the replicas of its last chunk know the length.
+        """The length of a file with appended records, asked of the replicas of its last chunk.
 
-        All are asked, and the longest is believed: it has all that was acknowledged, even
-        if another machine came back without what it had last written. So one alone is
-        not believed before most others had ``ALONE_SECONDS`` to be found.
+        All are asked, and the longest counts: it has all acknowledged records, even if
+        another machine came back without its last writes. So a minority's answer is used
+        only after the others had ``ALONE_SECONDS`` to answer.
         """
         if not self.entry.appended or self._is_as_known:
             return
@@ -188,7 +188,7 @@ class FileMap:
             lengths = await lengths_of(self._core, chunk, servers)
             enough = len(lengths) >= wanted or clock.monotonic() >= content_with_less
             if not lengths or (patient and not enough):
-                attempts.last = ChunkUnavailable(f"nobody says how long chunk {index} is")
+                attempts.last = ChunkUnavailable(f"no replica reports the length of chunk {index}")
                 if not patient:
                     raise attempts.last
                 await attempts.wait()
@@ -211,7 +211,7 @@ class FileMap:
         return known[1], known[2]
 
     async def report(self, chunk: ChunkLocation, server: ServerAddress, error: Exception) -> None:
-        """Tell the master what this reader found. It checks for itself."""
+        """Report a bad replica to the master, which has it checked."""
         kind = "corrupt" if isinstance(error, CorruptReplica) else "missing"
         request = ReportReplica(
             id=0, handle=chunk.handle, version=chunk.version, server=server.id, kind=kind
@@ -224,7 +224,7 @@ class FileMap:
 
 
 class Attempts:
-    """The replicas of one chunk, one after another, then all over again."""
+    """The replicas of one chunk in turn, in repeated rounds."""
 
     def __init__(
         self, core: ClientCore, file: FileMap, index: int, rounds: int | None = None
@@ -249,7 +249,7 @@ class Attempts:
         return self._chunk, self._left.pop(0)
 
     async def wait(self) -> None:
-        """Before all are tried again. Raises ChunkUnavailable when it is enough."""
+        """Pause before the next round. Raises ChunkUnavailable when the time is over."""
         clock = self._core.world.clock
         is_enough = self._rounds_max is not None and self._rounds >= self._rounds_max
         if is_enough or clock.monotonic() + self._pause > self._give_up:
@@ -262,8 +262,8 @@ class Attempts:
 
     @property
     def patience(self) -> float:
-        """Seconds for the next bytes before another replica is asked instead. In each round
-        twice as long: a loaded cluster answers in the end, and so does a slow line."""
+        """Seconds for the next bytes before another replica is asked instead, doubled in each
+        round: a loaded cluster or a slow network answers in the end."""
         settings = self._core.settings
         seconds = settings.hedge_seconds * (1 << (self._rounds - 1))
         if not self._left:
@@ -279,14 +279,14 @@ class Attempts:
             self._core.suspect(server.id)
 
     def progress(self) -> None:
-        """Bytes moved: the time to give up counts from here."""
+        """Bytes arrived: the time limit starts again."""
         self._give_up = self._core.world.clock.monotonic() + self._core.settings.retry_seconds
 
 
 async def ask_state(
     core: ClientCore, server: ServerAddress, question: VerifyChunk, seconds: float
 ) -> VerifyReply:
-    """What a chunkserver says of its replica. Raises ConnectionError or GfsError."""
+    """A chunkserver's state of its replica. Raises ConnectionError or GfsError."""
     return await ask_server(core, server, question, VerifyReply, seconds)
 
 
@@ -297,7 +297,7 @@ async def ask_server(
     kind: type[ReplyT],
     seconds: float,
 ) -> ReplyT:
-    """What a chunkserver answers. Raises ConnectionError or GfsError."""
+    """A chunkserver's answer. Raises ConnectionError or GfsError."""
     connection = await core.pool.acquire(server.address)
     try:
         with deadline(seconds, f"answer from {server.address}"):
@@ -340,15 +340,15 @@ async def lengths_of(
 class BlockStream:
     """A file read forwards from a block boundary, up to ``end``.
 
-    Used by one task; ``close`` it. ``position`` is where the next byte is from. A reader
-    who takes his time is shown what others wrote meanwhile, later than ``until``.
+    Used by one task; ``close`` it. ``position`` is the offset of the next byte. After
+    ``until`` a slow reader sees what others wrote meanwhile.
     """
 
     def __init__(self, core: ClientCore, file: FileMap, position: int, end: int) -> None:
         self._core = core
         self._file = file
         self.position = position
-        # Whole blocks are asked for, so that they can be verified here.
+        # Requests cover whole blocks, so that they can be verified here.
         self._end = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, file.entry.length)
         self._attempts: Attempts | None = None
         self._connection: BulkConnection | None = None
@@ -356,12 +356,12 @@ class BlockStream:
         self._chunk: ChunkLocation | None = None
         self._sums = b""
         self._sums_at = 0
-        #: Until then what was read last is believed, as is the replica that it is from.
+        #: Until then the last bytes read, and their replica, are used.
         self.until = float("-inf")
 
     @property
     def end(self) -> int:
-        """Where the stream ends: at a block boundary or the file's end."""
+        """The end of the stream: a block boundary or the file's end."""
         return self._end
 
     async def read_into(self, target: memoryview) -> int:
@@ -411,7 +411,7 @@ class BlockStream:
             assert self._chunk is not None
             raise CorruptReplica(
                 f"chunk {self._chunk.handle:016x}: blocks at {self.position % CHUNK_BYTES} "
-                "do not fit their checksums"
+                "fail their checksums"
             )
         self._sums_at += len(sums)
 
@@ -446,7 +446,7 @@ class BlockStream:
             reply = await self._connection.receive_reply()
         if (
             not isinstance(reply, ReadReply)
-            # Of a part of one block the one digest is its sum, too.
+            # For a part of one block the single digest is also its sum.
             or not (reply.whole or length <= BLOCK_BYTES)
             or reply.length != length
             or self._connection.body_bytes != length
@@ -485,8 +485,8 @@ def is_answer(error: Exception) -> bool:
 
 
 async def read_pieces(core: ClientCore, file: FileMap, offset: int, target: memoryview) -> None:
-    """Fill ``target`` with the file's bytes from ``offset``, verified: for ranges that
-    are not worth a :class:`BlockStream`.
+    """Fill ``target`` with the file's bytes from ``offset``, verified: for ranges too small
+    for a :class:`BlockStream`.
 
     Raises ChunkUnavailable, FileChanged, InvalidArgument.
     """
@@ -525,8 +525,8 @@ async def read_piece_at(
     offset: int,
     target: memoryview,
 ) -> None:
-    """One attempt, at one replica, under one cancel scope: each costs a good part of
-    what a small read does."""
+    """One attempt, at one replica, under one cancel scope: scopes are a good part of the
+    cost of a small read."""
     connection: BulkConnection | None = None
     clean = False
     try:

@@ -1,10 +1,10 @@
 """The good parts of a damaged or partly lost file (``get`` with ``partial``).
 
-A piece of 1 MiB is asked of every replica; if none has it, block by block, since one may
-have a block that another has not. What no replica has becomes a hole of the local file.
-Servers that do not answer are waited for, for ``retry_seconds``; once that was in vain, what
-is left of the file is asked for without waiting: a file may have lost hundreds of chunks.
-Every byte that is written was verified.
+Each piece of 1 MiB is asked of every replica; if none has all of it, it is asked block by
+block, since replicas may lack different blocks. A block that no replica has becomes a hole
+of the local file. Servers that do not answer are waited for, for ``retry_seconds``; after
+one wait in vain, the rest of the file is read without waiting: a file may have lost
+hundreds of chunks. Every byte that is written was verified.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gfs.protocol.messages import Entry
 
 @dataclass(frozen=True)
 class Rescued:
-    """What was fetched of a file: it is as long as it was, and has zeros in its ``holes``,
-    (offset, bytes) each, in order. None: it is whole."""
+    """A fetched file of the original length, with zeros in its ``holes``, (offset, bytes)
+    each, in order. None: it is whole."""
 
     entry: Entry
     holes: list[tuple[int, int]]
@@ -77,9 +77,9 @@ class _Chunk:
         self._file = file
         self.at = start
         self._end = end
-        #: Up to there no replica had all of a piece: it is asked for in blocks.
+        #: Up to this offset no replica has all of a piece: it is read in blocks.
         self._narrow_until = start
-        #: Whether somebody who does not answer is waited for: not any more once that was in vain.
+        #: Whether to wait for servers that do not answer: not after a wait in vain.
         self.may_wait = may_wait
         self._is_located_anew = False
 
@@ -111,8 +111,9 @@ class _Chunk:
             self._narrow_until = self.at + len(piece)
 
     async def _ask_all(self, piece: memoryview) -> tuple[int, int]:
-        """Fill ``piece`` from the first replica that has it: (0, 0); or how many said that
-        they have not, and how many said nothing, counting that there is none as one."""
+        """Fill ``piece`` from the first replica that has it: (0, 0); else the numbers of
+        replicas that lack it and of those that did not answer; no replica counts as one of
+        the latter."""
         attempts = Attempts(self._core, self._file, self.at // CHUNK_BYTES, rounds=1)
         heard = silent = 0
         offset = self.at % CHUNK_BYTES

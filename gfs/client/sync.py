@@ -1,9 +1,9 @@
 """The client, blocking: for scripts, notebooks, pandas, threads.
 
 The async client runs in a Trio loop in one background thread (anyio's blocking
-portal); calls from any thread wait for it. A process that forks starts anew in
-the child at its first call: the loop, the connections and the open uploads stay
-the parent's, and file objects opened before the fork say so when they are used.
+portal); calls from any thread wait for it. After a fork the
+child starts its own loop at its first call: the loop, the connections and the open
+uploads stay the parent's, and file objects opened before the fork raise when used.
 
 ::
 
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 #: Entries fetched from the loop's thread at once by iterating methods.
 BATCH = 500
-#: The same, of records, each of which may have 16 MiB.
+#: Records fetched at once, each of up to 16 MiB.
 RECORDS_BATCH = 4
 
 
@@ -101,7 +101,7 @@ class SyncClient:
         self._current()
 
     def _current(self) -> _Running:
-        """The loop of this process, started if it is another than last time."""
+        """The loop of this process, started if the process is new (a fork)."""
         running = self._running
         if running is not None and running.pid == os.getpid():
             return running
@@ -132,7 +132,7 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Stop the background loop. Uploads not closed yet are given up."""
+        """Stop the background loop. Open uploads are discarded."""
         running, self._running = self._running, None
         self._closed = True
         if running is not None and running.pid == os.getpid():

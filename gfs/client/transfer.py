@@ -1,8 +1,8 @@
-"""put and get: whole files between here and the cluster.
+"""put and get: whole files between local programs and the cluster.
 
 A source that can be read again (a local path, bytes, a seekable file object) is
-uploaded from the start when its upload is lost with all servers that held a
-part of it; other sources give the error.
+uploaded from the start if all servers with a part of it are lost; with other sources
+the call raises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gfs.client.read import (
     check_path,
     read_pieces,
 )
-from gfs.client.upload import OWN_BUFFER_BYTES, Terms, Upload
+from gfs.client.upload import OWN_BUFFER_BYTES, PublishOptions, Upload
 from gfs.diagnostics import asked_for
 from gfs.errors import AlreadyExists, ChunkUnavailable, DiskFull, FileChanged, InvalidArgument
 from gfs.protocol.buffers import BufferPool
@@ -38,7 +38,7 @@ Progress = Callable[[int], object]
 Source = str | os.PathLike[str] | Buffer | BinaryIO | AsyncIterable[bytes]
 Target = str | os.PathLike[str] | BinaryIO
 
-#: Whole uploads or downloads tried before the error is the caller's.
+#: Attempts of a whole upload or download before the error is raised.
 TRIES_MAX = 3
 
 
@@ -56,7 +56,7 @@ async def put(
     source: Source,
     path: str,
     *,
-    terms: Terms,
+    options: PublishOptions,
     replication: int,
     progress: Progress | None,
 ) -> Entry:
@@ -67,8 +67,8 @@ async def put(
         upload = Upload(core, replication)
         try:
             await feed.fill(upload, report)
-            return (await upload.publish(path, terms)).entry
-        # Servers that filled up: the master finds others, or makes room, or says that it cannot.
+            return (await upload.publish(path, options)).entry
+        # Servers that filled up: the master finds others, or makes room, or refuses.
         except (ChunkUnavailable, DiskFull):
             again = attempt < TRIES_MAX and feed.can_rewind()
             if not again:
@@ -193,8 +193,8 @@ async def stream(
     request: int = 0,
 ) -> AsyncGenerator[memoryview, None]:
     """The bytes of a file, or of the one at a path, in verified pieces of up to
-    1 MiB; each view is valid until the next step. All of it is one request: the one
-    given, else that of the first step."""
+    1 MiB; each view is valid until the next step. All messages carry one request id: the
+    one given, else that of the first step."""
     asked = asked_for(request or core.present_request())
     with asked:
         file = source if isinstance(source, FileMap) else await FileMap.open(core, source)
@@ -226,9 +226,9 @@ async def stream(
 
 
 class _StepBuffer:
-    """Where a download's steps go: a buffer of the client's pool, or while the pool
-    has none, a small one of its own. A consumer may keep a step for as long as it
-    likes, so nobody waits for a buffer that another has."""
+    """Memory for a download's steps: a buffer of the client's pool, or, while the pool
+    is empty, a small one of its own. A consumer may hold a step for any time, so no task
+    waits for a buffer of another."""
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
@@ -236,7 +236,7 @@ class _StepBuffer:
         self._own = bytearray()
 
     def view(self, left: int) -> memoryview:
-        """Room for the next step, of whole blocks or all the ``left`` bytes."""
+        """Memory for the next step: whole blocks, or all the ``left`` bytes."""
         if self._pooled is None:
             self._pooled = self._pool.acquire_now()
         if self._pooled is not None:
@@ -279,7 +279,7 @@ async def get_bytes(core: ClientCore, path: str, progress: Progress | None) -> b
 async def get_to_file(
     core: ClientCore, path: str, target: BinaryIO, progress: Progress | None
 ) -> Entry:
-    """Write the file's bytes to ``target`` as they come. Not atomic: it is a stream."""
+    """Write the file's bytes to ``target`` as they arrive. Not atomic: it is a stream."""
     report = progress or _no_progress
     file = await FileMap.open(core, path)
     entry = replace(file.entry)  # more may be known while it is read
@@ -302,7 +302,7 @@ def _write_all(target: BinaryIO, view: memoryview) -> None:
 async def get_to_path(
     core: ClientCore, path: str, target: str, *, overwrite: bool, progress: Progress | None
 ) -> Entry:
-    """Under its final name there is nothing, what was there, or the whole file."""
+    """Fetch into a local file, which gets its name only when it is whole."""
     run = core.world.run_blocking
     report = progress or _no_progress
     await run(check_free, target, overwrite)
@@ -376,7 +376,7 @@ class LocalPart:
         except FileExistsError:
             raise taken from None
         except OSError:
-            # No links on this file system: a look is the best there is.
+            # This file system has no links: a check before the rename is the best possible.
             if os.path.lexists(self._target):
                 raise taken from None
             os.rename(self._part, self._target)

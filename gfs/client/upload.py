@@ -1,15 +1,15 @@
 """Writing a new file: reserve, write chunks, publish.
 
 An upload holds the bytes it has sent until every replica has acknowledged them,
-and no others. So when a chain breaks, the rest of the chunk goes on from the
-acknowledged byte with the replicas that are left, under a higher version, and
-the source is never read again. Nothing of the file is in the namespace before
+and no others. So when a chain breaks, the chunk is continued after the last
+acknowledged byte on the remaining replicas, under a higher version, and the source
+is never read again. Nothing of the file is in the namespace before
 :meth:`Upload.publish`, one transaction at the master.
 
 Memory: packets are filled in buffers of the client's pool. When the pool is
 empty, an upload first waits for its own acknowledgements, and then works with a
 small buffer of its own, one packet at a time: 400 writers need the pool and
-64 KiB each, and none waits for another.
+64 KiB each, and none waits for another writer.
 
 Per MiB: one buffer filled by the caller, 16 digests, one ``sendmsg`` or a few,
 one acknowledgement received every packet. No task: acknowledgements are read
@@ -71,9 +71,9 @@ RECOVERIES_MAX = 8
 
 
 class ChainBroken(Exception):
-    """A write chain failed; ``server`` is the id of the one that did. It is empty
-    when none did: the servers end an exchange whose writer pauses for long. ``code`` is
-    what it said, if it said anything."""
+    """A write chain failed; ``server`` is the id of the failed server, empty if none
+    failed: the servers end an exchange whose writer pauses for long. ``code`` is that of
+    its answer, if there was one."""
 
     def __init__(self, message: str, server: str, code: str = "") -> None:
         super().__init__(message)
@@ -82,9 +82,9 @@ class ChainBroken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """How a new file takes its name, and what it carries. Made before the first byte
-    is sent, so that a mistake is told then.
+class PublishOptions:
+    """Publish options: how a new file takes its name, and its attributes. Made before the
+    first byte is sent, so that mistakes are raised then.
 
     Raises InvalidArgument or InvalidName.
     """
@@ -100,7 +100,7 @@ class Terms:
         if isinstance(self.parents, str):
             check_path(self.parents)
             if not self.parents:
-                raise InvalidName("an empty path of the directory that must be there")
+                raise InvalidName("the path of the directory that must exist is empty")
         if self.attributes:
             check_attributes(self.attributes)
         check_expect(self.expect)
@@ -108,7 +108,7 @@ class Terms:
 
 def check_expect(expect: int | None) -> None:
     if expect is not None and not 0 <= expect < 1 << 63:
-        raise InvalidArgument(f"inode {expect} cannot be expected")
+        raise InvalidArgument(f"expect is not an inode number: {expect}")
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class OutPacket:
     pooled: mmap.mmap | None
     last: bool = False
     flush: bool = False
-    #: What may be missing before ``offset``.
+    #: Bytes that may be missing before ``offset``.
     hole: int = 0
     number: int = -1
 
@@ -185,7 +185,7 @@ class ChainWriter:
             raise self._broken(error) from error
 
     async def _hear_why(self) -> None:
-        """The primary may have said who failed before it hung up."""
+        """The failed server, if the primary named it before it hung up."""
         if self._connection is None:
             return
         with trio.move_on_after(0.5):
@@ -200,7 +200,7 @@ class ChainWriter:
         return ChainBroken(f"chunkserver {self.chain[0].id}: {error}", self.chain[0].id)
 
     async def receive_ack(self) -> None:
-        """Wait for the next acknowledgement and let its packets go. Raises ChainBroken."""
+        """Wait for the next acknowledgement and release its packets. Raises ChainBroken."""
         try:
             if self._connection is None:
                 raise ConnectionResetError("the exchange is not open")
@@ -216,7 +216,7 @@ class ChainWriter:
             paused = message.code == DeadlineExceeded.code
             server = message.server or ("" if paused else self.chain[0].id)
             if message.code == LeaseLost.code:
-                server = ""  # nobody failed: the master wants to be asked again
+                server = ""  # no server failed: ask the master for a new lease
             self.hang_up()
             raise ChainBroken(message.message, server, message.code)
         if not isinstance(message, PacketAck) or message.id >= self._next_number:
@@ -246,7 +246,7 @@ class ChainWriter:
             connection.close()
 
     def abandon(self) -> None:
-        """Hang up and let everything go."""
+        """Hang up and release all packets."""
         self.hang_up()
         while self.packets:
             self.let_go(self.packets.popleft())
@@ -359,7 +359,7 @@ class Upload:
         await self._keep_to_window(packet.flush and not flush)
 
     def _digest_packet(self, packet: OutPacket) -> None:
-        """Each packet comes here once, however often it is sent."""
+        """Called once for each packet, however often it is sent."""
         if packet.sums and packet.offset % BLOCK_BYTES:
             self._digest = None
         elif self._digest is not None:
@@ -373,7 +373,7 @@ class Upload:
             await self._drain_one()
 
     async def _drain_one(self) -> None:
-        """Receive one acknowledgement of the oldest chunk that waits for any."""
+        """Receive one acknowledgement for the oldest chunk that waits for one."""
         while self._unfinished and not self._unfinished[0].packets:
             if not self._unfinished[0].done:
                 break
@@ -412,14 +412,14 @@ class Upload:
     # --- recovery -----------------------------------------------------------------
 
     async def _recover(self, chunk: ChainWriter, broken: ChainBroken) -> None:
-        """Go on with the replicas that are left; everything unacknowledged again.
+        """Continue on the remaining replicas, and send all unacknowledged bytes again.
 
-        Raises ChunkUnavailable when the acknowledged bytes are nowhere any more, DiskFull
-        when that is since the last server that had them is full.
+        Raises ChunkUnavailable if no server has the acknowledged bytes any more, DiskFull
+        if the last server with them is full.
         """
         for _ in range(RECOVERIES_MAX):
             how = "without it" if broken.server else "with all servers"
-            log.warning("chunk %016x: %s; going on %s", chunk.handle, broken, how)
+            log.warning("chunk %016x: %s; continuing %s", chunk.handle, broken, how)
             self._core.suspect(broken.server, broken.code)
             chunk.hang_up()
             try:
@@ -453,7 +453,7 @@ class Upload:
                     f"all chunkservers that held the first {chunk.acked} bytes of a chunk "
                     f"are gone: write the file again ({error})"
                 ) from error
-            # Nothing of it was acknowledged: any other chunk will do.
+            # No byte of it was acknowledged: use another chunk.
             self._core.master.reservations.pop(chunk.handle, None)
             reserved, _ = await self._core.reserve(self._replication)
             self._use(chunk, reserved.handle, reserved.version, reserved.chain)
@@ -463,7 +463,7 @@ class Upload:
 
     # --- the end ------------------------------------------------------------------
 
-    async def publish(self, path: str, terms: Terms) -> PublishReply:
+    async def publish(self, path: str, options: PublishOptions) -> PublishReply:
         """Make the file visible, whole. Acknowledged when this returns.
 
         Raises AlreadyExists, FileChanged and the other errors of the namespace; the upload is
@@ -471,7 +471,7 @@ class Upload:
         """
         try:
             await self._finish_chunks()
-            reply = await self._publish(path, terms)
+            reply = await self._publish(path, options)
         except BaseException:
             await self.abort()
             raise
@@ -487,7 +487,7 @@ class Upload:
                 await self._receive_ack(chunk)
         self._unfinished.clear()
 
-    async def _publish(self, path: str, terms: Terms) -> PublishReply:
+    async def _publish(self, path: str, options: PublishOptions) -> PublishReply:
         ids: dict[str, int] = {}
         chunks = [
             PublishedChunk(
@@ -506,19 +506,19 @@ class Upload:
             path=path,
             length=self.length,
             replication=self._replication,
-            replace=terms.replace,
-            parents=bool(terms.parents),
+            replace=options.replace,
+            parents=bool(options.parents),
             servers=list(ids),
             digest=b"" if self._digest is None else self._digest.digest(),
-            attributes=dict(terms.attributes or {}),
-            expect=-1 if terms.expect is None else terms.expect,
-            below=terms.parents if isinstance(terms.parents, str) else "",
+            attributes=dict(options.attributes or {}),
+            expect=-1 if options.expect is None else options.expect,
+            below=options.parents if isinstance(options.parents, str) else "",
         )
         body = msgspec.msgpack.encode(chunks)
         return await self._core.master.ask(request, PublishReply, body)
 
     async def abort(self) -> None:
-        """Give up: nothing of the file is or becomes visible. Never raises for that."""
+        """Discard the upload: the file does not become visible. Never raises."""
         if self._ended:
             return
         handles = [chunk.handle for chunk in self._chunks]

@@ -162,8 +162,8 @@ async def test_no_good_replica_is_an_error_and_never_wrong_bytes(
         report = await fs.fsck()
         details = {kind: [p.detail for p in report.problems if p.kind == kind and p.path]
                    for kind in report.counts}  # fmt: skip
-        assert details["lost"] == ["blocks 1: damaged in every replica there is"]
-        assert details["corrupt"] == ["blocks 1; kept, for nothing better is there"] * 3
+        assert details["lost"] == ["blocks 1: damaged in every replica"]
+        assert details["corrupt"] == ["blocks 1; kept, because nothing better is left"] * 3
         others = {p.detail for p in report.problems if not p.path}
         assert others == {"kept: its chunk has too few good replicas"}
 
