@@ -11,9 +11,8 @@ from quart import Response
 from quart.wrappers import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from control.api.module import Route
 from control.api.runtime import Control
-from control.errors import BadRequest, TooLarge, TooSlow, Unauthorized, UpgradeRequired
+from control.errors import BadRequest, TooLarge, TooSlow, Unauthorized
 from control.http.asgi import StreamingRequest
 from control.identity.access import Need, Principal, Target, decide, decide_target
 from control.records import Txn
@@ -27,7 +26,7 @@ T = TypeVar("T")
 JSON = "application/json"
 #: What is answered depends on who asks, and may be a secret. ``?token=`` would not
 #: tell a cache so, as the header does.
-FOR_ONE = {"Cache-Control": "no-store"}
+NO_STORE = {"Cache-Control": "no-store"}
 #: Of one who may be anybody: a worker's 1024 connections hold 64 MiB of these at most.
 ANONYMOUS_JSON_BYTES_MAX = 64 * KIB
 #: The whole of a JSON body, however steadily it drips.
@@ -39,17 +38,21 @@ ENDED = "the token is not valid, or not any more: log in again"
 class Call:
     """The request, who makes it, and what it is allowed to do."""
 
-    __slots__ = ("_allowed", "control", "params", "principal", "request", "route")
+    __slots__ = ("_allowed", "control", "need", "params", "principal", "request", "route")
 
     def __init__(
         self,
         control: Control,
-        route: Route,
+        need: Need,
+        route: str,
         request: StreamingRequest,
         params: Mapping[str, str],
         principal: Principal | None,
     ) -> None:
         self.control = control
+        #: What the route asks of a credential.
+        self.need = need
+        #: Method and path as declared, for logs.
         self.route = route
         self.request = request
         #: The path's parameters.
@@ -113,14 +116,14 @@ class Call:
 
         Raises Unauthorized or Forbidden.
         """
-        decide_target(self.principal, self.route.need, target, reading=reading)
+        decide_target(self.principal, self.need, target, reading=reading)
         self._allowed.append((target, reading))
 
     def check_again(self, principal: Principal | None) -> None:
         """Whether ``principal``, whom the credential stands for by now, may do what was
         allowed so far. Raises Unauthorized or Forbidden."""
         for target, reading in self._allowed:
-            decide_target(principal, self.route.need, target, reading=reading)
+            decide_target(principal, self.need, target, reading=reading)
 
     def check_credential(self, txn: Txn) -> None:
         """Whether the credential is still there and may do this, in the transaction that
@@ -132,7 +135,7 @@ class Call:
         principal = self.control.credentials.again(txn, self.user)
         if principal is None:
             raise Unauthorized(ENDED)
-        decide(principal, self.route.need, scope_name(self.route.need, self.request, self.params))
+        decide(principal, self.need, scope_name(self.need, self.request, self.params))
         self.check_again(principal)
 
     async def write(self, change: Callable[[Txn], T], *, seconds: float = 10.0) -> T:
@@ -150,11 +153,6 @@ def scope_name(need: Need, request: Request, params: Mapping[str, str]) -> str:
     if not need.parameter:
         return ""
     return params.get(need.parameter) or request.args.get(need.parameter) or need.fallback
-
-
-async def upgrade_only(call: Call) -> None:
-    """The handler of a route that is a WebSocket and nothing else."""
-    raise UpgradeRequired
 
 
 def decode_json(data: bytes, kind: type[BodyT]) -> BodyT:
@@ -184,4 +182,4 @@ def field_message(error: msgspec.ValidationError) -> str:
 
 def json_response(value: Any, status: int = 200) -> Response:
     """``value`` as JSON, which no cache keeps."""
-    return Response(msgspec.json.encode(value), status=status, headers=FOR_ONE, content_type=JSON)
+    return Response(msgspec.json.encode(value), status=status, headers=NO_STORE, content_type=JSON)

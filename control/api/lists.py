@@ -14,7 +14,7 @@ import msgspec
 import trio
 from quart import Response
 
-from control.api.call import FOR_ONE, JSON, json_response
+from control.api.call import JSON, NO_STORE, json_response
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def json_array(rows: Sequence[T], info: Callable[[T], msgspec.Struct | None]) ->
     """What ``info`` makes of each of ``rows`` as a JSON array; None: nothing."""
     if len(rows) <= PIECE_ROWS:
         return json_response([found for row in rows if (found := info(row)) is not None])
-    return Response(_pieces(rows, info), headers=FOR_ONE, content_type=JSON)
+    return Response(_pieces(rows, info), headers=NO_STORE, content_type=JSON)
 
 
 async def _pieces(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Never
 
-from control.api.module import Module, UserDeletion
 from control.identity.credentials import Credentials
 from control.identity.keys import SigningKeys
 from control.identity.rows import IDENTITY
@@ -19,9 +19,31 @@ from control.records import Records, Schema, Txn
 from control.records.volatile import Volatile
 from control.settings import ControlSettings
 from gfs.config import load
+from gfs.errors import InvariantViolated
 
 #: Below the state directory.
 DIRECTORY = "control"
+
+
+#: Part of a transaction that deletes the user of this id.
+UserDeletion = Callable[[Txn, str], None]
+#: What the user of this id has, by the names of control.quota.Limits.
+UsageOf = Callable[[Txn, str], dict[str, int]]
+
+
+class Contribution:
+    """What a module adds to the state that all share, wherever it is installed: hosts may
+    share the records and serve different modules of them."""
+
+    name: ClassVar[str]
+    #: The scopes it defines; tokens with them can be made wherever it is installed.
+    scopes: ClassVar[ScopeTable] = {}
+    #: Its rows. Opened wherever it is installed.
+    schemas: ClassVar[Sequence[Schema]] = ()
+    #: What a user's deletion does to its rows, in the same transaction.
+    on_user_deleted: ClassVar[UserDeletion | None] = None
+    #: What a user has of that for which there are quotas, as far as its rows tell.
+    usage: ClassVar[UsageOf | None] = None
 
 
 class Control:
@@ -31,7 +53,7 @@ class Control:
     ``state/control`` and shared by all processes of this machine.
     """
 
-    #: There while the process serves; not before.
+    #: This and the next are there while the process serves; not before.
     records: Records
     volatile: Volatile
     #: Failed logins. Not with the rest, of which one user can make so much that all of it is
@@ -46,7 +68,7 @@ class Control:
         self,
         settings: ControlSettings,
         state: Path,
-        installed: Sequence[type[Module]],
+        installed: Sequence[type[Contribution]],
         *,
         master: str | None = None,
         key: bytes | Path | None = None,
@@ -66,6 +88,16 @@ class Control:
         #: What users may have of whom nobody said otherwise.
         self.limits = load(Limits, "quota", file=config)
         self.scopes: ScopeTable = merge([SEED_SCOPES, *(kind.scopes for kind in installed)])
+
+    if not TYPE_CHECKING:  # a mistake in a name stays one for mypy
+
+        def __getattr__(self, name: str) -> Never:
+            if name in Control.__annotations__:
+                raise InvariantViolated(
+                    f"control.{name} is only there while the process serves: use it in "
+                    "Module.run and in handlers, not in __init__ or routes()"
+                )
+            raise AttributeError(f"'Control' object has no attribute {name!r}")
 
     @property
     def user_deletions(self) -> list[UserDeletion]:

@@ -30,9 +30,19 @@ from quart_trio import QuartTrio
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from control.api.call import ENDED, FOR_ONE, JSON, Call, json_response, scope_name
-from control.api.module import Content, Module, Route, Upgrade, choose, discover
-from control.api.runtime import Control
+from control.api import (
+    JSON,
+    NO_STORE,
+    Call,
+    Content,
+    Control,
+    Module,
+    Route,
+    Upgrade,
+    json_response,
+)
+from control.api.call import ENDED, scope_name
+from control.api.installed import OURS, SYSTEM, check_clashes, choose, clash, discover, package_of
 from control.app.cors import Cors
 from control.app.loop import Loop
 from control.app.watch import Watch
@@ -56,7 +66,7 @@ from gfs.cluster.failures import EXPECTED, leaves, the_one
 from gfs.config import default_state_directory
 from gfs.diagnostics import REQUEST_BITS, request_name
 from gfs.diagnostics import request as current_request
-from gfs.errors import GfsError, StartupError
+from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +92,8 @@ def build_app(
     """An ASGI app (Quart on Trio) that serves ``modules``.
 
     Args:
-        modules: names of installed modules, or classes; none means all installed.
+        modules: names of installed modules, or classes; none means all installed. A class
+            takes the place of the installed module that it is, or inherits from.
         settings: see :class:`ControlSettings`.
         state: the cluster's state directory (default: as ``gfs up``); the records
             are below it.
@@ -91,18 +102,21 @@ def build_app(
         tls: the directory with what TLS takes, if that is not there either.
         config: a TOML file; its table ``[client]`` is for the file system's client.
 
-    Raises StartupError for a module that is not installed, or two routes that are
-    the same. The records are opened when the app starts to serve.
+    Raises StartupError for a module that is not installed, and for two that take the same
+    name for a thing (:mod:`control.api.installed`). The records are opened when the app
+    starts to serve.
     """
     installed = discover()
     named = [name for name in modules if isinstance(name, str)]
     given = [kind for kind in modules if not isinstance(kind, str)]
     chosen = choose(named, installed) if named or not given else []
-    known = {kind.name: kind for kind in [*installed.values(), *given]}
+    others = [kind for kind in installed.values() if not any(issubclass(g, kind) for g in given)]
+    known = [*others, *given]
+    check_clashes(known)
     control = Control(
         settings or ControlSettings(),
         state or default_state_directory(),
-        list(known.values()),
+        known,
         master=master,
         key=key,
         tls=tls,
@@ -153,8 +167,10 @@ class ControlApp(QuartTrio):
             self.url_map.converters.update(module.converters)
             for route in module.routes():
                 self._add(module.name, route)
-        for route in [*self._own_routes(), *documentation_routes(self)]:
-            self._add("system", route)
+        summaries = {module.name: module.summary for module in modules}
+        documentation = documentation_routes(self.table, summaries, self.url_map.converters)
+        for route in [*self._own_routes(), *documentation]:
+            self._add(SYSTEM, route)
         self._router = self.url_map.bind("")
         self.before_serving(self._start)
 
@@ -205,9 +221,13 @@ class ControlApp(QuartTrio):
     # --- routes -------------------------------------------------------------------
 
     def _add(self, module: str, route: Route) -> None:
-        for _, other in self.table:
+        for owner, other in self.table:
             if (other.method, _shape(other.path)) == (route.method, _shape(route.path)):
-                raise StartupError(f"{route.method} {route.path} is served by two modules")
+                packages = {each.name: package_of(type(each)) for each in self.modules}
+                raise clash(
+                    f"the route {route.method} {route.path}",
+                    *(packages.get(name, OURS) for name in (owner, module)),
+                )
         rule = _parameter.sub(_werkzeug_parameter, route.path)
         self.url_map.add(Rule(rule, methods=[route.method], endpoint=str(len(self.table))))
         self.table.append((module, route))
@@ -305,7 +325,7 @@ class ControlApp(QuartTrio):
             path = route.path
             self.loop.note(f"the WebSocket {path}")
             principal = self._admit(route.need, request, params)
-            call = Call(self.control, route, request, params, principal)
+            call = Call(self.control, route.need, f"GET {path}", request, params, principal)
             await self._converse(call, route.upgrade, socket)
             return None
         except (Exception, BaseExceptionGroup) as error:
@@ -374,7 +394,8 @@ class ControlApp(QuartTrio):
         self, route: Route, request: StreamingRequest, params: dict[str, str]
     ) -> Response:
         principal = self._admit(route.need, request, params)
-        call = Call(self.control, route, request, params, principal)
+        name = f"{route.method} {route.path}"
+        call = Call(self.control, route.need, name, request, params, principal)
         scope = cast(dict[str, Any], request.scope)
         refuse = scope["extensions"]["control.refuse"]
         self.watch.begin(id(scope), call, lambda refusal: refuse(refusal.status, str(refusal)))
@@ -407,7 +428,7 @@ class ControlApp(QuartTrio):
     def _ask_again(self, call: Call) -> ApiError | None:
         """The refusal, if a request with a credential that was let in would not be now."""
         try:
-            principal = self._admit(call.route.need, call.request, call.params)
+            principal = self._admit(call.need, call.request, call.params)
             if principal is None:  # an open route would take it for anybody's
                 raise Unauthorized(ENDED)
             call.check_again(principal)
@@ -464,7 +485,7 @@ def _error_response(error: BaseException) -> Response:
 
 
 def _error_answer(status: int, message: str, headers: Mapping[str, str]) -> Response:
-    response = Response(error_body(message), status=status, headers=FOR_ONE, content_type=JSON)
+    response = Response(error_body(message), status=status, headers=NO_STORE, content_type=JSON)
     response.headers.extend(headers)
     return response
 

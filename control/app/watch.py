@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import trio
 
-from control.api.call import Call
+from control.api import Call
 from control.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,6 @@ class Watch:
             refusal = self._ask(found.call) if found is not None else None
             if found is not None and refusal is not None:
                 del self._under_way[key]
-                route, who = found.call.route, found.call.user.username
-                log.info("%s %s of %r is ended: %s", route.method, route.path, who, refusal)
+                who = found.call.user.username
+                log.info("%s of %r is ended: %s", found.call.route, who, refusal)
                 found.end(refusal)

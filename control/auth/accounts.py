@@ -8,10 +8,7 @@ from collections.abc import Sequence
 import msgspec
 from quart import Response
 
-from control.api.call import Call
-from control.api.lists import json_array
-from control.api.module import Route
-from control.api.runtime import Control
+from control.api import Call, Control, Route, json_array
 from control.auth.shapes import (
     AccountBody,
     AccountInfo,

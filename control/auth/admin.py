@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 from quart import Response
 
-from control.api.call import Call
-from control.api.lists import in_order, json_array
-from control.api.module import Route
-from control.api.runtime import Control
+from control.api import Call, Control, Route, in_order, json_array
 from control.auth.shapes import (
     SessionQuery,
     SessionRow,

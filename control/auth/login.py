@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from control.api.call import Call
-from control.api.module import Route
-from control.api.runtime import Control
+from control.api import Call, Control, Route
 from control.auth.failures import Attempt, Failures
 from control.auth.first_start import FILE_NAME
 from control.auth.shapes import LoginAnswer, LoginBody, PasswordBody, SessionInfo, Status

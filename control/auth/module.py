@@ -8,8 +8,7 @@ from typing import ClassVar
 import trio
 from argon2 import PasswordHasher
 
-from control.api.module import Module, Route
-from control.api.runtime import Control
+from control.api import Control, Module, Route
 from control.auth.accounts import AccountRoutes
 from control.auth.admin import AdminRoutes
 from control.auth.failures import Failures

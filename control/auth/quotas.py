@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from control.api.call import Call
-from control.api.module import Route
-from control.api.runtime import Control
+from control.api import Call, Control, Route
 from control.auth.shapes import NewLimits, Quota, QuotaInfo, UserQuery, UserQuotaInfo
 from control.errors import NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN

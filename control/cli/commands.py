@@ -281,8 +281,8 @@ def _app(cluster: Cluster, settings: ControlSettings) -> Any:
 
 def _offline(cluster: Cluster) -> Any:
     """What a server works on, for a command that is none."""
-    from control.api.module import discover
-    from control.api.runtime import Control
+    from control.api import Control
+    from control.api.installed import discover
 
     where = _whereabouts(cluster)
     return Control(_settings(cluster, {}), where.pop("state"), [*discover().values()], **where)

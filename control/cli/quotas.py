@@ -10,7 +10,7 @@ import trio
 from msgspec.structs import asdict
 
 import gfs
-from control.api.runtime import Control
+from control.api import Control
 from control.identity.rows import users
 from control.quota import limits_of, overrides
 from control.quota.limits import NOUNS, override

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import trio
-from quart import Response
 
-from control.api.call import Call, upgrade_only
-from control.api.module import Content, Module, Route, Upgrade, UsageOf, UserDeletion
+from control.api import (
+    Call,
+    Content,
+    Module,
+    Response,
+    Route,
+    Upgrade,
+    UsageOf,
+    UserDeletion,
+    upgrade_only,
+)
 from control.compute import names
 from control.compute.backend import Backend, Installation
 from control.compute.reconcile.changes import Changes
@@ -409,7 +417,7 @@ class Compute(Module):
     async def open_terminal(self, call: Call, socket: Socket) -> None:
         await self.terminals.open(call, socket)
 
-    async def get_logs(self, call: Call) -> object:
+    async def get_logs(self, call: Call) -> Response:
         return await self.logs.get(call)
 
     async def follow_logs(self, call: Call, socket: Socket) -> None:

@@ -22,13 +22,10 @@ from typing import Any
 import msgspec
 from werkzeug.routing import BaseConverter
 
-from control.api.call import JSON, upgrade_only
-from control.api.module import Content, Route, Upgrade
+from control.api import JSON, Content, Route, Upgrade, upgrade_only
 from control.identity.access import Need
 
 OPENAPI = "3.1.0"
-#: Not part of any module: health, metrics, documentation.
-SYSTEM = "system"
 
 Json = dict[str, Any]
 

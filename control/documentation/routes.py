@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import trio
-from quart import Response
 from werkzeug.exceptions import NotFound
+from werkzeug.routing import BaseConverter
 
-from control.api.call import FOR_ONE, JSON, Call
-from control.api.module import Content, Route
-from control.documentation.openapi import SYSTEM, describe
+from control.api import JSON, NO_STORE, Call, Content, Response, Route
+from control.api.installed import SYSTEM
+from control.documentation.openapi import describe
 from control.errors import NoSuchThing
 from control.identity.access import PUBLIC
 from gfs import __version__
-
-if TYPE_CHECKING:
-    from control.app import ControlApp
 
 _SYSTEM_SUMMARY = "Health, metrics and this documentation."
 _PAGE = "page.html"
@@ -48,9 +46,20 @@ _UNCHANGED = {304: "The copy at hand is still right"}
 _CONDITION = {"If-None-Match": "The ETag of a copy that is at hand."}
 
 
-def documentation_routes(app: ControlApp) -> list[Route]:
-    """The document and the page about every route ``app`` serves."""
-    documentation = _Documentation(app)
+def documentation_routes(
+    table: Sequence[tuple[str, Route]],
+    summaries: Mapping[str, str],
+    converters: Mapping[str, type[BaseConverter]],
+) -> list[Route]:
+    """The document and the page about every route of ``table``, for the application to add
+    to it.
+
+    Args:
+        table: the routes, each with its module's name; read when a request asks for it.
+        summaries: a line about each module.
+        converters: kinds of path parameters that modules have made.
+    """
+    documentation = _Documentation(table, summaries, converters)
     return [
         Route(
             "GET",
@@ -97,16 +106,22 @@ def documentation_routes(app: ControlApp) -> list[Route]:
 
 
 class _Documentation:
-    def __init__(self, app: ControlApp) -> None:
-        self._app = app
+    def __init__(
+        self,
+        table: Sequence[tuple[str, Route]],
+        summaries: Mapping[str, str],
+        converters: Mapping[str, type[BaseConverter]],
+    ) -> None:
+        self._table = table
+        self._summaries = {SYSTEM: _SYSTEM_SUMMARY, **summaries}
+        self._converters = converters
 
     @cached_property
     def _document(self) -> bytes:
         """Made when the first request asks for it: by then all routes are there."""
-        summaries = {module.name: module.summary for module in self._app.modules}
-        summaries.setdefault(SYSTEM, _SYSTEM_SUMMARY)
-        converters = self._app.url_map.converters
-        return msgspec.json.encode(describe(self._app.table, summaries, __version__, converters))
+        return msgspec.json.encode(
+            describe(self._table, self._summaries, __version__, self._converters)
+        )
 
     async def document(self, call: Call) -> Response:
         if "_document" not in vars(self):
@@ -117,7 +132,7 @@ class _Documentation:
 async def _front(call: Call) -> Response:
     if "text/html" not in (call.header("Accept") or "").lower():
         raise NotFound
-    return Response(b"", 302, {"Location": "/docs", "Vary": "Accept", **FOR_ONE})
+    return Response(b"", 302, {"Location": "/docs", "Vary": "Accept", **NO_STORE})
 
 
 async def _page(call: Call) -> Response:

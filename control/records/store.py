@@ -13,7 +13,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import lmdb
 import msgspec
@@ -22,7 +22,7 @@ import trio
 
 from control.records.errors import RecordsBusy, RecordsFailed, RowUnreadable, Taken
 from control.records.table import Schema, Table
-from control.records.txn import Handles, TableHandles, Txn
+from control.records.txn import Handles, Named, TableHandles, Txn
 from control.records.writer import Job, Writer
 from gfs.errors import DiskFull, GfsError, StartupError
 
@@ -255,7 +255,7 @@ class _UpgradeHandles(TableHandles):
         self._raw = raw
         self._schema = schema
 
-    def __missing__(self, table: Table[Any]) -> Handles:
+    def __missing__(self, table: Named) -> Handles:
         handles = _open_table(self._environment, self._raw, self._schema, table)
         self[table] = handles
         return handles
@@ -265,7 +265,7 @@ def _open_table(
     environment: lmdb.Environment,
     raw: lmdb.Transaction[bytes],
     schema: Schema,
-    table: Table[Any],
+    table: Named,
 ) -> Handles:
     name = f"{schema.name}.{table.name}"
     return Handles(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import lmdb
-
-if TYPE_CHECKING:
-    from control.records.table import Table
 
 #: LMDB allows 511; by() looks for a key plus one byte.
 KEY_BYTES_MAX = 500
@@ -19,10 +16,16 @@ class Handles(NamedTuple):
     entries: lmdb._Database
 
 
-class TableHandles(dict["Table[Any]", Handles]):
+class Named(Protocol):
+    """A :class:`control.records.Table`, for one who only opened its databases."""
+
+    name: str
+
+
+class TableHandles(dict[Named, Handles]):
     """The databases of every table that the store was opened with."""
 
-    def __missing__(self, table: Table[Any]) -> Handles:
+    def __missing__(self, table: Named) -> Handles:
         raise LookupError(f"table {table.name!r} is in no Schema that the records were opened with")
 
 

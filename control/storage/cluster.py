@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import trio
 
 import gfs
-from control.api.runtime import Control
+from control.api import Control
 from control.errors import BadRequest, Conflict, NoSuchThing, Unavailable
 from gfs import config
 from gfs.client import Client

@@ -11,12 +11,21 @@ from urllib.parse import urlencode
 
 import msgspec
 import trio
-from quart import Response
 from werkzeug.routing import BaseConverter
 
-from control.api.call import FOR_ONE, JSON, Call, json_response
-from control.api.module import Content, Module, Route, UsageOf, UserDeletion
-from control.api.runtime import Control
+from control.api import (
+    JSON,
+    NO_STORE,
+    Call,
+    Content,
+    Control,
+    Module,
+    Response,
+    Route,
+    UsageOf,
+    UserDeletion,
+    json_response,
+)
 from control.errors import ApiError, BadRequest, NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
@@ -527,7 +536,7 @@ class Storage(Module):
 
     async def list_spaces(self, call: Call) -> Response:
         query = call.query(SpaceListQuery)
-        found = self.spaces.listed_for(call.principal, call.route.need, query.after)
+        found = self.spaces.listed_for(call.principal, call.need, query.after)
         return await _array(_first(found, query.limit))
 
     async def create_space(self, call: Call, body: NewSpace) -> SpaceInfo:
@@ -621,10 +630,10 @@ async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
     first = await anext(pieces)
     second = await anext(pieces, None)
     if second is None:
-        return Response(first, headers=FOR_ONE, content_type=JSON)
+        return Response(first, headers=NO_STORE, content_type=JSON)
     body = _joined(first, second, pieces)
     await anext(body)
-    return Response(body, headers=FOR_ONE, content_type=JSON)
+    return Response(body, headers=NO_STORE, content_type=JSON)
 
 
 async def _json_pieces(rows: AsyncGenerator[RowT, None]) -> AsyncGenerator[bytes, None]:

@@ -7,7 +7,7 @@ administrator. Everything is asked of the one decision.
 
 from __future__ import annotations
 
-from control.api.call import Call
+from control.api import Call
 from control.errors import Forbidden
 from control.identity.access import Target, decide_target, scoped
 from control.storage.names import DEFAULT

@@ -33,8 +33,7 @@ from functools import partial
 import trio
 from msgspec.structs import replace
 
-from control.api.call import Call
-from control.api.runtime import Control
+from control.api import Call, Control
 from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
 from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_target
 from control.quota import limits_of

@@ -11,8 +11,7 @@ import httpx
 from argon2 import PasswordHasher
 from inprocess import SECONDS, served
 
-from control.api.module import Module
-from control.api.runtime import Control
+from control.api import Control, Module
 from control.app import ControlApp
 from control.auth import Auth
 from control.auth.first_start import FILE_NAME

@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import trio
 
-from control.api.module import Module
-from control.api.runtime import Control
+from control.api import Control, Module
 from control.app import ControlApp
 from control.http import listen, serve
 from control.settings import ControlSettings

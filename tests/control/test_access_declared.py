@@ -17,8 +17,8 @@ import msgspec
 import pytest
 from inprocess import make_app
 
-from control.api.call import Call
-from control.api.module import Route, discover
+from control.api import Call, Route
+from control.api.installed import discover
 from control.identity.access import (
     ADMIN,
     ANYBODY,

@@ -30,7 +30,7 @@ from checks import anonymous, get, make_token, ok, put, refused, unique, with_to
 from cloud import PASSWORD, Cloud
 from inprocess import make_app
 
-from control.api.module import discover
+from control.api.installed import discover
 
 Do = Callable[[httpx.Client, str, str], httpx.Response]
 ACTIONS = ["create", "read", "update", "delete"]

@@ -14,8 +14,7 @@ import trio
 from inprocess import make_app, served
 
 import control.app
-from control.api.call import Call
-from control.api.module import Module, Route
+from control.api import Call, Module, Route
 from control.identity.access import PUBLIC
 from control.records import RecordsFailed
 from control.settings import ControlSettings

@@ -13,7 +13,7 @@ import jwt
 import pytest
 from auth_server import CHEAP, PASSWORD, CheapAuth, Server, running
 
-from control.api.module import Module, UserDeletion
+from control.api import Module, UserDeletion
 from control.auth import take_first_password
 from control.auth.first_start import FILE_NAME, VARIABLE, generate_password, make_first_admin
 from control.errors import Conflict

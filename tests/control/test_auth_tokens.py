@@ -12,8 +12,7 @@ import pytest
 from auth_server import CheapAuth, Server, running
 from checks import ok
 
-from control.api.call import Call
-from control.api.module import Module, Route
+from control.api import Call, Module, Route
 from control.auth.accounts import ACCOUNTS_MAX
 from control.auth.tokens import TOKENS_MAX
 from control.identity.access import scoped

@@ -14,8 +14,8 @@ import schemathesis
 from inprocess import make_app, served
 from werkzeug.routing import BaseConverter
 
-from control.api.call import Call, upgrade_only
-from control.api.module import Content, Module, Route, Upgrade, discover
+from control.api import Call, Content, Module, Route, Upgrade, upgrade_only
+from control.api.installed import discover
 from control.documentation.openapi import describe, operation_id
 from control.identity.access import (
     ADMIN,

@@ -12,8 +12,7 @@ import trio
 from msgspec.structs import replace
 from quart import Response
 
-from control.api.call import Call
-from control.api.lists import in_order, json_array
+from control.api import Call, in_order, json_array
 from control.compute import names
 from control.compute.backend import Backend, Room, Spec, Usage
 from control.compute.backend.answers import as_answers

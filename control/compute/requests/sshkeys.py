@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from control.api.call import Call
+from control.api import Call
 from control.compute import names
 from control.compute.reconcile import machine
 from control.compute.reconcile.changes import Changes

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from control.api.call import Call
+from control.api import Call
 from control.compute.reconcile.changes import Changes
 from control.compute.requests.containers import Containers
 from control.compute.requests.shapes import (

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import trio
 from quart import Response
 
-from control.api.call import FOR_ONE, Call
+from control.api import NO_STORE, Call
 from control.compute.backend import Backend
 from control.compute.backend.answers import as_answers
 from control.compute.requests.containers import Containers
@@ -42,7 +42,7 @@ class Logs:
             first = await anext(pieces, b"")
         body = _joined(first, pieces)
         await anext(body)
-        return Response(body, headers=FOR_ONE, content_type=TEXT)
+        return Response(body, headers=NO_STORE, content_type=TEXT)
 
     async def _pieces(
         self, row: Container, lines: AsyncGenerator[str, None]

@@ -17,7 +17,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from control.api.call import Call
+from control.api import Call
 from control.compute.backend import TERM, Backend, Terminal
 from control.compute.backend.answers import as_answers
 from control.compute.requests.containers import Containers

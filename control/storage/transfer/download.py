@@ -16,7 +16,7 @@ from contextlib import aclosing
 
 from quart import Response
 
-from control.api.call import JSON, Call
+from control.api import JSON, Call
 from control.errors import NoSuchThing, Unavailable, error_body
 from control.identity.access import PRIVATE
 from control.storage.names import last_segment

@@ -24,8 +24,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
-from control.api.call import Call
-from control.api.runtime import Control
+from control.api import Call, Control
 from control.errors import BadRequest, Forbidden
 from control.metrics import Metrics
 from control.records.volatile import Volatile

@@ -27,8 +27,7 @@ from functools import partial
 
 import trio
 
-from control.api.call import Call
-from control.api.runtime import Control
+from control.api import Call, Control
 from control.errors import BadRequest, Conflict, NoSuchThing, QuotaReached, TooLarge, Unavailable
 from control.quota import Claim, Limits
 from control.quota.limits import check_quota

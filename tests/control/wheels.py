@@ -1,23 +1,20 @@
-"""A build backend (PEP 517) for this one package: its modules and its metadata, zipped."""
+"""Small packages, as wheels that pip installs without a network or a build backend."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-HERE = Path(__file__).parent
-MODULES = ("greetings.py",)
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None
-) -> str:
-    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+def make_wheel(directory: Path, project_file: str, modules: Mapping[str, str]) -> Path:
+    """A wheel of the project that ``project_file`` (pyproject.toml) describes."""
+    project = tomllib.loads(project_file)["project"]
     name = f"{project['name'].replace('-', '_')}-{project['version']}"
-    files = {module: (HERE / module).read_text() for module in MODULES}
-    files |= {
+    files = dict(modules) | {
         f"{name}.dist-info/METADATA": (
             f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
             + "".join(f"Requires-Dist: {each}\n" for each in project["dependencies"])
@@ -31,8 +28,20 @@ def build_wheel(
         ),
     }
     files[f"{name}.dist-info/RECORD"] = "".join(f"{path},,\n" for path in files)
-    wheel = f"{name}-py3-none-any.whl"
-    with zipfile.ZipFile(Path(wheel_directory) / wheel, "w") as archive:
+    wheel = directory / f"{name}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text)
     return wheel
+
+
+def install(target: Path, wheel: Path) -> None:
+    """Install ``wheel`` into the directory ``target``, for PYTHONPATH."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("--no-index", "--no-deps", "--no-cache-dir", "--target", str(target), str(wheel)),
+        ],
+        check=True,
+        timeout=120,
+    )

@@ -1,0 +1,170 @@
+"""What a module serves: one :class:`Route` for each method on each path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, TypeVar, Unpack, overload
+
+import msgspec
+from quart import Response
+
+from control.api.call import Call
+from control.errors import UpgradeRequired
+from control.http.socket import Socket
+from control.identity.access import Need
+
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True)
+class Content:
+    """A body or an answer that is not JSON, for the documentation.
+
+    ``fields`` are the parts of a form; without any the content is raw bytes.
+    """
+
+    type: str
+    description: str = ""
+    fields: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """How a ``GET`` route goes on as a WebSocket, if that is asked for.
+
+    Args:
+        handler: ``async (call, socket)``. What it raises before ``socket.accept()`` is
+            answered in JSON, as of any request; when it returns the WebSocket is
+            closed with 1000. It is cancelled when the client leaves, and when the
+            credential has ended (the WebSocket is closed with 4401) or may no longer do
+            this (4403): see :mod:`control.app.watch`.
+        sends: what the client gets, for the documentation.
+        takes: what the client may send. If nothing, what it sends is dropped.
+        ping_seconds: how often the client is pinged.
+    """
+
+    handler: Callable[[Call, Socket], Awaitable[None]]
+    sends: str
+    takes: str = ""
+    ping_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class _Declaration:
+    """The fields of a :class:`Route`, whose types depend on one another there."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Any]]
+    need: Need
+    summary: str
+    query: type[msgspec.Struct] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: type[msgspec.Struct] | Content | None = None
+    answer: Any = None
+    errors: Sequence[int] = ()
+    others: dict[int, str] = field(default_factory=dict)
+    description: str = ""
+    tag: str = ""
+    upgrade: Upgrade | None = None
+
+
+class _Others(TypedDict, total=False):
+    """The fields of a route that its handler does not depend on."""
+
+    query: type[msgspec.Struct] | None
+    headers: dict[str, str]
+    errors: Sequence[int]
+    others: dict[int, str]
+    description: str
+    tag: str
+    upgrade: Upgrade | None
+
+
+class Route(_Declaration):
+    """One method on one path, and everything that is to be known about it.
+
+    The documentation is made of these, and requests are checked by them:
+    nothing else says what a route takes.
+
+    Args:
+        method: ``GET`` (``HEAD`` comes with it), ``POST`` …
+        path: with parameters as ``{name}``; ``{name:path}`` spans slashes.
+        handler: ``async (call)``, or ``async (call, body)`` if ``body`` is given. It
+            returns what ``answer`` says, or a Quart response.
+        need: what the credential must allow. There is no default.
+        query: a Struct of the query parameters; ``call.query(Struct)`` gives it.
+        headers: request headers that matter, with what they are for.
+        body: a Struct (JSON), or a :class:`Content` that the handler reads itself.
+        answer: the JSON type of the answer, or a :class:`Content`.
+        errors: statuses besides those that follow from the rest.
+        others: further successful statuses, with what they mean.
+        upgrade: the same as a WebSocket. For one that is nothing else the handler is
+            :func:`upgrade_only`.
+
+    mypy checks the handler against ``body`` and ``answer``.
+    """
+
+    # What a handler may take, beside a call, and return: a body or none, and an answer that
+    # becomes JSON or a response of its own making alone.
+    @overload
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Call, BodyT], Awaitable[AnswerT | Response]],
+        need: Need,
+        summary: str,
+        *,
+        body: type[BodyT],
+        answer: type[AnswerT],
+        **others: Unpack[_Others],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Call, BodyT], Awaitable[Response]],
+        need: Need,
+        summary: str,
+        *,
+        body: type[BodyT],
+        answer: Content | None = None,
+        **others: Unpack[_Others],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Call], Awaitable[AnswerT | Response]],
+        need: Need,
+        summary: str,
+        *,
+        body: Content | None = None,
+        answer: type[AnswerT],
+        **others: Unpack[_Others],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handler: Callable[[Call], Awaitable[Response]],
+        need: Need,
+        summary: str,
+        *,
+        body: Content | None = None,
+        answer: Content | None = None,
+        **others: Unpack[_Others],
+    ) -> None: ...
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+
+
+async def upgrade_only(call: Call) -> Response:
+    """The handler of a route that is a WebSocket and nothing else."""
+    raise UpgradeRequired
