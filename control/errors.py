@@ -27,7 +27,6 @@ import logging
 from collections.abc import Mapping
 from typing import ClassVar
 
-import msgspec
 from werkzeug.exceptions import HTTPException
 
 from control.http.asgi import BodyCutShort
@@ -157,8 +156,3 @@ def _explain_http(error: HTTPException) -> tuple[int, str, Mapping[str, str]]:
         allowed = ", ".join(sorted({*(getattr(error, "valid_methods", None) or ()), "OPTIONS"}))
         return 405, f"this method is not offered here, only {allowed}", {"Allow": allowed}
     return status, error.description or error.name, {}
-
-
-def error_body(message: str) -> bytes:
-    """``{"error": message}`` as JSON."""
-    return msgspec.json.encode({"error": message})

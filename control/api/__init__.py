@@ -7,7 +7,7 @@ names that are not here may change with any version.
 
 Inside, each file needs only those before it: :mod:`.runtime` (what the modules of a process
 share), :mod:`.call`, :mod:`.route`, :mod:`.module`, :mod:`.installed` (which modules there
-are, and that none takes another's name), :mod:`.lists` (long lists as answers).
+are, and that none takes another's name). :mod:`.answers` has what handlers return.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from __future__ import annotations
 from quart import Response
 from werkzeug.routing import BaseConverter
 
-from control.api.call import JSON, NO_STORE, Call, json_response
-from control.api.lists import in_order, json_array
+from control.api.answers import (
+    JSON,
+    NO_STORE,
+    in_order,
+    json_array,
+    json_response,
+    stream_response,
+)
+from control.api.call import Call
 from control.api.module import Module
 from control.api.route import Content, Route, Upgrade, upgrade_only
 from control.api.runtime import Control, UsageOf, UserDeletion
@@ -102,5 +109,6 @@ __all__ = [
     "json_array",
     "json_response",
     "scoped",
+    "stream_response",
     "upgrade_only",
 ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
-from quart import Response
 from quart.wrappers import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -23,10 +22,6 @@ QueryT = TypeVar("QueryT", bound=msgspec.Struct)
 BodyT = TypeVar("BodyT")
 T = TypeVar("T")
 
-JSON = "application/json"
-#: What is answered depends on who asks, and may be a secret. ``?token=`` would not
-#: tell a cache so, as the header does.
-NO_STORE = {"Cache-Control": "no-store"}
 #: Of one who may be anybody: a worker's 1024 connections hold 64 MiB of these at most.
 ANONYMOUS_JSON_BYTES_MAX = 64 * KIB
 #: The whole of a JSON body, however steadily it drips.
@@ -178,8 +173,3 @@ def field_message(error: msgspec.ValidationError) -> str:
         field = what.rpartition(" ")[2]
         return f"{path + '.' if path else ''}{field}: is required"
     return f"{path}: {what}" if path else f"the body: {what}"
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    """``value`` as JSON, which no cache keeps."""
-    return Response(msgspec.json.encode(value), status=status, headers=NO_STORE, content_type=JSON)

@@ -31,8 +31,6 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from control.api import (
-    JSON,
-    NO_STORE,
     Call,
     Content,
     Control,
@@ -47,7 +45,7 @@ from control.app.cors import Cors
 from control.app.loop import Loop
 from control.app.watch import Watch
 from control.documentation import documentation_routes
-from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, error_body, explain
+from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, explain
 from control.http.asgi import HttpConnection, Receive, Send, StreamingRequest
 from control.http.socket import (
     CLOSE_SECONDS,
@@ -485,7 +483,7 @@ def _error_response(error: BaseException) -> Response:
 
 
 def _error_answer(status: int, message: str, headers: Mapping[str, str]) -> Response:
-    response = Response(error_body(message), status=status, headers=NO_STORE, content_type=JSON)
+    response = json_response({"error": message}, status)
     response.headers.extend(headers)
     return response
 

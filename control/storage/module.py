@@ -15,7 +15,6 @@ from werkzeug.routing import BaseConverter
 
 from control.api import (
     JSON,
-    NO_STORE,
     Call,
     Content,
     Control,
@@ -25,6 +24,7 @@ from control.api import (
     UsageOf,
     UserDeletion,
     json_response,
+    stream_response,
 )
 from control.errors import ApiError, BadRequest, NoSuchThing
 from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
@@ -624,16 +624,9 @@ async def _first(rows: AsyncGenerator[RowT, None], limit: int | None) -> AsyncGe
 async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
     """``rows`` as a JSON array: in one piece if it is short, else as they are read.
 
-    What fails before the second piece is still told as an error.
+    What fails before the second piece is answered as an error.
     """
-    pieces = _json_pieces(rows)
-    first = await anext(pieces)
-    second = await anext(pieces, None)
-    if second is None:
-        return Response(first, headers=NO_STORE, content_type=JSON)
-    body = _joined(first, second, pieces)
-    await anext(body)
-    return Response(body, headers=NO_STORE, content_type=JSON)
+    return await stream_response(_json_pieces(rows), JSON, ahead=2)
 
 
 async def _json_pieces(rows: AsyncGenerator[RowT, None]) -> AsyncGenerator[bytes, None]:
@@ -649,16 +642,3 @@ async def _json_pieces(rows: AsyncGenerator[RowT, None]) -> AsyncGenerator[bytes
                 piece.clear()
     piece += b"]"
     yield bytes(piece)
-
-
-async def _joined(
-    first: bytes, second: bytes, rest: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[bytes, None]:
-    """First of all nothing: one that never began would not close ``rest`` when it is
-    closed, because of HEAD or a client that has left."""
-    async with aclosing(rest):
-        yield b""
-        yield first
-        yield second
-        async for piece in rest:
-            yield piece

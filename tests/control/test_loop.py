@@ -25,7 +25,7 @@ from inprocess import make_app, served
 from raw import FORM_TYPE, Closed, Connection
 
 from control.api import Call, Module, Route, in_order, json_array
-from control.api.lists import PIECE_ROWS
+from control.api.answers import PIECE_ROWS
 from control.app.loop import STEP_SECONDS
 from control.http.limits import HEADER_LINES_MAX, PARAMETERS_MAX
 from control.identity.access import PUBLIC

@@ -18,10 +18,9 @@ from podman_image import RUNTIME, build_image, image, podman
 from podman_stage import Stage, stage
 
 from control.compute.backend import BackendUnavailable, Spec
-from control.compute.podman import shapes, watching
+from control.compute.podman import backend, shapes, watching
 from control.compute.podman.engine import service
 from control.compute.podman.engine.http import Refused
-from control.compute.podman.store import moves
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 
@@ -273,7 +272,7 @@ async def test_what_a_container_of_an_older_version_kept_is_taken_over(
         os.chown(at / "theirs", 33, 33)
         (at / "theirs").chmod(0o4755)
         # However long it takes, no call waits for it, and it is not begun anew by each.
-        monkeypatch.setattr(moves, "WAIT_SECONDS", 0.0)
+        monkeypatch.setattr(backend, "MOVE_WAIT_SECONDS", 0.0)
         with pytest.raises(BackendUnavailable, match="being copied to a disk"):
             await here.backend.start(spec)
         monkeypatch.undo()

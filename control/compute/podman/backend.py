@@ -60,6 +60,7 @@ from control.compute.backend import (
 )
 from control.compute.backend.networks import Network
 from control.compute.podman import shapes
+from control.compute.podman.background import Background
 from control.compute.podman.engine.api import Api
 from control.compute.podman.engine.http import Refused
 from control.compute.podman.engine.processes import has_ended
@@ -72,7 +73,6 @@ from control.compute.podman.network.slots import SLOT_BITS, Slots, ssh_ports
 from control.compute.podman.shapes import Volume
 from control.compute.podman.store.disks import Disk, Disks
 from control.compute.podman.store.images import Images
-from control.compute.podman.store.moves import Moves
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
@@ -87,6 +87,8 @@ PUBLIC_RESOLVERS = ["8.8.8.8", "8.8.4.4"]
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
 #: What containers are kept apart with, and their disks made.
 TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount", "flock": "util-linux"}
+#: A call waits so long for volumes to be copied; then it is refused.
+MOVE_WAIT_SECONDS = 10.0
 MIB = 1024**2
 GIB = 1024**3
 
@@ -116,6 +118,10 @@ class Settings(Protocol):
     def uid_base(self) -> int: ...
 
 
+def _move_name(container_id: str) -> str:
+    return f"moving the volumes of {container_id}"
+
+
 def make(installation: Installation, settings: Settings) -> Podman:
     return Podman(installation, settings)
 
@@ -143,7 +149,7 @@ class Podman:
             settings.uid_base,
             settings.disk_reserve_gb,
         )
-        self._moves = Moves()
+        self._background = Background()
         self._fence = Fence(self._cluster, settings.open_network_list)
         self._terminals = Terminals(self._api, installation.directory)
         self._images = Images(
@@ -152,6 +158,7 @@ class Podman:
             settings.podman_runtime,
             settings.image_base,
             self._api.image_exists,
+            self._background,
         )
         self._watching: Watching | None = None
 
@@ -200,8 +207,7 @@ class Podman:
                 await self._foreign.look(self._gateway.listening)
                 nursery.start_soon(self._foreign.watch, self._gateway.listening)
                 await nursery.start(self._gateway.run)
-                await nursery.start(self._images.run)
-                await nursery.start(self._moves.run)
+                await nursery.start(self._background.run)
                 nursery.start_soon(self._terminals.sweep_for_ever)
                 nursery.start_soon(self._fence.keep)
                 self._watching = watching
@@ -225,7 +231,9 @@ class Podman:
             if (found := await self._api.volume(f"{self._name(spec.id)}-{name}")) is not None:
                 old[name] = found
         if old:
-            await self._moves.done(spec.id, partial(self._move, spec, old))
+            busy = "What it kept is being copied to a disk of its own, once."
+            move = partial(self._move, spec, old)
+            await self._background.do(_move_name(spec.id), move, MOVE_WAIT_SECONDS, busy)
         disk = await self._disks.open(spec.id, spec.storage_gb)
         try:
             await self._api.ensure_network(shapes.network_body(self._cluster, spec))
@@ -236,7 +244,15 @@ class Podman:
         return disk
 
     async def _move(self, spec: Spec, old: dict[str, Volume]) -> None:
-        """What Podman's volumes held, to the container's disk."""
+        """Copy what Podman's volumes held to the container's disk. One that was interrupted
+        begins anew."""
+        try:
+            await self._move_volumes(spec, old)
+        except (BackendUnavailable, Refused, OSError) as error:
+            why = f"What it kept cannot be copied to a disk of its own: {error}"
+            raise BackendUnavailable(why) from error
+
+    async def _move_volumes(self, spec: Spec, old: dict[str, Volume]) -> None:
         held = await self._disks.sizes([Path(volume.mountpoint) for volume in old.values()])
         disk = await self._disks.open(spec.id, spec.storage_gb, held)
         for name in await self._disks.in_thread(disk.begin, old):
@@ -313,7 +329,7 @@ class Podman:
 
     async def delete(self, container_id: str, user_id: str) -> None:
         self._gateway.set_rules(container_id, {})
-        await self._moves.give_up(container_id)
+        await self._background.cancel(_move_name(container_id))
         await self._service.begun()
         with _translated():
             await self._api.remove_container(self._name(container_id))

@@ -6,16 +6,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import trio
-from quart import Response
 
-from control.api import NO_STORE, Call
+from control.api import Call, Response, Socket, stream_response
 from control.compute.backend import Backend
 from control.compute.backend.answers import as_answers
 from control.compute.requests.containers import Containers
 from control.compute.requests.shapes import LogsQuery
 from control.compute.rows import Container
 from control.compute.streams.counted import Counted
-from control.http.socket import Socket
 
 TEXT = "text/plain; charset=utf-8"
 #: Of one container in one process: each holds a connection to what runs it, for as long as
@@ -38,11 +36,7 @@ class Logs:
         row = self._containers.own(call)
         pieces = self._pieces(row, self._lines(call, row, follow=False))
         with as_answers():
-            # What fails before the first line is still told as an error.
-            first = await anext(pieces, b"")
-        body = _joined(first, pieces)
-        await anext(body)
-        return Response(body, headers=NO_STORE, content_type=TEXT)
+            return await stream_response(pieces, TEXT)
 
     async def _pieces(
         self, row: Container, lines: AsyncGenerator[str, None]
@@ -72,13 +66,3 @@ class Logs:
                 async for line in lines:
                     await socket.send(line.rstrip("\r\n"))
                 nursery.cancel_scope.cancel()
-
-
-async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """First of all nothing: one that never began would not close ``rest`` when it is
-    closed, because of HEAD or a client that has left."""
-    async with aclosing(rest):
-        yield b""
-        yield first
-        async for piece in rest:
-            yield piece

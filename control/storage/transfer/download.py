@@ -14,10 +14,8 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
-from quart import Response
-
-from control.api import JSON, Call
-from control.errors import NoSuchThing, Unavailable, error_body
+from control.api import Call, Response, json_response
+from control.errors import NoSuchThing, Unavailable
 from control.identity.access import PRIVATE
 from control.storage.names import last_segment
 from control.storage.rows import Space
@@ -119,8 +117,8 @@ class _Answer:
             self._about["Referrer-Policy"] = "no-referrer"
 
     def failed(self) -> Response:
-        body = error_body("the file is not the one that If-Match or If-Unmodified-Since names")
-        return Response(body, 412, self._headers, content_type=JSON)
+        why = "the file is not the one that If-Match or If-Unmodified-Since names"
+        return json_response({"error": why}, 412, self._headers)
 
     def not_modified(self) -> Response:
         response = Response(b"", 304, self._headers)
@@ -130,8 +128,8 @@ class _Answer:
 
     def unsatisfiable(self) -> Response:
         headers = {**self._headers, "Content-Range": f"bytes */{self._length}"}
-        body = error_body(f"Range: the file has {self._length} bytes, none of them is asked for")
-        return Response(body, 416, headers, content_type=JSON)
+        why = f"Range: the file has {self._length} bytes, none of them is asked for"
+        return json_response({"error": why}, 416, headers)
 
     def head(self) -> Response:
         response = Response(b"", 200, self._about, content_type=self._type)

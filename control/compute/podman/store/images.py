@@ -18,11 +18,13 @@ import fcntl
 import resource
 import subprocess
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from control.compute.backend import BackendUnavailable
+from control.compute.podman.background import Background
 from control.compute.podman.engine.http import Refused
 from control.compute.podman.engine.service import environment
 
@@ -45,7 +47,7 @@ SAID_LENGTH_MIN = 80
 
 
 class Images:
-    """Gets them while :meth:`run` runs.
+    """Builds and pulls them in the background.
 
     Args:
         directory: Where the log is.
@@ -61,24 +63,15 @@ class Images:
         runtime: str,
         base: str,
         exists: Callable[[str], Awaitable[bool]],
+        background: Background,
     ) -> None:
         self._log = Path(directory) / LOG
         self._command = [podman, *(["--runtime", runtime] if runtime else [])]
         self._base = base
         self._exists = exists
-        self._nursery: trio.Nursery | None = None
-        #: Being had now; set at the end.
-        self._getting: dict[str, trio.Event] = {}
+        self._background = background
         #: When it failed last, by trio's clock, and why.
         self._failed: dict[str, tuple[float, str]] = {}
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        try:
-            async with trio.open_nursery() as self._nursery:
-                task_status.started()
-                await trio.sleep_forever()
-        finally:
-            self._nursery = None
 
     async def need(self, image: str) -> None:
         """Return if it is there. Raises BackendUnavailable: it is being had, or cannot be."""
@@ -86,19 +79,9 @@ class Images:
             self._failed.pop(image, None)
             return
         self.check_missing(image)
-        if self._nursery is None:
-            raise BackendUnavailable(f"There is no image {image} yet.")
-        if image not in self._getting:
-            self._getting[image] = trio.Event()
-            self._nursery.start_soon(self._get, image)
-        with trio.move_on_after(WAIT_SECONDS):
-            await self._getting[image].wait()
-            self.check_missing(image)
-            return
         verb = "built" if _is_own(image) else "pulled"
-        raise BackendUnavailable(
-            f"Its image {image} is being {verb}, which takes some minutes, once."
-        )
+        busy = f"Its image {image} is being {verb}, which takes some minutes, once."
+        await self._background.do(f"image {image}", partial(self._get, image), WAIT_SECONDS, busy)
 
     def check_missing(self, image: str) -> None:
         """Raise BackendUnavailable, saying what to do, if an image that is not there cannot
@@ -121,14 +104,16 @@ class Images:
                         raise BackendUnavailable(self._last_words())
             self._failed.pop(image, None)
         except trio.TooSlowError:
-            self._fail(image, f"nothing for {GET_SECONDS / 60:.0f} minutes, see {self._log}")
+            said = f"nothing for {GET_SECONDS / 60:.0f} minutes, see {self._log}"
+            raise self._failure(image, said) from None
         except (BackendUnavailable, Refused, OSError) as error:
-            self._fail(image, str(error))
-        finally:
-            self._getting.pop(image).set()
+            raise self._failure(image, str(error)) from error
 
-    def _fail(self, image: str, said: str) -> None:
-        self._failed[image] = (trio.current_time(), _cannot(image, said))
+    def _failure(self, image: str, said: str) -> BackendUnavailable:
+        """The error, which is kept for those who ask for the image soon."""
+        story = _cannot(image, said)
+        self._failed[image] = (trio.current_time(), story)
+        return BackendUnavailable(story)
 
     async def _begin(self, arguments: list[str]) -> None:
         with self._log.open("ab") as log:
