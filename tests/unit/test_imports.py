@@ -16,13 +16,7 @@ ROOT = Path(__file__).parents[2]
 #: Circles that are still there, to be undone; a part of one may be left of it, and no
 #: other may come.
 KNOWN = [
-    {"control.records.table", "control.records.txn"},
-    {
-        *("control.app", "control.app.application"),
-        *("control.documentation", "control.documentation.routes"),
-    },
     {f"control.http.{name}" for name in ("connection", "exchange", "protocol", "server")},
-    {"control.api.module", "control.api.runtime"},
     {f"gfs.testing.{name}" for name in ("files", "inode", "life", "threads")},
 ]
 
