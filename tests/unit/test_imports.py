@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 #: Circles that are still there, to be undone; a part of one may be left of it, and no
 #: other may come.
 KNOWN = [
-    {f"control.http.{name}" for name in ("connection", "exchange", "protocol", "server")},
     {f"gfs.testing.{name}" for name in ("files", "inode", "life", "threads")},
 ]
 
