@@ -59,7 +59,7 @@ from control.storage.transfer import download
 from control.storage.transfer.media import OCTETS
 from control.storage.transfer.multipart import FIELD, FORM, is_form
 from control.storage.transfer.progress import Listening, Transfers
-from control.storage.transfer.upload import Uploads, Wish
+from control.storage.transfer.upload import Upload, UploadRequest
 from gfs.blocks import KIB
 from gfs.client import Entry
 from gfs.errors import (
@@ -126,7 +126,6 @@ class Storage(Module):
         self.cluster = Cluster(control)
         self.spaces = Spaces(control, self.cluster)
         self.transfers = Transfers(control)
-        self.uploads = Uploads(control, self.cluster, self.spaces, self.transfers)
 
     # --- life ---------------------------------------------------------------------
 
@@ -423,14 +422,14 @@ class Storage(Module):
             raise BadRequest(
                 f"send a form ({FORM}) with a part named {FIELD}, or give ?name= and the bytes"
             )
-        wish = Wish(
+        request = UploadRequest(
             query.namespace or DEFAULT,
             in_folder(query.path, query.name) if query.name else None,
             query.path,
             query.overwrite == "true",
             query.id,
         )
-        return await self.uploads.take(call, wish, form=form)
+        return await self._take(call, request, form=form)
 
     async def put(self, call: Call) -> Done:
         return await self._store(call, form=False)
@@ -441,8 +440,12 @@ class Storage(Module):
     async def _store(self, call: Call, form: bool) -> Done:
         query = call.query(PutQuery)
         space, path = _named(call)
-        wish = Wish(space, path, "", query.overwrite == "true", query.id)
-        return await self.uploads.take(call, wish, form=form)
+        request = UploadRequest(space, path, "", query.overwrite == "true", query.id)
+        return await self._take(call, request, form=form)
+
+    async def _take(self, call: Call, request: UploadRequest, *, form: bool) -> Done:
+        parts = (call, self.control, self.cluster, self.spaces)
+        return await Upload(*parts, request, self.transfers, form=form).take()
 
     async def download(self, call: Call) -> Response:
         query = call.query(DownloadQuery)

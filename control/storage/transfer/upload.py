@@ -40,9 +40,9 @@ from control.storage.rows import Space
 from control.storage.shapes import Done
 from control.storage.spaces import Spaces
 from control.storage.transfer.multipart import FormReader
-from control.storage.transfer.progress import Transfer, Transfers
+from control.storage.transfer.progress import Transfers
 from gfs.blocks import KIB
-from gfs.client import Client, Entry, NewFile
+from gfs.client import Entry, NewFile
 from gfs.errors import DirectoryNotEmpty, FileChanged, NotFound
 
 _integer = re.compile(r"[0-9]{1,18}")
@@ -54,11 +54,11 @@ Reserve = Callable[[int, int, Limits], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Wish:
+class UploadRequest:
     """What is to be stored where, as the request says."""
 
     space: str
-    #: The file's path; None: the form tells its name.
+    #: The file's path; None: the form has its name.
     path: str | None
     folder: str
     overwrite: bool
@@ -73,66 +73,37 @@ class Wish:
         return check_path(in_folder(self.folder, reduced(filename)))
 
 
-class Uploads:
-    """Takes uploads."""
-
-    def __init__(
-        self, control: Control, cluster: Cluster, spaces: Spaces, transfers: Transfers
-    ) -> None:
-        self._control = control
-        self._cluster = cluster
-        self._spaces = spaces
-        self._transfers = transfers
-
-    async def take(self, call: Call, wish: Wish, *, form: bool) -> Done:
-        """Store the request's body, a form or the file itself. Durable when it returns."""
-        if wish.path is not None:
-            check_path(wish.path)
-        size = _file_size(call)
-        length = _content_length(call)
-        if not form and size is not None and length is not None and size != length:
-            raise BadRequest(f"X-File-Size: says {size} bytes, the body has {length}")
-        reader = FormReader(call.header("Content-Type") or "") if form else None
-        expected = size if size is not None or form else length
-        transfer = self._transfers.begin(call, wish.transfer_id, "upload", expected or 0)
-        upload = _Upload(call, self._control, self._cluster.fs, self._spaces, wish, transfer, size)
-        try:
-            with transfer:
-                if wish.path is None:
-                    upload.find_space()
-                else:
-                    await upload.check(wish.path)
-                if form and length is not None:
-                    # Its file is told of in the body.
-                    upload.check_room(length - FORM_BYTES if size is None else size)
-                    upload.at_most = length
-                upload.reserved_first = expected or 0
-                if reader is None:
-                    return await upload.take_raw()
-                return await upload.take_form(reader)
-        finally:
-            await transfer.heard()
-
-
-class _Upload:
+class Upload:
     """One upload on its way."""
 
     def __init__(
         self,
         call: Call,
         control: Control,
-        fs: Client,
+        cluster: Cluster,
         spaces: Spaces,
-        wish: Wish,
-        transfer: Transfer,
-        size: int | None,
+        request: UploadRequest,
+        transfers: Transfers,
+        *,
+        form: bool,
     ) -> None:
+        """``form``: the body is a form with the file, else the file itself. Raises BadRequest,
+        Forbidden, Unavailable."""
+        if request.path is not None:
+            check_path(request.path)
+        size, length = _file_size(call), _content_length(call)
+        if not form and size is not None and length is not None and size != length:
+            raise BadRequest(f"X-File-Size: says {size} bytes, the body has {length}")
         self._call = call
         self._control = control
-        self._fs = fs
         self._spaces = spaces
-        self._wish = wish
-        self._transfer = transfer
+        self._request = request
+        self._form = FormReader(call.header("Content-Type") or "") if form else None
+        self._form_bytes = length if form else None
+        #: How long the file will be, if it is known; 0: it is not.
+        self._expected_bytes = (size if size is not None or form else length) or 0
+        self._transfer = transfers.begin(call, request.transfer_id, "upload", self._expected_bytes)
+        self._fs = cluster.fs
         #: Of the file, as the client announced it.
         self._size = size
         self._space: Space | None = None
@@ -146,31 +117,44 @@ class _Upload:
         self._instead = False
         #: How long the file may get with what is reserved.
         self._covered = 0
-        #: What is reserved before the first byte.
-        self.reserved_first = 0
-        #: The file has no more than the form that it is in; 0: not known, or no matter.
-        self.at_most = 0
+
+    async def take(self) -> Done:
+        """Store the request's body. Durable when it returns."""
+        try:
+            with self._transfer:
+                if self._request.path is None:
+                    self._find_space()
+                else:
+                    await self._check(self._request.path)
+                if self._form is None:
+                    return await self._take_raw()
+                if self._form_bytes is not None:
+                    size = self._form_bytes - FORM_BYTES if self._size is None else self._size
+                    self._check_room(size)
+                return await self._take_form(self._form)
+        finally:
+            await self._transfer.heard()
 
     # --- before the body ----------------------------------------------------------
 
-    def find_space(self) -> Space:
-        space = self._spaces.get(self._wish.space)
+    def _find_space(self) -> Space:
+        space = self._spaces.get(self._request.space)
         self._call.allow(space.target)
         self._space = space
         return space
 
-    async def check(self, path: str) -> None:
-        """Whether the file may come to be at ``path``, and on which terms."""
-        space = self._space or self.find_space()
+    async def _check(self, path: str) -> None:
+        """Whether the file may come to be at ``path``, and what it may replace."""
+        space = self._space or self._find_space()
         self._path = path
         self._there = there = await self._find(f"{space.directory}/{path}")
         if there is not None:
-            if not self._wish.overwrite:
+            if not self._request.overwrite:
                 raise Conflict(f"{path} exists already: send overwrite=true to replace it")
             may_remove(self._call, space, there)
         # Where a file belongs to its uploader, exactly the one that was looked at may
         # be replaced. Elsewhere the last of two uploads at once wins, as people expect.
-        self._overwrite = self._wish.overwrite and may_remove_any(self._call, space)
+        self._overwrite = self._request.overwrite and may_remove_any(self._call, space)
         if not self._overwrite:
             self._expect = there.inode if there is not None else 0
 
@@ -192,25 +176,25 @@ class _Upload:
             pass
         return None
 
-    def check_room(self, length: int) -> None:
+    def _check_room(self, length: int) -> None:
         """Refuse a file of this length if there is no room for it. Nothing is reserved yet:
-        what it replaces may be told of later. Raises TooLarge, QuotaReached."""
+        what it replaces may be known later. Raises TooLarge, QuotaReached."""
         user_id = self._call.user.user_id
         with self._control.ledger.read() as txn:
             used, reserved = used_by(txn, user_id).bytes, count(txn, "r", user_id).bytes
-        if self._wish.overwrite:
+        if self._request.overwrite:
             used = reserved = 0
         check_quota("bytes", self._control.limits_of(user_id).bytes, used, length, reserved)
 
     # --- the body -----------------------------------------------------------------
 
-    async def take_raw(self) -> Done:
+    async def _take_raw(self) -> Done:
         async with self._publishing() as write:
             async for piece in self._call.body():
                 await write(piece)
         return self._done()
 
-    async def take_form(self, reader: FormReader) -> Done:
+    async def _take_form(self, reader: FormReader) -> Done:
         async with contextlib.AsyncExitStack() as stack:
             write: Write | None = None
             async for piece in self._call.body():
@@ -219,8 +203,8 @@ class _Upload:
                         assert write is not None
                         await write(event)
                     else:
-                        if self._wish.path is None:
-                            await self.check(self._wish.path_of(event.filename))
+                        if self._request.path is None:
+                            await self._check(self._request.path_of(event.filename))
                         write = await stack.enter_async_context(self._publishing())
             reader.finish()
         return self._done()
@@ -257,9 +241,9 @@ class _Upload:
         """All that may be needed, if that is known; a form may have a little more than its
         file, so that one without room is taken piece by piece."""
         try:
-            await self._reserve(claim, claim.reserve, self.reserved_first or self.at_most)
+            await self._reserve(claim, claim.reserve, self._expected_bytes or self._form_bytes or 0)
         except (QuotaReached, TooLarge):
-            if self.reserved_first or not self.at_most:
+            if self._expected_bytes or not self._form_bytes:
                 raise
             self._instead = False
             claim.replaces(0, 0)
