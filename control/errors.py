@@ -17,7 +17,7 @@
     └── QuotaReached      507  the user has no room for it
 
 Every answer is ``{"error": "<one line>"}``. Errors of the file system are
-translated at this border (:func:`explain`): a user is told what he can do, and
+translated at this border (:func:`explain`): a user reads what to do, and
 addresses, paths and chunk handles of the inside stay in the log.
 """
 
@@ -113,14 +113,14 @@ class QuotaReached(ApiError):
     status = 507
 
 
-#: What a user can be told of a failure inside.
+#: What a user reads about a failure inside.
 INTERNAL = "internal error: see the server's log"
 UNAVAILABLE = "the storage does not answer right now: try again later"
 FULL = "the storage is full: nothing was stored"
 
 
 #: Failures that say themselves what they are. All others are bugs of ours.
-_TOLD = (ApiError, HTTPException, GfsError, BodyCutShort)
+_KNOWN = (ApiError, HTTPException, GfsError, BodyCutShort)
 
 
 def explain(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
@@ -129,7 +129,7 @@ def explain(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
     Of a group the gravest is answered: what made eight questions fail at once is one
     story. What is not the user's doing is logged here, with its traceback.
     """
-    story = min(leaves(error), key=lambda leaf: isinstance(leaf, _TOLD), default=error)
+    story = min(leaves(error), key=lambda leaf: isinstance(leaf, _KNOWN), default=error)
     if isinstance(story, ApiError):
         return story.status, str(story), story.headers
     if isinstance(story, HTTPException):

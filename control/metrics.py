@@ -1,7 +1,7 @@
 """``/metrics``: what was served, as Prometheus text.
 
 Each process counts for itself, in the label ``worker``. Where several share a port
-any of them may be asked, and each tells of all: they count in files of a directory
+any of them may be asked, and each answers for all: they count in files of a directory
 that their parent made (:func:`share`), which the client library names with the
 process id. Those of a worker that died go with the next look.
 """
@@ -32,7 +32,7 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 @contextlib.contextmanager
 def share(directory: Path) -> Iterator[None]:
-    """The processes started in this block tell of one another's counts.
+    """The processes started in this block answer with one another's counts.
 
     The counts are in files below ``directory``, which several parents may share; those
     of parents that were killed are taken away.
@@ -154,13 +154,13 @@ class Metrics:
     def _collect(self) -> bytes:
         if self._shared is None:
             return generate_latest(self._registry)
-        _forget_the_dead(self._shared)
+        _remove_dead(self._shared)
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody, str(self._shared))  # type: ignore[no-untyped-call]
         return generate_latest(everybody)
 
 
-def _forget_the_dead(directory: Path) -> None:
+def _remove_dead(directory: Path) -> None:
     """Their counts would only grow in number, with every restart."""
     for path in directory.glob("*_*.db"):
         if not _is_alive(path.stem.rpartition("_")[2]):

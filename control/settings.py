@@ -56,7 +56,7 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     #: A body or a response in which nothing moves for this long is ended.
     body_stall_seconds: float = 30.0
     send_stall_seconds: float = 60.0
-    #: Requests under way may end by themselves when the process is told to stop.
+    #: Requests under way may end by themselves when the process stops.
     graceful_seconds: float = 5.0
     #: Upper bound of the records; address space, not memory or disk.
     map_bytes: int = 4 * 1024 * MIB
@@ -80,14 +80,14 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
         for origin in self.origin_list:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(
-                    f"origins: {origin!r} is none: write https://host or https://host:port, "
-                    "without a path"
+                    f"origins: {origin!r} is not an origin: write https://host or "
+                    "https://host:port, without a path"
                 )
         if self.password_threads < 1 or self.password_queue < 1:
             raise SettingsError("password_threads and password_queue must be at least 1")
 
     def _check_seconds(self, field: str, value: float) -> None:
-        """What is no number at all is refused as well: it compares with nothing."""
+        """NaN is refused as well: it compares with nothing."""
         if field == "graceful_seconds" and value == 0:
             return
         if not 0 < value <= SECONDS_MAX:

@@ -42,7 +42,7 @@ class Contribution:
     schemas: ClassVar[Sequence[Schema]] = ()
     #: What a user's deletion does to its rows, in the same transaction.
     on_user_deleted: ClassVar[UserDeletion | None] = None
-    #: What a user has of that for which there are quotas, as far as its rows tell.
+    #: What a user has of each thing with a quota, as far as its rows show.
     usage: ClassVar[UsageOf | None] = None
 
 

@@ -95,7 +95,7 @@ def build_app(
         settings: see :class:`ControlSettings`.
         state: the cluster's state directory (default: as ``gfs up``); the records
             are below it.
-        master: ``HOST:PORT`` of the master, if the state does not tell.
+        master: ``HOST:PORT`` of the master, if the state does not have it.
         key: the cluster key or its file, if it is not in the state directory.
         tls: the directory with what TLS takes, if that is not there either.
         config: a TOML file; its table ``[client]`` is for the file system's client.
@@ -192,7 +192,7 @@ class ControlApp(QuartTrio):
                     await trio.sleep_forever()
 
     async def _sweep(self) -> None:
-        """Forget volatile facts that are over."""
+        """Remove volatile facts that have expired."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
             try:
@@ -200,7 +200,7 @@ class ControlApp(QuartTrio):
                     await facts.sweep_all(time.time())
             except (GfsError, OSError) as error:
                 # A full disk, say. Nothing that is lost with these facts is worth an end.
-                log.warning("shared facts that are over were not removed: %s", error)
+                log.warning("expired shared facts could not be removed: %s", error)
 
     async def _end_when_failed(self) -> None:
         """A process that no longer knows what is on its disk ends; started again, it
@@ -209,7 +209,7 @@ class ControlApp(QuartTrio):
         raise RecordsFailed("the records cannot be used any more: see above")
 
     def log_exception(self, *arguments: Any, **named: Any) -> None:
-        """What keeps it from starting is told in one line; bugs with their traceback.
+        """Log what keeps it from starting in one line, bugs with their traceback.
 
         Quart 0.23 gives its context before what was caught, 0.22 does not.
         """
@@ -441,7 +441,7 @@ def _werkzeug_parameter(found: re.Match[str]) -> str:
 
 
 def _shape(path: str) -> str:
-    """``path`` without the names of its parameters, which tell no two routes apart."""
+    """``path`` without the names of its parameters, which distinguish no two routes."""
     return _parameter.sub(r"{:\2}", path)
 
 

@@ -8,7 +8,7 @@ counted, and the log names the request and where in the code the step ended.
 What counts is what the thread computed, since a machine with more to do than processors
 also stops it in the middle of a step that is short. The clock on the wall is looked at
 first because that costs less: it costs 1 µs a step, with the other. It has a metric of its
-own, which tells of a disk or a lock that is waited for, and of a machine that is too busy.
+own, which shows a wait for a disk or a lock, or a machine that is too busy.
 Python's collector of garbage runs in whatever step comes to it, and is no request's doing.
 """
 

@@ -6,7 +6,7 @@ All workers count together. Three limits, and with none can a stranger keep a us
 the window every further attempt is refused before its password is looked at, the right
 one too: otherwise guessing would go on behind the refusals. Attempts that were let in
 together are counted when their outcome is known; those that find the limit reached by
-then are not told it. Who guesses from another address reaches a limit of his own.
+then do not learn it. Who guesses from another address reaches a limit of his own.
 
 *A user as a whole.* When as many attempts have failed, from wherever, answers come late:
 half a second, and twice as long with each further failure, up to 8 s. Late, and not

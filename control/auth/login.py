@@ -164,7 +164,7 @@ class LoginRoutes:
             self.failures.note(attempt, time.time())
             await wait(self.failures.delay(attempt, time.time()))
             raise wrong()
-        # Guesses that were let in together: those after one too many are told nothing.
+        # Guesses that were let in together: those after one too many get no answer to the question.
         self.failures.check(attempt, time.time())
         with self._control.records.read() as txn:
             is_known = people.is_place(txn, user.id, network_of(call.address))
@@ -195,7 +195,7 @@ class LoginRoutes:
 
 
 def _wrong() -> ApiError:
-    """One message for both, or it would tell who exists."""
+    """One message for both, or it would show who exists."""
     return Unauthorized("wrong username or password")
 
 

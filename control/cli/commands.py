@@ -134,7 +134,7 @@ def control(
             else:
                 role = serving.alone(_app(cluster, settings), sockets, settings, tls)
 
-    async def told(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
+    async def announced(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         import trio
 
         async with trio.open_nursery() as nursery:
@@ -143,7 +143,7 @@ def control(
                 _tell(cluster, settings, facts)
             task_status.started(facts)
 
-    process.serve(told, report=ready_fd, lifeline=life_fd)
+    process.serve(announced, report=ready_fd, lifeline=life_fd)
 
 
 @control.command("rotate-key")
@@ -318,7 +318,7 @@ def _arguments(cluster: Cluster, flags: dict[str, Any]) -> list[str]:
 
 
 def _tell(cluster: Cluster, settings: ControlSettings, facts: dict[str, str]) -> None:
-    """Tell a person at the terminal where it is, and once how to log in."""
+    """Show a person at the terminal where it is, and once how to log in."""
     from control.auth import take_first_password
     from gfs.cli.servers import control_summary
 

@@ -68,7 +68,7 @@ async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[in
     with control.opened():
         ledger = control.ledger
         with trio.move_on_after(WAIT_SECONDS) as waiting:
-            while not ledger.recounting.take():  # noqa: ASYNC110 - nobody tells
+            while not ledger.recounting.take():  # noqa: ASYNC110 - no event exists for it
                 await trio.sleep(POLL_SECONDS)
         if waiting.cancelled_caught:
             raise Busy("another process is counting files: try again later")

@@ -379,7 +379,7 @@ class Compute(Module):
         return await self.containers.stop(call)
 
     async def list_all(self, call: Call) -> Response:
-        return await self.containers.everybodys()
+        return await self.containers.list_all()
 
     async def get_ssh(self, call: Call) -> SshInfo:
         return SshInfo(self.containers.own(call).ssh_enabled)

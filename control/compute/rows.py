@@ -1,7 +1,7 @@
-"""The rows of compute: what users wish for, and what was last seen of it.
+"""The rows of compute: the desired state of each container, and the observed one.
 
-A container's row says both. ``wanted``, ``wish`` and ``generation`` are written by
-requests, ``done``, ``status`` and what follows from it by the driver
+A container's row has both. Requests write ``wanted``, ``revision`` and ``generation``; the
+driver writes ``applied``, ``status`` and what follows from it
 (:mod:`control.compute.reconcile.driver`). A deleted container's row is there, and invisible,
 until nothing is left of it in the backend.
 
@@ -57,10 +57,10 @@ class Container(msgspec.Struct, array_like=True, frozen=True):
     wanted: Wanted = "running"
     #: Grows with every start and change of mounts.
     generation: int = 1
-    #: Grows with whatever the backend must be told: a start, a stop, new mounts.
-    wish: int = 1
-    #: The wish that the backend has taken over last.
-    done: int = 0
+    #: Grows with each change that the backend must apply: a start, a stop, new mounts.
+    revision: int = 1
+    #: The revision that the backend applied last.
+    applied: int = 0
     #: Grows when SSH, a key or a rule changes, which happens live.
     exposure: int = 1
     status: Phase = "pending"
@@ -93,7 +93,7 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     number: int
     container_id: str
     user_id: str
-    #: "status" and "deleted" are told to users; "wish" is for the driver.
+    #: Users receive "status" and "deleted"; "wish", a new revision, is for the driver.
     kind: Literal["status", "deleted", "wish"]
     status: str = ""
     external_ip: str = ""
@@ -154,7 +154,7 @@ def events_after(txn: Txn, number: int) -> list[Event] | None:
     return found
 
 
-def tell(txn: Txn, container: Container, kind: Literal["status", "deleted", "wish"]) -> None:
+def add_event(txn: Txn, container: Container, kind: Literal["status", "deleted", "wish"]) -> None:
     number = count_up(txn, "event")
     events.put(
         txn,
@@ -197,9 +197,9 @@ def every(txn: Txn) -> Iterator[Container]:
 
 def mark_deleted(txn: Txn, container: Container) -> None:
     """Gone for its user from here on. The driver does the rest."""
-    gone = replace(container, wanted="deleted", wish=container.wish + 1)
+    gone = replace(container, wanted="deleted", revision=container.revision + 1)
     containers.put(txn, gone)
-    tell(txn, gone, "deleted")
+    add_event(txn, gone, "deleted")
 
 
 def forget_user(txn: Txn, user_id: str) -> None:

@@ -255,23 +255,23 @@ def _prose(route: Route) -> str:
         needs = f"What is public needs no login. {needs}"
     parts = [route.description, needs]
     if route.upgrade is not None:
-        told = _websocket(route.upgrade)
+        about = _websocket(route.upgrade)
         only = "" if route.handler is upgrade_only else ", if that is asked for"
-        parts.append(f"A WebSocket{only}. The server sends {told['sends']}.")
+        parts.append(f"A WebSocket{only}. The server sends {about['sends']}.")
         if route.need.kind != "public":
             parts.append(
                 "It is closed with 4401 within 5 s after the credential has ended, and with "
                 "4403 when that may no longer do this."
             )
-        parts.append(f"It takes {told['takes']}." if "takes" in told else "")
+        parts.append(f"It takes {about['takes']}." if "takes" in about else "")
     return "\n\n".join(part for part in parts if part)
 
 
 def _websocket(upgrade: Upgrade) -> Json:
-    told: Json = {"sends": upgrade.sends, "pingSeconds": upgrade.ping_seconds}
+    about: Json = {"sends": upgrade.sends, "pingSeconds": upgrade.ping_seconds}
     if upgrade.takes:
-        told["takes"] = upgrade.takes
-    return told
+        about["takes"] = upgrade.takes
+    return about
 
 
 def _parameters(route: Route, schemas: _Schemas) -> list[Json]:

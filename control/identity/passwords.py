@@ -2,10 +2,10 @@
 
 Hashing one takes 64 MiB and a tenth of a second by design, and over a second on
 busy cores. So at most ``threads`` run at once, at most ``queue`` wait, and whoever
-would wait longer is told to come back. Nobody fills the queue alone: an address has at
+would wait longer is refused with Retry-After. Nobody fills the queue alone: an address has at
 most as many places as are left for the others. Nor does anybody wait behind another's
 whole queue: the addresses that wait are served in turn, one password each. An unknown
-user costs the same hash as a wrong password, or the time would tell who exists.
+user costs the same hash as a wrong password, or the time would show who exists.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ TRASH_SECONDS = 3 * 86400.0
 
 
 class Cluster:
-    """The connection to the file system: made as soon as it can be, for ever again."""
+    """The connection to the file system: made as soon as it can be, and again when it breaks."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
@@ -53,7 +53,7 @@ class Cluster:
         return self._fs
 
     async def learn(self) -> None:
-        """Ask the master for what deletions have to know."""
+        """Ask the master for the settings that deletions depend on."""
         status = await self.fs.status()
         if status.role == "master":
             self.trash_seconds = status.trash_ms / 1000
@@ -65,14 +65,14 @@ class Cluster:
         """
         settings = config.load(ClientSettings, "client", file=self._control.config)
         pause = BACKOFF_SECONDS_MIN
-        told = ""
+        logged = ""
         while True:
             try:
                 await self._hold_once(settings)
             except (GfsError, OSError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    log.warning("the file system cannot be reached, trying again: %s", told)
+                if str(error) != logged:
+                    logged = str(error)
+                    log.warning("the file system cannot be reached, trying again: %s", logged)
             await trio.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS_MAX)
 
@@ -95,7 +95,7 @@ class Cluster:
 
 @contextmanager
 def as_answers(path: str) -> Iterator[None]:
-    """What the namespace of the file system refuses, in the words of this API.
+    """Errors of the file system's namespace become errors of this API.
 
     ``path`` is how the user calls the file.
     """
@@ -112,4 +112,4 @@ def as_answers(path: str) -> Iterator[None]:
     except NotFound:
         raise NoSuchThing(f"{path} does not exist") from None
     except InvalidName:
-        raise BadRequest(f"{path}: no file can be called so") from None
+        raise BadRequest(f"{path}: this is no valid file name") from None

@@ -89,7 +89,7 @@ ANONYMOUS_FILES_MAX = 1000
 
 class SpaceConverter(BaseConverter):
     """A storage namespace in a path: never what is a route of its own, so that a
-    wrong method there is told as that."""
+    wrong method there is answered as one."""
 
     regex = rf"(?!(?:{'|'.join(sorted(RESERVED))})(?:/|$))[^/]+"
 
@@ -163,7 +163,7 @@ class Storage(Module):
             except RecordsFailed:
                 raise  # and with it this process ends
             except (GfsError, ApiError, OSError) as error:
-                log.warning("what users have could not be counted: %s", error)
+                log.warning("files of users could not be counted: %s", error)
             await trio.sleep(RECOUNT_SECONDS)
 
     async def _repair(self) -> None:
@@ -174,7 +174,7 @@ class Storage(Module):
         except RecordsFailed:
             raise  # and with it this process ends
         except (GfsError, ApiError) as error:
-            log.warning("storage namespaces could not be looked through: %s", error)
+            log.warning("storage namespaces could not be repaired: %s", error)
 
     async def check_ready(self) -> None:
         await self.cluster.fs.status()
@@ -466,7 +466,7 @@ class Storage(Module):
             space = self._readable(call, name or DEFAULT)
             return await download.send(call, self.cluster.fs, space, path, transfer, inline=inline)
         except BaseException as error:
-            transfer.never_mind(error)
+            transfer.finish_early(error)
             raise
 
     async def delete(self, call: Call) -> Done:

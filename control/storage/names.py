@@ -66,7 +66,7 @@ def check_path(path: str) -> str:
 def _check_characters(path: str) -> None:
     if "\\" in path:
         raise BadRequest("name: a backslash is not allowed, / makes folders")
-    # What is not UTF-8 in a URL arrives as this character, so nobody can tell
+    # What is not UTF-8 in a URL arrives as this character, so nobody can see
     # which name was meant.
     if "\ufffd" in path:
         raise BadRequest("name: is not valid UTF-8")

@@ -61,9 +61,9 @@ class Spaces:
     def __init__(self, control: Control, cluster: Cluster) -> None:
         self._control = control
         self._cluster = cluster
-        #: Directories without a row at the last repair, and those told about.
-        self._strangers: set[str] = set()
-        self._told: set[str] = set()
+        #: Directories without a row at the last repair, and those that were logged.
+        self._unknown: set[str] = set()
+        self._logged: set[str] = set()
 
     @property
     def _records(self) -> Records:
@@ -158,7 +158,7 @@ class Spaces:
                 await self._know(space)
                 await self._make_directory(space)
             except GfsError:
-                # Told to have failed, it must not appear later.
+                # It was answered as failed, so it must not appear later.
                 await self._records.write(lambda txn: _mark_deleting(txn, space))
                 raise
         return _info(space, 0)
@@ -250,14 +250,15 @@ class Spaces:
                 await self._finish_deletion(space)
             elif space.directory not in there:
                 await self._make_directory(space)
-        self._tell_strangers(there - {space.directory for space in rows})
+        self._log_unknown(there - {space.directory for space in rows})
 
-    def _tell_strangers(self, found: set[str]) -> None:
-        """Seen twice, since a deletion may have ended between the two looks."""
-        for path in sorted((found & self._strangers) - self._told):
+    def _log_unknown(self, found: set[str]) -> None:
+        """Log directories that two repairs in a row found: a deletion may have ended between
+        the two reads of one."""
+        for path in sorted((found & self._unknown) - self._logged):
             log.warning("%s in the file system belongs to no storage namespace: left alone", path)
-            self._told.add(path)
-        self._strangers = found
+            self._logged.add(path)
+        self._unknown = found
 
     async def _directories(self) -> set[str]:
         try:

@@ -127,7 +127,7 @@ def policy(
 
 def everything(spec: Spec, options: manifests.Options) -> list[manifests.Manifest]:
     made = [
-        manifests.namespace(HERE, spec, manifests.wish(spec.generation, run=True)),
+        manifests.namespace(HERE, spec, manifests.desired(spec.generation, run=True)),
         policy(spec, options),
         manifests.quota(HERE, spec),
         manifests.secret(HERE, spec),
@@ -316,12 +316,12 @@ def test_no_other_ids_get_a_namespace(user_id: str, container_id: str) -> None:
 
 @given(st.integers(0, 2**60), st.booleans())
 def test_wishes_are_read_back(generation: int, run: bool) -> None:
-    assert manifests.wished(manifests.wish(generation, run=run)) == (generation, run)
+    assert manifests.parse_desired(manifests.desired(generation, run=run)) == (generation, run)
 
 
 @given(st.text())
 def test_any_other_text_is_no_wish(text: str) -> None:
-    generation, run = manifests.wished(text)
+    generation, run = manifests.parse_desired(text)
     assert (generation, run) == (
         0,
         False,

@@ -1,10 +1,10 @@
 """What runs containers: the one seam between compute and Kubernetes or Podman.
 
-A backend is told what a container shall be (a :class:`Spec`) and says what it
+A backend gets the desired state of a container (a :class:`Spec`) and reports what it
 sees (:class:`Sighting`). It keeps nothing that matters: all of it can be found
 again by the labels on what it made, and every call may be repeated. So it is
 driven by level, not by edge: whoever drives it (:mod:`control.compute.reconcile.driver`)
-compares wishes with sightings after every restart, and calls again.
+compares desired states with sightings after every restart, and calls again.
 
 Errors: :class:`BackendUnavailable` when it does not answer (to be tried again),
 :class:`Impossible` when it never will do this (the container fails, with the
@@ -123,7 +123,7 @@ class Terminal(Protocol):
 
 
 class Watch(Protocol):
-    """Who is told what a backend sees. Called on the loop's thread; never waits."""
+    """Receives what a backend observes. Called on the loop's thread; never waits."""
 
     def seen(self, sighting: Sighting) -> None:
         """A container is new or changed."""
@@ -132,10 +132,10 @@ class Watch(Protocol):
         """Nothing of it is left, as far as the backend can see."""
 
     def exposure_lost(self, container_id: str) -> None:
-        """Something that :meth:`Backend.expose` makes is gone; perhaps as it was told."""
+        """Something that :meth:`Backend.expose` makes is gone; perhaps because it was asked for."""
 
     def synced(self, present: set[str]) -> None:
-        """All that exist have been told; after every new start of the watch. What is
+        """All that exist have been reported; after every new start of the watch. What is
         not in ``present`` does not exist."""
 
 
@@ -168,7 +168,7 @@ class Backend(Protocol):
     async def start(self, spec: Spec) -> None:
         """Run it, as ``spec`` says; a run of an older generation is ended first. Makes
         again what is missing. Returns when the backend has taken it over: how it goes
-        on is told to the watch."""
+        on is reported to the watch."""
 
     async def stop(self, spec: Spec) -> None:
         """End its run; what is under the mount paths stays."""

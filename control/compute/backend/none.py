@@ -32,7 +32,7 @@ class NoBackend:
     name = "none"
 
     def __init__(self, installation: Installation, why: str = "") -> None:
-        """``why`` is told besides, to who wants to create a container."""
+        """``why`` is added to the refusal of a new container."""
         self._domain = installation.domain
         self._why = f"no containers can run here{f' ({why})' if why else ''}: {HOW}"
 

@@ -1,8 +1,8 @@
 """Containers in a Kubernetes cluster. What one is there: :mod:`.manifests`.
 
-- **A start** says in the namespace which generation is wished, then applies everything
+- **A start** writes the desired generation to the namespace, then applies everything
   else, the workload last: so what is missing is made again, what was changed by hand is put
-  right, and the watch can tell a run of before from the one to come. The cluster ends the
+  right, and the watch can distinguish a previous run from the next one. The cluster ends the
   old pod before it begins the new one.
 - **Whose.** Everything carries the installation's id. A namespace that does not is never
   touched, whatever its name: several installations may share a cluster.
@@ -61,7 +61,7 @@ MIB = 1024**2
 #: What we are allowed in all namespaces, we are in one that does not exist.
 ANY_NAMESPACE = "compute-any"
 #: Until a deletion is reported as not yet done. Less than the driver's patience, so that
-#: the reason is told.
+#: the reason is shown.
 DELETE_SECONDS = 100.0
 #: A namespace that ends is looked at this often, besides by the watch.
 LOOK_SECONDS = 5.0
@@ -128,8 +128,8 @@ class Kubernetes:
             if rights.incomplete:
                 lacking = [each for each in lacking if not await self._api.may(*each)]
         if lacking:
-            told = ", ".join(f"{verb} {resource}" for _, resource, verb in lacking)
-            raise BackendUnavailable(f"the cluster does not let us {told}: {GRANT}")
+            denied = ", ".join(f"{verb} {resource}" for _, resource, verb in lacking)
+            raise BackendUnavailable(f"the cluster does not let us {denied}: {GRANT}")
 
     async def room(self) -> None:
         return None
@@ -241,7 +241,7 @@ class Kubernetes:
     # --- what is made -------------------------------------------------------------------
 
     async def _make_namespace(self, spec: Spec, *, run: bool) -> None:
-        """There, ours, and with what is wished written on it."""
+        """There, ours, and annotated with the desired state."""
         name = _name(spec)
         found = await self._api.namespace(name)
         if found is None:
@@ -255,7 +255,7 @@ class Kubernetes:
         if found is None or found.metadata.deletion_timestamp:
             raise BackendUnavailable(f"its namespace {name} is still being deleted")
         self._insist_on_ours(found)
-        if run or not found.metadata.wish[0]:
+        if run or not found.metadata.desired[0]:
             await self._mark(spec, run=run)
 
     def _insist_on_ours(self, found: Namespace) -> None:
@@ -268,8 +268,8 @@ class Kubernetes:
         await self._api.apply_namespace(self._namespace(spec, run=run))
 
     def _namespace(self, spec: Spec, *, run: bool) -> manifests.Manifest:
-        wish = manifests.wish(spec.generation, run=run)
-        return manifests.namespace(self._installation, spec, wish)
+        state = manifests.desired(spec.generation, run=run)
+        return manifests.namespace(self._installation, spec, state)
 
     def _workload(self, spec: Spec, *, run: bool) -> manifests.Manifest:
         return manifests.workload(self._installation, spec, self._options, run=run)
@@ -298,7 +298,7 @@ class Kubernetes:
         return self._nodes
 
     async def _insist_on_user_namespaces(self, workload: manifests.Manifest) -> None:
-        """A cluster that does not know them drops the wish for one without a word, and root
+        """A cluster that does not know them ignores the field without a word, and root
         of a container would be root of its node. So it is asked once."""
         if not self._options.user_namespaces or self._has_user_namespaces:
             return

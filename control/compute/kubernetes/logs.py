@@ -16,7 +16,7 @@ __all__ = ["Lines", "logs"]
 
 PROTOCOLS = ("binary.k8s.io",)
 MESSAGE_BYTES_MAX = 1024 * 1024
-#: A longer line is told in pieces.
+#: A longer line is sent in pieces.
 LINE_BYTES_MAX = 64 * 1024
 
 

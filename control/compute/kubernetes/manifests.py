@@ -3,7 +3,7 @@
 Every container has a namespace of its own, so the names in it are fixed and deleting the
 namespace deletes it all::
 
-    Namespace compute-<user>-<id>   also says what is wished: see ``wish``
+    Namespace compute-<user>-<id>   has the desired state: see ``desired``
     ├── NetworkPolicy container     out: DNS and the internet; in: only what is opened
     ├── ResourceQuota container     one pod, one volume, and no more than the container's
     ├── Secret keys                 authorized_keys
@@ -48,7 +48,7 @@ from control.compute.backend.networks import INTERNET_6, REFUSED_4, REFUSED_6, N
 
 __all__ = [
     "ANNOTATION_NAME",
-    "ANNOTATION_WISH",
+    "ANNOTATION_DESIRED",
     "CONTAINER",
     "INIT_CONTAINER",
     "Manifest",
@@ -69,8 +69,8 @@ __all__ = [
     "sub_path",
     "volume_claim",
     "web_service",
-    "wish",
-    "wished",
+    "desired",
+    "parse_desired",
     "workload",
 ]
 
@@ -88,8 +88,8 @@ DATA = "data"
 WEB = "web"
 
 ANNOTATION_NAME = "gfs.control/name"
-#: On the namespace and on the pod; see ``wish``.
-ANNOTATION_WISH = "gfs.control/wish"
+#: On the namespace and on the pod; see ``desired``.
+ANNOTATION_DESIRED = "gfs.control/wish"
 
 SSH_PORT = 22
 HTTP_PORT = 80
@@ -203,13 +203,13 @@ def selector(installation: Installation) -> str:
     return f"{LABEL_MANAGED}=true,{LABEL_CLUSTER}={installation.id}"
 
 
-def wish(generation: int, *, run: bool) -> str:
+def desired(generation: int, *, run: bool) -> str:
     """What a namespace shall hold, for the watch to compare pods with."""
     return f"{'run' if run else 'stop'}-{generation}"
 
 
-def wished(text: str) -> tuple[int, bool]:
-    """The generation, and whether it shall run; (0, False) if nothing was wished yet."""
+def parse_desired(text: str) -> tuple[int, bool]:
+    """The generation, and whether it shall run; (0, False) if there is none yet."""
     verb, _, generation = text.partition("-")
     if verb not in ("run", "stop") or not generation.isascii() or not generation.isdigit():
         return 0, False
@@ -221,7 +221,7 @@ def sub_path(mount_path: str) -> str:
     return f"mounts/{hashlib.sha256(mount_path.encode()).hexdigest()[:32]}"
 
 
-def namespace(installation: Installation, spec: Spec, wish: str) -> Manifest:
+def namespace(installation: Installation, spec: Spec, state: str) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -231,7 +231,7 @@ def namespace(installation: Installation, spec: Spec, wish: str) -> Manifest:
                 **labels(installation, spec.user_id, spec.id),
                 "pod-security.kubernetes.io/enforce": POD_SECURITY,
             },
-            "annotations": {ANNOTATION_NAME: _text(spec.name), ANNOTATION_WISH: wish},
+            "annotations": {ANNOTATION_NAME: _text(spec.name), ANNOTATION_DESIRED: state},
         },
     }
 
@@ -361,7 +361,7 @@ def workload(installation: Installation, spec: Spec, options: Options, *, run: b
             "template": {
                 "metadata": {
                     "labels": marks,
-                    "annotations": {ANNOTATION_WISH: wish(spec.generation, run=True)},
+                    "annotations": {ANNOTATION_DESIRED: desired(spec.generation, run=True)},
                 },
                 "spec": _pod(spec, options),
             },

@@ -23,10 +23,10 @@ from control.compute.backend import (
 )
 from control.compute.backend.networks import Network
 from control.compute.kubernetes.manifests import (
-    ANNOTATION_WISH,
+    ANNOTATION_DESIRED,
+    desired,
     namespace_name,
-    wish,
-    wished,
+    parse_desired,
 )
 
 __all__ = [
@@ -72,8 +72,8 @@ class Meta(msgspec.Struct, rename="camel"):
         return (self.labels or {}).get(name, "")
 
     @property
-    def wish(self) -> tuple[int, bool]:
-        return wished((self.annotations or {}).get(ANNOTATION_WISH, ""))
+    def desired(self) -> tuple[int, bool]:
+        return parse_desired((self.annotations or {}).get(ANNOTATION_DESIRED, ""))
 
 
 class Condition(msgspec.Struct):
@@ -194,7 +194,7 @@ class Service(msgspec.Struct):
 
 
 class Event(msgspec.Struct, rename="camel"):
-    """What Kubernetes tells of an object: why no pod is made, why a volume is not there."""
+    """What Kubernetes reports about an object: why no pod is made, why a volume is not there."""
 
     metadata: Meta
     type: str | None = None
@@ -343,8 +343,8 @@ def sighting(
         has_workload: False if there is nothing that would make a pod.
     """
     about = namespace.metadata
-    generation, is_to_run = about.wish
-    pod = _current(pods, wish(generation, run=True))
+    generation, is_to_run = about.desired
+    pod = _current(pods, desired(generation, run=True))
     phase: Phase
     if about.deletion_timestamp:
         phase, reason = "failed", f"its namespace {about.name} was deleted: start it again"
@@ -369,8 +369,10 @@ def sighting(
 
 
 def _current(pods: Sequence[Pod], marked: str) -> Pod | None:
-    """The pod of what is wished, rather one that stays than one that is being ended."""
-    found = [pod for pod in pods if (pod.metadata.annotations or {}).get(ANNOTATION_WISH) == marked]
+    """The pod of the desired state, rather one that stays than one that is being ended."""
+    found = [
+        pod for pod in pods if (pod.metadata.annotations or {}).get(ANNOTATION_DESIRED) == marked
+    ]
     return min(found, key=lambda pod: pod.metadata.deletion_timestamp or "", default=None)
 
 
@@ -409,8 +411,8 @@ def _stuck(container: ContainerStatus) -> tuple[Phase, str]:
     reason = waiting.reason or ""
     if reason == "CrashLoopBackOff":
         last = (container.last_state or State()).terminated
-        told = _ending(last) if last else waiting.message
-        return "failed", _sentence(reason, f"{told}, {container.restart_count} times")
+        said = _ending(last) if last else waiting.message
+        return "failed", _sentence(reason, f"{said}, {container.restart_count} times")
     if reason in _FAILED:
         return "failed", _sentence(reason, waiting.message)
     return "initializing", "" if reason in _ORDINARY else _sentence(reason, waiting.message)
@@ -419,9 +421,9 @@ def _stuck(container: ContainerStatus) -> tuple[Phase, str]:
 def _ending(terminated: Terminated) -> str:
     if terminated.reason == "OOMKilled":
         return "OOMKilled: it needed more memory than it has"
-    told = f"it ended with code {terminated.exit_code}"
+    said = f"it ended with code {terminated.exit_code}"
     reason = terminated.reason or ""
-    return _sentence("" if reason in ("Error", "Completed") else reason, told)
+    return _sentence("" if reason in ("Error", "Completed") else reason, said)
 
 
 def _sentence(reason: str | None, message: str | None) -> str:
@@ -462,9 +464,9 @@ def story(events: Sequence[Event], since: float) -> str:
 
 
 def _when(event: Event) -> float:
-    told = event.last_timestamp or event.event_time or ""
+    said = event.last_timestamp or event.event_time or ""
     try:
-        return datetime.fromisoformat(told).timestamp()
+        return datetime.fromisoformat(said).timestamp()
     except ValueError:
         return 0.0
 
@@ -472,8 +474,8 @@ def _when(event: Event) -> float:
 def remaining(namespace: Namespace) -> str:
     """Why a deleted namespace is still there, in Kubernetes' words."""
     conditions = (namespace.status.conditions if namespace.status else None) or ()
-    told = [each.message for each in conditions if each.status == "True" and each.message]
-    return "; ".join(told) or "its pods are ending"
+    said = [each.message for each in conditions if each.status == "True" and each.message]
+    return "; ".join(said) or "its pods are ending"
 
 
 _UNITS = {

@@ -81,7 +81,7 @@ class KubernetesTerminal:
             await self._send(CLOSE, bytes([STDIN]))
 
     async def _send(self, channel: int, data: bytes) -> None:
-        # Whoever types after the end is told of it by receive().
+        # Input after the end is dropped; receive() reports the end.
         with contextlib.suppress(trio_websocket.ConnectionClosed):
             await self._stream.send_message(bytes([channel]) + data)
 
@@ -129,5 +129,5 @@ def _exit_code(status: bytes) -> int | None:
     if problem.status == "Success":
         return 0
     cause = problem.cause("ExitCode")
-    told = (cause.message if cause else None) or ""
-    return int(told) if told.isascii() and told.isdigit() else None
+    said = (cause.message if cause else None) or ""
+    return int(said) if said.isascii() and said.isdigit() else None

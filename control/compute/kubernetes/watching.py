@@ -1,7 +1,7 @@
 """Who sees what happens to containers: three streams for a whole cluster.
 
 What is seen of a container is put together from its namespace (is it there, and what is
-wished of it), its pod (how far that has come) and its Service (at which address). All of
+desired of it), its pod (how far that has come) and its Service (at which address). All of
 them have our labels, so one watch of each kind, across all namespaces, shows every
 container of this installation, also one that no record knows and one without a pod, and
 nothing of any other's. No more is needed: volumes and images that are waited for show
@@ -9,7 +9,7 @@ in the pod.
 
 Only a start that stays without news for :data:`LOOK_SECONDS` is looked into: why no pod
 was made (a quota, or its StatefulSet is gone), or why it does not get on (a volume that
-cannot be attached), is told by Kubernetes nowhere but in its events.
+cannot be attached), Kubernetes reports nowhere but in its events.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLOCK_SECONDS = 30.0
 
 
 class Watching:
-    """Tells ``watch`` of all containers of an installation, chosen by ``labels``."""
+    """Reports to ``watch`` all containers of an installation, chosen by ``labels``."""
 
     def __init__(self, api: Api, installation_id: str, labels: str, watch: Watch) -> None:
         self._api = api
@@ -61,12 +61,12 @@ class Watching:
         self._pods = Mirror(api, "/api/v1/pods", Pod, labels, self._changed)
         self._services = Mirror(api, "/api/v1/services", Service, labels, self._services_changed)
         self._synced = trio.Event()
-        #: Containers that were told of, by namespace.
+        #: Containers that were reported, by namespace.
         self._told: dict[str, str] = {}
         #: Their Services, by namespace.
         self._served: dict[str, set[str]] = {}
         self._starting: set[str] = set()
-        #: When a start was told, in seconds since 1970, by namespace.
+        #: When a start was reported, in seconds since 1970, by namespace.
         self._begun: dict[str, float] = {}
         #: Starts without news, by namespace, and since when.
         self._silent: dict[str, float] = {}
@@ -76,7 +76,7 @@ class Watching:
         self._gone = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """For ever. Started when all that there is was told."""
+        """For ever. Started when all that exist were reported."""
         async with trio.open_nursery() as nursery:
             for mirror in (self._namespaces, self._pods, self._services):
                 nursery.start_soon(mirror.run)
@@ -116,7 +116,7 @@ class Watching:
         self._remarks.pop(namespace, None)
         self._without_workload.discard(namespace)
 
-    # --- what the mirrors tell ----------------------------------------------------------
+    # --- reports of the mirrors ---------------------------------------------------------
 
     def _changed(self, namespaces: set[str], listed: bool) -> None:
         if self._synced.is_set():
@@ -195,7 +195,7 @@ class Watching:
         if self._silent.get(name) != since or name in self._starting:
             # There was news meanwhile, or a start.
             return
-        # Of a start that another process told, any complaint may be.
+        # Any complaint may be about a start that another process reported.
         self._remarks[name] = story(warnings, self._begun.get(name, 0.0) - CLOCK_SECONDS)
         # Those that wait longest for a look are looked into next.
         self._silent[name] = self._silent.pop(name)

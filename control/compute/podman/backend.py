@@ -15,7 +15,7 @@ drives this machine.
 - **Where it is reached.** SSH: a port of ``gateway_host`` that is the container's as long as
   it exists. Ingress: several containers may want port 80, and other services of this
   machine have it already. So while ``gateway_host`` is a loopback address, each container
-  has a loopback address of its own, in 127.64.0.0/10, told as its ``external_ip``, where
+  has a loopback address of its own, in 127.64.0.0/10, shown as its ``external_ip``, where
   its ports are opened and nowhere else. With any other ``gateway_host`` they are opened
   there: a port is the first container's to ask for it, and one that another service has
   had is never a container's (:mod:`control.compute.podman.network.foreign`).
@@ -26,7 +26,7 @@ drives this machine.
   of its own, and only such capabilities as a login takes.
 - **Apart.** Containers reach the internet: neither one another (a network each, isolated),
   nor this machine at any of its addresses, nor private networks, nor the addresses where
-  clouds tell a machine its secrets (:mod:`control.compute.podman.network.fence`).
+  clouds give a machine its secrets (:mod:`control.compute.podman.network.fence`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seeing the first processes of containers die, whoever looks after them.
 
 Podman has no process of its own that waits for a container: conmon does, one for each,
-and tells of its end. Kill conmon, and nobody would; so the kernel is asked too, with one
+and reports its end. If conmon is killed, nobody does; so the kernel is asked too, with one
 descriptor a container, all in one epoll.
 """
 
@@ -16,7 +16,7 @@ import trio
 
 __all__ = ["Deaths"]
 
-#: Conmon and Podman's clean-up are about to tell of the same end.
+#: Conmon and Podman's clean-up are about to report the same end.
 AFTER_SECONDS = 0.5
 
 

@@ -2,7 +2,7 @@
 
 A frame is 8 bytes (which stream, three zeros, the length in big-endian order) and so much
 of one stream. A line may come in several, and what its process never ended with a
-newline is told at the end.
+newline is sent at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 __all__ = ["Lines"]
 
 HEAD_BYTES = 8
-#: A longer line is told in pieces.
+#: A longer line is sent in pieces.
 LINE_BYTES_MAX = 64 * 1024
 
 

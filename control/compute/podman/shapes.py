@@ -1,4 +1,5 @@
-"""What we tell Podman of a container, and what it tells us. Plain code: nothing waits.
+"""What Podman is asked to make of a container, and what it reports. Plain code: nothing
+waits.
 
 Of a container ``1f2e3d4c`` of the installation ``abcd…`` there are, all with the labels of
 :mod:`control.compute.backend`::

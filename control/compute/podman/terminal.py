@@ -77,7 +77,7 @@ class PodmanTerminal:
         return output
 
     async def send(self, data: bytes) -> None:
-        # Whoever types after the end is told of it by receive().
+        # Input after the end is dropped; receive() reports the end.
         with contextlib.suppress(trio.BrokenResourceError):
             await self._stream.send_all(data)
 

@@ -1,6 +1,6 @@
 """Who sees what happens to containers: Podman's events, and lists to begin from.
 
-One stream of events for all containers says which of them to look at; what is told is
+One stream of events for all containers says which of them to look at; what is reported is
 always what was then seen. A stream that ends (Podman's service was restarted) is opened
 anew and everything listed again; so it is every :data:`LIST_SECONDS` besides, since of some
 things Podman has no event: a volume removed by hand, a container whose conmon was
@@ -75,7 +75,7 @@ class _Event(msgspec.Struct, rename="pascal"):
 
 
 class Watching:
-    """Tells ``watch`` of all containers of an installation.
+    """Reports to ``watch`` all containers of an installation.
 
     Args:
         ports: Where a container's ports are reached, and a remark about them.
@@ -195,7 +195,7 @@ class Watching:
         async def look(container_id: str) -> None:
             async with limiter:
                 await self._next_look(container_id)
-            # What exists and was never told would be taken for lost.
+            # What exists and was never reported would be taken for lost.
             while container_id in self._users.keys() - self._told:
                 await self._next_look(container_id, LOOK_AGAIN_SECONDS)
 
@@ -266,7 +266,7 @@ class Watching:
             unnoticed = self._is_unnoticed(container_id, seen)
             self._note_run(container_id, seen, nursery, unnoticed=unnoticed)
         external_ip, remark = self._ports(container_id)
-        told = sighting(
+        report = sighting(
             container_id,
             self._users.get(container_id, ""),
             seen,
@@ -275,12 +275,12 @@ class Watching:
             seconds_since_end=_seconds_since(seen.state.finished_at) if seen else 0.0,
             external_ip=external_ip,
         )
-        if told.phase == "initializing" and told.reason:
+        if report.phase == "initializing" and report.reason:
             self.touch(container_id, RESTART_GRACE_SECONDS)
-        if told.phase == "running":
+        if report.phase == "running":
             remarks = [remark, "" if seen is None or seen.has_own_users else AS_ROOT]
-            told = msgspec.structs.replace(told, reason="; ".join(filter(None, remarks)))
-        self._watch.seen(told)
+            report = msgspec.structs.replace(report, reason="; ".join(filter(None, remarks)))
+        self._watch.seen(report)
 
     async def _left(self, container_id: str) -> bool:
         for kind in KINDS:
@@ -321,7 +321,7 @@ class Watching:
 
     async def _await_answer(self, container_id: str, run: tuple[str, int]) -> None:
         """A run is running when one can log in: that is what a user waits for. Looked at
-        without a connection, which its log would tell of."""
+        without a connection, which its log would have."""
         try:
             with trio.move_on_after(ANSWER_SECONDS):
                 while self._asking.get(container_id) == run:

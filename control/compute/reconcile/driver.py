@@ -1,16 +1,16 @@
-"""Who makes wishes come true: one driver per machine, whichever process it is in.
+"""The driver makes the backend follow the rows: one per machine, in whichever process.
 
-The rows say what is wished, the backend's watch what is seen. For each container that
-has news the driver runs a task that asks :func:`control.compute.reconcile.machine.plan` for the
-next step and takes it, until none is left: so calls for one container are never at the
-same time, and those for many are bounded together. Nothing that matters is only in
-memory. A driver that died has left rows whose wish is not done, and things in the backend
-that no row asks for; the next one does the former again (every call may be repeated) and
-takes the latter away.
+The rows have the desired state, the backend's watch reports the observed one. For each
+container that has news the driver runs a task that asks
+:func:`control.compute.reconcile.machine.plan` for the next step and takes it, until none is
+left: so calls for one container are never at the same time, and those for many are bounded
+together. Nothing that matters is only in memory. A driver that died has left revisions that
+are not applied, and things in the backend that no row asks for; the next one applies the
+former (every call may be repeated) and deletes the latter.
 
 *Failing.* A backend that does not answer is asked again, ever more seldom, for as long as
-the wish lasts. What it says it cannot do fails the container, with its reason, until the
-user starts it again.
+the revision is the last. What it says it cannot do fails the container, with its reason,
+until the user starts it again.
 
 *The reconciler* runs after every complete look of the watch, and every few minutes:
 
@@ -22,7 +22,7 @@ deleted                     something, or nothing       it is deleted, then the 
 any other, was there        nothing, for some seconds   ``failed``: it is lost
 running                     an older run, or stopped    it is run again
 stopped                     a run                       it is stopped again
-wish not done               anything                    the wish is done
+revision not applied        anything                    it is applied
 ==========================  =====================================================
 
 *What is not seen.* Not all that keeps containers apart and lets users in shows in a
@@ -42,7 +42,7 @@ from control.compute.backend import Backend, BackendUnavailable, Impossible, Sig
 from control.compute.reconcile import machine
 from control.compute.reconcile.changes import Changes
 from control.compute.reconcile.machine import Step
-from control.compute.rows import Container, containers, events_after, last_event, tell
+from control.compute.rows import Container, add_event, containers, events_after, last_event
 from control.records import Records, RecordsFailed, Txn
 from gfs.errors import GfsError
 
@@ -97,7 +97,7 @@ class Driver:
         self._exposed: dict[str, tuple[int, int]] = {}
         #: To be exposed again: something of it may be gone.
         self._worn: set[str] = set()
-        #: Told, and it has not come true.
+        #: Called without effect.
         self._again: set[str] = set()
         #: Under way when all was compared: to be compared when it rests.
         self._unchecked: set[str] = set()
@@ -151,7 +151,7 @@ class Driver:
             await trio.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS_MAX)
 
-    # --- what the backend tells (Watch) -------------------------------------------------
+    # --- reports of the backend (Watch) -------------------------------------------------
 
     def seen(self, sighting: Sighting) -> None:
         if self._sightings.get(sighting.id) != sighting:
@@ -258,7 +258,7 @@ class Driver:
         return True
 
     async def _note_failure(self, container_id: str, error: Exception, bugs: int) -> None:
-        """Tell why it is not done yet; after too many mistakes of ours, that it failed."""
+        """Show why it is not applied yet; after too many mistakes of ours, that it failed."""
         if isinstance(error, GfsError):
             log.warning("%s: container %s: %s", self._backend.name, container_id, error)
             reason = str(error)
@@ -267,7 +267,7 @@ class Driver:
             reason = "internal error: see the server's log"
 
         def decide(now: Container) -> list[Container]:
-            if now.wanted != "running" or now.done == now.wish:
+            if now.wanted != "running" or now.applied == now.revision:
                 return []
             if bugs >= BUGS_MAX:
                 return [machine.fail(now, reason, refused=True)]
@@ -281,11 +281,11 @@ class Driver:
             log.warning("container %s: %s", container_id, busy)
 
     async def _pause(self, container_id: str, tried: Container | None, seconds: float) -> None:
-        """Wait before it is tried again; a wish newer than the one ``tried`` need not."""
+        """Wait before it is tried again; a revision newer than the one ``tried`` does not wait."""
         with trio.move_on_after(seconds):
             while True:
                 row = self._row(container_id)
-                if row is not None and (tried is None or row.wish != tried.wish):
+                if row is not None and (tried is None or row.revision != tried.revision):
                     return
                 await self._woken[container_id].wait()
                 self._woken[container_id] = trio.Event()
@@ -340,7 +340,7 @@ class Driver:
             if step in (Step.RUN, Step.STOP):
                 self._again.discard(row.id)
                 self._exposed.pop(row.id, None)
-                await self._change(row.id, lambda now: [machine.taken_over(now, row.wish)])
+                await self._change(row.id, lambda now: [machine.applied(now, row.revision)])
             else:
                 # Not exposed until it is done; what is lost meanwhile is done once more.
                 self._exposed.pop(row.id, None)
@@ -378,7 +378,7 @@ class Driver:
             raise BackendUnavailable(f"it cannot be stopped: {reason}")
 
         def decide(now: Container) -> list[Container]:
-            return [machine.fail(now, reason, refused=True)] if now.wish == row.wish else []
+            return [machine.fail(now, reason, refused=True)] if now.revision == row.revision else []
 
         await self._change(row.id, decide)
 
@@ -431,7 +431,7 @@ class Driver:
             for after in decide(now):
                 containers.put(txn, after)
                 if (after.status, after.external_ip) != (now.status, now.external_ip):
-                    tell(txn, after, "deleted" if after.wanted == "deleted" else "status")
+                    add_event(txn, after, "deleted" if after.wanted == "deleted" else "status")
                 now = after
             return now != before
 

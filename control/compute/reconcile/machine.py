@@ -10,9 +10,9 @@ A run that begins anew (the backend's doing, or new mounts) goes back to pending
 initializing. A container that is lost has failed, one that is stopped too; what was called
 failed and is seen to live is followed again, by way of initializing.
 
-Requests change what is wished. A sighting changes the status, if it is of what is wished:
-one of an older generation, or of a container that shall be stopped, is of the past. The
-driver asks :func:`plan` what to tell the backend; everything here can be done again and
+Requests change the desired state. A sighting changes the status if it is of that state:
+one of an older generation, or of a container that should be stopped, is of the past. The
+driver asks :func:`plan` for the next call of the backend; everything here can be done again and
 again, in whatever order news comes, and ends in the same.
 """
 
@@ -34,7 +34,7 @@ STOPS_BY_ITSELF = "it stops again and again by itself: look at its logs"
 
 
 class Step(Enum):
-    """What the backend is to be told next."""
+    """The next call of the backend."""
 
     NOTHING = auto()
     RUN = auto()
@@ -58,7 +58,12 @@ def stop(row: Container) -> Container:
     if row.wanted == "stopped":
         return row
     return replace(
-        row, wanted="stopped", wish=row.wish + 1, status="stopped", reason="", external_ip=""
+        row,
+        wanted="stopped",
+        revision=row.revision + 1,
+        status="stopped",
+        reason="",
+        external_ip="",
     )
 
 
@@ -90,7 +95,7 @@ def _run_anew(row: Container) -> Container:
     return replace(
         row,
         generation=row.generation + 1,
-        wish=row.wish + 1,
+        revision=row.revision + 1,
         status="pending",
         reason="",
         external_ip="",
@@ -103,7 +108,7 @@ def _run_anew(row: Container) -> Container:
 
 def follow(row: Container, sighting: Sighting) -> list[Container]:
     """The rows that this sighting leads to, one for each status on the way."""
-    if row.wanted == "stopped" and row.done == row.wish:
+    if row.wanted == "stopped" and row.applied == row.revision:
         # It is there: not lost, or not any more.
         return [replace(row, status="stopped", reason="")]
     if not is_current(row, sighting) or row.refused or sighting.phase == "stopped":
@@ -118,17 +123,17 @@ def follow(row: Container, sighting: Sighting) -> list[Container]:
 
 
 def is_current(row: Container, sighting: Sighting) -> bool:
-    """Whether it is of what is wished now."""
+    """Whether it is of the desired state."""
     if row.wanted != "running":
         return False
     if sighting.generation == 0:
-        return row.done == row.wish
+        return row.applied == row.revision
     return sighting.generation == row.generation
 
 
 def has_stopped(row: Container, sighting: Sighting) -> bool:
-    """Whether the very run that is wished has ended by itself."""
-    if row.wanted != "running" or row.done < row.wish or sighting.phase != "stopped":
+    """Whether the desired run itself has ended by itself."""
+    if row.wanted != "running" or row.applied < row.revision or sighting.phase != "stopped":
         return False
     if sighting.generation == 0:
         # No run is there at all. One that was seen was there, so it is over; one that
@@ -144,7 +149,7 @@ def run_again(row: Container) -> Container:
 def has_drifted(row: Container, sighting: Sighting | None) -> bool:
     """Whether what the backend was told last is not what is there. To be asked when
     nothing is under way: what is seen lags a little behind what was done."""
-    if row.done < row.wish or row.wanted == "deleted":
+    if row.applied < row.revision or row.wanted == "deleted":
         return False
     if row.wanted == "stopped":
         return sighting is not None and sighting.phase not in ("stopped", "failed")
@@ -157,22 +162,27 @@ def has_drifted(row: Container, sighting: Sighting | None) -> bool:
 
 def is_lost(row: Container) -> bool:
     """Whether it ought to be there, given that nothing of it is."""
-    return row.wanted != "deleted" and row.seen and row.done == row.wish and row.status != "failed"
+    return (
+        row.wanted != "deleted"
+        and row.seen
+        and row.applied == row.revision
+        and row.status != "failed"
+    )
 
 
-# --- what the backend is told -----------------------------------------------------------
+# --- calls of the backend ---------------------------------------------------------------
 
 
 def plan(row: Container, exposed: tuple[int, int] | None, *, again: bool = False) -> Step:
     """The next step.
 
     Args:
-        exposed: generation and exposure that the backend was told last by this driver.
-        again: what it was told last has not come true.
+        exposed: generation and exposure of the last call of this driver.
+        again: the last call has had no effect.
     """
     if row.wanted == "deleted":
         return Step.DELETE
-    if row.done < row.wish or again:
+    if row.applied < row.revision or again:
         return Step.RUN if row.wanted == "running" else Step.STOP
     if row.wanted == "running" and row.status != "failed" and exposed != exposure(row):
         return Step.EXPOSE
@@ -183,9 +193,9 @@ def exposure(row: Container) -> tuple[int, int]:
     return row.generation, row.exposure
 
 
-def taken_over(row: Container, wish: int) -> Container:
-    """The backend has done what ``wish`` asked; there may be a newer one."""
-    return replace(row, done=max(row.done, wish))
+def applied(row: Container, revision: int) -> Container:
+    """The backend has applied ``revision``; there may be a newer one."""
+    return replace(row, applied=max(row.applied, revision))
 
 
 def fail(row: Container, reason: str, *, refused: bool = False) -> Container:
@@ -195,7 +205,7 @@ def fail(row: Container, reason: str, *, refused: bool = False) -> Container:
         status="failed",
         reason=one_line(reason),
         external_ip="",
-        done=row.wish,
+        applied=row.revision,
         refused=refused,
     )
 

@@ -1,4 +1,5 @@
-"""What users do with containers. Each writes a wish; the driver makes it come true."""
+"""What users do with containers: each request writes the desired state; the driver applies
+it."""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ from control.compute.requests.shapes import (
 from control.compute.rows import (
     Container,
     Rule,
+    add_event,
     containers,
     count_up,
     every,
     keys,
     mark_deleted,
     of_user,
-    tell,
     usage,
     visible,
 )
@@ -108,7 +109,7 @@ class Containers:
         except GfsError:
             pass
         except Exception:
-            log.exception("container %s: what it uses cannot be told", row.id)
+            log.exception("container %s: its usage cannot be read", row.id)
         if len(self._usages) >= USAGE_KEPT:
             self._usages.clear()
         self._usages[row.id] = trio.current_time(), usage
@@ -119,7 +120,7 @@ class Containers:
             rows = of_user(txn, user_id)
         return await self.infos(rows)
 
-    async def everybodys(self) -> Response:
+    async def list_all(self) -> Response:
         """Newest first, and without asking the backend about each."""
 
         def info(row: Container) -> AdminContainerInfo:
@@ -189,7 +190,7 @@ class Containers:
                 except Taken:
                     row = replace(row, id=_new_id())
                     continue
-                tell(txn, row, "status")
+                add_event(txn, row, "status")
                 return row
 
         row = await self._write(insert)
@@ -300,12 +301,12 @@ class Containers:
 
 
 def _put(txn: Txn, before: Container, after: Container) -> None:
-    """Write what has changed, and tell."""
+    """Write what has changed, with its event."""
     if after == before:
         return
     containers.put(txn, after)
-    told = (after.status, after.external_ip) != (before.status, before.external_ip)
-    tell(txn, after, "status" if told else "wish")
+    is_visible = (after.status, after.external_ip) != (before.status, before.external_ip)
+    add_event(txn, after, "status" if is_visible else "wish")
 
 
 def _own(txn: Txn, call: Call) -> Container:

@@ -85,7 +85,7 @@ class NewRule(msgspec.Struct):
 
 class NewContainer(msgspec.Struct):
     name: Annotated[str, Meta(description="1 to 64 characters after trimming")]
-    #: Left out it is empty, which is told where that is looked at: after the name and the
+    #: Left out it is empty, which is reported where that is checked: after the name and the
     #: number of containers.
     ssh_key_ids: Annotated[
         list[int],
@@ -199,7 +199,7 @@ class DeletedMessage(msgspec.Struct, tag_field="type", tag="container_deleted"):
 
 
 def message(event: Event) -> StatusMessage | DeletedMessage | None:
-    """What a listener is told of ``event``, if anything."""
+    """What a listener receives for ``event``, if anything."""
     if event.kind == "deleted":
         return DeletedMessage(Gone(event.container_id))
     if event.kind == "status":

@@ -9,7 +9,7 @@ from control.compute import names
 from control.compute.reconcile import machine
 from control.compute.reconcile.changes import Changes
 from control.compute.requests.shapes import KeyInfo, NewKey
-from control.compute.rows import KEYS_MAX, Key, containers, count_up, keys, numbered, tell
+from control.compute.rows import KEYS_MAX, Key, add_event, containers, count_up, keys, numbered
 from control.errors import BadRequest, NoSuchThing
 from control.records import Records, Txn
 
@@ -49,7 +49,7 @@ class SshKeys:
 
         def delete(txn: Txn) -> None:
             found = keys.get(txn, row_key)
-            # Another's is told as one that is not there: ids are given in a row.
+            # Another user's is answered as one that is not there: ids are given in a row.
             if found is None or found.user_id != call.user.user_id:
                 raise NoSuchThing("you have no such SSH key")
             keys.delete(txn, row_key)
@@ -60,7 +60,7 @@ class SshKeys:
                 after = machine.withdraw_key(before, line)
                 if after != before:
                     containers.put(txn, after)
-                    tell(txn, after, "wish")
+                    add_event(txn, after, "wish")
 
         await call.write(delete)
         self._changes.poke()

@@ -1,9 +1,9 @@
-"""``/compute/ws``: a user is told what becomes of his containers, as it happens.
+"""``/compute/ws``: a user receives what happens to his containers, as it happens.
 
 There is no queue. A listener remembers the number of the last event it has sent, and
 reads on from there in the records when it is woken: so one that takes nothing costs
 nothing more than its connection and holds up nobody, and one that comes back gets what it
-has missed. Behind by more events than are kept, it is told how things stand instead.
+has missed. Behind by more events than are kept, it receives the present state instead.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ class Hub:
         first = FirstMessage(await self._containers.infos(rows))
         await socket.accept(PING_SECONDS)
         await socket.send(_text(first))
-        told = {row.id for row in rows}
+        known = {row.id for row in rows}
         while True:
             await self._changes.after(number)
-            number, messages = self._news(user_id, number, told)
+            number, messages = self._news(user_id, number, known)
             for each in messages:
                 await socket.send(_text(each))
 
     def _news(
-        self, user_id: str, number: int, told: set[str]
+        self, user_id: str, number: int, known: set[str]
     ) -> tuple[int, list[StatusMessage | DeletedMessage]]:
-        """The number of the last event, and what the listener is to be told by it.
+        """The number of the last event, and the messages that bring the listener up to it.
 
-        ``told`` are the containers it knows of; it is brought up to date.
+        ``known`` are the containers it knows of; it is brought up to date.
         """
         with self._records.read() as txn:
             news = events_after(txn, number)
@@ -65,22 +65,22 @@ class Hub:
             own = [message(event) for event in news if event.user_id == user_id]
             messages = [each for each in own if each is not None]
             for each in messages:
-                _note(told, each)
+                _note(known, each)
             return number, messages
-        gone = told - {row.id for row in rows}
-        told.clear()
-        told.update(row.id for row in rows)
+        gone = known - {row.id for row in rows}
+        known.clear()
+        known.update(row.id for row in rows)
         return number, [
             *(DeletedMessage(Gone(container_id)) for container_id in sorted(gone)),
             *(status_message(row.id, row.status, row.external_ip) for row in rows),
         ]
 
 
-def _note(told: set[str], news: StatusMessage | DeletedMessage) -> None:
+def _note(known: set[str], news: StatusMessage | DeletedMessage) -> None:
     if isinstance(news, DeletedMessage):
-        told.discard(news.data.container_id)
+        known.discard(news.data.container_id)
     else:
-        told.add(news.data.container_id)
+        known.add(news.data.container_id)
 
 
 def _text(news: msgspec.Struct) -> str:

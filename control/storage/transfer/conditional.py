@@ -47,7 +47,7 @@ class Validators:
         if not entry.digest:
             # It was written in place. Neither its length nor its time changes with each
             # such write, and another may come at any moment: nothing that can be said of
-            # it now would tell the next content from this one.
+            # it now would distinguish the next content from this one.
             return cls(None, None)
         return cls(f'"{entry.digest.hex()}-{entry.length:x}"', entry.modified_ns // 10**9)
 

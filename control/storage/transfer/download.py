@@ -64,10 +64,10 @@ async def _send(
     answer = _Answer(entry, space, last_segment(path), inline)
     verdict = judge(call.header, answer.validators)
     if verdict is Verdict.FAILED:
-        transfer.never_mind()
+        transfer.finish_early()
         return answer.failed()
     if verdict is Verdict.NOT_MODIFIED:
-        transfer.never_mind()
+        transfer.finish_early()
         return answer.not_modified()
     if file is None:
         return answer.head()
@@ -77,7 +77,7 @@ async def _send(
         try:
             spans = ranges.wanted(header, entry.length)
         except Unsatisfiable:
-            transfer.never_mind()
+            transfer.finish_early()
             return answer.unsatisfiable()
     return await answer.content(file, spans, transfer)
 

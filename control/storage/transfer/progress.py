@@ -1,6 +1,6 @@
 """How far a transfer is, for whoever started it: Server-Sent Events.
 
-A few times a second one task tells :class:`Volatile` how far those transfers are
+A few times a second one task writes to :class:`Volatile` how far those transfers are
 that were given an id; there every worker process finds it, and a listener looks
 as often. While bytes move neither waits for the other, and a transfer only counts its
 bytes.
@@ -70,11 +70,11 @@ def check_id(transfer_id: str) -> str:
 
 
 class Transfers:
-    """Makes transfers, and tells how far those are that have an id."""
+    """Makes transfers, and publishes the progress of those that have an id."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._told: set[Transfer] = set()
+        self._published: set[Transfer] = set()
         self._idle = trio.lowlevel.ParkingLot()
         self._ends: WeakValueDictionary[str, trio.Event] = WeakValueDictionary()
 
@@ -85,8 +85,8 @@ class Transfers:
     def begin(self, call: Call, query_id: str, direction: str, total: int = 0) -> Transfer:
         """``query_id`` is the parameter's; the header will do instead.
 
-        Raises BadRequest. Only who is logged in can listen, so others are not told; and
-        HEAD transfers nothing.
+        Raises BadRequest. Only users who are logged in can listen, so the transfers of
+        others are not published; and HEAD transfers nothing.
         """
         given = query_id or call.header("X-Transfer-Id") or ""
         if given:
@@ -97,28 +97,28 @@ class Transfers:
         return Transfer(self, self._control, given if user_id else "", user_id, direction, total)
 
     def add(self, transfer: Transfer) -> None:
-        self._told.add(transfer)
+        self._published.add(transfer)
         self._idle.unpark_all()
 
     def remove(self, transfer: Transfer) -> None:
-        self._told.discard(transfer)
+        self._published.discard(transfer)
 
     def note_end(self, transfer_id: str) -> None:
         if transfer_id in self._ends:
             self._ends.pop(transfer_id).set()
 
     async def run(self) -> None:
-        """Tell the listeners what moved, also when it then moves no more."""
+        """Publish what moved, also when it then moves no more."""
         while True:
-            if not self._told:
+            if not self._published:
                 await self._idle.park()
-            for transfer in list(self._told):
-                transfer.tell()
+            for transfer in list(self._published):
+                transfer.publish()
             await trio.sleep(PUBLISH_SECONDS)
 
 
 class Transfer:
-    """One upload or download under way: counted, and told if it has an id.
+    """One upload or download under way: counted, and published if it has an id.
 
     A ``with`` block: the transfer failed if it ends with an exception.
     """
@@ -161,7 +161,7 @@ class Transfer:
         self._metrics.transfers.dec()
         if self._id:
             self._transfers.remove(self)
-            self.tell(done=True, error=_story(error))
+            self.publish(done=True, error=_story(error))
 
     async def heard(self) -> None:
         """Wait until all who listen have been sent the end, a second at most."""
@@ -173,18 +173,18 @@ class Transfer:
                     return
                 await trio.sleep(END_POLL_SECONDS / 2)
 
-    def never_mind(self, error: BaseException | None = None) -> None:
-        """It does not begin: it cannot, or the client has the file already."""
+    def finish_early(self, error: BaseException | None = None) -> None:
+        """End it before it began: it cannot, or the client has the file already."""
         if self._id and not self._is_taken():
-            self.tell(done=True, error=_story(error))
+            self.publish(done=True, error=_story(error))
 
     def moved(self, count: int) -> None:
         """``count`` bytes of the file went on."""
         self.bytes += count
         self._counter.inc(count)
 
-    def tell(self, done: bool = False, error: str = "") -> None:
-        """Publish the present state, if it is not what was told last."""
+    def publish(self, done: bool = False, error: str = "") -> None:
+        """Publish the present state, if it has changed."""
         state = State(self._user_id, self._direction, self.bytes, self.total, done, error)
         now = trio.current_time()
         if state == self._last and now < self._renewed + KEEP_SECONDS:
@@ -195,7 +195,7 @@ class Transfer:
             self._volatile.put(_KIND, self._id, state, ttl_seconds=ttl)
         except GfsError as problem:
             # The bytes matter more than how many there were.
-            log.warning("the progress of a transfer cannot be told: %s", problem)
+            log.warning("the progress of a transfer cannot be published: %s", problem)
         if done:
             self._transfers.note_end(self._id)
 
@@ -223,7 +223,7 @@ def _has_listeners(volatile: Volatile, user_id: str, transfer_id: str) -> bool:
     try:
         return volatile.get(_LISTENERS, f"{user_id}\0{transfer_id}", list[str]) is not None
     except GfsError:
-        return False  # nor can they be told
+        return False  # nor can they be answered
 
 
 class Listening:
@@ -246,7 +246,7 @@ class Listening:
         return self._volatile.get(_KIND, self._id, State)
 
     def _say(self, *, listens: bool) -> None:
-        """Tell the transfer, which may be another process's, whether to wait for this."""
+        """Let the transfer, which may be another process's, know whether to wait for this."""
 
         def work(names: list[str] | None) -> list[str] | None:
             others = [name for name in names or () if name != self._name]
@@ -300,7 +300,7 @@ class Listening:
                 await self._end.wait()
 
     def _event(self, state: State) -> bytes:
-        told: dict[str, object] = {
+        message: dict[str, object] = {
             "id": self._id,
             "direction": state.direction,
             "bytes": state.bytes,
@@ -308,5 +308,5 @@ class Listening:
             "done": state.done,
         }
         if state.error:
-            told["error"] = state.error
-        return b"data: " + msgspec.json.encode(told) + b"\n\n"
+            message["error"] = state.error
+        return b"data: " + msgspec.json.encode(message) + b"\n\n"

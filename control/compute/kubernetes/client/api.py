@@ -6,7 +6,7 @@ behind until the client's own timeouts end it, and counts for as long. What a ca
 was left has done is not known; all of them may be repeated.
 
 Objects are sent as manifests, by server-side apply: the same call makes an object and
-corrects one, takes away what is not wished any more, and leaves alone what others add
+corrects one, takes away what is not desired any more, and leaves alone what others add
 (a Service's node ports, a controller's annotations). They are decoded from the answers'
 bytes into :mod:`control.compute.kubernetes.shapes`: the client's own models would cost
 ten times the time and memory.

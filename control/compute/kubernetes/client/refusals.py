@@ -6,7 +6,7 @@ answer                         what follows
 401                            read the credentials again, once; then try later
 403 by RBAC                    try later: the message says what to grant
 403 in a namespace that ends   try later
-403 by a quota or a policy     it is impossible, and why is told to the user
+403 by a quota or a policy     it is impossible, and the user reads why
 404, 409                       try later, where the caller did not expect it
 400, 405, 406, 415, 422 …      it is impossible
 408, 429, 5xx, no answer       try later
@@ -50,8 +50,8 @@ class Refused(Exception):
             problem = msgspec.json.decode(raw, type=Problem)
         except msgspec.DecodeError:
             problem = Problem(message=raw[:TEXT_LENGTH_MAX].decode("utf-8", "replace"))
-        told = " ".join((problem.message or "").split())[:TEXT_LENGTH_MAX]
-        return cls(status, msgspec.structs.replace(problem, message=told))
+        said = " ".join((problem.message or "").split())[:TEXT_LENGTH_MAX]
+        return cls(status, msgspec.structs.replace(problem, message=said))
 
 
 @contextlib.contextmanager

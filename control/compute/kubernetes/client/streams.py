@@ -72,7 +72,7 @@ async def open_stream(
 
 
 class _Noticing:
-    """A stream that tells of its end: who waits for an answer to the opening would not
+    """A stream that announces its end: who waits for an answer to the opening would not
     notice otherwise."""
 
     def __init__(self, stream: trio.abc.Stream, ended: Callable[[], None]) -> None:

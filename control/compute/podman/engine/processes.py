@@ -49,7 +49,7 @@ def listeners(process: int | str) -> set[tuple[str, int]]:
     For a thread: who is in that network chooses how long the tables are. Of a container's the
     first :data:`TABLE_BYTES_MAX` are read; of our own ("self") all that listen, since what we
     listen on ourselves must not hide other services. The kernel has those that listen first.
-    An address of IPv4 in IPv6's words is told as the one of IPv4.
+    An address of IPv4 in IPv6's words is reported as the one of IPv4.
     """
     found = set()
     for table in ("tcp", "tcp6"):

@@ -1,6 +1,6 @@
 """What containers must not reach though this machine does.
 
-At link-local and some other addresses clouds tell a machine its secrets, and whoever asks
+At link-local and some other addresses clouds give a machine its secrets, and whoever asks
 from it is believed; in private networks services trust their neighbours; and this machine
 has services that were not meant for tenants. So from a container's network a table of
 nftables' of our own lets through what is for the internet, and drops the rest: everything

@@ -85,7 +85,7 @@ class ForeignPorts:
             log.warning("podman: %s cannot be written, and is tried again: %s", self._path, error)
 
     async def watch(self, own: Callable[[], set[Address]]) -> None:
-        """Look for ever. ``own`` tells where we listen ourselves."""
+        """Look for ever. ``own`` returns where we listen ourselves."""
         while True:
             await self.look(own)
             await trio.sleep(LOOK_SECONDS)

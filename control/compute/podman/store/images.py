@@ -37,9 +37,9 @@ LOG = "podman-image.log"
 #: After this it is called a failure, whatever becomes of it.
 GET_SECONDS = 1800.0
 LOOK_SECONDS = 0.2
-#: A start waits so long and is then told to come again.
+#: A start waits so long, then it is refused and asks again later.
 WAIT_SECONDS = 5.0
-#: What failed is told to all who ask within this, and tried again after it.
+#: A failure is answered to all who ask within this, and tried again after it.
 AGAIN_SECONDS = 30.0
 #: What of a story is shown with a container, and what of Podman's own words in any case.
 STORY_LENGTH = 300
