@@ -1,4 +1,4 @@
-"""What a REST request can be answered with when it fails.
+"""The errors that a REST request can be answered with.
 
 ::
 

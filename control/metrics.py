@@ -24,7 +24,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 #: Where the client library looks, when it is imported, for the shared directory.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
-#: What all processes have counted is as old as that, at most.
+#: The counts of all processes are at most this old.
 SHARED_SECONDS = 1.0
 _STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -168,7 +168,7 @@ def _remove_dead(directory: Path) -> None:
 
 
 def _is_alive(pid: str) -> bool:
-    """Of what is no process id, too, so that it is left alone."""
+    """Also true for text that is no process id: its file is left alone."""
     if not pid.isdecimal():
         return True
     try:

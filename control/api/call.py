@@ -22,11 +22,11 @@ QueryT = TypeVar("QueryT", bound=msgspec.Struct)
 BodyT = TypeVar("BodyT")
 T = TypeVar("T")
 
-#: Of one who may be anybody: a worker's 1024 connections hold 64 MiB of these at most.
+#: The largest JSON body without a credential: a worker's 1024 connections hold at most 64 MiB.
 ANONYMOUS_JSON_BYTES_MAX = 64 * KIB
 #: The whole of a JSON body, however steadily it drips.
 JSON_SECONDS = 60.0
-#: Of a session that ended, a token that was revoked, and of what never was one.
+#: The answer to a session that ended, a token that was revoked, and to any other text.
 ENDED = "the token is not valid, or not any more: log in again"
 
 
@@ -58,7 +58,7 @@ class Call:
 
     @property
     def user(self) -> Principal:
-        """Who is logged in. Only where the route's need guarantees that somebody is."""
+        """The user who is logged in: only for routes whose need guarantees that there is one."""
         if self.principal is None:
             raise InvariantViolated("the route lets anonymous requests in")
         return self.principal

@@ -23,7 +23,7 @@ GROUP = "gfs.control.modules"
 #: Tables of settings that are no module's.
 SETTINGS_GROUP = "gfs.settings"
 OURS = "the control plane itself"
-#: Whose the routes of health, metrics and documentation are.
+#: The module of the routes of health, metrics and documentation.
 SYSTEM = "system"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")

@@ -56,8 +56,8 @@ class Control:
     #: This and the next are there while the process serves; not before.
     records: Records
     volatile: Volatile
-    #: Failed logins. Not with the rest, of which one user can make so much that all of it is
-    #: begun anew.
+    #: Failed logins, apart from the rest: one user can fill that store, which then starts
+    #: empty.
     logins: Volatile
     keys: SigningKeys
     credentials: Credentials
@@ -85,7 +85,7 @@ class Control:
         self.config = config
         self._installed = installed
         self.metrics = Metrics()
-        #: What users may have of whom nobody said otherwise.
+        #: The limits of users for whom no administrator set others.
         self.limits = load(Limits, "quota", file=config)
         self.scopes: ScopeTable = merge([SEED_SCOPES, *(kind.scopes for kind in installed)])
 

@@ -29,11 +29,11 @@ from control.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-#: What nothing exceeds that a request can ask for.
+#: The longest step that a request may cause.
 STEP_SECONDS = 0.020
 #: Shorter ones are not counted at all, which would cost more than to time them.
 COUNTED_SECONDS = 0.005
-#: Of more than so many in a minute the log has only the first.
+#: Long steps that the log has in a minute; later ones are only counted.
 LINES_PER_MINUTE = 10
 
 #: What a task does, for people: the request, where there is one.

@@ -54,7 +54,7 @@ class Watch:
         self._under_way: dict[Hashable, _UnderWay] = {}
 
     def begin(self, key: Hashable, call: Call, end: End) -> None:
-        """Look at ``call`` until :meth:`forget`. Nobody's request is not looked at."""
+        """Look at ``call`` until :meth:`forget`. Requests without a credential are not checked."""
         if call.principal is not None:
             self._under_way[key] = _UnderWay(trio.current_time(), call, end)
 

@@ -146,7 +146,7 @@ class LoginRoutes:
 
         await call.write(decide)
         if user.username == self._control.settings.admin_username:
-            # What was made up at the first start is nobody's password any more.
+            # The password of the first start is not valid any more.
             (self._control.directory / FILE_NAME).unlink(missing_ok=True)
         return Status()
 

@@ -236,7 +236,7 @@ def quota(cluster: Cluster, user: str, **limits: Any) -> None:
 @control.command("recount")
 @cluster_options("master", "state", "key_file", "tls", "config")
 def recount(cluster: Cluster) -> None:
-    """Count the files of all users anew.
+    """Count the files of all users again.
 
     That is done by itself when a process died or the machine was booted; by hand
     after files below /storage were changed by other means than the REST API.
@@ -255,7 +255,7 @@ def recount(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def _packages() -> Iterator[None]:
-    """What the client library does without is installed, or said."""
+    """Raise StartupError if a package is missing that the client library does without."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -84,7 +84,10 @@ async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[in
             settings=settings,
         ) as fs:
             if not await Recounts(control.records, ledger).count(fs, names):
-                raise Busy("some uploads do not end, so not all was counted: try again later")
+                raise Busy(
+                    "some uploads are still under way, so not all files were counted: "
+                    "try again later"
+                )
         after = _all_files(control)
     return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
 

@@ -41,7 +41,7 @@ async def replace_password(
     finally:
         records.close()
     if username.strip() == settings.admin_username:
-        # What was made up at the first start is nobody's password any more.
+        # The password of the first start is not valid any more.
         (directory / FILE_NAME).unlink(missing_ok=True)
 
 

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 #: A worker gets less than its parent does, which is gone only after it.
 WORKER_STOP_SECONDS = STOP_SECONDS - 2.0
-#: What a ready file names, whatever is installed: one port serves all of it.
+#: The services in a ready file, whatever is installed: one port serves all of them.
 SERVICES = ("auth", "storage", "compute")
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 

@@ -181,7 +181,7 @@ def of_user(txn: Txn, user_id: str) -> list[Container]:
 
 
 def usage(txn: Txn, user_id: str) -> dict[str, int]:
-    """What the user has of that for which there are quotas."""
+    """What the user has of each thing with a quota."""
     rows = of_user(txn, user_id)
     return {
         "containers": len(rows),

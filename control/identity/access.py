@@ -41,7 +41,7 @@ PUBLIC_VISIBILITY = 2
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose credential came with a request. Made by
+    """The user whose credential came with a request. Made by
     :mod:`control.identity.credentials` alone."""
 
     user_id: str
@@ -112,7 +112,7 @@ class Target:
     #: The scope's last part: a storage namespace's name, a container's id.
     name: str = ""
     visibility: int = PRIVATE
-    #: Nobody's, and meant for all who are logged in.
+    #: It has no owner and is for all who are logged in.
     is_shared: bool = False
     #: What it is called in a refusal.
     noun: str = "this"

@@ -120,7 +120,7 @@ class Credentials:
     # --- verifying ----------------------------------------------------------------
 
     def verify(self, token: str) -> Principal | None:
-        """Whose ``token`` this is; None if it is not valid, or not any more."""
+        """The user of ``token``; None if it is not valid, or not any more."""
         if token.startswith(PREFIX):
             return self._verify_api_token(token)
         return self._verify_session(token)

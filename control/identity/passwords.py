@@ -33,7 +33,7 @@ PASSWORD_BYTES_MAX = 1024
 #: for the reasons that are given there.
 PASSWORD_LENGTH_MIN = 8
 PASSWORD_LETTERS_MIN = 4
-#: Nobody waits longer for his turn.
+#: The longest wait for a turn.
 TURN_SECONDS = 30.0
 BUSY = "too many people are logging in at this moment: try again in some seconds"
 
@@ -66,7 +66,7 @@ class Passwords:
         self._places = threads + queue
         self._inside: Counter[str] = Counter()
         self._free = threads
-        #: Who waits, by network; whose turn is next comes first.
+        #: The logins that wait, by network; the network whose turn is next comes first.
         self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}
         self._dummy: str | None = None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gfs.errors import StartupError
 
-#: Who holds a lock writes a file or two; more than this is a process that hangs.
+#: A holder of the lock writes a file or two; one that takes longer hangs.
 LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.01
 

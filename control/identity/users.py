@@ -29,7 +29,7 @@ DISPLAY_NAME_BYTES_MAX = 128
 PLACES_MAX = 32
 #: A login from a known place is written down this often.
 PLACE_SECONDS = 24 * 3600
-#: Of 57 thousand million ids; the second one that is taken would be a wonder.
+#: Of 57 thousand million ids, a second one that is taken is not to be expected.
 ID_TRIES = 16
 
 

@@ -83,7 +83,7 @@ class Ledger:
         self._marks = directory / "marks"
         self._life = Lock(self._processes / f".{self.process}")
         self._numbers = itertools.count(1)
-        #: What ended while the store could not be written.
+        #: Changes that ended while the store could not be written.
         self._abandoned: dict[str, Reservation] = {}
         #: Storage namespaces where something was done that could not be entered, and the marks
         #: that say so.
@@ -120,7 +120,7 @@ class Ledger:
         self._life.path.rename(self._processes / self.process)
 
     def close(self) -> None:
-        """What is under way of this process is the others' to clear away."""
+        """Let other processes clear away what this one has under way."""
         self.recounting.close()
         self.records.close()
         self._life.close()
@@ -220,7 +220,7 @@ class Claim:
         #: Nothing of it is written, or not any more.
         self._is_over = True
         self._is_refused = False
-        #: What was entered as going to the trash.
+        #: Files that were entered as going to the trash.
         self._thrown: Trash | None = None
         self._mark: Path | None = None
 

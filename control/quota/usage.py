@@ -138,7 +138,7 @@ class Change:
 
 @dataclass
 class Tally:
-    """What a walk through a storage namespace met."""
+    """The files that a walk through a storage namespace found."""
 
     #: By owner: files, bytes.
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)

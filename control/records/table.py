@@ -94,7 +94,7 @@ class Table(Generic[RowT]):
             while more:
                 raw_key = cursor.value()
                 yield self._indexed_row(txn, raw_key)
-                # Sought anew, since the caller may have deleted where we stood.
+                # Looked up again, since the caller may have deleted where we stood.
                 more = cursor.set_range_dup(entry, raw_key + b"\0")
 
     def scan(self, txn: Txn, *, after: str = "", prefix: str = "") -> Iterator[RowT]:
@@ -144,7 +144,7 @@ class Table(Generic[RowT]):
         return row
 
     def reindex(self, txn: Txn) -> None:
-        """Make all index entries anew from the rows. Taken: a unique value is there twice."""
+        """Make all index entries again from the rows. Taken: a unique value is there twice."""
         txn.raw.drop(txn.handles[self].entries, delete=False)
         for row in self.scan(txn):
             self._add_entries(txn, self._key_of(row), self._entries(row))

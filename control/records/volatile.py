@@ -48,7 +48,7 @@ Raw: TypeAlias = "lmdb.Transaction[bytes]"
 #: A quarter of a million facts of 1 KB; what fills it is thrown away.
 MAP_BYTES = 256 * 1024**2
 ROW_BYTES_MAX = 64 * 1024
-#: The checker does some 30 MB/s; rather than wait longer we begin anew.
+#: The checker does some 30 MB/s; a store that would take longer is replaced by an empty one.
 CHECKED_BYTES_MAX = 32 * 1024**2
 READERS_MAX = 1024
 #: add() keeps the newest; no limit on logins is that high, the one just added aside.
@@ -274,7 +274,7 @@ class Volatile:
         """Leave the file for the one that replaced it, or replace it."""
         if self._users < 0:
             raise StartupError(f"{self._directory}: used after close")
-        log.warning("%s: the shared facts are begun anew: %s", self._directory, why)
+        log.warning("%s: replaced by an empty store of shared facts: %s", self._directory, why)
         self._environment.close()
         with self._opening():
             if self._file == _identity(self._directory):
@@ -286,7 +286,7 @@ class Volatile:
         try:
             environment = self._open_file()
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
-            log.warning("%s: damaged, begun anew: %s", self._directory, error)
+            log.warning("%s: damaged, replaced by an empty one: %s", self._directory, error)
             self._remove()
             environment = self._open_file()
         self._file = _identity(self._directory)
@@ -380,5 +380,5 @@ def _is_sound(path: Path) -> bool:
         # It cannot begin, or met what it did not expect: no better than damage.
         problems = [error]
     if problems:
-        log.warning("%s: damaged (%s): the shared facts are begun anew", path, problems[0])
+        log.warning("%s: damaged (%s): replaced by an empty one", path, problems[0])
     return not problems

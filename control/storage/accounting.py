@@ -44,9 +44,9 @@ REFUSALS = (
     *(AlreadyExists, DirectoryNotEmpty, FileChanged, IsADirectory, NotADirectory, NotFound),
     *(InvalidArgument, InvalidName, ChunkUnavailable, DiskFull, NotEnoughChunkservers),
 )
-#: What a process that was killed had asked of the master may still be on its way to it.
+#: A request of a process that was killed may still be on its way to the master.
 UNDERWAY_SECONDS = 2.0
-#: What is being published when a walk ends is waited for.
+#: How long a walk waits, at its end, for files that are being published.
 PUBLISHING_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
@@ -76,7 +76,7 @@ async def prune(fs: Client, directory: str, folder: str) -> None:
     except (DirectoryNotEmpty, FileChanged, NotFound, NotADirectory):
         pass
     except GfsError as error:
-        log.info("an empty folder stays: %s", error)
+        log.info("an empty folder could not be removed: %s", error)
 
 
 def change_of(entry: Entry, *, came: bool) -> Change:
@@ -130,7 +130,7 @@ class Recounts:
             except RecordsFailed:
                 raise
             except GfsError as error:
-                log.warning("a storage namespace cannot be counted yet: %s", error)
+                log.warning("the files of a storage namespace cannot be counted yet: %s", error)
                 is_whole = False
         return is_whole
 

@@ -77,7 +77,7 @@ CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
 #: How soon it is found that a process died, and what it had under way is looked into.
 RECOUNT_SECONDS = 1.0
-#: What users have is written down so often, for the next boot of the machine.
+#: How often the usage of users is written down, for the next boot of the machine.
 FLOOR_SECONDS = 60.0
 #: A chunkserver heard from within this time counts as there.
 HEARTBEAT_MS = 30_000
@@ -588,7 +588,7 @@ class Storage(Module):
 def _named(call: Call) -> tuple[str, str]:
     """The storage namespace and the file's path, of a route with both in its path."""
     if call.request.path.endswith("/"):
-        # The router overlooks it; a file of that name cannot be.
+        # The router drops the slash; no file has such a name.
         raise BadRequest("name: a file's name does not end with a slash")
     return call.params["namespace"], call.params["path"]
 

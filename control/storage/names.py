@@ -39,7 +39,7 @@ def check_space_name(name: str) -> None:
     if not _space.fullmatch(name):
         raise BadRequest(f"name: 1 to {SPACE_BYTES_MAX} letters, digits, hyphens, _ and dots")
     if name in (".", ".."):
-        raise BadRequest(f"name: {name!r} is no name")
+        raise BadRequest(f"name: {name!r} is not a valid name")
     if name in RESERVED:
         raise BadRequest(f"name: {name!r} is a route of this service, choose another")
 

@@ -1,4 +1,4 @@
-"""Who may overwrite and delete files, on top of who may write at all.
+"""Permission to overwrite and delete files, beyond permission to write at all.
 
 In ``default`` everybody who is logged in may upload. So there, and only there,
 a file belongs to who uploaded it: he may replace and delete it, and so may an

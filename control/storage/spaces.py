@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 #: Storage namespaces looked at before others are served: some milliseconds.
 PAGE_ROWS = 256
-#: What follows a committed row goes on when the client has left, for so long.
+#: How long the steps after a committed row may take when the client has left.
 FOLLOW_UP_SECONDS = 30.0
 
 
@@ -208,7 +208,7 @@ class Spaces:
         )
 
     async def _finish_deletion(self, space: Space) -> None:
-        # Whoever had files in it has their room again from here on.
+        # From here on its files do not count for their owners' quotas.
         ledger = self._control.ledger.records
         is_kept = await ledger.write(
             partial(

@@ -24,7 +24,7 @@ from gfs.errors import GfsError, Retryable
 
 Phase = Literal["pending", "initializing", "running", "stopped", "failed"]
 
-#: What a terminal is before its client says otherwise.
+#: The size of a terminal until its client sets another.
 COLUMNS = 80
 ROWS = 24
 TERM = "xterm-256color"
@@ -56,7 +56,7 @@ class Port(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a container shall be. Made of a row; everything in it was checked."""
+    """The desired state of a container. Made of a row; everything in it was checked."""
 
     id: str  # 8 hex digits
     user_id: str  # 6 of [0-9A-Za-z]: two ids may differ in case alone
@@ -84,7 +84,7 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     user_id: str
     phase: Phase
-    #: Of the run that was seen; 0: not known.
+    #: The generation of the run that was seen; 0: not known.
     generation: int = 0
     #: Why it failed, or what it waits for: one line for people.
     reason: str = ""

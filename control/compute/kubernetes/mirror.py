@@ -98,7 +98,7 @@ class Mirror(Generic[ItemT]):
                 self._version = ""
                 failures += 1
                 level = logging.WARNING if failures in (1, 10) else logging.DEBUG
-                log.log(level, "kubernetes: %s are watched anew: %s", self._path, error)
+                log.log(level, "kubernetes: restarting the watch of %s: %s", self._path, error)
             await trio.sleep(min(AGAIN_SECONDS * 2 ** min(failures, 10), AGAIN_SECONDS_MAX))
 
     async def _list(self) -> None:

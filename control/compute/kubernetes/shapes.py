@@ -334,7 +334,7 @@ def sighting(
     *,
     has_workload: bool = True,
 ) -> Sighting:
-    """What is seen of a container.
+    """The observed state of a container.
 
     Args:
         pods: All of its namespace.

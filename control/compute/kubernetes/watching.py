@@ -1,4 +1,4 @@
-"""Who sees what happens to containers: three streams for a whole cluster.
+"""The watch of all containers of a cluster: three streams.
 
 What is seen of a container is put together from its namespace (is it there, and what is
 desired of it), its pod (how far that has come) and its Service (at which address). All of
@@ -44,7 +44,7 @@ log = logging.getLogger("control.compute")
 LOOK_SECONDS = 10.0
 #: Looked into in one round.
 LOOKS_MAX = 50
-#: What was complained about so much before a start may be about it: clocks differ.
+#: An event this long before a start may still be about that start: clocks differ.
 CLOCK_SECONDS = 30.0
 
 
@@ -150,7 +150,7 @@ class Watching:
             self._watch.seen(self._sighting(name, found[0]))
             return
         if found:
-            log.warning("kubernetes: namespace %s has our labels and is none of ours", name)
+            log.warning("kubernetes: namespace %s has our labels and does not belong to us", name)
         self._settle(name)
         self._begun.pop(name, None)
         if (container_id := self._told.pop(name, None)) is not None:
@@ -197,7 +197,7 @@ class Watching:
             return
         # Any complaint may be about a start that another process reported.
         self._remarks[name] = story(warnings, self._begun.get(name, 0.0) - CLOCK_SECONDS)
-        # Those that wait longest for a look are looked into next.
+        # The containers that wait longest are checked next.
         self._silent[name] = self._silent.pop(name)
         if not has_workload and not self._pods.of(name):
             self._without_workload.add(name)

@@ -85,7 +85,7 @@ SSH = 22
 #: For containers of a machine whose only resolver is its own loopback, as Podman has them.
 PUBLIC_RESOLVERS = ["8.8.8.8", "8.8.4.4"]
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
-#: What containers are kept apart with, and their disks made.
+#: The programs that isolate containers and make their disks.
 TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount", "flock": "util-linux"}
 #: A call waits so long for volumes to be copied; then it is refused.
 MOVE_WAIT_SECONDS = 10.0

@@ -42,7 +42,7 @@ TURN_SECONDS = 30.0
 START_SECONDS = 60.0
 #: Between the stream and the process's number.
 PID_SECONDS = 5.0
-#: What a command has for its good-bye after the hang-up.
+#: How long a command may take to end after the hang-up.
 HANG_UP_SECONDS = 2.0
 END_SECONDS = 5.0
 SWEEP_SECONDS = 2.0

@@ -1,4 +1,4 @@
-"""Who sees what happens to containers: Podman's events, and lists to begin from.
+"""The watch of all containers of this machine: Podman's events, and lists to begin from.
 
 One stream of events for all containers says which of them to look at; what is reported is
 always what was then seen. A stream that ends (Podman's service was restarted) is opened
@@ -147,7 +147,7 @@ class Watching:
             except* (BackendUnavailable, Refused) as group:
                 failures += 1
                 level = logging.WARNING if failures in (1, 10) else logging.DEBUG
-                log.log(level, "podman: the watch begins anew: %s", _first(group))
+                log.log(level, "podman: restarting the watch: %s", _first(group))
             await trio.sleep(min(AGAIN_SECONDS * 2 ** min(failures, 10), AGAIN_SECONDS_MAX))
 
     async def _once(self, synced: Callable[[], None]) -> None:

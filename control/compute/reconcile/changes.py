@@ -1,4 +1,4 @@
-"""What is new, for all in this process who wait for it."""
+"""New events, for all tasks of this process that wait for one."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Containers:
         self, records: Records, changes: Changes, backend: Backend, image: str, limits: Limits
     ) -> None:
         self._records = records
-        #: Of users of whom nobody said otherwise.
+        #: The limits of users for whom no administrator set others.
         self._limits = limits
         self._changes = changes
         self._backend = backend

@@ -13,7 +13,7 @@ from control.compute.rows import KEYS_MAX, Key, add_event, containers, count_up,
 from control.errors import BadRequest, NoSuchThing
 from control.records import Records, Txn
 
-#: Of what is surely no number of a key, since it is longer than any.
+#: The longest number of a key that is looked up.
 ID_DIGITS_MAX = 15
 
 
@@ -41,8 +41,8 @@ class SshKeys:
         return KeyInfo.of(await call.write(insert))
 
     async def delete(self, call: Call) -> None:
-        """Containers that it was given to let nobody in by it any more, once the driver has
-        told the backend: running ones are told within seconds. Who is logged in stays."""
+        """Containers that have the key stop accepting it as soon as the driver has called
+        the backend, running ones within seconds. Open logins stay."""
         text = call.params["id"]
         known = text.isascii() and text.isdecimal() and len(text) <= ID_DIGITS_MAX
         row_key = numbered(int(text)) if known else ""

@@ -31,7 +31,7 @@ from gfs.errors import FileChanged, IsADirectory, NotADirectory, NotFound
 
 #: Up to here one read and one send cost less than setting up a stream.
 WHOLE_BYTES_MAX = 64 * KIB
-#: A file that is replaced while it is opened is opened anew, so often.
+#: A file that is replaced while it is opened is opened again, so often.
 REOPENED_MAX = 10
 
 Body = AsyncGenerator[bytes | memoryview, None]

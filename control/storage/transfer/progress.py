@@ -44,7 +44,7 @@ KEEP_SECONDS = 60.0
 LIVE_SECONDS = 150.0
 #: A listener may come before its transfer, so much.
 WAIT_SECONDS = 600.0
-#: Of one transfer, for the latest of which it is waited.
+#: Listeners of one transfer; its end waits for the latest of them.
 LISTENERS_MAX = 64
 #: Proxies close what is silent for longer.
 KEEP_ALIVE_SECONDS = 15.0

@@ -46,7 +46,7 @@ from gfs.client import Entry, NewFile
 from gfs.errors import DirectoryNotEmpty, FileChanged, NotFound
 
 _integer = re.compile(r"[0-9]{1,18}")
-#: What a form has beside its file, as far as a refusal by its length goes.
+#: Bytes of a form beside its file, for a refusal by the form's length.
 FORM_BYTES = 64 * KIB
 
 Write = Callable[[bytes], Awaitable[None]]

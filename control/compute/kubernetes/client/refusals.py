@@ -1,4 +1,4 @@
-"""What the API server says when it says no, and what follows from it.
+"""Refusals of the API server, and what follows from each.
 
 =============================  ========================================================
 answer                         what follows

@@ -1,4 +1,4 @@
-"""What containers must not reach though this machine does.
+"""The firewall: addresses that this machine reaches and its containers must not.
 
 At link-local and some other addresses clouds give a machine its secrets, and whoever asks
 from it is believed; in private networks services trust their neighbours; and this machine

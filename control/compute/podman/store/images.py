@@ -1,4 +1,4 @@
-"""The image that containers start from: had from where it is, the first time it is needed.
+"""The image that containers start from: built or pulled the first time it is needed.
 
 The default one is in no registry: it is built here, from :data:`RECIPE`, so that whoever
 has just installed Podman can create a container without having heard of images. Any other
@@ -41,7 +41,7 @@ LOOK_SECONDS = 0.2
 WAIT_SECONDS = 5.0
 #: A failure is answered to all who ask within this, and tried again after it.
 AGAIN_SECONDS = 30.0
-#: What of a story is shown with a container, and what of Podman's own words in any case.
+#: Characters of a reason that a container shows, and of Podman's own words in any case.
 STORY_LENGTH = 300
 SAID_LENGTH_MIN = 80
 
@@ -74,7 +74,8 @@ class Images:
         self._failed: dict[str, tuple[float, str]] = {}
 
     async def need(self, image: str) -> None:
-        """Return if it is there. Raises BackendUnavailable: it is being had, or cannot be."""
+        """Return if it is there. Raises BackendUnavailable while it is built or pulled, and
+        after that failed."""
         if await self._exists(image):
             self._failed.pop(image, None)
             return
@@ -85,7 +86,7 @@ class Images:
 
     def check_missing(self, image: str) -> None:
         """Raise BackendUnavailable, saying what to do, if an image that is not there cannot
-        be had, as far as is known."""
+        be built or pulled, as far as is known."""
         if image.startswith("localhost/") and not _is_own(image):
             raise BackendUnavailable(f"There is no image {image}: podman build -t {image} {RECIPE}")
         failed_at, why = self._failed.get(image, (-float("inf"), ""))
@@ -158,7 +159,7 @@ class Images:
                 options += ["--ulimit", f"{word}={hard}:{hard}"]
         if self._base:
             options += ["--build-arg", f"BASE={self._base}"]
-        # What it was on the way would stay for good, beside the image.
+        # Intermediate layers would stay beside the image.
         return ["build", "--layers=false", *options, "-t", image, str(RECIPE)]
 
 
@@ -174,5 +175,5 @@ def _cannot(image: str, said: str) -> str:
             f"podman build -t {image} {RECIPE}). Podman says: "
         )
     room = max(STORY_LENGTH - len(story), SAID_LENGTH_MIN)
-    # What is said last is what it comes down to.
+    # The last words of Podman's error have the cause.
     return story + (said if len(said) <= room else f"…{said[1 - room :]}")
