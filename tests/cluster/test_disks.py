@@ -98,7 +98,13 @@ class Disks(Processes):
 
     def wait_well(self, seconds: float = 60.0) -> None:
         """Wait until every replica of every file is there and good."""
-        wait_for(lambda: self.gfs("fsck", code=None).returncode == 0, seconds, "repair")
+
+        def is_well() -> bool:
+            done = self.gfs("fsck", "--json", code=None)
+            report = json.loads(done.stdout) if done.stdout else {}
+            return done.returncode == 0 and report["chunks"] > 0 and not report["damaged"]
+
+        wait_for(is_well, seconds, "repair")
 
     def all_run(self) -> bool:
         return all(runs(process.pid) for process in self.processes.values())

@@ -31,6 +31,12 @@ def content(seed: int, length: int) -> bytes:
     return random.Random(seed).randbytes(length)
 
 
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """A test does the same each time; ``make storm`` does others."""
+    random.seed(request.node.name)
+
+
 @pytest.fixture
 def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
     # Death is declared sooner than by default, but where the default is promised.
@@ -340,7 +346,7 @@ async def test_hostile_peers_cost_nothing_but_their_connection(processes: Proces
             host, _, port = address.partition(":")
             for garbage in (
                 b"GET / HTTP/1.1\r\n\r\n",
-                os.urandom(5000),
+                random.randbytes(5000),
                 b"\xff\xff\xff\xff\xff\xff\xff\xff",
                 b"\x00\x00\x00\x40",  # and then silence in mid-frame
                 b"",

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import threading
 import time
@@ -247,9 +248,9 @@ def test_deleting_a_namespace_deletes_its_files(user: httpx.Client, cloud: Cloud
     ok(user.post("/storage/namespaces", json={"name": name}))
     assert paths(user, name) == []
     refused(user.get(url_of(name, "a")), 404)
-    assert name not in cloud.cluster.gfs("ls", "-R", "/").stdout.decode().replace(
-        f"{name}/\n", ""
-    ).split("/b")
+    listed = cloud.cluster.gfs("ls", "-R", "/").stdout.decode()
+    assert name in listed
+    assert not re.search(rf"{name}[^/\n]*/.", listed), listed
 
 
 def test_only_the_owner_deletes_a_namespace(

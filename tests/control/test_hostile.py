@@ -258,10 +258,7 @@ def test_very_long_paths(
 def test_a_prefix_is_only_compared(user: httpx.Client, space: str) -> None:
     for prefix in ("..", "../", "/", "//", "a/../../", "\\", "x" * 3000):
         answer = user.get("/storage/files", params={"namespace": space, "prefix": prefix})
-        if answer.status_code == 200:
-            assert answer.json() == []
-        else:
-            refused(answer, 400)
+        assert ok(answer) == []
 
 
 @pytest.mark.parametrize("transfer", ["..%2f..%2fx", "%00", "x" * 5000, "a%0d%0adata:%20x", "%ff"])
@@ -270,10 +267,11 @@ def test_the_id_of_a_transfer_is_no_path(
 ) -> None:
     target = f"/storage/{space}/{unique('transfer')}?id={transfer}"
     answer = ask(cloud, "PUT", target, authorization, b"")
-    if answer.status != 200:
-        refused(answer, 400)
+    if transfer.startswith(".."):
+        ok(answer)
+        ok(ask(cloud, "DELETE", target, authorization))
     else:
-        assert ask(cloud, "DELETE", target, authorization).status == 200
+        refused(answer, 400)
 
 
 # --- JSON --------------------------------------------------------------------------------
@@ -336,17 +334,13 @@ def test_a_json_body_of_two_mebibytes(user: httpx.Client, space: str) -> None:
 
 
 def test_duplicate_keys(user: httpx.Client, space: str) -> None:
-    """Refused, or one of them counts; never both."""
+    """The last one counts."""
     first, second = unique("twice"), unique("twice")
     body = f'{{"name": "{first}", "name": "{second}"}}'.encode()
     headers = {"Content-Type": "application/json"}
-    answer = user.post("/storage/namespaces", content=body, headers=headers)
-    if answer.status_code == 200:
-        made = answer.json()["name"]
-        assert made in (first, second)
-        ok(user.delete(f"/storage/namespaces/{made}"))
-    else:
-        refused(answer, 400)
+    assert ok(user.post("/storage/namespaces", content=body, headers=headers))["name"] == second
+    refused(user.delete(f"/storage/namespaces/{first}"), 404)
+    ok(user.delete(f"/storage/namespaces/{second}"))
 
 
 def test_very_many_scopes(user: httpx.Client) -> None:
@@ -354,11 +348,8 @@ def test_very_many_scopes(user: httpx.Client) -> None:
     scopes = {f"storage.{user_id}.files.n{number}": ["read"] for number in range(2_500)}
     refused(user.post("/api/tokens", json={"name": "x", "scopes": scopes}), 400, "scopes")
     scopes = {f"storage.{user_id}.files": ["read"] * 10_000}
-    answer = user.post("/api/tokens", json={"name": "x", "scopes": scopes})
-    if answer.status_code == 200:
-        assert answer.json()["scopes"] == {f"storage.{user_id}.files": ["read"]}
-    else:
-        refused(answer, 400, "scopes")
+    made = ok(user.post("/api/tokens", json={"name": "x", "scopes": scopes}))
+    assert made["scopes"] == {f"storage.{user_id}.files": ["read"]}
 
 
 @pytest.mark.parametrize("size", [5_000, 500_000])
@@ -467,41 +458,33 @@ def test_a_part_with_very_many_headers(user: httpx.Client, space: str) -> None:
 
 def test_a_huge_preamble(user: httpx.Client, space: str) -> None:
     """It is allowed, but never held in memory."""
-    answer = form(user, space, b"x" * 4 * MIB + b"\r\n" + GOOD_PART + FORM_END)
-    if answer.status_code != 200:
-        refused(answer, (400, 413))
+    ok(form(user, space, b"x" * 4 * MIB + b"\r\n" + GOOD_PART + FORM_END))
+    assert get(user, space, "hostile.bin") == b"hostile"
     user.delete("/storage/delete", params={"namespace": space, "name": "hostile.bin"})
 
 
 def test_two_files_in_a_form(user: httpx.Client, space: str) -> None:
-    """Refused whole, or the first one is stored; never the second, never half."""
+    """Refused whole."""
     body = (
         form_part("file", b"first", "first.bin")
         + form_part("file", b"second", "second.bin")
         + FORM_END
     )
-    answer = form(user, space, body)
-    if answer.status_code == 200:
-        assert answer.json() == {"status": "ok", "name": "first.bin"}
-        assert paths(user, space) == ["first.bin"]
-        assert get(user, space, "first.bin") == b"first"
-        ok(user.delete("/storage/delete", params={"namespace": space, "name": "first.bin"}))
-    else:
-        refused(answer, 400)
-        assert paths(user, space) == []
+    refused(form(user, space, body), 400)
+    assert paths(user, space) == []
 
 
 @pytest.mark.parametrize(
     ("disposition", "expected"),
     [
-        ("form-data; name=\"file\"; filename*=UTF-8''na%20me.bin", "na me.bin"),
-        ("form-data; name=\"file\"; filename*=UTF-8''..%2f..%2fevil.bin", "evil.bin"),
+        ("form-data; name=\"file\"; filename*=UTF-8''na%20me.bin", None),
+        ("form-data; name=\"file\"; filename*=UTF-8''..%2f..%2fevil.bin", None),
         ("form-data; name=\"file\"; filename*=UTF-8''%00", None),
         ("form-data; name=\"file\"; filename*=UTF-8''..", None),
         ('form-data; name="file"; filename*=nonsense', None),
         ("form-data; name=\"file\"; filename*=UTF-8''%ff%fe", None),
         ("form-data; name=\"file\"; filename*=UTF-7''+AC4ALg-", None),
-        ('form-data; name="file"; filename="a.bin"; filename="../b.bin"', None),
+        ('form-data; name="file"; filename="a.bin"; filename="../b.bin"', "b.bin"),
         ('form-data; name="file"; filename="unclosed', None),
         ('form-data; name="file"; filename="a\\"; name=\\"x.bin"', 'a"; name="x.bin'),
         ('form-data; name="file; filename=x"', None),
@@ -519,26 +502,20 @@ def test_odd_dispositions(
         + FORM_END
     )
     answer = form(user, space, body)
-    if answer.status_code != 200:
+    if expected is None:
         refused(answer, 400)
         assert paths(user, space) == []
         return
-    name = answer.json()["name"]
-    assert paths(user, space) == [name]
-    assert "/" not in name
-    if expected is not None:
-        assert name == expected
-    ok(user.delete("/storage/delete", params={"namespace": space, "name": name}))
+    assert ok(answer)["name"] == expected
+    assert paths(user, space) == [expected]
+    ok(user.delete("/storage/delete", params={"namespace": space, "name": expected}))
 
 
 @pytest.mark.parametrize("encoding", ["base64", "quoted-printable", "gzip", "nonsense"])
 def test_a_part_in_a_transfer_encoding(user: httpx.Client, space: str, encoding: str) -> None:
-    """RFC 7578, 4.7: deprecated. Stored as it came, or refused; never decoded by chance."""
+    """RFC 7578, 4.7: deprecated. Stored as it came."""
     body = form_part("file", b"aGVsbG8=", "e", f"Content-Transfer-Encoding: {encoding}\r\n")
-    answer = form(user, space, body + FORM_END)
-    if answer.status_code != 200:
-        refused(answer, 400)
-        return
+    ok(form(user, space, body + FORM_END))
     assert get(user, space, "e") == b"aGVsbG8="
     ok(user.delete("/storage/delete", params={"namespace": space, "name": "e"}))
 
@@ -546,8 +523,8 @@ def test_a_part_in_a_transfer_encoding(user: httpx.Client, space: str, encoding:
 # --- heads -------------------------------------------------------------------------------
 
 
-def broken(cloud: Cloud, data: bytes, *more: int, ends: bool = False) -> None:
-    """HTTP itself is broken: a clear 4xx and the end of the connection, or just that.
+def broken(cloud: Cloud, data: bytes, *statuses: int, ends: bool = False) -> None:
+    """HTTP itself is broken: one of the ``statuses`` and the end of the connection.
 
     With ``ends`` the client ends its side, so that the server cannot wait for more.
     """
@@ -556,11 +533,7 @@ def broken(cloud: Cloud, data: bytes, *more: int, ends: bool = False) -> None:
         if ends:
             with contextlib.suppress(OSError):  # the server may have closed already
                 connection.socket.shutdown(socket.SHUT_WR)
-        try:
-            answer = connection.answer()
-        except Closed:
-            return
-        refused(answer, (400, *more))
+        refused(connection.answer(), statuses)
         assert connection.is_closed()
 
 
@@ -581,26 +554,24 @@ def test_ten_thousand_header_lines(cloud: Cloud) -> None:
 
 
 def test_a_request_line_of_100_kib(cloud: Cloud) -> None:
-    broken(cloud, plain(target="/" + "x" * 100 * KIB), 414, 431)
-    broken(cloud, b"G" * 200 * KIB, 414, 431)
-    broken(cloud, plain(method="M" * 100 * KIB), 414, 431, 405)
+    broken(cloud, plain(target="/" + "x" * 100 * KIB), 431)
+    broken(cloud, b"G" * 200 * KIB, 431)
+    broken(cloud, plain(method="M" * 100 * KIB), 431)
 
 
 def test_headers_that_never_end(cloud: Cloud) -> None:
-    """The server must not keep all of it."""
+    """The server must not keep all of it: 64 MiB are more than sockets hold."""
     with Connection(cloud.url) as connection:
         connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
-        while connection.send(b"X-More: " + b"x" * 4000 + b"\r\n"):
-            connection.socket.setblocking(False)
-            try:
-                if connection.socket.recv(1, socket.MSG_PEEK) is not None:
-                    break
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:
+        for _ in range(16 * KIB):
+            if not connection.send(b"X-More: " + b"x" * 4000 + b"\r\n"):
                 break
-            finally:
-                connection.socket.settimeout(20)
+            if select.select([connection.socket], [], [], 0)[0]:
+                with contextlib.suppress(Closed):  # what is sent on may cost the answer
+                    refused(connection.answer(), 431)
+                break
+        else:
+            raise AssertionError("the server takes headers without end")
 
 
 @pytest.mark.parametrize(
@@ -645,25 +616,21 @@ def test_heads_that_could_be_read_in_two_ways(
                   method="DELETE", target=f"/storage/namespaces/{space}")  # fmt: skip
     lines = [f"Authorization: {authorization['Authorization']}", *lines]
     data = plain(*lines, method="PUT", target=f"/storage/{space}/smuggled")
-    broken(cloud, data + b"0\r\n\r\n" + inner, 501)
+    broken(cloud, data + b"0\r\n\r\n" + inner, 400, 501)
 
 
 def test_folded_headers(
     cloud: Cloud, authorization: dict[str, str], user: httpx.Client, space: str
 ) -> None:
-    """RFC 9112, 5.2: refused, or blanks take the place of the fold: never a new header."""
+    """RFC 9112, 5.2: refused."""
     name = unique("folded")
     token = f"Authorization: {authorization['Authorization']}"
     lines = [token, "X-One: a", " Content-Length: 500", "\tTransfer-Encoding: chunked"]
     lines.append("Content-Length: 5")
     with Connection(cloud.url) as connection:
         connection.send(plain(*lines, method="PUT", target=f"/storage/{space}/{name}") + b"12345")
-        answer = connection.answer()
-    if answer.status == 200:
-        assert get(user, space, name) == b"12345"
-        ok(user.delete("/storage/delete", params={"namespace": space, "name": name}))
-    else:
-        refused(answer, 400)
+        refused(connection.answer(), 400)
+    assert name not in paths(user, space)
 
 
 @pytest.mark.parametrize(
@@ -681,7 +648,7 @@ def test_bad_chunks(
     name = unique("chunks")
     lines = [f"Authorization: {authorization['Authorization']}", "Transfer-Encoding: chunked"]
     data = plain(*lines, method="PUT", target=f"/storage/{space}/{name}")
-    broken(cloud, data + body, 413, 431, ends=True)
+    broken(cloud, data + body, 400, 431, ends=True)
     assert name not in paths(user, space)
 
 
@@ -713,63 +680,56 @@ def test_bytes_that_are_no_http(cloud: Cloud, data: bytes) -> None:
     with Connection(cloud.url) as connection:
         connection.send(data)
         connection.socket.shutdown(socket.SHUT_WR)
-        try:
-            answer = connection.answer()
-        except (Closed, AssertionError):
-            return
-        if answer.status == 200:
-            # RFC 9112, 2.2 and 3: a lone LF, or blanks in the first line, may be borne.
-            assert data.startswith(
-                (b"GET  /", b"GET /healthz HTTP/1.1 ", b"GET /healthz HTTP/1.1\n")
-            )
-        else:
-            refused(answer, (400, 404, 405, 505))
+        refused(connection.answer(), 505 if data.startswith(b"PRI") else 400)
 
 
 @pytest.mark.parametrize(
-    "version",
-    ["HTTP/0.9", "HTTP/1.2", "HTTP/2.0", "HTTP/3.0", "HTTP/11", "http/1.1", "HTTPS/1.1",
-     "HTTP/1.1.1", "HTTP/-1.1"],
+    ("version", "status"),
+    [("HTTP/0.9", 505), ("HTTP/1.2", 505), ("HTTP/2.0", 505), ("HTTP/3.0", 505), ("HTTP/11", 400),
+     ("http/1.1", 400), ("HTTPS/1.1", 400), ("HTTP/1.1.1", 400), ("HTTP/-1.1", 400)],
 )  # fmt: skip
-def test_versions_that_are_not_spoken(cloud: Cloud, version: str) -> None:
+def test_versions_that_are_not_spoken(cloud: Cloud, version: str, status: int) -> None:
     answer = send_bytes(cloud.url, f"GET /healthz {version}\r\nHost: x\r\n\r\n".encode())
-    if answer is None:
-        return
-    if version == "HTTP/1.2" and answer.status == 200:
-        return  # RFC 9110, 2.5: a higher minor version may be served as 1.1
-    refused(answer, (400, 505))
-
-
-@pytest.mark.parametrize("target", ["http://evil.example/healthz", "*", "evil.example:443",
-                                    "//evil.example/healthz", "/healthz#fragment",
-                                    "/healthz?%ff=%ff&token=%00", "/healthz?" + "&" * 5000,
-                                    "/%zz", "/%", "/healthz%"])  # fmt: skip
-def test_odd_targets(cloud: Cloud, target: str) -> None:
-    answer = ask(cloud, "GET", target, {})
-    if answer.status != 200:
-        refused(answer, (400, 404))
+    refused(answer, status)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("Range", "bytes=" + "9" * 5000 + "-"), ("Range", "bytes=0-" + ",0-" * 5000),
-     ("If-None-Match", '"' * 5000), ("If-None-Match", ",".join(['"x"'] * 5000)),
-     ("If-Modified-Since", "Thu, 01 Jan 99999 00:00:00 GMT"),
-     ("If-Modified-Since", "x" * 5000), ("If-Range", "\xff"), ("Cookie", "token=" + "=;" * 5000),
-     ("Cookie", "\x01token"), ("Authorization", "Bearer " + "." * 5000), ("Origin", "\xff" * 100),
-     ("X-Transfer-Id", "\xff"), ("Accept", "\x7f" * 50), ("X-Forwarded-For", "x" * 5000),
-     ("Connection", "close, keep-alive, upgrade, x"), ("Upgrade", "websocket"),
-     ("Upgrade", "h2c"), ("Content-Type", "x" * 5000), ("TE", "trailers, gzip")],
-    ids=lambda value: value[:20],
+    ("target", "status"),
+    [("http://evil.example/healthz", 200), ("*", 404), ("evil.example:443", 400),
+     ("//evil.example/healthz", 404), ("/healthz#fragment", 404),
+     ("/healthz?%ff=%ff&token=%00", 400), ("/healthz?" + "&" * 5000, 400), ("/%zz", 400),
+     ("/%", 400), ("/healthz%", 400)],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_odd_targets(cloud: Cloud, target: str, status: int) -> None:
+    answer = ask(cloud, "GET", target, {})
+    assert answer.status == status
+    if status != 200:
+        refused(answer, status)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [("Range", "bytes=" + "9" * 5000 + "-", 416), ("Range", "bytes=0-" + ",0-" * 5000, 200),
+     ("If-None-Match", '"' * 5000, 200), ("If-None-Match", ",".join(['"x"'] * 5000), 200),
+     ("If-Modified-Since", "Thu, 01 Jan 99999 00:00:00 GMT", 200),
+     ("If-Modified-Since", "x" * 5000, 200), ("If-Range", "\xff", 200),
+     ("Cookie", "token=" + "=;" * 5000, 200), ("Cookie", "\x01token", 200),
+     ("Authorization", "Bearer " + "." * 5000, 401), ("Origin", "\xff" * 100, 200),
+     ("X-Transfer-Id", "\xff", 400), ("Accept", "\x7f" * 50, 200),
+     ("X-Forwarded-For", "x" * 5000, 200), ("Connection", "close, keep-alive, upgrade, x", 200),
+     ("Upgrade", "websocket", 200), ("Upgrade", "h2c", 200), ("Content-Type", "x" * 5000, 200),
+     ("TE", "trailers, gzip", 200)],
+    ids=lambda value: str(value)[:20],
 )  # fmt: skip
 def test_odd_header_values(
-    cloud: Cloud, space: str, witness: Witness, name: str, value: str
+    cloud: Cloud, space: str, witness: Witness, name: str, value: str, status: int
 ) -> None:
     target = f"/storage/{witness.space}/f?token={witness.token}"
     answer = ask(cloud, "GET", target, {name: value})
-    assert answer.status in (200, 206, 304) or 400 <= answer.status < 500, answer
-    if answer.status >= 400:
-        refused(answer, answer.status)
+    assert answer.status == status
+    if status >= 400:
+        refused(answer, status)
 
 
 # --- lengths that lie --------------------------------------------------------------------
@@ -792,11 +752,7 @@ def test_a_body_shorter_than_it_says(
             }
             connection.send(head(method, target, connection.host, headers) + body)
             connection.socket.shutdown(socket.SHUT_WR)
-            try:
-                answer = connection.answer()
-            except Closed:
-                continue
-            refused(answer, 400)
+            refused(connection.answer(), 400)
     assert paths(user, space) == []
     names = [item["name"] for item in ok(user.get("/storage/namespaces"))]
     assert "short-body" not in names
@@ -811,12 +767,8 @@ def test_a_body_longer_than_it_says(
         headers = {**authorization, "Content-Length": "5"}
         connection.send(head("PUT", target, connection.host, headers) + b"12345EXTRA\r\n\r\n")
         ok(connection.answer())
-        try:
-            refused(connection.answer(), (400, 405))
-        except Closed:
-            pass
-        else:
-            assert connection.is_closed()
+        refused(connection.answer(), 400)
+        assert connection.is_closed()
     assert get(user, space, "long") == b"12345"
     ok(user.delete(f"/storage/{space}/long"))
 
@@ -830,11 +782,7 @@ def test_a_length_beyond_all_disks(
             headers = {**authorization, "Content-Length": str(length)}
             connection.send(head("PUT", f"/storage/{space}/vast", connection.host, headers) + b"x")
             connection.socket.shutdown(socket.SHUT_WR)
-            try:
-                answer = connection.answer()
-            except Closed:
-                continue
-            refused(answer, (400, 413, 507))
+            refused(connection.answer(), (400, 413))
     assert paths(user, space) == []
 
 
@@ -891,10 +839,7 @@ def test_slow_heads(impatient: Cloud) -> None:
     if answer is not None:
         refused(answer, 408)
     for connection in slow[1:]:
-        try:
-            refused(connection.answer(), 408)
-        except Closed:
-            continue
+        refused(connection.answer(), 408)
         assert connection.is_closed()
         ok(user.get("/api/session"))
     for connection in slow:
@@ -905,8 +850,7 @@ def test_idle_connections_are_closed(impatient: Cloud) -> None:
     never, served = Connection(impatient.url), Connection(impatient.url)
     assert served.exchange("GET", "/healthz").status == 200
     assert served.is_closed()
-    with contextlib.suppress(Closed):
-        refused(never.answer(), 408)
+    assert never.is_closed()
     never.close()
     served.close()
 
@@ -924,10 +868,7 @@ def test_bodies_that_stop(impatient: Cloud) -> None:
             headers = {**token, "Content-Type": kind, "Content-Length": "120000"}
             connection.send(head(method, target, connection.host, headers) + body)
             ok(user.get("/api/session"))
-            try:
-                refused(connection.answer(), 408)
-            except Closed:
-                continue
+            refused(connection.answer(), 408)
             assert connection.is_closed()
     assert paths(user, space) == []
 
