@@ -29,7 +29,7 @@ from typing import ClassVar
 
 from werkzeug.exceptions import HTTPException
 
-from control.http.asgi import BodyCutShort
+from control.http import BodyCutShort
 from gfs.cluster.failures import leaves
 from gfs.errors import DiskFull, GfsError, InvalidArgument, InvalidName, Retryable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from control.http.forwarded import Proxies
+from control.http import Proxies
 from gfs.blocks import KIB, MIB
 from gfs.config import Settings
 from gfs.errors import SettingsError
@@ -34,6 +34,8 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     #: Addresses or networks of the proxies in front, separated by commas, each of which
     #: appends to X-Forwarded-For whom it was called by.
     trusted_proxies: str = ""
+    #: One line for each request, on stderr.
+    access_log: bool = False
     session_seconds: float = 24 * HOURS
     #: Name of the administrator who is made when there is no user at all.
     admin_username: str = "admin"

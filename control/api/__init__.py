@@ -39,7 +39,7 @@ from control.errors import (
     Unauthorized,
     Unavailable,
 )
-from control.http.socket import Socket, SocketClosed
+from control.http import Socket, SocketClosed
 from control.identity.access import (
     ADMIN,
     ANYBODY,

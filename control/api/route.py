@@ -11,7 +11,7 @@ from quart import Response
 
 from control.api.call import Call
 from control.errors import UpgradeRequired
-from control.http.socket import Socket
+from control.http import Socket
 from control.identity.access import Need
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)

@@ -46,16 +46,16 @@ from control.app.loop import Loop
 from control.app.watch import Watch
 from control.documentation import documentation_routes
 from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, explain
-from control.http.asgi import HttpConnection, Receive, Send, StreamingRequest
-from control.http.socket import (
-    CLOSE_SECONDS,
-    NORMAL,
-    OUR_FAULT,
-    REFUSED,
+from control.http import (
+    HttpConnection,
+    Receive,
+    Send,
     Socket,
     SocketClosed,
     SocketConnection,
+    StreamingRequest,
 )
+from control.http.socket import CLOSE_SECONDS, NORMAL, OUR_FAULT, REFUSED
 from control.identity.access import PUBLIC, Need, Principal, decide
 from control.metrics import CONTENT_TYPE
 from control.records import RecordsFailed

@@ -37,7 +37,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from control.errors import TooManyRequests
-from control.http.forwarded import network_of
+from control.http import network_of
 from control.records.volatile import Volatile
 
 MESSAGE = "too many failed logins: try again later"

@@ -13,7 +13,7 @@ from control.auth.failures import Attempt, Failures
 from control.auth.first_start import FILE_NAME
 from control.auth.shapes import LoginAnswer, LoginBody, PasswordBody, SessionInfo, Status
 from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
-from control.http.forwarded import network_of
+from control.http import network_of
 from control.identity import users as people
 from control.identity.access import ANYBODY, LOGGED_IN_OR_COOKIE, PUBLIC, SESSION
 from control.identity.credentials import PasswordChanged

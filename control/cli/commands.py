@@ -132,7 +132,7 @@ def control(
                 directory = state_directory(cluster) / "control"
                 role = serving.shared(command, settings.workers, sockets, held, directory)
             else:
-                role = serving.alone(_app(cluster, settings), sockets, settings, tls)
+                role = serving.alone(_app(cluster, settings), sockets, settings, tls, log_format)
 
     async def announced(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         import trio

@@ -12,7 +12,7 @@ kills the parent ends them, and with the last of them the port is free.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
 import socket
 import ssl
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import trio
 
 from control import metrics
-from control.http import HttpLimits, listen, serve
+from control.http import HttpLimits, listen, open_access_log, serve
 from control.settings import ControlSettings
 from gfs.cluster.children import STOP_SECONDS, Child, Keeper
 from gfs.cluster.supervisor import pipe
@@ -92,8 +92,9 @@ def alone(
     sockets: Sequence[socket.socket],
     settings: ControlSettings,
     tls: ssl.SSLContext | None,
+    log_format: str,
 ) -> Start:
-    """Serve in this process."""
+    """Serve in this process; ``log_format`` is that of the access log, if there is one."""
     limits = HttpLimits(
         connections_max=settings.connections_max,
         per_address_max=settings.connections_per_address_max,
@@ -104,7 +105,21 @@ def alone(
         send_stall_seconds=settings.send_stall_seconds,
         graceful_seconds=settings.graceful_seconds,
     )
-    return functools.partial(serve, app, sockets, limits, tls=tls, proxies=settings.proxies)
+
+    async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with contextlib.ExitStack() as stack:
+            note = stack.enter_context(open_access_log(log_format)) if settings.access_log else None
+            await serve(
+                app,
+                sockets,
+                limits,
+                tls=tls,
+                proxies=settings.proxies,
+                note=note,
+                task_status=task_status,
+            )
+
+    return run
 
 
 def shared(

@@ -51,7 +51,7 @@ from control.compute.streams.logs import READERS_MAX, TEXT, Logs
 from control.compute.streams.terminal import PING_SECONDS as TERMINAL_PING_SECONDS
 from control.compute.streams.terminal import TERMINALS_MAX, Terminals
 from control.errors import BadRequest
-from control.http.socket import Socket
+from control.http import Socket
 from control.identity.access import ADMIN, Need, scoped
 from control.identity.scopes import SEED_SCOPES, ScopeTable
 from control.identity.secretfiles import make_private_directory

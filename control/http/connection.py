@@ -53,8 +53,7 @@ class Connection:
     """Serve one accepted socket; ``await connection.run(...)`` returns when it is closed.
 
     Attributes:
-        client: The peer's address, the first the server knows; behind a proxy that of
-            the proxy.
+        address: The address it comes from; behind a proxy that of the proxy.
         client_ended: The client has ended its side.
         unfinished: An answer that was begun and is not yet all sent.
     """
@@ -79,7 +78,7 @@ class Connection:
         self.client_ended = False
         self.unfinished: AnswerFraming | None = None
         self._hang_ups = hang_ups
-        self._address = address
+        self.address = address
         self._client = address
         self._handler: Handler | None = None
         self._reading: trio.CancelScope | None = None
@@ -106,7 +105,7 @@ class Connection:
     def admit(self) -> None:
         """Take a slot and be watched. Raises OSError if the kernel cannot watch it."""
         self._hang_ups.add(self.wire.sock.fileno(), self)
-        self.admission.add(self, self._address)
+        self.admission.add(self, self.address)
 
     def _leave(self) -> None:
         """Give the slot back; the socket is about to be closed."""
@@ -155,6 +154,11 @@ class Connection:
             return bytes(await self.stream.receive_some(bytes_max))
         raise trio.TooSlowError
 
+    def limit_wait(self, deadline: float) -> None:
+        """A wait in :meth:`receive` that is under way ends at *deadline* at the latest."""
+        if self._reading is not None and deadline < self._reading.deadline:
+            self._reading.deadline = deadline
+
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Send *buffers* in order; see :meth:`Wire.send_buffers` for the contract.
 
@@ -185,9 +189,9 @@ class Connection:
         """Whether this connection waits for its next request from now on."""
         if idle is not self._idle:
             self._idle = idle
-            if idle and self._client != self._address:
-                self._client = self._address
-                self.admission.move(self, self._address)
+            if idle and self._client != self.address:
+                self._client = self.address
+                self.admission.move(self, self.address)
             self.admission.got_on(self, idle=idle and self._served)
 
     def mark_served(self) -> None:
@@ -196,7 +200,7 @@ class Connection:
 
     def client_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
         """The address of the client that a request with *headers* is of."""
-        return self.admission.proxies.client(self._address, headers)
+        return self.admission.proxies.client(self.address, headers)
 
     def begin_request(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
         """The same for a request that has the connection to itself.

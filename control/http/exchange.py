@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import trio
 
+from control.http.access_log import Access, Note
 from control.http.heads import AnswerFraming, Refusal, RequestHead
 from control.http.limits import HttpLimits
 from control.http.wire import Buffer
@@ -24,6 +25,7 @@ __all__ = [
     "Carrier",
     "Exchange",
     "Service",
+    "note_request",
 ]
 
 log = logging.getLogger("control.http")
@@ -31,6 +33,8 @@ log = logging.getLogger("control.http")
 LEFT_EARLY = Refusal(400, "the client ended the connection before the answer")
 CUT_SHORT = Refusal(400, "the request's body ended before its announced length")
 FAILED = Refusal(500, "internal server error")
+REQUEST_HEADER = b"x-request-id"
+"""Its value is in the access log, as in the application's own logs."""
 
 Address = tuple[str, int]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -44,12 +48,35 @@ class Service:
     Attributes:
         state: What the application's startup left for its requests.
         stopping: Set when the server stops.
+        note: Where requests are logged that have ended, if they are.
     """
 
     app: Application
     limits: HttpLimits
     state: Mapping[str, Any]
     stopping: trio.Event
+    note: Note | None
+
+
+def note_request(
+    carrier: Carrier, status: int, sent_bytes: int, began: float, request: bytes = b""
+) -> None:
+    """Log a request that has ended, which began at that time of Trio's clock."""
+    if carrier.service.note is not None:
+        head = carrier.head
+        carrier.service.note(
+            Access(
+                client=carrier.client[0] if carrier.client else "-",
+                method=head.method,
+                target=head.target,
+                protocol=f"HTTP/{head.http_version}",
+                headers=head.headers,
+                status=status,
+                sent_bytes=sent_bytes,
+                seconds=trio.current_time() - began,
+                request=request.decode("latin-1"),
+            )
+        )
 
 
 class BodyEnded(Exception):
@@ -138,9 +165,19 @@ class Exchange:
         self._ended = False
         self._lost = False
         self._body_given = False
+        self._status = 0
+        self._sent_bytes = 0
+        self._request = b""
 
     async def run(self) -> bool:
         """Run the application to its end; whether the connection can go on."""
+        began = trio.current_time()
+        try:
+            return await self._run()
+        finally:
+            note_request(self._carrier, self._status, self._sent_bytes, began, self._request)
+
+    async def _run(self) -> bool:
         carrier = self._carrier
         head = carrier.head
         if carrier.client_ended:
@@ -181,7 +218,9 @@ class Exchange:
         if self._lost:
             return False
         if self._framing is None:
-            await self._carrier.send_refusal(self._refusal or FAILED)
+            refusal = self._refusal or FAILED
+            self._status = 0 if refusal is LEFT_EARLY else refusal.status
+            await self._carrier.send_refusal(refusal)
             return await self._carrier.finish_body(keep=False)
         if not self._ended:
             return False  # less than was promised: the peer sees the answer end early
@@ -239,16 +278,20 @@ class Exchange:
         if framing is None:
             status = int(self._start["status"])
             headers = list(_clean(self._start.get("headers", ())))
+            self._request = next((v for name, v in headers if name == REQUEST_HEADER), b"")
             framing = AnswerFraming.decide(carrier.head, status, headers)
             framing.close |= carrier.ends_after_answer
             carrier.prepare_head(status, headers, close=framing.close)
         pieces = framing.frame(piece, last=not more)
         if not more and framing.short:
             raise ValueError(f"the answer ends {framing.bytes_left} bytes before its length")
-        self._framing = framing
+        if self._framing is None:
+            self._framing = framing
+            self._status = status
         self._scope.deadline = inf
         try:
             await carrier.send_answer(framing, pieces, last=not more)
+            self._sent_bytes += 0 if framing.suppressed else memoryview(piece).nbytes
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._lost = True
             self._scope.cancel()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
+from wsgiref.handlers import format_date_time
 
 import h11
 
@@ -17,7 +19,9 @@ from control.http.wire import Buffer
 __all__ = [
     "AnswerFraming",
     "Refusal",
+    "UNREAD",
     "RequestHead",
+    "date_header",
     "error_answer",
     "error_body",
     "read_head",
@@ -65,14 +69,22 @@ class RequestHead:
     is_websocket: bool
 
 
-def read_head(request: h11.Request) -> RequestHead:
+UNREAD = RequestHead("-", b"", "", "1.1", [], 0, False, False, False)
+"""Stands for a head that could not be read."""
+
+
+def read_head(request: h11.Request, http_version: str | None = None) -> RequestHead:
     """Check one request head and take from it what the server needs.
+
+    Args:
+        request: The head, as HTTP/1.1 has it.
+        http_version: If it came by another version, which.
 
     Raises:
         Refusal: The request must not reach the application.
     """
-    http_version = request.http_version.decode("ascii")
-    if http_version not in ("1.0", "1.1"):
+    http_version = http_version or request.http_version.decode("ascii")
+    if http_version not in ("1.0", "1.1", "2"):
         raise Refusal(505, f"HTTP/{http_version} is not spoken here; use HTTP/1.1")
     if request.method == b"CONNECT":
         raise Refusal(501, "this server is no proxy; CONNECT is not offered")
@@ -112,8 +124,8 @@ def read_head(request: h11.Request) -> RequestHead:
         http_version=http_version,
         headers=headers,
         body_bytes=None if chunked else int(length or 0),
-        keep_alive=http_version == "1.1" and b"close" not in tokens,
-        expects_continue=expects_continue and http_version == "1.1",
+        keep_alive=http_version != "1.0" and b"close" not in tokens,
+        expects_continue=expects_continue and http_version != "1.0",
         is_websocket=upgrade == b"websocket" and b"upgrade" in tokens and request.method == b"GET",
     )
 
@@ -273,3 +285,16 @@ def error_answer(status: int, message: str, *, with_body: bool = True) -> bytes:
         "Connection: close\r\n\r\n"
     ).encode("ascii")
     return head + body if with_body else head
+
+
+_date_second = 0
+_date_bytes = b""
+
+
+def date_header() -> bytes:
+    """The value of the Date header, made once a second."""
+    global _date_second, _date_bytes
+    now = int(time.time())
+    if now != _date_second:
+        _date_second, _date_bytes = now, format_date_time(now).encode("ascii")
+    return _date_bytes

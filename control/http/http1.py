@@ -11,22 +11,21 @@ one through its states.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
-from wsgiref.handlers import format_date_time
 
 import h11
 import trio
 
 from control.http.chunks import ChunkedBody
 from control.http.connection import Connection
-from control.http.exchange import BodyEnded, Exchange, Headers
+from control.http.exchange import BodyEnded, Exchange, Headers, note_request
 from control.http.heads import (
+    UNREAD,
     AnswerFraming,
     Refusal,
-    RequestHead,
+    date_header,
     error_answer,
     read_head,
     refuse_loose_lines,
@@ -59,7 +58,7 @@ class Http1:
         self.is_tls = peer.is_tls
         self.server = peer.server
         self.client = self._peer_address = peer.peer
-        self.head: RequestHead
+        self.head = UNREAD
         self.body_cut = False
         self._h11: h11.Connection
         self._buffered = b""
@@ -92,6 +91,7 @@ class Http1:
 
     async def _serve_request(self) -> bool:
         """Serve the next request; whether another may follow on this connection."""
+        self.head = UNREAD
         try:
             request = await self._read_request()
             if request is None:
@@ -187,6 +187,7 @@ class Http1:
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a request whose framing is lost, so that the client can read it."""
+        note_request(self, refusal.status, 0, trio.current_time())
         await self.peer.send([error_answer(refusal.status, refusal.message)])
         await self.peer.linger()
 
@@ -319,7 +320,7 @@ class Http1:
         self._answer_head = self._head_bytes(status, headers, close=close)
 
     def _head_bytes(self, status: int, headers: Headers, *, close: bool) -> bytes:
-        lines = [*headers, (b"date", _date())]
+        lines = [*headers, (b"date", date_header())]
         if close:
             lines.append((b"connection", b"close"))
         reason = REASONS.get(status, b"")
@@ -365,20 +366,9 @@ class Http1:
     async def _serve_websocket(self) -> None:
         head_bytes = functools.partial(self._head_bytes, close=True)
         self._websocket = WebSocket(self.peer, self.head, self.client, self._buffered, head_bytes)
+        began = trio.current_time()
         try:
             await self._websocket.run()
         finally:
+            note_request(self, self._websocket.status, self._websocket.sent_bytes, began)
             self._websocket = None
-
-
-_date_second = 0
-_date_bytes = b""
-
-
-def _date() -> bytes:
-    """The Date header, made once a second."""
-    global _date_second, _date_bytes
-    now = int(time.time())
-    if now != _date_second:
-        _date_second, _date_bytes = now, format_date_time(now).encode("ascii")
-    return _date_bytes

@@ -16,17 +16,19 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
+from control.http.access_log import Note
 from control.http.admission import Admission
-from control.http.connection import Connection
+from control.http.connection import Connection, Handler
 from control.http.exchange import Application, Service
 from control.http.forwarded import Proxies
 from control.http.hangups import HangUps
 from control.http.heads import error_answer
 from control.http.http1 import Http1
+from control.http.http2 import Http2
 from control.http.lifespan import Lifespan
 from control.http.limits import HttpLimits
 from control.http.listening import advice
@@ -40,8 +42,8 @@ BEGUN_AT_ONCE = 8
 """Of those: others are served between one turn and the next."""
 SAID_SECONDS = 0.005
 OUT_OF_DESCRIPTORS_SECONDS = 0.1
-HANDLERS = {"http/1.1": Http1}
-"""By the name that ALPN has for each protocol."""
+HANDLERS: dict[str, Callable[[Connection], Handler]] = {"h2": Http2, "http/1.1": Http1}
+"""By the name that ALPN has for each protocol, the best first."""
 TURNED_AWAY = error_answer(429, "too many connections of your address; end some, or wait")
 
 
@@ -52,6 +54,7 @@ async def serve(
     *,
     tls: ssl.SSLContext | None = None,
     proxies: Proxies | None = None,
+    note: Note | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *app* on *sockets* until cancelled; the sockets are closed at the end.
@@ -65,6 +68,8 @@ async def serve(
         proxies: Those in front. A request that comes through these is its client's,
             for the application (``scope["client"]``) and for ``per_address_max``.
 
+        note: Called for each request that has ended; see ``access_log.py``.
+
     Raises:
         Exception: What the application's startup raised, or what ended its lifespan
             task (with its background tasks) while serving.
@@ -74,8 +79,9 @@ async def serve(
     shut down.
     """
     if tls is not None:
+        # Which of these is spoken, the client decides with the handshake.
         tls.set_alpn_protocols(list(HANDLERS))
-    server = _Server(app, limits or HttpLimits(), tls, proxies or Proxies())
+    server = _Server(app, limits or HttpLimits(), tls, proxies or Proxies(), note)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.live, sockets)
@@ -97,7 +103,12 @@ class _Server:
     """One :func:`serve`: the application's life, and accepting."""
 
     def __init__(
-        self, app: Application, limits: HttpLimits, tls: ssl.SSLContext | None, proxies: Proxies
+        self,
+        app: Application,
+        limits: HttpLimits,
+        tls: ssl.SSLContext | None,
+        proxies: Proxies,
+        note: Note | None,
     ) -> None:
         self.up = trio.Event()
         self.stop = trio.Event()
@@ -105,7 +116,7 @@ class _Server:
         self._limits = limits
         self._tls = tls
         self._lifespan = Lifespan(app, self.stop.set)
-        self._service = Service(app, limits, self._lifespan.state, self.stop)
+        self._service = Service(app, limits, self._lifespan.state, self.stop, note)
         self._admission = Admission(limits, proxies)
         self._hang_ups = HangUps()
         self._connections: set[Connection] = set()

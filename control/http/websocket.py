@@ -71,6 +71,10 @@ class WebSocket:
         client: Address and port, as far as they are known.
         early: What the client has sent behind the head.
         answer_head: Makes the bytes of an answer's head from its status and headers.
+
+    Attributes:
+        status: What the client was answered; 0: nothing yet.
+        sent_bytes: In messages to the client.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class WebSocket:
         self._refusal_framing: AnswerFraming | None = None
         self._ping_seconds = self._limits.websocket_ping_seconds
         self._bytes_since_ping = 0
+        self.status = 0
+        self.sent_bytes = 0
         self._accepted = False
         self._answered = False
         self._closing = False
@@ -159,6 +165,7 @@ class WebSocket:
             )
         )
         self._accepted = self._answered = True
+        self.status = 101
         await self._send_bytes([answer])
         assert self._nursery is not None
         self._nursery.start_soon(self._send_pings)
@@ -180,6 +187,7 @@ class WebSocket:
             status, headers = int(self._refusal["status"]), list(self._refusal["headers"])
             framing = self._refusal_framing = AnswerFraming.decide(self._head, status, headers)
             head = self._answer_head(status, headers)
+            self.status = status
         self._answered = True
         await self._send_bytes([head, *framing.frame(body, last=last)])
         self._closing = last
@@ -309,6 +317,7 @@ class WebSocket:
         await self._send_bytes([data])
         if isinstance(event, Message):
             self._bytes_since_ping += len(event.data)
+            self.sent_bytes += len(event.data)
             if self._bytes_since_ping >= PING_BYTES:
                 await self._send(Ping())
         elif isinstance(event, Ping):

@@ -32,7 +32,7 @@ import msgspec
 import trio
 
 from control.errors import Unauthorized
-from control.http.forwarded import network_of
+from control.http import network_of
 from control.identity import ids
 from control.identity.access import Principal
 from control.identity.keys import SigningKeys

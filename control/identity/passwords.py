@@ -21,7 +21,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
 
 from control.errors import BadRequest, Unavailable
-from control.http.forwarded import network_of
+from control.http import network_of
 from control.identity.users import bounded
 
 log = logging.getLogger(__name__)

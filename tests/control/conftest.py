@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
 from cloud import Cloud, repeated
 from compute_cloud import ComputeCloud
+from http_served import make_certificate
 
 # What runs containers is a matter of the tests that need some: no process of another
 # looks for a cluster or for Podman when it starts.
@@ -45,6 +46,11 @@ def held(request: pytest.FixtureRequest) -> Iterator[None]:
             line for line in told if not line.startswith("the task ") or "task control." in line
         ]
         assert repeated(ours) == []
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    return make_certificate(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from control.compute.requests.shapes import (
     status_message,
 )
 from control.compute.rows import events_after, last_event, of_user
-from control.http.socket import Socket
+from control.http import Socket
 from control.records import Records
 
 PING_SECONDS = 30.0

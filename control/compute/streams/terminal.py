@@ -24,7 +24,7 @@ from control.compute.requests.containers import Containers
 from control.compute.rows import Container
 from control.compute.streams.counted import Counted
 from control.errors import ApiError, BadRequest, Unavailable
-from control.http.socket import Socket
+from control.http import Socket
 
 PING_SECONDS = 5.0
 #: Of one container in one process: each costs this machine or its node a process or two

@@ -1,0 +1,122 @@
+"""Counting the frames of HTTP/2 before anything is done for them.
+
+A frame of 9 bytes can cost a server a hundred times what it costs to send, and some
+never end: a header block goes on in CONTINUATION frames, a length of 16 MiB is kept
+until it is there. So the heads of all frames are looked at first. What carries neither
+a request nor a byte of a body is *overhead*; a client may send so much of it as its
+real traffic needs and a little more, by time, and is disconnected beyond (PING, SETTINGS,
+RST_STREAM and empty frames without end: CVE-2019-9512 to 9518, CVE-2023-44487;
+CONTINUATION without end: CVE-2024-27316).
+
+Plain code: no clock and no waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+__all__ = ["Flooded", "FrameMeter"]
+
+PREFACE_BYTES = 24
+HEAD_BYTES = 9
+FRAME_BYTES_MAX = 16 * 1024
+"""The size that both sides start with, and that we never raise."""
+FRAMES_AT_ONCE = 64
+"""Handled without a break: h2 takes 10 to 40 µs for each."""
+OVERHEAD_MAX = 1000
+RESET_OVERHEAD = 8
+"""A reset makes work of the request that it ends: so many frames' worth."""
+OVERHEAD_PER_SECOND = 10
+OVERHEAD_PER_ANSWER = 16
+OVERHEAD_BYTES = 4 * 1024
+"""Of body, either way, that pay for one frame: window updates come for 16 KiB or more."""
+
+DATA, HEADERS, RST_STREAM, GOAWAY, CONTINUATION = 0, 1, 3, 7, 9
+END_STREAM, END_HEADERS = 1, 4
+
+
+class Flooded(Exception):
+    """The client sends frames that no use of HTTP/2 needs."""
+
+
+class FrameMeter:
+    """Looks at the frames of one connection on their way to h2.
+
+    Args:
+        header_bytes_max: Of one header block, compressed.
+
+    Attributes:
+        in_header_block: A header block has begun and not ended.
+        client_goes: The client has sent GOAWAY: it begins no further request. That frame
+            is held back, since h2 would send nothing more after it, not even the
+            answers that are under way.
+    """
+
+    def __init__(self, header_bytes_max: int) -> None:
+        self._header_bytes_max = header_bytes_max
+        self._head = bytearray()
+        self._left = PREFACE_BYTES
+        self._withheld = False
+        self._block_bytes = 0
+        self._overhead = 0
+        self.in_header_block = False
+        self.client_goes = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """*data* for h2, in pieces of at most ``FRAMES_AT_ONCE`` frames.
+
+        Raises:
+            Flooded: A frame or a header block is larger than anybody may send.
+        """
+        view = memoryview(data)
+        pieces: list[bytes | memoryview] = []
+        frames = 0
+        at = 0
+        while at < len(view):
+            if self._left:
+                payload = view[at : at + self._left]
+                at += len(payload)
+                self._left -= len(payload)
+                if not self._withheld:
+                    pieces.append(payload)
+                continue
+            part = view[at : at + HEAD_BYTES - len(self._head)]
+            at += len(part)
+            self._head += part
+            if len(self._head) == HEAD_BYTES:
+                self._begin_frame()
+                if not self._withheld:
+                    pieces.append(bytes(self._head))
+                self._head.clear()
+                frames += 1
+            if frames == FRAMES_AT_ONCE:
+                yield b"".join(pieces)
+                pieces.clear()
+                frames = 0
+        yield b"".join(pieces)
+
+    def _begin_frame(self) -> None:
+        size = self._left = int.from_bytes(self._head[:3], "big")
+        kind, flags = self._head[3], self._head[4]
+        if size > FRAME_BYTES_MAX:
+            raise Flooded("a frame is larger than 16 KiB")
+        self._withheld = kind == GOAWAY
+        if kind in (HEADERS, CONTINUATION):
+            self._block_bytes = size + (self._block_bytes if kind == CONTINUATION else 0)
+            self.in_header_block = not flags & END_HEADERS
+            if self._block_bytes > self._header_bytes_max:
+                raise Flooded(f"the headers are larger than {self._header_bytes_max} bytes")
+            self._overhead += kind == CONTINUATION
+        elif kind != DATA or (size == 0 and not flags & END_STREAM):
+            self._overhead += RESET_OVERHEAD if kind == RST_STREAM else 1
+            self.client_goes |= kind == GOAWAY
+
+    def is_flooded(self, seconds: float, answered: int, body_bytes: int) -> bool:
+        """Whether there is more overhead than a connection needs that is *seconds* old
+        and has had so many requests answered and bytes of bodies, both ways."""
+        return self._overhead > (
+            OVERHEAD_MAX
+            + OVERHEAD_PER_SECOND * seconds
+            + OVERHEAD_PER_ANSWER * answered
+            + body_bytes // OVERHEAD_BYTES
+        )

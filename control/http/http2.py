@@ -1,0 +1,580 @@
+"""HTTP/2 on one connection (RFC 9113), over TLS, with the promises of HTTP/1.1.
+
+h2 reads and writes the frames; :class:`FrameMeter` sees them before it does. One task
+reads, one sends, and each request runs its :class:`Exchange` in a task of its own.
+Browsers open six connections for HTTP/1.1, which event streams use up; here they
+share one.
+
+*Slots.* The connection has a slot, and so has each request under way on it: an address
+has no more requests at once over HTTP/2 than over HTTP/1.1.
+
+*Memory.* A client may send 64 KiB of a body before the application asks for it. When
+it does, the windows are opened wide enough for long distances, once; what is not read
+is at most ``WINDOW_BYTES`` for all requests of the connection. Nothing is read while more than
+``OUT_BYTES_MAX`` wait to be sent.
+
+*Ends.* A request ends with RST_STREAM where a connection of HTTP/1.1 would end: the
+others go on. What concerns the whole connection ends with GOAWAY. Its frame is made
+here, since h2 sends nothing more after one of its own.
+
+Trailers are checked by h2 and dropped. There is no push, no CONNECT, and no WebSocket
+(RFC 8441): browsers open a connection of HTTP/1.1 for these.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import h11
+import trio
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+
+from control.http.connection import TOO_MANY, Connection
+from control.http.exchange import BodyEnded, Exchange, Headers, note_request
+from control.http.frames import Flooded, FrameMeter
+from control.http.heads import (
+    UNREAD,
+    AnswerFraming,
+    Refusal,
+    RequestHead,
+    date_header,
+    error_body,
+    read_head,
+)
+from control.http.limits import BODY_PIECE_BYTES_MAX, HEADER_LINES_MAX
+from control.http.slots import PROGRESS_BYTES
+from control.http.wire import Buffer
+
+__all__ = ["Http2"]
+
+log = logging.getLogger("control.http")
+
+READ_BYTES = 64 * 1024
+OUT_BYTES_MAX = 256 * 1024
+FIRST_WINDOW_BYTES = 65_535
+"""Of a stream and of the connection: the protocol's own beginning."""
+WINDOW_BYTES = 1024 * 1024
+"""Of both, once an application reads a body: 20 MiB/s at 50 ms."""
+ENCODER_TABLE_BYTES = 4096
+"""What the client may have us remember of our headers; it may ask for 4 GiB."""
+REQUESTS_MAX = 10_000
+"""Of one connection; h2 keeps a line for each. The client then opens another."""
+CLOSE_SECONDS = 1.0
+FULL = Refusal(503, "the server has as many requests under way as it takes; try again")
+NOT_SENT = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+"""Headers that HTTP/2 does not have."""
+
+
+class Http2:
+    """All requests of one connection."""
+
+    def __init__(self, peer: Connection) -> None:
+        self.peer = peer
+        self.service = peer.service
+        self.limits = limits = peer.limits
+        self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        # A head that is too large is answered 431, up to twice the size; beyond, the
+        # connection ends, since what follows can no longer be read.
+        self.h2.decoder.max_header_list_size = 2 * limits.header_bytes_max
+        self.h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams_max,
+                SettingCodes.MAX_HEADER_LIST_SIZE: 2 * limits.header_bytes_max,
+            },
+        )
+        self._meter = FrameMeter(limits.header_bytes_max)
+        self._streams: dict[int, Stream] = {}
+        self._nursery: trio.Nursery
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._wake = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
+        self._began = trio.current_time()
+        self._block_began: float | None = None
+        self._requests = 0
+        self._answered = 0
+        self.is_dead = False
+        self._body_bytes = 0
+        self._widened = False
+        self._going = False
+        self._idle_until = self._began + limits.header_seconds
+
+    @property
+    def held_by_client(self) -> bool:
+        return not self._streams  # these have slots of their own
+
+    # -- life ------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        self.h2.initiate_connection()
+        self.collect()
+        async with trio.open_nursery() as sending:
+            sending.start_soon(self._send_out, sending.cancel_scope)
+            async with trio.open_nursery() as self._nursery:
+                await self._read()
+                self._nursery.cancel_scope.cancel()
+            with trio.move_on_after(CLOSE_SECONDS):
+                await self.wait_for_room(0)
+            sending.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """The server stops: no further request is taken, those under way may end."""
+        self._go_away(ErrorCodes.NO_ERROR)
+
+    def hang_up(self, *, reset: bool) -> None:
+        """The reader sees the end of the connection as well."""
+
+    def _go_away(self, code: ErrorCodes) -> None:
+        """Tell the client which request was the last; its next needs a new connection."""
+        if not self._going:
+            self._going = True
+            last = self.h2.highest_inbound_stream_id
+            self._queue(struct.pack(">BHBBIII", 0, 8, 7, 0, 0, last, code))
+        if not self._streams:
+            self.peer.close_idle()
+
+    async def _read(self) -> None:
+        """Read until the connection is to be closed."""
+        self.peer.mark_idle(True)
+        while not (self._going or self._meter.client_goes) or self._streams:
+            await self.wait_for_room(OUT_BYTES_MAX)
+            try:
+                data = await self.peer.receive(READ_BYTES, self._read_until())
+            except trio.TooSlowError:
+                self._go_away(ErrorCodes.NO_ERROR)
+                return
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data or not await self._take(data):
+                return
+
+    def _read_until(self) -> float:
+        """When to give up waiting for the client's next frame."""
+        if self._meter.in_header_block:
+            self._block_began = self._block_began or trio.current_time()
+            return self._block_began + self.limits.header_seconds
+        self._block_began = None
+        return math.inf if self._streams else self._idle_until
+
+    async def _take(self, data: bytes) -> bool:
+        """Handle what was received; whether the connection goes on."""
+        try:
+            for piece in self._meter.feed(data):
+                for event in self.h2.receive_data(piece):
+                    self._handle(event)
+                self.collect()
+                seconds = trio.current_time() - self._began
+                if self._meter.is_flooded(seconds, self._answered, self._body_bytes):
+                    raise Flooded("there are too many frames without a request or a body")
+                await trio.lowlevel.checkpoint()
+        except Flooded as error:
+            log.warning("%s: an HTTP/2 connection was ended: %s", self.peer.address, error)
+            self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
+            self.is_dead = True
+            return False
+        except ProtocolError:
+            self.collect()  # h2's own GOAWAY
+            self.is_dead = True
+            return False
+        return True
+
+    # -- sending ---------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Queue what h2 has to send."""
+        data = self.h2.data_to_send()
+        if data:
+            self._queue(data)
+
+    def _queue(self, data: bytes) -> None:
+        self._out.append(data)
+        self._out_bytes += len(data)
+        self._wake.set()
+
+    async def wait_for_room(self, bytes_max: int) -> None:
+        """Return once at most so much is queued."""
+        while self._out_bytes > bytes_max:
+            await self._room.park()
+
+    async def _send_out(self, scope: trio.CancelScope) -> None:
+        """Send what is queued. Nobody else sends, so no frame is ever cut by a
+        cancellation of its request."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                out, self._out = self._out, []
+                await self.peer.send([b"".join(out)])
+                self._out_bytes -= sum(map(len, out))
+                self._room.unpark_all()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            scope.cancel()  # the client is gone, or takes nothing
+
+    # -- frames ----------------------------------------------------------------------
+
+    def _handle(self, event: Any) -> None:
+        if isinstance(event, RequestReceived):
+            self._begin(event)
+        elif isinstance(event, DataReceived):
+            self._body_bytes += len(event.data)
+            self._take_data(event)
+        elif isinstance(event, StreamEnded):
+            if stream := self._streams.get(event.stream_id):
+                stream.end_body()
+        elif isinstance(event, StreamReset):
+            if stream := self._streams.get(event.stream_id):
+                stream.leave()
+        elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
+            if self.h2.encoder.header_table_size > ENCODER_TABLE_BYTES:
+                self.h2.encoder.header_table_size = ENCODER_TABLE_BYTES
+            for stream in self._streams.values():
+                stream.window.set()
+
+    def _take_data(self, event: DataReceived) -> None:
+        stream = self._streams.get(event.stream_id)
+        padding = event.flow_controlled_length - len(event.data)
+        if stream is None:
+            padding += len(event.data)
+        else:
+            stream.body += event.data
+            stream.arrived.set()
+        if padding:
+            self.h2.acknowledge_received_data(padding, event.stream_id)
+
+    def _begin(self, event: RequestReceived) -> None:
+        """Start the request, or refuse it."""
+        number = event.stream_id
+        if self._going:
+            self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            return
+        self._requests += 1
+        if self._requests >= REQUESTS_MAX:
+            self._go_away(ErrorCodes.NO_ERROR)
+        stream = Stream(self, number)
+        if not self._streams:
+            self.peer.mark_served()
+            self.peer.mark_idle(False)
+        self._streams[number] = stream
+        self._nursery.start_soon(self._run, stream, list(event.headers), event.stream_ended is None)
+
+    async def _run(self, stream: Stream, headers: Headers, has_body: bool) -> None:
+        try:
+            await stream.run(headers, has_body)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client has reset it
+        finally:
+            self._end(stream)
+
+    def _end(self, stream: Stream) -> None:
+        del self._streams[stream.number]
+        self.peer.admission.remove(stream)
+        if not self.is_dead:
+            self._answered += stream.close()
+            self.collect()
+        if not self._streams:
+            self._idle_until = trio.current_time() + self.limits.keep_alive_seconds
+            self.peer.mark_idle(True)
+            self.peer.limit_wait(self._idle_until)
+            if self._going or self._meter.client_goes:
+                self.peer.close_idle()
+
+    # -- windows ---------------------------------------------------------------------
+
+    def widen(self, number: int) -> None:
+        """Let the client send a body faster than an answer takes to reach it."""
+        more = WINDOW_BYTES - FIRST_WINDOW_BYTES
+        self.h2.increment_flow_control_window(more, number)
+        if not self._widened:
+            self._widened = True
+            self.h2.increment_flow_control_window(more)
+
+    def refuse_more(self) -> None:
+        """Take no further request on this connection."""
+        self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
+
+    def count_sent(self, body_bytes: int) -> None:
+        self._body_bytes += body_bytes
+
+
+class Stream:
+    """One request: the :class:`~control.http.exchange.Carrier` of its exchange.
+
+    Attributes:
+        body: Received and not yet taken by the application.
+        arrived: Set when there is more of it, or its end.
+        window: Set when the client may have opened a window.
+    """
+
+    def __init__(self, http2: Http2, number: int) -> None:
+        self.number = number
+        self.service = http2.service
+        self.is_tls = http2.peer.is_tls
+        self.server = http2.peer.server
+        self.client = http2.peer.peer
+        self.client_ended = False
+        self.abandoned = False
+        self.ends_after_answer = False
+        self.head = replace(UNREAD, http_version="2")
+        self.body = bytearray()
+        self.body_cut = False
+        self.arrived = trio.Event()
+        self.window = trio.Event()
+        self._http2 = http2
+        self._peer = http2.peer
+        self._body_ended = False
+        self._continue_owed = False
+        self._waits = 0
+        self._widened = False
+        self._moved_bytes = 0
+        self._answer_head: list[tuple[bytes, bytes]] | None = None
+        self._begun = False
+        self._ended = False
+        self._gone = False
+        self._scope = trio.CancelScope()
+        self._exchange: Exchange | None = None
+
+    async def run(self, headers: Headers, has_body: bool) -> None:
+        """Serve the request to its end."""
+        self._body_ended = self._body_ended or not has_body
+        if self._gone:
+            return
+        with self._scope:
+            try:
+                self.head = self._read_head(headers)
+                self._admit()
+            except Refusal as refusal:
+                note_request(self, refusal.status, 0, trio.current_time())
+                await self.send_refusal(refusal)
+                if refusal.status == 431:
+                    self._http2.refuse_more()
+                return
+            self._continue_owed = self.head.expects_continue and not self.body_complete
+            self._exchange = Exchange(self)
+            await self._exchange.run()
+
+    def _read_head(self, headers: Headers) -> RequestHead:
+        limits = self.service.limits
+        if (b":method", b"HEAD") in headers:
+            self.head = replace(self.head, method="HEAD")
+        size = sum(len(name) + len(value) + 4 for name, value in headers)
+        if size > limits.header_bytes_max:
+            raise Refusal(431, f"the headers are larger than {limits.header_bytes_max} bytes")
+        if len(headers) > HEADER_LINES_MAX:
+            raise Refusal(431, f"there are more than {HEADER_LINES_MAX} headers")
+        return read_head(_as_http1(headers), "2")
+
+    def _admit(self) -> None:
+        """Take a slot for the client that the request is of."""
+        client = self._peer.client_of(self.head.headers)
+        if self.client is not None and client != self.client[0]:
+            self.client = (client, 0)  # nobody knows its port
+        admission = self._peer.admission
+        if not admission.make_room(client):
+            raise TOO_MANY
+        if admission.is_full:
+            raise FULL
+        admission.add(self, client)
+
+    # -- the slot --------------------------------------------------------------------
+
+    @property
+    def held_by_client(self) -> bool:
+        return self._waits > 0 or (self._begun and not self._ended)
+
+    def evict(self) -> None:
+        """End the request, for another."""
+        self._peer.admission.remove(self)
+        self._scope.cancel()
+
+    def _count(self, moved_bytes: int) -> None:
+        self._moved_bytes += moved_bytes
+        if self._moved_bytes >= PROGRESS_BYTES:
+            self._moved_bytes = 0
+            self._peer.admission.got_on(self)
+
+    # -- the body --------------------------------------------------------------------
+
+    @property
+    def body_complete(self) -> bool:
+        return self._body_ended and not self.body
+
+    def end_body(self) -> None:
+        """The client has sent the whole body."""
+        self._body_ended = True
+        self.arrived.set()
+
+    async def read_body(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if not self._body_ended and not self._widened:
+            self._widened = True
+            if self.head.body_bytes == 0 or (self.head.body_bytes or 0) > FIRST_WINDOW_BYTES:
+                self._http2.widen(self.number)
+        if self._continue_owed:
+            self._continue_owed = False
+            self._http2.h2.send_headers(self.number, [(b":status", b"100")])
+        self._http2.collect()
+        if not self.body and not self._body_ended:
+            await self._wait_for_body()
+        if self._gone:
+            self.body_cut = True
+            raise BodyEnded
+        piece = bytes(self.body[:BODY_PIECE_BYTES_MAX])
+        del self.body[: len(piece)]
+        if piece:
+            self._count(len(piece))
+            self._http2.h2.acknowledge_received_data(len(piece), self.number)
+            self._http2.collect()
+        return piece
+
+    async def _wait_for_body(self) -> None:
+        seconds = self.service.limits.body_stall_seconds
+        self.arrived = trio.Event()
+        self._waits += 1
+        try:
+            with trio.move_on_after(seconds) as scope:
+                await self.arrived.wait()
+        finally:
+            self._waits -= 1
+        if scope.cancelled_caught:
+            raise Refusal(408, f"no byte of the body arrived for {seconds:g} seconds")
+
+    def leave(self) -> None:
+        """The client has reset the stream."""
+        self._gone = True
+        self.window.set()
+        if self._waits and not self._begun:
+            self.arrived.set()  # the application learns of it by the body's end
+        elif self._exchange is not None:
+            self._exchange.abandon()
+
+    async def finish_body(self, *, keep: bool) -> bool:
+        """What is unread is dropped when the stream is closed."""
+        return keep
+
+    # -- the answer ------------------------------------------------------------------
+
+    def prepare_head(self, status: int, headers: Headers, *, close: bool) -> None:
+        lines = [*headers, (b"date", date_header())]
+        h11.Response(status_code=status, headers=lines)  # raises what HTTP/1.1 would
+        self._answer_head = [
+            (b":status", b"%d" % status),
+            *((name, value) for name, value in lines if name not in NOT_SENT),
+        ]
+
+    async def send_answer(
+        self, framing: AnswerFraming, pieces: Sequence[Buffer], *, last: bool
+    ) -> None:
+        await self._send(pieces, last=last)
+
+    async def send_refusal(self, refusal: Refusal) -> None:
+        body = error_body(refusal.message)
+        self._answer_head = [
+            (b":status", b"%d" % refusal.status),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        await self._send([] if self.head.method == "HEAD" else [body], last=True)
+
+    async def _send(self, pieces: Sequence[Buffer], *, last: bool) -> None:
+        h2 = self._http2.h2
+        views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
+        self._refuse_gone()
+        if self._answer_head is not None:
+            self._begun = True
+            self._ended = last and not views
+            h2.send_headers(self.number, self._answer_head, end_stream=self._ended)
+            self._answer_head = None
+        for number, view in enumerate(views, 1):
+            await self._send_view(view, last=last and number == len(views))
+        if last and not self._ended:
+            self._ended = True
+            h2.end_stream(self.number)
+        self._http2.collect()
+
+    async def _send_view(self, view: memoryview, *, last: bool) -> None:
+        h2 = self._http2.h2
+        while view:
+            await self._http2.wait_for_room(OUT_BYTES_MAX)
+            self._refuse_gone()
+            size = min(len(view), h2.local_flow_control_window(self.number))
+            size = min(size, h2.max_outbound_frame_size)
+            if size <= 0:
+                await self._wait_for_window()
+                continue
+            self._ended = last and size == len(view)
+            h2.send_data(self.number, bytes(view[:size]), end_stream=self._ended)
+            self._http2.collect()
+            self._http2.count_sent(size)
+            self._count(size)
+            view = view[size:]
+
+    async def _wait_for_window(self) -> None:
+        self._http2.collect()
+        self.window = trio.Event()
+        self._waits += 1
+        try:
+            with trio.move_on_after(self.service.limits.send_stall_seconds) as scope:
+                await self.window.wait()
+        finally:
+            self._waits -= 1
+        if scope.cancelled_caught:
+            raise trio.BrokenResourceError("the client takes nothing of the answer")
+
+    def _refuse_gone(self) -> None:
+        if self._gone or self._http2.is_dead:
+            raise trio.BrokenResourceError("the client has reset the stream")
+
+    def close(self) -> bool:
+        """Reset what is not whole, and give back the window of what was not read.
+        Returns whether the request was answered."""
+        h2 = self._http2.h2
+        if self.body:
+            h2.acknowledge_received_data(len(self.body), self.number)
+            self.body.clear()
+        if not self._gone and not (self._ended and self._body_ended):
+            code = ErrorCodes.NO_ERROR if self._ended else ErrorCodes.INTERNAL_ERROR
+            h2.reset_stream(self.number, code)
+        return self._ended and not self._gone
+
+
+def _as_http1(headers: Headers) -> h11.Request:
+    """The same request as HTTP/1.1 would have it, checked as strictly.
+
+    Raises:
+        Refusal: It could not be one.
+    """
+    method = target = authority = b""
+    lines: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        if name == b":method":
+            method = value
+        elif name == b":path":
+            target = value
+        elif name == b":authority":
+            authority = value
+        elif not name.startswith(b":") and name != b"host":
+            lines.append((name, value))
+        elif name == b"host":
+            authority = authority or value
+    try:
+        return h11.Request(method=method, target=target, headers=[(b"host", authority), *lines])
+    except h11.LocalProtocolError as error:
+        raise Refusal(400, f"bad request: {error}") from None
