@@ -39,6 +39,9 @@ Authenticate with `Authorization: Bearer <token>`: a session's token from `POST 
 or an API token, which may do what its scopes say. `GET` also takes `?token=<token>`; the \
 header wins."""
 
+#: Bytes that are sent as they are.
+_FILE: Json = {"type": "string", "format": "binary"}
+
 _SCHEMES: Json = {
     "bearer": {
         "type": "http",
@@ -305,8 +308,8 @@ def _body(body: type[msgspec.Struct] | Content, schemas: _Schemas) -> Json:
     if not isinstance(body, Content):
         return {JSON: {"schema": schemas.of(body)}}
     if not body.fields:
-        return {body.type: {"schema": {}}}
-    parts = {name: {"type": "string", "format": "binary"} for name in body.fields}
+        return {body.type: {"schema": _FILE}}
+    parts = dict.fromkeys(body.fields, _FILE)
     return {
         body.type: {
             "schema": {"type": "object", "required": list(body.fields), "properties": parts}

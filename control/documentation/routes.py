@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
-from importlib import resources
+from importlib import metadata, resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,14 +24,12 @@ from gfs import __version__
 _SYSTEM_SUMMARY = "Health, metrics and this documentation."
 _PAGE = "page.html"
 _HTML = "text/html; charset=utf-8"
-#: The page's files, all from this package, and their types. Nothing else is served.
+#: The page's files and their types: Swagger UI, and what starts it. Nothing else is served.
+_SCRIPT = "text/javascript; charset=utf-8"
 _ASSETS = {
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "element.js": "text/javascript; charset=utf-8",
-    "schema.js": "text/javascript; charset=utf-8",
-    "request.js": "text/javascript; charset=utf-8",
-    "try.js": "text/javascript; charset=utf-8",
+    "page.js": _SCRIPT,
+    "swagger-ui-bundle.js": _SCRIPT,
+    "swagger-ui.css": "text/css; charset=utf-8",
 }
 #: The page holds a token in its memory: nothing but its own files runs in it or
 #: learns from it, and no other page can put it in a frame.
@@ -140,15 +139,25 @@ async def _page(call: Call) -> Response:
 
 
 async def _asset(call: Call) -> Response:
-    kind = _ASSETS.get(call.params["file"])
+    name = call.params["file"]
+    kind = _ASSETS.get(name)
     if kind is None:
         raise NoSuchThing("the documentation has no such file")
-    return _conditional(call, _file(call.params["file"]), kind)
+    # Swagger UI is 2 MB: to read and digest it once takes some milliseconds.
+    data = await trio.to_thread.run_sync(_file, name)
+    return _conditional(call, data, kind)
 
 
 @cache
 def _file(name: str) -> bytes:
-    return resources.files("control.documentation").joinpath(name).read_bytes()
+    """Digested, too. Of the package that carries Swagger UI nothing is imported."""
+    if name.startswith("swagger-ui"):
+        package = metadata.distribution("flask-swagger-ui")
+        data = Path(str(package.locate_file(f"flask_swagger_ui/dist/{name}"))).read_bytes()
+    else:
+        data = resources.files("control.documentation").joinpath(name).read_bytes()
+    _entity_tag(data)
+    return data
 
 
 @cache

@@ -208,7 +208,9 @@ def test_a_form_has_its_fields_and_raw_bytes_have_none() -> None:
     schema = form["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["required"] == ["file"]
     raw = of(route("PUT", body=Content("application/octet-stream")))
-    assert raw["requestBody"]["content"] == {"application/octet-stream": {"schema": {}}}
+    assert raw["requestBody"]["content"] == {
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+    }
 
 
 def test_the_answer_has_its_schema_or_its_type() -> None:

@@ -218,7 +218,10 @@ def narrow(document: dict[str, Any], user_id: str) -> None:
                     case "query", "overwrite":
                         parameter["schema"] = {"type": "string", "enum": ["true", "false"]}
                     case "path", "file":
-                        parameter["schema"] = {"type": "string", "enum": ["page.js", "page.css"]}
+                        parameter["schema"] = {
+                            "type": "string",
+                            "enum": ["page.js", "swagger-ui.css"],
+                        }
     for body in ("TokenBody", "AccountBody", "ScopesBody"):
         scopes = document["components"]["schemas"][body]["properties"]["scopes"]
         scopes.pop("examples", None)
