@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,10 +27,13 @@ import control.api.call
 import control.app.watch
 from control.compute import rows
 from control.compute.backend import Phase
+from control.compute.podman.engine.api import Execution
+from control.compute.podman.terminal import _descriptor
 from control.compute.streams import terminal as terminals
 from control.compute.streams.hub import Hub
 from control.compute.streams.logs import READERS_MAX
 from control.compute.streams.terminal import TERMINALS_MAX
+from gfs.cluster.process import allow_descriptors
 
 MIB = 1024 * 1024
 SECONDS = 30.0
@@ -588,3 +593,14 @@ async def test_a_follower_whose_backend_fails_is_told_by_the_code(c: Computing) 
     async with websocket(c.port, logs_of(made), c.ada["token"]) as follower:
         assert await follower.receive() is None
         assert follower.close_code == 1011
+
+
+async def test_a_terminal_of_podman_may_have_a_descriptor_beyond_1024() -> None:
+    """select() takes none of these, and a server has thousands of connections."""
+    near, far = socket.socketpair()
+    allow_descriptors(2048)
+    with near, far, socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD_CLOEXEC, 1500)) as high:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(high))
+        far.send(b"output, so it has begun")
+        api = mock.Mock(inspect_exec=mock.AsyncMock(return_value=Execution(running=False)))
+        assert await _descriptor(api, "an id", stream) is None

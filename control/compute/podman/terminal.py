@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -266,14 +265,9 @@ async def _descriptor(api: Api, exec_id: str, stream: trio.SocketStream) -> int 
                 return held(seen.pid)
             # Not yet noted as running, or not any more: in the latter case something has
             # come of it, output or its end. What came first is noted soon after.
-            has_begun = _can_read(stream)
+            has_begun = stream.socket.is_readable()
             await trio.sleep(0.02)
             if has_begun:
                 seen = await api.inspect_exec(exec_id)
                 return held(seen.pid) if seen is not None and seen.running else None
     return None
-
-
-def _can_read(stream: trio.SocketStream) -> bool:
-    readable, _, _ = select.select([stream.socket.fileno()], [], [], 0)
-    return bool(readable)
