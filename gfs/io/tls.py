@@ -22,10 +22,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -39,7 +37,6 @@ CA_NAME, CERTIFICATE_NAME, PRIVATE_KEY_NAME = "ca.pem", "cert.pem", "key.pem"
 #: Received, or encrypted before it is sent, in one go. A record has 16 KiB.
 PIECE_BYTES = 64 * 1024
 FILE_BYTES = 256 * 1024
-_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 #: The first byte of a TLS connection, and of one that ends before it begins.
 _HANDSHAKE, _ALERT = 0x16, 0x15
 #: A peer that was refused may take so long to read why.
@@ -103,9 +100,8 @@ class Tls:
         except (OSError, ssl.SSLError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadTls(f"{certificate}, {key}: {reason}") from None
-        ends = [certificate_ends(der) for der in _certificates(certificate)]
-        trusted = [certificate_ends(der) for der in _certificates(directory / CA_NAME)]
-        self._until_ns = min([*ends, max(trusted, default=0)]) * 1_000_000_000
+        ends = [*certificate_ends(certificate), max(certificate_ends(directory / CA_NAME))]
+        self._until_ns = min(ends) * 1_000_000_000
         return connector, acceptor
 
     @property
@@ -147,42 +143,18 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted: a server has nobody to ask for its password")
 
 
-def _certificates(path: Path) -> list[bytes]:
-    """Those in a PEM file, as DER."""
-    text = path.read_text(encoding="ascii", errors="replace")
-    return [ssl.PEM_cert_to_DER_cert(pem) for pem in _PEM.findall(text)]
-
-
-def certificate_ends(der: bytes) -> int:
-    """When a certificate ends, in seconds since 1970: RFC 5280, 4.1. Raises BadTls.
+def certificate_ends(path: Path) -> list[int]:
+    """When each certificate in a PEM file ends, in seconds since 1970. Raises BadTls.
 
     The standard library tells this of a peer's certificate only.
     """
+    from cryptography.x509 import load_pem_x509_certificates  # clients do without
+
     try:
-        _, certificate, _ = _element(der, 0)
-        _, at, end = _element(der, certificate)
-        fields = []
-        while at < end:
-            tag, begin, at = _element(der, at)
-            fields.append((tag, begin, at))
-        # version [0], if it is not 1; serial number, signature, issuer, validity
-        _, begin, _ = fields[4 if fields[0][0] == 0xA0 else 3]
-        _, _, begin = _element(der, begin)
-        tag, begin, end = _element(der, begin)
-        text = der[begin:end].decode("ascii")
-        form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-        return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
-    except (IndexError, ValueError) as error:
-        raise BadTls(f"a certificate cannot be read: {error}") from None
-
-
-def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Tag, and where the content begins and ends."""
-    length, begin = der[at + 1], at + 2
-    if length & 0x80:
-        begin += length & 0x7F
-        length = int.from_bytes(der[at + 2 : begin], "big")
-    return der[at], begin, begin + length
+        found = load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadTls(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    return [int(one.not_valid_after_utc.timestamp()) for one in found]
 
 
 class TlsStream:

@@ -167,9 +167,11 @@ def test_when_a_certificate_ends_is_known(authority: Authority, tmp_path: Path, 
 @given(st.binary(max_size=200))
 def test_no_bytes_of_a_certificate_make_more_than_an_error(made: Path, noise: bytes) -> None:
     der = ssl.PEM_cert_to_DER_cert((made / "cert.pem").read_text())
+    path = made / "spoiled.pem"
     for spoiled in (noise, noise + der[len(noise) :], der[: len(noise)]):
+        path.write_text(ssl.DER_cert_to_PEM_cert(spoiled))
         with contextlib.suppress(BadTls):
-            certificate_ends(spoiled)
+            certificate_ends(path)
 
 
 async def test_the_authority_is_changed_while_everything_runs(tmp_path: Path) -> None:
