@@ -19,7 +19,7 @@ from gfs.master.leases.table import LeaseTable
 from gfs.master.metadata.committer import Committer
 from gfs.master.metadata.store import HANDLE_RANGE, Effects, Store
 from gfs.master.metadata.trash import TrashBook
-from gfs.master.metadata.watermark import Gate
+from gfs.master.metadata.watermark import QuorumWatermark
 from gfs.master.replicas import drain, trash_purge
 from gfs.master.replicas.balancer import Balancer
 from gfs.master.replicas.collector import GarbageCollector
@@ -38,7 +38,7 @@ from gfs.protocol.messages import Done, ForgetShadow, ServerStatus, ShadowStatus
 
 log = logging.getLogger(__name__)
 
-#: So often ``dead_seconds`` passes before a chunk that no chunkserver told of is lost.
+#: So often ``dead_seconds`` passes before a chunk that no chunkserver reported is declared lost.
 LOST_PERIODS = 2
 
 
@@ -57,9 +57,9 @@ class Master:
         # The world's own may cost a system call for each number.
         self.rng = rng = random.Random(world.random.getrandbits(64))
         self.began_at = clock.monotonic()
-        gate = Gate(clock, settings.shadow_wait_seconds)
-        self.committer = Committer(world, store, settings.answers_seconds, self._applied, gate)
-        self.lived = self.committer.lived
+        watermark = QuorumWatermark(clock, settings.shadow_wait_seconds)
+        self.committer = Committer(world, store, settings.answers_seconds, self._applied, watermark)
+        self.uptime = self.committer.uptime
         self.servers = ServerTable(
             store.known_servers(), settings.heartbeat_seconds, settings.dead_seconds, self.began_at
         )
@@ -102,7 +102,7 @@ class Master:
         return self.clock.monotonic()
 
     @property
-    def tells_lost(self) -> bool:
+    def may_declare_lost(self) -> bool:
         """Whether chunkservers had the time to report what they have, replicas that were
         being written or verified when this master began included."""
         return self.now >= self.began_at + LOST_PERIODS * self.settings.dead_seconds
@@ -110,7 +110,7 @@ class Master:
     @property
     def is_maintained(self) -> bool:
         """Whether a chunkserver is under maintenance, for a time that has to pass."""
-        now_ns = self.lived.now_ns()
+        now_ns = self.uptime.now_ns()
         return any(server.maintenance_until_ns > now_ns for server in self.servers.all())
 
     def _applied(self, effects: Effects) -> None:
@@ -140,7 +140,7 @@ class Master:
     def shortage(self) -> trash_purge.Shortage | None:
         return (
             trash_purge.shortage(self.servers.all(), self.servers_needed)
-            if self.replica_map.settled
+            if not self.replica_map.in_safe_mode
             else None
         )
 
@@ -151,12 +151,12 @@ class Master:
             return
         if not server.draining:
             server.granting_then = frozenset(self.replica_map.raising)
-        told = drain.NAMES[draining] or "not drained any more"
+        state = drain.NAMES[draining] or "not drained any more"
         log.info(
             "chunkserver %s: %s",
             server_id,
-            told,
-            extra=event("drain", server=server_id, state=told),
+            state,
+            extra=event("drain", server=server_id, state=state),
         )
         self.servers.set_draining(server, draining)
         self.rescan_wanted = True
@@ -165,7 +165,7 @@ class Master:
         """Nothing is on a draining server, and nothing can come to be there."""
         index = server.index
         return (
-            self.replica_map.settled
+            not self.replica_map.in_safe_mode
             and server.state == LIVE
             and server.registered
             and not server.chunks
@@ -192,7 +192,7 @@ class Master:
             drain.NAMES[draining],
             scrub=server.scrub,
             certificate_until_ns=server.certificate_until_ns,
-            maintenance_ms=max(0, server.maintenance_until_ns - self.lived.now_ns()) // 1_000_000,
+            maintenance_ms=max(0, server.maintenance_until_ns - self.uptime.now_ns()) // 1_000_000,
         )
         if draining == drain.DRAINED and server.state != LIVE:
             status.state = STOPPED  # as it should be: nobody misses it

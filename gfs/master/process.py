@@ -26,7 +26,7 @@ from gfs.master.metadata import terms
 from gfs.master.metadata.store import Standing, Store, open_only
 from gfs.master.replication.log_sender import Shadows, ShadowSession
 from gfs.master.replication.shadow_process import Shadow
-from gfs.master.replication.term_announcer import Herald
+from gfs.master.replication.term_announcer import TermAnnouncer
 from gfs.master.service.background import Upkeep
 from gfs.master.service.chunkserver_session import ChunkserverSession
 from gfs.master.service.client_session import ClientSession
@@ -221,23 +221,23 @@ class _Process:
         identity = Identity(
             "master", "master", self._key, store.cluster, store.state.term, learns=False
         )
-        herald = Herald(world, identity, self._listener.address)
+        announcer = TermAnnouncer(world, identity, self._listener.address)
         named = split_addresses(self._settings.shadow_of)
-        await herald.ask(dict.fromkeys([*named, *store.standing.peers]))
-        if not herald.higher:
-            await self._serve_term(identity, herald)
+        await announcer.ask(dict.fromkeys([*named, *store.standing.peers]))
+        if not announcer.higher:
+            await self._serve_term(identity, announcer)
         elif named:
             # As the command says. What it has beyond the new master's log was given up when
             # that was promoted.
             log.warning("it is a shadow master of the new one now, as --shadow-of says")
             await self._follow()
             return
-        if herald.higher and not store.standing.follows:
-            standing = msgspec.structs.replace(store.standing, fenced=herald.higher)
+        if announcer.higher and not store.standing.follows:
+            standing = msgspec.structs.replace(store.standing, fenced=announcer.higher)
             await world.run_blocking(store.set_standing, standing)
-            raise Deposed(_over(herald.higher))
+            raise Deposed(_over(announcer.higher))
 
-    async def _serve_term(self, identity: Identity, herald: Herald) -> None:
+    async def _serve_term(self, identity: Identity, announcer: TermAnnouncer) -> None:
         master = Master(self._world, self._settings, self._store)
         shadows = Shadows(master)
         master.shadow_status, master.forget_shadow = shadows.status, shadows.forget
@@ -250,15 +250,15 @@ class _Process:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(end_when, shadows.retired)
-            nursery.start_soon(end_when, herald.deposed)
+            nursery.start_soon(end_when, announcer.deposed)
             nursery.start_soon(master.committer.run)
             nursery.start_soon(shadows.run)
-            nursery.start_soon(herald.tell, lambda: shadows.absent(self._settings.shadow_of))
+            nursery.start_soon(announcer.announce, lambda: shadows.absent(self._settings.shadow_of))
             grants = Grants(master)
             upkeep = Upkeep(master, self._directory, nursery, grants)
             upkeep.start()
             snapshots = Snapshots(master, grants, nursery)
-            connection = partial(_connection, master, grants, snapshots, upkeep, shadows, herald)
+            connection = partial(_connection, master, grants, snapshots, upkeep, shadows, announcer)
             nursery.start_soon(
                 serve, self._world, self._listener, identity, connection, master.connections
             )
@@ -279,12 +279,12 @@ async def _connection(
     snapshots: Snapshots,
     upkeep: Upkeep,
     shadows: Shadows,
-    herald: Herald,
+    announcer: TermAnnouncer,
     connection: BulkConnection,
 ) -> None:
     """One proven connection. A bug met here ends it and nothing else."""
     try:
-        herald.met(connection.peer_term, connection.peer)
+        announcer.met(connection.peer_term, connection.peer)
         if connection.peer_role == "client":
             await _client(master, grants, snapshots, connection)
         elif connection.peer_role == "chunkserver":

@@ -904,13 +904,13 @@ async def lag(cell: Cell, server: Server, file: File | None, more: int) -> None:
     """What is committed from now on is not acknowledged, for want of shadow masters."""
     if not cell.is_up:
         return
-    gate = cell.master.committer.gate
-    gate.shadows(cell.master.committer.sequence, "")
+    watermark = cell.master.committer.watermark
+    watermark.advance(cell.master.committer.sequence, "")
 
     async def catch_up() -> None:
         await trio.sleep((0.5, 2.0)[more % 2] + SETTINGS.shadow_wait_seconds)
-        gate.expire()
-        gate.shadows(math.inf, "")
+        watermark.expire()
+        watermark.advance(math.inf, "")
 
     cell.nursery.start_soon(catch_up)
 

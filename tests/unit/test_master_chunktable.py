@@ -135,12 +135,12 @@ def test_a_refused_orphan_is_none() -> None:
 def test_doomed_chunks_get_no_grace_wherever_they_turn_up() -> None:
     table = GarbageTable(60.0)
     table.orphan(0, 1, 1, now=0.0)
-    table.doom(1, now=0.0)
+    table.schedule(1, now=0.0)
     table.orphan(1, 1, 1, now=1.0)
     assert table.orders(0, 1.0, anything) == [(1, 1)]
     assert table.orders(1, 1.0, anything) == [(1, 1)]
     table.expire(10**6)
-    assert not table.is_doomed(1)
+    assert not table.is_scheduled(1)
 
 
 def test_orders_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from gfs.master.metadata.operations import (
 )
 from gfs.master.metadata.store import Change, Counted, State
 from gfs.master.replication import quorum
+from gfs.master.replication.quorum import acknowledged_up_to
 
 
 def state(counted: Counted, change: Change | None = None) -> State:
@@ -34,24 +35,24 @@ def state(counted: Counted, change: Change | None = None) -> State:
 
 def test_what_is_acknowledged_is_on_the_disks_of_those_that_count() -> None:
     two = Counted(["a", "b", "c"], 2)
-    assert quorum.told(state(Counted()), {}) == math.inf
-    assert quorum.told(state(two), {"a": 7, "x": 9}) == -1
-    assert quorum.told(state(two), {"a": 7, "x": 9, "b": 5, "c": 2}) == 5
+    assert acknowledged_up_to(state(Counted()), {}) == math.inf
+    assert acknowledged_up_to(state(two), {"a": 7, "x": 9}) == -1
+    assert acknowledged_up_to(state(two), {"a": 7, "x": 9, "b": 5, "c": 2}) == 5
 
 
 def test_while_that_changes_both_must_have_it() -> None:
     change = Change(Counted(["b", "c"], 1), 10)
     both = state(Counted(["a"], 1), change)
-    assert quorum.told(both, {"c": 20}) == -1
-    assert quorum.told(both, {"a": 8, "c": 20}) == 8
-    assert quorum.told(both, {"a": 20}) == 9
-    assert quorum.told(both, {"a": 20, "c": 15}) == 15
+    assert acknowledged_up_to(both, {"c": 20}) == -1
+    assert acknowledged_up_to(both, {"a": 8, "c": 20}) == 8
+    assert acknowledged_up_to(both, {"a": 20}) == 9
+    assert acknowledged_up_to(both, {"a": 20, "c": 15}) == 15
     assert not quorum.is_agreed(both, {"a": 9, "b": 20, "c": 20})
     assert quorum.is_agreed(both, {"a": 10})
     # Nobody is waited for any more, or was: until they agree, those that are are.
-    assert quorum.told(state(Counted(["a"], 1), Change(Counted(), 10)), {"a": 12}) == 12
-    assert quorum.told(state(Counted(), Change(Counted(["a"], 1), 10)), {"a": 12}) == 12
-    assert quorum.told(state(Counted(), Change(Counted(["a"], 1), 10)), {}) == 9
+    assert acknowledged_up_to(state(Counted(["a"], 1), Change(Counted(), 10)), {"a": 12}) == 12
+    assert acknowledged_up_to(state(Counted(), Change(Counted(["a"], 1), 10)), {"a": 12}) == 12
+    assert acknowledged_up_to(state(Counted(), Change(Counted(["a"], 1), 10)), {}) == 9
     assert quorum.is_agreed(state(Counted(), Change(Counted(["a"], 1), 10)), {})
     assert not quorum.is_agreed(state(Counted()), {})
 
@@ -78,10 +79,10 @@ def test_who_has_to_witness() -> None:
 
 
 def test_whoever_follows_is_to_count() -> None:
-    assert quorum.wish(Counted(["a"], 1), 0, ["a", "b"]) == Counted()
-    assert quorum.wish(Counted(["a"], 1), 2, ["b", "a"]) == Counted(["a", "b"], 2)
+    assert quorum.proposed(Counted(["a"], 1), 0, ["a", "b"]) == Counted()
+    assert quorum.proposed(Counted(["a"], 1), 2, ["b", "a"]) == Counted(["a", "b"], 2)
     many = [f"s{number}" for number in range(40)]
-    assert len(quorum.wish(Counted(), 1, many).addresses) == quorum.COUNTED_MAX
+    assert len(quorum.proposed(Counted(), 1, many).addresses) == quorum.COUNTED_MAX
 
 
 def test_one_counts_instead_of_another() -> None:
@@ -241,7 +242,7 @@ class Model:
         if master is None:
             return
         if master.state.counted_next is None:
-            wished = quorum.wish(master.state.counted, master.wanted, master.acked)
+            wished = quorum.proposed(master.state.counted, master.wanted, master.acked)
             if wished != master.state.counted:
                 master.log_all(ShadowsChanging(wished.addresses, wished.wanted))
         elif quorum.is_agreed(master.state, master.acked):
@@ -251,7 +252,7 @@ class Model:
     def tell(self, master: Node) -> None:
         if quorum.in_force(master.state)[-1].wanted < master.wanted:
             return
-        told = quorum.told(master.state, master.acked)
+        told = acknowledged_up_to(master.state, master.acked)
         for at, (_, operation) in enumerate(master.log, 1):
             if isinstance(operation, Written) and at <= told:
                 self.told.setdefault(operation.number, master.term)

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.replicas.drain import OVERHEAD_BYTES, Keeper, Needs, shortage, why_not
+from gfs.master.replicas.drain import OVERHEAD_BYTES, Needs, Remaining, shortage, why_not
 
 SERVERS = range(5)
 Copies = dict[tuple[frozenset[int], int], int]
@@ -52,10 +52,10 @@ def test_chunks_that_are_placed_make_room_for_those_with_less_choice() -> None:
 
 
 @st.composite
-def clusters(draw: st.DrawFn) -> tuple[list[Keeper], str, list[tuple[int, set[int]]]]:
+def clusters(draw: st.DrawFn) -> tuple[list[Remaining], str, list[tuple[int, set[int]]]]:
     """Those that stay, the rack of server 9 which does not, and chunks (goal, holders)."""
     racks = st.sampled_from("abc")
-    keepers = [Keeper(n, draw(racks), 1 << 40) for n in range(draw(st.integers(0, 5)))]
+    keepers = [Remaining(n, draw(racks), 1 << 40) for n in range(draw(st.integers(0, 5)))]
     ids = [keeper.server for keeper in keepers] + [9]
     chunks = draw(st.lists(st.tuples(st.integers(1, 5), st.sets(st.sampled_from(ids))), max_size=6))
     return keepers, draw(racks), chunks
@@ -63,7 +63,7 @@ def clusters(draw: st.DrawFn) -> tuple[list[Keeper], str, list[tuple[int, set[in
 
 @given(clusters(), st.integers(1, 4), st.booleans())
 def test_refused_exactly_when_goals_or_racks_cannot_be_kept(
-    cluster: tuple[list[Keeper], str, list[tuple[int, set[int]]]],
+    cluster: tuple[list[Remaining], str, list[tuple[int, set[int]]]],
     new_goal: int,
     fewer_racks: bool,
 ) -> None:
@@ -92,5 +92,5 @@ def test_what_is_needed_counts_replicas_that_stay() -> None:
         (frozenset({0}), 1): 1000 + OVERHEAD_BYTES,
         (frozenset(), 3): 500 + OVERHEAD_BYTES,
     }
-    keepers = [Keeper(0, "a", 10), Keeper(1, "a", 10), Keeper(2, "a", 10)]
+    keepers = [Remaining(0, "a", 10), Remaining(1, "a", 10), Remaining(2, "a", 10)]
     assert "1 MiB short of space" in why_not(needs, keepers, "a", 2, fewer_racks=False)

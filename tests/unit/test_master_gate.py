@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs.errors import GfsError, NotEnoughShadows
-from gfs.master.metadata.watermark import Gate
+from gfs.master.metadata.watermark import QuorumWatermark
 
 
 class Clock:
@@ -19,13 +19,13 @@ class Clock:
         return self.now
 
     def elapsed(self) -> float:
-        raise AssertionError("the gate counts nothing for others")
+        raise AssertionError("the watermark counts nothing for others")
 
     def time_ns(self) -> int:
-        raise AssertionError("the gate counts durations")
+        raise AssertionError("the watermark counts durations")
 
     async def sleep(self, seconds: float) -> None:
-        raise AssertionError("the gate does not wait")
+        raise AssertionError("the watermark does not wait")
 
 
 STEPS = st.lists(
@@ -43,7 +43,7 @@ def test_nothing_is_released_before_enough_shadows_have_it(
     steps: list[tuple[str, float]],
 ) -> None:
     clock = Clock()
-    gate = Gate(clock, 5.0)
+    watermark = QuorumWatermark(clock, 5.0)
     sequence = number = 0
     given_at: dict[int, float] = {}
     waiting: dict[int, int] = {}
@@ -53,12 +53,12 @@ def test_nothing_is_released_before_enough_shadows_have_it(
         if kind == "told":
             told = min(value, sequence) if value < math.inf else value
             best[0] = told if math.inf in (told, best[0]) else max(told, best[0])
-            gate.shadows(told, "" if told == value else "too few")
-            refusal = gate.refusal()
+            watermark.advance(told, "" if told == value else "too few")
+            refusal = watermark.refusal()
             assert (refusal is None) == (told == value)
         elif kind == "time":
             clock.now += value
-            gate.expire()
+            watermark.expire()
         else:
             sequence += int(value)
             number += 1
@@ -76,8 +76,8 @@ def test_nothing_is_released_before_enough_shadows_have_it(
             def deed(number: int = number) -> None:
                 assert deeds.pop(number) <= best[0], "done too early"
 
-            gate.hold(sequence, release)
-            gate.hold_deed(sequence, deed)
+            watermark.answer_after(sequence, release)
+            watermark.defer(sequence, deed)
         for held, needed in waiting.items():
             assert needed > best[0], "held back for nothing"
             if kind == "time":

@@ -18,7 +18,7 @@ from gfs.master.metadata.operations import (
 from gfs.master.metadata.rows import ROOT_INODE
 from gfs.master.metadata.store import Store, Txn, open_store
 from gfs.master.metadata.trash import deleted_at, oldest
-from gfs.master.metadata.uptime import NOTE_NS, SECOND_NS, Lived
+from gfs.master.metadata.uptime import NOTE_NS, SECOND_NS, Uptime
 
 DAY_NS = 86_400 * SECOND_NS
 #: When all of this begins, by a clock that is right.
@@ -49,7 +49,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made.close()
 
 
-def carry_out(store: Store, operation: Operation, time_ns: int, lived: Lived | None = None) -> None:
+def carry_out(
+    store: Store, operation: Operation, time_ns: int, lived: Uptime | None = None
+) -> None:
     """As a committer does; without ``lived`` as one did that did not count."""
 
     def work(txn: Txn) -> None:
@@ -62,7 +64,7 @@ def carry_out(store: Store, operation: Operation, time_ns: int, lived: Lived | N
 
 def test_each_master_goes_on_from_what_is_in_the_log(store: Store) -> None:
     clock = Clock()
-    first = Lived(clock, store)
+    first = Uptime(clock, store)
     assert first.now_ns() == T
     clock.seconds += 100
     carry_out(store, DirectoriesMade(0, []), 0, first)
@@ -70,7 +72,7 @@ def test_each_master_goes_on_from_what_is_in_the_log(store: Store) -> None:
     for jump_days in (30, -60, 0):
         clock.wall_ns += jump_days * DAY_NS
         clock.seconds = 1_000.0 + jump_days  # another machine's, or boot's
-        later = Lived(clock, store)
+        later = Uptime(clock, store)
         assert later.now_ns() == T + 100 * SECOND_NS
     clock.seconds += 5
     assert later.now_ns() == T + 105 * SECOND_NS
@@ -84,7 +86,7 @@ def test_what_was_deleted_before_it_was_counted_keeps_its_time(store: Store) -> 
     carry_out(store, published, T - 9)
     carry_out(store, Deleted(T, ROOT_INODE, b"f", 2, "/f", T + 3 * DAY_NS), T)
     clock.wall_ns = T + 10 * DAY_NS
-    lived = Lived(clock, store)
+    lived = Uptime(clock, store)
     assert lived.now_ns() == T
     with store.read() as txn:
         assert oldest(txn, lived.now_ns()) == (T, T + 3 * DAY_NS)
@@ -96,7 +98,7 @@ def test_a_master_that_has_nothing_to_log_notes_the_time(store: Store) -> None:
     """At most half of its life, and a minute, is not counted when it dies; and an idle one
     writes once a minute."""
     clock = Clock()
-    lived = Lived(clock, store)
+    lived = Uptime(clock, store)
     carry_out(store, DirectoriesMade(0, []), 0, lived)
     notes = []
     for half_seconds in range(2 * 3600):

@@ -295,7 +295,7 @@ class Real:
     def open(self) -> None:
         self.store = open_store(self.directory, MAP_BYTES, False, "feed", 7)
         self.committer = Committer(real_world(), self.store, 120.0, lambda effects: None)
-        self.committer.lived = self  # type: ignore[assignment]
+        self.committer.uptime = self  # type: ignore[assignment]
 
     def now_ns(self) -> int:
         """Time passes with what happens."""

@@ -114,10 +114,11 @@ class Grants:
             raise NotFound(f"chunk {handle:x} was deleted")
         await self._grant(0, handle, chunk, failed, lease=False)
 
-    async def believe(self, handle: int, server: Server) -> None:
-        """Make the forgetful replica at ``server`` the only current one of its chunk.
+    async def elect(self, handle: int, server: Server) -> None:
+        """Elect the possibly stale replica at ``server``: it becomes the only current one of
+        its chunk.
 
-        Raises a retryable error, or NotFound; the replica may be believed then all the
+        Raises a retryable error, or NotFound; the replica may have been elected all the
         same, in a version that was attempted and that the server will report.
         """
         master = self._master
@@ -125,8 +126,8 @@ class Grants:
             chunk = chunk_row(txn, handle)
         if chunk is None:
             raise NotFound(f"chunk {handle:x} was deleted")
-        # As good as there is now: see Master.may_believe. Nothing is awaited before this.
-        await self._grant_to([server], 0, handle, chunk, lease=False, believed=True)
+        # As good as there is now: see Goals.may_elect. Nothing is awaited before this.
+        await self._grant_to([server], 0, handle, chunk, lease=False, elected=True)
 
     async def _acquire(self, request: AcquireLease) -> LeaseReply:
         master = self._master
@@ -198,13 +199,13 @@ class Grants:
         handle: int,
         chunk: Chunk,
         lease: bool,
-        believed: bool = False,
+        elected: bool = False,
     ) -> Lease:
         master = self._master
         gone = master.replica_map.raising[handle] = set()
         try:
             version, chain, sent = raised = await self._raise(
-                inode, handle, chunk, servers, lease, believed
+                inode, handle, chunk, servers, lease, elected
             )
             indexes = raised.indexes
             await master.committer.perform(
@@ -251,7 +252,7 @@ class Grants:
         staying = [server for server in live if not server.draining]
         if len(staying) >= chunk.replication:
             live = staying  # those of servers that are drained have done their duty
-        if not master.replica_map.settled and (
+        if master.replica_map.in_safe_mode and (
             not live or (len(live) < chunk.replication and master.servers.expects(master.now))
         ):
             raise Busy(
@@ -272,7 +273,7 @@ class Grants:
         chunk: Chunk,
         servers: list[Server],
         lease: bool,
-        believed: bool,
+        elected: bool,
     ) -> Raised:
         """Raise replicas to a version that is attempted durably before they are asked."""
         committer = self._master.committer
@@ -289,8 +290,8 @@ class Grants:
                 handle,
                 version,
                 attempt.version,
-                believed=believed,
-                length=chunk.length if believed else 0,
+                believed=elected,
+                length=chunk.length if elected else 0,
             )
             return Order(attempt.version, grant)
 

@@ -44,11 +44,11 @@ from gfs.errors import Busy, DiskFull, GfsError
 from gfs.io import World
 from gfs.master.metadata import operation_log
 from gfs.master.metadata.namespace import Planned
-from gfs.master.metadata.operations import DirectoriesMade, LogHead
+from gfs.master.metadata.operations import nothing_changed
 from gfs.master.metadata.rows import answer_key, unpack_u64
 from gfs.master.metadata.store import Effects, Store, Txn
-from gfs.master.metadata.uptime import Lived
-from gfs.master.metadata.watermark import Gate
+from gfs.master.metadata.uptime import Uptime
+from gfs.master.metadata.watermark import QuorumWatermark
 from gfs.protocol.frames import decode_head
 from gfs.protocol.messages import Message
 
@@ -74,7 +74,6 @@ Plan = Callable[[Txn], Planned]
 Callback = Callable[[Outcome], None]
 
 _encode = msgspec.msgpack.Encoder().encode
-_log_head = msgspec.msgpack.Decoder(LogHead)
 
 
 class Job:
@@ -107,14 +106,14 @@ class Committer:
         store: Store,
         answers_seconds: float,
         applied: Callable[[Effects], None],
-        gate: Gate | None = None,
+        watermark: QuorumWatermark | None = None,
     ) -> None:
         self._world = world
         self._store = store
         self._answers_ns = int(answers_seconds * 1e9)
         #: Told of what a commit means for others, after it.
         self._applied = applied
-        self.gate = Gate(world.clock, 1.0) if gate is None else gate
+        self.watermark = QuorumWatermark(world.clock, 1.0) if watermark is None else watermark
         #: Called after each commit.
         self.committed: Callable[[], None] = lambda: None
         #: A shadow master still needs the log from here on; None: none does.
@@ -132,7 +131,7 @@ class Committer:
         self._limiter = trio.CapacityLimiter(1)
         #: Of the last row in the batch being applied; see :mod:`gfs.master.metadata.operation_log`.
         self._chain = 0
-        self.lived = Lived(world.clock, store)
+        self.uptime = Uptime(world.clock, store)
         #: Sequence of the last operation that is durable.
         self.sequence = store.state.sequence
 
@@ -160,7 +159,7 @@ class Committer:
             if running is not None:
                 running.waiters.append(done)
                 return
-        refusal = self.closed or (self.gate.refusal() if client or held else None)
+        refusal = self.closed or (self.watermark.refusal() if client or held else None)
         if refusal is not None:
             done(refusal)
             return
@@ -185,8 +184,22 @@ class Committer:
         if stored is None:
             return False
         reply = decode_head(stored, 0)
-        self.gate.hold(self.sequence, lambda error: done(error or reply))
+        self.watermark.answer_after(self.sequence, lambda error: done(error or reply))
         return True
+
+    async def ask(self, client: str, number: int, plan: Plan, *, held: bool = False) -> Outcome:
+        """As :meth:`submit`; returns the outcome once it is durable. When this is
+        cancelled, the plan may still be carried out."""
+        outcomes: list[Outcome] = []
+        event = trio.Event()
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            event.set()
+
+        self.submit(client, number, plan, done, held=held)
+        await event.wait()
+        return outcomes[0]
 
     async def perform(self, plan: Plan, then: Callable[[], None] | None = None) -> Planned:
         """Have ``plan`` carried out as the master's own; returns what it made when
@@ -196,8 +209,6 @@ class Committer:
         was, right after the commit: also if this raises, or is cancelled.
         """
         made: list[Planned] = []
-        outcomes: list[Outcome] = []
-        event = trio.Event()
 
         def remember(txn: Txn) -> Planned:
             made[:] = [plan(txn)]
@@ -205,14 +216,9 @@ class Committer:
                 txn.effects.then.append(then)
             return made[0]
 
-        def done(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            event.set()
-
-        self.submit("", 0, remember, done, held=True)
-        await event.wait()
-        if isinstance(outcomes[0], GfsError):
-            raise outcomes[0]
+        outcome = await self.ask("", 0, remember, held=True)
+        if isinstance(outcome, GfsError):
+            raise outcome
         return made[0]
 
     # --- committing --------------------------------------------------------------
@@ -232,7 +238,7 @@ class Committer:
             self._unanswered += len(batch)
             if effects:
                 self._take_effect(effects)
-            if self.gate.is_open(self.sequence):
+            if self.watermark.has_passed(self.sequence):
                 self._answer(batch, outcomes, None)
             else:
                 self._answer_in_time(batch, outcomes)
@@ -240,10 +246,10 @@ class Committer:
 
     def _take_effect(self, effects: Effects) -> None:
         """Chunks are given up only when the shadow masters know that, too."""
-        if not self.gate.is_open(self.sequence):
+        if not self.watermark.has_passed(self.sequence):
             later = Effects()
             later.freed, effects.freed = effects.freed, []
-            self.gate.hold_deed(self.sequence, partial(self._applied, later))
+            self.watermark.defer(self.sequence, partial(self._applied, later))
         self._applied(effects)
 
     def _answer_in_time(self, batch: list[Job], outcomes: list[Outcome]) -> None:
@@ -260,7 +266,7 @@ class Committer:
             self._queued_weight -= sum(job.weight for job in jobs)
             self._answer(jobs, theirs, error)
 
-        self.gate.hold(self.sequence, release)
+        self.watermark.answer_after(self.sequence, release)
 
     def _answer(self, batch: list[Job], outcomes: list[Outcome], error: GfsError | None) -> None:
         self._unanswered -= len(batch)
@@ -312,7 +318,7 @@ class Committer:
 
     def _apply_all(self, batch: list[Job], txn: Txn) -> tuple[list[Outcome], Effects]:
         time_ns = self._world.clock.time_ns()
-        txn.lived_ns = self.lived.now_ns()
+        txn.lived_ns = self.uptime.now_ns()
         outcomes: list[Outcome] = []
         written = 0
         self._chain = operation_log.chain(txn)
@@ -339,7 +345,7 @@ class Committer:
                 return decode_head(stored, 0)
         operation, reply = job.plan(txn)
         if operation is None and key:
-            operation = DirectoriesMade(time_ns, [])  # an answer goes with a row of the log
+            operation = nothing_changed(time_ns)
         if operation is not None:
             self._chain = operation_log.carry_out(
                 txn, time_ns, job.client, job.number, operation, self._chain
@@ -356,9 +362,9 @@ def trim(txn: Txn, oldest_ns: int, limit: int, kept_from: int = U64_MAX) -> None
     end = min(txn.state.sequence - LOG_ROWS_MIN, kept_from - 1)
     if end <= 0:
         return
-    rows: list[tuple[bytes, LogHead]] = []
+    rows: list[tuple[bytes, operation_log.LogHead]] = []
     for key, value in txn.scan(b"", txn.db.operation_log):
-        head = _log_head.decode(value)
+        head = operation_log.head(value)
         if (
             unpack_u64(key) > end
             or (head.lived_ns or head.time_ns) >= oldest_ns

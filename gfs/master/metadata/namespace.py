@@ -51,6 +51,7 @@ from gfs.master.metadata.operations import (
     VersionAttempted,
     VersionConfirmed,
     directory_row,
+    nothing_changed,
 )
 from gfs.master.metadata.paths import join, parse
 from gfs.master.metadata.rows import (
@@ -351,7 +352,7 @@ def plan_make_directory(txn: Txn, request: MakeDirectory, time_ns: int) -> Plann
     if existing[1] != KIND_DIRECTORY or not request.exist_ok:
         raise AlreadyExists(f"{request.path} exists already")
     row = unpack_inode(txn.get(pack_u64(existing[0]), b"", txn.db.inodes))
-    return DirectoriesMade(time_ns, []), StatReply(0, entry_of(path, existing[0], row))
+    return nothing_changed(time_ns), StatReply(0, entry_of(path, existing[0], row))
 
 
 def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
@@ -371,7 +372,7 @@ def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
         raise InvalidArgument(f"{request.source} cannot be moved into itself")
     existing = place.existing(txn)
     if existing == moved:
-        return DirectoriesMade(time_ns, []), Done(id=0)
+        return nothing_changed(time_ns), Done(id=0)
     if existing is not None:
         _check_replaceable(request, kind, existing[1])
         _check_movable(txn, existing[0])

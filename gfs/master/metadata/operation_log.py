@@ -24,6 +24,20 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(LogRecord).decode
 
 
+class LogHead(msgspec.Struct, array_like=True, gc=False):
+    """A row of the log without its operation, which costs most to decode."""
+
+    time_ns: int
+    client: str
+    number: int
+    operation: msgspec.Raw
+    previous: int = 0
+    lived_ns: int = 0
+
+
+head = msgspec.msgpack.Decoder(LogHead).decode
+
+
 class Diverged(Exception):
     """This store's history is not the one that it is to follow."""
 
@@ -44,7 +58,7 @@ def chain_at(txn: Txn, sequence: int) -> int | None:
 def time_of(txn: Txn, sequence: int) -> int:
     """The wall clock's time in the row at ``sequence``; 0 if it is not there."""
     row = txn.get(pack_u64(sequence), None, txn.db.operation_log)
-    return 0 if row is None else _head(row).time_ns
+    return 0 if row is None else head(row).time_ns
 
 
 def carry_out(
@@ -92,7 +106,7 @@ def read(txn: Txn, first: int, bytes_max: int) -> list[tuple[bytes, bytes]]:
     for key, row in txn.scan(pack_u64(first), txn.db.operation_log):
         if unpack_u64(key) != expected or size >= bytes_max:
             break
-        record = _head(row)
+        record = head(row)
         answer = b""
         if record.client:
             key = answer_key(record.client, record.number)
@@ -101,12 +115,3 @@ def read(txn: Txn, first: int, bytes_max: int) -> list[tuple[bytes, bytes]]:
         size += len(row) + len(answer)
         expected += 1
     return rows
-
-
-class _Head(msgspec.Struct, array_like=True, gc=False):
-    time_ns: int
-    client: str
-    number: int
-
-
-_head = msgspec.msgpack.Decoder(_Head).decode

@@ -325,6 +325,12 @@ class AppendBegun(Operation, tag=30):
     inode: int
 
 
+def nothing_changed(time_ns: int) -> Operation:
+    """A row of the log that changes nothing: an answer that a retry must get again goes
+    with a row. It has had this form from the first version of the log on."""
+    return DirectoriesMade(time_ns, [])
+
+
 AnyOperation = Union[  # noqa: UP007 - a list this long reads better so
     DirectoriesMade, FilePublished, Renamed, Deleted, Reclaimed,
     ChunkAdded, VersionAttempted, VersionConfirmed, LengthSet, HandlesReserved,
@@ -347,17 +353,6 @@ class LogRecord(msgspec.Struct, array_like=True, gc=False):
     operation: AnyOperation
     previous: int = 0
     #: See :mod:`gfs.master.metadata.uptime`.
-    lived_ns: int = 0
-
-
-class LogHead(msgspec.Struct, array_like=True, gc=False):
-    """A log row without its operation, for trimming."""
-
-    time_ns: int
-    client: str
-    number: int
-    operation: msgspec.Raw
-    previous: int = 0
     lived_ns: int = 0
 
 

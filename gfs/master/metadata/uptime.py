@@ -27,7 +27,7 @@ SECOND_NS = 1_000_000_000
 NOTE_NS = 60 * SECOND_NS
 
 
-class Lived:
+class Uptime:
     """The count of one master, from when this is made."""
 
     def __init__(self, clock: Clock, store: Store) -> None:

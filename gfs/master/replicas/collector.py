@@ -50,7 +50,7 @@ class GarbageCollector:
         """Nothing refers to these chunks any more, and that is durable."""
         now = self._map.now
         for handle, version, length in freed:
-            self._garbage.doom(handle, now)
+            self._garbage.schedule(handle, now)
             for index in self._locations.pop(handle):
                 self._map.suspects.unverified.discard((index, handle))
                 self._garbage.give_up(index, handle, version, now, length)
@@ -69,7 +69,7 @@ class GarbageCollector:
             return
         now = self._map.now
         if at_once:
-            self._garbage.doom(handle, now)
+            self._garbage.schedule(handle, now)
         for index in reservation.servers:
             if at_once:
                 self._garbage.give_up(index, handle, reservation.version, now)
@@ -78,7 +78,7 @@ class GarbageCollector:
 
     def trim_surplus(self) -> None:
         """Give up replicas beyond the goal, once there are enough for sure."""
-        if not self._map.settled:
+        if self._map.in_safe_mode:
             return
         now = self._map.now
         with self._store.read() as txn:
@@ -111,7 +111,7 @@ class GarbageCollector:
 
     def to_collect(self) -> list[Server]:
         """Servers that may have something to delete."""
-        if not self._map.settled:
+        if self._map.in_safe_mode:
             return []
         now = self._map.now
         return [s for s in self._servers.all() if self._garbage.has_due(s.index, now)]
@@ -119,7 +119,7 @@ class GarbageCollector:
     def deletion_orders(self, server: Server) -> list[ReplicaName]:
         """What ``server`` is to delete, checked once more against all that is
         known now."""
-        if not self._map.settled or not server.registered:
+        if self._map.in_safe_mode or not server.registered:
             return []
         with self._store.read() as txn:
 

@@ -29,7 +29,7 @@ NO, DRAINING, DRAINED = 0, 1, 2
 NAMES = {NO: "", DRAINING: "draining", DRAINED: "drained"}
 
 
-class Keeper(NamedTuple):
+class Remaining(NamedTuple):
     """A server that stays."""
 
     server: int
@@ -63,7 +63,7 @@ class Needs:
 
 
 def why_not(
-    needs: Needs, keepers: list[Keeper], rack: str, new_goal: int, *, fewer_racks: bool
+    needs: Needs, keepers: list[Remaining], rack: str, new_goal: int, *, fewer_racks: bool
 ) -> str:
     """Why a server in ``rack`` cannot be drained, when ``keepers`` stay and new files
     have ``new_goal``; or "" if it can."""

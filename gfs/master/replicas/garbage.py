@@ -42,8 +42,8 @@ ORDERS_MAX = 2_000
 ORDERED_SECONDS = 90.0
 #: Chunks given up on purpose are remembered, so that late reports of them get
 #: no grace.
-DOOMED_SECONDS = 600.0
-DOOMED_MAX = 200_000
+SCHEDULED_SECONDS = 600.0
+SCHEDULED_MAX = 200_000
 
 ORPHANED, STALE, CORRUPT, FORGETFUL = "orphaned", "stale", "corrupt", "forgetful"
 
@@ -109,7 +109,7 @@ class GarbageTable:
         self.counts = {ORPHANED: 0, STALE: 0, CORRUPT: 0, FORGETFUL: 0}
         self._orphaned_bytes = 0
         self._piles: dict[int, _Pile] = {}
-        self._doomed: dict[int, float] = {}
+        self._scheduled: dict[int, float] = {}
 
     # --- knowing ---------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class GarbageTable:
             return
         self._put(server, handle, Unwanted(version, ORPHANED, now, length=length))
         pile = self._pile(server)
-        if handle in self._doomed:
+        if handle in self._scheduled:
             pile.ready[handle] = None
         else:
             pile.waiting.append((now + self._grace_seconds, handle, version))
@@ -137,17 +137,17 @@ class GarbageTable:
         self._put(server, handle, Unwanted(version, ORPHANED, now, length=length))
         self._pile(server).ready[handle] = None
 
-    def doom(self, handle: int, now: float) -> None:
+    def schedule(self, handle: int, now: float) -> None:
         """The chunk is gone for good: what is known of it is ready at once, and
         so is what will be reported."""
-        self._doomed[handle] = now + DOOMED_SECONDS
-        while len(self._doomed) > DOOMED_MAX:
-            del self._doomed[next(iter(self._doomed))]
+        self._scheduled[handle] = now + SCHEDULED_SECONDS
+        while len(self._scheduled) > SCHEDULED_MAX:
+            del self._scheduled[next(iter(self._scheduled))]
         for server in self.replicas.get(handle, ()):
             self._pile(server).ready[handle] = None
 
-    def is_doomed(self, handle: int) -> bool:
-        return handle in self._doomed
+    def is_scheduled(self, handle: int) -> bool:
+        return handle in self._scheduled
 
     def release(self, handle: int, kind: str) -> None:
         """Replicas of this kind that were held may go now."""
@@ -226,7 +226,7 @@ class GarbageTable:
             if refused(handle, known.version):
                 if known.kind == ORPHANED:
                     self.drop(server, handle)
-                elif handle in self._doomed:
+                elif handle in self._scheduled:
                     # Refused for what is under way only: nobody will want it again.
                     pile.ready[handle] = None
                 continue
@@ -302,10 +302,10 @@ class GarbageTable:
         """Forget what is over by now; to be called all the time."""
         for pile in self._piles.values():
             pile.expire(now)
-        for handle in list(self._doomed):
-            if self._doomed[handle] > now:
+        for handle in list(self._scheduled):
+            if self._scheduled[handle] > now:
                 break
-            del self._doomed[handle]
+            del self._scheduled[handle]
 
     def page(self, after: int, limit: int) -> tuple[list[tuple[int, int, Unwanted]], bool]:
         """(handle, server, what) of the chunks after ``after``, whole chunks

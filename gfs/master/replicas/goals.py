@@ -90,7 +90,7 @@ class Goals:
     def evaluate(self, handle: int, version: int, goal: int) -> None:
         """Something changed about this chunk: is it endangered, whole, or more
         than whole? The one place that decides."""
-        if not self._map.settled:
+        if self._map.in_safe_mode:
             return
         holders = self._locations.get(handle)
         known = self._garbage.replicas.get(handle)
@@ -154,7 +154,7 @@ class Goals:
         """Whether a forgetful replica of the chunk may be believed now: there is no other
         on any server that is there, and no server is away that might bring one."""
         return (
-            self._map.settled
+            not self._map.in_safe_mode
             and handle in self.possibly_stale
             and bool(self._garbage.of_kind(handle, FORGETFUL))
             and not self.salvage.is_pending(handle)

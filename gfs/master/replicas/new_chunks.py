@@ -87,7 +87,7 @@ class NewChunks:
         with self._store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None:
-            self._garbage.doom(handle, self._map.now)
+            self._garbage.schedule(handle, self._map.now)
 
     def prefetch_handles(self) -> None:
         """Have the next range made durable long before this one is used up."""

@@ -63,7 +63,7 @@ class RepairPlanner:
 
     @property
     def may_copy(self) -> bool:
-        return self._map.settled and not self._store.state.repair.paused
+        return not self._map.in_safe_mode and not self._store.state.repair.paused
 
     def plan_clones(self) -> list[list[Clone]]:
         """Copies to start now, those of one order together. They count as started."""

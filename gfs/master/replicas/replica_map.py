@@ -40,8 +40,8 @@ class ReplicaMap:
         self.raising: dict[int, set[int]] = {}
         #: Reported versions above the master's, on their way into the store -> who has them.
         self.ahead: dict[int, tuple[int, set[int]]] = {}
-        #: Every server has reported, or is dead.
-        self.settled = False
+        #: Until every known server has reported, or is dead.
+        self.in_safe_mode = True
 
     @property
     def now(self) -> float:

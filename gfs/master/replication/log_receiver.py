@@ -100,7 +100,7 @@ class Following:
                 try:
                     await self._session(address)
                 except (ConnectionError, GfsError) as error:
-                    tell_failure(address, error)
+                    log_failure(address, error)
                 finally:
                     self.rpc = None
                 if self._world.clock.monotonic() - started > SILENT_SECONDS:
@@ -150,7 +150,7 @@ class Following:
         shadow.master_address = address
         shadow.tables.committer.closed = shadow.refusal()
         shadow.heartbeat_ms = reply.chunkservers_ms
-        shadow.told_sequence = reply.sequence
+        shadow.known_sequence = reply.sequence
         self.rpc = rpc
         log.info("following the master at %s from operation %d", address, sequence)
         await self._apply_forever(rpc)
@@ -161,7 +161,7 @@ class Following:
                 rpc.send_error(message.id, ProtocolError("a shadow takes only the log"))
                 continue
             self._heard = self.heard_at = self._world.clock.monotonic()
-            self._shadow.told_sequence = message.sequence
+            self._shadow.known_sequence = message.sequence
             self._pending.append((message, body))
             self._wake.set()
 
@@ -196,7 +196,7 @@ class Following:
         last = decoded[-1][0]
         for _, _, locations in decoded:
             self._shadow.relocated(locations)
-        self._shadow.told_totals = last.totals
+        self._shadow.master_totals = last.totals
         if self._store.state.sequence >= last.sequence:
             self._shadow.level_at = self._world.clock.monotonic()
         self._shadow.tables.committer.sequence = self._store.state.sequence
@@ -264,7 +264,7 @@ def check_counters(ours: State, theirs: bytes) -> None:
         raise Diverged(f"the counters differ: {counted} here, {told} at the master")
 
 
-def tell_failure(address: str, error: Exception) -> None:
+def log_failure(address: str, error: Exception) -> None:
     """A master cannot be followed now; loudly if waiting does not help."""
     hopeless = isinstance(error, TlsRefused | WrongCluster | WrongClusterKey)
     log.log(logging.ERROR if hopeless else logging.INFO, "master %s: %s", address, error)

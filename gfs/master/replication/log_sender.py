@@ -95,7 +95,7 @@ class Shadows:
 
     def __init__(self, master: Master) -> None:
         self._master = master
-        self._gate = master.committer.gate
+        self._watermark = master.committer.watermark
         self.followers: dict[str, Follower] = {}
         #: Address → (position, when it went away).
         self._away: dict[str, tuple[int, float]] = {}
@@ -111,7 +111,7 @@ class Shadows:
         self.retired = trio.Event()
         master.committer.committed = self._committed
         master.committer.log_rows_max = master.settings.log_rows_max
-        self._tell_gate()
+        self._advance_watermark()
 
     # --- for the others ------------------------------------------------------------------
 
@@ -145,10 +145,10 @@ class Shadows:
     async def run(self) -> None:
         """Let time pass."""
         while True:
-            self._tell_gate()
+            self._advance_watermark()
             self._see_who_counts()
             await self._master.clock.sleep(SWEEP_SECONDS)
-            self._gate.expire()
+            self._watermark.expire()
             now = self._master.now
             for address, (_, since) in list(self._away.items()):
                 if now - since > AWAY_SECONDS:
@@ -158,7 +158,7 @@ class Shadows:
     # --- followers -----------------------------------------------------------------------
 
     def _committed(self) -> None:
-        self._tell_gate()
+        self._advance_watermark()
         for follower in self.followers.values():
             follower.wake.set()
 
@@ -171,7 +171,7 @@ class Shadows:
         follower.acked = max(follower.acked, sequence)
         if follower.acked >= self._master.committer.sequence:
             self._level_at[follower.address] = self._master.now
-        self._tell_gate()
+        self._advance_watermark()
         self._see_who_counts()
 
     # --- who counts ------------------------------------------------------------------------
@@ -184,12 +184,12 @@ class Shadows:
         in_force = quorum.in_force(self._master.store.state)
         return all(not each.wanted or address in each.addresses for each in in_force)
 
-    def _tell_gate(self) -> None:
+    def _advance_watermark(self) -> None:
         state = self._master.store.state
-        told = quorum.told(state, self._on_disk)
+        sequence = quorum.acknowledged_up_to(state, self._on_disk)
         if quorum.in_force(state)[-1].wanted < self._master.settings.replicas_before_ack:
-            told = min(told, self._at_start)  # the operation that says so comes first
-        self._gate.shadows(told, self._refusal(state))
+            sequence = min(sequence, self._at_start)  # the operation that says so comes first
+        self._watermark.advance(sequence, self._refusal(state))
 
     def _refusal(self, state: State) -> str:
         """Why nothing can be changed; empty if it can."""
@@ -221,15 +221,15 @@ class Shadows:
                 self._change(_plan_changed)
             return
         wanted = self._master.settings.replicas_before_ack
-        wished = quorum.wish(state.counted, wanted, self.followers)
-        if wished != state.counted:
-            self._change(partial(_plan_changing, to=wished))
+        proposed = quorum.proposed(state.counted, wanted, self.followers)
+        if proposed != state.counted:
+            self._change(partial(_plan_changing, to=proposed))
 
     def _change(self, plan: Callable[[Txn], Planned]) -> None:
         def done(outcome: Outcome) -> None:
             self._changing = False
             if not isinstance(outcome, GfsError):
-                self._tell_gate()
+                self._advance_watermark()
                 self._see_who_counts()
 
         self._changing = True
@@ -243,24 +243,16 @@ class Shadows:
             raise NotFound(f"there is no shadow master {address}: gfs status shows them")
         if address in self.followers:
             raise Busy(f"the shadow master {address} is not lost: it follows; stop it first")
-        outcomes: list[Outcome] = []
-        event = trio.Event()
-
-        def done(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            event.set()
-
         # It cannot wait for shadow masters: they may be what is lost.
         plan = partial(_plan_forget, address=address)
-        master.committer.submit("", 0, plan, done)
-        await event.wait()
-        if isinstance(outcomes[0], GfsError):
-            raise outcomes[0]
+        outcome = await master.committer.ask("", 0, plan)
+        if isinstance(outcome, GfsError):
+            raise outcome
         peers = [each for each in self.addresses if each != address]
         store_standing(master, msgspec.structs.replace(master.store.standing, peers=peers))
         self._away.pop(address, None)
         self._level_at.pop(address, None)
-        self._tell_gate()
+        self._advance_watermark()
         self._see_who_counts()
         log.warning("shadow master %s is forgotten", address)
         return Done(id=0)
@@ -298,7 +290,7 @@ class Shadows:
                     follower.address,
                     extra=event("shadow_away", address=follower.address),
                 )
-            self._tell_gate()
+            self._advance_watermark()
 
     async def _send_next(self, follower: Follower, nursery: trio.Nursery) -> None:
         beat = follower.sent_at + BEAT_SECONDS

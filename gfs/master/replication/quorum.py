@@ -43,7 +43,7 @@ def enough(counted: Counted) -> int:
     return min(counted.wanted, len(counted.addresses))
 
 
-def wish(counted: Counted, wanted: int, following: Iterable[str]) -> Counted:
+def proposed(counted: Counted, wanted: int, following: Iterable[str]) -> Counted:
     """Who should count, when these follow."""
     if not wanted:
         return Counted()
@@ -51,7 +51,7 @@ def wish(counted: Counted, wanted: int, following: Iterable[str]) -> Counted:
     return Counted(found[: max(COUNTED_MAX, len(counted.addresses))], wanted)
 
 
-def told(state: State, acked: Mapping[str, int]) -> float:
+def acknowledged_up_to(state: State, acked: Mapping[str, int]) -> float:
     """Everything up to here may be acknowledged, when the shadows have so much on disk."""
     before, change = _level(state.counted, acked), state.counted_next
     if change is None or before < change.sequence:

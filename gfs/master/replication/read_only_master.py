@@ -107,10 +107,10 @@ class ShadowMaster:
         #: The master that is followed, or was last.
         self.master_address = ""
         #: The newest operation there is, as far as is known.
-        self.told_sequence = store.state.sequence
+        self.known_sequence = store.state.sequence
         #: When all that there was, was here.
         self.level_at = self.tables.now
-        self.told_totals: ClusterTotals | None = None
+        self.master_totals: ClusterTotals | None = None
         #: A chunkserver's, as the master wants it.
         self.heartbeat_ms = int(settings.heartbeat_seconds * 1000)
         self.tables.committer.closed = self.refusal()
@@ -123,7 +123,7 @@ class ShadowMaster:
 
     @property
     def behind_operations(self) -> int:
-        return max(0, self.told_sequence - self.tables.store.state.sequence)
+        return max(0, self.known_sequence - self.tables.store.state.sequence)
 
     @property
     def behind_seconds(self) -> float:
@@ -206,7 +206,7 @@ class ShadowClientSession(ClientSession):
     def _shadow_status(self, message: Status, txn: Txn) -> Message:
         shadow = self._shadow
         reply = status_reply(shadow.tables, txn, message.after)
-        told, totals = shadow.told_totals, reply.totals
+        told, totals = shadow.master_totals, reply.totals
         if told is not None:
             for name in REPLICAS:
                 setattr(totals, name, getattr(told, name))

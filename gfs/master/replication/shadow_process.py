@@ -23,7 +23,7 @@ from gfs.master.metadata.operation_log import Diverged
 from gfs.master.metadata.operations import TermBegun
 from gfs.master.metadata.store import Standing, Store, Txn, open_only
 from gfs.master.replication import store_copy
-from gfs.master.replication.log_receiver import Following, connect_master, tell_failure
+from gfs.master.replication.log_receiver import Following, connect_master, log_failure
 from gfs.master.replication.promises import Promises
 from gfs.master.replication.promotion import Promotion
 from gfs.master.replication.read_only_master import (
@@ -196,7 +196,7 @@ class Shadow:
         while True:
             await self._world.clock.sleep(TICK_SECONDS)
             upkeep.start_counting()
-            for server in tables.servers.tick(tables.now, tables.lived.now_ns()):
+            for server in tables.servers.tick(tables.now, tables.uptime.now_ns()):
                 if server.rpc is not None:
                     server.rpc.close()
                 died = partial(tables.registration.server_died, server)
@@ -300,7 +300,7 @@ class Shadow:
                     self._world, address, self._identity, promised, refuse_all
                 )
             except (ConnectionError, GfsError) as error:
-                tell_failure(address, error)
+                log_failure(address, error)
                 continue
             try:
                 async with trio.open_nursery() as nursery:

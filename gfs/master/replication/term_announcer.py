@@ -1,4 +1,4 @@
-"""Which term it is: told to those who may not know, heard from those who know better.
+"""Which term it is: announced to those who may not know, heard from those who know better.
 
 A handshake tells both sides the other's term, so a connection is all it takes.
 A master that was promoted calls on the master before it and on the shadows it
@@ -24,12 +24,12 @@ from gfs.protocol import handshake
 
 log = logging.getLogger(__name__)
 
-TELL_SECONDS = 2.0
+ANNOUNCE_SECONDS = 2.0
 #: A start waits so long for shadows that may know of another master.
 ASK_SECONDS = 1.0
 
 
-class Herald:
+class TermAnnouncer:
     """``identity`` is the master's own."""
 
     def __init__(self, world: World, identity: handshake.Identity, address: str) -> None:
@@ -63,10 +63,10 @@ class Herald:
                     if address != self._address:
                         nursery.start_soon(partial(self._call_on, address))
 
-    async def tell(self, addresses: Callable[[], list[str]]) -> None:
+    async def announce(self, addresses: Callable[[], list[str]]) -> None:
         """Call on them for as long as this runs."""
         while True:
-            await self._world.clock.sleep(TELL_SECONDS)
+            await self._world.clock.sleep(ANNOUNCE_SECONDS)
             async with trio.open_nursery() as nursery:
                 for address in addresses():
                     if address != self._address:

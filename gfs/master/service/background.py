@@ -31,7 +31,7 @@ from gfs.master.metadata.namespace import Planned, chunk_row
 from gfs.master.metadata.operations import Reclaimed, TrashEmptied
 from gfs.master.metadata.store import Txn
 from gfs.master.metadata.trash import ROWS_MAX, plan_empty_early
-from gfs.master.metadata.uptime import Lived
+from gfs.master.metadata.uptime import Uptime
 from gfs.master.replicas import election, trash_purge
 from gfs.master.replicas.drain import DRAINED
 from gfs.master.replicas.garbage import FORGETFUL
@@ -65,9 +65,9 @@ DELETE_SECONDS = 60.0
 VERIFIES_TOTAL = 32
 VERIFIES_PER_SERVER = 2
 REVOKE_SECONDS = 2.0
-#: Chunks of which a forgetful replica is chosen at once; after a failure each rests.
-BELIEVE_TOTAL = 8
-BELIEVE_REST_SECONDS = 2.0
+#: Elections that run at once; after one that failed its chunk rests.
+ELECTIONS_TOTAL = 8
+ELECTION_REST_SECONDS = 2.0
 #: All chunks are looked at once in this time, for what was overlooked.
 RESCAN_SECONDS = 600.0
 #: The rescan rests this long between slices.
@@ -112,9 +112,9 @@ class Upkeep:
         #: Indexes of the servers that are deleting replicas.
         self._collecting: set[int] = set()
         self._revoking: set[int] = set()
-        #: Of so many chunks a forgetful replica is being chosen; when each is looked at again.
+        #: Elections that run; when each chunk may have its next one.
         self._choosing = 0
-        self._believe_after: dict[int, float] = {}
+        self._elect_after: dict[int, float] = {}
         self._mark_after = float("-inf")
         self._room_after = float("-inf")
         #: Chunks that were given up to make room, and until when they are waited for.
@@ -127,7 +127,7 @@ class Upkeep:
             self._nursery.start_soon(loop)
         self.start_pass(self._master.trash.load())
         if not self._master.servers.awaited:
-            self._settle()
+            self._leave_safe_mode()
 
     def start_pass(self, slices: Iterator[None]) -> None:
         self._nursery.start_soon(self._run_pass, slices, 0.0)
@@ -160,7 +160,7 @@ class Upkeep:
 
     def _tick(self, now: float, passed: float) -> None:
         master = self._master
-        for server in master.servers.tick(now, master.lived.now_ns()):
+        for server in master.servers.tick(now, master.uptime.now_ns()):
             log.warning(
                 "chunkserver %s (%s) is dead",
                 server.id,
@@ -189,8 +189,8 @@ class Upkeep:
             master.committer.submit("", 0, partial(forget, server_id=server.id), lambda _: None)
         if now - self._started >= REGISTRATION_PERIODS_MAX * master.settings.dead_seconds:
             master.servers.awaited.clear()  # connected, but never done with registering
-        if not master.replica_map.settled and not master.servers.awaited:
-            self._settle()
+        if master.replica_map.in_safe_mode and not master.servers.awaited:
+            self._leave_safe_mode()
         if master.repair.endangered and now >= self._mark_after:
             self._mark_after = now + MARK_SECONDS
             self.start_pass(master.goals.mark_trashed())
@@ -199,7 +199,7 @@ class Upkeep:
             master.goals.look_at_revived()
         if master.goals.to_evaluate:
             self.start_pass(master.goals.evaluate_changed())
-        if master.rescan_wanted and master.replica_map.settled:
+        if master.rescan_wanted and not master.replica_map.in_safe_mode:
             master.rescan_wanted = False
             self.start_pass(master.goals.scan_all())
         for server in drained(master):
@@ -219,9 +219,9 @@ class Upkeep:
         finally:
             self._counting = False
 
-    def _settle(self) -> None:
-        log.info("all known chunkservers have reported or are dead: the master is settled")
-        self._master.replica_map.settled = True
+    def _leave_safe_mode(self) -> None:
+        log.info("all known chunkservers have reported or are dead: the master leaves safe mode")
+        self._master.replica_map.in_safe_mode = False
         self.start_pass(self._master.goals.scan_all())
         self._nursery.start_soon(self._rescan_forever)
         self._nursery.start_soon(self._rebalance_forever)
@@ -293,7 +293,7 @@ class Upkeep:
                 self._revoking.add(handle)
                 self._nursery.start_soon(self._revoke, handle)
         self._start_verifying()
-        self._start_believing()
+        self._start_elections()
         for server in master.collector.to_collect():
             if server.index not in self._collecting:
                 self._collecting.add(server.index)
@@ -382,36 +382,37 @@ class Upkeep:
         if clone is not None:
             self._nursery.start_soon(self._copy, [clone])
 
-    # --- forgetful replicas --------------------------------------------------------------------
+    # --- possibly stale replicas ---------------------------------------------------------------
 
-    def _start_believing(self) -> None:
-        """Nothing better than forgetful replicas is left of some chunks, nor will come."""
+    def _start_elections(self) -> None:
+        """Of some chunks only possibly stale replicas are left, and no server is away that
+        might have a better one."""
         master, now = self._master, self._master.now
         if not master.goals.possibly_stale:
-            self._believe_after.clear()
+            self._elect_after.clear()
             return
-        if not master.replica_map.settled or master.goals.awaits_any():
+        if master.replica_map.in_safe_mode or master.goals.awaits_any():
             return
         for handle in master.goals.possibly_stale:
-            if self._choosing >= BELIEVE_TOTAL:
+            if self._choosing >= ELECTIONS_TOTAL:
                 return
-            if now >= self._believe_after.get(handle, now) and master.goals.may_elect(handle):
+            if now >= self._elect_after.get(handle, now) and master.goals.may_elect(handle):
                 self._choosing += 1
-                self._believe_after[handle] = math.inf  # until that ended
-                self._nursery.start_soon(self._believe, handle)
+                self._elect_after[handle] = math.inf  # until that ended
+                self._nursery.start_soon(self._elect, handle)
 
-    async def _believe(self, handle: int) -> None:
+    async def _elect(self, handle: int) -> None:
         master = self._master
         try:
-            await self._believe_best(handle)
+            await self._elect_best(handle)
         except GfsError as error:
-            log.info("no replica of chunk %x is believed: %s", handle, error)
+            log.info("no surviving replica of chunk %x is elected: %s", handle, error)
         finally:
             self._choosing -= 1
-            self._believe_after[handle] = master.now + BELIEVE_REST_SECONDS
+            self._elect_after[handle] = master.now + ELECTION_REST_SECONDS
         self._act()
 
-    async def _believe_best(self, handle: int) -> None:
+    async def _elect_best(self, handle: int) -> None:
         master = self._master
         found: list[tuple[Server, VerifyReply]] = []
         asked = master.garbage.of_kind(handle, FORGETFUL)
@@ -421,10 +422,10 @@ class Upkeep:
         chosen = election.best(found)
         if chosen is None or len(found) < len(asked) or not master.goals.may_elect(handle):
             return
-        await self._grants.believe(handle, chosen)
+        await self._grants.elect(handle, chosen)
         log.warning(
-            "chunk %x: all replicas may lack what was last written: that of chunkserver %s is "
-            "believed",
+            "chunk %x: every surviving replica is possibly stale, as its machine lost power: the "
+            "replica on chunkserver %s is elected; the last writes may be lost",
             handle,
             chosen.id,
             extra=event("replica_believed", server=chosen.id, chunk=f"{handle:x}"),
@@ -491,12 +492,12 @@ class Upkeep:
         directory of a million files holds nobody up (hadoop PR#3065)."""
         master = self._master
         while True:
-            if master.committer.gate.refusal() is not None:
+            if master.committer.watermark.refusal() is not None:
                 await master.clock.sleep(RECLAIM_REST_SECONDS)  # shadow masters are missing
                 continue
             try:
                 done = await master.committer.perform(
-                    partial(_plan_reclaim, master.lived, master.is_maintained)
+                    partial(_plan_reclaim, master.uptime, master.is_maintained)
                 )
                 if not isinstance(done[0], Reclaimed):
                     await self._make_room()
@@ -519,7 +520,7 @@ class Upkeep:
             self._room_after = now + ROOM_REST_HEARTBEATS * master.settings.heartbeat_seconds
             return
         search = trash_purge.Search(
-            master.store, master.locations.get, short, master.lived.now_ns()
+            master.store, master.locations.get, short, master.uptime.now_ns()
         )
         for _ in search.run():
             await trio.lowlevel.checkpoint()
@@ -625,7 +626,7 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def _plan_reclaim(lived: Lived, counts_time: bool, txn: Txn) -> Planned:
+def _plan_reclaim(lived: Uptime, counts_time: bool, txn: Txn) -> Planned:
     """The next of what may go by now; the trash is in this order. Or the time alone, if
     there is something in the trash or ``counts_time``."""
     due: list[tuple[int, int]] = []

@@ -180,7 +180,7 @@ class ClientSession:
         return ListReply(0, entries, more)
 
     def _list_trash(self, rpc: Rpc, message: ListTrash, body: bytes, txn: Txn) -> Message:
-        book, wall_ns = self._master.trash, self._master.lived.wall_ns
+        book, wall_ns = self._master.trash, self._master.uptime.wall_ns
         entries, cursor = trash.page(
             txn, book, message.path, message.cursor, message.limit, wall_ns
         )
@@ -459,7 +459,7 @@ class ClientSession:
         while True:
             with self._master.store.read() as txn:
                 entries, deleted = trash.page(
-                    txn, master.trash, path, deleted, trash.ROWS_MAX, master.lived.wall_ns
+                    txn, master.trash, path, deleted, trash.ROWS_MAX, master.uptime.wall_ns
                 )
             for entry in entries:
                 _count_deleted(usage, entry)

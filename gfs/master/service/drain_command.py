@@ -14,7 +14,7 @@ from gfs.master.metadata.namespace import Planned
 from gfs.master.metadata.operations import DrainSet
 from gfs.master.metadata.rows import unpack_chunk, unpack_u64
 from gfs.master.metadata.store import Txn
-from gfs.master.replicas.drain import DRAINING, NO, Keeper, Needs, why_not
+from gfs.master.replicas.drain import DRAINING, NO, Needs, Remaining, why_not
 from gfs.master.replicas.goals import SLICE
 from gfs.master.replicas.servers import LIVE, Server
 from gfs.protocol.messages import DiskOrder, DiskOrderReply, Done, Drain, DrainReply
@@ -80,7 +80,7 @@ def plan_drain(txn: Txn, server_id: str, draining: int) -> Planned:
 
 async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
     """Raise unless everything can be at its goal without ``server``."""
-    if not master.replica_map.settled:
+    if master.replica_map.in_safe_mode:
         raise Busy("the master was restarted and does not know all replicas yet: try again")
     if server.state != LIVE or not server.registered:
         raise DrainRefused(
@@ -97,7 +97,7 @@ async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
         for handle, goal, length in part:
             needs.add(goal, length, master.locations.get(handle))
         await trio.lowlevel.checkpoint()
-    keepers = [Keeper(each.index, each.rack, each.free_bytes) for each in staying]
+    keepers = [Remaining(each.index, each.rack, each.free_bytes) for each in staying]
     new_goal = master.settings.replication
     reason = why_not(needs, keepers, server.rack, new_goal, fewer_racks=fewer_racks)
     if reason:

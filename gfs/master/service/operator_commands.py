@@ -113,7 +113,7 @@ async def maintain(master: Master, request: Maintenance) -> Done:
                 f"chunkserver {server.id} is dead: its replicas are being copied from others "
                 "already"
             )
-        until_ns = master.lived.now_ns() + request.seconds * 1_000_000_000
+        until_ns = master.uptime.now_ns() + request.seconds * 1_000_000_000
     plan = partial(_plan_maintenance, server_id=server.id, until_ns=until_ns)
     await master.committer.perform(plan)
     return Done(id=0)
@@ -143,7 +143,7 @@ def _plan_forget(txn: Txn, server_id: str) -> Planned:
 
 def _check_forgettable(master: Master, server: Server) -> None:
     is_away = server.state == DEAD or (server.draining == DRAINED and server.state != LIVE)
-    if not is_away and master.lived.now_ns() < server.maintenance_until_ns:
+    if not is_away and master.uptime.now_ns() < server.maintenance_until_ns:
         raise InvalidArgument(
             f"chunkserver {server.id} is under maintenance: gfs maintenance {server.id} off; when "
             "it is gone for good it is dead soon after, and can be forgotten then"

@@ -471,13 +471,6 @@ class Snapshots:
         master = self._master
         reply = run.reply
         done = SnapshotReply(0, True, reply.files, reply.directories, reply.bytes)
-        outcomes: list[Outcome] = []
-        event = trio.Event()
-
-        def end(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            event.set()
-
         plan = partial(
             plan_finish,
             request=run.request,
@@ -485,9 +478,7 @@ class Snapshots:
             reply=done,
             time_ns=master.clock.time_ns(),
         )
-        master.committer.submit(run.request.client, run.request.sequence, plan, end)
-        await event.wait()
-        return outcomes[0]
+        return await master.committer.ask(run.request.client, run.request.sequence, plan)
 
     # --- standing still ----------------------------------------------------------------
 
@@ -590,21 +581,12 @@ class Snapshots:
         """Until this is done, the source stands still."""
         master = self._master
         while True:
-            outcomes: list[Outcome] = []
-            event = trio.Event()
-
-            def end(outcome: Outcome, outcomes: list[Outcome] = outcomes,
-                    event: trio.Event = event) -> None:  # fmt: skip
-                outcomes.append(outcome)
-                event.set()
-
-            # Nobody is told, so it waits for no shadow master.
+            # Nobody waits for an answer, so it waits for no shadow master.
             plan = partial(plan_abandon, copy=copy, time_ns=master.clock.time_ns())
-            master.committer.submit("", 0, plan, end)
-            await event.wait()
-            if not isinstance(outcomes[0], GfsError):
+            outcome = await master.committer.ask("", 0, plan)
+            if not isinstance(outcome, GfsError):
                 return
-            log.warning("a snapshot could not be given up: %s", outcomes[0])
+            log.warning("a snapshot could not be given up: %s", outcome)
             await master.clock.sleep(ABANDON_REST_SECONDS)
 
     async def _take_up_old(self) -> None:

@@ -18,8 +18,8 @@ SERVERS_BYTES = 40_000
 def all_totals(master: Master, txn: Txn) -> ClusterTotals:
     """As they are told to people."""
     totals = cluster_totals(master, txn.count(txn.db.chunks))
-    totals.trash_oldest_ns, due_ns = trash.oldest(txn, master.lived.now_ns())
-    totals.trash_until_ns = master.lived.wall_ns(due_ns) if due_ns else 0
+    totals.trash_oldest_ns, due_ns = trash.oldest(txn, master.uptime.now_ns())
+    totals.trash_until_ns = master.uptime.wall_ns(due_ns) if due_ns else 0
     return totals
 
 
@@ -36,8 +36,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         bytes=state.bytes - book.bytes,
         under_replicated=master.repair.endangered,
         corrupt=counts["corrupt"],
-        lost=len(master.repair.lost) if master.tells_lost else 0,
-        unlocated=0 if master.tells_lost else len(master.repair.lost),
+        lost=len(master.repair.lost) if master.may_declare_lost else 0,
+        unlocated=0 if master.may_declare_lost else len(master.repair.lost),
         orphaned=orphaned,
         orphaned_bytes=orphaned_bytes,
         stale=counts["stale"] + counts["forgetful"],

@@ -191,7 +191,7 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 known.client != request.client or known.version >= chunk.version
             ):
                 continue
-            if master.garbage.is_doomed(handle):
+            if master.garbage.is_scheduled(handle):
                 continue
             if txn.get(handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
                 continue
@@ -298,11 +298,11 @@ def _believed(
             if (known := master.garbage.at(index, handle)) is not None
             and known.kind == ORPHANED
             and known.version == chunk.version
-            and not master.garbage.is_doomed(handle)
+            and not master.garbage.is_scheduled(handle)
         )
     if holders:
         return holders
-    if not master.replica_map.settled:
+    if master.replica_map.in_safe_mode:
         raise Busy(f"the master was restarted and has not heard of chunk {handle:x} yet: try again")
     raise ChunkUnavailable(
         f"chunk {handle:x} is on no chunkserver that can be reached: write this part again"
