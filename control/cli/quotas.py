@@ -75,7 +75,7 @@ async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[in
         before = _all_files(control)
         with control.records.read() as txn:
             names = [space.id for space in spaces.scan(txn) if not space.deleting]
-        await ledger.tidy()
+        await ledger.clear_dead()
         async with gfs.connect(
             control.master,
             state=control.state,

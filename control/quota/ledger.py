@@ -1,4 +1,4 @@
-"""The store of usage as one process sees it: opened, written, and its dead cleared away."""
+"""The store of usage as one process sees it; what dead processes left is cleared."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from msgspec.structs import replace
 
 from control.quota import usage
 from control.quota.limits import Limits
-from control.quota.usage import USAGE, Change, Crowded, Reservation, Trash, reservations
+from control.quota.usage import USAGE, Change, MustYield, Reservation, Trash, reservations
 from control.records import Records, RecordsFailed, Txn
 from gfs.errors import DiskFull, GfsError, StartupError
 
 log = logging.getLogger(__name__)
 
-#: Of this boot of the machine.
+#: The id of this boot of the machine.
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-#: What the file system has done is entered, even if the client has left, in so long.
-SETTLE_SECONDS = 30.0
-#: An upload that grows waits so long for those to give way that began after it.
-CROWDED_SECONDS = 10.0
+#: A change of the file system is recorded within this time, even if the client has left.
+RECORD_SECONDS = 30.0
+#: A growing upload waits so long for later ones to yield.
+YIELD_SECONDS = 10.0
 #: Uploads leave the rest to deletions, which make room.
 MAP_SHARE_MAX = 0.9
-#: From the first look to the longest pause between two.
-CROWDED_POLL_SECONDS = (0.05, 1.0)
+#: The first and the longest pause between two attempts.
+YIELD_POLL_SECONDS = (0.05, 1.0)
 
 
 def boot_seconds() -> float:
-    """Since the machine was booted, as the store was begun. Nobody sets that clock."""
+    """Seconds since the machine was booted, by a clock that is never set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -51,7 +51,7 @@ class Lock:
         self._descriptor = -1
 
     def take(self) -> bool:
-        """Whether it is this object's now."""
+        """Try to take the lock; whether this object holds it."""
         if self._descriptor >= 0:
             return True
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -92,7 +92,7 @@ class Ledger:
     @classmethod
     def open(cls, directory: Path, *, map_bytes: int) -> Ledger:
         """Open what is in ``directory`` of this boot of the machine; what is of an earlier
-        one is thrown away. Blocks for some milliseconds.
+        one is deleted away. Blocks for some milliseconds.
 
         Raises StartupError.
         """
@@ -115,7 +115,7 @@ class Ledger:
         return ledger
 
     def _begin(self) -> None:
-        """Nobody sees the lock before it is held, and so takes this process for dead."""
+        """The lock file appears already locked: no process takes this one for dead."""
         self._life.take()
         self._life.path.rename(self._processes / self.process)
 
@@ -134,7 +134,7 @@ class Ledger:
     async def claim(self, user_id: str, space_id: str) -> AsyncIterator[Claim]:
         """One change of one file of a storage namespace, from its beginning to its end.
 
-        When the block ends without :meth:`Claim.settle`, nothing was changed; unless it
+        When the block ends without :meth:`Claim.record`, nothing was changed; unless it
         was publishing and nobody said that it was refused: then that is found out.
         """
         claim = Claim(self, f"{self.process}.{next(self._numbers)}", user_id, space_id)
@@ -143,7 +143,7 @@ class Ledger:
         finally:
             await claim.end()
 
-    def abandon(self, row: Reservation, *, is_done: bool, mark: Path | None = None) -> None:
+    def end_later(self, row: Reservation, *, is_done: bool, mark: Path | None = None) -> None:
         """End it as soon as that can be written. ``is_done``: it was, or may have been, carried
         out, and that could not be entered."""
         self._abandoned[row.id] = row
@@ -172,15 +172,15 @@ class Ledger:
 
     # --- upkeep ---------------------------------------------------------------------------
 
-    async def tidy(self) -> None:
-        """End what processes that died have left, and what could not be written before."""
+    async def clear_dead(self) -> None:
+        """End the reservations of dead processes, and those that could not be written before."""
         for id_, row in list(self._abandoned.items()):
             await self.records.write(_ending(row))
             del self._abandoned[id_]
         while self._doubts:
             space_id, marks = self._doubts.popitem()
             try:
-                await self.records.write(partial(usage.doubt, space_id=space_id))
+                await self.records.write(partial(usage.require_recount, space_id=space_id))
             except BaseException:
                 self._doubts.setdefault(space_id, set()).update(marks)
                 raise
@@ -191,11 +191,11 @@ class Ledger:
                     await self.records.write(partial(usage.end_process, process=process))
                     for mark in list(self._marks.glob(f"*.{process}.*")):
                         space_id = mark.name.partition(".")[0]
-                        await self.records.write(partial(usage.doubt, space_id=space_id))
+                        await self.records.write(partial(usage.require_recount, space_id=space_id))
                         _unlink([mark])
 
     def _others(self) -> list[str]:
-        """Processes with a file or with something under way."""
+        """Processes with a lock file or a reservation."""
         with self.read() as txn:
             found = {row.id.partition(".")[0] for row in reservations.scan(txn) if not row.is_lost}
         found.update(name for name in os.listdir(self._processes) if not name.startswith("."))
@@ -203,7 +203,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _owned(self, process: str) -> Iterator[bool]:
-        """Whether ``process`` is dead, and nobody else clears it away now."""
+        """Whether ``process`` is dead and no other process clears it now."""
         with contextlib.closing(Lock(self._processes / process)) as life:
             is_dead = life.take()
             yield is_dead
@@ -212,21 +212,21 @@ class Ledger:
 
 
 class Claim:
-    """One change under way: what is reserved for it, and how it ends."""
+    """One change under way: its reservation, and its outcome."""
 
     def __init__(self, ledger: Ledger, id_: str, user_id: str, space_id: str) -> None:
         self._ledger = ledger
         self._row = Reservation(id_, user_id, space_id, began_ns=time.time_ns())
-        #: Nothing of it is written, or not any more.
+        #: The store has no reservation of it, or not any more.
         self._is_over = True
         self._is_refused = False
         #: Files that were entered as going to the trash.
-        self._thrown: Trash | None = None
+        self._deleted: Trash | None = None
         self._mark: Path | None = None
 
     @property
     def bytes(self) -> int:
-        """Reserved."""
+        """Reserved bytes."""
         return self._row.bytes
 
     def replaces(self, inode: int, length: int) -> None:
@@ -234,49 +234,49 @@ class Claim:
         self._row = replace(self._row, replaces=inode, credit=length)
 
     async def reserve(self, files: int, length: int, limits: Limits) -> None:
-        """Have so much reserved, instead of what was. Raises TooLarge, QuotaReached,
+        """Reserve so much, instead of the previous reservation. Raises TooLarge, QuotaReached,
         TooManyRequests, or Conflict if what it replaces has gone."""
         await self._set(self._with(files, length), limits)
 
     async def grow(self, files: int, length: int, limits: Limits) -> None:
-        """The same, for one whose length nobody knows: perhaps with some bytes more. Waits a
-        while for room that others have that began later."""
+        """Reserve for a file of unknown length, perhaps some bytes more. Waits up to
+        ``YIELD_SECONDS`` for room that later uploads have."""
         row = replace(self._with(files, length), is_growing=True)
-        pause, pause_max = CROWDED_POLL_SECONDS
-        with trio.move_on_after(CROWDED_SECONDS):
+        pause, pause_max = YIELD_POLL_SECONDS
+        with trio.move_on_after(YIELD_SECONDS):
             while True:
-                with contextlib.suppress(Crowded):
+                with contextlib.suppress(MustYield):
                     return await self._set(row, limits)
                 await trio.sleep(pause)
                 pause = min(2 * pause, pause_max)
         return await self._set(row, limits)
 
     async def publish(self, files: int, length: int, limits: Limits) -> None:
-        """The same, right before the file system is asked to carry it out."""
+        """Reserve, right before the file system is asked to carry it out."""
         await self._set(replace(self._with(files, length), is_publishing=True), limits)
 
     async def publish_deletion(
         self, owner: str, length: int, limits: Limits, trash_seconds: float
     ) -> bool:
-        """The same, for the deletion of a file of ``owner``, whose ``limits`` these are. Whether
-        it goes to the trash, or has no room there."""
+        """Reserve, right before a file of ``owner`` is deleted. Returns whether it goes to the
+        trash, which has room for it within ``limits``."""
         self._is_over = False
         row = replace(self._row, is_publishing=True)
         now = boot_seconds()
-        thrown = Trash.of(owner, 1, length, now, trash_seconds)
+        deleted = Trash.of(owner, 1, length, now, trash_seconds)
 
         def decide(txn: Txn) -> tuple[Reservation, bool]:
-            return usage.reserve(txn, row), usage.throw_away(txn, thrown, limits, now)
+            return usage.reserve(txn, row), usage.add_to_trash(txn, deleted, limits, now)
 
         try:
             self._row, is_kept = await self._ledger.records.write(decide)
         except DiskFull:
-            # Deletions make room, and so go on working.
+            # Deletions make room, so they work without a reservation.
             self._mark = self._ledger.mark(row)
             self._row = row
             return True
         if is_kept:
-            self._thrown = thrown
+            self._deleted = deleted
         return is_kept
 
     def refused(self) -> None:
@@ -284,20 +284,23 @@ class Claim:
         self._row = replace(self._row, is_publishing=False)
         self._is_refused = True
 
-    async def settle(self, changes: Iterable[Change], is_there: Callable[[], bool]) -> None:
-        """Enter what was done. Never fails for that: it is done."""
+    async def record(self, changes: Iterable[Change], is_there: Callable[[], bool]) -> None:
+        """Record what was done. If the store cannot be written, a recount does it later."""
         row, noted = self._row, list(changes)
         with trio.CancelScope(shield=True):
             try:
                 await self._ledger.records.write(
-                    lambda txn: usage.settle(txn, row.id, row.space_id, noted, is_there),
-                    seconds=SETTLE_SECONDS,
+                    lambda txn: usage.record(txn, row.id, row.space_id, noted, is_there),
+                    seconds=RECORD_SECONDS,
                 )
             except RecordsFailed:
                 raise
             except GfsError as error:
-                log.warning("a storage namespace has to be counted anew: %s", error)
-                self._ledger.abandon(row, is_done=True, mark=self._mark)
+                log.warning(
+                    "usage could not be recorded, so a recount will follow: %s",
+                    error,
+                )
+                self._ledger.end_later(row, is_done=True, mark=self._mark)
             else:
                 self._unmark()
         self._is_over = True
@@ -308,26 +311,26 @@ class Claim:
             return
         with trio.CancelScope(shield=True):
             try:
-                await self._ledger.records.write(self._end, seconds=SETTLE_SECONDS)
+                await self._ledger.records.write(self._end, seconds=RECORD_SECONDS)
             except RecordsFailed:
                 raise
             except GfsError as error:
-                log.warning("a reservation cannot be ended yet: %s", error)
-                self._ledger.abandon(self._row, is_done=self._is_marked, mark=self._mark)
+                log.warning("a reservation could not be ended yet: %s", error)
+                self._ledger.end_later(self._row, is_done=self._is_marked, mark=self._mark)
             else:
                 self._unmark()
 
     @property
     def _is_marked(self) -> bool:
-        """Nobody knows whether it was done, and the store does not know of it."""
+        """Its outcome is not known, and the store has no row of it."""
         return self._mark is not None and not self._is_refused
 
     def _end(self, txn: Txn) -> None:
         _ending(self._row)(txn)
         if self._is_marked:
-            usage.doubt(txn, self._row.space_id)
-        if self._is_refused and self._thrown is not None:
-            usage.take_back(txn, self._thrown)
+            usage.require_recount(txn, self._row.space_id)
+        if self._is_refused and self._deleted is not None:
+            usage.remove_from_trash(txn, self._deleted)
 
     def _unmark(self) -> None:
         if self._mark is not None:
@@ -346,7 +349,7 @@ class Claim:
 
 
 def _ending(row: Reservation) -> Callable[[Txn], None]:
-    work = usage.lose if row.is_publishing else usage.release
+    work = usage.mark_lost if row.is_publishing else usage.release
     return partial(work, reservation_id=row.id)
 
 

@@ -8,28 +8,28 @@ A *count* is a number of files and their bytes, under one of these names:
                    came and went since
 ``p/SPACE``        it is being deleted, and the trash has no room for it
 ``r/USER``         what is reserved for him, the sum of his reservations
-``s/SPACE``        what is in the storage namespace, of whomever
-``o/SPACE/USER``   what of it is the user's (nobody's: empty)
+``s/SPACE``        what is in the storage namespace, of all users
+``o/SPACE/USER``   the user's part of it (USER empty: files without an owner)
 =================  ============================================================
 
 A *reservation* is an upload or a deletion under way. It is *publishing* from just before
 the file system is asked until its answer is entered; so those of a process that died are
-harmless unless they were publishing. One of which nobody can say any more whether it was
-carried out is *lost*; it ends with the next recount of its storage namespace.
+harmless unless they were publishing. One whose outcome is not known any more is *lost*; it
+ends with the next recount of its storage namespace.
 
 An upload may count on the room of the file that it *replaces*: only one at a time for each
 file, and only as long as that file is there. If it goes otherwise, the upload can never be
 published, and has what it counted on reserved like any other bytes until it ends.
 
-What a user deletes goes to the file system's *trash*, but no more at a time than his quota:
-what is beyond that is deleted for good. Rows say how much went there and until when it stays.
+Deleted files go to the file system's *trash*, but no more of a user's at a time than his
+quota: the rest is deleted for good. Rows have how much went there and until when it stays.
 
-*Recounts* are exact while files come and go. While one is under way, whatever is entered in
-that storage namespace leaves a *touch* for each file that came or went. A file the walk met
-counts, unless a touch says that it went; one it did not meet counts if a touch says that it
-came. (Inodes are never used again, and files here never change.) What was publishing when the
-walk ended is waited for, since the walk may have met its file; what begins later cannot have
-been met, and is entered on top.
+*Recounts* are exact while files come and go. While one is under way, each change that is
+recorded in that storage namespace leaves a *touch* for each file that came or went. A file
+that the walk met counts unless a touch says that it went; one that it did not meet counts if
+a touch says that it came. (Inodes are never used again, and files here never change.) The recount
+waits for the reservations that are publishing when the walk ends, since the walk may have met
+their files; a file of a later one cannot have been met, and is added.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from control.records import Schema, Table, Txn
 AHEAD_BYTES_MAX = 8 * 1024**2
 AHEAD_SHARE = 64
 LITTLE_SHARE = 16
-#: Of one user at once, so that one who has no room cannot keep the store from others.
+#: Uploads of one user at once, so that a user without room cannot keep the store from others.
 UPLOADS_MAX = 64
-#: What leaves the trash together, so that a user has some 64 rows at most.
+#: Files that leave the trash within this time share a row: a user has some 64 at most.
 TRASH_SECONDS_MIN = 3600
 TRASH_PARTS = 64
 #: The file that an upload was to replace is not there any more.
@@ -76,7 +76,7 @@ class Reservation(msgspec.Struct, array_like=True, frozen=True):
     bytes: int = 0
     is_publishing: bool = False
     is_lost: bool = False
-    #: Nobody knows how much more it will take.
+    #: Its final length is not known.
     is_growing: bool = False
     began_ns: int = 0
     #: The inode of the file that it takes the room of; 0: none.
@@ -86,19 +86,19 @@ class Reservation(msgspec.Struct, array_like=True, frozen=True):
 
 
 class State(msgspec.Struct, array_like=True, frozen=True):
-    """Of a storage namespace: whether its counts are right, as far as anybody knows."""
+    """Whether the counts of a storage namespace are known to be right."""
 
     space_id: str
-    #: Reasons to count it that no recount has begun after; 0: none.
-    doubts: int
+    #: Reasons for a recount since the last one began; 0: none.
+    recounts_due: int
     #: A recount is under way.
     is_walked: bool = False
-    #: Not once since the machine was booted.
+    #: It was not counted since the machine was booted.
     is_uncounted: bool = False
 
 
 class Trash(msgspec.Struct, array_like=True, frozen=True):
-    """What of a user's is in the trash until then."""
+    """How much of a user's is in the trash until that time."""
 
     #: USER/SECONDS, on this machine's clock since it was booted.
     id: str
@@ -122,8 +122,8 @@ class Touch(msgspec.Struct, array_like=True, frozen=True):
     came: bool
 
 
-class Crowded(QuotaReached):
-    """There is room but for others that grow, and one of them is to give way."""
+class MustYield(QuotaReached):
+    """There would be room without growing uploads that began later, one of which must yield."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Tally:
         self.totals[owner] = before[0] + files, before[1] + length
 
     def correct(self, touched: Iterable[Touch]) -> None:
-        """With what came and went during the walk."""
+        """Apply the files that came and went during the walk."""
         last: dict[int, Touch] = {}
         for touch in touched:
             if touch.inode not in last or not touch.came:
@@ -188,7 +188,7 @@ states = Table(
     State,
     key=lambda row: row.space_id,
     indexes={
-        "doubtful": lambda row: ["yes"] if row.doubts else [],
+        "doubtful": lambda row: ["yes"] if row.recounts_due else [],
         "walked": lambda row: ["yes"] if row.is_walked else [],
         "uncounted": lambda row: ["yes"] if row.is_uncounted else [],
     },
@@ -206,7 +206,7 @@ def count(txn: Txn, kind: str, *names: str) -> Count:
 
 
 def used_by(txn: Txn, user_id: str) -> Count:
-    """What the user has, in files; until all is counted after a boot, no less than before."""
+    """The files of the user; until all are counted after a boot, no fewer than before it."""
     counted, floor = count(txn, "u", user_id), count(txn, "f", user_id)
     return Count(user_id, max(0, counted.files, floor.files), max(0, counted.bytes, floor.bytes))
 
@@ -236,11 +236,11 @@ def reserve(txn: Txn, wanted: Reservation, limits: Limits | None = None) -> Rese
     """Let the reservation of this id be ``wanted``, within ``limits`` if there are any.
 
     One that grows gets some bytes more, if there is room. The reservation as it is now.
-    Raises TooLarge, QuotaReached, Crowded, TooManyRequests, or Conflict (what it replaces has
+    Raises TooLarge, QuotaReached, MustYield, TooManyRequests, or Conflict (what it replaces has
     gone), and then it is as it was.
 
     Uploads that grow could each have a part of what is left, so that none can end. So the
-    one that began last gives way: it is refused, and the others may try again (Crowded).
+    one that began last gives way: it is refused, and the others may try again (MustYield).
     """
     there = reservations.get(txn, wanted.id)
     before = there or Reservation(wanted.id, "", "")
@@ -289,7 +289,7 @@ def _check_alone(txn: Txn, wanted: Reservation) -> None:
 
 
 def _uncredit(txn: Txn, names: str) -> None:
-    """What these uploads were to replace is gone."""
+    """The files that these uploads were to replace are gone."""
     for row in list(reservations.by(txn, "replacing", names)):
         changed = replace(row, bytes=row.bytes + row.credit, replaces=GONE, credit=0)
         reservations.put(txn, changed)
@@ -297,32 +297,32 @@ def _uncredit(txn: Txn, names: str) -> None:
 
 
 def _check_last(txn: Txn, wanted: Reservation, story: str) -> None:
-    """Raises Crowded if another of the user's that grows began later."""
+    """Raises MustYield if another of the user's that grows began later."""
     for row in reservations.by(txn, "user", wanted.user_id):
         began_later = (row.began_ns, row.id) > (wanted.began_ns, wanted.id)
         if row.is_growing and row.bytes and began_later:
-            raise Crowded(story)
+            raise MustYield(story)
 
 
 def release(txn: Txn, reservation_id: str) -> None:
-    """It is over, and changed nothing, or what it changed is entered."""
+    """End a reservation that changed nothing, or whose change is recorded."""
     row = reservations.delete(txn, reservation_id)
     if row is not None:
         _add(txn, -row.files, -row.bytes, "r", row.user_id)
 
 
-def settle(
+def record(
     txn: Txn,
     reservation_id: str,
     space_id: str,
     changes: Iterable[Change],
     is_there: Callable[[], bool],
 ) -> None:
-    """Enter what the file system has done, and end the reservation.
+    """Record what the file system has done, and end the reservation.
 
-    ``is_there``: whether the storage namespace is not deleted. Asked here, since whoever
-    deletes it first says so and then calls :func:`drop_space`: what is entered before that
-    is dropped with the rest, what comes later is not entered.
+    ``is_there``: whether the storage namespace is not deleted. It is called in this
+    transaction, since a deletion is committed before it calls :func:`drop_space`: a change
+    recorded before that is dropped with the rest, a later one is not recorded.
     """
     release(txn, reservation_id)
     if not is_there():
@@ -340,15 +340,15 @@ def settle(
             touches.put(txn, Touch(id_, change.inode, change.owner, change.bytes, change.came))
 
 
-def lose(txn: Txn, reservation_id: str) -> None:
-    """Nobody can say whether it was carried out."""
+def mark_lost(txn: Txn, reservation_id: str) -> None:
+    """The outcome of the reservation is not known."""
     row = reservations.get(txn, reservation_id)
     if row is not None:
         reservations.put(txn, replace(row, is_lost=True))
 
 
 def end_process(txn: Txn, process: str) -> None:
-    """What a process that died had under way: only what was publishing may have happened."""
+    """End the reservations of a process that died: only publishing ones may have had effect."""
     for row in list(reservations.scan(txn, prefix=f"{process}.")):
         if row.is_publishing:
             reservations.put(txn, replace(row, is_lost=True))
@@ -359,13 +359,13 @@ def end_process(txn: Txn, process: str) -> None:
 # --- the trash -----------------------------------------------------------------------------
 
 
-def throw_away(txn: Txn, thrown: Trash, limits: Limits, now: float) -> bool:
-    """Whether that fits into the trash of its user, beside what is there ``now``; then it is
-    entered. What is nobody's fits."""
-    user_id = thrown.id.partition("/")[0]
+def add_to_trash(txn: Txn, deleted: Trash, limits: Limits, now: float) -> bool:
+    """Add it if it fits into the trash of its user, beside what is there ``now``; whether it
+    did. A file without an owner fits."""
+    user_id = deleted.id.partition("/")[0]
     if not user_id:
         return True
-    files, length = thrown.files, thrown.bytes
+    files, length = deleted.files, deleted.bytes
     for row in list(trash.scan(txn, prefix=f"{user_id}/")):
         if int(row.id.partition("/")[2]) <= now:
             trash.delete(txn, row.id)
@@ -373,68 +373,68 @@ def throw_away(txn: Txn, thrown: Trash, limits: Limits, now: float) -> bool:
             files, length = files + row.files, length + row.bytes
     if files > limits.files or length > limits.bytes:
         return False
-    _add_trash(txn, thrown, 1)
+    _add_trash(txn, deleted, 1)
     return True
 
 
-def take_back(txn: Txn, thrown: Trash) -> None:
-    """It was not deleted."""
-    if trash.get(txn, thrown.id) is not None:
-        _add_trash(txn, thrown, -1)
+def remove_from_trash(txn: Txn, deleted: Trash) -> None:
+    """Undo :func:`add_to_trash`: it was not deleted."""
+    if trash.get(txn, deleted.id) is not None:
+        _add_trash(txn, deleted, -1)
 
 
-def _add_trash(txn: Txn, thrown: Trash, sign: int) -> None:
-    row = trash.get(txn, thrown.id) or Trash(thrown.id)
-    files, length = row.files + sign * thrown.files, row.bytes + sign * thrown.bytes
+def _add_trash(txn: Txn, deleted: Trash, sign: int) -> None:
+    row = trash.get(txn, deleted.id) or Trash(deleted.id)
+    files, length = row.files + sign * deleted.files, row.bytes + sign * deleted.bytes
     trash.put(txn, replace(row, files=files, bytes=length))
 
 
 # --- storage namespaces -----------------------------------------------------------------
 
 
-def know_space(txn: Txn, space_id: str, *, is_counted: bool) -> None:
-    """It exists. One that was just made is counted: it has nothing."""
+def add_space(txn: Txn, space_id: str, *, is_counted: bool) -> None:
+    """Add a storage namespace. ``is_counted``: it is new and has no files."""
     if states.get(txn, space_id) is None:
-        doubts = 0 if is_counted else 1
-        states.put(txn, State(space_id, doubts, is_uncounted=not is_counted))
+        recounts_due = 0 if is_counted else 1
+        states.put(txn, State(space_id, recounts_due, is_uncounted=not is_counted))
 
 
-def doubt(txn: Txn, space_id: str) -> None:
-    """Something was changed there and could not be entered."""
+def require_recount(txn: Txn, space_id: str) -> None:
+    """A change in the storage namespace could not be recorded."""
     row = states.get(txn, space_id)
     if row is not None:
-        states.put(txn, replace(row, doubts=row.doubts + 1))
+        states.put(txn, replace(row, recounts_due=row.recounts_due + 1))
 
 
-def throw_away_space(
+def trash_space(
     txn: Txn, space_id: str, limits_of: Callable[[str], Limits], now: float, seconds: float
 ) -> bool:
-    """As :func:`drop_space`; and whether the trash of all who had files in it has room for them,
-    for so many ``seconds``. Asked again, it says the same, until :func:`forget_purge`."""
+    """As :func:`drop_space`. Returns whether the trash of each owner has room for his files for
+    ``seconds``; called again it returns the same, until :func:`forget_purge`."""
     purge = Count(f"p/{space_id}", 1)
     if counts.get(txn, purge.name) is None:
         going: list[Trash] = []
         for row in list(counts.scan(txn, prefix=f"o/{space_id}/")):
             owner = row.name.split("/", 2)[2]
             theirs = Trash.of(owner, max(0, row.files), max(0, row.bytes), now, seconds)
-            if not throw_away(txn, theirs, limits_of(owner), now):
+            if not add_to_trash(txn, theirs, limits_of(owner), now):
                 counts.put(txn, purge)
                 break
             going.append(theirs)
         if counts.get(txn, purge.name) is not None:
             for theirs in going:
-                take_back(txn, theirs)
+                remove_from_trash(txn, theirs)
     drop_space(txn, space_id)
     return counts.get(txn, purge.name) is None
 
 
 def forget_purge(txn: Txn, space_id: str) -> None:
-    """It is deleted."""
+    """The storage namespace is deleted from the file system."""
     counts.delete(txn, f"p/{space_id}")
 
 
 def drop_space(txn: Txn, space_id: str) -> None:
-    """It was deleted, with all that was in it."""
+    """Remove the counts of a storage namespace that was deleted with all of its files."""
     _uncredit(txn, space_id)
     for row in list(counts.scan(txn, prefix=f"o/{space_id}/")):
         _add_files(txn, space_id, row.name.split("/", 2)[2], -row.files, -row.bytes)
@@ -444,14 +444,14 @@ def drop_space(txn: Txn, space_id: str) -> None:
         _forget_floors(txn)
 
 
-def doubtful(txn: Txn) -> list[str]:
+def due(txn: Txn) -> list[str]:
     """Storage namespaces that have to be counted."""
     found = {row.space_id for row in reservations.by(txn, "lost", "yes")}
     return sorted(found | {row.space_id for row in states.by(txn, "doubtful", "yes")})
 
 
-def know_floors(txn: Txn, floors: Iterable[Floor]) -> None:
-    """After a boot: nobody has less than that, until all is counted."""
+def add_floors(txn: Txn, floors: Iterable[Floor]) -> None:
+    """After a boot: until all is counted, users count as having at least ``floors``."""
     for floor in floors:
         counts.put(txn, Count(f"f/{floor.user_id}", floor.files, floor.bytes))
 
@@ -462,7 +462,7 @@ def is_uncounted(txn: Txn) -> bool:
 
 
 def _forget_floors(txn: Txn) -> None:
-    """Once everything is counted, that is what users have."""
+    """Remove the floors once everything is counted."""
     if not is_uncounted(txn):
         for row in list(counts.scan(txn, prefix="f/")):
             counts.delete(txn, row.name)
@@ -473,39 +473,39 @@ def _forget_floors(txn: Txn) -> None:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a recount that begins now will have answered when it ends."""
+    """The reasons for a recount that one answers which begins now."""
 
-    doubts: int
+    recounts_due: int
     #: Reservations that were lost.
     lost: list[str]
 
 
 def forget_walks(txn: Txn) -> None:
-    """Whoever was recounting died."""
+    """End the recounts of a process that died."""
     for row in list(states.by(txn, "walked", "yes")):
         states.put(txn, replace(row, is_walked=False))
         _forget_touches(txn, row.space_id)
 
 
 def begin_recount(txn: Txn, space_id: str) -> Begun:
-    """From here on what comes and goes is noted."""
-    know_space(txn, space_id, is_counted=False)
+    """From here on each change leaves a touch."""
+    add_space(txn, space_id, is_counted=False)
     state = states.get(txn, space_id)
     assert state is not None
     states.put(txn, replace(state, is_walked=True))
     lost = [row.id for row in reservations.by(txn, "lost", "yes") if row.space_id == space_id]
-    return Begun(state.doubts, lost)
+    return Begun(state.recounts_due, lost)
 
 
 def publishing(txn: Txn, space_id: str) -> set[str]:
-    """What is being done there, by processes that live."""
+    """Reservations there that are publishing, of live processes."""
     return {row.id for row in reservations.by(txn, "publishing", space_id) if not row.is_lost}
 
 
 def end_recount(
     txn: Txn, space_id: str, begun: Begun, tally: Tally, is_there: Callable[[], bool]
 ) -> None:
-    """Take over what was counted."""
+    """Replace the counts by the result of the recount."""
     for id_ in begun.lost:
         release(txn, id_)
     state = states.get(txn, space_id)
@@ -527,7 +527,7 @@ def end_recount(
         _add_files(txn, space_id, owner, files - row.files, length - row.bytes)
     for owner, (files, length) in found.items():
         _add_files(txn, space_id, owner, files, length)
-    states.put(txn, State(space_id, state.doubts - begun.doubts))
+    states.put(txn, State(space_id, state.recounts_due - begun.recounts_due))
     if state.is_uncounted:
         _forget_floors(txn)
 

@@ -1,8 +1,8 @@
 """Files as the quotas see them, and counting them: see :mod:`control.quota`.
 
-A storage namespace is counted when something happened in it of which nobody knows the
-outcome, when the machine was booted, and when an administrator asks for it. One process of
-the machine at a time does that, one storage namespace after the other, while files come and
+A storage namespace is counted when the outcome of a change in it is not known, when the
+machine was booted, and when an administrator asks for it. One process of the machine at a
+time does that, one storage namespace after the other, while files come and
 go in it.
 """
 
@@ -39,7 +39,7 @@ from gfs.errors import (
 
 log = logging.getLogger(__name__)
 
-#: After these the file system has changed nothing. After any other failure nobody knows.
+#: After these the file system has changed nothing. After any other failure it may have.
 REFUSALS = (
     *(AlreadyExists, DirectoryNotEmpty, FileChanged, IsADirectory, NotADirectory, NotFound),
     *(InvalidArgument, InvalidName, ChunkUnavailable, DiskFull, NotEnoughChunkservers),
@@ -90,9 +90,10 @@ class Recounts:
         self._records = records
         self._ledger = ledger
 
-    async def know_all(self) -> None:
-        """Have every storage namespace counted that this boot's store does not know. If it knows
-        none, the machine was booted just now: then nobody has less than was remembered."""
+    async def schedule_unknown(self) -> None:
+        """Schedule a recount of each storage namespace that this boot's store does not have. If
+        it has none, the machine was just booted: then the saved floors apply until all is
+        counted."""
         with self._ledger.read() as txn:
             known = {state.space_id for state in usage.states.scan(txn)}
         missing = [space.id for space in self._spaces() if space.id not in known]
@@ -101,19 +102,19 @@ class Recounts:
 
         def know(txn: Txn) -> None:
             if missing and not usage.states.count(txn):
-                usage.know_floors(txn, remembered)
+                usage.add_floors(txn, remembered)
             for space_id in missing:
-                usage.know_space(txn, space_id, is_counted=False)
+                usage.add_space(txn, space_id, is_counted=False)
 
         await self._ledger.records.write(know)
 
-    async def count_doubtful(self, fs: Client) -> None:
-        """Count what is in doubt, unless another process is at it."""
+    async def count_due(self, fs: Client) -> None:
+        """Count the storage namespaces that are due, unless another process does."""
         with self._ledger.read() as txn:
-            doubtful = usage.doubtful(txn)
-        if doubtful and self._ledger.recounting.take():
+            due = usage.due(txn)
+        if due and self._ledger.recounting.take():
             try:
-                await self.count(fs, doubtful)
+                await self.count(fs, due)
             finally:
                 self._ledger.recounting.close()
 
@@ -144,26 +145,26 @@ class Recounts:
         if space is not None:
             await self._walk(fs, space, tally)
         if not await self._published(space_id):
-            raise Busy("uploads into it do not end")
+            raise Busy("uploads into it are still under way")
         exists = partial(self._exists, space)
         await write(
             partial(usage.end_recount, space_id=space_id, begun=begun, tally=tally, is_there=exists)
         )
 
-    async def remember(self) -> None:
-        """Write down what users have, for the time after the next boot, unless another process
-        is at it or counts."""
+    async def save_floors(self) -> None:
+        """Save what users have, for the time after the next boot, unless another process
+        saves or counts."""
         if not self._ledger.recounting.take():
             return
         try:
             after: str | None = ""
             while after is not None:
-                after = await self._remember_some(after)
+                after = await self._save_some(after)
         finally:
             self._ledger.recounting.close()
 
-    async def _remember_some(self, after: str) -> str | None:
-        """Of users above ``after``. The last one, or None: all were looked at."""
+    async def _save_some(self, after: str) -> str | None:
+        """Save a page of users after ``after``. Returns the last one; None: there are no more."""
         with self._ledger.read() as counted, self._records.read() as txn:
             if usage.is_uncounted(counted):
                 return None
@@ -189,7 +190,7 @@ class Recounts:
         return some[-1] if len(some) == PAGE_ROWS else None
 
     async def _walk(self, fs: Client, space: Space, tally: Tally) -> None:
-        """And take away empty folders: what made them so was killed before it could."""
+        """Count the files, and remove empty folders that a killed deletion left."""
         empty: set[str] = set()
         try:
             async for entry in fs.walk(space.directory):
@@ -204,13 +205,13 @@ class Recounts:
             await prune(fs, space.directory, path.removeprefix(f"{space.directory}/"))
 
     async def _published(self, space_id: str) -> bool:
-        """Wait for what was publishing there when the walk ended."""
+        """Wait for the reservations that were publishing when the walk ended."""
         with self._ledger.read() as txn:
             left = usage.publishing(txn, space_id)
         with trio.move_on_after(PUBLISHING_SECONDS):
             while left:
                 await trio.sleep(POLL_SECONDS)
-                await self._ledger.tidy()
+                await self._ledger.clear_dead()
                 with self._ledger.read() as txn:
                     left &= usage.publishing(txn, space_id)
         return not left

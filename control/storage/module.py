@@ -132,7 +132,7 @@ class Storage(Module):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.spaces.make_default()
         recounts = Recounts(self.control.records, self.control.ledger)
-        await recounts.know_all()
+        await recounts.schedule_unknown()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.cluster.hold)
             nursery.start_soon(self.transfers.run)
@@ -154,12 +154,12 @@ class Storage(Module):
         remember_at = trio.current_time() + FLOOR_SECONDS
         while True:
             try:
-                await self.control.ledger.tidy()
-                await recounts.count_doubtful(self.cluster.fs)
+                await self.control.ledger.clear_dead()
+                await recounts.count_due(self.cluster.fs)
                 counted.set()
                 if trio.current_time() >= remember_at:
                     remember_at = trio.current_time() + FLOOR_SECONDS
-                    await recounts.remember()
+                    await recounts.save_floors()
             except RecordsFailed:
                 raise  # and with it this process ends
             except (GfsError, ApiError, OSError) as error:
@@ -508,7 +508,7 @@ class Storage(Module):
                 with trio.move_on_after(PRUNE_SECONDS):
                     await prune(fs, space.directory, path.rpartition("/")[0])
                 exists = partial(self.spaces.still_exists, space)
-                await claim.settle([change_of(entry, came=False)], exists)
+                await claim.record([change_of(entry, came=False)], exists)
 
     def _readable(self, call: Call, name: str) -> Space:
         space = self.spaces.get(name)

@@ -13,7 +13,7 @@ missing                     there             never deleted, only logged
 ==========================  ================  =====================================
 
 The last is nobody's, as far as this code can know: it may belong to records that
-were restored from an older copy, and files are not thrown away on a guess.
+were restored from an older copy, and files are not deleted away on a guess.
 
 An upload names the directory as the one that must be there, so one that races
 with a deletion fails, and cannot bring it back.
@@ -39,7 +39,7 @@ from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_t
 from control.quota import limits_of
 from control.quota.ledger import boot_seconds
 from control.quota.limits import check_quota
-from control.quota.usage import count, forget_purge, know_space, throw_away_space
+from control.quota.usage import add_space, count, forget_purge, trash_space
 from control.records import Records, RecordsFailed, Taken, Txn
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
@@ -204,7 +204,7 @@ class Spaces:
     async def _know(self, space: Space) -> None:
         """There is nothing in it yet."""
         await self._control.ledger.records.write(
-            partial(know_space, space_id=space.id, is_counted=True)
+            partial(add_space, space_id=space.id, is_counted=True)
         )
 
     async def _finish_deletion(self, space: Space) -> None:
@@ -212,7 +212,7 @@ class Spaces:
         ledger = self._control.ledger.records
         is_kept = await ledger.write(
             partial(
-                throw_away_space,
+                trash_space,
                 space_id=space.id,
                 limits_of=self._control.limits_of,
                 now=boot_seconds(),

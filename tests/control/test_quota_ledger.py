@@ -34,12 +34,12 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 async def know(ledger: Ledger, space_id: str = "s") -> None:
-    await ledger.records.write(partial(usage.know_space, space_id=space_id, is_counted=True))
+    await ledger.records.write(partial(usage.add_space, space_id=space_id, is_counted=True))
 
 
 def doubtful(ledger: Ledger) -> list[str]:
     with ledger.read() as txn:
-        return usage.doubtful(txn)
+        return usage.due(txn)
 
 
 def reserved(ledger: Ledger) -> list[str]:
@@ -50,7 +50,7 @@ def reserved(ledger: Ledger) -> list[str]:
 async def upload(ledger: Ledger, inode: int, length: int, limits: Limits = LIMITS) -> None:
     async with ledger.claim("ada", "s") as claim:
         await claim.publish(1, length, limits)
-        await claim.settle([Change(inode, "ada", length, came=True)], lambda: True)
+        await claim.record([Change(inode, "ada", length, came=True)], lambda: True)
 
 
 # --- no room in the store -----------------------------------------------------------------
@@ -73,14 +73,14 @@ async def test_uploads_leave_room_for_deletions(ledger: Ledger) -> None:
         async with ledger.claim(f"user-{number}-{'x' * 400}", "s") as claim:
             await claim.publish(1, 1, MANY)
             owner = f"user-{number}-{'x' * 400}"
-            await claim.settle([Change(number, owner, 1, came=True)], lambda: True)
+            await claim.record([Change(number, owner, 1, came=True)], lambda: True)
 
     await fill(one)
     for number in range(50):
         async with ledger.claim("", "s") as claim:
             assert await claim.publish_deletion("ada", 1, LIMITS, HOUR) is (number < 4)
             assert len(reserved(ledger)) == 1
-            await claim.settle([Change(number, "ada", 1, came=False)], lambda: True)
+            await claim.record([Change(number, "ada", 1, came=False)], lambda: True)
     assert doubtful(ledger) == reserved(ledger) == []
     # And much more than that.
     assert await fill_up(ledger) > 200
@@ -98,7 +98,7 @@ async def fill_up(ledger: Ledger) -> int:
 async def test_a_deletion_that_cannot_be_written_down_is_found_out(
     ledger: Ledger, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control.quota.ledger.SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr("control.quota.ledger.RECORD_SECONDS", 1.0)
     await know(ledger)
     await fill_up(ledger)
     claim = Claim(ledger, f"{ledger.process}.1", "", "s")
@@ -106,19 +106,19 @@ async def test_a_deletion_that_cannot_be_written_down_is_found_out(
     if end == "refused":
         claim.refused()
     if end == "heard":
-        await claim.settle([Change(1, "ada", 1, came=False)], lambda: True)
+        await claim.record([Change(1, "ada", 1, came=False)], lambda: True)
     if end != "killed":
         await claim.end()
     # With a larger map, another process finds what is to be counted.
     ledger.close()
     other = Ledger.open(tmp_path / "usage", map_bytes=2 * MAP_BYTES)
     try:
-        await other.tidy()
+        await other.clear_dead()
         # What was heard had room: it needs less than to be written down before.
         assert doubtful(other) == (["s"] if end in ("killed", "not heard") else [])
         assert list(other._marks.iterdir()) == []
         await other.records.write(lambda txn: usage.end_recount(txn, "s", begun(txn), Tally(), yes))
-        await other.tidy()
+        await other.clear_dead()
         assert doubtful(other) == []
     finally:
         other.close()
@@ -150,10 +150,10 @@ async def test_what_could_not_be_ended_is_ended_later(
             claim.refused()
         monkeypatch.setattr(ledger.records, "write", no_answer)
     with pytest.raises(RecordsBusy):
-        await ledger.tidy()
+        await ledger.clear_dead()
     monkeypatch.undo()
     assert len(reserved(ledger)) == 1
-    await ledger.tidy()
+    await ledger.clear_dead()
     assert doubtful(ledger) == expected
     assert len(reserved(ledger)) == len(expected)
 
@@ -165,11 +165,11 @@ async def test_what_was_done_and_not_entered_is_counted(
     async with ledger.claim("ada", "s") as claim:
         await claim.publish(1, 10, LIMITS)
         monkeypatch.setattr(ledger.records, "write", no_answer)
-        await claim.settle([Change(1, "ada", 10, came=True)], yes)
+        await claim.record([Change(1, "ada", 10, came=True)], yes)
     with pytest.raises(RecordsBusy):
-        await ledger.tidy()
+        await ledger.clear_dead()
     monkeypatch.undo()
-    await ledger.tidy()
+    await ledger.clear_dead()
     assert doubtful(ledger) == ["s"]
     tally = Tally()
     tally.add(1, "ada", 10)
@@ -196,25 +196,25 @@ async def test_until_all_is_counted_after_a_boot_nobody_has_less_than_before(
 
     booted = Ledger.open(tmp_path / "before", map_bytes=MIB)
     recounts = Recounts(records, booted)
-    await recounts.know_all()
+    await recounts.schedule_unknown()
     for name in ("s", "other"):
         await count_empty(booted, name)
     await upload(booted, 1, 60)
-    await recounts.remember()
+    await recounts.save_floors()
     booted.close()
 
     booted = Ledger.open(tmp_path / "after", map_bytes=MIB)
     recounts = Recounts(records, booted)
-    await recounts.know_all()
-    await recounts.know_all()
+    await recounts.schedule_unknown()
+    await recounts.schedule_unknown()
     with pytest.raises(QuotaReached, match="60 are used"):
         await upload(booted, 2, 50)
     # What is known now is not written down for the next time.
-    await recounts.remember()
+    await recounts.save_floors()
     await upload(booted, 2, 30)
     async with booted.claim("", "s") as claim:
         await claim.publish_deletion("ada", 60, LIMITS, HOUR)
-        await claim.settle([Change(1, "ada", 60, came=False)], yes)
+        await claim.record([Change(1, "ada", 60, came=False)], yes)
     await upload(booted, 3, 60)
     await count_empty(booted, "other")
     with pytest.raises(QuotaReached, match="90 are used"):
@@ -243,7 +243,7 @@ async def delete(ledger: Ledger, length: int, *, is_refused: bool = False) -> bo
         if is_refused:
             claim.refused()
         else:
-            await claim.settle([], yes)
+            await claim.record([], yes)
     return is_kept
 
 
@@ -276,18 +276,18 @@ def test_what_is_in_the_trash_takes_few_rows() -> None:
 async def test_a_storage_namespace_goes_to_the_trash_as_one_or_not_at_all(ledger: Ledger) -> None:
     def decide(txn: Txn) -> None:
         for space_id, lengths in (("s", {"ada": 60, "bob": 60}), ("t", {"ada": 40, "bob": 60})):
-            usage.know_space(txn, space_id, is_counted=True)
+            usage.add_space(txn, space_id, is_counted=True)
             changes = [Change(len(o), o, n, came=True) for o, n in lengths.items()]
-            usage.settle(txn, "p.1", space_id, changes, yes)
+            usage.record(txn, "p.1", space_id, changes, yes)
 
         def throw(space_id: str) -> bool:
-            return usage.throw_away_space(txn, space_id, lambda _: LIMITS, 0, HOUR)
+            return usage.trash_space(txn, space_id, lambda _: LIMITS, 0, HOUR)
 
         assert throw("s")
         # Bob's has no room, so that nothing of it counts for Ada; asked again, it is so still.
         assert [throw("t"), throw("t")] == [False, False]
         usage.forget_purge(txn, "t")
-        assert usage.throw_away(txn, Trash.of("ada", 1, 40, 0, HOUR), LIMITS, 0)
+        assert usage.add_to_trash(txn, Trash.of("ada", 1, 40, 0, HOUR), LIMITS, 0)
         assert list(usage.counts.scan(txn)) == []
 
     await ledger.records.write(decide)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from control.errors import ApiError, Conflict, QuotaReached, TooLarge, TooManyRequests
 from control.quota import Change, Ledger, Limits, Tally, usage
-from control.quota.usage import USAGE, Begun, Crowded, Reservation
+from control.quota.usage import USAGE, Begun, MustYield, Reservation
 from control.records import Records, Txn
 from gfs.errors import DiskFull
 
@@ -106,7 +106,7 @@ class Accounting:
     def _make_space(self) -> None:
         space = Space(f"{next(self.numbers):08x}")
         self.spaces.append(space)
-        self.write(lambda txn: usage.know_space(txn, space.id, is_counted=True))
+        self.write(lambda txn: usage.add_space(txn, space.id, is_counted=True))
 
     def truth(self, user: str) -> tuple[int, int]:
         found = [
@@ -178,7 +178,7 @@ class Accounting:
         else:
             changes, space = act.changes, act.space
             self.write(
-                lambda txn: usage.settle(
+                lambda txn: usage.record(
                     txn, act.row.id, space.id, changes, lambda: not space.is_deleted
                 )
             )
@@ -206,7 +206,7 @@ class Accounting:
         act = self.rng.choice(self.acts)
         if act.is_publishing and self.rng.random() < 0.5 and act.changes is None:
             self._carry_out(act)
-        self._end(act, usage.lose if act.is_publishing else usage.release)
+        self._end(act, usage.mark_lost if act.is_publishing else usage.release)
 
     def _end(self, act: Act, end: Callable[[Txn, str], None]) -> None:
         self.write(lambda txn: end(txn, act.row.id))
@@ -218,7 +218,7 @@ class Accounting:
             if not (act.owner or act.is_publishing):
                 self._carry_out(act)
                 self.acts.remove(act)
-                self.write(lambda txn, act=act: usage.doubt(txn, act.space.id))  # type: ignore[misc]
+                self.write(lambda txn, act=act: usage.require_recount(txn, act.space.id))  # type: ignore[misc]
                 return
 
     def kill(self) -> None:
@@ -247,7 +247,7 @@ class Accounting:
 
     def _doubtful(self) -> list[str]:
         with self.records.read() as txn:
-            return usage.doubtful(txn)
+            return usage.due(txn)
 
     def begin_recount(self) -> None:
         if self.walk is None:
@@ -346,11 +346,11 @@ async def test_of_uploads_that_grow_the_last_gives_way(records: Records) -> None
 
     await reserve(growing(1, 45))
     await reserve(growing(2, 45))
-    with pytest.raises(Crowded):
+    with pytest.raises(MustYield):
         await reserve(growing(1, 60))
     with pytest.raises(QuotaReached) as refused:
         await reserve(growing(2, 60))
-    assert not isinstance(refused.value, Crowded)
+    assert not isinstance(refused.value, MustYield)
     # It would not help if the others gave way.
     with pytest.raises(TooLarge):
         await reserve(growing(1, 101))
@@ -359,7 +359,7 @@ async def test_of_uploads_that_grow_the_last_gives_way(records: Records) -> None
 
 
 def _deleted(txn: Txn) -> None:
-    usage.settle(txn, "p.9", "s", [Change(7, "ada", 90, came=False)], lambda: True)
+    usage.record(txn, "p.9", "s", [Change(7, "ada", 90, came=False)], lambda: True)
 
 
 def _deleted_with_its_namespace(txn: Txn) -> None:
@@ -377,8 +377,8 @@ async def test_what_was_to_replace_a_file_that_has_gone_needs_room_of_its_own(
     records: Records, go: Callable[[Txn], None]
 ) -> None:
     def decide(txn: Txn) -> None:
-        usage.know_space(txn, "s", is_counted=True)
-        usage.settle(txn, "p.1", "s", [Change(7, "ada", 90, came=True)], lambda: True)
+        usage.add_space(txn, "s", is_counted=True)
+        usage.record(txn, "p.1", "s", [Change(7, "ada", 90, came=True)], lambda: True)
         upload = Reservation("p.2", "ada", "s", 0, 5, replaces=7, credit=90)
         usage.reserve(txn, upload, LIMITS)
         go(txn)
@@ -409,13 +409,13 @@ async def test_uploads_at_once_of_one_user_are_bounded(records: Records) -> None
 
 async def test_a_doubt_during_a_recount_is_another_one(records: Records) -> None:
     def decide(txn: Txn) -> None:
-        usage.know_space(txn, "s", is_counted=False)
+        usage.add_space(txn, "s", is_counted=False)
         begun = usage.begin_recount(txn, "s")
-        usage.doubt(txn, "s")
+        usage.require_recount(txn, "s")
         usage.end_recount(txn, "s", begun, Tally(), lambda: True)
-        assert usage.doubtful(txn) == ["s"]
+        assert usage.due(txn) == ["s"]
         usage.end_recount(txn, "s", usage.begin_recount(txn, "s"), Tally(), lambda: True)
-        assert usage.doubtful(txn) == []
+        assert usage.due(txn) == []
 
     await records.write(decide)
 
@@ -432,16 +432,16 @@ async def test_what_cannot_be_entered_is_counted_later(
 
     def look() -> tuple[list[str], int]:
         with ledger.read() as txn:
-            return usage.doubtful(txn), usage.count(txn, "r", "ada").bytes
+            return usage.due(txn), usage.count(txn, "r", "ada").bytes
 
-    await ledger.records.write(lambda txn: usage.know_space(txn, "s", is_counted=True))
+    await ledger.records.write(lambda txn: usage.add_space(txn, "s", is_counted=True))
     async with ledger.claim("ada", "s") as claim:
         await claim.publish(1, 10, LIMITS)
         with monkeypatch.context() as patch:
             patch.setattr(ledger.records, "write", full)
-            await claim.settle([file], lambda: True)
+            await claim.record([file], lambda: True)
     assert look() == ([], 10)
-    await ledger.tidy()
+    await ledger.clear_dead()
     # Its room stays reserved until it is counted.
     assert look() == (["s"], 10)
     begun = await ledger.records.write(lambda txn: usage.begin_recount(txn, "s"))
@@ -459,18 +459,18 @@ async def test_what_a_dead_process_reserved_is_free_unless_it_was_publishing(
     # Of one process no two can open the file; that it is locked is what counts.
     dying = Ledger(alive.recounting.path.parent, alive.records, 2**24)
     dying._begin()
-    await alive.records.write(lambda txn: usage.know_space(txn, "s", is_counted=True))
+    await alive.records.write(lambda txn: usage.add_space(txn, "s", is_counted=True))
     for number, is_publishing in enumerate((False, True)):
         row = Reservation(f"{dying.process}.{number}", "ada", "s", 1, 10, is_publishing)
         await dying.records.write(lambda txn, row=row: usage.reserve(txn, row, LIMITS))
 
     def look() -> tuple[list[str], int]:
         with alive.read() as txn:
-            return usage.doubtful(txn), usage.count(txn, "r", "ada").bytes
+            return usage.due(txn), usage.count(txn, "r", "ada").bytes
 
-    await alive.tidy()
+    await alive.clear_dead()
     assert look() == ([], 20)
     dying._life.close()
-    await alive.tidy()
+    await alive.clear_dead()
     assert look() == (["s"], 10)
     alive.close()

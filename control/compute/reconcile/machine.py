@@ -147,7 +147,7 @@ def run_again(row: Container) -> Container:
 
 
 def has_drifted(row: Container, sighting: Sighting | None) -> bool:
-    """Whether what the backend was told last is not what is there. To be asked when
+    """Whether what is there differs from what was last asked of the backend. To be asked when
     nothing is under way: what is seen lags a little behind what was done."""
     if row.applied < row.revision or row.wanted == "deleted":
         return False

@@ -291,7 +291,7 @@ class Upload:
             changes = [change_of(file.entry, came=True)]
             if file.replaced is not None:
                 changes.append(change_of(file.replaced, came=False))
-            await claim.settle(changes, partial(self._spaces.still_exists, space))
+            await claim.record(changes, partial(self._spaces.still_exists, space))
 
     def _check_size(self) -> None:
         moved = self._transfer.bytes
