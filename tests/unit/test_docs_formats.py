@@ -241,12 +241,14 @@ def test_the_redo_record_is_laid_out_as_the_page_says() -> None:
 
 
 def test_a_mark_is_laid_out_as_the_page_says() -> None:
-    [mark] = layouts(section("Marks"))
+    [mark] = layouts(section("Write-intent records"))
     size = marks._MARK.size
     assert mark == [*field_layout(marks._MARK.format), (size, marks.MARK_BYTES - size)]
-    assert f"; {marks.NO_BOOT}: not known |" in section("Marks")
-    assert f"{CHUNK_BYTES}: not known" in section("Marks")
-    assert f"; {marks.LACKING}: the replica is *lacking* |" in section("Marks")
+    assert f"; {marks.NO_BOOT}: not known |" in section("Write-intent records")
+    assert f"{CHUNK_BYTES}: not known" in section("Write-intent records")
+    assert f"; {marks.LACKING}: the replica is *lacking* a write |" in section(
+        "Write-intent records"
+    )
 
 
 def test_rows_are_laid_out_as_the_page_says() -> None:
