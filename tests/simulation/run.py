@@ -134,7 +134,7 @@ class _Run:
         self.record = record = Record(cluster.trace, ancestry)
         quiet = _Telling(record) if self.verbose else _Quiet()
         moves = _Events("gfs.master.replicas.collector", "replica_moved")
-        doubts = _Events("gfs.chunkserver.replicas.store", "notes_damaged")
+        doubts = _Events("gfs.chunkserver.disks.loading", "notes_damaged")
         with quiet, moves, doubts, told_of_appends(record), self._scratch():
             async with cluster:
                 mount_disks(cluster, plan)

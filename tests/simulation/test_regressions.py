@@ -13,7 +13,7 @@ from gfs.chunkserver.copies import copy_on_write as copying
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.client import connect
 from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.master.replicas import servers

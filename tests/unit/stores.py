@@ -11,7 +11,7 @@ def new_disk(store: ChunkStore, path: str) -> Disk:
     """A disk that can be used, and was not read yet."""
     store.world.files.make_directories(path)
     store.world.files.sync_directory("/")
-    disk = store.new_disk(path)
+    disk = store.disks.new(path)
     disk.open()
     return disk
 

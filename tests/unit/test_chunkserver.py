@@ -76,8 +76,8 @@ async def node_in(*directories: Path, **settings: object) -> Node:
 
 
 def make_chunk(node: Node, handle: int, version: int, data: bytes, disk: int = 0) -> Path:
-    path = node.store.disks[disk].chunk_path(handle)
-    journal = node.store.disks[disk].journal
+    path = node.store.disks.used[disk].chunk_path(handle)
+    journal = node.store.disks.used[disk].journal
     chunk = ChunkFile.create(node.world.files, path, handle, version, journal)
     chunk.write(0, data, packet_sums(0, data))
     chunk.commit()
@@ -88,7 +88,7 @@ def make_chunk(node: Node, handle: int, version: int, data: bytes, disk: int = 0
 async def reopened(node: Node) -> Node:
     """As after a restart."""
     await node.close()
-    return await node_in(*(Path(disk.path) for disk in node.store.disks.values()))
+    return await node_in(*(Path(disk.path) for disk in node.store.disks.used.values()))
 
 
 async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> N
     assert (record.cluster, record.sequence) == ("c", 7)
     assert record.incarnation > first.server.record.incarnation
     # And it is known which disks it had: one that was added goes on being used.
-    assert {disk.path for disk in again.store.disks.values()} == {
+    assert {disk.path for disk in again.store.disks.used.values()} == {
         str(tmp_path / name) for name in ("a", "b", "new")
     }
     await again.close()
@@ -115,7 +115,7 @@ async def test_what_became_of_a_disk_is_known_though_its_own_record_is_older(
     """Only the other disk took the change; the first of several equal records would win."""
     directories = tmp_path / "a", tmp_path / "b"
     node = await node_in(*directories)
-    disk = node.store.disks[0]
+    disk = node.store.disks.used[0]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.disks.run, [])
         if what == "failed":
@@ -128,7 +128,7 @@ async def test_what_became_of_a_disk_is_known_though_its_own_record_is_older(
         nursery.cancel_scope.cancel()
     await node.close()
     node = await node_in(*directories)
-    doubts = {Path(each.path).name: each.is_doubted for each in node.store.disks.values()}
+    doubts = {Path(each.path).name: each.is_doubted for each in node.store.disks.used.values()}
     assert doubts == ({"a": True, "b": False} if what == "failed" else {"b": False})
     await node.close()
 
@@ -168,7 +168,7 @@ async def test_a_mount_that_goes_while_its_disk_is_opened_is_missed(
 
     monkeypatch.setattr(identity, "name_disk", unmount)
     node = await node_in(first, tmp_path / "b")
-    states = {Path(each.path).name: each.state for each in node.store.reports()}
+    states = {Path(each.path).name: each.state for each in node.store.disks.reports()}
     assert states == {"a": "missing", "b": "ok"}
     assert sorted(first.rglob("*")) == [first / path.relative_to(other) for path in before]
     await node.close()
@@ -231,7 +231,7 @@ async def test_a_disk_of_others_does_not_end_the_start(tmp_path: Path, whose: st
         lock = node.world.files.lock(str(taken / "lock"))
     for named in (directories, directories[:2]):
         node = await node_in(*named)
-        reports = {Path(each.path).name: each for each in node.store.reports()}
+        reports = {Path(each.path).name: each for each in node.store.disks.reports()}
         assert {name: each.state for name, each in reports.items()} == {
             "a": "ok", "b": "ok", "c": "missing"
         }  # fmt: skip
@@ -249,7 +249,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
     """However often it is given; the report still says which disk it is about."""
     path = tmp_path / "disk"
     node = await node_in(path)
-    disk = node.store.disks[0]
+    disk = node.store.disks.used[0]
     retry = DiskOrder(0, "", disk.path, "retry")
     name_disk, scope = identity.name_disk, trio.CancelScope()
 
@@ -282,17 +282,17 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
                     await node.disks.order(retry)
                 if isinstance(refused.value, trio.Cancelled):
                     raise refused.value
-            [report] = node.store.reports()
+            [report] = node.store.disks.reports()
             assert report.id == disk.id
             if way == "full":
                 break
             with trio.fail_after(10):
-                await node.store.down[disk.path].closed.wait()
+                await node.store.disks.down[disk.path].closed.wait()
             assert not node.disks._watched
         if way == "away":
             (tmp_path / "away").rename(path)
         await node.disks.order(retry)
-        [disk] = node.store.disks.values()
+        [disk] = node.store.disks.used.values()
         disk.fail("failed", "again")
         with trio.fail_after(10):
             await disk.closed.wait()  # somebody tended it
@@ -307,8 +307,8 @@ async def test_a_relative_directory_of_an_older_release_is_the_same_disk(
     node = await node_in(Path("a"))
     await node.close()
     again = await node_in(tmp_path / "a")
-    assert [(each.path, each.id) for each in again.store.reports()] == [
-        (str(tmp_path / "a"), node.store.disks[0].id)
+    assert [(each.path, each.id) for each in again.store.disks.reports()] == [
+        (str(tmp_path / "a"), node.store.disks.used[0].id)
     ]
     assert [each.path for each in again.server.record.disks] == [str(tmp_path / "a")]
     await again.close()
@@ -391,11 +391,11 @@ async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
         2: (3, 3, 1),
         3: (2, 5, 1),
     }
-    assert [(b.handle, b.kind) for b in store.bad.values()] == [(4, "corrupt")]
+    assert [(b.handle, b.kind) for b in store.inventory.bad.values()] == [(4, "corrupt")]
     assert not half.exists()
     assert sorted(p.name for p in half.parent.iterdir() if p.suffix != ".chunk") == ["README"]
-    assert len(store.pack([1, 2, 3, 4, 99])) == 3 * 16
-    assert store.bytes == 3 + 3 + 5
+    assert len(store.inventory.pack([1, 2, 3, 4, 99])) == 3 * 16
+    assert store.inventory.bytes == 3 + 3 + 5
     await node.close()
 
 
@@ -412,7 +412,7 @@ async def test_an_order_names_the_version_it_deletes(tmp_path: Path) -> None:
     await node.store.delete(1, 2)  # again: nothing to do
     assert not node.store.inventory
     with pytest.raises(NotFound):
-        async with node.store.using(1):
+        async with node.store.open_chunks.using(1):
             pass
     await node.close()
 
@@ -452,13 +452,13 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
     names[3].version, names[7].version = 0, 1
     try:
         with trio.fail_after(10):
-            async with node.store.using(9):
+            async with node.store.open_chunks.using(9):
                 await delete_all(node, [*names, ReplicaName(1000, 1)])
         assert [number for number, path in paths.items() if path.exists()] == [5, 7]
         assert set(node.store.inventory) == {5, 7}
-        assert set(node.store.bad) == {5}
-        assert not node.store.busy
-        assert sum(disk.chunks for disk in node.store.disks.values()) == 2
+        assert set(node.store.inventory.bad) == {5}
+        assert not node.store.open_chunks.busy
+        assert sum(disk.chunks for disk in node.store.disks.used.values()) == 2
     finally:
         await node.close()
 
@@ -527,7 +527,7 @@ async def test_nothing_is_built_on_a_replica_known_as_unfit(tmp_path: Path) -> N
     node = await node_in(tmp_path)
     grant = GrantLease(id=1, handle=1, version=1, new_version=2, lease_ms=1000)
     write = WriteChunk(id=1, version=1, handle=1, offset=0, mode="mutate", chain=[], primary=False)
-    async with node.store.using(1):
+    async with node.store.open_chunks.using(1):
         assert (await node.writable(write)).file.version == 1
         path.unlink()
         assert (await node.verify(VerifyChunk(id=1, handle=1, version=1))).state == "missing"
@@ -545,15 +545,15 @@ async def test_an_unfit_replica_is_reported_by_the_version_it_has_by_now(tmp_pat
     node = await node_in(tmp_path)
     path = make_chunk(node, 5, 1, b"data")
     node = await reopened(node)
-    node.store.mark_bad(5)
-    async with node.store.using(5) as chunk:  # as an upload does that starts over
+    node.store.inventory.mark_bad(5)
+    async with node.store.open_chunks.using(5) as chunk:  # as an upload does that starts over
         chunk.file.set_version(2)
-        node.store.note(chunk)
-    (bad,) = node.store.bad.values()
+        node.store.open_chunks.note(chunk)
+    (bad,) = node.store.inventory.bad.values()
     assert (bad.version, bad.kind) == (2, "corrupt")
     await node.store.delete(bad.handle, bad.version)
     assert not path.exists()
-    assert not node.store.bad
+    assert not node.store.inventory.bad
     await node.close()
 
 
@@ -561,23 +561,23 @@ async def test_a_full_disk_takes_no_new_chunk(tmp_path: Path) -> None:
     node = await node_in(tmp_path, reserve_bytes=1 << 60)
     with pytest.raises(DiskFull):
         await node.store.create(1, 1)
-    assert [report.state for report in node.store.reports()] == ["full"]
+    assert [report.state for report in node.store.disks.reports()] == ["full"]
     await node.close()
 
 
 async def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfs.chunkserver.replicas.store.OPEN_FILES_MAX", 4)
+    monkeypatch.setattr("gfs.chunkserver.replicas.open_chunks.OPEN_FILES_MAX", 4)
     node = await node_in(tmp_path)
     for handle in range(1, 20):
         make_chunk(node, handle, 1, b"%d" % handle)
     await node.close()
     node = await node_in(tmp_path)
-    async with node.store.using(1) as pinned:
+    async with node.store.open_chunks.using(1) as pinned:
         for handle in random.Random(1).choices(range(2, 20), k=50):
-            async with node.store.using(handle) as chunk:
+            async with node.store.open_chunks.using(handle) as chunk:
                 assert chunk.file.read_verified(0, chunk.file.length) == b"%d" % handle
         assert pinned.file.read_verified(0, 1) == b"1"
-        assert len(node.store._open) <= 5
+        assert len(node.store.open_chunks._open) <= 5
     await node.close()
 
 
@@ -649,7 +649,7 @@ async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> N
     node = await node_in(tmp_path)
     make_chunk(node, 5, 1, b"old")
     node = await reopened(node)
-    (disk,) = node.store.disks.values()
+    (disk,) = node.store.disks.used.values()
     temporary = disk.chunk_path(5) + ".clone"
     new = ChunkFile.create(node.world.files, temporary, 5, 2, disk.journal, copied=True)
     new.write(0, b"newer", packet_sums(0, b"newer"))
@@ -664,7 +664,7 @@ async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> N
         return file
 
     async def read() -> None:
-        async with node.store.using(5) as chunk:
+        async with node.store.open_chunks.using(5) as chunk:
             found.append(chunk.file.read_verified(0, chunk.file.length))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -693,7 +693,7 @@ async def test_no_copy_takes_the_place_of_a_newer_replica(
     node = await node_in(tmp_path)
     make_chunk(node, 5, 3, b"newer")
     node = await reopened(node)
-    (disk,) = node.store.disks.values()
+    (disk,) = node.store.disks.used.values()
 
     async def put_older() -> None:
         temporary = disk.chunk_path(5) + ".clone"
@@ -705,18 +705,18 @@ async def test_no_copy_takes_the_place_of_a_newer_replica(
             old.close()
 
     async def there() -> tuple[int, bytes]:
-        async with node.store.using(5) as chunk:
+        async with node.store.open_chunks.using(5) as chunk:
             return chunk.file.version, chunk.file.read_verified(0, chunk.file.length)
 
     with pytest.raises(StaleVersion, match="has version 3 here"):
         await put_older()
     assert await there() == (3, b"newer")
-    node.store.mark_bad(5)  # then it is good for nothing
+    node.store.inventory.mark_bad(5)  # then it is good for nothing
     assert not repairs()
     await put_older()
     assert await there() == (2, b"old")
     assert repairs() == [{"chunk": "5", "version": 3, "how": "replaced"}]
-    node.store.mark_bad(5)
+    node.store.inventory.mark_bad(5)
     await node.store.delete(5, 2)
     assert repairs()[1:] == [{"chunk": "5", "version": 2, "how": "deleted"}]
     await node.close()
@@ -744,16 +744,16 @@ async def test_a_copy_is_a_replica_of_its_own(
         for handle, version in ((7, 3), (8, 2)):
             reply = await node.verify(VerifyChunk(id=0, handle=handle, version=version))
             assert (reply.state, reply.version, reply.length) == ("good", version, length)
-        async with node.store.using(8) as chunk:
+        async with node.store.open_chunks.using(8) as chunk:
             chunk.file.write(0, b"new", packet_sums(0, b"new"))
             chunk.file.commit()
-        async with node.store.using(7) as chunk:
+        async with node.store.open_chunks.using(7) as chunk:
             assert not length or chunk.file.read_verified(0, length) == data
     finally:
         await node.close()
     node = await node_in(tmp_path)  # and is still there after a restart
     try:
-        async with node.store.using(8) as chunk:
+        async with node.store.open_chunks.using(8) as chunk:
             whole = chunk.file.read_verified(0, chunk.file.length)
             assert whole == b"new" + data[3:]
     finally:
@@ -771,9 +771,9 @@ async def test_a_damaged_replica_is_not_copied(tmp_path: Path) -> None:
             await copy(node, CopyChunk(0, 7, 2, 8, 2, 0))
         with pytest.raises(CorruptReplica):
             await copy(node, CopyChunk(0, 7, 3, 8, 2, 1000))
-        assert [bad.kind for bad in node.store.bad.values()] == ["corrupt"]
+        assert [bad.kind for bad in node.store.inventory.bad.values()] == ["corrupt"]
         assert 8 not in node.store.inventory
-        assert not node.world.files.exists(node.store.disks[0].chunk_path(8) + ".clone")
+        assert not node.world.files.exists(node.store.disks.used[0].chunk_path(8) + ".clone")
         with pytest.raises(LeaseLost):
             node.leases.check(8)
         with pytest.raises(NotFound):
@@ -787,7 +787,7 @@ async def test_a_write_under_way_may_end_before_its_lease_does(tmp_path: Path) -
     node = await node_in(tmp_path)
     ended: list[str] = []
     try:
-        async with node.store.using(7) as chunk, trio.open_nursery() as nursery:
+        async with node.store.open_chunks.using(7) as chunk, trio.open_nursery() as nursery:
             node.leases.grant(7, 60_000)
             await chunk.mutex.acquire()  # as a write exchange does
 
@@ -819,11 +819,11 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
     """Whoever saves it has its descriptor, and would give it a number above that of its
     deletion: a power cut might bring it back then."""
     node = await node_in(tmp_path, durability="fsync")
-    (disk,) = node.store.disks.values()
+    (disk,) = node.store.disks.used.values()
     await node.grant(GrantLease(id=1, handle=1, version=0, new_version=1, lease_ms=0))
     saves, go_on = threading.Event(), threading.Event()
     done: list[str] = []
-    async with node.store.using(1) as chunk:
+    async with node.store.open_chunks.using(1) as chunk:
         sync, bury = chunk.file.file.sync, disk.journal.bury
 
         def slow_sync() -> None:
@@ -855,11 +855,11 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
 
 async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: Path) -> None:
     node = await node_in(tmp_path, durability="fsync")
-    (disk,) = node.store.disks.values()
+    (disk,) = node.store.disks.used.values()
     handles = range(1, 10)
     for handle in handles:
         await node.grant(GrantLease(id=1, handle=handle, version=0, new_version=1, lease_ms=0))
-    async with node.store.using(5) as chunk:
+    async with node.store.open_chunks.using(5) as chunk:
         is_full, save = True, chunk.file.save
 
         def save_if_it_can() -> None:
@@ -870,8 +870,8 @@ async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: P
         with pytest.MonkeyPatch.context() as patch, trio.fail_after(30):
             patch.setattr(chunk.file, "save", save_if_it_can)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(node.store.keep_saving, disk)
-                await node.store.empty_journal(disk)
+                nursery.start_soon(node.store.durability.keep_saving, disk)
+                await node.store.durability.empty_journal(disk)
                 while {handle for handle in handles if disk.journal.holds(handle)} != {5}:
                     await trio.lowlevel.checkpoint()
                 assert disk.journal.to_save  # its file is not given up
@@ -886,7 +886,7 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = await node_in(tmp_path, scan_seconds=0.1)
-    (disk,) = node.store.disks.values()
+    (disk,) = node.store.disks.used.values()
     exists, half = disk.files.exists, disk.chunk_path(1) + ".clone"
 
     def refuse(path: str) -> None:
@@ -952,11 +952,11 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
     node = await node_in(tmp_path / "a", tmp_path / "b")
     make_chunk(node, 5, 1, b"data")
     node = await reopened(node)
-    disk = node.store.disks[0]
+    disk = node.store.disks.used[0]
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disks.run, ())
-            async with node.store.using(5):
+            async with node.store.open_chunks.using(5):
                 disk.fail(FAILED, "its device is gone")
                 await disk.closed.wait()
                 assert [path[-6:] for path in open_files(tmp_path / "a")] == [".chunk"]
@@ -973,8 +973,8 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
     node = await node_in(tmp_path / "a", tmp_path / "b")
     make_chunk(node, 5, 1, b"data")
     node = await reopened(node)
-    disk = node.store.disks[0]
-    node.store.mark_bad(5)
+    disk = node.store.disks.used[0]
+    node.store.inventory.mark_bad(5)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disks.run, ())
@@ -990,7 +990,7 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
         assert not node.store.inventory
         (tmp_path / "away").rename(tmp_path / "a")
         node = await reopened(node)
-    assert node.store.bad[5].version == 1
+    assert node.store.inventory.bad[5].version == 1
     await node.close()
 
 
@@ -1012,7 +1012,7 @@ async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: 
     for each in (tmp_path / "b").iterdir():
         shutil.rmtree(each) if each.is_dir() else each.unlink()
     await node.disks.save()
-    assert [disk.state for disk in node.store.reports()] == ["ok", "missing"]
+    assert [disk.state for disk in node.store.disks.reports()] == ["ok", "missing"]
     assert not list((tmp_path / "b").iterdir())
     await node.close()
 
@@ -1021,7 +1021,7 @@ async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_pa
     """What was to be synced is gone, says the kernel, after the disk was given up for
     hanging: the disk comes back by itself, and all that it noted as unsynced is doubted."""
     node = await node_in(tmp_path / "a", tmp_path / "b")
-    disk = node.store.disks[0]
+    disk = node.store.disks.used[0]
     begun, go_on = threading.Event(), threading.Event()
 
     def refused_late() -> None:
@@ -1044,9 +1044,9 @@ async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_pa
             nursery.start_soon(node.disks.run, ())
             await trio.testing.wait_all_tasks_blocked()
             go_on.set()
-            while disk.path in node.store.down or disk in node.store.disks.values():
+            while disk.path in node.store.disks.down or disk in node.store.disks.used.values():
                 await trio.lowlevel.checkpoint()
-            (again,) = [each for each in node.store.disks.values() if each.path == disk.path]
+            (again,) = [each for each in node.store.disks.used.values() if each.path == disk.path]
             assert again.is_doubted
             nursery.cancel_scope.cancel()
     await node.close()
@@ -1055,7 +1055,7 @@ async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_pa
 async def test_calls_may_begin_while_a_disk_is_asked_how_it_is(tmp_path: Path) -> None:
     """A heartbeat met the change of a thread, and ended the process."""
     node = await node_in(tmp_path)
-    (disk,) = node.store.disks.values()
+    (disk,) = node.store.disks.used.values()
 
     class Begins(Call):
         @property
@@ -1075,7 +1075,7 @@ async def test_calls_may_begin_while_a_disk_is_asked_how_it_is(tmp_path: Path) -
 async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Path) -> None:
     """Its mount was away, and the bare directory must not be taken for it at the next start."""
     node = await node_in(tmp_path / "a", tmp_path / "b")
-    disk = node.store.disks[0]
+    disk = node.store.disks.used[0]
     known = node.disks._server.at(disk.path)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:

@@ -25,7 +25,9 @@ from gfs.chunkserver.files import chunkfile, layout
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal, Keeper, Records, read_records
 from gfs.chunkserver.files.layout import Redo, State
-from gfs.chunkserver.replicas.store import ChunkStore, OpenChunk, Replica, _rename
+from gfs.chunkserver.replicas.inventory import Replica
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
+from gfs.chunkserver.replicas.store import ChunkStore, _rename
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DiskFailed
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
@@ -125,7 +127,7 @@ class Server:
             self.open.pop(handle).retire()
 
     def found(self, handle: int, model: Model) -> tuple[int, bytes] | None:
-        if handle in self.store.bad:
+        if handle in self.store.inventory.bad:
             assert model.states[model.safe] is None, "a replica is taken for damaged"
             # Its first state was being written, and nobody had been told of it.
             self.files.unlink(self.disk.chunk_path(handle))
@@ -275,7 +277,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
 
     last = Server(machine, sync, journal_bytes)
     last.load()
-    assert not last.store.forgetful, "what a power cut tore is taken for damage"
+    assert not last.store.inventory.forgetful, "what a power cut tore is taken for damage"
     states = {}
     for handle, model in models.items():
         states[handle] = found = last.found(handle, model)
@@ -318,7 +320,7 @@ def overwritten(machine: Machine) -> tuple[Server, str]:
     server.load()
     server.write(7, 0, OLD)
     server.chunk(7).save()
-    server.store._note(7, Replica(0, 1, len(OLD)))
+    server.store.inventory.put(7, Replica(0, 1, len(OLD)))
     server.write(7, 0, NEW)
     server.journal.flush()
     server.chunk(7).finish()
@@ -333,7 +335,7 @@ def overwritten(machine: Machine) -> tuple[Server, str]:
 async def is_emptied(server: Server) -> bool:
     """Whether the full half was released before long."""
     with trio.move_on_after(10):
-        await server.store.keep_saving(server.disk)
+        await server.store.durability.keep_saving(server.disk)
     return not server.journal.to_save
 
 
@@ -361,7 +363,7 @@ def test_what_a_disk_refuses_to_save_fails_it_and_is_done_again(power: bool) -> 
         machine.disk.fail(path, 0)
         for _ in range(2):
             server = started_again(server, machine, power)
-            assert not server.store.bad
+            assert not server.store.inventory.bad
             assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
     run_simulated(1, play)
@@ -391,7 +393,7 @@ def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
     machine.disk.inode(path).unreadable.clear()
     for _ in range(2):
         assert 7 not in server.store.inventory
-        assert server.store.bad[7].kind == "corrupt"
+        assert server.store.inventory.bad[7].kind == "corrupt"
         server = started_again(server, machine, True)
 
 
@@ -410,12 +412,12 @@ def test_a_mark_of_a_lacking_replica_says_nothing_of_one_that_takes_its_place() 
         for _ in range(2):  # the first one still finds records of the deletions
             server = started_again(server, machine, True)
         assert not server.store.inventory
-        assert not server.store.bad
+        assert not server.store.inventory.bad
         new = ChunkFile.create(server.files, path + ".clone", 7, 1, server.journal, copied=True)
         new.write(0, NEW, packet_sums(0, NEW))
         await server.store.install(server.disk, new)
         server = started_again(server, machine, True)
-        assert not server.store.bad
+        assert not server.store.inventory.bad
         assert server.chunk(7).read_verified(0, len(NEW)) == NEW
 
     run_simulated(1, play)
@@ -431,7 +433,7 @@ def test_a_replica_whose_sync_failed_is_never_believed_again(which: int, is_evic
     async def play() -> None:
         server, path = overwritten(machine)
         chunk = server.chunk(7)
-        server.store._keep(OpenChunk(server.disk, chunk))
+        server.store.open_chunks.keep(OpenChunk(server.disk, chunk))
         sync, synced = chunk.file.sync, 0
 
         def one_fails() -> None:
@@ -454,11 +456,11 @@ def test_a_replica_whose_sync_failed_is_never_believed_again(which: int, is_evic
                 call()
         with pytest.raises(CorruptReplica, match="a sync of it failed"):
             chunk.write(0, b"x", packet_sums(0, b"x"))
-        assert server.store.bad[7].kind == "corrupt"
+        assert server.store.inventory.bad[7].kind == "corrupt"
         if is_evicted:
             machine.disk.inode(path).evict()
         server = started_again(server, machine, False)
-        assert 7 in server.store.bad
+        assert 7 in server.store.inventory.bad
         assert 7 not in server.store.inventory
 
     run_simulated(1, play)
@@ -717,7 +719,7 @@ def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
     server.process.kill()
     server = Server(machine, True, 1 << 20)
     server.load()
-    assert set(server.store.forgetful) == {1}
+    assert set(server.store.inventory.forgetful) == {1}
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -729,7 +731,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
     while not at or at < machine.disk.file_size(path):
         server = Server(machine, sync, 20_000)
         server.load()
-        assert not server.store.forgetful
+        assert not server.store.inventory.forgetful
         server.write(1, 0, pattern(at, 10_000))
         server.write(1, 0, pattern(at, 6_000))
         server.chunk(1).save()
@@ -737,7 +739,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
         machine.disk.spoil(path, at)
         server = Server(machine, sync, 20_000)
         server.load()
-        assert set(server.store.forgetful) == {1}
+        assert set(server.store.inventory.forgetful) == {1}
         server.disk.marks.remove(1)
         server.disk.marks.flush()
         server.process.kill()
@@ -767,7 +769,7 @@ def test_when_a_synced_record_is_damaged_every_replica_is_doubted(damage: str) -
     for _ in range(2):  # a second start doubts them as well
         server = Server(machine, True, 1 << 20)
         server.load()
-        assert set(server.store.forgetful) == {1, 2}
+        assert set(server.store.inventory.forgetful) == {1, 2}
         server.process.kill()
 
 

@@ -226,7 +226,7 @@ def open_store(machine: Machine) -> ChunkStore:
 
 
 def make_replica(store: ChunkStore, handle: int, version: int) -> None:
-    disk = store.disks[0]
+    disk = store.disks.used[0]
     path = disk.chunk_path(handle)
     file = ChunkFile.create(store.world.files, path, handle, version, disk.journal)
     file.save()
@@ -239,8 +239,8 @@ def test_when_a_mark_cannot_be_read_every_replica_is_doubted(damage: str) -> Non
     store = open_store(machine)
     for handle in (5, 6):
         make_replica(store, handle, 1)
-    store.disks[0].marks.put(5, 1, 0)
-    store.disks[0].marks.flush()
+    store.disks.used[0].marks.put(5, 1, 0)
+    store.disks.used[0].marks.flush()
     path = f"{DIRECTORY}/{NAME}"
     if damage == "flip":
         machine.disk.flip_bit(path, 9)
@@ -248,8 +248,8 @@ def test_when_a_mark_cannot_be_read_every_replica_is_doubted(damage: str) -> Non
         machine.disk.spoil(path, 0)
     for _ in range(2):  # a second start doubts them as well
         store = open_store(machine)
-        assert set(store.forgetful) == {5, 6}
-        assert all(mark.length == CHUNK_BYTES for mark in store.forgetful.values())
+        assert set(store.inventory.forgetful) == {5, 6}
+        assert all(mark.length == CHUNK_BYTES for mark in store.inventory.forgetful.values())
 
 
 @pytest.mark.parametrize("power", [False, True])
@@ -258,26 +258,26 @@ def test_a_replica_that_lost_a_grant_with_the_power_bears_it_all_the_same(power:
     machine = Universe(1).machine("server")
     store = open_store(machine)
     make_replica(store, 5, 1)
-    store.disks[0].marks.put(5, 4, 0)
-    store.disks[0].marks.flush()
+    store.disks.used[0].marks.put(5, 4, 0)
+    store.disks.used[0].marks.flush()
     if power:
         machine.disk.power_cut()
     store = open_store(machine)
     assert store.inventory[5].version == (4 if power else 1)
-    assert set(store.forgetful) == ({5} if power else set())
-    length = int.from_bytes(store.pack([5])[12:16], "big")
+    assert set(store.inventory.forgetful) == ({5} if power else set())
+    length = int.from_bytes(store.inventory.pack([5])[12:16], "big")
     assert length == (FORGETFUL if power else 0)
     store = open_store(machine)
     assert store.inventory[5].version == (4 if power else 1), "a second start says the same"
-    assert set(store.forgetful) == ({5} if power else set())
+    assert set(store.inventory.forgetful) == ({5} if power else set())
 
 
 def test_a_mark_without_a_replica_makes_none() -> None:
     machine = Universe(1).machine("server")
     store = open_store(machine)
-    store.disks[0].marks.put(5, 4, 0)
-    store.disks[0].marks.flush()
+    store.disks.used[0].marks.put(5, 4, 0)
+    store.disks.used[0].marks.flush()
     machine.disk.power_cut()
     store = open_store(machine)
     assert not store.inventory
-    assert not store.forgetful
+    assert not store.inventory.forgetful

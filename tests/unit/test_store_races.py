@@ -26,7 +26,7 @@ from gfs.chunkserver.exchanges.write import WriteExchange
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import STUCK_SECONDS_MIN, Answering
-from gfs.chunkserver.replicas import store as store_module
+from gfs.chunkserver.replicas import open_chunks
 from gfs.chunkserver.upkeep.background import look_at
 from gfs.chunkserver.upkeep.twins import settle_all
 from gfs.config import ChunkserverSettings
@@ -181,13 +181,13 @@ class Server:
         if handle in node.cloning:
             return False
         node.cloning.add(handle)
-        disk = node.store.pick_disk()
+        disk = node.store.disks.pick()
         path = disk.chunk_path(handle) + ".clone"
         data = content(handle, version)
         try:
             file = ChunkFile.create(node.world.files, path, handle, version, disk.journal, True)
             try:
-                await node.store.run(disk, file.write, 0, data, packet_sums(0, data))
+                await disk.run(file.write, 0, data, packet_sums(0, data))
                 await node.store.install(disk, file)
             finally:
                 file.close()
@@ -217,7 +217,7 @@ class Server:
             case 0:
                 await node.verify(VerifyChunk(id=0, handle=handle, version=0))
             case 1:
-                async with node.store.using(handle) as chunk:
+                async with node.store.open_chunks.using(handle) as chunk:
                     await trio.sleep(how / 1e6)
                     length = chunk.file.length
                     if length:
@@ -296,14 +296,14 @@ class Server:
     def check_quiet(self) -> None:
         """Nothing goes on: nothing is held, and nothing waits."""
         store = self.node.store
-        assert not store.busy
-        for disk in store.disks.values():
+        assert not store.open_chunks.busy
+        for disk in store.disks.used.values():
             disk.close_files()
-        for chunk in store._open.values():
+        for chunk in store.open_chunks._open.values():
             assert not chunk.users
             assert not chunk.dropped
             assert not chunk.mutex.locked()
-        made = sum(chunk.file.made for chunk in store._open.values())
+        made = sum(chunk.file.made for chunk in store.open_chunks._open.values())
         assert len(self.process.life._holds_weakly) == len(self.disks) * 4 + made, (
             "a file is left open"
         )
@@ -311,9 +311,9 @@ class Server:
 
     def check(self) -> None:
         store = self.node.store
-        assert not store.bad
-        assert store.bytes == sum(r.length for r in store.inventory.values())
-        for disk in store.disks.values():
+        assert not store.inventory.bad
+        assert store.inventory.bytes == sum(r.length for r in store.inventory.values())
+        for disk in store.disks.used.values():
             assert disk.chunks == sum(r.disk == disk.index for r in store.inventory.values())
         for handle in HANDLES:
             replica = store.inventory.get(handle)
@@ -321,15 +321,15 @@ class Server:
             if replica is None:
                 assert not files, "a file that the store knows nothing of"
             else:
-                assert files == [store.disks[replica.disk].chunk_path(handle)]
+                assert files == [store.disks.used[replica.disk].chunk_path(handle)]
                 self._check_bytes(handle)
             self._check_promises(handle, replica.version if replica else 0)
 
     def _check_bytes(self, handle: int) -> None:
         store = self.node.store
         replica = store.inventory[handle]
-        disk = store.disks[replica.disk]
-        chunk = store._open.get(handle)
+        disk = store.disks.used[replica.disk]
+        chunk = store.open_chunks._open.get(handle)
         if chunk is None:
             file = ChunkFile.open(
                 self.process.world.files, disk.chunk_path(handle), handle, disk.journal
@@ -370,7 +370,7 @@ def simulate(
         server.process.kill()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "OPEN_FILES_MAX", open_max)
+        patch.setattr(open_chunks, "OPEN_FILES_MAX", open_max)
         run_simulated(seed, play)
 
 

@@ -99,7 +99,7 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
         if await _is_good_already(node, order, length):
             clean = True
             return
-        disk, what = node.store.pick_disk(), f"clone of {order.handle:016x}"
+        disk, what = node.store.disks.pick(), f"clone of {order.handle:016x}"
         async with new_replica(node, disk, order.handle, order.version, what) as file:
             await _copy(node, connection, disk, file, length)
         clean = True
@@ -147,7 +147,7 @@ async def _copy(
             view = memoryview(buffer)[: min(STEP_BYTES, length - offset)]
             await node.throttle.take(len(view))
             sums = await _fetch(connection, file, offset, view)
-            await node.store.run(disk, file.write, offset, view, sums)
+            await disk.run(file.write, offset, view, sums)
     except BaseException:
         node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
         raise

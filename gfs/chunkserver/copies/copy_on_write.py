@@ -13,7 +13,7 @@ import logging
 from gfs.chunkserver.copies.new_replica import copy_bytes, mark_if_unfit, new_replica
 from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.errors import Busy, CorruptReplica, StaleVersion
 from gfs.protocol.messages import CopyChunk
 
@@ -29,8 +29,8 @@ async def copy(node: Node, order: CopyChunk) -> None:
         raise Busy(f"chunk {order.target:016x} is being made on this server already")
     node.cloning.add(order.target)
     try:
-        node.store.check_fit(order.handle)
-        async with node.store.using(order.handle) as chunk:
+        node.store.inventory.check_fit(order.handle)
+        async with node.store.open_chunks.using(order.handle) as chunk:
             try:
                 async with chunk.mutex:
                     await _copy(node, chunk, order)
@@ -57,7 +57,7 @@ async def _copy(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
 
 def _disk(node: Node, chunk: OpenChunk) -> Disk:
     disk = chunk.disk
-    if disk.draining or not disk.has_room(node.store.reserve_bytes + chunk.file.length):
-        return node.store.pick_disk()
+    if disk.draining or not disk.has_room(node.store.disks.reserve_bytes + chunk.file.length):
+        return node.store.disks.pick()
     disk.begun += 1
     return disk

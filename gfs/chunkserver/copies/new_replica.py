@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from gfs.chunkserver.disks.disk import Disk, describe, map_disk_error
 from gfs.chunkserver.files.chunkfile import COPY_BYTES, ChunkFile
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.errors import CorruptReplica, DiskFailed, GfsError
 from gfs.io.world import ReadFailed
 
@@ -21,16 +21,16 @@ async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile)
     Raises CorruptReplica, too if a part of the source cannot be read: see
     :func:`mark_if_unfit`; ``OSError``.
     """
-    run, length = node.store.run, source.file.length
+    length = source.file.length
     try:
         if source.disk is disk:
-            await run(disk, file.copy_from, source.file)
+            await disk.run(file.copy_from, source.file)
             return
         for at in range(0, length, COPY_BYTES):
             count = min(COPY_BYTES, length - at)
-            data = await run(source.disk, source.file.read_unverified, at, count)
-            await run(disk, file.put_unverified, at, data)
-        await run(disk, file.has_all_of, source.file)
+            data = await source.disk.run(source.file.read_unverified, at, count)
+            await disk.run(file.put_unverified, at, data)
+        await disk.run(file.has_all_of, source.file)
     except ReadFailed as error:
         if source.disk.down:
             raise
@@ -45,7 +45,7 @@ async def mark_if_unfit(node: Node, source: OpenChunk) -> None:
     except DiskFailed:  # one sector cannot be read, or all of the disk has failed by now
         is_unfit = not source.disk.down
     if is_unfit:
-        node.store.mark_unfit(source)
+        node.store.open_chunks.mark_unfit(source)
 
 
 @contextlib.asynccontextmanager

@@ -130,13 +130,13 @@ class _Salvage:
         node, order = self._node, self._order
         buffer = await node.buffers.acquire(patience=5.0)
         try:
-            disk, what = node.store.pick_disk(), f"clone of {order.handle:016x}"
+            disk, what = node.store.disks.pick(), f"clone of {order.handle:016x}"
             async with new_replica(node, disk, order.handle, order.version, what) as file:
                 for offset in range(0, base.length, STEP_BYTES):
                     view = memoryview(buffer)[: min(STEP_BYTES, base.length - offset)]
                     await node.throttle.take(len(view))
                     sums = await self._fill(base, offset, view)
-                    await node.store.run(disk, file.write, offset, view, sums)
+                    await disk.run(file.write, offset, view, sums)
         except _BlockLost as error:
             node.buffers.release(buffer)
             return error.block
@@ -201,13 +201,13 @@ class _Here:
 
     async def read(self, offset: int, view: memoryview) -> None:
         store = self._node.store
-        async with store.using(self._order.handle) as chunk:
+        async with store.open_chunks.using(self._order.handle) as chunk:
             if offset + len(view) > chunk.file.length:
                 raise StaleVersion(f"chunk {self._order.handle:016x} is shorter here")
             # Of its own: a read that hangs may fill it when others have filled the view.
             data = bytearray(len(view))
             try:
-                got = await store.run(chunk.disk, chunk.file.read_at, memoryview(data), offset)
+                got = await chunk.disk.run(chunk.file.read_at, memoryview(data), offset)
             except OSError as error:
                 raise map_disk_error(error, f"chunk {self._order.handle:016x}") from error
             if got < len(view):

@@ -28,7 +28,7 @@ from gfs.chunkserver.copies.clone import STEP_SECONDS, clone, unfit
 from gfs.chunkserver.disks.disk import Disk, map_disk_error
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import Made
+from gfs.chunkserver.replicas.make_many import Made
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,
@@ -71,10 +71,10 @@ async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplica
     store, room = node.store, READ_BYTES_MAX
     for name in request.replicas:
         replica = store.inventory.get(name.handle)
-        if replica is None or store.is_lacking(name.handle):
+        if replica is None or store.inventory.is_lacking(name.handle):
             states.append(ReplicaState(name.handle, "missing" if replica is None else "corrupt"))
-        elif name.handle in store.bad or name.handle in store.forgetful:
-            kind = "corrupt" if name.handle in store.bad else "forgetful"
+        elif name.handle in store.inventory.bad or name.handle in store.inventory.forgetful:
+            kind = "corrupt" if name.handle in store.inventory.bad else "forgetful"
             states.append(ReplicaState(name.handle, kind, replica.version))
         elif replica.length > SMALL_REPLICA_BYTES_MAX:
             states.append(ReplicaState(name.handle, "large"))
@@ -82,7 +82,7 @@ async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplica
             room -= replica.length
             if room < 0:
                 break
-            by_disk.setdefault(store.disks[replica.disk], []).append(name)
+            by_disk.setdefault(store.disks.used[replica.disk], []).append(name)
     body = bytearray()
     for disk, names in by_disk.items():
         for at in range(0, len(names), STEP):
@@ -97,19 +97,19 @@ async def _read_some(
     node: Node, disk: Disk, names: list[ReplicaName]
 ) -> list[tuple[ReplicaState, bytes]]:
     # Who is open may have states that its file has not.
-    opened = {name.handle: node.store.opened(name.handle) for name in names}
+    opened = {name.handle: node.store.open_chunks.opened(name.handle) for name in names}
     used = [chunk for chunk in opened.values() if chunk is not None]
     for chunk in used:
         chunk.users += 1
     try:
         files = {handle: chunk.file for handle, chunk in opened.items() if chunk is not None}
-        return await node.store.run(disk, _read_all, node, disk, names, files)
+        return await disk.run(_read_all, node, disk, names, files)
     except OSError as error:
         raise map_disk_error(error, f"{len(names)} replicas") from error
     finally:
         for chunk in used:
             chunk.users -= 1
-            node.store.close_if_unused(chunk)
+            node.store.open_chunks.close_if_unused(chunk)
 
 
 def _read_all(
@@ -271,7 +271,7 @@ class Batch:
         for step in steps:
             began = node.world.clock.monotonic()
             try:
-                failed = await node.store.install_new(node.store.pick_disk(), step)
+                failed = await node.store.install_new(node.store.disks.pick(), step)
             except GfsError as error:
                 failed = dict.fromkeys([one.handle for one in step], error)
             for handle, failure in failed.items():

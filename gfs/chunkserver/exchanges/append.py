@@ -50,7 +50,7 @@ from gfs.blocks import CHUNK_BYTES, KIB, MIB, packet_sums
 from gfs.chunkserver.exchanges.write import WriteExchange
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import Answering
-from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.errors import (
     Busy,
     GfsError,
@@ -153,7 +153,7 @@ class Appends:
                 waiting = Waiting(request, memoryview(bytearray(count)))
                 await self._receive(connection, waiting)
                 answering = Answering(connection)
-                answering.disk = node.store.disk_of(request.handle)
+                answering.disk = node.store.open_chunks.disk_of(request.handle)
                 with node.pulse.given(answering, request.id):
                     answer = await self._append(waiting)
             finally:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from gfs.blocks import BLOCK_BYTES, block_sum
 from gfs.chunkserver.disks.disk import map_disk_error
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Failure, ReadChunk, ReadReply
@@ -30,15 +30,15 @@ PIECE_BYTES_MAX = 1024 * 1024
 async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk) -> bool:
     """Answer one read. False if the connection is of no more use."""
     try:
-        node.store.check_remembers(request.handle)
-        async with node.store.using(request.handle) as chunk:
+        node.store.inventory.check_remembers(request.handle)
+        async with node.store.open_chunks.using(request.handle) as chunk:
             try:
                 _check(chunk, request)
                 if _is_whole(chunk, request):
                     return await _send_blocks(node, connection, chunk, request)
                 await _send_piece(node, connection, chunk, request)
             except CorruptReplica:
-                node.store.mark_unfit(chunk)
+                node.store.open_chunks.mark_unfit(chunk)
                 raise
     except GfsError as error:
         await connection.send(
@@ -96,10 +96,10 @@ async def _verified(node: Node, chunk: OpenChunk, offset: int, length: int) -> b
         if data is not None:
             return data
         try:
-            return await node.store.run(chunk.disk, chunk.file.read_verified, offset, length)
+            return await chunk.disk.run(chunk.file.read_verified, offset, length)
         except CorruptReplica:
             async with chunk.mutex:
-                return await node.store.run(chunk.disk, chunk.file.read_verified, offset, length)
+                return await chunk.disk.run(chunk.file.read_verified, offset, length)
     except OSError as error:
         raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
 
@@ -110,7 +110,7 @@ async def _unverified(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytea
     try:
         if file.read_at_cached(memoryview(data), request.offset):
             return data
-        got = await node.store.run(chunk.disk, file.read_at, memoryview(data), request.offset)
+        got = await chunk.disk.run(file.read_at, memoryview(data), request.offset)
     except OSError as error:
         raise map_disk_error(error, f"chunk {request.handle:016x}") from error
     if got < len(data):
@@ -142,12 +142,12 @@ async def _send_blocks(
         )
     except EOFError:
         # The head is out: the client learns of it by the connection's end.
-        node.store.mark_unfit(chunk)
+        node.store.open_chunks.mark_unfit(chunk)
         return False
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
-        node.store.mark_unfit(chunk)
+        node.store.open_chunks.mark_unfit(chunk)
         return False
     return True
 

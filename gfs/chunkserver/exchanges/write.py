@@ -59,7 +59,7 @@ from gfs.chunkserver.exchanges.chain import SMALL_PACKET_BYTES, ChainBroken, Dow
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import Answering
-from gfs.chunkserver.replicas.store import OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.diagnostics import message_id
 from gfs.errors import (
     CorruptReplica,
@@ -211,7 +211,7 @@ class WriteExchange:
         self._check_request()
         answering = self._upstream.answering
         if answering is not None:
-            answering.disk = self._node.store.disk_of(self._request.handle)
+            answering.disk = self._node.store.open_chunks.disk_of(self._request.handle)
         with (
             nullcontext()
             if answering is None
@@ -237,7 +237,7 @@ class WriteExchange:
                 chunk.mutex.release()
         finally:
             chunk.users -= 1
-            self._node.store.close_if_unused(chunk)
+            self._node.store.open_chunks.close_if_unused(chunk)
 
     async def _take_turn(self, chunk: OpenChunk) -> None:
         if not chunk.mutex.locked():
@@ -300,7 +300,7 @@ class WriteExchange:
         """Most often a grant has done that. What is uploaded needs none: it is new."""
         if self._request.mode == "mutate":
             with self._node.pulse.on_disk(chunk.disk):
-                await self._node.store.mark(chunk, chunk.file.version)
+                await self._node.store.durability.mark(chunk, chunk.file.version)
 
     async def _write_all(self, chunk: OpenChunk) -> None:
         await self._carry(chunk)
@@ -330,13 +330,13 @@ class WriteExchange:
                     except OSError as error:
                         log.error("chunk %016x: %s", file.handle, error)
             if file.made:
-                self._node.store.note(chunk)
+                self._node.store.open_chunks.note(chunk)
             else:
-                self._node.store.forget(file.handle)
+                self._node.store.open_chunks.forget(file.handle)
 
     async def _on_disk(self, chunk: OpenChunk, function: Callable[..., T], *args: object) -> T:
         with self._node.pulse.on_disk(chunk.disk):
-            return await self._node.store.run(chunk.disk, function, *args)
+            return await chunk.disk.run(function, *args)
 
     async def _carry(self, chunk: OpenChunk) -> None:
         number, packet = await self._receive_head()
@@ -462,13 +462,13 @@ class WriteExchange:
         self._watch.rest()
         self._take_room(chunk, len(view))
         with self._node.pulse.on_disk(chunk.disk):
-            await self._node.store.wait_for_room(chunk.disk)
-            await self._node.store.run(chunk.disk, self._store, chunk.file, packet, view)
+            await self._node.store.durability.wait_for_room(chunk.disk)
+            await chunk.disk.run(self._store, chunk.file, packet, view)
             if chunk.file.waits:
-                await self._node.store.settle(chunk.disk)
-                await self._node.store.run(chunk.disk, chunk.file.finish)
+                await self._node.store.durability.sync_journal(chunk.disk)
+                await chunk.disk.run(chunk.file.finish)
             elif packet.last:
-                await self._node.store.settle(chunk.disk)
+                await self._node.store.durability.sync_journal(chunk.disk)
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
         """Many writers at once must not use the reserve up between two looks at it."""

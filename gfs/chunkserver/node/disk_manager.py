@@ -77,6 +77,7 @@ class Disks:
         self._settings = settings
         self._directories = [directory.rstrip("/") or "/" for directory in directories]
         self._store = store
+        self._disks = store.disks
         self._server = server
         self._saving = trio.Lock()
         #: Held by whoever changes which disks there are.
@@ -108,26 +109,26 @@ class Disks:
     async def _open(self) -> None:
         found = await self._look_at(self._directories)
         records = {disk.path: record for disk, record in found.items() if record is not None}
-        unread = [disk for disk in self._store.down.values() if disk.down == FAILED]
+        unread = [disk for disk in self._disks.down.values() if disk.down == FAILED]
         if unread and not records:
             raise StartupError(
                 "it cannot be read which chunkserver this is: "
                 + "; ".join(f"{disk.path}: {disk.reason}" for disk in unread)
             )
         self._server.begin(self._world, records)
-        self._store.server = self._server.record.id
-        self._store.damaged.update(self._server.record.damaged)
-        for disk in self._store.down.values():
-            self._store.tell_failed(disk, 0)
+        self._disks.server = self._server.record.id
+        self._store.inventory.damaged.update(self._server.record.damaged)
+        for disk in self._disks.down.values():
+            self._disks.log_failed(disk, 0)
         # Those that were added while it ran.
         known = [each.path for each in self._server.record.disks if each.state != REMOVED]
         found |= await self._look_at([path for path in known if path not in self._directories])
         await self._use(found)
-        for disk in self._store.down.values():
+        for disk in self._disks.down.values():
             at = self._server.at(disk.path)
             disk.id = disk.id or (at.id if at is not None else "")
-        if not self._store.disks:
-            reasons = [f"{disk.path}: {disk.reason}" for disk in self._store.down.values()]
+        if not self._disks.used:
+            reasons = [f"{disk.path}: {disk.reason}" for disk in self._disks.down.values()]
             raise StartupError("; ".join(reasons) or "all directories were removed (gfs disk add)")
         try:
             await self.save()
@@ -147,14 +148,14 @@ class Disks:
 
         async with trio.open_nursery() as nursery:
             for path in paths:
-                disk = self._store.new_disk(path)
+                disk = self._disks.new(path)
                 self._watched.add(disk)
                 nursery.start_soon(look, disk)
         return {disk: found[disk] for disk in sorted(found, key=lambda disk: disk.index)}
 
     async def _use(self, found: dict[Disk, ServerRecord | None]) -> None:
         """Lock and read the disks beside each other, then take them over one by one."""
-        named: dict[str, Disk] = {disk.id: disk for disk in self._store.disks.values()}
+        named: dict[str, Disk] = {disk.id: disk for disk in self._disks.used.values()}
         contents: dict[Disk, Contents] = {}
 
         async def read(disk: Disk, record: ServerRecord | None) -> None:
@@ -196,9 +197,9 @@ class Disks:
                 self._nursery = nursery
                 nursery.start_soon(self._tick)
                 nursery.start_soon(self._retry_all)
-                for disk in self._store.disks.values():
+                for disk in self._disks.used.values():
                     nursery.start_soon(self._tend, disk)
-                for disk in self._store.down.values():
+                for disk in self._disks.down.values():
                     nursery.start_soon(self._let_go, disk)
         finally:
             self._nursery = None
@@ -206,7 +207,7 @@ class Disks:
     async def _tick(self) -> None:
         while True:
             await self._world.clock.sleep(TICK_SECONDS)
-            for disk in (*self._store.disks.values(), *self._watched):
+            for disk in (*self._disks.used.values(), *self._watched):
                 disk.tick()
 
     async def _tend(self, disk: Disk) -> None:
@@ -270,7 +271,8 @@ class Disks:
     async def close(self) -> None:
         """Let go of all disks. One that hangs is left to the end of the process."""
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            for disk in (*self._store.disks.values(), *self._store.down.values(), *self._watched):
+            known = *self._disks.used.values(), *self._disks.down.values()
+            for disk in (*known, *self._watched):
                 if not disk.running:
                     await self._world.run_blocking(disk.close, abandon_on_cancel=True)
 
@@ -278,11 +280,11 @@ class Disks:
         """The server's record is on every disk that is used when this returns. Raises
         StartupError if none takes it; one that is full may have an older one."""
         async with self._saving:
-            record, store = self._server.record, self._store
-            if not store.down:
-                store.damaged.clear()
-            damaged = {each.handle: each.version for each in store.bad.values() if each.version}
-            record.damaged = list((damaged | store.damaged).items())[: identity.DAMAGED_MAX]
+            record, inventory = self._server.record, self._store.inventory
+            if not self._disks.down:
+                inventory.damaged.clear()
+            damaged = {each.handle: each.version for each in inventory.bad.values() if each.version}
+            record.damaged = list((damaged | inventory.damaged).items())[: identity.DAMAGED_MAX]
             record.revision += 1
             record = msgspec.structs.replace(record)  # as it is now
             refused: list[str] = []
@@ -297,7 +299,7 @@ class Disks:
                 except OSError as error:
                     refused.append(f"{disk.path}: {describe(error)}")
 
-            used = list(self._store.disks.values())
+            used = list(self._disks.used.values())
             async with trio.open_nursery() as nursery:
                 for disk in used:
                     nursery.start_soon(save, disk)
@@ -328,31 +330,31 @@ class Disks:
             await self.save()
         finally:
             self._changing.release()
-        return self._store.reports()
+        return self._disks.reports()
 
     def _used(self, path: str) -> Disk:
-        for disk in self._store.disks.values():
+        for disk in self._disks.used.values():
             if disk.path == path:
                 return disk
-        down = self._store.down.get(path)
+        down = self._disks.down.get(path)
         if down is not None:
             raise DiskFailed(f"{path} is {down.down} ({down.reason}): gfs disk retry, or remove")
-        known = ", ".join(each.path for each in self._store.reports())
+        known = ", ".join(each.path for each in self._disks.reports())
         raise NotFound(f"this chunkserver has no disk {path}; it has {known}")
 
     async def _add(self, path: str) -> None:
-        if any(disk.path == path for disk in self._store.disks.values()):
+        if any(disk.path == path for disk in self._disks.used.values()):
             raise AlreadyExists(f"{path} is a disk of this chunkserver already")
         await self._reopen(path, may_be_new=True)
 
     async def _retry(self, path: str) -> None:
-        if path not in self._store.down:
+        if path not in self._disks.down:
             self._used(path)  # it works, or is not this server's
             return
         await self._reopen(path, may_be_new=False)
 
     async def _reopen(self, path: str, may_be_new: bool) -> None:
-        old, known = self._store.down.get(path), self._server.at(path)
+        old, known = self._disks.down.get(path), self._server.at(path)
         if old is not None:
             with deadline(CLOSE_SECONDS, f"return of all calls to {path}, which hang"):
                 await old.closed.wait()
@@ -369,12 +371,12 @@ class Disks:
             raise
         finally:
             self._server.keep(path, known)
-            failed = self._store.down.get(path)
+            failed = self._disks.down.get(path)
             if failed is not None and failed is not old:
                 failed.id = failed.id or (known.id if known is not None else "")
                 self._start(self._let_go, failed)
                 if old is None:
-                    del self._store.down[path]  # it never was a disk of this server
+                    del self._disks.down[path]  # it never was a disk of this server
         if failed is not None:
             raise DiskFailed(f"{path} cannot be used: {failed.reason}")
         disk = self._used(path)
@@ -390,7 +392,7 @@ class Disks:
 
     async def _drain(self, path: str) -> None:
         disk = self._used(path)
-        if all(other.draining or other is disk for other in self._store.disks.values()):
+        if all(other.draining or other is disk for other in self._disks.used.values()):
             raise InvalidArgument(
                 f"{path} is the only disk of this chunkserver that takes new replicas: gfs disk "
                 "add another one, or gfs drain the server"
@@ -405,10 +407,11 @@ class Disks:
         self._server.put(disk)
 
     async def _remove(self, path: str) -> None:
-        down = self._store.down.get(path)
+        down = self._disks.down.get(path)
         if down is None:
             disk = self._used(path)
-            chunks = disk.chunks + sum(index == disk.index for index, _ in self._store.rivals)
+            others = self._store.duplicates.files
+            chunks = disk.chunks + sum(index == disk.index for index, _ in others)
             if chunks or not disk.draining:
                 raise InvalidArgument(
                     f"{path} holds {chunks} replicas and is {disk.state}: gfs disk drain it "
@@ -416,19 +419,19 @@ class Disks:
                 )
             self._store.release(disk)
             down = disk
-        self._store.down.pop(path, None)
+        self._disks.down.pop(path, None)
         self._server.put(down, REMOVED)
 
     async def _retry_all(self) -> None:
         """A server without any disk tries them again, as a restart would."""
         while True:
             await self._world.clock.sleep(RETRY_SECONDS)
-            if not self._store.disks:
-                for path in list(self._store.down):
+            if not self._disks.used:
+                for path in list(self._disks.down):
                     await self._try_again(path)
 
     async def _try_again(self, path: str) -> None:
-        while path in self._store.down:
+        while path in self._disks.down:
             try:
                 await self.order(DiskOrder(0, "", path, "retry"))
             except DeadlineExceeded:  # another order takes long, of another disk perhaps

@@ -16,7 +16,8 @@ from gfs.chunkserver.node.disk_manager import Disks
 from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.pulse import Pulse
 from gfs.chunkserver.node.throttle import Throttle
-from gfs.chunkserver.replicas.store import ChunkStore, OpenChunk
+from gfs.chunkserver.replicas.open_chunks import OpenChunk
+from gfs.chunkserver.replicas.store import ChunkStore
 from gfs.config import ChunkserverSettings
 from gfs.errors import CorruptReplica, DeadlineExceeded, GfsError, NotFound, StaleVersion
 from gfs.io import World
@@ -94,19 +95,20 @@ class Node:
         """The replica a write is for, made if it is the start of an upload."""
         is_new = request.mode == "upload" and request.offset == 0
         if not is_new:
-            self.store.check_fit(request.handle)
-        disk = self.store.disk_of(request.handle)
-        is_open = self.store.opened(request.handle) is not None
+            self.store.inventory.check_fit(request.handle)
+        disk = self.store.open_chunks.disk_of(request.handle)
+        is_open = self.store.open_chunks.opened(request.handle) is not None
         with nullcontext() if disk is None or is_open else self.pulse.on_disk(disk):
             if is_new:
                 return await self.store.create(request.handle, request.version)
-            return await self.store.get(request.handle)
+            return await self.store.open_chunks.get(request.handle)
 
     async def verify(self, request: VerifyChunk) -> VerifyReply:
         """What is true of this replica. Finding it unfit marks it for the heartbeat."""
+        inventory = self.store.inventory
         reply = VerifyReply(id=request.id, state="missing", version=0, length=0, bad_blocks=[])
         try:
-            async with self.store.using(request.handle) as chunk:
+            async with self.store.open_chunks.using(request.handle) as chunk:
                 file = chunk.file
                 reply.version, reply.length, reply.state = file.version, file.length, "good"
                 if request.sums:
@@ -121,12 +123,12 @@ class Node:
             raise  # what it is, is not known
         except (GfsError, OSError):
             # If its disk has failed, it is gone and not damaged.
-            reply.state = "corrupt" if request.handle in self.store.inventory else "missing"
-        if self.store.is_lacking(request.handle):
+            reply.state = "corrupt" if request.handle in inventory else "missing"
+        if inventory.is_lacking(request.handle):
             reply.state = "corrupt"
-        if request.handle in self.store.bad and reply.state == "good" and request.blocks:
-            del self.store.bad[request.handle]  # it was repaired, or a write was under way
-        if request.handle in self.store.forgetful and reply.state == "good":
+        if request.handle in inventory.bad and reply.state == "good" and request.blocks:
+            del inventory.bad[request.handle]  # it was repaired, or a write was under way
+        if request.handle in inventory.forgetful and reply.state == "good":
             reply.state = "forgetful"
         return reply
 
@@ -134,38 +136,38 @@ class Node:
         """What is known of these replicas, and seen of their files by a ``stat``."""
         store, wrong = self.store, dict[int, bool]()
         handles = [name.handle for name in request.replicas]
-        for disk in list(store.disks.values()):
+        for disk in list(store.disks.used.values()):
             try:
-                wrong.update(await disk.run(store.looks_wrong, disk, handles))
+                wrong.update(await disk.run(store.inventory.looks_wrong, disk, handles))
             except OSError as error:
                 log.info("%s cannot be looked at: %s", disk.path, error)
         return LookForReply(request.id, [self._known(name, wrong) for name in request.replicas])
 
     def _known(self, name: ReplicaName, wrong: Mapping[int, bool]) -> ReplicaState:
-        store, handle = self.store, name.handle
-        replica = store.inventory.get(handle)
+        inventory, handle = self.store.inventory, name.handle
+        replica = inventory.get(handle)
         if replica is None:
             return ReplicaState(handle, "missing")
         state = "good"
         if handle in wrong:
             state = "corrupt" if wrong[handle] else "missing"
         if state == "good":
-            if handle in store.bad:
-                state = store.bad[handle].kind
-            elif store.is_lacking(handle):
+            if handle in inventory.bad:
+                state = inventory.bad[handle].kind
+            elif inventory.is_lacking(handle):
                 state = "corrupt"
             elif replica.version < name.version:
                 state = "stale"
-            elif handle in store.forgetful:
+            elif handle in inventory.forgetful:
                 state = "forgetful"
         return ReplicaState(handle, state, replica.version, replica.length)
 
     async def _verify_blocks(self, chunk: OpenChunk, reply: VerifyReply) -> None:
         file, disk = chunk.file, chunk.disk
-        wrong = await self.store.run(disk, self.store.looks_wrong, disk, [file.handle])
+        wrong = await disk.run(self.store.inventory.looks_wrong, disk, [file.handle])
         if wrong and not wrong[0][1]:
             reply.state = "missing"
-            self.store.lose(file.handle)
+            self.store.open_chunks.lose(file.handle)
             return
         if not wrong:
             bad = await self.bad_blocks(chunk)
@@ -173,22 +175,21 @@ class Node:
                 return
             reply.bad_blocks = bad[:1000]
         reply.state = "corrupt"
-        self.store.mark_unfit(chunk)
+        self.store.open_chunks.mark_unfit(chunk)
 
     async def bad_blocks(
         self, chunk: OpenChunk, first: int = 0, count: int | None = None
     ) -> list[int]:
         """Blocks that truly fail: a write under way may make a good one look bad
         for a moment, so a finding counts when it stands with writes held off."""
-        run = self.store.run
         try:
             try:
-                bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
+                bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
             except StaleVersion:  # it was cut meanwhile
                 bad = [first]
             if bad:
                 async with chunk.mutex:
-                    bad = await run(chunk.disk, chunk.file.bad_blocks, first, count)
+                    bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
             return bad
         except OSError as error:
             raise map_disk_error(error, f"chunk {chunk.file.handle:016x}") from error
@@ -207,8 +208,8 @@ class Node:
         if order.version == 0:
             chunk = await self.store.create(order.handle, order.new_version)
         else:
-            self.store.check_fit(order.handle, forgetful=order.believed)
-            chunk = await self.store.get(order.handle)
+            self.store.inventory.check_fit(order.handle, forgetful=order.believed)
+            chunk = await self.store.open_chunks.get(order.handle)
         chunk.users += 1
         try:
             chunk.preempt(order.new_version)
@@ -222,17 +223,17 @@ class Node:
                     if order.version == 0:
                         await self.store.give_up(chunk)
                     if chunk.file.made:
-                        self.store.note(chunk)
+                        self.store.open_chunks.note(chunk)
                 return True
         finally:
             chunk.users -= 1
-            self.store.close_if_unused(chunk)
+            self.store.open_chunks.close_if_unused(chunk)
 
     async def revoke(self, handle: int, patience: float = 0.0) -> None:
         """Give the lease up. When this returns, nothing ordered under it is under way:
         a copy made from now on misses nothing that is acknowledged. What is under way
         now may take ``patience`` seconds to end, so that all replicas have it."""
-        chunk = self.store.opened(handle)
+        chunk = self.store.open_chunks.opened(handle)
         if chunk is None:
             self.leases.revoke(handle)
             return
@@ -247,7 +248,7 @@ class Node:
                 pass
         finally:
             chunk.users -= 1
-            self.store.close_if_unused(chunk)
+            self.store.open_chunks.close_if_unused(chunk)
 
     async def _raise_version(self, chunk: OpenChunk, order: GrantLease) -> None:
         file = chunk.file
@@ -261,30 +262,30 @@ class Node:
         try:
             # Durable before it is the chunk's version: were it lost by all
             # replicas in a power cut, none would be current any more.
-            await store.wait_for_room(disk)
-            is_forgetful = order.handle in store.forgetful
+            await store.durability.wait_for_room(disk)
+            is_forgetful = order.handle in store.inventory.forgetful
             if is_forgetful:
                 await self._lengthen(chunk, order)
             else:
                 # Before it looks like one that took part: if that fails, it did not.
-                await store.mark(chunk, order.new_version)
-            await store.run(disk, file.set_version, order.new_version)
+                await store.durability.mark(chunk, order.new_version)
+            await disk.run(file.set_version, order.new_version)
             if order.version == 0:
-                await store.run(disk, file.commit if disk.journal.sync else file.save)
-            await store.settle(disk)
+                await disk.run(file.commit if disk.journal.sync else file.save)
+            await store.durability.sync_journal(disk)
             if is_forgetful:
                 # Last of all: until then no other version of it may be believed.
-                await store.believe(chunk)
+                await store.durability.believe(chunk)
         except OSError as error:
             raise map_disk_error(error, f"chunk {file.handle:016x}") from error
 
     async def _lengthen(self, chunk: OpenChunk, order: GrantLease) -> None:
         """Make up for what was written under the mark of a forgetful replica: a reader is
         to get to its end. What is missing below, nothing can make up for."""
-        file, mark = chunk.file, self.store.forgetful.get(order.handle)
+        file, mark = chunk.file, self.store.inventory.forgetful.get(order.handle)
         if mark is None or file.length >= order.length:
             return
         if file.length < mark.length:
-            self.store.mark_bad(order.handle)
+            self.store.inventory.mark_bad(order.handle)
             raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
-        await self.store.run(chunk.disk, file.pad, min(order.length, CHUNK_BYTES))
+        await chunk.disk.run(file.pad, min(order.length, CHUNK_BYTES))

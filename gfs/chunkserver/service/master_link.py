@@ -28,7 +28,7 @@ from gfs.chunkserver.copies.copy_on_write import copy
 from gfs.chunkserver.copies.small_replicas import Batch
 from gfs.chunkserver.exchanges.append import Appends
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import Changes
+from gfs.chunkserver.replicas.inventory import Changes
 from gfs.chunkserver.upkeep.delete import delete_all
 from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import split_addresses
@@ -185,7 +185,7 @@ class MasterLink:
 
             nursery.start_soon(move)
             self._changes = Changes()
-            node.store.changes.append(self._changes)
+            node.store.inventory.changes.append(self._changes)
             try:
                 self._check_term(rpc)
                 heartbeat_seconds = await self._register(rpc)
@@ -195,7 +195,7 @@ class MasterLink:
             except (ConnectionError, GfsError) as error:
                 failure = error
             finally:
-                node.store.changes.remove(self._changes)
+                node.store.inventory.changes.remove(self._changes)
             rpc.close()
             nursery.cancel_scope.cancel()
         raise failure or ConnectionResetError("the connection ended")
@@ -216,7 +216,7 @@ class MasterLink:
                 incarnation=record.incarnation,
                 address=node.address,
                 rack=node.settings.rack,
-                disks=node.store.reports(),
+                disks=node.store.disks.reports(),
                 sequence=record.sequence,
                 term=record.term,
             )
@@ -227,7 +227,7 @@ class MasterLink:
         handles = list(node.store.inventory)
         batches = range(0, max(1, len(handles)), REPORT_RECORDS_MAX)
         for at in batches:
-            body = node.store.pack(handles[at : at + REPORT_RECORDS_MAX])
+            body = node.store.inventory.pack(handles[at : at + REPORT_RECORDS_MAX])
             complete = at == batches[-1]
             orders, _ = await rpc.call(
                 ReportReplicas(id=0, complete=complete), body, seconds=REPORT_SECONDS
@@ -275,7 +275,7 @@ class MasterLink:
             orders, _ = await rpc.call(
                 Heartbeat(
                     id=0,
-                    disks=node.store.reports(),
+                    disks=node.store.disks.reports(),
                     chunks=len(node.store.inventory),
                     bad=self._next_bad(),
                     leases=node.leases.take_used() if self._is_master else [],
@@ -283,7 +283,7 @@ class MasterLink:
                     appended=appended,
                     certificate_until_ns=node.identity.certificate_until_ns,
                 ),
-                node.store.pack(self._next_sample()),
+                node.store.inventory.pack(self._next_sample()),
                 seconds=HEARTBEAT_SECONDS_MAX,
             )
             self._links.appends.told(appended)
@@ -298,10 +298,10 @@ class MasterLink:
             is_gone = bool(changes.gone)
             if is_gone:
                 some = dict(itertools.islice(changes.gone.items(), REPORT_RECORDS_MAX))
-                body = store.pack_gone(some)
+                body = store.inventory.pack_gone(some)
             else:
                 some = dict.fromkeys(itertools.islice(changes.come, REPORT_RECORDS_MAX), 0)
-                body = store.pack(some)
+                body = store.inventory.pack(some)
             orders, _ = await rpc.call(
                 ReportReplicas(id=0, complete=False, gone=is_gone), body, seconds=REPORT_SECONDS
             )
@@ -316,9 +316,9 @@ class MasterLink:
         """Some of the damaged replicas; all of them in turn, until they are dealt with."""
         some = list(itertools.islice(self._bad, BAD_REPORTS_MAX))
         if len(some) < BAD_REPORTS_MAX:
-            self._bad = iter(list(self._node.store.bad.values()))
+            self._bad = iter(list(self._node.store.inventory.bad.values()))
             some += itertools.islice(self._bad, BAD_REPORTS_MAX - len(some))
-        return [bad for bad in some if self._node.store.bad.get(bad.handle) == bad]
+        return [bad for bad in some if self._node.store.inventory.bad.get(bad.handle) == bad]
 
     def _next_sample(self) -> list[int]:
         sample = list(itertools.islice(self._sample, SAMPLE_RECORDS))

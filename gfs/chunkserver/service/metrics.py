@@ -16,15 +16,16 @@ from gfs.metrics import certificate_family, counter, gauge, label, operation_fam
 def families(node: Node, scrubber: Scrubber) -> Iterable[Metric]:
     """All of them."""
     store = node.store
-    disks = [*store.disks.values(), *store.down.values()]
-    reports = store.reports()
+    disks = [*store.disks.used.values(), *store.disks.down.values()]
+    reports = store.disks.reports()
     yield gauge("gfs_chunkserver_chunks", "Replicas held", len(store.inventory))
-    yield gauge("gfs_chunkserver_chunk_bytes", "Bytes of chunks held", store.bytes)
-    yield gauge("gfs_chunkserver_bad_replicas", "Replicas known to be unfit", len(store.bad))
+    yield gauge("gfs_chunkserver_chunk_bytes", "Bytes of chunks held", store.inventory.bytes)
+    bad = len(store.inventory.bad)
+    yield gauge("gfs_chunkserver_bad_replicas", "Replicas known to be unfit", bad)
     yield counter(
         "gfs_chunkserver_bad_replicas_found_total",
         "Unfit replicas found since the start",
-        store.found_bad,
+        store.inventory.found_bad,
     )
     yield counter(
         "gfs_chunkserver_bytes_total",

@@ -94,7 +94,7 @@ async def _run(
             nursery.start_soon(node.patience.run)
             nursery.start_soon(links.run)
             tasks = (
-                node.store.keep_saving,
+                node.store.durability.keep_saving,
                 partial(background.tend_journal, node),
                 partial(background.take_marks_back, node),
                 partial(drain_disk, node),

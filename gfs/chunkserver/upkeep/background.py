@@ -50,9 +50,9 @@ async def scan(node: Node) -> None:
 async def look_at(node: Node, handles: list[int]) -> None:
     """Find those whose files are gone or too short."""
     store = node.store
-    for disk in list(store.disks.values()):
+    for disk in list(store.disks.used.values()):
         try:
-            for handle, is_there in await disk.run(store.looks_wrong, disk, handles):
+            for handle, is_there in await disk.run(store.inventory.looks_wrong, disk, handles):
                 await _second_look(node, disk, handle, is_there)
         except OSError as error:
             log.warning("%s: %s", disk.path, error)
@@ -62,18 +62,18 @@ async def _second_look(node: Node, disk: Disk, handle: int, is_there: bool) -> N
     """The replica may have been written or deleted while the scan ran."""
     store = node.store
     replica = store.inventory.get(handle)
-    is_wrong = await disk.run(store.looks_wrong, disk, [handle])
+    is_wrong = await disk.run(store.inventory.looks_wrong, disk, [handle])
     if is_wrong and replica is not None and store.inventory.get(handle) is replica:
         if is_there:
-            store.mark_bad(handle)
+            store.inventory.mark_bad(handle)
         else:
-            store.lose(handle)
+            store.open_chunks.lose(handle)
 
 
 async def look_at_damaged(node: Node) -> None:
     """Read what was found damaged before the server was started: it may have been made
     good since that was noted."""
-    for handle, bad in list(node.store.bad.items()):
+    for handle, bad in list(node.store.inventory.bad.items()):
         if bad.version and handle in node.store.inventory:
             try:
                 await node.verify(VerifyChunk(id=0, handle=handle, version=bad.version))
@@ -87,7 +87,7 @@ async def take_marks_back(node: Node, disk: Disk) -> None:
     while True:
         await node.world.clock.sleep(seconds / 2)
         try:
-            await node.store.take_marks_back(disk, seconds)
+            await node.store.durability.take_marks_back(disk, seconds)
         except OSError as error:
             log.error("%s: %s", disk.marks.path, error)
 
@@ -102,7 +102,7 @@ async def tend_journal(node: Node, disk: Disk) -> None:
             if journal.written != written:
                 written, since = journal.written, clock.monotonic()
             elif journal.to_set_aside and clock.monotonic() > since + node.settings.mark_seconds:
-                await node.store.empty_journal(disk)
+                await node.store.durability.empty_journal(disk)
             if journal.to_claim:
                 await disk.run(journal.claim)
             if journal.to_save:
@@ -132,4 +132,4 @@ async def save_memory(node: Node, scrubber: Scrubber) -> None:
 
 def _memory(node: Node) -> tuple[object, ...]:
     record = node.server.record
-    return record.sequence, record.masters, record.scrubbed, tuple(node.store.bad)
+    return record.sequence, record.masters, record.scrubbed, tuple(node.store.inventory.bad)

@@ -63,14 +63,14 @@ async def _move(node: Node, disk: Disk, handle: int) -> None:
     another one made), DiskFailed and others."""
     store = node.store
     replica = store.inventory.get(handle)
-    if replica is None or handle in store.bad or handle in store.forgetful:
+    if replica is None or handle in store.inventory.bad or handle in store.inventory.forgetful:
         return
     await node.throttle.take(replica.length)
-    async with store.using(handle) as chunk:
+    async with store.open_chunks.using(handle) as chunk:
         if chunk.disk is not disk:
             return
         state, version = chunk.file.sequence, chunk.file.version
-        target = store.pick_disk(chunk.file.length)
+        target = store.disks.pick(chunk.file.length)
         what = f"move of {handle:016x}"
         try:
             async with new_replica(node, target, handle, version, what, moved=state) as file:

@@ -66,7 +66,7 @@ class Scrubber:
         record = self._node.server.record
         return Scrub(
             self._done_bytes,
-            max(self._done_bytes, self._node.store.bytes),
+            max(self._done_bytes, self._node.store.inventory.bytes),
             self._ago_ms(record.scrub_began_ns),
             self._ago_ms(record.scrub_ended_ns),
         )
@@ -106,7 +106,7 @@ class Scrubber:
                 # A sector that cannot be read: the replica is to be made anew. If the whole
                 # disk has failed, it is not there any more.
                 if handle in store.inventory:
-                    store.mark_bad(handle)
+                    store.inventory.mark_bad(handle)
             except (GfsError, OSError) as error:
                 log.info("scrub of %016x: %s", handle, error)
             self._done_bytes = before + lengths[handle]
@@ -126,16 +126,16 @@ class Scrubber:
         first = 0
         while True:
             replica = store.inventory.get(handle)
-            if replica is None or handle in store.bad:
+            if replica is None or handle in store.inventory.bad:
                 return
             if first and first * BLOCK_BYTES >= replica.length:
                 return
             step = min(STEP_BYTES, replica.length - first * BLOCK_BYTES)
             await self._wait(max(step, CHUNK_BYTES_MIN))
             await node.throttle.take(step)
-            async with store.using(handle) as chunk:
+            async with store.open_chunks.using(handle) as chunk:
                 if await node.bad_blocks(chunk, first, blocks):
-                    store.mark_unfit(chunk)
+                    store.open_chunks.mark_unfit(chunk)
                     return
             first += blocks
             self._done_bytes += step

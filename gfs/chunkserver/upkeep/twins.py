@@ -20,7 +20,7 @@ import trio
 from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.store import Rival
+from gfs.chunkserver.replicas.duplicates import Duplicate
 from gfs.errors import CorruptReplica, GfsError
 from gfs.protocol.messages import VerifyChunk
 
@@ -34,20 +34,20 @@ async def keep_settling(node: Node) -> None:
     """Runs for as long as the server does."""
     store = node.store
     while True:
-        await store.found_rivals.wait()
+        await store.duplicates.found.wait()
         await settle_all(node)
-        if store.rivals:
+        if store.duplicates.files:
             await node.world.clock.sleep(AGAIN_SECONDS)
         else:
-            store.found_rivals = trio.Event()
+            store.duplicates.found = trio.Event()
 
 
 async def settle_all(node: Node) -> None:
     """Compare each two files once, and delete those that are not needed."""
     store = node.store
-    for index, handle in list(store.rivals):
-        store.choose(handle)
-        rival, known = store.rivals.get((index, handle)), store.inventory.get(handle)
+    for index, handle in list(store.duplicates.files):
+        store.duplicates.choose(handle)
+        rival, known = store.duplicates.files.get((index, handle)), store.inventory.get(handle)
         if rival is None or known is None or known.version != rival.replica.version:
             continue  # it is decided, or will be when nobody uses what is there
         await node.throttle.take(known.length)
@@ -55,13 +55,13 @@ async def settle_all(node: Node) -> None:
             await _compare(node, handle, rival)
         except (GfsError, OSError) as error:
             log.info("chunk %016x stays on two disks for the moment: %s", handle, error)
-    await store.remove_twins()
+    await store.remove_duplicates()
 
 
-async def _compare(node: Node, handle: int, rival: Rival) -> None:
+async def _compare(node: Node, handle: int, rival: Duplicate) -> None:
     """Keep of two of the same version one that is whole. Raises DeadlineExceeded."""
     store = node.store
-    is_bad = handle in store.bad
+    is_bad = handle in store.inventory.bad
     for looks_at_rival in (is_bad, not is_bad):
         if looks_at_rival:
             is_whole = await _is_rival_whole(node, handle, rival)
@@ -69,18 +69,18 @@ async def _compare(node: Node, handle: int, rival: Rival) -> None:
             is_whole = await _is_known_whole(node, handle)
         # Both may be something else by now.
         known = store.inventory.get(handle)
-        if store.rivals.get((rival.replica.disk, handle)) is not rival or known is None:
+        if store.duplicates.files.get((rival.replica.disk, handle)) is not rival or known is None:
             return
         if known.version != rival.replica.version:
             return
         if is_whole:
             if looks_at_rival:
-                store.prefer(handle, rival, is_better=True)
+                store.duplicates.prefer(handle, rival, is_better=True)
             else:
-                store.drop_rival(handle, rival)
+                store.duplicates.discard(handle, rival)
             return
-    store.mark_bad(handle)  # whoever replaces it deletes both
-    del store.rivals[rival.replica.disk, handle]
+    store.inventory.mark_bad(handle)  # whoever replaces it deletes both
+    del store.duplicates.files[rival.replica.disk, handle]
 
 
 async def _is_known_whole(node: Node, handle: int) -> bool:
@@ -88,8 +88,8 @@ async def _is_known_whole(node: Node, handle: int) -> bool:
     return reply.state in ("good", "forgetful")
 
 
-async def _is_rival_whole(node: Node, handle: int, rival: Rival) -> bool:
-    disk = node.store.disks.get(rival.replica.disk)
+async def _is_rival_whole(node: Node, handle: int, rival: Duplicate) -> bool:
+    disk = node.store.disks.used.get(rival.replica.disk)
     try:
         return disk is not None and await disk.run(_verify_file, disk, handle)
     except OSError as error:

@@ -1,0 +1,82 @@
+"""All disks of a chunkserver: which are used, and which takes the next new replica."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+
+from gfs.blocks import CHUNK_BYTES
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.files.intents import boot_number
+from gfs.config import ChunkserverSettings
+from gfs.diagnostics import event
+from gfs.errors import DiskFailed, DiskFull
+from gfs.io import World
+from gfs.protocol.messages import Disk as DiskReport
+
+log = logging.getLogger(__name__)
+
+
+class DiskSet:
+    """``on_failure`` is called once for each disk that fails, in the loop's thread."""
+
+    def __init__(
+        self, world: World, settings: ChunkserverSettings, on_failure: Callable[[Disk], None]
+    ) -> None:
+        self._world = world
+        self._settings = settings
+        self._on_failure = on_failure
+        self._boot = boot_number(world.boot)
+        self._indexes = itertools.count()
+        self.reserve_bytes = settings.reserve_bytes
+        #: This chunkserver's id, for the log.
+        self.server = ""
+        #: Those that are used, by index; an index is never used again.
+        self.used: dict[int, Disk] = {}
+        #: Those that are not, by path.
+        self.down: dict[str, Disk] = {}
+
+    def new(self, path: str) -> Disk:
+        """A disk of this server, not opened and not used yet."""
+        index = next(self._indexes)
+        return Disk(self._world, index, path, self._settings, self._boot, self._on_failure)
+
+    def pick(self, need_bytes: int = CHUNK_BYTES) -> Disk:
+        """The disk for a new replica: the one with most free space.
+
+        Raises DiskFull when the reserve would be touched everywhere.
+        """
+        used = [disk for disk in self.used.values() if not disk.draining]
+        fit = [disk for disk in used if disk.has_room(self.reserve_bytes)]
+        if not used:
+            raise DiskFailed("no disk of this chunkserver can be used: see gfs status --disks")
+        if not fit:
+            raise DiskFull("no disk of this chunkserver has space above its reserve")
+        disk = max(fit, key=lambda d: (d.free_bytes - d.begun * need_bytes, -d.chunks))
+        disk.begun += 1
+        return disk
+
+    def reports(self) -> list[DiskReport]:
+        return [disk.report() for disk in (*self.used.values(), *self.down.values())]
+
+    def log_failed(self, disk: Disk, lost: int) -> None:
+        """Log it; at a start, once it is known which server this is."""
+        log.error(
+            "disk %s is %s: %s. Its %d replicas will be re-replicated from other servers. "
+            "When it works again: gfs disk retry %s %s",
+            disk.path,
+            disk.down,
+            disk.reason,
+            lost,
+            self.server,
+            disk.path,
+            extra=event(
+                "disk_failed",
+                server=self.server,
+                disk=disk.path,
+                state=disk.down,
+                reason=disk.reason,
+                replicas=lost,
+            ),
+        )

@@ -1,0 +1,113 @@
+"""Chunks of which two disks of this server have a file.
+
+One of them is served, and in the inventory. The others are kept until it is decided which one
+is better: by the version, or unread, what can be decided so here; else by reading them
+(:mod:`gfs.chunkserver.upkeep.twins`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import trio
+
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.disks.disk_set import DiskSet
+from gfs.chunkserver.files.intents import Mark
+from gfs.chunkserver.replicas.inventory import Inventory, Replica
+from gfs.chunkserver.replicas.open_chunks import OpenChunks
+
+
+class Duplicate(NamedTuple):
+    """A second file of a chunk, on another disk than the one that is served."""
+
+    replica: Replica
+    #: It may lack something, and the record that says so.
+    mark: Mark | None
+    is_unfit: bool
+
+
+class Duplicates:
+    """The files that are not served."""
+
+    def __init__(self, disks: DiskSet, inventory: Inventory, open_chunks: OpenChunks) -> None:
+        self._disks = disks
+        self._inventory = inventory
+        self._open_chunks = open_chunks
+        #: By (disk, handle). Neither file of such a chunk is deleted before it is decided
+        #: which one is better.
+        self.files: dict[tuple[int, int], Duplicate] = {}
+        #: Set when there are some.
+        self.found = trio.Event()
+        #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
+        self.to_delete: set[tuple[int, int]] = set()
+
+    def of(self, handle: int) -> list[Duplicate]:
+        """The best one first."""
+        some = [self.files[n, handle] for n in self._disks.used if (n, handle) in self.files]
+        some.sort(key=lambda other: (other.replica.version, other.mark is None), reverse=True)
+        return some
+
+    def choose(self, handle: int) -> None:
+        """Decide between the files of a chunk what can be decided unread: the higher version
+        stays, and of two of the same one that lacks nothing is served until both were read.
+        What is used just now is left for another time."""
+        for other in self.of(handle):
+            known = self._inventory.get(handle)
+            if known is not None and known.version > other.replica.version:
+                self.discard(handle, other)
+            elif known is None or known.version < other.replica.version:
+                self.prefer(handle, other, is_better=True)
+            elif handle in self._inventory.forgetful and other.mark is None:
+                self.prefer(handle, other, is_better=False)
+
+    def discard(self, handle: int, other: Duplicate) -> None:
+        """The file that is served is as good, or better."""
+        del self.files[other.replica.disk, handle]
+        self.to_delete.add((other.replica.disk, handle))
+
+    def prefer(self, handle: int, other: Duplicate, is_better: bool) -> None:
+        """Serve this one instead of what is served now, if anything, unless that is in use.
+        That is deleted if this one ``is_better`` for sure."""
+        known, chunk = self._inventory.get(handle), self._open_chunks.opened(handle)
+        if handle in self._open_chunks.busy:
+            return
+        if chunk is not None and (known is None or chunk.users or chunk.is_pending):
+            return
+        self.serve(handle, other, is_better)
+
+    def serve(self, handle: int, other: Duplicate, is_better: bool) -> None:
+        """As :meth:`prefer`, though it may be in use."""
+        inventory = self._inventory
+        here, known = other.replica, inventory.get(handle)
+        del self.files[here.disk, handle]
+        if known is not None:
+            key = known.disk, handle
+            if is_better:
+                self.to_delete.add(key)
+            else:
+                mark, is_bad = inventory.forgetful.get(handle), handle in inventory.bad
+                self.files[key] = Duplicate(known, mark, is_bad)
+            self._open_chunks.forget(handle)
+        elif handle in inventory.bad:  # another disk has one that cannot be read
+            keys = {(n, handle) for n in self._disks.used if n != here.disk}
+            self.to_delete.update(keys - self.files.keys())
+        inventory.bad.pop(handle, None)
+        inventory.put(handle, here)
+        for changes in inventory.changes:
+            changes.come[handle] = None
+        if other.mark is not None:
+            inventory.forgetful[handle] = other.mark
+        if other.is_unfit:
+            inventory.mark_bad(handle)
+
+    def discard_up_to(self, handle: int, version: int) -> None:
+        """An order to delete that version is about all files of it, and of older ones."""
+        for other in self.of(handle):
+            if other.replica.version <= version:
+                self.discard(handle, other)
+
+    def forget_disk(self, disk: Disk) -> None:
+        """Nothing is to be done on it any more."""
+        self.files = {key: each for key, each in self.files.items() if key[0] != disk.index}
+        self.to_delete = {key for key in self.to_delete if key[0] != disk.index}

@@ -1,0 +1,214 @@
+"""How durable what is written here is: the redo journal and the write-intent records.
+
+With ``durability = "fsync"`` a write is acknowledged when the journal, or the chunk file, is
+synced; without, when it is written, and a write-intent record is synced before the first
+write (:mod:`gfs.chunkserver.files.journal`, :mod:`gfs.chunkserver.files.intents`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+
+import trio
+
+from gfs.chunkserver.disks.disk import FAILED, Disk
+from gfs.chunkserver.files.intents import NO_STATE, Mark, Marks
+from gfs.chunkserver.files.journal import Journal, Keeper
+from gfs.chunkserver.replicas.inventory import Inventory, log_mended
+from gfs.chunkserver.replicas.open_chunks import OpenChunk, OpenChunks
+from gfs.errors import GfsError
+from gfs.io import Clock
+from gfs.protocol.deadline import deadline
+
+log = logging.getLogger(__name__)
+
+#: Between two marks that are looked at, at most.
+MARK_REST_SECONDS = 0.1
+#: Replicas saved at once, of those of a full journal; but less than half of the disk's
+#: threads, since whoever writes to one of them waits for it in another thread.
+SAVES_AT_ONCE = 3
+#: Before what a disk refuses to save is tried again.
+SAVE_AGAIN_SECONDS_MIN, SAVE_AGAIN_SECONDS_MAX = 1.0, 5.0
+
+
+class Durability:
+    """Of all disks; what is noted is in the :class:`Disk` itself."""
+
+    def __init__(
+        self, clock: Clock, idle_seconds: float, inventory: Inventory, open_chunks: OpenChunks
+    ) -> None:
+        self._clock = clock
+        self._idle_seconds = idle_seconds
+        self._inventory = inventory
+        self._open_chunks = open_chunks
+
+    async def sync_journal(self, disk: Disk) -> None:
+        """What was written before is as durable as is promised when this returns: all
+        who wait at the same time share one sync. Raises ``OSError``."""
+        if disk.journal.sync:
+            await self._sync(disk, disk.journal, disk.journal.written)
+
+    async def wait_for_room(self, disk: Disk) -> None:
+        """Until the journal can take more. Raises DeadlineExceeded."""
+        if disk.journal.crowded:
+            with deadline(self._idle_seconds, "room in the redo journal"):
+                while disk.journal.crowded:
+                    await disk.room.park()
+                    if disk.down:
+                        raise disk.failure()
+
+    async def empty_journal(self, disk: Disk) -> None:
+        """Have what the journal has saved, though it is not full. Raises ``OSError``."""
+        await disk.run(disk.journal.set_aside)
+
+    async def keep_saving(self, disk: Disk) -> None:
+        """Save what a full journal has, so that it can be overwritten. Runs for as long
+        as the server does."""
+        pause = SAVE_AGAIN_SECONDS_MIN
+        while True:
+            await disk.to_save.wait()
+            disk.to_save = trio.Event()
+            try:
+                await self._save_all(disk, await disk.run(disk.journal.unsaved))
+                await disk.run(disk.journal.release)
+                pause = SAVE_AGAIN_SECONDS_MIN
+            except OSError as error:
+                log.error("%s: the redo journal cannot be emptied: %s", disk.path, error)
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, SAVE_AGAIN_SECONDS_MAX)
+                disk.to_save.set()
+            disk.room.unpark_all()
+
+    async def _save_all(self, disk: Disk, keepers: list[Keeper]) -> None:
+        """A few at once, since the syncs of several cost a disk hardly more than that of
+        one. Raises one of the ``OSError`` of :meth:`_save`, when all others are done."""
+        failures: list[OSError] = []
+        rest = iter(keepers)
+
+        async def work() -> None:
+            for keeper in rest:
+                try:
+                    await self._save(disk, keeper)
+                except OSError as error:
+                    failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            threads = int(disk.limiter.total_tokens)
+            for _ in range(max(1, min(SAVES_AT_ONCE, (threads - 1) // 2))):
+                nursery.start_soon(work)
+        if failures:
+            raise failures[0]
+
+    async def _save(self, disk: Disk, keeper: Keeper) -> None:
+        """Raises ``OSError`` if that is to be tried again."""
+        try:
+            await disk.run(keeper.save)
+        except OSError as error:
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if disk.down or (not keeper.is_unsound and (is_full or not disk.journal.crowded)):
+                raise  # the journal has it, and nobody needs its place yet
+            log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
+            if keeper in await disk.run(disk.journal.unsaved):  # not deleted or replaced
+                await self._give_up_saving(disk, keeper)
+            return
+        chunk = self._open_chunks.opened(keeper.handle)
+        if chunk is not None and chunk.file is keeper and self._inventory.is_lacking(keeper.handle):
+            # It was given up, but that could not be noted, and now it is as it should be.
+            disk.marks.remove(keeper.handle)
+            log_mended(self._inventory.bad.pop(keeper.handle, None), "saved after all")
+
+    async def _give_up_saving(self, disk: Disk, keeper: Keeper) -> None:
+        """The replica is not what it is said to be, and is to be made anew. That is on the
+        disk before the records of what it lacks may go. Raises ``OSError``."""
+        self._inventory.mark_bad(keeper.handle)
+        wanted = NO_STATE if keeper.is_unsound else keeper.sequence
+        await self._sync(disk, disk.marks, disk.marks.put_lacking(keeper.handle, wanted))
+        await disk.run(disk.journal.settled, keeper)
+
+    async def mark(self, chunk: OpenChunk, version: int) -> None:
+        """Before a replica is written that was there before, or gets a new version: it is
+        noted, on the disk, that it may lack something when the power is gone. Raises
+        ``OSError``."""
+        disk, file = chunk.disk, chunk.file
+        if disk.journal.sync or disk.marks.covers(file.handle, version):
+            return
+        chunk.mutated_at = self._clock.monotonic()
+        change = disk.marks.put(file.handle, version, file.length)
+        await self._sync(disk, disk.marks, change)
+
+    async def believe(self, chunk: OpenChunk) -> None:
+        """The master found no better replica: this one is as good as any from now on,
+        in its present version, which nobody else's can pass for."""
+        disk, file = chunk.disk, chunk.file
+        change = disk.marks.put(file.handle, file.version, file.length)
+        await self._sync(disk, disk.marks, change)
+        if not chunk.dropped:
+            self._inventory.forgetful.pop(file.handle, None)
+
+    async def take_marks_back(self, disk: Disk, idle_seconds: float) -> None:
+        """Sync what was not written for ``idle_seconds``, one replica after the other."""
+        marks = disk.marks.all()
+        rest = min(MARK_REST_SECONDS, idle_seconds / (len(marks) + 1))
+        for mark in marks:
+            try:
+                await self._take_back(disk, mark, idle_seconds)
+            except (GfsError, OSError) as error:
+                log.info("chunk %016x stays marked: %s", mark.handle, error)
+            await self._clock.sleep(rest)
+        await self._sync(disk, disk.marks, disk.marks.changes)
+
+    async def _take_back(self, disk: Disk, mark: Mark, idle_seconds: float) -> None:
+        handle = mark.handle
+        if handle in self._inventory.forgetful or handle in self._inventory.bad:
+            return
+        replica = self._inventory.get(handle)
+        if replica is None or replica.disk != disk.index:
+            if handle in self._open_chunks.busy or self._open_chunks.opened(handle):
+                return
+            if await disk.run(self._is_gone, disk, handle):
+                self._unmark(disk, mark)
+            return
+        opened = self._open_chunks.opened(handle)
+        now = self._clock.monotonic()
+        if opened is not None and now < opened.mutated_at + idle_seconds:
+            return
+        async with self._open_chunks.using(handle) as chunk:
+            before = chunk.mutated_at
+            if not chunk.mutex.locked() and chunk.disk is disk:
+                try:
+                    await disk.run(chunk.file.sync)
+                finally:
+                    if chunk.file.is_unsound and not chunk.dropped:
+                        await self._give_up_saving(disk, chunk.file)
+                if chunk.mutated_at == before and not (chunk.mutex.locked() or chunk.dropped):
+                    self._unmark(disk, mark)
+
+    def _unmark(self, disk: Disk, mark: Mark) -> None:
+        if disk.marks.get(mark.handle) is mark:
+            disk.marks.remove(mark.handle)
+
+    async def _sync(self, disk: Disk, file: Journal | Marks, target: int) -> None:
+        while file.synced < target:
+            under_way = disk.syncing.get(file)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            done = disk.syncing[file] = trio.Event()
+            try:
+                with trio.CancelScope(shield=True):
+                    await disk.run(file.flush)
+            finally:
+                if file.failed:
+                    disk.fail(FAILED, f"{file.path} could not be synced")
+                del disk.syncing[file]
+                done.set()
+
+    def _is_gone(self, disk: Disk, handle: int) -> bool:
+        """Blocks. Whether there is no file of it, and none can come back."""
+        if disk.files.exists(disk.chunk_path(handle)):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            disk.files.sync_directory(disk.folder(handle))
+        return True

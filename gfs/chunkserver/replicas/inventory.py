@@ -1,0 +1,188 @@
+"""Which replicas this server has, on which disk, in which state.
+
+The *inventory* (handle → disk, version, length) is in memory, read from the heads of the
+chunk files at start: a chunkserver has the final word on which chunks it holds (the paper,
+2.6.2). Plain tables: nothing here waits for anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from gfs.chunkserver.disks.disk import Disk
+from gfs.chunkserver.disks.disk_set import DiskSet
+from gfs.chunkserver.files.intents import Mark
+from gfs.chunkserver.files.layout import HEAD_BYTES
+from gfs.diagnostics import event
+from gfs.errors import CorruptReplica, StaleVersion
+from gfs.protocol.messages import FORGETFUL, BadReplica
+
+log = logging.getLogger(__name__)
+
+_RECORD = struct.Struct(">QII")
+
+
+class Replica(NamedTuple):
+    disk: int
+    version: int
+    length: int
+
+
+class Changes:
+    """Replicas that came or went other than by a master's or a client's order, for one
+    master: by handle, of those that went with the version."""
+
+    def __init__(self) -> None:
+        self.gone: dict[int, int] = {}
+        self.come: dict[int, None] = {}
+
+
+class Inventory(Mapping[int, Replica]):
+    """The replicas of all disks that are used, by handle."""
+
+    def __init__(self, disks: DiskSet) -> None:
+        self._disks = disks
+        self._replicas: dict[int, Replica] = {}
+        #: Data of all replicas, without their heads.
+        self.bytes = 0
+        #: Damaged replicas, by handle, until a clone or the master ends them.
+        self.bad: dict[int, BadReplica] = {}
+        #: (Handle, version) of damaged replicas on disks that are not used, or not yet: they
+        #: count as damaged when the disk is used again, until they are read.
+        self.damaged: dict[int, int] = {}
+        #: Damaged replicas found since the start.
+        self.found_bad = 0
+        #: Of each master: what it is still to be told.
+        self.changes: list[Changes] = []
+        #: Replicas that may lack what was last written, and the marks that say so.
+        self.forgetful: dict[int, Mark] = {}
+
+    def __getitem__(self, handle: int) -> Replica:
+        return self._replicas[handle]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._replicas)
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def on_disk(self, disk: Disk) -> list[int]:
+        """The handles of its replicas."""
+        return [h for h, replica in self._replicas.items() if replica.disk == disk.index]
+
+    def put(self, handle: int, replica: Replica) -> None:
+        """The replica is here, in this state; unless its disk has failed meanwhile."""
+        if replica.disk not in self._disks.used:
+            return  # it failed meanwhile, and took the replica along
+        old = self._replicas.get(handle)
+        if old is None:
+            self._disks.used[replica.disk].chunks += 1
+        elif old.disk != replica.disk:
+            self._disks.used[old.disk].chunks -= 1
+            self._disks.used[replica.disk].chunks += 1
+        self.bytes += replica.length - (old.length if old is not None else 0)
+        self._replicas[handle] = replica
+        bad = self.bad.get(handle)
+        if bad is not None and bad.version != replica.version:
+            # An upload may start over on it. By its old version nobody could delete it.
+            self.bad[handle] = BadReplica(handle, replica.version, bad.kind)
+
+    def pack(self, handles: Iterable[int]) -> bytes:
+        """Report records (see ReportReplicas) of those of ``handles`` held here."""
+        found = ((h, self._replicas.get(h)) for h in handles)
+        return b"".join(
+            [
+                _RECORD.pack(h, r.version, r.length | FORGETFUL * (h in self.forgetful))
+                for h, r in found
+                if r and h not in self.bad
+            ]
+        )
+
+    def pack_gone(self, gone: dict[int, int]) -> bytes:
+        """Report records of replicas that went, of those that did not come back."""
+        return b"".join(
+            _RECORD.pack(handle, version, 0)
+            for handle, version in gone.items()
+            if handle not in self._replicas
+        )
+
+    def mark_bad(self, handle: int) -> None:
+        """This replica is damaged; the heartbeat reports that until it is dealt with."""
+        replica = self._replicas.get(handle)
+        version = replica.version if replica else 0
+        if handle not in self.bad:
+            self.found_bad += 1
+            log.error(
+                "chunk %016x version %d is corrupt here",
+                handle,
+                version,
+                extra=event("corruption_found", chunk=f"{handle:x}", version=version),
+            )
+        self.bad[handle] = BadReplica(handle, version, "corrupt")
+
+    def check_fit(self, handle: int, forgetful: bool = False) -> None:
+        """Refuse to build on a replica that is known to be unfit: one whose file was
+        deleted while it was open would take writes that no restart finds again. One that
+        may lack something is fit only if ``forgetful``."""
+        bad = self.bad.get(handle)
+        if bad is not None:
+            raise CorruptReplica(f"chunk {handle:016x}: the replica here is {bad.kind}")
+        if not forgetful:
+            self.check_remembers(handle)
+
+    def check_remembers(self, handle: int) -> None:
+        """Refuse to show, or to build on, a replica that may lack something."""
+        if handle in self.forgetful:
+            raise StaleVersion(
+                f"chunk {handle:016x}: the replica here may lack what was last written"
+            )
+
+    def is_lacking(self, handle: int) -> bool:
+        """Whether the disk refused the newest states of the replica here: it is good to
+        all looks as long as it is open, and not when it is opened anew. Nothing mends it
+        but another in its place."""
+        replica = self._replicas.get(handle)
+        mark = None if replica is None else self._disks.used[replica.disk].marks.get(handle)
+        return mark is not None and mark.is_lacking
+
+    def looks_wrong(self, disk: Disk, handles: list[int]) -> list[tuple[int, bool]]:
+        """Blocks. Of these replicas those whose files are gone (False) or too short (True),
+        by a stat. Raises ``OSError``."""
+        found = []
+        for handle in handles:
+            replica = self._replicas.get(handle)
+            if replica is None or replica.disk != disk.index:
+                continue
+            try:
+                size = disk.files.file_size(disk.chunk_path(handle))
+            except FileNotFoundError:
+                found.append((handle, False))
+            else:
+                if replica.length and size < HEAD_BYTES + replica.length:
+                    found.append((handle, True))
+        return found
+
+    def remove(self, handle: int) -> None:
+        """The replica is not here any more."""
+        replica = self._replicas.pop(handle, None)
+        if replica is not None:
+            self._disks.used[replica.disk].chunks -= 1
+            self.bytes -= replica.length
+        self.forgetful.pop(handle, None)
+
+
+def log_mended(bad: BadReplica | None, how: str) -> None:
+    """What was unfit here, if anything was, is "replaced" by a good one, or "deleted": the
+    good ones are elsewhere."""
+    if bad is not None and bad.kind == "corrupt":
+        log.info(
+            "chunk %016x: the damaged replica is %s",
+            bad.handle,
+            how,
+            extra=event(
+                "corruption_repaired", chunk=f"{bad.handle:x}", version=bad.version, how=how
+            ),
+        )

@@ -1,0 +1,248 @@
+"""Open chunk files: an LRU of bounded size, and who may do what with a chunk's file.
+
+A chunk has one file here, or none. *Busy* is a chunk whose file is being opened, made,
+replaced or deleted: one task at a time does that. Those that have it open go on; a writer
+holds its ``mutex``, which a task that replaces or deletes the file takes as well. So nobody
+who holds the mutex finds that the file was dropped in the middle; only before it got it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+import trio
+
+from gfs.chunkserver.disks.disk import Disk, map_disk_error
+from gfs.chunkserver.disks.disk_set import DiskSet
+from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.replicas.inventory import Inventory, Replica
+from gfs.errors import CorruptReplica, NotFound
+from gfs.protocol.deadline import Watch, deadline
+
+log = logging.getLogger(__name__)
+
+#: Open chunk files kept; each has up to 8 KiB of sums in memory besides.
+OPEN_FILES_MAX = 512
+#: A task that opens, replaces or deletes a chunk's file waits so long for another that does,
+#: and for a write that is to end first.
+TURN_SECONDS = 3.0
+
+
+class OpenChunk:
+    """An open replica, shared by everyone who uses it now.
+
+    ``mutex`` is held by whoever mutates the file; ``watch`` is the present write
+    exchange's, so that one with a higher version can end it.
+    """
+
+    def __init__(self, disk: Disk, file: ChunkFile) -> None:
+        self.disk = disk
+        self.file = file
+        self.users = 0
+        self.dropped = False
+        self.mutex = trio.Lock()
+        self.watch: Watch | None = None
+        self.watch_version = 0
+        #: The version under which all replicas were last known to be of one length,
+        #: by this server as the primary.
+        self.level_version = 0
+        #: When the last exchange of appends ended, and how long it took; and how many
+        #: requests were in it or waited behind it.
+        self.appended_at = float("-inf")
+        #: When it was last marked, or a write that needs a mark ended.
+        self.mutated_at = float("-inf")
+        self.append_seconds = 0.0
+        self.appenders = 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its file does not say yet what this says."""
+        return self.disk.journal.holds(self.file.handle)
+
+    def preempt(self, version: int | None = None) -> None:
+        """End the write under way here, if it is of a lower version when one is given."""
+        if self.watch is not None and (version is None or version > self.watch_version):
+            watch, self.watch = self.watch, None
+            watch.scope.cancel()
+
+
+class OpenChunks:
+    """Those that are open now, by handle; and the chunks that are busy."""
+
+    def __init__(self, disks: DiskSet, inventory: Inventory) -> None:
+        self._disks = disks
+        self._inventory = inventory
+        self._open: OrderedDict[int, OpenChunk] = OrderedDict()
+        #: Set when the chunk is not busy any more.
+        self.busy: dict[int, trio.Event] = {}
+
+    @contextlib.asynccontextmanager
+    async def using(self, handle: int) -> AsyncIterator[OpenChunk]:
+        """The open replica, pinned for as long as the block runs.
+
+        Raises NotFound, CorruptReplica or DiskFailed.
+        """
+        chunk = await self.get(handle)
+        chunk.users += 1
+        try:
+            yield chunk
+        finally:
+            chunk.users -= 1
+            self.close_if_unused(chunk)
+
+    def opened(self, handle: int) -> OpenChunk | None:
+        """The replica if it is open now. Pin it before anything is awaited."""
+        return self._open.get(handle)
+
+    def disk_of(self, handle: int) -> Disk | None:
+        """Where the replica is, or is being made."""
+        chunk, replica = self._open.get(handle), self._inventory.get(handle)
+        if chunk is not None:
+            return chunk.disk
+        return None if replica is None else self._disks.used[replica.disk]
+
+    async def get(self, handle: int) -> OpenChunk:
+        """As ``using``, but not pinned: pin it before anything is awaited."""
+        chunk = self._open.get(handle)
+        if chunk is None:
+            async with self.alone(handle):
+                chunk = self._open.get(handle) or await self._open_file(handle)
+        self._open.move_to_end(handle)
+        return chunk
+
+    @contextlib.asynccontextmanager
+    async def alone(self, handle: int) -> AsyncIterator[None]:
+        """The chunk is busy within this block, for its body alone.
+
+        Raises DeadlineExceeded.
+        """
+        with deadline(TURN_SECONDS, f"end of what is done with chunk {handle:016x}"):
+            while handle in self.busy:
+                await self.busy[handle].wait()
+        done = self.busy[handle] = trio.Event()
+        try:
+            yield
+        finally:
+            del self.busy[handle]
+            done.set()
+
+    @contextlib.asynccontextmanager
+    async def unwritten(self, handle: int) -> AsyncIterator[None]:
+        """Nobody writes to the busy chunk within this block. A write that is under way is
+        broken off: its next packet would be one to a file that is gone, or make that
+        anew in the place of another. Raises DeadlineExceeded."""
+        chunk = self._open.get(handle)
+        if chunk is None:
+            yield
+            return
+        chunk.users += 1
+        try:
+            chunk.preempt()
+            with deadline(TURN_SECONDS, f"end of the write to chunk {handle:016x}"):
+                await chunk.mutex.acquire()
+            try:
+                yield
+            finally:
+                chunk.mutex.release()
+        finally:
+            chunk.users -= 1
+            self.close_if_unused(chunk)
+
+    async def _open_file(self, handle: int) -> OpenChunk:
+        replica = self._inventory.get(handle)
+        if replica is None:
+            raise NotFound(f"chunk {handle:016x} is not on this chunkserver")
+        if self._inventory.is_lacking(handle):
+            raise CorruptReplica(f"chunk {handle:016x}: its newest states could not be saved")
+        disk = self._disks.used[replica.disk]
+        try:
+            with trio.CancelScope(shield=True):  # a file opened is a file noted
+                path = disk.chunk_path(handle)
+                file = await disk.run(ChunkFile.open, disk.files, path, handle, disk.journal)
+        except CorruptReplica:
+            self._inventory.mark_bad(handle)
+            raise
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not disk.down:
+                self.lose(handle)
+            raise map_disk_error(error, f"chunk {handle:016x}") from error
+        return self.keep(OpenChunk(disk, file))
+
+    def keep(self, chunk: OpenChunk) -> OpenChunk:
+        """Have it open from now on; one that nobody uses may be closed for that."""
+        self._open[chunk.file.handle] = chunk
+        if len(self._open) > OPEN_FILES_MAX:
+            for handle, other in self._open.items():
+                if not other.users and other is not chunk and not other.is_pending:
+                    del self._open[handle]
+                    self._drop(other)
+                    break
+        return chunk
+
+    def _drop(self, chunk: OpenChunk) -> None:
+        chunk.dropped = True
+        self.close_if_unused(chunk)
+
+    def close_if_unused(self, chunk: OpenChunk) -> None:
+        """Close the file of a dropped chunk if nobody has it pinned."""
+        if chunk.dropped and not chunk.users:
+            chunk.disk.close_later(chunk.file)
+
+    def note(self, chunk: OpenChunk) -> None:
+        """The inventory says what the open file says."""
+        if not chunk.dropped:
+            file = chunk.file
+            if file.is_unsound:
+                self._inventory.mark_bad(file.handle)
+            self._inventory.put(file.handle, Replica(chunk.disk.index, file.version, file.length))
+
+    def mark_unfit(self, chunk: OpenChunk) -> None:
+        """As :meth:`mark_bad`, unless the replica was replaced or deleted since."""
+        if not chunk.dropped:
+            self._inventory.mark_bad(chunk.file.handle)
+
+    def lose(self, handle: int) -> None:
+        """The replica is not there any more: its file is gone."""
+        if handle in self._inventory:
+            log.error("chunk %016x: the replica's file is gone", handle)
+            self.report_gone(handle)
+
+    def report_gone(self, handle: int) -> None:
+        """As :meth:`forget`, and every master is to know."""
+        version = self._inventory[handle].version
+        for changes in self._inventory.changes:
+            changes.gone[handle] = version
+        chunk = self._open.get(handle)
+        if chunk is not None:
+            chunk.preempt()
+        self.forget(handle)
+        self._inventory.bad.pop(handle, None)
+
+    def forget(self, handle: int) -> None:
+        """The replica is not here any more: who has it open goes on with a dropped file."""
+        self._inventory.remove(handle)
+        chunk = self._open.pop(handle, None)
+        if chunk is not None:
+            self._drop(chunk)
+
+    def forget_disk(self, disk: Disk) -> None:
+        """Drop what is being made on it."""
+        for handle, chunk in list(self._open.items()):
+            if chunk.disk is disk:
+                chunk.preempt()
+                self.forget(handle)
+
+    @contextlib.contextmanager
+    def all_busy(self, handles: Iterable[int]) -> Iterator[None]:
+        """These chunks, none of which is busy, are within this block."""
+        done, held = trio.Event(), list(handles)
+        self.busy.update(dict.fromkeys(held, done))
+        try:
+            yield
+        finally:
+            for handle in held:
+                del self.busy[handle]
+            done.set()
