@@ -380,7 +380,7 @@ class AppendExchange(WriteExchange):
         #: What all replicas have when it ended well.
         self.length = 0
 
-    async def _write_all(self, chunk: OpenChunk) -> None:
+    async def _transfer(self, chunk: OpenChunk) -> None:
         file = chunk.file
         await self._level(chunk)
         await self._gather(chunk)
@@ -388,7 +388,7 @@ class AppendExchange(WriteExchange):
         clock = self._node.world.clock
         began = clock.monotonic()
         if self._batch.plan(file.length, self._low >= file.length):
-            await self._carry(chunk)
+            await super()._transfer(chunk)
         chunk.appended_at = clock.monotonic()
         chunk.append_seconds = chunk.appended_at - began
         chunk.appenders = self._batch.requests

@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 import trio
@@ -139,7 +139,15 @@ class FromConnection:
 
 
 class WriteExchange:
-    """One exchange at one server. ``run`` answers everything, errors included."""
+    """One exchange at one server.
+
+    ::
+
+        run          answers, errors included: each becomes what the upstream is sent
+        _take_turn   one exchange at a time per replica, held to lease and deadlines
+        _transfer    packet after packet: receive, pass on, persist, acknowledge
+        _persist     verified, written, synced where that is promised
+    """
 
     def __init__(self, node: Node, upstream: Upstream, request: WriteChunk) -> None:
         self._node = node
@@ -166,7 +174,10 @@ class WriteExchange:
         try:
             if request.chain:
                 self._downstream = Downstream(self._node, self._watch, request.chain[0])
-            await self._run_ordered()
+            self._check_request()
+            with self._answering():
+                while not await self._take_turn(await self._node.writable(request)):
+                    pass
         except ChainBroken as broken:
             await self._fail(broken.failure)
         except GfsError as error:
@@ -202,35 +213,47 @@ class WriteExchange:
         self._finish_downstream(clean=False)
         await self._upstream.refuse(failure)
 
-    async def _run_ordered(self) -> None:
-        """Wait for this replica's turn, then carry the exchange through.
-
-        One exchange at a time per replica is what gives all replicas the
-        primary's order. One with a higher version ends the one before it.
-        """
-        self._check_request()
+    def _answering(self) -> AbstractContextManager[None]:
+        """Have the upstream hear that this server works, while the disk gets on."""
         answering = self._upstream.answering
-        if answering is not None:
-            answering.disk = self._node.store.open_chunks.disk_of(self._request.handle)
-        with (
-            nullcontext()
-            if answering is None
-            else self._node.pulse.given(answering, self._request.id)
-        ):
-            while not await self._run_in_turn(await self._node.writable(self._request)):
-                pass
+        if answering is None:
+            return nullcontext()
+        answering.disk = self._node.store.open_chunks.disk_of(self._request.handle)
+        return self._node.pulse.given(answering, self._request.id)
 
-    async def _run_in_turn(self, chunk: OpenChunk) -> bool:
-        """False if the file was replaced or given up while this waited for it."""
+    async def _take_turn(self, chunk: OpenChunk) -> bool:
+        """Wait for this replica's turn, then carry the exchange through. False if the file
+        was replaced or given up while this waited for it.
+
+        One exchange at a time per replica is what gives all replicas the primary's order.
+        One with a higher version ends the one before it.
+        """
+        request = self._request
         if self._upstream.answering is not None:
             self._upstream.answering.disk = chunk.disk
         chunk.users += 1
         try:
-            await self._take_turn(chunk)
+            await self._acquire(chunk)
             try:
                 if chunk.dropped:
                     return False
-                await self._run_alone(chunk)
+                chunk.watch, chunk.watch_version = self._watch, request.version
+                # Until it has ended well: one that breaks leaves replicas of many lengths.
+                self._is_level = chunk.level_version == request.version
+                chunk.level_version = 0
+                with self._watch.scope:
+                    # Only now: it may have been revoked while this write waited its turn.
+                    self._check_lease()
+                    try:
+                        await self._mark(chunk)
+                        await self._transfer(chunk)
+                        # Replicas are as even as they were, or as they were made.
+                        if self._is_level:
+                            chunk.level_version = request.version
+                    finally:
+                        self._fence(chunk)
+                        await self._leave(chunk)
+                self._check_ended(chunk)
                 return True
             finally:
                 chunk.watch = None
@@ -239,7 +262,7 @@ class WriteExchange:
             chunk.users -= 1
             self._node.store.open_chunks.close_if_unused(chunk)
 
-    async def _take_turn(self, chunk: OpenChunk) -> None:
+    async def _acquire(self, chunk: OpenChunk) -> None:
         if not chunk.mutex.locked():
             chunk.mutex.acquire_nowait()
             return
@@ -249,6 +272,18 @@ class WriteExchange:
         if scope.cancelled_caught:
             late = f"the write before this one did not end within {TURN_SECONDS:g} s"
             raise ChainBroken(Failure(id=0, code=DeadlineExceeded.code, message=late))
+
+    def _check_ended(self, chunk: OpenChunk) -> None:
+        """Raises what ended the exchange, if it was a newer one, or a deadline."""
+        if not self._watch.scope.cancelled_caught:
+            return
+        if chunk.watch is None:
+            raise LeaseLost("a newer grant of this chunk took over")
+        if self._downstream is not None and self._downstream.awaited:
+            raise self._downstream.broken(self._watch.error())
+        # The writer paused: no server of the chain has failed.
+        idle = self._watch.error()
+        raise ChainBroken(Failure(id=0, code=idle.code, message=str(idle)))
 
     def _check_request(self) -> None:
         """Refuse numbers that a chunk file cannot hold."""
@@ -270,40 +305,11 @@ class WriteExchange:
         if request.mode == "mutate" and request.primary:
             self._node.leases.check(request.handle)
 
-    async def _run_alone(self, chunk: OpenChunk) -> None:
-        chunk.watch, chunk.watch_version = self._watch, self._request.version
-        # Until it has ended well: one that breaks leaves replicas of many lengths.
-        self._is_level = chunk.level_version == self._request.version
-        chunk.level_version = 0
-        with self._watch.scope:
-            # Only now: it may have been revoked while this write waited its turn.
-            self._check_lease()
-            try:
-                await self._mark(chunk)
-                await self._write_all(chunk)
-                # Replicas are as even as they were, or as they were made.
-                if self._is_level:
-                    chunk.level_version = self._request.version
-            finally:
-                self._fence(chunk)
-                await self._leave(chunk)
-        if self._watch.scope.cancelled_caught:
-            if chunk.watch is None:
-                raise LeaseLost("a newer grant of this chunk took over")
-            if self._downstream is not None and self._downstream.awaited:
-                raise self._downstream.broken(self._watch.error())
-            # The writer paused: no server of the chain has failed.
-            idle = self._watch.error()
-            raise ChainBroken(Failure(id=0, code=idle.code, message=str(idle)))
-
     async def _mark(self, chunk: OpenChunk) -> None:
         """Most often a grant has done that. What is uploaded needs none: it is new."""
         if self._request.mode == "mutate":
             with self._node.pulse.on_disk(chunk.disk):
                 await self._node.store.durability.mark(chunk, chunk.file.version)
-
-    async def _write_all(self, chunk: OpenChunk) -> None:
-        await self._carry(chunk)
 
     def _fence(self, chunk: OpenChunk) -> None:
         """Order nothing more under this version, if what was passed on of this exchange
@@ -338,27 +344,31 @@ class WriteExchange:
         with self._node.pulse.on_disk(chunk.disk):
             return await chunk.disk.run(function, *args)
 
-    async def _carry(self, chunk: OpenChunk) -> None:
+    async def _transfer(self, chunk: OpenChunk) -> None:
+        """Receive, pass on and persist packet after packet, and acknowledge them."""
+        upstream, buffers = self._upstream, self._node.buffers
         number, packet = await self._receive_head()
         if self._request.primary and packet.hole:
             await self._level(chunk)
         if self._downstream is not None:
-            request = self._request
-            await self._downstream.open(
-                WriteChunk(
-                    id=request.id,
-                    version=request.version,
-                    handle=request.handle,
-                    offset=request.offset,
-                    mode=request.mode,
-                    chain=request.chain[1:],
-                    primary=False,
-                )
-            )
-            await self._catch_up(chunk, self._downstream)
+            await self._open_chain(chunk, self._downstream)
         while True:
             self._size_hole(chunk, packet)
-            await self._carry_one(chunk, packet)
+            count, buffer = upstream.body_bytes, None
+            if count <= SMALL_PACKET_BYTES:
+                view = memoryview(bytearray(count))
+            else:
+                buffer = await buffers.acquire(BUFFER_PATIENCE_SECONDS)
+                view = memoryview(buffer)[:count]
+            try:
+                await self._pass_on(packet, view)
+                await self._persist(chunk, packet, view)
+            except BaseException:
+                if buffer is not None:
+                    buffers.discard(buffer)  # it may be written still, by a thread that hangs
+                raise
+            if buffer is not None:
+                buffers.release(buffer)
             await self._acknowledge(chunk, number, packet.last or packet.flush)
             if packet.last:
                 return
@@ -366,6 +376,21 @@ class WriteExchange:
             number, packet = await self._receive_head()
             if number != previous + 1:
                 raise ProtocolError(f"packet {number} after packet {previous}")
+
+    async def _open_chain(self, chunk: OpenChunk, downstream: Downstream) -> None:
+        request = self._request
+        await downstream.open(
+            WriteChunk(
+                id=request.id,
+                version=request.version,
+                handle=request.handle,
+                offset=request.offset,
+                mode=request.mode,
+                chain=request.chain[1:],
+                primary=False,
+            )
+        )
+        await self._catch_up(chunk, downstream)
 
     def _prepare(self, file: ChunkFile) -> None:
         """Blocks. Bring the replica to where this exchange starts."""
@@ -438,21 +463,8 @@ class WriteExchange:
             if ack.id >= 0:
                 await self._upstream.send(ack)
 
-    async def _carry_one(self, chunk: OpenChunk, packet: Packet) -> None:
-        count = self._upstream.body_bytes
-        if count <= SMALL_PACKET_BYTES:
-            await self._move(chunk, packet, memoryview(bytearray(count)))
-            return
-        buffers = self._node.buffers
-        buffer = await buffers.acquire(BUFFER_PATIENCE_SECONDS)
-        try:
-            await self._move(chunk, packet, memoryview(buffer)[:count])
-        except BaseException:
-            buffers.discard(buffer)  # it may be written still, by a thread that hangs
-            raise
-        buffers.release(buffer)
-
-    async def _move(self, chunk: OpenChunk, packet: Packet, view: memoryview) -> None:
+    async def _pass_on(self, packet: Packet, view: memoryview) -> None:
+        """Receive the body into ``view``, and send it to the next server."""
         self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")
         await self._upstream.receive_body(view)
         if self._downstream is not None:
@@ -460,15 +472,19 @@ class WriteExchange:
             self._passed_on = packet.id
             await self._downstream.send(packet, view)
         self._watch.rest()
+
+    async def _persist(self, chunk: OpenChunk, packet: Packet, view: memoryview) -> None:
+        """The packet is verified and written here, as durable as is promised."""
+        disk, durability = chunk.disk, self._node.store.durability
         self._take_room(chunk, len(view))
-        with self._node.pulse.on_disk(chunk.disk):
-            await self._node.store.durability.wait_for_room(chunk.disk)
-            await chunk.disk.run(self._store, chunk.file, packet, view)
+        with self._node.pulse.on_disk(disk):
+            await durability.wait_for_room(disk)
+            await disk.run(self._write, chunk.file, packet, view)
             if chunk.file.waits:
-                await self._node.store.durability.sync_journal(chunk.disk)
-                await chunk.disk.run(chunk.file.finish)
+                await durability.sync_journal(disk)
+                await disk.run(chunk.file.finish)
             elif packet.last:
-                await self._node.store.durability.sync_journal(chunk.disk)
+                await durability.sync_journal(disk)
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
         """Many writers at once must not use the reserve up between two looks at it."""
@@ -478,7 +494,7 @@ class WriteExchange:
         chunk.disk.written_bytes += count
         self._node.written_bytes += count
 
-    def _store(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:
+    def _write(self, file: ChunkFile, packet: Packet, view: memoryview) -> None:
         """Blocks. Verify and write one packet; with the last, commit."""
         if packet_sums(packet.offset, view) != packet.sums:
             raise CorruptReplica(
