@@ -295,3 +295,11 @@ def from_wire(code: str, message: str, server: str = "") -> GfsError:
     if server:
         error.__dict__["server"] = server
     return error
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The first exception in groups of groups; one that is no group, as it is. For a group that
+    was filtered (``subgroup``, ``except*``): there any of them tells the story."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

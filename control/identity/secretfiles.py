@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from gfs.errors import StartupError
+from gfs.io.filelock import try_flock
 
 #: A holder of the lock writes a file or two; one that takes longer hangs.
 LOCK_SECONDS = 10.0
@@ -37,21 +37,13 @@ def locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         give_up = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(descriptor):
+        while not try_flock(descriptor):
             if time.monotonic() > give_up:
                 raise StartupError(f"{path}: another process has held this for {LOCK_SECONDS:g} s")
             time.sleep(_LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def write_secret(path: Path, data: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -22,6 +21,7 @@ from control.quota.limits import Limits
 from control.quota.usage import USAGE, Change, MustYield, Reservation, Trash, reservations
 from control.records import Records, RecordsFailed, Txn
 from gfs.errors import DiskFull, GfsError, StartupError
+from gfs.io.filelock import try_flock
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,7 @@ class Lock:
         if self._descriptor >= 0:
             return True
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_flock(descriptor):
             os.close(descriptor)
             return False
         self._descriptor = descriptor

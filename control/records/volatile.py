@@ -39,6 +39,7 @@ import msgspec
 import trio
 
 from gfs.errors import DiskFailed, DiskFull, InvalidArgument, StartupError
+from gfs.io.filelock import try_flock
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Volatile:
         with self._opening():
             self._users = os.open(directory / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                if self._alone() and not _is_sound(directory / "data.mdb"):
+                if try_flock(self._users) and not _is_sound(directory / "data.mdb"):
                     self._remove()
                 fcntl.flock(self._users, fcntl.LOCK_SH)
                 self._environment = self._open_or_replace()
@@ -309,13 +310,6 @@ class Volatile:
         for name in _FILES:
             (self._directory / name).unlink(missing_ok=True)
 
-    def _alone(self) -> bool:
-        try:
-            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
     @contextlib.contextmanager
     def _opening(self) -> Iterator[None]:
         """One process at a time opens, checks and replaces."""
@@ -329,17 +323,13 @@ class Volatile:
 
 def _lock(lock: int, directory: Path) -> None:
     deadline = time.monotonic() + OPEN_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StartupError(
-                    f"{directory}: another process has been opening this for "
-                    f"{OPEN_SECONDS:g} s: see what it is doing"
-                ) from None
-            time.sleep(0.005)
+    while not try_flock(lock):
+        if time.monotonic() > deadline:
+            raise StartupError(
+                f"{directory}: another process has been opening this for "
+                f"{OPEN_SECONDS:g} s: see what it is doing"
+            )
+        time.sleep(0.005)
 
 
 def _key(kind: str, key: str) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from gfs.errors import GfsError, StartupError
+from gfs.io.filelock import try_flock
 from gfs.state import LOCK_NAME, READY_NAME, make_key
 
 LOG_BYTES_MAX = 10 * 1024 * 1024
@@ -125,7 +125,7 @@ def try_lock(path: Path) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StartupError(f"{path.parent}: cannot be written: {error.strerror}") from None
-        if not _flock(descriptor, fcntl.LOCK_EX):
+        if not try_flock(descriptor):
             os.close(descriptor)
             return None
         # A refused start removes its lock file: then this is the lock of nothing.
@@ -135,14 +135,6 @@ def try_lock(path: Path) -> int | None:
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return descriptor
         os.close(descriptor)
-
-
-def _flock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def is_locked(path: Path) -> bool:
@@ -157,7 +149,7 @@ def is_locked(path: Path) -> bool:
     except OSError as error:
         raise StartupError(f"{path}: {error.strerror}") from None
     try:
-        return not _flock(descriptor, fcntl.LOCK_SH)
+        return not try_flock(descriptor, shared=True)
     finally:
         os.close(descriptor)
 

@@ -18,7 +18,7 @@ import trio
 
 from gfs.config import MasterSettings, split_addresses
 from gfs.diagnostics import event
-from gfs.errors import Deposed, DiskFailed, GfsError, ProtocolError, StartupError
+from gfs.errors import Deposed, DiskFailed, ProtocolError, StartupError, innermost
 from gfs.io import Listener, World
 from gfs.master.leases.granting import Grants
 from gfs.master.master import Master
@@ -105,7 +105,7 @@ def _unwrapped() -> Iterator[None]:
         story = group.subgroup((DiskFailed, Deposed))
         if story is None:
             raise
-        raise _first(story) from group
+        raise innermost(story) from group
 
 
 def _over(term: int) -> str:
@@ -325,12 +325,3 @@ async def _shadow(master: Master, shadows: Shadows, connection: BulkConnection) 
         finally:
             session.end_copy()
         nursery.cancel_scope.cancel()
-
-
-def _first(group: BaseExceptionGroup[GfsError]) -> GfsError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if not isinstance(error, GfsError):
-        raise TypeError("a subgroup holds what it was filtered for")
-    return error

@@ -19,6 +19,7 @@ monotonic clock), or, for files, wall-clock nanoseconds since 1970.
 
 from __future__ import annotations
 
+import struct
 from typing import ClassVar, Union, get_args
 
 import msgspec
@@ -40,6 +41,8 @@ REPORT_RECORDS_MAX = 4096
 #: In a report: the replica may lack what was last written, since its machine lost its
 #: power. No chunk is that long.
 FORGETFUL = 1 << 31
+#: A replica in the body of a report: handle, version, length.
+REPLICA_RECORD = struct.Struct(">QII")
 #: Replicas up to this are copied many at a time; so many are named in one order.
 SMALL_REPLICA_BYTES_MAX = 256 * KIB
 CLONES_MAX = 256
@@ -835,14 +838,14 @@ class RegisterReply(Message, tag=61):
 
 
 class ReportReplicas(Message, tag=62):
-    """The body is packed records: handle u64, version u32, length u32, big-endian; the
-    highest bit of the length says that the replica is ``FORGETFUL``.
+    """The body is packed ``REPLICA_RECORD``; the highest bit of the length says that the
+    replica is ``FORGETFUL``.
 
     Answered by Orders. ``complete`` marks the last batch of a registration. Or the
     replicas are ``gone``: their disk has failed, or their files were deleted.
     """
 
-    BODY_BYTES_MAX: ClassVar[int] = 16 * REPORT_RECORDS_MAX
+    BODY_BYTES_MAX: ClassVar[int] = REPLICA_RECORD.size * REPORT_RECORDS_MAX
     complete: bool
     gone: bool = False
 
@@ -850,7 +853,7 @@ class ReportReplicas(Message, tag=62):
 class Heartbeat(Message, tag=63):
     """Sent every ``heartbeat_ms``. The body is a rotating sample of replicas."""
 
-    BODY_BYTES_MAX: ClassVar[int] = 16 * REPORT_RECORDS_MAX
+    BODY_BYTES_MAX: ClassVar[int] = REPLICA_RECORD.size * REPORT_RECORDS_MAX
     disks: list[Disk]
     chunks: int
     bad: list[BadReplica]

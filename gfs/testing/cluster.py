@@ -24,12 +24,12 @@ import trio
 from gfs.chunkserver import run_chunkserver
 from gfs.client import Client, connect
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
+from gfs.errors import innermost
 from gfs.io import World
 from gfs.master import run_master
 from gfs.testing.endings import (
     BugCatcher,
     has_cancelled,
-    innermost,
     only_ends,
     plain,
     without_ordinary,

@@ -44,12 +44,6 @@ def only_ends(error: BaseException) -> bool:
     return isinstance(error, ENDINGS)
 
 
-def innermost(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def has_cancelled(error: BaseException | None) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(trio.Cancelled) is not None

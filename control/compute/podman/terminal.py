@@ -29,6 +29,7 @@ from control.compute.backend import TERM, BackendUnavailable, Impossible
 from control.compute.podman.engine.api import Api
 from control.compute.podman.engine.http import Refused
 from control.compute.podman.engine.processes import children, end, held, running
+from gfs.io.filelock import try_flock
 
 __all__ = ["Leashes", "PodmanTerminal", "Terminals"]
 
@@ -135,12 +136,10 @@ class Leashes:
                 continue
             with self._alone(), contextlib.suppress(FileNotFoundError):
                 descriptor = self._open(name)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(descriptor)
-                else:
+                if try_flock(descriptor):
                     found.append(Leash(self._directory / name, descriptor))
+                else:
+                    os.close(descriptor)
         return found
 
     def _open(self, name: str, flags: int = 0) -> int:

@@ -35,6 +35,7 @@ from control.compute.podman.shapes import (
     resource_name,
     sighting,
 )
+from gfs.errors import innermost
 
 __all__ = ["Watching"]
 
@@ -147,7 +148,7 @@ class Watching:
             except* (BackendUnavailable, Refused) as group:
                 failures += 1
                 level = logging.WARNING if failures in (1, 10) else logging.DEBUG
-                log.log(level, "podman: restarting the watch: %s", _first(group))
+                log.log(level, "podman: restarting the watch: %s", innermost(group))
             await trio.sleep(min(AGAIN_SECONDS * 2 ** min(failures, 10), AGAIN_SECONDS_MAX))
 
     async def _once(self, synced: Callable[[], None]) -> None:
@@ -367,10 +368,3 @@ def _seconds_since(time_text: str) -> float:
     if ended.tzinfo is None:
         ended = ended.replace(tzinfo=UTC)
     return time.time() - ended.timestamp()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

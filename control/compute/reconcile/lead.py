@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 import trio
 
 from gfs.errors import StartupError
+from gfs.io.filelock import try_flock
 
 #: How soon another process takes over from one that died.
 TRY_SECONDS = 1.0
@@ -26,13 +26,8 @@ class Lead:
 
     def take(self) -> bool:
         """Whether it is this process's now."""
-        if not self.is_mine:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            self.is_mine = True
-        return True
+        self.is_mine = self.is_mine or try_flock(self._descriptor)
+        return self.is_mine
 
     async def wait(self) -> None:
         """Until it is this process's."""

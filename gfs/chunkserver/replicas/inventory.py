@@ -8,7 +8,6 @@ chunk files at start: a chunkserver has the final word on which chunks it holds 
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -18,11 +17,9 @@ from gfs.chunkserver.files.intents import Mark
 from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, StaleVersion
-from gfs.protocol.messages import FORGETFUL, BadReplica
+from gfs.protocol.messages import FORGETFUL, REPLICA_RECORD, BadReplica
 
 log = logging.getLogger(__name__)
-
-_RECORD = struct.Struct(">QII")
 
 
 class Replica(NamedTuple):
@@ -95,7 +92,7 @@ class Inventory(Mapping[int, Replica]):
         found = ((h, self._replicas.get(h)) for h in handles)
         return b"".join(
             [
-                _RECORD.pack(h, r.version, r.length | FORGETFUL * (h in self.forgetful))
+                REPLICA_RECORD.pack(h, r.version, r.length | FORGETFUL * (h in self.forgetful))
                 for h, r in found
                 if r and h not in self.bad
             ]
@@ -104,7 +101,7 @@ class Inventory(Mapping[int, Replica]):
     def pack_gone(self, gone: dict[int, int]) -> bytes:
         """Report records of replicas that went, of those that did not come back."""
         return b"".join(
-            _RECORD.pack(handle, version, 0)
+            REPLICA_RECORD.pack(handle, version, 0)
             for handle, version in gone.items()
             if handle not in self._replicas
         )

@@ -16,7 +16,7 @@ from gfs.chunkserver.upkeep import background, twins
 from gfs.chunkserver.upkeep.drain import drain_disk
 from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
-from gfs.errors import StartupError
+from gfs.errors import StartupError, innermost
 from gfs.io import Listener, World
 from gfs.metrics import Source
 from gfs.protocol.credentials import Credentials
@@ -111,12 +111,5 @@ async def _run(
     except BaseExceptionGroup as group:
         refused = group.subgroup(StartupError)
         if refused is not None:
-            raise StartupError(str(_first(refused))) from None
+            raise StartupError(str(innermost(refused))) from None
         raise
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

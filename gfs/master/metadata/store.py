@@ -16,7 +16,6 @@ acknowledged commit is there (LMDB never overwrites a live page).
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -28,6 +27,7 @@ import lmdb
 import msgspec
 
 from gfs.errors import DiskFailed, DiskFull, StartupError
+from gfs.io.filelock import try_flock
 from gfs.master.metadata.rows import (
     KIND_DIRECTORY,
     ROOT_INODE,
@@ -497,15 +497,14 @@ def _take_lock(directory: str) -> int:
         lock = os.open(
             os.path.join(directory, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
+        is_taken = try_flock(lock)
     except OSError as error:
         raise StartupError(
             f"{directory}: the master cannot keep its metadata here: {error.strerror}"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not is_taken:
         os.close(lock)
-        raise StartupError(f"{directory}: another master is running on this metadata") from error
+        raise StartupError(f"{directory}: another master is running on this metadata")
     return lock
 
 

@@ -8,7 +8,6 @@ for the table of cases.
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Iterator
 from functools import partial
 
@@ -25,19 +24,18 @@ from gfs.master.replicas.locations import ReservationTable
 from gfs.master.replicas.replica_map import ReplicaMap
 from gfs.master.replicas.servers import Server
 from gfs.protocol.messages import FORGETFUL as FORGETFUL_BIT
-from gfs.protocol.messages import BadReplica, Done, VerifyReply
+from gfs.protocol.messages import REPLICA_RECORD, BadReplica, Done, VerifyReply
 
 log = logging.getLogger(__name__)
 
 #: A replica in a report: handle, version, length.
-REPORTED = struct.Struct(">QII")
 
 
 def reported_replicas(body: bytes) -> Iterator[tuple[int, int, int]]:
     """Raises ProtocolError."""
-    if len(body) % REPORTED.size:
+    if len(body) % REPLICA_RECORD.size:
         raise ProtocolError(f"a replica report of {len(body)} bytes")
-    return REPORTED.iter_unpack(body)
+    return REPLICA_RECORD.iter_unpack(body)
 
 
 class Reports:

@@ -15,7 +15,7 @@ import trio
 
 from gfs.blocks import block_sum
 from gfs.config import MasterSettings, split_addresses
-from gfs.errors import Busy, DiskFailed, GfsError, ProtocolError
+from gfs.errors import Busy, DiskFailed, GfsError, ProtocolError, innermost
 from gfs.io import Listener, World
 from gfs.master.leases.granting import Grants
 from gfs.master.metadata import operation_log, terms
@@ -90,9 +90,7 @@ class Shadow:
             try:
                 await self._serve()
             except* Diverged as group:
-                error: BaseException = group
-                while isinstance(error, BaseExceptionGroup):
-                    error = error.exceptions[0]
+                error = innermost(group)
                 log.warning("%s: a copy of the master's metadata is fetched", error)
                 standing = msgspec.structs.replace(self._store.standing, diverged=True)
                 await self._world.run_blocking(self._store.set_standing, standing)

@@ -27,6 +27,7 @@ from control.compute.backend import BackendUnavailable
 from control.compute.podman.background import Background
 from control.compute.podman.engine.http import Refused
 from control.compute.podman.engine.service import environment
+from gfs.io.filelock import try_flock
 
 __all__ = ["Images"]
 
@@ -136,11 +137,7 @@ class Images:
 
     def _is_busy(self) -> bool:
         with self._log.open("ab") as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+            return not try_flock(log.fileno())
 
     def _last_words(self) -> str:
         with self._log.open("rb") as log:
