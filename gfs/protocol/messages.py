@@ -38,9 +38,12 @@ PACKET_BYTES_MAX = 1 * MIB
 PACKETS_IN_FLIGHT_MIN = 4
 #: Replica reports: packed records, 16 bytes each, at most this many a batch.
 REPORT_RECORDS_MAX = 4096
-#: In a report: the replica may lack what was last written, since its machine lost its
-#: power. No chunk is that long.
-FORGETFUL = 1 << 31
+#: A replica's state in replies: it may lack what was last written, since its machine lost its
+#: power or its write-intent records are damaged. The value stays what it was: a server of
+#: another version that did not know it would copy such a replica.
+POSSIBLY_STALE = "forgetful"
+#: The same in a report, as a bit of the length. No chunk is that long.
+POSSIBLY_STALE_BIT = 1 << 31
 #: A replica in the body of a report: handle, version, length.
 REPLICA_RECORD = struct.Struct(">QII")
 #: Replicas up to this are copied many at a time; so many are named in one order.
@@ -839,7 +842,7 @@ class RegisterReply(Message, tag=61):
 
 class ReportReplicas(Message, tag=62):
     """The body is packed ``REPLICA_RECORD``; the highest bit of the length says that the
-    replica is ``FORGETFUL``.
+    replica is possibly stale (``POSSIBLY_STALE_BIT``).
 
     Answered by Orders. ``complete`` marks the last batch of a registration. Or the
     replicas are ``gone``: their disk has failed, or their files were deleted.
@@ -890,16 +893,16 @@ class GrantLease(Message, tag=70):
     Idempotent. ``lease_ms`` > 0 makes this server the primary; the empty
     replica of a chunk just added is made when ``version`` is 0.
 
-    A forgetful replica refuses, unless it is to be ``believed``, for want of a better
-    one: then it is no longer forgetful, and has ``length`` bytes at least, zeros where
-    it had none.
+    The server of a possibly stale replica refuses, unless the replica was ``elected``, for
+    want of a better one: then it is no longer possibly stale, and has ``length`` bytes at
+    least, zeros where it had none.
     """
 
     handle: int
     version: int
     new_version: int
     lease_ms: int
-    believed: bool = False
+    elected: bool = False
     length: int = 0
 
 

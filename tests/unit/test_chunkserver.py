@@ -128,7 +128,7 @@ async def test_what_became_of_a_disk_is_known_though_its_own_record_is_older(
         nursery.cancel_scope.cancel()
     await node.close()
     node = await node_in(*directories)
-    doubts = {Path(each.path).name: each.is_doubted for each in node.store.disks.used.values()}
+    doubts = {Path(each.path).name: each.is_suspect for each in node.store.disks.used.values()}
     assert doubts == ({"a": True, "b": False} if what == "failed" else {"b": False})
     await node.close()
 
@@ -824,7 +824,7 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
     saves, go_on = threading.Event(), threading.Event()
     done: list[str] = []
     async with node.store.open_chunks.using(1) as chunk:
-        sync, bury = chunk.file.file.sync, disk.journal.bury
+        sync, put_tombstone = chunk.file.file.sync, disk.journal.put_tombstone
 
         def slow_sync() -> None:
             saves.set()
@@ -834,11 +834,11 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
 
         def noted_bury(handle: int, folder: str) -> int:
             done.append("buried")
-            return bury(handle, folder)
+            return put_tombstone(handle, folder)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunk.file.file, "sync", slow_sync)
-            patch.setattr(disk.journal, "bury", noted_bury)
+            patch.setattr(disk.journal, "put_tombstone", noted_bury)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, chunk.file.save)
                 await trio.to_thread.run_sync(saves.wait)
@@ -930,11 +930,11 @@ async def test_a_replica_that_looks_wrong_is_looked_at_twice(
     make_chunk(node, 5, 1, b"data")
     node = await reopened(node)
     looks = [[(5, is_there)], []]
-    monkeypatch.setattr(node.store, "looks_wrong", lambda disk, handles: looks.pop(0))
+    monkeypatch.setattr(node.store.inventory, "looks_wrong", lambda disk, handles: looks.pop(0))
     await look_at(node, [5])
     assert looks == []
     assert 5 in node.store.inventory
-    assert not node.store.bad
+    assert not node.store.inventory.bad
     await node.close()
 
 
@@ -1047,7 +1047,7 @@ async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_pa
             while disk.path in node.store.disks.down or disk in node.store.disks.used.values():
                 await trio.lowlevel.checkpoint()
             (again,) = [each for each in node.store.disks.used.values() if each.path == disk.path]
-            assert again.is_doubted
+            assert again.is_suspect
             nursery.cancel_scope.cancel()
     await node.close()
 

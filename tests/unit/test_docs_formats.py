@@ -22,8 +22,7 @@ import pytest
 from gfs import errors
 from gfs.blocks import CHUNK_BYTES, SUM_BYTES, block_sum
 from gfs.chunkserver.disks.identity import NAMES, decode_server, encode_server
-from gfs.chunkserver.files import intents as marks
-from gfs.chunkserver.files import layout
+from gfs.chunkserver.files import intents, layout
 from gfs.master.metadata import operations, rows, store
 from gfs.protocol import handshake, messages
 from gfs.protocol.frames import encode_frame
@@ -121,7 +120,7 @@ ROWS: list[type[msgspec.Struct]] = [
 
 HANDLE, VERSION = 0x2A, 3
 FIRST = layout.State(1, VERSION, 5, block_sum(b"hello"))
-MARK = marks.Mark(HANDLE, VERSION, 5, marks.boot_number("boot"))
+MARK = intents.Intent(HANDLE, VERSION, 5, intents.boot_number("boot"))
 JOURNAL_HEAD = layout.JournalHead(0, 2)
 REDO = layout.Redo(HANDLE, 1, 2, VERSION, 0, 5, block_sum(b"Jello"), b"J")
 
@@ -129,7 +128,7 @@ REDO = layout.Redo(HANDLE, 1, 2, VERSION, 0, 5, block_sum(b"Jello"), b"J")
 EXAMPLES: dict[str, tuple[bytes, list[int]]] = {
     "identity": (layout.encode_identity(HANDLE), [8, 4, 4, 8, 8]),
     "slot": (layout.encode_slot(FIRST), [8, 4, 4, 8, 8, 8]),
-    "mark": (marks.encode_mark(MARK), [8, 4, 4, 8, 8]),
+    "mark": (intents.encode_intent(MARK), [8, 4, 4, 8, 8]),
     "journal": (
         layout.encode_journal_head(JOURNAL_HEAD)[: layout.JOURNAL_SUMMED_BYTES],
         [8, 8, 8, 8],
@@ -242,11 +241,11 @@ def test_the_redo_record_is_laid_out_as_the_page_says() -> None:
 
 def test_a_mark_is_laid_out_as_the_page_says() -> None:
     [mark] = layouts(section("Write-intent records"))
-    size = marks._MARK.size
-    assert mark == [*field_layout(marks._MARK.format), (size, marks.MARK_BYTES - size)]
-    assert f"; {marks.NO_BOOT}: not known |" in section("Write-intent records")
+    size = intents._INTENT.size
+    assert mark == [*field_layout(intents._INTENT.format), (size, intents.INTENT_BYTES - size)]
+    assert f"; {intents.NO_BOOT}: not known |" in section("Write-intent records")
     assert f"{CHUNK_BYTES}: not known" in section("Write-intent records")
-    assert f"; {marks.LACKING}: the replica is *lacking* a write |" in section(
+    assert f"; {intents.INCOMPLETE}: the replica is *lacking* a write |" in section(
         "Write-intent records"
     )
 

@@ -23,7 +23,7 @@ from share import share
 from gfs.blocks import BLOCK_BYTES, packet_sums
 from gfs.chunkserver.files import chunkfile, layout
 from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.files.journal import Journal, Keeper, Records, read_records
+from gfs.chunkserver.files.journal import DirtyFile, Journal, Records, read_records
 from gfs.chunkserver.files.layout import Redo, State
 from gfs.chunkserver.replicas.inventory import Replica
 from gfs.chunkserver.replicas.open_chunks import OpenChunk
@@ -68,7 +68,7 @@ class Server:
         self.disk = new_disk(self.store, DIRECTORY)
         self.open: dict[int, ChunkFile] = {}
         #: Who is still to be saved before the full file is released; None: nobody looked.
-        self.to_save: list[Keeper] | None = None
+        self.to_save: list[DirtyFile] | None = None
 
     def load(self) -> None:
         load(self.store, self.disk)
@@ -105,13 +105,13 @@ class Server:
         self.chunk(handle).retire()
         del self.open[handle]
         path = self.disk.chunk_path(handle)
-        burial = 0
+        tombstone = 0
         if self.journal.sync:
-            burial = self.journal.bury(handle, self.disk.folder(handle))
+            tombstone = self.journal.put_tombstone(handle, self.disk.folder(handle))
             self.journal.flush()
         self.files.unlink(path)
         if self.journal.sync:
-            self.journal.is_unlinked(burial)
+            self.journal.is_unlinked(tombstone)
 
     def replace(self, handle: int, version: int, data: bytes) -> None:
         """As a copy from another server would be put in its place."""
@@ -277,7 +277,7 @@ def test_a_start_after_any_death_finds_what_was_acknowledged(
 
     last = Server(machine, sync, journal_bytes)
     last.load()
-    assert not last.store.inventory.forgetful, "what a power cut tore is taken for damage"
+    assert not last.store.inventory.possibly_stale, "what a power cut tore is taken for damage"
     states = {}
     for handle, model in models.items():
         states[handle] = found = last.found(handle, model)
@@ -676,12 +676,12 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
 
 def test_a_burial_stays_until_the_file_is_gone() -> None:
     files, made = new_journal()
-    burial = made.bury(1, DIRECTORY)
+    tombstone = made.put_tombstone(1, DIRECTORY)
     made.flush()
     made.set_aside()
     made.release()
     assert set(read_records(files, DIRECTORY).deleted) == {1}
-    made.is_unlinked(burial)
+    made.is_unlinked(tombstone)
     made.release()
     assert not read_records(files, DIRECTORY).deleted
 
@@ -719,7 +719,7 @@ def test_a_journal_that_reads_as_zeros_is_damaged(left: str) -> None:
     server.process.kill()
     server = Server(machine, True, 1 << 20)
     server.load()
-    assert set(server.store.inventory.forgetful) == {1}
+    assert set(server.store.inventory.possibly_stale) == {1}
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -731,7 +731,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
     while not at or at < machine.disk.file_size(path):
         server = Server(machine, sync, 20_000)
         server.load()
-        assert not server.store.inventory.forgetful
+        assert not server.store.inventory.possibly_stale
         server.write(1, 0, pattern(at, 10_000))
         server.write(1, 0, pattern(at, 6_000))
         server.chunk(1).save()
@@ -739,9 +739,9 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
         machine.disk.spoil(path, at)
         server = Server(machine, sync, 20_000)
         server.load()
-        assert set(server.store.inventory.forgetful) == {1}
-        server.disk.marks.remove(1)
-        server.disk.marks.flush()
+        assert set(server.store.inventory.possibly_stale) == {1}
+        server.disk.intents.remove(1)
+        server.disk.intents.flush()
         server.process.kill()
         at += 512
     assert at > 6000
@@ -769,7 +769,7 @@ def test_when_a_synced_record_is_damaged_every_replica_is_doubted(damage: str) -
     for _ in range(2):  # a second start doubts them as well
         server = Server(machine, True, 1 << 20)
         server.load()
-        assert set(server.store.inventory.forgetful) == {1, 2}
+        assert set(server.store.inventory.possibly_stale) == {1, 2}
         server.process.kill()
 
 

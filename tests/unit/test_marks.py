@@ -1,4 +1,4 @@
-"""Marks, through a death and a power cut at any disk call.
+"""Intents, through a death and a power cut at any disk call.
 
 What was put and flushed is there after each start, whatever was torn: of that version
 or a higher one, of that length or a smaller one, and of another boot if the power
@@ -18,64 +18,64 @@ from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.intents import (
     GROWTH_BYTES,
-    LACKING,
-    MARK_BYTES,
+    INCOMPLETE,
+    INTENT_BYTES,
     NAME,
-    Mark,
-    Marks,
+    Intent,
+    Intents,
     boot_number,
-    decode_mark,
-    encode_mark,
-    joined,
+    decode_intent,
+    encode_intent,
+    merged,
 )
 from gfs.chunkserver.replicas.store import ChunkStore
 from gfs.config import ChunkserverSettings
 from gfs.errors import DiskFailed
-from gfs.protocol.messages import FORGETFUL
+from gfs.protocol.messages import POSSIBLY_STALE_BIT
 from gfs.testing import Crashed, Machine, Universe
 from tests.unit.stores import load, new_disk
 
 DIRECTORY = "/disk"
 U64, U32 = st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)
 HANDLES = st.integers(1, 2**64 - 1)
-LASTING = st.builds(Mark, HANDLES, U32, st.integers(0, CHUNK_BYTES), U64)
-LACKING_ONES = st.builds(Mark, HANDLES, st.just(0), st.just(LACKING), U64)
+LASTING = st.builds(Intent, HANDLES, U32, st.integers(0, CHUNK_BYTES), U64)
+LACKING_ONES = st.builds(Intent, HANDLES, st.just(0), st.just(INCOMPLETE), U64)
 MARKS = LASTING | LACKING_ONES
 
 
 @given(mark=MARKS)
-def test_a_mark_survives_encoding(mark: Mark) -> None:
-    record = encode_mark(mark)
-    assert len(record) == MARK_BYTES
-    assert decode_mark(record) == mark
+def test_a_mark_survives_encoding(mark: Intent) -> None:
+    record = encode_intent(mark)
+    assert len(record) == INTENT_BYTES
+    assert decode_intent(record) == mark
 
 
-@given(mark=MARKS, bit=st.integers(0, 8 * MARK_BYTES - 1))
-def test_a_damaged_mark_is_none(mark: Mark, bit: int) -> None:
-    record = bytearray(encode_mark(mark))
+@given(mark=MARKS, bit=st.integers(0, 8 * INTENT_BYTES - 1))
+def test_a_damaged_mark_is_none(mark: Intent, bit: int) -> None:
+    record = bytearray(encode_intent(mark))
     record[bit // 8] ^= 1 << bit % 8
-    assert decode_mark(record) is None
+    assert decode_intent(record) is None
 
 
 def test_no_mark_goes_over_a_sector() -> None:
-    assert 512 % MARK_BYTES == GROWTH_BYTES % 512 == 0
+    assert 512 % INTENT_BYTES == GROWTH_BYTES % 512 == 0
 
 
 @given(one=LASTING, other=MARKS)
-def test_two_marks_together_promise_no_more_than_either(one: Mark, other: Mark) -> None:
-    both = joined(one, other)
+def test_two_marks_together_promise_no_more_than_either(one: Intent, other: Intent) -> None:
+    both = merged(one, other)
     assert both.version >= max(one.version, other.version)
     assert both.length <= min(one.length, other.length)
     assert both.boot in (0, one.boot)
     assert both.boot == 0 or one.boot == other.boot
-    assert not both.is_lacking
-    assert joined(other, one)[1:] == both[1:]
+    assert not both.is_incomplete
+    assert merged(other, one)[1:] == both[1:]
 
 
 @given(one=LACKING_ONES, other=LACKING_ONES)
-def test_a_lacking_replica_needs_the_later_of_two_states(one: Mark, other: Mark) -> None:
-    both = joined(one, other)
-    assert both.is_lacking
+def test_a_lacking_replica_needs_the_later_of_two_states(one: Intent, other: Intent) -> None:
+    both = merged(one, other)
+    assert both.is_incomplete
     assert both.boot == max(one.boot, other.boot)
 
 
@@ -85,46 +85,46 @@ class Disk:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         #: Handle -> what was flushed last; and what may be there as well.
-        self.safe: dict[int, Mark] = {}
-        self.tried: dict[int, list[Mark]] = {}
+        self.safe: dict[int, Intent] = {}
+        self.tried: dict[int, list[Intent]] = {}
         self.start()
 
     def start(self) -> None:
         self.process = self.machine.start_process()
         files = self.process.world.files
         files.make_directories(DIRECTORY)
-        self.marks = Marks(files, DIRECTORY, boot_number(self.process.world.boot))
-        assert self.marks.open(), "nothing was damaged"
+        self.intents = Intents(files, DIRECTORY, boot_number(self.process.world.boot))
+        assert self.intents.open(), "nothing was damaged"
         files.sync_directory(DIRECTORY)
         files.sync_directory("/")
         for handle, safe in self.safe.items():
-            found = self.marks.get(handle)
+            found = self.intents.get(handle)
             assert found is not None, f"the mark of {handle} is lost"
             assert found.version >= safe.version
             assert found.length <= safe.length
-        for found in self.marks.all():
+        for found in self.intents.all():
             boots = {mark.boot for mark in self.tried[found.handle]}
             assert found.boot in {*boots, 0}, "a mark of a boot that nobody made it in"
 
     def put(self, handle: int, version: int, length: int) -> None:
-        self.marks.put(handle, version, length)
-        known = self.marks.get(handle)
+        self.intents.put(handle, version, length)
+        known = self.intents.get(handle)
         assert known is not None
-        assert known.boot == self.marks.boot
+        assert known.boot == self.intents.boot
         assert known.version >= version
         assert known.length <= length
         self.tried.setdefault(handle, []).append(known)
 
     def remove(self, handle: int) -> None:
         self.safe.pop(handle, None)
-        self.marks.remove(handle)
-        assert self.marks.get(handle) is None
+        self.intents.remove(handle)
+        assert self.intents.get(handle) is None
 
     def flush(self) -> None:
-        self.marks.flush()
-        self.safe = {mark.handle: mark for mark in self.marks.all()}
-        assert all(self.marks.covers(*mark[:2]) for mark in self.safe.values()
-                   if mark.boot == self.marks.boot)  # fmt: skip
+        self.intents.flush()
+        self.safe = {mark.handle: mark for mark in self.intents.all()}
+        assert all(self.intents.covers(*mark[:2]) for mark in self.safe.values()
+                   if mark.boot == self.intents.boot)  # fmt: skip
 
     def fail(self, power: random.Random | None) -> None:
         self.process.kill()
@@ -188,17 +188,17 @@ def test_slots_are_used_again() -> None:
 def test_a_mark_is_one_of_another_boot_after_a_power_cut_and_not_after_a_kill() -> None:
     disk = make_disk()
     disk.put(7, 3, 100)
-    assert not disk.marks.covers(7, 3)
+    assert not disk.intents.covers(7, 3)
     disk.flush()
-    assert disk.marks.covers(7, 3)
-    assert not disk.marks.covers(7, 4)
+    assert disk.intents.covers(7, 3)
+    assert not disk.intents.covers(7, 4)
     disk.fail(None)
     disk.start()
-    assert disk.marks.covers(7, 3)
+    assert disk.intents.covers(7, 3)
     disk.fail(random.Random(1))
     disk.start()
-    assert not disk.marks.covers(7, 3)
-    mark = disk.marks.get(7)
+    assert not disk.intents.covers(7, 3)
+    mark = disk.intents.get(7)
     assert mark is not None
     assert mark[:3] == (7, 3, 100)
 
@@ -207,13 +207,13 @@ def test_nothing_is_accepted_after_a_sync_that_failed() -> None:
     disk = make_disk()
     disk.flush()
     disk.put(7, 3, 100)
-    assert disk.marks._file is not None
-    disk.marks._file.sync = lambda: (_ for _ in ()).throw(OSError(5, "no"))  # type: ignore[method-assign]
+    assert disk.intents._file is not None
+    disk.intents._file.sync = lambda: (_ for _ in ()).throw(OSError(5, "no"))  # type: ignore[method-assign]
     with pytest.raises(OSError, match="no"):
-        disk.marks.flush()
+        disk.intents.flush()
     with pytest.raises(DiskFailed):
-        disk.marks.flush()
-    assert not disk.marks.covers(7, 3)
+        disk.intents.flush()
+    assert not disk.intents.covers(7, 3)
 
 
 # --- the store ---------------------------------------------------------------------------
@@ -239,8 +239,8 @@ def test_when_a_mark_cannot_be_read_every_replica_is_doubted(damage: str) -> Non
     store = open_store(machine)
     for handle in (5, 6):
         make_replica(store, handle, 1)
-    store.disks.used[0].marks.put(5, 1, 0)
-    store.disks.used[0].marks.flush()
+    store.disks.used[0].intents.put(5, 1, 0)
+    store.disks.used[0].intents.flush()
     path = f"{DIRECTORY}/{NAME}"
     if damage == "flip":
         machine.disk.flip_bit(path, 9)
@@ -248,8 +248,8 @@ def test_when_a_mark_cannot_be_read_every_replica_is_doubted(damage: str) -> Non
         machine.disk.spoil(path, 0)
     for _ in range(2):  # a second start doubts them as well
         store = open_store(machine)
-        assert set(store.inventory.forgetful) == {5, 6}
-        assert all(mark.length == CHUNK_BYTES for mark in store.inventory.forgetful.values())
+        assert set(store.inventory.possibly_stale) == {5, 6}
+        assert all(mark.length == CHUNK_BYTES for mark in store.inventory.possibly_stale.values())
 
 
 @pytest.mark.parametrize("power", [False, True])
@@ -258,26 +258,26 @@ def test_a_replica_that_lost_a_grant_with_the_power_bears_it_all_the_same(power:
     machine = Universe(1).machine("server")
     store = open_store(machine)
     make_replica(store, 5, 1)
-    store.disks.used[0].marks.put(5, 4, 0)
-    store.disks.used[0].marks.flush()
+    store.disks.used[0].intents.put(5, 4, 0)
+    store.disks.used[0].intents.flush()
     if power:
         machine.disk.power_cut()
     store = open_store(machine)
     assert store.inventory[5].version == (4 if power else 1)
-    assert set(store.inventory.forgetful) == ({5} if power else set())
+    assert set(store.inventory.possibly_stale) == ({5} if power else set())
     length = int.from_bytes(store.inventory.pack([5])[12:16], "big")
-    assert length == (FORGETFUL if power else 0)
+    assert length == (POSSIBLY_STALE_BIT if power else 0)
     store = open_store(machine)
     assert store.inventory[5].version == (4 if power else 1), "a second start says the same"
-    assert set(store.inventory.forgetful) == ({5} if power else set())
+    assert set(store.inventory.possibly_stale) == ({5} if power else set())
 
 
 def test_a_mark_without_a_replica_makes_none() -> None:
     machine = Universe(1).machine("server")
     store = open_store(machine)
-    store.disks.used[0].marks.put(5, 4, 0)
-    store.disks.used[0].marks.flush()
+    store.disks.used[0].intents.put(5, 4, 0)
+    store.disks.used[0].intents.flush()
     machine.disk.power_cut()
     store = open_store(machine)
     assert not store.inventory
-    assert not store.inventory.forgetful
+    assert not store.inventory.possibly_stale

@@ -28,7 +28,7 @@ from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import STUCK_SECONDS_MIN, Answering
 from gfs.chunkserver.replicas import open_chunks
 from gfs.chunkserver.upkeep.background import look_at
-from gfs.chunkserver.upkeep.twins import settle_all
+from gfs.chunkserver.upkeep.compare import compare_all
 from gfs.config import ChunkserverSettings
 from gfs.errors import GfsError
 from gfs.protocol.messages import (
@@ -166,7 +166,7 @@ class Server:
         self.process = self.machine.start_process()
         self.node = Node(self.process.world, self._settings, self.disks, bytes(32))
         await self.node.open()
-        await settle_all(self.node)
+        await compare_all(self.node)
 
     # --- what is ordered ---------------------------------------------------------------
 

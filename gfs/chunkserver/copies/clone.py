@@ -28,6 +28,7 @@ from gfs.errors import (
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
+    POSSIBLY_STALE,
     CloneChunk,
     ReadChunk,
     ReadReply,
@@ -121,7 +122,7 @@ async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
         reply = await connection.receive_reply()
     if not isinstance(reply, VerifyReply):
         raise ProtocolError(f"{type(reply).__name__} instead of the replica's state")
-    if reply.state in ("missing", "corrupt", "forgetful") or reply.version != order.version:
+    if reply.state in ("missing", "corrupt", POSSIBLY_STALE) or reply.version != order.version:
         raise unfit(order.handle, order.version, reply.state, reply.version)
     return reply.length
 

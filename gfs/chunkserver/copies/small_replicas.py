@@ -41,6 +41,7 @@ from gfs.errors import (
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
+    POSSIBLY_STALE,
     SMALL_REPLICA_BYTES_MAX,
     CloneChunk,
     CloneChunks,
@@ -71,10 +72,10 @@ async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplica
     store, room = node.store, READ_BYTES_MAX
     for name in request.replicas:
         replica = store.inventory.get(name.handle)
-        if replica is None or store.inventory.is_lacking(name.handle):
+        if replica is None or store.inventory.is_incomplete(name.handle):
             states.append(ReplicaState(name.handle, "missing" if replica is None else "corrupt"))
-        elif name.handle in store.inventory.bad or name.handle in store.inventory.forgetful:
-            kind = "corrupt" if name.handle in store.inventory.bad else "forgetful"
+        elif name.handle in store.inventory.bad or name.handle in store.inventory.possibly_stale:
+            kind = "corrupt" if name.handle in store.inventory.bad else POSSIBLY_STALE
             states.append(ReplicaState(name.handle, kind, replica.version))
         elif replica.length > SMALL_REPLICA_BYTES_MAX:
             states.append(ReplicaState(name.handle, "large"))

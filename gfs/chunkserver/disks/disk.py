@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from gfs.chunkserver.files.intents import Marks
+from gfs.chunkserver.files.intents import Intents
 from gfs.chunkserver.files.journal import Journal
 from gfs.chunkserver.files.progress import Call, making
 from gfs.config import ChunkserverSettings
@@ -131,16 +131,16 @@ class Disk:
         self.has_refused = False
         #: It was not used for a while: what is on it may be older than what is in the page
         #: cache, or in the cache's time was (see gfs.chunkserver.disks.loading).
-        self.is_doubted = False
+        self.is_suspect = False
         self.limiter = trio.CapacityLimiter(settings.disk_threads)
         #: What is below is there once it was opened.
         self.files: FileSystem
         self.device = 0
         self.lock: File | None = None
         self.journal: Journal
-        self.marks: Marks
-        #: Set when the sync of the journal, or the marks, that is under way ends.
-        self.syncing: dict[Journal | Marks, trio.Event] = {}
+        self.intents: Intents
+        #: Set when the sync under way of the journal, or of the intent records, ends.
+        self.syncing: dict[Journal | Intents, trio.Event] = {}
         #: Wakes who saves what a full journal has.
         self.to_save = trio.Event()
         self.room = trio.lowlevel.ParkingLot()
@@ -178,7 +178,7 @@ class Disk:
         self.device = self.world.files.device(self.path)
         sync = self._settings.durability == "fsync"
         self.journal = Journal(self.files, self.path, sync, self._settings.journal_bytes)
-        self.marks = Marks(self.files, self.path, self._boot)
+        self.intents = Intents(self.files, self.path, self._boot)
 
     # --- paths and space ------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class Disk:
             except Exception as error:
                 if isinstance(error, OSError):
                     self.has_refused = self.has_refused or is_of_disk(error)
-                _let_go(error)
+                _clear_frames(error)
                 raise
             finally:
                 del self.running[number]
@@ -391,7 +391,7 @@ class Disk:
         self.close_files()
         if self.is_open:
             self.journal.close()
-            self.marks.close()
+            self.intents.close()
         if self.lock is not None:
             self.lock.close()
             self.lock = None
@@ -399,7 +399,7 @@ class Disk:
             self.files.close()
 
 
-def _let_go(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException | None) -> None:
     """Whoever keeps the error of a failed call does not keep what that had open."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)

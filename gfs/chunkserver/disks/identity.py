@@ -287,7 +287,7 @@ class Identity:
         ]
         self.record.disks = [*others, DiskRecord(disk.id, disk.path, state)]
 
-    def doubt(self, path: str) -> None:
+    def suspect(self, path: str) -> None:
         """Until the disk at ``path`` is read again, and :meth:`put`."""
         for disk in self.record.disks:
             disk.doubted = disk.doubted or disk.path == path

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.files.intents import NO_STATE, Mark
+from gfs.chunkserver.files.intents import NO_STATE, Intent
 from gfs.chunkserver.files.journal import NAMES, Records, read_records
 from gfs.chunkserver.files.layout import Redo, State
 from gfs.chunkserver.files.progress import report_progress
@@ -50,7 +50,7 @@ class Contents:
         #: Replicas that lost the version which they were granted, and cannot be given it.
         self.unfit: set[int] = set()
         #: Replicas that may lack something, and the records that say so.
-        self.forgetful: dict[int, Mark] = {}
+        self.possibly_stale: dict[int, Intent] = {}
 
 
 def read_disk(disk: Disk) -> Contents:
@@ -71,18 +71,18 @@ class _Reader:
         disk, files = self._disk, self._files
         chunks = f"{disk.path}/chunks"
         files.make_directories(chunks)
-        for path in (*(f"{disk.path}/{name}" for name in NAMES), disk.marks.path):
-            self._look_anew(path)
+        for path in (*(f"{disk.path}/{name}" for name in NAMES), disk.intents.path):
+            self._drop_cached(path)
         records = read_records(files, disk.path)
         disk.journal.open()
         disk.journal.saw(records.sequence)
-        are_known = disk.marks.open()
-        for mark in disk.marks.all() if disk.is_doubted else []:
-            if not mark.is_lacking:
-                disk.marks.put_unknown(mark.handle, mark.version)
-        for mark in disk.marks.all():
-            if mark.is_lacking and mark.boot != NO_STATE:
-                disk.journal.saw(mark.boot)
+        are_known = disk.intents.open()
+        for intent in disk.intents.all() if disk.is_suspect else []:
+            if not intent.is_incomplete:
+                disk.intents.put_unknown(intent.handle, intent.version)
+        for intent in disk.intents.all():
+            if intent.is_incomplete and intent.boot != NO_STATE:
+                disk.journal.saw(intent.boot)
         files.sync_directory(disk.path)
         for name in sorted(files.list(chunks)):
             self._folder(f"{chunks}/{name}", records)
@@ -99,26 +99,26 @@ class _Reader:
                 files.sync_directory(folder)
             report_progress()
         if not are_known:
-            self._doubt_all(disk.marks.path)
+            self._suspect_all(disk.intents.path)
         elif not records.is_whole:
-            self._doubt_all(f"{disk.path}: the redo journal")
-        if disk.marks.synced < disk.marks.changes:
-            disk.marks.flush()
+            self._suspect_all(f"{disk.path}: the redo journal")
+        if disk.intents.synced < disk.intents.changes:
+            disk.intents.flush()
         disk.journal.start()
-        self._doubt()
+        self._suspect()
         disk.measure()
         if self._has_failed:
             disk.probe()
         return self._contents
 
-    def _look_anew(self, path: str) -> None:
+    def _drop_cached(self, path: str) -> None:
         """Of a disk that failed: what is read of a file from now on is on the disk."""
-        if self._disk.is_doubted and self._files.exists(path):
+        if self._disk.is_suspect and self._files.exists(path):
             file = self._files.open(path, "r")
             file.drop_cached()
             file.close()
 
-    def _doubt_all(self, what: str) -> None:
+    def _suspect_all(self, what: str) -> None:
         """Some record on the disk cannot be read, and may be any replica's."""
         disk = self._disk
         log.error(
@@ -127,45 +127,48 @@ class _Reader:
             extra=event("notes_damaged", disk=disk.path),
         )
         for handle, found in self._contents.replicas.items():
-            disk.marks.put_unknown(handle, found.version)
+            disk.intents.put_unknown(handle, found.version)
 
-    def _doubt(self) -> None:
+    def _suspect(self) -> None:
         """The power was lost since some replicas were marked, or nobody knows which ones
         were: they may lack something."""
         disk, contents = self._disk, self._contents
-        for mark in disk.marks.all():
-            found = contents.replicas.get(mark.handle)
-            if mark.boot == disk.marks.boot or found is None:
+        for intent in disk.intents.all():
+            found = contents.replicas.get(intent.handle)
+            if intent.boot == disk.intents.boot or found is None:
                 continue
-            contents.forgetful[mark.handle] = mark
-            if mark.version > found.version:
-                self._raise_version(mark)
-        if contents.forgetful:
+            contents.possibly_stale[intent.handle] = intent
+            if intent.version > found.version:
+                self._raise_version(intent)
+        count = len(contents.possibly_stale)
+        if count:
             log.warning(
-                "%s: %d replicas may lack what was last written: the power was lost, or what "
-                "was noted about them is damaged",
+                "%s: %d replicas are possibly stale: the machine lost its power, or the "
+                "write-intent records are damaged. They are not read, and replaced by good ones",
                 disk.path,
-                len(contents.forgetful),
-                extra=event("replicas_doubted", disk=disk.path, replicas=len(contents.forgetful)),
+                count,
+                extra=event(
+                    "replicas_doubted", disk=disk.path, replicas=len(contents.possibly_stale)
+                ),
             )
 
-    def _raise_version(self, mark: Mark) -> None:
+    def _raise_version(self, intent: Intent) -> None:
         """It was granted that version, and has lost it."""
         report_progress()
         disk = self._disk
-        path = disk.chunk_path(mark.handle)
+        path = disk.chunk_path(intent.handle)
         try:
-            file = ChunkFile.open(self._files, path, mark.handle, disk.journal)
+            file = ChunkFile.open(self._files, path, intent.handle, disk.journal)
             try:
-                file.set_version(mark.version)
+                file.set_version(intent.version)
                 file.save()
             finally:
                 file.close()
         except (CorruptReplica, ReadFailed) as error:
             log.error("%s: %s", path, error)
-            self._contents.unfit.add(mark.handle)
+            self._contents.unfit.add(intent.handle)
             return
-        self._contents.replicas[mark.handle] = Found(mark.version, file.length)
+        self._contents.replicas[intent.handle] = Found(intent.version, file.length)
 
     def _folder(self, folder: str, records: Records) -> None:
         report_progress()
@@ -205,7 +208,7 @@ class _Reader:
     def _chunk(self, handle: int, path: str, records: list[Redo]) -> None:
         disk = self._disk
         try:
-            self._look_anew(path)
+            self._drop_cached(path)
             state = self._recover(path, handle, records)
             if state is None:
                 unlink_for_good(self._files, path)  # never acknowledged to anybody
@@ -215,21 +218,21 @@ class _Reader:
             log.error("%s: %s", path, error)
             self._has_failed = self._has_failed or isinstance(error, ReadFailed)
             if records:  # which go now
-                disk.marks.put_lacking(handle, records[-1].sequence)
+                disk.intents.put_incomplete(handle, records[-1].sequence)
             self._contents.unreadable.add(handle)
             return
         self._contents.replicas[handle] = Found(state.version, state.length)
 
     def _check_saved(self, handle: int, state: State) -> None:
         """Raises CorruptReplica if later states than this could not be saved."""
-        marks = self._disk.marks
-        mark = marks.get(handle)
-        if mark is not None and mark.is_lacking:
-            if state.sequence < mark.boot:
+        intents = self._disk.intents
+        intent = intents.get(handle)
+        if intent is not None and intent.is_incomplete:
+            if state.sequence < intent.boot:
                 raise CorruptReplica(
                     f"chunk {handle:016x}: what was last written could not be saved"
                 )
-            marks.remove(handle)
+            intents.remove(handle)
 
     def _recover(self, path: str, handle: int, records: list[Redo]) -> State | None:
         journal = self._disk.journal

@@ -81,7 +81,7 @@ GATHER_SECONDS_MAX = 0.004
 #: Frames are verified in the loop up to this size: a thread hop costs as much.
 VERIFY_INLINE_BYTES = 1 * MIB
 #: Chunks whose new lengths one heartbeat tells; the others wait for the next.
-TOLD_MAX = 1024
+REPORTED_MAX = 1024
 
 
 class Waiting:
@@ -126,18 +126,18 @@ class Appends:
         self._queues: dict[int, Queue] = {}
         self._bytes = 0
         self._room = trio.lowlevel.ParkingLot()
-        self._untold: dict[int, AppendedChunk] = {}
+        self._unreported: dict[int, AppendedChunk] = {}
 
     # --- what the master is told --------------------------------------------------------
 
-    def untold(self) -> list[AppendedChunk]:
+    def unreported(self) -> list[AppendedChunk]:
         """Lengths that all replicas have, and that the master may not know yet."""
-        return list(self._untold.values())[:TOLD_MAX]
+        return list(self._unreported.values())[:REPORTED_MAX]
 
-    def told(self, chunks: list[AppendedChunk]) -> None:
+    def reported(self, chunks: list[AppendedChunk]) -> None:
         for chunk in chunks:
-            if self._untold.get(chunk.handle) is chunk:
-                del self._untold[chunk.handle]
+            if self._unreported.get(chunk.handle) is chunk:
+                del self._unreported[chunk.handle]
 
     # --- one request --------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ class Appends:
                 batch.take_all()
             batch.answer()
         if batch.failure is None and exchange.length:
-            self._untold[request.handle] = AppendedChunk(
+            self._unreported[request.handle] = AppendedChunk(
                 request.handle, request.version, request.inode, exchange.length
             )
 

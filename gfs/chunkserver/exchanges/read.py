@@ -30,7 +30,7 @@ PIECE_BYTES_MAX = 1024 * 1024
 async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk) -> bool:
     """Answer one read. False if the connection is of no more use."""
     try:
-        node.store.inventory.check_remembers(request.handle)
+        node.store.inventory.check_not_stale(request.handle)
         async with node.store.open_chunks.using(request.handle) as chunk:
             try:
                 _check(chunk, request)

@@ -245,7 +245,7 @@ class WriteExchange:
                     # Only now: it may have been revoked while this write waited its turn.
                     self._check_lease()
                     try:
-                        await self._mark(chunk)
+                        await self._record_intent(chunk)
                         await self._transfer(chunk)
                         # Replicas are as even as they were, or as they were made.
                         if self._is_level:
@@ -305,11 +305,11 @@ class WriteExchange:
         if request.mode == "mutate" and request.primary:
             self._node.leases.check(request.handle)
 
-    async def _mark(self, chunk: OpenChunk) -> None:
+    async def _record_intent(self, chunk: OpenChunk) -> None:
         """Most often a grant has done that. What is uploaded needs none: it is new."""
         if self._request.mode == "mutate":
             with self._node.pulse.on_disk(chunk.disk):
-                await self._node.store.durability.mark(chunk, chunk.file.version)
+                await self._node.store.durability.record_intent(chunk, chunk.file.version)
 
     def _fence(self, chunk: OpenChunk) -> None:
         """Order nothing more under this version, if what was passed on of this exchange

@@ -99,7 +99,7 @@ class ChunkFile:
         #: In the journal, and perhaps not, or not wholly, in the file.
         self._unfinished: Redo | None = None
         #: The journal must have been synced so far before that may be in the file.
-        self._unfinished_mark = 0
+        self._unfinished_target = 0
         self._is_unsound = False
         self._name_synced = state.sequence > 0
         self._retired = False
@@ -261,7 +261,7 @@ class ChunkFile:
         until who saves it, if somebody does, is done."""
         with self._lock:
             self._retired = True
-            self._journal.settled(self)
+            self._journal.saved(self)
 
     # --- reading --------------------------------------------------------------
 
@@ -644,13 +644,13 @@ class ChunkFile:
         """Have the newest state in the file, synced: the journal is not needed for it."""
         with self._lock:
             if self._retired:
-                self._journal.settled(self)
+                self._journal.saved(self)
                 return
             self._finish()
             if self._sequence > self._slot or self.uncommitted or not self._sequence:
                 self._save(sync=True)
             else:
-                self._journal.settled(self)
+                self._journal.saved(self)
 
     def sync(self) -> None:
         """Everything written so far, and the file's name, is on the disk when this
@@ -706,7 +706,7 @@ class ChunkFile:
         self._sequence = self._slot = sequence
         self._dirty_from = self._unlogged_from = None
         if sync or not self._journal.sync:
-            self._journal.settled(self)
+            self._journal.saved(self)
 
     def _sync_name(self) -> None:
         """A new file's name, and that of the folder it may be the first in, are on
@@ -746,7 +746,7 @@ class ChunkFile:
         is_overwrite = bool(data) and offset < self.length
         self._sequence = self._journal.append(redo, self._slot, self)
         self._unfinished = redo
-        self._unfinished_mark = self._journal.written if is_overwrite else 0
+        self._unfinished_target = self._journal.written if is_overwrite else 0
         if not is_overwrite or not self._journal.sync:
             self._finish()
 
@@ -756,7 +756,7 @@ class ChunkFile:
         redo = self._unfinished
         if redo is not None:
             if self._journal.sync:
-                self._journal.flush(self._unfinished_mark)
+                self._journal.flush(self._unfinished_target)
             if redo.data:
                 self.file.write(redo.data, HEAD_BYTES + redo.offset)
             self._adopt(redo.offset, redo.sums, redo.length)

@@ -82,7 +82,7 @@ GROWTH_BYTES = 256 * KIB
 PAGE_BYTES = 4 * KIB
 
 
-class Keeper(Protocol):
+class DirtyFile(Protocol):
     """A chunk file with states that only the journal has."""
 
     handle: int
@@ -203,11 +203,11 @@ class _Half:
         self.newest = 0
         self.synced = 0
         #: Who has states that are nowhere else.
-        self.chunks: dict[int, Keeper] = {}
+        self.chunks: dict[int, DirtyFile] = {}
         #: Directories from which something was deleted; and how many files, of which this
         #: says that they are, are still there.
         self.folders: set[str] = set()
-        self.burials = 0
+        self.tombstones = 0
         #: Whether records in it would be found by a start after a power cut.
         self.valid = False
         #: Whether a sync of it has failed: no other is believed.
@@ -332,29 +332,29 @@ class Journal:
             self._sequence += 1
         return self._sequence
 
-    def append(self, redo: Redo, slot: int, keeper: Keeper) -> int:
+    def append(self, redo: Redo, slot: int, file: DirtyFile) -> int:
         """Write a record; returns the number it got, as by :meth:`draw`. It is on the
         disk once :attr:`synced` is what :attr:`written` is when this returns."""
         with self._lock:
             sequence = self._draw(slot)
             self._write(redo._replace(sequence=sequence))
-            self._active.chunks[redo.handle] = keeper
+            self._active.chunks[redo.handle] = file
             return sequence
 
-    def bury(self, handle: int, folder: str) -> int:
+    def put_tombstone(self, handle: int, folder: str) -> int:
         """Note that the replica, whose file is about to be unlinked, is not to return. The
         note stays until :meth:`is_unlinked` is called with what this returns."""
         with self._lock:
             self._write(Redo(handle, 0, self._draw(0), 0, 0, 0, b"", b""))
             self._active.folders.add(folder)
             with self._counting:
-                self._active.burials += 1
+                self._active.tombstones += 1
             return self._halves.index(self._active)
 
-    def is_unlinked(self, burial: int) -> None:
+    def is_unlinked(self, tombstone: int) -> None:
         """The file is gone, or stays after all. Does not block."""
         with self._counting:
-            self._halves[burial].burials -= 1
+            self._halves[tombstone].tombstones -= 1
 
     def _write(self, redo: Redo) -> None:
         self._require_sound()
@@ -399,16 +399,16 @@ class Journal:
 
     # --- syncing --------------------------------------------------------------------------
 
-    def flush(self, mark: int | None = None) -> None:
-        """What was appended while :attr:`written` was up to ``mark``, or all that was
+    def flush(self, target: int | None = None) -> None:
+        """What was appended while :attr:`written` was up to ``target``, or all that was
         appended before, is on the disk when this returns. After a failure nothing is
-        accepted any more: what the kernel still has of it, nobody knows."""
-        if mark is None:
-            mark = self.written
-        if self.synced >= mark:
+        accepted any more: it is not known what reached the disk."""
+        if target is None:
+            target = self.written
+        if self.synced >= target:
             return
         with self._flushing:
-            if self.synced < mark:
+            if self.synced < target:
                 self._flush()
 
     def _flush(self) -> None:
@@ -464,18 +464,18 @@ class Journal:
         """Whether writers have to wait until something is saved."""
         return self._other.needed and self._is_full(self._active, 0)
 
-    def unsaved(self) -> list[Keeper]:
+    def unsaved(self) -> list[DirtyFile]:
         """Those whose states the full file has. Have all of them saved, then call
         :meth:`release`."""
         with self._lock:
             return list(self._other.chunks.values())
 
-    def settled(self, keeper: Keeper) -> None:
+    def saved(self, file: DirtyFile) -> None:
         """Its newest state is in its file, and on the disk if that is promised."""
         with self._lock:
             for half in self._halves:
-                if half.chunks.get(keeper.handle) is keeper:
-                    del half.chunks[keeper.handle]
+                if half.chunks.get(file.handle) is file:
+                    del half.chunks[file.handle]
 
     def release(self) -> None:
         """The full file is needed no more, now that all of :meth:`unsaved` was saved; what
@@ -485,7 +485,7 @@ class Journal:
         with self._lock:
             self._require_sound()
             half = self._other
-            if half.chunks or half.burials or not half.valid:
+            if half.chunks or half.tombstones or not half.valid:
                 return
             # Its records have lower numbers, and those of who takes it next higher ones.
             floor = self._sequence

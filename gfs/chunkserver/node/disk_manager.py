@@ -62,7 +62,7 @@ ORDER_SECONDS = 30.0
 Task = Callable[[Disk], Awaitable[None]]
 
 
-class Disks:
+class DiskManager:
     """Opens, watches and closes the disks of one chunkserver."""
 
     def __init__(
@@ -178,7 +178,7 @@ class Disks:
                         self._world, self._server.record.id, known, record, named
                     )
                     disk.draining = known is not None and known.state == DRAINING
-                    disk.is_doubted = known is not None and known.doubted
+                    disk.is_suspect = known is not None and known.doubted
                     named[disk.id] = disk
                     nursery.start_soon(read, disk, record)
         for disk in found:
@@ -200,7 +200,7 @@ class Disks:
                 for disk in self._disks.used.values():
                     nursery.start_soon(self._tend, disk)
                 for disk in self._disks.down.values():
-                    nursery.start_soon(self._let_go, disk)
+                    nursery.start_soon(self._close_disk, disk)
         finally:
             self._nursery = None
 
@@ -216,7 +216,7 @@ class Disks:
                 nursery.start_soon(_while_used, task, disk)
             await disk.ended.wait()
             nursery.cancel_scope.cancel()
-        await self._let_go(disk)
+        await self._close_disk(disk)
 
     async def _watch(self, disk: Disk) -> None:
         """Keep its space current, and see whether it is still there."""
@@ -240,15 +240,15 @@ class Disks:
             disk.closing = trio.Event()
             await disk.run(disk.close_files)
 
-    async def _let_go(self, disk: Disk) -> None:
+    async def _close_disk(self, disk: Disk) -> None:
         """Close all of a disk that is not used any more, once no thread is in a call to it."""
         lost = disk.may_have_lost
         if lost:
-            await self._doubt(disk)
+            await self._suspect(disk)
         while disk.running:
             await self._world.clock.sleep(TICK_SECONDS)
         if disk.may_have_lost and not lost:
-            await self._doubt(disk)  # a call that had hung was refused in the end
+            await self._suspect(disk)  # a call that had hung was refused in the end
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
         self._watched.discard(disk)
         disk.end_closing(partial(self._start, self._close_rest, disk))
@@ -260,9 +260,9 @@ class Disks:
         """A copy that waited for its source, or a reader, had a file of it until now."""
         await self._world.run_blocking(disk.close_files, abandon_on_cancel=True)
 
-    async def _doubt(self, disk: Disk) -> None:
+    async def _suspect(self, disk: Disk) -> None:
         """The next one to read it, after a restart too, is to know that it failed."""
-        self._server.doubt(disk.path)
+        self._server.suspect(disk.path)
         try:
             await self.save()
         except StartupError as error:
@@ -374,7 +374,7 @@ class Disks:
             failed = self._disks.down.get(path)
             if failed is not None and failed is not old:
                 failed.id = failed.id or (known.id if known is not None else "")
-                self._start(self._let_go, failed)
+                self._start(self._close_disk, failed)
                 if old is None:
                     del self._disks.down[path]  # it never was a disk of this server
         if failed is not None:
@@ -441,12 +441,12 @@ class Disks:
                 return
 
 
-_ACTS: dict[str, Callable[[Disks, str], Awaitable[None]]] = {
-    "add": Disks._add,
-    "retry": Disks._retry,
-    "drain": Disks._drain,
-    "undrain": Disks._undrain,
-    "remove": Disks._remove,
+_ACTS: dict[str, Callable[[DiskManager, str], Awaitable[None]]] = {
+    "add": DiskManager._add,
+    "retry": DiskManager._retry,
+    "drain": DiskManager._drain,
+    "undrain": DiskManager._undrain,
+    "remove": DiskManager._remove,
 }
 
 

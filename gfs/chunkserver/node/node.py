@@ -12,7 +12,7 @@ from gfs.blocks import CHUNK_BYTES, MIB, block_count
 from gfs.chunkserver.disks.disk import map_disk_error
 from gfs.chunkserver.disks.identity import Identity as ServerIdentity
 from gfs.chunkserver.node.connections import Connections
-from gfs.chunkserver.node.disk_manager import Disks
+from gfs.chunkserver.node.disk_manager import DiskManager
 from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.pulse import Pulse
 from gfs.chunkserver.node.throttle import Throttle
@@ -26,6 +26,7 @@ from gfs.protocol.buffers import BufferPool
 from gfs.protocol.credentials import Credentials
 from gfs.protocol.handshake import Identity
 from gfs.protocol.messages import (
+    POSSIBLY_STALE,
     GrantLease,
     LookFor,
     LookForReply,
@@ -58,7 +59,7 @@ class Node:
         self.settings = settings
         self.server = ServerIdentity()
         self.store = ChunkStore(world, settings)
-        self.disks = Disks(world, settings, directories, self.store, self.server)
+        self.disks = DiskManager(world, settings, directories, self.store, self.server)
         self.leases = Leases(world.clock.elapsed)
         self.throttle = Throttle(world.clock, settings.background_bytes_per_second)
         self.buffers = BufferPool(BUFFER_BYTES_MAX)
@@ -104,7 +105,7 @@ class Node:
             return await self.store.open_chunks.get(request.handle)
 
     async def verify(self, request: VerifyChunk) -> VerifyReply:
-        """What is true of this replica. Finding it unfit marks it for the heartbeat."""
+        """The state of this replica. One found unfit is reported with the next heartbeat."""
         inventory = self.store.inventory
         reply = VerifyReply(id=request.id, state="missing", version=0, length=0, bad_blocks=[])
         try:
@@ -124,12 +125,12 @@ class Node:
         except (GfsError, OSError):
             # If its disk has failed, it is gone and not damaged.
             reply.state = "corrupt" if request.handle in inventory else "missing"
-        if inventory.is_lacking(request.handle):
+        if inventory.is_incomplete(request.handle):
             reply.state = "corrupt"
         if request.handle in inventory.bad and reply.state == "good" and request.blocks:
             del inventory.bad[request.handle]  # it was repaired, or a write was under way
-        if request.handle in inventory.forgetful and reply.state == "good":
-            reply.state = "forgetful"
+        if request.handle in inventory.possibly_stale and reply.state == "good":
+            reply.state = POSSIBLY_STALE
         return reply
 
     async def look_for(self, request: LookFor) -> LookForReply:
@@ -154,12 +155,12 @@ class Node:
         if state == "good":
             if handle in inventory.bad:
                 state = inventory.bad[handle].kind
-            elif inventory.is_lacking(handle):
+            elif inventory.is_incomplete(handle):
                 state = "corrupt"
             elif replica.version < name.version:
                 state = "stale"
-            elif handle in inventory.forgetful:
-                state = "forgetful"
+            elif handle in inventory.possibly_stale:
+                state = POSSIBLY_STALE
         return ReplicaState(handle, state, replica.version, replica.length)
 
     async def _verify_blocks(self, chunk: OpenChunk, reply: VerifyReply) -> None:
@@ -208,7 +209,7 @@ class Node:
         if order.version == 0:
             chunk = await self.store.create(order.handle, order.new_version)
         else:
-            self.store.inventory.check_fit(order.handle, forgetful=order.believed)
+            self.store.inventory.check_fit(order.handle, possibly_stale=order.elected)
             chunk = await self.store.open_chunks.get(order.handle)
         chunk.users += 1
         try:
@@ -263,29 +264,29 @@ class Node:
             # Durable before it is the chunk's version: were it lost by all
             # replicas in a power cut, none would be current any more.
             await store.durability.wait_for_room(disk)
-            is_forgetful = order.handle in store.inventory.forgetful
-            if is_forgetful:
+            is_possibly_stale = order.handle in store.inventory.possibly_stale
+            if is_possibly_stale:
                 await self._lengthen(chunk, order)
             else:
                 # Before it looks like one that took part: if that fails, it did not.
-                await store.durability.mark(chunk, order.new_version)
+                await store.durability.record_intent(chunk, order.new_version)
             await disk.run(file.set_version, order.new_version)
             if order.version == 0:
                 await disk.run(file.commit if disk.journal.sync else file.save)
             await store.durability.sync_journal(disk)
-            if is_forgetful:
-                # Last of all: until then no other version of it may be believed.
-                await store.durability.believe(chunk)
+            if is_possibly_stale:
+                # Last of all: until then no other version of it may be elected.
+                await store.durability.accept_elected(chunk)
         except OSError as error:
             raise map_disk_error(error, f"chunk {file.handle:016x}") from error
 
     async def _lengthen(self, chunk: OpenChunk, order: GrantLease) -> None:
-        """Make up for what was written under the mark of a forgetful replica: a reader is
-        to get to its end. What is missing below, nothing can make up for."""
-        file, mark = chunk.file, self.store.inventory.forgetful.get(order.handle)
-        if mark is None or file.length >= order.length:
+        """Fill with zeros what an elected replica lost of its writes, so that a reader gets to
+        its end. Bytes that were there before cannot be restored: the replica is corrupt."""
+        file, intent = chunk.file, self.store.inventory.possibly_stale.get(order.handle)
+        if intent is None or file.length >= order.length:
             return
-        if file.length < mark.length:
+        if file.length < intent.length:
             self.store.inventory.mark_bad(order.handle)
             raise CorruptReplica(f"chunk {order.handle:016x}: the replica here was cut short")
         await chunk.disk.run(file.pad, min(order.length, CHUNK_BYTES))

@@ -84,7 +84,7 @@ class Answering:
         async with self._turn:
             await self._connection.send(message)
 
-    async def tell(self, id: int) -> None:
+    async def report_working(self, id: int) -> None:
         """That it is being worked on. Who does not even read that is hung up on."""
         if self.ended or self._turn.locked():
             return
@@ -144,5 +144,5 @@ class Pulse:
                 async with trio.open_nursery() as nursery:
                     for answering, id in self._answering.items():
                         if not answering.rests and not self._is_stuck(answering.disk):
-                            nursery.start_soon(answering.tell, id)
+                            nursery.start_soon(answering.report_working, id)
             self._some = trio.Event()

@@ -2,7 +2,7 @@
 
 One of them is served, and in the inventory. The others are kept until it is decided which one
 is better: by the version, or unread, what can be decided so here; else by reading them
-(:mod:`gfs.chunkserver.upkeep.twins`).
+(:mod:`gfs.chunkserver.upkeep.compare`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import trio
 
 from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.disks.disk_set import DiskSet
-from gfs.chunkserver.files.intents import Mark
+from gfs.chunkserver.files.intents import Intent
 from gfs.chunkserver.replicas.inventory import Inventory, Replica
 from gfs.chunkserver.replicas.open_chunks import OpenChunks
 
@@ -23,7 +23,7 @@ class Duplicate(NamedTuple):
 
     replica: Replica
     #: It may lack something, and the record that says so.
-    mark: Mark | None
+    intent: Intent | None
     is_unfit: bool
 
 
@@ -45,7 +45,7 @@ class Duplicates:
     def of(self, handle: int) -> list[Duplicate]:
         """The best one first."""
         some = [self.files[n, handle] for n in self._disks.used if (n, handle) in self.files]
-        some.sort(key=lambda other: (other.replica.version, other.mark is None), reverse=True)
+        some.sort(key=lambda other: (other.replica.version, other.intent is None), reverse=True)
         return some
 
     def choose(self, handle: int) -> None:
@@ -58,7 +58,7 @@ class Duplicates:
                 self.discard(handle, other)
             elif known is None or known.version < other.replica.version:
                 self.prefer(handle, other, is_better=True)
-            elif handle in self._inventory.forgetful and other.mark is None:
+            elif handle in self._inventory.possibly_stale and other.intent is None:
                 self.prefer(handle, other, is_better=False)
 
     def discard(self, handle: int, other: Duplicate) -> None:
@@ -86,8 +86,8 @@ class Duplicates:
             if is_better:
                 self.to_delete.add(key)
             else:
-                mark, is_bad = inventory.forgetful.get(handle), handle in inventory.bad
-                self.files[key] = Duplicate(known, mark, is_bad)
+                intent, is_bad = inventory.possibly_stale.get(handle), handle in inventory.bad
+                self.files[key] = Duplicate(known, intent, is_bad)
             self._open_chunks.forget(handle)
         elif handle in inventory.bad:  # another disk has one that cannot be read
             keys = {(n, handle) for n in self._disks.used if n != here.disk}
@@ -96,8 +96,8 @@ class Duplicates:
         inventory.put(handle, here)
         for changes in inventory.changes:
             changes.come[handle] = None
-        if other.mark is not None:
-            inventory.forgetful[handle] = other.mark
+        if other.intent is not None:
+            inventory.possibly_stale[handle] = other.intent
         if other.is_unfit:
             inventory.mark_bad(handle)
 

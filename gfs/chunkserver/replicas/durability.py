@@ -14,8 +14,8 @@ import logging
 import trio
 
 from gfs.chunkserver.disks.disk import FAILED, Disk
-from gfs.chunkserver.files.intents import NO_STATE, Mark, Marks
-from gfs.chunkserver.files.journal import Journal, Keeper
+from gfs.chunkserver.files.intents import NO_STATE, Intent, Intents
+from gfs.chunkserver.files.journal import DirtyFile, Journal
 from gfs.chunkserver.replicas.inventory import Inventory, log_mended
 from gfs.chunkserver.replicas.open_chunks import OpenChunk, OpenChunks
 from gfs.errors import GfsError
@@ -24,8 +24,8 @@ from gfs.protocol.deadline import deadline
 
 log = logging.getLogger(__name__)
 
-#: Between two marks that are looked at, at most.
-MARK_REST_SECONDS = 0.1
+#: The rest between two records that are looked at, at most.
+INTENT_REST_SECONDS = 0.1
 #: Replicas saved at once, of those of a full journal; but less than half of the disk's
 #: threads, since whoever writes to one of them waits for it in another thread.
 SAVES_AT_ONCE = 3
@@ -81,16 +81,16 @@ class Durability:
                 disk.to_save.set()
             disk.room.unpark_all()
 
-    async def _save_all(self, disk: Disk, keepers: list[Keeper]) -> None:
+    async def _save_all(self, disk: Disk, dirty_files: list[DirtyFile]) -> None:
         """A few at once, since the syncs of several cost a disk hardly more than that of
         one. Raises one of the ``OSError`` of :meth:`_save`, when all others are done."""
         failures: list[OSError] = []
-        rest = iter(keepers)
+        rest = iter(dirty_files)
 
         async def work() -> None:
-            for keeper in rest:
+            for file in rest:
                 try:
-                    await self._save(disk, keeper)
+                    await self._save(disk, file)
                 except OSError as error:
                     failures.append(error)
 
@@ -101,74 +101,74 @@ class Durability:
         if failures:
             raise failures[0]
 
-    async def _save(self, disk: Disk, keeper: Keeper) -> None:
+    async def _save(self, disk: Disk, file: DirtyFile) -> None:
         """Raises ``OSError`` if that is to be tried again."""
         try:
-            await disk.run(keeper.save)
+            await disk.run(file.save)
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if disk.down or (not keeper.is_unsound and (is_full or not disk.journal.crowded)):
+            if disk.down or (not file.is_unsound and (is_full or not disk.journal.crowded)):
                 raise  # the journal has it, and nobody needs its place yet
-            log.error("chunk %016x cannot be saved: %s", keeper.handle, error)
-            if keeper in await disk.run(disk.journal.unsaved):  # not deleted or replaced
-                await self._give_up_saving(disk, keeper)
+            log.error("chunk %016x cannot be saved: %s", file.handle, error)
+            if file in await disk.run(disk.journal.unsaved):  # not deleted or replaced
+                await self._give_up_saving(disk, file)
             return
-        chunk = self._open_chunks.opened(keeper.handle)
-        if chunk is not None and chunk.file is keeper and self._inventory.is_lacking(keeper.handle):
+        chunk = self._open_chunks.opened(file.handle)
+        if chunk is not None and chunk.file is file and self._inventory.is_incomplete(file.handle):
             # It was given up, but that could not be noted, and now it is as it should be.
-            disk.marks.remove(keeper.handle)
-            log_mended(self._inventory.bad.pop(keeper.handle, None), "saved after all")
+            disk.intents.remove(file.handle)
+            log_mended(self._inventory.bad.pop(file.handle, None), "saved after all")
 
-    async def _give_up_saving(self, disk: Disk, keeper: Keeper) -> None:
+    async def _give_up_saving(self, disk: Disk, file: DirtyFile) -> None:
         """The replica is not what it is said to be, and is to be made anew. That is on the
         disk before the records of what it lacks may go. Raises ``OSError``."""
-        self._inventory.mark_bad(keeper.handle)
-        wanted = NO_STATE if keeper.is_unsound else keeper.sequence
-        await self._sync(disk, disk.marks, disk.marks.put_lacking(keeper.handle, wanted))
-        await disk.run(disk.journal.settled, keeper)
+        self._inventory.mark_bad(file.handle)
+        wanted = NO_STATE if file.is_unsound else file.sequence
+        await self._sync(disk, disk.intents, disk.intents.put_incomplete(file.handle, wanted))
+        await disk.run(disk.journal.saved, file)
 
-    async def mark(self, chunk: OpenChunk, version: int) -> None:
+    async def record_intent(self, chunk: OpenChunk, version: int) -> None:
         """Before a replica is written that was there before, or gets a new version: it is
         noted, on the disk, that it may lack something when the power is gone. Raises
         ``OSError``."""
         disk, file = chunk.disk, chunk.file
-        if disk.journal.sync or disk.marks.covers(file.handle, version):
+        if disk.journal.sync or disk.intents.covers(file.handle, version):
             return
         chunk.mutated_at = self._clock.monotonic()
-        change = disk.marks.put(file.handle, version, file.length)
-        await self._sync(disk, disk.marks, change)
+        change = disk.intents.put(file.handle, version, file.length)
+        await self._sync(disk, disk.intents, change)
 
-    async def believe(self, chunk: OpenChunk) -> None:
+    async def accept_elected(self, chunk: OpenChunk) -> None:
         """The master found no better replica: this one is as good as any from now on,
         in its present version, which nobody else's can pass for."""
         disk, file = chunk.disk, chunk.file
-        change = disk.marks.put(file.handle, file.version, file.length)
-        await self._sync(disk, disk.marks, change)
+        change = disk.intents.put(file.handle, file.version, file.length)
+        await self._sync(disk, disk.intents, change)
         if not chunk.dropped:
-            self._inventory.forgetful.pop(file.handle, None)
+            self._inventory.possibly_stale.pop(file.handle, None)
 
-    async def take_marks_back(self, disk: Disk, idle_seconds: float) -> None:
+    async def clear_intents(self, disk: Disk, idle_seconds: float) -> None:
         """Sync what was not written for ``idle_seconds``, one replica after the other."""
-        marks = disk.marks.all()
-        rest = min(MARK_REST_SECONDS, idle_seconds / (len(marks) + 1))
-        for mark in marks:
+        intents = disk.intents.all()
+        rest = min(INTENT_REST_SECONDS, idle_seconds / (len(intents) + 1))
+        for intent in intents:
             try:
-                await self._take_back(disk, mark, idle_seconds)
+                await self._clear_intent(disk, intent, idle_seconds)
             except (GfsError, OSError) as error:
-                log.info("chunk %016x stays marked: %s", mark.handle, error)
+                log.info("chunk %016x keeps its write-intent record: %s", intent.handle, error)
             await self._clock.sleep(rest)
-        await self._sync(disk, disk.marks, disk.marks.changes)
+        await self._sync(disk, disk.intents, disk.intents.changes)
 
-    async def _take_back(self, disk: Disk, mark: Mark, idle_seconds: float) -> None:
-        handle = mark.handle
-        if handle in self._inventory.forgetful or handle in self._inventory.bad:
+    async def _clear_intent(self, disk: Disk, intent: Intent, idle_seconds: float) -> None:
+        handle = intent.handle
+        if handle in self._inventory.possibly_stale or handle in self._inventory.bad:
             return
         replica = self._inventory.get(handle)
         if replica is None or replica.disk != disk.index:
             if handle in self._open_chunks.busy or self._open_chunks.opened(handle):
                 return
             if await disk.run(self._is_gone, disk, handle):
-                self._unmark(disk, mark)
+                self._remove_intent(disk, intent)
             return
         opened = self._open_chunks.opened(handle)
         now = self._clock.monotonic()
@@ -183,13 +183,13 @@ class Durability:
                     if chunk.file.is_unsound and not chunk.dropped:
                         await self._give_up_saving(disk, chunk.file)
                 if chunk.mutated_at == before and not (chunk.mutex.locked() or chunk.dropped):
-                    self._unmark(disk, mark)
+                    self._remove_intent(disk, intent)
 
-    def _unmark(self, disk: Disk, mark: Mark) -> None:
-        if disk.marks.get(mark.handle) is mark:
-            disk.marks.remove(mark.handle)
+    def _remove_intent(self, disk: Disk, intent: Intent) -> None:
+        if disk.intents.get(intent.handle) is intent:
+            disk.intents.remove(intent.handle)
 
-    async def _sync(self, disk: Disk, file: Journal | Marks, target: int) -> None:
+    async def _sync(self, disk: Disk, file: Journal | Intents, target: int) -> None:
         while file.synced < target:
             under_way = disk.syncing.get(file)
             if under_way is not None:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.disks.disk_set import DiskSet
-from gfs.chunkserver.files.intents import Mark
+from gfs.chunkserver.files.intents import Intent
 from gfs.chunkserver.files.layout import HEAD_BYTES
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, StaleVersion
-from gfs.protocol.messages import FORGETFUL, REPLICA_RECORD, BadReplica
+from gfs.protocol.messages import POSSIBLY_STALE_BIT, REPLICA_RECORD, BadReplica
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ class Inventory(Mapping[int, Replica]):
         self.damaged: dict[int, int] = {}
         #: Damaged replicas found since the start.
         self.found_bad = 0
-        #: Of each master: what it is still to be told.
+        #: For each master: what is still to be reported to it.
         self.changes: list[Changes] = []
-        #: Replicas that may lack what was last written, and the marks that say so.
-        self.forgetful: dict[int, Mark] = {}
+        #: Replicas that may lack what was last written, and the records that say so.
+        self.possibly_stale: dict[int, Intent] = {}
 
     def __getitem__(self, handle: int) -> Replica:
         return self._replicas[handle]
@@ -89,10 +89,10 @@ class Inventory(Mapping[int, Replica]):
 
     def pack(self, handles: Iterable[int]) -> bytes:
         """Report records (see ReportReplicas) of those of ``handles`` held here."""
-        found = ((h, self._replicas.get(h)) for h in handles)
+        found, stale = ((h, self._replicas.get(h)) for h in handles), self.possibly_stale
         return b"".join(
             [
-                REPLICA_RECORD.pack(h, r.version, r.length | FORGETFUL * (h in self.forgetful))
+                REPLICA_RECORD.pack(h, r.version, r.length | POSSIBLY_STALE_BIT * (h in stale))
                 for h, r in found
                 if r and h not in self.bad
             ]
@@ -120,30 +120,30 @@ class Inventory(Mapping[int, Replica]):
             )
         self.bad[handle] = BadReplica(handle, version, "corrupt")
 
-    def check_fit(self, handle: int, forgetful: bool = False) -> None:
+    def check_fit(self, handle: int, possibly_stale: bool = False) -> None:
         """Refuse to build on a replica that is known to be unfit: one whose file was
         deleted while it was open would take writes that no restart finds again. One that
-        may lack something is fit only if ``forgetful``."""
+        may lack something is fit only if ``possibly_stale``."""
         bad = self.bad.get(handle)
         if bad is not None:
             raise CorruptReplica(f"chunk {handle:016x}: the replica here is {bad.kind}")
-        if not forgetful:
-            self.check_remembers(handle)
+        if not possibly_stale:
+            self.check_not_stale(handle)
 
-    def check_remembers(self, handle: int) -> None:
+    def check_not_stale(self, handle: int) -> None:
         """Refuse to show, or to build on, a replica that may lack something."""
-        if handle in self.forgetful:
+        if handle in self.possibly_stale:
             raise StaleVersion(
                 f"chunk {handle:016x}: the replica here may lack what was last written"
             )
 
-    def is_lacking(self, handle: int) -> bool:
+    def is_incomplete(self, handle: int) -> bool:
         """Whether the disk refused the newest states of the replica here: it is good to
         all looks as long as it is open, and not when it is opened anew. Nothing mends it
         but another in its place."""
         replica = self._replicas.get(handle)
-        mark = None if replica is None else self._disks.used[replica.disk].marks.get(handle)
-        return mark is not None and mark.is_lacking
+        intent = None if replica is None else self._disks.used[replica.disk].intents.get(handle)
+        return intent is not None and intent.is_incomplete
 
     def looks_wrong(self, disk: Disk, handles: list[int]) -> list[tuple[int, bool]]:
         """Blocks. Of these replicas those whose files are gone (False) or too short (True),
@@ -168,7 +168,7 @@ class Inventory(Mapping[int, Replica]):
         if replica is not None:
             self._disks.used[replica.disk].chunks -= 1
             self.bytes -= replica.length
-        self.forgetful.pop(handle, None)
+        self.possibly_stale.pop(handle, None)
 
 
 def log_mended(bad: BadReplica | None, how: str) -> None:

@@ -52,7 +52,7 @@ class OpenChunk:
         #: When the last exchange of appends ended, and how long it took; and how many
         #: requests were in it or waited behind it.
         self.appended_at = float("-inf")
-        #: When it was last marked, or a write that needs a mark ended.
+        #: When its write-intent record was last made, or a write that needs one ended.
         self.mutated_at = float("-inf")
         self.append_seconds = 0.0
         self.appenders = 0
@@ -155,7 +155,7 @@ class OpenChunks:
         replica = self._inventory.get(handle)
         if replica is None:
             raise NotFound(f"chunk {handle:016x} is not on this chunkserver")
-        if self._inventory.is_lacking(handle):
+        if self._inventory.is_incomplete(handle):
             raise CorruptReplica(f"chunk {handle:016x}: its newest states could not be saved")
         disk = self._disks.used[replica.disk]
         try:

@@ -62,7 +62,7 @@ class ChunkStore:
         twice = sum(handle in inventory for handle in contents.replicas)
         for handle, found in contents.replicas.items():
             here = Replica(disk.index, found.version, found.length)
-            other = Duplicate(here, contents.forgetful.get(handle), handle in contents.unfit)
+            other = Duplicate(here, contents.possibly_stale.get(handle), handle in contents.unfit)
             self.duplicates.files[disk.index, handle] = other
             self.duplicates.choose(handle)
             if inventory.get(handle) == here and inventory.damaged.get(handle) == here.version:
@@ -159,7 +159,9 @@ class ChunkStore:
             replica = self.inventory.get(handle)
             if moved is not None:
                 self._check_moved(handle, moved)
-            is_good = handle not in self.inventory.bad and handle not in self.inventory.forgetful
+            is_good = (
+                handle not in self.inventory.bad and handle not in self.inventory.possibly_stale
+            )
             others = self.duplicates.of(handle)
             newest = others[0].replica if others else None
             if replica is not None and is_good:
@@ -173,7 +175,7 @@ class ChunkStore:
                 await disk.run(_rename, disk, file.path, disk.chunk_path(handle))
                 await self._retire(handle)
                 self.open_chunks.forget(handle)
-                disk.marks.remove(handle)
+                disk.intents.remove(handle)
                 self.duplicates.files.pop((disk.index, handle), None)
                 # One that could not be read at start may be on any disk.
                 if replica is not None or handle in self.inventory.bad or others:
@@ -187,7 +189,7 @@ class ChunkStore:
         chunk = self.open_chunks.opened(handle)
         if chunk is None or chunk.file.sequence != state or chunk.file.uncommitted:
             raise StaleVersion(f"chunk {handle:016x} was written or replaced meanwhile")
-        if handle in self.inventory.bad or handle in self.inventory.forgetful:
+        if handle in self.inventory.bad or handle in self.inventory.possibly_stale:
             raise StaleVersion(f"chunk {handle:016x} is not known to be good")
 
     async def _retire(self, handle: int) -> None:
@@ -228,7 +230,7 @@ class ChunkStore:
                         failed[one.handle] = map_disk_error(refused[one.handle], what)
                         await self.leave(disk, disk.chunk_path(one.handle) + ".clone")
                     else:
-                        disk.marks.remove(one.handle)
+                        disk.intents.remove(one.handle)
                         disk.written_bytes += len(one.data)
                         replica = Replica(disk.index, one.version, len(one.data))
                         self.inventory.put(one.handle, replica)
@@ -343,12 +345,12 @@ class ChunkStore:
         """Delete files, as far as they are there; returns why some could not be. With
         ``"fsync"`` no power cut brings back what was there, not even by records of it: that
         it is gone is on the disk before it goes."""
-        burials: list[int] = []
+        tombstones: list[int] = []
         is_noted = True
         try:
             if disk.journal.sync:
                 try:
-                    await disk.run(_bury, disk, handles, burials)
+                    await disk.run(_put_tombstones, disk, handles, tombstones)
                     await self.durability.sync_journal(disk)
                 except OSError as error:
                     # A disk that is full of what is to be deleted has no room for records.
@@ -359,8 +361,8 @@ class ChunkStore:
                 disk.take(refused)
             return failed
         finally:
-            for burial in burials:
-                disk.journal.is_unlinked(burial)
+            for tombstone in tombstones:
+                disk.journal.is_unlinked(tombstone)
 
     async def _remove_duplicate(self, disk: Disk, handle: int) -> None:
         """Delete what is left on this disk; later if it refuses."""
@@ -413,10 +415,10 @@ class ChunkStore:
                         await self._remove_duplicate(self.disks.used[index], handle)
 
 
-def _bury(disk: Disk, handles: list[int], burials: list[int]) -> None:
+def _put_tombstones(disk: Disk, handles: list[int], tombstones: list[int]) -> None:
     """Blocks."""
     for handle in handles:
-        burials.append(disk.journal.bury(handle, disk.folder(handle)))
+        tombstones.append(disk.journal.put_tombstone(handle, disk.folder(handle)))
 
 
 def _unlink_all(disk: Disk, handles: list[int], is_noted: bool) -> dict[int, OSError]:

@@ -141,7 +141,7 @@ class MasterLink:
         #: Set when this server has taken whom it is connected to for its master.
         self._joined = trio.Event()
         #: The last failure in the log: one that lasts is told once.
-        self._told = ""
+        self._logged = ""
         self._slots = trio.CapacityLimiter(ORDERS_AT_ONCE)
         self._prompt_slots = trio.CapacityLimiter(PROMPT_ORDERS_AT_ONCE)
         self._sample: Iterator[int] = iter(())
@@ -161,8 +161,8 @@ class MasterLink:
                     error, (TlsRefused, WrongCluster, WrongClusterKey)
                 ):
                     raise StartupError(f"master {self._address}: {error}") from None
-                level = logging.INFO if str(error) == self._told else logging.WARNING
-                self._told = str(error)
+                level = logging.INFO if str(error) == self._logged else logging.WARNING
+                self._logged = str(error)
                 log.log(level, "master %s: %s", self._address, error)
             if self._node.world.clock.monotonic() - started > RECONNECT_SECONDS_MAX:
                 pause = RECONNECT_SECONDS_MIN
@@ -271,7 +271,7 @@ class MasterLink:
             self._check_term(rpc)
             await self._report_changes(rpc)
             sent = node.world.clock.elapsed()
-            appended = self._links.appends.untold() if self._is_master else []
+            appended = self._links.appends.unreported() if self._is_master else []
             orders, _ = await rpc.call(
                 Heartbeat(
                     id=0,
@@ -286,7 +286,7 @@ class MasterLink:
                 node.store.inventory.pack(self._next_sample()),
                 seconds=HEARTBEAT_SECONDS_MAX,
             )
-            self._links.appends.told(appended)
+            self._links.appends.reported(appended)
             await self._obey(rpc, orders, sent)
             await node.world.clock.sleep(seconds)
 
@@ -363,7 +363,7 @@ class MasterLink:
         for message, _ in batch:
             self._nursery.start_soon(self._carry_out, rpc, message, self._joined)
 
-    async def _carry_out(self, rpc: Rpc, message: Message, joined: trio.Event) -> None:
+    async def _carry_out(self, rpc: Rpc, message: Message, merged: trio.Event) -> None:
         request.set(request_of(message.id))  # of this task, which does nothing else
         # What a client waits for does not queue behind copies.
         async with self._slots if isinstance(message, LENGTHY) else self._prompt_slots:
@@ -372,7 +372,7 @@ class MasterLink:
             try:
                 if not self._is_master:
                     raise ProtocolError("orders from a shadow master are not taken")
-                await joined.wait()  # for no longer than the registration may take
+                await merged.wait()  # for no longer than the registration may take
                 self._check_term(rpc)
                 rpc.send(await self._result(message))
             except GfsError as error:

@@ -12,7 +12,7 @@ from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.service.dispatch import Dispatcher
 from gfs.chunkserver.service.master_link import MasterLinks
 from gfs.chunkserver.service.metrics import families
-from gfs.chunkserver.upkeep import background, twins
+from gfs.chunkserver.upkeep import background, compare
 from gfs.chunkserver.upkeep.drain import drain_disk
 from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
@@ -96,11 +96,11 @@ async def _run(
             tasks = (
                 node.store.durability.keep_saving,
                 partial(background.tend_journal, node),
-                partial(background.take_marks_back, node),
+                partial(background.clear_intents, node),
                 partial(drain_disk, node),
             )
             nursery.start_soon(node.disks.run, tasks)
-            nursery.start_soon(twins.keep_settling, node)
+            nursery.start_soon(compare.keep_comparing, node)
             nursery.start_soon(background.scan, node)
             nursery.start_soon(background.look_at_damaged, node)
             nursery.start_soon(scrubber.run)

@@ -81,15 +81,15 @@ async def look_at_damaged(node: Node) -> None:
                 log.info("chunk %016x stays marked as damaged: %s", handle, error)
 
 
-async def take_marks_back(node: Node, disk: Disk) -> None:
+async def clear_intents(node: Node, disk: Disk) -> None:
     """Have what was written in place on the disk some time after the last write."""
     seconds = node.settings.mark_seconds
     while True:
         await node.world.clock.sleep(seconds / 2)
         try:
-            await node.store.durability.take_marks_back(disk, seconds)
+            await node.store.durability.clear_intents(disk, seconds)
         except OSError as error:
-            log.error("%s: %s", disk.marks.path, error)
+            log.error("%s: %s", disk.intents.path, error)
 
 
 async def tend_journal(node: Node, disk: Disk) -> None:

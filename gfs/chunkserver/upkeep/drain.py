@@ -63,7 +63,7 @@ async def _move(node: Node, disk: Disk, handle: int) -> None:
     another one made), DiskFailed and others."""
     store = node.store
     replica = store.inventory.get(handle)
-    if replica is None or handle in store.inventory.bad or handle in store.inventory.forgetful:
+    if replica is None or handle in store.inventory.bad or handle in store.inventory.possibly_stale:
         return
     await node.throttle.take(replica.length)
     async with store.open_chunks.using(handle) as chunk:

@@ -290,7 +290,7 @@ class Grants:
                 handle,
                 version,
                 attempt.version,
-                believed=elected,
+                elected=elected,
                 length=chunk.length if elected else 0,
             )
             return Order(attempt.version, grant)

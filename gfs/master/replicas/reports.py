@@ -23,8 +23,7 @@ from gfs.master.replicas.goals import Goals
 from gfs.master.replicas.locations import ReservationTable
 from gfs.master.replicas.replica_map import ReplicaMap
 from gfs.master.replicas.servers import Server
-from gfs.protocol.messages import FORGETFUL as FORGETFUL_BIT
-from gfs.protocol.messages import REPLICA_RECORD, BadReplica, Done, VerifyReply
+from gfs.protocol.messages import POSSIBLY_STALE_BIT, REPLICA_RECORD, BadReplica, Done, VerifyReply
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +72,10 @@ class Reports:
                     reported.add(handle)
                 row = get(pack_u64(handle), None, chunks)
                 if row is None:
-                    self._unknown(server, handle, version, length & ~FORGETFUL_BIT)
+                    self._unknown(server, handle, version, length & ~POSSIBLY_STALE_BIT)
                     continue
                 current, _, length_min, _, goal = unpack_chunk(row)
-                if length & FORGETFUL_BIT:
+                if length & POSSIBLY_STALE_BIT:
                     # A server that starts has forgotten what it found damaged.
                     is_new = reported is not None
                     self._possibly_stale(server, handle, version, current, goal, is_new)

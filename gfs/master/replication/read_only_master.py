@@ -27,7 +27,7 @@ from gfs.master.service.chunkserver_session import ChunkserverSession
 from gfs.master.service.client_session import ClientSession, send_failure
 from gfs.master.service.status import status_reply
 from gfs.protocol.messages import (
-    FORGETFUL,
+    POSSIBLY_STALE_BIT,
     BadReplica,
     ClusterTotals,
     DiskUsage,
@@ -81,7 +81,7 @@ class FollowedReports:
                 if row is None:
                     continue
                 current, _, length_min, _, _ = unpack_chunk(row)
-                if length & FORGETFUL:
+                if length & POSSIBLY_STALE_BIT:
                     self._locations.remove(handle, server.index)
                 elif version > current or (version == current and length >= length_min):
                     self._locations.add(handle, server.index, 0)

@@ -22,7 +22,7 @@ from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.duplicates import Duplicate
 from gfs.errors import CorruptReplica, GfsError
-from gfs.protocol.messages import VerifyChunk
+from gfs.protocol.messages import POSSIBLY_STALE, VerifyChunk
 
 log = logging.getLogger(__name__)
 
@@ -30,66 +30,66 @@ log = logging.getLogger(__name__)
 AGAIN_SECONDS = 2.0
 
 
-async def keep_settling(node: Node) -> None:
+async def keep_comparing(node: Node) -> None:
     """Runs for as long as the server does."""
     store = node.store
     while True:
         await store.duplicates.found.wait()
-        await settle_all(node)
+        await compare_all(node)
         if store.duplicates.files:
             await node.world.clock.sleep(AGAIN_SECONDS)
         else:
             store.duplicates.found = trio.Event()
 
 
-async def settle_all(node: Node) -> None:
+async def compare_all(node: Node) -> None:
     """Compare each two files once, and delete those that are not needed."""
     store = node.store
     for index, handle in list(store.duplicates.files):
         store.duplicates.choose(handle)
-        rival, known = store.duplicates.files.get((index, handle)), store.inventory.get(handle)
-        if rival is None or known is None or known.version != rival.replica.version:
+        other, known = store.duplicates.files.get((index, handle)), store.inventory.get(handle)
+        if other is None or known is None or known.version != other.replica.version:
             continue  # it is decided, or will be when nobody uses what is there
         await node.throttle.take(known.length)
         try:
-            await _compare(node, handle, rival)
+            await _compare(node, handle, other)
         except (GfsError, OSError) as error:
             log.info("chunk %016x stays on two disks for the moment: %s", handle, error)
     await store.remove_duplicates()
 
 
-async def _compare(node: Node, handle: int, rival: Duplicate) -> None:
+async def _compare(node: Node, handle: int, other: Duplicate) -> None:
     """Keep of two of the same version one that is whole. Raises DeadlineExceeded."""
     store = node.store
     is_bad = handle in store.inventory.bad
-    for looks_at_rival in (is_bad, not is_bad):
-        if looks_at_rival:
-            is_whole = await _is_rival_whole(node, handle, rival)
+    for looks_at_other in (is_bad, not is_bad):
+        if looks_at_other:
+            is_whole = await _is_other_whole(node, handle, other)
         else:
             is_whole = await _is_known_whole(node, handle)
         # Both may be something else by now.
         known = store.inventory.get(handle)
-        if store.duplicates.files.get((rival.replica.disk, handle)) is not rival or known is None:
+        if store.duplicates.files.get((other.replica.disk, handle)) is not other or known is None:
             return
-        if known.version != rival.replica.version:
+        if known.version != other.replica.version:
             return
         if is_whole:
-            if looks_at_rival:
-                store.duplicates.prefer(handle, rival, is_better=True)
+            if looks_at_other:
+                store.duplicates.prefer(handle, other, is_better=True)
             else:
-                store.duplicates.discard(handle, rival)
+                store.duplicates.discard(handle, other)
             return
     store.inventory.mark_bad(handle)  # whoever replaces it deletes both
-    del store.duplicates.files[rival.replica.disk, handle]
+    del store.duplicates.files[other.replica.disk, handle]
 
 
 async def _is_known_whole(node: Node, handle: int) -> bool:
     reply = await node.verify(VerifyChunk(id=0, handle=handle, version=0))
-    return reply.state in ("good", "forgetful")
+    return reply.state in ("good", POSSIBLY_STALE)
 
 
-async def _is_rival_whole(node: Node, handle: int, rival: Duplicate) -> bool:
-    disk = node.store.disks.used.get(rival.replica.disk)
+async def _is_other_whole(node: Node, handle: int, other: Duplicate) -> bool:
+    disk = node.store.disks.used.get(other.replica.disk)
     try:
         return disk is not None and await disk.run(_verify_file, disk, handle)
     except OSError as error:
