@@ -25,7 +25,7 @@ import trio
 from control import metrics
 from control.http import HttpLimits, listen, open_access_log, serve
 from control.settings import ControlSettings
-from gfs.cluster.children import STOP_SECONDS, Child, Keeper
+from gfs.cluster.children import STOP_SECONDS, Child, ChildRunner
 from gfs.cluster.supervisor import pipe
 from gfs.errors import SettingsError
 from gfs.io.real import join_address
@@ -140,7 +140,7 @@ def shared(
         arguments = [*command, *(f"--listen-fd={descriptor}" for descriptor in descriptors)]
         children = [Child(f"worker-{number}", arguments) for number in range(1, count + 1)]
         with metrics.share(directory), pipe() as (lifeline, _):
-            keeper = Keeper(
+            runner = ChildRunner(
                 lifeline,
                 [*descriptors, *held],
                 _note_serving,
@@ -149,10 +149,10 @@ def shared(
             )
             async with trio.open_nursery() as nursery:
                 # The first makes what a new state lacks; the others find it made.
-                await nursery.start(keeper.keep, children[0])
+                await nursery.start(runner.run, children[0])
                 async with trio.open_nursery() as starting:
                     for child in children[1:]:
-                        starting.start_soon(nursery.start, keeper.keep, child)
+                        starting.start_soon(nursery.start, runner.run, child)
                 task_status.started()
 
     return run

@@ -130,7 +130,7 @@ def up(
     """
     if no_control and (control_bind or control_workers):
         raise SettingsError("--no-control runs no REST API: leave out the options for it")
-    wishes = supervisor.Wishes(
+    options = supervisor.UpOptions(
         state=state_directory(cluster).absolute(),
         chunkservers=chunkservers,
         replication=replication,
@@ -144,31 +144,31 @@ def up(
         metrics=metrics,
     )
     if detach:
-        _up_in_background(wishes)
+        _up_in_background(options)
     else:
-        _up_here(wishes, Reporter(ready_fd))
+        _up_here(options, Reporter(ready_fd))
 
 
-def _up_here(wishes: supervisor.Wishes, reporter: Reporter) -> None:
+def _up_here(options: supervisor.UpOptions, reporter: Reporter) -> None:
     def on_ready(plan: supervisor.Plan, facts: dict[str, Any]) -> None:
-        settled: dict[str, Any] = {
+        chosen: dict[str, Any] = {
             "replication": plan.replication,
             "replicas_min": plan.replicas_min,
             "admin": plan.admin,
         }
         if reporter.is_awaited:
             # Without the password: reports must not contain it.
-            reporter.serving({"facts": facts, **settled})
+            reporter.serving({"facts": facts, **chosen})
             return
         try:
-            password = _first_password(facts, wishes)
-            lines = summary(facts, **settled, password=password)
+            password = _first_password(facts, options)
+            lines = summary(facts, **chosen, password=password)
             print(lines, "Stop it with Ctrl-C.", sep="\n", flush=True)
         except (OSError, ValueError):
             silence_stdout()  # the cluster serves, whether somebody reads this or not
 
     try:
-        trio.run(supervisor.up, wishes, on_ready)
+        trio.run(supervisor.up, options, on_ready)
     except BaseException as error:
         story = the_one(error)
         if isinstance(story, EXPECTED):
@@ -177,36 +177,36 @@ def _up_here(wishes: supervisor.Wishes, reporter: Reporter) -> None:
         raise
 
 
-def _up_in_background(wishes: supervisor.Wishes) -> None:
+def _up_in_background(options: supervisor.UpOptions) -> None:
     from gfs.cli.session import run
 
-    arguments = [f"--state={wishes.state}", f"--port={wishes.port}"]
+    arguments = [f"--state={options.state}", f"--port={options.port}"]
     for name in (
         *("chunkservers", "replication", "ready_file", "config"),
         *("control_bind", "control_workers"),
     ):
-        value = getattr(wishes, name)
+        value = getattr(options, name)
         if value is not None:
             arguments.append(f"--{name.replace('_', '-')}={value}")
-    if not wishes.control:
+    if not options.control:
         arguments.append("--no-control")
     for flag in ("tls", "metrics"):
-        if getattr(wishes, flag):
+        if getattr(options, flag):
             arguments.append(f"--{flag}")
-    report = run(lambda: launch.detach(wishes.state, arguments))
+    report = run(lambda: launch.detach(options.state, arguments))
     facts = report["facts"]
-    settled = {name: report[name] for name in ("replication", "replicas_min", "admin")}
-    print(summary(facts, **settled, password=_first_password(facts, wishes)))
+    chosen = {name: report[name] for name in ("replication", "replicas_min", "admin")}
+    print(summary(facts, **chosen, password=_first_password(facts, options)))
     print(f"It runs in the background (pid {report['pid']}). Stop it with:")
-    print(f"  {_command()} down{_state_option(wishes.state)}")
+    print(f"  {_command()} down{_state_option(options.state)}")
 
 
-def _first_password(facts: dict[str, Any], wishes: supervisor.Wishes) -> str | None:
+def _first_password(facts: dict[str, Any], options: supervisor.UpOptions) -> str | None:
     """The admin's, if this start generated it or it was never printed."""
     if "control" not in facts:
         return None
     try:
-        return StateDirectory(wishes.state).take_first_password()
+        return StateDirectory(options.state).take_first_password()
     except GfsError as error:
         complain(str(error))
         return None

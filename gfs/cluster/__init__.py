@@ -1,17 +1,16 @@
-"""A whole cluster on this machine, and the processes it is made of.
+"""A whole cluster on this machine, and its processes.
 
 ``gfs up`` is one supervisor and, as processes of their own, one master, some
-chunkservers and the control plane: the very commands a deployment over many
-machines runs (``gfs master``, ``gfs chunkserver``, ``gfs control``), so that
-what is tried here is what runs there.
+chunkservers and the control plane: the same commands that a deployment on many
+machines runs (``gfs master``, ``gfs chunkserver``, ``gfs control``).
 
 Three inherited descriptors tie a child to its supervisor:
 
 * the *report* (a pipe of its own): one JSON line when the child truly serves,
   or when it cannot start. End of file without a line: it died.
-* the *lifeline* (one pipe for all): nobody ever writes to it. Its end of file
-  means that the supervisor is gone, however it went; the child then stops as
-  if it had got SIGTERM. No child outlives its cluster.
+* the *lifeline* (one pipe for all): nothing is ever written to it. Its end of file
+  means that the supervisor is gone, for any reason; the child then stops as on
+  SIGTERM. No child outlives its cluster.
 * the *lock*: the flock on ``DIR/lock`` belongs to the open file and so to
   supervisor and children together, and to the children of these. It is free
   only when the last of them is gone, so a new ``gfs up`` on the same state never
@@ -24,7 +23,7 @@ Prior art: daemontools' ``supervise`` for the lock and the
 restart, s6 for readiness by descriptor.
 
 Modules: :mod:`gfs.cluster.directory` (the state directory),
-:mod:`gfs.cluster.supervisor` (``gfs up``), :mod:`gfs.cluster.children` (what is
-kept running), :mod:`gfs.cluster.process` (one child), :mod:`gfs.cluster.report`
+:mod:`gfs.cluster.supervisor` (``gfs up``), :mod:`gfs.cluster.children` (restarts
+of child processes), :mod:`gfs.cluster.process` (one child), :mod:`gfs.cluster.report`
 (the report's two ends), :mod:`gfs.cluster.launch` (``--detach`` and ``gfs down``).
 """

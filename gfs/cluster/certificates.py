@@ -1,7 +1,7 @@
 """An authority and a certificate for a cluster on this machine, made by ``openssl``.
 
-What is made is what :mod:`gfs.io.tls` reads, and ``ca.key``, the authority's own key:
-with it certificates for further machines can be made (docs/operations.md).
+The files are those that :mod:`gfs.io.tls` reads, and ``ca.key``, the authority's own
+key, for certificates of further machines (docs/operations.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 
 
 def make_certificates(directory: Path) -> None:
-    """Make them in ``directory`` unless it is there already. Raises StartupError."""
+    """Make the files in ``directory`` unless it exists. Raises StartupError."""
     if directory.exists():
         return
     draft = directory.with_name(f"{directory.name}.new")

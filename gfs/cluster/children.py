@@ -1,7 +1,8 @@
-"""Processes that are kept running: by ``gfs up``, and by ``gfs control`` its workers.
+"""Child processes that are restarted when they die: those of ``gfs up``, and the workers
+of ``gfs control``.
 
-A :class:`Keeper` starts a child, waits for its report, starts it again when it
-dies, and stops it when it is cancelled itself. See :mod:`gfs.cluster` for the
+A :class:`ChildRunner` starts a child, waits for its report, restarts it when it dies,
+and stops it when it is cancelled itself. See :mod:`gfs.cluster` for the
 descriptors that a child inherits.
 """
 
@@ -34,25 +35,25 @@ STOP_SECONDS = 10.0
 
 @dataclass
 class Child:
-    """One process that is kept running."""
+    """One process that is restarted when it dies."""
 
     name: str
     arguments: list[str]
-    #: Where it writes; None: where its parent does.
+    #: The file for its output; None: that of its parent.
     log: Path | None = None
-    #: What it reported, as of the last time it served.
+    #: Its latest report that it serves.
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Keeper:
-    """Keeps children running. One lifeline for all of them.
+class ChildRunner:
+    """Restarts children that die. One lifeline for all of them.
 
     Args:
-        lifeline: the end of a pipe that nobody writes to.
+        lifeline: the end of a pipe that is never written to.
         inherited: further descriptors that every child gets.
         note_serving: called with each report of a child that serves.
-        say: tells a person, in one line.
-        stop_seconds: what a child gets from SIGTERM to SIGKILL.
+        say: prints one line.
+        stop_seconds: a child's time from SIGTERM to SIGKILL.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class Keeper:
         self._hasten = trio.Event()
 
     def hasten(self) -> None:
-        """Kill what has been told to stop, and what will be."""
+        """Kill the children that are stopping, and those that will be stopped."""
         self._hasten.set()
 
-    async def keep(
+    async def run(
         self, child: Child, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep ``child`` running until cancelled; started when it first serves.
+        """Run ``child``, with restarts, until cancelled; started when it first serves.
 
         Raises StartupError if it never serves.
         """
@@ -109,17 +110,17 @@ class Keeper:
         try:
             process, pipe = await self._spawn(child)
         except OSError as error:
-            # No memory or no descriptors for a process: those that run go on.
+            # No memory or no descriptors for a process: the running ones continue.
             return Ending(None, None, error.strerror or str(error))
         try:
             report = await receive_report(pipe)
-            told = failure(report) if report is not None else None
-            if report is not None and told is None:
+            reason = failure(report) if report is not None else None
+            if report is not None and reason is None:
                 note_serving(report)
             await process.wait()
         finally:
             await self._stop(process)
-        return Ending(process.pid, process.returncode, told)
+        return Ending(process.pid, process.returncode, reason)
 
     async def _spawn(self, child: Child) -> tuple[trio.Process, int]:
         """The new process, and the descriptor its report will come from."""
@@ -155,7 +156,7 @@ class Keeper:
         try:
             return open_log(child.log)
         except StartupError as error:
-            self._say(f"{error}; what {child.name} says is lost")
+            self._say(f"{error}; the output of {child.name} is lost")
             return os.open(os.devnull, os.O_WRONLY)
 
     async def _stop(self, process: trio.Process) -> None:
@@ -185,20 +186,20 @@ class Ending:
 
     pid: int | None
     returncode: int | None
-    #: What it reported, or the reason why it could not be made.
-    told: GfsError | str | None
+    #: Its error, or why it could not be started.
+    reason: GfsError | str | None
 
     def __str__(self) -> str:
         if self.pid is None:
-            return f"cannot be started ({self.told})"
-        told = f": {self.told}" if self.told else ""
-        return f"(pid {self.pid}) {how_it_ended(self.returncode)}{told}"
+            return f"cannot be started ({self.reason})"
+        reason = f": {self.reason}" if self.reason else ""
+        return f"(pid {self.pid}) {how_it_ended(self.returncode)}{reason}"
 
 
 def _judge_first_start(child: Child, end: Ending, deaths: int) -> None:
-    """Raise if ``child``, which has never served, is not worth another try."""
-    if isinstance(end.told, StartupError):
-        raise StartupError(f"{child.name}: {end.told}")
+    """Raise if ``child``, which has never served, should not be restarted."""
+    if isinstance(end.reason, StartupError):
+        raise StartupError(f"{child.name}: {end.reason}")
     is_hopeless = end.pid is None or end.returncode == StartupError.exit_code
     if is_hopeless or deaths + 1 >= FIRST_STARTS_MAX:
         where = f"; its log: {child.log}" if child.log is not None else ""

@@ -1,12 +1,12 @@
-"""The state directory of ``gfs up``: who may use it, what is in it, what runs.
+"""The state directory of ``gfs up``: its lock, its contents, its running processes.
 
 Beside what :mod:`gfs.state` lists::
 
-    DIR/up.json          what the flags of earlier starts settled for good
-    DIR/control/         what the control plane keeps: users, keys, namespaces
-    DIR/log/NAME.log     what the processes said; NAME.log.1 is the older half
+    DIR/up.json          lasting settings from the flags of earlier starts
+    DIR/control/         the control plane's users, keys, namespaces
+    DIR/log/NAME.log     the processes' logs; NAME.log.1 is the older half
 
-All functions block for no longer than a local disk does.
+All functions block only for the local disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StateDirectory:
         self.ready = self.path / READY_NAME
         self.logs = self.path / "log"
         self.master = self.path / "master"
-        self.settled = self.path / "up.json"
+        self.stored = self.path / "up.json"
 
     def chunkserver(self, number: int) -> Path:
         return self.path / f"chunkserver-{number}"
@@ -47,28 +47,28 @@ class StateDirectory:
         return self.logs / f"{name}.log"
 
     def chunkservers(self) -> list[int]:
-        """The numbers of the chunkservers that have been here before."""
+        """The numbers of the chunkservers with a directory here."""
         try:
             names = os.listdir(self.path)
         except OSError:
             return []
         return sorted(int(found[1]) for name in names if (found := _CHUNKSERVER.fullmatch(name)))
 
-    def read_settled(self) -> dict[str, Any]:
-        """What earlier starts settled; empty when nothing did."""
+    def read_stored(self) -> dict[str, Any]:
+        """Lasting settings from earlier starts; empty if there are none."""
         try:
-            values = json.loads(self.settled.read_bytes())
+            values = json.loads(self.stored.read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise StartupError(f"{self.settled}: cannot be read: {error}") from None
+            raise StartupError(f"{self.stored}: cannot be read: {error}") from None
         return values if isinstance(values, dict) else {}
 
     def take_first_password(self) -> str | None:
-        """The password that the control plane made up for its first admin.
+        """The password that the control plane generated for its first admin.
 
-        It leaves it in ``control/first-password`` (one line, mode 0600) for
-        whoever faces a person, who shows it once: the file is removed here.
+        It is in ``control/first-password`` (one line, mode 0600) until it is printed
+        once: this function removes the file.
         """
         path = self.path / "control" / "first-password"
         try:
@@ -81,7 +81,7 @@ class StateDirectory:
         return password or None
 
     def prepare(self, chunkservers: Sequence[int]) -> None:
-        """Make the directories of a start and see that each can be written."""
+        """Make the directories of a start and check that each can be written."""
         numbered = (self.chunkserver(number) for number in chunkservers)
         for directory in (self.path, self.logs, self.master, *numbered):
             _make_writable(directory)
@@ -106,7 +106,7 @@ def missing_directories(path: Path) -> list[Path]:
 
 
 def remove_empty(directories: Sequence[Path]) -> None:
-    """Remove what a refused start made: it leaves nothing behind."""
+    """Remove the directories of a refused start."""
     for place in directories:
         with contextlib.suppress(OSError):
             place.rmdir()
@@ -138,9 +138,9 @@ def try_lock(path: Path) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a cluster, or what is left of one, runs on this state.
+    """Whether a cluster, or a part of one, runs on this state.
 
-    The look is a shared lock for a moment; a start that meets it looks again.
+    The check takes a shared lock for a moment; a start that meets it tries again.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -155,7 +155,7 @@ def is_locked(path: Path) -> bool:
 
 
 def supervisor_pid(path: Path) -> int | None:
-    """The supervisor that wrote itself into the lock file, if it still runs."""
+    """The supervisor whose pid is in the lock file, if it still runs."""
     try:
         pid = int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def _holds_open(pid: int, path: Path) -> bool:
     """Whether ``pid`` runs and has ``path`` open.
 
     A pid alone proves nothing: it may be a zombie's, or another process's by
-    now. Where the kernel does not tell (no /proc, another user), alive is enough.
+    now. Without access to /proc (another user), alive is enough.
     """
     if not Path("/proc/self/fd").exists():
         return _is_alive(pid)
@@ -198,7 +198,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raise StartupError, which names ``option``, if nobody can listen there."""
+    """Raise StartupError, which names ``option``, if the port cannot be used."""
     try:
         with _socket(host) as probe:
             probe.bind((host, port))
@@ -216,7 +216,7 @@ def check_port(host: str, port: int, option: str) -> None:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that nobody listens on now; all are held until all are found."""
+    """Free ports; each is held until all are found."""
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(_socket(host)) for _ in range(count)]
         for probe in probes:

@@ -1,4 +1,4 @@
-"""What went wrong, out of the groups that nurseries raise."""
+"""The one error to report from the exception groups that nurseries raise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio
 
 from gfs.errors import GfsError
 
-#: Failures of the world, which are told in one line; all others are bugs.
+#: Expected errors, which are printed in one line; all others are bugs.
 EXPECTED = (GfsError, OSError)
 
 
@@ -22,8 +22,8 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def the_one(error: BaseException) -> BaseException:
-    """The exception that tells the story: a bug before anything expected, an
-    expected failure before the interruptions that came with it."""
+    """The exception to report: a bug before an expected error, an expected error before
+    the interruptions that came with it."""
     found = list(leaves(error)) or [error]
 
     def rank(leaf: BaseException) -> int:
@@ -35,8 +35,8 @@ def the_one(error: BaseException) -> BaseException:
 
 
 def sentence(error: BaseException) -> str:
-    """``error`` as one line for a person. Of what the caller did not do wrong, the servers'
-    logs may tell more: under the number of the request, if that is known."""
+    """``error`` as one line. Unless the caller caused it, with the id of the request, if
+    that is known, by which the servers' logs may have details."""
     if isinstance(error, OSError) and not isinstance(error, GfsError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:

@@ -24,7 +24,7 @@ DOWN_SECONDS = STOP_SECONDS + 10.0
 async def detach(state: Path, arguments: list[str]) -> dict[str, Any]:
     """Run ``gfs up`` with ``arguments`` in the background until it is ready.
 
-    Returns what it reports. Raises the GfsError that kept it from starting.
+    Returns its report. Raises the GfsError that kept it from starting.
     Cancelled, it stops what was started.
     """
     directory = StateDirectory(state)
@@ -60,10 +60,10 @@ async def detach(state: Path, arguments: list[str]) -> dict[str, Any]:
     if report is None:
         await process.wait()
         raise StartupError(f"the cluster did not start; see {log_path}")
-    told = failure(report)
-    if told is not None:
+    failed = failure(report)
+    if failed is not None:
         await process.wait()
-        raise told
+        raise failed
     return report
 
 
@@ -74,16 +74,16 @@ def down(state: Path) -> bool:
         raise SettingsError(f"{directory.path}: no state directory there: name it with --state")
     if not is_locked(directory.lock):
         return False
-    told: int | None = None
+    signalled: int | None = None
     deadline = time.monotonic() + DOWN_SECONDS
     while is_locked(directory.lock):
-        # The pid is only believed while the lock is held. A supervisor writes
-        # it right after it took the lock; without one, the rest stops by itself.
+        # The pid is valid only while the lock is held. A supervisor writes it right
+        # after taking the lock; without one, the other processes stop by themselves.
         pid = supervisor_pid(directory.lock)
-        if pid is not None and pid != told:
+        if pid is not None and pid != signalled:
             with contextlib.suppress(ProcessLookupError):
                 _terminate(pid)
-            told = pid
+            signalled = pid
         if time.monotonic() > deadline:
             raise GfsError(
                 f"{directory.path}: the cluster did not stop within {DOWN_SECONDS:g} s; "

@@ -1,6 +1,6 @@
-"""One server process: run a role until told to stop.
+"""One server process: run a role until it is asked to stop.
 
-Told to stop means SIGTERM, SIGINT, or the end of the lifeline. A second signal
+SIGTERM, SIGINT, or the end of the lifeline stop it. A second signal
 ends the process at once, as signals do by default.
 """
 
@@ -23,7 +23,7 @@ from gfs.errors import GfsError, StartupError
 
 log = logging.getLogger(__name__)
 
-#: A process whose supervisor is gone has nobody to kill it when it hangs.
+#: A process without a supervisor kills itself after this time if it hangs.
 ORPHAN_STOP_SECONDS = 10.0
 
 
@@ -45,7 +45,7 @@ def calm_collector() -> None:
 
 
 def allow_descriptors(count: int) -> None:
-    """Let this process have ``count`` files and sockets open, as far as it may say so."""
+    """Raise the limit of open files and sockets to ``count``, as far as permitted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
         wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
@@ -101,7 +101,7 @@ async def _stop_on_signal(
 
 
 async def _stop_at_end(lifeline: int, stop: Callable[[], None]) -> None:
-    """Stop when the lifeline ends. Nobody writes to it: readable means ended."""
+    """Stop when the lifeline ends. It is never written to: readable means ended."""
     os.set_inheritable(lifeline, False)
     await trio.lowlevel.wait_readable(lifeline)
     log.warning("stopping: the supervisor is gone")

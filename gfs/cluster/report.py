@@ -1,7 +1,7 @@
-"""The report: how a started process tells, once, that it serves or why it cannot.
+"""The report: a started process states, once, that it serves or why it cannot.
 
-One line of JSON on an inherited pipe: ``{"pid": 7, …}`` with what the caller
-of the process wants to know, or ``{"error": "…", "exit_code": 2}``.
+One line of JSON on an inherited pipe: ``{"pid": 7, …}`` with facts for the process
+that started it, or ``{"error": "…", "exit_code": 2}``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPORT_BYTES_MAX = 64 * 1024
 
 
 class Reporter:
-    """The child's end. ``descriptor`` None: nobody wants to know."""
+    """The child's end. ``descriptor`` None: no process waits for a report."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
@@ -32,7 +32,7 @@ class Reporter:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody still waits for a report."""
+        """Whether a process still waits for the report."""
         return self._descriptor is not None
 
     def serving(self, facts: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ async def receive_report(descriptor: int) -> dict[str, Any] | None:
 
 
 def failure(facts: dict[str, Any]) -> GfsError | None:
-    """The error that a report tells of, if it does."""
+    """The error in a report, if there is one."""
     if "error" not in facts:
         return None
     kind = StartupError if facts.get("exit_code") == StartupError.exit_code else GfsError

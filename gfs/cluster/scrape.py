@@ -1,8 +1,8 @@
-"""``/metrics`` of a server, for Prometheus: just enough HTTP to be asked.
+"""``/metrics`` of a server, for Prometheus: a minimal HTTP server.
 
-One request a connection, GET or HEAD; whoever says anything else, or nothing, is let go
-of. The numbers tell of names of disks and servers, and nobody proves who he is: so it
-listens only where it is told to.
+One request a connection, GET or HEAD; a connection with any other request, or none, is
+closed. Metrics name disks and servers and need no credential, so it listens only at a
+configured address.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def serve_metrics(listener: Listener, source: Source) -> None:
 
 
 async def _head(stream: Stream) -> bytes:
-    """What the client sent up to an empty line, its end, or too much."""
+    """The client's bytes up to an empty line, the end, or the limit."""
     head = bytearray()
     buffer = memoryview(bytearray(HEAD_BYTES_MAX))
     while b"\r\n\r\n" not in head and len(head) < HEAD_BYTES_MAX:
@@ -66,7 +66,7 @@ async def _head(stream: Stream) -> bytes:
 
 
 async def answer(head: bytes, source: Source) -> bytes:
-    """The whole of it, whatever was asked."""
+    """The whole response to any request."""
     words = head.partition(b"\r\n")[0].split(b" ")
     if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or b"\r\n\r\n" not in head:
         return _response("400 Bad Request", b"this is an HTTP server with /metrics\n")
@@ -78,7 +78,7 @@ async def answer(head: bytes, source: Source) -> bytes:
     try:
         body = await source.text()
     except Exception:
-        log.exception("the metrics met a bug")
+        log.exception("a bug in the metrics")
         return _response("500 Internal Server Error", b"a bug: see the log\n")
     response = _response("200 OK", body, content_type=CONTENT_TYPE)
     return response if method == b"GET" else response[: len(response) - len(body)]

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from gfs.cluster.certificates import make_certificates
-from gfs.cluster.children import Child, Keeper
+from gfs.cluster.children import Child, ChildRunner
 from gfs.cluster.directory import (
     StateDirectory,
     bound_log,
@@ -43,8 +43,8 @@ LOG_CHECK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What ``gfs up`` was asked for; None leaves a choice to the state."""
+class UpOptions:
+    """The options of ``gfs up``; None: as stored in the state, else the default."""
 
     state: Path
     chunkservers: int | None = None
@@ -57,15 +57,15 @@ class Wishes:
     control: bool = True
     control_bind: str | None = None
     control_workers: int | None = None
-    #: Encrypt connections with certificates that are made if they are not there.
+    #: Encrypt connections with certificates, which are made if they do not exist.
     tls: bool = False
-    #: Have the servers tell their numbers, each at a port of its own.
+    #: Serve metrics of each server, at a port of its own.
     metrics: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A start, decided. Nothing of it exists yet."""
+    """A planned start. Nothing of it exists yet."""
 
     directory: StateDirectory
     master: Child
@@ -83,7 +83,7 @@ class Plan:
 def choose_numbers(existing: list[int], wanted: int | None) -> list[int]:
     """Which chunkservers run: all that exist, and new ones up to ``wanted``.
 
-    One that exists holds data, so a smaller wish never leaves it out.
+    An existing one holds data, so a smaller number never leaves it out.
     """
     if wanted is None:
         wanted = 0 if existing else CHUNKSERVERS_DEFAULT
@@ -95,28 +95,28 @@ def choose_numbers(existing: list[int], wanted: int | None) -> list[int]:
     return sorted(chosen)
 
 
-def make_plan(wishes: Wishes, directory: StateDirectory) -> Plan:
+def make_plan(options: UpOptions, directory: StateDirectory) -> Plan:
     """Decide a start on ``directory``, whose lock is held.
 
     Raises StartupError or SettingsError; changes nothing.
     """
-    numbers = choose_numbers(directory.chunkservers(), wishes.chunkservers)
-    replication = wishes.replication or directory.read_settled().get("replication")
+    numbers = choose_numbers(directory.chunkservers(), options.chunkservers)
+    replication = options.replication or directory.read_stored().get("replication")
     settings = load(
-        MasterSettings, "master", file=wishes.config, flags={"replication": replication}
+        MasterSettings, "master", file=options.config, flags={"replication": replication}
     )
-    ports = _ports(wishes.port, numbers)
-    control_address = _control_address(wishes, ports)
+    ports = _ports(options.port, numbers)
+    control_address = _control_address(options, ports)
     for port in ports:
         check_port(HOST, port, "--port")
     if control_address is not None:
         check_port(*split_address(control_address), "--control-bind")
     master_address = f"{HOST}:{ports[0]}"
-    config = ["--config", str(wishes.config.absolute())] if wishes.config else []
-    tls = None if wishes.tls else find_tls(None, directory.path)
-    if wishes.tls or tls is not None:
+    config = ["--config", str(options.config.absolute())] if options.config else []
+    tls = None if options.tls else find_tls(None, directory.path)
+    if options.tls or tls is not None:
         config.append(f"--tls={(tls or directory.path / TLS_NAME).absolute()}")
-    metrics = [f"--metrics={HOST}:0"] if wishes.metrics else []
+    metrics = [f"--metrics={HOST}:0"] if options.metrics else []
     master = Child(
         "master",
         [
@@ -150,12 +150,12 @@ def make_plan(wishes: Wishes, directory: StateDirectory) -> Plan:
         directory,
         master,
         chunkservers,
-        _control(wishes, directory, control_address, master_address, config),
+        _control(options, directory, control_address, master_address, config),
         numbers,
         settings.replication,
         settings.replicas_min,
-        _control_setting(wishes, "admin_username"),
-        [directory.ready, *([wishes.ready_file.absolute()] if wishes.ready_file else [])],
+        _control_setting(options, "admin_username"),
+        [directory.ready, *([options.ready_file.absolute()] if options.ready_file else [])],
     )
 
 
@@ -164,20 +164,20 @@ def _ports(base: int, numbers: list[int]) -> list[int]:
     if base == 0:
         return free_ports(HOST, 1 + len(numbers))
     if base + numbers[-1] > 65535:
-        raise SettingsError(f"--port {base}: {base + numbers[-1]} would be no port any more")
+        raise SettingsError(f"--port {base}: {base + numbers[-1]} is above the highest port")
     return [base, *(base + number for number in numbers)]
 
 
-def _control_address(wishes: Wishes, ports: list[int]) -> str | None:
-    """Where the control plane is to listen, beside ``ports``; None: it does not run.
+def _control_address(options: UpOptions, ports: list[int]) -> str | None:
+    """The address of the control plane, other than ``ports``; None: it does not run.
 
-    Port 0 is decided here and not in the child, which then comes back at the
-    same place when it is started again.
+    Port 0 is resolved here and not in the child, which then listens at the same
+    address after a restart.
     """
-    if not wishes.control:
+    if not options.control:
         return None
-    said = wishes.control_bind or (
-        f"{HOST}:0" if wishes.port == 0 else _control_setting(wishes, "bind")
+    said = options.control_bind or (
+        f"{HOST}:0" if options.port == 0 else _control_setting(options, "bind")
     )
     try:
         host, port = split_address(said)
@@ -193,17 +193,17 @@ def _control_address(wishes: Wishes, ports: list[int]) -> str | None:
     return join_address(host, port)
 
 
-def _control_setting(wishes: Wishes, name: str) -> str:
+def _control_setting(options: UpOptions, name: str) -> str:
     """A setting of the control plane, whose code the file system does not know: the
-    port is checked before anything is started, and the admin is told his name."""
+    port is checked before anything is started, and the admin's name is printed."""
     said = os.environ.get(f"GFS_CONTROL_{name.upper()}")
-    if said is None and wishes.config is not None:
-        said = read_table(wishes.config, "control").get(name)
+    if said is None and options.config is not None:
+        said = read_table(options.config, "control").get(name)
     return CONTROL_DEFAULTS[name] if said is None else str(said)
 
 
 def _control(
-    wishes: Wishes,
+    options: UpOptions,
     directory: StateDirectory,
     address: str | None,
     master_address: str,
@@ -211,7 +211,7 @@ def _control(
 ) -> Child | None:
     if address is None:
         return None
-    workers = [f"--workers={wishes.control_workers}"] if wishes.control_workers else []
+    workers = [f"--workers={options.control_workers}"] if options.control_workers else []
     return Child(
         "control",
         [
@@ -226,19 +226,19 @@ def _control(
     )
 
 
-async def up(wishes: Wishes, on_ready: Callable[[Plan, dict[str, Any]], None]) -> None:
+async def up(options: UpOptions, on_ready: Callable[[Plan, dict[str, Any]], None]) -> None:
     """Run a cluster until SIGINT, SIGTERM or SIGHUP; returns after a clean stop.
 
-    ``on_ready`` is called once, when everything serves, with what the ready
-    file says. Raises StartupError, or another GfsError whose exit code says
+    ``on_ready`` is called once, when everything serves, with the contents of the
+    ready file. Raises StartupError, or another GfsError whose exit code says
     the same, when the cluster cannot start: then nothing of it runs.
     """
-    directory = StateDirectory(wishes.state)
+    directory = StateDirectory(options.state)
     fresh = missing_directories(directory.path)
     lock = await _take_lock(directory)
     try:
-        plan = make_plan(wishes, directory)
-        _prepare(plan, wishes)
+        plan = make_plan(options, directory)
+        _prepare(plan, options)
     except BaseException:
         if fresh:
             directory.lock.unlink(missing_ok=True)  # while it is still held
@@ -252,7 +252,7 @@ async def up(wishes: Wishes, on_ready: Callable[[Plan, dict[str, Any]], None]) -
 
 
 async def _take_lock(directory: StateDirectory) -> int:
-    """The lock, after what a killed supervisor left behind has ended."""
+    """The lock, after the processes of a killed supervisor have ended."""
     try:
         directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -273,21 +273,21 @@ async def _take_lock(directory: StateDirectory) -> int:
     )
 
 
-def _prepare(plan: Plan, wishes: Wishes) -> None:
-    """Everything that can be found out without a process, and made for one."""
+def _prepare(plan: Plan, options: UpOptions) -> None:
+    """Check everything that needs no process, and make directories and files for the processes."""
     directory = plan.directory
     directory.prepare(plan.numbers)
-    if wishes.tls:
+    if options.tls:
         make_certificates(directory.path / TLS_NAME)
     try:
-        if wishes.replication:
-            settled = directory.read_settled() | {"replication": wishes.replication}
-            write_atomically(directory.settled, settled)
+        if options.replication:
+            stored = directory.read_stored() | {"replication": options.replication}
+            write_atomically(directory.stored, stored)
         for path in plan.ready_files:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # That the new file can be written is tried now, for afterwards is too
-            # late; under another name, since whoever waits for the file reads it
-            # as soon as it is there. And nobody may take the last run for this one.
+            # Test now that the ready file can be written, since later is too late; under
+            # another name, since a waiting program reads the file as soon as it exists.
+            # A file of the last run is removed, so that it is not taken for this one's.
             trial = path.with_name(f".{path.name}.trial")
             write_atomically(trial, {})
             trial.unlink()
@@ -297,7 +297,7 @@ def _prepare(plan: Plan, wishes: Wishes) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal; the cluster goes on if there is none."""
+    """Print a line, if stderr is open; the cluster runs on if it is not."""
     with contextlib.suppress(OSError, ValueError):
         print(f"gfs up: {text}", file=sys.stderr, flush=True)
 
@@ -315,13 +315,13 @@ class Supervisor:
 
     async def run(self) -> None:
         with pipe() as (lifeline, _):
-            keeper = Keeper(lifeline, [self._lock], self._note_serving, say)
+            runner = ChildRunner(lifeline, [self._lock], self._note_serving, say)
             work = trio.CancelScope()
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._watch_signals, work, keeper)
+                await nursery.start(self._watch_signals, work, runner)
                 try:
                     with work:
-                        await self._work(keeper)
+                        await self._work(runner)
                 finally:
                     for path in self._plan.ready_files:
                         path.unlink(missing_ok=True)
@@ -330,11 +330,11 @@ class Supervisor:
     async def _watch_signals(
         self,
         work: trio.CancelScope,
-        keeper: Keeper,
+        runner: ChildRunner,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """The first signal stops the cluster, the next one hastens that."""
+        """The first signal stops the cluster, the next one kills it."""
         watched = {signal.SIGINT, signal.SIGTERM}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
             watched.add(signal.SIGHUP)
@@ -342,23 +342,23 @@ class Supervisor:
             task_status.started()
             async for number in signals:
                 if work.cancel_called:
-                    keeper.hasten()
+                    runner.hasten()
                     return
                 say(f"stopping ({signal.Signals(number).name}); again to hasten")
                 work.cancel()
 
-    async def _work(self, keeper: Keeper) -> None:
+    async def _work(self, runner: ChildRunner) -> None:
         plan = self._plan
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._say_when_slow)
-            await nursery.start(keeper.keep, plan.master)
+            await nursery.start(runner.run, plan.master)
             async with trio.open_nursery() as starting:
                 for child in plan.chunkservers:
-                    starting.start_soon(nursery.start, keeper.keep, child)
+                    starting.start_soon(nursery.start, runner.run, child)
             if plan.control is not None:
                 # It has processes of its own, which hold the lock as well.
                 plan.control.arguments.append(f"--hold-fd={self._lock}")
-                await nursery.start(keeper.keep, plan.control)
+                await nursery.start(runner.run, plan.control)
             self._is_ready = True
             self._write_ready()
             self._on_ready(self._plan, self._facts())

@@ -30,7 +30,7 @@ from gfs.cluster.directory import (
     write_atomically,
 )
 from gfs.cluster.report import Reporter, failure, receive_report
-from gfs.cluster.supervisor import Plan, Wishes, choose_numbers, make_plan
+from gfs.cluster.supervisor import Plan, UpOptions, choose_numbers, make_plan
 from gfs.errors import GfsError, SettingsError, StartupError
 
 
@@ -69,7 +69,7 @@ def test_ends_are_told() -> None:
 
 def test_a_plan_changes_nothing(tmp_path: Path) -> None:
     plan = make_plan(
-        Wishes(tmp_path / "state", chunkservers=2, port=0), StateDirectory(tmp_path / "state")
+        UpOptions(tmp_path / "state", chunkservers=2, port=0), StateDirectory(tmp_path / "state")
     )
     assert [child.name for child in plan.chunkservers] == ["chunkserver-1", "chunkserver-2"]
     assert list(tmp_path.iterdir()) == []
@@ -77,19 +77,19 @@ def test_a_plan_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_replication_is_remembered_and_can_be_changed(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
-    write_atomically(directory.settled, {"replication": 2})
-    assert make_plan(Wishes(tmp_path, port=0), directory).replication == 2
-    assert make_plan(Wishes(tmp_path, port=0, replication=5), directory).replication == 5
+    write_atomically(directory.stored, {"replication": 2})
+    assert make_plan(UpOptions(tmp_path, port=0), directory).replication == 2
+    assert make_plan(UpOptions(tmp_path, port=0, replication=5), directory).replication == 5
 
 
 def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
-    directory.settled.write_text("{")
+    directory.stored.write_text("{")
     with pytest.raises(StartupError, match=r"up\.json"):
-        make_plan(Wishes(tmp_path, port=0), directory)
-    directory.settled.write_text('{"replication": 99}')
+        make_plan(UpOptions(tmp_path, port=0), directory)
+    directory.stored.write_text('{"replication": 99}')
     with pytest.raises(SettingsError, match="replication"):
-        make_plan(Wishes(tmp_path, port=0), directory)
+        make_plan(UpOptions(tmp_path, port=0), directory)
 
 
 # --- the control plane --------------------------------------------------------------
@@ -103,16 +103,16 @@ def control_bind(plan: Plan) -> str:
 
 def test_it_runs_beside_the_cluster_unless_told_not_to(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
-    plan = make_plan(Wishes(tmp_path, port=0), directory)
+    plan = make_plan(UpOptions(tmp_path, port=0), directory)
     assert plan.control is not None
     assert f"--state={directory.path}" in plan.control.arguments
     assert plan.admin == "admin"
-    assert make_plan(Wishes(tmp_path, port=0, control=False), directory).control is None
+    assert make_plan(UpOptions(tmp_path, port=0, control=False), directory).control is None
 
 
 def test_any_free_port_is_another_one_than_the_servers(tmp_path: Path) -> None:
     for bind in (None, "127.0.0.1:0"):
-        plan = make_plan(Wishes(tmp_path, port=0, control_bind=bind), StateDirectory(tmp_path))
+        plan = make_plan(UpOptions(tmp_path, port=0, control_bind=bind), StateDirectory(tmp_path))
         host, _, port = control_bind(plan).rpartition(":")
         assert host == "127.0.0.1"
         assert port != "0"
@@ -125,15 +125,15 @@ def test_its_settings_are_found_where_its_own_process_finds_them(
 ) -> None:
     state, config = tmp_path / "state", tmp_path / "gfs.toml"
     config.write_text('[control]\nbind = "127.0.0.1:79"\nadmin_username = "root"\n')
-    wishes = Wishes(state, config=config)
+    options = UpOptions(state, config=config)
     monkeypatch.delenv("GFS_CONTROL_BIND", raising=False)
     monkeypatch.setattr(supervisor, "check_port", lambda *_: None)
-    plan = make_plan(wishes, StateDirectory(state))
+    plan = make_plan(options, StateDirectory(state))
     assert control_bind(plan) == "127.0.0.1:79"
     assert plan.admin == "root"
     monkeypatch.setenv("GFS_CONTROL_BIND", "127.0.0.1:80")
-    assert control_bind(make_plan(wishes, StateDirectory(state))) == "127.0.0.1:80"
-    said = replace(wishes, control_bind="127.0.0.1:81")
+    assert control_bind(make_plan(options, StateDirectory(state))) == "127.0.0.1:80"
+    said = replace(options, control_bind="127.0.0.1:81")
     assert control_bind(make_plan(said, StateDirectory(state))) == "127.0.0.1:81"
 
 
@@ -145,9 +145,9 @@ def test_its_defaults_are_those_of_its_own_settings() -> None:
 
 
 def test_a_port_for_two_is_refused(tmp_path: Path) -> None:
-    wishes = Wishes(tmp_path, chunkservers=1, port=9400, control_bind="127.0.0.1:9401")
+    options = UpOptions(tmp_path, chunkservers=1, port=9400, control_bind="127.0.0.1:9401")
     with pytest.raises(SettingsError, match="9401"):
-        make_plan(wishes, StateDirectory(tmp_path))
+        make_plan(options, StateDirectory(tmp_path))
 
 
 def test_the_first_password_is_taken_once(tmp_path: Path) -> None:
