@@ -26,11 +26,11 @@ def make_app(state: Path, *kinds: type[Module], **settings: Any) -> ControlApp:
 
 
 @asynccontextmanager
-async def served(app: ControlApp) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of ``app``, which is served until the block ends."""
+async def served(app: ControlApp, seconds: float = SECONDS) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of ``app``, which is served until the block ends, for ``seconds`` at most."""
     sockets = listen("127.0.0.1:0")
     port = sockets[0].getsockname()[1]
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
             proxies = app.control.settings.proxies
             await nursery.start(functools.partial(serve, app, sockets, proxies=proxies))
