@@ -64,7 +64,7 @@ async def run_master(
     as the master, or as a shadow of another one that may become it.
 
     The directory is made if it is not there, and locked. ``key`` is the cluster's.
-    ``metrics`` then tells the numbers of whatever it is. Reports MasterStarted once
+    ``metrics`` then collects the numbers of the master or shadow master. Reports MasterStarted once
     it serves (a shadow: once it has a copy); everything that was acknowledged by then
     is durable, whatever happens to the process.
 
@@ -192,7 +192,7 @@ class _Process:
         promoted is not made one again by the command it was once started with."""
         standing, named = self._store.standing, split_addresses(self._settings.shadow_of)
         if standing.follows:
-            log.info("this is a shadow master since it was one, or since it handed over")
+            log.info("it starts as a shadow master: it was one before, or it has handed over")
             return True
         if not named:
             return False
@@ -229,7 +229,9 @@ class _Process:
         elif named:
             # As the command says. What it has beyond the new master's log was given up when
             # that was promoted.
-            log.warning("it is a shadow master of the new one now, as --shadow-of says")
+            log.warning(
+                "this master was replaced: it becomes a shadow master of the new one (--shadow-of)"
+            )
             await self._follow()
             return
         if announcer.higher and not store.standing.follows:
@@ -292,11 +294,15 @@ async def _connection(
         elif connection.peer_role == "shadow":
             await _shadow(master, shadows, connection)
         elif connection.peer_role != "master":
-            raise ProtocolError(f"a master does not serve the role {connection.peer_role!r}")
+            raise ProtocolError(
+                f"a master does not accept connections of the role {connection.peer_role!r}"
+            )
     except (ProtocolError, ConnectionError):
         raise
     except Exception:
-        log.exception("the connection from %s met a bug", connection.peer)
+        log.exception(
+            "the connection from %s ended because of a bug in the master", connection.peer
+        )
 
 
 async def _client(

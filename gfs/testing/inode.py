@@ -13,13 +13,10 @@ import errno
 import os
 import random
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gfs.blocks import PAGE_BYTES
 from gfs.io.world import Buffer, ReadFailed
-
-if TYPE_CHECKING:
-    from gfs.testing.files import SimFile
 
 SECTOR_BYTES = 512
 
@@ -92,7 +89,8 @@ class Inode:
         self._holes: set[int] = set()
         self.names = 0
         self.opened = 0
-        self.locked_by: SimFile | None = None
+        #: The open file that has the lock.
+        self.locked_by: object = None
         #: The size at the last sync, and the pages below it that changed since,
         #: as they were then.
         self.synced_bytes = 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-if TYPE_CHECKING:
-    from gfs.testing.threads import Call, Threads
+from gfs.testing.inode import Hang
 
 
 class Crashed(ConnectionError):
@@ -29,6 +29,22 @@ class Mortal(Protocol):
     def die(self) -> None: ...
 
 
+class RunningCall(Protocol):
+    """See :class:`gfs.testing.threads.Call`."""
+
+    late: float
+
+    def stop(self, seconds: float) -> None: ...
+
+    def meets(self, hang: Hang, kind: str, chance: random.Random) -> None: ...
+
+
+class BlockingCalls(Protocol):
+    """See :class:`gfs.testing.threads.Threads`."""
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any: ...
+
+
 class Life:
     """One incarnation of a simulated process."""
 
@@ -39,8 +55,8 @@ class Life:
         self.name = name
         self.alive = True
         #: The blocking call that runs now, and who makes them; see gfs.testing.threads.
-        self.call: Call | None = None
-        self.threads: Threads | None = None
+        self.call: RunningCall | None = None
+        self.threads: BlockingCalls | None = None
         #: Whether a call to a file that the loop's thread makes is an error; and those.
         self.guards_loop = False
         self.wrongs: list[BaseException] = []

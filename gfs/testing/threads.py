@@ -252,7 +252,7 @@ class SimLock(AbstractContextManager["SimLock"]):
         self._released = trio.Event()
 
     def __enter__(self) -> SimLock:
-        me: Call | Life = self._life.call or self._life
+        me = self._life.call or self._life
         while self._owner not in (None, me):
             if not isinstance(me, Call) or not me.can_stop:
                 raise loop_blocked(self._life, "a lock is waited for that a hanging call has")

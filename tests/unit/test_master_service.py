@@ -689,7 +689,7 @@ async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
     ("change", "error", "text"),
     [
         ({"length": 11}, InvalidArgument, "for a length of 11"),
-        ({"handle": 10**6}, InvalidArgument, "never handed out"),
+        ({"handle": 10**6}, InvalidArgument, "never allocated"),
         ({"version": 2**32}, InvalidArgument, "impossible version"),
         ({"chunk_length": CHUNK + 1}, InvalidArgument, "last chunk"),
         ({"servers": []}, InvalidArgument, "no chunkserver"),

@@ -140,7 +140,8 @@ class Grants:
         if handle is None or chunk is None:
             if request.index != row.chunks:
                 raise InvalidArgument(
-                    f"chunk {request.index} of a file of {row.chunks}: only the next can be added"
+                    f"chunk {request.index} of a file of {row.chunks} chunks: only the next one "
+                    "can be added"
                 )
             return await self._add(request, row.replication)
         if shared_chunks.is_frozen(chunk):
@@ -240,8 +241,8 @@ class Grants:
         self, handle: int, chunk: Chunk, failed: frozenset[int], *, or_failed: bool = False
     ) -> list[Server]:
         """The live replicas that did not fail, a fresh one first. If none is left, and with
-        ``or_failed``, those that did: who failed somebody may be back, and there is nobody
-        else who could ever be asked."""
+        ``or_failed``, those that did: a server that failed a client may be back, and no
+        other has the chunk."""
         master = self._master
         holders = master.locations.get(handle)
         servers = [master.servers.get(index) for index in holders]
@@ -256,10 +257,11 @@ class Grants:
             not live or (len(live) < chunk.replication and master.servers.expects(master.now))
         ):
             raise Busy(
-                f"the master was restarted and has not heard of all replicas of {handle:x} yet"
+                f"the master is in safe mode: not all replicas of chunk {handle:x} are reported "
+                "yet: try again"
             )
         if not live:
-            # Or its commit came just now, and whoever asked for it hung up.
+            # In the latter case its commit came just now, and the client that asked hung up.
             if holders or handle in master.replica_map.raising:
                 raise Retryable(f"no replica of chunk {handle:x} can be reached now: try again")
             raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
@@ -299,7 +301,7 @@ class Grants:
             self._master, handle, servers, chunk.version, next_order, lease=lease
         )
         if raised is None:
-            raise Retryable(f"no replica of chunk {handle:x} took a new lease: try again")
+            raise Retryable(f"no chunkserver took a new lease of chunk {handle:x}: try again")
         return raised
 
     # --- a chunk to be added -------------------------------------------------------------
@@ -307,7 +309,7 @@ class Grants:
     async def _add(self, request: AcquireLease, replication: int) -> LeaseReply:
         master = self._master
         if request.index >= U32_MAX:
-            raise InvalidArgument("the file has as many chunks as a file can have")
+            raise InvalidArgument("the file has the largest possible number of chunks")
         servers = master.new_chunks.place(
             replication, frozenset(request.failed), "the file's next chunk"
         )

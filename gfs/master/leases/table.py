@@ -8,7 +8,7 @@ difference of the two clocks' starts, bounded by the margin, the primary stops
 first.
 
 Leases live in memory only. A master that was restarted knows of none and may
-grant a chunk anew while an old primary still believes in its lease; this is
+grant a chunk anew while an old primary still holds its lease; this is
 safe, because a grant always raises the version at the replicas it goes to, and
 a replica refuses mutations of another version than its own: the old primary's
 chain is broken from then on. For the same reason a broken chain may be granted
@@ -41,7 +41,7 @@ class Lease(NamedTuple):
 class LeaseTable:
     def __init__(self, lease_seconds: float, margin_seconds: float) -> None:
         self.lease_seconds = lease_seconds
-        #: What a primary is told.
+        #: The duration that a primary gets.
         self.lease_ms = int((lease_seconds - margin_seconds) * 1000)
         self._leases: dict[int, Lease] = {}
         #: Chunks that were granted lately, and when.

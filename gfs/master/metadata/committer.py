@@ -306,7 +306,9 @@ class Committer:
 
     def _after_a_bug(self, batch: list[Job], error: Exception) -> tuple[list[Outcome], Effects]:
         if len(batch) == 1:
-            log.exception("a mutation failed on a bug; nothing of it was kept", exc_info=error)
+            log.exception(
+                "a mutation failed because of a bug in the master; it left no trace", exc_info=error
+            )
             return [GfsError(f"the master failed on this request: {error!r}")], Effects()
         outcomes: list[Outcome] = []
         effects = Effects()

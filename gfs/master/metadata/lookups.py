@@ -164,7 +164,7 @@ class Visit(NamedTuple):
 
 class Cursor(msgspec.Struct, array_like=True, gc=False):
     """Where a walk stands: below its root, the segments of the last entry that
-    was visited, and for a file the first chunk not told yet (-1: all were)."""
+    was visited, and for a file the first chunk not returned yet (-1: all were)."""
 
     segments: list[bytes] = []
     chunk: int = -1

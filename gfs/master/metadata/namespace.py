@@ -91,7 +91,7 @@ from gfs.protocol.messages import (
 Planned = tuple[Operation | None, Message]
 
 SECOND_NS = 1_000_000_000
-#: A replaced file is kept so long for those who are reading it.
+#: A replaced file is kept so long for its readers.
 READERS_NS = 600 * SECOND_NS
 #: The same, of a file of one chunk.
 CHUNK_READERS_NS = 10 * SECOND_NS
@@ -227,7 +227,7 @@ def _check_movable(txn: Txn, inode: int) -> None:
 
 
 def _frozen() -> Busy:
-    return Busy("a snapshot is being made of it: nothing in it can change for a moment")
+    return Busy("a snapshot of it is being made, and it cannot change until then: try again")
 
 
 # --- plans -----------------------------------------------------------------------
@@ -242,7 +242,7 @@ def plan_publish(
         raise IsADirectory("/ is a directory")
     expect = request.expect
     kept = _kept(request.below, segments)
-    # With a file expected there, directories that are missing tell that it is gone.
+    # With a file expected there, missing directories mean that it is gone.
     place = place_for(txn, segments, request.parents or expect > 0, kept)
     existing = place.existing(txn)
     _check_expected(request.path, expect, existing)
@@ -293,10 +293,10 @@ def _replaced(txn: Txn, path: str, existing: tuple[int, int] | None) -> list[Ent
 
 
 def _kept_ns(txn: Txn, replaced: tuple[int, int] | None) -> int:
-    """Until when the file that is replaced is kept for those who are reading it.
+    """Until when the file that is replaced is kept for its readers.
 
     A chunk is read in one go, and its file stays open at the chunkserver for that
-    long; who reads more of them comes back for the next ones much later.
+    long; a reader of more of them comes back for the next ones much later.
     """
     if replaced is None:
         return 0
@@ -413,7 +413,7 @@ def plan_delete(txn: Txn, request: Delete, time_ns: int, trash_ns: int = 0) -> P
     if existing is None:
         raise NotFound(f"{request.path}: no such file or directory")
     if request.expect == 0:
-        raise InvalidArgument(f"{request.path}: expect the inode that is to be deleted")
+        raise InvalidArgument(f"{request.path}: the request must name the inode to delete")
     _check_expected(request.path, request.expect, existing)
     inode, kind = existing
     if kind == KIND_DIRECTORY and not request.recursive and has_entries(txn, inode):

@@ -82,7 +82,7 @@ class FilePublished(Operation, tag=2):
     chunks: list[NewChunk]
     digest: bytes = b""
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
-    #: Until then the replaced file is kept for those who read it.
+    #: Until then the replaced file is kept for its readers.
     kept_ns: int = 0
 
 
@@ -97,7 +97,7 @@ class Renamed(Operation, tag=3):
     kind: int
     replaced: int
     path: str  # the target, for the trash row of ``replaced``
-    #: Until then the replaced file is kept for those who read it.
+    #: Until then the replaced file is kept for its readers.
     kept_ns: int = 0
 
 
@@ -160,7 +160,7 @@ class HandlesReserved(Operation, tag=10):
 
 
 class TimePassed(Operation, tag=28):
-    """Nothing happened: the row of the log has how long a master has lived."""
+    """Nothing changed: the row of the log records the masters' uptime alone."""
 
 
 class ServerRemembered(Operation, tag=50):

@@ -1,9 +1,9 @@
 """Chunks that several files have, after a snapshot (the paper, section 3.4).
 
 A chunk's row counts the files that refer to it. Once there was more than one it is
-*frozen*, for good: nobody writes into it again, and a file that is to be written
+*frozen*, for good: it is not written again, and a file that is to be written
 gets a copy under a new handle first. It stays so when only one file is left,
-because a client may still believe, for as long as it believes locations, that the
+because a client may still have cached, for as long as it caches locations, that the
 chunk belongs to a file that has another one by now: were it written for the last
 file that has it, a reader of the other would see that.
 

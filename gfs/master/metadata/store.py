@@ -129,7 +129,7 @@ class State(msgspec.Struct, array_like=True):
     snapshots: list[UnderWay] = []
     counted: Counted = msgspec.field(default_factory=Counted)
     counted_next: Change | None = None
-    #: Nanoseconds that masters lived through, see :mod:`gfs.master.metadata.uptime`; 0: from a
+    #: Nanoseconds of the masters' uptime, see :mod:`gfs.master.metadata.uptime`; 0: from a
     #: release that did not count them.
     lived_ns: int = 0
     repair: RepairSettings = msgspec.field(default_factory=RepairSettings)
@@ -199,7 +199,7 @@ class Effects:
         self.drains: list[tuple[str, int]] = []
         #: Chunkservers that are under maintenance until then, as masters live; 0: not.
         self.maintenance: list[tuple[str, int]] = []
-        #: What whoever planned a mutation wants done when that is durable, whether or not
+        #: What the planner of a mutation wants done when that is durable, whether or not
         #: anybody still waits for it.
         self.then: list[Callable[[], None]] = []
 
@@ -229,7 +229,7 @@ class Txn:
         self.db = db
         self.state = state
         self.effects = Effects()
-        #: The time as masters count it, which the next row of the log will tell.
+        #: The uptime of masters that the next row of the log will record.
         self.lived_ns = state.lived_ns
 
     def put(self, key: bytes, value: bytes, database: lmdb._Database) -> None:

@@ -1,4 +1,4 @@
-"""The terms of masters: who is the master when several say that they are.
+"""The terms of masters: which one is the master when several claim to be.
 
 Each promotion of a shadow master begins a term: a number above every term that
 the shadow knows, made of a count of promotions and, in its lower half, of

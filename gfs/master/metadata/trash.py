@@ -1,7 +1,7 @@
 """The trash: what was deleted can be had back for a while (the paper, 4.4).
 
 A delete moves one row: the inode leaves ``entries`` and gets a row of ``trash``,
-under the time at which it may go, counted in what masters lived through
+under the time at which it may go, counted in the uptime of masters
 (:mod:`gfs.master.metadata.uptime`). Whoever has the file open reads on, because an
 open file is asked for by its inode. Rows that can be undeleted are in
 ``trash_paths`` as well, under the path they had, so that looking for one, or for
@@ -50,7 +50,7 @@ from gfs.protocol.messages import (
     Undelete,
 )
 
-#: Rows of the trash told in one page, or emptied in one transaction, at most.
+#: Rows of the trash returned in one page, or emptied in one transaction, at most.
 ROWS_MAX = 1000
 #: Entries met in one slice of a walk: a few milliseconds.
 SLICE = 1000

@@ -1,18 +1,18 @@
-"""Time that masters lived through: what the trash, maintenance and kept answers are
-counted in.
+"""The uptime of masters, added up: the time that the trash, maintenance and kept answers
+are counted in.
 
 The wall clock of a machine may be days off, and jump. So how long something has been in
 the trash is not asked of it: each master adds the time that passed on its own monotonic
 clock since it was started, and every row of the operation log has the sum
 (:attr:`~gfs.master.metadata.store.State.lived_ns`). A master that starts, or is promoted, goes on
 from the sum it finds: the time in which no master ran is not counted, and of what a
-master lived since its last row the count is lost with it. Where there is something in the
+master ran since its last row the count is lost with it. Where there is something in the
 trash, or a chunkserver under maintenance, and nothing else to be logged, the time alone is
 (TimePassed), often enough that this is half of its life and a minute at most.
 
 The sum begins at the wall clock's time, so that rows of a store from before it was
 counted, whose times are that clock's, keep their meaning: at the time of the log's last
-row, since which nobody can have lived.
+row, since which no master can have run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOTE_NS = 60 * SECOND_NS
 
 
 class Uptime:
-    """The count of one master, from when this is made."""
+    """The sum, continued by this master from when this is made."""
 
     def __init__(self, clock: Clock, store: Store) -> None:
         self._clock = clock

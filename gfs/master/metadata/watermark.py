@@ -79,7 +79,7 @@ class QuorumWatermark:
             _, _, release = self._answers.popleft()
             release(
                 NotEnoughShadows(
-                    "the shadow masters that must have it (replicas_before_ack) do not yet: "
-                    "it is carried out, but not safe; try again"
+                    "too few shadow masters have acknowledged it (replicas_before_ack): "
+                    "the mutation is on the master's disk alone; try again"
                 )
             )

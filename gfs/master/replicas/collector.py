@@ -101,7 +101,7 @@ class GarbageCollector:
                 victim = pick_surplus(confirmed, moved)
                 if victim.index == moved:
                     log.info(
-                        "chunk %x is moved away from chunkserver %s",
+                        "chunk %x was moved away from chunkserver %s",
                         handle,
                         victim.id,
                         extra=event("replica_moved", server=victim.id, chunk=f"{handle:x}"),

@@ -45,7 +45,7 @@ class Needs:
         self.goal_max = 0
         #: Chunks with a goal that so many servers cannot meet.
         self.too_high = 0
-        #: (who has it and stays, how many more are needed) -> bytes of such chunks.
+        #: (remaining servers that have it, how many more are needed) -> bytes of such chunks.
         self.copies: dict[tuple[frozenset[int], int], int] = {}
 
     def add(self, goal: int, length: int, holders: Iterable[int]) -> None:

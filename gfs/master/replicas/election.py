@@ -1,24 +1,24 @@
-"""Replicas that may have forgotten something, and when one of them is believed.
+"""Possibly stale replicas, and when a surviving one of them is elected.
 
 With ``durability = "replicated"`` a machine that lost its power may come back with
 replicas that lack what was last written; its chunkserver says which ones may
-(:mod:`gfs.chunkserver.files.intents`). Such a *forgetful* replica is no location: nobody reads
-or writes it, nothing is copied from it, and it goes when enough good ones are there,
-like a stale one.
+(:mod:`gfs.chunkserver.files.intents`). Such a *possibly stale* replica is no location: it is not
+read, written or copied, and it is deleted when enough good ones are there, like a stale
+one. Messages and files call it ``forgetful``.
 
 If there is no other (the power of all machines was lost), what they lack is lost, but
-not the rest of the chunk: then one of them, the best, is *believed*. That is a grant,
-as for a lease, to this one replica: a new version, attempted durably before it is
-told, so that no other replica can ever be taken for a current one beside it, whenever
-its server comes back, and whatever it remembers.
+not the rest of the chunk: then one of them, the best, is *elected*. That is a grant,
+as for a lease, to this one replica: a new version, attempted durably before its server is
+asked, so that no other replica can ever be taken for a current one beside it, whenever
+its server comes back, and whatever it has.
 
 ============================================  =====================================
-there is                                      a forgetful replica is
+there is                                      a possibly stale replica is
 ============================================  =====================================
 a good one, on a live or silent server        garbage, once the goal is met
 no good one; a server is away that may have   waited with: the chunk is lost until
 it (for less than ``forgetful_seconds``)      then
-no good one, and nobody to wait for           believed, if it is the best one: of
+no good one, and no server to wait for        elected, if it is the best one: of
                                               the highest version, whole by its
                                               checksums, the longest of these
 ============================================  =====================================
@@ -27,8 +27,8 @@ A master does not know which servers have a replica of a chunk, if it was starte
 since they were heard of; so it waits for every server that is away. One that was
 drained holds nothing.
 
-No replica is believed that is not whole by its checksums, or shorter than it was when
-the writes began that it may lack: that is lost, as it was always. One that is shorter
+No replica is elected that is not whole by its checksums, or shorter than it was when
+the writes began that it may lack: such a chunk is lost. One that is shorter
 than its file is filled up with zeros, since what is missing was written by such writes.
 """
 
@@ -51,7 +51,7 @@ def awaited(servers: Iterable[Server], now: float, patience_seconds: float) -> b
 
 
 def best(found: Iterable[tuple[Server, VerifyReply]]) -> Server | None:
-    """Which of these, that were read and verified, has forgotten least."""
+    """Which of these, that were read and verified, lacks least."""
     whole = [(server, reply) for server, reply in found if reply.state == "forgetful"]
     if not whole:
         return None

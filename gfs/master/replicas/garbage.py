@@ -9,7 +9,7 @@ orphaned   of a chunk no file has: given up, deleted, or the  after a grace, or
 stale      missed a grant: an older version than the chunk's  once enough current
                                                               ones are confirmed
 forgetful  may lack what was last written: its machine lost   once enough good
-           its power (:mod:`gfs.master.replicas.election`)            ones are confirmed
+           its power (:mod:`.election`)                       ones are confirmed
 corrupt    stored bytes fail their checksum                   once enough good
                                                               ones are confirmed
 =========  =================================================  ===================
@@ -17,7 +17,7 @@ corrupt    stored bytes fail their checksum                   once enough good
 Orders to delete name many replicas, a bounded number, each with its exact version, so
 that an order that arrives late hits nothing new. A server has one at a time. Until it
 answers, reports of what was ordered are old news (``is_ordered``), so that a replica about
-to go is not counted as a good one. What was ordered is forgotten here with the answer, or
+to go is not counted as a good one. An order is dropped from this table with its answer, or
 when none came for ``ORDERED_SECONDS``; what is still there afterwards is reported again and
 starts over.
 
@@ -38,7 +38,7 @@ from gfs.blocks import stored_bytes
 
 #: Replicas in one order: some 30 KiB, and 0.1 to 1 s of work for a disk.
 ORDERS_MAX = 2_000
-#: An order that is not answered is believed to be on its way for this long.
+#: An order that is not answered is assumed to be on its way for this long.
 ORDERED_SECONDS = 90.0
 #: Chunks given up on purpose are remembered, so that late reports of them get
 #: no grace.
@@ -52,7 +52,7 @@ class Unwanted(NamedTuple):
     version: int
     kind: str
     since: float
-    #: A corrupt one that is forgetful besides.
+    #: A corrupt one that is possibly stale besides.
     forgot: bool = False
     #: Of an orphaned one, as far as is known.
     length: int = 0
@@ -127,13 +127,13 @@ class GarbageTable:
     def hold(
         self, server: int, handle: int, version: int, kind: str, now: float, forgot: bool = False
     ) -> None:
-        """A stale, forgetful or corrupt replica: kept until :meth:`release`."""
+        """A stale, possibly stale or corrupt replica: kept until :meth:`release`."""
         known = self.at(server, handle)
         if known is None or known[:2] != (version, kind) or (forgot and not known.forgot):
             self._put(server, handle, Unwanted(version, kind, now, forgot))
 
     def give_up(self, server: int, handle: int, version: int, now: float, length: int = 0) -> None:
-        """A replica nobody wants any more: ready at once."""
+        """A replica of no use any more: to be deleted at once."""
         self._put(server, handle, Unwanted(version, ORPHANED, now, length=length))
         self._pile(server).ready[handle] = None
 
@@ -210,7 +210,7 @@ class GarbageTable:
     ) -> list[tuple[int, int]]:
         """(handle, version) of what ``server`` is to delete now.
 
-        ``refused`` is asked a last time about each. A stale, forgetful or corrupt one
+        ``refused`` is asked a last time about each. A stale, possibly stale or corrupt one
         it refuses is held again, an orphaned one is none any more.
         """
         pile = self._piles.get(server)
@@ -227,7 +227,7 @@ class GarbageTable:
                 if known.kind == ORPHANED:
                     self.drop(server, handle)
                 elif handle in self._scheduled:
-                    # Refused for what is under way only: nobody will want it again.
+                    # Refused only for what is under way: it will not be of use again.
                     pile.ready[handle] = None
                 continue
             self.drop(server, handle)

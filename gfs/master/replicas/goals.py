@@ -143,7 +143,7 @@ class Goals:
             self.evaluate(handle, row.version, row.replication)
 
     def look_at_revived(self) -> None:
-        """Servers are live again, or have told all: what was kept for want of live
+        """Servers are live again, or fully registered: what was kept for want of live
         replicas may go now."""
         revived, self._servers.revived = self._servers.revived, set()
         for handle in self._garbage.replicas:
@@ -151,7 +151,7 @@ class Goals:
                 self.to_evaluate[handle] = None
 
     def may_elect(self, handle: int) -> bool:
-        """Whether a forgetful replica of the chunk may be believed now: there is no other
+        """Whether a possibly stale replica of the chunk may be elected now: there is no other
         on any server that is there, and no server is away that might bring one."""
         return (
             not self._map.in_safe_mode
@@ -165,7 +165,7 @@ class Goals:
         )
 
     def awaits_any(self) -> bool:
-        """Whether a server is away that might bring better replicas than forgetful ones."""
+        """Whether a server is away that might bring better replicas than possibly stale ones."""
         return election.awaited(self._servers.all(), self._map.now, self._forgetful_seconds)
 
     def evaluate_changed(self) -> Iterator[None]:

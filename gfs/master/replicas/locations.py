@@ -16,7 +16,7 @@ reported                                    it is
 version equal, long enough                  a location
 version equal, too short                    suspect: the server is asked to
                                             verify it
-forgetful, version not lower                no location: garbage, unless there is
+possibly stale, version not lower           no location: garbage, unless there is
                                             nothing else (:mod:`gfs.master.replicas.election`)
 version lower, and it was no location       stale
 version lower, but it was a location        suspect: the report may be older
@@ -32,7 +32,7 @@ yet. They live as long as their client is heard from. After a restart of the
 master the client brings them back (Reclaim). What it names may have been
 collected meanwhile, by this master or the one before: its replicas are
 *doubted* until their servers say that they are there. So are those on a server that
-registers again without them: it may have lost what its clients were told it has.
+registers again without them: it may have lost what it acknowledged to clients.
 
 Sketch for 1,000,000 chunks of 3 replicas: one dict of int to a version and a tuple of
 small ints, shared between chunks of the same version on the same servers: about 100
@@ -67,7 +67,7 @@ class LocationTable:
         self._shared: dict[Located, Located] = {}
         #: Locations per server index.
         self.counts: dict[int, int] = {}
-        #: Each is told the handles that change, for a shadow master.
+        #: Each collects the handles that change, for a shadow master.
         self.watchers: list[dict[int, None]] = []
 
     def get(self, handle: int) -> Holders:
@@ -183,7 +183,9 @@ class ReservationTable:
     def check_handle(self, handle: int) -> None:
         """InvalidArgument for a handle that was never handed out."""
         if not 0 < handle < self.next_handle:
-            raise InvalidArgument(f"chunk {handle:x} was never handed out")
+            raise InvalidArgument(
+                f"chunk {handle:x} does not exist: this handle was never allocated"
+            )
 
     def get(self, handle: int) -> Reservation | None:
         return self._reservations.get(handle)

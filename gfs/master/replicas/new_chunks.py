@@ -64,7 +64,7 @@ class NewChunks:
         """A new handle, for a chunk that servers make before a commit gives it to a file;
         and the servers that lose their replica meanwhile.
 
-        Until then nobody knows of it; what was made is garbage if the block fails and
+        Until then no file refers to it; what was made is garbage if the block fails and
         no file got it all the same.
         """
         handle = self._reservations.new_handle()
@@ -83,7 +83,7 @@ class NewChunks:
     def _given_up(self, handle: int, outcome: Outcome) -> None:
         self._map.raising.pop(handle, None)
         if isinstance(outcome, GfsError):
-            return  # perhaps never queued: it is garbage like any that nobody knows of
+            return  # perhaps never queued: it is garbage like any that no file refers to
         with self._store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None:

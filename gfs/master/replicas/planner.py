@@ -241,7 +241,11 @@ class RepairPlanner:
             servers = frozenset(server.index for server in clone.sources)
             is_hopeless = isinstance(error, CorruptReplica)
             if is_hopeless and not self._salvage.is_hopeless(clone.handle):
-                log.error("chunk %x is lost, as far as is known now: %s", clone.handle, error)
+                log.error(
+                    "chunk %x is lost: no good replica is left, and none can be salvaged: %s",
+                    clone.handle,
+                    error,
+                )
             self._salvage.failed(clone.handle, servers, self._map.now, is_hopeless)
 
     def order_ended(self, order: list[Clone], failed: dict[int, Exception]) -> None:

@@ -12,7 +12,7 @@ Two reasons, in this order:
 
 A move is a copy and then a surplus: the chunk gets one replica more, and only
 when that is there one is given up. Moves wait while chunks below their goal are
-copied, and a chunk that somebody writes to is let alone. Small replicas move many at
+copied, and a chunk under lease is not moved. Small replicas move many at
 a time, as they are copied for repair (:mod:`gfs.master.replicas.rereplication`).
 
 For disk use no replica goes to a server that is fuller than the one that gives it, or would
@@ -26,9 +26,10 @@ racks would be worse for it, that of the rack: one with few servers is fuller th
 and nothing can be done about that.
 
 The means are taken when nothing is on its way, and hold for one look at all chunks: a move
-does not change them. What is on its way counts: the least that may be on who gives, and the
-most on who takes, and not what they last said of their disks. Replicas on their way, or not
-yet deleted, may be in that or not, until a report surely tells of them.
+does not change them. What is on its way counts: as the least that may be on the server that
+gives, and as the most on the one that takes, and not as their last reports of their disks
+say. Replicas on their way, or not yet deleted, may be in a report or not, until a later one
+surely covers them.
 """
 
 from __future__ import annotations

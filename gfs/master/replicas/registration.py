@@ -80,7 +80,7 @@ class Registration:
             yield
 
     def finish_registration(self, server: Server) -> Iterator[None]:
-        """Everything the server holds was reported: what it was believed to
+        """Everything the server holds was reported: what it was assumed to
         hold and did not report is not there. In slices."""
         index, reported, rpc = server.index, server.reported, server.rpc
         if reported is None:

@@ -38,7 +38,7 @@ class ReplicaMap:
         #: Chunks whose replicas are being raised to a new version right now -> servers that
         #: lost theirs since that began.
         self.raising: dict[int, set[int]] = {}
-        #: Reported versions above the master's, on their way into the store -> who has them.
+        #: Reported versions above the master's, on their way into the store -> their servers.
         self.ahead: dict[int, tuple[int, set[int]]] = {}
         #: Until every known server has reported, or is dead.
         self.in_safe_mode = True
@@ -77,8 +77,8 @@ class ReplicaMap:
         """Those that have a good replica of ``version`` for sure, as far as can be known.
         Whatever deletes a replica asks here what stays.
 
-        A server that just came back is believed to hold what it held before, and may
-        have lost it; and a suspect is believed until it is verified. For reading and
+        A server that just came back is assumed to hold what it held before, and may
+        have lost it; and a suspect counts as good until it is verified. For reading and
         copying that is enough, for deleting others it is not.
         """
         found: list[Server] = []
@@ -86,8 +86,8 @@ class ReplicaMap:
             return found
         for index in self.locations.get(handle):
             server, key = self.servers.get(index), (index, handle)
-            told = server.registered or (server.reported is not None and handle in server.reported)
-            if server.state == LIVE and told and key not in self.suspects:
+            known = server.registered or (server.reported is not None and handle in server.reported)
+            if server.state == LIVE and known and key not in self.suspects:
                 found.append(server)
         return found
 

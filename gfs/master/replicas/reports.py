@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def reported_replicas(body: bytes) -> Iterator[tuple[int, int, int]]:
     """Raises ProtocolError."""
     if len(body) % REPLICA_RECORD.size:
-        raise ProtocolError(f"a replica report of {len(body)} bytes")
+        raise ProtocolError(f"a replica report of {len(body)} bytes is no whole number of entries")
     return REPLICA_RECORD.iter_unpack(body)
 
 
@@ -76,7 +76,7 @@ class Reports:
                     continue
                 current, _, length_min, _, goal = unpack_chunk(row)
                 if length & POSSIBLY_STALE_BIT:
-                    # A server that starts has forgotten what it found damaged.
+                    # A server that was restarted does not know any more what it had found damaged.
                     is_new = reported is not None
                     self._possibly_stale(server, handle, version, current, goal, is_new)
                 elif version == current:
@@ -99,7 +99,8 @@ class Reports:
             if server.index not in self._strange:
                 self._strange.add(server.index)
                 log.warning(
-                    "chunkserver %s holds chunks this master never handed out (%x): left alone",
+                    "chunkserver %s holds chunks that this master never allocated (%x): they are "
+                    "not deleted",
                     server.id,
                     handle,
                 )
@@ -144,7 +145,7 @@ class Reports:
         if it is above ours: what others have is all that was ever acknowledged.
 
         One that was found damaged stays so, unless ``is_whole``, as far as its server
-        knows: whoever believes it, reads it first."""
+        knows: an election reads it first."""
         now = self._map.now
         self._locations.remove(handle, server.index)
         known = self._garbage.at(server.index, handle)
@@ -167,7 +168,12 @@ class Reports:
             if known[0] == version:
                 known[1].add(server.index)
             return
-        log.info("chunk %x: chunkserver %s has version %d", handle, server.id, version)
+        log.info(
+            "chunk %x: chunkserver %s reported version %d, above the master's: it is confirmed",
+            handle,
+            server.id,
+            version,
+        )
         self._map.ahead[handle] = (version, {server.index})
         self._committer.submit(
             "",

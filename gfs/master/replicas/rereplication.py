@@ -308,7 +308,7 @@ class RepairQueue:
         self._unmoved.clear()
 
     def defer(self, handle: int, now: float) -> None:
-        """It could not be started: through nobody's fault."""
+        """It could not be started, and no server is to blame."""
         self._not_before[handle] = now + DEFER_SECONDS
 
     def started(self, clone: Clone) -> None:

@@ -1,16 +1,16 @@
 """Chunks without a good replica, of which there are damaged ones.
 
 Damage is mostly a block here and another one there, so what is damaged in one replica is
-often good in another. A server is told to put a good replica together: see
+often good in another. A server is ordered to put a good replica together: see
 :mod:`gfs.chunkserver.copies.salvage` for what that may be made of. From then on it is a chunk
 below its goal as any other. Until then readers are sent to the damaged replicas, for the
 blocks that are good: each is verified, as always.
 
-It goes before believing a replica that may have forgotten something
-(:mod:`gfs.master.replicas.election`), since the damaged ones have forgotten nothing.
+It goes before the election of a possibly stale replica
+(:mod:`gfs.master.replicas.election`), since the damaged ones lack no write.
 
 What was damaged is kept until enough good replicas are confirmed, like all that is
-corrupt. An attempt that failed because somebody did not answer is made again soon. One
+corrupt. An attempt that failed because a server did not answer is repeated soon. One
 that had all answers and failed is a verdict, until another server has something of the
 chunk, or for ``HOPELESS_SECONDS``: a sector may be readable after all.
 """

@@ -4,7 +4,7 @@
 state         meaning
 ============  ==========================================================
 live          connected, and heard from lately: new chunks are placed there,
-              and copies once it has told all it holds
+              and copies once it has reported all it holds
 silent        the connection is gone or the heartbeat late: nothing new is
               placed there, but its replicas still count
 dead          not heard from for ``dead_seconds``: its replicas do not count
@@ -40,7 +40,7 @@ PLACEABLE_SECONDS = 0.25
 COMING_SECONDS = 5.0
 #: A server a chain broke at is passed over this long, unless it is heard from.
 FAILED_SECONDS = 5.0
-#: A dead server that holds nothing is forgotten after this long.
+#: A dead server that holds nothing is removed from the table after this long.
 FORGET_SECONDS = 7 * 24 * 3600.0
 RECENT_DECAY_PER_SECOND = 0.93
 
@@ -80,7 +80,7 @@ class Server:
     reported: set[int] | None = None
     used: float = 0.0
     total_bytes: int = 0
-    #: By handle: replicas moved for balance that ``used`` may not tell of yet.
+    #: By handle: replicas moved for balance that ``used`` may not cover yet.
     shifts: dict[int, Shift] = field(default_factory=dict)
     #: The sums of those.
     arriving_bytes: int = 0
@@ -101,7 +101,7 @@ class Server:
     wire: ServerAddress = field(default_factory=lambda: ServerAddress("", "", ""))
 
     def set_disks(self, disks: list[Disk]) -> None:
-        """As it told of them. What is free on a disk that takes nothing new counts neither
+        """As it reported them. What is free on a disk that takes nothing new counts neither
         as free nor as there."""
         self.disks = disks
         free = sum(disk.free_bytes for disk in disks if disk.state in _USABLE)
@@ -159,7 +159,7 @@ class ServerTable:
         self.by_index: list[Server | None] = []
         #: Indexes of the servers that are not live.
         self.not_live: set[int] = set()
-        #: Servers that are live again, or have told all they hold, since somebody looked.
+        #: Servers that came to be live, or fully registered, since this was last looked at.
         self.revived: set[int] = set()
         #: Known from before the master was started, and not heard of since.
         self.awaited: set[int] = set()
@@ -190,7 +190,7 @@ class ServerTable:
     def get(self, index: int) -> Server:
         server = self.by_index[index]
         if server is None:
-            raise IndexError(f"server {index} was forgotten")
+            raise IndexError(f"server {index} was removed from the table")
         return server
 
     def all(self) -> list[Server]:
@@ -220,7 +220,7 @@ class ServerTable:
             changed = True
         elif incarnation < server.incarnation:
             raise StaleVersion(
-                f"chunkserver {server_id} was started again since: this is its older process"
+                f"chunkserver {server_id} was restarted: this connection is of its older process"
             )
         else:
             changed = (server.address, server.rack) != (address, rack)
@@ -242,7 +242,7 @@ class ServerTable:
             self.revived.add(server.index)
 
     def registration_complete(self, server: Server) -> None:
-        """It has told everything it holds."""
+        """It has reported everything it holds."""
         server.reported = None
         server.registered = True
         self.awaited.discard(server.index)
@@ -330,7 +330,7 @@ class ServerTable:
 
     def open_to_new(self, now: float) -> list[Server]:
         """The servers a new chunk may go to, which none of them can hold already: also
-        those that have not told yet what they hold. Do not change the list."""
+        those that have not reported yet what they hold. Do not change the list."""
         self._refresh_placeable(now)
         return self._open_to_new
 
@@ -363,7 +363,7 @@ class ServerTable:
 
     def expects(self, now: float) -> bool:
         """Whether a server that was there before this master was started may come at any
-        moment, or is telling what it holds. Who takes longer is away: nobody waits for it."""
+        moment, or is reporting what it holds. One that takes longer is away and not waited for."""
         return any(
             server.state == LIVE or now - server.last_heard < COMING_SECONDS
             for server in map(self.get, self.awaited)

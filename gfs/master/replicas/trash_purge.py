@@ -30,7 +30,7 @@ ROOM_BYTES = 1024 * MIB
 ROOM_SHARE = 20
 #: So often that much is free once room was made.
 MADE = 2
-#: With less than this share of the disks free people are told that the trash may go.
+#: With less than this share of the disks free ``gfs status`` warns that the trash may be purged.
 WARN_SHARE = 10
 
 

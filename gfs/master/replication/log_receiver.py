@@ -60,9 +60,9 @@ _body = msgspec.msgpack.Decoder(tuple[Rows, list[tuple[int, list[str]]]])
 
 
 class Following:
-    """Keeps ``shadow`` at the heels of whoever is the master, while ``run`` runs.
+    """Has ``shadow`` follow the master, whichever it is, while ``run`` runs.
 
-    ``told`` is called with the addresses of the other shadows when they change.
+    ``peers_changed`` is called with the addresses of the other shadows when they change.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Following:
         promises: Promises,
         address: str,
         candidates: Callable[[], list[str]],
-        told: Callable[[list[str]], None],
+        peers_changed: Callable[[list[str]], None],
     ) -> None:
         self._world = world
         self._shadow = shadow
@@ -81,7 +81,7 @@ class Following:
         self._identity = identity
         self._address = address
         self._candidates = candidates
-        self._told = told
+        self._peers_changed = peers_changed
         self._promises = promises
         self._pending: list[tuple[LogRows, bytes]] = []
         self._wake = trio.Event()
@@ -145,7 +145,9 @@ class Following:
                     f"{sequence}: was old metadata restored? Promote this shadow, or empty its "
                     "directory"
                 )
-            raise Diverged(f"the history of the master at {address} is another one")
+            raise Diverged(
+                f"the operation log of the master at {address} differs from this shadow's"
+            )
         self._promises.check(rpc)
         shadow.master_address = address
         shadow.tables.committer.closed = shadow.refusal()
@@ -158,7 +160,7 @@ class Following:
     def _take(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         for message, body in batch:
             if not isinstance(message, LogRows):
-                rpc.send_error(message.id, ProtocolError("a shadow takes only the log"))
+                rpc.send_error(message.id, ProtocolError("a shadow master accepts log rows only"))
                 continue
             self._heard = self.heard_at = self._world.clock.monotonic()
             self._shadow.known_sequence = message.sequence
@@ -200,7 +202,7 @@ class Following:
         if self._store.state.sequence >= last.sequence:
             self._shadow.level_at = self._world.clock.monotonic()
         self._shadow.tables.committer.sequence = self._store.state.sequence
-        self._told(last.peers)
+        self._peers_changed(last.peers)
         self._promises.check(rpc)
         for message, _ in batch:
             until_ns = self._identity.certificate_until_ns
@@ -231,7 +233,7 @@ class Following:
         if rpc is None:
             return await self._promises.make(request)
         if not request.leave:
-            raise Busy(f"it follows the master at {self._shadow.master_address}, which lives")
+            raise Busy(f"it follows the master at {self._shadow.master_address}, which is alive")
         # From here on nothing is acknowledged to it, whatever is being applied.
         rpc.close()
         return await self._promises.make(request)
@@ -253,15 +255,17 @@ class Following:
         with self._store.snapshot() as txn:
             ours = (txn.state.sequence, operation_log.chain(txn))
         if ours != (reply.sequence, reply.chain):
-            raise StaleVersion("the master ended, and this shadow does not have all it had")
+            raise StaleVersion(
+                "the master handed over, and this shadow does not have all of its operations"
+            )
 
 
 def check_counters(ours: State, theirs: bytes) -> None:
     """Raises Diverged. The range of handles is each store's own."""
     counted = msgspec.structs.replace(ours, handle_end=0)
-    told = msgspec.structs.replace(msgspec.msgpack.decode(theirs, type=State), handle_end=0)
-    if counted != told:
-        raise Diverged(f"the counters differ: {counted} here, {told} at the master")
+    expected = msgspec.structs.replace(msgspec.msgpack.decode(theirs, type=State), handle_end=0)
+    if counted != expected:
+        raise Diverged(f"the counters differ: {counted} here, {expected} at the master")
 
 
 def log_failure(address: str, error: Exception) -> None:

@@ -103,7 +103,7 @@ class Shadows:
         self._level_at: dict[str, float] = {}
         self._snapshots = trio.CapacityLimiter(COPIES_MAX)
         self._retiring = False
-        #: What was there already waits for nobody.
+        #: Operations from before this master was started wait for no shadow.
         self._at_start = master.store.state.sequence
         #: An operation about who counts is on its way.
         self._changing = False
@@ -242,7 +242,7 @@ class Shadows:
         if address not in {*self.addresses, *[a for each in in_force for a in each.addresses]}:
             raise NotFound(f"there is no shadow master {address}: gfs status shows them")
         if address in self.followers:
-            raise Busy(f"the shadow master {address} is not lost: it follows; stop it first")
+            raise Busy(f"the shadow master {address} still follows this master: stop it first")
         # It cannot wait for shadow masters: they may be what is lost.
         plan = partial(_plan_forget, address=address)
         outcome = await master.committer.ask("", 0, plan)
@@ -254,7 +254,7 @@ class Shadows:
         self._level_at.pop(address, None)
         self._advance_watermark()
         self._see_who_counts()
-        log.warning("shadow master %s is forgotten", address)
+        log.warning("shadow master %s is removed from those that count", address)
         return Done(id=0)
 
     # --- sending ---------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class Shadows:
         self._acked(follower, follower.acked)
         self._remember(follower.address)
         log.info(
-            "shadow master %s follows from %d",
+            "shadow master %s follows, from operation %d on",
             follower.address,
             follower.acked,
             extra=event("shadow_up", address=follower.address, operation=follower.acked),
@@ -286,7 +286,7 @@ class Shadows:
                 del self.followers[follower.address]
                 self._away[follower.address] = (follower.acked, master.now)
                 log.warning(
-                    "shadow master %s is away",
+                    "shadow master %s does not follow any more",
                     follower.address,
                     extra=event("shadow_away", address=follower.address),
                 )
@@ -377,7 +377,7 @@ class Shadows:
         if self._retiring:
             raise Busy("this master is being handed over already")
         if request.term <= master.store.state.term:
-            raise InvalidArgument("a term below the present one")
+            raise InvalidArgument("the requested term is not above the present one")
         self._retiring = True
         log.warning("handing over to %s", request.address)
         master.committer.closed = Busy("the master is being handed over to another: try again")
@@ -529,7 +529,7 @@ class ShadowSession:
 
     def _begin_copy(self) -> None:
         if self._snapshot is not None:
-            raise ProtocolError("a second copy before the end of the first")
+            raise ProtocolError("a second copy was requested before the end of the first")
         if self._master.disk_low:
             raise Busy("the master's metadata disk is nearly full: no copy is made now")
         try:
@@ -542,12 +542,15 @@ class ShadowSession:
         self._nursery.start_soon(self._watch_copy)
 
     async def _watch_copy(self) -> None:
-        """A snapshot that nobody reads must not hold the pages it needs for ever."""
+        """A snapshot that is not read must not hold its pages for ever."""
         while self._snapshot is not None:
             await self._master.clock.sleep(1.0)
             late = self._master.now - self._asked_at > COPY_SECONDS
             if self._snapshot is not None and (late or self._master.disk_low):
-                log.warning("a copy for a shadow master is given up")
+                log.warning(
+                    "a copy for a shadow master was given up: no piece was requested in time, "
+                    "or the disk is nearly full"
+                )
                 self.end_copy()
 
     def end_copy(self) -> None:

@@ -39,7 +39,7 @@ class Promises:
         self._world = world
         self._store = store
         self._identity = identity
-        #: For whoever writes the store's standing; and for its commits.
+        #: Held while the store's standing is written, and during its commits.
         self.lock = trio.Lock()
         self.limiter = trio.CapacityLimiter(1)
         self._highest = 0
@@ -66,13 +66,13 @@ class Promises:
         """As the message says; for one that follows no lower term just now. Raises Busy,
         StaleVersion or DiskFull, and nothing is promised then.
 
-        What the reply tells was read after the promise is on the disk, behind all that
+        The position in the reply was read after the promise is on the disk, behind all that
         was being applied.
         """
         async with self.lock:
             before = self.outstanding
             if len(before) >= PROMISES_MAX:
-                raise Busy("it made too many promises to shadows that do not answer")
+                raise Busy("it has made too many promises to shadow masters that do not answer")
             known = max(self.highest, self._store.state.term)
             if request.term <= known:
                 raise StaleVersion(f"it knows of a term {terms.count(known)} already: try again")
@@ -114,8 +114,8 @@ class Promises:
             if promise not in self._warned_of:
                 self._warned_of.add(promise)
                 log.warning(
-                    "no master is followed until the shadow master at %s tells whether it was "
-                    "promoted (%s). If it is lost for good: gfs promote --force one that is left",
+                    "this shadow follows no master until the shadow master at %s says whether it "
+                    "was promoted (%s). If it is lost for good: gfs promote --force another one",
                     promise.address,
                     error,
                 )

@@ -15,12 +15,12 @@ master of a lower term any more (:mod:`gfs.master.replication.promises`). After 
 which keeps a master that only seems to be dead from acknowledging more through one of
 them. In the planned case the shadow knows what there is, and only has to keep out others
 that were promoted without it: as many have to promise as there are witnesses of every
-promotion, and none of them may have promised somebody else before.
+promotion, and none of them may have promised another shadow before.
 
 What refuses a promotion is mostly known by looking, so that is done first, and changes
 nothing. Promises to a shadow that is not promoted after all are given up within a second.
 
-Then the term begins, in one commit, and everybody is told (:mod:`gfs.master.process`).
+Then the term begins, in one commit, and is announced (:mod:`.term_announcer`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Answers = dict[str, PositionReply]
 
 
 class Promotion:
-    """``begin`` starts the term, durably, with nobody followed any more; it is told of
+    """``begin`` starts the term, durably, once no master is followed any more; it gets
     the master before it, if that is a shadow now."""
 
     def __init__(
@@ -237,7 +237,7 @@ class Promotion:
             if silent is None or silent:
                 doubts.append(self._unknown(silent or []))
         if doubts and not force:
-            raise StaleVersion("; ".join(doubts) + ". --force gives up what is not here")
+            raise StaleVersion("; ".join(doubts) + ". --force promotes it without them")
         return before, "; ".join(doubts)
 
     def _handed_over(self, answers: Answers) -> str:
@@ -299,7 +299,7 @@ class Promotion:
                 try:
                     answers[address] = await ask(self._world, address, self._identity, request)
                 except (ConnectionError, GfsError) as error:
-                    log.info("%s cannot be asked: %s", address, error)
+                    log.info("%s does not answer: %s", address, error)
                     self._reasons[address] = str(error)
                     return
                 self._reasons.pop(address, None)

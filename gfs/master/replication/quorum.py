@@ -90,7 +90,7 @@ def missing(state: State, asked: Collection[str]) -> list[str] | None:
         return None
     for counted in (*before, last):
         silent = [each for each in counted.addresses if each not in asked]
-        # Under one of whom nobody had to have anything, nothing was promised.
+        # Where no shadow had to have anything, nothing was promised.
         if enough(counted) and len(silent) >= enough(counted):
             found.update(dict.fromkeys(silent))
     return list(found)

@@ -53,7 +53,7 @@ from gfs.protocol.rpc import Rpc
 READS: tuple[type[Message], ...] = (
     *(Ping, Stat, List, Locate, DiskUsage, FsckPage, ListGarbage, ListTrash),
 )
-#: What of the totals only the master knows, and tells.
+#: Totals that only the master knows, and sends.
 REPLICAS = (
     *("under_replicated", "corrupt", "lost", "orphaned", "stale"),
     *("repairs_active", "repairs_queued", "moves_active", "moves_queued"),
@@ -71,8 +71,8 @@ class FollowedReports:
         self._locations = locations
 
     def take_report(self, server: Server, body: bytes) -> None:
-        """A replica of a higher version than ours is one that we hear of before the
-        log tells; one of a lower version missed a mutation."""
+        """A replica of a higher version than ours is reported before the log arrives;
+        one of a lower version missed a mutation."""
         with self._store.read() as txn:
             for handle, version, length in reported_replicas(body):
                 if server.reported is not None:
@@ -136,7 +136,7 @@ class ShadowMaster:
         self.tables.track(effects)
 
     def forget_servers(self) -> None:
-        """Those that the master has forgotten: the store has no row of them any more. One
+        """Remove those that the master has removed: the store has no row of them any more. One
         that is connected may be new, and the row of it on its way."""
         servers = self.tables.servers
         with self.tables.store.read() as txn:
@@ -155,12 +155,12 @@ class ShadowMaster:
         """What the master changed about locations."""
         for handle, ids in changes:
             known = [self.tables.servers.by_id.get(server_id) for server_id in ids]
-            # Of which version they are counts only for who deletes replicas.
+            # Their version matters only where replicas are deleted.
             self.tables.locations.replace(handle, [server.index for server in known if server], 0)
 
 
 class ShadowChunkserverSession(ChunkserverSession):
-    """A chunkserver tells a shadow what it holds, and takes no orders from it."""
+    """A chunkserver reports to a shadow what it holds, and takes no orders from it."""
 
     remembers = False
 
@@ -184,7 +184,7 @@ class ShadowClientSession(ClientSession):
     answers: ClassVar = {
         **{kind: ClientSession.answers[kind] for kind in READS},
         Status: lambda self, rpc, message, body, txn: self._shadow_status(message, txn),
-        # The master is told by those that ask it.
+        # The master gets such a report from its own clients.
         ReportReplica: lambda self, rpc, message, body, txn: Done(id=0),
         Promote: lambda self, rpc, message, body, txn: self._begin_promotion(rpc, message),
     }
@@ -206,10 +206,10 @@ class ShadowClientSession(ClientSession):
     def _shadow_status(self, message: Status, txn: Txn) -> Message:
         shadow = self._shadow
         reply = status_reply(shadow.tables, txn, message.after)
-        told, totals = shadow.master_totals, reply.totals
-        if told is not None:
+        known, totals = shadow.master_totals, reply.totals
+        if known is not None:
             for name in REPLICAS:
-                setattr(totals, name, getattr(told, name))
+                setattr(totals, name, getattr(known, name))
         reply.role = "shadow"
         reply.sequence = shadow.tables.store.state.sequence
         reply.master = shadow.master_address

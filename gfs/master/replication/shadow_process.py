@@ -105,8 +105,8 @@ class Shadow:
         found.pop(self._address, None)
         return list(found)
 
-    def _told(self, peers: list[str]) -> None:
-        """The master says where its other shadows are: one may be the next master."""
+    def _peers_changed(self, peers: list[str]) -> None:
+        """The master has sent where its other shadows are: one may be the next master."""
         known = list(dict.fromkeys([*peers, *self._peers]))[:32]
         if set(known) != set(self._peers):
             self._peers = known
@@ -127,7 +127,7 @@ class Shadow:
             self._promises,
             self._address,
             self._candidates,
-            self._told,
+            self._peers_changed,
         )
         async with trio.open_nursery() as nursery:
             follow = trio.CancelScope()
@@ -267,7 +267,7 @@ class Shadow:
     # --- copies --------------------------------------------------------------------------------
 
     async def _fetch_until_done(self) -> None:
-        """Until there is a copy, whoever asks is told to wait."""
+        """Until there is a copy, requests are answered Busy."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._promises.watch)
             nursery.start_soon(

@@ -25,7 +25,7 @@ from gfs.blocks import FileDigest, block_sum
 from gfs.master.metadata.store import Databases, State, Store, Txn
 
 PIECE_BYTES = 256 * 1024
-#: Of the databases; ``meta`` is each store's own, apart from what CopyPiece tells.
+#: Of the databases; ``meta`` is each store's own, apart from what CopyPiece carries.
 COPIED = tuple(name for name in Databases._fields if name != "meta")
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,6 +1,6 @@
-"""Which term it is: announced to those who may not know, heard from those who know better.
+"""The present term, announced to peers that may not know it and learnt from those that do.
 
-A handshake tells both sides the other's term, so a connection is all it takes.
+In a handshake both sides send their terms, so a connection is all it takes.
 A master that was promoted calls on the master before it and on the shadows it
 does not see, for as long as they are away: one that comes back with an old term
 hears of the new one within seconds, even if no client or chunkserver of the new

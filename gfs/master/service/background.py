@@ -82,7 +82,7 @@ MOVE_SECONDS = 0.1
 RECLAIM_ROWS = 1000
 RECLAIM_REST_SECONDS = 0.5
 #: After room was made of the trash the disks are looked at again when the replicas are
-#: deleted and their servers have told of it, at last after this.
+#: deleted and their servers have reported it, at last after this.
 ROOM_SECONDS = 60.0
 ROOM_REST_HEARTBEATS = 2.5
 #: When nothing in the trash was enough, it is looked at again after this.
@@ -152,7 +152,10 @@ class Upkeep:
             now = master.now
             late = now - before - interval
             if late > LATE_SECONDS:
-                log.warning("the master did not run for %.1f s", late)
+                log.warning(
+                    "the master did not run for %.1f s: its machine was suspended or overloaded",
+                    late,
+                )
                 master.servers.forgive(late)
                 master.reservations.forgive(late)
             guarded(partial(self._tick, now, now - before), None)
@@ -312,7 +315,11 @@ class Upkeep:
                         raise ConnectionResetError("its connection ended")
                     await server.rpc.call(order, seconds=DELETE_SECONDS)
                 except DeadlineExceeded as error:
-                    log.warning("chunkserver %s has not deleted replicas: %s", server.id, error)
+                    log.warning(
+                        "chunkserver %s did not answer an order to delete replicas: %s",
+                        server.id,
+                        error,
+                    )
                     return  # it may yet: what it says of these is old news for a while
                 except (GfsError, ConnectionError) as error:
                     log.warning("chunkserver %s did not delete replicas: %s", server.id, error)
@@ -345,7 +352,7 @@ class Upkeep:
         self._act()
 
     def _suspect_source(self, clone: Clone, server_id: str) -> None:
-        """The copy failed because of what it was made from, unless somebody writes to
+        """The copy failed because of what it was made from, unless a client writes to
         the chunk by now."""
         with self._master.store.read() as txn:
             row = chunk_row(txn, clone.handle)
@@ -489,7 +496,7 @@ class Upkeep:
 
     async def _reclaim_forever(self) -> None:
         """Give the rows of what was deleted up, a piece per transaction: a
-        directory of a million files holds nobody up (hadoop PR#3065)."""
+        directory of a million files delays no other mutation (hadoop PR#3065)."""
         master = self._master
         while True:
             if master.committer.watermark.refusal() is not None:
@@ -549,7 +556,7 @@ class Upkeep:
             self._master.trash.purged += 1
             self._master.trash.purged_bytes += length
             log.warning(
-                "%s, deleted and %d bytes long, goes from the trash before its time: %s",
+                "%s, deleted and %d bytes long, is purged from the trash early: %s",
                 row.path,
                 length,
                 why,
@@ -558,7 +565,7 @@ class Upkeep:
 
     def _is_leaving(self, now: float) -> bool:
         """Whether replicas that were given up to make room are still on the disks, or in
-        what their servers told of them last."""
+        what their servers last reported of them."""
         master = self._master
         if now >= self._leaving_until:
             self._leaving.clear()
@@ -584,7 +591,7 @@ class Upkeep:
                 low = space.free_bytes < METADATA_RESERVE_BYTES
                 master.metadata_disk = space
             except OSError as error:
-                log.debug("the space of %s is not known: %s", self._directory, error)
+                log.debug("the free space of %s cannot be read: %s", self._directory, error)
             if low != master.disk_low:
                 master.disk_low = low
                 log.warning("the metadata's disk is %s", "nearly full" if low else "fine again")
@@ -622,7 +629,7 @@ def guarded(work: Callable[[], T], otherwise: T) -> T:
     except ConnectionError:
         raise  # the world is gone: a simulated process was killed
     except Exception:
-        log.exception("the master met a bug in its upkeep")
+        log.exception("a background task of the master met a bug")
         return otherwise
 
 

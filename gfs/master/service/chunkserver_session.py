@@ -91,7 +91,7 @@ class ChunkserverSession:
         if server is None:
             raise ProtocolError(f"{type(message).__name__} before Register")
         if server.rpc is not rpc:
-            raise StaleVersion("this chunkserver has a newer connection: this one is over")
+            raise StaleVersion("this chunkserver has a newer connection: this one is closed")
         self._master.servers.heard(server, self._master.now)
         return known(self, server, message, body)
 
@@ -99,7 +99,7 @@ class ChunkserverSession:
         """The connection is gone."""
         if self.server is not None and self._master.servers.disconnected(self.server, rpc):
             log.info(
-                "chunkserver %s: its connection ended",
+                "chunkserver %s disconnected",
                 self.server.id,
                 extra=event("chunkserver_disconnected", server=self.server.id),
             )
@@ -218,7 +218,7 @@ class ChunkserverSession:
 
 
 def _remember(txn: Txn, server: Server) -> Planned:
-    """After a restart the master knows whom to wait for."""
+    """After a restart the master waits for this chunkserver."""
     return ServerRemembered(server.id, server.address, server.rack), Done(id=0)
 
 
@@ -228,7 +228,7 @@ def forget(txn: Txn, server_id: str) -> Planned:
 
 def _registered(rpc: Rpc, reply: RegisterReply, outcome: Outcome) -> None:
     if isinstance(outcome, GfsError):
-        log.warning("a chunkserver could not be remembered: %s", outcome)
+        log.warning("a new chunkserver could not be recorded: %s", outcome)
     rpc.send(reply)
 
 

@@ -1,4 +1,4 @@
-"""One client's connection: its requests and who answers them.
+"""One client's connection: its requests and their handlers.
 
 Look-ups are answered on the spot, a whole batch from one read transaction.
 Mutations go to the committer with a callback. Only what has to wait for other
@@ -189,7 +189,9 @@ class ClientSession:
     def _locate(self, rpc: Rpc, message: Locate, body: bytes, txn: Txn) -> Message:
         """Fewer chunks than asked for if the reply would be too large, never none."""
         if message.first < 0 or message.count < 0:
-            raise InvalidArgument(f"chunks {message.first} to {message.count} more")
+            raise InvalidArgument(
+                f"{message.count} chunks from chunk {message.first} on cannot be located"
+            )
         _check_u64(message.inode)
         inode, row = lookups.open_file(txn, message.path, message.inode)
         entry = entry_of(message.path, inode, row)
@@ -496,7 +498,9 @@ def send_failure(rpc: Rpc, request_id: int, error: Exception) -> GfsError:
         failure = InvalidArgument(f"a number is out of range: {error}")
     else:
         with working_for(request_of(request_id)):
-            log.error("a request from %s met a bug", rpc.peer, exc_info=error)
+            log.error(
+                "a request from %s failed because of a bug in the master", rpc.peer, exc_info=error
+            )
         failure = GfsError(f"the master failed on this request: {error!r}")
     rpc.send_error(request_id, failure)
     return failure

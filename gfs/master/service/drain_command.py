@@ -74,14 +74,14 @@ async def _set(master: Master, server: Server, draining: int) -> None:
 
 
 def plan_drain(txn: Txn, server_id: str, draining: int) -> Planned:
-    """Also for a server that is so already, or was forgotten meanwhile."""
+    """Also for a server in that state already, or removed meanwhile."""
     return DrainSet(server_id, draining), Done(id=0)
 
 
 async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
     """Raise unless everything can be at its goal without ``server``."""
     if master.replica_map.in_safe_mode:
-        raise Busy("the master was restarted and does not know all replicas yet: try again")
+        raise Busy("the master is in safe mode and does not know all replicas yet: try again")
     if server.state != LIVE or not server.registered:
         raise DrainRefused(
             f"chunkserver {server.id} is {server.state}: start it first. If it is gone for good "

@@ -42,7 +42,7 @@ class FsckWalk:
                 else lookups.Cursor()
             )
         except msgspec.DecodeError:
-            raise InvalidArgument("a cursor that no reply gave") from None
+            raise InvalidArgument("the cursor is not one that the master returned") from None
 
     def page(self) -> FsckPageReply:
         if self._again:

@@ -160,4 +160,4 @@ def _check_forgettable(master: Master, server: Server) -> None:
         or server.clones_in
         or server.clones_out
     ):
-        raise Busy(f"chunkserver {server.id} is still being counted out: try again in a minute")
+        raise Busy(f"chunkserver {server.id} is still being removed: try again in a minute")

@@ -22,8 +22,8 @@ Afterwards a write finds that its chunk is shared, and gets a copy of it
 (:mod:`gfs.master.leases.copy_on_write`).
 
 A master that dies leaves a copy without a name. The next one finds out by comparing it with
-the source how far it is, lets nobody write meanwhile, and goes on from there when the client
-asks again; so a snapshot ends also if masters die all the time. If nobody asks for it
+the source how far it is, lets no client write meanwhile, and goes on from there when the client
+asks again; so a snapshot ends also if masters die all the time. If its client does not ask
 within ``OLD_SECONDS``, it is given up, and the trash's reaper counts its chunks out again.
 
 Rejected: copying directories when they are first changed, in constant time. It
@@ -89,7 +89,7 @@ log = logging.getLogger(__name__)
 PIECE = 256
 #: Snapshots asked for at a time; they are made one after another.
 RUNS_MAX = 64
-#: The client is told how far it is after this.
+#: The client gets an interim answer after this.
 ANSWER_SECONDS = 2.0
 #: A write under way may take so long to end, before it is cut off and begun anew.
 PATIENCE_SECONDS = 1.0
@@ -100,7 +100,7 @@ REVOKES_AT_ONCE = 32
 QUIET_SECONDS = 20.0
 POLL_SECONDS = 0.02
 ABANDON_REST_SECONDS = 0.5
-#: A snapshot that a master before this one began is given up when nobody has asked for it.
+#: A snapshot that the previous master began is given up when its client has not asked again.
 OLD_SECONDS = 10.0
 #: Entries of a copy looked at in one slice.
 LOOK_SLICE = 1000
@@ -124,7 +124,9 @@ def _target(txn: Txn, request: Snapshot, source: int) -> Place:
 def plan_begin(txn: Txn, request: Snapshot, time_ns: int) -> tuple[SnapshotBegun, Done]:
     segments = parse(request.source)
     if not segments:
-        raise InvalidArgument("/ has no place for its own snapshot: take directories in it")
+        raise InvalidArgument(
+            "/ cannot be copied into itself: make snapshots of the directories in it"
+        )
     origin = place_for(txn, segments, parents=False)
     found = origin.existing(txn)
     if found is None:
@@ -315,8 +317,8 @@ class _Run:
         self.reply = SnapshotReply(0, False, 0, 0, 0)
         self.outcome: Outcome | None = None
         self.ended = trio.Event()
-        #: Its client knows the outcome.
-        self.told = False
+        #: The outcome was returned to its client.
+        self.is_answered = False
 
 
 class Snapshots:
@@ -346,7 +348,7 @@ class Snapshots:
         if run.outcome is None:
             reply = run.reply
             return SnapshotReply(0, False, reply.files, reply.directories, reply.bytes)
-        run.told = True
+        run.is_answered = True
         if isinstance(run.outcome, GfsError):
             self._runs.pop(key, None)  # asked again, it is tried again
             raise run.outcome
@@ -356,7 +358,7 @@ class Snapshots:
 
     def _begin(self, request: Snapshot) -> _Run:
         for key, run in list(self._runs.items()):
-            if len(self._runs) < RUNS_MAX and not run.told:
+            if len(self._runs) < RUNS_MAX and not run.is_answered:
                 break
             if run.outcome is not None:
                 del self._runs[key]
@@ -369,7 +371,7 @@ class Snapshots:
     async def _carry_out(self, run: _Run) -> None:
         outcome: Outcome
         try:
-            # Only who asks for it may go on with one that is there.
+            # Only the client that asked for one may continue it.
             while self._master.leases.holds_all or (
                 self._old and self._old_of(run.request) is None
             ):
@@ -379,7 +381,7 @@ class Snapshots:
         except GfsError as error:
             outcome = error
         except Exception as error:
-            log.exception("a snapshot met a bug")
+            log.exception("a snapshot failed because of a bug in the master")
             outcome = GfsError(f"the master failed on this request: {error!r}")
         run.outcome = outcome
         run.ended.set()
@@ -387,7 +389,7 @@ class Snapshots:
     async def _make(self, run: _Run) -> Outcome:
         master = self._master
         if (old := self._old.pop(self._old_of(run.request) or 0, None)) is not None:
-            log.info("a snapshot of a master before this one goes on")
+            log.info("a snapshot that the previous master began is continued")
             return await self._make_whole(run, *old)
         begun: SnapshotBegun | None = None
         time_ns = master.clock.time_ns()
@@ -493,7 +495,7 @@ class Snapshots:
                 waited = True
                 await self._master.clock.sleep(POLL_SECONDS)
         if scope.cancelled_caught:
-            raise Busy("a chunk to be copied is being granted all the time: try again")
+            raise Busy("a chunk to be copied is leased again and again: try again")
         return waited
 
     async def _end_old_leases(self, pieces: list[Copied]) -> None:
@@ -527,7 +529,9 @@ class Snapshots:
             self._master.leases.drop(handle)
             fenced.add(handle)
         except (GfsError, ConnectionError) as error:
-            log.info("old leases of chunk %x have to run out: %s", handle, error)
+            log.info(
+                "leases of chunk %x from the previous master must expire first: %s", handle, error
+            )
         finally:
             slots.release_on_behalf_of(handle)
 
@@ -548,7 +552,7 @@ class Snapshots:
                 await slots.acquire_on_behalf_of(handle)
                 nursery.start_soon(self._end_lease, handle, lease, slots)
         if any(master.leases.current(handle, master.now) for handle in leased):
-            raise Busy("a lease of a file to be copied could not be ended: try again")
+            raise Busy("a lease of a file to be copied could not be revoked: try again")
 
     async def _end_lease(self, handle: int, lease: Lease, slots: trio.CapacityLimiter) -> None:
         """Revoked; or, if its primary does not answer, worthless: the other replicas
@@ -567,7 +571,7 @@ class Snapshots:
                 await self._grants.fence(handle, frozenset([lease.primary]))
             master.leases.drop(handle)
         except (GfsError, ConnectionError) as error:
-            log.info("the lease of chunk %x has to run out: %s", handle, error)
+            log.info("the lease of chunk %x must expire first: %s", handle, error)
             with trio.move_on_after(QUIET_SECONDS):
                 while master.leases.current(handle, master.now) is not None:
                     await master.clock.sleep(POLL_SECONDS)
@@ -603,7 +607,10 @@ class Snapshots:
         await master.clock.sleep(OLD_SECONDS)
         async with self._turn:
             for under_way, _ in self._old.values():
-                log.info("a snapshot of a master before this one is given up")
+                log.info(
+                    "a snapshot that the previous master began is given up: its client did not "
+                    "ask again"
+                )
                 await self._abandon(under_way.copy)
             if self._old:
                 self._old.clear()

@@ -16,7 +16,7 @@ SERVERS_BYTES = 40_000
 
 
 def all_totals(master: Master, txn: Txn) -> ClusterTotals:
-    """As they are told to people."""
+    """As the operator sees them."""
     totals = cluster_totals(master, txn.count(txn.db.chunks))
     totals.trash_oldest_ns, due_ns = trash.oldest(txn, master.uptime.now_ns())
     totals.trash_until_ns = master.uptime.wall_ns(due_ns) if due_ns else 0
@@ -89,7 +89,7 @@ def _page(master: Master, after: list[str]) -> tuple[list[ServerStatus], bool]:
 
 
 def status_reply(master: Master, txn: Txn, after: list[str]) -> StatusReply:
-    """As a master tells it."""
+    """As a master returns it."""
     servers, more = _page(master, after)
     return StatusReply(
         id=0,

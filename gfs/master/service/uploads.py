@@ -3,7 +3,7 @@
 A new file's chunks exist on chunkservers before the namespace knows of them
 (publish on close, design section 5). Until then they live in the reservation
 table. :func:`check_publish` decides whether the chunks a client wants to
-publish may be believed; the namespace decides the rest in the commit.
+publish are where it says; the namespace decides the rest in the commit.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _without(
     left = tuple(
         index
         for index in reservation.servers
-        # Who is kept and has failed all the same, the client will name at once.
+        # If a retained server has also failed, the client reports it next.
         if index not in failed and master.servers.may_be_there(master.servers.get(index), now)
     )
     if not left:
@@ -140,7 +140,7 @@ def _without(
             "write this part again"
         )
     version = max(request.version, reservation.version) + 1
-    # Who acknowledges a write of the new version has the replica for sure.
+    # A server that acknowledges a write of the new version has the replica for sure.
     nobody: frozenset[int] = frozenset()
     return reservation._replace(version=version, servers=left, doubted=nobody, absent=nobody)
 
@@ -217,7 +217,7 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
 
 
 class Upload:
-    """Chunks about to be published: believed, and not yet committed."""
+    """Chunks about to be published: checked, and not yet committed."""
 
     def __init__(self, replication: int) -> None:
         self.replication = replication
@@ -237,7 +237,7 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
     check_attributes(request.attributes)
     chunks = decode_chunks(body, request.servers)
     check_chunk_lengths(request.path, [chunk.length for chunk in chunks], request.length)
-    _settle_doubts(master, chunks)
+    _resolve_doubts(master, chunks)
     upload = Upload(check_replication(request.replication, master.settings.replication))
     named = [master.servers.by_id.get(server_id) for server_id in request.servers]
     seen: set[int] = set()
@@ -250,14 +250,14 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
         }
         if not chunk.servers:
             raise InvalidArgument(f"chunk {chunk.handle:x} was acknowledged by no chunkserver")
-        upload.holders.append(_believed(master, request.client, chunk, claimed))
+        upload.holders.append(_holders(master, request.client, chunk, claimed))
         upload.chunks.append(NewChunk(chunk.handle, chunk.version, chunk.length))
     return upload
 
 
-def _settle_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
+def _resolve_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
     """Have the servers asked for what is doubted. Raises Busy until they answered;
-    one that cannot be asked is not waited for, and not believed either."""
+    one that cannot be asked is not waited for, and does not count as a holder."""
     waiting = 0
     for chunk in chunks:
         reservation = master.reservations.get(chunk.handle)
@@ -267,10 +267,12 @@ def _settle_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
                 master.replica_map.suspect(server, chunk.handle)
                 waiting += 1
     if waiting:
-        raise Busy(f"{waiting} replicas are looked for, which may be gone: try again")
+        raise Busy(
+            f"{waiting} replicas are being verified, as their chunkservers restarted: try again"
+        )
 
 
-def _believed(
+def _holders(
     master: Master, client: str, chunk: PublishedChunk, claimed: dict[int, Server]
 ) -> tuple[int, ...]:
     """Which of the claimed servers hold the chunk, as far as can be known."""
@@ -282,14 +284,14 @@ def _believed(
             raise InvalidArgument(f"chunk {handle:x} is reserved by another client")
         if chunk.version < reservation.version:
             raise StaleVersion(
-                f"chunk {handle:x} was recovered since, to version {reservation.version}"
+                f"chunk {handle:x} was recovered meanwhile, to version {reservation.version}"
             )
-        not_believed = reservation.doubted | reservation.absent
+        excluded = reservation.doubted | reservation.absent
         # Of those named when it was brought back, only these may still have it.
         holders = tuple(
             index
             for index in reservation.servers
-            if index in claimed and claimed[index].state != DEAD and index not in not_believed
+            if index in claimed and claimed[index].state != DEAD and index not in excluded
         )
     else:
         holders = tuple(
@@ -303,7 +305,7 @@ def _believed(
     if holders:
         return holders
     if master.replica_map.in_safe_mode:
-        raise Busy(f"the master was restarted and has not heard of chunk {handle:x} yet: try again")
+        raise Busy(f"the master is in safe mode: chunk {handle:x} is not reported yet: try again")
     raise ChunkUnavailable(
         f"chunk {handle:x} is on no chunkserver that can be reached: write this part again"
     )
