@@ -13,12 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: Circles that are still there, to be undone; a part of one may be left of it, and no
-#: other may come.
-KNOWN = [
-    {f"gfs.testing.{name}" for name in ("files", "inode", "life", "threads")},
-]
-
 
 def modules() -> dict[str, Path]:
     found = {}
@@ -82,10 +76,7 @@ def test_no_modules_import_one_another() -> None:
             for name, path in paths.items()
         }
     )
-    new = [sorted(each) for each in found if not any(each <= known for known in KNOWN)]
-    assert not new, f"circles of imports: {new}"
-    undone = [known for known in KNOWN if not any(each <= known for each in found)]
-    assert not undone, f"these are undone, take them from KNOWN: {undone}"
+    assert not found, f"circles of imports: {[sorted(each) for each in found]}"
 
 
 @pytest.mark.parametrize(
