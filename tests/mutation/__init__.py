@@ -238,7 +238,10 @@ class Tree:
         before = path.read_text()
         path.write_text(mutation.source)
         try:
-            return self._run([test for each in group for test in self._found(each)], limit)
+            tests = [test for each in group for test in self._found(each)]
+            module = mutation.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            # Those first that import what is changed.
+            return self._run(sorted(tests, key=lambda test: not self._names(test, module)), limit)
         finally:
             path.write_text(before)
 
@@ -249,6 +252,11 @@ class Tree:
             raise RuntimeError(f"no file of tests is called {path}")
         files = [str(file.relative_to(self.place)) for file in found]
         return [f"{file}::{test}" if test else file for file in files]
+
+    def _names(self, test: str, module: str) -> bool:
+        text = (self.place / test.partition("::")[0]).read_text()
+        package, _, name = module.rpartition(".")
+        return module in text or f"from {package} import {name}\n" in text
 
     def _run(self, tests: list[str], limit: float) -> str | None:
         """The first of the tests that fails, or ``no end``."""
