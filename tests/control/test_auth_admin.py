@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jwt
 import pytest
@@ -105,20 +105,6 @@ async def test_what_administrators_may_not_do_either(tmp_path: Path) -> None:
         assert len((await server.call("GET", "/admin/users", server.admin)).json()) == 2
 
 
-async def test_administration_is_for_administrators(tmp_path: Path) -> None:
-    async with running(tmp_path) as server:
-        ada = await server.new_user("ada")
-        for method, path in (
-            ("GET", "/admin/users"),
-            ("POST", "/admin/users"),
-            ("DELETE", f"/admin/users?id={ada['user_id']}"),
-            ("GET", "/admin/sessions"),
-            ("DELETE", "/admin/sessions?id=x"),
-        ):
-            assert (await server.call(method, path, ada)).status_code == 403, path
-            assert (await server.call(method, path)).status_code == 401, path
-
-
 async def test_a_deleted_user_is_out_at_once_in_every_module(tmp_path: Path) -> None:
     Notes.deleted, Notes.fails = [], False
     async with running(tmp_path, modules=(CheapAuth, Notes)) as server:
@@ -192,30 +178,6 @@ async def test_an_administrator_ends_one_session(tmp_path: Path) -> None:
 
 
 # --- names and passwords -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"username": "a/b"}, "username"),
-        ({"username": "../a"}, "username"),
-        ({"username": ".a"}, "username"),
-        ({"username": "a b"}, "username"),
-        ({"username": "a\\b"}, "username"),
-        ({"username": "a:b"}, "username"),
-        ({"username": "a\u3164"}, "username"),
-        ({"password": "x"}, "password"),
-        ({"password": "seven77"}, "password"),
-        ({"password": "aaaaaaabbc"}, "password"),
-        ({"username": "ada.lovelace", "password": "Ada.Lovelace"}, "password"),
-    ],
-)
-async def test_what_no_new_user_may_have(tmp_path: Path, change: Any, word: str) -> None:
-    body = {"username": "someone", "password": PASSWORD, **change}
-    async with running(tmp_path) as server:
-        answer = await server.call("POST", "/admin/users", server.admin, **body)
-        assert answer.status_code == 400
-        assert answer.json()["error"].startswith(word)
 
 
 async def test_names_that_people_take_for_the_same_are_one(tmp_path: Path) -> None:

@@ -159,6 +159,14 @@ def test_unknown_user_and_wrong_password_look_the_same(cloud: Cloud, nobody: htt
         ({"username": "x", "password": ["x"]}, "password"),
         ({"username": None, "password": "x"}, "username"),
         ({"username": "x", "password": {"a": 1}}, "password"),
+        ({"username": "", "password": "x"}, "username"),
+        ({"username": " \t", "password": "x"}, "username"),
+        ({"username": "x" * 65, "password": "x"}, "username"),
+        ({"username": "ü" * 33, "password": "x"}, "username"),
+        ({"username": "a\x00b", "password": "x"}, "username"),
+        ({"username": "a\x7fb", "password": "x"}, "username"),
+        ({"username": "a", "password": ""}, "password"),
+        ({"username": "a", "password": "ü" * 513}, "password"),
     ],
 )
 def test_a_login_that_makes_no_sense_names_the_field(
@@ -204,18 +212,6 @@ def test_failed_logins_are_limited_for_a_user_at_an_address(
     with httpx.Client(base_url=cloud.url, transport=transport) as elsewhere:
         refused(log_in(elsewhere, username, "wrong"), 401)
         ok(log_in(elsewhere, username))
-
-
-def test_the_limit_can_be_set_and_is_not_for_successes(make_cloud: Callable[..., Cloud]) -> None:
-    variables = {"GFS_CONTROL_LOGIN_FAILURES": "2"}
-    cloud = make_cloud(chunkservers=1, environment=variables).start()
-    username = add_user(cloud)
-    with anonymous(cloud.url) as client:
-        for _ in range(4):
-            ok(log_in(client, username))
-        for _ in range(2):
-            refused(log_in(client, username, "wrong"), 401)
-        refused(log_in(client, username, "wrong"), 429)
 
 
 def test_the_limit_can_be_switched_off(make_cloud: Callable[..., Cloud]) -> None:
@@ -294,6 +290,10 @@ def test_the_session_route_takes_the_cookie(
     cookie = {"Cookie": f"theme=dark; token={bearer(alice[0])}"}
     assert ok(nobody.get("/api/session", headers=cookie))["user_id"] == alice[1]
     refused(nobody.get("/api/session", headers={"Cookie": "token=x"}), 401)
+    # Cookies of others on the host do not matter.
+    for others in ('a={"x": 1};', "bad[]=1;", "\u00fc=\u00ff;", "=;;a"):
+        mixed = {"Cookie": f"{others}; token={bearer(alice[0])}; z".encode("latin-1")}
+        assert ok(nobody.get("/api/session", headers=mixed))["user_id"] == alice[1]
 
 
 def test_no_other_route_takes_the_cookie(
@@ -397,6 +397,7 @@ def test_a_made_token_works(cloud: Cloud, alice: tuple[httpx.Client, str]) -> No
         made = ok(client.post("/api/tokens", json=body))
         with with_token(cloud.url, made["token"]) as user:
             assert get(user, space, "a") == b"data"
+            assert ok(user.get("/api/session")) == ok(client.get("/api/session"))
         with anonymous(cloud.url) as user:
             target = f"/storage/{space}/a"
             assert user.get(target, params={"token": made["token"]}).content == b"data"
@@ -413,6 +414,7 @@ def test_a_made_token_works(cloud: Cloud, alice: tuple[httpx.Client, str]) -> No
         ({"name": None}, "name"),
         ({"expires_in": "7d"}, "expires_in"),
         ({"expires_in": 30}, "expires_in"),
+        ({"expires_in": None}, "expires_in"),
         ({"expires_in": ""}, "expires_in"),
         ({"scopes": {}}, "scopes"),
         ({"scopes": []}, "scopes"),
@@ -518,30 +520,8 @@ def test_a_token_of_another_cannot_be_revoked(
     refused(bob[0].delete(f"/api/tokens/{made['id']}"), 404)
     refused(nobody.delete(f"/api/tokens/{made['id']}"), 401)
     refused(alice[0].delete("/api/tokens/no-such-token"), 404)
+    refused(alice[0].delete(f"/api/tokens/{'x' * 600}"), 404)
     assert made["id"] in [entry["id"] for entry in ok(alice[0].get("/api/tokens"))]
-
-
-def test_tokens_are_managed_with_a_session_only(
-    cloud: Cloud, alice: tuple[httpx.Client, str], nobody: httpx.Client
-) -> None:
-    client, user_id = alice
-    everything = {
-        f"storage.{user_id}": ["create", "read", "update", "delete"],
-        f"compute.{user_id}": ["create", "read", "update", "delete", "start", "stop"],
-    }
-    made = make_token(client, everything)
-    body = {"name": "t", "scopes": reads(user_id)}
-    with with_token(cloud.url, made["token"]) as user:
-        refused(user.get("/api/tokens"), 403)
-        refused(user.post("/api/tokens", json=body), 403)
-        refused(user.delete(f"/api/tokens/{made['id']}"), 403)
-        refused(user.get("/api/service-accounts"), 403)
-        refused(user.post("/api/service-accounts", json=body), 403)
-        refused(user.put("/api/password", json={"old": PASSWORD, "new": "another one"}), 403)
-        assert ok(user.get("/api/session")) == ok(client.get("/api/session"))
-    refused(nobody.get("/api/tokens"), 401)
-    refused(nobody.post("/api/tokens", json=body), 401)
-    refused(nobody.get("/api/service-accounts"), 401)
 
 
 def test_neither_kind_of_token_passes_for_the_other(
@@ -738,17 +718,6 @@ def test_administration_is_for_sessions_of_admins(
         refused(user.get(target), 403)
 
 
-def test_only_an_admin_makes_and_deletes_users(
-    alice: tuple[httpx.Client, str], bob: tuple[httpx.Client, str], nobody: httpx.Client
-) -> None:
-    body = {"username": unique("user"), "password": PASSWORD}
-    refused(nobody.post("/admin/users", json=body), 401)
-    refused(alice[0].post("/admin/users", json=body), 403)
-    refused(nobody.delete("/admin/users", params={"id": bob[1]}), 401)
-    refused(alice[0].delete("/admin/users", params={"id": bob[1]}), 403)
-    ok(bob[0].get("/api/session"))
-
-
 def test_there_is_no_sign_up(nobody: httpx.Client) -> None:
     body = {"username": unique("user"), "password": PASSWORD}
     for target in ("/api/signup", "/api/register", "/api/users"):
@@ -788,9 +757,14 @@ def test_a_username_is_taken_once(cloud: Cloud, nobody: httpx.Client) -> None:
         ({"username": "someone"}, "password"),
         ({"username": 5, "password": PASSWORD}, "username"),
         ({"username": "someone", "password": 5}, "password"),
-        ({"username": "", "password": PASSWORD}, "username"),
-        ({"username": "   ", "password": PASSWORD}, "username"),
-        ({"username": "someone", "password": ""}, "password"),
+        *(
+            ({"username": name, "password": PASSWORD}, "username")
+            for name in ("", "   ", "a/b", "../a", ".a", "a b", "a\\b", "a:b", "a\u3164")
+        ),
+        *(
+            ({"username": "ada.lovelace", "password": password}, "password")
+            for password in ("", "x", "seven77", "aaaaaaabbc", "Ada.Lovelace")
+        ),
         ({"username": "someone", "password": PASSWORD, "is_admin": "yes"}, "is_admin"),
         ({"username": "someone", "password": PASSWORD, "display_name": 5}, "display_name"),
     ],
