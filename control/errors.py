@@ -119,15 +119,15 @@ UNAVAILABLE = "the storage does not answer right now: try again later"
 FULL = "the storage is full: nothing was stored"
 
 
-#: Failures that say themselves what they are. All others are bugs of ours.
+#: Failures with a message for users. All others are bugs of ours.
 _KNOWN = (ApiError, HTTPException, GfsError, BodyCutShort)
 
 
 def explain(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
     """Status, message and headers of the answer to a request that failed with ``error``.
 
-    Of a group the gravest is answered: what made eight questions fail at once is one
-    story. What is not the user's doing is logged here, with its traceback.
+    Of a group one is answered, a bug first. Failures that are not the user's are logged
+    here, bugs with their traceback.
     """
     story = min(leaves(error), key=lambda leaf: isinstance(leaf, _KNOWN), default=error)
     if isinstance(story, ApiError):

@@ -1,9 +1,9 @@
-"""``/metrics``: what was served, as Prometheus text.
+"""``/metrics``: counters of requests, as Prometheus text.
 
 Each process counts for itself, in the label ``worker``. Where several share a port
 any of them may be asked, and each answers for all: they count in files of a directory
 that their parent made (:func:`share`), which the client library names with the
-process id. Those of a worker that died go with the next look.
+process id. Those of a dead worker are removed at the next request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-#: A client may send any word as its method; each would stay here for ever.
+#: Clients may send any word as a method; others than these are counted as one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 #: Where the client library looks, when it is imported, for the shared directory.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -143,8 +143,8 @@ class Metrics:
         self._walls.observe(seconds)
 
     async def text(self) -> bytes:
-        """All of it, in a thread. Of several processes it takes some tenths of a second of
-        computing, and anybody may ask: so at most once in ``SHARED_SECONDS``."""
+        """The text, made in a thread. For several processes that takes some tenths of a second
+        of computing, and the route is public: so it is made once in ``SHARED_SECONDS`` at most."""
         async with self._collecting:
             if self._shared is None or trio.current_time() > self._until:
                 self._text = await trio.to_thread.run_sync(self._collect)
@@ -161,7 +161,7 @@ class Metrics:
 
 
 def _remove_dead(directory: Path) -> None:
-    """Their counts would only grow in number, with every restart."""
+    """Remove the counts of dead processes: each restart would add files."""
     for path in directory.glob("*_*.db"):
         if not _is_alive(path.stem.rpartition("_")[2]):
             path.unlink(missing_ok=True)

@@ -32,12 +32,12 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     #: The URL users reach this under, if it is not what it binds to (a proxy in front).
     public_url: str = ""
     #: Addresses or networks of the proxies in front, separated by commas, each of which
-    #: appends to X-Forwarded-For whom it was called by.
+    #: appends its client's address to X-Forwarded-For.
     trusted_proxies: str = ""
     #: One line for each request, on stderr.
     access_log: bool = False
     session_seconds: float = 24 * HOURS
-    #: Name of the administrator who is made when there is no user at all.
+    #: Name of the administrator that is created when there is no user.
     admin_username: str = "admin"
     #: Failed logins for one user at one address within the window; 0: no limit.
     login_failures: int = 20
@@ -62,7 +62,7 @@ class ControlSettings(Settings, frozen=True, kw_only=True):
     graceful_seconds: float = 5.0
     #: Upper bound of the records; address space, not memory or disk.
     map_bytes: int = 4 * 1024 * MIB
-    #: Commits wait for the disk. Off only where the disk is thrown away.
+    #: Commits wait for the disk. Off only for data that may be lost.
     sync: bool = True
 
     def check(self) -> None:

@@ -199,7 +199,7 @@ class ControlApp(QuartTrio):
                 for facts in (self.control.volatile, self.control.logins):
                     await facts.sweep_all(time.time())
             except (GfsError, OSError) as error:
-                # A full disk, say. Nothing that is lost with these facts is worth an end.
+                # A full disk, say. These facts may be lost, so the process goes on.
                 log.warning("expired shared facts could not be removed: %s", error)
 
     async def _end_when_failed(self) -> None:
@@ -348,8 +348,8 @@ class ControlApp(QuartTrio):
         refusals: list[ApiError] = []
 
         async def close(refusal: ApiError) -> None:
-            # At once: what the handler holds may take a while to be given back. A client
-            # that reads nothing is not waited for.
+            # At once: the handler may take a while to release what it holds. A client that
+            # reads nothing is not waited for.
             with trio.move_on_after(CLOSE_SECONDS):
                 reason = _cut(str(refusal), CLOSE_REASON_BYTES_MAX)
                 await socket.close(REFUSED + refusal.status, reason)
@@ -409,7 +409,7 @@ class ControlApp(QuartTrio):
         return answer if isinstance(answer, Response) else json_response(answer)
 
     def _admit(self, need: Need, request: Request, params: Mapping[str, str]) -> Principal | None:
-        """Whose request it is, if it may go on. Raises Unauthorized or Forbidden."""
+        """The user of the request, if it may go on. Raises Unauthorized or Forbidden."""
         if need.kind == "public":
             return None
         if need.kind == "service":
@@ -427,7 +427,7 @@ class ControlApp(QuartTrio):
         """The refusal, if a request with a credential that was let in would not be now."""
         try:
             principal = self._admit(call.need, call.request, call.params)
-            if principal is None:  # an open route would take it for anybody's
+            if principal is None:  # an open route would serve it as anonymous
                 raise Unauthorized(ENDED)
             call.check_again(principal)
         except (Unauthorized, Forbidden) as refusal:
@@ -489,5 +489,5 @@ def _error_answer(status: int, message: str, headers: Mapping[str, str]) -> Resp
 
 
 def _cut(text: str, size: int) -> str:
-    """As much of it as fits into so many bytes."""
+    """The start of ``text`` that fits into ``size`` bytes."""
     return text.encode(errors="replace")[:size].decode(errors="ignore")

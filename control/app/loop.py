@@ -1,4 +1,4 @@
-"""How long each task keeps the event loop to itself.
+"""Measures how long each task holds the event loop.
 
 All requests of a process take turns on one thread, so what one does without a pause all
 the others wait for. Every step of a task, from one pause to the next, is timed: nothing
@@ -67,7 +67,7 @@ class Loop(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(self)
 
     def _collect(self, phase: str, info: dict[str, int]) -> None:
-        """Take what the collector computes out of the step that it runs in."""
+        """Subtract the garbage collector's time from the step that it runs in."""
         if threading.get_ident() == self._thread:
             if phase == "start":
                 self._collecting = thread_time()
@@ -75,7 +75,7 @@ class Loop(trio.abc.Instrument):
                 self._computed += thread_time() - self._collecting
 
     def note(self, what: str) -> None:
-        """What the present task does from now on, in this step and in later ones."""
+        """Name the work of the present task, for this step and later ones."""
         _doing.set(what)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -107,7 +107,7 @@ class Loop(trio.abc.Instrument):
 
 
 def place_of(task: trio.lowlevel.Task) -> str:
-    """Where the task stopped: our own code, the innermost last."""
+    """The frames of our code where the task stopped, the innermost last."""
     places = []
     for frame, line in task.iter_await_frames():
         path = Path(frame.f_code.co_filename)

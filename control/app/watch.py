@@ -27,11 +27,11 @@ from control.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-#: With the time that ending takes, what is revoked is out well within 5 s.
+#: A revoked credential is out within 5 s, the time for ending requests included.
 WATCH_SECONDS = 2.0
-#: A request is not looked at before it has lasted for so long.
+#: A request is first checked when it has lasted for so long.
 SHORT_SECONDS = 1.0
-#: Looked at before others have their turn on the loop: less than a millisecond.
+#: Requests checked before other tasks have their turn: less than a millisecond.
 AT_ONCE = 32
 
 #: Asks again; the refusal, if it is refused now.
@@ -47,7 +47,7 @@ class _UnderWay(NamedTuple):
 
 
 class Watch:
-    """What is under way in this process with a credential."""
+    """The requests under way in this process that have a credential."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

@@ -169,7 +169,7 @@ def set_password(cluster: Cluster, user: str) -> None:
     """Give USER a new password, read from stdin or asked for.
 
     It ends the user's sessions; API tokens stay. Works while the control
-    plane runs. Who may write in the state directory may do it.
+    plane runs. It is for everyone who may write in the state directory.
     """
     with _packages():
         import trio
@@ -280,7 +280,7 @@ def _app(cluster: Cluster, settings: ControlSettings) -> Any:
 
 
 def _offline(cluster: Cluster) -> Any:
-    """What a server works on, for a command that is none."""
+    """The server's state, for a command that does not serve."""
     from control.api import Control
     from control.api.installed import discover
 
@@ -289,7 +289,7 @@ def _offline(cluster: Cluster) -> Any:
 
 
 def _whereabouts(cluster: Cluster) -> dict[str, Any]:
-    """Of the state, and of the file system."""
+    """Where the state and the file system are."""
     from gfs.state import read_keys
 
     named = cluster.state is None
@@ -298,7 +298,7 @@ def _whereabouts(cluster: Cluster) -> dict[str, Any]:
         check_address("--master", address.strip())
     has_key = cluster.key_file or (named and os.environ.get("GFS_KEY_FILE"))
     if has_key:
-        # One that was named and is no good is said now, not tried again and again.
+        # A named file that is wrong is an error now, not one at each attempt to connect.
         read_keys(key_file(cluster))
     return {
         "state": state_directory(cluster),
@@ -310,7 +310,7 @@ def _whereabouts(cluster: Cluster) -> dict[str, Any]:
 
 
 def _arguments(cluster: Cluster, flags: dict[str, Any]) -> list[str]:
-    """The command line again, for a worker."""
+    """The command line of a worker."""
     said = {**vars(cluster), **flags}
     return [
         f"--{name.replace('_', '-')}={value}" for name, value in said.items() if value is not None

@@ -1,5 +1,5 @@
-"""Quotas by the command line, whether a server runs or not: for whoever may write in the
-state directory."""
+"""Quotas by the command line, whether a server runs or not. The permission to write in the
+state directory is the only one that is needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Line:
 
 
 async def change(control: Control, username: str, changes: Mapping[str, int | None]) -> list[Line]:
-    """Set what is named for ``username``, None for the default; all of his as it is then.
+    """Set the named limits of ``username``, None for the default. Returns all of them.
 
     Raises SettingsError for a user who does not exist.
     """
@@ -59,8 +59,8 @@ async def change(control: Control, username: str, changes: Mapping[str, int | No
 
 
 async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
-    """Count all files of all storage namespaces; those who had less or more than was known:
-    files and bytes before and now, by username.
+    """Count all files of all storage namespaces. Returns the corrected users: files and bytes
+    before and now, by username.
 
     May be done while everything runs. Raises Busy if another process does it for too long.
     """

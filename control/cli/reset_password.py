@@ -1,6 +1,6 @@
-"""A new password for somebody who lost his, without the server's help.
+"""A new password for a user who lost it, without the server's help.
 
-For whoever may write in the state directory: that is the only proof asked for.
+The permission to write in the state directory is the only proof that is needed.
 The records are shared by processes, so it does not matter whether any is serving.
 """
 

@@ -2,7 +2,7 @@
 
 With one, the process serves itself. With more, it binds the port and serves
 nothing: it starts *workers*, which inherit the listening sockets, and keeps them
-running. The kernel gives a connection to whoever accepts first. The port is the
+running. The kernel gives a connection to the process that accepts first. The port is the
 parent's, so no worker's death closes it; while one is started again the others
 accept. A worker that dies takes only its own connections with it.
 
@@ -34,7 +34,7 @@ __all__ = ["adopt", "alone", "facts", "listen", "shared", "tls_context"]
 
 log = logging.getLogger(__name__)
 
-#: A worker gets less than its parent does, which is gone only after it.
+#: A worker has less time to stop than its parent, which waits for it.
 WORKER_STOP_SECONDS = STOP_SECONDS - 2.0
 #: The services in a ready file, whatever is installed: one port serves all of them.
 SERVICES = ("auth", "storage", "compute")
@@ -148,7 +148,7 @@ def shared(
                 stop_seconds=WORKER_STOP_SECONDS,
             )
             async with trio.open_nursery() as nursery:
-                # The first makes what a new state lacks; the others find it made.
+                # The first creates the files of a new state; the others find them.
                 await nursery.start(runner.run, children[0])
                 async with trio.open_nursery() as starting:
                     for child in children[1:]:

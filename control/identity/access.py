@@ -66,13 +66,13 @@ class Need:
     root: str = ""
     resource: str = ""
     action: str = ""
-    #: Anonymous requests pass to the handler, whose target decides.
+    #: Anonymous requests reach the handler, which decides by the target.
     is_open: bool = False
     #: The path or query parameter whose value is the scope's last part.
     parameter: str = ""
     #: Its value when it is left out.
     fallback: str = ""
-    #: The cookie ``token`` will do, too.
+    #: The cookie ``token`` is accepted, too.
     takes_cookie: bool = False
 
     @property
@@ -99,7 +99,7 @@ def scoped(
     fallback: str = "",
     is_open: bool = False,
 ) -> Need:
-    """Any credential of the owner whose grants cover the action."""
+    """The need for a credential of the owner whose grants cover the action."""
     return Need("scoped", root, resource, action, is_open, parameter, fallback)
 
 
@@ -119,7 +119,7 @@ class Target:
 
 
 def decide(principal: Principal | None, need: Need, name: str = "") -> None:
-    """Before anything is looked up. Raises Unauthorized or Forbidden.
+    """Check the need before anything is looked up. Raises Unauthorized or Forbidden.
 
     ``name`` is the scope's last part as the request gives it.
     """
@@ -141,7 +141,7 @@ def decide(principal: Principal | None, need: Need, name: str = "") -> None:
 def decide_target(
     principal: Principal | None, need: Need, target: Target, *, reading: bool = False
 ) -> None:
-    """When the target is known. Raises Unauthorized or Forbidden."""
+    """Check the owner and the scope of a known target. Raises Unauthorized or Forbidden."""
     if reading and target.visibility != PRIVATE:
         return
     if principal is None:

@@ -64,8 +64,7 @@ LIFETIMES: Mapping[str, int] = {"30d": 30 * DAYS, "90d": 90 * DAYS, "365d": 365 
 SESSION_BYTES_MAX = 4096
 #: Sessions whose signature need not be checked again: 16 MiB at most.
 CACHE_SIZE = 4096
-#: Of one user. Whoever logs in more often than every 90 seconds, all day long, does
-#: not come back to the session of yesterday.
+#: Sessions of one user. One login every 90 seconds, all day long, keeps those of a day.
 SESSIONS_MAX = 1000
 UPKEEP_SECONDS = 30.0
 #: Uses between two flushes; of further tokens ``last_used_at`` lags behind.
@@ -92,7 +91,7 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 class PasswordChanged(Exception):
-    """What was proven is not the user's password any more, or not the hash of it."""
+    """The password that was verified, or its hash, is not the user's any more."""
 
 
 class Credentials:
@@ -140,7 +139,7 @@ class Credentials:
         return None if user is None else _principal(user, session.id, None)
 
     def _claims(self, text: str) -> _Claims | None:
-        """The claims of a session whose signature is good; its time may be over."""
+        """The claims of a session with a good signature; it may have expired."""
         known = self._known.get(text)
         if known is not None:
             key_id, claims = known
@@ -185,7 +184,7 @@ class Credentials:
         return None if user is None or grants is None else _principal(user, row.id, grants)
 
     def again(self, txn: Txn, known: Principal) -> Principal | None:
-        """Whom a credential that was verified stands for in ``txn``; None: it has ended.
+        """The user of a verified credential, as of ``txn``; None: it has ended.
 
         For the thread that ``txn`` belongs to, whichever it is.
         """
@@ -384,7 +383,7 @@ class Credentials:
 
 
 def digest_of(text: str) -> str:
-    """What is kept of an API token."""
+    """The hash that is kept of an API token."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 

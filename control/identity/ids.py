@@ -19,7 +19,7 @@ def user_id() -> str:
 
 
 def token_id() -> str:
-    """71 bits: that two are the same need not be feared. For service accounts, too."""
+    """71 bits, so a collision is not to be expected. For service accounts, too."""
     return random_text(12)
 
 

@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 
 #: RFC 7518, 3.2: a key for HS256 is no shorter than the hash.
 KEY_BYTES = 32
-#: How often the file is looked at, at most.
+#: The file is checked for changes at most this often.
 LOOK_SECONDS = 1.0
 #: Within this time after a rotation every process signs with the new key.
 NOTICE_SECONDS = 5
-#: A rotation a second for an hour; more is refused.
+#: The bound of keys: a rotation a second for an hour.
 KEYS_MAX = 3600
 FILE_BYTES_MAX = 1024 * 1024
 
@@ -134,7 +134,7 @@ class SigningKeys:
         return self._current
 
     def secret(self, key_id: str) -> bytes | None:
-        """What to verify signatures of the key ``key_id`` with; None: no such key any more."""
+        """The secret that verifies signatures of the key ``key_id``; None: there is no such key."""
         self._look()
         if key_id not in self._keys:
             # Another process may have rotated this instant and signed already.
@@ -153,7 +153,7 @@ class SigningKeys:
         now = int(self._clock())
         until = now
         if keep_seconds > 0:
-            # Others may sign with the old one until they notice.
+            # Other processes may sign with the old one until they read the file.
             until += int(keep_seconds) + NOTICE_SECONDS
         try:
             with locked(self._directory / _LOCK):
@@ -207,7 +207,7 @@ def _new_key(clock: Callable[[], float]) -> SigningKey:
 
 
 def _retired(key: SigningKey, until: int) -> SigningKey:
-    """``key``, to verify until then; not longer than it would have."""
+    """``key``, verifying until then, but not longer than before."""
     if key.verifies_until:
         until = min(until, key.verifies_until)
     return msgspec.structs.replace(key, verifies_until=until)

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PASSWORD_BYTES_MAX = 1024
-#: Of new ones, in characters: NIST SP 800-63B. There is no rule about kinds of characters,
-#: for the reasons that are given there.
+#: The shortest new password, in characters: NIST SP 800-63B, which also says why there is no
+#: rule about kinds of characters.
 PASSWORD_LENGTH_MIN = 8
 PASSWORD_LETTERS_MIN = 4
 #: The longest wait for a turn.
@@ -110,7 +110,7 @@ class Passwords:
         return self._dummy
 
     async def prepare(self) -> None:
-        """Make what unknown users are compared with, before the first one comes."""
+        """Make the hash that unknown users are compared with, before the first login."""
         await self._in_turn(self._dummy_hash, "")
 
     async def _in_turn(self, work: Callable[[], T], address: str) -> T:
@@ -144,7 +144,7 @@ class Passwords:
                 del self._waiting[who]
 
     def _pass_on(self) -> None:
-        """Give a turn that is over to the network that has waited longest for one."""
+        """Pass a finished turn to the network that has waited longest."""
         while self._waiting:
             who = next(iter(self._waiting))
             lot = self._waiting.pop(who)

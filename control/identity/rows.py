@@ -34,7 +34,7 @@ class Session(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Places(msgspec.Struct, array_like=True, frozen=True):
-    """Where a user has logged in from: the networks, and when last."""
+    """The networks that a user has logged in from, and when last."""
 
     user_id: str
     last: dict[str, int]
@@ -68,7 +68,7 @@ class ServiceAccount(msgspec.Struct, array_like=True, frozen=True):
 
 
 def folded(username: str) -> str:
-    """What names have in common that people take for the same."""
+    """The form that is equal for names that people take for the same."""
     return unicodedata.normalize("NFKC", username).casefold()
 
 

@@ -25,7 +25,7 @@ NAME_SIGNS = "._-@+'"
 #: Letters that nobody can see.
 _FILLERS = "\u115f\u1160\u3164\uffa0"
 DISPLAY_NAME_BYTES_MAX = 128
-#: Of one user. The one not used for the longest time goes for a new one.
+#: Known networks of one user. A new one replaces the one not used for the longest time.
 PLACES_MAX = 32
 #: A login from a known place is written down this often.
 PLACE_SECONDS = 24 * 3600

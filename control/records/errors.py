@@ -1,4 +1,4 @@
-"""What can go wrong with a record, beside the disk itself."""
+"""The errors of records, besides those of the disk."""
 
 from __future__ import annotations
 
