@@ -27,7 +27,7 @@ from control.identity.scopes import check_grants
 from control.identity.users import clean_label
 from control.records import Txn
 
-#: Of one user.
+#: Service accounts of one user.
 ACCOUNTS_MAX = 100
 
 

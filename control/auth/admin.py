@@ -1,4 +1,4 @@
-"""What administrators do with users and their sessions."""
+"""Routes for administrators: users and their sessions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from control.identity.passwords import Passwords, new_password
 from control.identity.rows import Session, User, sessions, users
 from control.records import Txn
 
-#: Deleting a user deletes all that is his, in every module.
+#: Seconds for the deletion of a user with all that is his, in every module.
 DELETE_SECONDS = 60.0
 
 

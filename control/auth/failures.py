@@ -84,17 +84,17 @@ class Failures:
         self._window = window_seconds
 
     def check(self, attempt: Attempt, now: float) -> None:
-        """Before an attempt. Raises TooManyRequests."""
+        """Check the limits before an attempt. Raises TooManyRequests."""
         if self._limit:
             self._refuse(self._times(attempt.at_address, now), now)
 
     def note(self, attempt: Attempt, now: float) -> None:
-        """An attempt has failed. Raises TooManyRequests if it was one too many."""
+        """Count a failed attempt. Raises TooManyRequests if it was one too many."""
         if self._limit:
             for key in (attempt.of_user, attempt.of_address):
                 self._volatile.add(_KIND, key, now, self._window)
             times = self._volatile.add(_KIND, attempt.at_address, now, self._window)
-            # This one is among them: it is only too many if others were enough.
+            # The count includes this attempt.
             self._refuse(times[:-1], now)
 
     def delay(self, attempt: Attempt, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What users may have and what they have: shown to them, and set by administrators."""
+"""Routes of quotas: users see their limits and usage, administrators set limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes of auth take and give, as JSON. Times are unix seconds."""
+"""The JSON of requests and answers of auth. Times are unix seconds."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from control.identity.scopes import check_grants
 from control.identity.users import clean_label
 from control.records import Txn
 
-#: Of one user, his service accounts' included.
+#: Tokens of one user, his service accounts' included.
 TOKENS_MAX = 1000
 MISSING = "no such token"
 

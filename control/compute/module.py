@@ -1,4 +1,4 @@
-"""The module: which routes there are, and what each does first to last."""
+"""The module: its routes, and the steps of each handler."""
 
 from __future__ import annotations
 

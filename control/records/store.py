@@ -44,7 +44,7 @@ _SCHEMAS = b"schemas"
 
 
 class _Stored(msgspec.Struct, array_like=True):
-    """What the store knows of a schema: its version, each table's index names."""
+    """The stored state of a schema: its version, each table's index names."""
 
     version: int
     indexes: dict[str, list[str]]
@@ -183,7 +183,7 @@ class Records:
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         for job in jobs:
-            # Whoever raised by itself gets that; the others thought they had succeeded.
+            # A job that raised gets its own error; the others had succeeded until now.
             if not isinstance(job.outcome, outcome.Error):
                 job.outcome = outcome.Error(self._translated(error))
 

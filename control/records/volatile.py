@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Raw: TypeAlias = "lmdb.Transaction[bytes]"
 
-#: A quarter of a million facts of 1 KB; what fills it is thrown away.
+#: A quarter of a million facts of 1 KB; a full file is replaced by an empty one.
 MAP_BYTES = 256 * 1024**2
 ROW_BYTES_MAX = 64 * 1024
 #: The checker does some 30 MB/s; a store that would take longer is replaced by an empty one.
@@ -54,7 +54,7 @@ CHECKED_BYTES_MAX = 32 * 1024**2
 READERS_MAX = 1024
 #: add() keeps the newest; no limit on logins is that high, the one just added aside.
 TIMES_MAX = 101
-#: What one piece of a sweep looks at, a few milliseconds if all of it has expired.
+#: Facts that one piece of a sweep reads, a few milliseconds if all of it has expired.
 SWEPT_ROWS_MAX = 2_000
 OPEN_SECONDS = 30.0
 

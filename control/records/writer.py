@@ -31,7 +31,7 @@ CLOSE_SECONDS = 10.0
 
 
 class Job:
-    """One caller's write, and where its answer goes."""
+    """One caller's write, and its outcome."""
 
     def __init__(self, decide: Callable[[Txn], Any]) -> None:
         self.decide = decide

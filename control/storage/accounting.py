@@ -51,16 +51,16 @@ PUBLISHING_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 
-#: Taking away folders that a deletion left empty goes on for so long when its client has left.
+#: How long a deletion may go on to remove empty folders when its client has left.
 PRUNE_SECONDS = 10.0
-#: Users whose counts are looked at before others are served.
+#: Users whose counts are read before other tasks run.
 PAGE_ROWS = 256
-#: Empty folders taken away after one walk.
+#: Empty folders removed after one walk.
 EMPTY_MAX = 10_000
 
 
 async def prune(fs: Client, directory: str, folder: str) -> None:
-    """Take away ``folder`` of the storage namespace in ``directory``, and those above it, as far
+    """Remove ``folder`` of the storage namespace in ``directory``, and those above it, as far
     as they are empty; for good, since there is nothing to be undeleted.
 
     Exactly those: in place of one that another deletion took away there may be a file by now.

@@ -40,7 +40,7 @@ class Cluster:
         self._fs: Client | None = None
         #: Set when it is connected for the first time.
         self.connected = trio.Event()
-        #: How long what is deleted can be undeleted, as far as the master said so.
+        #: How long deleted files can be undeleted, once the master has reported it.
         self.trash_seconds = TRASH_SECONDS
 
     @property
@@ -97,7 +97,7 @@ class Cluster:
 def as_answers(path: str) -> Iterator[None]:
     """Errors of the file system's namespace become errors of this API.
 
-    ``path`` is how the user calls the file.
+    ``path`` is the user's name of the file.
     """
     try:
         yield

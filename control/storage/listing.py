@@ -51,10 +51,10 @@ class _Level(Generic[ItemT]):
 
     def __init__(self, scan: AsyncGenerator[ItemT, None], prefix: bytes, start: bytes) -> None:
         self.scan = scan
-        #: Of the paths in it, relative to where the listing began.
+        #: The start of the paths in it, relative to the listing's directory.
         self.prefix = prefix
         self._held: list[tuple[bytes, ItemT]] = []
-        #: Nothing that is still to come sorts before this.
+        #: All later entries sort after this.
         self._next = start
         self._ended = False
 
@@ -63,7 +63,7 @@ class _Level(Generic[ItemT]):
         heapq.heappush(self._held, (key, item))
 
     def add(self, name: bytes, item: ItemT) -> None:
-        """The next that was read."""
+        """The next entry that was read."""
         self.hold(name, item)
         self._next = name
 

@@ -1,4 +1,4 @@
-"""The module: which routes there are, and what each does first to last."""
+"""The module: its routes, and the steps of each handler."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ RowT = TypeVar("RowT", bound=msgspec.Struct)
 #: Requests are taken after this, even if the file system cannot be reached.
 CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
-#: How soon it is found that a process died, and what it had under way is looked into.
+#: How often dead processes are looked for, and the storage namespaces that are due counted.
 RECOUNT_SECONDS = 1.0
 #: How often the usage of users is written down, for the next boot of the machine.
 FLOOR_SECONDS = 60.0
-#: A chunkserver heard from within this time counts as there.
+#: A chunkserver with a heartbeat within this time counts as live.
 HEARTBEAT_MS = 30_000
 #: JSON of a listing that is sent at once.
 LIST_PIECE_BYTES = 32 * KIB
-#: Files listed at once for who has no credential.
+#: Files of one listing without a credential.
 ANONYMOUS_FILES_MAX = 1000
 
 
@@ -149,7 +149,7 @@ class Storage(Module):
                 await self._repair()
 
     async def _recount(self, recounts: Recounts, counted: trio.Event) -> None:
-        """Keep what users have right, whatever dies. ``counted``: once it was looked at."""
+        """Keep the usage of users right. ``counted`` is set after the first round."""
         await self.cluster.connected.wait()
         remember_at = trio.current_time() + FLOOR_SECONDS
         while True:
@@ -405,7 +405,7 @@ class Storage(Module):
         return await _array(self._rows([space], query, _file_info))
 
     async def _list_some(self, call: Call, space: Space, query: ListQuery) -> Response:
-        """For anybody at all: what the master has to do must not grow with what others have."""
+        """A listing without a credential is bounded, so that it costs the master little."""
         limit = min(query.limit or ANONYMOUS_FILES_MAX, ANONYMOUS_FILES_MAX)
         asked = msgspec.structs.replace(query, limit=limit + 1)
         rows = [row async for row in self._rows([space], asked, _file_info)]
@@ -491,7 +491,7 @@ class Storage(Module):
         return Done(last_segment(path))
 
     async def _delete_file(self, space: Space, path: str, entry: Entry) -> None:
-        """Not given up when the client leaves now: then nobody would know how it ended."""
+        """Shielded: if the client leaves now, the outcome must still be recorded."""
         fs, owner = self.cluster.fs, owner_of(entry)
         async with self.control.ledger.claim("", space.id) as claim:
             is_kept = await claim.publish_deletion(
@@ -503,8 +503,8 @@ class Storage(Module):
                 except REFUSALS:
                     claim.refused()
                     raise
-                # Before it is entered: whoever is killed here has the storage namespace
-                # counted, and that takes empty folders away.
+                # Before the change is recorded: if this process is killed here, a recount
+                # follows, which removes empty folders.
                 with trio.move_on_after(PRUNE_SECONDS):
                     await prune(fs, space.directory, path.rpartition("/")[0])
                 exists = partial(self.spaces.still_exists, space)
@@ -521,7 +521,7 @@ class Storage(Module):
         query: ListQuery | AdminListQuery,
         info: Callable[[Space, str, Entry], FileInfo],
     ) -> AsyncGenerator[FileInfo, None]:
-        """What ``query`` asks for of the files of ``chosen``."""
+        """The files of ``chosen`` that ``query`` asks for."""
         left = query.limit
         after = query.after if isinstance(query, ListQuery) else ""
         fs = self.cluster.fs

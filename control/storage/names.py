@@ -1,6 +1,6 @@
-"""What a storage namespace and a file may be called: rules, and nothing else.
+"""Rules for the names of storage namespaces and files.
 
-Whatever comes from outside passes here before it becomes part of a path. Names
+Every name from outside passes here before it becomes part of a path. Names
 are compared byte by byte: no case folding, no Unicode normalisation.
 """
 
@@ -11,12 +11,12 @@ import unicodedata
 
 from control.errors import BadRequest
 
-#: Made at the first start; nobody's, and everybody's who is logged in.
+#: Made at the first start. It has no owner and is for all who are logged in.
 DEFAULT = "default"
 
 SPACE_BYTES_MAX = 64
 SEGMENT_BYTES_MAX = 255
-#: Of a whole path. With the directory it goes to, far below the file system's 4,096.
+#: The longest path. With the directory it goes to, far below the file system's 4,096.
 PATH_BYTES_MAX = 1024
 #: Folders in folders: a listing keeps a page of each while it is inside.
 SEGMENTS_MAX = 64
@@ -29,13 +29,13 @@ _space = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: The same rule for the documentation (ECMA 262).
 SPACE_PATTERN = r"^(?!\.{1,2}$)(?!(?:" + "|".join(sorted(RESERVED)) + r")$)[A-Za-z0-9._-]{1,64}$"
 
-#: That of a file's path, but for its length in bytes.
+#: The rule for a file's path, except its length in bytes.
 _SEGMENT_PATTERN = r"(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f-\x9f\ufffd]+"
 PATH_PATTERN = f"^{_SEGMENT_PATTERN}(?:/{_SEGMENT_PATTERN})*$"
 
 
 def check_space_name(name: str) -> None:
-    """Raises BadRequest for what no storage namespace may be called."""
+    """Raises BadRequest for a name that no storage namespace may have."""
     if not _space.fullmatch(name):
         raise BadRequest(f"name: 1 to {SPACE_BYTES_MAX} letters, digits, hyphens, _ and dots")
     if name in (".", ".."):
@@ -66,7 +66,7 @@ def check_path(path: str) -> str:
 def _check_characters(path: str) -> None:
     if "\\" in path:
         raise BadRequest("name: a backslash is not allowed, / makes folders")
-    # What is not UTF-8 in a URL arrives as this character, so nobody can see
+    # What is not UTF-8 in a URL arrives as this character, so it is unknown
     # which name was meant.
     if "\ufffd" in path:
         raise BadRequest("name: is not valid UTF-8")

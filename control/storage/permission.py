@@ -1,8 +1,8 @@
 """Permission to overwrite and delete files, beyond permission to write at all.
 
 In ``default`` everybody who is logged in may upload. So there, and only there,
-a file belongs to who uploaded it: he may replace and delete it, and so may an
-administrator. Everything is asked of the one decision.
+a file belongs to the user who uploaded it: he may replace and delete it, and so may an
+administrator. :mod:`control.identity.access` decides in all cases.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ OWNER_LENGTH_MAX = 64
 
 
 def owner_of(entry: Entry) -> str:
-    """The user_id of who uploaded it; empty if the attribute is none of ours."""
+    """The user_id of the uploader; empty if the attribute was not written here."""
     owner = entry.attributes.get(OWNER, "")
     return owner if len(owner) <= OWNER_LENGTH_MAX else ""
 
 
 def may_remove(call: Call, space: Space, entry: Entry) -> None:
-    """Replace or delete ``entry``. Raises Unauthorized or Forbidden."""
+    """Check that the caller may replace or delete ``entry``. Raises Unauthorized or Forbidden."""
     decide_target(call.principal, DELETE, space.target)
     if not space.is_default:
         return
@@ -40,7 +40,7 @@ def may_remove(call: Call, space: Space, entry: Entry) -> None:
         decide_target(call.principal, DELETE, Target(owner, space.name, noun=noun))
     except Forbidden as refusal:
         try:
-            # As if it were nobody's: then it is the administrators'.
+            # A file without an owner is for administrators.
             decide_target(call.principal, DELETE, Target(None, space.name, noun=noun))
         except Forbidden:
             raise refusal from None

@@ -9,7 +9,7 @@ from control.identity.access import PRIVATE, PUBLIC_VISIBILITY, Target
 from control.records import Schema, Table, Txn
 from control.storage.names import DEFAULT
 
-#: Of the file system: every storage namespace has its directory below.
+#: The directory in the file system that has a directory for each storage namespace.
 ROOT = "/storage"
 
 
@@ -20,7 +20,7 @@ class Space(msgspec.Struct, array_like=True, frozen=True):
     #: 8 hex digits. A name that is taken again after a deletion has another one, so
     #: the files of the first can never show up in the second.
     id: str
-    #: None: nobody's, after its owner was deleted; and ``default``.
+    #: None: without an owner, as ``default`` is, and others whose owner was deleted.
     owner_id: str | None
     visibility: int
     hidden: bool
@@ -30,7 +30,7 @@ class Space(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def directory(self) -> str:
-        """Where its files are."""
+        """The directory of its files."""
         return f"{ROOT}/{self.name}.{self.id}"
 
     @property
@@ -78,6 +78,6 @@ STORAGE = Schema("storage", 1, [spaces])
 
 
 def disown(txn: Txn, user_id: str) -> None:
-    """What the deletion of a user leaves: nobody's, and only for administrators."""
+    """The deletion of a user leaves his storage namespaces private and without an owner."""
     for space in list(spaces.by(txn, "owner", user_id)):
         spaces.put(txn, replace(space, owner_id=None, visibility=PRIVATE))

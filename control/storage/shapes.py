@@ -1,4 +1,4 @@
-"""What requests ask and answers say, in JSON. The documentation is made of these."""
+"""The JSON of requests and answers. The documentation is made of these types."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class FileInfo(msgspec.Struct):
 
 
 class AdminFileInfo(FileInfo):
-    #: Who uploaded it.
+    #: The uploader.
     owner_id: str | None
 
 
 class Done(msgspec.Struct):
-    """It is done, to what has this name."""
+    """The name of the file or storage namespace that was changed."""
 
     name: str
     status: str = "ok"

@@ -1,4 +1,4 @@
-"""Storage namespaces: made, changed, listed, deleted; and put right after a crash.
+"""Storage namespaces: create, change, list, delete; and repair after a crash.
 
 A storage namespace is a row and a directory of the file system, and two stores
 cannot change in one step. So the row decides, and the directory follows:
@@ -49,7 +49,7 @@ from gfs.errors import GfsError, NotFound
 
 log = logging.getLogger(__name__)
 
-#: Storage namespaces looked at before others are served: some milliseconds.
+#: Storage namespaces read before other tasks run: some milliseconds.
 PAGE_ROWS = 256
 #: How long the steps after a committed row may take when the client has left.
 FOLLOW_UP_SECONDS = 30.0
@@ -72,7 +72,7 @@ class Spaces:
     # --- looking ------------------------------------------------------------------
 
     def get(self, name: str) -> Space:
-        """Raises NoSuchThing. What is being deleted is gone."""
+        """The storage namespace. Raises NoSuchThing, also while it is being deleted."""
         with self._records.read() as txn:
             space = spaces.get(txn, name)
         if space is None or space.deleting:
@@ -105,7 +105,7 @@ class Spaces:
         return self._infos(find, after)
 
     def every(self) -> AsyncGenerator[SpaceInfo, None]:
-        """All there are, by name."""
+        """All storage namespaces, by name."""
         return self._infos(lambda txn, after: spaces.scan(txn, after=after), "")
 
     async def _infos(
@@ -125,7 +125,7 @@ class Spaces:
             await trio.lowlevel.checkpoint()
 
     def infos(self, chosen: Iterable[Space]) -> list[SpaceInfo]:
-        """With how many files each has."""
+        """All storage namespaces with their numbers of files."""
         with self._control.ledger.read() as txn:
             return [_info(space, max(0, count(txn, "s", space.id).files)) for space in chosen]
 
@@ -180,7 +180,7 @@ class Spaces:
         return self.infos([await self._records.write(change)])[0]
 
     async def delete(self, call: Call) -> None:
-        """Gone for everybody when this returns, all files at once."""
+        """Delete it with all files, in one step: on return nobody sees it any more."""
         space = self._changeable(call, "deleted")
         _ = self._cluster.fs
         if not await self._records.write(lambda txn: _mark_deleting(txn, space)):
@@ -191,7 +191,7 @@ class Spaces:
             except RecordsFailed:
                 raise
             except GfsError as error:
-                # It is deleted; that the name is free again has to wait for the repair.
+                # It is deleted; the repair will free its name.
                 log.warning("files of storage namespace %s: %s", space.name, error)
 
     def _changeable(self, call: Call, what: str) -> Space:
@@ -202,7 +202,7 @@ class Spaces:
         return space
 
     async def _know(self, space: Space) -> None:
-        """There is nothing in it yet."""
+        """Add the counts of a new, empty storage namespace."""
         await self._control.ledger.records.write(
             partial(add_space, space_id=space.id, is_counted=True)
         )
@@ -228,7 +228,7 @@ class Spaces:
     # --- repair -------------------------------------------------------------------
 
     async def make_default(self) -> None:
-        """The row of ``default``, if it is not there."""
+        """Create the row of ``default`` if it does not exist."""
         with self._records.read() as txn:
             if spaces.get(txn, DEFAULT) is not None:
                 return

@@ -1,4 +1,4 @@
-"""What requests ask and answers say, in JSON. The documentation is made of these."""
+"""The JSON of requests and answers. The documentation is made of these types."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gfs.client import Entry
 Header = Callable[[str], str | None]
 
 TAGS_MAX = 256
-#: One of a list, in which there may be empty places.
+#: One element of a list, which may have empty ones.
 _tag = re.compile(r'[\s,]*((?:W/)?"[\x21\x23-\x7e\x80-\U0010ffff]*")\s*(?:,|$)')
 
 

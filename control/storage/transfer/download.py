@@ -40,7 +40,7 @@ Body = AsyncGenerator[bytes | memoryview, None]
 async def send(
     call: Call, fs: Client, space: Space, path: str, transfer: Transfer, *, inline: bool
 ) -> Response:
-    """The answer to GET or HEAD. Everybody has been asked whether it may be read."""
+    """The answer to GET or HEAD. The caller has checked that it may be read."""
     for _ in range(REOPENED_MAX):
         try:
             return await _send(call, fs, space, path, transfer, inline)
@@ -89,7 +89,7 @@ async def _open(fs: Client, full: str) -> ExistingFile:
 
 
 class _Answer:
-    """All the answers there can be to a request for one file."""
+    """The possible answers to a request for one file."""
 
     def __init__(self, entry: Entry, space: Space, name: str, inline: bool) -> None:
         self.validators = Validators.of(entry)

@@ -25,7 +25,7 @@ from control.errors import BadRequest
 FORM = "multipart/form-data"
 #: The name of the part with the file.
 FIELD = "file"
-#: Others are skipped, but not without end.
+#: Other parts are skipped, up to this many.
 OTHERS_MAX = 1000
 HEADER_BYTES_MAX = 4096
 HEADERS_MAX = 8
@@ -78,7 +78,7 @@ class FormReader:
         self._has_file = False
 
     def feed(self, piece: bytes) -> Iterator[Event]:
-        """What ``piece`` brings. To be used up before the next is fed."""
+        """The events in ``piece``. Consume them before the next call."""
         if self._head is not None:
             piece = self._begin(self._head + piece)
         if not piece:

@@ -1,4 +1,4 @@
-"""How far a transfer is, for whoever started it: Server-Sent Events.
+"""The progress of transfers, for the users who started them: Server-Sent Events.
 
 A few times a second one task writes to :class:`Volatile` how far those transfers are
 that were given an id; there every worker process finds it, and a listener looks
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 0.2
 POLL_SECONDS = 0.2
-#: When all bytes are there the end is near, and an upload waits for who listens.
+#: An upload that has all bytes waits for its listeners, which look more often then.
 END_POLL_SECONDS = 0.02
-#: So long at most.
+#: At most so long.
 HEARD_SECONDS = 1.0
-#: The last state is kept so long, for those who come late.
+#: The last state is kept so long, for late listeners.
 KEEP_SECONDS = 60.0
 #: A state not renewed for so long is of a process that died: nothing stalls longer.
 LIVE_SECONDS = 150.0
-#: A listener may come before its transfer, so much.
+#: A listener may come this long before its transfer.
 WAIT_SECONDS = 600.0
 #: Listeners of one transfer; its end waits for the latest of them.
 LISTENERS_MAX = 64
@@ -79,7 +79,7 @@ class Transfers:
         self._ends: WeakValueDictionary[str, trio.Event] = WeakValueDictionary()
 
     def end(self, transfer_id: str) -> trio.Event:
-        """Is set when the transfer ends, if it is of this process."""
+        """An event that is set when the transfer ends, if it is of this process."""
         return self._ends.setdefault(transfer_id, trio.Event())
 
     def begin(self, call: Call, query_id: str, direction: str, total: int = 0) -> Transfer:
@@ -194,13 +194,13 @@ class Transfer:
         try:
             self._volatile.put(_KIND, self._id, state, ttl_seconds=ttl)
         except GfsError as problem:
-            # The bytes matter more than how many there were.
+            # A transfer does not fail because its progress cannot be published.
             log.warning("the progress of a transfer cannot be published: %s", problem)
         if done:
             self._transfers.note_end(self._id)
 
     def _is_taken(self) -> bool:
-        """Whether another user's transfer has this id: it is not to be disturbed."""
+        """Whether another user's transfer has this id: then this one is not published."""
         try:
             known = self._volatile.get(_KIND, self._id, State)
         except GfsError as problem:

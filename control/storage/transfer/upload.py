@@ -55,7 +55,7 @@ Reserve = Callable[[int, int, Limits], Awaitable[None]]
 
 @dataclass(frozen=True)
 class UploadRequest:
-    """What is to be stored where, as the request says."""
+    """The destination and conditions of an upload, as the request gives them."""
 
     space: str
     #: The file's path; None: the form has its name.
@@ -104,7 +104,7 @@ class Upload:
         self._expected_bytes = (size if size is not None or form else length) or 0
         self._transfer = transfers.begin(call, request.transfer_id, "upload", self._expected_bytes)
         self._fs = cluster.fs
-        #: Of the file, as the client announced it.
+        #: The length of the file that the client announced.
         self._size = size
         self._space: Space | None = None
         self._path = ""
@@ -113,7 +113,7 @@ class Upload:
         self._expect: int | None = None
         #: What the upload replaces, as far as it is known.
         self._there: Entry | None = None
-        #: It has no room beside that.
+        #: There is room only in place of the replaced file.
         self._instead = False
         #: How long the file may get with what is reserved.
         self._covered = 0
@@ -168,7 +168,7 @@ class Upload:
             if there.kind == "file":
                 return there
         try:
-            # An empty folder is one that a deletion had no time to take away.
+            # A deletion had no time to remove this empty folder.
             await self._fs.delete(full, expect=there.inode)
         except (DirectoryNotEmpty, FileChanged):
             raise Conflict(f"{self._path} is a folder") from None
@@ -178,7 +178,7 @@ class Upload:
 
     def _check_room(self, length: int) -> None:
         """Refuse a file of this length if there is no room for it. Nothing is reserved yet:
-        what it replaces may be known later. Raises TooLarge, QuotaReached."""
+        the replaced file may be known later. Raises TooLarge, QuotaReached."""
         user_id = self._call.user.user_id
         with self._control.ledger.read() as txn:
             used, reserved = used_by(txn, user_id).bytes, count(txn, "r", user_id).bytes
@@ -238,8 +238,8 @@ class Upload:
                 raise NoSuchThing(f"there is no storage namespace {space.name}") from None
 
     async def _reserve_first(self, claim: Claim) -> None:
-        """All that may be needed, if that is known; a form may have a little more than its
-        file, so that one without room is taken piece by piece."""
+        """Reserve all that may be needed, if it is known. A form is a little longer than its
+        file: if it does not fit, room is reserved piece by piece."""
         try:
             await self._reserve(claim, claim.reserve, self._expected_bytes or self._form_bytes or 0)
         except (QuotaReached, TooLarge):
@@ -276,7 +276,7 @@ class Upload:
         await file.write(piece)
 
     async def _publish(self, claim: Claim, file: NewFile) -> None:
-        """Not given up when the client leaves now: then nobody would know how it ended."""
+        """Shielded: if the client leaves now, the outcome must still be recorded."""
         assert self._space is not None
         space = self._space
         if self._instead and self._there is not None:
