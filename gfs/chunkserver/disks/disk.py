@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 #: A disk with a call that runs for longer than this reports itself slow.
 SLOW_SECONDS = 5.0
-#: How often it is looked at which calls have not returned.
+#: How often calls that have not returned are looked for.
 TICK_SECONDS = 0.5
 
 #: Errors that are about space, one name, or this process, and not about the disk.
@@ -115,7 +115,7 @@ class Disk:
         self._settings = settings
         self._boot = boot
         self._on_failure = on_failure
-        #: Its own, of its identity file.
+        #: The disk's id, in its identity file.
         self.id = ""
         #: Whether the server's record was written to it, by this process.
         self.is_recorded = False
@@ -129,11 +129,11 @@ class Disk:
         self.hung = False
         #: A call has met an error of the disk, if only after it was abandoned.
         self.has_refused = False
-        #: It was not used for a while: what is on it may be older than what is in the page
-        #: cache, or in the cache's time was (see gfs.chunkserver.disks.loading).
+        #: The disk failed: what is on it may be older than what the page cache has, or had
+        #: (see gfs.chunkserver.disks.loading).
         self.is_suspect = False
         self.limiter = trio.CapacityLimiter(settings.disk_threads)
-        #: What is below is there once it was opened.
+        #: The attributes below exist once the disk was opened.
         self.files: FileSystem
         self.device = 0
         self.lock: File | None = None
@@ -141,7 +141,7 @@ class Disk:
         self.intents: Intents
         #: Set when the sync under way of the journal, or of the intent records, ends.
         self.syncing: dict[Journal | Intents, trio.Event] = {}
-        #: Wakes who saves what a full journal has.
+        #: Wakes the task that saves what a full journal holds.
         self.to_save = trio.Event()
         self.room = trio.lowlevel.ParkingLot()
         self.chunks = 0
@@ -157,10 +157,10 @@ class Disk:
         self.running: dict[int, Call] = {}
         self._numbers = itertools.count()
         self._scopes: set[trio.CancelScope] = set()
-        #: Set when it is not used any more; when nothing of it is open any more.
+        #: Set when it is no longer used; when all its files are closed.
         self.ended = trio.Event()
         self.closed = trio.Event()
-        #: Wakes who moves its replicas away.
+        #: Wakes the task that moves its replicas to other disks.
         self.to_drain = trio.Event()
         #: Set when the probe that is under way ends.
         self._probed: trio.Event | None = None
@@ -193,7 +193,7 @@ class Disk:
         return self.free_bytes - self.written_bytes >= reserve_bytes
 
     def measure(self) -> None:
-        """Blocks. Look at its space. Raises ``OSError``, too if it was made read-only."""
+        """Blocks. Measure its space. Raises ``OSError``, also if it was remounted read-only."""
         space = self.files.space(self.path)
         if space.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
@@ -214,7 +214,7 @@ class Disk:
         is_used = not self.down
         reason = self.reason
         if self.draining and self.stuck and is_used:
-            reason = f"{self.stuck} replicas wait: the server's other disks have no room for them"
+            reason = f"{self.stuck} replicas stay: the server's other disks have no room for them"
         return DiskReport(
             path=self.path,
             id=self.id,
@@ -243,7 +243,7 @@ class Disk:
             try:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 try:
-                    # As a rule nobody waits: the task is scheduled once, for the call.
+                    # Usually no task waits: this one is scheduled once, for the call.
                     self.limiter.acquire_on_behalf_of_nowait(borrower)
                 except trio.WouldBlock:
                     await self.limiter.acquire_on_behalf_of(borrower)
@@ -286,8 +286,8 @@ class Disk:
             raise
 
     async def _probe(self) -> None:
-        """A read has failed: find out whether the disk has, before anybody takes the replica
-        for damaged."""
+        """After a failed read: find out whether the disk has failed, before the replica counts
+        as damaged."""
         if self._probed is not None:
             await self._probed.wait()
             return
@@ -321,7 +321,8 @@ class Disk:
         return DiskFailed(f"the disk {self.path} of this chunkserver is {self.down}: {self.reason}")
 
     def take(self, error: OSError) -> None:
-        """A call to the disk ended with this: count it, and draw the consequence."""
+        """Count an error that ended a call to the disk, and fail the disk if the error
+        requires it."""
         if not is_of_disk(error):
             return
         self.errors += 1
@@ -343,8 +344,8 @@ class Disk:
 
     @property
     def may_have_lost(self) -> bool:
-        """Of one that is not used any more: whether what was written, and not synced, may
-        not have reached it. What only took long did."""
+        """Whether an unused disk may have lost writes that were not synced. One whose calls
+        only took too long has lost none."""
         return not self.hung or self.has_refused
 
     def fail(self, state: str, reason: str) -> None:
@@ -354,7 +355,7 @@ class Disk:
             self._on_failure(self)
 
     def end(self, state: str, reason: str) -> None:
-        """As :meth:`fail`, and nobody is to know."""
+        """As :meth:`fail`, without the call of ``on_failure``."""
         self.down, self.reason = state, reason
         for scope in list(self._scopes):
             scope.cancel()
@@ -371,23 +372,23 @@ class Disk:
             self._close_rest()
 
     def close_files(self) -> None:
-        """Blocks. Close what was put off, and of a disk that is given up everything. No
-        thread may be using any of it."""
+        """Blocks. Close the files that were put off; of a disk that is given up, all files. No
+        thread may be using any of them."""
         while self._to_close:
-            # Nothing that is not synced was promised; and another thread may do the same.
+            # No unsynced write was promised; another thread may close the same file.
             with contextlib.suppress(OSError, IndexError):
                 self._to_close.pop().close()
 
     def end_closing(self, close_rest: Callable[[], object]) -> None:
-        """All is closed, but for what somebody still uses: ``close_rest`` is called when that
-        can be closed, too."""
+        """All is closed except the files that somebody still uses: ``close_rest`` is called
+        when they can be closed, too."""
         self.closed.set()
         self._close_rest = close_rest
         if self._to_close:
             close_rest()
 
     def close(self) -> None:
-        """Blocks. As :meth:`close_files`, and everything else that is open."""
+        """Blocks. As :meth:`close_files`, and close everything else that is open."""
         self.close_files()
         if self.is_open:
             self.journal.close()
@@ -400,7 +401,8 @@ class Disk:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Whoever keeps the error of a failed call does not keep what that had open."""
+    """Drop the frames of a failed call's error, so that who keeps the error does not keep the
+    call's open files."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -410,7 +412,7 @@ _UNLIMITED = trio.CapacityLimiter(float("inf"))
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Whether it is about the disk, and not about space, one name or this process."""
+    """Whether the error is about the disk, and not about space, one name or this process."""
     return not isinstance(error, (GfsError, ConnectionError)) and error.errno not in _HARMLESS
 
 

@@ -1,4 +1,4 @@
-"""Who this chunkserver is, kept on each of its disks, and what it must not forget.
+"""The identity of this chunkserver, on each of its disks, and what must survive a restart.
 
 ``server.json`` holds the server's id, the cluster it belongs to, how often it
 was started (its incarnation), the highest term of a master it registered with,
@@ -37,7 +37,7 @@ NAMES = (NAME, f"{NAME}.copy")
 LOCK = "lock"
 #: A record is far smaller.
 RECORD_BYTES_MAX = 1024 * 1024
-#: Damaged replicas remembered over a restart.
+#: Damaged replicas that are kept over a restart, at most.
 DAMAGED_MAX = 1000
 
 REMOVED = "removed"
@@ -94,7 +94,7 @@ def encode_server(record: ServerRecord) -> bytes:
 
 
 def decode_server(data: bytes) -> ServerRecord:
-    """Raises ``ValueError`` if it is not what :meth:`encode_server` made."""
+    """Raises ``ValueError`` unless :meth:`encode_server` made ``data``."""
     fields = data[:-_SUM_BYTES]
     if data[len(fields) :] != _SUM % block_sum(fields).hex().encode():
         raise ValueError("it fails its checksum")
@@ -106,11 +106,8 @@ def decode_server(data: bytes) -> ServerRecord:
 
 def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
     """The newer copy of the record in a directory; None if there is none, or no directory.
-    Changes nothing.
-
-    Raises, if there are some and none is good: ReadFailed if one cannot be read, else
-    DamagedRecord. Also ``OSError``.
-    """
+    Changes nothing. If there are copies and none is valid, raises ReadFailed when one cannot
+    be read, else DamagedRecord. Also raises ``OSError``."""
     found: list[ServerRecord] = []
     wrong: list[str] = []
     refused: ReadFailed | None = None
@@ -128,12 +125,12 @@ def read_record(files: FileSystem, directory: str) -> ServerRecord | None:
     if wrong and not found:
         raise refused or DamagedRecord("; ".join(wrong))
     for each in wrong:
-        log.error("%s: the other copy is used", each)
+        log.error("%s: using the other copy", each)
     return max(found, key=_age, default=None)
 
 
 def _read_any(files: FileSystem, directory: str) -> ServerRecord | None:
-    """As :func:`read_record`, and it may be the older copy: whose disk this is both say."""
+    """As :func:`read_record`, but possibly the older copy: both name the disk's owner."""
     try:
         return _read_one(files, f"{directory}/{NAME}")
     except (FileNotFoundError, ReadFailed, ValueError):
@@ -156,8 +153,8 @@ def _read_one(files: FileSystem, path: str) -> ServerRecord:
 
 def save_record(disk: Disk, record: ServerRecord) -> None:
     """The record is on the disk, synced, when this returns. Raises ``OSError``, and
-    MissingDisk if one was there before and is not any more: a directory that was emptied
-    must not look as if it were the disk."""
+    MissingDisk if there was one before and is none now: an emptied directory must not look as
+    if it were the disk."""
     reason = check_disk(disk, record.id) if disk.is_recorded else ""
     if reason:
         raise MissingDisk(reason)
@@ -176,24 +173,24 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
 
 
 def take_disk(disk: Disk, found: ServerRecord | None) -> None:
-    """Open and lock the directory in which ``found`` was read; make it if that is None,
-    and it is not there.
-
-    Raises MissingDisk if something else is there by now, if another chunkserver uses it,
-    or if a new one would be made where another file system is to be mounted; ``OSError``.
-    """
+    """Open and lock the directory in which ``found`` was read; if that is None, make it if it
+    does not exist. Raises MissingDisk if something else is there by now, if another
+    chunkserver uses it, or if it would be made where another file system is to be mounted;
+    ``OSError``."""
     files = disk.world.files
     if found is None:
         if files.awaits_mount(disk.path):
-            raise MissingDisk("the system's fstab has a file system for it, which is not mounted")
+            raise MissingDisk(
+                "/etc/fstab has a file system for this path, which is not mounted: mount it first"
+            )
         files.make_directories(disk.path)
         files.sync_directory(disk.path.rstrip("/").rpartition("/")[0] or "/")
     try:
         disk.open()
     except FileNotFoundError:
-        raise MissingDisk("there is no directory any more") from None
+        raise MissingDisk("the directory does not exist any more") from None
     if _owner(_read_any(disk.files, disk.path)) != _owner(found):
-        raise MissingDisk("a file system was mounted or unmounted there a moment ago")
+        raise MissingDisk("a file system was mounted or unmounted there just now: try again")
     try:
         disk.lock = disk.files.lock(f"{disk.path}/{LOCK}")
     except BlockingIOError:
@@ -203,22 +200,22 @@ def take_disk(disk: Disk, found: ServerRecord | None) -> None:
 
 
 def _owner(record: ServerRecord | None) -> tuple[str, str] | None:
-    """Whose disk it is, and which."""
+    """The server and the disk that the record names."""
     return None if record is None else (record.id, record.disk)
 
 
 def check_disk(disk: Disk, server: str) -> str:
-    """Blocks. Why what is at the disk's path, as it is visible now, is not this disk;
-    empty if it is. Raises ``OSError``: the disk is there and refuses."""
+    """Blocks. The reason why the directory that is visible at the disk's path now is not this
+    disk; empty if it is. Raises ``OSError`` if the disk is there and refuses."""
     files = disk.world.files
     try:
         if files.device(disk.path) != disk.device:
             return "another file system is mounted there, or it was unmounted"
         record = _read_any(files, disk.path)
     except (FileNotFoundError, NotADirectoryError):
-        return "there is no directory any more"
+        return "the directory does not exist any more"
     except DamagedRecord:
-        return ""  # written anew with the next change; nobody else's has its id
+        return ""  # rewritten with the next change; no other disk has its id
     if record is None:
         return f"its {NAME} is gone: it was unmounted, or emptied"
     if record.id != server or record.disk not in ("", disk.id):
@@ -239,7 +236,7 @@ class Identity:
 
     @property
     def remembers(self) -> bool:
-        """Whether the next start knows of the present cluster and term. A disk that did not
+        """Whether the next start will know the present cluster and term. A disk that did not
         take them is full, or has failed."""
         return self._saved == (self.record.cluster, self.record.term)
 
@@ -248,8 +245,8 @@ class Identity:
         self._saved = (record.cluster, record.term)
 
     def begin(self, world: World, found: Mapping[str, ServerRecord]) -> None:
-        """Take the newest record of this server of those ``found``, by directory; or make
-        one. Raises StartupError if it cannot be told which server this is."""
+        """Take the newest of this server's records ``found``, by directory; or make one.
+        Raises StartupError if the server's identity is ambiguous."""
         if found:
             server = which_server(found)
             own = [record for record in found.values() if record.id == server]
@@ -265,21 +262,21 @@ class Identity:
         self.record.incarnation = max(self.record.incarnation + 1, now)
 
     def at(self, path: str) -> DiskRecord | None:
-        """What is known of the disk at a path."""
+        """The record of the disk at a path."""
         return next((disk for disk in self.record.disks if disk.path == path), None)
 
     def drop(self, path: str) -> None:
-        """Nothing is known of the disk at that path any more."""
+        """Remove the record of the disk at that path."""
         self.record.disks = [each for each in self.record.disks if each.path != path]
 
     def keep(self, path: str, known: DiskRecord | None) -> None:
-        """No disk took the place of the one that was ``known`` there: a mount that is away
-        must not look like a new, empty disk."""
+        """No disk replaced the one that was ``known`` there: the directory below a missing
+        mount must not be taken for a new, empty disk."""
         if known is not None and self.at(path) is None:
             self.record.disks.append(known)
 
     def put(self, disk: Disk, state: str = "") -> None:
-        """The disk is one of the server's, at its path and no other."""
+        """Record the disk as one of the server's, at its path and at no other."""
         others = [
             each
             for each in self.record.disks
@@ -288,15 +285,15 @@ class Identity:
         self.record.disks = [*others, DiskRecord(disk.id, disk.path, state)]
 
     def suspect(self, path: str) -> None:
-        """Until the disk at ``path`` is read again, and :meth:`put`."""
+        """Record that the disk at ``path`` failed, until it is read again, and :meth:`put`."""
         for disk in self.record.disks:
             disk.doubted = disk.doubted or disk.path == path
 
 
 def which_server(found: Mapping[str, ServerRecord]) -> str:
-    """Whose the records in these directories are: the server's that has most of its disks
-    where it knows them to be, or of several the one that has most disks here. Raises
-    StartupError if that are two."""
+    """The server that these directories belong to: the one that has most of its disks where
+    its record says they are, or, of several, the one with most disks here. Raises StartupError
+    if two servers have the same number."""
     claims: dict[str, tuple[int, int]] = {}
     for record in found.values():
         own = {path: each for path, each in found.items() if each.id == record.id}
@@ -309,7 +306,7 @@ def which_server(found: Mapping[str, ServerRecord]) -> str:
         raise StartupError(
             "these directories belong to different chunkservers: "
             + ", ".join(f"{path} to {record.id}" for path, record in found.items())
-            + ": name those of one server with --dir"
+            + ": name only the directories of one server with --dir"
         )
     return servers[0]
 
@@ -321,8 +318,8 @@ def name_disk(
     found: ServerRecord | None,
     taken: Mapping[str, Disk],
 ) -> str:
-    """The id of a disk of ``server`` at whose path ``known`` is expected and ``found`` is;
-    ``taken`` are the other disks, by id. Raises MissingDisk if it is not the one."""
+    """The id of a disk of ``server``: at its path ``known`` is expected and ``found`` was
+    read; ``taken`` are the other disks, by id. Raises MissingDisk if it is another disk."""
     if found is None:
         if known is not None and known.state != REMOVED:
             raise MissingDisk(f"its {NAME} is gone: it is not mounted, or was emptied")

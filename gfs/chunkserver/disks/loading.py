@@ -1,18 +1,17 @@
 """Reading a disk: which replicas are on it, at a start or when it comes back.
 
-A disk is read by itself, by threads that share nothing with other disks: what its redo
-journal has is done again, what its write-intent records say is taken into account, and
-the outcome is a plain table. The store takes the table over in the loop's thread and
-decides between two disks that have the same replica.
+A disk is read by itself, by threads that share nothing with other disks: its redo journal
+is replayed, its write-intent records are applied, and the outcome is a plain table. The store
+adopts the table in the loop's thread and decides between two disks that have the same replica.
 
-*A disk that failed* may have lost what was written to it and not synced, without a power
-cut: Linux tells of a failed write-back once and counts the pages as written, and a device
-that was away comes back without what never reached it, in the same boot of the machine. So
-what the page cache has of its files is dropped before they are read, and what was marked
-as being written (:mod:`gfs.chunkserver.files.intents`) is doubted as after a power cut. That a disk
-has failed is kept on the server's other disks, for a start that comes before it is read. A
-server that has one disk alone forgets it at a restart. A call that took too long, and
-then ended well, has lost nothing.
+*A disk that failed* may have lost unsynced writes without a power cut: Linux reports a failed
+write-back once and counts the pages as written, and a device that was away comes back without
+what never reached it, in the same boot of the machine. So the page cache of its files is
+dropped before they are read, and replicas with a write-intent record
+(:mod:`gfs.chunkserver.files.intents`) are possibly stale as after a power cut. The server's
+other disks record that a disk has failed, for a start that comes before it is read. A server
+with one disk alone does not know it after a restart. A call that took too long, and then
+succeeded, has lost nothing.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ class Contents:
         self.replicas: dict[int, Found] = {}
         #: Replicas whose heads are damaged or cannot be read.
         self.unreadable: set[int] = set()
-        #: Replicas that lost the version which they were granted, and cannot be given it.
+        #: Replicas that lost the version that they were granted, and cannot be raised to it.
         self.unfit: set[int] = set()
-        #: Replicas that may lack something, and the records that say so.
+        #: Possibly stale replicas, and their write-intent records.
         self.possibly_stale: dict[int, Intent] = {}
 
 
 def read_disk(disk: Disk) -> Contents:
-    """Make the directories, read all heads, do again what the redo journal says. Blocks,
-    in many small calls. Raises ``OSError`` if the disk cannot be used."""
+    """Make the directories, read all heads, replay the redo journal. Blocks, in many small
+    calls. Raises ``OSError`` if the disk cannot be used."""
     return _Reader(disk).read()
 
 
@@ -90,7 +89,7 @@ class _Reader:
             report_progress()
             if not redos[0].base:
                 self._unnamed(handle, redos)
-        # The records of it go now: that these files are gone must be on the disk.
+        # The journal is emptied now: the deletions of these files must be on the disk.
         folders = {disk.folder(handle) for handle in records.deleted}
         if not records.is_whole:  # or anywhere
             folders.update(f"{chunks}/{n:02x}" for n in range(256))
@@ -112,17 +111,17 @@ class _Reader:
         return self._contents
 
     def _drop_cached(self, path: str) -> None:
-        """Of a disk that failed: what is read of a file from now on is on the disk."""
+        """Of a failed disk: what is read of a file from now on is on the disk."""
         if self._disk.is_suspect and self._files.exists(path):
             file = self._files.open(path, "r")
             file.drop_cached()
             file.close()
 
     def _suspect_all(self, what: str) -> None:
-        """Some record on the disk cannot be read, and may be any replica's."""
+        """A record that cannot be read may be any replica's."""
         disk = self._disk
         log.error(
-            "%s: damaged: all replicas on this disk are doubted",
+            "%s is damaged: all replicas on this disk are possibly stale",
             what,
             extra=event("notes_damaged", disk=disk.path),
         )
@@ -130,8 +129,8 @@ class _Reader:
             disk.intents.put_unknown(handle, found.version)
 
     def _suspect(self) -> None:
-        """The power was lost since some replicas were marked, or nobody knows which ones
-        were: they may lack something."""
+        """Replicas with a write-intent record of an earlier boot, or of an unknown one, are
+        possibly stale."""
         disk, contents = self._disk, self._contents
         for intent in disk.intents.all():
             found = contents.replicas.get(intent.handle)
@@ -153,7 +152,7 @@ class _Reader:
             )
 
     def _raise_version(self, intent: Intent) -> None:
-        """It was granted that version, and has lost it."""
+        """The replica was granted that version, and lost it with the power."""
         report_progress()
         disk = self._disk
         path = disk.chunk_path(intent.handle)
@@ -182,7 +181,7 @@ class _Reader:
             try:
                 handle = int(stem, 16)
             except ValueError:
-                log.warning("%s is not a chunk file: left alone", path)
+                log.warning("%s is not a chunk file: ignored", path)
                 continue
             if kind == "chunk":
                 deleted = records.deleted.get(handle, 0)
@@ -199,7 +198,7 @@ class _Reader:
         return state is not None and state.sequence < sequence
 
     def _unnamed(self, handle: int, records: list[Redo]) -> None:
-        """A replica made shortly before a power cut, which its name did not survive."""
+        """A replica made shortly before a power cut that lost its name."""
         path = self._disk.chunk_path(handle)
         self._files.make_directories(path.rpartition("/")[0])
         self._files.open(path, "create").close()
@@ -211,13 +210,13 @@ class _Reader:
             self._drop_cached(path)
             state = self._recover(path, handle, records)
             if state is None:
-                unlink_for_good(self._files, path)  # never acknowledged to anybody
+                unlink_for_good(self._files, path)  # never acknowledged
                 return
             self._check_saved(handle, state)
         except (CorruptReplica, ReadFailed) as error:
             log.error("%s: %s", path, error)
             self._has_failed = self._has_failed or isinstance(error, ReadFailed)
-            if records:  # which go now
+            if records:  # they are removed from the journal now
                 disk.intents.put_incomplete(handle, records[-1].sequence)
             self._contents.unreadable.add(handle)
             return
@@ -229,9 +228,7 @@ class _Reader:
         intent = intents.get(handle)
         if intent is not None and intent.is_incomplete:
             if state.sequence < intent.boot:
-                raise CorruptReplica(
-                    f"chunk {handle:016x}: what was last written could not be saved"
-                )
+                raise CorruptReplica(f"chunk {handle:016x}: its newest states could not be saved")
             intents.remove(handle)
 
     def _recover(self, path: str, handle: int, records: list[Redo]) -> State | None:
@@ -247,8 +244,8 @@ class _Reader:
             except OSError as error:
                 if not chunk.is_unsound:
                     raise
-                # Perhaps only now somebody is told of what failed long ago: each file's
-                # failure is told once, and they must not fail one start after another.
+                # The kernel may report only now what failed long ago: once for each file, and
+                # one start after another must not fail for it.
                 raise CorruptReplica(
                     f"chunk {handle:016x}: a sync of it failed: {error}"
                 ) from error
@@ -258,6 +255,6 @@ class _Reader:
 
 
 def unlink_for_good(files: FileSystem, path: str) -> None:
-    """Where no journal will tell of it."""
+    """Delete a file without a tombstone: its name is gone from the disk when this returns."""
     files.unlink(path)
     files.sync_directory(path.rpartition("/")[0])

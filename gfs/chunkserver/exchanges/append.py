@@ -6,27 +6,26 @@
     client ─records─┼─> queue ─> one exchange (gfs.chunkserver.exchanges.write) ─> all replicas
     client ─records─┘       its offsets are chosen when its turn comes
 
-*Group commit.* What arrives while an exchange is under way waits, and goes with the
-next one, together: the fixed price (two thread hops, one round trip down the chain,
-the writes of sums and slot) is paid for a batch, not for each record. The first who
-waits carries the batch; no task is started.
+*Group commit.* Requests that arrive while an exchange is under way wait, and go together
+with the next one: the fixed cost (two thread hops, one round trip down the chain, the
+writes of sums and slot) is paid for a batch, not for each record. The first waiting
+request's task carries the batch; no task is started.
 
 *Gathering.* Clients that wait for each answer would fall into two halves, each of
-which waits while the other one is carried, and pay the fixed price twice. So a small
-batch first waits until as many have come as were in the last exchange and behind it,
-for no longer than that took: their answers come no later than they would in halves.
-A client alone waits for nobody.
+which waits while the other one is carried, and pay the fixed cost twice. So a small
+batch first waits until as many requests have come as were in the last exchange and behind
+it, for no longer than that took: their answers come no later than they would in halves.
+A single client waits for no other.
 
-*Atomic.* A record is acknowledged when the exchange with all of it has been, by every
-replica; until then nobody was told that it is there. One whose exchange broke off may
-be there, in whole or in part, or not: its client tries again, and a reader tells by
-the frame (:mod:`gfs.protocol.records`).
+*Atomic.* A record is acknowledged when every replica has acknowledged the exchange with all
+of it. A record whose exchange was cut short may be there, in whole or in part, or not: its
+client tries again, and a reader recognizes it by the frame (:mod:`gfs.protocol.records`).
 
 *Level.* The offset is the primary's length, so all replicas must have that length: see
 :mod:`gfs.chunkserver.exchanges.write`.
 
-*Full.* A record that does not fit into the rest of the chunk is for the next one:
-the rest becomes a hole, on all replicas, and whoever asks is told.
+*Full.* A record that does not fit into the rest of the chunk goes to the next chunk: the
+rest becomes a hole, on all replicas, and the answer says so.
 
 *Bounds.* Bodies of all appends of one server: ``WAITING_BYTES_MAX``; they are not
 even received before there is room, so the client's send waits. Requests for one
@@ -74,13 +73,13 @@ from gfs.protocol.messages import (
 WAITING_BYTES_MAX = 64 * MIB
 WAITING_MAX = 1024
 BATCH_BYTES = 4 * MIB
-#: A batch that is smaller than this waits for those who are on their way back,
+#: A batch that is smaller than this waits for clients that are about to send again,
 SMALL_BATCH_BYTES = 256 * KIB
 #: for as long as the last exchange took, and not longer than this.
 GATHER_SECONDS_MAX = 0.004
 #: Frames are verified in the loop up to this size: a thread hop costs as much.
 VERIFY_INLINE_BYTES = 1 * MIB
-#: Chunks whose new lengths one heartbeat tells; the others wait for the next.
+#: Chunks whose new lengths one heartbeat reports; the others wait for the next.
 REPORTED_MAX = 1024
 
 
@@ -91,7 +90,7 @@ class Waiting:
         self.request = request
         self.body = body
         self.sizes: list[int] = []
-        #: Set when there is an answer, or when this one is to carry the next batch.
+        #: Set when there is an answer, or when this task is to carry the next batch.
         self.woken = trio.Event()
         self.answer: Message | None = None
 
@@ -100,7 +99,7 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: deque[Waiting] = deque()
         self.led = False
-        #: Set when so many wait; for whoever gathers.
+        #: Set when as many wait as are gathered.
         self.enough = trio.Event()
         self.wanted = 0
 
@@ -110,7 +109,7 @@ class Queue:
             self.enough.set()
 
     async def gather(self, wanted: int, seconds: float) -> None:
-        """Until ``wanted`` wait, but not for longer than that."""
+        """Until ``wanted`` requests wait, for ``seconds`` at most."""
         if len(self.waiting) < wanted:
             self.wanted, self.enough = wanted, trio.Event()
             with trio.move_on_after(seconds):
@@ -128,7 +127,7 @@ class Appends:
         self._room = trio.lowlevel.ParkingLot()
         self._unreported: dict[int, AppendedChunk] = {}
 
-    # --- what the master is told --------------------------------------------------------
+    # --- what is reported to the master -------------------------------------------------
 
     def unreported(self) -> list[AppendedChunk]:
         """Lengths that all replicas have, and that the master may not know yet."""
@@ -174,7 +173,7 @@ class Appends:
             while self._bytes and self._bytes + count > WAITING_BYTES_MAX:
                 await self._room.park()
         if scope.cancelled_caught:
-            raise Busy("too many appends wait here: try again")
+            raise Busy("too many appends wait on this server: try again")
 
     async def _receive(self, connection: BulkConnection, waiting: Waiting) -> None:
         """Small ones came with their request: there is nothing to wait for then."""
@@ -190,12 +189,12 @@ class Appends:
             else:
                 waiting.sizes = await self._node.world.run_blocking(records.split_frames, body)
         except ValueError as error:
-            raise InvalidArgument(f"an append that arrived damaged: {error}") from None
+            raise InvalidArgument(f"the records arrived damaged: {error}") from None
         if not waiting.sizes:
-            raise InvalidArgument("an append of nothing")
+            raise InvalidArgument("an append without a record")
 
     async def _append(self, waiting: Waiting) -> Message:
-        """Carry it, with all that wait, or have it carried."""
+        """Carry the batch with this request, or wait for the task that does."""
         handle = waiting.request.handle
         queue = self._queues.setdefault(handle, Queue())
         if len(queue.waiting) >= WAITING_MAX:
@@ -203,7 +202,7 @@ class Appends:
         queue.add(waiting)
         if queue.led:
             try:
-                # Whoever leads is held to deadlines by its exchange.
+                # The leading task's exchange has deadlines.
                 await waiting.woken.wait()
             except BaseException:
                 if waiting in queue.waiting:
@@ -229,14 +228,14 @@ class Appends:
             self._queues.pop(handle, None)
 
     async def _carry(self, queue: Queue) -> None:
-        """One exchange, for as many as it takes from the queue's head on."""
+        """One exchange, for as many requests as it takes from the queue's head."""
         request = queue.waiting[0].request
         batch = Batch(queue)
         exchange = AppendExchange(self._node, batch, request)
         try:
             await exchange.run()
         except BaseException:
-            lost = "the append was broken off: try again"
+            lost = "the append was cut short: try again"
             batch.failure = Failure(id=0, code=LeaseLost.code, message=lost)
             raise
         finally:
@@ -250,10 +249,9 @@ class Appends:
 
 
 class Batch:
-    """Records that go together: the upstream of their exchange, which stores them as
-    it would what a connection brought."""
+    """Records of one exchange: its upstream, which delivers them as a connection would."""
 
-    #: Those who wait for their records are told one by one.
+    #: Each request has its own.
     answering: Answering | None = None
 
     def __init__(self, queue: Queue) -> None:
@@ -271,7 +269,7 @@ class Batch:
     # --- who gets which place ----------------------------------------------------------
 
     def choose(self, length: int) -> None:
-        """Give those who wait their places, from ``length`` of the chunk on."""
+        """Give the waiting records their places, from ``length`` of the chunk on."""
         at, full = length, False
         pieces: list[memoryview] = []
         while self._may_take(at - length):
@@ -303,22 +301,22 @@ class Batch:
         ) and count < BATCH_BYTES
 
     async def gather(self, wanted: int, seconds: float) -> None:
-        """Wait for so many requests, if it is the fixed price of an exchange that counts."""
+        """Wait for ``wanted`` requests, if the batch is small."""
         if sum(len(waiting.body) for waiting in self._queue.waiting) < SMALL_BATCH_BYTES:
             await self._queue.gather(wanted, seconds)
 
     @property
     def requests(self) -> int:
-        """Those that were taken, and those that came meanwhile."""
+        """How many requests were taken or have come meanwhile."""
         return len(self.taken) + len(self._queue.waiting)
 
     def take_all(self) -> None:
-        """Those who wait for the same chain as the first: they will hear of its end."""
+        """Take all requests for the same chain as the first: they get its failure."""
         while self._may_take(0):
             self.taken.append((self._queue.waiting.popleft(), AppendReply(0, 0, 0, False)))
 
     def answer(self) -> None:
-        """Wake everybody."""
+        """Wake all tasks of this batch."""
         for waiting, reply in self.taken:
             waiting.answer = self.failure or reply
             waiting.woken.set()
@@ -356,7 +354,7 @@ class Batch:
         self.body_bytes = 0
 
     async def send(self, message: Message) -> None:
-        """An acknowledgement: what counts is that the exchange ends well."""
+        """An acknowledgement. It is ignored: the batch is answered when the exchange ends."""
 
     async def refuse(self, failure: Failure) -> None:
         self.failure = failure
@@ -377,7 +375,7 @@ class AppendExchange(WriteExchange):
         )
         super().__init__(node, batch, write)
         self._batch = batch
-        #: What all replicas have when it ended well.
+        #: The length of all replicas when the exchange succeeded.
         self.length = 0
 
     async def _transfer(self, chunk: OpenChunk) -> None:

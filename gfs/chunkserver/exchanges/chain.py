@@ -1,4 +1,4 @@
-"""The servers after this one in a write chain, as this one sees them."""
+"""The next server of a write chain, as this one uses it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL_PACKET_BYTES = 64 * 1024
 
 
 class ChainBroken(Exception):
-    """Another server of the chain failed; ``failure`` is what to tell upstream."""
+    """Another server of the chain failed; ``failure`` is for the upstream."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -51,14 +51,14 @@ class Downstream:
         self.server = server
         self._connection: BulkConnection | None = None
         self._prefix = b""
-        #: Whether it is this server's turn to do something.
+        #: Whether that server has to answer or to read now.
         self.awaited = False
 
     def broken(self, error: BaseException) -> ChainBroken:
         return chain_broken(self.server, error)
 
     async def open(self, request: WriteChunk) -> None:
-        """Connect. The request itself leaves together with the first packet."""
+        """Connect. The request itself is sent together with the first packet."""
         try:
             self._connection = await self._node.pool.acquire(self.server.address)
         except (ConnectionError, GfsError) as error:
@@ -79,12 +79,12 @@ class Downstream:
                 with self._node.patience.sending(scope, stream, SILENT_SECONDS):
                     await self._connection.send_frames(frame, body)
         except ConnectionError as error:
-            # It may have said why before it hung up.
-            await self._last_words()
+            # It may have sent the reason before it hung up.
+            await self._check_last_message()
             raise self.broken(error) from None
         self.awaited = False
 
-    async def _last_words(self) -> None:
+    async def _check_last_message(self) -> None:
         assert self._connection is not None
         with trio.move_on_after(0.2):
             try:

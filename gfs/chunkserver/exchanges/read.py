@@ -2,13 +2,13 @@
 
 For whole blocks the stored sums travel in the head and the client verifies, so
 damage on the disk, in memory or on the wire is caught in one place, and no byte
-of the body enters this process. A piece of a block cannot be verified by whoever
-gets only the piece: then this server reads and verifies the blocks around it.
+of the body enters this process. A reader of a piece of a block cannot verify it: then this
+server reads and verifies the blocks around it.
 
 Nothing here waits for a disk on the loop's thread: one that hangs would hold up all
-others, the heartbeats with them, and the master would take the server for dead. A small
-read that the page cache has (``preadv2`` with ``RWF_NOWAIT``) needs no thread; all else
-goes to one of the disk's.
+others, and the heartbeats, so the master would take the server for dead. A small read from
+the page cache (``preadv2`` with ``RWF_NOWAIT``) needs no thread; every other read runs in one
+of the disk's threads.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _check(chunk: OpenChunk, request: ReadChunk) -> None:
     if request.offset + request.length > file.length:
         raise StaleVersion(
             f"chunk {file.handle:016x} has {file.length} bytes here, "
-            f"{request.offset + request.length} were asked for"
+            f"not {request.offset + request.length}"
         )
 
 
@@ -88,8 +88,8 @@ async def _sums(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytes:
 
 
 async def _verified(node: Node, chunk: OpenChunk, offset: int, length: int) -> bytes:
-    """A piece, verified. One that fails may be written just now: only a second look
-    with writes held off counts."""
+    """A piece, verified. A failure may be due to a write under way: only a second read with
+    writers held off counts."""
     try:
         # Small and most often in the page cache: cheaper than a thread hop.
         data = chunk.file.read_verified_cached(offset, length)
@@ -141,7 +141,7 @@ async def _send_blocks(
             run=chunk.disk.run,
         )
     except EOFError:
-        # The head is out: the client learns of it by the connection's end.
+        # The head was sent: the connection's end tells the client.
         node.store.open_chunks.mark_unfit(chunk)
         return False
     except OSError as error:

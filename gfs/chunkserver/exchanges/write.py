@@ -17,31 +17,30 @@ cache 0.6 ms, one thread hop 0.1 ms, a dozen Python steps. With three servers an
 a client on two cores the copies bound it at about 450 MiB/s.
 
 A failure anywhere ends the exchange at every server: each commits what it has
-verified and says who failed, as far as it knows. What was acknowledged is on
-all; what lies beyond, the next exchange of an upload drops (``cut``).
+verified and names the server that failed, as far as it knows. Acknowledged bytes are on
+all servers; bytes beyond them are dropped by the next exchange of an upload (``cut``).
 
-*Late packets.* A connection that was given up may still bring what was sent over it,
+*Late packets.* A connection that was given up may still deliver what was sent over it,
 however much later: the kernel of a dead process sends on. A server after the primary
-takes it as long as the version is right, so it could lay it over what was written, and
-acknowledged, since. So a primary that passed on a packet and was never told that the
-others have it orders nothing more under that version: it gives its lease up, and the
-next write comes under a new version, which those others take on with the grant. That
-is once for each exchange that breaks, and costs the others nothing. In an upload the
-client orders, and has the version raised itself.
+takes a packet as long as the version is right, so a late one could overwrite what was
+written, and acknowledged, since. So a primary that passed on a packet and got no
+acknowledgement for it orders nothing more under that version: it gives its lease up, and
+the next write comes under a new version, which the secondaries get with the grant. That
+happens once for each broken exchange, and costs other exchanges nothing. In an upload the
+client orders the writes, and has the version raised itself.
 
 *Gaps.* A write past the end of a replica has the bytes before it filled with zeros, a
-hole that takes no space. Where the gap begins only the primary can say, when the write
-has its turn: whoever else writes into it is before or after, and keeps what it wrote.
-For that all replicas must be of one length, or zeros would be laid over what one of them
-has and this one lacks.
+hole that takes no space. Only the primary knows where the gap begins, when the write
+has its turn: another write into the gap comes before or after, and its bytes stay.
+All replicas must be of one length for that, or zeros would overwrite what one of them
+has and the primary lacks.
 
 *Level.* Within a run of exchanges that ended well all replicas have the primary's
-length. Before the first gap or append under a new version, and after an exchange that
-broke, the primary asks all. The longest has everything that was ever acknowledged,
-whichever that is, even if a machine came back without what it had last written: what the
-primary is short of, it fetches from there; what others are short of goes down the chain
-first. So bytes are never dropped, and replicas differ in nothing but how far they have
-come.
+length. Before the first gap or append under a new version, and after a broken exchange,
+the primary asks all for their lengths. The longest replica has everything that was ever
+acknowledged, even if a machine came back without its last writes. The primary fetches from
+it what it lacks itself; what others lack goes down the chain first. So bytes are never
+dropped, and replicas differ in nothing but their lengths.
 """
 
 from __future__ import annotations
@@ -91,10 +90,10 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Packets whose acknowledgement this server lets the next one owe it.
+#: How many packets the next server may be behind with acknowledgements.
 ACK_LAG = 2
-#: Whose turn has not come by then asks for a new version, which ends the write that is
-#: under way: its writer may have stopped.
+#: An exchange whose turn has not come by then fails; its client asks for a new version, which
+#: ends the write under way: its writer may have stopped.
 TURN_SECONDS = 4.0
 #: How long a packet waits for a buffer before it takes one above the bound.
 BUFFER_PATIENCE_SECONDS = 0.5
@@ -103,7 +102,7 @@ BUFFER_PATIENCE_SECONDS = 0.5
 class Upstream(Protocol):
     """Where the packets of an exchange come from, and the acknowledgements go to."""
 
-    #: Who is to be told that the exchange goes on.
+    #: The peer that waits for the exchange, and is sent pulses; None if there is none.
     answering: Answering | None
 
     @property
@@ -116,7 +115,7 @@ class Upstream(Protocol):
     async def send(self, message: Message) -> None: ...
 
     async def refuse(self, failure: Failure) -> None:
-        """The last word: nothing more is received."""
+        """Send the failure that ends the exchange: nothing more is received."""
 
 
 class FromConnection:
@@ -155,12 +154,12 @@ class WriteExchange:
         self._request = request
         self._watch = Watch()
         self._downstream: Downstream | None = None
-        #: The last packet that was passed on, wholly or not, and the last one that all
-        #: servers after this one are known to have.
+        #: The last packet that was sent on, wholly or in part, and the last one that all
+        #: servers after this one acknowledged.
         self._passed_on = -1
         self._relayed = -1
-        #: Packets of this server's own, ahead of those from upstream, and from where on
-        #: others lack what this replica has.
+        #: How many packets this server sent ahead of those from upstream; and from which byte
+        #: on other replicas lack what this one has.
         self._ahead = 0
         self._low = CHUNK_BYTES
         #: Whether all replicas are known to be of one length.
@@ -191,7 +190,7 @@ class WriteExchange:
             )
         except OSError as error:
             if isinstance(error, ConnectionError):
-                raise  # upstream is gone: nobody to tell
+                raise  # the upstream is gone: there is no one to answer
             known = map_disk_error(error, f"chunk {request.handle:016x}")
             await self._fail(
                 Failure(id=0, code=known.code, message=str(known), server=self._node.id)
@@ -214,7 +213,7 @@ class WriteExchange:
         await self._upstream.refuse(failure)
 
     def _answering(self) -> AbstractContextManager[None]:
-        """Have the upstream hear that this server works, while the disk gets on."""
+        """Send the upstream pulses while the disk makes progress."""
         answering = self._upstream.answering
         if answering is None:
             return nullcontext()
@@ -238,16 +237,16 @@ class WriteExchange:
                 if chunk.dropped:
                     return False
                 chunk.watch, chunk.watch_version = self._watch, request.version
-                # Until it has ended well: one that breaks leaves replicas of many lengths.
+                # Until it succeeds: a broken exchange leaves replicas of different lengths.
                 self._is_level = chunk.level_version == request.version
                 chunk.level_version = 0
                 with self._watch.scope:
-                    # Only now: it may have been revoked while this write waited its turn.
+                    # Only now: the lease may have been revoked while this write waited.
                     self._check_lease()
                     try:
                         await self._record_intent(chunk)
                         await self._transfer(chunk)
-                        # Replicas are as even as they were, or as they were made.
+                        # Replicas are as level as they were, or were made.
                         if self._is_level:
                             chunk.level_version = request.version
                     finally:
@@ -270,15 +269,15 @@ class WriteExchange:
         with trio.move_on_after(TURN_SECONDS) as scope:
             await chunk.mutex.acquire()
         if scope.cancelled_caught:
-            late = f"the write before this one did not end within {TURN_SECONDS:g} s"
+            late = f"the previous write did not end within {TURN_SECONDS:g} s"
             raise ChainBroken(Failure(id=0, code=DeadlineExceeded.code, message=late))
 
     def _check_ended(self, chunk: OpenChunk) -> None:
-        """Raises what ended the exchange, if it was a newer one, or a deadline."""
+        """Raise what ended the exchange, if a newer one or a deadline did."""
         if not self._watch.scope.cancelled_caught:
             return
         if chunk.watch is None:
-            raise LeaseLost("a newer grant of this chunk took over")
+            raise LeaseLost("a newer grant of this chunk ended the write")
         if self._downstream is not None and self._downstream.awaited:
             raise self._downstream.broken(self._watch.error())
         # The writer paused: no server of the chain has failed.
@@ -306,14 +305,14 @@ class WriteExchange:
             self._node.leases.check(request.handle)
 
     async def _record_intent(self, chunk: OpenChunk) -> None:
-        """Most often a grant has done that. What is uploaded needs none: it is new."""
+        """Usually the grant has done it. An upload needs no record: the chunk is new."""
         if self._request.mode == "mutate":
             with self._node.pulse.on_disk(chunk.disk):
                 await self._node.store.durability.record_intent(chunk, chunk.file.version)
 
     def _fence(self, chunk: OpenChunk) -> None:
-        """Order nothing more under this version, if what was passed on of this exchange
-        may still arrive. Before the next one has its turn."""
+        """Give the lease up if packets of this exchange that were sent on may still arrive:
+        nothing more is ordered under this version. Before the next exchange has its turn."""
         request = self._request
         if (
             self._relayed < self._passed_on
@@ -321,11 +320,11 @@ class WriteExchange:
             and request.primary
             and request.version == chunk.file.version
         ):
-            log.info("chunk %016x: a write broke off: its lease is given up", request.handle)
+            log.info("chunk %016x: a write was cut short: giving up the lease", request.handle)
             self._node.leases.revoke(request.handle)
 
     async def _leave(self, chunk: OpenChunk) -> None:
-        """Whatever happened: what was verified is what a crash leaves."""
+        """However the exchange ended: a crash leaves all bytes that were verified."""
         file = chunk.file
         chunk.mutated_at = self._node.world.clock.monotonic()
         if not chunk.dropped:
@@ -393,7 +392,7 @@ class WriteExchange:
         await self._catch_up(chunk, downstream)
 
     def _prepare(self, file: ChunkFile) -> None:
-        """Blocks. Bring the replica to where this exchange starts."""
+        """Blocks. Bring the replica to the state in which this exchange starts."""
         request = self._request
         if request.mode == "mutate":
             self._check_version(file)
@@ -413,8 +412,8 @@ class WriteExchange:
             )
 
     def _size_hole(self, chunk: OpenChunk, packet: Packet) -> None:
-        """The primary says how much is missing before the packet: no more than its
-        sender allows, who knows what was acknowledged before."""
+        """The primary decides how many bytes are missing before the packet: at most as many as
+        its sender allows, who knows what was acknowledged before."""
         if self._request.primary and packet.hole:
             self._check_version(chunk.file)
             packet.hole = min(packet.hole, max(0, packet.offset - chunk.file.length))
@@ -441,15 +440,14 @@ class WriteExchange:
         return message.id, message
 
     async def _acknowledge(self, chunk: OpenChunk, number: int, now: bool) -> None:
-        """Say upstream which packets are on this replica and all after it.
+        """Tell upstream which packets are on this replica and on all after it.
 
-        No task listens to the server downstream: its acknowledgements are
-        fetched here, ``ACK_LAG`` packets late, so that it may work meanwhile. A
-        sender keeps more packets than that in flight before it waits.
+        No task listens to the server downstream: its acknowledgements are fetched here,
+        ``ACK_LAG`` packets late, so that it may work meanwhile. A sender keeps more packets
+        than that in flight before it waits.
 
-        The primary acknowledges a mutation only while it holds the lease: once
-        that has run out, a copy of the chunk may be under way, and would miss
-        what is acknowledged now.
+        The primary acknowledges a mutation only while it holds the lease: once that has
+        expired, a copy of the chunk may be under way, and would miss what is acknowledged now.
         """
         if self._downstream is None:
             self._check_lease()
@@ -487,7 +485,7 @@ class WriteExchange:
                 await durability.sync_journal(disk)
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
-        """Many writers at once must not use the reserve up between two looks at it."""
+        """Keep many writers at once from using up the reserve between two measurements."""
         reserve = self._node.settings.reserve_bytes
         if reserve and not chunk.disk.has_room(reserve):
             raise DiskFull(f"chunk {chunk.file.handle:016x}: the disk is full to its reserve")
@@ -504,7 +502,7 @@ class WriteExchange:
             self._prepare(file)
             self._prepared = True
         self._check_version(file)
-        # Without "fsync" a power cut makes a replica shorter, and not stale.
+        # With "replicated", a power cut makes a replica shorter, and not stale.
         start = packet.offset - packet.hole
         if start > file.length or (packet.hole and start < file.length):
             raise StaleVersion(
@@ -519,7 +517,7 @@ class WriteExchange:
     # --- replicas of one length ---------------------------------------------------------
 
     async def _level(self, chunk: OpenChunk) -> None:
-        """Have here what the longest replica has; see from where on others lack it."""
+        """Get what the longest replica has; note from where on others lack it."""
         if self._is_level:
             return
         self._watch.rest()
@@ -541,13 +539,13 @@ class WriteExchange:
                 raise ProtocolError(f"{type(reply).__name__} instead of a replica's state")
             if reply.state != "good" or reply.version != request.version:
                 raise StaleVersion(
-                    f"its replica is {reply.state}, of version {reply.version}, "
+                    f"its replica is {reply.state} and has version {reply.version}, "
                     f"not {request.version}"
                 )
             return reply.length
 
     async def _fetch(self, chunk: OpenChunk, server: ServerAddress, end: int) -> None:
-        """Append here what another replica has up to ``end``."""
+        """Append what another replica has up to ``end``."""
         file, request = chunk.file, self._request
         while file.length < end:
             at = file.length
@@ -565,7 +563,7 @@ class WriteExchange:
         await self._on_disk(chunk, file.commit)
 
     async def _catch_up(self, chunk: OpenChunk, downstream: Downstream) -> None:
-        """Send ahead what others may lack."""
+        """Send ahead what other replicas may lack."""
         file, at = chunk.file, self._low
         while at < file.length:
             count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, file.length - at)

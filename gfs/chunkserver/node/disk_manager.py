@@ -1,8 +1,8 @@
 """All disks of a chunkserver: opening them at the start, watching them, and the orders
 that add, drain, remove and retry one while the server runs.
 
-*At the start* every directory is opened by itself, beside the others and with a watch on
-calls that hang. A disk that cannot be used is left out, and reported with the reason;
+*At the start* all directories are opened at the same time, each with a watch for calls that
+hang. A disk that cannot be used is left out, and reported with the reason;
 the server ends only if there is no other.
 
 *While it runs* each disk that is used has a few tasks of its own. They end when it
@@ -50,13 +50,13 @@ from gfs.protocol.messages import DiskOrder
 
 log = logging.getLogger(__name__)
 
-#: A disk's space and identity are looked at so often.
+#: How often a disk's space and identity are checked.
 CHECK_SECONDS = 2.0
-#: A server without any disk tries them again so often.
+#: How often a server without any usable disk tries all of them again.
 RETRY_SECONDS = 5.0
 #: How long the end of the process, or a retry, waits for the calls to a disk.
 CLOSE_SECONDS = 2.0
-#: How long an order waits for the one before it.
+#: How long an order waits for the previous one.
 ORDER_SECONDS = 30.0
 
 Task = Callable[[Disk], Awaitable[None]]
@@ -80,7 +80,7 @@ class DiskManager:
         self._disks = store.disks
         self._server = server
         self._saving = trio.Lock()
-        #: Held by whoever changes which disks there are.
+        #: Held by the task that changes which disks there are.
         self._changing = trio.Lock()
         #: Disks that are being opened: also watched for calls that hang.
         self._watched: set[Disk] = set()
@@ -90,8 +90,8 @@ class DiskManager:
     # --- the start ------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Read all disks. Raises StartupError if none can be used, or if it cannot be told
-        which server this is."""
+        """Read all disks. Raises StartupError if none can be used, or if the server's identity
+        cannot be read."""
         if not self._directories or len(set(self._directories)) != len(self._directories):
             raise StartupError("a chunkserver needs one or more different directories (--dir)")
         refused: StartupError | None = None
@@ -112,7 +112,7 @@ class DiskManager:
         unread = [disk for disk in self._disks.down.values() if disk.down == FAILED]
         if unread and not records:
             raise StartupError(
-                "it cannot be read which chunkserver this is: "
+                "no disk can be read, so this chunkserver's identity is unknown: "
                 + "; ".join(f"{disk.path}: {disk.reason}" for disk in unread)
             )
         self._server.begin(self._world, records)
@@ -135,8 +135,8 @@ class DiskManager:
         except StartupError:
             if not records:
                 raise
-            # Disks that were full before must not stay so because of this.
-            log.exception("the server starts all the same")
+            # Or disks that were full at a start would stay out of use because of this.
+            log.exception("server.json could not be written; the server starts nevertheless")
 
     async def _look_at(self, paths: Sequence[str]) -> dict[Disk, ServerRecord | None]:
         """Read the identity in each directory; one that cannot be read has failed."""
@@ -154,7 +154,7 @@ class DiskManager:
         return {disk: found[disk] for disk in sorted(found, key=lambda disk: disk.index)}
 
     async def _use(self, found: dict[Disk, ServerRecord | None]) -> None:
-        """Lock and read the disks beside each other, then take them over one by one."""
+        """Lock and read the disks at the same time, then adopt them one by one."""
         named: dict[str, Disk] = {disk.id: disk for disk in self._disks.used.values()}
         contents: dict[Disk, Contents] = {}
 
@@ -168,8 +168,8 @@ class DiskManager:
                 known = self._server.at(disk.path)
                 if known is not None and known.state == REMOVED:
                     log.warning(
-                        "%s was removed from this server and is not used: take it out of "
-                        "--dir, or have it used again by gfs disk add",
+                        "%s was removed from this server and is not used: remove it from "
+                        "--dir, or use it again with gfs disk add",
                         disk.path,
                     )
                     continue
@@ -219,14 +219,14 @@ class DiskManager:
         await self._close_disk(disk)
 
     async def _watch(self, disk: Disk) -> None:
-        """Keep its space current, and see whether it is still there."""
+        """Keep its space current, and check that it is still mounted."""
         while True:
             try:
                 reason = await disk.run(self._check, disk)
                 if reason:
                     disk.fail(MISSING, reason)
             except OSError:
-                pass  # it has failed by that, or one read has
+                pass  # the disk has failed by it, or a single read has
             await self._world.clock.sleep(CHECK_SECONDS)
 
     def _check(self, disk: Disk) -> str:
@@ -234,34 +234,35 @@ class DiskManager:
         return identity.check_disk(disk, self._server.record.id)
 
     async def _close_files(self, disk: Disk) -> None:
-        """Close what nobody uses any more, many files in one call."""
+        """Close the files that nobody uses any more, many in one call."""
         while True:
             await disk.closing.wait()
             disk.closing = trio.Event()
             await disk.run(disk.close_files)
 
     async def _close_disk(self, disk: Disk) -> None:
-        """Close all of a disk that is not used any more, once no thread is in a call to it."""
+        """Close everything on a disk that is no longer used, once no thread is in a call to
+        it."""
         lost = disk.may_have_lost
         if lost:
             await self._suspect(disk)
         while disk.running:
             await self._world.clock.sleep(TICK_SECONDS)
         if disk.may_have_lost and not lost:
-            await self._suspect(disk)  # a call that had hung was refused in the end
+            await self._suspect(disk)  # a call that hung was refused at last
         await self._world.run_blocking(disk.close, abandon_on_cancel=True)
         self._watched.discard(disk)
         disk.end_closing(partial(self._start, self._close_rest, disk))
         if disk.hung:
-            log.info("%s: all calls to it have returned: it is tried again", disk.path)
+            log.info("%s: all calls to it have returned: trying it again", disk.path)
             await self._try_again(disk.path)
 
     async def _close_rest(self, disk: Disk) -> None:
-        """A copy that waited for its source, or a reader, had a file of it until now."""
+        """Close a file that a copy waiting for its source, or a reader, had open until now."""
         await self._world.run_blocking(disk.close_files, abandon_on_cancel=True)
 
     async def _suspect(self, disk: Disk) -> None:
-        """The next one to read it, after a restart too, is to know that it failed."""
+        """Record on the other disks that this one failed, for the next start that reads it."""
         self._server.suspect(disk.path)
         try:
             await self.save()
@@ -269,7 +270,7 @@ class DiskManager:
             log.error("%s", error)
 
     async def close(self) -> None:
-        """Let go of all disks. One that hangs is left to the end of the process."""
+        """Close all disks. One that hangs is left to the end of the process."""
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             known = *self._disks.used.values(), *self._disks.down.values()
             for disk in (*known, *self._watched):
@@ -278,7 +279,7 @@ class DiskManager:
 
     async def save(self) -> None:
         """The server's record is on every disk that is used when this returns. Raises
-        StartupError if none takes it; one that is full may have an older one."""
+        StartupError if no disk takes it; a full disk may keep an older one."""
         async with self._saving:
             record, inventory = self._server.record, self._store.inventory
             if not self._disks.down:
@@ -312,18 +313,18 @@ class DiskManager:
     # --- orders ---------------------------------------------------------------------
 
     async def order(self, order: DiskOrder) -> list[DiskReport]:
-        """Carry out an operator's order; returns the disks as they are then.
+        """Carry out an operator's order; returns the disks as they are afterwards.
 
         The change is on all disks that are used when this returns. Raises NotFound,
         AlreadyExists, InvalidArgument, DeadlineExceeded, or DiskFailed with the reason.
         """
         path = order.path.rstrip("/")
         if not path.startswith("/"):
-            raise InvalidArgument(f"{order.path!r}: name the disk by its absolute path")
+            raise InvalidArgument(f"{order.path!r} is not an absolute path: name the disk by one")
         act = _ACTS.get(order.action)
         if act is None:
-            raise InvalidArgument(f"a disk order {order.action!r}")
-        with deadline(ORDER_SECONDS, "end of the order before this one"):
+            raise InvalidArgument(f"unknown disk order {order.action!r}")
+        with deadline(ORDER_SECONDS, "end of the previous order"):
             await self._changing.acquire()
         try:
             await act(self, path)
@@ -338,7 +339,9 @@ class DiskManager:
                 return disk
         down = self._disks.down.get(path)
         if down is not None:
-            raise DiskFailed(f"{path} is {down.down} ({down.reason}): gfs disk retry, or remove")
+            raise DiskFailed(
+                f"{path} is {down.down} ({down.reason}): run gfs disk retry, or remove"
+            )
         known = ", ".join(each.path for each in self._disks.reports())
         raise NotFound(f"this chunkserver has no disk {path}; it has {known}")
 
@@ -349,7 +352,7 @@ class DiskManager:
 
     async def _retry(self, path: str) -> None:
         if path not in self._disks.down:
-            self._used(path)  # it works, or is not this server's
+            self._used(path)  # raises if it is not this server's; else it works
             return
         await self._reopen(path, may_be_new=False)
 
@@ -367,7 +370,7 @@ class DiskManager:
             await self._use(found)
         except BaseException:
             for disk in self._watched - watched:
-                disk.fail(FAILED, "the order to use it was cut short")
+                disk.fail(FAILED, "the order to use it was cancelled")
             raise
         finally:
             self._server.keep(path, known)
@@ -376,15 +379,15 @@ class DiskManager:
                 failed.id = failed.id or (known.id if known is not None else "")
                 self._start(self._close_disk, failed)
                 if old is None:
-                    del self._disks.down[path]  # it never was a disk of this server
+                    del self._disks.down[path]  # it was never a disk of this server
         if failed is not None:
             raise DiskFailed(f"{path} cannot be used: {failed.reason}")
         disk = self._used(path)
         try:
-            await self.save()  # before anybody looks whether it is on the disk
+            await self.save()  # before its identity on the disk is checked
         finally:
             self._start(self._tend, disk)
-        log.warning("disk %s is used", path, extra=event("disk_used", disk=path))
+        log.warning("disk %s is in use", path, extra=event("disk_used", disk=path))
 
     def _start(self, task: Task, disk: Disk) -> None:
         if self._nursery is not None:
@@ -394,8 +397,8 @@ class DiskManager:
         disk = self._used(path)
         if all(other.draining or other is disk for other in self._disks.used.values()):
             raise InvalidArgument(
-                f"{path} is the only disk of this chunkserver that takes new replicas: gfs disk "
-                "add another one, or gfs drain the server"
+                f"{path} is the only disk of this chunkserver that takes new replicas: add "
+                "another one (gfs disk add), or drain the whole server (gfs drain)"
             )
         disk.draining = True
         disk.to_drain.set()
@@ -414,7 +417,7 @@ class DiskManager:
             chunks = disk.chunks + sum(index == disk.index for index, _ in others)
             if chunks or not disk.draining:
                 raise InvalidArgument(
-                    f"{path} holds {chunks} replicas and is {disk.state}: gfs disk drain it "
+                    f"{path} holds {chunks} replicas and is {disk.state}: run gfs disk drain "
                     "first; gfs status --disks shows when it is empty"
                 )
             self._store.release(disk)
@@ -434,10 +437,10 @@ class DiskManager:
         while path in self._disks.down:
             try:
                 await self.order(DiskOrder(0, "", path, "retry"))
-            except DeadlineExceeded:  # another order takes long, of another disk perhaps
+            except DeadlineExceeded:  # another order takes long, perhaps for another disk
                 await self._world.clock.sleep(RETRY_SECONDS)
             except (GfsError, OSError) as error:
-                log.warning("%s: it cannot be used yet: %s", path, error)
+                log.warning("%s cannot be used yet: %s", path, error)
                 return
 
 
@@ -460,7 +463,7 @@ async def _while_used(task: Task, disk: Disk) -> None:
 
 @contextlib.contextmanager
 def _fails(disk: Disk) -> Iterator[None]:
-    """What goes wrong within this block fails the disk, if that is not done yet."""
+    """An error in this block fails the disk, unless it has failed already."""
     try:
         yield
     except MissingDisk as error:

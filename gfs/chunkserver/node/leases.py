@@ -42,18 +42,20 @@ class Leases:
         """Raise LeaseLost unless this server may order mutations of ``handle`` now."""
         if self._until.get(handle, 0.0) <= self._now():
             self._until.pop(handle, None)
-            raise LeaseLost(f"chunk {handle:016x}: no lease here now: ask the master again")
+            raise LeaseLost(
+                f"chunk {handle:016x}: this server has no lease now: ask the master again"
+            )
         self._used.add(handle)
 
     def take_used(self) -> list[int]:
-        """Leases used since the last call: to be extended with the heartbeat."""
+        """The leases used since the last call: the heartbeat asks to have them extended."""
         used = [handle for handle in self._used if handle in self._until]
         self._used.clear()
         return used
 
     def extend(self, handles: Iterable[int], lease_ms: int, since: float) -> None:
-        """Extend leases that are held; ``since`` is when the heartbeat that asked
-        for it was sent, for the master counts from no earlier than that."""
+        """Extend leases that are held. ``since`` is when the heartbeat that asked for it was
+        sent: the master counts from no earlier moment."""
         for handle in handles:
             if handle in self._until:
                 self._until[handle] = max(self._until[handle], since + lease_ms / 1000)

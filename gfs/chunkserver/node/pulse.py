@@ -1,11 +1,10 @@
-"""What a server says while it works on a write or an append (:mod:`gfs.protocol.patience`).
+"""Pulses: a server sends them while it works on a write or append (:mod:`gfs.protocol.patience`).
 
-It says nothing while its disk does not get on: a disk that hangs is as bad to whoever
-waits as a server that does. *Not getting on* is that no call of any exchange to the disk
-has ended for as long as is usual there: four times as long as the longest call of the last
-half minute took, at least ``STUCK_SECONDS_MIN``, at most ``STUCK_SECONDS_MAX``. So a
-loaded disk, on which calls take a second, has four; one that is idle, and hangs, is left
-after one, and the two seconds in which nothing is heard.
+It sends none while its disk is stuck: for a client, a hanging disk is as bad as a hanging
+server. A disk is *stuck* when no exchange's call to it has ended for four times as long as the
+longest call of the last half minute took, at least ``STUCK_SECONDS_MIN`` and at most
+``STUCK_SECONDS_MAX``. So a loaded disk, on which calls take a second, has four seconds; an idle
+one that hangs is given up after one, plus the two seconds of silence.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from gfs.chunkserver.disks.disk import Disk
 
 STUCK_SECONDS_MIN, STUCK_SECONDS_MAX = 1.0, 6.0
-#: What a call took buys patience for so long, and so many times that.
+#: How long a call's duration counts for the limit, and by which factor.
 PACE_SECONDS = 30.0
 PACE_FACTOR = 4
 
 
 class Pace:
-    """Of one disk: what of it is waited for, and how long such calls take."""
+    """The calls under way to one disk, and how long such calls take."""
 
     def __init__(self) -> None:
         self._began: dict[object, float] = {}
@@ -70,13 +69,13 @@ class Pace:
 
 
 class Answering:
-    """Somebody who waits for an answer, at the other end of ``connection``."""
+    """A peer that waits for an answer, at the other end of ``connection``."""
 
     def __init__(self, connection: BulkConnection) -> None:
         self._connection = connection
         self._turn = trio.Lock()
         self.disk: Disk | None = None
-        #: It is his turn: he may pause for long, and then read what came meanwhile.
+        #: It is the peer's turn to send: it may pause, and reads later what came meanwhile.
         self.rests = False
         self.ended = False
 
@@ -85,31 +84,31 @@ class Answering:
             await self._connection.send(message)
 
     async def report_working(self, id: int) -> None:
-        """That it is being worked on. Who does not even read that is hung up on."""
+        """Send a pulse. A peer that does not read even that is disconnected."""
         if self.ended or self._turn.locked():
             return
         with trio.move_on_after(SILENT_SECONDS) as scope:
             try:
                 await self.send(Working(id=id))
             except (ConnectionError, GfsError):
-                return  # whoever uses the connection will meet it, too
+                return  # the exchange on the connection fails by it, too
         if scope.cancelled_caught:
             self._connection.close()
 
 
 class Pulse:
-    """All that a server works on."""
+    """All exchanges that get pulses."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._answering: dict[Answering, int] = {}
-        #: Those of disks that are not used any more go with them.
+        #: Weak: entries go with disks that are no longer used.
         self._paces: WeakKeyDictionary[Disk, Pace] = WeakKeyDictionary()
         self._some = trio.Event()
 
     @contextmanager
     def given(self, answering: Answering, id: int) -> Iterator[None]:
-        """Somebody waits, and is told so, for as long as this is open."""
+        """The peer waits, and is sent pulses, within this block."""
         self._answering[answering] = id
         self._some.set()
         try:
@@ -120,14 +119,14 @@ class Pulse:
 
     @contextmanager
     def on_disk(self, disk: Disk) -> Iterator[None]:
-        """A disk is waited for."""
+        """An exchange waits for the disk within this block."""
         pace = self._paces.setdefault(disk, Pace())
         call = object()
         pace.begin(call, self._clock.monotonic())
         try:
             yield
         except BaseException:
-            pace.give_up(call)  # a call that is not waited for any more has not ended
+            pace.give_up(call)  # an abandoned call has not ended
             raise
         pace.end(call, self._clock.monotonic())
 

@@ -1,12 +1,12 @@
-"""Background traffic gives way to clients, and has the machine when they are away."""
+"""Background traffic gives way to clients, and runs at full speed without them."""
 
 from __future__ import annotations
 
 from gfs.io import Clock
 
-#: A client's exchange in this many last seconds makes the server busy.
+#: The server is busy if a client had an exchange within this time.
 BUSY_SECONDS = 1.0
-#: Who waits sees this late that the rate is another one, or that the clients are gone.
+#: How late a waiting task notices a new rate, or that no client is left.
 LOOK_SECONDS = 1.0
 
 

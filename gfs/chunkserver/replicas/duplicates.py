@@ -1,7 +1,7 @@
 """Chunks of which two disks of this server have a file.
 
-One of them is served, and in the inventory. The others are kept until it is decided which one
-is better: by the version, or unread, what can be decided so here; else by reading them
+One of them is served, and in the inventory. The others are kept until it is decided which file
+is better: here by version and write-intent record, without reading; else by reading them
 (:mod:`gfs.chunkserver.upkeep.compare`).
 """
 
@@ -22,7 +22,7 @@ class Duplicate(NamedTuple):
     """A second file of a chunk, on another disk than the one that is served."""
 
     replica: Replica
-    #: It may lack something, and the record that says so.
+    #: The write-intent record, if the replica is possibly stale.
     intent: Intent | None
     is_unfit: bool
 
@@ -43,15 +43,15 @@ class Duplicates:
         self.to_delete: set[tuple[int, int]] = set()
 
     def of(self, handle: int) -> list[Duplicate]:
-        """The best one first."""
+        """The duplicates of a chunk, the best one first."""
         some = [self.files[n, handle] for n in self._disks.used if (n, handle) in self.files]
         some.sort(key=lambda other: (other.replica.version, other.intent is None), reverse=True)
         return some
 
     def choose(self, handle: int) -> None:
-        """Decide between the files of a chunk what can be decided unread: the higher version
-        stays, and of two of the same one that lacks nothing is served until both were read.
-        What is used just now is left for another time."""
+        """Decide what can be decided without reading: the higher version stays; of two files
+        of one version, one that is not possibly stale is served until both were read. A file
+        in use is left for another time."""
         for other in self.of(handle):
             known = self._inventory.get(handle)
             if known is not None and known.version > other.replica.version:
@@ -62,13 +62,13 @@ class Duplicates:
                 self.prefer(handle, other, is_better=False)
 
     def discard(self, handle: int, other: Duplicate) -> None:
-        """The file that is served is as good, or better."""
+        """Delete ``other`` later: the file that is served is as good, or better."""
         del self.files[other.replica.disk, handle]
         self.to_delete.add((other.replica.disk, handle))
 
     def prefer(self, handle: int, other: Duplicate, is_better: bool) -> None:
-        """Serve this one instead of what is served now, if anything, unless that is in use.
-        That is deleted if this one ``is_better`` for sure."""
+        """Serve ``other`` instead of the file that is served now, if any, unless that is in
+        use. The other file is deleted if ``other`` is better for sure (``is_better``)."""
         known, chunk = self._inventory.get(handle), self._open_chunks.opened(handle)
         if handle in self._open_chunks.busy:
             return
@@ -77,7 +77,7 @@ class Duplicates:
         self.serve(handle, other, is_better)
 
     def serve(self, handle: int, other: Duplicate, is_better: bool) -> None:
-        """As :meth:`prefer`, though it may be in use."""
+        """As :meth:`prefer`, even if the file is in use."""
         inventory = self._inventory
         here, known = other.replica, inventory.get(handle)
         del self.files[here.disk, handle]
@@ -102,12 +102,12 @@ class Duplicates:
             inventory.mark_bad(handle)
 
     def discard_up_to(self, handle: int, version: int) -> None:
-        """An order to delete that version is about all files of it, and of older ones."""
+        """Discard all duplicates up to this version: an order to delete it means them too."""
         for other in self.of(handle):
             if other.replica.version <= version:
                 self.discard(handle, other)
 
     def forget_disk(self, disk: Disk) -> None:
-        """Nothing is to be done on it any more."""
+        """Drop everything about a disk that is no longer used."""
         self.files = {key: each for key, each in self.files.items() if key[0] != disk.index}
         self.to_delete = {key for key in self.to_delete if key[0] != disk.index}

@@ -1,8 +1,8 @@
-"""How durable what is written here is: the redo journal and the write-intent records.
+"""What makes a write durable: the redo journal and the write-intent records.
 
 With ``durability = "fsync"`` a write is acknowledged when the journal, or the chunk file, is
-synced; without, when it is written, and a write-intent record is synced before the first
-write (:mod:`gfs.chunkserver.files.journal`, :mod:`gfs.chunkserver.files.intents`).
+synced; with ``"replicated"`` when it is written, and a write-intent record is synced before the
+first write (:mod:`gfs.chunkserver.files.journal`, :mod:`gfs.chunkserver.files.intents`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 #: The rest between two records that are looked at, at most.
 INTENT_REST_SECONDS = 0.1
-#: Replicas saved at once, of those of a full journal; but less than half of the disk's
-#: threads, since whoever writes to one of them waits for it in another thread.
+#: How many replicas of a full journal are saved at once; fewer than half of the disk's
+#: threads, since a writer of one of them waits for it in another thread.
 SAVES_AT_ONCE = 3
-#: Before what a disk refuses to save is tried again.
+#: The pause before a save that a disk refused is tried again.
 SAVE_AGAIN_SECONDS_MIN, SAVE_AGAIN_SECONDS_MAX = 1.0, 5.0
 
 
 class Durability:
-    """Of all disks; what is noted is in the :class:`Disk` itself."""
+    """The durability of all disks' replicas; the state is in each :class:`Disk`."""
 
     def __init__(
         self, clock: Clock, idle_seconds: float, inventory: Inventory, open_chunks: OpenChunks
@@ -45,13 +45,13 @@ class Durability:
         self._open_chunks = open_chunks
 
     async def sync_journal(self, disk: Disk) -> None:
-        """What was written before is as durable as is promised when this returns: all
-        who wait at the same time share one sync. Raises ``OSError``."""
+        """With ``"fsync"``, all earlier writes are in a synced journal when this returns:
+        tasks that wait at the same time share one sync. Raises ``OSError``."""
         if disk.journal.sync:
             await self._sync(disk, disk.journal, disk.journal.written)
 
     async def wait_for_room(self, disk: Disk) -> None:
-        """Until the journal can take more. Raises DeadlineExceeded."""
+        """Wait until the journal can take more. Raises DeadlineExceeded."""
         if disk.journal.crowded:
             with deadline(self._idle_seconds, "room in the redo journal"):
                 while disk.journal.crowded:
@@ -60,12 +60,12 @@ class Durability:
                         raise disk.failure()
 
     async def empty_journal(self, disk: Disk) -> None:
-        """Have what the journal has saved, though it is not full. Raises ``OSError``."""
+        """Have all that the journal holds saved, even if it is not full. Raises ``OSError``."""
         await disk.run(disk.journal.set_aside)
 
     async def keep_saving(self, disk: Disk) -> None:
-        """Save what a full journal has, so that it can be overwritten. Runs for as long
-        as the server does."""
+        """Save what a full journal holds, so that it can be overwritten. Runs for as long as
+        the disk is used."""
         pause = SAVE_AGAIN_SECONDS_MIN
         while True:
             await disk.to_save.wait()
@@ -82,8 +82,8 @@ class Durability:
             disk.room.unpark_all()
 
     async def _save_all(self, disk: Disk, dirty_files: list[DirtyFile]) -> None:
-        """A few at once, since the syncs of several cost a disk hardly more than that of
-        one. Raises one of the ``OSError`` of :meth:`_save`, when all others are done."""
+        """Save a few at once: several syncs cost a disk hardly more than one. Raises one of
+        the ``OSError`` of :meth:`_save` when all others are done."""
         failures: list[OSError] = []
         rest = iter(dirty_files)
 
@@ -102,35 +102,34 @@ class Durability:
             raise failures[0]
 
     async def _save(self, disk: Disk, file: DirtyFile) -> None:
-        """Raises ``OSError`` if that is to be tried again."""
+        """Raises ``OSError`` if the save is to be tried again."""
         try:
             await disk.run(file.save)
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             if disk.down or (not file.is_unsound and (is_full or not disk.journal.crowded)):
-                raise  # the journal has it, and nobody needs its place yet
+                raise  # the journal has it, and its space is not needed yet
             log.error("chunk %016x cannot be saved: %s", file.handle, error)
             if file in await disk.run(disk.journal.unsaved):  # not deleted or replaced
                 await self._give_up_saving(disk, file)
             return
         chunk = self._open_chunks.opened(file.handle)
         if chunk is not None and chunk.file is file and self._inventory.is_incomplete(file.handle):
-            # It was given up, but that could not be noted, and now it is as it should be.
+            # The save was given up, but not recorded; now the file is complete.
             disk.intents.remove(file.handle)
             log_mended(self._inventory.bad.pop(file.handle, None), "saved after all")
 
     async def _give_up_saving(self, disk: Disk, file: DirtyFile) -> None:
-        """The replica is not what it is said to be, and is to be made anew. That is on the
-        disk before the records of what it lacks may go. Raises ``OSError``."""
+        """The replica is incomplete, and must be replaced. That is on the disk before the
+        journal's records of what it lacks may go. Raises ``OSError``."""
         self._inventory.mark_bad(file.handle)
         wanted = NO_STATE if file.is_unsound else file.sequence
         await self._sync(disk, disk.intents, disk.intents.put_incomplete(file.handle, wanted))
         await disk.run(disk.journal.saved, file)
 
     async def record_intent(self, chunk: OpenChunk, version: int) -> None:
-        """Before a replica is written that was there before, or gets a new version: it is
-        noted, on the disk, that it may lack something when the power is gone. Raises
-        ``OSError``."""
+        """Before an existing replica is written or gets a new version: sync the record that it
+        may lack writes after a power cut. Raises ``OSError``."""
         disk, file = chunk.disk, chunk.file
         if disk.journal.sync or disk.intents.covers(file.handle, version):
             return
@@ -139,8 +138,8 @@ class Durability:
         await self._sync(disk, disk.intents, change)
 
     async def accept_elected(self, chunk: OpenChunk) -> None:
-        """The master found no better replica: this one is as good as any from now on,
-        in its present version, which nobody else's can pass for."""
+        """The master elected this replica for want of a better one: it is no longer possibly
+        stale, under a new version that no other replica has."""
         disk, file = chunk.disk, chunk.file
         change = disk.intents.put(file.handle, file.version, file.length)
         await self._sync(disk, disk.intents, change)
@@ -148,7 +147,8 @@ class Durability:
             self._inventory.possibly_stale.pop(file.handle, None)
 
     async def clear_intents(self, disk: Disk, idle_seconds: float) -> None:
-        """Sync what was not written for ``idle_seconds``, one replica after the other."""
+        """Sync the replicas that were not written for ``idle_seconds``, one after the other,
+        and remove their records."""
         intents = disk.intents.all()
         rest = min(INTENT_REST_SECONDS, idle_seconds / (len(intents) + 1))
         for intent in intents:
@@ -206,7 +206,7 @@ class Durability:
                 done.set()
 
     def _is_gone(self, disk: Disk, handle: int) -> bool:
-        """Blocks. Whether there is no file of it, and none can come back."""
+        """Blocks. Whether the replica has no file, and no power cut can bring one back."""
         if disk.files.exists(disk.chunk_path(handle)):
             return False
         with contextlib.suppress(FileNotFoundError):

@@ -29,8 +29,8 @@ class Replica(NamedTuple):
 
 
 class Changes:
-    """Replicas that came or went other than by a master's or a client's order, for one
-    master: by handle, of those that went with the version."""
+    """What is still to be reported to one master: replicas that came or went without an order
+    of a master or a client; by handle, of those that went with the version."""
 
     def __init__(self) -> None:
         self.gone: dict[int, int] = {}
@@ -43,12 +43,12 @@ class Inventory(Mapping[int, Replica]):
     def __init__(self, disks: DiskSet) -> None:
         self._disks = disks
         self._replicas: dict[int, Replica] = {}
-        #: Data of all replicas, without their heads.
+        #: Bytes of data of all replicas, without their heads.
         self.bytes = 0
-        #: Damaged replicas, by handle, until a clone or the master ends them.
+        #: Damaged replicas, by handle, until a clone replaces them or the master deletes them.
         self.bad: dict[int, BadReplica] = {}
-        #: (Handle, version) of damaged replicas on disks that are not used, or not yet: they
-        #: count as damaged when the disk is used again, until they are read.
+        #: (Handle, version) of damaged replicas on disks that are not in use (yet). They count
+        #: as damaged when the disk is used again, until they are verified.
         self.damaged: dict[int, int] = {}
         #: Damaged replicas found since the start.
         self.found_bad = 0
@@ -73,7 +73,7 @@ class Inventory(Mapping[int, Replica]):
     def put(self, handle: int, replica: Replica) -> None:
         """The replica is here, in this state; unless its disk has failed meanwhile."""
         if replica.disk not in self._disks.used:
-            return  # it failed meanwhile, and took the replica along
+            return  # its disk failed meanwhile: the replica is gone
         old = self._replicas.get(handle)
         if old is None:
             self._disks.used[replica.disk].chunks += 1
@@ -84,11 +84,11 @@ class Inventory(Mapping[int, Replica]):
         self._replicas[handle] = replica
         bad = self.bad.get(handle)
         if bad is not None and bad.version != replica.version:
-            # An upload may start over on it. By its old version nobody could delete it.
+            # An upload may restart on it. An order to delete names its new version.
             self.bad[handle] = BadReplica(handle, replica.version, bad.kind)
 
     def pack(self, handles: Iterable[int]) -> bytes:
-        """Report records (see ReportReplicas) of those of ``handles`` held here."""
+        """The report records (see ReportReplicas) of those of ``handles`` that are held here."""
         found, stale = ((h, self._replicas.get(h)) for h in handles), self.possibly_stale
         return b"".join(
             [
@@ -99,7 +99,7 @@ class Inventory(Mapping[int, Replica]):
         )
 
     def pack_gone(self, gone: dict[int, int]) -> bytes:
-        """Report records of replicas that went, of those that did not come back."""
+        """The report records of replicas that went and did not come back."""
         return b"".join(
             REPLICA_RECORD.pack(handle, version, 0)
             for handle, version in gone.items()
@@ -107,7 +107,8 @@ class Inventory(Mapping[int, Replica]):
         )
 
     def mark_bad(self, handle: int) -> None:
-        """This replica is damaged; the heartbeat reports that until it is dealt with."""
+        """Record that this replica is damaged; heartbeats report it until it is replaced or
+        deleted."""
         replica = self._replicas.get(handle)
         version = replica.version if replica else 0
         if handle not in self.bad:
@@ -121,9 +122,9 @@ class Inventory(Mapping[int, Replica]):
         self.bad[handle] = BadReplica(handle, version, "corrupt")
 
     def check_fit(self, handle: int, possibly_stale: bool = False) -> None:
-        """Refuse to build on a replica that is known to be unfit: one whose file was
-        deleted while it was open would take writes that no restart finds again. One that
-        may lack something is fit only if ``possibly_stale``."""
+        """Refuse to build on a replica that is known to be unfit: one whose file was deleted
+        while it was open would take writes that no restart finds. A possibly stale one is fit
+        only if ``possibly_stale``."""
         bad = self.bad.get(handle)
         if bad is not None:
             raise CorruptReplica(f"chunk {handle:016x}: the replica here is {bad.kind}")
@@ -131,23 +132,20 @@ class Inventory(Mapping[int, Replica]):
             self.check_not_stale(handle)
 
     def check_not_stale(self, handle: int) -> None:
-        """Refuse to show, or to build on, a replica that may lack something."""
+        """Refuse to read, or to build on, a possibly stale replica."""
         if handle in self.possibly_stale:
-            raise StaleVersion(
-                f"chunk {handle:016x}: the replica here may lack what was last written"
-            )
+            raise StaleVersion(f"chunk {handle:016x}: the replica here is possibly stale")
 
     def is_incomplete(self, handle: int) -> bool:
-        """Whether the disk refused the newest states of the replica here: it is good to
-        all looks as long as it is open, and not when it is opened anew. Nothing mends it
-        but another in its place."""
+        """Whether the disk refused the newest states of the replica here: it is good as long
+        as it is open, and not when it is opened again. Only a replacement repairs it."""
         replica = self._replicas.get(handle)
         intent = None if replica is None else self._disks.used[replica.disk].intents.get(handle)
         return intent is not None and intent.is_incomplete
 
     def looks_wrong(self, disk: Disk, handles: list[int]) -> list[tuple[int, bool]]:
-        """Blocks. Of these replicas those whose files are gone (False) or too short (True),
-        by a stat. Raises ``OSError``."""
+        """Blocks. Of these replicas those whose files do not exist (False) or are too short
+        (True), by a ``stat``. Raises ``OSError``."""
         found = []
         for handle in handles:
             replica = self._replicas.get(handle)
@@ -163,7 +161,7 @@ class Inventory(Mapping[int, Replica]):
         return found
 
     def remove(self, handle: int) -> None:
-        """The replica is not here any more."""
+        """The replica is no longer here."""
         replica = self._replicas.pop(handle, None)
         if replica is not None:
             self._disks.used[replica.disk].chunks -= 1
@@ -172,8 +170,8 @@ class Inventory(Mapping[int, Replica]):
 
 
 def log_mended(bad: BadReplica | None, how: str) -> None:
-    """What was unfit here, if anything was, is "replaced" by a good one, or "deleted": the
-    good ones are elsewhere."""
+    """Log that a damaged replica was "replaced" by a good one, or "deleted" because the good
+    ones are elsewhere."""
     if bad is not None and bad.kind == "corrupt":
         log.info(
             "chunk %016x: the damaged replica is %s",

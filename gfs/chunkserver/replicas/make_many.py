@@ -20,7 +20,8 @@ class Made(NamedTuple):
 
 
 def make_all(disk: Disk, made: list[Made]) -> dict[int, OSError]:
-    """Blocks. Those that could not be made are left under another name."""
+    """Make the replicas. Blocks. Those that could not be made stay under another name;
+    returned with the reason."""
     files: dict[int, ChunkFile] = {}
     failed: dict[int, OSError] = {}
     for step in (_write_new, _sync_new, _name_new):
@@ -39,7 +40,7 @@ def make_all(disk: Disk, made: list[Made]) -> dict[int, OSError]:
                 disk.files.sync_directory(folder.rpartition("/")[0])
                 disk.journal.folders.add(folder)
         except OSError as error:
-            # Nobody knows which names are on the disk: none is believed.
+            # It is unknown which names reached the disk: none of them counts.
             for one in made:
                 if disk.folder(one.handle) == folder and one.handle not in failed:
                     failed[one.handle] = error

@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 #: Open chunk files kept; each has up to 8 KiB of sums in memory besides.
 OPEN_FILES_MAX = 512
-#: A task that opens, replaces or deletes a chunk's file waits so long for another that does,
-#: and for a write that is to end first.
+#: How long a task that opens, replaces or deletes a chunk's file waits for another task that
+#: does, and for a write that must end first.
 TURN_SECONDS = 3.0
 
 
 class OpenChunk:
-    """An open replica, shared by everyone who uses it now.
+    """An open replica, shared by all tasks that use it now.
 
-    ``mutex`` is held by whoever mutates the file; ``watch`` is the present write
-    exchange's, so that one with a higher version can end it.
+    A task that mutates the file holds ``mutex``; ``watch`` is that of the present write
+    exchange, so that one with a higher version can end it.
     """
 
     def __init__(self, disk: Disk, file: ChunkFile) -> None:
@@ -59,18 +59,18 @@ class OpenChunk:
 
     @property
     def is_pending(self) -> bool:
-        """Whether its file does not say yet what this says."""
+        """Whether its newest state is in the journal only."""
         return self.disk.journal.holds(self.file.handle)
 
     def preempt(self, version: int | None = None) -> None:
-        """End the write under way here, if it is of a lower version when one is given."""
+        """End the write under way here; with ``version`` only if it is of a lower one."""
         if self.watch is not None and (version is None or version > self.watch_version):
             watch, self.watch = self.watch, None
             watch.scope.cancel()
 
 
 class OpenChunks:
-    """Those that are open now, by handle; and the chunks that are busy."""
+    """The replicas that are open now, by handle; and the chunks that are busy."""
 
     def __init__(self, disks: DiskSet, inventory: Inventory) -> None:
         self._disks = disks
@@ -94,18 +94,18 @@ class OpenChunks:
             self.close_if_unused(chunk)
 
     def opened(self, handle: int) -> OpenChunk | None:
-        """The replica if it is open now. Pin it before anything is awaited."""
+        """The replica if it is open now. Pin it before the next ``await``."""
         return self._open.get(handle)
 
     def disk_of(self, handle: int) -> Disk | None:
-        """Where the replica is, or is being made."""
+        """The disk that the replica is on, or is being made on."""
         chunk, replica = self._open.get(handle), self._inventory.get(handle)
         if chunk is not None:
             return chunk.disk
         return None if replica is None else self._disks.used[replica.disk]
 
     async def get(self, handle: int) -> OpenChunk:
-        """As ``using``, but not pinned: pin it before anything is awaited."""
+        """As :meth:`using`, but not pinned: pin it before the next ``await``."""
         chunk = self._open.get(handle)
         if chunk is None:
             async with self.alone(handle):
@@ -115,11 +115,11 @@ class OpenChunks:
 
     @contextlib.asynccontextmanager
     async def alone(self, handle: int) -> AsyncIterator[None]:
-        """The chunk is busy within this block, for its body alone.
+        """Make the chunk busy for this block.
 
         Raises DeadlineExceeded.
         """
-        with deadline(TURN_SECONDS, f"end of what is done with chunk {handle:016x}"):
+        with deadline(TURN_SECONDS, f"end of the task that has chunk {handle:016x}"):
             while handle in self.busy:
                 await self.busy[handle].wait()
         done = self.busy[handle] = trio.Event()
@@ -131,9 +131,9 @@ class OpenChunks:
 
     @contextlib.asynccontextmanager
     async def unwritten(self, handle: int) -> AsyncIterator[None]:
-        """Nobody writes to the busy chunk within this block. A write that is under way is
-        broken off: its next packet would be one to a file that is gone, or make that
-        anew in the place of another. Raises DeadlineExceeded."""
+        """Keep writers off the busy chunk for this block. A write under way is ended: its next
+        packet would go to a deleted file, or recreate that in the place of another. Raises
+        DeadlineExceeded."""
         chunk = self._open.get(handle)
         if chunk is None:
             yield
@@ -172,7 +172,7 @@ class OpenChunks:
         return self.keep(OpenChunk(disk, file))
 
     def keep(self, chunk: OpenChunk) -> OpenChunk:
-        """Have it open from now on; one that nobody uses may be closed for that."""
+        """Keep it open; a file that nobody uses may be closed for it."""
         self._open[chunk.file.handle] = chunk
         if len(self._open) > OPEN_FILES_MAX:
             for handle, other in self._open.items():
@@ -192,7 +192,7 @@ class OpenChunks:
             chunk.disk.close_later(chunk.file)
 
     def note(self, chunk: OpenChunk) -> None:
-        """The inventory says what the open file says."""
+        """Update the inventory to the state of the open file."""
         if not chunk.dropped:
             file = chunk.file
             if file.is_unsound:
@@ -200,18 +200,18 @@ class OpenChunks:
             self._inventory.put(file.handle, Replica(chunk.disk.index, file.version, file.length))
 
     def mark_unfit(self, chunk: OpenChunk) -> None:
-        """As :meth:`mark_bad`, unless the replica was replaced or deleted since."""
+        """As :meth:`Inventory.mark_bad`, unless the replica was replaced or deleted since."""
         if not chunk.dropped:
             self._inventory.mark_bad(chunk.file.handle)
 
     def lose(self, handle: int) -> None:
-        """The replica is not there any more: its file is gone."""
+        """The replica's file does not exist any more."""
         if handle in self._inventory:
             log.error("chunk %016x: the replica's file is gone", handle)
             self.report_gone(handle)
 
     def report_gone(self, handle: int) -> None:
-        """As :meth:`forget`, and every master is to know."""
+        """As :meth:`forget`, and report it to every master."""
         version = self._inventory[handle].version
         for changes in self._inventory.changes:
             changes.gone[handle] = version
@@ -222,14 +222,14 @@ class OpenChunks:
         self._inventory.bad.pop(handle, None)
 
     def forget(self, handle: int) -> None:
-        """The replica is not here any more: who has it open goes on with a dropped file."""
+        """The replica is no longer here: tasks that have it open go on with a dropped file."""
         self._inventory.remove(handle)
         chunk = self._open.pop(handle, None)
         if chunk is not None:
             self._drop(chunk)
 
     def forget_disk(self, disk: Disk) -> None:
-        """Drop what is being made on it."""
+        """Drop the replicas that are being made on it."""
         for handle, chunk in list(self._open.items()):
             if chunk.disk is disk:
                 chunk.preempt()
@@ -237,7 +237,7 @@ class OpenChunks:
 
     @contextlib.contextmanager
     def all_busy(self, handles: Iterable[int]) -> Iterator[None]:
-        """These chunks, none of which is busy, are within this block."""
+        """Make these chunks busy for this block; none of them is yet."""
         done, held = trio.Event(), list(handles)
         self.busy.update(dict.fromkeys(held, done))
         try:

@@ -48,14 +48,15 @@ class ChunkStore:
         self.durability = Durability(
             world.clock, settings.idle_seconds, self.inventory, self.open_chunks
         )
-        #: (Disk, path) of replicas that were given up half made, and could not be deleted.
+        #: (Disk, path) of half-made replicas that could not be deleted.
         self._half_made: set[tuple[int, str]] = set()
 
     # --- disks that come and go -------------------------------------------------------
 
     def adopt(self, disk: Disk, contents: Contents) -> None:
-        """Use a disk that was read: its replicas are this server's from now on. Of chunks
-        that another disk has in the same version, that one is served until both were read."""
+        """Use a disk that was read: its replicas are this server's from now on. Of a chunk
+        that another disk has in the same version, the first file is served until both were
+        read."""
         inventory = self.inventory
         self.disks.used[disk.index] = disk
         self.disks.down.pop(disk.path, None)
@@ -75,8 +76,8 @@ class ChunkStore:
                 inventory.bad[handle] = BadReplica(handle, 0, "corrupt")
         if twice:
             log.warning(
-                "%s has replicas of %d chunks that another disk of this server has, too: the "
-                "better one of each two is kept",
+                "%s has replicas of %d chunks that are also on another disk of this server: the "
+                "better file of each is kept",
                 disk.path,
                 twice,
             )
@@ -84,7 +85,8 @@ class ChunkStore:
             self.duplicates.found.set()
 
     def _failed(self, disk: Disk) -> None:
-        """Its replicas are gone: nobody reads them, and the master has them made anew."""
+        """The replicas of a failed disk are gone: nothing reads them, and the master
+        re-replicates them."""
         self.disks.down[disk.path] = disk
         lost = self.inventory.on_disk(disk)
         for handle in lost:
@@ -98,12 +100,12 @@ class ChunkStore:
             self.disks.log_failed(disk, len(lost))
 
     def release(self, disk: Disk) -> None:
-        """An empty disk is not used any more."""
+        """Stop using an empty disk."""
         disk.end("removed", "an operator has removed it")
         self._forget_disk(disk)
 
     def _forget_disk(self, disk: Disk) -> None:
-        """Nothing is to be done on it any more."""
+        """Drop everything about a disk that is no longer used."""
         self.open_chunks.forget_disk(disk)
         self.duplicates.forget_disk(disk)
         self._half_made = {each for each in self._half_made if each[0] != disk.index}
@@ -112,7 +114,7 @@ class ChunkStore:
     # --- making and replacing ---------------------------------------------------------
 
     async def create(self, handle: int, version: int) -> OpenChunk:
-        """A new, empty replica, open; one that is there already is returned as it is.
+        """A new, empty replica, open; an existing one is returned as it is.
 
         Nothing is on the disk, or in the inventory, before something is written.
         """
@@ -134,8 +136,8 @@ class ChunkStore:
         return self.open_chunks.keep(OpenChunk(disk, file))
 
     async def give_up(self, chunk: OpenChunk) -> None:
-        """A new replica could not be committed: nothing of it stays, since nobody
-        would ever know of its file to have it deleted. Its mutex must be held."""
+        """A new replica could not be committed: delete all of it, since no master knows of its
+        file and could order that. Its mutex must be held."""
         if chunk.file.committed or chunk.dropped:
             return
         handle = chunk.file.handle
@@ -147,10 +149,11 @@ class ChunkStore:
         self.open_chunks.forget(handle)
 
     async def install(self, disk: Disk, file: ChunkFile, moved: int | None = None) -> None:
-        """Save a whole replica that was made beside the others, on ``disk``, and put it
-        in the place of whatever is there. The caller closes the file.
+        """Save a whole replica that was made beside the others on ``disk``, and replace
+        whatever is there. The caller closes the file.
 
-        With ``moved`` it is a copy of what is there, in the state of that number.
+        With ``moved`` the replica is a copy of the one that is there, in the state of that
+        number.
 
         Raises StaleVersion when there is a newer one by now, DeadlineExceeded, ``OSError``.
         """
@@ -169,8 +172,8 @@ class ChunkStore:
             if newest is not None and newest.version > file.version:
                 raise StaleVersion(f"chunk {handle:016x} has version {newest.version} here")
             with trio.CancelScope(shield=True):
-                # Only now: a start skips what the journal has of the old file, if all of
-                # that has lower numbers.
+                # Only now: a start skips the journal's records of the old file if all of them
+                # have lower numbers.
                 await disk.run(file.save)
                 await disk.run(_rename, disk, file.path, disk.chunk_path(handle))
                 await self._retire(handle)
@@ -193,13 +196,13 @@ class ChunkStore:
             raise StaleVersion(f"chunk {handle:016x} is not known to be good")
 
     async def _retire(self, handle: int) -> None:
-        """Nothing is written to the open file any more, not by who saves either."""
+        """Nothing is written to the open file any more, not by a save either."""
         chunk = self.open_chunks.opened(handle)
         if chunk is not None and not chunk.disk.down:
             await chunk.disk.run(chunk.file.retire)
 
     def is_absent(self, handle: int) -> bool:
-        """Nothing of the chunk is here, nor about to be."""
+        """Whether nothing of the chunk is here, nor being made."""
         return not (
             handle in self.inventory
             or handle in self.inventory.bad
@@ -209,8 +212,8 @@ class ChunkStore:
         )
 
     async def install_new(self, disk: Disk, made: list[Made]) -> dict[int, GfsError]:
-        """Make whole replicas on ``disk`` of chunks of which nothing is here, all at once.
-        They are durable when this returns, but for those that it returns, with the reason."""
+        """Make whole replicas on ``disk`` of chunks that are absent here, all at once. They
+        are durable when this returns, except those that are returned, with the reason."""
         failed: dict[int, GfsError] = {}
         for one in made:
             if not self.is_absent(one.handle):
@@ -241,14 +244,14 @@ class ChunkStore:
     # --- deleting ---------------------------------------------------------------------
 
     async def delete(self, handle: int, version: int) -> None:
-        """Delete the replica if it is of exactly this version (a damaged one that
-        could not be read at start counts as version 0).
+        """Delete the replica if it is of exactly this version (a damaged one that could not be
+        read at start counts as version 0).
 
-        Raises StaleVersion when it is another by now: a late order; DeadlineExceeded,
-        DiskFailed.
+        Raises StaleVersion when it has another version by now, since the order is late;
+        DeadlineExceeded, DiskFailed.
         """
         async with self.open_chunks.alone(handle):
-            # Before, too: a write under a higher version is not broken off for it.
+            # Checked first, too: a write under a higher version must not be ended for it.
             if self._is_there(handle, version):
                 async with self.open_chunks.unwritten(handle):
                     if self._is_there(handle, version):
@@ -256,8 +259,8 @@ class ChunkStore:
                         await self._discard(handle)
 
     async def delete_unused(self, names: list[ReplicaName]) -> list[ReplicaName]:
-        """As :meth:`delete`, of replicas of one disk, all at once; returns those that are not
-        there, are damaged, or are used by somebody: they are for :meth:`delete`."""
+        """As :meth:`delete`, of replicas of one disk, all at once. Returns those that are
+        absent, damaged, or in use: they are for :meth:`delete`."""
         unused = [name for name in names if self._is_unused(name)]
         if not unused:
             return names
@@ -289,27 +292,27 @@ class ChunkStore:
             return bad is not None and bad.version == version
         found, chunk = replica.version, self.open_chunks.opened(handle)
         if chunk is not None:
-            # The inventory learns of it when the mutation ends.
+            # The inventory is updated when the mutation ends.
             found = max(found, chunk.file.version, chunk.watch_version if chunk.watch else 0)
         if found != version:
             raise StaleVersion(f"chunk {handle:016x} has version {found} here, not {version}")
         return True
 
     def _is_unused(self, name: ReplicaName) -> bool:
-        """Whether it is of exactly this version, and nobody has anything to do with it."""
+        """Whether it is of exactly this version, and no task uses it."""
         handle, version = name.handle, name.version
         replica, chunk = self.inventory.get(handle), self.open_chunks.opened(handle)
         if replica is None or replica.version != version:
             return False
         if handle in self.open_chunks.busy or handle in self.inventory.bad:
             return False
-        # Without users nobody holds its mutex, or will before this is done.
+        # Without users, no task holds its mutex, or will before this is done.
         return chunk is None or not (
             chunk.users or chunk.is_pending or chunk.file.version != version
         )
 
     def _note_remains(self, handle: int, replica: Replica | None) -> None:
-        """It is there after all, though without what was not saved: to be deleted later."""
+        """The replica could not be deleted, and lacks what was not saved: delete it later."""
         if replica is not None:
             if replica.disk not in self.disks.used:
                 return
@@ -318,8 +321,8 @@ class ChunkStore:
         self.inventory.bad[handle] = BadReplica(handle, version, "corrupt")
 
     async def _discard(self, handle: int) -> None:
-        """Delete all that is here of a chunk: one that could not be read at start may be
-        on any disk."""
+        """Delete all files of a chunk here: one that could not be read at start may be on any
+        disk."""
         replica = self.inventory.get(handle)
         others = self.duplicates.files
         disks = [disk for n, disk in self.disks.used.items() if (n, handle) not in others]
@@ -337,14 +340,14 @@ class ChunkStore:
         log_mended(self.inventory.bad.pop(handle, None), "deleted")
 
     async def _remove(self, disk: Disk, handle: int) -> None:
-        """Delete a file, if it is there. Raises ``OSError``."""
+        """Delete a file, if it exists. Raises ``OSError``."""
         for error in (await self._remove_all(disk, [handle])).values():
             raise error
 
     async def _remove_all(self, disk: Disk, handles: list[int]) -> dict[int, OSError]:
-        """Delete files, as far as they are there; returns why some could not be. With
-        ``"fsync"`` no power cut brings back what was there, not even by records of it: that
-        it is gone is on the disk before it goes."""
+        """Delete files that exist; returns the errors of those that could not be deleted. With
+        ``"fsync"`` a synced tombstone keeps a power cut from bringing a file back, by the
+        journal's records of it either."""
         tombstones: list[int] = []
         is_noted = True
         try:
@@ -353,8 +356,8 @@ class ChunkStore:
                     await disk.run(_put_tombstones, disk, handles, tombstones)
                     await self.durability.sync_journal(disk)
                 except OSError as error:
-                    # A disk that is full of what is to be deleted has no room for records.
-                    log.warning("%d chunks are deleted without a record: %s", len(handles), error)
+                    # A disk that is full of files to be deleted has no room for tombstones.
+                    log.warning("deleting %d replicas without tombstones: %s", len(handles), error)
                     is_noted = False
             failed = await disk.run(_unlink_all, disk, handles, is_noted)
             for refused in failed.values():
@@ -365,7 +368,7 @@ class ChunkStore:
                 disk.journal.is_unlinked(tombstone)
 
     async def _remove_duplicate(self, disk: Disk, handle: int) -> None:
-        """Delete what is left on this disk; later if it refuses."""
+        """Delete the file on this disk; later if the disk refuses."""
         self.duplicates.to_delete.discard((disk.index, handle))
         self.duplicates.files.pop((disk.index, handle), None)
         try:
@@ -375,24 +378,24 @@ class ChunkStore:
                 self.duplicates.to_delete.add((disk.index, handle))
 
     async def leave(self, disk: Disk, path: str) -> None:
-        """Have a half-made replica deleted, later if the disk refuses now."""
+        """Delete a half-made replica, later if the disk refuses now."""
         try:
             with trio.CancelScope(shield=True):
                 await disk.run(disk.files.unlink, path)
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.warning("%s stays for the moment: %s", path, error)
+            log.warning("%s could not be deleted, trying again later: %s", path, error)
             if not disk.down:
                 self._half_made.add((disk.index, path))
 
     def forget_half(self, disk: Disk, path: str) -> None:
-        """Another one is made there."""
+        """A new file replaces the half-made one."""
         self._half_made.discard((disk.index, path))
 
     async def remove_leftovers(self) -> None:
-        """Delete what disks refused to: half-made replicas, and those whose place one on
-        another disk took."""
+        """Delete the files that disks refused to delete before: half-made replicas, and those
+        that a file on another disk replaced."""
         for index, path in list(self._half_made):
             if (index, path) in self._half_made:
                 self._half_made.discard((index, path))
@@ -400,12 +403,12 @@ class ChunkStore:
         await self.remove_duplicates()
 
     async def remove_duplicates(self) -> None:
-        """Delete replicas whose place one on another disk took."""
+        """Delete files that one on another disk replaced."""
         for index, handle in list(self.duplicates.to_delete):
             with contextlib.suppress(DeadlineExceeded):
                 async with self.open_chunks.alone(handle):
                     if (index, handle) not in self.duplicates.to_delete:
-                        continue  # it was dealt with, or its disk has failed
+                        continue  # it was deleted, or its disk has failed
                     replica, chunk = self.inventory.get(handle), self.open_chunks.opened(handle)
                     if index in (replica and replica.disk, chunk and chunk.disk.index):
                         self.duplicates.to_delete.discard(
