@@ -30,7 +30,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 def block_count(length: int) -> int:
-    """How many blocks ``length`` bytes take, the last one perhaps partial."""
+    """The number of blocks of ``length`` bytes, the last one perhaps partial."""
     return -(-length // BLOCK_BYTES)
 
 
@@ -59,10 +59,10 @@ def block_sums(data: Buffer) -> bytes:
 
 
 def packet_sums(offset: int, data: Buffer) -> bytes:
-    """The digests of ``data`` cut at the block boundaries of what it is part of.
+    """The digests of ``data`` cut at the block boundaries of its chunk.
 
-    ``offset`` is where ``data`` starts there: inside a block, the first piece
-    reaches only to that block's end.
+    ``data`` starts at ``offset`` in the chunk: inside a block, the first piece reaches
+    only to that block's end.
     """
     inside = offset % BLOCK_BYTES
     if not inside or not data:
@@ -93,9 +93,8 @@ class FileDigest:
     """A digest of a whole file, out of its blocks' sums: XXH3-128, seed 0, of all
     of them in file order; 16 bytes big-endian.
 
-    It costs a few nanoseconds a block, for the bytes were hashed already. It
-    tells two contents apart as the sums do: against accidents, not against those
-    who mean to deceive.
+    It costs a few nanoseconds a block, because the bytes are hashed already. Like the
+    sums it detects accidental differences, not deliberate ones.
     """
 
     __slots__ = ("_hash",)

@@ -2,9 +2,9 @@
 
 One frozen struct per role. A TOML file has a table per role (``[master]``,
 ``[chunkserver]``, ``[client]``); the environment variable of a setting is
-``GFS_<ROLE>_<SETTING>`` in capitals. A name that does not exist, in a role's
-table, among the flags or in the environment, or a value that makes no sense is a
-SettingsError that names it. Only the variables that container platforms set for a
+``GFS_<ROLE>_<SETTING>`` in capitals. An unknown name, in a role's table,
+among the flags or in the environment, or an invalid value is a SettingsError that
+names it. Only the variables that container platforms set for a
 service of such a name (``GFS_MASTER_SERVICE_HOST``) are left alone.
 """
 
@@ -27,7 +27,7 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 
 DEFAULT_PORT = 9400
 
-#: Variables that belong to no role, and the tests' own.
+#: Variables of no role, and those of the tests.
 VARIABLES = (
     *("GFS_MASTER", "GFS_STATE", "GFS_KEY_FILE", "GFS_TLS", "GFS_CONFIG"),
     *("GFS_LOG_LEVEL", "GFS_LOG_FORMAT", "GFS_DEBUG", "GFS_ADMIN_PASSWORD"),
@@ -35,7 +35,7 @@ VARIABLES = (
 )
 TEST_PREFIX = "GFS_TEST_"
 
-#: What Kubernetes and Docker set in containers beside a service called gfs-something.
+#: Variables that Kubernetes and Docker set in containers for a service named gfs-….
 _OF_A_SERVICE = re.compile(
     r"GFS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
     r"=.*|GFS(_\w+)?_PORT=(tcp|udp|sctp)://.*"
@@ -43,7 +43,7 @@ _OF_A_SERVICE = re.compile(
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the roles' settings share."""
+    """Base of the roles' settings."""
 
     def check(self) -> None:
         """Raise SettingsError for values that contradict each other."""
@@ -56,47 +56,46 @@ CLONES_PER_SERVER_MAX = 16
 
 class MasterSettings(Settings, frozen=True, kw_only=True):
     address: str = f"127.0.0.1:{DEFAULT_PORT}"
-    #: Goal of new files that do not ask for another.
+    #: Goal of new files that set no other.
     replication: int = 3
     #: A new chunk needs this many live servers (or its goal, if that is lower).
     replicas_min: int = 2
     heartbeat_seconds: float = 1.0
-    #: A server not heard from for this long is dead: its chunks are re-replicated.
+    #: A server without a heartbeat for this long is dead: its chunks are re-replicated.
     dead_seconds: float = 15.0
-    #: When all replicas of a chunk that are left may lack what was last written, since
-    #: their machines lost power: servers that are away are waited for so long before the
-    #: best of these replicas is believed.
+    #: When all remaining replicas of a chunk are possibly stale: how long the master waits
+    #: for absent servers before it elects the best surviving replica.
     forgetful_seconds: float = 600.0
     lease_seconds: float = 60.0
-    #: The primary stops this much before the master's count of the lease ends.
+    #: The primary stops this long before the lease ends by the master's clock.
     lease_margin_seconds: float = 5.0
-    #: Chunks that nothing refers to are kept this long, so that the client of an
-    #: upload can come back after a master's restart.
+    #: Chunks in no file are kept this long, so that a client can continue its upload
+    #: after a restart of the master.
     garbage_grace_seconds: float = 60.0
-    #: Reservations of a client not heard from for this long are given up.
+    #: Reservations of a client that is silent for this long are discarded.
     client_silence_seconds: float = 60.0
-    #: What is deleted can be undeleted for this long; 0: not at all.
+    #: Deleted files can be undeleted for this long; 0: not at all.
     trash_seconds: float = 3 * 24 * 3600.0
     #: Clones running at once: for one target or source, and in all.
     clones_per_server: int = 2
     clones_total: int = 64
-    #: Replicas moved at once for fuller balance, of racks and of disks; 0: none.
+    #: Orders at once that move replicas for the balance of racks and disks; 0: none.
     moves_total: int = 4
-    #: A server gives replicas to one whose disks are emptier by more than this share.
+    #: A server moves replicas to one whose disks are emptier by more than this share.
     balance_share: float = 0.1
-    #: Answers to mutations are remembered this long, for retries.
+    #: Answers to mutations are stored this long, for retries.
     answers_seconds: float = 120.0
     #: Upper bound of the metadata; address space, not memory or disk.
     map_bytes: int = 64 * 1024 * MIB
-    #: Metadata commits wait for the disk. Off only where the disk is thrown away.
+    #: Metadata commits wait for the disk. Off only for disposable data.
     sync: bool = True
-    #: Not the master, but a shadow of the one at these addresses (with commas).
+    #: Run as a shadow master of the master at these addresses (with commas).
     shadow_of: str = ""
-    #: A mutation is acknowledged when so many shadow masters have it on disk.
+    #: A mutation is acknowledged when this many shadow masters have it on disk.
     replicas_before_ack: int = 0
-    #: Waiting for them longer than this is an error, which may be tried again.
+    #: A mutation that waits longer for them fails with an error that allows a retry.
     shadow_wait_seconds: float = 5.0
-    #: Rows of the operation log that are kept for shadow masters that are away.
+    #: Rows of the operation log kept for absent shadow masters.
     log_rows_max: int = 1_000_000
     #: An operation that takes so long is told of in the log.
     slow_seconds: float = 1.0
@@ -127,14 +126,14 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
 
 class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     address: str = "127.0.0.1:0"
-    #: The master; or with commas all that may be it, shadow masters included.
+    #: The master; or, with commas, all processes that may be it, shadow masters included.
     master: str = f"127.0.0.1:{DEFAULT_PORT}"
     rack: str = "default"
     #: "replicated": acknowledged means in the page cache of every live replica.
     durability: str = "replicated"
     #: Each of the two files of a disk's redo journal.
     journal_bytes: int = 16 * MIB
-    #: New data is refused when a disk has less free than this.
+    #: A disk with less free space than this takes no new replicas.
     reserve_bytes: int = 256 * MIB
     #: Blocking disk calls at once, per disk.
     disk_threads: int = 8
@@ -142,15 +141,15 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     disk_hang_seconds: float = 8.0
     #: Clone and scrub traffic while clients are being served; idle: no limit.
     background_bytes_per_second: int = 64 * MIB
-    #: All chunk files are looked at (present, long enough) once in this time.
+    #: All chunk files are checked (existence, length) once in this time.
     scan_seconds: float = 10.0
     #: All blocks are read and verified once in this time.
     scrub_seconds: float = 7 * 24 * 3600.0
-    #: What was written in place and then not again for this long is synced. Until then a
-    #: machine that loses its power has to have it copied from others; with "fsync" it is
-    #: in the redo journal until then.
+    #: A chunk written in place, and then not again for this long, is synced. Until then a
+    #: power cut makes this replica possibly stale; with "fsync" the write is in the redo
+    #: journal until then.
     mark_seconds: float = 60.0
-    #: An exchange in which nothing moves for this long is ended.
+    #: An exchange without progress for this long is ended.
     idle_seconds: float = 30.0
     #: An operation that takes so long is told of in the log.
     slow_seconds: float = 1.0
@@ -170,17 +169,17 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
     memory_bytes: int = 32 * MIB
     #: Data sent and not yet acknowledged, per file being written.
     window_bytes: int = 8 * MIB
-    #: A chunkserver from which nothing is heard for this long is left: one that is busy
-    #: says so every half second, as long as its disk gets on.
+    #: A chunkserver that is silent for this long is left: a busy one sends a progress
+    #: message every half second, as long as its disk makes progress.
     stall_seconds: float = 2.0
-    #: A read whose next bytes did not come within this is asked of another replica; twice
-    #: as long in each further round.
+    #: If the next bytes of a read do not arrive within this, another replica is asked;
+    #: doubled in each further round.
     hedge_seconds: float = 0.5
-    #: Retries while the master or all replicas are away end after this long.
+    #: How long calls are retried while the master or all replicas are away.
     retry_seconds: float = 30.0
-    #: Files moved at once by put and get of directories.
+    #: Files copied at once by put and get of directories.
     parallel_files: int = 16
-    #: How long chunk locations are believed.
+    #: How long chunk locations are cached.
     location_seconds: float = 30.0
 
     def check(self) -> None:
@@ -242,7 +241,7 @@ def variables(kind: type[Settings], role: str) -> dict[str, str]:
 def check_environment(
     environment: Mapping[str, str] | None = None, others: Iterable[str] = ()
 ) -> None:
-    """Raise SettingsError if a variable that starts with ``GFS_`` means nothing.
+    """Raise SettingsError if a variable that starts with ``GFS_`` is unknown.
 
     ``others`` are roles of other packages. Their names are for :func:`load` to check,
     when they start.

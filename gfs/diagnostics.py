@@ -1,22 +1,21 @@
-"""What processes tell of themselves: which request it was, and what happened.
+"""Diagnostics: request ids, events and logs.
 
-*Request ids.* Whatever a client is asked to do gets a number of 40 bits, and every
-message that is sent for it carries it: the upper bits of a message's ``id``, whose
-lower 24 count the calls of one connection. A server takes it from the message and
-passes it on with what it asks of others in turn. Log lines and errors name it, ten hex
-digits, so one ``grep`` follows a request through all processes. What a server does
-unasked gets a number as well, when it first asks another.
+*Request ids.* Each request of a client gets an id of 40 bits, and every message sent for
+it carries the id: the upper bits of a message's ``id``, whose lower 24 count the calls
+of one connection. A server takes it from the message and puts it into its own messages
+to other servers. Log lines and errors name it, ten hex digits, so one ``grep`` follows a
+request through all processes. A server's own work gets an id as well, at its first
+message.
 
-*Events.* What the paper counts as significant (5.3) has a name and fields beside its
-words: ``log.warning("…", extra=event("server_dead", server="…"))``. The text log shows
-the words, the JSON log everything, one object a line.
+*Events.* Significant events (the paper, 5.3) have a name and fields besides the text:
+``log.warning("…", extra=event("server_dead", server="…"))``. The text log shows the text,
+the JSON log everything, one object a line.
 
-*Many of one kind.* Repair moves and deletes a thousand replicas in a second. What is
-logged over and over is told singly at first, and then as one line every ten seconds that
-says how many there were (:class:`Gathered`), so that a log grows by kilobytes and not
-by what a cluster holds.
+*Rate limit.* Repair moves and deletes a thousand replicas in a second. Of repeated lines
+the first ones are logged singly, then one line every ten seconds with their number
+(:class:`Gathered`), so that a log grows by kilobytes, whatever the size of the cluster.
 
-Costs 0.1 µs per message; nothing is formatted that nobody reads.
+Costs 0.1 µs per message; only lines that are written are formatted.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ CALL_BITS = 24
 REQUEST_MASK = (1 << REQUEST_BITS) - 1
 CALL_MASK = (1 << CALL_BITS) - 1
 
-#: The request that the present task works for; 0: none that is known.
+#: The request that the present task works for; 0: not known.
 request: ContextVar[int] = ContextVar("gfs_request", default=0)
 
 
 def request_name(number: int) -> str:
-    """As people see it."""
+    """The request id as ten hex digits."""
     return f"{number:010x}"
 
 
@@ -60,7 +59,7 @@ def message_id() -> int:
 
 
 class working_for:
-    """The block works for this request; by hand, since that is cheaper."""
+    """The block works for this request. A class, since that is cheaper than a generator."""
 
     __slots__ = ("_number", "_token")
 
@@ -100,12 +99,12 @@ class asked_for(working_for):
 
 
 def event(name: str, **fields: object) -> dict[str, Any]:
-    """The ``extra`` of a log line that tells of a significant event."""
+    """The ``extra`` of a log line for a significant event."""
     return {"gfs_event": name, "gfs_fields": fields}
 
 
 class TextFormatter(logging.Formatter):
-    """For people: the request in brackets at the end, if there is one."""
+    """Text, with the request in brackets at the end, if there is one."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -117,7 +116,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """For programs: one object a line."""
+    """JSON, one object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -140,7 +139,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-#: Events of which a cluster may see a thousand in a second. Others are always told singly.
+#: Events that may occur a thousand times a second. Others are always logged singly.
 GATHERED = frozenset(
     {
         *(
@@ -154,8 +153,8 @@ GATHERED = frozenset(
         *("lease_granted", "lease_revoked", "version_raised", "request_slow", "request_failed"),
     }
 )
-#: Of each kind so many lines are told singly, then their number, this often, until there
-#: was none for as long.
+#: Of each kind this many lines are logged singly, then their number, this often, until
+#: there was none for as long.
 TOLD_SINGLY = 10
 GATHERED_SECONDS = 10.0
 
@@ -172,7 +171,7 @@ class _Kind:
 
 
 class Gathered:
-    """Which lines are told singly, and what is told of the others.
+    """Decides which lines are logged singly, and summarizes the others.
 
     A kind is one of ``GATHERED``, or the form of a message that is no event.
     """
@@ -181,7 +180,7 @@ class Gathered:
         self._kinds: dict[str, _Kind] = {}
 
     def takes(self, record: logging.LogRecord, now: float) -> bool:
-        """Whether it will be told by ``summaries``, and not by itself."""
+        """Whether ``summaries`` will count it, instead of logging it singly."""
         happened = getattr(record, "gfs_event", None)
         if happened is not None and happened not in GATHERED:
             return False
@@ -200,7 +199,7 @@ class Gathered:
         return True
 
     def summaries(self, now: float) -> Iterator[logging.LogRecord]:
-        """One line for each kind of which there were more."""
+        """One line for each kind with further lines."""
         for name, kind in self._kinds.items():
             if kind.last is not None:
                 yield _summary(kind.last, kind.untold, now - kind.began, kind.servers)
@@ -218,8 +217,8 @@ def _summary(
 
 
 class GatheringHandler(logging.StreamHandler[TextIO]):
-    """To a stream, what comes too often :class:`Gathered`. Summaries are written by a
-    thread, which there is only while some are due, and at the end."""
+    """Writes to a stream, rate-limited by :class:`Gathered`. A thread writes summaries; it
+    exists only while some are due, and at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)

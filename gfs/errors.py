@@ -179,8 +179,8 @@ class Busy(Retryable):
 
 
 class NotEnoughShadows(Busy):
-    """A mutation may or may not be carried out; the same one, asked for again under
-    the same number, is acknowledged once enough shadow masters have it."""
+    """The mutation may have been carried out. A retry with the same sequence number is
+    acknowledged once enough shadow masters have it."""
 
     code = "not_enough_shadows"
 
@@ -234,8 +234,7 @@ class WrongCluster(GfsError, PermissionError):
 
 
 class TlsRefused(GfsError, PermissionError):
-    """The two sides cannot agree on a connection that is encrypted, or is not; or the
-    certificate of one is not to be trusted."""
+    """Only one side encrypts, or a certificate is not trusted."""
 
     code = "tls"
     http_status = 502
@@ -248,7 +247,7 @@ class ProtocolError(GfsError, ValueError):
 
 
 class Deposed(GfsError):
-    """This master's term is over; it serves no more."""
+    """A master of a higher term replaced this one; it does not serve any more."""
 
     code = "deposed"
     http_status = 503
@@ -266,7 +265,7 @@ class StartupError(GfsError):
 
 
 class InvariantViolated(AssertionError):
-    """A promise the code makes to itself is broken: a bug, never bad input."""
+    """An invariant of the code is violated: a bug, never bad input."""
 
 
 def invariant(condition: object, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: counted cheaply while serving, put together when asked for.
+"""Metrics for Prometheus: counted cheaply while serving, assembled at the scrape.
 
 The hot path only adds to plain integers: 0.3 µs for each of a batch of look-ups, where a
 histogram of the client library takes 2.4 µs (``python -m bench.counting``). Names and labels
@@ -25,7 +25,7 @@ from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)
 
-#: Upper bounds of the durations that are told apart, in seconds.
+#: Upper bounds of the histogram's buckets, in seconds.
 BUCKETS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -44,7 +44,7 @@ class Numbered(Protocol):
 
 
 class Histogram:
-    """How often something took how long."""
+    """A histogram of durations."""
 
     __slots__ = ("counts", "seconds")
 
@@ -54,10 +54,10 @@ class Histogram:
 
 
 class Operations:
-    """What one server was asked for: how often, how long it took, what failed.
+    """The operations of one server: number, durations, failures.
 
-    One that took ``slow_seconds`` or failed for no fault of who asked is told of in
-    the log, every one if that shows ``DEBUG``; always with its request.
+    Operations that take ``slow_seconds``, or fail for a reason that the caller did not
+    cause, are logged, with ``DEBUG`` all of them; always with the request id.
     """
 
     def __init__(self, slow_seconds: float) -> None:
@@ -81,7 +81,7 @@ class Operations:
             self._tell(kind.__name__, message_id, seconds, error)
 
     def all_done(self, messages: Iterable[Numbered], seconds: float) -> None:
-        """As ``done`` of each, without an error: what they share is done once."""
+        """As ``done`` for each, without an error: the common part is done once."""
         if seconds >= self._slow_seconds or self._tells_all():
             for message in messages:
                 self.done(type(message), message.id, seconds)
@@ -130,12 +130,12 @@ def _filled(metric: Metric, name: str, values: float | Values) -> Metric:
 
 
 def label(name: str, values: Mapping[str, float]) -> Values:
-    """Values told apart by one label."""
+    """Values by one label."""
     return {((name, key),): value for key, value in values.items()}
 
 
 def operation_families(prefix: str, operations: Operations) -> list[Metric]:
-    """Of what a server was asked for."""
+    """Metrics of a server's operations."""
     took = HistogramMetricFamily(
         f"{prefix}_operation_seconds",
         "Operations served, by how long they took until answered",
@@ -156,7 +156,7 @@ def operation_families(prefix: str, operations: Operations) -> list[Metric]:
 
 
 def certificate_family(until_ns: int) -> Iterator[Metric]:
-    """Of a server that has one."""
+    """Metrics of a server's certificate, if it has one."""
     if until_ns:
         yield gauge(
             "gfs_certificate_until_timestamp_seconds",
@@ -166,7 +166,7 @@ def certificate_family(until_ns: int) -> Iterator[Metric]:
 
 
 class Source:
-    """Where the numbers of this process come from; a server puts its own here."""
+    """The registry of this process's metrics; servers add theirs."""
 
     def __init__(self) -> None:
         self.collect: Callable[[], Iterable[Metric]] = tuple

@@ -5,7 +5,7 @@
     DIR/cluster.key      32 random bytes as hex, mode 0600: proof of membership; two
                          lines, the new one first, while the key is changed
     DIR/tls/             if connections are encrypted: see gfs.io.tls
-    DIR/cluster.json     what runs and where, written when everything serves
+    DIR/cluster.json     processes and addresses, written when everything serves
     DIR/lock             held (flock) by the running `gfs up`
     DIR/master/          the master's metadata
     DIR/chunkserver-N/   one chunkserver's disk
@@ -35,7 +35,7 @@ TLS_NAME = "tls"
 def read_keys(path: Path) -> tuple[bytes, ...]:
     """The cluster key in ``path``; while keys are changed two, the new one first.
 
-    SettingsError says what is wrong with the file.
+    Raises SettingsError for an invalid file.
     """
     try:
         with open(path, encoding="ascii") as file:
@@ -67,8 +67,8 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
 class KeyFile:
     """The keys in a file, which is read again when it has changed.
 
-    Raises SettingsError if the file is no good now. Later such a file is told of in
-    the log, once, and the keys that were there before stay.
+    Raises SettingsError if the file is invalid now. If it becomes invalid later, that
+    is logged once, and the previous keys stay in use.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +84,7 @@ class KeyFile:
                 self._keys = read_keys(self.path)
                 log.info("%s: read again: %d cluster keys", self.path, len(self._keys))
             except SettingsError as error:
-                log.error("%s; the key that was there before stays in use", error)
+                log.error("%s; the previous key stays in use", error)
         return self._keys
 
     def _look(self) -> tuple[int, ...]:
@@ -96,10 +96,10 @@ class KeyFile:
 
 
 def find_tls(given: Path | None, state: Path | None) -> Path | None:
-    """The directory with what TLS takes (see gfs.io.tls), or None: no TLS.
+    """The directory with the files for TLS (see gfs.io.tls), or None: no TLS.
 
-    It is the one that is ``given``, else the one in a ``state`` directory that was
-    named, else ``GFS_TLS``, else the one in the default state directory.
+    It is ``given``, else the one in the named ``state`` directory, else ``GFS_TLS``,
+    else the one in the default state directory.
     """
     if given is not None:
         return given
@@ -115,7 +115,7 @@ def find_tls(given: Path | None, state: Path | None) -> Path | None:
 def make_key(path: Path) -> bytes:
     """The key in ``path``, made there first if there is none (mode 0600).
 
-    Safe against others doing the same: one of the keys wins, and all get it.
+    Safe against concurrent calls: one of the keys wins, and all get it.
     """
     if not os.path.lexists(path):
         try:
@@ -126,7 +126,7 @@ def make_key(path: Path) -> bytes:
 
 
 def rotate_key(path: Path) -> None:
-    """Put a new key before the one in ``path``: both are accepted from now on.
+    """Add a new key before the one in ``path``: both are accepted from now on.
 
     Raises SettingsError, also if there are two keys already.
     """
@@ -149,7 +149,7 @@ def retire_keys(path: Path) -> bool:
 
 
 def _replace_keys(path: Path, *keys: bytes) -> None:
-    """At once, and on the disk; the file's owner stays."""
+    """Replace the file atomically and durably; its owner does not change."""
     path = path.resolve()
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -176,10 +176,10 @@ def _sync_directory(path: Path) -> None:
 
 
 def _place_key(path: Path, text: str) -> None:
-    """Put a whole file there, on the disk, unless there is one by then.
+    """Create a whole file, durably, unless one exists by then.
 
-    The name of the draft is random: a process id is no name to share a
-    directory by, two containers both have a process 7.
+    The temporary name is random: process ids are not unique in a shared directory, since
+    two containers may both have a process 7.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
