@@ -2,7 +2,7 @@
 repair, change its limits, see how far it is; spare a server's replicas for a while;
 forget a server.
 
-All wishes are rows, or counters, of the store: they outlive the master.
+All of these settings are rows, or counters, of the store: they outlive the master.
 
 *Maintenance.* A server that is away for maintenance is not dead: its replicas count,
 nothing is copied for want of them, and nothing new is placed there. That ends by itself
