@@ -240,10 +240,11 @@ def _moved(name: str, mib: int, seconds: float, cpu_seconds: float) -> Figures:
 def idle(server: Server) -> Figures:
     """What the server's memory grows by with connections that have had one request."""
     before = resident(server.process.pid)
-    connections = [rest.Connection(server.address) for _ in range(IDLE)]
-    for connection in connections:
-        connection.send(head("GET", "/json"))
-        while not connection.is_answered():
+    connections: list[rest.Connection] = []
+    for _ in range(IDLE):  # one after another: Hypercorn lets 100 wait to be accepted
+        connections.append(rest.Connection(server.address))
+        connections[-1].send(head("GET", "/json"))
+        while not connections[-1].is_answered():
             pass
     grown = resident(server.process.pid) - before
     for connection in connections:

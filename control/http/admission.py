@@ -20,9 +20,9 @@ __all__ = ["Admission", "Admitted"]
 log = logging.getLogger("control.http")
 
 MADE_ROOM_SECONDS = 0.02
-"""So often one address gets a new connection for one that it loses."""
+"""An address replaces a connection of its own at most this often."""
 ROOM_POLL_SECONDS = 0.25
-"""Connections become slow just by waiting, without an event that says so."""
+"""Connections become slow just by waiting, without an event."""
 TURNED_AWAY_LOG_SECONDS = 60.0
 
 
@@ -74,7 +74,7 @@ class Admission:
 
     def _make_room_of(self, address: str) -> bool:
         """Whether *address* may have one more slot, if need be one that it has already.
-        A proxy of ours may have all: its connections are of many clients."""
+        A trusted proxy may have all: its connections are of many clients."""
         if self.proxies.has(address):
             return True
         try:
@@ -107,9 +107,9 @@ class Admission:
         self.add(holder, address)
         return True
 
-    def got_on(self, holder: Admitted, *, idle: bool = False) -> None:
+    def note_progress(self, holder: Admitted, *, idle: bool = False) -> None:
         """*holder* has made progress; *idle*: it waits for a request from now on."""
-        self._slots.got_on(holder, trio.current_time(), idle=idle)
+        self._slots.note_progress(holder, trio.current_time(), idle=idle)
         if idle:
             self._room.set()
 

@@ -2,7 +2,7 @@
 
 Quart starts two tasks per request, one of which copies the whole body into memory as
 fast as it arrives, whether the handler reads it or not. Here the handler reads the
-socket: what it does not take stays with the client. Quart's ``BODY_TIMEOUT`` and
+socket: what it does not read stays with the client. Quart's ``BODY_TIMEOUT`` and
 ``RESPONSE_TIMEOUT`` are not used, because the server bounds each stall instead of the
 whole transfer.
 """
@@ -73,7 +73,7 @@ class PulledBody:
         raise StopAsyncIteration
 
     async def read_all(self, bytes_max: int | None) -> bytes:
-        """The whole body, or what is left of it. Kept, so that it can be asked again.
+        """The whole body, or what is left of it. It is kept for further calls.
 
         Raises:
             RequestEntityTooLarge: It has more than *bytes_max* bytes. If it says so in
@@ -98,7 +98,7 @@ class PulledBody:
         return self.read_all(self.bytes_max).__await__()
 
     def clear(self) -> None:
-        """Forget what :meth:`read_all` kept."""
+        """Drop what :meth:`read_all` kept."""
         self._kept = b""
 
     def append(self, data: bytes) -> None:
@@ -135,7 +135,7 @@ class StreamingRequest(TrioRequest):
 
         Raises:
             RequestEntityTooLarge: It is larger.
-            BadRequest: Text was asked for, and it is none.
+            BadRequest: Text was asked for, and the body is not UTF-8.
             BodyCutShort: The client has left.
         """
         if parse_form_data:
@@ -208,7 +208,7 @@ class HttpConnection:
             for piece in body:
                 await _send_piece(send, piece)
             return
-        # It may have begun, and hold what it gives back when it is closed.
+        # It may have begun, and release resources when it is closed.
         async with body as pieces:
             await send(start)
             if self.scope["method"] == "HEAD":

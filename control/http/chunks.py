@@ -1,12 +1,12 @@
-"""A body in chunks (RFC 9112, 7.1), read to the letter.
+"""Decoding a body in chunks (RFC 9112, 7.1), strictly.
 
 h11 reads chunks too, but takes a bare line feed for the end of a trailer, blanks behind
 a size, and any byte in a chunk extension. A proxy that reads these otherwise sees the
-body end elsewhere, so that what it takes for a body is our next request. Here nothing
-is taken that the grammar does not have, not even what it bears as "bad white space":
-clients send none of it.
+body end elsewhere, so that what it takes for a body is our next request. Here only what
+the grammar has is accepted, without the "bad white space" that it tolerates: clients
+send none of it.
 
-Trailers are checked and dropped: nobody asks for them.
+Trailers are checked and dropped: no handler uses them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from control.http.heads import Refusal
 __all__ = ["ChunkedBody"]
 
 SIZE_LINE_BYTES_MAX = 256
-"""Sizes need 18 bytes. The rest is for extensions, which nobody sends or looks at."""
+"""Sizes need 18 bytes. The rest is for extensions, which are ignored."""
 TRAILERS_BYTES_MAX = 8 * 1024
-"""All of them together: 2 ms of lines that are as short as can be."""
+"""All of them together: the shortest possible lines take 2 ms."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -59,7 +59,7 @@ class ChunkedBody:
         or if it is complete.
 
         Raises:
-            Refusal: These are no chunks (400), or the trailers are too large (431).
+            Refusal: The chunks are malformed (400), or the trailers are too large (431).
         """
         while not self.complete:
             if self._chunk_left:

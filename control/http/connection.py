@@ -70,7 +70,7 @@ class Connection:
         self.service = service
         self.limits = service.limits
         self.admission = admission
-        self.wire = wire = Wire(sock, service.limits.send_stall_seconds, self._get_on)
+        self.wire = wire = Wire(sock, service.limits.send_stall_seconds, self._note_progress)
         self.stream: trio.abc.Stream = wire
         if tls is not None:
             self.stream = trio.SSLStream(wire, tls, server_side=True)
@@ -121,9 +121,9 @@ class Connection:
                     self._handler = handlers[protocol](self)
                     await self._handler.serve()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the peer is gone, or treated as gone
+            pass  # the client has left, or takes nothing
         except Exception:
-            log.exception("a connection failed")  # a mistake of ours; the others go on
+            log.exception("a connection failed")  # a bug; the others are served on
         finally:
             self._leave()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
@@ -179,11 +179,11 @@ class Connection:
 
     @property
     def held_by_client(self) -> bool:
-        """Whether it is the client that this connection does not get on for."""
+        """Whether the connection makes no progress because of its client."""
         return self._handler is None or self._handler.held_by_client
 
-    def _get_on(self) -> None:
-        self.admission.got_on(self)
+    def _note_progress(self) -> None:
+        self.admission.note_progress(self)
 
     def mark_idle(self, idle: bool) -> None:
         """Whether this connection waits for its next request from now on."""
@@ -192,7 +192,7 @@ class Connection:
             if idle and self._client != self.address:
                 self._client = self.address
                 self.admission.move(self, self.address)
-            self.admission.got_on(self, idle=idle and self._served)
+            self.admission.note_progress(self, idle=idle and self._served)
 
     def mark_served(self) -> None:
         """A request has come: from now on the connection may be kept idle."""
@@ -267,7 +267,7 @@ class Connection:
 
         TLS ends with an alert of its own (``close_notify``), which is sent only after
         whole answers. Without TLS an answer that lasts until the connection ends can be
-        told from its beginning only by a reset.
+        distinguished from its beginning only by a reset.
         """
         try:
             if self.unfinished is None and not self._send_was_cut:

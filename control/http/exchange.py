@@ -187,8 +187,8 @@ class Exchange:
             with self._scope:
                 await carrier.service.app(self._asgi_scope(), self.receive, self.send)
         except Exception:
-            # The path as it was sent: decoded it could hold line breaks that look like
-            # lines of the log. Without the query, which may hold a token.
+            # The path as it was sent: decoded, it could contain line breaks that forge lines
+            # of the log. Without the query, which may contain a token.
             path = head.target.partition(b"?")[0].decode("ascii")
             log.exception("%s %s failed", head.method, path)
         return await self._end()
@@ -223,14 +223,14 @@ class Exchange:
             await self._carrier.send_refusal(refusal)
             return await self._carrier.finish_body(keep=False)
         if not self._ended:
-            return False  # less than was promised: the peer sees the answer end early
+            return False  # shorter than announced: the peer sees the answer end early
         return await self._carrier.finish_body(keep=not self._framing.close)
 
     def refuse(self, status: int, message: str) -> None:
         """Cancel the application, which may not go on, from another task.
 
         Answered with ``status`` if nothing is answered yet; else the connection ends
-        before the answer does, so that nobody takes it for the whole.
+        before the answer does, so that the client does not take it for the whole.
         """
         self._cancel(Refusal(status, message))
 

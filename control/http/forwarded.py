@@ -1,9 +1,9 @@
-"""Whose request it is when proxies stand in front.
+"""The client of a request that came through proxies.
 
-Each proxy appends the address it was called from to ``X-Forwarded-For``. Whoever calls
-the outermost one may have written there what he likes before. So the header is looked
-at only when the peer itself is a proxy of ours, and is read from the right for as long
-as what stands there is one, too: the first address that is none is the client's.
+Each proxy appends the address of its caller to ``X-Forwarded-For``. A caller of the
+outermost proxy may have put anything there before. So the header is used only if the peer
+itself is a trusted proxy, and is read from the right for as long as the entries are trusted
+proxies, too: the first address that is not one is the client's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Proxies:
-    """The proxies of one's own.
+    """The trusted proxies.
 
     Args:
-        networks: Their addresses, or networks (``10.0.0.0/24``) that only they are in.
+        networks: Their addresses, or networks (``10.0.0.0/24``) that contain nothing else.
 
     Raises:
         ValueError: One of these is neither.
@@ -36,7 +36,7 @@ class Proxies:
         self.has = functools.lru_cache(1024)(self._has)
 
     def _has(self, address: str) -> bool:
-        """Whether *address* is a proxy of ours."""
+        """Whether *address* is a trusted proxy."""
         found = _parsed(address)
         return found is not None and any(
             found in network for network in self._networks if network.version == found.version
@@ -45,7 +45,7 @@ class Proxies:
     def client(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """The address of the client whose request came from *peer* with these headers.
 
-        An entry that is no address ends the search at the proxy that wrote it.
+        An entry that is not an address ends the search at the proxy that wrote it.
         """
         client = peer
         if not self._networks or not self.has(peer):
@@ -72,7 +72,7 @@ def _from_the_right(values: Sequence[bytes]) -> Iterator[str]:
 
 
 def network_of(address: str) -> str:
-    """What one customer has: the address itself, of IPv6 the network of 64 bits."""
+    """What one customer has: an IPv4 address itself, of IPv6 the network of 64 bits."""
     if ":" not in address:
         return address
     found = _parsed(address)
@@ -93,7 +93,7 @@ def _address(entry: str) -> str | None:
 
 def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        # A zone behind % is of somebody else's machine, and any text.
+        # A zone behind % names an interface of another machine, and can be any text.
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return None

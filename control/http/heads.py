@@ -85,13 +85,13 @@ def read_head(request: h11.Request, http_version: str | None = None) -> RequestH
     """
     http_version = http_version or request.http_version.decode("ascii")
     if http_version not in ("1.0", "1.1", "2"):
-        raise Refusal(505, f"HTTP/{http_version} is not spoken here; use HTTP/1.1")
+        raise Refusal(505, f"HTTP/{http_version} is not supported; use HTTP/1.1")
     if request.method == b"CONNECT":
-        raise Refusal(501, "this server is no proxy; CONNECT is not offered")
+        raise Refusal(501, "CONNECT is not supported: this server is not a proxy")
     if not request.method.isupper():
         # Methods are case-sensitive. An application that takes "head" for HEAD and a
         # proxy that does not disagree about where the answer ends.
-        raise Refusal(501, "methods are written in capitals")
+        raise Refusal(501, "write the method in capital letters")
     headers = list(request.headers)
     length: bytes | None = None
     chunked = False
@@ -131,7 +131,7 @@ def read_head(request: h11.Request, http_version: str | None = None) -> RequestH
 
 
 def refuse_many_lines(received: bytes | bytearray) -> None:
-    """Refuse more header lines than anybody sends, before time is spent on them.
+    """Refuse too many header lines before time is spent on them.
 
     Args:
         received: What came so far, of the head and perhaps of what follows it.
@@ -146,7 +146,7 @@ def refuse_many_lines(received: bytes | bytearray) -> None:
 
 
 def refuse_loose_lines(head: bytes | bytearray) -> None:
-    """Refuse ways to end or go on with a line that servers do not agree upon.
+    """Refuse ways to end or continue a line that servers interpret differently.
 
     h11 takes a bare line feed for the end of a line, and joins a line that begins with
     white space to the one before. A proxy that reads these otherwise sees other headers
@@ -202,7 +202,7 @@ def _strictly_decoded(part: bytes, where: str) -> str:
 
 @dataclass(slots=True)
 class AnswerFraming:
-    """How the end of an answer's body is told to the peer.
+    """How the end of an answer's body is marked.
 
     Attributes:
         bytes_left: What a Content-Length still promises, None without one.

@@ -1,7 +1,7 @@
 """HTTP/1.1 on one connection, one request at a time.
 
-h11 reads the head of each request and writes the head of each answer: there the
-attacks are. A body framed by its length is only counted, here, because h11 would copy
+h11 reads the head of each request and writes the head of each answer: most attacks
+aim at these. A body framed by its length is only counted, here, because h11 would copy
 each of its bytes three times and make two events for each piece; one in chunks is read by
 :class:`ChunkedBody`, which is stricter. So h11 never sees the end of an exchange, and
 each exchange gets a new ``h11.Connection``, which is cheaper (2 µs) than leading the old
@@ -72,8 +72,8 @@ class Http1:
         self._exchange: Exchange | None = None
         self._websocket: WebSocket | None = None
         self._first = True
-        # Whatever an application leaves in context variables must not reach the next
-        # request of the connection, so each starts from the context of its beginning.
+        # What an application leaves in context variables must not reach the next request
+        # of the connection, so each starts with the context of the first.
         self._task = trio.lowlevel.current_task()
         self._context_at_start = self._task.context.copy()
 
@@ -120,7 +120,7 @@ class Http1:
         client = self.peer.begin_request(self.head.headers)
         self.client = self._peer_address
         if self.client is not None and client != self.client[0]:
-            self.client = (client, 0)  # nobody knows its port
+            self.client = (client, 0)  # its port is not known
 
     async def _read_request(self) -> h11.Request | None:
         accepted = trio.current_time()
@@ -207,7 +207,7 @@ class Http1:
 
     @property
     def body_complete(self) -> bool:
-        """Whether the application has been given the whole body."""
+        """Whether the application has the whole body."""
         return self._body_complete
 
     @property
@@ -245,8 +245,8 @@ class Http1:
     async def _read_chunked(self, chunks: ChunkedBody) -> bytes:
         """As many chunks as are here, up to a bound, so that tiny ones cost little.
 
-        Whoever sends chunks of one byte must not hold up the loop either, hence the
-        checkpoint; it comes before anything is taken, so that a cancelled call takes
+        A client that sends chunks of one byte must not hold up the loop either, hence
+        the checkpoint; it comes before anything is taken, so that a cancelled call takes
         nothing.
         """
         await trio.lowlevel.checkpoint()

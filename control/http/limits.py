@@ -19,10 +19,10 @@ BODY_PIECE_BYTES_MAX = 256 * KIB
 """The most of a body that is read at once, so also what is buffered per connection."""
 
 HEADER_LINES_MAX = 256
-"""Of a head. h11 takes 3 µs for each, and there is room for 16,000 in 64 KiB."""
+"""Of a head. h11 takes 3 µs for each, and 64 KiB can contain 16,000."""
 
 PARAMETERS_MAX = 256
-"""Of a query, which costs 1 µs for each."""
+"""Of a query. Each takes 1 µs."""
 
 DRAIN_BYTES_MAX = 64 * KIB
 """An unread body of at most this size is read and dropped to keep the connection.

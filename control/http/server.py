@@ -1,8 +1,8 @@
 """Accepting connections and stopping without a cut.
 
 *Accepting.* A new connection is accepted at once, also when there are too many: only
-then is it known whose it is. Either it takes the slot of a slower one or it is turned
-away (see ``slots.py``). None of this waits, so that nobody is behind a crowd in the queue.
+then is its address known. Either it takes the slot of a slower one or it is refused (see
+``slots.py``). None of this waits, so no client waits in the queue behind those of others.
 
 *Stopping.* Everything runs in one cancel scope that is shielded once the server is up.
 When :func:`serve` is cancelled it sets an event; the shielded part stops accepting,
@@ -39,8 +39,9 @@ log = logging.getLogger("control.http")
 
 ACCEPTS_AT_ONCE = 64
 BEGUN_AT_ONCE = 8
-"""Of those: others are served between one turn and the next."""
-SAID_SECONDS = 0.005
+"""Of those: other tasks run between one turn and the next."""
+REFUSAL_SECONDS = 0.005
+"""A refused client gets the reason at most this often; others are only closed."""
 OUT_OF_DESCRIPTORS_SECONDS = 0.1
 HANDLERS: dict[str, Callable[[Connection], Handler]] = {"h2": Http2, "http/1.1": Http1}
 """By the name that ALPN has for each protocol, the best first."""
@@ -120,7 +121,7 @@ class _Server:
         self._admission = Admission(limits, proxies)
         self._hang_ups = HangUps()
         self._connections: set[Connection] = set()
-        self._said = -SAID_SECONDS
+        self._refused = -REFUSAL_SECONDS
 
     @property
     def failure(self) -> BaseException | None:
@@ -168,7 +169,7 @@ class _Server:
     # -- accepting -------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
-        """Take connections from one socket. Another process may be faster: no matter."""
+        """Accept connections from one socket; other processes may do so, too."""
         failing = False
         while True:
             await trio.lowlevel.wait_readable(listener)
@@ -184,7 +185,7 @@ class _Server:
             except BlockingIOError:
                 continue
             except OSError as error:
-                # Out of descriptors or memory; or that client is gone already.
+                # Out of descriptors or memory; or the client has left already.
                 if error.errno != errno.ECONNABORTED:
                     if not failing:
                         log.error("new clients must wait: %s", advice(error))
@@ -192,12 +193,12 @@ class _Server:
                     await trio.sleep(OUT_OF_DESCRIPTORS_SECONDS)
 
     def _begin(self, sock: socket.socket, address: str, connections: trio.Nursery) -> bool:
-        """Serve it, or turn it away; which."""
+        """Serve the connection or refuse it; whether it is served."""
         sock.setblocking(False)
         if not self._admission.make_room(address):
             now = trio.current_time()
-            if self._tls is None and now >= self._said + SAID_SECONDS:
-                self._said = now
+            if self._tls is None and now >= self._refused + REFUSAL_SECONDS:
+                self._refused = now
                 with contextlib.suppress(OSError):
                     sock.send(TURNED_AWAY)
             sock.close()

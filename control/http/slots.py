@@ -1,25 +1,26 @@
-"""Who may have a connection, and who loses one when there are too many.
+"""Which connections are admitted, and which are closed when there are too many.
 
-Each connection takes a slot until it is closed. One address gets only so many: when
-they are taken, its own slowest connection is closed for a new one, or the new one is
-refused. So whoever holds thousands of connections and says nothing in them, or sends or
-reads a byte now and then, is in nobody's way but his own.
+A connection has a slot until it is closed; over HTTP/2 each request under way has one, too.
+An address gets only so many. When it has them all, its own slowest connection is closed for
+a new one, or the new one is refused. A client that holds thousands of connections without
+sending anything, or that sends or reads a byte now and then, therefore obstructs no other
+address.
 
-The slowest is the one that has made no progress for the longest. Progress is a request
-that begins or ends, or 64 KiB moved. A connection is closed for another only if it has
-made none for ``slow_seconds`` and that is the client's doing: it waits for the client,
-or is in an answer that has begun, as event streams and slow readers are. One that is idle
-after a request goes at once, since that harms nobody. A request that the application
-works on keeps its slot. An address gets so few places by that, one each ``room_seconds``,
-that a crowd which comes again and again costs little: to begin and end a connection takes
-twenty times as long as to turn one away.
+The slowest connection is the one without progress for the longest time. Progress is a
+request that begins or ends, or 64 KiB moved. A connection is closed for another only if it
+has made no progress for ``slow_seconds`` and its client is the cause: the server waits for
+the client, or the answer has begun, as with event streams and slow readers. A connection
+that is idle after a request is closed at once, since that harms nobody. A request that the
+application works on keeps its slot. An address replaces its own connections only once every
+``room_seconds``: beginning and ending a connection takes twenty times as long as refusing
+one, so a client that reconnects again and again costs little.
 
-When every slot of all addresses is taken and nobody is slow, the address that has the most
-loses one, if that is more than its share: some addresses that read just fast enough would
-keep everybody else out.
+When every slot of all addresses is taken and no connection is slow, the address with the
+most connections loses one, if it has more than its share: otherwise a few addresses that
+read just fast enough would keep all others out.
 
-Plain code: no clock and no waiting. All but the choice when every slot of all addresses
-is taken takes the same time however many connections there are.
+Plain code: no clock and no waiting. Every operation takes the same time however many
+connections there are, except the choice when all slots of all addresses are taken.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from typing import Generic, Protocol, TypeVar
 __all__ = ["PROGRESS_BYTES", "Slots"]
 
 PROGRESS_BYTES = 64 * 1024
-"""What a connection must move to count as one that gets on. With ``slow_seconds`` of 5
-that is 13 KB/s."""
+"""A connection that moves so much has made progress. With ``slow_seconds`` of 5 that is
+13 KB/s."""
 
 
-#: Nobody who has no more than these loses one that gets on.
+#: An address with no more connections than these loses none that makes progress.
 SHARE_MIN = 16
 
 
 class Holder(Protocol):
-    """A connection, as far as this is about it."""
+    """What holds a slot."""
 
     @property
     def held_by_client(self) -> bool:
-        """Whether it is the client that it does not get on for."""
+        """Whether it makes no progress because of its client."""
 
 
 HolderT = TypeVar("HolderT", bound=Holder)
@@ -78,7 +79,7 @@ class _Group(Generic[HolderT]):
 
 
 class Slots(Generic[HolderT]):
-    """The slots of one server. Times are in seconds, of any clock that only goes on.
+    """The slots of one server. Times are in seconds of any monotonic clock.
 
     Args:
         slots_max: In all.
@@ -109,11 +110,11 @@ class Slots(Generic[HolderT]):
         return len(self._of) >= self._slots_max
 
     def slowest_of(self, address: str, now: float) -> HolderT | None:
-        """Who must lose the slot before *address* gets another; None: nobody.
+        """The holder that must end before *address* gets another slot; None: none must.
 
         Raises:
-            LookupError: The address has all it may have, and each of these gets on, or
-                one has just lost its slot for another.
+            LookupError: The address has all it may have, and each of these makes
+                progress, or one has just lost its slot for another.
         """
         group = self._groups.get(address)
         if group is None or len(group) < self._per_address_max:
@@ -127,7 +128,7 @@ class Slots(Generic[HolderT]):
         return slowest
 
     def slowest_of_all(self, now: float) -> HolderT | None:
-        """Who can lose the slot to anybody: of the address with the most of them first."""
+        """The holder that can end for any address: of the address with the most first."""
         groups = sorted(self._groups.values(), key=len, reverse=True)
         for group in groups:
             if group.idle_longest is not None:
@@ -141,14 +142,14 @@ class Slots(Generic[HolderT]):
         return None
 
     def take(self, holder: HolderT, address: str, now: float) -> None:
-        """*holder* has a slot from now on, or has it for another address."""
+        """Give *holder* a slot of *address*, or move the one it has there."""
         self.give_back(holder)
         group = self._groups.setdefault(address, _Group(address))
         group.busy[holder] = now
         self._of[holder] = group
 
     def give_back(self, holder: HolderT) -> None:
-        """*holder* has no slot any more; nothing happens if it had none."""
+        """Take the slot of *holder* back; nothing happens if it has none."""
         group = self._of.pop(holder, None)
         if group is not None:
             group.idle.pop(holder, None)
@@ -156,7 +157,7 @@ class Slots(Generic[HolderT]):
             if not len(group):
                 del self._groups[group.key]
 
-    def got_on(self, holder: HolderT, now: float, *, idle: bool = False) -> None:
+    def note_progress(self, holder: HolderT, now: float, *, idle: bool = False) -> None:
         """*holder* has made progress; *idle*: it waits for a request from now on."""
         group = self._of.get(holder)
         if group is not None:

@@ -1,4 +1,4 @@
-"""One WebSocket, as the handler of a route has it."""
+"""One WebSocket, as the handler of a route sees it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Socket", "SocketClosed", "SocketConnection"]
 
 NORMAL = 1000
 OUR_FAULT = 1011
-#: Plus the HTTP status with which the same request would be refused now: 4401, 4403.
+#: Plus the HTTP status that the same request would be refused with now: 4401, 4403.
 REFUSED = 4000
 #: How long a client may take to answer our close frame. Closing the connection before
 #: would make its system throw away what it has not read yet.
@@ -25,11 +25,11 @@ class SocketClosed(ConnectionError):
 
 
 class Socket:
-    """Nothing is decided before :meth:`accept`: until then a refusal is plain HTTP.
+    """A handler can refuse with plain HTTP until it calls :meth:`accept`.
 
     Nothing is queued: ``send`` waits until the kernel has taken the message, so a
-    client that reads slowly holds up its own handler and nobody else. A handler whose
-    client has left is cancelled within a second, whatever it waits for.
+    client that reads slowly holds up only its own handler. A handler whose client has
+    left is cancelled within a second, whatever it waits for.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -42,8 +42,8 @@ class Socket:
         self.when_accepted: Callable[[], None] | None = None
 
     async def accept(self, ping_seconds: float | None = None) -> None:
-        """Answer 101. The client is pinged every so many seconds, and after much of
-        output; one that is silent for three times as long is gone."""
+        """Answer 101. The client is pinged every *ping_seconds*, and after each 64 KiB of
+        output; one that is silent for three times as long is disconnected."""
         message: dict[str, Any] = {"type": "websocket.accept", "headers": []}
         if ping_seconds is not None:
             message["ping_seconds"] = ping_seconds
@@ -70,7 +70,7 @@ class Socket:
         return text if text is not None else bytes(message["bytes"])
 
     async def close(self, code: int = NORMAL, reason: str = "") -> None:
-        """Say that this is the end, and wait a little for the client to agree."""
+        """Send a close frame, and wait up to 2 s for the client's."""
         async with self._sending:
             if self._ended or not self.accepted:
                 return

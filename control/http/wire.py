@@ -1,8 +1,8 @@
-"""One TCP connection without a wait that has no end.
+"""One TCP connection on which every wait is bounded.
 
 ``trio.SocketStream`` can wait for ever on a peer that reads nothing, and sends one
 buffer at a time. This stream sends several buffers with one system call and no copy,
-and closes on a peer that takes nothing for too long. It tries the system call first
+and fails when the peer takes nothing for too long. It tries the system call first
 and asks the kernel to be woken only if that would block: most answers fit into the
 socket's buffer at once.
 """
@@ -34,7 +34,7 @@ class Wire(trio.abc.Stream):
     Args:
         sock: Connected and non-blocking; closed by :meth:`aclose`.
         send_stall_seconds: How long the peer may take nothing.
-        got_on: Called whenever another 64 KiB went in or out.
+        note_progress: Called whenever another 64 KiB went in or out.
 
     Attributes:
         waits: How many tasks wait for the peer to send something, or to take it.
@@ -44,11 +44,11 @@ class Wire(trio.abc.Stream):
         self,
         sock: socket.socket,
         send_stall_seconds: float,
-        got_on: Callable[[], None] = lambda: None,
+        note_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.sock = sock
         self._send_stall_seconds = send_stall_seconds
-        self._got_on = got_on
+        self._note_progress = note_progress
         self._moved_bytes = 0
         self.waits = 0
 
@@ -56,13 +56,13 @@ class Wire(trio.abc.Stream):
         self._moved_bytes += moved_bytes
         if self._moved_bytes >= PROGRESS_BYTES:
             self._moved_bytes = 0
-            self._got_on()
+            self._note_progress()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """At least one byte; ``b""`` once the peer has ended.
 
-        If cancelled nothing was read: a byte taken and then dropped would put whoever
-        reads on at the wrong place.
+        If cancelled, nothing was read: a byte that is read and dropped would make the next
+        reader start at the wrong place.
 
         Raises:
             trio.BrokenResourceError: The connection is gone.
@@ -162,14 +162,14 @@ class Wire(trio.abc.Stream):
         await self._wait_for_room()
 
     def end_sending(self) -> None:
-        """Tell the peer that nothing more comes; it can still be read."""
+        """End our side of the connection; the peer can still be read."""
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
 
     def reset(self) -> None:
-        """Let the end of the connection be an error to the peer, not an end."""
+        """End the connection with a reset, which the peer sees as an error, when it is closed."""
         with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

@@ -254,7 +254,7 @@ def test_whoever_goes_is_the_slowest_of_its_address(
                 one.since, one.idle = now, what == "idle"
                 held.remove(one)
                 held.append(one)
-                slots.got_on(one, now, idle=one.idle)
+                slots.note_progress(one, now, idle=one.idle)
             continue
 
         own = [one for one in held if one.address == address]
