@@ -14,6 +14,9 @@ access and metrics). Three servers are compared:
 - *Hypercorn, plain Quart*: the same with Quart's own classes, as anybody would start it. The
   control plane needs ours.
 
+Over TLS, curl uploads and downloads with HTTP/1.1 and with HTTP/2 (the certificate is made
+with ``openssl``).
+
 The servers take turns, round by round, and the medians are shown: what else the machine does
 meets all of them. The client is this process, which looks at no more of an answer than its
 length. "CPU" is what the server's process used, by the kernel's count.
@@ -25,6 +28,7 @@ import argparse
 import json
 import os
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -72,6 +76,10 @@ ROWS = {
     "upload_cpu_s_per_gib": ("upload", "s of CPU a GiB", 2),
     "download_mib_s": ("download", "MiB/s", 0),
     "download_cpu_s_per_gib": ("download", "s of CPU a GiB", 2),
+    "tls_upload_mib_s": ("upload, TLS and HTTP/1.1", "MiB/s", 0),
+    "tls_download_mib_s": ("download, TLS and HTTP/1.1", "MiB/s", 0),
+    "h2_upload_mib_s": ("upload, TLS and HTTP/2", "MiB/s", 0),
+    "h2_download_mib_s": ("download, TLS and HTTP/2", "MiB/s", 0),
     "idle_kib": (f"{IDLE:,} idle connections", "KiB each", 1),
 }
 
@@ -120,20 +128,26 @@ def control_app(state: Path) -> Asgi:
     return wrapped
 
 
-async def run_server(kind: str, app: Any, descriptor: int) -> None:
-    """Serve until killed."""
+async def run_server(kind: str, app: Any, descriptor: int, certificate: str) -> None:
+    """Serve until killed; with TLS if there is a certificate with its key."""
     sock = socket.socket(fileno=descriptor)
     if kind == "ours":
         limits = HttpLimits(
             connections_max=2 * IDLE, per_address_max=2 * IDLE, keep_alive_seconds=KEPT_SECONDS
         )
-        await serve(app, [sock], limits)
+        tls = None
+        if certificate:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(certificate)
+        await serve(app, [sock], limits, tls=tls)
     else:
         config = Config()
         config.bind = [f"fd://{sock.detach()}"]
         config.keep_alive_timeout = KEPT_SECONDS
         config.keep_alive_max_requests = 10**9
         config.errorlog = None
+        if certificate:
+            config.certfile = config.keyfile = certificate
         await hypercorn.trio.serve(app, config)
 
 
@@ -143,13 +157,22 @@ class Server:
     base = ""
     token = ""
 
-    def __init__(self, kind: str, app: str, state: Path) -> None:
+    def __init__(self, kind: str, app: str, state: Path, certificate: str) -> None:
         [sock] = listen("127.0.0.1:0")
         with sock:
             self.address: tuple[str, int] = sock.getsockname()[:2]
             descriptor = sock.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bench.http", "--serve", kind, app, str(descriptor)],
+                [
+                    sys.executable,
+                    "-m",
+                    "bench.http",
+                    "--serve",
+                    kind,
+                    app,
+                    str(descriptor),
+                    certificate,
+                ],
                 pass_fds=[descriptor],
                 env={**os.environ, "GFS_BENCH_STATE": str(state), "GFS_ADMIN_PASSWORD": "x" * 16},
                 stdout=subprocess.DEVNULL,
@@ -173,16 +196,16 @@ class Server:
 
 
 @contextmanager
-def started(app: str) -> Iterator[dict[str, Server]]:
+def started(app: str, certificate: str = "") -> Iterator[dict[str, Server]]:
     """All servers with this application."""
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
         for kind, (_, is_ours) in SERVERS.items():
             if app == "small" or is_ours:
                 state = stack.enter_context(tempfile.TemporaryDirectory(prefix="gfs-http-"))
-                servers[kind] = Server(kind, app, Path(state))
+                servers[kind] = Server(kind, app, Path(state), certificate)
                 stack.callback(servers[kind].stop)
-        for server in servers.values():
+        for server in servers.values() if not certificate else ():
             server.ask(head("GET", "/json" if app == "small" else "/healthz"))
         yield servers
 
@@ -252,6 +275,29 @@ def idle(server: Server) -> Figures:
     return {"idle_kib": grown * KIB / IDLE}
 
 
+def over_tls(server: Server, version: str, name: str, source: Path) -> Figures:
+    """curl, one file each way."""
+    url = f"https://127.0.0.1:{server.address[1]}"
+    options = ["-k", f"--http{version}", "-o", os.devnull, "--retry", "9", "--retry-connrefused"]
+    size = source.stat().st_size
+    sent = rest.curl(*options, "-X", "POST", "-T", str(source), f"{url}/upload")
+    got = rest.curl(*options, f"{url}/download/{size}")
+    return {f"{name}_upload_mib_s": size / MIB / sent, f"{name}_download_mib_s": size / MIB / got}
+
+
+def make_certificate(directory: Path) -> str:
+    """A self-signed certificate and its key in one file."""
+    key, certificate, both = (directory / name for name in ("key.pem", "cert.pem", "both.pem"))
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    return str(both)
+
+
 def measure(rounds: int, seconds: float, mib: int) -> dict[str, dict[str, list[float]]]:
     """Of each server and figure what each round found."""
     found: dict[str, dict[str, list[float]]] = {kind: {} for kind in SERVERS}
@@ -270,6 +316,14 @@ def measure(rounds: int, seconds: float, mib: int) -> dict[str, dict[str, list[f
                 note(kind, upload(server, mib))
             for kind, server in servers.items():
                 note(kind, download(server, mib))
+    with tempfile.TemporaryDirectory(prefix="gfs-http-") as scratch:
+        source = Path(scratch) / "source"
+        source.write_bytes(bytes(mib * MIB))
+        with started("small", make_certificate(Path(scratch))) as servers:
+            for _ in range(rounds):
+                for version, name in (("1.1", "tls"), ("2", "h2")):
+                    for kind, server in servers.items():
+                        note(kind, over_tls(server, version, name, source))
     with started("control") as servers:
         for _ in range(rounds):
             for kind, server in servers.items():
@@ -286,14 +340,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of requests in each round")
     parser.add_argument("--mib", type=int, default=512, help="size of an upload and a download")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        kind, name, descriptor = arguments.serve
+        kind, name, descriptor, certificate = arguments.serve
         is_ours = SERVERS[kind][1]
         state = Path(os.environ["GFS_BENCH_STATE"])
         app = small_app(is_ours) if name == "small" else control_app(state)
-        trio.run(run_server, kind, app, int(descriptor))
+        trio.run(run_server, kind, app, int(descriptor), certificate)
         return
     load = os.getloadavg()[0]
     found = measure(arguments.rounds, arguments.seconds, arguments.mib)

@@ -93,7 +93,7 @@ def _post(url: str, value: object, token: str) -> dict[str, object]:
 # --- large files ---------------------------------------------------------------------
 
 
-def curl(rest: Rest, *arguments: str) -> float:
+def curl(*arguments: str) -> float:
     """Run curl; the seconds it took by its own count. Raises on any refusal."""
     done = subprocess.run(
         ["curl", "-sS", "--fail-with-body", "-w", "%{stderr}%{time_total}", *arguments],
@@ -109,7 +109,6 @@ def curl(rest: Rest, *arguments: str) -> float:
 
 def upload_form(rest: Rest, source: Path) -> float:
     return curl(
-        rest,
         "-H", f"Authorization: Bearer {rest.token}",
         "-F", f"file=@{source};filename=large",
         f"{rest.base}/storage/upload?namespace={SPACE}&overwrite=true",
@@ -118,7 +117,6 @@ def upload_form(rest: Rest, source: Path) -> float:
 
 def upload_raw(rest: Rest, source: Path) -> float:
     return curl(
-        rest,
         "-H", f"Authorization: Bearer {rest.token}",
         "-T", str(source),
         f"{rest.base}/storage/{SPACE}/large?overwrite=true",
@@ -127,7 +125,6 @@ def upload_raw(rest: Rest, source: Path) -> float:
 
 def download(rest: Rest, source: Path) -> float:
     return curl(
-        rest,
         "-H", f"Authorization: Bearer {rest.token}",
         "-o", os.devnull,
         f"{rest.base}/storage/download?namespace={SPACE}&name=large",
