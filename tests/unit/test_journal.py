@@ -507,7 +507,7 @@ def test_no_file_is_released_that_became_full_after_the_last_look(sync: bool) ->
     made.release()
     assert made.unsaved() == [one]
     assert len(read_records(files, DIRECTORY).take(1)) == 1
-    made.settled(one)
+    made.saved(one)
     made.release()
     assert not made.to_save
     # Without a promise about power cuts what was saved need not go.
@@ -588,7 +588,7 @@ def test_what_is_released_and_written_over_is_not_missed() -> None:
         made.flush()
         made.claim()
         for each in made.unsaved():
-            made.settled(each)
+            made.saved(each)
         made.release()
         assert not made.to_claim
         records = read_records(files, DIRECTORY)
@@ -631,7 +631,7 @@ def test_what_is_left_alone_is_put_where_it_belongs() -> None:
     made.append(redo(2, 0, b"abc"), 0, Kept(2))
     made.set_aside()  # the other one is still needed
     assert made.unsaved() == [kept]
-    made.settled(kept)
+    made.saved(kept)
     made.release()
     assert set(read_records(files, DIRECTORY).by_handle) == {2}
 
@@ -644,7 +644,7 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
     made.append(redo(1, 0, bytes(900)), 0, one)
     made.append(redo(2, 0, bytes(900)), 0, Kept(2))
     made.flush()
-    made.settled(one)
+    made.saved(one)
     made._other.folders.add(DIRECTORY)
     looked, drawn, go_on = threading.Event(), threading.Event(), threading.Event()
     encode = layout.encode_redo
@@ -794,7 +794,7 @@ def test_a_full_file_is_used_again_once_all_in_it_is_saved() -> None:
     assert made.unsaved() == [kept[0]]
     made.append(redo(2, 0, bytes(700)), 0, kept[2])
     assert made.crowded, "the second file is full, and the first one is still needed"
-    made.settled(kept[0])
+    made.saved(kept[0])
     made.release()
     assert not made.to_save
     made.append(redo(3, 0, bytes(700)), 0, kept[3])
