@@ -23,7 +23,8 @@ CACHED = "gfs/seconds"
 class Progress:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._known: dict[str, float] = config.cache.get(CACHED, {}) if config.cache else {}
+        self._cache: pytest.Cache | None = getattr(config, "cache", None)
+        self._known: dict[str, float] = self._cache.get(CACHED, {}) if self._cache else {}
         self._began = time.monotonic()
         self._left: set[str] = set()
         self._total = 0
@@ -69,9 +70,9 @@ class Progress:
 
     def pytest_sessionfinish(self) -> None:
         self._over.set()
-        if self._config.cache and self._taken:
+        if self._cache and self._taken:
             rounded = {name: round(seconds, 2) for name, seconds in self._taken.items()}
-            self._config.cache.set(CACHED, self._known | rounded)
+            self._cache.set(CACHED, self._known | rounded)
 
     def _tell(self) -> None:
         terminal = self._config.pluginmanager.getplugin("terminalreporter")

@@ -13,20 +13,24 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+from harness import BUSY, GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
 
 from gfs.client import Client
 from gfs.errors import GfsError
 from gfs.state import make_key
 
+#: Not that of a test which has a seed: two runs of it at once would want the same ports.
+_ANY = random.SystemRandom()
+
 
 def free_port() -> int:
     """Below those that the kernel gives to whoever listens at port 0: a chunkserver
-    that starts sooner than the master would now and then get the master's."""
+    that starts sooner than the master would now and then get the master's. And below
+    those of containers (``tests/podman``)."""
     while True:
         with (
             suppress(OSError),
-            socket.create_server(("127.0.0.1", random.randrange(10_000, 32_000))) as server,
+            socket.create_server(("127.0.0.1", _ANY.randrange(10_000, 20_000))) as server,
         ):
             return int(server.getsockname()[1])
 
@@ -93,7 +97,7 @@ class Processes:
             process.terminate()
         for process in self.processes.values():
             try:
-                process.wait(STOP_SECONDS)
+                process.wait(BUSY * STOP_SECONDS)
             finally:
                 process.kill()
                 process.wait()
@@ -104,13 +108,13 @@ class Processes:
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
-    with trio.move_on_after(seconds):
+    with trio.move_on_after(BUSY * seconds):
         while True:
             with suppress(GfsError):
                 if await condition():
                     return
             await trio.sleep(0.01)
-    pytest.fail(f"no {what} within {seconds:g} s")
+    pytest.fail(f"no {what} within {BUSY * seconds:g} s")
 
 
 async def wait_live(fs: Client, count: int) -> None:

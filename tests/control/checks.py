@@ -7,14 +7,11 @@ import itertools
 import json
 import os
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-
-T = TypeVar("T")
+from harness import wait_for as wait_for
 
 _numbers = itertools.count(1)
 
@@ -22,17 +19,6 @@ _numbers = itertools.count(1)
 def unique(prefix: str) -> str:
     """A name that no other test of this run has."""
     return f"{prefix}-{os.getpid()}-{next(_numbers)}"
-
-
-def wait_for(condition: Callable[[], T], seconds: float, what: str) -> T:
-    """What ``condition`` returns as soon as that is true; it fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:

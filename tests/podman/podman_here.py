@@ -12,6 +12,7 @@ from typing import Any
 
 from checks import bearer, ok, unique, wait_for
 from cloud import Cloud
+from neighbours import place
 from podman_image import RUNTIME, image, podman
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
@@ -37,7 +38,7 @@ class Here:
                 "GFS_COMPUTE_PODMAN_RUNTIME": RUNTIME,
                 "GFS_COMPUTE_IMAGE": image(),
                 # Processes that test at the same time keep out of each other's way.
-                "GFS_COMPUTE_SSH_PORT_BASE": str(20_000 + os.getpid() % 1000 * 12),
+                "GFS_COMPUTE_SSH_PORT_BASE": str(20_000 + place(1000) * 12),
                 **environment,
             },
         )

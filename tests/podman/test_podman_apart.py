@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import trio
 from checks import unique, wait_for
+from neighbours import place
 from podman_here import SECONDS, Here, User, inspect, left_of, name_of, remove
 from podman_image import image, podman
 from podman_stage import Stage, stage
@@ -131,7 +132,7 @@ def link_local_server() -> Iterator[str]:
     """A neighbour of this machine's at a link-local address, as clouds have one; it serves a
     page on ports 80 and 53."""
     namespace = unique("gfs-tests")
-    third = 1 + os.getpid() % 250
+    third = 1 + place(250)
     ours, theirs = f"169.254.{third}.1", f"169.254.{third}.2"
     inside = ("ip", "-n", namespace)
     run("ip", "netns", "add", namespace)
