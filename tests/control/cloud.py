@@ -39,6 +39,8 @@ class Cloud:
         chunkservers: int = 3,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        if chunkservers == 1:
+            arguments = ("--replication", "1", *arguments)
         self.cluster = Cluster(directory, *arguments, chunkservers=chunkservers, control=True)
         self.cluster.environment |= {
             "GFS_ADMIN_PASSWORD": PASSWORD,

@@ -246,6 +246,7 @@ def open_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A cloud that two origins may call."""
     made = Cloud(
         tmp_path_factory.mktemp("cors"),
+        chunkservers=1,
         environment={"GFS_CONTROL_ORIGINS": f"{ORIGIN}, http://localhost:3000"},
     )
     try:

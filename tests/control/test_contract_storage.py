@@ -1100,7 +1100,7 @@ def test_if_range(user: httpx.Client, space: str, stored: str) -> None:
 
 
 def test_an_etag_outlives_a_restart(make_cloud: Callable[..., Cloud]) -> None:
-    cloud = make_cloud().start()
+    cloud = make_cloud(chunkservers=1).start()
     user, _ = cloud.make_user("tags")
     space = make_namespace(user, "tags", 2)
     put(user, space, "f", DATA)
@@ -1667,7 +1667,7 @@ def test_progress_is_for_api_tokens_too(cloud: Cloud, alice: tuple[httpx.Client,
 
 
 def test_progress_is_told_by_either_worker(make_cloud: Callable[..., Cloud]) -> None:
-    cloud = make_cloud("--control-workers", "2").start()
+    cloud = make_cloud("--control-workers", "2", chunkservers=1).start()
     user, _ = cloud.make_user("listener")
     space = make_namespace(user, "workers")
     transfer, total = unique("t"), 2 * MIB

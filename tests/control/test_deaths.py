@@ -36,8 +36,8 @@ from cloud import Cloud
 from raw import FORM_END, FORM_TYPE, Answer, Connection, form_part, head
 
 MIB = 1024 * 1024
-#: Several chunks of 64 MiB, the last one not full.
-PIECES = 150
+#: A chunk of 64 MiB and one that is not full.
+PIECES = 80
 #: Anything: repair, collection, restart. Only a hang takes longer.
 SETTLE_SECONDS = 90.0
 #: A transfer waits for a process that is gone no longer than this.

@@ -799,7 +799,7 @@ SLOW_LIMITS = {
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A cloud that waits for nobody for long."""
-    made = Cloud(tmp_path_factory.mktemp("impatient"), environment=SLOW_LIMITS)
+    made = Cloud(tmp_path_factory.mktemp("impatient"), chunkservers=1, environment=SLOW_LIMITS)
     try:
         yield made.start()
     finally:
@@ -935,7 +935,7 @@ def test_many_idle_connections_do_not_keep_others_out(cloud: Cloud, user: httpx.
 
 def test_more_connections_than_allowed(make_cloud: Callable[..., Cloud]) -> None:
     """At the limit an idle one makes room."""
-    cloud = make_cloud(environment={"GFS_CONTROL_CONNECTIONS_MAX": "20"}).start()
+    cloud = make_cloud(chunkservers=1, environment={"GFS_CONTROL_CONNECTIONS_MAX": "20"}).start()
     opened = []
     try:
         for _ in range(60):

@@ -37,6 +37,7 @@ STORM_SECONDS = 12.0
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     made = Cloud(
         tmp_path_factory.mktemp("several"),
+        chunkservers=2,
         environment={"GFS_CONTROL_WORKERS": str(WORKERS), "GFS_MASTER_REPLICATION": "2"},
     )
     try:
@@ -503,7 +504,7 @@ def test_after_a_storm_of_kills_all_is_counted_again(
 def test_what_a_killed_cluster_and_another_boot_leave_is_counted(
     make_cloud: Callable[..., Cloud],
 ) -> None:
-    cloud = make_cloud().start()
+    cloud = make_cloud(chunkservers=1).start()
     client, user_id = cloud.make_user("ada")
     space = space_of(client)
     storm = Storm(cloud, client, ["default", space], 3)
