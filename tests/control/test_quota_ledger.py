@@ -11,6 +11,7 @@ import pytest
 
 from control.errors import QuotaReached
 from control.quota import QUOTA, Change, Claim, Ledger, Limits, Tally, usage
+from control.quota.ledger import Lock
 from control.quota.usage import Trash, reservations
 from control.records import Records, RecordsBusy, Txn
 from control.storage.accounting import Recounts
@@ -201,6 +202,9 @@ async def test_until_all_is_counted_after_a_boot_nobody_has_less_than_before(
         await count_empty(booted, name)
     await upload(booted, 1, 60)
     await recounts.save_floors()
+    another = Lock(booted.recounting.path)
+    assert another.take(), "other processes can recount"
+    another.close()
     booted.close()
 
     booted = Ledger.open(tmp_path / "after", map_bytes=MIB)

@@ -47,6 +47,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["unit/test_cli_*.py"],
         ["cluster/test_tour.py", "cluster/test_up_commands.py", "cluster/test_operator.py"],
         ["cluster/test_partial.py", "cluster/test_drain.py", "cluster/test_disks.py"],
+        ["cluster/test_snapshot.py"],
     ],
     "gfs/chunkserver": [
         ["unit/test_c*file.py", "unit/test_chunkserver.py", "unit/test_journal.py"],

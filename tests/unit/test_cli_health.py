@@ -8,12 +8,13 @@ from typing import cast
 import pytest
 from trio.testing import MockClock
 
-from gfs.blocks import MIB
+from gfs.blocks import KIB, MIB
 from gfs.cli.disks import _emptied
 from gfs.cli.drain import drain_line, is_stuck
 from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warnings, masters
 from gfs.cli.output import Output
 from gfs.cli.scrub import scrubbed
+from gfs.cli.tuning import summary
 from gfs.client import Client, FsckProblem, FsckReport
 from gfs.client.core import ClientCore
 from gfs.client.fsck import MENDING, States, _state
@@ -24,6 +25,8 @@ from gfs.protocol.messages import (
     DiskUsageReply,
     FsckChunk,
     MetadataSpace,
+    RepairRank,
+    RepairReply,
     ReplicaState,
     ServerAddress,
     ServerStatus,
@@ -259,3 +262,20 @@ def test_fsck_counts_what_is_too_much_to_tell() -> None:
     assert text.count("handle ff") == 100
     assert "and 50 more orphaned" in text
     assert "damaged" not in text
+
+
+@pytest.mark.parametrize(
+    ("paused", "replicas_per_second", "bytes_per_second", "end"),
+    [
+        (False, 2.0, 1e9, "6 copies, 4.0 KiB to go, done in about 3.0 s at this pace"),
+        (False, 2.0, 64.0, "6 copies, 4.0 KiB to go, done in about 64.0 s at this pace"),
+        (True, 2.0, 64.0, "6 copies, 4.0 KiB to go"),
+        (False, 0.0, 64.0, "6 copies, 4.0 KiB to go"),
+    ],
+)
+def test_repair_says_when_it_ends_if_it_goes_on(
+    paused: bool, replicas_per_second: float, bytes_per_second: float, end: str
+) -> None:
+    ranks = [RepairRank(1, 3, 2, 2, 3 * KIB), RepairRank(2, 3, 2, 1, KIB)]
+    reply = RepairReply(0, paused, {}, ranks, 0, 0, replicas_per_second, bytes_per_second, 0)
+    assert summary(reply).splitlines()[-1] == end
