@@ -261,7 +261,7 @@ def _refuse_unknown(environment: Mapping[str, str], prefix: str, known: Iterable
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
         hint = f"did you mean {near[0]}{'…' * near[0].endswith('_')}? " if near else ""
         raise SettingsError(
-            f"{name} in the environment is no setting: {hint}Correct it, or take it out "
+            f"{name} in the environment is not a setting: {hint}Correct it, or take it out "
             "(docs/operations.md has all settings)"
         )
 

@@ -55,7 +55,7 @@ def test_a_misspelt_setting_ends_the_start(
     }[command]
     done = gfs(command, "--state", tmp_path / "state", *arguments, code=2, **{given: "fsync"})
     assert done.stderr.count("\n") == 1
-    assert f"{given} in the environment is no setting" in done.stderr
+    assert f"{given} in the environment is not a setting" in done.stderr
     assert f"did you mean {meant}?" in done.stderr or not meant
     assert not (tmp_path / "disk").exists()
 

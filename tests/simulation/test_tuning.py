@@ -71,7 +71,7 @@ async def test_limits_are_set_while_it_runs(seed: int, chance: random.Random) ->
         async with cluster.client() as fs:
             before = (await fs.repair()).settings
             for name, value, says in (
-                ("clones", 1, "is no setting"),
+                ("clones", 1, "is not a setting"),
                 ("clones_total", 0, "must be 1 to 10000, not 0"),
                 ("clones_total", 2**53, "must be 1 to 10000"),
                 ("clones_per_server", 17, "must be 1 to 16, not 17"),

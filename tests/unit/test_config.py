@@ -163,7 +163,7 @@ def test_a_wrong_variable_is_refused_by_name() -> None:
 def test_a_misspelt_variable_is_refused_with_the_nearest_right_name(given: str, near: str) -> None:
     with pytest.raises(SettingsError) as caught:
         check_environment({given: "9500"}, others=["control"])
-    assert str(caught.value).startswith(f"{given} in the environment is no setting: ")
+    assert str(caught.value).startswith(f"{given} in the environment is not a setting: ")
     assert near in str(caught.value)
 
 

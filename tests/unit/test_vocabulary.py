@@ -17,12 +17,20 @@ SUFFIXES = {".py", ".md", ".js", ".html", ".toml", ".yml", ".yaml", ".json", ".s
 
 #: Expression → what the glossary has for it.
 GONE = {
-    r"give him": "set another",
-    r"never mind": "finish early",
-    r"everybodys": "all",
-    r"tell strangers": "log what is not known",
-    r"wishes come": "the desired state",
-    r"would be a wonder": "is not to be expected",
+    r"\bgive him\b": "set another",
+    r"not begun is refused": "New mutations are refused.",
+    r"never mind": "the verb of the field",
+    r"everybodys": "shared, of all users",
+    r"tell strangers": "report to clients without a credential",
+    r"would be a wonder": "a sentence with a subject",
+    r"no file can be called so": "this is not a file name",
+    r"what is no number": "this is not a number",
+    r"\bheralds?\b": "term announcer",
+    r"\bhold deed": "deferred effect",
+    r"went before its time": "purged early",
+    r"is no setting\b": "is not a setting",
+    r"bring back what was deleted": "restore deleted files",
+    r"is no click command": "is not a click command",
 }
 
 

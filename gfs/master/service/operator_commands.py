@@ -54,7 +54,7 @@ async def repair(master: Master, request: Repair) -> RepairReply:
     if request.settings or request.paused is not None:
         for name, value in request.settings.items():
             if name not in BOUNDS:
-                raise InvalidArgument(f"{name} is no setting of repair: {', '.join(BOUNDS)} are")
+                raise InvalidArgument(f"{name} is not a setting of repair: {', '.join(BOUNDS)} are")
             least, most = BOUNDS[name]
             if value != -1 and not least <= value <= most:
                 raise InvalidArgument(f"{name} must be {least} to {most}, not {value}")
