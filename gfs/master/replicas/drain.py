@@ -6,13 +6,13 @@ everything that is really endangered, and the server is a source for that. Once
 a chunk is at its goal without it, its replica there is one too many and is
 deleted. So at no instant has a chunk fewer replicas because of this.
 
-The wish is a row, so it outlives the master. What is left to do is not: it is
+The order to drain is a row, so it outlives the master. What is left to do is not: it is
 all that the server still holds, by the master's knowledge and by its own word.
 When both say nothing, and nothing that was under way when the drain began is
 under way any more, it is *drained*: it can be stopped, and that is remembered,
 so that a restarted master does not wait for it.
 
-:func:`why_not` decides whether it can come to an end at all: a wish that cannot
+:func:`why_not` decides whether it can come to an end at all: an order that cannot
 be met would leave the server half empty for ever.
 """
 

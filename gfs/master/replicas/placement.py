@@ -1,6 +1,6 @@
 """Where the replicas of a new chunk go: the paper, section 4.2.
 
-Three wishes, as one score per server (lower is better):
+Three preferences, as one score per server (lower is better):
 
 * below-average disk use, so that disks fill evenly over time;
 * few recent creations, since a creation predicts heavy writing soon: this is

@@ -1,30 +1,30 @@
-"""Which shadow masters count for ``replicas_before_ack``, and what follows from it.
+"""The quorum of ``replicas_before_ack``: which shadow masters count, and what follows.
 
-What is acknowledged is on the disks of n of the shadows that *count*. Who counts is
-in the operation log, so that a shadow that is to be promoted without its master
-knows whom it has to ask. It has everything if
+What is acknowledged is on the disks of n of the shadows that *count*. The operation log
+says which ones count, so that a shadow that is to be promoted without its master knows
+which others to ask. It has everything that was acknowledged if
 
-* of those that count fewer than n cannot be asked, so that one of the others (or
-  it) has whatever was acknowledged, and none of them has more than it has; and
-* those that are asked acknowledge nothing any more to the master before it: they
-  *promise*, durably, to follow no master of a lower term than the one that is to
-  begin (:class:`~gfs.master.metadata.store.Promise`).
+* fewer than n of the shadows that count do not answer, so that one of the others (or this
+  one) has whatever was acknowledged, and none of them has more than this one; and
+* the shadows that answer acknowledge nothing any more to the previous master: each has
+  *promised*, durably, to follow no master of a lower term than the one that is to begin
+  (:class:`~gfs.master.metadata.store.Promise`).
 
-*When others are to count*, an operation says so, and until enough of those that
-counted have that operation, what is acknowledged is on n of the ones and on n of
-the others. Enough are so many that whoever knows only of the ones, and asks all
-but n - 1 of them, meets one that has more than it. So a shadow that was away cannot
-have been replaced without knowing it; and where there is none but it to agree,
-only an operator's word replaces it (ShadowForgotten).
+*A change of the set* is an operation. Until enough shadows of the old set have that
+operation, what is acknowledged is on n shadows of the old set and on n of the new one.
+"Enough" is so many that a shadow which knows only the old set, and asks all but n - 1 of
+it, meets one that has more than itself. So a shadow that was away cannot have been replaced
+without finding out; and if no other shadow is left to agree, only the operator can replace
+it (ShadowForgotten).
 
-*A new master* counts no more, and nobody has to agree to that: what it acknowledges
-is on n of the others, and it has the operation itself. So whoever knows only of those
-that counted before either finds this master, which refuses, or, without it, asks so
-many that one has what was acknowledged since. If the master before it handed over,
-that one counts in its place.
+*A promoted shadow* leaves the set, and no shadow has to agree to that: what it acknowledges
+as the master is on n of the others, and it has the operation itself. A shadow that knows
+only the previous set either reaches this master, which refuses, or asks so many others that
+one of them has what was acknowledged since. If the previous master handed over, it takes
+the promoted shadow's place in the set.
 
-Plain data; this is joint consensus as in Raft, with the master outside of those that
-count and the number n of them instead of a majority.
+Plain data; this is joint consensus as in Raft, with the master outside of the set and the
+number n instead of a majority.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ COUNTED_MAX = 16
 
 
 def enough(counted: Counted) -> int:
-    """So many of them have whatever was acknowledged, and must agree to a change."""
+    """How many shadows of the set have whatever was acknowledged, and must agree to a change."""
     return min(counted.wanted, len(counted.addresses))
 
 
 def proposed(counted: Counted, wanted: int, following: Iterable[str]) -> Counted:
-    """Who should count, when these follow."""
+    """The set that should count, when these shadows follow."""
     if not wanted:
         return Counted()
     found = list(dict.fromkeys([*counted.addresses, *following]))
@@ -52,7 +52,8 @@ def proposed(counted: Counted, wanted: int, following: Iterable[str]) -> Counted
 
 
 def acknowledged_up_to(state: State, acked: Mapping[str, int]) -> float:
-    """Everything up to here may be acknowledged, when the shadows have so much on disk."""
+    """The sequence up to which operations may be acknowledged, when the shadows have so much on
+    disk."""
     before, change = _level(state.counted, acked), state.counted_next
     if change is None or before < change.sequence:
         return before
@@ -67,7 +68,7 @@ def _level(counted: Counted, acked: Mapping[str, int]) -> float:
 
 
 def is_agreed(state: State, acked: Mapping[str, int]) -> bool:
-    """Enough of those that count know that others are to."""
+    """Whether enough shadows of the present set have the operation that changes it."""
     change = state.counted_next
     if change is None:
         return False
@@ -76,14 +77,14 @@ def is_agreed(state: State, acked: Mapping[str, int]) -> bool:
 
 
 def in_force(state: State) -> list[Counted]:
-    """Who counts; and who is to, if that changes just now."""
+    """The set that counts; and the next one, if it is being changed."""
     change = state.counted_next
     return [state.counted] if change is None else [state.counted, change.to]
 
 
 def missing(state: State, asked: Collection[str]) -> list[str] | None:
-    """Who else of those that count has to be asked, so that one of the asked has whatever
-    was acknowledged. None: that takes more than asking."""
+    """Which other shadows must be asked, so that one of the asked has whatever was
+    acknowledged. None: asking is not enough."""
     found: dict[str, None] = {}
     *before, last = in_force(state)
     if not enough(last):
@@ -97,8 +98,8 @@ def missing(state: State, asked: Collection[str]) -> list[str] | None:
 
 
 def missing_witnesses(state: State, asked: Collection[str]) -> list[str]:
-    """Who else has to be asked, so that one of the asked was asked by whoever else could
-    have been promoted."""
+    """Which other shadows must be asked, so that one of the asked was also asked by any other
+    shadow that could have been promoted."""
     found: dict[str, None] = {}
     for counted in in_force(state):
         silent = [each for each in counted.addresses if each not in asked]

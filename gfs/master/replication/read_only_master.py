@@ -179,7 +179,7 @@ class ShadowChunkserverSession(ChunkserverSession):
 
 
 class ShadowClientSession(ClientSession):
-    """Look-ups, and the operator's wish to promote this shadow."""
+    """Look-ups, and the operator's order to promote this shadow."""
 
     answers: ClassVar = {
         **{kind: ClientSession.answers[kind] for kind in READS},

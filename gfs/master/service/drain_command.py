@@ -24,7 +24,7 @@ DISK_ORDER_SECONDS = 600.0
 
 
 async def drain(master: Master, request: Drain) -> DrainReply:
-    """As the message says; the wish is durable when this returns.
+    """As the message says; the order to drain is durable when this returns.
 
     Raises NotFound, DrainRefused, or Busy while the master does not know yet where
     everything is. When it is cancelled, it may be carried out all the same.
