@@ -157,7 +157,7 @@ def test_a_wrong_variable_is_refused_by_name() -> None:
         ("GFS_CONTRL_BIND", "GFS_CONTROL_…?"),
         ("GFS_CLIENT_RETRY_SECS", "GFS_CLIENT_RETRY_SECONDS?"),
         ("GFS_MASTER_PORT", "GFS_MASTER"),
-        ("GFS_WEATHER", "no setting: Correct it"),
+        ("GFS_WEATHER", "not a setting: Correct it"),
     ],
 )
 def test_a_misspelt_variable_is_refused_with_the_nearest_right_name(given: str, near: str) -> None:
