@@ -38,6 +38,8 @@ from raw import FORM_END, FORM_TYPE, Answer, Connection, form_part, head
 MIB = 1024 * 1024
 #: A chunk of 64 MiB and one that is not full.
 PIECES = 80
+#: More than a chunk of it.
+MOST = 70
 #: Anything: repair, collection, restart. Only a hang takes longer.
 SETTLE_SECONDS = 90.0
 #: A transfer waits for a process that is gone no longer than this.
@@ -303,7 +305,7 @@ def test_nothing_is_left_of_uploads_whose_server_was_killed(
 
     uploads = [Upload(mortal, user, space, *kind) for kind, space in spaces.items()]
     for upload in uploads:
-        assert upload.send(PIECES // 2)
+        assert upload.send(MOST)
     wait_for(lambda: left(mortal) > before, SETTLE_SECONDS, "chunks of the uploads")
     old = mortal.cluster.kill("control")
     for upload in uploads:
@@ -381,7 +383,7 @@ def test_a_client_that_leaves_an_upload_leaves_nothing(
 ) -> None:
     before = left(mortal)
     upload = Upload(mortal, user, space, kind, "")
-    assert upload.send(PIECES // 2)
+    assert upload.send(MOST)
     wait_for(lambda: left(mortal) > before, SETTLE_SECONDS, "chunks of the upload")
     assert active(mortal) == 1
     if reset:

@@ -26,7 +26,6 @@ from hypothesis.stateful import (
     invariant,
     rule,
 )
-from share import share
 
 from control.records import (
     KEY_BYTES_MAX,
@@ -189,7 +188,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=share(60), stateful_step_count=12, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
 
 
 # Keys
