@@ -47,8 +47,7 @@ def test_the_fixed_seeds_are_clean() -> None:
     assert f"{SEEDS} seeds in " in out
     # The rarest of what is to happen: in some a server comes back after an hour.
     absences = re.search(r"long absence (\d+)", out)
-    assert absences is not None
-    assert int(absences[1]) >= SEEDS // 100
+    assert int(absences[1] if absences else 0) >= SEEDS // 100
 
 
 def test_a_server_is_away_for_an_hour_and_back_among_clients_at_work() -> None:
