@@ -148,7 +148,7 @@ def test_repair_and_maintenance_do_as_they_are_told(cluster: Cluster) -> None:
     assert b"bytes_per_second=1048576" in cluster.gfs("repair", "set", "bytes_per_second=1M").stdout
     cluster.gfs("repair", "set", "bytes_per_second=default")
     assert cluster.json("repair", "status")["settings"] == before
-    assert b"no setting of repair" in cluster.gfs("repair", "set", "speed=1", code=1).stderr
+    assert b"not a setting of repair" in cluster.gfs("repair", "set", "speed=1", code=1).stderr
     cluster.gfs("repair", "set", "clones_total=fast", code=2)
     cluster.gfs("repair", "pause")
     assert b"WARNING: repair is paused" in cluster.gfs("status").stdout
