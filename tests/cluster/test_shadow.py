@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+from harness import BUSY
 from processes import GFS, Processes, free_port
 
 import gfs
@@ -80,7 +81,7 @@ def shadowed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shadowe
 
 async def level(shadowed: Shadowed, name: str) -> None:
     """The shadow has everything, and hears from all chunkservers."""
-    with trio.move_on_after(SHADOW_SECONDS):
+    with trio.move_on_after(BUSY * SHADOW_SECONDS):
         while True:
             try:
                 async with gfs.connect(shadowed.addresses[name], key=shadowed.key) as fs:
@@ -91,22 +92,22 @@ async def level(shadowed: Shadowed, name: str) -> None:
             except GfsError:
                 pass
             await trio.sleep(0.05)
-    pytest.fail(f"{name} is not level within {SHADOW_SECONDS:g} s")
+    pytest.fail(f"{name} is not level within {BUSY * SHADOW_SECONDS:g} s")
 
 
 async def wait_until(condition: Callable[[], bool], what: str) -> None:
-    with trio.move_on_after(60):
+    with trio.move_on_after(BUSY * 60):
         while True:
             if condition():
                 return
             await trio.sleep(0.01)
-    pytest.fail(f"no {what} within a minute")
+    pytest.fail(f"no {what} within {BUSY * 60} s")
 
 
 async def whole(fs: Client) -> None:
     """Every file at its goal, every replica good, soon."""
     problems: list[Any] = []
-    with trio.move_on_after(60):
+    with trio.move_on_after(BUSY * 60):
         while True:
             report = await fs.fsck()
             if not report.damaged:

@@ -316,7 +316,8 @@ def test_logout_is_acknowledged(cloud: Cloud, nobody: httpx.Client) -> None:
 def test_an_expired_session_is_refused_and_anonymous_where_that_will_do(
     make_cloud: Callable[..., Cloud],
 ) -> None:
-    cloud = make_cloud(chunkservers=1, environment={"GFS_CONTROL_SESSION_SECONDS": "1"}).start()
+    # Long enough for a login and a request, on the busiest machine.
+    cloud = make_cloud(chunkservers=1, environment={"GFS_CONTROL_SESSION_SECONDS": "8"}).start()
 
     def fresh() -> httpx.Client:
         return cloud.login("admin")
@@ -324,7 +325,7 @@ def test_an_expired_session_is_refused_and_anonymous_where_that_will_do(
     make_namespace(fresh(), "public", 2)
     put(fresh(), "default", "for-all", b"public bytes")
     old = fresh()
-    assert claims_of(bearer(old))["exp"] - claims_of(bearer(old))["iat"] == 1
+    assert claims_of(bearer(old))["exp"] - claims_of(bearer(old))["iat"] == 8
     wait_for(lambda: old.get("/api/session").status_code == 401, 30, "end of the session")
     refused(old.get("/api/session"), 401)
     refused(old.get("/api/tokens"), 401)
