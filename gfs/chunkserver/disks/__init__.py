@@ -1,3 +1,18 @@
 """One disk: its directory and state, every call that is made to it, the identity that it
 carries (``server.json``), and how its replicas are read at the start. All disks of a server
 together, and the operator's orders for them: :mod:`gfs.chunkserver.node.disk_manager`."""
+
+from gfs.chunkserver.disks.disk import Disk, map_disk_error
+from gfs.chunkserver.disks.disk_set import DiskSet
+from gfs.chunkserver.disks.identity import Identity, ServerRecord
+from gfs.chunkserver.disks.loading import Contents, read_disk
+
+__all__ = [
+    "Contents",
+    "Disk",
+    "DiskSet",
+    "Identity",
+    "ServerRecord",
+    "map_disk_error",
+    "read_disk",
+]
