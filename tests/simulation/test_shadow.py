@@ -698,7 +698,7 @@ async def test_a_shadow_that_is_lost_for_good_is_forgotten(
     ):
         await cluster.level("shadow0")
         await fs.mkdir("/a")
-        with pytest.raises(GfsError, match="is not lost: it follows"):
+        with pytest.raises(GfsError, match="still follows this master"):
             async with cluster.at(MASTER, IMPATIENT) as operator:
                 await operator.forget_shadow("shadow0:9400")
         await cluster.crash("shadow0")

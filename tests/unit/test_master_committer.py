@@ -173,7 +173,7 @@ async def test_a_bug_costs_only_its_own_request(
     with store.read() as txn:
         assert txn.get(b"half a mutation", None, txn.db.entries) is None
         assert lookups.stat(txn, "/b").kind == "directory"
-    assert "a mutation failed on a bug" in caplog.text
+    assert "a mutation failed because of a bug" in caplog.text
 
 
 async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:

@@ -1297,7 +1297,7 @@ async def test_a_restarted_master_waits_for_its_servers(tmp_path: Path) -> None:
         request, body = client.publish_request("/g", reserved.chunks, reserved.servers)
         await cluster.restart()
         client = await cluster.client()
-        with pytest.raises(Busy, match="was restarted"):
+        with pytest.raises(Busy, match="is in safe mode"):
             await client.call(request, PublishReply, body)
         totals = (await client.status()).totals
         assert (totals.lost, totals.under_replicated) == (0, 0)
