@@ -462,7 +462,8 @@ FLOODS = {
 @pytest.mark.parametrize("name", FLOODS)
 async def test_floods_end_the_connection_and_nobody_elses(certificate: Path, name: str) -> None:
     make = FLOODS[name]
-    async with served(certificate) as (port, _, trust):
+    limits = HttpLimits(header_seconds=600, keep_alive_seconds=600, graceful_seconds=0)
+    async with served(certificate, limits) as (port, _, trust):
         async with peer_of(port, trust, hello=False) as peer:
             peer.h2.initiate_connection()
             sent = b"".join(map(make, range(2 * OVERHEAD_MAX)))
