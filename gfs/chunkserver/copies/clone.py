@@ -59,7 +59,7 @@ async def clone(node: Node, order: CloneChunk) -> None:
 
 
 async def _clone_from_any(node: Node, order: CloneChunk) -> None:
-    last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: no source was named")
+    last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: the order names no source")
     for source in order.sources:
         try:
             await _clone_from(node, order, source)

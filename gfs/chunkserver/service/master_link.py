@@ -91,7 +91,7 @@ class MasterLinks:
         self._node = node
         self.appends = appends
         self.scrubber = scrubber
-        #: Set when a master has taken this server.
+        #: Set when a master has accepted this server's registration.
         self.registered = trio.Event()
         self._changed = trio.Event()
         self._links: dict[str, trio.CancelScope] = {}
@@ -140,7 +140,7 @@ class MasterLink:
         self._is_master = False
         #: Set when this server has taken whom it is connected to for its master.
         self._joined = trio.Event()
-        #: The last failure in the log: one that lasts is told once.
+        #: The last failure in the log: a repeated one is logged at a lower level.
         self._logged = ""
         self._slots = trio.CapacityLimiter(ORDERS_AT_ONCE)
         self._prompt_slots = trio.CapacityLimiter(PROMPT_ORDERS_AT_ONCE)
@@ -203,7 +203,7 @@ class MasterLink:
     def _check_term(self, rpc: Rpc) -> None:
         """Raises StaleVersion if another master took over from this one."""
         if self._is_master and rpc.peer_term < self._node.identity.term:
-            raise StaleVersion("this master's term is over: another one took over")
+            raise StaleVersion("this master was replaced by one of a higher term")
 
     # --- what this server says ------------------------------------------------------
 
@@ -371,7 +371,7 @@ class MasterLink:
             failure: GfsError | None = None
             try:
                 if not self._is_master:
-                    raise ProtocolError("orders from a shadow master are not taken")
+                    raise ProtocolError("a shadow master may not give orders")
                 await merged.wait()  # for no longer than the registration may take
                 self._check_term(rpc)
                 rpc.send(await self._result(message))

@@ -44,7 +44,7 @@ async def scan(node: Node) -> None:
         try:
             await store.remove_leftovers()
         except OSError as error:
-            log.warning("what is left over is deleted later: %s", error)
+            log.warning("leftover files will be deleted later: %s", error)
 
 
 async def look_at(node: Node, handles: list[int]) -> None:
@@ -59,7 +59,7 @@ async def look_at(node: Node, handles: list[int]) -> None:
 
 
 async def _second_look(node: Node, disk: Disk, handle: int, is_there: bool) -> None:
-    """The replica may have been written or deleted while the scan ran."""
+    """Check again: the replica may have been written or deleted during the scan."""
     store = node.store
     replica = store.inventory.get(handle)
     is_wrong = await disk.run(store.inventory.looks_wrong, disk, [handle])
@@ -71,8 +71,8 @@ async def _second_look(node: Node, disk: Disk, handle: int, is_there: bool) -> N
 
 
 async def look_at_damaged(node: Node) -> None:
-    """Read what was found damaged before the server was started: it may have been made
-    good since that was noted."""
+    """Verify the replicas that were damaged before this start: they may have been repaired
+    since."""
     for handle, bad in list(node.store.inventory.bad.items()):
         if bad.version and handle in node.store.inventory:
             try:
@@ -82,7 +82,7 @@ async def look_at_damaged(node: Node) -> None:
 
 
 async def clear_intents(node: Node, disk: Disk) -> None:
-    """Have what was written in place on the disk some time after the last write."""
+    """Sync replicas some time after their last write, and remove their write-intent records."""
     seconds = node.settings.mark_seconds
     while True:
         await node.world.clock.sleep(seconds / 2)
@@ -114,8 +114,8 @@ async def tend_journal(node: Node, disk: Disk) -> None:
 
 
 async def save_memory(node: Node, scrubber: Scrubber) -> None:
-    """Keep on disk what master this server has last heard from, how far the scrubber is,
-    and what is damaged."""
+    """Save to the disks which master this server last heard from, the scrubber's position, and
+    the damaged replicas."""
     saved = _memory(node)
     while True:
         await node.world.clock.sleep(SAVE_SECONDS)

@@ -31,7 +31,7 @@ AGAIN_SECONDS = 2.0
 
 
 async def keep_comparing(node: Node) -> None:
-    """Runs for as long as the server does."""
+    """Compare duplicates whenever there are some. Runs for as long as the server does."""
     store = node.store
     while True:
         await store.duplicates.found.wait()
@@ -43,7 +43,7 @@ async def keep_comparing(node: Node) -> None:
 
 
 async def compare_all(node: Node) -> None:
-    """Compare each two files once, and delete those that are not needed."""
+    """Compare each pair of files once, and delete those that are not needed."""
     store = node.store
     for index, handle in list(store.duplicates.files):
         store.duplicates.choose(handle)
@@ -54,12 +54,14 @@ async def compare_all(node: Node) -> None:
         try:
             await _compare(node, handle, other)
         except (GfsError, OSError) as error:
-            log.info("chunk %016x stays on two disks for the moment: %s", handle, error)
+            log.info(
+                "chunk %016x stays on two disks, comparing them again later: %s", handle, error
+            )
     await store.remove_duplicates()
 
 
 async def _compare(node: Node, handle: int, other: Duplicate) -> None:
-    """Keep of two of the same version one that is whole. Raises DeadlineExceeded."""
+    """Of two files of one version, keep one that is whole. Raises DeadlineExceeded."""
     store = node.store
     is_bad = handle in store.inventory.bad
     for looks_at_other in (is_bad, not is_bad):

@@ -36,8 +36,8 @@ SECONDS_MAX = 10.0
 
 
 async def delete_all(node: Node, names: list[ReplicaName]) -> None:
-    """Delete these replicas, as far as they are what the order says; the others stay, and
-    the log tells why. With ``"fsync"`` no power cut brings them back afterwards."""
+    """Delete these replicas if they match the order; the others stay, and the log has the
+    reason. With ``"fsync"`` no power cut brings them back afterwards."""
     by_disk: dict[int, list[ReplicaName]] = {}
     for name in names:
         replica = node.store.inventory.get(name.handle)
