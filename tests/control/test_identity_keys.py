@@ -156,6 +156,9 @@ def test_the_service_key_is_known_by_its_whole_text(tmp_path: Path) -> None:
     assert keys.is_service_key(text)
     for wrong in ("", text[:-1], text + "x", text.upper() + "é", "\ud800", keys.current.secret):
         assert not keys.is_service_key(wrong)
+    (tmp_path / "keys" / "service.key").write_text(text[: KEY_BYTES - 1])
+    with pytest.raises(StartupError, match="shorter than"):
+        SigningKeys.open(tmp_path / "keys")
 
 
 def test_a_crash_while_writing_leaves_the_old_keys(tmp_path: Path) -> None:
