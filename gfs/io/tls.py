@@ -152,9 +152,9 @@ def certificate_ends(path: Path) -> list[int]:
 
     try:
         found = load_pem_x509_certificates(path.read_bytes())
+        return [int(one.not_valid_after_utc.timestamp()) for one in found]
     except (OSError, ValueError) as error:
         raise BadTls(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return [int(one.not_valid_after_utc.timestamp()) for one in found]
 
 
 class TlsStream:

@@ -1,6 +1,7 @@
 """The master: all metadata of the cluster, and the decisions about replicas.
 
-Rooms, each of which imports only those below it:
+Rooms, each of which imports only those below it (but for the table of leases, which is
+part of what a master has in memory):
 
 ==================  ====================================================================
 :mod:`.process`     the process: opens the store, listens, and runs as the master or as a

@@ -3,7 +3,7 @@
 At fault is the file system for: a byte that nobody wrote, an acknowledgement that does not
 hold, a call of more than ``CALL_SECONDS_MAX`` in which at least two of three chunkservers
 and the master (and for REST the control plane) lived, and an error in such a time. What
-the README promises of the rest: a call that needs the master ends soon after it is back;
+docs/promises.md says of the rest: a call that needs the master ends soon after it is back;
 and what was written while one chunkserver lived alone is on that one alone until another
 has been back for ``REPAIR_SECONDS``: nothing can read it while that one is away.
 """

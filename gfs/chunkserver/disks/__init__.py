@@ -1,6 +1,7 @@
-"""One disk: its directory and state, every call that is made to it, the identity that it
-carries (``server.json``), and how its replicas are read at the start. All disks of a server
-together, and the operator's orders for them: :mod:`gfs.chunkserver.node.disk_manager`."""
+"""A disk: its directory and state, every call that is made to it, the identity that it
+carries (``server.json``), and how its replicas are read at the start; and the set of all
+disks of a server. Who watches them and carries out the operator's orders for them is
+:mod:`gfs.chunkserver.node.disk_manager`."""
 
 from gfs.chunkserver.disks.disk import Disk, map_disk_error
 from gfs.chunkserver.disks.disk_set import DiskSet

@@ -368,6 +368,7 @@ class WriteExchange:
                 raise
             if buffer is not None:
                 buffers.release(buffer)
+            del view, buffer  # a client may pause here for long
             await self._acknowledge(chunk, number, packet.last or packet.flush)
             if packet.last:
                 return

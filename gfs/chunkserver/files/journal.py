@@ -38,7 +38,7 @@ nobody was told; or one that was acknowledged, and that the disk has damaged sin
 replica would lack it, and pass for good. So each file has a *head*, a sector of its own,
 that is renewed about once a second while there is something to say: up to which number
 its records were synced. If a start does not find all of those, or cannot read the head
-or a part of the file, any replica on the disk may lack something: all are forgetful
+or a part of the file, any replica on the disk may lack something: all are possibly stale
 (:mod:`gfs.chunkserver.files.intents`). Cost: a write and a sync a second, at most two. Only what
 is damaged within a second after it was written, while the head does not tell of it yet,
 is taken for torn.

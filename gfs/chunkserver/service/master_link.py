@@ -363,7 +363,7 @@ class MasterLink:
         for message, _ in batch:
             self._nursery.start_soon(self._carry_out, rpc, message, self._joined)
 
-    async def _carry_out(self, rpc: Rpc, message: Message, merged: trio.Event) -> None:
+    async def _carry_out(self, rpc: Rpc, message: Message, joined: trio.Event) -> None:
         request.set(request_of(message.id))  # of this task, which does nothing else
         # What a client waits for does not queue behind copies.
         async with self._slots if isinstance(message, LENGTHY) else self._prompt_slots:
@@ -372,7 +372,7 @@ class MasterLink:
             try:
                 if not self._is_master:
                     raise ProtocolError("a shadow master may not give orders")
-                await merged.wait()  # for no longer than the registration may take
+                await joined.wait()  # for no longer than the registration may take
                 self._check_term(rpc)
                 rpc.send(await self._result(message))
             except GfsError as error:

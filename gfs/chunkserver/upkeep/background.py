@@ -4,7 +4,7 @@
 *Scan*: every file is looked at by a ``stat`` within ``scan_seconds``: one that
 was deleted or cut short is found without reading anything.
 
-*Marks*: what was written and then left alone for ``mark_seconds`` is synced, so that
+*Write-intent records*: what was written and then left alone for ``mark_seconds`` is synced, so that
 no power cut makes it doubtful any more (:mod:`gfs.chunkserver.files.intents`).
 
 *Journals*: each says what of it is on the disk, so that damage to that is not taken for

@@ -5,5 +5,6 @@ grants one: it raises the chunk's version on its replicas (:mod:`.version_raise`
 commits. :mod:`.copy_on_write` does so for a chunk that several files share: each replica is
 copied first, and the copy is leased.
 
-Others call :class:`.granting.Grants`. Nothing else raises a version.
+Others call :class:`.granting.Grants`, and read the table. Beside it only an upload that
+goes on without a failed server raises a version (:mod:`gfs.master.service.uploads`).
 """

@@ -491,17 +491,23 @@ def open_only(directory: str, map_bytes: int, sync: bool) -> Store:
     return store
 
 
+def _cannot_keep(directory: str, error: OSError) -> StartupError:
+    return StartupError(f"{directory}: the master cannot keep its metadata here: {error.strerror}")
+
+
 def _take_lock(directory: str) -> int:
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         lock = os.open(
             os.path.join(directory, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
+    except OSError as error:
+        raise _cannot_keep(directory, error) from error
+    try:
         is_taken = try_flock(lock)
     except OSError as error:
-        raise StartupError(
-            f"{directory}: the master cannot keep its metadata here: {error.strerror}"
-        ) from error
+        os.close(lock)
+        raise _cannot_keep(directory, error) from error
     if not is_taken:
         os.close(lock)
         raise StartupError(f"{directory}: another master is running on this metadata")

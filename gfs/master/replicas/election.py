@@ -38,7 +38,7 @@ from collections.abc import Iterable
 
 from gfs.master.replicas.drain import DRAINED
 from gfs.master.replicas.servers import LIVE, Server
-from gfs.protocol.messages import VerifyReply
+from gfs.protocol.messages import POSSIBLY_STALE, VerifyReply
 
 
 def awaited(servers: Iterable[Server], now: float, patience_seconds: float) -> bool:
@@ -52,7 +52,7 @@ def awaited(servers: Iterable[Server], now: float, patience_seconds: float) -> b
 
 def best(found: Iterable[tuple[Server, VerifyReply]]) -> Server | None:
     """Which of these, that were read and verified, lacks least."""
-    whole = [(server, reply) for server, reply in found if reply.state == "forgetful"]
+    whole = [(server, reply) for server, reply in found if reply.state == POSSIBLY_STALE]
     if not whole:
         return None
     return max(whole, key=lambda each: (each[1].version, each[1].length, -each[0].index))[0]

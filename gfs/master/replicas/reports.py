@@ -23,11 +23,16 @@ from gfs.master.replicas.goals import Goals
 from gfs.master.replicas.locations import ReservationTable
 from gfs.master.replicas.replica_map import ReplicaMap
 from gfs.master.replicas.servers import Server
-from gfs.protocol.messages import POSSIBLY_STALE_BIT, REPLICA_RECORD, BadReplica, Done, VerifyReply
+from gfs.protocol.messages import (
+    POSSIBLY_STALE,
+    POSSIBLY_STALE_BIT,
+    REPLICA_RECORD,
+    BadReplica,
+    Done,
+    VerifyReply,
+)
 
 log = logging.getLogger(__name__)
-
-#: A replica in a report: handle, version, length.
 
 
 def reported_replicas(body: bytes) -> Iterator[tuple[int, int, int]]:
@@ -282,7 +287,7 @@ class Reports:
             self._goals.drop_location(server, handle)
         elif reply.state == "corrupt" and not reply.version:
             self.corrupt(server, handle, row.version)  # not even its head can be read
-        elif reply.state == "forgetful":
+        elif reply.state == POSSIBLY_STALE:
             self._possibly_stale(
                 server, handle, reply.version, row.version, row.replication, blocks
             )

@@ -8,6 +8,6 @@ operation before it is acknowledged is said by :mod:`.quorum`; that no shadow ac
 to a deposed master, by :mod:`.promises`; and :mod:`.term_announcer` makes a new term known
 to whoever may not have heard of it.
 
-The process uses ``Shadows`` and ``ShadowSession`` of a master, and ``Shadow`` of a shadow
-master.
+The process uses ``Shadows``, ``ShadowSession`` and ``TermAnnouncer`` of a master, and
+``Shadow`` of a shadow master.
 """
