@@ -1,4 +1,5 @@
-"""A line every few seconds says how far a run of the tests is, instead of a dot for each.
+"""A line every few seconds says how far a run of the tests is, instead of a dot for each;
+and a test that fails is named at once.
 
 Also where nobody sees a terminal, and with several processes. What is left is estimated by
 what each test took in the last run here, which pytest's cache keeps.
@@ -33,7 +34,7 @@ class Progress:
         self._running: dict[str, float] = {}
         self._taken: dict[str, float] = {}
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread = threading.Thread(target=self._print_lines, daemon=True)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._start([item.nodeid for item in session.items])
@@ -58,7 +59,9 @@ class Progress:
         self._left.discard(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._failed += report.failed
+        if report.failed:
+            self._failed += 1
+            self._print(f"{report.when} of {report.nodeid} failed")
         self._taken[report.nodeid] = self._taken.get(report.nodeid, 0.0) + report.duration
 
     @pytest.hookimpl(tryfirst=True)
@@ -74,10 +77,14 @@ class Progress:
             rounded = {name: round(seconds, 2) for name, seconds in self._taken.items()}
             self._cache.set(CACHED, self._known | rounded)
 
-    def _tell(self) -> None:
-        terminal = self._config.pluginmanager.getplugin("terminalreporter")
+    def _print_lines(self) -> None:
         while not self._over.wait(EVERY_SECONDS):
-            terminal.write_line(self.line(time.monotonic()))
+            self._print(self.line(time.monotonic()))
+
+    def _print(self, line: str) -> None:
+        terminal = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal.write_line(line)
 
     def line(self, now: float) -> str:
         seconds = now - self._began

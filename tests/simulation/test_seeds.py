@@ -17,6 +17,8 @@ from share import share
 
 ROOT = Path(__file__).parents[2]
 SEEDS = share(200)
+#: In one test: minutes on a slow machine, of the fifteen that a test may take.
+BLOCK = 20
 #: For all of them, on a machine that does other work as well.
 PATIENCE_SECONDS = 3600
 
@@ -42,12 +44,24 @@ def jobs() -> int:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-def test_the_fixed_seeds_are_clean() -> None:
-    out = simulate("--seeds", str(SEEDS), "--jobs", str(jobs()), "--keep-going")
-    assert f"{SEEDS} seeds in " in out
-    # The rarest of what is to happen: in some a server comes back after an hour.
-    absences = re.search(r"long absence (\d+)", out)
-    assert int(absences[1] if absences else 0) >= SEEDS // 100
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_the_fixed_seeds_are_clean(first: int) -> None:
+    seeds = min(BLOCK, SEEDS - first)
+    chosen = ("--first", f"{first}", "--seeds", f"{seeds}")
+    out = simulate(*chosen, "--jobs", str(jobs()), "--keep-going")
+    assert f"{seeds} seeds in " in out
+
+
+def test_in_some_of_the_fixed_seeds_a_server_comes_back_after_an_hour() -> None:
+    """The rarest of what is to happen."""
+    script = (
+        "from tests.simulation.many import Choice\n"
+        "print(sum(Choice().plan(seed).absence is not None for seed in range(200)))\n"
+    )
+    count = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert int(count) >= 2
 
 
 def test_a_server_is_away_for_an_hour_and_back_among_clients_at_work() -> None:
