@@ -9,6 +9,8 @@ import os
 import random
 import shutil
 import threading
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +25,7 @@ from gfs.blocks import block_sum, packet_sums
 from gfs.chunkserver.copies.copy_on_write import copy
 from gfs.chunkserver.copies.new_replica import new_replica
 from gfs.chunkserver.disks import identity
-from gfs.chunkserver.disks.disk import FAILED, TICK_SECONDS
+from gfs.chunkserver.disks.disk import FAILED, TICK_SECONDS, clear_frames
 from gfs.chunkserver.disks.identity import (
     NAMES,
     DiskRecord,
@@ -1092,3 +1094,32 @@ async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Pat
             assert node.disks._server.at(disk.path) == known
             nursery.cancel_scope.cancel()
     await node.close()
+
+
+def test_a_failed_call_drops_no_frame_of_the_task_that_made_it() -> None:
+    """A call of a simulated disk is made within the handling of what ended another task."""
+    handled: list[BaseException] = []
+
+    @types.coroutine
+    def pause() -> Iterator[None]:
+        yield
+
+    async def task() -> str:
+        try:
+            raise ValueError
+        except ValueError as error:
+            handled.append(error)
+            await pause()
+        return "went on"
+
+    suspended = task()
+    suspended.send(None)
+    try:
+        raise handled[0]
+    except ValueError as of_task:
+        try:
+            raise OSError
+        except OSError as error:
+            clear_frames(error, of_task)
+    with pytest.raises(StopIteration, match="went on"):
+        suspended.send(None)

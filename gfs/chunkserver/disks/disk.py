@@ -42,6 +42,7 @@ import errno
 import itertools
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -265,6 +266,7 @@ class Disk:
 
         def call() -> T:
             own = Call(getattr(function, "__qualname__", str(function)))
+            handled = sys.exc_info()[1]
             self.running[number] = own
             try:
                 with making(own):
@@ -272,7 +274,7 @@ class Disk:
             except Exception as error:
                 if isinstance(error, OSError):
                     self.has_refused = self.has_refused or is_of_disk(error)
-                _clear_frames(error)
+                clear_frames(error, handled)
                 raise
             finally:
                 del self.running[number]
@@ -400,10 +402,11 @@ class Disk:
             self.files.close()
 
 
-def _clear_frames(error: BaseException | None) -> None:
+def clear_frames(error: BaseException | None, handled: BaseException | None) -> None:
     """Drop the frames of a failed call's error, so that who keeps the error does not keep the
-    call's open files."""
-    while error is not None:
+    call's open files. Those of ``handled``, in whose handling the call was made, stay: they
+    may be of coroutines, which end when their frames are dropped."""
+    while error is not None and error is not handled:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
