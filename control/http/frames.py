@@ -24,6 +24,9 @@ FRAME_BYTES_MAX = 16 * 1024
 FRAMES_AT_ONCE = 64
 """Handled without a break: h2 takes 10 to 40 µs for each."""
 OVERHEAD_MAX = 1000
+SETTINGS_MAX = 32
+"""Of one frame. The protocol has ten, and h2 keeps every one that it is sent."""
+SETTING_BYTES = 6
 RESET_OVERHEAD = 8
 """A reset makes work of the request that it ends: so many frames' worth."""
 OVERHEAD_PER_SECOND = 10
@@ -31,7 +34,7 @@ OVERHEAD_PER_ANSWER = 16
 OVERHEAD_BYTES = 4 * 1024
 """Of body, either way, that pay for one frame: window updates come for 16 KiB or more."""
 
-DATA, HEADERS, RST_STREAM, GOAWAY, CONTINUATION = 0, 1, 3, 7, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9
 END_STREAM, END_HEADERS = 1, 4
 
 
@@ -100,6 +103,8 @@ class FrameMeter:
         kind, flags = self._head[3], self._head[4]
         if size > FRAME_BYTES_MAX:
             raise Flooded("a frame is larger than 16 KiB")
+        if kind == SETTINGS and size > SETTINGS_MAX * SETTING_BYTES:
+            raise Flooded(f"there are more than {SETTINGS_MAX} settings in a frame")
         self._withheld = kind == GOAWAY
         if kind in (HEADERS, CONTINUATION):
             self._block_bytes = size + (self._block_bytes if kind == CONTINUATION else 0)
@@ -108,7 +113,10 @@ class FrameMeter:
                 raise Flooded(f"the headers are larger than {self._header_bytes_max} bytes")
             self._overhead += kind == CONTINUATION
         elif kind != DATA or (size == 0 and not flags & END_STREAM):
-            self._overhead += RESET_OVERHEAD if kind == RST_STREAM else 1
+            if kind == SETTINGS:
+                self._overhead += max(1, size // SETTING_BYTES)
+            else:
+                self._overhead += RESET_OVERHEAD if kind == RST_STREAM else 1
             self.client_goes |= kind == GOAWAY
 
     def is_flooded(self, seconds: float, answered: int, body_bytes: int) -> bool:

@@ -80,6 +80,8 @@ REQUESTS_MAX = 10_000
 """Of one connection; h2 keeps a line for each. The client then opens another."""
 CLOSE_SECONDS = 1.0
 FULL = Refusal(503, "the server has as many requests under way as it takes; try again")
+SETTINGS = frozenset(SettingCodes)
+"""Those that mean anything to h2."""
 NOT_SENT = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 """Headers that HTTP/2 does not have."""
 
@@ -122,7 +124,7 @@ class Http2:
 
     @property
     def held_by_client(self) -> bool:
-        return not self._streams  # these have slots of their own
+        return not any(stream.has_slot for stream in self._streams.values())
 
     # -- life ------------------------------------------------------------------------
 
@@ -246,6 +248,10 @@ class Http2:
             if stream := self._streams.get(event.stream_id):
                 stream.leave()
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
+            if isinstance(event, RemoteSettingsChanged):
+                # h2 would keep them, and look at each again with every later SETTINGS.
+                for code in event.changed_settings.keys() - SETTINGS:
+                    self.h2.remote_settings.pop(code, None)
             if self.h2.encoder.header_table_size > ENCODER_TABLE_BYTES:
                 self.h2.encoder.header_table_size = ENCODER_TABLE_BYTES
             for stream in self._streams.values():
@@ -324,6 +330,7 @@ class Stream:
         body: Received and not yet taken by the application.
         arrived: Set when there is more of it, or its end.
         window: Set when the client may have opened a window.
+        has_slot: Of its own. One that was refused, or evicted and not yet ended, has none.
     """
 
     def __init__(self, http2: Http2, number: int) -> None:
@@ -340,6 +347,7 @@ class Stream:
         self.body_cut = False
         self.arrived = trio.Event()
         self.window = trio.Event()
+        self.has_slot = False
         self._http2 = http2
         self._peer = http2.peer
         self._body_ended = False
@@ -395,6 +403,7 @@ class Stream:
         if admission.is_full:
             raise FULL
         admission.add(self, client)
+        self.has_slot = True
 
     # -- the slot --------------------------------------------------------------------
 
@@ -405,6 +414,7 @@ class Stream:
     def evict(self) -> None:
         """End the request, for another."""
         self._peer.admission.remove(self)
+        self.has_slot = False
         self._scope.cancel()
 
     def _count(self, moved_bytes: int) -> None:
@@ -488,13 +498,27 @@ class Stream:
         await self._send(pieces, last=last)
 
     async def send_refusal(self, refusal: Refusal) -> None:
+        """Never waits: a refused request has no slot, so nobody could end its wait. A
+        client without a window for the message gets the status alone."""
+        self._refuse_gone()
+        h2 = self._http2.h2
         body = error_body(refusal.message)
-        self._answer_head = [
+        is_head = self.head.method == "HEAD"
+        if not is_head and len(body) > min(
+            h2.local_flow_control_window(self.number), h2.max_outbound_frame_size
+        ):
+            body = b""
+        lines = [
             (b":status", b"%d" % refusal.status),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
         ]
-        await self._send([] if self.head.method == "HEAD" else [body], last=True)
+        alone = is_head or not body
+        self._begun = self._ended = True
+        h2.send_headers(self.number, lines, end_stream=alone)
+        if not alone:
+            h2.send_data(self.number, body, end_stream=True)
+        self._http2.collect()
 
     async def _send(self, pieces: Sequence[Buffer], *, last: bool) -> None:
         h2 = self._http2.h2
@@ -530,12 +554,16 @@ class Stream:
             view = view[size:]
 
     async def _wait_for_window(self) -> None:
+        """Wait until a byte of the answer may be sent. Updates of other windows, and
+        settings, do not prolong the wait."""
         self._http2.collect()
-        self.window = trio.Event()
+        h2 = self._http2.h2
         self._waits += 1
         try:
             with trio.move_on_after(self.service.limits.send_stall_seconds) as scope:
-                await self.window.wait()
+                while not self._gone and h2.local_flow_control_window(self.number) <= 0:
+                    self.window = trio.Event()
+                    await self.window.wait()
         finally:
             self._waits -= 1
         if scope.cancelled_caught:

@@ -281,6 +281,22 @@ async def test_a_client_that_opens_no_window_loses_the_request(certificate: Path
         await notes.cancelled.wait()
 
 
+async def test_windows_of_other_requests_do_not_prolong_the_wait(certificate: Path) -> None:
+    limits = HttpLimits(send_stall_seconds=0.3, graceful_seconds=0)
+    async with served(certificate, limits) as (port, _, trust), peer_of(port, trust) as peer:
+        peer.takes = False
+        number = await peer.begin("/endless")
+        waiting = await peer.begin("/wait")
+        for _ in range(60):
+            peer.h2.increment_flow_control_window(1, waiting)
+            peer.h2.update_settings({SettingCodes.MAX_FRAME_SIZE: 16384})
+            await peer.flush()
+            with trio.move_on_after(0.05):
+                await peer.until(lambda: number in peer.resets)
+                break
+        assert peer.resets == {number: ErrorCodes.INTERNAL_ERROR}
+
+
 @pytest.mark.parametrize("path", ["/short", "/breaks"])
 async def test_an_answer_that_cannot_be_finished_is_reset(certificate: Path, path: str) -> None:
     async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
@@ -354,6 +370,43 @@ async def test_a_slow_request_makes_room_for_another(certificate: Path) -> None:
         assert answer.status == 204
         await peer.until(lambda: slow in peer.resets)
         await notes.cancelled.wait()
+
+
+async def test_refused_requests_do_not_keep_their_connection(certificate: Path) -> None:
+    """They have no slots, so they must not wait for the client either."""
+    limits = HttpLimits(per_address_max=1, slow_seconds=0.1, graceful_seconds=0)
+    async with served(certificate, limits) as (port, _, trust), peer_of(port, trust) as peer:
+        peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        refused = await peer.ask("/hello", "get")
+        assert (refused.status, refused.body) == (501, b"")
+        assert refused.headers["content-length"] == "0"
+        async with peer_of(port, trust) as other:
+            assert (await other.ask("/hello", "get")).status == 501
+        await peer.rest()
+
+
+async def test_an_evicted_request_does_not_keep_its_connection(certificate: Path) -> None:
+    go_on = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        with trio.move_on_after(3, shield=True):
+            await go_on.wait()  # it takes its time to end
+
+    limits = HttpLimits(per_address_max=2, slow_seconds=0.1, graceful_seconds=0)
+    async with (
+        served(certificate, limits, app=app) as (port, _, trust),
+        peer_of(port, trust) as peer,
+    ):
+        number = await peer.begin("/")
+        await peer.until(lambda: number in peer.answers)
+        await trio.sleep(0.2)  # what makes it slow
+        async with peer_of(port, trust):
+            await trio.sleep(0.1)  # an address makes room only so often
+            async with peer_of(port, trust):
+                go_on.set()
 
 
 async def test_behind_a_proxy_each_request_has_its_clients_slot(certificate: Path) -> None:
@@ -444,6 +497,10 @@ GET = Encoder().encode(
 FLOODS = {
     "ping": lambda number: frame(6, 0, 0, bytes(8)),
     "settings": lambda number: frame(4, 0, 0, b"\0\3\0\0\0\1"),
+    "settings of many names": lambda number: frame(
+        4, 0, 0, b"".join((32 * number + name).to_bytes(2) + bytes(4) for name in range(99, 131))
+    ),
+    "settings in one frame": lambda number: frame(4, 0, 0, b"\1\0\0\0\0\1" * 33),
     "priority": lambda number: frame(2, 0, 1, bytes(5)),
     "window": lambda number: frame(8, 0, 0, b"\0\0\0\1"),
     "unknown": lambda number: frame(99),
@@ -522,6 +579,23 @@ async def test_a_client_cannot_make_us_remember_more(certificate: Path) -> None:
         assert peer.h2.decoder.header_table_size <= 4096
 
 
+async def test_settings_that_nobody_knows_are_forgotten(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[H2Connection] = []
+
+    def make(config: H2Configuration) -> H2Connection:
+        made.append(H2Connection(config))
+        return made[-1]
+
+    monkeypatch.setattr("control.http.http2.H2Connection", make)
+    async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
+        for number in range(20):
+            await peer.stream.send_all(FLOODS["settings of many names"](number))
+        assert (await peer.ask("/hello")).status == 200
+        assert set(made[0].remote_settings) <= set(SettingCodes)
+
+
 def test_the_meter_gives_h2_few_frames_at_once_and_all_but_goaway() -> None:
     pings = frame(6, 0, 0, b"12345678") * 200
     sent = PREFACE + pings + frame(7, 0, 0, bytes(8)) + frame(0, 1, 1, b"abc")
@@ -542,5 +616,10 @@ def test_what_a_client_may_send_grows_with_what_it_does() -> None:
     assert not meter.is_flooded(60, 0, 0)
     assert not meter.is_flooded(0, 10, 0)
     assert not meter.is_flooded(0, 0, MIB)
+    meter = FrameMeter(1000)
+    list(meter.feed(PREFACE + frame(4, 0, 0, bytes(6 * 32)) * (OVERHEAD_MAX // 32 + 1)))
+    assert meter.is_flooded(0, 0, 0)
+    with pytest.raises(Flooded):
+        list(meter.feed(frame(4, 0, 0, bytes(6 * 33))))
     with pytest.raises(Flooded):
         list(meter.feed(frame(1, 0, 1, bytes(600)) + frame(9, 0, 1, bytes(600))))
