@@ -27,6 +27,8 @@ __all__ = ["TOO_MANY", "Connection", "Handler"]
 log = logging.getLogger("control.http")
 
 LINGER_PIECE_BYTES = 256 * 1024
+END_SECONDS = 1.0
+"""Which the client gets to answer the end of TLS."""
 JOIN_BYTES_MAX = 64 * 1024
 ENCRYPT_BYTES_MAX = 256 * 1024
 TOO_MANY = Refusal(429, "too many connections of your address; end some, or wait")
@@ -245,6 +247,21 @@ class Connection:
             self._handler.hang_up(reset=reset)
 
     # -- the end ---------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Say that nothing more comes, and wait until the client has read it.
+
+        Nothing happens if a send was cut: there is no end that would be whole.
+        """
+        if self._send_was_cut:
+            return
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if isinstance(self.stream, trio.SSLStream):
+                with trio.move_on_after(END_SECONDS):
+                    await self.stream.unwrap()
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self.wire.end_sending()
+            await self.linger()
 
     async def linger(self) -> None:
         """Read and drop what the client still sends, within the limits.

@@ -24,6 +24,9 @@ FRAME_BYTES_MAX = 16 * 1024
 FRAMES_AT_ONCE = 64
 """Handled without a break: h2 takes 10 to 40 µs for each."""
 OVERHEAD_MAX = 1000
+CREDIT_MAX = 4000
+"""What can be saved up by time, answers and bodies. Window updates come after the bytes
+that pay for them, for some MiB at once."""
 SETTINGS_MAX = 32
 """Of one frame. The protocol has ten, and h2 keeps every one that it is sent."""
 SETTING_BYTES = 6
@@ -35,7 +38,7 @@ OVERHEAD_BYTES = 4 * 1024
 """Of body, either way, that pay for one frame: window updates come for 16 KiB or more."""
 
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9
-END_STREAM, END_HEADERS = 1, 4
+END_HEADERS = 4
 
 
 class Flooded(Exception):
@@ -49,7 +52,7 @@ class FrameMeter:
         header_bytes_max: Of one header block, compressed.
 
     Attributes:
-        in_header_block: A header block has begun and not ended.
+        header_blocks: How many have begun.
         client_goes: The client has sent GOAWAY: it begins no further request. That frame
             is held back, since h2 would send nothing more after it, not even the
             answers that are under way.
@@ -61,9 +64,17 @@ class FrameMeter:
         self._left = PREFACE_BYTES
         self._withheld = False
         self._block_bytes = 0
-        self._overhead = 0
-        self.in_header_block = False
+        self._overhead = 0.0
+        self._earned = 0.0
+        self._block_open = False
+        self._in_headers = False
+        self.header_blocks = 0
         self.client_goes = False
+
+    @property
+    def in_header_block(self) -> bool:
+        """Whether a header block has begun that is not all here."""
+        return self._block_open or (self._in_headers and self._left > 0)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """*data* for h2, in pieces of at most ``FRAMES_AT_ONCE`` frames.
@@ -106,25 +117,33 @@ class FrameMeter:
         if kind == SETTINGS and size > SETTINGS_MAX * SETTING_BYTES:
             raise Flooded(f"there are more than {SETTINGS_MAX} settings in a frame")
         self._withheld = kind == GOAWAY
-        if kind in (HEADERS, CONTINUATION):
+        self._in_headers = kind in (HEADERS, CONTINUATION)
+        if self._in_headers:
+            self.header_blocks += kind == HEADERS
             self._block_bytes = size + (self._block_bytes if kind == CONTINUATION else 0)
-            self.in_header_block = not flags & END_HEADERS
+            self._block_open = not flags & END_HEADERS
             if self._block_bytes > self._header_bytes_max:
                 raise Flooded(f"the headers are larger than {self._header_bytes_max} bytes")
             self._overhead += kind == CONTINUATION
-        elif kind != DATA or (size == 0 and not flags & END_STREAM):
+        else:
             if kind == SETTINGS:
                 self._overhead += max(1, size // SETTING_BYTES)
             else:
                 self._overhead += RESET_OVERHEAD if kind == RST_STREAM else 1
             self.client_goes |= kind == GOAWAY
 
+    def charge(self, frames: int) -> None:
+        """Count so many frames more (or less): only h2 knows what it made of them."""
+        self._overhead += frames
+
     def is_flooded(self, seconds: float, answered: int, body_bytes: int) -> bool:
         """Whether there is more overhead than a connection needs that is *seconds* old
         and has had so many requests answered and bytes of bodies, both ways."""
-        return self._overhead > (
-            OVERHEAD_MAX
-            + OVERHEAD_PER_SECOND * seconds
+        earned = (
+            OVERHEAD_PER_SECOND * seconds
             + OVERHEAD_PER_ANSWER * answered
             + body_bytes // OVERHEAD_BYTES
         )
+        self._overhead = max(self._overhead - (earned - self._earned), -CREDIT_MAX)
+        self._earned = earned
+        return self._overhead > OVERHEAD_MAX

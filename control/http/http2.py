@@ -26,7 +26,9 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -43,12 +45,12 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError
+from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
 
 from control.http.connection import TOO_MANY, Connection
 from control.http.exchange import BodyEnded, Exchange, Headers, note_request
-from control.http.frames import Flooded, FrameMeter
+from control.http.frames import RESET_OVERHEAD, Flooded, FrameMeter
 from control.http.heads import (
     UNREAD,
     AnswerFraming,
@@ -78,12 +80,28 @@ HEAD_BYTES_MORE = 16 * 1024
 """HTTP/2 counts 32 bytes more for each header than HTTP/1.1, of which 256 may come."""
 REQUESTS_MAX = 10_000
 """Of one connection; h2 keeps a line for each. The client then opens another."""
+SENT_FRAME_BYTES_MAX = 64 * 1024
+"""A client may take frames of 16 MiB; each would be copied at once."""
 CLOSE_SECONDS = 1.0
+WARNING_SECONDS = 10.0
+"""Between two warnings of connections that were ended, whoever's they were."""
 FULL = Refusal(503, "the server has as many requests under way as it takes; try again")
 SETTINGS = frozenset(SettingCodes)
 """Those that mean anything to h2."""
 NOT_SENT = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 """Headers that HTTP/2 does not have."""
+
+
+_warned = -math.inf
+
+
+def _warn(address: str, error: Flooded) -> None:
+    """Log that a connection was ended; a client can bring that about many times a second."""
+    global _warned
+    now = time.monotonic()
+    if now >= _warned + WARNING_SECONDS:
+        _warned = now
+        log.warning("%s: an HTTP/2 connection was ended: %s", address, error)
 
 
 class Http2:
@@ -113,13 +131,17 @@ class Http2:
         self._wake = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._began = trio.current_time()
-        self._block_began: float | None = None
+        self._block = 0
+        self._block_began = 0.0
         self._requests = 0
         self._answered = 0
         self.is_dead = False
         self._body_bytes = 0
         self._widened = False
         self._going = False
+        # Taken once: the kernel has no address of the client any more once it has reset.
+        self.server = peer.server
+        self.client = peer.peer
         self._idle_until = self._began + limits.header_seconds
 
     @property
@@ -131,6 +153,8 @@ class Http2:
     async def serve(self) -> None:
         self.h2.initiate_connection()
         self.collect()
+        if self.peer.stopping:
+            self._go_away(ErrorCodes.NO_ERROR)  # since the handshake
         async with trio.open_nursery() as sending:
             sending.start_soon(self._send_out, sending.cancel_scope)
             async with trio.open_nursery() as self._nursery:
@@ -139,6 +163,9 @@ class Http2:
             with trio.move_on_after(CLOSE_SECONDS):
                 await self.wait_for_room(0)
             sending.cancel_scope.cancel()
+        # Whoever closes now, while the client sends on, takes answers away from it that
+        # are still in the kernel.
+        await self.peer.end()
 
     def stop(self) -> None:
         """The server stops: no further request is taken, those under way may end."""
@@ -160,7 +187,9 @@ class Http2:
         """Read until the connection is to be closed."""
         self.peer.mark_idle(True)
         while not (self._going or self._meter.client_goes) or self._streams:
-            await self.wait_for_room(OUT_BYTES_MAX)
+            if self._out_bytes > OUT_BYTES_MAX:
+                await self.wait_for_room(OUT_BYTES_MAX)
+                continue  # the last request may have ended meanwhile
             try:
                 data = await self.peer.receive(READ_BYTES, self._read_until())
             except trio.TooSlowError:
@@ -174,9 +203,10 @@ class Http2:
     def _read_until(self) -> float:
         """When to give up waiting for the client's next frame."""
         if self._meter.in_header_block:
-            self._block_began = self._block_began or trio.current_time()
+            if self._block != self._meter.header_blocks:
+                self._block = self._meter.header_blocks
+                self._block_began = trio.current_time()
             return self._block_began + self.limits.header_seconds
-        self._block_began = None
         return math.inf if self._streams else self._idle_until
 
     async def _take(self, data: bytes) -> bool:
@@ -191,7 +221,7 @@ class Http2:
                     raise Flooded("there are too many frames without a request or a body")
                 await trio.lowlevel.checkpoint()
         except Flooded as error:
-            log.warning("%s: an HTTP/2 connection was ended: %s", self.peer.address, error)
+            _warn(self.peer.address, error)
             self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
             self.is_dead = True
             return False
@@ -239,12 +269,14 @@ class Http2:
         if isinstance(event, RequestReceived):
             self._begin(event)
         elif isinstance(event, DataReceived):
-            self._body_bytes += len(event.data)
             self._take_data(event)
         elif isinstance(event, StreamEnded):
             if stream := self._streams.get(event.stream_id):
                 stream.end_body()
         elif isinstance(event, StreamReset):
+            if not event.remote_reset:
+                # The client made h2 reset it (CVE-2025-8671), for the same work.
+                self._meter.charge(RESET_OVERHEAD)
             if stream := self._streams.get(event.stream_id):
                 stream.leave()
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
@@ -263,8 +295,10 @@ class Http2:
         if stream is None:
             padding += len(event.data)
         else:
-            stream.body += event.data
-            stream.arrived.set()
+            self._body_bytes += len(event.data)
+            stream.take(event.data)
+            if event.data:
+                self._meter.charge(-1)  # it brought something
         if padding:
             self.h2.acknowledge_received_data(padding, event.stream_id)
 
@@ -272,12 +306,13 @@ class Http2:
         """Start the request, or refuse it."""
         number = event.stream_id
         if self._going:
-            self.h2.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            self._meter.charge(RESET_OVERHEAD)
+            self.reset(number, ErrorCodes.REFUSED_STREAM)
             return
         self._requests += 1
         if self._requests >= REQUESTS_MAX:
             self._go_away(ErrorCodes.NO_ERROR)
-        stream = Stream(self, number)
+        stream = Stream(self, number, _length(event.headers))
         if not self._streams:
             self.peer.mark_served()
             self.peer.mark_idle(False)
@@ -315,6 +350,16 @@ class Http2:
             self._widened = True
             self.h2.increment_flow_control_window(more)
 
+    def reset(self, number: int, code: ErrorCodes) -> None:
+        """End the stream, unless the client has done so in the same breath."""
+        with suppress(StreamClosedError):
+            self.h2.reset_stream(number, code)
+
+    def cut(self, number: int) -> None:
+        """The client has broken the rules for this stream."""
+        self._meter.charge(RESET_OVERHEAD)
+        self.reset(number, ErrorCodes.PROTOCOL_ERROR)
+
     def refuse_more(self) -> None:
         """Take no further request on this connection."""
         self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
@@ -333,12 +378,12 @@ class Stream:
         has_slot: Of its own. One that was refused, or evicted and not yet ended, has none.
     """
 
-    def __init__(self, http2: Http2, number: int) -> None:
+    def __init__(self, http2: Http2, number: int, length: int | None) -> None:
         self.number = number
         self.service = http2.service
         self.is_tls = http2.peer.is_tls
-        self.server = http2.peer.server
-        self.client = http2.peer.peer
+        self.server = http2.server
+        self.client = http2.client
         self.client_ended = False
         self.abandoned = False
         self.ends_after_answer = False
@@ -351,6 +396,8 @@ class Stream:
         self._http2 = http2
         self._peer = http2.peer
         self._body_ended = False
+        self._length = length
+        self._received_bytes = 0
         self._continue_owed = False
         self._waits = 0
         self._widened = False
@@ -429,8 +476,22 @@ class Stream:
     def body_complete(self) -> bool:
         return self._body_ended and not self.body
 
+    def take(self, data: bytes) -> None:
+        """A part of the body has come."""
+        self.body += data
+        self._received_bytes += len(data)
+        self.arrived.set()
+
     def end_body(self) -> None:
-        """The client has sent the whole body."""
+        """The client has ended the body: it is whole, unless its head promised more.
+
+        h2 compares the two only if the last frame is of the body: not if trailers follow,
+        nor if the head ends the stream.
+        """
+        if self._length is not None and self._received_bytes != self._length:
+            self._http2.cut(self.number)
+            self.leave()
+            return
         self._body_ended = True
         self.arrived.set()
 
@@ -470,7 +531,7 @@ class Stream:
             raise Refusal(408, f"no byte of the body arrived for {seconds:g} seconds")
 
     def leave(self) -> None:
-        """The client has reset the stream."""
+        """The client has reset the stream, or must not get an answer."""
         self._gone = True
         self.window.set()
         if self._waits and not self._begun:
@@ -542,7 +603,7 @@ class Stream:
             await self._http2.wait_for_room(OUT_BYTES_MAX)
             self._refuse_gone()
             size = min(len(view), h2.local_flow_control_window(self.number))
-            size = min(size, h2.max_outbound_frame_size)
+            size = min(size, h2.max_outbound_frame_size, SENT_FRAME_BYTES_MAX)
             if size <= 0:
                 await self._wait_for_window()
                 continue
@@ -584,6 +645,11 @@ class Stream:
             code = ErrorCodes.NO_ERROR if self._ended else ErrorCodes.INTERNAL_ERROR
             h2.reset_stream(self.number, code)
         return self._ended and not self._gone
+
+
+def _length(headers: Headers) -> int | None:
+    """The announced size of the body; h2 has checked that it is a number."""
+    return next((int(value) for name, value in headers if name == b"content-length"), None)
 
 
 def _as_http1(headers: Headers) -> h11.Request:

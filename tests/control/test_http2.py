@@ -32,7 +32,7 @@ from http_served import MIB, Answer, Notes, running
 
 from control.http import HttpLimits
 from control.http.forwarded import Proxies
-from control.http.frames import FRAMES_AT_ONCE, OVERHEAD_MAX, Flooded, FrameMeter
+from control.http.frames import CREDIT_MAX, FRAMES_AT_ONCE, OVERHEAD_MAX, Flooded, FrameMeter
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 Trust = ssl.SSLContext
@@ -144,6 +144,9 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 
 HELLO = PREFACE + frame(4)
+GET = Encoder().encode(
+    [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/wait")]
+)
 
 
 # -- clients that nobody here wrote ----------------------------------------------------
@@ -233,6 +236,39 @@ async def test_a_body_that_is_reset_is_cut_for_its_reader(certificate: Path) -> 
         await peer.flush()
         assert (await peer.ask("/hello")).status == 200
         await notes.cut.wait()
+
+
+@pytest.mark.parametrize("trailer", [("x-checksum", "1"), ("content-length", "5")])
+async def test_trailers_do_not_make_a_cut_body_whole(
+    certificate: Path, trailer: tuple[str, str]
+) -> None:
+    async with served(certificate) as (port, notes, trust), peer_of(port, trust) as peer:
+        more = [("content-length", "10"), ("expect", "100-continue")]
+        number = await peer.begin("/cut", "POST", *more, end=False)
+        await peer.until(lambda: number in peer.continued)
+        peer.h2.send_data(number, b"12345")
+        peer.h2.send_headers(number, [trailer], end_stream=True)
+        await peer.flush()
+        await peer.until(lambda: number in peer.resets or number in peer.ended)
+        assert peer.resets == {number: ErrorCodes.PROTOCOL_ERROR}
+        await notes.cut.wait()
+
+
+async def test_a_head_that_ends_the_stream_has_no_body(certificate: Path) -> None:
+    async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
+        number = await peer.begin("/count", "POST", ("content-length", "5"))
+        await peer.until(lambda: number in peer.resets or number in peer.ended)
+        assert peer.resets == {number: ErrorCodes.PROTOCOL_ERROR}
+        assert (await peer.ask("/count", "POST", ("content-length", "0"))).status == 200
+
+
+async def test_trailers_end_a_whole_body(certificate: Path) -> None:
+    async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
+        number = await peer.begin("/count", "POST", ("content-length", "5"), end=False)
+        peer.h2.send_data(number, b"12345")
+        peer.h2.send_headers(number, [("content-length", "7")], end_stream=True)
+        await peer.flush()
+        assert json.loads((await peer.answer(number)).body)["bytes"] == 5
 
 
 async def test_continue_is_said_when_the_body_is_asked_for(certificate: Path) -> None:
@@ -439,7 +475,16 @@ async def test_an_idle_connection_ends_whatever_it_pings(certificate: Path) -> N
         assert peer.goaway == ErrorCodes.NO_ERROR
 
 
-@pytest.mark.parametrize("sent", [b"", PREFACE[:10], HELLO, HELLO + frame(1, 0, 1)])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        PREFACE[:10],
+        HELLO,
+        HELLO + frame(1, 0, 1),
+        HELLO + frame(1, 5, 1, GET) + frame(1, 5, 3, GET)[:-1],
+    ],
+)
 async def test_a_request_must_come_in_time(certificate: Path, sent: bytes) -> None:
     limits = HttpLimits(header_seconds=0.3, keep_alive_seconds=60, graceful_seconds=0)
     async with (
@@ -489,10 +534,69 @@ async def test_a_client_that_goes_gets_its_answers(certificate: Path) -> None:
         await peer.rest()
 
 
+async def test_the_end_of_the_connection_leaves_the_answers_in_the_kernel(
+    certificate: Path,
+) -> None:
+    """Whoever closes a socket while the other end sends on takes back what was sent."""
+    size = 200_000
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    async with served(certificate, app=app) as (port, _, trust):
+        sock = trio.socket.socket()
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 8192)
+        await sock.connect(("127.0.0.1", port))
+        raw = trio.SocketStream(sock)
+        async with raw:
+            stream = trio.SSLStream(raw, trust, server_hostname="localhost")
+            peer = Peer(stream)
+            peer.h2.initiate_connection()
+            peer.h2.increment_flow_control_window(size)
+            await peer.flush()
+            peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2 * size})
+            number = await peer.begin("/")
+            await peer.stream.send_all(frame(7, 0, 0, bytes(8)))
+            await trio.sleep(0.5)  # the server has answered and ends the connection
+            await peer.stream.send_all(frame(6, 0, 0, bytes(8)))
+            await trio.sleep(0.1)
+            assert len((await peer.answer(number)).body) == size
+            assert number in peer.ended
+
+
+async def test_requests_after_the_end_are_refused_and_no_more(certificate: Path) -> None:
+    """Even one that the client takes back in the same breath."""
+    limits = HttpLimits(header_bytes_max=1000, graceful_seconds=0)
+    async with served(certificate, limits) as (port, notes, trust), peer_of(port, trust) as peer:
+        waiting = await peer.begin("/wait")
+        await notes.entered.wait()
+        large = await peer.begin("/hello", "GET", ("x-large", "a" * 1200))
+        number = large + 2
+        raw = bytearray()
+        while b"\0\0\x08\x07\0" not in raw:
+            raw += await peer.stream.receive_some(65536)
+        await peer.stream.send_all(frame(1, 5, number, GET) + frame(3, 0, number, bytes(4)))
+        await peer.stream.send_all(frame(6, 0, 0, b"are here"))
+        while b"are here" not in raw:
+            data = await peer.stream.receive_some(65536)
+            assert data
+            raw += data
+        notes.go_on.set()
+        while data := await peer.stream.receive_some(65536):
+            raw += data
+        assert b"waited" in raw
+        assert waiting == 1
+
+
 # -- frames that no client sends ----------------------------------------------------------
 
-GET = Encoder().encode(
-    [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/wait")]
+CUT = Encoder().encode(
+    [
+        *((":method", "POST"), (":scheme", "https"), (":authority", "a"), (":path", "/count")),
+        ("content-length", "5"),
+    ]
 )
 FLOODS = {
     "ping": lambda number: frame(6, 0, 0, bytes(8)),
@@ -509,6 +613,14 @@ FLOODS = {
         frame(1, 5, 2 * number + 1, GET) + frame(3, 0, 2 * number + 1, b"\0\0\0\10")
     ),
     "empty data": lambda number: (frame(1, 4, 1, GET) if number == 0 else b"") + frame(0, 0, 1),
+    "data for nobody": lambda number: (
+        (frame(1, 4, 1, GET) + frame(3, 0, 1, bytes(4)) if number == 0 else b"")
+        + frame(0, 0, 1, b"a")
+    ),
+    "made to reset": lambda number: (
+        frame(1, 5, 2 * number + 1, GET) + frame(8, 0, 2 * number + 1, b"\x7f\xff\xff\xff")
+    ),
+    "made to cut": lambda number: frame(1, 5, 2 * number + 1, CUT),
     "continuation": lambda number: frame(1, 1, 1, b"") if number == 0 else frame(9, 0, 1),
     "continuation with bytes": lambda number: (
         frame(1, 1, 1, b"") if number == 0 else frame(9, 0, 1, b"\0" * 1024)
@@ -610,12 +722,19 @@ def test_the_meter_gives_h2_few_frames_at_once_and_all_but_goaway() -> None:
 
 
 def test_what_a_client_may_send_grows_with_what_it_does() -> None:
+    def flooded(frames: int, *done: int) -> bool:
+        meter = FrameMeter(1000)
+        list(meter.feed(PREFACE + frame(6, 0, 0, bytes(8)) * frames))
+        return meter.is_flooded(*done)
+
+    assert flooded(OVERHEAD_MAX + 100, 0, 0, 0)
+    assert not flooded(OVERHEAD_MAX + 100, 60, 0, 0)
+    assert not flooded(OVERHEAD_MAX + 100, 0, 10, 0)
+    assert not flooded(OVERHEAD_MAX + 100, 0, 0, MIB)
     meter = FrameMeter(1000)
-    list(meter.feed(PREFACE + frame(6, 0, 0, bytes(8)) * (OVERHEAD_MAX + 100)))
-    assert meter.is_flooded(0, 0, 0)
-    assert not meter.is_flooded(60, 0, 0)
-    assert not meter.is_flooded(0, 10, 0)
-    assert not meter.is_flooded(0, 0, MIB)
+    assert not meter.is_flooded(86_400, 0, 0)  # a day does not save up for a flood
+    list(meter.feed(PREFACE + frame(6, 0, 0, bytes(8)) * (OVERHEAD_MAX + CREDIT_MAX + 1)))
+    assert meter.is_flooded(86_400, 0, 0)
     meter = FrameMeter(1000)
     list(meter.feed(PREFACE + frame(4, 0, 0, bytes(6 * 32)) * (OVERHEAD_MAX // 32 + 1)))
     assert meter.is_flooded(0, 0, 0)
