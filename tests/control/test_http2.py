@@ -3,7 +3,9 @@ frames that no client sends."""
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +33,7 @@ from hpack import Encoder
 from http_served import MIB, Answer, Notes, running
 
 from control.http import HttpLimits
+from control.http.connection import Connection
 from control.http.forwarded import Proxies
 from control.http.frames import CREDIT_MAX, FRAMES_AT_ONCE, OVERHEAD_MAX, Flooded, FrameMeter
 
@@ -491,9 +494,9 @@ async def test_a_request_must_come_in_time(certificate: Path, sent: bytes) -> No
         served(certificate, limits) as (port, _, trust),
         peer_of(port, trust, hello=False) as peer,
     ):
-        peer.h2.initiate_connection()
         await peer.stream.send_all(sent)
-        await peer.rest()
+        while await peer.stream.receive_some(65536):
+            pass
 
 
 async def test_stopping_lets_requests_under_way_end(certificate: Path) -> None:
@@ -521,6 +524,26 @@ async def test_stopping_lets_requests_under_way_end(certificate: Path) -> None:
                 raw += data
             assert b"waited" in raw
             assert waiting == 1
+
+
+async def test_a_handshake_does_not_hold_up_the_end(certificate: Path) -> None:
+    limits = HttpLimits(header_seconds=60, graceful_seconds=60)
+    async with trio.open_nursery() as nursery:
+        stopped = trio.Event()
+
+        async def run(task_status: trio.TaskStatus[Any]) -> None:
+            async with served(certificate, limits) as found:
+                task_status.started(found)
+                await stopped.wait()
+
+        port, _, trust = await nursery.start(run)
+        async with await trio.open_tcp_stream("127.0.0.1", port) as raw:
+            await trio.sleep(0.2)  # until it is accepted
+            stopped.set()
+            await trio.sleep(0.1)
+            stream = trio.SSLStream(raw, trust, server_hostname="localhost")
+            while await stream.receive_some(65536):
+                pass
 
 
 async def test_a_client_that_goes_gets_its_answers(certificate: Path) -> None:
@@ -617,15 +640,68 @@ FLOODS = {
         (frame(1, 4, 1, GET) + frame(3, 0, 1, bytes(4)) if number == 0 else b"")
         + frame(0, 0, 1, b"a")
     ),
-    "made to reset": lambda number: (
-        frame(1, 5, 2 * number + 1, GET) + frame(8, 0, 2 * number + 1, b"\x7f\xff\xff\xff")
-    ),
-    "made to cut": lambda number: frame(1, 5, 2 * number + 1, CUT),
     "continuation": lambda number: frame(1, 1, 1, b"") if number == 0 else frame(9, 0, 1),
     "continuation with bytes": lambda number: (
         frame(1, 1, 1, b"") if number == 0 else frame(9, 0, 1, b"\0" * 1024)
     ),
 }
+
+
+MADE_RESETS = {
+    "window": lambda number: frame(1, 5, number, GET) + frame(8, 0, number, b"\x7f\xff\xff\xff"),
+    "data": lambda number: frame(1, 5, number, GET) + frame(0, 0, number, b"a"),
+    "length": lambda number: frame(1, 5, number, CUT),
+}
+"""What makes the server reset a request."""
+
+
+@pytest.mark.parametrize("name", MADE_RESETS)
+async def test_to_be_made_to_reset_costs_as_much_as_a_reset(certificate: Path, name: str) -> None:
+    make = MADE_RESETS[name]
+    async with (
+        served(certificate) as (port, _, trust),
+        peer_of(port, trust, hello=False) as peer,
+    ):
+        sent = b"".join(make(2 * number + 1) for number in range(OVERHEAD_MAX // 5))
+        await peer.stream.send_all(HELLO + sent)
+        raw = bytearray()
+        with suppress(trio.BrokenResourceError):
+            while data := await peer.stream.receive_some(65536):
+                raw += data
+        goaway = raw[raw.index(frame(7, 0, 0, bytes(8))[:9]) :]
+        assert int.from_bytes(goaway[13:17]) == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+async def test_a_client_cannot_fill_the_log(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("control.http.http2._warned", -math.inf)
+    async with served(certificate) as (port, _, trust):
+        for _ in range(3):
+            async with peer_of(port, trust, hello=False) as peer:
+                await peer.stream.send_all(HELLO + FLOODS["settings in one frame"](0))
+                while await peer.stream.receive_some(65536):
+                    pass
+    assert caplog.text.count("was ended") == 1
+
+
+async def test_a_request_does_not_ask_the_kernel_who_its_client_is(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reset the kernel does not know any more."""
+    real = Connection.peer.fget
+    asked: list[Connection] = []
+
+    def once(connection: Connection) -> Any:
+        if connection in asked:
+            raise OSError(errno.ENOTCONN, "not connected")
+        asked.append(connection)
+        return real(connection)  # type: ignore[misc]
+
+    monkeypatch.setattr(Connection, "peer", property(once))
+    async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
+        for _ in range(2):
+            assert (await peer.ask("/hello")).status == 200
 
 
 @pytest.mark.parametrize("name", FLOODS)
