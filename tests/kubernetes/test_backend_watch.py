@@ -288,7 +288,7 @@ async def test_a_silent_api_server_is_noticed(
     async with running(kubernetes.admin, "watched") as here:
         syncs = len(here.seen.syncs)
         await goes_on(here, kube, one)  # so its watches are open
-        with hearing("restarting the watch of namespaces: silent for") as heard:
+        with hearing("restarting the watch of /api/v1/namespaces: silent for") as heard:
             await in_thread(kubernetes.server.freeze)
             await heard.wait()
         await in_thread(kubernetes.server.thaw)

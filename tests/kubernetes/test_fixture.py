@@ -336,7 +336,7 @@ def test_nothing_runs_on_after_a_session_that_was_interrupted(
             *("-o", "trio_mode=true", f"--basetemp={base}", f"--rootdir={tests}", str(tests)),
         ],
         cwd=tests,
-        env={**os.environ, "PYTHONPATH": str(here)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
