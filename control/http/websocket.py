@@ -108,6 +108,7 @@ class WebSocket:
         self._answered = False
         self._closing = False
         self._ended = False
+        self._broken = False
 
     async def run(self) -> None:
         """Serve the WebSocket to its end."""
@@ -126,6 +127,8 @@ class WebSocket:
             await self._refuse(BAD_HANDSHAKE)
         if not self._accepted:
             await self._connection.linger()
+        elif self._broken:
+            await self._connection.end()  # what it still sends must not cost it our close frame
 
     def stop(self) -> None:
         """The server stops, which the client is to know."""
@@ -288,10 +291,10 @@ class WebSocket:
             if isinstance(event, Message):
                 self._pieces_size += len(event.data)
                 if self._pieces_size > self._limits.websocket_message_bytes_max:
-                    await self._send(CloseConnection(CloseReason.MESSAGE_TOO_BIG))
-                    self._ended = True
+                    await self._break_off(CloseReason.MESSAGE_TOO_BIG)
                     return
-                self._pieces.append(event.data)
+                if event.data:  # a message may be of empty frames without end
+                    self._pieces.append(event.data)
                 if event.message_finished:
                     await self._to_app.send(self._whole_message(isinstance(event, TextMessage)))
             elif isinstance(event, Ping):
@@ -299,8 +302,15 @@ class WebSocket:
             elif isinstance(event, CloseConnection):
                 if self._frames.state is ConnectionState.REMOTE_CLOSING:
                     await self._send(event.response())
+                elif self._frames.state is ConnectionState.OPEN:
+                    await self._break_off(event.code)  # no frame said so: one is malformed
                 self._ended = True
                 return
+
+    async def _break_off(self, code: int) -> None:
+        """End the WebSocket, and tell the client what it did wrong."""
+        self._broken = self._ended = True
+        await self._send(CloseConnection(code))
 
     def _whole_message(self, is_text: bool) -> dict[str, Any]:
         pieces, self._pieces, self._pieces_size = self._pieces, [], 0

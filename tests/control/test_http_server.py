@@ -10,6 +10,7 @@ import resource
 import select
 import socket
 import ssl
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,8 @@ from control.http import (
     listen,
     serve,
 )
+from control.http.heads import UNREAD
+from control.http.websocket import WebSocket
 from gfs.errors import StartupError
 
 
@@ -1052,6 +1055,40 @@ async def test_a_websocket_message_that_is_too_large_ends_it() -> None:
         assert isinstance(event, CloseConnection)
         assert event.code == 1009
         assert await client.rest() == b""  # though the client does not close
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"\x82\xff" + (1 << 20).to_bytes(8) + bytes(4) + bytes(MIB // 2), 1009),
+        (b"\x81\x81" + bytes(4) + b"\xff", 1007),
+        (b"\x83\x80" + bytes(4), 1002),
+        (b"\x81\x01a", 1002),
+    ],
+)
+async def test_a_websocket_client_learns_what_it_did_wrong(sent: bytes, code: int) -> None:
+    limits = HttpLimits(websocket_message_bytes_max=1000, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        peer = WebSocketClient(client, "/echo")
+        await peer.upgrade()
+        await client.send(sent)
+        await trio.sleep(0.2)  # the server has ended its side
+        with suppress(trio.BrokenResourceError):
+            await client.send(bytes(100))
+        await trio.sleep(0.1)
+        event = await peer.event()
+        assert isinstance(event, CloseConnection)
+        assert event.code == code
+        assert await client.rest() == b""
+
+
+async def test_empty_pieces_of_a_websocket_message_are_not_kept() -> None:
+    connection: Any = SimpleNamespace(limits=HttpLimits())
+    socket_ = WebSocket(connection, UNREAD, None, b"", lambda status, headers: b"")
+    frames = [BytesMessage(b"", message_finished=False)] * 3
+    socket_._frames = SimpleNamespace(events=lambda: frames)  # type: ignore[assignment]
+    await socket_._handle_frames()
+    assert socket_._pieces == []
 
 
 async def test_websockets_are_not_compressed() -> None:
