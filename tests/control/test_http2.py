@@ -336,6 +336,22 @@ async def test_windows_of_other_requests_do_not_prolong_the_wait(certificate: Pa
         assert peer.resets == {number: ErrorCodes.INTERNAL_ERROR}
 
 
+async def test_frames_are_no_larger_than_we_can_copy_at_once(certificate: Path) -> None:
+    async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
+        peer.h2.update_settings(
+            {SettingCodes.MAX_FRAME_SIZE: 2**24 - 1, SettingCodes.INITIAL_WINDOW_SIZE: 2**24}
+        )
+        peer.h2.increment_flow_control_window(2**24)
+        sizes: list[int] = []
+        note = peer._note
+        peer._note = lambda event: (  # type: ignore[method-assign]
+            sizes.append(len(event.data)) if isinstance(event, DataReceived) else note(event)
+        )
+        await peer.answer(await peer.begin("/views"))
+        assert sum(sizes) == 8 * MIB
+        assert max(sizes) == 64 * 1024
+
+
 @pytest.mark.parametrize("path", ["/short", "/breaks"])
 async def test_an_answer_that_cannot_be_finished_is_reset(certificate: Path, path: str) -> None:
     async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
