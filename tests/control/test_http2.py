@@ -450,16 +450,16 @@ async def test_an_evicted_request_does_not_keep_its_connection(certificate: Path
         with trio.move_on_after(3, shield=True):
             await go_on.wait()  # it takes its time to end
 
-    limits = HttpLimits(per_address_max=2, slow_seconds=0.1, graceful_seconds=0)
+    limits = HttpLimits(per_address_max=2, slow_seconds=0.5, graceful_seconds=0)
     async with (
         served(certificate, limits, app=app) as (port, _, trust),
         peer_of(port, trust) as peer,
     ):
         number = await peer.begin("/")
         await peer.until(lambda: number in peer.answers)
-        await trio.sleep(0.2)  # what makes it slow
+        await trio.sleep(0.6)  # what makes it slow
         async with peer_of(port, trust):
-            await trio.sleep(0.1)  # an address makes room only so often
+            await trio.sleep(0.05)  # an address makes room only so often
             async with peer_of(port, trust):
                 go_on.set()
 
