@@ -257,8 +257,8 @@ def test_the_ready_file_is_there_only_when_it_is_true(
 
     monkeypatch.setattr(os, "replace", noted)
     monkeypatch.setattr(supervisor, "Supervisor", Run)
-    wishes = supervisor.Wishes(tmp_path / "state", port=0, ready_file=ready_file)
-    trio.run(supervisor.up, wishes, lambda *_: None)
+    options = supervisor.UpOptions(tmp_path / "state", port=0, ready_file=ready_file)
+    trio.run(supervisor.up, options, lambda *_: None)
     assert written
     assert ready_file not in written
     assert list(tmp_path.glob(".ready.json*")) == []
