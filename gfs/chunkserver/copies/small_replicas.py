@@ -164,7 +164,6 @@ class Batch:
         self._failures: dict[int, CloneFailure] = {}
         #: For :func:`clone`.
         self._singly: list[ReplicaName] = []
-        self._address = ""
 
     async def run(self) -> CloneChunksReply:
         """Have good replicas of all these here; what could not be made is in the reply."""

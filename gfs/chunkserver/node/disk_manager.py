@@ -32,7 +32,6 @@ from gfs.chunkserver.disks.disk import FAILED, MISSING, TICK_SECONDS, Disk, desc
 from gfs.chunkserver.disks.identity import DRAINING, REMOVED, Identity, MissingDisk, ServerRecord
 from gfs.chunkserver.disks.loading import Contents, read_disk
 from gfs.chunkserver.replicas.store import ChunkStore
-from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import (
     AlreadyExists,
@@ -68,13 +67,11 @@ class DiskManager:
     def __init__(
         self,
         world: World,
-        settings: ChunkserverSettings,
         directories: Sequence[str],
         store: ChunkStore,
         server: Identity,
     ) -> None:
         self._world = world
-        self._settings = settings
         self._directories = [directory.rstrip("/") or "/" for directory in directories]
         self._store = store
         self._disks = store.disks

@@ -59,7 +59,7 @@ class Node:
         self.settings = settings
         self.server = ServerIdentity()
         self.store = ChunkStore(world, settings)
-        self.disks = DiskManager(world, settings, directories, self.store, self.server)
+        self.disks = DiskManager(world, directories, self.store, self.server)
         self.leases = Leases(world.clock.elapsed)
         self.throttle = Throttle(world.clock, settings.background_bytes_per_second)
         self.buffers = BufferPool(BUFFER_BYTES_MAX)

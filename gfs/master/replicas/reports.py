@@ -54,7 +54,6 @@ class Reports:
         self._store = store
         self._committer = committer
         self._map = replica_map
-        self._servers = replica_map.servers
         self._locations = replica_map.locations
         self._garbage = replica_map.garbage
         self._goals = goals
