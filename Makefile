@@ -4,16 +4,24 @@
 # make test-kubernetes  tests with a real Kubernetes; the first time it builds one, in minutes
 # make test-browser  tests with a real browser, and real containers; as root
 # make test-podman  tests with real containers; as root, since it adds Debian's packages
-# make test-deploy  units, alarms and the dashboard, with systemd's and Prometheus' own programs
+# make test-python  pandas, pyarrow, dask, xarray, zarr, DuckDB and others over gfs://
+# make test-s3    boto3, awscli, s3cmd, rclone, restic, minio, mc, obstore, delta-rs, Polars, DuckDB
+# make test-deploy  units, the image, alarms and the dashboard, with systemd's and Prometheus' own programs
 # make test-disks  tests with disks that fail: ext4 on loop devices, and FUSE; as root
+# make test-mount  gfs mount with real tools, as root; needs what builds pyfuse3 (docs/mount.md)
 # make soak    simulated clusters under faults on all cores, new ones for SECONDS=600
 # make storm   real processes killed, stopped and damaged for SECONDS=600 (ARGS="--seed 17")
 # make explore property tests with new examples, where `make test` has the same ones each time
 # make audit   known security holes of what is installed; needs a network, so it is not in CI
 # make mutants deliberate bugs, each of which the simulation must catch
+# make coverage  lines and branches that the tests run, by package; make mutants-code needs it
 # make mutants-code  small changes of the code, each of which a test must notice (ARGS="gfs/cli")
 # make bench   figures and a picture under bench/out/
-# make install only makes .venv; the others call it, and it is done once
+# make bench-peers  the same loads on SeaweedFS and, as root, MooseFS (ARGS="--quick": a minute)
+# make bench-links  throughput beside the limit of slow links, up to 16 clients; as root (ARGS="--quick")
+# make bench-growth  what each operation costs at 10^3, 10^5 and 10^7 files (ARGS="--files 1000")
+# make console  the pages at / again, when `make install` could not build them
+# make install only makes .venv and builds the console; the others call it, and it is done once
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,8 +30,10 @@ ARGS ?=
 SECONDS ?= 600
 FIRST ?= $(shell date +%s)000
 
-# Percent of the seeds, and of the examples of costly properties (tests/share.py).
-SHARE ?= 25
+# Percent of the seeds, and of the examples of costly properties, and which of the seeds
+# (tests/share.py).
+SHARE ?= 10
+TURN ?= 0
 
 # Twice as many processes as cores, since many tests wait. Files in the order of
 # tests/conftest.py: by the number of their tests, which is the default, the slowest come last.
@@ -35,20 +45,51 @@ unexport PYTHONDONTWRITEBYTECODE
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-all test-kubernetes test-browser test-podman test-deploy test-disks soak storm explore mutants mutants-code lint audit bench clean
+.PHONY: help install up test test-all test-kubernetes test-browser test-podman test-python test-deploy test-disks test-mount install-foreign install-s3 test-s3 install-mount console soak storm explore mutants coverage mutants-code lint audit bench bench-peers bench-links bench-growth clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(VENV)/.console
 
 $(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
 	@PYTHON="$(PYTHON)" tools/install.sh $(VENV) server,test
 
+# Built again when its sources have changed. Without a network all but the pages works.
+PAGES := tools/console.sh $(shell find console -name node_modules -prune -o -type f -print)
+
+$(VENV)/.console: $(VENV)/.installed $(PAGES)
+	@tools/console.sh $(VENV) || true
+	@touch $@
+
+console: $(VENV)/.installed
+	@tools/console.sh $(VENV)
+	@touch $(VENV)/.console
+
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@PYTHON="$(PYTHON)" tools/install.sh $(VENV) server,test,bench -bench
 
+install-foreign: $(VENV)/.installed-foreign
+
+$(VENV)/.installed-foreign: $(VENV)/.installed
+	@PYTHON="$(PYTHON)" tools/install.sh $(VENV) server,test,foreign -foreign
+
+install-mount: $(VENV)/.installed-mount
+
+$(VENV)/.installed-mount: $(VENV)/.installed
+	@PYTHON="$(PYTHON)" tools/install.sh $(VENV) server,test,mount -mount
+
+install-s3: .venv-s3/.installed
+
+# An environment without the project: its clients want other versions of what we use.
+.venv-s3/.installed: $(VENV)/.installed tests/s3/clients.txt
+	@$(BIN)/python -m venv .venv-s3
+	@.venv-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3/clients.txt
+	@touch $@
+
 up: install
+	@[ -e control/console/built/index.html ] || \
+		echo "The console is not built; make console says why. Everything else works."
 	@$(BIN)/gfs up $(ARGS)
 
 lint: install
@@ -56,15 +97,16 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@[ ! -x console/node_modules/.bin/tsc ] || ! command -v node >/dev/null || (cd console && node_modules/.bin/tsc)
 
 # pytest comes last and has the last word: its summary line ends the output.
 test: lint
-	@GFS_TEST_SHARE=$(SHARE) $(BIN)/python -m pytest $(SPREAD) -m "not extra" \
+	@GFS_TEST_SHARE=$(SHARE) GFS_TEST_TURN=$(TURN) $(BIN)/python -m pytest $(SPREAD) -m "not extra" \
 		tests/unit tests/simulation tests/cluster tests/control $(ARGS)
 
-# What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: the next five add it.
+# What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: the next seven add it.
 test-all: install
-	@$(BIN)/python -m pytest $(SPREAD) -m extra tests $(ARGS)
+	@GFS_TEST_SHARE=$(SHARE) $(BIN)/python -m pytest $(SPREAD) -m extra tests $(ARGS)
 
 test-kubernetes: install
 	@$(BIN)/python tests/kubernetes/binaries.py --install
@@ -80,11 +122,20 @@ test-podman: install
 	@$(BIN)/python tests/podman/podman_image.py --install
 	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/podman $(ARGS)
 
+test-python: install-foreign
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/python $(ARGS)
+
+test-s3: install-s3
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/s3 $(ARGS)
+
 test-deploy: install
 	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 test-disks: install
 	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/disks $(ARGS)
+
+test-mount: install-mount
+	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/mount $(ARGS)
 
 soak: install
 	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)
@@ -101,13 +152,26 @@ audit: install
 mutants: install
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
+coverage: install
+	@$(BIN)/python -m tests.mutation.covering $(ARGS)
+
 mutants-code: install
 	@$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python -m bench $(ARGS)
 
+# What is missing is said, with the command that adds it, and left out.
+bench-peers: $(VENV)/.installed-bench
+	@$(BIN)/python -m bench.peers $(ARGS)
+
+bench-links: $(VENV)/.installed-bench
+	@$(BIN)/python -m bench.links $(ARGS)
+
+bench-growth: install
+	@$(BIN)/python -m bench.growth $(ARGS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info bench/out .pytest_cache .mypy_cache .ruff_cache \
-		.hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info console/node_modules control/console/built bench/out .pytest_cache .mypy_cache .ruff_cache \
+		.hypothesis .import_linter_cache .measured
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -19,9 +18,9 @@ import trio
 
 import gfs
 from bench import bare, cluster, loads, report
+from bench.circumstances import OUT, circumstances
 from gfs.blocks import MIB
 
-OUT = Path(__file__).parent / "out"
 ROUNDS = 3
 CALLS_MIB = 128
 
@@ -62,14 +61,7 @@ def measure(total: int, seconds: float, folder: str | None) -> report.Result:
     figures["write_of_bare_chain"] = figures["write_mib_s"] / figures["bare_chain_mib_s"]
     figures["read_of_bare_sendfile"] = figures["read_mib_s"] / figures["bare_sendfile_mib_s"]
     return {
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 1),
-        "cpus": os.cpu_count(),
-        "cpu": cpu_model(),
-        "load_before": round(load_before, 2),
-        "load_after": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
+        **circumstances(started, load_before),
         "large_file_mib": total // MIB,
         "figures": {name: round(value, 3) for name, value in figures.items()},
         "runs": {name: [round(value, 3) for value in values] for name, values in runs.items()},
@@ -105,14 +97,6 @@ async def one_large_file(servers: cluster.Running, total: int) -> dict[str, floa
 async def calls(state: Path) -> loads.Figures:
     async with gfs.connect(state=state) as fs:
         return await loads.calls_per_mib(fs, CALLS_MIB * MIB)
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 60.0
 
 
 async def append(state: Path, clients: int, in_flight: int, size: int, seconds: float) -> None:
-    """Tell when ready, begin when told, and print how long each record took."""
+    """Report when ready, begin on command, and print how long each record took."""
     taken: list[float] = []
     record = os.urandom(size)
 
@@ -93,13 +93,13 @@ def measure(servers: cluster.Running, options: argparse.Namespace, size: int) ->
             assert worker.stdin is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        told = [worker.communicate(timeout=PATIENCE_SECONDS)[0] for worker in workers]
+        reported = [worker.communicate(timeout=PATIENCE_SECONDS)[0] for worker in workers]
         used = servers.cpu_seconds() - used
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
-    results = [json.loads(text) for text in told]
+    results = [json.loads(text) for text in reported]
     taken = sorted(seconds * 1000 for times, _ in results for seconds in times)
     rate = len(taken) / options.seconds
     # They worked in the warm-up as well.

@@ -177,7 +177,7 @@ def main() -> None:
     try:
         trio.run(role, listener, arguments.onward, arguments.total, arguments.folder)
     except (EOFError, ConnectionError, KeyboardInterrupt):
-        sys.exit(1)  # the other side is gone, and tells why
+        sys.exit(1)  # the other side is gone, and says why
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ours and the API server's, and no starting of containers. Podman's containers ar
 - *keystroke*: from a key sent over the terminal's WebSocket until the shell's echo is
   there; typing and deleting one character at a time at the prompt of an idle shell.
 - *watch lag*: from the change of a container, made behind the module's back, until
-  ``/compute/ws`` tells it. In Kubernetes the change is a write of the pod's status, timed
+  ``/compute/ws`` reports it. In Kubernetes the change is a write of the pod's status, timed
   from its request on; in Podman it is the death of the container's first process.
 - *records*: what the control process takes of memory with 1000 containers in its records
   over what it takes with none, after an administrator has listed them.
@@ -41,13 +41,15 @@ from trio_websocket import WebSocketConnection, open_websocket_url
 
 from bench import cluster
 from bench.memory import resident
-from control.compute.rows import COMPUTE, CONTAINERS_MAX, Container, Rule, containers, tell
+from control.compute.rows import COMPUTE, Container, Rule, add_event, containers
 from control.records import Records, Txn
 
 TESTS = Path(__file__).parents[1] / "tests"
 ROUNDS = 20
 KEYS = 500
 RECORDS = 1000
+#: Of one user.
+CONTAINERS = 10
 #: Of anything that is sure to come.
 SECONDS = 120.0
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsAJxWLa5hrJRLBCTNBWqZBmqVKsbdLQWZYAhZVWSbC"
@@ -83,7 +85,7 @@ def log_in(servers: cluster.Running) -> Api:
     return Api(servers.url, str(Api(servers.url, "").call("POST", "/api/login", who)["token"]))
 
 
-class Told:
+class Reports:
     """What ``/compute/ws`` says of one's containers."""
 
     def __init__(self, api: Api, socket: WebSocketConnection) -> None:
@@ -108,34 +110,34 @@ class Told:
 
 
 @asynccontextmanager
-async def listening(api: Api) -> AsyncIterator[Told]:
+async def listening(api: Api) -> AsyncIterator[Reports]:
     async with api.socket("/compute/ws") as socket:
         await socket.get_message()
-        yield Told(api, socket)
+        yield Reports(api, socket)
 
 
 # --- what is measured ----------------------------------------------------------------
 
 
-async def create(api: Api, told: Told, key: int) -> tuple[str, float]:
+async def create(api: Api, reported: Reports, key: int) -> tuple[str, float]:
     """A new container that runs, and the milliseconds until it did."""
     began = time.perf_counter()
     body = {"name": "bench", "ssh_key_ids": [key]}
     made = await api.ask("POST", "/compute/containers", body)
-    return made["id"], 1000 * (await told.until(made["id"], "running") - began)
+    return made["id"], 1000 * (await reported.until(made["id"], "running") - began)
 
 
-async def delete(api: Api, told: Told, container: str) -> None:
+async def delete(api: Api, reported: Reports, container: str) -> None:
     await api.ask("DELETE", f"/compute/containers/{container}")
-    await told.until(container, "deleted")
+    await reported.until(container, "deleted")
 
 
-async def creations(api: Api, told: Told, key: int) -> list[float]:
+async def creations(api: Api, reported: Reports, key: int) -> list[float]:
     taken = []
     for _ in range(ROUNDS):
-        container, milliseconds = await create(api, told, key)
+        container, milliseconds = await create(api, reported, key)
         taken.append(milliseconds)
-        await delete(api, told, container)
+        await delete(api, reported, container)
     return taken
 
 
@@ -181,30 +183,30 @@ class World(Protocol):
         """Whether nothing is left of a deleted one: nobody comes back for it later."""
 
 
-async def lags(api: Api, told: Told, container: str, world: World) -> list[float]:
+async def lags(api: Api, reported: Reports, container: str, world: World) -> list[float]:
     taken = []
     for _ in range(ROUNDS):
         began = await trio.to_thread.run_sync(world.hurt, container)
-        taken.append(1000 * (await told.until(container, "initializing") - began))
+        taken.append(1000 * (await reported.until(container, "initializing") - began))
         await trio.to_thread.run_sync(world.heal, container)
-        await told.until(container, "running")
+        await reported.until(container, "running")
         # A run that has died too often is given up: the next one is new.
         await api.ask("POST", f"/compute/containers/{container}/stop")
-        await told.until(container, "stopped")
+        await reported.until(container, "stopped")
         await api.ask("POST", f"/compute/containers/{container}/start")
-        await told.until(container, "running")
+        await reported.until(container, "running")
     return taken
 
 
 async def measure(api: Api, world: World) -> None:
     line = {"name": "bench", "public_key": KEY}
     key = (await api.ask("POST", "/compute/ssh-keys", line))["id"]
-    async with listening(api) as told:
-        show("create → running", await creations(api, told, key), "ms", 95)
-        container, _ = await create(api, told, key)
+    async with listening(api) as reported:
+        show("create → running", await creations(api, reported, key), "ms", 95)
+        container, _ = await create(api, reported, key)
         show("keystroke", await keystrokes(api, container), "ms", 99)
-        show("watch lag", await lags(api, told, container, world), "ms", 99)
-        await delete(api, told, container)
+        show("watch lag", await lags(api, reported, container, world), "ms", 99)
+        await delete(api, reported, container)
     with trio.fail_after(SECONDS):
         while not await trio.to_thread.run_sync(world.is_gone, container):  # noqa: ASYNC110
             await trio.sleep(0.05)
@@ -342,7 +344,7 @@ def _fill(txn: Txn) -> None:
     for number in range(RECORDS):
         row = Container(
             id=secrets.token_hex(4),
-            user_id=f"u{number // CONTAINERS_MAX:05d}",
+            user_id=f"u{number // CONTAINERS:05d}",
             name=f"container {number}",
             instance_type="nano",
             memory_mb=512,
@@ -353,13 +355,13 @@ def _fill(txn: Txn) -> None:
             rules=(Rule(number + 1, 8080, 80, 0),),
             created_at=int(time.time()),
             serial=number + 1,
-            done=1,
+            applied=1,
             status="running",
             external_ip="192.0.2.7",
             seen=True,
         )
         containers.insert(txn, row)
-        tell(txn, row, "status")
+        add_event(txn, row, "status")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Files of 1 KiB are overwritten at full rate. Each overwrite leaves three replica
 the old chunk; the file that had it is kept for its readers for ten seconds, after
 that they are garbage. Looked at all the time:
 
-* the *backlog* as ``gfs status`` tells it;
+* the *backlog* as ``gfs status`` shows it;
 * the same by other accounts: what the chunkservers say that they hold, less three for
   each chunk that the master has, which must come to the same.
 
@@ -39,16 +39,16 @@ class Backlog:
     """What was seen of it."""
 
     def __init__(self) -> None:
-        self.told_max = self.told_bytes_max = self.counted_max = self.held_max = 0
-        self.told = self.counted = 0
+        self.reports_max = self.reports_bytes_max = self.counted_max = self.held_max = 0
+        self.reported = self.counted = 0
 
     async def look(self, fs: Client) -> None:
         status = await fs.status()
         held = sum(server.chunks for server in status.servers)
-        self.told = status.totals.orphaned
+        self.reported = status.totals.orphaned
         self.counted = held - REPLICATION * status.totals.chunks
-        self.told_max = max(self.told_max, self.told)
-        self.told_bytes_max = max(self.told_bytes_max, status.totals.orphaned_bytes)
+        self.reports_max = max(self.reports_max, self.reported)
+        self.reports_bytes_max = max(self.reports_bytes_max, status.totals.orphaned_bytes)
         self.counted_max = max(self.counted_max, self.counted)
         self.held_max = max(self.held_max, held - REPLICATION * status.totals.files)
 
@@ -98,7 +98,7 @@ async def measure(state: str, tasks: int, seconds: float) -> dict[str, float]:
             await backlog.look(fs)
             status = await fs.status()
             kept = status.totals.chunks > FILES  # of readers, which become garbage yet
-            if not kept and not backlog.told and backlog.counted <= 0:
+            if not kept and not backlog.reported and backlog.counted <= 0:
                 gone = time.perf_counter() - ended
                 break
             await trio.sleep(LOOK_SECONDS)
@@ -108,9 +108,9 @@ async def measure(state: str, tasks: int, seconds: float) -> dict[str, float]:
         "overwrite_p50_ms": 1000 * took[len(took) // 2],
         "overwrite_p99_ms": 1000 * took[len(took) * 99 // 100],
         "garbage_per_s": REPLICATION * rate,
-        "backlog_max": backlog.told_max,
-        "backlog_max_seconds": backlog.told_max / (REPLICATION * rate),
-        "backlog_max_mb": backlog.told_bytes_max / 1e6,
+        "backlog_max": backlog.reports_max,
+        "backlog_max_seconds": backlog.reports_max / (REPLICATION * rate),
+        "backlog_max_mb": backlog.reports_bytes_max / 1e6,
         "backlog_max_counted": backlog.counted_max,
         "held_beyond_files_max_seconds": backlog.held_max / (REPLICATION * rate),
         "gone_after_s": gone,

@@ -20,6 +20,7 @@ Figures = dict[str, float]
 PIECE_BYTES = 4 * MIB
 #: Calls before the clock starts: connections are made, code is warm.
 WARM_SECONDS = 0.5
+BATCH = 64
 SMALL_BYTES = 1024
 
 
@@ -143,9 +144,30 @@ async def small_files(fs: Client, concurrency: int, seconds: float) -> Figures:
     return figures | await _rate(f"get_1k_{concurrency}", get, concurrency, seconds)
 
 
+async def batches(fs: Client, seconds: float) -> Figures:
+    """``put_many``, then ``get_many``, of so many files of 1 KiB at once; rates are of batches."""
+    data, count = os.urandom(SMALL_BYTES), 0
+
+    def paths(number: int) -> list[str]:
+        return [f"/bench/batch-{number}/{each}" for each in range(BATCH)]
+
+    async def put(number: int) -> None:
+        nonlocal count
+        results = await fs.put_many((path, data) for path in paths(number))
+        assert not any(isinstance(each, Exception) for each in results), results
+        count = max(count, number)
+
+    async def get(number: int) -> None:
+        results = await fs.get_many(paths(number % count + 1))
+        assert not any(isinstance(each, Exception) for each in results), results
+
+    figures = await _rate("put_many_1k", put, 1, seconds)
+    return figures | await _rate("get_many_1k", get, 1, seconds)
+
+
 async def all_small(state: Path, seconds: float) -> Figures:
     async with gfs.connect(state=state) as fs:
         figures = await stats(fs, seconds)
         for concurrency in (1, 16):
             figures |= await small_files(fs, concurrency, seconds)
-        return figures
+        return figures | await batches(fs, seconds)

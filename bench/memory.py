@@ -37,7 +37,7 @@ def resident(pid: int | str = "self", field: str = "VmRSS") -> float:
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/{pid}/status does not tell {field}")
+    raise RuntimeError(f"/proc/{pid}/status has no {field}")
 
 
 def forget_peak(pid: int | str = "self") -> None:

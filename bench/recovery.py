@@ -18,15 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import trio
 
 import gfs
-from bench.cluster import ENVIRONMENT, STOP_SECONDS, interrupted_cleanly
-from gfs.blocks import MIB
+from bench.cluster import ENVIRONMENT, STOP_SECONDS, cpu_seconds_of, interrupted_cleanly
+from gfs.blocks import BLOCK_BYTES, MIB
 from gfs.client import Client
 from gfs.state import make_key
 
@@ -39,6 +39,8 @@ RESERVE_BYTES = 256 * MIB
 #: it is looked at whether it stays so.
 BALANCED, CALM_SECONDS = 0.9, 10.0
 LOOK_SECONDS = 0.02
+#: Then all chunkservers have reported how much they have.
+HEARTBEATS_SECONDS = 2.0
 START_SECONDS = 60.0
 RECOVERY_SECONDS_MAX = 1800.0
 PUTS_AT_ONCE = 32
@@ -47,20 +49,25 @@ PUTS_AT_ONCE = 32
 class Cluster:
     """A master and chunkservers that nobody starts again."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: Mapping[str, str] = SETTINGS) -> None:
         self._directory = directory
+        self._settings = settings
         self.key = make_key(directory / "cluster.key")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             self.address = f"127.0.0.1:{taken.getsockname()[1]}"
         self._log = open(directory / "log", "ab")  # noqa: SIM115 - closed by stop
-        self.master = self._start("master", "--state", str(directory), "--address", self.address)
+        self.start_master()
         self.servers: list[subprocess.Popen[bytes]] = []
+
+    def start_master(self) -> None:
+        state = str(self._directory)
+        self.master = self._start("master", "--state", state, "--address", self.address)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "gfs.cli", *arguments],
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-            env={**ENVIRONMENT, **SETTINGS}, start_new_session=True,
+            env={**ENVIRONMENT, **self._settings}, start_new_session=True,
         )  # fmt: skip
 
     def add_server(self) -> None:
@@ -86,8 +93,10 @@ class Cluster:
 
 
 @contextmanager
-def running(directory: Path, servers: int) -> Iterator[Cluster]:
-    cluster = Cluster(directory)
+def running(
+    directory: Path, servers: int, settings: Mapping[str, str] = SETTINGS
+) -> Iterator[Cluster]:
+    cluster = Cluster(directory, settings)
     try:
         for _ in range(servers):
             cluster.add_server()
@@ -108,44 +117,72 @@ async def wait_live(fs: Client, count: int) -> None:
 async def fill(fs: Client, chunks: int, size: int) -> None:
     """Files of one chunk each: about ``chunks`` of them on each server."""
     data = secrets.token_bytes(size)
-    todo = iter(range(chunks * SERVERS // REPLICATION))
+    files = chunks * SERVERS // REPLICATION
+    at_once = min(256, max(1, 16 * MIB // size))
+    todo = iter(range(0, files, at_once))
 
     async def put() -> None:
-        for number in todo:
-            await fs.put(data, f"/recovery/{number}", replication=REPLICATION)
+        for start in todo:
+            numbers = range(start, min(start + at_once, files))
+            paths = [f"/recovery/{number // 1000}/{number}" for number in numbers]
+            results = await fs.put_many([(path, data) for path in paths], replication=REPLICATION)
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
 
     async with trio.open_nursery() as nursery:
-        for _ in range(PUTS_AT_ONCE):
+        for _ in range(max(2, PUTS_AT_ONCE // at_once)):
             nursery.start_soon(put)
 
 
-async def recovery(fs: Client, victim: subprocess.Popen[bytes]) -> dict[str, float]:
+class Work:
+    """What the servers take of the processors, per replica."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._pids = [each.pid for each in (cluster.master, *cluster.servers) if not each.poll()]
+        self._before = [*map(cpu_seconds_of, self._pids)]
+
+    def per_replica(self, what: str, replicas: int) -> dict[str, float]:
+        used = [cpu_seconds_of(pid) for pid in self._pids]
+        used = [after - before for after, before in zip(used, self._before, strict=True)]
+        each = {"master": used[0], "chunkservers": sum(used[1:])}
+        return {f"{what}_{name}_cpu_us": 1e6 * cpu / replicas for name, cpu in each.items()}
+
+
+async def recovery(fs: Client, cluster: Cluster) -> dict[str, float]:
     """Kill one, and wait until all is at its goal again."""
+    await trio.sleep(HEARTBEATS_SECONDS)
+    known = {server.id: server.chunks for server in (await fs.status()).servers}
+    victim = cluster.servers.pop(0)
     victim.kill()
     victim.wait()
     killed = time.perf_counter()
-    began, chunks = 0.0, 0
+    began = 0.0
+    work = Work(cluster)
     with trio.fail_after(RECOVERY_SECONDS_MAX):
         while True:
-            totals = (await fs.status()).totals
+            status = await fs.status()
             now = time.perf_counter()
-            chunks = max(chunks, totals.under_replicated)
-            if not began and chunks:
+            if not began and status.totals.under_replicated:
                 began = now
-            if began and not totals.under_replicated:
-                return {
-                    "recovery_chunks": chunks,
-                    "recovery_detection_s": began - killed,
-                    "recovery_s": now - began,
-                }
+            if began and not status.totals.under_replicated:
+                break
             await trio.sleep(LOOK_SECONDS)
+    (replicas,) = [known[server.id] for server in status.servers if server.state == "dead"]
+    return {
+        "recovery_chunks": replicas,
+        "recovery_detection_s": began - killed,
+        "recovery_s": now - began,
+        **work.per_replica("recovery", replicas),
+    }
 
 
-async def drained(fs: Client) -> dict[str, float]:
+async def drained(fs: Client, cluster: Cluster) -> dict[str, float]:
     """Drain one, and wait until nothing is there; it can be stopped when uploads that were
     reserved before are over, too."""
     server = max((await fs.status()).servers, key=lambda one: one.chunks)
     began = time.perf_counter()
+    work = Work(cluster)
     await fs.drain(server.id)
     with trio.fail_after(RECOVERY_SECONDS_MAX):
         while True:
@@ -158,6 +195,7 @@ async def drained(fs: Client) -> dict[str, float]:
         "drain_replicas": server.chunks,
         "drain_s": seconds,
         "drain_replicas_per_s": server.chunks / seconds,
+        **work.per_replica("drain", server.chunks),
     }
 
 
@@ -212,8 +250,11 @@ def own_disks(directory: Path, count: int, chunks: int, size: int) -> Iterator[N
             subprocess.run(["umount", str(path)], check=True)
 
 
-async def measure(directory: Path, what: str, chunks: int, size: int) -> dict[str, float]:
-    with running(directory, SERVERS - (what == "balance")) as cluster:
+async def measure(
+    directory: Path, what: str, chunks: int, size: int, packed: bool
+) -> dict[str, float]:
+    settings = {**SETTINGS, "GFS_CHUNKSERVER_PACKED_BYTES_MAX": str(BLOCK_BYTES * packed)}
+    with running(directory, SERVERS - (what == "balance"), settings) as cluster:
         async with gfs.connect(cluster.address, key=cluster.key) as fs:
             await wait_live(fs, len(cluster.servers))
             await fill(fs, chunks, size)
@@ -222,13 +263,14 @@ async def measure(directory: Path, what: str, chunks: int, size: int) -> dict[st
                 cluster.add_server()
                 found = await balanced(fs, before)
             elif what == "drain":
-                found = await drained(fs)
+                found = await drained(fs, cluster)
             else:
-                found = await recovery(fs, cluster.servers[0])
+                found = await recovery(fs, cluster)
                 seconds = found["recovery_s"]
                 found["recovery_replicas_per_s"] = found["recovery_chunks"] / seconds
                 found["recovery_mb_per_s"] = found["recovery_chunks"] * size / 1e6 / seconds
-            report = await fs.fsck()
+            # Many small ones take minutes.
+            report = await fs.fsck("/recovery" if size >= MIB else "/recovery/0")
             if report.damaged:
                 raise RuntimeError(f"afterwards: {report.problems[:3]}")
     return found
@@ -243,6 +285,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=600, help="on each server")
     parser.add_argument("--mib", type=float, default=8.0, help="size of each")
     parser.add_argument("--dir", help="where the data goes (default: the temporary directory)")
+    parser.add_argument("--packed", action="store_true", help="small replicas, many in one file")
     arguments = parser.parse_args()
     size, chunks = int(arguments.mib * MIB), arguments.chunks
     with (
@@ -252,7 +295,7 @@ def main() -> None:
         if arguments.what == "balance"
         else nullcontext(),
     ):
-        found = trio.run(measure, Path(scratch), arguments.what, chunks, size)
+        found = trio.run(measure, Path(scratch), arguments.what, chunks, size, arguments.packed)
     for name, value in found.items():
         print(f"{name:24} {value:10.2f}")
     print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")

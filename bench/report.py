@@ -27,6 +27,8 @@ SMALL = [
     ("put_1k_16", "put of 1 KiB", 16),
     ("get_1k_1", "get of 1 KiB", 1),
     ("get_1k_16", "get of 1 KiB", 16),
+    ("put_many_1k", "put_many of 64 x 1 KiB", 1),
+    ("get_many_1k", "get_many of 64 x 1 KiB", 1),
 ]
 
 INK, FAINT, GRID = "#22313f", "#7f8c8d", "#e4e8eb"
@@ -106,12 +108,16 @@ def page_table(result: Result) -> str:
 
 def update_page(result: Result, path: Path = PAGE) -> None:
     """Put the figures between the marks in docs/speed.md."""
+    replace_block(path, BEGIN, END, page_table(result))
+
+
+def replace_block(path: Path, begin: str, end: str, content: str) -> None:
+    """Put ``content`` between two marks of a page."""
     text = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
-    found = pattern.search(text)
+    found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.S)
     if found is None:
         raise RuntimeError(f"{path} has no place for the figures")
-    block = f"{BEGIN}\n{page_table(result)}\n{END}"
+    block = f"{begin}\n{content}\n{end}"
     path.write_text(text[: found.start()] + block + text[found.end() :], encoding="utf-8")
 
 
@@ -136,7 +142,7 @@ def draw(result: Result, path: Path) -> None:
         plt.close(fig)
 
 
-def _bare_axes(axes: Axes, title: str) -> None:
+def bare_axes(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=12)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
@@ -146,7 +152,7 @@ def _bare_axes(axes: Axes, title: str) -> None:
 
 def _draw_bulk(axes: Axes, result: Result) -> None:
     figures, runs = result["figures"], result["runs"]
-    _bare_axes(axes, f"One file of {result['large_file_mib']} MiB, every block checksummed")
+    bare_axes(axes, f"One file of {result['large_file_mib']} MiB, every block checksummed")
     for at, (name, bare, ratio, color, label) in enumerate(
         [
             ("write", "bare_chain", "write_of_bare_chain", WRITE, "bare chain"),
@@ -172,12 +178,12 @@ def _draw_bulk(axes: Axes, result: Result) -> None:
     axes.set_ylim(0, 1.2 * max(max(values) for key, values in runs.items() if "mib_s" in key))
     axes.set_ylabel("MiB/s")
     axes.grid(axis="y", color=GRID)
-    _caption(axes, "grey: the same bytes over bare sockets; dots: single runs; bars: their medians")
+    caption(axes, "grey: the same bytes over bare sockets; dots: single runs; bars: their medians")
 
 
 def _draw_small(axes: Axes, result: Result) -> None:
     figures = result["figures"]
-    _bare_axes(axes, "Small operations per second")
+    bare_axes(axes, "Small operations per second")
     rates = [figures[f"{key}_per_s"] for key, _, _ in SMALL]
     rows = list(range(len(SMALL)))[::-1]
     left = min(rates) / 3
@@ -200,10 +206,10 @@ def _draw_small(axes: Axes, result: Result) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.tick_params(axis="x", which="minor", length=0)
     axes.grid(axis="x", color=GRID)
-    _caption(axes, "below each rate: the median of the calls, and what 99 of 100 stay within")
+    caption(axes, "below each rate: the median of the calls, and what 99 of 100 stay within")
 
 
-def _caption(axes: Axes, text: str) -> None:
+def caption(axes: Axes, text: str) -> None:
     axes.annotate(
         text, (0, 0), (0, -32), xycoords="axes fraction", textcoords="offset points",
         fontsize=8.5, color=FAINT,

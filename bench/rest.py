@@ -15,6 +15,7 @@ servers used of the processors for it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import selectors
@@ -25,7 +26,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,9 @@ def download(rest: Rest, source: Path) -> float:
     )  # fmt: skip
 
 
-def delete_large(rest: Rest) -> None:
-    """Every upload finds the disks and their caches as the one before did."""
+def delete_large(rest: Rest, before: int) -> None:
+    """Every upload finds the disks and their caches as the one before did: with ``before`` bytes
+    of other files."""
     request = urllib.request.Request(
         f"{rest.base}/storage/{SPACE}/large",
         method="DELETE",
@@ -141,7 +143,7 @@ def delete_large(rest: Rest) -> None:
     with suppress(urllib.error.HTTPError):  # the first finds none
         urllib.request.urlopen(request, timeout=CALL_SECONDS).close()
     deadline = time.monotonic() + CALL_SECONDS
-    while rest.servers.stored_bytes() > LEFT_BYTES_MAX:
+    while rest.servers.stored_bytes() > before + LEFT_BYTES_MAX:
         if time.monotonic() > deadline:
             raise RuntimeError("the chunks of a deleted file are not collected")
         time.sleep(0.1)
@@ -162,10 +164,11 @@ def large_files(rest: Rest, mib: int, folder: str | None) -> None:
             for _ in range(mib):
                 file.write(piece)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in LARGE}
+        before = rest.servers.stored_bytes()
         for _ in range(ROUNDS):
             for name, load in LARGE.items():
                 if load is not download:
-                    delete_large(rest)
+                    delete_large(rest, before)
                 control, others = _cpu(rest)
                 seconds = load(rest, source)
                 now_control, now_others = _cpu(rest)
@@ -198,49 +201,67 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.began = 0.0
         self._got = b""
+        self._has_body = True
 
     def send(self, request: bytes) -> None:
         self._got = b""
+        self._has_body = not request.startswith(b"HEAD ")
         self.began = time.perf_counter()
         self.socket.sendall(request)
 
     def is_answered(self) -> bool:
-        """Read what is there; raises unless the answer is a 200."""
-        data = self.socket.recv(64 * KIB)
+        """Read what is there; raises unless the answer is a success."""
+        data = self.socket.recv(256 * KIB)
         if not data:
             raise RuntimeError(f"hung up after {self._got[:300]!r}")
         self._got += data
         head, end, body = self._got.partition(b"\r\n\r\n")
         if not end:
             return False
-        if not head.startswith(b"HTTP/1.1 200"):
+        if not head.startswith(b"HTTP/1.1 2"):
             raise RuntimeError(f"answered {self._got[:500]!r}")
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        return len(body) >= length
+        if not self._has_body or head.startswith(b"HTTP/1.1 204"):
+            return True
+        length = head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]
+        return len(body) >= int(length) if length else body.endswith(b"\r\n0\r\n\r\n")
 
 
-def rate(rest: Rest, requests: Callable[[int], bytes], seconds: float) -> tuple[float, list[float]]:
-    """Requests per second over all connections, and the milliseconds of each."""
-    connections = [Connection(rest.address) for _ in range(CONNECTIONS)]
-    chooser = selectors.DefaultSelector()
+def rate(address: tuple[str, int], requests: Iterator[bytes]) -> list[float]:
+    """The milliseconds of each request; every connection has one under way."""
     taken: list[float] = []
-    number = 0
-    started = time.perf_counter()
+    chooser = selectors.DefaultSelector()
+    connections = [Connection(address) for _ in range(CONNECTIONS)]
+    under_way = 0
+
+    def send(connection: Connection) -> None:
+        nonlocal under_way
+        if (request := next(requests, None)) is not None:
+            connection.send(request)
+            under_way += 1
+
     for connection in connections:
         chooser.register(connection.socket, selectors.EVENT_READ, connection)
-        connection.send(requests(number))
-        number += 1
-    while (now := time.perf_counter()) < started + seconds:
-        for key, _ in chooser.select(CALL_SECONDS):
+        send(connection)
+    while under_way:
+        ready = chooser.select(CALL_SECONDS)
+        if not ready:
+            raise RuntimeError(f"no answer in {CALL_SECONDS:.0f} s")
+        for key, _ in ready:
             connection = key.data
             if connection.is_answered():
+                under_way -= 1
                 taken.append(1000 * (time.perf_counter() - connection.began))
-                connection.send(requests(number))
-                number += 1
+                send(connection)
     chooser.close()
     for connection in connections:
         connection.socket.close()
-    return len(taken) / (now - started), taken
+    return taken
+
+
+def numbers(seconds: float) -> Iterator[int]:
+    """0, 1, 2 and so on, until the time is over."""
+    until = time.perf_counter() + seconds
+    return itertools.takewhile(lambda _: time.perf_counter() < until, itertools.count())
 
 
 def small_files(rest: Rest, seconds: float) -> None:
@@ -258,24 +279,25 @@ def small_files(rest: Rest, seconds: float) -> None:
         more = f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
         return rest.head("POST", f"/storage/upload?namespace={SPACE}", len(body), more) + body
 
+    def raw(number: int) -> bytes:
+        return rest.head("PUT", f"/storage/{SPACE}/raw-{number}", len(data)) + data
+
     uploaded = 0
 
-    def fresh(number: int) -> bytes:
-        nonlocal uploaded
-        uploaded = max(uploaded, number)
-        return form(number)
-
     def fetch(number: int) -> bytes:
-        name = f"small-{number * 7919 % max(1, uploaded - CONNECTIONS)}"
+        name = f"small-{number * 7919 % uploaded}"
         return rest.head("GET", f"/storage/download?namespace={SPACE}&name={name}", None)
 
     print(f"\nfiles of {SMALL_BYTES} bytes, {CONNECTIONS} kept connections")
-    for name, requests in (("upload, multipart", fresh), ("download", fetch)):
+    for name, request in (("upload, multipart", form), ("upload, raw", raw), ("download", fetch)):
         control, others = _cpu(rest)
-        per_second, taken = rate(rest, requests, seconds)
+        started = time.perf_counter()
+        taken = rate(rest.address, map(request, numbers(seconds)))
+        per_second = len(taken) / (time.perf_counter() - started)
         now_control, now_others = _cpu(rest)
         taken.sort()
         count = len(taken)
+        uploaded = uploaded or count
         print(
             f"  {name:<18} {per_second:6.0f} /s; median {taken[count // 2]:.1f} ms, 99 % within "
             f"{taken[count * 99 // 100]:.1f} ms; processor per request: control "

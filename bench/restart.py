@@ -1,12 +1,12 @@
 """``python -m bench.restart``: how long a cluster of a million files is without its master.
 
 A whole cluster on this machine. A hundred thousand files of 100 bytes are put, three
-replicas each, and their tree is snapshotted until there are as many files as told:
+replicas each, and their tree is snapshotted until there are as many files as wanted:
 every name has its own inode and its row of chunks, every replica its file at a
 chunkserver. Then the master is killed with SIGKILL, three times; its supervisor starts
 it again. Measured from the kill: until a client has an entry, until it has put a file,
-until it has read one (whose replicas must have been told of again), and until every
-chunkserver has told of all it has.
+until it has read one (whose replicas must have been reported again), and until every
+chunkserver has reported all its replicas.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ LOOK_SECONDS = 0.01
 KILLS = 3
 
 
-async def seconds_until(began: float, call: Callable[[], Awaitable[bool]]) -> float:
+async def seconds_until(
+    began: float, call: Callable[[], Awaitable[bool]], seconds_max: float = WAIT_SECONDS_MAX
+) -> float:
     """Since ``began``, when ``call`` was true; a client waits for a master for a while only."""
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(seconds_max):
         while True:
             try:
                 if await call():
@@ -86,14 +88,14 @@ async def restart(state: Path, number: int, known: int) -> dict[str, float]:
     async def get(fs: Client) -> bool:
         return bool(await fs.get("/src/0/1"))
 
-    async def told(fs: Client) -> bool:
+    async def reported(fs: Client) -> bool:
         return await replicas(fs) >= known
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measure, "first stat", stat)
         nursery.start_soon(measure, "first put", put)
         nursery.start_soon(measure, "first get", get)
-        nursery.start_soon(measure, "all replicas told", told)
+        nursery.start_soon(measure, "all replicas reported", reported)
     return found
 
 
@@ -108,10 +110,10 @@ async def measure(state: Path, files: int) -> None:
         totals = (await fs.status()).totals
         known = REPLICATION * min(files, PUT_FILES)
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return await replicas(fs) >= known
 
-        await seconds_until(began, told)
+        await seconds_until(began, reported)
         print(
             f"{totals.files} files, {known} replicas; snapshots {time.perf_counter() - began:.0f} s"
         )
@@ -123,8 +125,8 @@ async def measure(state: Path, files: int) -> None:
     runs = [await restart(state, number, known) for number in range(KILLS)]
     for what in runs[0]:
         each = [run[what] for run in runs]
-        told = ", ".join(f"{seconds:.2f}" for seconds in each)
-        print(f"from kill -9 to {what:18} {statistics.median(each):6.2f} s ({told})")
+        reported = ", ".join(f"{seconds:.2f}" for seconds in each)
+        print(f"from kill -9 to {what:18} {statistics.median(each):6.2f} s ({reported})")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The errors that a REST request can be answered with.
+"""The errors with which a REST request can be answered.
 
 ::
 
@@ -13,12 +13,12 @@
     ├── TooLarge          413  the body is above its bound
     ├── UpgradeRequired   426  it is a WebSocket: with ``Upgrade``
     ├── TooManyRequests   429  with ``Retry-After``
-    ├── Unavailable       503  what it needs does not answer now
+    ├── Unavailable       503  something that it needs does not answer now
     └── QuotaReached      507  the user has no room for it
 
 Every answer is ``{"error": "<one line>"}``. Errors of the file system are
-translated at this border (:func:`explain`): a user reads what to do, and
-addresses, paths and chunk handles of the inside stay in the log.
+translated here (:func:`explain`): users get advice, and internal addresses, paths and
+chunk handles are only in the log.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from typing import ClassVar
 from werkzeug.exceptions import HTTPException
 
 from control.http import BodyCutShort
-from gfs.cluster.failures import leaves
 from gfs.errors import DiskFull, GfsError, InvalidArgument, InvalidName, Retryable
+from gfs.failures import leaves
 
 log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """Root of the tree. ``str(error)`` is the line the user reads."""
+    """The root of the tree. ``str(error)`` is the line that the user reads."""
 
     status: ClassVar[int] = 500
 
@@ -82,6 +82,10 @@ class Conflict(ApiError):
     status = 409
 
 
+class InTheWay(Conflict):
+    """A folder is where a file should be, or a file where a folder should be."""
+
+
 class TooLarge(ApiError):
     status = 413
 
@@ -93,7 +97,7 @@ class UpgradeRequired(ApiError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this is a WebSocket: ask with Upgrade: websocket",
+            "this is a WebSocket: send the request with Upgrade: websocket",
             {"Upgrade": "websocket", "Connection": "Upgrade"},
         )
 
@@ -113,7 +117,10 @@ class QuotaReached(ApiError):
     status = 507
 
 
-#: What a user reads about a failure inside.
+#: The answer to a session that ended, a token that was revoked, and to any other text.
+ENDED = "the token is not valid, or not any more: log in again"
+TICKET_ENDED = "the ticket is not valid for this file, or not any more: make a new one"
+#: The message for users about an internal failure.
 INTERNAL = "internal error: see the server's log"
 UNAVAILABLE = "the storage does not answer right now: try again later"
 FULL = "the storage is full: nothing was stored"
@@ -123,26 +130,29 @@ FULL = "the storage is full: nothing was stored"
 _KNOWN = (ApiError, HTTPException, GfsError, BodyCutShort)
 
 
-def explain(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
+def explain(error: BaseException, what: str) -> tuple[int, str, Mapping[str, str]]:
     """Status, message and headers of the answer to a request that failed with ``error``.
+    ``what`` names the request in the log.
 
-    Of a group one is answered, a bug first. Failures that are not the user's are logged
-    here, bugs with their traceback.
+    Of an exception group one is answered, a bug first. Failures that the user did not cause
+    are logged here, bugs with their traceback.
     """
-    story = min(leaves(error), key=lambda leaf: isinstance(leaf, _KNOWN), default=error)
-    if isinstance(story, ApiError):
-        return story.status, str(story), story.headers
-    if isinstance(story, HTTPException):
-        return _explain_http(story)
-    if isinstance(story, BodyCutShort | InvalidName | InvalidArgument):
-        return 400, str(story), {}
-    if isinstance(story, DiskFull):
-        log.warning("%s: %s", type(story).__name__, story)
+    failure = min(leaves(error), key=lambda leaf: isinstance(leaf, _KNOWN), default=error)
+    if isinstance(failure, ApiError):
+        return failure.status, str(failure), failure.headers
+    if isinstance(failure, HTTPException):
+        return _explain_http(failure)
+    if isinstance(failure, BodyCutShort | InvalidName | InvalidArgument):
+        return 400, str(failure), {}
+    if isinstance(failure, DiskFull):
+        log.warning("%s: %s", type(failure).__name__, failure)
         return 507, FULL, {}
-    if isinstance(story, Retryable) or (isinstance(story, GfsError) and story.http_status == 503):
-        log.warning("%s: %s", type(story).__name__, story)
+    if isinstance(failure, Retryable) or (
+        isinstance(failure, GfsError) and failure.http_status == 503
+    ):
+        log.warning("%s: %s", type(failure).__name__, failure)
         return 503, UNAVAILABLE, {"Retry-After": "5"}
-    log.error("a request failed", exc_info=error)
+    log.error("%s failed", what, exc_info=error)
     return 500, INTERNAL, {}
 
 
@@ -152,7 +162,7 @@ def _explain_http(error: HTTPException) -> tuple[int, str, Mapping[str, str]]:
     if status == 404:
         return 404, "no such route: see /openapi.json for those that exist", {}
     if status == 405:
-        # Every path answers OPTIONS; the framework knows of it only where it is a route.
+        # Every path answers OPTIONS, though the framework knows only routes.
         allowed = ", ".join(sorted({*(getattr(error, "valid_methods", None) or ()), "OPTIONS"}))
         return 405, f"this method is not offered here, only {allowed}", {"Allow": allowed}
     return status, error.description or error.name, {}

@@ -1,9 +1,9 @@
 """``/metrics``: counters of requests, as Prometheus text.
 
-Each process counts for itself, in the label ``worker``. Where several share a port
-any of them may be asked, and each answers for all: they count in files of a directory
-that their parent made (:func:`share`), which the client library names with the
-process id. Those of a dead worker are removed at the next request.
+Each process counts for itself, in the label ``worker``. If several share a port,
+each answers for all of them: they count in files of a directory that their parent has
+created (:func:`share`); the client library puts the process id into their names. Those of
+a dead worker are removed at the next request.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-#: Clients may send any word as a method; others than these are counted as one.
+#: Clients may send any word as a method; all others are counted together.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 #: Where the client library looks, when it is imported, for the shared directory.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
-#: The counts of all processes are at most this old.
+#: How old the counts of all processes are at most.
 SHARED_SECONDS = 1.0
 _STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -32,10 +32,10 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 @contextlib.contextmanager
 def share(directory: Path) -> Iterator[None]:
-    """The processes started in this block answer with one another's counts.
+    """Let the processes that are started in this block answer for one another.
 
     The counts are in files below ``directory``, which several parents may share; those
-    of parents that were killed are taken away.
+    of parents that were killed are removed.
     """
     for stale in directory.glob("metrics-*"):
         if not _is_alive(stale.name.rpartition("-")[2]):
@@ -55,7 +55,7 @@ def share(directory: Path) -> Iterator[None]:
 
 
 class Metrics:
-    """Counters of one process. Cheap: the children of labels are kept."""
+    """The counters of one process. The objects of labels are cached, so counting is cheap."""
 
     def __init__(self) -> None:
         self._shared = Path(os.environ[_SHARED]) if os.environ.get(_SHARED) else None
@@ -118,7 +118,7 @@ class Metrics:
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def note(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One request. ``route`` is the path as declared, so labels stay few."""
+        """Count a request. ``route`` is the path as declared, so labels stay few."""
         if method not in _METHODS:
             method = "other"
         known = self._children.get((method, route, status))
@@ -132,19 +132,20 @@ class Metrics:
         known[1].observe(seconds)
 
     def note_step(self, seconds: float) -> None:
-        """One step of a task on the event loop."""
+        """Count a step of a task on the event loop."""
         self._steps.observe(seconds)
         if seconds > self._longest_seconds:
             self._longest_seconds = seconds
             self._longest.set(seconds)
 
     def note_wall(self, seconds: float) -> None:
-        """How long that step, or another, took by the clock on the wall."""
+        """Count how long a step took by the monotonic clock."""
         self._walls.observe(seconds)
 
     async def text(self) -> bytes:
-        """The text, made in a thread. For several processes that takes some tenths of a second
-        of computing, and the route is public: so it is made once in ``SHARED_SECONDS`` at most."""
+        """The text, generated in a thread. For several processes that takes some tenths of a
+        second of computing, and the route is public, so it is cached for
+        ``SHARED_SECONDS``."""
         async with self._collecting:
             if self._shared is None or trio.current_time() > self._until:
                 self._text = await trio.to_thread.run_sync(self._collect)
@@ -168,7 +169,7 @@ def _remove_dead(directory: Path) -> None:
 
 
 def _is_alive(pid: str) -> bool:
-    """Also true for text that is no process id: its file is left alone."""
+    """Whether the process lives; True, too, for text that is not a process id."""
     if not pid.isdecimal():
         return True
     try:

@@ -18,10 +18,10 @@ MIB = 1024 * KIB
 
 BLOCK_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * MIB
-#: In which disks give room to files.
+#: The unit in which disks allocate space to files.
 PAGE_BYTES = 4 * KIB
-#: Where a replica's data begins in its file: see gfs.chunkserver.files.layout. Pages of it that
-#: were not written take no room: see :func:`stored_bytes`.
+#: Where a replica's data begins in its file: see gfs.chunkserver.files.layout. Pages of
+#: it that were not written take no space: see :func:`stored_bytes`.
 REPLICA_HEAD_BYTES = 16 * KIB
 BLOCKS_PER_CHUNK = CHUNK_BYTES // BLOCK_BYTES
 SUM_BYTES = 8
@@ -35,8 +35,8 @@ def block_count(length: int) -> int:
 
 
 def stored_bytes(length: int) -> int:
-    """What a replica of ``length`` bytes takes on its disk, or less if it has holes: pages
-    of data, pages of the sums of its whole blocks, and the one with its states
+    """The disk space of a replica of ``length`` bytes, an upper bound if it has holes:
+    pages of data, pages of the sums of its whole blocks, and the one with its slots
     (:mod:`gfs.chunkserver.files.layout`)."""
     sums = length // BLOCK_BYTES * SUM_BYTES
     return PAGE_BYTES * (1 + -(-sums // PAGE_BYTES) + -(-length // PAGE_BYTES))
@@ -90,8 +90,8 @@ def row_sum(row: Buffer) -> int:
 
 
 class FileDigest:
-    """A digest of a whole file, out of its blocks' sums: XXH3-128, seed 0, of all
-    of them in file order; 16 bytes big-endian.
+    """A digest of a whole file: the XXH3-128, seed 0, of its blocks' sums in file
+    order; 16 bytes big-endian.
 
     It costs a few nanoseconds a block, because the bytes are hashed already. Like the
     sums it detects accidental differences, not deliberate ones.

@@ -49,8 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Raise SettingsError for values that contradict each other."""
 
 
-#: A chunkserver carries out 32 lengthy orders at once, and copies are to leave some of that
-#: to deletions, verifications and writes.
+#: A chunkserver carries out 32 long orders at once; copies must leave some of them to
+#: deletions, verifications and writes.
 CLONES_PER_SERVER_MAX = 16
 
 
@@ -93,14 +93,29 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
     shadow_of: str = ""
     #: A mutation is acknowledged when this many shadow masters have it on disk.
     replicas_before_ack: int = 0
+    #: Who decides which process tries to be the master: etcd://HOST:PORT[,…]/NAME or
+    #: kubernetes://NAMESPACE/LEASE; empty: an
+    #: operator. All masters of a cluster are then started with the same settings.
+    elect: str = ""
+    #: The right to be the master ends so long after the engine that ``elect`` names gave it last.
+    hold_seconds: float = 3.0
+    #: A user of etcd, and the file with its password; a directory with ca.pem for TLS to it.
+    elect_user: str = ""
+    elect_password_file: str = ""
+    elect_tls: str = ""
     #: A mutation that waits longer for them fails with an error that allows a retry.
     shadow_wait_seconds: float = 5.0
     #: Rows of the operation log kept for absent shadow masters.
     log_rows_max: int = 1_000_000
-    #: An operation that takes so long is told of in the log.
+    #: An operation that takes so long is logged.
     slow_seconds: float = 1.0
     #: Where /metrics is served, HOST:PORT; empty: nowhere.
     metrics: str = ""
+
+    def __post_init__(self) -> None:
+        if self.elect and not self.replicas_before_ack:
+            # One that is elected without hands must have everything that was acknowledged.
+            msgspec.structs.force_setattr(self, "replicas_before_ack", 1)
 
     def check(self) -> None:
         _require(1 <= self.replication <= 64, "replication must be 1 to 64")
@@ -122,6 +137,12 @@ class MasterSettings(Settings, frozen=True, kw_only=True):
         _require(0 < self.balance_share <= 1, "balance_share must be above 0 and at most 1")
         _require(0 <= self.replicas_before_ack <= 16, "replicas_before_ack must be 0 to 16")
         _require(self.shadow_wait_seconds > 0, "shadow_wait_seconds must be above 0")
+        _require(2 <= self.hold_seconds <= 600, "hold_seconds must be 2 to 600")
+        _require(
+            not (self.elect and self.shadow_of),
+            "elect and shadow_of: leave shadow_of out: who is elected is the master, and the "
+            "others are its shadow masters",
+        )
 
 
 class ChunkserverSettings(Settings, frozen=True, kw_only=True):
@@ -133,6 +154,8 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     durability: str = "replicated"
     #: Each of the two files of a disk's redo journal.
     journal_bytes: int = 16 * MIB
+    #: New replicas of up to this size are packed, many in one file; 0: each has its own file.
+    packed_bytes_max: int = BLOCK_BYTES
     #: A disk with less free space than this takes no new replicas.
     reserve_bytes: int = 256 * MIB
     #: Blocking disk calls at once, per disk.
@@ -151,7 +174,7 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
     mark_seconds: float = 60.0
     #: An exchange without progress for this long is ended.
     idle_seconds: float = 30.0
-    #: An operation that takes so long is told of in the log.
+    #: An operation that takes so long is logged.
     slow_seconds: float = 1.0
     #: Where /metrics is served, HOST:PORT; empty: nowhere.
     metrics: str = ""
@@ -160,6 +183,7 @@ class ChunkserverSettings(Settings, frozen=True, kw_only=True):
         _require(self.disk_hang_seconds >= 1, "disk_hang_seconds must be at least 1")
         _require(self.durability in ("replicated", "fsync"), "durability: replicated or fsync")
         _require(self.journal_bytes >= 1024, "journal_bytes must be at least 1024")
+        _require(0 <= self.packed_bytes_max <= BLOCK_BYTES, "packed_bytes_max: 0 to 64 KiB")
         _require(self.disk_threads >= 1, "disk_threads must be at least 1")
         _require(self.mark_seconds > 0, "mark_seconds must be above 0")
 
@@ -169,8 +193,8 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
     memory_bytes: int = 32 * MIB
     #: Data sent and not yet acknowledged, per file being written.
     window_bytes: int = 8 * MIB
-    #: A chunkserver that is silent for this long is left: a busy one sends a progress
-    #: message every half second, as long as its disk makes progress.
+    #: A chunkserver that sends nothing for this long is left out: a busy one sends a
+    #: progress message every half second, as long as its disk makes progress.
     stall_seconds: float = 2.0
     #: If the next bytes of a read do not arrive within this, another replica is asked;
     #: doubled in each further round.
@@ -262,7 +286,7 @@ def _refuse_unknown(environment: Mapping[str, str], prefix: str, known: Iterable
         hint = f"did you mean {near[0]}{'…' * near[0].endswith('_')}? " if near else ""
         raise SettingsError(
             f"{name} in the environment is not a setting: {hint}Correct it, or take it out "
-            "(docs/operations.md has all settings)"
+            "(docs/settings.md has all settings)"
         )
 
 

@@ -8,7 +8,7 @@ request through all processes. A server's own work gets an id as well, at its fi
 message.
 
 *Events.* Significant events (the paper, 5.3) have a name and fields besides the text:
-``log.warning("…", extra=event("server_dead", server="…"))``. The text log shows the text,
+``log.warning("…", extra=event("chunkserver_dead", server="…"))``. The text log shows the text,
 the JSON log everything, one object a line.
 
 *Rate limit.* Repair moves and deletes a thousand replicas in a second. Of repeated lines
@@ -79,10 +79,12 @@ class working_for:
 
 
 class asked_for(working_for):
-    """The same for a request of this process' own: errors that leave the block name it.
+    """As ``working_for``, for a request of this process itself: errors that leave the
+    block name it.
 
-    An async generator works for the request of whoever takes its next step, so one that
-    has a request of its own enters this block around each wait; never around a ``yield``.
+    An async generator works for the request of the caller of its next step, so one that
+    has a request of its own enters this block around each wait; never around a
+    ``yield``.
     """
 
     __slots__ = ()
@@ -153,9 +155,9 @@ GATHERED = frozenset(
         *("lease_granted", "lease_revoked", "version_raised", "request_slow", "request_failed"),
     }
 )
-#: Of each kind this many lines are logged singly, then their number, this often, until
-#: there was none for as long.
-TOLD_SINGLY = 10
+#: So many lines of each kind are logged singly; then their number is logged at this
+#: interval, until there is none during one.
+LOGGED_SINGLY = 10
 GATHERED_SECONDS = 10.0
 
 
@@ -164,8 +166,8 @@ class _Kind:
     """Lines of one kind, since ``began``."""
 
     began: float
-    told: int = 0
-    untold: int = 0
+    logged: int = 0
+    counted: int = 0
     servers: Counter[str] = field(default_factory=Counter)
     last: logging.LogRecord | None = None
 
@@ -173,7 +175,7 @@ class _Kind:
 class Gathered:
     """Decides which lines are logged singly, and summarizes the others.
 
-    A kind is one of ``GATHERED``, or the form of a message that is no event.
+    A kind is one of ``GATHERED``, or the format string of a message that is not an event.
     """
 
     def __init__(self) -> None:
@@ -186,12 +188,12 @@ class Gathered:
             return False
         name = happened or str(record.msg)
         kind = self._kinds.get(name)
-        if kind is None or (not kind.untold and now - kind.began >= GATHERED_SECONDS):
+        if kind is None or (not kind.counted and now - kind.began >= GATHERED_SECONDS):
             kind = self._kinds[name] = _Kind(now)
-        if kind.told < TOLD_SINGLY:
-            kind.told += 1
+        if kind.logged < LOGGED_SINGLY:
+            kind.logged += 1
             return False
-        kind.untold += 1
+        kind.counted += 1
         kind.last = record
         server = record.__dict__.get("gfs_fields", {}).get("server")
         if server is not None:
@@ -202,8 +204,8 @@ class Gathered:
         """One line for each kind with further lines."""
         for name, kind in self._kinds.items():
             if kind.last is not None:
-                yield _summary(kind.last, kind.untold, now - kind.began, kind.servers)
-                self._kinds[name] = _Kind(now, told=TOLD_SINGLY)
+                yield _summary(kind.last, kind.counted, now - kind.began, kind.servers)
+                self._kinds[name] = _Kind(now, logged=LOGGED_SINGLY)
 
 
 def _summary(
@@ -211,9 +213,13 @@ def _summary(
 ) -> logging.LogRecord:
     name = getattr(last, "gfs_event", None) or "repeated"
     fields = event(name, count=count, seconds=round(seconds, 1), servers=dict(servers))
-    told = {"msg": "%d more like this in %.0f s, the last: %s", "exc_info": None, "exc_text": None}
+    summary = {
+        "msg": "%d more like this in %.0f s, the last: %s",
+        "exc_info": None,
+        "exc_text": None,
+    }
     args = (count, seconds, last.getMessage())
-    return logging.makeLogRecord({**last.__dict__, **fields, **told, "args": args})
+    return logging.makeLogRecord({**last.__dict__, **fields, **summary, "args": args})
 
 
 class GatheringHandler(logging.StreamHandler[TextIO]):
@@ -229,11 +235,11 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         if not self._gathered.takes(record, time.monotonic()):
             super().emit(record)
         elif self._timer is None:
-            self._timer = threading.Timer(GATHERED_SECONDS, self._tell)
+            self._timer = threading.Timer(GATHERED_SECONDS, self._log_summaries)
             self._timer.daemon = True
             self._timer.start()
 
-    def _tell(self) -> None:
+    def _log_summaries(self) -> None:
         self.acquire()
         try:
             self._timer = None
@@ -245,7 +251,7 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._tell()
+        self._log_summaries()
         super().close()
 
 
@@ -253,8 +259,11 @@ FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
 
 
 def start_logging(level: str, form: str = "text") -> None:
-    """Log to stderr from ``level`` on, in one of ``FORMATTERS``. All there is with debug."""
+    """Log to stderr from ``level`` on, in one of ``FORMATTERS``. With debug, without a
+    rate limit."""
     debug = level == "debug"
     handler = (logging.StreamHandler if debug else GatheringHandler)(sys.stderr)
     handler.setFormatter(FORMATTERS[form]())
     logging.basicConfig(handlers=[handler], level=level.upper())
+    if not debug:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request

@@ -1,8 +1,8 @@
-"""The one error tree of the file system.
+"""The errors of the file system, in one tree.
 
 Every failure a caller can see is one of these classes, whichever process it
-happened in: a server sends ``code`` and the message, :func:`from_wire` makes
-the same class of it again on the other side.
+happened in: a server sends ``code`` and the message, from which :func:`from_wire` makes
+the same class on the other side.
 
 ::
 
@@ -21,7 +21,7 @@ the same class of it again on the other side.
     │   ├── StaleVersion                        the replica or the caller is behind
     │   ├── LeaseLost                           the primary may not order mutations
     │   ├── FileChanged                         the file was replaced while read
-    │   ├── Busy                                a bound was reached, come back later
+    │   ├── Busy                                a limit was reached: try again later
     │   │   └── NotEnoughShadows                too few shadow masters to acknowledge
     │   ├── NotTheMaster (ConnectionError)      a shadow master was asked to change something
     │   └── DeadlineExceeded (TimeoutError)     a wait reached its deadline
@@ -30,12 +30,12 @@ the same class of it again on the other side.
     ├── CorruptReplica                          stored bytes fail their checksum
     ├── DiskFull                                no room on a chunkserver's disk
     ├── DiskFailed                              a disk refuses reads or writes
-    ├── WrongClusterKey (PermissionError)       the peer does not hold the key
+    ├── WrongClusterKey (PermissionError)       the peer does not have the key
     ├── WrongCluster (PermissionError)          the peer belongs to another cluster
     ├── TlsRefused (PermissionError)            no trusted encrypted connection
-    ├── ProtocolError (ValueError)              the peer does not speak our wire
+    ├── ProtocolError (ValueError)              the peer does not use our protocol
     ├── Deposed                                 a master of a higher term took over
-    ├── SettingsError (ValueError)              a setting makes no sense
+    ├── SettingsError (ValueError)              a setting is invalid
     └── StartupError                            the process cannot start here
 
 ``http_status`` is what the REST control plane answers, ``exit_code`` what the
@@ -202,7 +202,7 @@ class DrainRefused(GfsError):
 
 
 class ChunkUnavailable(GfsError, OSError):
-    """Unavailable, not corrupt: the paper, section 2.7.1."""
+    """The chunk is unavailable, not corrupt (the paper, 2.7.1)."""
 
     code = "chunk_unavailable"
     http_status = 503
@@ -297,8 +297,9 @@ def from_wire(code: str, message: str, server: str = "") -> GfsError:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The first exception in groups of groups; one that is no group, as it is. For a group that
-    was filtered (``subgroup``, ``except*``): there any of them tells the story."""
+    """The first exception in nested groups; an exception that is not a group,
+    unchanged. For groups that were filtered (``subgroup``, ``except*``), where any of
+    the exceptions will do."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -3,25 +3,28 @@
 The hot path only adds to plain integers: 0.3 µs for each of a batch of look-ups, where a
 histogram of the client library takes 2.4 µs (``python -m bench.counting``). Names and labels
 are put together at the scrape, from these and from what the servers keep anyway; the library
-makes the text, in a thread (26 ms for 1,000 chunkservers). docs/operations.md describes every
-metric, and a test compares both.
+makes the text, in a thread (26 ms for 1,000 chunkservers). It is imported where metrics are
+served: a quarter of a server's start otherwise. docs/monitoring.md describes every metric, and
+a test compares both.
 """
 
 from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
-from prometheus_client import Metric, ProcessCollector, generate_latest
-from prometheus_client.core import HistogramMetricFamily
 
 from gfs.diagnostics import event, request_of, working_for
 from gfs.errors import GfsError
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ BUCKETS = (
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Labels = Mapping[str, str]
-#: By pairs of a label's name and its text.
+#: (label, value) pairs → the metric's value.
 Values = Mapping[tuple[tuple[str, str], ...], float]
 
 
@@ -57,7 +60,7 @@ class Operations:
     """The operations of one server: number, durations, failures.
 
     Operations that take ``slow_seconds``, or fail for a reason that the caller did not
-    cause, are logged, with ``DEBUG`` all of them; always with the request id.
+    cause, are logged; at ``DEBUG``, all of them. The log lines have the request id.
     """
 
     def __init__(self, slow_seconds: float) -> None:
@@ -65,26 +68,29 @@ class Operations:
         self.took: dict[str, Histogram] = {}
         self.failed: dict[tuple[str, str], int] = {}
         self._kinds: dict[type, Histogram] = {}
-        self._tells_all = partial(log.isEnabledFor, logging.DEBUG)
+        self._logs_all = partial(log.isEnabledFor, logging.DEBUG)
 
     def done(
         self, kind: type, message_id: int, seconds: float, error: GfsError | None = None
     ) -> None:
-        """One operation, answered."""
+        """Count one operation that was answered."""
         histogram = self._kinds.get(kind) or self._histogram(kind)
         histogram.counts[bisect_left(BUCKETS, seconds)] += 1
         histogram.seconds += seconds
         if error is not None:
             of_kind = (kind.__name__, error.code)
             self.failed[of_kind] = self.failed.get(of_kind, 0) + 1
-        if error is not None or seconds >= self._slow_seconds or self._tells_all():
-            self._tell(kind.__name__, message_id, seconds, error)
+        if error is not None or seconds >= self._slow_seconds or self._logs_all():
+            self._log(kind.__name__, message_id, seconds, error, 0)
 
-    def all_done(self, messages: Iterable[Numbered], seconds: float) -> None:
-        """As ``done`` for each, without an error: the common part is done once."""
-        if seconds >= self._slow_seconds or self._tells_all():
+    def all_done(
+        self, messages: Sequence[Numbered], seconds: float, error: GfsError | None = None
+    ) -> None:
+        """As ``done`` for each, but the common part is done once. One of a kind is logged for
+        all of them, unless all are."""
+        if self._logs_all():
             for message in messages:
-                self.done(type(message), message.id, seconds)
+                self.done(type(message), message.id, seconds, error)
             return
         bucket = bisect_left(BUCKETS, seconds)
         kinds = self._kinds
@@ -92,12 +98,21 @@ class Operations:
             histogram = kinds.get(type(message)) or self._histogram(type(message))
             histogram.counts[bucket] += 1
             histogram.seconds += seconds
+        if error is not None or seconds >= self._slow_seconds:
+            for kind, count in Counter(map(type, messages)).items():
+                if error is not None:
+                    of_kind = (kind.__name__, error.code)
+                    self.failed[of_kind] = self.failed.get(of_kind, 0) + count
+                first = next(message for message in messages if type(message) is kind)
+                self._log(kind.__name__, first.id, seconds, error, count - 1)
 
     def _histogram(self, kind: type) -> Histogram:
         made = self._kinds[kind] = self.took.setdefault(kind.__name__, Histogram())
         return made
 
-    def _tell(self, kind: str, message_id: int, seconds: float, error: GfsError | None) -> None:
+    def _log(
+        self, kind: str, message_id: int, seconds: float, error: GfsError | None, others: int
+    ) -> None:
         name, level, outcome = "request", logging.DEBUG, "took"
         if seconds >= self._slow_seconds:
             name, level = "request_slow", logging.WARNING
@@ -105,24 +120,28 @@ class Operations:
             name, outcome = "request_failed", f"failed ({error.code}: {error}) after"
             if error.http_status >= 500:
                 level = max(level, logging.INFO)
+        rest = f", and so did {others} more with it" if others else ""
         number = request_of(message_id)
         fields = event(
             name, operation=kind, seconds=round(seconds, 6), code=error.code if error else ""
         )
         with working_for(number):
-            log.log(level, "%s %s %.3f s", kind, outcome, seconds, extra=fields)
+            log.log(level, "%s %s %.3f s%s", kind, outcome, seconds, rest, extra=fields)
 
 
 def counter(name: str, help: str, values: float | Values) -> Metric:
     """``name`` ends in ``_total``."""
-    return _filled(Metric(name.removesuffix("_total"), help, "counter"), name, values)
+    return _metric("counter", name, help, values)
 
 
 def gauge(name: str, help: str, values: float | Values) -> Metric:
-    return _filled(Metric(name, help, "gauge"), name, values)
+    return _metric("gauge", name, help, values)
 
 
-def _filled(metric: Metric, name: str, values: float | Values) -> Metric:
+def _metric(kind: str, name: str, help: str, values: float | Values) -> Metric:
+    from prometheus_client import Metric
+
+    metric = Metric(name.removesuffix("_total"), help, kind)
     by_labels = values if isinstance(values, Mapping) else {(): values}
     for labels, value in by_labels.items():
         metric.add_sample(name, dict(labels), value)
@@ -136,6 +155,8 @@ def label(name: str, values: Mapping[str, float]) -> Values:
 
 def operation_families(prefix: str, operations: Operations) -> list[Metric]:
     """Metrics of a server's operations."""
+    from prometheus_client.core import HistogramMetricFamily
+
     took = HistogramMetricFamily(
         f"{prefix}_operation_seconds",
         "Operations served, by how long they took until answered",
@@ -151,7 +172,9 @@ def operation_families(prefix: str, operations: Operations) -> list[Metric]:
     }
     return [
         took,
-        counter(f"{prefix}_operation_failures_total", "Operations answered by an error", failures),
+        counter(
+            f"{prefix}_operation_failures_total", "Operations answered with an error", failures
+        ),
     ]
 
 
@@ -185,5 +208,7 @@ class _Collected(NamedTuple):
 
 
 def exposition(metrics: Iterable[Metric]) -> bytes:
+    from prometheus_client import ProcessCollector, generate_latest
+
     process = ProcessCollector(registry=None).collect()
     return generate_latest(_Collected([*metrics, *process]))

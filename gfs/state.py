@@ -21,6 +21,7 @@ from pathlib import Path
 
 from gfs.config import default_state_directory
 from gfs.errors import SettingsError
+from gfs.io import others_can_read
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     """
     try:
         with open(path, encoding="ascii") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
+            shared = others_can_read(os.fstat(file.fileno()))
             lines = file.read(8 * KEY_BYTES).split()
     except FileNotFoundError:
         raise SettingsError(
@@ -48,7 +49,7 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: the cluster key cannot be read: {error}") from None
-    if mode & 0o077:
+    if shared:
         raise SettingsError(f"{path}: others can read this key: chmod 600 {path}")
     keys = []
     for line in lines:
@@ -82,7 +83,9 @@ class KeyFile:
             self._seen = seen
             try:
                 self._keys = read_keys(self.path)
-                log.info("%s: read again: %d cluster keys", self.path, len(self._keys))
+                log.info(
+                    "%s has changed and was read again: %d cluster keys", self.path, len(self._keys)
+                )
             except SettingsError as error:
                 log.error("%s; the previous key stays in use", error)
         return self._keys
@@ -176,7 +179,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _place_key(path: Path, text: str) -> None:
-    """Create a whole file, durably, unless one exists by then.
+    """Create a complete file, durably, unless one exists already.
 
     The temporary name is random: process ids are not unique in a shared directory, since
     two containers may both have a process 7.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,12 +28,17 @@ HERE = Path(__file__).parent
 #: Files of half a minute and more, the longest first. With several processes, each of which
 #: takes the next file when it is done with one, a long one that began last would run alone.
 LONGEST = [
+    "cluster/test_three_machines.py",
+    "cluster/test_mixed.py",
+    "kubernetes/test_deployed_cluster.py",
     "disks/test_disk_failures.py",
     "disks/test_disk_changes.py",
+    "control/test_several_planes_storage.py",
     "control/test_deaths.py",
+    "control/test_several_planes.py",
+    "control/test_several_planes_deaths.py",
+    "control/test_records.py",
     "cluster/test_promises.py",
-    "control/test_loop.py",
-    "simulation/test_append.py",
     "simulation/test_seeds.py",
     "kubernetes/test_backend_control.py",
     "kubernetes/test_fixture.py",
@@ -40,16 +46,26 @@ LONGEST = [
     "control/test_contract_storage.py",
     "cluster/test_disks.py",
     "control/test_schemathesis.py",
+    "control/test_quotas.py",
     "podman/test_podman_deaths.py",
     "control/test_hostile.py",
+    "cluster/test_up.py",
+    "control/test_control_process.py",
+    "control/test_compute_deaths.py",
+    "simulation/test_snapshot.py",
+    "simulation/test_mutants.py",
+    "simulation/test_data_path.py",
     "control/test_contract_auth.py",
+    "python/test_python_foreign.py",
     "podman/test_podman_images.py",
     "storm/test_storm.py",
     "cluster/test_tour.py",
-    "control/test_control_process.py",
+    "control/test_loop.py",
+    "simulation/test_append.py",
     "podman/test_podman_apart.py",
     "kubernetes/test_backend_life.py",
     "control/test_contract_common.py",
+    "cluster/test_fsspec.py",
 ]
 _PLACES = {HERE / name: place for place, name in enumerate(LONGEST)}
 
@@ -75,6 +91,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in FOLDERS:
             item.add_marker("extra")
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests that are there to the end need not be looked at by each collection of
+    # garbage, of which a simulated cluster that is not at rest yet makes one at each look.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

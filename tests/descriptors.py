@@ -1,4 +1,4 @@
-"""What a test leaves open, told from what other tests' threads open meanwhile."""
+"""What a test leaves open, apart from what other tests' threads open meanwhile."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ programs. ``make test`` leaves them out, ``make test-all`` runs them.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -12,8 +13,9 @@ import pytest
 
 #: Set: a test whose needs are not met fails. Otherwise it is skipped.
 REQUIRE = "GFS_TEST_REQUIRE"
-#: Folders of tests that need root, containers, an API server, a browser, or minutes.
-FOLDERS = {"browser", "deploy", "disks", "kubernetes", "podman", "storm"}
+#: Folders of tests that need root, containers, an API server, a browser, other packages,
+#: or minutes.
+FOLDERS = {"browser", "deploy", "disks", "kubernetes", "mount", "podman", "python", "s3", "storm"}
 
 
 def need(missing: str) -> None:
@@ -22,6 +24,12 @@ def need(missing: str) -> None:
         pytest.fail(missing)
     if missing:
         pytest.skip(missing)
+
+
+def need_modules(*names: str, install: str) -> None:
+    """End the test if one cannot be imported; ``install`` is the command that adds it."""
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    need(f"{', '.join(absent)}: not installed: run  {install}" if absent else "")
 
 
 def need_programs(item: pytest.Item) -> None:

@@ -15,7 +15,7 @@ NAMES_SHOWN = 5
 
 
 def verdict(text: str) -> tuple[int, list[str]]:
-    """The exit status for pip-audit's JSON, and what to tell."""
+    """The exit status for pip-audit's JSON, and what to print."""
     try:
         packages: list[dict[str, Any]] = json.loads(text)["dependencies"]
     except (ValueError, KeyError, TypeError):

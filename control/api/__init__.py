@@ -1,32 +1,26 @@
-"""What the author of a module needs, in one import. ``docs/modules.md`` shows how.
+"""The interface for authors of modules, in one import; see ``docs/modules.md``.
 
 A :class:`Module` declares its scopes, its rows and its routes (:class:`Route`); a handler gets a
-:class:`Call` and, where the route says so, a body; what it may not do is raised as an
+:class:`Call` and, where the route says so, a body; it refuses a request by raising an
 :class:`ApiError`. Third parties' packages import this and nothing else of ``control``;
 names that are not here may change with any version.
 
-Inside, each file needs only those before it: :mod:`.runtime` (what the modules of a process
-share), :mod:`.call`, :mod:`.route`, :mod:`.module`, :mod:`.installed` (which modules there
-are, and that none takes another's name). :mod:`.answers` has what handlers return.
+Inside, each file imports only those before it: :mod:`.runtime` (the state that the modules of
+a process share), :mod:`.call`, :mod:`.route`, :mod:`.module`. :mod:`.answers` makes responses.
+:mod:`control.installed` finds modules and checks them. Tests of a module have
+:mod:`control.testing`.
 """
 
 from __future__ import annotations
 
 from quart import Response
-from werkzeug.routing import BaseConverter
 
-from control.api.answers import (
-    JSON,
-    NO_STORE,
-    in_order,
-    json_array,
-    json_response,
-    stream_response,
-)
+from control.api.answers import JSON, NO_STORE, in_order, json_array, json_response, stream_response
 from control.api.call import Call
+from control.api.connection import Connection, within
 from control.api.module import Module
 from control.api.route import Content, Route, Upgrade, upgrade_only
-from control.api.runtime import Control, UsageOf, UserDeletion
+from control.api.runtime import Control, QuotaUsage, UserDeletion
 from control.errors import (
     ApiError,
     BadRequest,
@@ -36,11 +30,12 @@ from control.errors import (
     QuotaReached,
     TooLarge,
     TooManyRequests,
+    TooSlow,
     Unauthorized,
     Unavailable,
 )
-from control.http import Socket, SocketClosed
-from control.identity.access import (
+from control.http import BodyCutShort, Socket, SocketClosed, StreamingRequest
+from control.identity import (
     ADMIN,
     ANYBODY,
     LOGGED_IN,
@@ -49,13 +44,27 @@ from control.identity.access import (
     PUBLIC_VISIBILITY,
     SERVICE,
     SESSION,
+    VISIBLE,
     Need,
     Principal,
+    ScopeTable,
     Target,
+    admins,
     scoped,
 )
-from control.identity.scopes import ScopeTable
-from control.records import Records, RecordsFailed, Schema, Table, Taken, Txn
+from control.quota import Limits
+from control.records import (
+    Records,
+    RecordsBusy,
+    RecordsFailed,
+    RowUnreadable,
+    Schema,
+    Table,
+    Taken,
+    Txn,
+)
+from control.settings import ControlSettings
+from control.volatile import Volatile
 from gfs.config import Settings
 from gfs.errors import SettingsError, StartupError
 
@@ -70,23 +79,30 @@ __all__ = [
     "PUBLIC_VISIBILITY",
     "SERVICE",
     "SESSION",
+    "VISIBLE",
     "ApiError",
     "BadRequest",
-    "BaseConverter",
+    "BodyCutShort",
     "Call",
     "Conflict",
+    "Connection",
     "Content",
     "Control",
+    "ControlSettings",
     "Forbidden",
+    "Limits",
     "Module",
     "Need",
     "NoSuchThing",
     "Principal",
     "QuotaReached",
+    "QuotaUsage",
     "Records",
+    "RecordsBusy",
     "RecordsFailed",
     "Response",
     "Route",
+    "RowUnreadable",
     "Schema",
     "ScopeTable",
     "Settings",
@@ -94,21 +110,25 @@ __all__ = [
     "Socket",
     "SocketClosed",
     "StartupError",
+    "StreamingRequest",
     "Table",
     "Taken",
     "Target",
     "TooLarge",
     "TooManyRequests",
+    "TooSlow",
     "Txn",
     "Unauthorized",
     "Unavailable",
     "Upgrade",
-    "UsageOf",
     "UserDeletion",
+    "Volatile",
+    "admins",
     "in_order",
     "json_array",
     "json_response",
     "scoped",
     "stream_response",
     "upgrade_only",
+    "within",
 ]

@@ -1,7 +1,7 @@
-"""What handlers answer with: JSON, long lists, and bodies that are made as they are sent.
+"""Responses of handlers: JSON, long lists, and bodies that are generated while they are sent.
 
-Some 1,000 entries of a list take 10 ms from the records to JSON; a list of all users or
-sessions may have a hundred times as many. So they are sorted and encoded in pieces, and
+Reading and encoding 1,000 entries of a list takes 10 ms; a list of all users or
+sessions may have a hundred times as many. So lists are sorted and encoded in pieces, and
 other requests are served in between.
 """
 
@@ -19,25 +19,25 @@ from quart import Response
 T = TypeVar("T")
 
 JSON = "application/json"
-#: An answer depends on who asks, and may be a secret. A cache knows that of a request with
-#: ``Authorization``, but not of one with ``?token=``.
+#: An answer depends on the user, and may be a secret. Caches keep no answers to requests with
+#: ``Authorization``, but they do not know ``?token=``.
 NO_STORE = {"Cache-Control": "no-store"}
 PIECE_ROWS = 250
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] = NO_STORE) -> Response:
-    """``value`` as JSON; unless ``headers`` say otherwise, no cache keeps it."""
+    """``value`` as JSON. No cache keeps it, unless ``headers`` are others."""
     return Response(msgspec.json.encode(value), status, dict(headers), content_type=JSON)
 
 
 async def stream_response(
     pieces: AsyncGenerator[bytes, None], content_type: str, *, ahead: int = 1
 ) -> Response:
-    """A body of ``pieces``, each made when the one before it is sent.
+    """A body of ``pieces``, each generated when the one before it is sent.
 
-    The first ``ahead`` are made before the status is sent, so what fails in them is answered
-    as an error. If there are no more, the answer has a length. ``pieces`` is closed whatever
-    becomes of the response.
+    The first ``ahead`` are generated before the status is sent, so a failure in them is
+    answered as an error. If there are no more, the answer has a length. ``pieces`` is
+    closed whatever happens to the response.
     """
     first: list[bytes] = []
     while len(first) < ahead:
@@ -46,8 +46,8 @@ async def stream_response(
             return Response(b"".join(first), headers=NO_STORE, content_type=content_type)
         first.append(piece)
     body = _joined(first, pieces)
-    # A generator that never began would not close ``pieces`` when it is closed itself,
-    # because of HEAD or a client that has left.
+    # A generator that was never started would not close ``pieces`` when it is closed, for
+    # instance after a HEAD, or if the client has left.
     await anext(body)
     return Response(body, headers=NO_STORE, content_type=content_type)
 
@@ -78,7 +78,7 @@ async def in_order(rows: Sequence[T], key: Callable[[T], Any], *, reverse: bool 
 
 
 def json_array(rows: Sequence[T], info: Callable[[T], msgspec.Struct | None]) -> Response:
-    """What ``info`` makes of each of ``rows`` as a JSON array; None: nothing."""
+    """The results of ``info`` for ``rows`` as a JSON array, without those that are None."""
     if len(rows) <= PIECE_ROWS:
         return json_response([found for row in rows if (found := info(row)) is not None])
     return Response(_pieces(rows, info), headers=NO_STORE, content_type=JSON)

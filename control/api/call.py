@@ -1,4 +1,4 @@
-"""One request, as a handler sees it."""
+"""One request: the interface of handlers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TypeVar
 
 import msgspec
 import trio
-from quart.wrappers import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from control.api.runtime import Control
-from control.errors import BadRequest, TooLarge, TooSlow, Unauthorized
+from control.errors import ENDED, BadRequest, TooLarge, TooSlow, Unauthorized
 from control.http import StreamingRequest
-from control.identity.access import Need, Principal, Target, decide, decide_target
+from control.identity import Need, Principal, Target, decide, decide_target
 from control.records import Txn
 from gfs.blocks import KIB
 from gfs.errors import InvariantViolated
@@ -24,14 +23,12 @@ T = TypeVar("T")
 
 #: The largest JSON body without a credential: a worker's 1024 connections hold at most 64 MiB.
 ANONYMOUS_JSON_BYTES_MAX = 64 * KIB
-#: The whole of a JSON body, however steadily it drips.
+#: How long a JSON body may take in all, however steadily it arrives.
 JSON_SECONDS = 60.0
-#: The answer to a session that ended, a token that was revoked, and to any other text.
-ENDED = "the token is not valid, or not any more: log in again"
 
 
 class Call:
-    """The request, who makes it, and what it is allowed to do."""
+    """The request, its user, and what it is allowed to do."""
 
     __slots__ = ("_allowed", "control", "need", "params", "principal", "request", "route")
 
@@ -45,20 +42,20 @@ class Call:
         principal: Principal | None,
     ) -> None:
         self.control = control
-        #: What the route asks of a credential.
+        #: What the route requires of a credential.
         self.need = need
         #: Method and path as declared, for logs.
         self.route = route
         self.request = request
-        #: The path's parameters.
+        #: The path's parameters as text. :meth:`path` converts them to other types.
         self.params = params
-        #: None: anonymous.
+        #: The user; None if the request is anonymous.
         self.principal = principal
         self._allowed: list[tuple[Target, bool]] = []
 
     @property
     def user(self) -> Principal:
-        """The user who is logged in: only for routes whose need guarantees that there is one."""
+        """The user who is logged in; only for routes whose need guarantees that there is one."""
         if self.principal is None:
             raise InvariantViolated("the route lets anonymous requests in")
         return self.principal
@@ -69,21 +66,22 @@ class Call:
 
     @property
     def address(self) -> str:
-        """The client's; behind proxies what the setting ``trusted_proxies`` makes of it."""
+        """The client's address; behind proxies the one that ``trusted_proxies`` leads to."""
         return self.request.remote_addr or ""
 
     def header(self, name: str) -> str | None:
         return self.request.headers.get(name)
 
     def query(self, kind: type[QueryT]) -> QueryT:
-        """The query parameters as ``kind``; of one that is repeated, the first.
+        """The query parameters as ``kind``; of a repeated one, the first value.
 
         Raises BadRequest that names the parameter.
         """
-        try:
-            return msgspec.convert(self.request.args.to_dict(), kind, strict=False)
-        except msgspec.ValidationError as error:
-            raise BadRequest(field_message(error)) from None
+        return _converted(self.request.args.to_dict(), kind)
+
+    def path(self, kind: type[QueryT]) -> QueryT:
+        """The path's parameters as ``kind``. Raises BadRequest that names the parameter."""
+        return _converted(self.params, kind)
 
     async def json(self, kind: type[BodyT]) -> BodyT:
         """The body as ``kind``. Raises BadRequest that names the field, TooLarge, TooSlow."""
@@ -100,14 +98,14 @@ class Call:
         return decode_json(data, kind)
 
     def body(self) -> AsyncIterator[bytes]:
-        """The body in pieces, as they come; the sender waits for the reader.
+        """The body in pieces, as they arrive; the sender waits for the reader.
 
         Raises BodyCutShort when the client hangs up in the middle.
         """
         return aiter(self.request.body)
 
     def allow(self, target: Target, *, reading: bool = False) -> None:
-        """Go on only if the credential may do to ``target`` what the route needs.
+        """Check that the credential allows what the route needs on ``target``.
 
         Raises Unauthorized or Forbidden.
         """
@@ -115,22 +113,22 @@ class Call:
         self._allowed.append((target, reading))
 
     def check_again(self, principal: Principal | None) -> None:
-        """Whether ``principal``, whom the credential stands for by now, may do what was
-        allowed so far. Raises Unauthorized or Forbidden."""
+        """Check that ``principal``, the present user of the credential, may do everything that
+        was allowed so far. Raises Unauthorized or Forbidden."""
         for target, reading in self._allowed:
             decide_target(principal, self.need, target, reading=reading)
 
     def check_credential(self, txn: Txn) -> None:
-        """Whether the credential is still there and may do this, in the transaction that
-        does it. Raises Unauthorized or Forbidden.
+        """Check, in the transaction of the change, that the credential still exists and allows
+        it. Raises Unauthorized or Forbidden.
 
-        A request is let in before its body has come and before a password is hashed. What
-        it leaves behind may outlive the credential: a token, a key, a user.
+        A request is checked before its body has come and before a password is hashed, and
+        its result may outlive the credential: a token, a key, a user.
         """
         principal = self.control.credentials.again(txn, self.user)
         if principal is None:
             raise Unauthorized(ENDED)
-        decide(principal, self.need, scope_name(self.need, self.request, self.params))
+        decide(principal, self.need, self.need.name_in(self.params, self.request.args))
         self.check_again(principal)
 
     async def write(self, change: Callable[[Txn], T], *, seconds: float = 10.0) -> T:
@@ -143,15 +141,15 @@ class Call:
         return await self.control.records.write(checked, seconds=seconds)
 
 
-def scope_name(need: Need, request: Request, params: Mapping[str, str]) -> str:
-    """The last part of the scope that the request asks for."""
-    if not need.parameter:
-        return ""
-    return params.get(need.parameter) or request.args.get(need.parameter) or need.fallback
+def _converted(texts: Mapping[str, str], kind: type[QueryT]) -> QueryT:
+    try:
+        return msgspec.convert(texts, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadRequest(field_message(error)) from None
 
 
 def decode_json(data: bytes, kind: type[BodyT]) -> BodyT:
-    """Raises BadRequest in words that name the field."""
+    """Decode JSON. Raises BadRequest with a message that names the field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

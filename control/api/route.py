@@ -1,4 +1,4 @@
-"""What a module serves: one :class:`Route` for each method on each path."""
+"""The routes of a module: one :class:`Route` for each method on each path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quart import Response
 from control.api.call import Call
 from control.errors import UpgradeRequired
 from control.http import Socket
-from control.identity.access import Need
+from control.identity import Need
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 AnswerT = TypeVar("AnswerT")
@@ -32,16 +32,16 @@ class Content:
 
 @dataclass(frozen=True)
 class Upgrade:
-    """How a ``GET`` route goes on as a WebSocket, if that is asked for.
+    """How a ``GET`` route serves a request for a WebSocket.
 
     Args:
-        handler: ``async (call, socket)``. What it raises before ``socket.accept()`` is
-            answered in JSON, as of any request; when it returns the WebSocket is
+        handler: ``async (call, socket)``. An error before ``socket.accept()`` is
+            answered in JSON, as for any request; when it returns, the WebSocket is
             closed with 1000. It is cancelled when the client leaves, and when the
             credential has ended (the WebSocket is closed with 4401) or may no longer do
             this (4403): see :mod:`control.app.watch`.
-        sends: what the client gets, for the documentation.
-        takes: what the client may send. If nothing, what it sends is dropped.
+        sends: what the server sends, for the documentation.
+        takes: what the client may send. If this is empty, its messages are dropped.
         ping_seconds: how often the client is pinged.
     """
 
@@ -84,31 +84,32 @@ class _Others(TypedDict, total=False):
 
 
 class Route(_Declaration):
-    """One method on one path, and everything that is to be known about it.
+    """One method on one path, with everything that is known about it.
 
-    The documentation is made of these, and requests are checked by them:
-    nothing else says what a route takes.
+    The documentation is generated from routes, and requests are checked against them:
+    nothing else defines what a route accepts.
 
     Args:
-        method: ``GET`` (``HEAD`` comes with it), ``POST`` …
-        path: with parameters as ``{name}``; ``{name:path}`` spans slashes.
+        method: ``GET`` (``HEAD`` comes with it), ``POST``, ``PUT``, ``PATCH`` or ``DELETE``.
+        path: with parameters as ``{name}``; ``{name:path}`` spans slashes, ``{name:int}`` is
+            digits, and a module can define further kinds.
         handler: ``async (call)``, or ``async (call, body)`` if ``body`` is given. It
-            returns what ``answer`` says, or a Quart response.
+            returns an object of the type ``answer``, or a Quart response.
         need: what the credential must allow. There is no default.
-        query: a Struct of the query parameters; ``call.query(Struct)`` gives it.
-        headers: request headers that matter, with what they are for.
+        query: a Struct of the query parameters; ``call.query(Struct)`` returns it.
+        headers: request headers that the handler uses, with their purpose.
         body: a Struct (JSON), or a :class:`Content` that the handler reads itself.
         answer: the JSON type of the answer, or a :class:`Content`.
         errors: statuses besides those that follow from the rest.
         others: further successful statuses, with what they mean.
-        upgrade: the same as a WebSocket. For one that is nothing else the handler is
-            :func:`upgrade_only`.
+        upgrade: how it serves WebSockets. The handler of a route that serves nothing else
+            is :func:`upgrade_only`.
 
     mypy checks the handler against ``body`` and ``answer``.
     """
 
-    # What a handler may take, beside a call, and return: a body or none, and an answer that
-    # becomes JSON or a response of its own making alone.
+    # The types of handlers: with or without a body, and with an answer that becomes JSON
+    # or with a response of their own.
     @overload
     def __init__(
         self,
@@ -166,5 +167,5 @@ class Route(_Declaration):
 
 
 async def upgrade_only(call: Call) -> Response:
-    """The handler of a route that is a WebSocket and nothing else."""
+    """The handler of a route that serves only WebSockets."""
     raise UpgradeRequired

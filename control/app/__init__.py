@@ -1,7 +1,7 @@
 """The application: any subset of the modules, served as one.
 
 :mod:`.application` takes a request to its handler and back; :mod:`.watch` ends requests
-whose credential ended meanwhile; :mod:`.loop` measures who keeps the event loop;
+whose credential ended meanwhile; :mod:`.loop` measures what blocks the event loop;
 :mod:`.cors` answers browsers of other origins.
 """
 

@@ -1,12 +1,12 @@
 """``build_app``: any subset of modules as one ASGI application.
 
-A request goes one way: the router finds its :class:`Route`; the credential that
-came with it is verified; :func:`control.identity.access.decide` is asked whether
-it may; the body is decoded if it is JSON, and the credential asked for again, since
-that may take a minute; the handler runs; its answer, or its error, becomes the
-response. Credentials and users are changed, and containers made, in a transaction that
-asks once more (:meth:`Call.write`). Everything that all routes have in common is here
-and nowhere else: errors as JSON, CORS, ``HEAD``, health and metrics.
+Each request takes the same steps: the router finds its :class:`Route`; its credential is
+verified; :func:`control.identity.access.decide` decides whether it is allowed; the body
+is decoded if it is JSON, and the credential is checked again, since that may take a
+minute; the handler runs; its answer, or its error, becomes the response. Transactions that
+change credentials and users, or create containers, check once more (:meth:`Call.write`).
+Everything that all routes share is here alone: errors as JSON, CORS, ``HEAD``, health and
+metrics.
 
 Quart's request context is not pushed: handlers get a :class:`Call`, and a small
 request costs a fifth less without it. Hooks of Quart extensions do not run.
@@ -14,9 +14,9 @@ request costs a fifth less without it. Hooks of Quart extensions do not run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,6 @@ import trio
 from quart import Response
 from quart.wrappers import Request
 from quart_trio import QuartTrio
-from werkzeug.routing import Rule
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from control.api import (
@@ -39,16 +38,25 @@ from control.api import (
     Upgrade,
     json_response,
 )
-from control.api.call import ENDED, scope_name
-from control.api.installed import OURS, SYSTEM, check_clashes, choose, clash, discover, package_of
 from control.app.cors import Cors
 from control.app.loop import Loop
+from control.app.routing import Routes
 from control.app.watch import Watch
 from control.documentation import documentation_routes
-from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, explain
+from control.errors import (
+    ENDED,
+    TICKET_ENDED,
+    ApiError,
+    BadRequest,
+    Forbidden,
+    Unauthorized,
+    explain,
+)
 from control.http import (
+    Explained,
     HttpConnection,
     Receive,
+    Refusal,
     Send,
     Socket,
     SocketClosed,
@@ -56,25 +64,26 @@ from control.http import (
     StreamingRequest,
 )
 from control.http.socket import CLOSE_SECONDS, NORMAL, OUR_FAULT, REFUSED
-from control.identity.access import PUBLIC, Need, Principal, decide
+from control.identity import PUBLIC, Need, Principal, decide
+from control.installed import SYSTEM, blamed, check_clashes, choose, discover, one_line, package_of
 from control.metrics import CONTENT_TYPE
-from control.records import RecordsFailed
+from control.records import RecordsFailed, RecordsUpgraded
 from control.settings import ControlSettings
-from gfs.cluster.failures import EXPECTED, leaves, the_one
 from gfs.config import default_state_directory
 from gfs.diagnostics import REQUEST_BITS, request_name
 from gfs.diagnostics import request as current_request
-from gfs.errors import GfsError
+from gfs.errors import GfsError, SettingsError, StartupError
+from gfs.failures import EXPECTED, leaves, the_one
 
 log = logging.getLogger(__name__)
 
 #: A dependency that does not answer within this time is not ready.
 READY_SECONDS = 3.0
 SWEEP_SECONDS = 10.0
+#: How long all modules may take to start; the server waits 60 s for them.
+START_SECONDS = 50.0
 #: RFC 6455, 5.5: a control frame carries 125 bytes, two of them for the code.
 CLOSE_REASON_BYTES_MAX = 123
-
-_parameter = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 
 def build_app(
@@ -97,11 +106,11 @@ def build_app(
             are below it.
         master: ``HOST:PORT`` of the master, if the state does not have it.
         key: the cluster key or its file, if it is not in the state directory.
-        tls: the directory with what TLS takes, if that is not there either.
+        tls: the directory with the files for TLS, if they are not there either.
         config: a TOML file; its table ``[client]`` is for the file system's client.
 
-    Raises StartupError for a module that is not installed, and for two that take the same
-    name for a thing (:mod:`control.api.installed`). The records are opened when the app
+    Raises StartupError for a module that is not installed, and for clashes of names
+    (:mod:`control.installed`). The records are opened when the app
     starts to serve.
     """
     installed = discover()
@@ -110,7 +119,8 @@ def build_app(
     chosen = choose(named, installed) if named or not given else []
     others = [kind for kind in installed.values() if not any(issubclass(g, kind) for g in given)]
     known = [*others, *given]
-    check_clashes(known)
+    if given:
+        check_clashes(known)
     control = Control(
         settings or ControlSettings(),
         state or default_state_directory(),
@@ -120,7 +130,12 @@ def build_app(
         tls=tls,
         config=config,
     )
-    return ControlApp(control, [kind(control) for kind in [*chosen, *given]])
+    return ControlApp(control, [_made(kind, control) for kind in [*chosen, *given]])
+
+
+def _made(kind: type[Module], control: Control) -> Module:
+    with blamed(kind, "__init__ failed"):
+        return kind(control)
 
 
 class Connection(HttpConnection):
@@ -134,8 +149,7 @@ class Connection(HttpConnection):
 
 
 class ControlApp(QuartTrio):
-    """See :func:`build_app`. ``table`` holds every route it serves, with the name
-    of the module it is of."""
+    """See :func:`build_app`."""
 
     asgi_http_class = Connection  # type: ignore[assignment]
     asgi_websocket_class = SocketConnection  # type: ignore[assignment]
@@ -146,33 +160,35 @@ class ControlApp(QuartTrio):
         self.control = control
         self.modules = list(modules)
         self.metrics = control.metrics
-        self.table: list[tuple[str, Route]] = []
+        self._running: list[Module] = []
         self._failed = trio.Event()
         self.watch = Watch(self._ask_again)
         self.loop = Loop(self.metrics)
         self._cors = Cors(control.settings.origin_list)
-        # Bodies of any length, for any time: the server ends what stalls, and
-        # every handler bounds what it keeps.
+        # Bodies may have any length and take any time: the server ends those that stall,
+        # and every handler bounds what it keeps.
         self.config.update(
             MAX_CONTENT_LENGTH=None,
             BODY_TIMEOUT=None,
             RESPONSE_TIMEOUT=None,
             BACKGROUND_TASK_SHUTDOWN_TIMEOUT=None,
         )
-        self.url_map.strict_slashes = False
-        self.url_map.merge_slashes = False
+        self.routes = Routes(modules, control.scopes)
         for module in modules:
-            self.url_map.converters.update(module.converters)
-            for route in module.routes():
-                self._add(module.name, route)
+            with blamed(type(module), "routes() failed"):
+                for route in module.routes():
+                    self.routes.add(module.name, route)
         summaries = {module.name: module.summary for module in modules}
-        documentation = documentation_routes(self.table, summaries, self.url_map.converters)
+        documentation = documentation_routes(self.table, summaries, self.routes.kinds)
+        #: They are answered while PostgreSQL is away.
+        self._without_records = {each.path for each in [*self._own_routes(), *documentation]}
+        self._without_records.remove("/readyz")
         for route in [*self._own_routes(), *documentation]:
-            self._add(SYSTEM, route)
-        self._router = self.url_map.bind("")
+            self.routes.add(SYSTEM, route)
+        self._own_ports = {module.port: module for module in modules if module.port}
         self.before_serving(self._start)
 
-    # --- life ---------------------------------------------------------------------
+    # --- tasks --------------------------------------------------------------------
 
     async def _start(self) -> None:
         await self.nursery.start(self._live)
@@ -185,11 +201,45 @@ class ControlApp(QuartTrio):
                 nursery.start_soon(self.watch.run)
                 nursery.start_soon(self._sweep)
                 nursery.start_soon(self._end_when_failed)
-                for module in self.modules:
-                    await nursery.start(module.run)
+                with trio.move_on_after(START_SECONDS) as starting:
+                    for module in self.modules:
+                        await nursery.start(self._run, module)
+                if starting.cancelled_caught:
+                    raise StartupError(
+                        f"{package_of(type(module))}: run() did not call task_status.started() "
+                        f"within {START_SECONDS:g} s"
+                    )
                 task_status.started()
                 with self.loop.watched():
                     await trio.sleep_forever()
+
+    async def _run(self, module: Module, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run the background work of ``module``. A failure ends the process: a bug is logged
+        with its traceback, and raised as one line that names the package."""
+        self._running.append(module)
+        try:
+            await module.run(task_status=task_status)
+            with contextlib.suppress(RuntimeError):  # it may have called started() already
+                task_status.started()
+        except (Exception, BaseExceptionGroup) as error:
+            cause = the_one(error)
+            if isinstance(cause, StartupError | SettingsError) or not isinstance(cause, Exception):
+                raise
+            package = package_of(type(module))
+            if isinstance(cause, GfsError):
+                log.error("the background work of %s failed: %s", package, cause)
+                raise
+            log.error("the background work of %s failed", package, exc_info=error)
+            raise GfsError(
+                f"{package}: its background work failed, so this process ends: {one_line(cause)}"
+            ) from error
+        finally:
+            self._running.remove(module)
+
+    @property
+    def running(self) -> list[str]:
+        """The packages whose background work has not ended."""
+        return [package_of(type(module)) for module in self._running]
 
     async def _sweep(self) -> None:
         """Remove volatile facts that have expired."""
@@ -199,36 +249,29 @@ class ControlApp(QuartTrio):
                 for facts in (self.control.volatile, self.control.logins):
                     await facts.sweep_all(time.time())
             except (GfsError, OSError) as error:
-                # A full disk, say. These facts may be lost, so the process goes on.
+                # A full disk, for instance. The facts may be lost, so the process goes on.
                 log.warning("expired shared facts could not be removed: %s", error)
 
     async def _end_when_failed(self) -> None:
-        """A process that no longer knows what is on its disk ends; started again, it
-        finds every acknowledged change."""
+        """End the process when it does not know what is on its disk; after a restart it has
+        every acknowledged change."""
         await self._failed.wait()
         raise RecordsFailed("the records cannot be used any more: see above")
 
     def log_exception(self, *arguments: Any, **named: Any) -> None:
-        """Log what keeps it from starting in one line, bugs with their traceback.
+        """Log an error that prevents the start in one line, a bug with its traceback.
 
-        Quart 0.23 gives its context before what was caught, 0.22 does not.
+        Quart 0.23 passes its context before the exception, 0.22 does not.
         """
         if not isinstance(the_one(arguments[-1][1]), EXPECTED):
             super().log_exception(*arguments, **named)
 
     # --- routes -------------------------------------------------------------------
 
-    def _add(self, module: str, route: Route) -> None:
-        for owner, other in self.table:
-            if (other.method, _shape(other.path)) == (route.method, _shape(route.path)):
-                packages = {each.name: package_of(type(each)) for each in self.modules}
-                raise clash(
-                    f"the route {route.method} {route.path}",
-                    *(packages.get(name, OURS) for name in (owner, module)),
-                )
-        rule = _parameter.sub(_werkzeug_parameter, route.path)
-        self.url_map.add(Rule(rule, methods=[route.method], endpoint=str(len(self.table))))
-        self.table.append((module, route))
+    @property
+    def table(self) -> Sequence[tuple[str, Route]]:
+        """Every route that it serves, with the name of its module."""
+        return self.routes.table
 
     def _own_routes(self) -> list[Route]:
         status = dict[str, str]
@@ -266,14 +309,19 @@ class ControlApp(QuartTrio):
             except trio.TooSlowError:
                 failed[module.name] = f"does not answer within {READY_SECONDS:g} s"
             except Exception as error:
-                failed[module.name] = explain(error)[1]
+                name = f"check_ready() of {package_of(type(module))}"
+                failed[module.name] = explain(error, name)[1]
 
+        try:
+            self.control.check_tables()
+        except RecordsUpgraded as error:
+            failed["records"] = str(error)
         async with trio.open_nursery() as nursery:
             for module in self.modules:
                 nursery.start_soon(check, module)
         if failed:
-            story = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
-            return json_response({"error": f"not ready: {story}"}, 503)
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
+            return json_response({"error": f"not ready: {reasons}"}, 503)
         return {"status": "ok"}
 
     async def _metrics(self, call: Call) -> Response:
@@ -285,56 +333,89 @@ class ControlApp(QuartTrio):
         """From the parsed head to the response, whose body may still be to come."""
         began = time.perf_counter()
         number = _new_request()
-        path = "none"
+        route = None
+        owner = self._owner_of(request)
         try:
-            route, params = self._find(request)
-            if route is None:
-                response = self._options(request)
+            if owner is not None:
+                self.loop.note(f"port {owner.port}")
+                response = await owner.serve(
+                    cast(StreamingRequest, request), functools.partial(self._watch, request)
+                )
             else:
-                path = route.path
-                self.loop.note(f"{route.method} {path}")
-                response = await self._answer(route, cast(StreamingRequest, request), params)
-        except (Exception, BaseExceptionGroup) as error:
-            found = list(leaves(error))
-            if not found or not all(isinstance(leaf, Exception) for leaf in found):
-                raise  # a cancellation or an interrupt is not an answer
-            if any(isinstance(leaf, RecordsFailed) for leaf in found):
-                self._failed.set()
-            response = _error_response(error)
+                route, params = self.routes.find(request)
+                if route is None:
+                    response = self._options(request)
+                else:
+                    self.loop.note(f"{route.method} {route.path}")
+                    response = await self._answer(route, cast(StreamingRequest, request), params)
+        except (Exception, BaseExceptionGroup, SystemExit) as error:
+            found = self._failures(error)
+            if not found:
+                raise
+            response = _error_answer(*explain(error, self.routes.name(route)))
         response.headers["X-Request-Id"] = request_name(number)
-        self._cors.mark(response.headers, request.headers.get("Origin"))
+        if owner is None:
+            self._cors.mark(response.headers, request.headers.get("Origin"))
+        path = f"port {owner.port}" if owner else "none" if route is None else route.path
         self.metrics.note(request.method, path, response.status_code, time.perf_counter() - began)
         return response
 
+    def _watch(self, request: Request, call: Call) -> None:
+        """End the request when the credential of ``call`` does."""
+        scope = cast(dict[str, Any], request.scope)
+        refuse = scope["extensions"]["control.refuse"]
+        self.watch.begin(id(scope), call, lambda refusal: refuse(refusal.status, str(refusal)))
+
+    def _owner_of(self, request: Request) -> Module | None:
+        """The module whose own port the request came to, if it is such a port."""
+        address = request.scope.get("server")
+        return self._owner_of_port(address[1] if address is not None else 0)
+
+    def _owner_of_port(self, number: int | None) -> Module | None:
+        return self._own_ports.get(self.control.ports.get(number or 0, ""))
+
+    def explain_refusal(self, number: int, refusal: Refusal) -> Explained | None:
+        """The body of a refusal by the server, at this port; None: the usual one."""
+        owner = self._owner_of_port(number)
+        return owner.explain_refusal(refusal) if owner is not None else None
+
+    def _failures(self, error: BaseException) -> list[BaseException]:
+        """The failures of a request that ended with ``error``; none if it has no answer, as
+        after a cancellation or an interrupt."""
+        found = list(leaves(error))
+        if any(isinstance(leaf, RecordsFailed) for leaf in found):
+            self._failed.set()
+        # A handler that calls sys.exit() does not end the process.
+        return found if all(isinstance(leaf, Exception | SystemExit) for leaf in found) else []
+
     async def handle_socket(self, request: StreamingRequest, socket: Socket) -> Response | None:
-        """From the request for a WebSocket to its end; the refusal, if it is refused."""
+        """Serve a WebSocket from its request to its end. Returns the refusal, if any."""
         began = time.perf_counter()
         _new_request()
-        path = "none"
+        route = None
 
         def note(status: int) -> None:
+            path = "none" if route is None else route.path
             self.metrics.note("GET", path, status, time.perf_counter() - began)
 
         socket.when_accepted = functools.partial(note, 101)
         try:
-            route, params = self._find(request)
+            route, params = self.routes.find(request)
             if route is None or route.upgrade is None:
-                raise BadRequest("there is no WebSocket here: ask without Upgrade")
-            path = route.path
-            self.loop.note(f"the WebSocket {path}")
+                raise BadRequest("there is no WebSocket here: send the request without Upgrade")
+            self.loop.note(f"the WebSocket {route.path}")
+            await self.control.fresh()
             principal = self._admit(route.need, request, params)
-            call = Call(self.control, route.need, f"GET {path}", request, params, principal)
+            call = Call(self.control, route.need, f"GET {route.path}", request, params, principal)
             await self._converse(call, route.upgrade, socket)
             return None
-        except (Exception, BaseExceptionGroup) as error:
-            found = list(leaves(error))
-            if not found or not all(isinstance(leaf, Exception) for leaf in found):
+        except (Exception, BaseExceptionGroup, SystemExit) as error:
+            found = self._failures(error)
+            if not found:
                 raise
-            if any(isinstance(leaf, RecordsFailed) for leaf in found):
-                self._failed.set()
             if all(isinstance(leaf, SocketClosed) for leaf in found):
                 return None  # the client has left, perhaps before it was accepted
-            status, message, headers = explain(error)
+            status, message, headers = explain(error, self.routes.name(route))
         if socket.accepted:
             await socket.close(OUR_FAULT, _cut(message, CLOSE_REASON_BYTES_MAX))
             return None
@@ -344,12 +425,12 @@ class ControlApp(QuartTrio):
         return response
 
     async def _converse(self, call: Call, upgrade: Upgrade, socket: Socket) -> None:
-        """The handler, for as long as the client is there and may go on."""
+        """Run the handler while the client is connected and its credential is valid."""
         refusals: list[ApiError] = []
 
         async def close(refusal: ApiError) -> None:
-            # At once: the handler may take a while to release what it holds. A client that
-            # reads nothing is not waited for.
+            # This does not wait for the handler, which may take a while to clean up, nor for
+            # long for a client that reads nothing.
             with trio.move_on_after(CLOSE_SECONDS):
                 reason = _cut(str(refusal), CLOSE_REASON_BYTES_MAX)
                 await socket.close(REFUSED + refusal.status, reason)
@@ -373,33 +454,22 @@ class ControlApp(QuartTrio):
             raise refusals[0]
         await socket.close(NORMAL)
 
-    def _find(self, request: Request) -> tuple[Route | None, dict[str, str]]:
-        """The route and its parameters; None for OPTIONS. Raises HTTPException."""
-        method = request.method
-        if method == "OPTIONS":
-            return None, {}
-        endpoint, params = self._router.match(request.path, method=method)
-        return self.table[int(endpoint)][1], cast(dict[str, str], params)
-
     def _options(self, request: Request) -> Response:
-        methods = self._router.allowed_methods(request.path)
-        if not methods:
-            self._router.match(request.path, method="GET")  # raises the 404
-        allowed = ", ".join(sorted({*methods, "OPTIONS"}))
+        allowed = ", ".join(self.routes.methods(request.path))
         return self._cors.preflight(allowed, request.headers.get("Origin"))
 
     async def _answer(
         self, route: Route, request: StreamingRequest, params: dict[str, str]
     ) -> Response:
+        if route.path not in self._without_records:
+            await self.control.fresh()
         principal = self._admit(route.need, request, params)
         name = f"{route.method} {route.path}"
         call = Call(self.control, route.need, name, request, params, principal)
-        scope = cast(dict[str, Any], request.scope)
-        refuse = scope["extensions"]["control.refuse"]
-        self.watch.begin(id(scope), call, lambda refusal: refuse(refusal.status, str(refusal)))
+        self._watch(request, call)
         if isinstance(route.body, type):
             body = await call.json(route.body)
-            # It may have taken a minute.
+            # The body may have taken a minute.
             refusal = self._ask_again(call) if principal is not None else None
             if refusal is not None:
                 raise refusal
@@ -409,7 +479,7 @@ class ControlApp(QuartTrio):
         return answer if isinstance(answer, Response) else json_response(answer)
 
     def _admit(self, need: Need, request: Request, params: Mapping[str, str]) -> Principal | None:
-        """The user of the request, if it may go on. Raises Unauthorized or Forbidden."""
+        """The user of the request, if it is allowed. Raises Unauthorized or Forbidden."""
         if need.kind == "public":
             return None
         if need.kind == "service":
@@ -417,15 +487,26 @@ class ControlApp(QuartTrio):
                 raise Unauthorized("X-Service-Key: missing or wrong")
             return None
         token = _token(need, request)
-        principal = self.control.credentials.verify(token) if token else None
+        if token is None and (ticket := _ticket(need, request)) is not None:
+            file = need.file_in(params, request.args)
+            principal = self.control.credentials.verify_ticket(ticket, file)
+            if principal is None:
+                raise Unauthorized(TICKET_ENDED)
+        else:
+            principal = self.control.credentials.verify(token) if token else None
         if principal is None and token and need.kind != "anybody" and not need.is_open:
             raise Unauthorized(ENDED)
-        decide(principal, need, scope_name(need, request, params))
+        decide(principal, need, need.name_in(params, request.args))
         return principal
 
     def _ask_again(self, call: Call) -> ApiError | None:
-        """The refusal, if a request with a credential that was let in would not be now."""
+        """The refusal of a request whose credential was valid and is not any more; or None."""
         try:
+            if self._owner_of(call.request) is not None:
+                # Whose port it is has found its credential, which only that module understands.
+                with self.control.records.read() as txn:
+                    call.check_credential(txn)
+                return None
             principal = self._admit(call.need, call.request, call.params)
             if principal is None:  # an open route would serve it as anonymous
                 raise Unauthorized(ENDED)
@@ -435,18 +516,8 @@ class ControlApp(QuartTrio):
         return None
 
 
-def _werkzeug_parameter(found: re.Match[str]) -> str:
-    name, kind = found.groups()
-    return f"<{kind}:{name}>" if kind else f"<{name}>"
-
-
-def _shape(path: str) -> str:
-    """``path`` without the names of its parameters, which distinguish no two routes."""
-    return _parameter.sub(r"{:\2}", path)
-
-
 def _token(need: Need, request: Request) -> str | None:
-    """The header's, else (on reads) the query's, else the cookie's where it will do."""
+    """The token of the header, or (on reads) of the query, or of the cookie where allowed."""
     header = request.headers.get("Authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
@@ -460,9 +531,15 @@ def _token(need: Need, request: Request) -> str | None:
     return None
 
 
+def _ticket(need: Need, request: Request) -> str | None:
+    """The ticket of the query, at a route that answers with one file."""
+    is_reading = need.file and request.method in ("GET", "HEAD")
+    return request.args.get("ticket") if is_reading else None
+
+
 def _cookie(name: str, header: str) -> str | None:
-    """The cookie's value. Cookies of other programs on the host may be malformed, at
-    which the parsers of the libraries give up or break."""
+    """The cookie's value. Cookies of other programs on the host may be malformed, and the
+    parsers of libraries fail on those."""
     for pair in header.split(";"):
         key, _, value = pair.partition("=")
         if key.strip() == name:
@@ -471,15 +548,11 @@ def _cookie(name: str, header: str) -> str | None:
 
 
 def _new_request() -> int:
-    """The number that this request has in all logs, the file system's too. It stays until
-    the task takes the next: the body of the answer is still to come."""
+    """The id of this request in all logs, those of the file system included. It is valid
+    until the task's next request, since the body of the answer is sent later."""
     number = secrets.randbits(REQUEST_BITS) or 1
     current_request.set(number)
     return number
-
-
-def _error_response(error: BaseException) -> Response:
-    return _error_answer(*explain(error))
 
 
 def _error_answer(status: int, message: str, headers: Mapping[str, str]) -> Response:

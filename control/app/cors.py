@@ -15,20 +15,20 @@ METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
 REQUEST_HEADERS = "Content-Type, Authorization, X-File-Size, X-Transfer-Id, Range"
 EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, "
-    "Last-Modified, Retry-After"
+    "Last-Modified, Retry-After, X-Kept, X-Kept-Until"
 )
-#: Browsers may remember a preflight for so long.
+#: How long browsers may cache a preflight.
 PREFLIGHT_SECONDS = 600
 
 
 class Cors:
-    """What the configured origins may do."""
+    """The rights of the configured origins."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origins)
 
     def mark(self, headers: Headers, origin: str | None) -> None:
-        """Let pages of ``origin`` read this answer, if they may."""
+        """Allow pages of ``origin`` to read this answer, if it is configured."""
         if not self._origins:
             return
         headers.add("Vary", "Origin")

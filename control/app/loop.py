@@ -1,15 +1,17 @@
 """Measures how long each task holds the event loop.
 
-All requests of a process take turns on one thread, so what one does without a pause all
-the others wait for. Every step of a task, from one pause to the next, is timed: nothing
-that a request can ask for is to take more than :data:`STEP_SECONDS`. One that does is
+All requests of a process take turns on one thread, so all others wait while one computes
+without a pause. Every step of a task, from one pause to the next, is timed: no step
+of a request may take more than :data:`STEP_SECONDS`. A longer one is
 counted, and the log names the request and where in the code the step ended.
 
-What counts is what the thread computed, since a machine with more to do than processors
-also stops it in the middle of a step that is short. The clock on the wall is looked at
-first because that costs less: it costs 1 µs a step, with the other. It has a metric of its
-own, which shows a wait for a disk or a lock, or a machine that is too busy.
-Python's collector of garbage runs in whatever step comes to it, and is no request's doing.
+The thread's CPU time counts, since an overloaded machine also stops the thread in the
+middle of a short step. Reading it is a system call of some microseconds, so it is read
+at the beginning of a step only if the last time was :data:`SAMPLE_SECONDS` ago: up to that
+much CPU time of earlier steps counts for a long one. The elapsed time costs a tenth of
+a microsecond, and is checked first. It has a metric of its own, which shows waits for a disk
+or a lock, or a machine that is too busy. Python's garbage collector runs in any step, and is not
+counted for the request.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ log = logging.getLogger(__name__)
 
 #: The longest step that a request may cause.
 STEP_SECONDS = 0.020
-#: Shorter ones are not counted at all, which would cost more than to time them.
+#: Shorter steps are not counted, since that would cost more than timing them.
 COUNTED_SECONDS = 0.005
-#: Long steps that the log has in a minute; later ones are only counted.
+#: How old the CPU time at the beginning of a step may be.
+SAMPLE_SECONDS = 0.001
+#: How many long steps are logged in a minute; further ones are only counted.
 LINES_PER_MINUTE = 10
 
-#: What a task does, for people: the request, where there is one.
+#: The work of a task, for the log: its request, if there is one.
 _doing: ContextVar[object] = ContextVar("doing")
 
 _PACKAGES = Path(__file__).parents[2]
@@ -48,6 +52,8 @@ class Loop(trio.abc.Instrument):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._wall = self._computed = 0.0
+        #: When the CPU time was last asked for, by the clock on the wall.
+        self._sampled = 0.0
         self._minute, self._lines = 0.0, 0
         self._context = copy_context()
         self._thread = 0
@@ -55,7 +61,7 @@ class Loop(trio.abc.Instrument):
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """The loop that this is called on is watched until the block ends."""
+        """Watch the present event loop until the block ends."""
         self._thread = threading.get_ident()
         trio.lowlevel.add_instrument(self)
         gc.callbacks.append(self._collect)
@@ -80,8 +86,9 @@ class Loop(trio.abc.Instrument):
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._context = task.context  # the end of a request may change it
-        self._wall = perf_counter()
-        self._computed = thread_time()
+        self._wall = now = perf_counter()
+        if now - self._sampled > SAMPLE_SECONDS:
+            self._sampled, self._computed = now, thread_time()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         wall = perf_counter() - self._wall
@@ -91,9 +98,9 @@ class Loop(trio.abc.Instrument):
             if seconds >= COUNTED_SECONDS:
                 self._metrics.note_step(seconds)
             if seconds >= STEP_SECONDS:
-                self._tell(task, seconds)
+                self._log(task, seconds)
 
-    def _tell(self, task: trio.lowlevel.Task, seconds: float) -> None:
+    def _log(self, task: trio.lowlevel.Task, seconds: float) -> None:
         if perf_counter() > self._minute + 60:
             self._minute, self._lines = perf_counter(), 0
         self._lines += 1

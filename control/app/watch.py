@@ -1,16 +1,15 @@
-"""Requests under way are asked again whether they may go on.
+"""Checks again and again whether requests under way may continue.
 
-A request is let in once and may last for hours: a terminal, a stream of events, a large
-download to a slow client. Meanwhile its session may be ended, its token revoked, its
-user deleted or its service account given less to do, by any process that shares the
-records. So one task asks every :data:`WATCH_SECONDS`, of every request under way that
-came with a credential, what was asked when it came, and ends those that would be refused
-now. Nothing is announced between processes: each looks into the records, so a process
-that was stopped or has just started misses nothing.
+A request is checked when it begins and may last for hours: a terminal, a stream of events,
+a large download to a slow client. Meanwhile any process that shares the records may end its
+session, revoke its token, delete its user or reduce the rights of its service account. So
+one task repeats, every :data:`WATCH_SECONDS`, the checks of every request under way that
+has a credential, and ends those that would be refused now. Processes do not notify one
+another: each reads the records, so a process that was stopped or has just started misses
+nothing.
 
-A request costs one entry of a dict while it lasts, and some 10 µs for each look at it.
-Short ones are not looked at. So nothing is said twice to a client that ends its own
-session: the request that does it is answered.
+A request costs one entry of a dict while it lasts, and some 10 µs for each check.
+Short ones are not checked; so a request that ends its own session is answered.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from control.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-#: A revoked credential is out within 5 s, the time for ending requests included.
+#: Requests of a revoked credential have ended within 5 s, including the time that takes.
 WATCH_SECONDS = 2.0
-#: A request is first checked when it has lasted for so long.
+#: How long a request lasts before it is checked for the first time.
 SHORT_SECONDS = 1.0
-#: Requests checked before other tasks have their turn: less than a millisecond.
+#: How many requests are checked before other tasks run: less than a millisecond.
 AT_ONCE = 32
 
-#: Asks again; the refusal, if it is refused now.
+#: Checks a request again; returns the refusal, if it is refused now.
 Ask = Callable[[Call], ApiError | None]
 #: Ends the request; called once at most.
 End = Callable[[ApiError], None]
@@ -54,7 +53,7 @@ class Watch:
         self._under_way: dict[Hashable, _UnderWay] = {}
 
     def begin(self, key: Hashable, call: Call, end: End) -> None:
-        """Look at ``call`` until :meth:`forget`. Requests without a credential are not checked."""
+        """Check ``call`` until :meth:`forget`. Requests without a credential are not checked."""
         if call.principal is not None:
             self._under_way[key] = _UnderWay(trio.current_time(), call, end)
 
@@ -63,7 +62,7 @@ class Watch:
 
     @contextmanager
     def over(self, call: Call, end: End) -> Iterator[None]:
-        """Look at ``call`` for as long as the block lasts."""
+        """Check ``call`` for as long as the block lasts."""
         key = id(call)
         self.begin(key, call, end)
         try:
@@ -72,13 +71,13 @@ class Watch:
             self.forget(key)
 
     async def run(self) -> None:
-        """Look, until cancelled. Raises what reading the records raises."""
+        """Check requests until cancelled. Raises the errors of reading the records."""
         while True:
             await trio.sleep(WATCH_SECONDS)
             await self.look()
 
     async def look(self) -> None:
-        """Ask for each request under way, and end those that are refused."""
+        """Check each request under way once, and end those that are refused."""
         latest = trio.current_time() - SHORT_SECONDS
         long = [key for key, each in self._under_way.items() if each.began <= latest]
         for number, key in enumerate(long):

@@ -1,4 +1,4 @@
-"""Service accounts: they hold scopes, and their tokens inherit them as they are now."""
+"""Service accounts: each has scopes, and its tokens always have the account's present scopes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from control.auth.shapes import (
 )
 from control.auth.tokens import check_room, new_token, newest_first, token_info
 from control.errors import BadRequest, NoSuchThing
-from control.identity import ids
-from control.identity.access import SESSION
+from control.identity import SESSION, check_grants, ids
 from control.identity.rows import ServiceAccount, accounts, tokens
-from control.identity.scopes import check_grants
 from control.identity.users import clean_label
 from control.records import Txn
 
-#: Service accounts of one user.
+#: The most service accounts of one user.
 ACCOUNTS_MAX = 100
 
 
@@ -54,10 +52,18 @@ class AccountRoutes:
                 "/api/service-accounts",
                 self.list_accounts,
                 SESSION,
-                "One's service accounts, newest first",
+                "The caller's service accounts, newest first",
                 answer=list[AccountInfo],
             ),
-            Route("GET", one, self.get, SESSION, "One of them", answer=AccountInfo, errors=[404]),
+            Route(
+                "GET",
+                one,
+                self.get,
+                SESSION,
+                "One service account",
+                answer=AccountInfo,
+                errors=[404],
+            ),
             Route(
                 "DELETE",
                 one,
@@ -72,7 +78,7 @@ class AccountRoutes:
                 f"{one}/scopes",
                 self.set_scopes,
                 SESSION,
-                "Change what its tokens may do, those that exist included",
+                "Change what its tokens may do, existing ones included",
                 body=ScopesBody,
                 answer=AccountInfo,
                 errors=[404, 507],

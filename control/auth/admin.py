@@ -5,25 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from msgspec import UNSET
 from quart import Response
 
 from control.api import Call, Control, Route, in_order, json_array
+from control.auth.first_start import FILE_NAME
 from control.auth.shapes import (
     SessionQuery,
     SessionRow,
     Status,
     UserBody,
+    UserChange,
     UserInfo,
     UserQuery,
 )
 from control.errors import BadRequest, NoSuchThing
+from control.identity import ADMIN, Passwords, new_password
 from control.identity import users as people
-from control.identity.access import ADMIN
-from control.identity.passwords import Passwords, new_password
 from control.identity.rows import Session, User, sessions, users
 from control.records import Txn
 
-#: Seconds for the deletion of a user with all that is his, in every module.
+#: Seconds for the deletion of a user in all modules.
 DELETE_SECONDS = 60.0
 
 
@@ -53,6 +55,21 @@ class AdminRoutes:
                 errors=[409, 507],
             ),
             Route(
+                "PUT",
+                "/admin/users",
+                self.change_user,
+                ADMIN,
+                "Change another user: password, display name, rights",
+                query=UserQuery,
+                body=UserChange,
+                answer=UserInfo,
+                errors=[404, 409, 507],
+                description=(
+                    "A new password and other rights end the user's sessions; API tokens stay "
+                    "valid. Your own password is changed with `PUT /api/password`."
+                ),
+            ),
+            Route(
                 "DELETE",
                 "/admin/users",
                 self.delete_user,
@@ -62,9 +79,10 @@ class AdminRoutes:
                 answer=Status,
                 errors=[404, 409, 507],
                 description=(
-                    "His sessions and tokens end at once. His files stay: his storage namespaces "
-                    "become private and have no owner, so that only administrators reach them. "
-                    "One cannot delete oneself, nor the last administrator (409)."
+                    "The user's sessions and tokens end at once. The files stay: the storage "
+                    "namespaces become private and have no owner, so that only administrators "
+                    "have access. Administrators cannot delete themselves, nor the last "
+                    "administrator (409)."
                 ),
             ),
             Route(
@@ -72,7 +90,7 @@ class AdminRoutes:
                 "/admin/sessions",
                 self.list_sessions,
                 ADMIN,
-                "All sessions that last, newest first",
+                "All valid sessions, newest first",
                 answer=list[SessionRow],
             ),
             Route(
@@ -85,7 +103,7 @@ class AdminRoutes:
                 answer=Status,
                 errors=[404, 507],
                 description=(
-                    "Its token is refused at once; what is under way with it ends within 5 s."
+                    "Its token is refused at once; requests under way with it end within 5 s."
                 ),
             ),
         ]
@@ -111,6 +129,36 @@ class AdminRoutes:
             )
 
         return _info(await call.write(decide))
+
+    async def change_user(self, call: Call, body: UserChange) -> UserInfo:
+        user_id = call.query(UserQuery).id
+        if user_id == call.user.user_id and (body.password, body.is_admin) != (UNSET, UNSET):
+            raise BadRequest(
+                "id: change your own password with PUT /api/password; another administrator "
+                "changes your rights"
+            )
+        with self._control.records.read() as txn:
+            user = users.get(txn, user_id)
+        if user is None:
+            raise NoSuchThing("no such user")
+        hashed = name = None
+        if body.display_name is not UNSET:
+            name = people.clean_display_name(body.display_name, user.username)
+        if body.password is not UNSET:
+            password = new_password(body.password, user.username)
+            hashed = await self._passwords.hash(password, call.address)
+        is_admin = None if body.is_admin is UNSET else body.is_admin
+
+        def decide(txn: Txn) -> User:
+            return people.change(
+                txn, user_id, password=hashed, display_name=name, is_admin=is_admin
+            )
+
+        changed = _info(await call.write(decide))
+        if hashed is not None and user.username == self._control.settings.admin_username:
+            # The password of the first start is not valid any more.
+            (self._control.directory / FILE_NAME).unlink(missing_ok=True)
+        return changed
 
     async def delete_user(self, call: Call) -> Status:
         user_id = call.query(UserQuery).id

@@ -1,32 +1,34 @@
 """Failed logins: counted for a user at an address, for a user, and for an address.
 
-All workers count together. Three limits, and with none can a stranger keep a user out:
+The counts are shared by all workers. There are three limits, and none lets a stranger
+lock a user out:
 
 *A user at an address* (of IPv6, in a network of 64 bits). After so many failures within
-the window every further attempt is refused before its password is looked at, the right
-one too: otherwise guessing would go on behind the refusals. Attempts that were let in
-together are counted when their outcome is known; those that find the limit reached by
-then do not learn it. Who guesses from another address reaches a limit of his own.
+the window every further attempt is refused before its password is verified, a right one
+too: otherwise guessing could continue despite the refusals. Attempts that were admitted
+together are counted when their outcome is known; those that exceed the limit then are
+not answered with it. Another address has a limit of its own.
 
-*A user as a whole.* When as many attempts have failed, from wherever, answers come late:
-half a second, and twice as long with each further failure, up to 8 s. Late, and not
-never: a refusal would be the guesser's means to keep the user out. A right password from
-an address that the user has logged in from before is not kept waiting at all.
+*A user as a whole.* When as many attempts have failed, from any addresses, answers are
+delayed: by half a second, and twice as long with each further failure, up to 8 s. They
+are not refused, since a guesser could then lock the user out. A right password from an
+address that the user has logged in from before is answered without delay.
 
 *An address as a whole.* When :data:`ADDRESS_UNDELAYED_MAX` attempts have failed there,
-for whatever names, answers come late in the same way: names can be made up without end.
+for any names, answers are delayed in the same way, since names can be invented without limit.
 
-This slows down somebody who guesses from a thousand addresses; what stops him is a
-password of some length (:func:`control.identity.passwords.new_password`).
+This slows down guesses from a thousand addresses; only a password of sufficient length
+stops them (:func:`control.identity.passwords.new_password`).
 
 What is counted for a user are failures at a *password*: a digest of its hash is part of
-the keys, so a new one begins at nought, whichever process sets it. Names that do not
-exist are counted like those that do. Logins that succeed are not counted.
+the keys, so the count of a new password begins at zero, whichever process sets it.
+Names that do not exist are counted like those that do. Logins that succeed are not
+counted.
 
-A count is a list of times, 1 KB at most, and is forgotten with the window. One comes
-about by a hash that was computed, of which a worker makes some 20 a second: with the
-window of 15 minutes 54,000 counts of 100 bytes at most, and whatever happens no more
-than the map of :mod:`control.records.volatile` holds.
+A count is a list of times, 1 KB at most, and is forgotten with the window. Each failure
+costs the computation of a hash, of which a worker makes some 20 a second: with the
+window of 15 minutes there are at most 54,000 counts of 100 bytes per worker, and never
+more than the map of :mod:`control.volatile` has room for.
 """
 
 from __future__ import annotations
@@ -38,24 +40,24 @@ from dataclasses import dataclass
 
 from control.errors import TooManyRequests
 from control.http import network_of
-from control.records.volatile import Volatile
+from control.volatile import Volatile
 
 MESSAGE = "too many failed logins: try again later"
-#: Failures of a user that delay nobody, with a limit that is higher.
+#: Most failures of a user that cause no delay, however high the limit is.
 UNDELAYED_MAX = 20
-#: Failures at an address that delay nobody: people who work behind one address forget
-#: their passwords, too.
+#: Failures at an address that cause no delay: several users behind one address may
+#: mistype their passwords.
 ADDRESS_UNDELAYED_MAX = 50
 DELAY_SECONDS = 0.5
-#: Clients wait longer than this for an answer.
+#: The longest delay; clients wait longer than this for an answer.
 DELAY_SECONDS_MAX = 8.0
 _KIND = "login-failure"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Somebody tries to be ``username``, whose password's hash is ``stored``: "" if there
-    is no such user."""
+    """An attempt to log in as ``username``, whose password's hash is ``stored``: "" if
+    there is no such user."""
 
     username: str
     stored: str
@@ -76,7 +78,7 @@ class Attempt:
 
 
 class Failures:
-    """``limit`` failures in ``window_seconds`` are borne; 0: any number."""
+    """``limit`` failures in ``window_seconds`` are allowed; 0: any number."""
 
     def __init__(self, volatile: Volatile, limit: int, window_seconds: float) -> None:
         self._volatile = volatile
@@ -89,7 +91,7 @@ class Failures:
             self._refuse(self._times(attempt.at_address, now), now)
 
     def note(self, attempt: Attempt, now: float) -> None:
-        """Count a failed attempt. Raises TooManyRequests if it was one too many."""
+        """Count a failed attempt. Raises TooManyRequests if it exceeds the limit."""
         if self._limit:
             for key in (attempt.of_user, attempt.of_address):
                 self._volatile.add(_KIND, key, now, self._window)
@@ -98,7 +100,7 @@ class Failures:
             self._refuse(times[:-1], now)
 
     def delay(self, attempt: Attempt, now: float) -> float:
-        """In how many seconds the attempt is to be answered."""
+        """The delay of the answer to the attempt, in seconds."""
         if not self._limit:
             return 0.0
         borne = {
@@ -120,7 +122,7 @@ class Failures:
 
 
 def wait_seconds(times: Iterable[float], limit: int, window: float, now: float) -> float:
-    """How long until fewer than ``limit`` failures are within the window; 0: they are."""
+    """How long until fewer than ``limit`` failures are within the window; 0 if so now."""
     recent = sorted(at for at in times if abs(now - at) < window)
     if len(recent) < limit:
         return 0.0
@@ -128,7 +130,7 @@ def wait_seconds(times: Iterable[float], limit: int, window: float, now: float) 
 
 
 def delay_seconds(times: Iterable[float], undelayed: int, window: float, now: float) -> float:
-    """How late the next answer comes after these failures, the first of which delay nobody."""
+    """The delay of the next answer after these failures, the first of which cause none."""
     recent = sum(abs(now - at) < window for at in times)
     over = recent - undelayed
     return min(DELAY_SECONDS_MAX, DELAY_SECONDS * 2.0 ** (over - 1)) if over > 0 else 0.0

@@ -1,13 +1,13 @@
-"""The first administrator, and how his password gets to a person.
+"""The first administrator, and how the operator gets the password.
 
-Made when there is no user at all. His password is taken from the environment, or
-made up; then it lies in ``control/first-password`` (0600) until the command
-that started the server shows it, once, and takes the file away.
+The first administrator is made when there is no user. The password is taken from the
+environment, or generated; then it is in ``control/first-password`` (0600) until the
+command that started the server prints it, once, and removes the file.
 
 The file is written inside the transaction that adds the user, before it commits.
-That transaction is one at a time over all processes, so of several workers one
-writes file and user, and the others see the user. A crash in between leaves a
-file of no user: the next start writes another over it.
+Only one process can be in this transaction, so one of several workers writes file and
+user, and the others see the user. A crash in between leaves a file without a user: the
+next start overwrites it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ import time
 from pathlib import Path
 
 from control.errors import ApiError
+from control.identity import Passwords, new_password, read_secret, write_secret
 from control.identity import users as people
-from control.identity.passwords import Passwords, new_password
 from control.identity.rows import users
-from control.identity.secretfiles import read_secret, write_secret
 from control.records import Records, Txn
 from gfs.errors import StartupError
 
 VARIABLE = "GFS_ADMIN_PASSWORD"
 FILE_NAME = "first-password"
-#: 24 letters of 31, in fours: 118 bits, and none that looks like another.
+#: 24 characters of 31, in groups of four: 118 bits, without characters that look alike.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _GROUPS = 6
 _GROUP_LENGTH = 4
 
 
 def take_first_password(control_directory: Path) -> str | None:
-    """The generated password of the first administrator, if nobody was shown it yet.
+    """The generated password of the first administrator, if it was not printed yet.
 
-    The file is gone when this returns: whoever calls shows it to the person now.
+    The file is removed when this returns: the caller must print the password.
     """
     path = control_directory / FILE_NAME
     data = read_secret(path, 1024)
@@ -45,12 +44,12 @@ def take_first_password(control_directory: Path) -> str | None:
     try:
         path.unlink()
     except FileNotFoundError:
-        return None  # another was quicker, and shows it
+        return None  # another process was quicker and prints it
     return data.decode("ascii", "replace").strip()
 
 
 def generate_password() -> str:
-    """Easy to copy and to type."""
+    """A password that is easy to copy and to type."""
     return "-".join(
         "".join(secrets.choice(_LETTERS) for _ in range(_GROUP_LENGTH)) for _ in range(_GROUPS)
     )
@@ -59,7 +58,7 @@ def generate_password() -> str:
 async def make_first_admin(
     records: Records, passwords: Passwords, directory: Path, username: str
 ) -> bool:
-    """Whether this call made him; False if there are users already.
+    """Make the administrator; False if there are users already.
 
     Raises StartupError if the name or the given password cannot be used.
     """

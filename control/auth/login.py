@@ -14,16 +14,23 @@ from control.auth.first_start import FILE_NAME
 from control.auth.shapes import LoginAnswer, LoginBody, PasswordBody, SessionInfo, Status
 from control.errors import ApiError, BadRequest, Forbidden, Unauthorized, Unavailable
 from control.http import network_of
+from control.identity import (
+    ANYBODY,
+    LOGGED_IN_OR_COOKIE,
+    PUBLIC,
+    SESSION,
+    PasswordChanged,
+    Passwords,
+    check_password,
+    new_password,
+)
 from control.identity import users as people
-from control.identity.access import ANYBODY, LOGGED_IN_OR_COOKIE, PUBLIC, SESSION
-from control.identity.credentials import PasswordChanged
-from control.identity.passwords import Passwords, check_password, new_password
 from control.identity.rows import User, sessions, users
 from control.identity.users import clean_username
 from control.records import Txn
 
 CHANGING = "your password is being changed: try again"
-#: Another login may renew the hash, or somebody change the password, while it is proven.
+#: While a password is verified, another login may renew the hash, or the password may be changed.
 TRIES = 3
 #: How an answer is delayed.
 wait = trio.sleep
@@ -53,9 +60,9 @@ class LoginRoutes:
                     "The session lasts 24 hours unless configured otherwise. After too many "
                     "failed attempts for one user at one address every attempt there is "
                     "answered 429 until the time in `Retry-After` has passed. After too many "
-                    "for one user from anywhere, or at one address for any users, the answers "
-                    "come up to 8 s late, but for a "
-                    "right password from an address that the user logged in from before."
+                    "for one user from anywhere, or at one address for any users, the answers are "
+                    "delayed by up to 8 s, except for a right password from an address that the "
+                    "user has logged in from before."
                 ),
             ),
             Route(
@@ -63,7 +70,7 @@ class LoginRoutes:
                 "/api/session",
                 self.session,
                 LOGGED_IN_OR_COOKIE,
-                "Who is logged in",
+                "The user who is logged in",
                 answer=SessionInfo,
             ),
             Route(
@@ -75,9 +82,10 @@ class LoginRoutes:
                 answer=Status,
                 errors=[507],
                 description=(
-                    "Ends the session whose token is sent: it is refused at once, and what is "
-                    "under way with it ends within 5 s. Without a token, or with one that is "
-                    "not valid any more, nothing is to be done. An API token is not a session "
+                    "Ends the session whose token is sent: the token is refused at once, and "
+                    "requests under way with it end within 5 s. Without a token, or with one that "
+                    "is not valid any more, the request succeeds and changes nothing. An API "
+                    "token is not a session "
                     "and stays valid: `DELETE /api/tokens/{id}` revokes it."
                 ),
             ),
@@ -86,7 +94,7 @@ class LoginRoutes:
                 "/api/password",
                 self.change_password,
                 SESSION,
-                "Change one's own password",
+                "Change the caller's password",
                 body=PasswordBody,
                 answer=Status,
                 errors=[429, 507],
@@ -129,7 +137,7 @@ class LoginRoutes:
         old = check_password(body.old, "old")
         new = new_password(body.new, who.username, "new")
         if new == old:
-            raise BadRequest("new: it is the old one")
+            raise BadRequest("new: this is the old password")
         user = await self._proven_or_refused(call, who.username, old, _wrong_old)
         if user.id != who.user_id:  # deleted, and another one made of the same name
             raise Unauthorized
@@ -153,7 +161,7 @@ class LoginRoutes:
     async def _proven_or_refused(
         self, call: Call, username: str, password: str, wrong: Callable[[], ApiError]
     ) -> User:
-        """The user, if this is his password; else ``wrong()`` is raised, or
+        """The user, if this is the right password; else ``wrong()`` is raised, or
         TooManyRequests."""
         with self._control.records.read() as txn:
             user = users.find(txn, "username", username)
@@ -164,7 +172,8 @@ class LoginRoutes:
             self.failures.note(attempt, time.time())
             await wait(self.failures.delay(attempt, time.time()))
             raise wrong()
-        # Guesses that were let in together: those after one too many get no answer to the question.
+        # Guesses that were admitted together: those beyond the limit are refused,
+        # whatever their password is.
         self.failures.check(attempt, time.time())
         with self._control.records.read() as txn:
             is_known = people.is_place(txn, user.id, network_of(call.address))
@@ -195,10 +204,11 @@ class LoginRoutes:
 
 
 def _wrong() -> ApiError:
-    """One message for both, or it would show who exists."""
+    """The same error for an unknown user and a wrong password, so that it does not
+    reveal which users exist."""
     return Unauthorized("wrong username or password")
 
 
 def _wrong_old() -> ApiError:
-    """Not 401, at which clients forget the session."""
+    """Not 401, since clients then drop the session."""
     return Forbidden("old: this is not your password")

@@ -16,7 +16,7 @@ from control.auth.first_start import make_first_admin
 from control.auth.login import LoginRoutes
 from control.auth.quotas import QuotaRoutes
 from control.auth.tokens import TokenRoutes
-from control.identity.passwords import Passwords
+from control.identity import Passwords, make_hasher
 from control.identity.rows import users
 
 
@@ -25,13 +25,14 @@ class Auth(Module):
 
     name = "auth"
     summary = "Logins, API tokens, service accounts, users"
-    #: Its parameters are what a stolen password file is worth; tests take cheaper ones.
-    hasher: ClassVar[PasswordHasher] = PasswordHasher()
+    #: Instead of one with the parameters of the settings.
+    hasher: ClassVar[PasswordHasher | None] = None
 
     def __init__(self, control: Control) -> None:
         super().__init__(control)
         settings = control.settings
-        self._passwords = Passwords(settings.password_threads, settings.password_queue, self.hasher)
+        hasher = self.hasher or make_hasher(settings)
+        self._passwords = Passwords(settings.password_threads, settings.password_queue, hasher)
         self._login = LoginRoutes(control, self._passwords)
         self._tokens = TokenRoutes(control)
         self._accounts = AccountRoutes(control)
@@ -48,7 +49,7 @@ class Auth(Module):
         ]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Make the first administrator if there is no user. Then nothing is left to do."""
+        """Make the first administrator if there is no user, and return."""
         control, settings = self.control, self.control.settings
         self._login.failures = Failures(
             control.logins, settings.login_failures, settings.login_window_seconds

@@ -10,10 +10,9 @@ from msgspec.structs import asdict
 from control.api import Call, Control, Route
 from control.auth.shapes import NewLimits, Quota, QuotaInfo, UserQuery, UserQuotaInfo
 from control.errors import NoSuchThing
-from control.identity.access import ADMIN, LOGGED_IN
+from control.identity import ADMIN, LOGGED_IN
 from control.identity.rows import User, users
-from control.quota import limits_of, overrides
-from control.quota.limits import NOUNS, override
+from control.quota import NOUNS, limits_of, override, overrides
 from control.records import Txn
 
 
@@ -28,11 +27,11 @@ class QuotaRoutes:
                 "/api/quota",
                 self.get_own,
                 LOGGED_IN,
-                "What one may have, and has",
+                "The caller's limits and usage",
                 answer=QuotaInfo,
                 description=(
-                    "What is above its limit is refused with 507, what no room would be enough "
-                    "for with 413; a container too many with 400."
+                    "Uploads above a limit are refused with 507, or with 413 if they exceed the "
+                    "limit by themselves; a container above it with 400."
                 ),
             ),
             Route(
@@ -40,7 +39,7 @@ class QuotaRoutes:
                 "/admin/quotas",
                 self.get,
                 ADMIN,
-                "What a user may have, and has",
+                "A user's limits and usage",
                 query=UserQuery,
                 answer=UserQuotaInfo,
                 errors=[404],
@@ -50,14 +49,14 @@ class QuotaRoutes:
                 "/admin/quotas",
                 self.put,
                 ADMIN,
-                "Change what a user may have",
+                "Change a user's limits",
                 query=UserQuery,
                 body=NewLimits,
                 answer=UserQuotaInfo,
                 errors=[404, 507],
                 description=(
-                    "What is left out stays as it is; null is the default again. Lowered, "
-                    "nothing is taken away: there is only no room for more."
+                    "Limits that are left out stay as they are; null restores the default. A "
+                    "limit below the usage deletes nothing; it only refuses more."
                 ),
             ),
         ]
@@ -93,7 +92,7 @@ class QuotaRoutes:
 
 
 def _user(txn: Txn, call: Call) -> User:
-    """Whom the query names. Raises NoSuchThing."""
+    """The user that the query names. Raises NoSuchThing."""
     user = users.get(txn, call.query(UserQuery).id)
     if user is None:
         raise NoSuchThing("no such user")

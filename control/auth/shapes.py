@@ -7,16 +7,17 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from control.identity.passwords import (
+from control.identity import (
     PASSWORD_BYTES_MAX,
     PASSWORD_LENGTH_MIN,
     PASSWORD_LETTERS_MIN,
+    SCOPES_BYTES_MAX,
+    SCOPES_MAX,
 )
-from control.identity.scopes import SCOPES_BYTES_MAX, SCOPES_MAX
 from control.identity.users import DISPLAY_NAME_BYTES_MAX, NAME_BYTES_MAX, NAME_SIGNS
-from control.quota.limits import LIMIT_MAX
+from control.quota import LIMIT_MAX
 
-#: The bounds are of bytes and are checked as such; these are for the documentation.
+#: The limits are in bytes and are checked as such; these texts are for the documentation.
 Name = Annotated[str, Meta(min_length=1, description=f"At most {NAME_BYTES_MAX} bytes, trimmed")]
 Password = Annotated[
     str, Meta(min_length=1, max_length=PASSWORD_BYTES_MAX, description="Taken as it is")
@@ -151,6 +152,12 @@ class UserBody(msgspec.Struct):
     password: NewPassword
     display_name: DisplayName = ""
     is_admin: bool = False
+
+
+class UserChange(msgspec.Struct):
+    password: Annotated[NewPassword | UnsetType, Meta(description="It ends the sessions")] = UNSET
+    display_name: DisplayName | UnsetType = UNSET
+    is_admin: Annotated[bool | UnsetType, Meta(description="A change ends the sessions")] = UNSET
 
 
 class UserQuery(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""API tokens of a user. Managed with a session alone."""
+"""API tokens of a user. They can be managed only with a session."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from quart import Response
 from control.api import Call, Control, Route, in_order, json_array
 from control.auth.shapes import NewToken, Status, TokenBody, TokenInfo, Validity
 from control.errors import BadRequest, NoSuchThing
-from control.identity.access import SERVICE, SESSION
-from control.identity.credentials import Credentials, current_scopes, is_live
+from control.identity import SERVICE, SESSION, Credentials, check_grants, current_scopes, is_live
 from control.identity.rows import Token, accounts, tokens, users
-from control.identity.scopes import check_grants
 from control.identity.users import clean_label
 from control.records import Txn
 
-#: Tokens of one user, his service accounts' included.
+#: The most tokens of one user, with those of the user's service accounts.
 TOKENS_MAX = 1000
 MISSING = "no such token"
 
@@ -44,16 +42,16 @@ class TokenRoutes:
                 "/api/tokens",
                 self.list_tokens,
                 SESSION,
-                "One's API tokens, newest first",
+                "The caller's API tokens, newest first",
                 answer=list[TokenInfo],
-                description="Those of one's service accounts as well.",
+                description="Tokens of the caller's service accounts are included.",
             ),
             Route(
                 "DELETE",
                 "/api/tokens/{id}",
                 self.delete,
                 SESSION,
-                "Revoke an API token, of oneself or of one's service accounts",
+                "Revoke an API token of the caller or of the caller's service accounts",
                 answer=Status,
                 errors=[404, 507],
             ),
@@ -84,7 +82,7 @@ class TokenRoutes:
 
     async def list_tokens(self, call: Call) -> Response:
         records, user_id = self._control.records, call.user.user_id
-        rows = await records.all(tokens, "owner", user_id)
+        rows = [row for row in await records.all(tokens, "owner", user_id) if not row.purpose]
         scopes = {row.id: row.scopes for row in await records.all(accounts, "user", user_id)}
 
         def info(row: Token) -> TokenInfo:
@@ -98,7 +96,7 @@ class TokenRoutes:
 
         def decide(txn: Txn) -> None:
             row = tokens.get(txn, call.params["id"])
-            if row is None or row.user_id != user_id:
+            if row is None or row.user_id != user_id or row.purpose:
                 raise NoSuchThing(MISSING)
             tokens.delete(txn, row.id)
 
@@ -119,7 +117,7 @@ class TokenRoutes:
 
 
 def check_room(txn: Txn, user_id: str) -> None:
-    """Raises BadRequest if the user may have no further token."""
+    """Raises BadRequest if the user has the most tokens already."""
     if tokens.count(txn, "owner", user_id) >= TOKENS_MAX:
         raise BadRequest(f"you have {TOKENS_MAX} API tokens, no more are allowed: delete some")
 
@@ -129,7 +127,8 @@ async def newest_first(rows: Sequence[Token]) -> Sequence[Token]:
 
 
 def token_info(credentials: Credentials, row: Token, scopes: dict[str, list[str]]) -> TokenInfo:
-    """``scopes`` as they are now: a service account's are not in the token's row."""
+    """A token's description with its present ``scopes``: a service account's are not in
+    the token's row."""
     return TokenInfo(
         id=row.id,
         name=row.name,

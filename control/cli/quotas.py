@@ -1,5 +1,5 @@
-"""Quotas by the command line, whether a server runs or not. The permission to write in the
-state directory is the only one that is needed."""
+"""Quotas on the command line, whether a server runs or not. It needs write permission
+for the state directory and no other credential."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from dataclasses import dataclass
 import trio
 from msgspec.structs import asdict
 
-import gfs
 from control.api import Control
 from control.identity.rows import users
-from control.quota import limits_of, overrides
-from control.quota.limits import NOUNS, override
+from control.quota import NOUNS, limits_of, override, overrides
 from control.quota.usage import count
 from control.records import Txn
-from control.storage.accounting import Recounts
+from control.storage import Recounts
 from control.storage.rows import spaces
-from gfs import config
-from gfs.config import ClientSettings
 from gfs.errors import Busy, SettingsError
 
 #: Another process may be recounting.
@@ -62,27 +58,21 @@ async def recount(control: Control) -> dict[str, tuple[tuple[int, int], tuple[in
     """Count all files of all storage namespaces. Returns the corrected users: files and bytes
     before and now, by username.
 
-    May be done while everything runs. Raises Busy if another process does it for too long.
+    It may run while everything runs. Raises Busy if another process takes too long with it.
     """
-    settings = config.load(ClientSettings, "client", file=control.config)
     with control.opened():
         ledger = control.ledger
         with trio.move_on_after(WAIT_SECONDS) as waiting:
-            while not ledger.recounting.take():  # noqa: ASYNC110 - no event exists for it
+            while not await ledger.begin_recounting():  # noqa: ASYNC110 - no event exists for it
                 await trio.sleep(POLL_SECONDS)
         if waiting.cancelled_caught:
             raise Busy("another process is counting files: try again later")
+        await control.fresh()
         before = _all_files(control)
         with control.records.read() as txn:
-            names = [space.id for space in spaces.scan(txn) if not space.deleting]
+            names = [id_ for row in spaces.scan(txn) if not row.deleting for id_ in row.counted]
         await ledger.clear_dead()
-        async with gfs.connect(
-            control.master,
-            state=control.state,
-            key=control.key,
-            tls=control.tls,
-            settings=settings,
-        ) as fs:
+        async with control.connect() as fs:
             if not await Recounts(control.records, ledger).count(fs, names):
                 raise Busy(
                     "some uploads are still under way, so not all files were counted: "

@@ -1,7 +1,7 @@
-"""A new password for a user who lost it, without the server's help.
+"""Set a new password for a user who has lost the old one, without a server.
 
-The permission to write in the state directory is the only proof that is needed.
-The records are shared by processes, so it does not matter whether any is serving.
+It needs write permission for the state directory and no other credential. Processes
+share the records, so a server may run meanwhile.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from control.auth.first_start import FILE_NAME
-from control.auth.module import Auth
+from control.auth import FILE_NAME
 from control.errors import ApiError
-from control.identity.passwords import new_password
+from control.identity import make_hasher, new_password, open_records
 from control.identity.rows import IDENTITY, User, sessions, users
-from control.records import Records, Txn
+from control.records import Txn
 from control.settings import ControlSettings
 from gfs.errors import SettingsError
 
@@ -23,20 +22,18 @@ from gfs.errors import SettingsError
 async def replace_password(
     directory: Path, username: str, password: str, settings: ControlSettings
 ) -> None:
-    """Let ``username`` log in with ``password`` and nothing else; his sessions end.
+    """Replace the password of ``username`` by ``password``, and end the user's sessions.
 
-    His API tokens stay. ``directory`` is ``STATE/control``. On the disk on return.
+    API tokens stay valid. ``directory`` is ``STATE/control``. Durable on return.
     Raises SettingsError for a user who does not exist, or a password that nobody may have.
     """
     try:
         new_password(password, username.strip())
     except ApiError as error:
         raise SettingsError(str(error)) from None
-    records = Records.open(
-        directory / "records", [IDENTITY], map_bytes=settings.map_bytes, sync=settings.sync
-    )
+    records = open_records(settings, directory, [IDENTITY])
     try:
-        hashed = Auth.hasher.hash(password)
+        hashed = make_hasher(settings).hash(password)
         await records.write(lambda txn: _replace(txn, username.strip(), hashed))
     finally:
         records.close()

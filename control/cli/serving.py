@@ -1,22 +1,24 @@
 """The control plane as processes: one that serves, or several that share a port.
 
-With one, the process serves itself. With more, it binds the port and serves
+With one, the process serves the API itself. With more, it binds the port and serves
 nothing: it starts *workers*, which inherit the listening sockets, and keeps them
-running. The kernel gives a connection to the process that accepts first. The port is the
-parent's, so no worker's death closes it; while one is started again the others
-accept. A worker that dies takes only its own connections with it.
+running. The kernel gives a connection to the process that accepts first. The parent
+holds the port, so it stays open when a worker dies: the other workers accept
+connections until that one is restarted. Only the dead worker's connections are lost.
 
-The workers hold a lifeline of the parent's (see :mod:`gfs.cluster`): whatever
-kills the parent ends them, and with the last of them the port is free.
+The workers hold a lifeline of the parent (see :mod:`gfs.cluster`): they end when the
+parent ends for any reason, and the port is free when the last of them has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import ssl
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +30,7 @@ from control.settings import ControlSettings
 from gfs.cluster.children import STOP_SECONDS, Child, ChildRunner
 from gfs.cluster.supervisor import pipe
 from gfs.errors import SettingsError
-from gfs.io.real import join_address
+from gfs.io import join_address
 
 __all__ = ["adopt", "alone", "facts", "listen", "shared", "tls_context"]
 
@@ -36,8 +38,13 @@ log = logging.getLogger(__name__)
 
 #: A worker has less time to stop than its parent, which waits for it.
 WORKER_STOP_SECONDS = STOP_SECONDS - 2.0
-#: The services in a ready file, whatever is installed: one port serves all of them.
-SERVICES = ("auth", "storage", "compute")
+#: Modules have so long for their clean-up, once all requests have ended.
+CLOSE_SECONDS = 15.0
+#: The services in a ready file, independent of what is installed: one port serves all of them.
+SERVICES = ("auth", "storage", "compute", "console")
+S3 = "s3"
+#: The page of the console, if it is built.
+CONSOLE = Path(__file__).parents[1] / "console" / "built" / "index.html"
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -59,13 +66,13 @@ def adopt(descriptors: Sequence[int]) -> list[socket.socket]:
 
 
 def tls_context(settings: ControlSettings) -> ssl.SSLContext | None:
-    """Raises SettingsError for files that are no certificate with its key."""
+    """Raises SettingsError for files that are not a certificate with its key."""
     if not settings.certfile:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     files = f"certfile {settings.certfile}, keyfile {settings.keyfile}"
     try:
-        # An encrypted key would ask for its password on the terminal.
+        # For an encrypted key the library would prompt for a password on the terminal.
         context.load_cert_chain(settings.certfile, settings.keyfile, password=lambda: b"")
     except ssl.SSLError as error:
         why = (error.reason or "not readable").lower().replace("_", " ")
@@ -75,14 +82,36 @@ def tls_context(settings: ControlSettings) -> ssl.SSLContext | None:
     return context
 
 
-def facts(settings: ControlSettings, sockets: Sequence[socket.socket]) -> dict[str, str]:
-    """The URL of each service: all on the one port."""
+#: The sockets of modules that have a port of their own, by its name.
+Ports = Mapping[str, Sequence[socket.socket]]
+
+
+def own_ports(settings: ControlSettings, inherited: Sequence[int]) -> Ports:
+    """The ports of modules that have their own: that of S3, if it is served."""
+    if inherited:
+        return {S3: adopt(inherited)}
+    is_served = settings.s3_bind and (not settings.module_names or S3 in settings.module_names)
+    return {S3: listen(settings.s3_bind)} if is_served else {}
+
+
+def numbers(ports: Ports) -> dict[int, str]:
+    return {sock.getsockname()[1]: name for name, own in ports.items() for sock in own}
+
+
+def facts(
+    settings: ControlSettings, sockets: Sequence[socket.socket], ports: Ports
+) -> dict[str, str]:
+    """The URL of each service: on one port, but for those that have their own."""
     url = settings.public_url.rstrip("/") or _url(sockets[0], bool(settings.certfile))
-    return dict.fromkeys(settings.module_names or SERVICES, url)
+    shared = [name for name in settings.module_names or SERVICES if name != S3]
+    if not CONSOLE.is_file():
+        shared = [name for name in shared if name != "console"]
+    own = {name: _url(there[0], bool(settings.certfile)) for name, there in ports.items()}
+    return dict.fromkeys(shared, url) | own
 
 
 def _url(sock: socket.socket, is_tls: bool) -> str:
-    """Where this machine reaches ``sock``."""
+    """The URL of ``sock`` on this machine."""
     host, port = sock.getsockname()[:2]
     return f"{'https' if is_tls else 'http'}://{join_address(_ANY.get(host, host), port)}"
 
@@ -107,8 +136,9 @@ def alone(
     )
 
     async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             note = stack.enter_context(open_access_log(log_format)) if settings.access_log else None
+            await stack.enter_async_context(_in_time(app, settings.graceful_seconds))
             await serve(
                 app,
                 sockets,
@@ -122,27 +152,57 @@ def alone(
     return run
 
 
+@contextlib.asynccontextmanager
+async def _in_time(app: Any, graceful_seconds: float) -> AsyncIterator[None]:
+    """End this process if the block goes on for long after it was cancelled: a module may
+    have shielded itself. What is acknowledged is on the disk."""
+
+    def give_up() -> None:
+        log.error("stopping takes too long: %s does not end", " and ".join(app.running) or "it")
+        os._exit(1)
+
+    overdue = threading.Timer(graceful_seconds + CLOSE_SECONDS, give_up)
+    overdue.daemon = True
+
+    async def begin() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            overdue.start()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        overdue.cancel()
+
+
 def shared(
     command: list[str],
     count: int,
     sockets: Sequence[socket.socket],
     held: Sequence[int],
     directory: Path,
+    ports: Ports,
 ) -> Start:
     """Serve in ``count`` processes that run ``gfs`` with ``command`` on ``sockets``.
 
-    ``held`` are descriptors that they keep open for as long as they run; what they
-    count goes below ``directory`` meanwhile.
+    ``held`` are descriptors that they keep open while they run; their metrics are
+    stored below ``directory`` meanwhile.
     """
 
     async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         descriptors = [sock.fileno() for sock in sockets]
+        own = [sock.fileno() for sock in ports.get(S3, ())]
         arguments = [*command, *(f"--listen-fd={descriptor}" for descriptor in descriptors)]
+        arguments += [f"--s3-listen-fd={descriptor}" for descriptor in own]
         children = [Child(f"worker-{number}", arguments) for number in range(1, count + 1)]
         with metrics.share(directory), pipe() as (lifeline, _):
             runner = ChildRunner(
                 lifeline,
-                [*descriptors, *held],
+                [*descriptors, *own, *held],
                 _note_serving,
                 log.warning,
                 stop_seconds=WORKER_STOP_SECONDS,

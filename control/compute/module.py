@@ -12,24 +12,23 @@ from control.api import (
     Call,
     Content,
     Module,
+    QuotaUsage,
     Response,
     Route,
     Upgrade,
-    UsageOf,
     UserDeletion,
     upgrade_only,
 )
 from control.compute import names
-from control.compute.backend import Backend, Installation
-from control.compute.reconcile.changes import Changes
+from control.compute.backend import Backend, Elsewhere, Installation
+from control.compute.reconcile import Changes, Driver, Lead
 from control.compute.reconcile.choose import choose, installation_id
-from control.compute.reconcile.driver import Driver
-from control.compute.reconcile.lead import Lead
-from control.compute.requests.containers import Containers
-from control.compute.requests.shapes import (
+from control.compute.requests import (
     AdminContainerInfo,
+    AdminListQuery,
     ContainerInfo,
     ContainerList,
+    Containers,
     KeyInfo,
     KeyList,
     LogsQuery,
@@ -41,28 +40,33 @@ from control.compute.requests.shapes import (
     RuleInfo,
     RuleList,
     SshInfo,
+    SshKeys,
     Status,
 )
-from control.compute.requests.sshkeys import SshKeys
 from control.compute.rows import COMPUTE, forget_user, usage
 from control.compute.settings import ComputeSettings
-from control.compute.streams.hub import PING_SECONDS, Hub
-from control.compute.streams.logs import READERS_MAX, TEXT, Logs
-from control.compute.streams.terminal import PING_SECONDS as TERMINAL_PING_SECONDS
-from control.compute.streams.terminal import TERMINALS_MAX, Terminals
+from control.compute.streams import (
+    EVENTS_PING_SECONDS,
+    READERS_MAX,
+    TERMINAL_PING_SECONDS,
+    TERMINALS_MAX,
+    TEXT,
+    Hub,
+    Logs,
+    Terminals,
+)
 from control.errors import BadRequest
 from control.http import Socket
-from control.identity.access import ADMIN, Need, scoped
-from control.identity.scopes import SEED_SCOPES, ScopeTable
-from control.identity.secretfiles import make_private_directory
+from control.identity import ADMIN, SEED_SCOPES, Need, ScopeTable, make_private_directory, scoped
 from control.records import Schema
 from gfs.config import Settings
 
 _ONE = "/compute/containers/{id}"
+_ANY = "/compute/admin/containers/{id}"
 
 
 def _container(action: str) -> Need:
-    """For what is done to the container that the path names."""
+    """The need for an action on the container that the path names."""
     return scoped("compute", "containers", action, parameter="id")
 
 
@@ -74,12 +78,14 @@ class Compute(Module):
     scopes: ClassVar[ScopeTable] = {"compute": SEED_SCOPES["compute"]}
     schemas: ClassVar[Sequence[Schema]] = (COMPUTE,)
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(forget_user)
-    usage: ClassVar[UsageOf | None] = staticmethod(usage)
+    usage: ClassVar[QuotaUsage | None] = QuotaUsage(
+        ["containers", "memory_mb", "storage_gb"], usage
+    )
 
     settings_kind: ClassVar[type[Settings]] = ComputeSettings
     settings: ComputeSettings
 
-    #: There while the process serves.
+    #: It exists only while the process serves.
     backend: Backend
     changes: Changes
     containers: Containers
@@ -87,20 +93,21 @@ class Compute(Module):
     terminals: Terminals
     logs: Logs
 
-    # --- life ---------------------------------------------------------------------------
+    # --- tasks --------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         records, image = self.control.records, self.settings.image
         directory = self.control.directory / "compute"
         make_private_directory(directory)
-        with contextlib.closing(Lead(self.control.directory / "compute.lock")) as lead:
+        lock = records.lock("compute")
+        with contextlib.closing(Lead(self.control.directory / "compute.lock", lock)) as lead:
             installation = Installation(
                 id=await installation_id(records),
                 domain=self.settings.domain,
                 image=image,
                 directory=str(directory),
             )
-            leads = lead.take()
+            leads = await lead.take()
             self.backend = await choose(records, installation, self.settings, leads=leads)
             self.changes = Changes(records)
             self.containers = Containers(
@@ -112,8 +119,15 @@ class Compute(Module):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.changes.run)
                 task_status.started()
-                await lead.wait()
-                await self.make_driver().run()
+                if isinstance(self.backend, Elsewhere):
+                    await lead.release()
+                    await trio.sleep_forever()
+                while True:
+                    await lead.wait()
+                    async with trio.open_nursery() as driving:
+                        driving.start_soon(self.make_driver().run)
+                        await lead.lost()
+                        driving.cancel_scope.cancel()
 
     def make_driver(self) -> Driver:
         return Driver(self.control.records, self.changes, self.backend, self.settings.image)
@@ -141,7 +155,7 @@ class Compute(Module):
                 scoped("compute", "containers", "read"),
                 "List containers",
                 answer=ContainerList,
-                description="One's own, newest first.",
+                description="Your own, newest first.",
             ),
             Route(
                 "POST",
@@ -153,7 +167,7 @@ class Compute(Module):
                 answer=ContainerInfo,
                 errors=[413, 507],
                 description=(
-                    "At most three per user, unless his quota says otherwise. It is "
+                    "At most three per user, unless the quota says otherwise. It is "
                     "`pending`, then `initializing`, then `running`, or `failed` with a "
                     "reason: see `/compute/ws`."
                 ),
@@ -163,7 +177,7 @@ class Compute(Module):
                 _ONE,
                 self.get,
                 _container("read"),
-                "One container, and what it uses",
+                "One container, with its usage",
                 answer=ContainerInfo,
             ),
             Route(
@@ -171,7 +185,7 @@ class Compute(Module):
                 _ONE,
                 self.delete,
                 _container("delete"),
-                "Delete a container with all that is in it",
+                "Delete a container with all of its files",
                 answer=Status,
             ),
             Route(
@@ -182,7 +196,7 @@ class Compute(Module):
                 "Start a stopped or failed container",
                 answer=ContainerInfo,
                 errors=[413, 507],
-                description="One that runs, or is about to, stays as it is.",
+                description="A container that runs, or is about to, is not changed.",
             ),
             Route(
                 "POST",
@@ -191,7 +205,8 @@ class Compute(Module):
                 _container("stop"),
                 "Stop a container",
                 answer=ContainerInfo,
-                description="What is under its mount paths stays; the rest is made anew.",
+                description="Data under its mount paths is kept; the rest starts from the image "
+                "again.",
             ),
             Route(
                 "GET",
@@ -199,7 +214,39 @@ class Compute(Module):
                 self.list_all,
                 ADMIN,
                 "All containers of all users",
+                query=AdminListQuery,
                 answer=list[AdminContainerInfo],
+                description=(
+                    "Newest first. With `limit`, if there are more, the header "
+                    '`Link: <…>; rel="next"` has the next page.'
+                ),
+            ),
+            Route(
+                "POST",
+                f"{_ANY}/start",
+                self.start,
+                ADMIN,
+                "Start a container of any user",
+                answer=ContainerInfo,
+                errors=[413, 507],
+                description="It counts in the quota of its owner.",
+            ),
+            Route(
+                "POST",
+                f"{_ANY}/stop",
+                self.stop,
+                ADMIN,
+                "Stop a container of any user",
+                answer=ContainerInfo,
+                description="Its owner may start it again.",
+            ),
+            Route(
+                "DELETE",
+                _ANY,
+                self.delete,
+                ADMIN,
+                "Delete a container of any user with all of its files",
+                answer=Status,
             ),
         ]
 
@@ -242,7 +289,7 @@ class Compute(Module):
                 update,
                 "Close a port",
                 answer=Status,
-                description="One that is not open is no error.",
+                description="A port that is not open is not an error.",
             ),
             Route(
                 "GET",
@@ -271,7 +318,7 @@ class Compute(Module):
                 "/compute/ws",
                 upgrade_only,
                 scoped("compute", "containers", "read"),
-                "Follow what becomes of one's containers",
+                "Follow your containers",
                 upgrade=Upgrade(
                     self.listen,
                     sends=(
@@ -280,7 +327,7 @@ class Compute(Module):
                         '"external_ip"}}` (`external_ip` when it is known) and '
                         '`{"type":"container_deleted","data":{"container_id"}}`'
                     ),
-                    ping_seconds=PING_SECONDS,
+                    ping_seconds=EVENTS_PING_SECONDS,
                 ),
             ),
             Route(
@@ -291,15 +338,15 @@ class Compute(Module):
                 "A shell in a running container",
                 errors=[429],
                 description=(
-                    f"At most {TERMINALS_MAX} of a container at a time, then it is 429. Closed "
-                    "with 1000 when the shell ended by itself, with 1011 and a reason when the "
-                    "container did."
+                    f"At most {TERMINALS_MAX} for a container at a time, then the answer is 429. "
+                    "It is closed with 1000 when the shell has ended by itself, with 1011 and a "
+                    "reason when the container has."
                 ),
                 upgrade=Upgrade(
                     self.open_terminal,
-                    sends="what the terminal shows, in binary frames",
+                    sends="the terminal's output, in binary frames",
                     takes=(
-                        "what is typed, as text or binary; the text "
+                        "the terminal's input, as text or binary; the text "
                         '`{"type":"resize","cols":80,"rows":24}` changes the size'
                     ),
                     ping_seconds=TERMINAL_PING_SECONDS,
@@ -310,11 +357,11 @@ class Compute(Module):
                 f"{_ONE}/logs",
                 self.get_logs,
                 _container("read"),
-                "What a container prints",
+                "The output of a container",
                 query=LogsQuery,
                 errors=[429],
-                description=f"At most {READERS_MAX} readers at a time, then it is 429.",
-                answer=Content(TEXT.partition(";")[0], "A line for each, with its time in front"),
+                description=f"At most {READERS_MAX} readers at a time, then the answer is 429.",
+                answer=Content(TEXT.partition(";")[0], "The lines, each with its time before it"),
                 upgrade=Upgrade(
                     self.follow_logs,
                     sends="the last lines, then those to come: one in each text frame",
@@ -353,7 +400,7 @@ class Compute(Module):
                 need("delete"),
                 "Delete an SSH key",
                 answer=Status,
-                description="No container lets anybody in by it any more; who is logged in stays.",
+                description="It allows no login any more; users who are logged in stay.",
             ),
         ]
 
@@ -379,7 +426,7 @@ class Compute(Module):
         return await self.containers.stop(call)
 
     async def list_all(self, call: Call) -> Response:
-        return await self.containers.list_all()
+        return await self.containers.list_all(call)
 
     async def get_ssh(self, call: Call) -> SshInfo:
         return SshInfo(self.containers.own(call).ssh_enabled)

@@ -1,8 +1,8 @@
-"""What users may write, and what it becomes: names, keys, sizes, paths, ports.
+"""Checks of users' values: names, keys, sizes, paths, ports.
 
-Plain functions that raise BadRequest. What passes here ends in YAML, in shell commands,
-labels, paths and an ``authorized_keys`` file, so each allows what is known to be good
-rather than to forbid what is known to be bad, wherever people can live with that.
+Plain functions that raise BadRequest. The values are used in YAML, shell commands, labels,
+paths and an ``authorized_keys`` file. So each function allows known good values instead of
+forbidding known bad ones, wherever that is acceptable for users.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ STORAGE_GB_DEFAULT = 5
 
 MOUNTS_MAX = 16
 MOUNT_BYTES_MAX = 1024
-#: Of a part between two slashes, as file systems have it.
+#: The longest part between two slashes, as in file systems.
 SEGMENT_BYTES_MAX = 255
 MOUNTS_DEFAULT = ("/root",)
-#: The system's own: a volume there would break the container, or more.
+#: Directories of the system: a volume there would break the container, or more.
 MOUNTS_FORBIDDEN = ("/proc", "/sys", "/dev", "/etc")
-#: What a shell, a mount option or a list of volumes would read as more than a letter.
+#: Characters with a meaning in a shell, a mount option or a list of volumes.
 _SPECIAL = frozenset("\"'\\`$&|;<>()[]{}*?!#~=%^:,")
 
 HTTPS = 443
-#: Of one container: each is a socket that listens, of a process that serves others, too.
+#: How many rules one container has: each is a listening socket of a shared process.
 RULES_MAX = 32
-#: That an ingress rule may open.
+#: The ports that an ingress rule may open.
 PORTS = frozenset({80, HTTPS, *range(8000, 9000)})
 TARGETS = range(1, 65535 + 1)
 
@@ -76,7 +76,7 @@ INSTANCE_TYPE_DEFAULT = "nano"
 
 
 def clean_name(name: str) -> str:
-    """``name`` trimmed: 1 to 64 characters, whichever, but for those that control."""
+    """``name`` trimmed: 1 to 64 characters, except control characters."""
     name = name.strip()
     if not 1 <= len(name) <= NAME_LENGTH_MAX:
         raise BadRequest(f"name: 1 to {NAME_LENGTH_MAX} characters")
@@ -101,7 +101,7 @@ def check_sizes(memory_mb: int, storage_gb: int) -> None:
 
 
 def check_mounts(paths: Sequence[str]) -> tuple[str, ...]:
-    """``paths`` as they are, if a container can have them all."""
+    """``paths``, if a container can have them all."""
     if not paths:
         raise BadRequest("mount_paths: give at least one")
     if len(paths) > MOUNTS_MAX:
@@ -151,7 +151,7 @@ def check_port(port: int) -> None:
 
 
 def check_rule(port: int, target_port: int | None) -> Port:
-    """The rule, whose target is ``port`` if none is said."""
+    """The rule, whose target is ``port`` by default."""
     check_port(port)
     target = port if target_port is None else target_port
     if target not in TARGETS:
@@ -206,6 +206,6 @@ def _check_blob(kind: str, text: str) -> None:
         if not RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX:
             raise BadRequest(f"public_key: an RSA key has {RSA_BITS_MIN} to {RSA_BITS_MAX} bits")
         is_odd = key.public_numbers().n % 2 == 1
-    # The library reads a number with zeros in front, and writes it without.
+    # The library accepts a number with leading zeros, and writes it without.
     if not is_odd or written != f"{kind} {text}":
         raise BadRequest(f"public_key: this is no key of type {kind}")

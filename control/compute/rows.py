@@ -1,15 +1,15 @@
 """The rows of compute: the desired state of each container, and the observed one.
 
 A container's row has both. Requests write ``wanted``, ``revision`` and ``generation``; the
-driver writes ``applied``, ``status`` and what follows from it
-(:mod:`control.compute.reconcile.driver`). A deleted container's row is there, and invisible,
+driver writes ``applied``, ``status`` and the fields that depend on it
+(:mod:`control.compute.reconcile.driver`). The row of a deleted container exists, invisibly,
 until nothing is left of it in the backend.
 
 Every change of a container is also an *event*, in the same transaction, with the next
-number. Whoever wants to know what is new (the driver, listeners on WebSockets, in any
-process) remembers the number of the last event it has seen; looking for more costs some
-microseconds. The last :data:`EVENTS_KEPT` are kept: whoever is further behind than that
-looks at the rows again.
+number. A reader of events (the driver, listeners on WebSockets, in any
+process) remembers the number of the last event that it has read; looking for more costs some
+microseconds. The last :data:`EVENTS_KEPT` are kept: a reader that is further behind reads
+the rows again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from control.compute.backend import Phase
-from control.identity.access import Target
+from control.identity import Target
 from control.records import Schema, Table, Txn
 
 Wanted = Literal["running", "stopped", "deleted"]
@@ -46,13 +46,13 @@ class Container(msgspec.Struct, array_like=True, frozen=True):
     instance_type: str
     memory_mb: int
     storage_gb: int
-    #: Lines for authorized_keys: those that it was made with and that were not deleted since.
+    #: Lines for authorized_keys: those that it was created with and that were not deleted since.
     ssh_keys: tuple[str, ...]
     ssh_enabled: bool
     mount_paths: tuple[str, ...]
     rules: tuple[Rule, ...]  # by port
     created_at: int  # unix seconds
-    #: Makes "newest first" well defined within one second.
+    #: Orders containers of the same second.
     serial: int
     wanted: Wanted = "running"
     #: Grows with every start and change of mounts.
@@ -67,14 +67,14 @@ class Container(msgspec.Struct, array_like=True, frozen=True):
     #: Why it failed, or what it waits for.
     reason: str = ""
     external_ip: str = ""
-    #: The backend has made it, and has shown it since.
+    #: Whether the backend has reported it since it was created.
     seen: bool = False
-    #: The backend will never do this; what it shows does not count until the next start.
+    #: Whether the backend can never do this; then sightings do not count until the next start.
     refused: bool = False
 
     @property
     def target(self) -> Target:
-        """For the decision who may do what with it."""
+        """What :mod:`control.identity.access` needs to know of it."""
         return Target(self.user_id, self.id, noun="the container")
 
 
@@ -93,7 +93,7 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     number: int
     container_id: str
     user_id: str
-    #: Users receive "status" and "deleted"; "wish", a new revision, is for the driver.
+    #: Users receive "status" and "deleted"; the driver receives "wish", a new revision.
     kind: Literal["status", "deleted", "wish"]
     status: str = ""
     external_ip: str = ""
@@ -105,7 +105,7 @@ class Counter(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Fact(msgspec.Struct, array_like=True, frozen=True):
-    """What the installation remembers of itself."""
+    """A value that the installation stores about itself."""
 
     name: str
     value: str
@@ -130,7 +130,7 @@ COMPUTE = Schema("compute", 1, [containers, keys, events, counters, facts])
 
 
 def count_up(txn: Txn, name: str) -> int:
-    """The next number of this name, from 1; never given twice."""
+    """The next number of this name, from 1; no number is returned twice."""
     row = counters.get(txn, name)
     value = (row.value if row is not None else 0) + 1
     counters.put(txn, Counter(name, value))
@@ -144,7 +144,7 @@ def last_event(txn: Txn) -> int:
 
 
 def events_after(txn: Txn, number: int) -> list[Event] | None:
-    """The events after this one, oldest first; None if not all are there any more."""
+    """The events after this one, oldest first; None if some are not kept any more."""
     last = last_event(txn)
     if number >= last:
         return [] if number == last else None
@@ -176,12 +176,12 @@ def visible(txn: Txn, container_id: str) -> Container | None:
 
 
 def of_user(txn: Txn, user_id: str) -> list[Container]:
-    """Newest first."""
+    """The containers of the user, newest first."""
     return sorted(containers.by(txn, "owner", user_id), key=lambda c: -c.serial)
 
 
 def usage(txn: Txn, user_id: str) -> dict[str, int]:
-    """What the user has of each thing with a quota."""
+    """The usage of the user, by quota."""
     rows = of_user(txn, user_id)
     return {
         "containers": len(rows),
@@ -191,19 +191,19 @@ def usage(txn: Txn, user_id: str) -> dict[str, int]:
 
 
 def every(txn: Txn) -> Iterator[Container]:
-    """All that are visible, in no order."""
+    """All visible containers, in any order."""
     return (row for row in containers.scan(txn) if row.wanted != "deleted")
 
 
 def mark_deleted(txn: Txn, container: Container) -> None:
-    """Gone for its user from here on. The driver does the rest."""
+    """Mark it as deleted: its user does not see it any more, and the driver deletes it."""
     gone = replace(container, wanted="deleted", revision=container.revision + 1)
     containers.put(txn, gone)
     add_event(txn, gone, "deleted")
 
 
 def forget_user(txn: Txn, user_id: str) -> None:
-    """What the deletion of a user leaves of his: nothing."""
+    """Delete all rows of a user who is deleted."""
     for container in list(containers.by(txn, "owner", user_id)):
         mark_deleted(txn, container)
     for key in list(keys.by(txn, "owner", user_id)):

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Literal
 
-from control.compute.backend.networks import Network
+from control.compute.backend import Network
 from gfs.config import Settings
 from gfs.errors import SettingsError
 
@@ -15,15 +15,15 @@ BACKENDS = ("auto", "kubernetes", "podman", "none")
 _DOMAIN = re.compile(
     r"(?=.{1,200}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
 )
-#: A backend of somebody else's: ``package.module:function``.
+#: Another backend: ``package.module:function``.
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class ComputeSettings(Settings, frozen=True, kw_only=True):
-    #: "auto" takes Kubernetes if credentials answer, else none; Podman is asked for by name.
-    #: ``module:function`` names one that makes a backend of somebody else's.
+    #: "auto" takes Kubernetes if it accepts our credentials, else none; Podman must be named.
+    #: ``module:function`` names a function that creates another backend.
     backend: str = "auto"
-    #: What containers run.
+    #: The image of containers.
     image: str = "localhost/gfs-compute:latest"
     #: A container's host name is its id below this.
     domain: str = "compute.eddisonso.com"
@@ -33,32 +33,35 @@ class ComputeSettings(Settings, frozen=True, kw_only=True):
     #: Kubernetes: classes of volumes and of the ingress; empty: the cluster's default.
     storage_class: str = ""
     ingress_class: str = ""
-    #: Kubernetes: what leads to SSH and ports. "LoadBalancer": an address for each
-    #: container. "ClusterIP": a gateway of the cluster's own, by the host name.
+    #: Kubernetes: how SSH and ports are reached. "LoadBalancer": each container has an
+    #: address. "ClusterIP": a gateway of the cluster forwards the host names.
     service_type: Literal["LoadBalancer", "ClusterIP"] = "LoadBalancer"
     #: Kubernetes: the ClusterIssuer (cert-manager) of certificates for port 443; empty: the
     #: certificate that the ingress controller has.
     tls_issuer: str = ""
-    #: Kubernetes: root of a container is nobody on its node. False: for clusters that have
-    #: no user namespaces.
+    #: Kubernetes: root of a container has no rights on its node. False: for clusters without
+    #: user namespaces.
     user_namespaces: bool = True
-    #: What containers reach besides the internet: networks with commas between.
+    #: The networks that containers reach besides the internet, separated by commas.
     open_networks: str = ""
-    #: Podman: where containers' ports are reached, and the first port for SSH.
+    #: Podman, where several control planes share the records: the name of this machine; empty: its
+    #: host name. Containers belong to the one that had this name first.
+    host: str = ""
+    #: Podman: the address of containers' ports, and the first port for SSH.
     gateway_host: str = "127.0.0.1"
     ssh_port_base: int = 22000
-    #: Podman: what containers that run may have together; 0: three quarters of the machine's.
+    #: Podman: the memory of all running containers; 0: three quarters of the machine's.
     memory_mb_max: int = 0
-    #: Podman: where containers' disks are (empty: in the state directory), and how much of
-    #: that file system they leave free.
+    #: Podman: the directory of containers' disks (empty: in the state directory), and how much
+    #: space they leave free in its file system.
     disk_directory: str = ""
     disk_reserve_gb: int = 10
-    #: Podman: the first of this machine's users who are containers' users, 65,536 for each.
+    #: Podman: the first user id of this machine for containers, 65,536 for each.
     uid_base: int = 0x70000000
     #: Podman: the command, and the OCI runtime that it is to use; empty: its default.
     podman: str = "podman"
     podman_runtime: str = ""
-    #: Podman: what the default image is built on; empty: Debian's own, from its registry.
+    #: Podman: the base of the default image; empty: Debian's own, from its registry.
     image_base: str = ""
 
     @property
@@ -69,7 +72,7 @@ class ComputeSettings(Settings, frozen=True, kw_only=True):
         if self.backend not in BACKENDS and not _OWN.fullmatch(self.backend):
             raise SettingsError(f"compute backend must be one of {', '.join(BACKENDS)}")
         if not _DOMAIN.fullmatch(self.domain):
-            raise SettingsError(f"compute domain: {self.domain!r} is no domain name")
+            raise SettingsError(f"compute domain: {self.domain!r} is not a domain name")
         if not self.image.strip():
             raise SettingsError("compute image: name one")
         try:
@@ -83,7 +86,7 @@ class ComputeSettings(Settings, frozen=True, kw_only=True):
         except ValueError:
             address = "127.0.0.1 or another address of this machine"
         if address != self.gateway_host:
-            # The kernel's own words are compared with it.
+            # It is compared with addresses as the kernel writes them.
             raise SettingsError(f"compute gateway_host: write {address}, not {self.gateway_host}")
         if not 1024 <= self.ssh_port_base <= 65000:
             raise SettingsError("compute ssh_port_base must be 1024 to 65000")

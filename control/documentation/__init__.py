@@ -1,7 +1,7 @@
-"""What users read: ``/openapi.json`` for programs, ``/docs`` for people.
+"""The documentation: ``/openapi.json`` for programs, ``/docs`` for people.
 
-Both are made from the routes. The page is Swagger UI, served by this server and allowed to
-ask nobody else, so it works without a network beyond it. The files are those of the package
+Both are generated from the routes. The page is Swagger UI. This server serves it, and it may
+contact no other host, so it works without the internet. The files are those of the package
 ``flask-swagger-ui``, which is released with each Swagger UI (``swagger-ui-bundle`` is still at
 the version 4 of 2023, which does not read OpenAPI 3.1).
 """

@@ -1,11 +1,11 @@
-"""The OpenAPI 3.1 document, made from the routes alone.
+"""The OpenAPI 3.1 document, generated from the routes alone.
 
-Nothing is written by hand a second time: what a :class:`Route` declares is what
-requests are checked by, so the document cannot say otherwise. Three things follow
+Requests are checked against the declarations of a :class:`Route`, and the document is
+generated from the same ones, so the two cannot differ. Three things follow
 from a route without being declared in it, and are added here: the refusals that
 its need implies (401, 403), those that its parameters and body imply (400, 404,
 408, 413), and ``HEAD`` beside a ``GET`` that answers with bytes. A WebSocket is an
-answer 101, of which OpenAPI can say nothing more: ``x-websocket`` and the prose do.
+answer 101, which OpenAPI cannot describe further: ``x-websocket`` and the text do.
 
 Schemas come from msgspec. Types that routes share become components; one name
 for one type, in the order of the routes, so the document is the same at each start.
@@ -20,16 +20,14 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
-from werkzeug.routing import BaseConverter
 
 from control.api import JSON, Content, Route, Upgrade, upgrade_only
-from control.identity.access import Need
+from control.identity import Need
+from control.paths import PARAMETER
 
 OPENAPI = "3.1.0"
 
 Json = dict[str, Any]
-
-_parameter = re.compile(r"\{(\w+)(?::(\w+))?\}")
 
 _DESCRIPTION = """\
 Every failure is answered with `{"error": "<one line>"}` and the fitting status, on routes \
@@ -37,7 +35,7 @@ that do not exist (404) and methods that are not offered (405) as well.
 
 Authenticate with `Authorization: Bearer <token>`: a session's token from `POST /api/login`, \
 or an API token, which may do what its scopes say. `GET` also takes `?token=<token>`; the \
-header wins."""
+header wins. For the address of one file better make a ticket: `?ticket=<ticket>`."""
 
 #: Bytes that are sent as they are.
 _FILE: Json = {"type": "string", "format": "binary"}
@@ -55,6 +53,12 @@ _SCHEMES: Json = {
         "name": "token",
         "description": "The same token in the URL: for links and EventSource.",
     },
+    "ticketQuery": {
+        "type": "apiKey",
+        "in": "query",
+        "name": "ticket",
+        "description": "A ticket for this one file, which a session or a token has made.",
+    },
     "cookie": {
         "type": "apiKey",
         "in": "cookie",
@@ -71,14 +75,14 @@ _SCHEMES: Json = {
 
 #: OpenAPI forbids to describe these as parameters.
 _NOT_PARAMETERS = frozenset({"accept", "authorization", "content-type"})
-#: A route says of a header what it is for; these are more than text besides.
+#: A route describes the purpose of a header; these also have a type other than text.
 _HEADERS: dict[str, Json] = {"x-file-size": {"type": "integer", "minimum": 0}}
 _ERROR_SCHEMA: Json = {
     "type": "object",
     "required": ["error"],
     "properties": {"error": {"type": "string", "description": "What went wrong, in one line."}},
 }
-_CONVERTERS: dict[str, Json] = {
+_PARAMETERS: dict[str, Json] = {
     "": {"type": "string", "pattern": "^[^/]+$"},
     "path": {"type": "string", "minLength": 1},
     "int": {"type": "integer", "minimum": 0},
@@ -90,7 +94,7 @@ def describe(
     table: Sequence[tuple[str, Route]],
     summaries: Mapping[str, str],
     version: str,
-    converters: Mapping[str, type[BaseConverter]] = MappingProxyType({}),
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> Json:
     """The document for the routes of ``table``, each with its module's name.
 
@@ -98,12 +102,12 @@ def describe(
         table: the routes, as the application serves them.
         summaries: a line about each module, for its tag.
         version: of this software.
-        converters: kinds of path parameters that modules have made.
+        kinds: the regular expression of each kind of path parameter.
     """
-    schemas = _Schemas((route for _, route in table), converters)
+    schemas = _Schemas((route for _, route in table), kinds)
     paths: dict[str, Json] = {}
     for module, route in table:
-        operations = paths.setdefault(_parameter.sub(r"{\1}", route.path), {})
+        operations = paths.setdefault(PARAMETER.sub(r"{\1}", route.path), {})
         operations[route.method.lower()] = _operation(module, route, schemas)
         if route.method == "GET" and isinstance(route.answer, Content):
             operations["head"] = _head(operations["get"])
@@ -122,12 +126,10 @@ def describe(
 
 
 class _Schemas:
-    """What the types of all routes look like in JSON, by reference where they are shared."""
+    """The JSON schemas of the types of all routes, by reference where they are shared."""
 
-    def __init__(
-        self, routes: Iterable[Route], converters: Mapping[str, type[BaseConverter]]
-    ) -> None:
-        self._converters = converters
+    def __init__(self, routes: Iterable[Route], kinds: Mapping[str, str]) -> None:
+        self._kinds = kinds
         bodies: list[Any] = []
         answers: list[Any] = []
         queries: list[type[msgspec.Struct]] = []
@@ -151,13 +153,13 @@ class _Schemas:
         return next(ref for known, ref in self._refs if known is kind or known == kind)
 
     def parameter(self, kind: str) -> Json:
-        """Of a path's parameter; ``kind`` is what stands behind its name, if anything does."""
-        if kind in _CONVERTERS:
-            return _CONVERTERS[kind]
-        return {"type": "string", "pattern": f"^{self._converters[kind].regex}$"}
+        """The schema of a path's parameter; ``kind`` follows its name, or is empty."""
+        if kind in _PARAMETERS:
+            return _PARAMETERS[kind]
+        return {"type": "string", "pattern": f"^{self._kinds[kind]}$"}
 
     def query(self, kind: type[msgspec.Struct]) -> tuple[Json, list[str]]:
-        """Properties, and which of them are required; whatever they refer to is in them."""
+        """The properties, without references, and the names of the required ones."""
         whole = self._queries[kind]
         inner = whole["$defs"]
         own = _inline(whole, inner)
@@ -184,8 +186,8 @@ def _structs(kinds: Iterable[Any]) -> set[type[msgspec.Struct]]:
 
 
 def _require_what_is_sent(components: Json, structs: Iterable[type[msgspec.Struct]]) -> None:
-    """Say that an answer has its fields. To msgspec one with a default may be missing,
-    which is true of what is read; what is written has them all, but for those unset."""
+    """Make the fields of answers required. For msgspec a field with a default may be missing,
+    which is true of requests; an answer has all fields but those that are unset."""
     for struct in structs:
         component = components.get(struct.__name__)
         if component is None or struct.__struct_config__.omit_defaults:
@@ -198,8 +200,8 @@ def _require_what_is_sent(components: Json, structs: Iterable[type[msgspec.Struc
 
 
 def _require_what_may_not_be_empty(components: Json) -> None:
-    """A list that is left out counts as an empty one; where that will not do (its schema
-    has ``minItems``), it must be sent."""
+    """Make lists required whose schema has ``minItems``, since a list that is left out counts
+    as an empty one."""
     for component in components.values():
         for name, schema in component.get("properties", {}).items():
             if schema.get("minItems") and schema.get("default") == []:
@@ -240,7 +242,7 @@ def _operation(module: str, route: Route, schemas: _Schemas) -> Json:
 
 def operation_id(method: str, path: str) -> str:
     """``GET /a/{b}/c`` is ``get_a_by_b_c``: unique while paths are, stable while they stay."""
-    words = re.findall(r"\w+", _parameter.sub(r"by_\1", path))
+    words = re.findall(r"\w+", PARAMETER.sub(r"by_\1", path))
     return "_".join([method.lower(), *words])
 
 
@@ -252,8 +254,10 @@ def _prose(route: Route) -> str:
         "session": "Needs a session: API tokens are refused.",
         "admin": "Needs an administrator's session.",
         "service": "Needs the service key.",
-        "scoped": f"API tokens need the scope `{route.need.scope}`.",
+        "scoped": "",
     }[route.need.kind]
+    if route.need.root:
+        needs = f"{needs} API tokens need the scope `{route.need.scope}`.".strip()
     if route.need.is_open:
         needs = f"What is public needs no login. {needs}"
     parts = [route.description, needs]
@@ -279,7 +283,7 @@ def _websocket(upgrade: Upgrade) -> Json:
 
 def _parameters(route: Route, schemas: _Schemas) -> list[Json]:
     found: list[Json] = []
-    for name, kind in _parameter.findall(route.path):
+    for name, kind in PARAMETER.findall(route.path):
         schema = schemas.parameter(kind)
         found.append({"name": name, "in": "path", "required": True, "schema": schema})
     if route.query is not None:
@@ -318,7 +322,7 @@ def _body(body: type[msgspec.Struct] | Content, schemas: _Schemas) -> Json:
 
 
 def _responses(route: Route, schemas: _Schemas) -> Json:
-    """By status, in their order."""
+    """The answers by status, in their order."""
     content = _answer(route.answer, schemas)
     successes = {200: "Done", **route.others}
     if route.handler is upgrade_only:
@@ -342,7 +346,7 @@ def _answer(answer: Any, schemas: _Schemas) -> Json:
     if answer is None:
         return {}
     if isinstance(answer, Content):
-        # Whatever the bytes are: not JSON, so there is nothing to describe.
+        # The bytes are not JSON, so they have no schema.
         return {answer.type: {"schema": {}}}
     return {JSON: {"schema": schemas.of(answer)}}
 
@@ -350,7 +354,7 @@ def _answer(answer: Any, schemas: _Schemas) -> Json:
 def _refusals(route: Route) -> set[int]:
     """Every status of an error that this route can answer with."""
     statuses = {*route.errors, 500, 503}
-    has_path_parameters = bool(_parameter.search(route.path))
+    has_path_parameters = bool(PARAMETER.search(route.path))
     if route.query is not None or route.body is not None or has_path_parameters or route.headers:
         statuses.add(400)
     if has_path_parameters:
@@ -371,7 +375,7 @@ def _refusals(route: Route) -> set[int]:
 
 
 def _security(need: Need, method: str) -> list[Json]:
-    """Any one of these will do; an empty one is no credential."""
+    """The alternatives of credentials; an empty one is none."""
     if need.kind == "public":
         return []
     if need.kind == "service":
@@ -379,6 +383,8 @@ def _security(need: Need, method: str) -> list[Json]:
     schemes = ["bearer"]
     if method == "GET":
         schemes.append("tokenQuery")
+    if need.file:
+        schemes.append("ticketQuery")
     if need.takes_cookie:
         schemes.append("cookie")
     found: list[Json] = [{scheme: []} for scheme in schemes]

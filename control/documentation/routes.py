@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from importlib import metadata, resources
@@ -12,65 +13,75 @@ from typing import Any
 import msgspec
 import trio
 from werkzeug.exceptions import NotFound
-from werkzeug.routing import BaseConverter
 
 from control.api import JSON, NO_STORE, Call, Content, Response, Route
-from control.api.installed import SYSTEM
 from control.documentation.openapi import describe
 from control.errors import NoSuchThing
-from control.identity.access import PUBLIC
+from control.identity import PUBLIC
+from control.installed import SYSTEM
 from gfs import __version__
 
 _SYSTEM_SUMMARY = "Health, metrics and this documentation."
 _PAGE = "page.html"
 _HTML = "text/html; charset=utf-8"
+#: What the page has in the place of the nonce.
+_NONCE = b"NONCE"
 #: The page's files and their types: Swagger UI, and what starts it. Nothing else is served.
 _SCRIPT = "text/javascript; charset=utf-8"
 _ASSETS = {
+    "page.css": "text/css; charset=utf-8",
     "page.js": _SCRIPT,
     "swagger-ui-bundle.js": _SCRIPT,
     "swagger-ui.css": "text/css; charset=utf-8",
 }
-#: The page holds a token in its memory: nothing but its own files runs in it or
-#: learns from it, and no other page can put it in a frame.
+#: The page has a token in its memory: so only the scripts run in it that have the nonce of this
+#: one answer (``'self'`` has users' files, too), it sends data to no other host, and no other page
+#: can put it in a frame. Swagger UI sets HTML, which its DOMPurify has cleaned; no text becomes a
+#: script or the address of one.
+_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types default dompurify"
+)
 _GUARD = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
-_UNCHANGED = {304: "The copy at hand is still right"}
-_CONDITION = {"If-None-Match": "The ETag of a copy that is at hand."}
+_UNCHANGED = {304: "The client's copy is still current"}
+_CONDITION = {"If-None-Match": "The ETag of the client's copy."}
 
 
 def documentation_routes(
     table: Sequence[tuple[str, Route]],
     summaries: Mapping[str, str],
-    converters: Mapping[str, type[BaseConverter]],
+    kinds: Mapping[str, str],
 ) -> list[Route]:
-    """The document and the page about every route of ``table``, for the application to add
-    to it.
+    """The routes of the document and the page about every route of ``table``, to which the
+    application adds them.
 
     Args:
         table: the routes, each with its module's name; read when a request asks for it.
         summaries: a line about each module.
-        converters: kinds of path parameters that modules have made.
+        kinds: what the kinds of path parameters match.
     """
-    documentation = _Documentation(table, summaries, converters)
+    documentation = _Documentation(table, summaries, kinds)
+    front = Route(
+        "GET",
+        "/",
+        _front,
+        PUBLIC,
+        "Redirect a browser to the page about this API",
+        headers={"Accept": "With `text/html`, as browsers send it; otherwise the answer is 404"},
+        answer=Content("text/html"),
+        errors=[404],
+        others={302: "The page is at `Location`"},
+    )
+    # The console has a page of its own there.
+    has_front = any(route.path == "/" for _, route in table)
     return [
-        Route(
-            "GET",
-            "/",
-            _front,
-            PUBLIC,
-            "Leads a browser to the page about this API",
-            headers={"Accept": "With `text/html`, as browsers send it; else there is nothing here"},
-            answer=Content("text/html"),
-            errors=[404],
-            others={302: "The page is at `Location`"},
-        ),
+        *([] if has_front else [front]),
         Route(
             "GET",
             "/openapi.json",
@@ -87,9 +98,7 @@ def documentation_routes(
             _page,
             PUBLIC,
             "This API as a page for people",
-            headers=_CONDITION,
             answer=Content("text/html"),
-            others=_UNCHANGED,
         ),
         Route(
             "GET",
@@ -109,18 +118,16 @@ class _Documentation:
         self,
         table: Sequence[tuple[str, Route]],
         summaries: Mapping[str, str],
-        converters: Mapping[str, type[BaseConverter]],
+        kinds: Mapping[str, str],
     ) -> None:
         self._table = table
         self._summaries = {SYSTEM: _SYSTEM_SUMMARY, **summaries}
-        self._converters = converters
+        self._kinds = kinds
 
     @cached_property
     def _document(self) -> bytes:
-        """Made when the first request asks for it: by then all routes are there."""
-        return msgspec.json.encode(
-            describe(self._table, self._summaries, __version__, self._converters)
-        )
+        """The document, generated for the first request, when all routes are known."""
+        return msgspec.json.encode(describe(self._table, self._summaries, __version__, self._kinds))
 
     async def document(self, call: Call) -> Response:
         if "_document" not in vars(self):
@@ -135,7 +142,10 @@ async def _front(call: Call) -> Response:
 
 
 async def _page(call: Call) -> Response:
-    return _conditional(call, _file(_PAGE), _HTML)
+    nonce = secrets.token_urlsafe(16)
+    headers = {**_GUARD, "Content-Security-Policy": _POLICY.format(nonce=nonce), **NO_STORE}
+    data = _file(_PAGE).replace(_NONCE, nonce.encode())
+    return Response(data, headers=headers, content_type=_HTML)
 
 
 async def _asset(call: Call) -> Response:
@@ -143,14 +153,14 @@ async def _asset(call: Call) -> Response:
     kind = _ASSETS.get(name)
     if kind is None:
         raise NoSuchThing("the documentation has no such file")
-    # Swagger UI is 2 MB: to read and digest it once takes some milliseconds.
+    # Swagger UI is 2 MB: reading it and computing its digest takes some milliseconds.
     data = await trio.to_thread.run_sync(_file, name)
     return _conditional(call, data, kind)
 
 
 @cache
 def _file(name: str) -> bytes:
-    """Digested, too. Of the package that carries Swagger UI nothing is imported."""
+    """A file and its digest, read from the package of Swagger UI without importing it."""
     if name.startswith("swagger-ui"):
         package = metadata.distribution("flask-swagger-ui")
         data = Path(str(package.locate_file(f"flask_swagger_ui/dist/{name}"))).read_bytes()
@@ -162,12 +172,13 @@ def _file(name: str) -> bytes:
 
 @cache
 def _entity_tag(data: bytes) -> str:
-    """A strong ETag (RFC 9110, 8.8.3). Kept: there are few, and they never change."""
+    """A strong ETag (RFC 9110, 8.8.3). It is cached: there are few files, which never change."""
     return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
 
 
 def _conditional(call: Call, data: bytes, kind: str) -> Response:
-    """``data``, or 304 to who has it. Caches ask each time: an upgrade is seen at once."""
+    """``data``, or 304 if the client has it. Caches revalidate each time, so they notice an
+    upgrade at once."""
     etag = _entity_tag(data)
     headers = {"ETag": etag, "Cache-Control": "no-cache", **_GUARD}
     known = (call.header("If-None-Match") or "").split(",")

@@ -4,8 +4,9 @@ Text is the *combined log format* of Apache and nginx; JSON has one object a lin
 name the client as ``trusted_proxies`` finds it, and neither the query of the request nor
 that of the referring page, since either may hold a token.
 
-The event loop only makes the line; a thread writes it. When that cannot keep up, since
-whoever reads stderr has stopped, lines are dropped and counted in a later one.
+The event loop only composes the line; a thread writes it. When the thread cannot keep up,
+for instance since the reader of stderr has stopped, lines are dropped, and a later line
+has their number.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ __all__ = ["Access", "AccessLog", "Note", "open_access_log"]
 log = logging.getLogger("control.http")
 
 LINES_MAX = 10_000
-"""Waiting for the thread: 2 MB as a rule."""
+"""How many lines wait for the thread at most: 2 MB as a rule."""
 FIELD_CHARACTERS_MAX = 1024
-"""Of a path, a page or a browser's name: heads of 64 KiB are allowed."""
+"""How much of a path, a referring page or a browser's name is logged."""
 STOP_SECONDS = 2.0
 ABORTED = 499
 """The status of a request whose connection ended before an answer, as in nginx."""
@@ -43,10 +44,10 @@ class Access:
 
     Attributes:
         protocol: ``HTTP/1.1``, say.
-        status: What was answered, 101 for a WebSocket, 0 if nothing was.
-        sent_bytes: Of the answer's body, or of a WebSocket's messages.
+        status: The status of the answer, 101 for a WebSocket, 0 if there was no answer.
+        sent_bytes: The size of the answer's body, or of a WebSocket's messages.
         seconds: From the request's head to the end of the answer.
-        request: The number that the other logs have for it, or nothing.
+        request: The request's id in the other logs, or nothing.
     """
 
     client: str
@@ -84,7 +85,7 @@ def _combined(access: Access, now: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Safe in a line of quoted fields, escaped as Apache does."""
+    """A field in quotes, escaped as Apache does."""
     return '"' + _UNSAFE.sub(lambda found: f"\\x{min(ord(found[0]), 255):02x}", text) + '"'
 
 

@@ -1,7 +1,7 @@
 """Which connections and requests the server admits, and which end to make room.
 
-``slots.py`` decides; this carries the decision out. A holder of a slot is a connection,
-or a request on an HTTP/2 connection, where many share one socket.
+``slots.py`` decides; this module carries the decision out. A connection holds a slot, and
+so does each request on an HTTP/2 connection, where many share one socket.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ __all__ = ["Admission", "Admitted"]
 
 log = logging.getLogger("control.http")
 
-MADE_ROOM_SECONDS = 0.02
-"""An address replaces a connection of its own at most this often."""
+MADE_ROOM_SECONDS = 0.1
+"""How often at most an address replaces one of its own connections. Ending one and serving
+another takes some 4 ms of CPU, so an address costs at most 4 % of the loop's time."""
 ROOM_POLL_SECONDS = 0.25
-"""Connections become slow just by waiting, without an event."""
+"""How often to look for slow connections: they become slow without an event."""
 TURNED_AWAY_LOG_SECONDS = 60.0
 
 
 class Admitted(Protocol):
-    """What holds a slot."""
+    """A holder of a slot."""
 
     @property
     def held_by_client(self) -> bool:
         """Whether it makes no progress because of its client."""
 
     def evict(self) -> None:
-        """End now; another gets the slot."""
+        """End now, since another gets the slot."""
 
 
 class Admission:
@@ -51,11 +52,11 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot is taken and none can be taken back."""
+        """Whether every slot is taken and no holder can be ended."""
         return self._slots.all_taken and self._slots.slowest_of_all(trio.current_time()) is None
 
     async def wait_for_room(self) -> None:
-        """Return once a slot is free or can be taken back."""
+        """Return once a slot is free or its holder can be ended."""
         while self.is_full:
             if self._room.is_set():
                 self._room = trio.Event()
@@ -63,7 +64,7 @@ class Admission:
                 await self._room.wait()
 
     def make_room(self, address: str) -> bool:
-        """Whether a new holder of *address* may have a slot, if need be another's."""
+        """Whether a new holder of *address* gets a slot; ends another holder if necessary."""
         if not self._make_room_of(address):
             return False
         if self._slots.all_taken:
@@ -73,8 +74,8 @@ class Admission:
         return True
 
     def _make_room_of(self, address: str) -> bool:
-        """Whether *address* may have one more slot, if need be one that it has already.
-        A trusted proxy may have all: its connections are of many clients."""
+        """Whether *address* gets one more slot; ends one of its own holders if necessary.
+        A trusted proxy may have all slots, since its connections are of many clients."""
         if self.proxies.has(address):
             return True
         try:
@@ -101,19 +102,19 @@ class Admission:
         self._slots.take(holder, network_of(address), trio.current_time())
 
     def move(self, holder: Admitted, address: str) -> bool:
-        """The slot of *holder* becomes one of *address*; False: that has too many."""
+        """Count the slot of *holder* for *address*. Returns False if that has too many."""
         if not self._make_room_of(address):
             return False
         self.add(holder, address)
         return True
 
     def note_progress(self, holder: Admitted, *, idle: bool = False) -> None:
-        """*holder* has made progress; *idle*: it waits for a request from now on."""
+        """Record progress of *holder*; *idle*: it waits for a request from now on."""
         self._slots.note_progress(holder, trio.current_time(), idle=idle)
         if idle:
             self._room.set()
 
     def remove(self, holder: Admitted) -> None:
-        """*holder* has ended; nothing happens if it has no slot."""
+        """Free the slot of *holder*, if it has one."""
         self._slots.give_back(holder)
         self._room.set()

@@ -1,8 +1,8 @@
-"""Quart's side: requests whose bodies are pulled, answered without extra tasks.
+"""The interface to Quart: requests pull their bodies, and need no extra tasks.
 
 Quart starts two tasks per request, one of which copies the whole body into memory as
 fast as it arrives, whether the handler reads it or not. Here the handler reads the
-socket: what it does not read stays with the client. Quart's ``BODY_TIMEOUT`` and
+socket, and the client keeps the bytes that the handler does not read. Quart's ``BODY_TIMEOUT`` and
 ``RESPONSE_TIMEOUT`` are not used, because the server bounds each stall instead of the
 whole transfer.
 """
@@ -48,7 +48,7 @@ class PulledBody:
         self._kept: bytes | None = None
 
     def pull_from(self, receive: Receive) -> None:
-        """Take the pieces from ASGI's *receive*."""
+        """Read the pieces from ASGI's *receive*."""
         self._receive = receive
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -76,8 +76,8 @@ class PulledBody:
         """The whole body, or what is left of it. It is kept for further calls.
 
         Raises:
-            RequestEntityTooLarge: It has more than *bytes_max* bytes. If it says so in
-                advance nothing of it is read.
+            RequestEntityTooLarge: It has more than *bytes_max* bytes. If its announced
+                length is larger, nothing of it is read.
             BodyCutShort: The client has left.
         """
         if self._kept is not None:
@@ -130,12 +130,12 @@ class StreamingRequest(TrioRequest):
         Args:
             cache: Keep it for the next call.
             as_text: Decode it as UTF-8.
-            parse_form_data: Take a form out of it first.
+            parse_form_data: Parse it as a form first.
             limit: In bytes; by default the application's ``MAX_CONTENT_LENGTH``.
 
         Raises:
             RequestEntityTooLarge: It is larger.
-            BadRequest: Text was asked for, and the body is not UTF-8.
+            BadRequest: *as_text* is set, and the body is not UTF-8.
             BodyCutShort: The client has left.
         """
         if parse_form_data:
@@ -202,13 +202,13 @@ class HttpConnection:
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send_pieces(self, send: Send, start: dict[str, Any], body: Any) -> None:
-        """Send a body that is made while it is sent; a HEAD request gets none of it."""
+        """Send a body that is generated while it is sent; a HEAD request gets none of it."""
         if not hasattr(body, "__aenter__"):  # of a plain Werkzeug response
             await send(start)
             for piece in body:
                 await _send_piece(send, piece)
             return
-        # It may have begun, and release resources when it is closed.
+        # The body may have begun, and release resources when it is closed.
         async with body as pieces:
             await send(start)
             if self.scope["method"] == "HEAD":
@@ -218,12 +218,12 @@ class HttpConnection:
 
 
 def encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """*headers* as ASGI has them."""
+    """*headers* in the form of ASGI."""
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 async def _push_nothing(path: str, headers: Headers) -> None:
-    """Browsers take no pushes any more."""
+    """Do nothing, since browsers accept no pushes any more."""
 
 
 async def _send_piece(send: Send, piece: str | bytes | memoryview) -> None:

@@ -1,10 +1,10 @@
 """Decoding a body in chunks (RFC 9112, 7.1), strictly.
 
-h11 reads chunks too, but takes a bare line feed for the end of a trailer, blanks behind
+h11 reads chunks too, but accepts a bare line feed as the end of a trailer, blanks behind
 a size, and any byte in a chunk extension. A proxy that reads these otherwise sees the
-body end elsewhere, so that what it takes for a body is our next request. Here only what
-the grammar has is accepted, without the "bad white space" that it tolerates: clients
-send none of it.
+body end elsewhere, so that a part of the body becomes our next request. Here only the
+grammar is accepted, without the "bad white space" that it tolerates, since no client
+sends it.
 
 Trailers are checked and dropped: no handler uses them.
 """
@@ -20,7 +20,7 @@ __all__ = ["ChunkedBody"]
 SIZE_LINE_BYTES_MAX = 256
 """Sizes need 18 bytes. The rest is for extensions, which are ignored."""
 TRAILERS_BYTES_MAX = 8 * 1024
-"""All of them together: the shortest possible lines take 2 ms."""
+"""The bound of all trailers together: the shortest possible lines take 2 ms."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -31,10 +31,10 @@ _TRAILER = re.compile(_TOKEN + rb":[\t -~\x80-\xff]*\r\n")
 
 
 class ChunkedBody:
-    """Takes the bytes of one body out of its chunks. Plain code: it waits for nothing.
+    """Decodes the chunks of one body. Plain code: it never waits.
 
     Attributes:
-        complete: The end was seen; :attr:`rest` is what came after it.
+        complete: Whether the end was seen; :attr:`rest` is what came after it.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ class ChunkedBody:
         self.complete = False
 
     def feed(self, data: bytes) -> None:
-        """Take what came from the client."""
+        """Add bytes that came from the client."""
         self._buffer += data
 
     @property
     def rest(self) -> bytes:
-        """What was fed and is not of this body, or not yet looked at."""
+        """The bytes that were fed and are not of this body, or not decoded yet."""
         return bytes(self._buffer)
 
     def next_piece(self) -> bytes:
@@ -102,7 +102,7 @@ class ChunkedBody:
         return True
 
     def _line(self, bytes_max: int, too_long: Refusal) -> bytes | None:
-        """The next line with its end, None if it is not yet here."""
+        """The next line with its end; None if it has not arrived yet."""
         end = self._buffer.find(b"\n", 0, bytes_max) + 1
         if end:
             line = bytes(self._buffer[:end])

@@ -1,13 +1,14 @@
 """One client's connection: its bytes, its slot, and how it ends.
 
-One task serves a connection, with the protocol that was agreed upon. Nothing is read
-that this does not ask for; a client that leaves meanwhile is noticed by the server's
-watch (see ``hangups.py``), which calls :meth:`Connection.hang_up`.
+One task serves a connection, with the protocol that was negotiated. Bytes are read only
+when the handler asks for them; the server's watch (see ``hangups.py``) notices a client
+that leaves meanwhile, and calls :meth:`Connection.hang_up`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ log = logging.getLogger("control.http")
 
 LINGER_PIECE_BYTES = 256 * 1024
 END_SECONDS = 1.0
-"""Which the client gets to answer the end of TLS."""
+"""How long the client has to answer the end of TLS."""
 JOIN_BYTES_MAX = 64 * 1024
 ENCRYPT_BYTES_MAX = 256 * 1024
 TOO_MANY = Refusal(429, "too many connections of your address; end some, or wait")
@@ -55,9 +56,9 @@ class Connection:
     """Serve one accepted socket; ``await connection.run(...)`` returns when it is closed.
 
     Attributes:
-        address: The address it comes from; behind a proxy that of the proxy.
-        client_ended: The client has ended its side.
-        unfinished: An answer that was begun and is not yet all sent.
+        address: The address of the peer; behind a proxy that of the proxy.
+        client_ended: Whether the client has ended its side.
+        unfinished: Whether an answer was begun and is not sent completely.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Connection:
 
     @property
     def stopping(self) -> bool:
-        """Whether the server stops, so that no further request is taken."""
+        """Whether the server stops, so that no further request is served."""
         return self.service.stopping.is_set()
 
     @property
@@ -105,17 +106,17 @@ class Connection:
         return _address(self.wire.sock.getsockname())
 
     def admit(self) -> None:
-        """Take a slot and be watched. Raises OSError if the kernel cannot watch it."""
+        """Take a slot and start the watch. Raises OSError if the kernel cannot watch it."""
         self._hang_ups.add(self.wire.sock.fileno(), self)
         self.admission.add(self, self.address)
 
     def _leave(self) -> None:
-        """Give the slot back; the socket is about to be closed."""
+        """Free the slot and end the watch, before the socket is closed."""
         self.admission.remove(self)
         self._hang_ups.remove(self.wire.sock.fileno())
 
     async def run(self, handlers: Mapping[str, Callable[[Connection], Handler]]) -> None:
-        """Serve the client to the end, with one of *handlers* by the names of ALPN."""
+        """Serve the client to the end, with one of *handlers*, which are named as in ALPN."""
         try:
             with self._scope:
                 protocol = await self._shake_hands()
@@ -123,16 +124,16 @@ class Connection:
                     self._handler = handlers[protocol](self)
                     await self._handler.serve()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client has left, or takes nothing
+            pass  # the client has left, or reads nothing
         except Exception:
-            log.exception("a connection failed")  # a bug; the others are served on
+            log.exception("a connection failed")  # a bug; the other connections go on
         finally:
             self._leave()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await self._close()
 
     async def _shake_hands(self) -> str | None:
-        """The protocol that both sides speak; None if the handshake failed."""
+        """Negotiate the protocol; None if the handshake failed."""
         if not isinstance(self.stream, trio.SSLStream):
             return "http/1.1"
         try:
@@ -157,15 +158,15 @@ class Connection:
         raise trio.TooSlowError
 
     def limit_wait(self, deadline: float) -> None:
-        """A wait in :meth:`receive` that is under way ends at *deadline* at the latest."""
+        """Let a wait in :meth:`receive` that is under way end at *deadline* at the latest."""
         if self._reading is not None and deadline < self._reading.deadline:
             self._reading.deadline = deadline
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Send *buffers* in order; see :meth:`Wire.send_buffers` for the contract.
 
-        If cancelled, nobody knows how much of them is sent, so that whatever followed
-        would be taken by the peer for the rest of them: nothing can be sent afterwards.
+        If this is cancelled, it is not known how much was sent, and the peer would take
+        any later bytes for the rest of it. So nothing can be sent afterwards.
         """
         if self._send_was_cut:
             raise trio.BrokenResourceError("an earlier send was cancelled half-way")
@@ -188,7 +189,7 @@ class Connection:
         self.admission.note_progress(self)
 
     def mark_idle(self, idle: bool) -> None:
-        """Whether this connection waits for its next request from now on."""
+        """Record whether this connection waits for its next request from now on."""
         if idle is not self._idle:
             self._idle = idle
             if idle and self._client != self.address:
@@ -197,20 +198,20 @@ class Connection:
             self.admission.note_progress(self, idle=idle and self._served)
 
     def mark_served(self) -> None:
-        """A request has come: from now on the connection may be kept idle."""
+        """Record that a request has come: from now on the connection may be kept idle."""
         self._served = True
 
     def client_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The address of the client that a request with *headers* is of."""
+        """The address of the client that sent a request with *headers*."""
         return self.admission.proxies.client(self.address, headers)
 
     def begin_request(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
         """The same for a request that has the connection to itself.
 
-        Behind a proxy the slot is that client's for the time of the request.
+        Behind a proxy the slot counts for that client while the request is served.
 
         Raises:
-            Refusal: That client has too many of them.
+            Refusal: That client has too many slots.
         """
         self.mark_served()
         client = self.client_of(headers)
@@ -224,7 +225,7 @@ class Connection:
         """Close now, for another connection: this one is idle, or its client is slow."""
         self._leave()
         if not self._idle:
-            self.wire.reset()  # what it does not read would stay in the kernel's buffers
+            self.wire.reset()  # or unread bytes would stay in the kernel's buffers
         self._scope.cancel()
 
     # -- events ----------------------------------------------------------------------
@@ -249,9 +250,9 @@ class Connection:
     # -- the end ---------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Say that nothing more comes, and wait until the client has read it.
+        """Send the end of the connection, and wait until the client has read it.
 
-        Nothing happens if a send was cut: there is no end that would be whole.
+        Does nothing if a send was cut, since the answer cannot end properly then.
         """
         if self._send_was_cut:
             return
@@ -264,23 +265,30 @@ class Connection:
             await self.linger()
 
     async def linger(self) -> None:
-        """Read and drop what the client still sends, within the limits.
+        """Read and drop the bytes that the client still sends, within the limits.
 
         Closing a socket with unread bytes resets the connection, and a reset makes the
-        client's system throw away the answer it has not read yet.
+        client's system drop the answer that it has not read yet. Nor may the connection
+        be closed while the client reads the answer: with HTTP/2 it sends window updates.
         """
+        if not isinstance(self.stream, trio.SSLStream):
+            self.wire.end_sending()
         left = self.limits.linger_bytes
-        with trio.move_on_after(self.limits.linger_seconds):
-            if not isinstance(self.stream, trio.SSLStream):
-                self.wire.end_sending()
-            while left > 0:
-                data = await self.wire.receive_some(LINGER_PIECE_BYTES)
-                if not data:
-                    return
-                left -= len(data)
+        queued = math.inf
+        while True:
+            with trio.move_on_after(self.limits.linger_seconds):
+                while left > 0:
+                    data = await self.wire.receive_some(LINGER_PIECE_BYTES)
+                    if not data:
+                        return
+                    left -= len(data)
+                return
+            before, queued = queued, self.wire.queued_bytes()
+            if queued >= before or (not queued and before == math.inf):
+                return  # it reads nothing, or has read everything
 
     async def _close(self) -> None:
-        """Close, and never let half an answer look like a whole one.
+        """Close so that half an answer never looks like a whole one.
 
         TLS ends with an alert of its own (``close_notify``), which is sent only after
         whole answers. Without TLS an answer that lasts until the connection ends can be
@@ -301,11 +309,11 @@ def _address(place: Any) -> Address | None:
 
 
 def _for_tls(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """*buffers* in the pieces that are encrypted at once.
+    """*buffers* in pieces that are encrypted at once.
 
-    A small head goes into one TLS record with what follows it, if that is small too. A
-    large buffer is cut, because its ciphertext is a second copy and the others wait
-    while it is made.
+    A small head shares a TLS record with the next buffer, if that is small too. A
+    large buffer is cut, because its ciphertext is a second copy, and other connections
+    wait while it is encrypted.
     """
     views = [memoryview(piece).cast("B") for piece in buffers]
     if len(views) > 1 and sum(view.nbytes for view in views) <= JOIN_BYTES_MAX:

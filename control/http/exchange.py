@@ -1,6 +1,6 @@
 """One request and its answer, as the application sees them through ASGI.
 
-What carries them, an HTTP/1.1 connection or a stream of HTTP/2, is a :class:`Carrier`.
+An HTTP/1.1 connection or a stream of HTTP/2 carries them: it is a :class:`Carrier`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import trio
 
 from control.http.access_log import Access, Note
-from control.http.heads import AnswerFraming, Refusal, RequestHead
+from control.http.heads import AnswerFraming, Explained, Refusal, RequestHead, in_json
 from control.http.limits import HttpLimits
 from control.http.wire import Buffer
 
@@ -34,7 +34,7 @@ LEFT_EARLY = Refusal(400, "the client ended the connection before the answer")
 CUT_SHORT = Refusal(400, "the request's body ended before its announced length")
 FAILED = Refusal(500, "internal server error")
 REQUEST_HEADER = b"x-request-id"
-"""Its value is in the access log, as in the application's own logs."""
+"""The header with the request's id, which the access log and the other logs have."""
 
 Address = tuple[str, int]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -43,12 +43,12 @@ Application = Callable[[dict[str, Any], Callable[[], Any], Callable[[Any], Any]]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all connections of one server have in common.
+    """The parts that all connections of one server share.
 
     Attributes:
-        state: What the application's startup left for its requests.
+        state: The state that the application's startup has left for its requests.
         stopping: Set when the server stops.
-        note: Where requests are logged that have ended, if they are.
+        note: Logs a request that has ended; None if there is no access log.
     """
 
     app: Application
@@ -57,11 +57,17 @@ class Service:
     stopping: trio.Event
     note: Note | None
 
+    def explain(self, server: Address | None, refusal: Refusal) -> Explained:
+        """The body of a refusal. The application may have its own for one of its ports."""
+        explain = getattr(self.app, "explain_refusal", None)
+        found = explain(server[1], refusal) if explain is not None and server else None
+        return found or in_json(refusal)
+
 
 def note_request(
     carrier: Carrier, status: int, sent_bytes: int, began: float, request: bytes = b""
 ) -> None:
-    """Log a request that has ended, which began at that time of Trio's clock."""
+    """Log a request that has ended; ``began`` is by Trio's clock."""
     if carrier.service.note is not None:
         head = carrier.head
         carrier.service.note(
@@ -84,14 +90,14 @@ class BodyEnded(Exception):
 
 
 class Carrier(Protocol):
-    """What one request came by and its answer goes back by.
+    """Carries one request and its answer.
 
     Attributes:
         head: The request's head.
         is_tls: Whether the bytes are encrypted.
         client: Address and port of the client, as far as they are known.
-        server: Address and port it connected to.
-        body_cut: The client ended its side before its body was complete.
+        server: Address and port that the client connected to.
+        body_cut: Whether the client ended its side before its body was complete.
     """
 
     service: Service
@@ -121,7 +127,7 @@ class Carrier(Protocol):
         """The next piece of the body, ``b""`` after the last.
 
         Raises:
-            BodyEnded: The client ended its side before.
+            BodyEnded: The client ended its side before the end of the body.
             Refusal: The body stalls, or is malformed.
         """
 
@@ -135,7 +141,7 @@ class Carrier(Protocol):
     async def send_answer(
         self, framing: AnswerFraming, pieces: Sequence[Buffer], *, last: bool
     ) -> None:
-        """Send *pieces* of an answer, the first time behind its head.
+        """Send *pieces* of an answer; the first call sends its head before them.
 
         Raises:
             trio.BrokenResourceError: The client is gone.
@@ -145,13 +151,14 @@ class Carrier(Protocol):
         """Send a whole answer that refuses the request."""
 
     async def finish_body(self, *, keep: bool) -> bool:
-        """After the answer: read and drop the rest; whether the connection can go on."""
+        """Read and drop the rest of the body after the answer. Returns whether the
+        connection can go on."""
 
 
 class Exchange:
     """Runs the application for one request, in the task that calls :meth:`run`.
 
-    The head of the answer waits for the first piece of the body and leaves with it; an
+    The head of the answer waits for the first piece of the body and is sent with it; an
     empty piece with ``more_body`` sends the head alone. Pieces may be memoryviews; they
     may be reused when ``send`` returns.
     """
@@ -170,7 +177,7 @@ class Exchange:
         self._request = b""
 
     async def run(self) -> bool:
-        """Run the application to its end; whether the connection can go on."""
+        """Run the application to its end. Returns whether the connection can go on."""
         began = trio.current_time()
         try:
             return await self._run()
@@ -227,10 +234,10 @@ class Exchange:
         return await self._carrier.finish_body(keep=not self._framing.close)
 
     def refuse(self, status: int, message: str) -> None:
-        """Cancel the application, which may not go on, from another task.
+        """Cancel the application from another task, since the request is not allowed any more.
 
-        Answered with ``status`` if nothing is answered yet; else the connection ends
-        before the answer does, so that the client does not take it for the whole.
+        If no answer has begun, the client gets ``status``. Otherwise the connection ends
+        before the answer does, so that the client does not take it for a whole one.
         """
         self._cancel(Refusal(status, message))
 

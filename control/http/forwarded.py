@@ -16,7 +16,7 @@ __all__ = ["HEADER", "Proxies", "network_of"]
 
 HEADER = b"x-forwarded-for"
 PROXIES_MAX = 16
-"""Entries of the header that are looked at: more proxies than these are not in a row."""
+"""How many entries of the header are read: no chain of proxies is longer."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -25,10 +25,10 @@ class Proxies:
     """The trusted proxies.
 
     Args:
-        networks: Their addresses, or networks (``10.0.0.0/24``) that contain nothing else.
+        networks: Their addresses, or networks (``10.0.0.0/24``) of nothing but proxies.
 
     Raises:
-        ValueError: One of these is neither.
+        ValueError: One of these is neither an address nor a network.
     """
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
@@ -72,7 +72,7 @@ def _from_the_right(values: Sequence[bytes]) -> Iterator[str]:
 
 
 def network_of(address: str) -> str:
-    """What one customer has: an IPv4 address itself, of IPv6 the network of 64 bits."""
+    """The network of one customer: an IPv4 address itself, for IPv6 its /64 network."""
     if ":" not in address:
         return address
     found = _parsed(address)
@@ -93,7 +93,7 @@ def _address(entry: str) -> str | None:
 
 def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        # A zone behind % names an interface of another machine, and can be any text.
+        # A zone after % names an interface of another machine, and can be any text.
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return None

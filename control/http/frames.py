@@ -1,14 +1,14 @@
-"""Counting the frames of HTTP/2 before anything is done for them.
+"""Counting the frames of HTTP/2 before they are handled.
 
-A frame of 9 bytes can cost a server a hundred times what it costs to send, and some
-never end: a header block goes on in CONTINUATION frames, a length of 16 MiB is kept
-until it is there. So the heads of all frames are looked at first. What carries neither
-a request nor a byte of a body is *overhead*; a client may send so much of it as its
-real traffic needs and a little more, by time, and is disconnected beyond (PING, SETTINGS,
-RST_STREAM and empty frames without end: CVE-2019-9512 to 9518, CVE-2023-44487;
-CONTINUATION without end: CVE-2024-27316).
+Handling a frame of 9 bytes can cost a hundred times as much as sending it, and some
+never end: a header block continues in CONTINUATION frames, and a frame of 16 MiB is kept
+until it is complete. So the heads of all frames are checked first. A frame with neither
+a request nor a byte of a body is *overhead*. A client may send as much of it as its
+real traffic needs, and a little more with time; beyond that it is disconnected (PING,
+SETTINGS, RST_STREAM, empty frames, headers for ended streams: CVE-2019-9512 to 9518,
+CVE-2023-44487; CONTINUATION without end: CVE-2024-27316).
 
-Plain code: no clock and no waiting.
+Plain code: it has no clock and never waits.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ __all__ = ["Flooded", "FrameMeter"]
 PREFACE_BYTES = 24
 HEAD_BYTES = 9
 FRAME_BYTES_MAX = 16 * 1024
-"""The size that both sides start with, and that we never raise."""
+"""The largest frame: both sides start with it, and we never raise it."""
 FRAMES_AT_ONCE = 64
-"""Handled without a break: h2 takes 10 to 40 µs for each."""
+"""How many frames are handled without a break: h2 takes 10 to 40 µs for each. A header
+block ends a turn: some 30 bytes of it take up to 10 ms, since it may repeat large headers
+of earlier ones."""
 OVERHEAD_MAX = 1000
 CREDIT_MAX = 4000
-"""What can be saved up by time, answers and bodies. Window updates come after the bytes
-that pay for them, for some MiB at once."""
+"""The overhead that a client can save up. It is large since window updates come after the
+bytes that pay for them, for some MiB at once."""
 SETTINGS_MAX = 32
-"""Of one frame. The protocol has ten, and h2 keeps every one that it is sent."""
+"""How many settings a frame has. The protocol knows ten, and h2 keeps all that it gets."""
 SETTING_BYTES = 6
 RESET_OVERHEAD = 8
-"""A reset makes work of the request that it ends: so many frames' worth."""
+"""As how many frames a reset counts, since the request that it ends was work."""
 OVERHEAD_PER_SECOND = 10
 OVERHEAD_PER_ANSWER = 16
-OVERHEAD_BYTES = 4 * 1024
-"""Of body, either way, that pay for one frame: window updates come for 16 KiB or more."""
+OVERHEAD_BYTES = 1024
+"""How many bytes of bodies, either way, allow one frame of overhead. Go's client sends two
+window updates for each 4 KiB that it has read; most others wait for 16 KiB or more."""
 
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9
 END_HEADERS = 4
@@ -46,16 +49,16 @@ class Flooded(Exception):
 
 
 class FrameMeter:
-    """Looks at the frames of one connection on their way to h2.
+    """Counts the frames of one connection on their way to h2.
 
     Args:
-        header_bytes_max: Of one header block, compressed.
+        header_bytes_max: The largest header block, compressed.
 
     Attributes:
         header_blocks: How many have begun.
-        client_goes: The client has sent GOAWAY: it begins no further request. That frame
-            is held back, since h2 would send nothing more after it, not even the
-            answers that are under way.
+        client_goes: Whether the client has sent GOAWAY: it begins no further request. h2
+            does not get that frame, since it would send nothing more after it, not even
+            the answers that are under way.
     """
 
     def __init__(self, header_bytes_max: int) -> None:
@@ -73,14 +76,14 @@ class FrameMeter:
 
     @property
     def in_header_block(self) -> bool:
-        """Whether a header block has begun that is not all here."""
+        """Whether a header block has begun that is not complete."""
         return self._block_open or (self._in_headers and self._left > 0)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """*data* for h2, in pieces of at most ``FRAMES_AT_ONCE`` frames.
+        """*data* for h2, in pieces of at most ``FRAMES_AT_ONCE`` frames and one header block.
 
         Raises:
-            Flooded: A frame or a header block is larger than anybody may send.
+            Flooded: A frame or a header block is larger than allowed.
         """
         view = memoryview(data)
         pieces: list[bytes | memoryview] = []
@@ -93,17 +96,19 @@ class FrameMeter:
                 self._left -= len(payload)
                 if not self._withheld:
                     pieces.append(payload)
-                continue
-            part = view[at : at + HEAD_BYTES - len(self._head)]
-            at += len(part)
-            self._head += part
-            if len(self._head) == HEAD_BYTES:
-                self._begin_frame()
-                if not self._withheld:
-                    pieces.append(bytes(self._head))
-                self._head.clear()
-                frames += 1
-            if frames == FRAMES_AT_ONCE:
+            else:
+                part = view[at : at + HEAD_BYTES - len(self._head)]
+                at += len(part)
+                self._head += part
+                if len(self._head) == HEAD_BYTES:
+                    self._begin_frame()
+                    if not self._withheld:
+                        pieces.append(bytes(self._head))
+                    self._head.clear()
+                    frames += 1
+            block_ends = self._in_headers and not (self._block_open or self._left)
+            if block_ends or frames == FRAMES_AT_ONCE:
+                self._in_headers &= not block_ends
                 yield b"".join(pieces)
                 pieces.clear()
                 frames = 0
@@ -124,7 +129,7 @@ class FrameMeter:
             self._block_open = not flags & END_HEADERS
             if self._block_bytes > self._header_bytes_max:
                 raise Flooded(f"the headers are larger than {self._header_bytes_max} bytes")
-            self._overhead += kind == CONTINUATION
+            self._overhead += 1
         else:
             if kind == SETTINGS:
                 self._overhead += max(1, size // SETTING_BYTES)
@@ -133,12 +138,12 @@ class FrameMeter:
             self.client_goes |= kind == GOAWAY
 
     def charge(self, frames: int) -> None:
-        """Count so many frames more (or less): only h2 knows what it made of them."""
+        """Count so many frames more (or less), since only h2 knows what they contained."""
         self._overhead += frames
 
     def is_flooded(self, seconds: float, answered: int, body_bytes: int) -> bool:
-        """Whether there is more overhead than a connection needs that is *seconds* old
-        and has had so many requests answered and bytes of bodies, both ways."""
+        """Whether there is more overhead than needed by a connection that is *seconds* old,
+        with so many answered requests and bytes of bodies, both ways."""
         earned = (
             OVERHEAD_PER_SECOND * seconds
             + OVERHEAD_PER_ANSWER * answered

@@ -20,10 +20,10 @@ HANG_UPS_AT_ONCE = 256
 
 
 class Watched(Protocol):
-    """A connection, as far as this is about it."""
+    """The part of a connection that the watch uses."""
 
     def hang_up(self, *, reset: bool) -> None:
-        """The client has ended its side (or, if *reset*, both)."""
+        """Report that the client has ended its side (or, if *reset*, both)."""
 
 
 class HangUps:
@@ -39,7 +39,7 @@ class HangUps:
         self._watched[descriptor] = connection
 
     def remove(self, descriptor: int) -> None:
-        """Watch it no longer; nothing happens if it is not watched."""
+        """Stop watching it; does nothing if it is not watched."""
         if self._watched.pop(descriptor, None) is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(descriptor)

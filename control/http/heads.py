@@ -1,4 +1,4 @@
-"""Decisions about the heads of requests and answers: plain functions, no waiting."""
+"""Decisions about the heads of requests and answers: plain functions that never wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "RequestHead",
     "date_header",
     "error_answer",
-    "error_body",
+    "in_json",
     "read_head",
     "refuse_loose_lines",
     "refuse_many_lines",
@@ -38,24 +38,26 @@ ABSOLUTE_FORM = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
 class Refusal(Exception):
-    """The request is answered with this status by the server, not by the application."""
+    """The server answers the request with this status, instead of the application."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, is_url: bool = False) -> None:
+        """``is_url``: it is the URL that is wrong."""
         super().__init__(message)
         self.status = status
         self.message = message
+        self.is_url = is_url
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What the server itself needs to know of a request.
+    """The parts of a request's head that the server itself uses.
 
     Attributes:
         target: The raw path with its query, without scheme and host.
         path: The path, percent-decoded; strictly, see ``_decoded_path``.
         body_bytes: The length of the body, or None if it comes in chunks.
         keep_alive: Whether the client wants to send another request afterwards.
-        expects_continue: Whether it waits for a word before it sends the body.
+        expects_continue: Whether it waits for ``100 Continue`` before it sends the body.
     """
 
     method: str
@@ -70,15 +72,15 @@ class RequestHead:
 
 
 UNREAD = RequestHead("-", b"", "", "1.1", [], 0, False, False, False)
-"""Stands for a head that could not be read."""
+"""Used instead of a head that could not be read."""
 
 
 def read_head(request: h11.Request, http_version: str | None = None) -> RequestHead:
-    """Check one request head and take from it what the server needs.
+    """Check one request head, and extract what the server needs.
 
     Args:
-        request: The head, as HTTP/1.1 has it.
-        http_version: If it came by another version, which.
+        request: The head in the form of HTTP/1.1.
+        http_version: The version that it came by, if that is another one.
 
     Raises:
         Refusal: The request must not reach the application.
@@ -89,8 +91,8 @@ def read_head(request: h11.Request, http_version: str | None = None) -> RequestH
     if request.method == b"CONNECT":
         raise Refusal(501, "CONNECT is not supported: this server is not a proxy")
     if not request.method.isupper():
-        # Methods are case-sensitive. An application that takes "head" for HEAD and a
-        # proxy that does not disagree about where the answer ends.
+        # Methods are case-sensitive. If an application takes "head" for HEAD and a proxy
+        # does not, they disagree about where the answer ends.
         raise Refusal(501, "write the method in capital letters")
     headers = list(request.headers)
     length: bytes | None = None
@@ -134,7 +136,7 @@ def refuse_many_lines(received: bytes | bytearray) -> None:
     """Refuse too many header lines before time is spent on them.
 
     Args:
-        received: What came so far, of the head and perhaps of what follows it.
+        received: The bytes so far, of the head and perhaps of what follows it.
 
     Raises:
         Refusal: There are too many.
@@ -148,15 +150,15 @@ def refuse_many_lines(received: bytes | bytearray) -> None:
 def refuse_loose_lines(head: bytes | bytearray) -> None:
     """Refuse ways to end or continue a line that servers interpret differently.
 
-    h11 takes a bare line feed for the end of a line, and joins a line that begins with
+    h11 accepts a bare line feed as the end of a line, and joins a line that begins with
     white space to the one before. A proxy that reads these otherwise sees other headers
-    than we do, so that it may let pass what it is there to stop.
+    than we do, so that it may let pass requests that it should stop.
 
     Args:
         head: The bytes of one request line and its headers.
 
     Raises:
-        Refusal: There is one of these.
+        Refusal: The head has one of these.
     """
     if head.count(b"\n") != head.count(b"\r\n"):
         raise Refusal(400, "lines end with CR LF, not with LF alone")
@@ -184,11 +186,13 @@ def _decoded_path(target: bytes) -> str:
     """
     path, _, query = target.partition(b"?")
     if query.count(b"&") >= PARAMETERS_MAX:
-        raise Refusal(400, f"the query has more than {PARAMETERS_MAX} parameters")
+        message = f"the query has more than {PARAMETERS_MAX} parameters"
+        raise Refusal(400, message, is_url=True)
     if b"%" not in target:
         return path.decode("ascii")
     if BAD_ESCAPE.search(target) is not None:
-        raise Refusal(400, "the path or query has a '%' without two hex digits; write '%25' for it")
+        message = "the path or query has a '%' without two hex digits; write '%25' for it"
+        raise Refusal(400, message, is_url=True)
     _strictly_decoded(query, "query")
     return _strictly_decoded(path, "path")
 
@@ -197,7 +201,8 @@ def _strictly_decoded(part: bytes, where: str) -> str:
     try:
         return unquote_to_bytes(part).decode("utf-8")
     except UnicodeDecodeError:
-        raise Refusal(400, f"the {where} is not valid percent-encoded UTF-8") from None
+        message = f"the {where} is not valid percent-encoded UTF-8"
+        raise Refusal(400, message, is_url=True) from None
 
 
 @dataclass(slots=True)
@@ -205,10 +210,10 @@ class AnswerFraming:
     """How the end of an answer's body is marked.
 
     Attributes:
-        bytes_left: What a Content-Length still promises, None without one.
-        chunked: The body goes out in chunks.
-        suppressed: The answer has no body, whatever the application sends.
-        close: The connection ends with this answer.
+        bytes_left: How many bytes of the Content-Length are missing, None without one.
+        chunked: Whether the body is sent in chunks.
+        suppressed: Whether the answer has no body, whatever the application sends.
+        close: Whether the connection ends with this answer.
     """
 
     bytes_left: int | None
@@ -267,21 +272,25 @@ class AnswerFraming:
 
     @property
     def short(self) -> bool:
-        """Whether the body would end before what was promised."""
+        """Whether the body is shorter than its Content-Length."""
         return not self.suppressed and bool(self.bytes_left)
 
 
-def error_body(message: str) -> bytes:
-    """The JSON body of every refusal."""
-    return json.dumps({"error": message}).encode("ascii")
+#: The body of a refusal and its type.
+Explained = tuple[str, bytes]
 
 
-def error_answer(status: int, message: str, *, with_body: bool = True) -> bytes:
+def in_json(refusal: Refusal) -> Explained:
+    """The body of a refusal, where the application has none of its own."""
+    return "application/json", json.dumps({"error": refusal.message}).encode("ascii")
+
+
+def error_answer(status: int, explained: Explained, *, with_body: bool = True) -> bytes:
     """A whole answer that refuses a request and ends the connection."""
-    body = error_body(message)
+    kind, body = explained
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     ).encode("ascii")
     return head + body if with_body else head
@@ -292,7 +301,7 @@ _date_bytes = b""
 
 
 def date_header() -> bytes:
-    """The value of the Date header, made once a second."""
+    """The value of the Date header, formatted once a second."""
     global _date_second, _date_bytes
     now = int(time.time())
     if now != _date_second:

@@ -1,9 +1,9 @@
 """HTTP/1.1 on one connection, one request at a time.
 
-h11 reads the head of each request and writes the head of each answer: most attacks
-aim at these. A body framed by its length is only counted, here, because h11 would copy
-each of its bytes three times and make two events for each piece; one in chunks is read by
-:class:`ChunkedBody`, which is stricter. So h11 never sees the end of an exchange, and
+h11 reads the head of each request and writes the head of each answer, since most attacks
+aim at these. A body with a length is only counted, here, because h11 would copy
+each of its bytes three times and make two events for each piece; a body in chunks is read
+by :class:`ChunkedBody`, which is stricter. So h11 never sees the end of an exchange, and
 each exchange gets a new ``h11.Connection``, which is cheaper (2 µs) than leading the old
 one through its states.
 """
@@ -40,7 +40,7 @@ __all__ = ["Http1"]
 REASONS = {int(status): status.phrase.encode("ascii") for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_READ_BYTES = 8 * 1024
-"""h11 keeps what is read with a head until the exchange ends, so it is not much."""
+"""How much is read at once with a head: h11 keeps it until the exchange ends."""
 CHUNKS_READ_BYTES = 64 * 1024
 CHUNKS_AT_ONCE = 100
 
@@ -66,14 +66,15 @@ class Http1:
         self._chunks: ChunkedBody | None = None
         self._body_complete = True
         self._continue_owed = False
+        self._continue_first = False
         self._waits_for_body = False
         self._ended_while_reading = False
         self._answer_head: bytes | None = None
         self._exchange: Exchange | None = None
         self._websocket: WebSocket | None = None
         self._first = True
-        # What an application leaves in context variables must not reach the next request
-        # of the connection, so each starts with the context of the first.
+        # Context variables that an application sets must not reach the next request of the
+        # connection, so each starts with the context of the first.
         self._task = trio.lowlevel.current_task()
         self._context_at_start = self._task.context.copy()
 
@@ -90,7 +91,7 @@ class Http1:
             pass
 
     async def _serve_request(self) -> bool:
-        """Serve the next request; whether another may follow on this connection."""
+        """Serve the next request. Returns whether another may follow on this connection."""
         self.head = UNREAD
         try:
             request = await self._read_request()
@@ -188,7 +189,8 @@ class Http1:
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a request whose framing is lost, so that the client can read it."""
         note_request(self, refusal.status, 0, trio.current_time())
-        await self.peer.send([error_answer(refusal.status, refusal.message)])
+        explained = self.service.explain(self.server, refusal)
+        await self.peer.send([error_answer(refusal.status, explained)])
         await self.peer.linger()
 
     # -- the body --------------------------------------------------------------------
@@ -198,6 +200,9 @@ class Http1:
         self._body_left = head.body_bytes or 0
         self._body_complete = head.body_bytes == 0
         self._continue_owed = head.expects_continue and not self._body_complete
+        # No body is to be waited for; but botocore, which expects this for empty objects, too,
+        # takes an answer without it for that of its next request on the connection as well.
+        self._continue_first = head.expects_continue and self._body_complete
         self._buffered = self._h11.trailing_data[0]
         self._chunks = None
         if head.body_bytes is None:
@@ -219,7 +224,7 @@ class Http1:
         """The next piece of the body, ``b""`` after the last.
 
         Raises:
-            BodyEnded: The client ended its side before.
+            BodyEnded: The client ended its side before the end of the body.
             Refusal: The body stalls, or its chunks are malformed.
         """
         try:
@@ -243,10 +248,10 @@ class Http1:
         return piece
 
     async def _read_chunked(self, chunks: ChunkedBody) -> bytes:
-        """As many chunks as are here, up to a bound, so that tiny ones cost little.
+        """As many chunks as have arrived, up to a bound, so that tiny ones cost little.
 
-        A client that sends chunks of one byte must not hold up the loop either, hence
-        the checkpoint; it comes before anything is taken, so that a cancelled call takes
+        A client that sends chunks of one byte must not block the loop either, hence the
+        checkpoint. It comes before anything is read, so that a cancelled call reads
         nothing.
         """
         await trio.lowlevel.checkpoint()
@@ -299,7 +304,8 @@ class Http1:
         return self._body_left - len(self._buffered) > DRAIN_BYTES_MAX
 
     async def finish_body(self, *, keep: bool) -> bool:
-        """After the answer: read and drop the rest; whether the connection can go on."""
+        """Read and drop the rest of the body after the answer. Returns whether the
+        connection can go on."""
         if not keep:
             if not self._body_complete or self._buffered:
                 await self.peer.linger()
@@ -331,9 +337,13 @@ class Http1:
         self, framing: AnswerFraming, pieces: Sequence[Buffer], *, last: bool
     ) -> None:
         self.peer.unfinished = framing
+        self._continue_owed = False  # the client would take it for a part of the answer
         if self._answer_head is not None:
             pieces = [self._answer_head, *pieces]
             self._answer_head = None
+            if self._continue_first:
+                self._continue_first = False
+                pieces = [CONTINUE, *pieces]
         if pieces:
             await self.peer.send(pieces)
         if last:
@@ -341,15 +351,16 @@ class Http1:
 
     async def send_refusal(self, refusal: Refusal) -> None:
         with_body = self.head.method != "HEAD"
-        await self.peer.send([error_answer(refusal.status, refusal.message, with_body=with_body)])
+        explained = self.service.explain(self.server, refusal)
+        await self.peer.send([error_answer(refusal.status, explained, with_body=with_body)])
 
     def hang_up(self, *, reset: bool) -> None:
-        """The client has ended its side; see :meth:`Connection.hang_up`.
+        """Handle that the client has ended its side; see :meth:`Connection.hang_up`.
 
-        If the application waits for the body it learns of it by the body's end. Otherwise it
-        is cancelled: nobody waits for its answer. A client that had ended its side
-        already when the request began may still be reading, so such a request runs,
-        for a while; sending to a client that does not read brings a reset.
+        An application that waits for the body sees it end. Otherwise it is cancelled, since
+        nobody waits for its answer. A client that had ended its side already when the
+        request began may still be reading, so such a request runs for a while; if the
+        client does not read, sending fails with a reset.
         """
         if self._websocket is not None:
             self._websocket.end_reading()
@@ -359,7 +370,7 @@ class Http1:
             self._exchange.abandon()
 
     def stop(self) -> None:
-        """The server stops: a WebSocket is closed, a request under way may end."""
+        """Stop: close a WebSocket, but let a request under way end."""
         if self._websocket is not None:
             self._websocket.stop()
 

@@ -9,16 +9,17 @@ share one.
 has no more requests at once over HTTP/2 than over HTTP/1.1.
 
 *Memory.* A client may send 64 KiB of a body before the application asks for it. When
-it does, the windows are opened wide enough for long distances, once; what is not read
-is at most ``WINDOW_BYTES`` for all requests of the connection. Nothing is read while more than
-``OUT_BYTES_MAX`` wait to be sent.
+it does, the window of that request is opened wide enough for long distances, for two
+requests at a time. The connection's own window has room for all of these, so a body that
+no handler reads blocks no other: behind a proxy they may be of different users. The
+server stops reading from a client that does not read the replies to its frames.
 
 *Ends.* A request ends with RST_STREAM where a connection of HTTP/1.1 would end: the
-others go on. What concerns the whole connection ends with GOAWAY. Its frame is made
+others go on. An error of the whole connection ends it with GOAWAY. That frame is made
 here, since h2 sends nothing more after one of its own.
 
 Trailers are checked by h2 and dropped. There is no push, no CONNECT, and no WebSocket
-(RFC 8441): browsers open a connection of HTTP/1.1 for these.
+(RFC 8441): browsers open a connection of HTTP/1.1 for WebSockets.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ from control.http.heads import (
     Refusal,
     RequestHead,
     date_header,
-    error_body,
     read_head,
 )
 from control.http.limits import BODY_PIECE_BYTES_MAX, HEADER_LINES_MAX
@@ -69,25 +69,37 @@ __all__ = ["Http2"]
 log = logging.getLogger("control.http")
 
 READ_BYTES = 64 * 1024
-OUT_BYTES_MAX = 256 * 1024
+OUT_BYTES_MAX = 64 * 1024
+"""How many bytes may wait to be sent when a piece of an answer is added. A client that
+reads nothing costs three times as many: here, as ciphertext, and in OpenSSL's buffer."""
 FIRST_WINDOW_BYTES = 65_535
-"""Of a stream and of the connection: the protocol's own beginning."""
+"""The first window of a request and of the connection, by the protocol."""
 WINDOW_BYTES = 1024 * 1024
-"""Of both, once an application reads a body: 20 MiB/s at 50 ms."""
+"""The window of a request whose body the application reads: 20 MiB/s at 50 ms."""
+WIDE_MAX = 2
+"""How many requests of a connection have such a window at once. So a connection takes at
+most 2 MiB, and then it has three slots of its address."""
 ENCODER_TABLE_BYTES = 4096
-"""What the client may have us remember of our headers; it may ask for 4 GiB."""
-HEAD_BYTES_MORE = 16 * 1024
-"""HTTP/2 counts 32 bytes more for each header than HTTP/1.1, of which 256 may come."""
+"""The largest table of headers that we keep for a client, which may ask for 4 GiB."""
+HEADER_BYTES_MAX = 32 * 1024
+"""The largest head, whatever HTTP/1.1 allows: h2 takes up to 12 ms to decode it, and the
+event loop waits."""
+HEAD_BYTES_MORE = 8 * 1024
+"""HTTP/2 counts 32 bytes more for each of the 256 headers than HTTP/1.1."""
 REQUESTS_MAX = 10_000
-"""Of one connection; h2 keeps a line for each. The client then opens another."""
+"""How many requests a connection serves, since h2 keeps some bytes for each. Then the
+client opens another."""
 SENT_FRAME_BYTES_MAX = 64 * 1024
-"""A client may take frames of 16 MiB; each would be copied at once."""
+"""The largest frame that is sent, since each is copied; a client may allow 16 MiB."""
+REPLY_BYTES_MAX = OUT_BYTES_MAX + 2 * SENT_FRAME_BYTES_MAX
+"""How many bytes may wait to be sent when the client's next frames are read. Answers alone
+are less, so window updates for them are read in time."""
 CLOSE_SECONDS = 1.0
 WARNING_SECONDS = 10.0
-"""Between two warnings of connections that were ended, whoever's they were."""
-FULL = Refusal(503, "the server has as many requests under way as it takes; try again")
+"""The time between two warnings about connections that were ended, of all clients."""
+FULL = Refusal(503, "the server has as many requests under way as it can serve; try again")
 SETTINGS = frozenset(SettingCodes)
-"""Those that mean anything to h2."""
+"""The settings that h2 knows."""
 NOT_SENT = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 """Headers that HTTP/2 does not have."""
 
@@ -96,7 +108,7 @@ _warned = -math.inf
 
 
 def _warn(address: str, error: Flooded) -> None:
-    """Log that a connection was ended; a client can bring that about many times a second."""
+    """Log that a connection was ended, but not each time: a client can cause many a second."""
     global _warned
     now = time.monotonic()
     if now >= _warned + WARNING_SECONDS:
@@ -112,9 +124,10 @@ class Http2:
         self.service = peer.service
         self.limits = limits = peer.limits
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
-        # A head that is a little too large is answered 431; beyond, the connection ends,
-        # since what follows can no longer be read. Decoding 64 KiB takes up to 15 ms.
-        head_bytes_max = limits.header_bytes_max + HEAD_BYTES_MORE
+        # A head that is a little too large is answered with 431. Beyond that the connection
+        # ends, since later frames cannot be read.
+        self.header_bytes_max = min(limits.header_bytes_max, HEADER_BYTES_MAX)
+        head_bytes_max = self.header_bytes_max + HEAD_BYTES_MORE
         self.h2.decoder.max_header_list_size = head_bytes_max
         self.h2.local_settings = Settings(
             client=False,
@@ -123,7 +136,7 @@ class Http2:
                 SettingCodes.MAX_HEADER_LIST_SIZE: head_bytes_max,
             },
         )
-        self._meter = FrameMeter(limits.header_bytes_max)
+        self._meter = FrameMeter(self.header_bytes_max)
         self._streams: dict[int, Stream] = {}
         self._nursery: trio.Nursery
         self._out: list[bytes] = []
@@ -137,9 +150,9 @@ class Http2:
         self._answered = 0
         self.is_dead = False
         self._body_bytes = 0
-        self._widened = False
+        self._wide = 0
         self._going = False
-        # Taken once: the kernel has no address of the client any more once it has reset.
+        # Read once: after a reset the kernel does not know the client's address any more.
         self.server = peer.server
         self.client = peer.peer
         self._idle_until = self._began + limits.header_seconds
@@ -152,6 +165,10 @@ class Http2:
 
     async def serve(self) -> None:
         self.h2.initiate_connection()
+        windows = self.limits.streams_max * FIRST_WINDOW_BYTES
+        windows += WIDE_MAX * (WINDOW_BYTES - FIRST_WINDOW_BYTES)
+        # Twice, since h2 gives back what was read only when it is half of the window.
+        self.h2.increment_flow_control_window(2 * windows - FIRST_WINDOW_BYTES)
         self.collect()
         if self.peer.stopping:
             self._go_away(ErrorCodes.NO_ERROR)  # since the handshake
@@ -160,22 +177,23 @@ class Http2:
             async with trio.open_nursery() as self._nursery:
                 await self._read()
                 self._nursery.cancel_scope.cancel()
-            with trio.move_on_after(CLOSE_SECONDS):
+            # A client that reads its last answer slowly gets all of it.
+            with trio.move_on_after(CLOSE_SECONDS if self.is_dead else math.inf):
                 await self.wait_for_room(0)
             sending.cancel_scope.cancel()
-        # Whoever closes now, while the client sends on, takes answers away from it that
-        # are still in the kernel.
+        # Closing now, while the client still sends, would discard answers that are still in
+        # the kernel.
         await self.peer.end()
 
     def stop(self) -> None:
-        """The server stops: no further request is taken, those under way may end."""
+        """Stop: serve no further request, but let those under way end."""
         self._go_away(ErrorCodes.NO_ERROR)
 
     def hang_up(self, *, reset: bool) -> None:
-        """The reader sees the end of the connection as well."""
+        """Do nothing, since the reader sees the end of the connection as well."""
 
     def _go_away(self, code: ErrorCodes) -> None:
-        """Tell the client which request was the last; its next needs a new connection."""
+        """Send the client the number of the last request; its next needs a new connection."""
         if not self._going:
             self._going = True
             last = self.h2.highest_inbound_stream_id
@@ -187,8 +205,8 @@ class Http2:
         """Read until the connection is to be closed."""
         self.peer.mark_idle(True)
         while not (self._going or self._meter.client_goes) or self._streams:
-            if self._out_bytes > OUT_BYTES_MAX:
-                await self.wait_for_room(OUT_BYTES_MAX)
+            if self._out_bytes > REPLY_BYTES_MAX:
+                await self.wait_for_room(REPLY_BYTES_MAX)
                 continue  # the last request may have ended meanwhile
             try:
                 data = await self.peer.receive(READ_BYTES, self._read_until())
@@ -210,7 +228,7 @@ class Http2:
         return math.inf if self._streams else self._idle_until
 
     async def _take(self, data: bytes) -> bool:
-        """Handle what was received; whether the connection goes on."""
+        """Handle received bytes. Returns whether the connection goes on."""
         try:
             for piece in self._meter.feed(data):
                 for event in self.h2.receive_data(piece):
@@ -234,7 +252,7 @@ class Http2:
     # -- sending ---------------------------------------------------------------------
 
     def collect(self) -> None:
-        """Queue what h2 has to send."""
+        """Queue the frames that h2 has to send."""
         data = self.h2.data_to_send()
         if data:
             self._queue(data)
@@ -245,13 +263,13 @@ class Http2:
         self._wake.set()
 
     async def wait_for_room(self, bytes_max: int) -> None:
-        """Return once at most so much is queued."""
+        """Return once at most *bytes_max* bytes are queued."""
         while self._out_bytes > bytes_max:
             await self._room.park()
 
     async def _send_out(self, scope: trio.CancelScope) -> None:
-        """Send what is queued. Nobody else sends, so no frame is ever cut by a
-        cancellation of its request."""
+        """Send what is queued. No other task sends, so the cancellation of a request never
+        cuts a frame."""
         try:
             while True:
                 await self._wake.wait()
@@ -261,7 +279,7 @@ class Http2:
                 self._out_bytes -= sum(map(len, out))
                 self._room.unpark_all()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            scope.cancel()  # the client is gone, or takes nothing
+            scope.cancel()  # the client is gone, or reads nothing
 
     # -- frames ----------------------------------------------------------------------
 
@@ -275,13 +293,13 @@ class Http2:
                 stream.end_body()
         elif isinstance(event, StreamReset):
             if not event.remote_reset:
-                # The client made h2 reset it (CVE-2025-8671), for the same work.
+                # The client made h2 reset it (CVE-2025-8671), which is as much work.
                 self._meter.charge(RESET_OVERHEAD)
             if stream := self._streams.get(event.stream_id):
                 stream.leave()
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
             if isinstance(event, RemoteSettingsChanged):
-                # h2 would keep them, and look at each again with every later SETTINGS.
+                # h2 would keep them, and check each again with every later SETTINGS.
                 for code in event.changed_settings.keys() - SETTINGS:
                     self.h2.remote_settings.pop(code, None)
             if self.h2.encoder.header_table_size > ENCODER_TABLE_BYTES:
@@ -298,12 +316,13 @@ class Http2:
             self._body_bytes += len(event.data)
             stream.take(event.data)
             if event.data:
-                self._meter.charge(-1)  # it brought something
+                self._meter.charge(-1)  # it had bytes of a body
         if padding:
             self.h2.acknowledge_received_data(padding, event.stream_id)
 
     def _begin(self, event: RequestReceived) -> None:
         """Start the request, or refuse it."""
+        self._meter.charge(-1)  # it begins a request
         number = event.stream_id
         if self._going:
             self._meter.charge(RESET_OVERHEAD)
@@ -342,26 +361,31 @@ class Http2:
 
     # -- windows ---------------------------------------------------------------------
 
-    def widen(self, number: int) -> None:
-        """Let the client send a body faster than an answer takes to reach it."""
-        more = WINDOW_BYTES - FIRST_WINDOW_BYTES
-        self.h2.increment_flow_control_window(more, number)
-        if not self._widened:
-            self._widened = True
-            self.h2.increment_flow_control_window(more)
+    def widen(self, number: int) -> bool:
+        """Give the body of a request a wide window until :meth:`narrow`, unless as many others
+        as allowed have one. Returns whether it has."""
+        if self._wide == WIDE_MAX:
+            return False
+        self._wide += 1
+        self.h2.increment_flow_control_window(WINDOW_BYTES - FIRST_WINDOW_BYTES, number)
+        return True
+
+    def narrow(self) -> None:
+        """Count a request with a wide window as ended."""
+        self._wide -= 1
 
     def reset(self, number: int, code: ErrorCodes) -> None:
-        """End the stream, unless the client has done so in the same breath."""
+        """End the stream, unless the client has just done so."""
         with suppress(StreamClosedError):
             self.h2.reset_stream(number, code)
 
     def cut(self, number: int) -> None:
-        """The client has broken the rules for this stream."""
+        """End a stream for which the client has broken the protocol."""
         self._meter.charge(RESET_OVERHEAD)
         self.reset(number, ErrorCodes.PROTOCOL_ERROR)
 
     def refuse_more(self) -> None:
-        """Take no further request on this connection."""
+        """Serve no further request on this connection."""
         self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
 
     def count_sent(self, body_bytes: int) -> None:
@@ -372,10 +396,11 @@ class Stream:
     """One request: the :class:`~control.http.exchange.Carrier` of its exchange.
 
     Attributes:
-        body: Received and not yet taken by the application.
+        body: The bytes that were received and that the application has not read.
         arrived: Set when there is more of it, or its end.
         window: Set when the client may have opened a window.
-        has_slot: Of its own. One that was refused, or evicted and not yet ended, has none.
+        has_slot: Whether it has a slot. A request that was refused, or evicted and has
+            not ended yet, has none.
     """
 
     def __init__(self, http2: Http2, number: int, length: int | None) -> None:
@@ -400,7 +425,7 @@ class Stream:
         self._received_bytes = 0
         self._continue_owed = False
         self._waits = 0
-        self._widened = False
+        self._wide = False
         self._moved_bytes = 0
         self._answer_head: list[tuple[bytes, bytes]] | None = None
         self._begun = False
@@ -429,21 +454,20 @@ class Stream:
             await self._exchange.run()
 
     def _read_head(self, headers: Headers) -> RequestHead:
-        limits = self.service.limits
         if (b":method", b"HEAD") in headers:
             self.head = replace(self.head, method="HEAD")
-        size = sum(len(name) + len(value) + 4 for name, value in headers)
-        if size > limits.header_bytes_max:
-            raise Refusal(431, f"the headers are larger than {limits.header_bytes_max} bytes")
+        bytes_max = self._http2.header_bytes_max
+        if sum(len(name) + len(value) + 4 for name, value in headers) > bytes_max:
+            raise Refusal(431, f"the headers are larger than {bytes_max} bytes")
         if len(headers) > HEADER_LINES_MAX:
             raise Refusal(431, f"there are more than {HEADER_LINES_MAX} headers")
         return read_head(_as_http1(headers), "2")
 
     def _admit(self) -> None:
-        """Take a slot for the client that the request is of."""
+        """Take a slot for the client that sent the request."""
         client = self._peer.client_of(self.head.headers)
         if self.client is not None and client != self.client[0]:
-            self.client = (client, 0)  # nobody knows its port
+            self.client = (client, 0)  # its port is not known
         admission = self._peer.admission
         if not admission.make_room(client):
             raise TOO_MANY
@@ -459,7 +483,7 @@ class Stream:
         return self._waits > 0 or (self._begun and not self._ended)
 
     def evict(self) -> None:
-        """End the request, for another."""
+        """End the request, since another one gets its slot."""
         self._peer.admission.remove(self)
         self.has_slot = False
         self._scope.cancel()
@@ -477,13 +501,13 @@ class Stream:
         return self._body_ended and not self.body
 
     def take(self, data: bytes) -> None:
-        """A part of the body has come."""
+        """Add a part of the body."""
         self.body += data
         self._received_bytes += len(data)
         self.arrived.set()
 
     def end_body(self) -> None:
-        """The client has ended the body: it is whole, unless its head promised more.
+        """End the body. It is whole, unless the head announced more.
 
         h2 compares the two only if the last frame is of the body: not if trailers follow,
         nor if the head ends the stream.
@@ -497,16 +521,10 @@ class Stream:
 
     async def read_body(self) -> bytes:
         await trio.lowlevel.checkpoint()
-        if not self._body_ended and not self._widened:
-            self._widened = True
-            if self.head.body_bytes == 0 or (self.head.body_bytes or 0) > FIRST_WINDOW_BYTES:
-                self._http2.widen(self.number)
-        if self._continue_owed:
-            self._continue_owed = False
-            self._http2.h2.send_headers(self.number, [(b":status", b"100")])
-        self._http2.collect()
-        if not self.body and not self._body_ended:
-            await self._wait_for_body()
+        if not self._gone:
+            self._ask_for_body()
+            if not self.body and not self._body_ended:
+                await self._wait_for_body()
         if self._gone:
             self.body_cut = True
             raise BodyEnded
@@ -517,6 +535,16 @@ class Stream:
             self._http2.h2.acknowledge_received_data(len(piece), self.number)
             self._http2.collect()
         return piece
+
+    def _ask_for_body(self) -> None:
+        # A body of unknown length has 0 here.
+        large = not 0 < (self.head.body_bytes or 0) <= FIRST_WINDOW_BYTES
+        if large and not self._body_ended and not self._wide:
+            self._wide = self._http2.widen(self.number)
+        if self._continue_owed:
+            self._continue_owed = False
+            self._http2.h2.send_headers(self.number, [(b":status", b"100")])
+        self._http2.collect()
 
     async def _wait_for_body(self) -> None:
         seconds = self.service.limits.body_stall_seconds
@@ -531,23 +559,24 @@ class Stream:
             raise Refusal(408, f"no byte of the body arrived for {seconds:g} seconds")
 
     def leave(self) -> None:
-        """The client has reset the stream, or must not get an answer."""
+        """End the request: the client has reset the stream, or must not get an answer."""
         self._gone = True
+        self._drop_body()
         self.window.set()
         if self._waits and not self._begun:
-            self.arrived.set()  # the application learns of it by the body's end
+            self.arrived.set()  # the application sees the body end
         elif self._exchange is not None:
             self._exchange.abandon()
 
     async def finish_body(self, *, keep: bool) -> bool:
-        """What is unread is dropped when the stream is closed."""
+        """Do nothing: the rest of the body is dropped when the stream is closed."""
         return keep
 
     # -- the answer ------------------------------------------------------------------
 
     def prepare_head(self, status: int, headers: Headers, *, close: bool) -> None:
         lines = [*headers, (b"date", date_header())]
-        h11.Response(status_code=status, headers=lines)  # raises what HTTP/1.1 would
+        h11.Response(status_code=status, headers=lines)  # raises the same errors as HTTP/1.1
         self._answer_head = [
             (b":status", b"%d" % status),
             *((name, value) for name, value in lines if name not in NOT_SENT),
@@ -559,11 +588,12 @@ class Stream:
         await self._send(pieces, last=last)
 
     async def send_refusal(self, refusal: Refusal) -> None:
-        """Never waits: a refused request has no slot, so nobody could end its wait. A
-        client without a window for the message gets the status alone."""
+        """Send a refusal. This never waits, since a refused request has no slot, so that its
+        wait could not be ended. A client without a window for the message gets the status
+        alone."""
         self._refuse_gone()
         h2 = self._http2.h2
-        body = error_body(refusal.message)
+        kind, body = self.service.explain(self.server, refusal)
         is_head = self.head.method == "HEAD"
         if not is_head and len(body) > min(
             h2.local_flow_control_window(self.number), h2.max_outbound_frame_size
@@ -571,7 +601,7 @@ class Stream:
             body = b""
         lines = [
             (b":status", b"%d" % refusal.status),
-            (b"content-type", b"application/json"),
+            (b"content-type", kind.encode("ascii")),
             (b"content-length", b"%d" % len(body)),
         ]
         alone = is_head or not body
@@ -587,6 +617,7 @@ class Stream:
         self._refuse_gone()
         if self._answer_head is not None:
             self._begun = True
+            self._continue_owed = False
             self._ended = last and not views
             h2.send_headers(self.number, self._answer_head, end_stream=self._ended)
             self._answer_head = None
@@ -628,23 +659,29 @@ class Stream:
         finally:
             self._waits -= 1
         if scope.cancelled_caught:
-            raise trio.BrokenResourceError("the client takes nothing of the answer")
+            raise trio.BrokenResourceError("the client reads nothing of the answer")
 
     def _refuse_gone(self) -> None:
         if self._gone or self._http2.is_dead:
             raise trio.BrokenResourceError("the client has reset the stream")
 
     def close(self) -> bool:
-        """Reset what is not whole, and give back the window of what was not read.
+        """Reset the stream if it is not complete, and give back the window of unread bytes.
         Returns whether the request was answered."""
-        h2 = self._http2.h2
-        if self.body:
-            h2.acknowledge_received_data(len(self.body), self.number)
-            self.body.clear()
+        self._drop_body()
         if not self._gone and not (self._ended and self._body_ended):
             code = ErrorCodes.NO_ERROR if self._ended else ErrorCodes.INTERNAL_ERROR
-            h2.reset_stream(self.number, code)
+            self._http2.h2.reset_stream(self.number, code)
         return self._ended and not self._gone
+
+    def _drop_body(self) -> None:
+        """Give back the windows of bytes that no handler will read."""
+        if self.body:
+            self._http2.h2.acknowledge_received_data(len(self.body), self.number)
+            self.body.clear()
+        if self._wide:
+            self._wide = False
+            self._http2.narrow()
 
 
 def _length(headers: Headers) -> int | None:
@@ -653,10 +690,10 @@ def _length(headers: Headers) -> int | None:
 
 
 def _as_http1(headers: Headers) -> h11.Request:
-    """The same request as HTTP/1.1 would have it, checked as strictly.
+    """The same request in the form of HTTP/1.1, checked as strictly.
 
     Raises:
-        Refusal: It could not be one.
+        Refusal: HTTP/1.1 could not have it.
     """
     method = target = authority = b""
     lines: list[tuple[bytes, bytes]] = []
@@ -671,6 +708,10 @@ def _as_http1(headers: Headers) -> h11.Request:
             lines.append((name, value))
         elif name == b"host":
             authority = authority or value
+    if not target.startswith((b"/", b"*")):
+        # HTTP/1.1 may have a whole URL here. A proxy that does not expect one here finds
+        # another path in it than we do.
+        raise Refusal(400, "the request target must be a path that starts with '/'")
     try:
         return h11.Request(method=method, target=target, headers=[(b"host", authority), *lines])
     except h11.LocalProtocolError as error:

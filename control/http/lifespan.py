@@ -18,7 +18,7 @@ log = logging.getLogger("control.http")
 STARTUP_SECONDS = 60.0
 SHUTDOWN_SECONDS = 60.0
 MESSAGES_MAX = 2
-"""There are two in all: startup and shutdown."""
+"""How many messages it gets: startup and shutdown."""
 
 
 class LifespanFailed(Exception):
@@ -33,8 +33,8 @@ class Lifespan:
             background tasks are gone, and it must not go on without them.
 
     Attributes:
-        state: What the application's startup leaves for its requests.
-        failure: What the startup raised, or what ended the application while serving.
+        state: The state that the application's startup leaves for its requests.
+        failure: The error that the startup raised, or that ended the application later.
     """
 
     def __init__(self, app: Application, ended: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class Lifespan:
         self._to_app, self._messages = trio.open_memory_channel[dict[str, str]](MESSAGES_MAX)
 
     async def run(self) -> None:
-        """The application's lifespan task, for a nursery."""
+        """Run the application's lifespan task, in a nursery."""
         scope = {
             "type": "lifespan",
             "asgi": {"spec_version": "2.0", "version": "3.0"},
@@ -67,7 +67,7 @@ class Lifespan:
             self._stopped.set()
 
     async def start(self) -> None:
-        """Return once the application has started, or :attr:`failure` says why not.
+        """Return once the application has started, or :attr:`failure` is set.
 
         Raises:
             LifespanFailed: It takes too long.
@@ -96,8 +96,8 @@ class Lifespan:
         if kind == "lifespan.startup.complete":
             self._started.set()
         elif kind == "lifespan.startup.failed":
-            # Frameworks send this while they handle what went wrong, and pass on only
-            # its text. The error itself is more use to whoever started the server.
+            # Frameworks send this while they handle the error, and pass on only its text. The
+            # error itself is more useful to the person who started the server.
             self.failure = sys.exc_info()[1] or LifespanFailed(message.get("message", ""))
             self._started.set()
         elif kind == "lifespan.shutdown.complete":

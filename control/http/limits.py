@@ -16,49 +16,50 @@ KIB = 1024
 MIB = 1024 * KIB
 
 BODY_PIECE_BYTES_MAX = 256 * KIB
-"""The most of a body that is read at once, so also what is buffered per connection."""
+"""How much of a body is read at once, and so how much is buffered per connection."""
 
 HEADER_LINES_MAX = 256
-"""Of a head. h11 takes 3 µs for each, and 64 KiB can contain 16,000."""
+"""How many headers a head has. h11 takes 3 µs for each, and 64 KiB can contain 16,000."""
 
 PARAMETERS_MAX = 256
-"""Of a query. Each takes 1 µs."""
+"""How many parameters a query has. Each takes 1 µs."""
 
 DRAIN_BYTES_MAX = 64 * KIB
 """An unread body of at most this size is read and dropped to keep the connection.
-With more to come it is cheaper for both sides to open a new one."""
+If more is to come it is cheaper for both sides to open a new one."""
 
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """What one server process allows.
+    """The bounds of one server process.
 
     Attributes:
         connections_max: Open connections. At the limit the one that has been idle the
-            longest is closed for a new one, else a slow one; without any the new one
-            waits.
+            longest is closed for a new one, or else a slow one; if there is none, the new
+            one waits.
         per_address_max: Open connections of one address (of IPv6 one network of 64
             bits). At the limit its slowest is closed for a new one, or the new one is
             refused; see ``slots.py``.
         slow_seconds: A connection that has moved less than 64 KiB in this time is slow.
-        header_bytes_max: A request line with its headers; more is answered 431.
+        header_bytes_max: A request line with its headers; more is answered with 431.
         header_seconds: From the first byte of a request to the end of its headers;
-            later is answered 408. Also bounds the TLS handshake.
+            later is answered with 408. Also bounds the TLS handshake.
         keep_alive_seconds: How long a connection may be idle between requests.
         body_stall_seconds: How long the application may wait for the next byte of a
             body; then the request ends with 408.
-        send_stall_seconds: How long the peer may take nothing of what is sent to it;
+        send_stall_seconds: How long the peer may read nothing of what is sent to it;
             then the connection is closed.
         linger_seconds: How long an unread body is read and dropped after the answer,
-            so that the peer sees the answer instead of a reset.
+            so that the peer sees the answer instead of a reset; and again, if it has
+            read a part of the answer meanwhile.
         linger_bytes: How much of it is read and dropped.
         streams_max: Requests under way on one HTTP/2 connection. Each has a slot like a
             connection's, so ``per_address_max`` bounds them as well.
-        graceful_seconds: What requests under way get to end when the server stops.
-        websocket_message_bytes_max: The largest WebSocket message taken.
+        graceful_seconds: How long requests under way may take to end when the server stops.
+        websocket_message_bytes_max: The largest WebSocket message that is accepted.
         websocket_ping_seconds: How often a WebSocket peer is pinged, apart from pings
-            between its messages. One that sends nothing for three times as long, not
-            even answers to these, is disconnected.
+            between its messages. A peer that sends nothing for three times as long, not
+            even pongs, is disconnected.
     """
 
     connections_max: int = 1024

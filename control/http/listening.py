@@ -1,4 +1,4 @@
-"""Making the sockets that the server listens on."""
+"""Creating the sockets on which the server listens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gfs.errors import StartupError
 __all__ = ["advice", "listen"]
 
 BACKLOG = 4096
-"""The kernel has a bound of its own, net.core.somaxconn; 4096 unless it was changed."""
+"""How many connections wait to be accepted; net.core.somaxconn (4096) bounds it, too."""
 
 
 def listen(address: str) -> list[socket.socket]:
@@ -67,7 +67,7 @@ def _bind(family: int, place: tuple[Any, ...]) -> socket.socket:
 
 
 def advice(error: OSError) -> str:
-    """What the person who started the server can do about *error*."""
+    """Advice about *error* for the person who started the server."""
     if error.errno == errno.EADDRINUSE:
         return "the port is taken; stop what uses it or choose another"
     if error.errno == errno.EACCES:

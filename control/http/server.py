@@ -1,8 +1,8 @@
-"""Accepting connections and stopping without a cut.
+"""Accepting connections, and stopping without cutting answers.
 
-*Accepting.* A new connection is accepted at once, also when there are too many: only
-then is its address known. Either it takes the slot of a slower one or it is refused (see
-``slots.py``). None of this waits, so no client waits in the queue behind those of others.
+*Accepting.* A new connection is accepted at once, also when there are too many, since
+only then its address is known. Either it takes the slot of a slower one or it is refused
+(see ``slots.py``). None of this waits, so no client waits behind those of others.
 
 *Stopping.* Everything runs in one cancel scope that is shielded once the server is up.
 When :func:`serve` is cancelled it sets an event; the shielded part stops accepting,
@@ -22,11 +22,11 @@ import trio
 
 from control.http.access_log import Note
 from control.http.admission import Admission
-from control.http.connection import Connection, Handler
+from control.http.connection import TOO_MANY, Connection, Handler
 from control.http.exchange import Application, Service
 from control.http.forwarded import Proxies
 from control.http.hangups import HangUps
-from control.http.heads import error_answer
+from control.http.heads import error_answer, in_json
 from control.http.http1 import Http1
 from control.http.http2 import Http2
 from control.http.lifespan import Lifespan
@@ -39,13 +39,13 @@ log = logging.getLogger("control.http")
 
 ACCEPTS_AT_ONCE = 64
 BEGUN_AT_ONCE = 8
-"""Of those: other tasks run between one turn and the next."""
+"""How many connections are accepted in one turn, before other tasks run."""
 REFUSAL_SECONDS = 0.005
-"""A refused client gets the reason at most this often; others are only closed."""
+"""How often at most a refused client gets the reason; others are only closed."""
 OUT_OF_DESCRIPTORS_SECONDS = 0.1
 HANDLERS: dict[str, Callable[[Connection], Handler]] = {"h2": Http2, "http/1.1": Http1}
-"""By the name that ALPN has for each protocol, the best first."""
-TURNED_AWAY = error_answer(429, "too many connections of your address; end some, or wait")
+"""The handlers by the protocol's name in ALPN, the best first."""
+TURNED_AWAY = error_answer(TOO_MANY.status, in_json(TOO_MANY))
 
 
 async def serve(
@@ -65,10 +65,9 @@ async def serve(
             shut down at the end.
         sockets: Bound and listening; may be shared with other processes.
         limits: Every bound, see :class:`HttpLimits`.
-        tls: Speak TLS on all of the sockets.
-        proxies: Those in front. A request that comes through these is its client's,
-            for the application (``scope["client"]``) and for ``per_address_max``.
-
+        tls: Use TLS on all of the sockets.
+        proxies: The trusted proxies. A request that comes through one counts for its
+            client, for the application (``scope["client"]``) and ``per_address_max``.
         note: Called for each request that has ended; see ``access_log.py``.
 
     Raises:
@@ -80,7 +79,7 @@ async def serve(
     shut down.
     """
     if tls is not None:
-        # Which of these is spoken, the client decides with the handshake.
+        # The client chooses one of them in the handshake.
         tls.set_alpn_protocols(list(HANDLERS))
     server = _Server(app, limits or HttpLimits(), tls, proxies or Proxies(), note)
     try:
@@ -101,7 +100,7 @@ async def serve(
 
 
 class _Server:
-    """One :func:`serve`: the application's life, and accepting."""
+    """One call of :func:`serve`: starts and stops the application, and accepts."""
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class _Server:
                     nursery.start_soon(self._lifespan.run)
                     await self._lifespan.start()
                     if self.failure is None:
-                        shield.shield = True  # from here on, stopping is done in order
+                        shield.shield = True  # from now on the server stops in order
                         await self._serve_connections(sockets)
                         await self._lifespan.stop()
                     nursery.cancel_scope.cancel()
@@ -158,7 +157,7 @@ class _Server:
                     await self.stop.wait()
                     accepting.cancel_scope.cancel()
                 for sock in sockets:
-                    sock.close()  # so that new clients are refused instead of kept waiting
+                    sock.close()  # so that new clients are refused instead of waiting
                 for connection in list(self._connections):
                     connection.stop()
                 connections.cancel_scope.deadline = (
@@ -185,7 +184,7 @@ class _Server:
             except BlockingIOError:
                 continue
             except OSError as error:
-                # Out of descriptors or memory; or the client has left already.
+                # There are no descriptors or memory left; or the client has left already.
                 if error.errno != errno.ECONNABORTED:
                     if not failing:
                         log.error("new clients must wait: %s", advice(error))
@@ -193,19 +192,19 @@ class _Server:
                     await trio.sleep(OUT_OF_DESCRIPTORS_SECONDS)
 
     def _begin(self, sock: socket.socket, address: str, connections: trio.Nursery) -> bool:
-        """Serve the connection or refuse it; whether it is served."""
-        sock.setblocking(False)
+        """Serve the connection or refuse it. Returns whether it is served."""
         if not self._admission.make_room(address):
             now = trio.current_time()
             if self._tls is None and now >= self._refused + REFUSAL_SECONDS:
                 self._refused = now
                 with contextlib.suppress(OSError):
-                    sock.send(TURNED_AWAY)
+                    sock.send(TURNED_AWAY, socket.MSG_DONTWAIT)
             sock.close()
             return False
+        sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A peer whose machine is gone takes nothing either, and reports no error.
+            # A peer whose machine is gone acknowledges nothing, and reports no error.
             stall_ms = int(self._limits.send_stall_seconds * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
         connection = Connection(

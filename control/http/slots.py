@@ -1,7 +1,7 @@
 """Which connections are admitted, and which are closed when there are too many.
 
 A connection has a slot until it is closed; over HTTP/2 each request under way has one, too.
-An address gets only so many. When it has them all, its own slowest connection is closed for
+The slots of an address are limited. When it has them all, its own slowest connection is closed for
 a new one, or the new one is refused. A client that holds thousands of connections without
 sending anything, or that sends or reads a byte now and then, therefore obstructs no other
 address.
@@ -12,15 +12,17 @@ has made no progress for ``slow_seconds`` and its client is the cause: the serve
 the client, or the answer has begun, as with event streams and slow readers. A connection
 that is idle after a request is closed at once, since that harms nobody. A request that the
 application works on keeps its slot. An address replaces its own connections only once every
-``room_seconds``: beginning and ending a connection takes twenty times as long as refusing
-one, so a client that reconnects again and again costs little.
+``room_seconds``, since ending one and serving another takes a hundred times as long as
+refusing one; so a client that reconnects again and again costs little. The search for a
+slow connection is limited in the same way.
 
 When every slot of all addresses is taken and no connection is slow, the address with the
 most connections loses one, if it has more than its share: otherwise a few addresses that
 read just fast enough would keep all others out.
 
-Plain code: no clock and no waiting. Every operation takes the same time however many
-connections there are, except the choice when all slots of all addresses are taken.
+Plain code: it has no clock and never waits. Every operation takes the same time however many
+connections there are, except the search for a slow one, and the choice when all slots of all
+addresses are taken.
 """
 
 from __future__ import annotations
@@ -32,8 +34,7 @@ from typing import Generic, Protocol, TypeVar
 __all__ = ["PROGRESS_BYTES", "Slots"]
 
 PROGRESS_BYTES = 64 * 1024
-"""A connection that moves so much has made progress. With ``slow_seconds`` of 5 that is
-13 KB/s."""
+"""How many bytes count as progress. With ``slow_seconds`` of 5 that is 13 KB/s."""
 
 
 #: An address with no more connections than these loses none that makes progress.
@@ -41,7 +42,7 @@ SHARE_MIN = 16
 
 
 class Holder(Protocol):
-    """What holds a slot."""
+    """A holder of a slot."""
 
     @property
     def held_by_client(self) -> bool:
@@ -59,8 +60,9 @@ class _Group(Generic[HolderT]):
     key: str
     idle: dict[HolderT, float] = field(default_factory=dict)
     busy: dict[HolderT, float] = field(default_factory=dict)
-    #: When one of them lost its slot for another.
+    #: When one of them lost its slot for another, and when a slow one was looked for.
     made_room: float = -math.inf
+    searched: float = -math.inf
 
     def __len__(self) -> int:
         return len(self.idle) + len(self.busy)
@@ -82,8 +84,8 @@ class Slots(Generic[HolderT]):
     """The slots of one server. Times are in seconds of any monotonic clock.
 
     Args:
-        slots_max: In all.
-        per_address_max: Of one address.
+        slots_max: How many there are.
+        per_address_max: How many one address may have.
         slow_seconds: See above.
         room_seconds: See above.
     """
@@ -110,25 +112,28 @@ class Slots(Generic[HolderT]):
         return len(self._of) >= self._slots_max
 
     def slowest_of(self, address: str, now: float) -> HolderT | None:
-        """The holder that must end before *address* gets another slot; None: none must.
+        """The holder that must end before *address* gets another slot; None if none must.
 
         Raises:
-            LookupError: The address has all it may have, and each of these makes
-                progress, or one has just lost its slot for another.
+            LookupError: The address has all of its slots, and each holder makes progress,
+                or one has just lost its slot to another.
         """
         group = self._groups.get(address)
         if group is None or len(group) < self._per_address_max:
             return None
         if now < group.made_room + self._room_seconds:
             raise LookupError(address)
-        slowest = group.idle_longest or group.slow_since(now - self._slow_seconds)
+        slowest = group.idle_longest
+        if slowest is None and now >= group.searched + self._room_seconds:
+            group.searched = now
+            slowest = group.slow_since(now - self._slow_seconds)
         if slowest is None:
             raise LookupError(address)
         group.made_room = now
         return slowest
 
     def slowest_of_all(self, now: float) -> HolderT | None:
-        """The holder that can end for any address: of the address with the most first."""
+        """The holder that can end for any address; one of the address with the most first."""
         groups = sorted(self._groups.values(), key=len, reverse=True)
         for group in groups:
             if group.idle_longest is not None:
@@ -142,14 +147,14 @@ class Slots(Generic[HolderT]):
         return None
 
     def take(self, holder: HolderT, address: str, now: float) -> None:
-        """Give *holder* a slot of *address*, or move the one it has there."""
+        """Give *holder* a slot of *address*, or move the slot that it has."""
         self.give_back(holder)
         group = self._groups.setdefault(address, _Group(address))
         group.busy[holder] = now
         self._of[holder] = group
 
     def give_back(self, holder: HolderT) -> None:
-        """Take the slot of *holder* back; nothing happens if it has none."""
+        """Free the slot of *holder*, if it has one."""
         group = self._of.pop(holder, None)
         if group is not None:
             group.idle.pop(holder, None)
@@ -158,7 +163,7 @@ class Slots(Generic[HolderT]):
                 del self._groups[group.key]
 
     def note_progress(self, holder: HolderT, now: float, *, idle: bool = False) -> None:
-        """*holder* has made progress; *idle*: it waits for a request from now on."""
+        """Record progress of *holder*; *idle*: it waits for a request from now on."""
         group = self._of.get(holder)
         if group is not None:
             group.idle.pop(holder, None)

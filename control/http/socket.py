@@ -1,4 +1,4 @@
-"""One WebSocket, as the handler of a route sees it."""
+"""One WebSocket: the interface of the handler of a route."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Socket", "SocketClosed", "SocketConnection"]
 
 NORMAL = 1000
 OUR_FAULT = 1011
-#: Plus the HTTP status that the same request would be refused with now: 4401, 4403.
+#: A close code of this plus the HTTP status of the refusal: 4401, 4403.
 REFUSED = 4000
-#: How long a client may take to answer our close frame. Closing the connection before
-#: would make its system throw away what it has not read yet.
+#: How long a client may take to answer our close frame. Closing the connection earlier
+#: would make its system drop bytes that it has not read yet.
 CLOSE_SECONDS = 2.0
 
 
@@ -25,10 +25,10 @@ class SocketClosed(ConnectionError):
 
 
 class Socket:
-    """A handler can refuse with plain HTTP until it calls :meth:`accept`.
+    """One WebSocket. A handler can refuse it with plain HTTP until it calls :meth:`accept`.
 
     Nothing is queued: ``send`` waits until the kernel has taken the message, so a
-    client that reads slowly holds up only its own handler. A handler whose client has
+    client that reads slowly delays only its own handler. A handler whose client has
     left is cancelled within a second, whatever it waits for.
     """
 
@@ -53,7 +53,7 @@ class Socket:
             self.when_accepted()
 
     async def send(self, data: str | bytes) -> None:
-        """One message: text or binary. Raises SocketClosed."""
+        """Send one message, text or binary. Raises SocketClosed."""
         async with self._sending:
             if self._ended:
                 raise SocketClosed("the WebSocket is closed")

@@ -2,7 +2,7 @@
 
 The application runs in a task of its own beside the reader and the pings. What the
 client sends waits in a short queue, so a client that sends faster than the application
-reads is held up by TCP. The only extension, compression, is never agreed to: 64 KiB of
+reads is slowed down by TCP. The only extension, compression, is never accepted: 64 KiB of
 it may be 64 MiB of a message.
 """
 
@@ -30,23 +30,22 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from control.http.connection import Connection
 from control.http.exchange import Address, Headers
-from control.http.heads import AnswerFraming, Refusal, RequestHead, error_body
+from control.http.heads import AnswerFraming, Refusal, RequestHead, in_json
 
 __all__ = ["WebSocket"]
 
 log = logging.getLogger("control.http")
 
 END_SECONDS = 1.0
-"""What the application gets to end once the WebSocket has."""
+"""How long the application may take to end after the WebSocket has ended."""
 MESSAGES_MAX = 10
-"""Received and not yet taken by the application."""
+"""How many messages wait for the application."""
 READ_BYTES = 2 * 1024
-"""So much is decoded at once: up to 340 frames, of 15 µs each."""
+"""How much is decoded at once: up to 340 frames, of 15 µs each."""
 PINGS_UNANSWERED_MAX = 3
-#: After so much of output the client is pinged again. One that reads slowly answers what
-#: it has read: pings that are sent by the clock alone may have megabytes before them, in
-#: the buffers of both systems, and a client that works through those would look dead.
-#: At three pings of 5 s this is a client of 4 KiB/s.
+#: After so many bytes of output the client is pinged again. A ping by the clock alone may
+#: have megabytes before it, in the buffers of both systems, and a client that reads those
+#: slowly would look dead. At three pings of 5 s this allows a client of 4 KiB/s.
 PING_BYTES = 64 * 1024
 HANDSHAKE = {
     b"connection",
@@ -55,7 +54,7 @@ HANDSHAKE = {
     b"sec-websocket-version",
     b"sec-websocket-protocol",
 }
-"""The headers that the handshake is made of."""
+"""The headers of the handshake."""
 BAD_HANDSHAKE = Refusal(
     400, "bad WebSocket handshake; send version 13 and a key, and no data before the answer"
 )
@@ -67,14 +66,14 @@ class WebSocket:
     """One WebSocket between client and application.
 
     Args:
-        connection: The client's, which has sent *head*; it is of no other use afterwards.
+        connection: The connection on which *head* came; nothing else uses it afterwards.
         client: Address and port, as far as they are known.
-        early: What the client has sent behind the head.
-        answer_head: Makes the bytes of an answer's head from its status and headers.
+        early: Bytes that the client has sent after the head.
+        answer_head: Encodes an answer's head from its status and headers.
 
     Attributes:
-        status: What the client was answered; 0: nothing yet.
-        sent_bytes: In messages to the client.
+        status: The status of the answer; 0 if there is none yet.
+        sent_bytes: The size of all messages to the client.
     """
 
     def __init__(
@@ -128,23 +127,24 @@ class WebSocket:
         if not self._accepted:
             await self._connection.linger()
         elif self._broken:
-            await self._connection.end()  # what it still sends must not cost it our close frame
+            # Bytes that the client still sends must not make it lose our close frame.
+            await self._connection.end()
 
     def stop(self) -> None:
-        """The server stops, which the client is to know."""
+        """Close the WebSocket, since the server stops."""
         if self._accepted and not self._ended:
             assert self._nursery is not None
             self._closing = True
             self._nursery.start_soon(self._send, CloseConnection(CloseReason.GOING_AWAY))
 
     def end_reading(self) -> None:
-        """Read nothing more: all has been sent, or the client is gone."""
+        """Stop reading: everything was sent, or the client is gone."""
         self._reading.cancel()
 
     # -- the handshake ---------------------------------------------------------------
 
     def _shake_hands(self) -> bool:
-        """Whether this is a handshake that can be accepted."""
+        """Whether the handshake can be accepted."""
         if self._early or self._head.http_version != "1.1" or self._head.body_bytes != 0:
             return False
         headers = [header for header in self._head.headers if header[0] in HANDSHAKE]
@@ -174,9 +174,9 @@ class WebSocket:
         self._nursery.start_soon(self._send_pings)
 
     async def _refuse(self, refusal: Refusal) -> None:
-        body = error_body(refusal.message)
+        kind, body = in_json(refusal)
         headers = [
-            (b"content-type", b"application/json"),
+            (b"content-type", kind.encode("ascii")),
             (b"content-length", b"%d" % len(body)),
         ]
         self._refusal = {"status": refusal.status, "headers": headers}
@@ -232,8 +232,8 @@ class WebSocket:
 
     async def _app_send(self, message: Any) -> None:
         """ASGI's ``send``; after the end it does nothing, so that the application can end."""
-        # Sending into the kernel's buffer, or to a client that is gone, waits for nothing:
-        # without this an application that only sends would hold up all the others.
+        # Sending to the kernel's buffer, or to a client that is gone, does not wait: without
+        # this an application that only sends would block all other tasks.
         await trio.lowlevel.checkpoint()
         if self._ended:
             return
@@ -293,7 +293,7 @@ class WebSocket:
                 if self._pieces_size > self._limits.websocket_message_bytes_max:
                     await self._break_off(CloseReason.MESSAGE_TOO_BIG)
                     return
-                if event.data:  # a message may be of empty frames without end
+                if event.data:  # a message may have any number of empty frames
                     self._pieces.append(event.data)
                 if event.message_finished:
                     await self._to_app.send(self._whole_message(isinstance(event, TextMessage)))
@@ -303,12 +303,12 @@ class WebSocket:
                 if self._frames.state is ConnectionState.REMOTE_CLOSING:
                     await self._send(event.response())
                 elif self._frames.state is ConnectionState.OPEN:
-                    await self._break_off(event.code)  # no frame said so: one is malformed
+                    await self._break_off(event.code)  # not by a frame: one is malformed
                 self._ended = True
                 return
 
     async def _break_off(self, code: int) -> None:
-        """End the WebSocket, and tell the client what it did wrong."""
+        """Close the WebSocket, and send the client the reason."""
         self._broken = self._ended = True
         await self._send(CloseConnection(code))
 
@@ -319,7 +319,7 @@ class WebSocket:
         return {"type": "websocket.receive", "bytes": data, "text": text}
 
     async def _send(self, event: Event) -> None:
-        """Send one event; one that no longer fits, as after a close, is dropped."""
+        """Send one event; it is dropped if it is not allowed any more, as after a close."""
         try:
             data = self._frames.send(event)
         except LocalProtocolError:

@@ -1,10 +1,10 @@
 """One TCP connection on which every wait is bounded.
 
-``trio.SocketStream`` can wait for ever on a peer that reads nothing, and sends one
+``trio.SocketStream`` can wait without end for a peer that reads nothing, and sends one
 buffer at a time. This stream sends several buffers with one system call and no copy,
-and fails when the peer takes nothing for too long. It tries the system call first
-and asks the kernel to be woken only if that would block: most answers fit into the
-socket's buffer at once.
+and fails when the peer reads nothing for too long. It tries the system call first,
+and waits for the kernel only if that would block, since most answers fit into the
+socket's buffer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Buffer", "Wire"]
 Buffer = bytes | bytearray | memoryview
 
 JOIN_BYTES_MAX = 32 * 1024
-"""Below this, copying buffers together is cheaper than handing over a list of them."""
+"""Below this size joining buffers is cheaper than passing a list of them."""
 
 
 class Wire(trio.abc.Stream):
@@ -33,11 +33,11 @@ class Wire(trio.abc.Stream):
 
     Args:
         sock: Connected and non-blocking; closed by :meth:`aclose`.
-        send_stall_seconds: How long the peer may take nothing.
-        note_progress: Called whenever another 64 KiB went in or out.
+        send_stall_seconds: How long the peer may read nothing.
+        note_progress: Called after each 64 KiB that were received or sent.
 
     Attributes:
-        waits: How many tasks wait for the peer to send something, or to take it.
+        waits: How many tasks wait for the peer to send or to read.
     """
 
     def __init__(
@@ -61,8 +61,7 @@ class Wire(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """At least one byte; ``b""`` once the peer has ended.
 
-        If cancelled, nothing was read: a byte that is read and dropped would make the next
-        reader start at the wrong place.
+        If this is cancelled, nothing was read: the next reader goes on at the same place.
 
         Raises:
             trio.BrokenResourceError: The connection is gone.
@@ -100,7 +99,7 @@ class Wire(trio.abc.Stream):
         Returns without a checkpoint if everything fits at once.
 
         Raises:
-            trio.BrokenResourceError: The peer is gone, or took nothing for too long.
+            trio.BrokenResourceError: The peer is gone, or read nothing for too long.
         """
         total = sum(
             piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in buffers
@@ -135,12 +134,12 @@ class Wire(trio.abc.Stream):
             self._count(sent)
 
     async def _wait_for_room(self) -> None:
-        """Wait until the kernel takes more, as long as the peer takes anything.
+        """Wait until the kernel accepts more, as long as the peer reads at all.
 
-        The kernel wakes us when a good part of its buffer is free. On a thin line that
-        may be longer than the limit, so what is still queued is compared first.
+        The kernel wakes us when a good part of its buffer is free. On a slow line that
+        may take longer than the limit, so the queued bytes are compared first.
         """
-        queued = self._queued_bytes()
+        queued = self.queued_bytes()
         while True:
             with trio.move_on_after(self._send_stall_seconds):
                 self.waits += 1
@@ -149,11 +148,12 @@ class Wire(trio.abc.Stream):
                 finally:
                     self.waits -= 1
                 return
-            before, queued = queued, self._queued_bytes()
+            before, queued = queued, self.queued_bytes()
             if queued >= before:
-                raise trio.BrokenResourceError("the peer takes nothing")
+                raise trio.BrokenResourceError("the peer reads nothing")
 
-    def _queued_bytes(self) -> int:
+    def queued_bytes(self) -> int:
+        """How many sent bytes the peer's system has not acknowledged yet."""
         packed = fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
         return int(struct.unpack("i", packed)[0])
 
@@ -174,7 +174,7 @@ class Wire(trio.abc.Stream):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def aclose(self) -> None:
-        """Close at once, without waiting for what the kernel still has to send."""
+        """Close at once, without waiting until the kernel has sent everything."""
         if self.sock.fileno() != -1:
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()

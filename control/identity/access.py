@@ -1,9 +1,9 @@
-"""The one decision: may this credential do that.
+"""The one decision: whether a credential allows a request.
 
-A route declares a :class:`Need`. Before a handler runs, and again when it knows
-what the request is about (a :class:`Target`), :func:`decide` is asked. Nothing
-else in the control plane looks at scopes, owners or ``is_admin`` to let a
-request pass.
+A route declares a :class:`Need`. :func:`decide` is called before a handler runs, and
+:func:`decide_target` when the handler knows what the request is about (a
+:class:`Target`). Nothing else in the control plane decides by scopes, owners or
+``is_admin``.
 
 =====================  ==========  =====================  ====================
 need                   anonymous   session                API token
@@ -12,17 +12,17 @@ PUBLIC, ANYBODY        yes         yes                    yes
 LOGGED_IN              401         yes                    yes
 SESSION                401         yes                    403
 ADMIN                  401         admins, else 403       403
+admins(…)              401         admins, else 403       admins' with the scope
 SERVICE                by X-Service-Key alone
 scoped(…)              401         yes                    with the scope
 scoped(…, public)      the target decides
 =====================  ==========  =====================  ====================
 
-``ANYBODY`` is ``PUBLIC`` for a handler that wants to know who it is.
+``ANYBODY`` is ``PUBLIC`` for a handler that needs to know the user, if there is one.
 
-With a target, besides: reading what is public or visible needs nothing; what is
-private only its owner may read, and only he may write. What has no owner any
-more belongs to the administrators, unless it is ``shared``: then everybody who
-is logged in may act, and only the scope is asked for.
+A target adds to this: anybody may read a public or visible one; only its owner may read
+a private one, or write any. One without an owner belongs to the administrators, unless it
+is ``shared``: then everybody who is logged in may use it, and only the scope is checked.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ PUBLIC_VISIBILITY = 2
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The user whose credential came with a request. Made by
-    :mod:`control.identity.credentials` alone."""
+    """The user whose credential came with a request. Only
+    :mod:`control.identity.credentials` creates it."""
 
     user_id: str
     username: str
     display_name: str
     is_admin: bool = False
-    #: The session's or the token's id.
+    #: The id of the session or token.
     credential_id: str
-    #: What an API token was granted; None for a session, which may do all its user may.
+    #: The scopes of an API token; None for a session, which may do all that its user may.
     grants: Mapping[str, list[str]] | None = None
 
     @property
@@ -60,25 +60,39 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Need:
-    """What a route asks of a credential."""
+    """What a route requires of a credential."""
 
     kind: str  # "public" | "anybody" | "logged_in" | "session" | "admin" | "service" | "scoped"
     root: str = ""
     resource: str = ""
     action: str = ""
-    #: Anonymous requests reach the handler, which decides by the target.
+    #: Whether anonymous requests reach the handler, which decides by the target.
     is_open: bool = False
     #: The path or query parameter whose value is the scope's last part.
     parameter: str = ""
-    #: Its value when it is left out.
+    #: The value of that parameter if it is left out.
     fallback: str = ""
-    #: The cookie ``token`` is accepted, too.
+    #: Whether the cookie ``token`` is accepted, too.
     takes_cookie: bool = False
+    #: Of a route that answers with one file: the parameters that name it, after
+    #: ``parameter``. A ticket for that file is accepted, too.
+    file: tuple[str, ...] = ()
 
     @property
     def scope(self) -> str:
         """For people: ``storage.files: read``."""
         return f"{self.root}.{self.resource}: {self.action}" if self.root else self.kind
+
+    def name_in(self, path: Mapping[str, str], query: Mapping[str, str]) -> str:
+        """The last part of the scope that a request with these parameters needs."""
+        if not self.parameter:
+            return ""
+        return path.get(self.parameter) or query.get(self.parameter) or self.fallback
+
+    def file_in(self, path: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
+        """The names of the file that a request with these parameters is for."""
+        others = [path.get(each) or query.get(each, "") for each in self.file]
+        return [self.name_in(path, query), *others]
 
 
 PUBLIC = Need("public")
@@ -103,23 +117,28 @@ def scoped(
     return Need("scoped", root, resource, action, is_open, parameter, fallback)
 
 
+def admins(root: str, resource: str, action: str) -> Need:
+    """The need for an administrator's session, or API token whose grants cover the action."""
+    return Need("admin", root, resource, action)
+
+
 @dataclass(frozen=True)
 class Target:
-    """What a request is about, once it is known."""
+    """What a request is about: a storage namespace, a container, a file."""
 
-    #: None: nobody's.
+    #: None: it has no owner.
     owner_id: str | None
     #: The scope's last part: a storage namespace's name, a container's id.
     name: str = ""
     visibility: int = PRIVATE
-    #: It has no owner and is for all who are logged in.
+    #: Whether all users who are logged in may use it; then it has no owner.
     is_shared: bool = False
-    #: What it is called in a refusal.
+    #: Its name in a refusal.
     noun: str = "this"
 
 
 def decide(principal: Principal | None, need: Need, name: str = "") -> None:
-    """Check the need before anything is looked up. Raises Unauthorized or Forbidden.
+    """Check a need before anything is looked up. Raises Unauthorized or Forbidden.
 
     ``name`` is the scope's last part as the request gives it.
     """
@@ -132,10 +151,12 @@ def decide(principal: Principal | None, need: Need, name: str = "") -> None:
     if need.kind == "scoped":
         _check_grants(principal, need, name)
         return
-    if not principal.is_session:
+    if not (principal.is_session or need.root):
         raise Forbidden("an API token may not do this: log in and use the session's token")
     if need.kind == "admin" and not principal.is_admin:
         raise Forbidden("only an administrator may do this")
+    if need.root:
+        _check_grants(principal, need, name)
 
 
 def decide_target(

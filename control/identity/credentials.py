@@ -1,19 +1,23 @@
-"""Credentials: made here, and verified here and nowhere else.
+"""Credentials: this module alone creates and verifies them.
 
 A *session* is a JWT, signed with a key of :mod:`control.identity.keys`, and a
-row. The signature is checked once for each text (the outcome is kept), the row
-and the user at every call: a deleted session or user is out with the next
-request, in every process.
+row. The signature is checked once for each text (the outcome is cached), the row
+and the user at every call: the next request with a deleted session, or of a deleted
+user, is refused in every process.
 
 An *API token* looks like a JWT behind a prefix, so that clients can read its
-claims. What proves it is the SHA-256 of its whole text, which is in its row
-and the only thing of it that is stored. Since 128 random bits are in the text
+claims. It is verified by the SHA-256 of its whole text; its row stores that hash and
+not the text. Since the text has 128 random bits
 (claim ``jti``), neither the signing key nor the records are enough to make one,
-and rotating the key does not end it. A text that is changed in any way, an
-algorithm of ``none`` or another key's signature included, has another hash.
+and rotating the key does not end it. A text that is changed in any way, to the
+algorithm ``none`` or the signature of another key for instance, has another hash.
 
-``verify`` never says why it refuses: the caller learns "not valid", and so does
-whoever tries.
+A *ticket* is for the addresses of files, which get into histories and the logs of proxies: a
+JWT, signed as a session is, that names one file and the session or API token that asked for
+it, and ends with that. It may what the credential may, at routes that answer with this file
+(:attr:`control.identity.access.Need.file`), and is no credential anywhere else.
+
+``verify`` never says why it refuses, so an attacker learns nothing from a refusal.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jwt
 import msgspec
@@ -60,34 +64,50 @@ DAYS = 24 * 3600
 #: ``expires_in`` of an API token, in seconds; 0: never.
 LIFETIMES: Mapping[str, int] = {"30d": 30 * DAYS, "90d": 90 * DAYS, "365d": 365 * DAYS, "never": 0}
 
-#: A session's text with the longest names and all of their letters escaped.
+#: The longest text of a session: the longest names, with all of their letters escaped.
 SESSION_BYTES_MAX = 4096
-#: Sessions whose signature need not be checked again: 16 MiB at most.
+#: How many signatures of sessions and tickets are cached: 16 MiB at most.
 CACHE_SIZE = 4096
-#: Sessions of one user. One login every 90 seconds, all day long, keeps those of a day.
+#: How long a ticket lasts at most: for as long as somebody watches a film, with pauses.
+TICKET_SECONDS = 12 * 3600
+#: How many sessions a user has at most: with a login every 90 seconds, those of a day.
 SESSIONS_MAX = 1000
 UPKEEP_SECONDS = 30.0
-#: Uses between two flushes; of further tokens ``last_used_at`` lags behind.
+#: How many tokens' uses are kept between two flushes; ``last_used_at`` of others lags.
 USED_MAX = 16384
-#: Rows looked at in one round of upkeep, so that no transaction is long.
+#: How many rows one round of upkeep checks, so that no transaction is long.
 SWEEP_ROWS = 1000
 #: Expired tokens are shown for this long before their rows are removed.
 EXPIRED_TOKEN_SECONDS = 30 * DAYS
 LAST_FLUSH_SECONDS = 2.0
 
 
-class _Claims(msgspec.Struct, frozen=True):
-    """What a session's text must hold."""
+class _Session(msgspec.Struct, frozen=True, tag_field="type", tag="session"):
+    """The claims that a session's text must have."""
 
     sub: str
     user_id: str
     username: str
     display_name: str
     is_admin: bool
-    type: Literal["session"]
     iat: int
     exp: int
     jti: str
+
+
+class _Ticket(msgspec.Struct, frozen=True, tag_field="type", tag="ticket"):
+    """The claims of a ticket."""
+
+    user_id: str
+    #: The credential that asked for it.
+    is_session: bool
+    jti: str
+    #: The hash of the file's names.
+    file: str
+    exp: int
+
+
+_Claims = _Session | _Ticket
 
 
 class PasswordChanged(Exception):
@@ -95,10 +115,10 @@ class PasswordChanged(Exception):
 
 
 class Credentials:
-    """What a process needs to make and to verify them.
+    """Creates and verifies credentials.
 
-    ``clock`` gives unix seconds. ``verify`` is synchronous and takes some 20 µs; the
-    rest is asynchronous, and what it has written is on the disk when it returns.
+    ``clock`` returns unix seconds. ``verify`` is synchronous and takes some 20 µs; the
+    other methods are asynchronous, and their changes are on the disk when they return.
     """
 
     def __init__(
@@ -113,7 +133,7 @@ class Credentials:
         self._token_cursor = ""
 
     def now(self) -> float:
-        """Unix seconds, by the clock that expiry is judged by."""
+        """Unix seconds, by the clock that decides about expiry."""
         return self._clock()
 
     # --- verifying ----------------------------------------------------------------
@@ -126,10 +146,22 @@ class Credentials:
 
     def _verify_session(self, text: str) -> Principal | None:
         claims = self._claims(text)
-        if claims is None or claims.exp <= self._clock():
+        if not isinstance(claims, _Session) or claims.exp <= self._clock():
             return None
         with self._records.read() as txn:
             return self._of_session(txn, claims.jti, claims.user_id)
+
+    def verify_ticket(self, text: str, file: Sequence[str]) -> Principal | None:
+        """The user of a ticket; None if it is not valid for this file, or not any more."""
+        claims = self._claims(text)
+        if not isinstance(claims, _Ticket) or claims.exp <= self._clock():
+            return None
+        if claims.file != _file_digest(file):
+            return None
+        with self._records.read() as txn:
+            if claims.is_session:
+                return self._of_session(txn, claims.jti, claims.user_id)
+            return self.verify_by_id(txn, claims.jti)
 
     def _of_session(self, txn: Txn, session_id: str, user_id: str) -> Principal | None:
         session = sessions.get(txn, session_id)
@@ -139,12 +171,11 @@ class Credentials:
         return None if user is None else _principal(user, session.id, None)
 
     def _claims(self, text: str) -> _Claims | None:
-        """The claims of a session with a good signature; it may have expired."""
+        """The claims of a session or ticket with a good signature; it may have expired."""
         known = self._known.get(text)
         if known is not None:
-            key_id, claims = known
-            # The key may have been rotated since.
-            return claims if self._keys.secret(key_id) is not None else None
+            # The key may be gone since.
+            return known[1] if self._keys.secret(known[0]) is not None else None
         if len(text) > SESSION_BYTES_MAX:
             return None
         try:
@@ -152,14 +183,14 @@ class Credentials:
             secret = self._keys.secret(key_id)
             if secret is None:
                 return None
-            # Times are compared by the caller, with the clock that was given.
+            # The caller compares times, with the clock of this object.
             payload = jwt.decode(
                 text,
                 secret,
                 algorithms=[ALGORITHM],
                 options={"verify_exp": False, "verify_iat": False},
             )
-            claims = msgspec.convert(payload, _Claims)
+            claims: _Claims = msgspec.convert(payload, _Claims)
         except (jwt.PyJWTError, ValueError, RecursionError):
             return None
         if len(self._known) >= CACHE_SIZE:
@@ -170,6 +201,14 @@ class Credentials:
     def _verify_api_token(self, text: str) -> Principal | None:
         with self._records.read() as txn:
             found = self._of_token(txn, tokens.find(txn, "digest", digest_of(text)))
+        return self._note_use(found)
+
+    def verify_by_id(self, txn: Txn, token_id: str) -> Principal | None:
+        """The user of a token whose holder has proven otherwise that it is theirs; None if it
+        is not valid, or not any more."""
+        return self._note_use(self._of_token(txn, tokens.get(txn, token_id)))
+
+    def _note_use(self, found: Principal | None) -> Principal | None:
         if found is not None:
             token_id = found.credential_id
             if len(self._used) < USED_MAX or token_id in self._used:
@@ -184,9 +223,9 @@ class Credentials:
         return None if user is None or grants is None else _principal(user, row.id, grants)
 
     def again(self, txn: Txn, known: Principal) -> Principal | None:
-        """The user of a verified credential, as of ``txn``; None: it has ended.
+        """The user of a verified credential, as of ``txn``; None if it has ended.
 
-        For the thread that ``txn`` belongs to, whichever it is.
+        May be called in any thread, that of ``txn``.
         """
         if known.is_session:
             return self._of_session(txn, known.credential_id, known.user_id)
@@ -204,9 +243,9 @@ class Credentials:
     ) -> str:
         """A session of ``user`` for ``seconds``, logged in from ``address``.
 
-        ``new_password`` is the hash to keep of the password that was just proven.
-        Beyond 1000 sessions of a user his oldest one ends. Raises PasswordChanged if
-        ``user`` has another password by now, Unauthorized if he is gone.
+        ``new_password`` is the new hash to store of the password that was just verified.
+        If the user has 1000 sessions, the oldest one ends. Raises PasswordChanged if
+        ``user`` has another password by now, Unauthorized if the user was deleted.
         """
         now = int(self._clock())
         row = Session(ids.long_id(), user.id, now, now + max(1, math.ceil(seconds)), address)
@@ -214,7 +253,7 @@ class Credentials:
         def decide(txn: Txn) -> User:
             found = users.get(txn, user.id)
             if found is None:
-                raise Unauthorized("the user is not there any more")
+                raise Unauthorized("this user does not exist any more")
             if found.password != user.password:
                 raise PasswordChanged
             if new_password is not None:
@@ -247,14 +286,17 @@ class Credentials:
         expires_in: str,
         *,
         account_id: str = "",
+        purpose: str = "",
         check: Callable[[Txn], None],
+        also: Callable[[Txn, Token], None] | None = None,
     ) -> tuple[Token, str]:
-        """A new API token and its text, which nobody can be shown again.
+        """A new API token and its text, which cannot be shown again.
 
-        The arguments have been checked; ``check`` is asked in the transaction and raises
-        if whoever asks for it may not have it by then. With ``account_id`` it is that
-        service account's: its scopes count at every use, ``scopes`` only says what they
-        are now.
+        The caller has checked the arguments; ``check`` is called in the transaction and
+        raises if the caller may not have the token any more. With ``account_id`` the
+        token belongs to that service account: the account's scopes count at every use,
+        and ``scopes`` only has their present value. ``also`` is called in the transaction with
+        the new row: for rows of others that belong to it.
         """
         now = int(self._clock())
         lifetime = LIFETIMES[expires_in]
@@ -272,15 +314,35 @@ class Credentials:
             last_used_at=0,
             serial=0,
             account_id=account_id,
+            purpose=purpose,
         )
 
         def decide(txn: Txn) -> Token:
             check(txn)
             row = msgspec.structs.replace(draft, serial=time.time_ns())
             tokens.insert(txn, row)
+            if also is not None:
+                also(txn, row)
             return row
 
         return await self._records.write(decide), text
+
+    def issue_ticket(
+        self, principal: Principal, file: Sequence[str], seconds: int
+    ) -> tuple[str, int]:
+        """A ticket for a file that ``principal`` may read, and when it ends, at the latest.
+
+        Nothing is stored. ``file`` are its names as :meth:`Need.file_in` has them.
+        """
+        expires_at = int(self._clock()) + min(seconds, TICKET_SECONDS)
+        claims = _Ticket(
+            principal.user_id,
+            principal.is_session,
+            principal.credential_id,
+            _file_digest(file),
+            expires_at,
+        )
+        return self._sign(msgspec.to_builtins(claims)), expires_at
 
     def _token_text(
         self,
@@ -314,11 +376,11 @@ class Credentials:
         return max(row.last_used_at, self._used.get(row.id, 0))
 
     async def upkeep(self) -> None:
-        """Write down what was used and remove what has expired, until cancelled.
+        """Save the last uses and remove expired rows, until cancelled.
 
-        Every 30 s, and a last time within 2 s of being cancelled. What fails is tried
-        again the next time, except DiskFailed, which is raised: nothing can be
-        written by this process any more.
+        Every 30 s, and a last time within 2 s after the cancellation. A failed round is
+        repeated the next time, except for DiskFailed, which is raised: this process
+        cannot write any more.
         """
         try:
             while True:
@@ -328,7 +390,7 @@ class Credentials:
                 except DiskFailed:
                     raise
                 except GfsError as error:
-                    log.warning("upkeep of the credentials failed, will be tried again: %s", error)
+                    log.warning("upkeep of the credentials failed, it is tried again: %s", error)
         finally:
             with trio.move_on_after(LAST_FLUSH_SECONDS, shield=True):
                 await self._flush_last()
@@ -337,7 +399,7 @@ class Credentials:
         try:
             await self.flush()
         except GfsError as error:
-            log.warning("the last uses of API tokens were not written down: %s", error)
+            log.warning("the last uses of API tokens were not saved: %s", error)
 
     async def tidy(self) -> None:
         """One round of upkeep."""
@@ -346,7 +408,7 @@ class Credentials:
         await self._sweep_tokens()
 
     async def flush(self) -> None:
-        """Write down when tokens were last used."""
+        """Save when tokens were last used."""
         used, self._used = self._used, {}
         if not used:
             return
@@ -383,8 +445,12 @@ class Credentials:
 
 
 def digest_of(text: str) -> str:
-    """The hash that is kept of an API token."""
+    """The hash that is stored for an API token."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def _file_digest(names: Sequence[str]) -> str:
+    return hashlib.sha256(msgspec.json.encode(names)).hexdigest()
 
 
 def is_live(row: Token, now: float) -> bool:
@@ -393,7 +459,7 @@ def is_live(row: Token, now: float) -> bool:
 
 
 def current_scopes(txn: Txn, row: Token) -> dict[str, list[str]] | None:
-    """What a token is granted now; None if its service account is gone."""
+    """The present scopes of a token; None if its service account is gone."""
     if not row.account_id:
         return row.scopes
     account: ServiceAccount | None = accounts.get(txn, row.account_id)
@@ -401,7 +467,7 @@ def current_scopes(txn: Txn, row: Token) -> dict[str, list[str]] | None:
 
 
 def _make_room(txn: Txn, user_id: str) -> None:
-    """End the user's oldest session if he has as many as he may have."""
+    """End the user's oldest session if the user has the maximum."""
     if sessions.count(txn, "user", user_id) >= SESSIONS_MAX:
         oldest = min(sessions.by(txn, "user", user_id), key=lambda row: (row.created_at, row.id))
         sessions.delete(txn, oldest.id)

@@ -1,4 +1,4 @@
-"""Ids: random, of digits and letters, so that they need no escaping anywhere."""
+"""Random ids of digits and letters, which need no escaping anywhere."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def random_text(length: int) -> str:
 
 
 def user_id() -> str:
-    """Short, since people type it into scopes: a new one may be taken."""
+    """An id that is short, since people type it into scopes; it may be taken already."""
     return random_text(6)
 
 
 def token_id() -> str:
-    """71 bits, so a collision is not to be expected. For service accounts, too."""
+    """An id of 71 bits, for tokens and service accounts; a collision is not expected."""
     return random_text(12)
 
 
 def long_id() -> str:
-    """131 bits: nobody can guess it."""
+    """An id of 131 bits, which nobody can guess."""
     return random_text(22)

@@ -1,11 +1,11 @@
 """Passwords: Argon2id, in threads, a few at a time.
 
-Hashing one takes 64 MiB and a tenth of a second by design, and over a second on
-busy cores. So at most ``threads`` run at once, at most ``queue`` wait, and whoever
-would wait longer is refused with Retry-After. Nobody fills the queue alone: an address has at
-most as many places as are left for the others. Nor does anybody wait behind another's
-whole queue: the addresses that wait are served in turn, one password each. An unknown
-user costs the same hash as a wrong password, or the time would show who exists.
+Hashing one takes 64 MiB and a tenth of a second by default, and over a second on
+busy cores. So at most ``threads`` run at once, at most ``queue`` wait, and further
+logins are refused with Retry-After. No address fills the queue alone: it gets at
+most as many places as are left for the others. The addresses that wait are served in
+turn, one password each. An unknown user costs the same hash as a wrong password, since
+the time would show which users exist.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
 from control.errors import BadRequest, Unavailable
 from control.http import network_of
 from control.identity.users import bounded
+from control.settings import ControlSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ BUSY = "too many people are logging in at this moment: try again in some seconds
 
 
 def check_password(password: str, field: str = "password") -> str:
-    """``password``, if it can be one. Raises BadRequest that names ``field``."""
+    """``password``, if it is valid. Raises BadRequest that names ``field``."""
     return bounded(field, password, PASSWORD_BYTES_MAX)
 
 
@@ -56,9 +57,15 @@ def new_password(password: str, username: str, field: str = "password") -> str:
     return password
 
 
+def make_hasher(settings: ControlSettings) -> PasswordHasher:
+    """The hasher for new passwords, and for those that were hashed with other parameters."""
+    return PasswordHasher(
+        time_cost=settings.password_passes, memory_cost=settings.password_memory_mib * 1024
+    )
+
+
 class Passwords:
-    """Hashes and verifies. ``hasher`` holds the parameters: argon2-cffi's defaults,
-    which are the second choice of RFC 9106 (64 MiB, 3 passes)."""
+    """Hashes and verifies passwords. ``hasher`` has the parameters."""
 
     def __init__(self, threads: int, queue: int, hasher: PasswordHasher) -> None:
         self._hasher = hasher
@@ -71,17 +78,18 @@ class Passwords:
         self._dummy: str | None = None
 
     async def hash(self, password: str, address: str = "") -> str:
-        """To be kept of ``password``. Raises Unavailable when the queue is full.
+        """The hash of ``password``. Raises Unavailable when the queue is full.
 
         ``address`` is the client's.
         """
         return await self._in_turn(lambda: self._hasher.hash(password), address)
 
     async def verify(self, stored: str | None, password: str, address: str = "") -> bool:
-        """Whether ``stored`` was made of ``password``; never if ``stored`` is None.
+        """Whether ``stored`` is a hash of ``password``; False if ``stored`` is None, after
+        the same time.
 
-        Takes as long for None. Raises Unavailable when the queue is full. Cancelled
-        while it waits, it leaves; once it hashes, it ends first.
+        Raises Unavailable when the queue is full. A cancellation takes effect while this
+        waits in the queue, and not while it hashes.
         """
         return await self._in_turn(lambda: self._verify(stored, password), address)
 
@@ -151,7 +159,7 @@ class Passwords:
             served = lot.unpark()
             if lot:
                 self._waiting[who] = lot  # behind the others
-            if served:  # else whoever waited has just been cancelled
+            if served:  # else those that waited were just cancelled
                 return
         self._free += 1
 

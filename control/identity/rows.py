@@ -1,7 +1,7 @@
 """The rows of users and of their credentials.
 
 Times are unix seconds. Rows are only ever extended: new fields last, with a
-default. Tokens are kept as their SHA-256 alone.
+default. Of a token only its SHA-256 is stored.
 """
 
 from __future__ import annotations
@@ -34,28 +34,30 @@ class Session(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Places(msgspec.Struct, array_like=True, frozen=True):
-    """The networks that a user has logged in from, and when last."""
+    """The networks from which a user has logged in, each with the last time."""
 
     user_id: str
     last: dict[str, int]
 
 
 class Token(msgspec.Struct, array_like=True, frozen=True):
-    """An API token: of a user, or of a service account of his."""
+    """An API token of a user, or of one of the user's service accounts."""
 
     id: str
     user_id: str
     name: str
-    #: Empty for a service account's: the account holds them.
+    #: Empty for a token of a service account: the account has them.
     scopes: dict[str, list[str]]
     digest: str
     created_at: int
     expires_at: int  # 0: never
     last_used_at: int  # 0: never
-    #: When it was written, in unix nanoseconds (of old rows: its number): so "newest first"
-    #: is well defined within one second, and no other row need be read to make one.
+    #: When it was written, in unix nanoseconds (in old rows: a number). It orders tokens
+    #: of the same second, and creating a token need not read other rows.
     serial: int
     account_id: str = ""
+    #: What it is the credential of, beside a text: ``s3`` for an access key. Empty: an API token.
+    purpose: str = ""
 
 
 class ServiceAccount(msgspec.Struct, array_like=True, frozen=True):
@@ -67,8 +69,15 @@ class ServiceAccount(msgspec.Struct, array_like=True, frozen=True):
     serial: int
 
 
+class Secret(msgspec.Struct, array_like=True, frozen=True):
+    """The content of a file with secrets, where several machines share the records."""
+
+    name: str
+    text: str
+
+
 def folded(username: str) -> str:
-    """The form that is equal for names that people take for the same."""
+    """The form of a username that is equal for names that people read as the same."""
     return unicodedata.normalize("NFKC", username).casefold()
 
 
@@ -104,3 +113,7 @@ accounts: Table[ServiceAccount] = Table(
 )
 
 IDENTITY = Schema("identity", 1, [users, sessions, places, tokens, accounts])
+
+secrets: Table[Secret] = Table("secrets", Secret, key=lambda s: s.name)
+#: Only of records that several machines share.
+SECRETS = Schema("secrets", 1, [secrets])

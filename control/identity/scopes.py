@@ -1,8 +1,8 @@
-"""Scopes: what an API token may be granted.
+"""Scopes: the rights that an API token can be granted.
 
 A scope is ``<root>.<user_id>[.<resource>[.<id>]]``. It is split three times at
-most, since a storage namespace's name may hold dots. A grant covers everything
-below it and nothing above; whose ``user_id`` is another's is never granted.
+most, since the name of a storage namespace may have dots. A grant covers everything
+below it and nothing above; a scope with the ``user_id`` of another user is never granted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ ScopeTable = Mapping[str, Mapping[str, frozenset[str]]]
 #: scope -> actions, as granted to a token.
 Grants = Mapping[str, Iterable[str]]
 
-#: Known wherever tokens are made, also on a host that serves other modules.
+#: Every host that creates tokens knows these, also if it does not serve their modules.
 SEED_SCOPES: ScopeTable = {
+    # Only those of administrators are of use.
+    "cluster": {
+        "status": frozenset({"read"}),
+        "servers": frozenset({"update", "delete"}),
+        "masters": frozenset({"update", "delete"}),
+        "repair": frozenset({"update"}),
+    },
     "compute": {
         "containers": frozenset({"create", "read", "update", "delete", "start", "stop"}),
         "keys": frozenset({"create", "read", "delete"}),
@@ -31,7 +38,7 @@ SEED_SCOPES: ScopeTable = {
     },
 }
 
-#: On these, ``update`` also grants what is named.
+#: An action (with root and resource) -> another action that grants it, too.
 _IMPLIED = {
     ("compute", "containers", "start"): "update",
     ("compute", "containers", "stop"): "update",
@@ -39,13 +46,13 @@ _IMPLIED = {
 
 SCOPES_MAX = 64
 SCOPE_BYTES_MAX = 256
-#: All of a token's or an account's, as JSON. They go with every request that has the token,
-#: and into lists of a thousand tokens.
+#: The scopes of a token or an account as JSON. Every request with the token has them, and so
+#: do lists of a thousand tokens.
 SCOPES_BYTES_MAX = 8 * KIB
 
 
 def merge(tables: Iterable[ScopeTable]) -> dict[str, dict[str, frozenset[str]]]:
-    """All of ``tables`` in one."""
+    """The union of ``tables``."""
     merged: dict[str, dict[str, frozenset[str]]] = {}
     for table in tables:
         for root, resources in table.items():
@@ -78,7 +85,7 @@ def _check_grant(table: ScopeTable, user_id: str, scope: str, actions: list[str]
     if len(scope.encode(errors="replace")) > SCOPE_BYTES_MAX:
         raise BadRequest(f"scopes: {scope[:50]}… is longer than {SCOPE_BYTES_MAX} bytes")
     if not (scope.isascii() and scope.isprintable()):
-        # In a token, which must fit in a header, each other letter takes six.
+        # In a token, which must fit in a header, each other character takes six.
         raise BadRequest(f"scopes: {scope!a}: only letters, digits and signs of ASCII")
     root, owner, resource, name = split(scope)
     if root not in table:
@@ -103,7 +110,7 @@ def _check_grant(table: ScopeTable, user_id: str, scope: str, actions: list[str]
 
 
 def split(scope: str) -> tuple[str, str, str | None, str | None]:
-    """root, user id, resource, id; what is not there is None (the first two: empty)."""
+    """root, user id, resource, id; a missing part is None (of the first two: empty)."""
     root, _, rest = scope.partition(".")
     owner, dot, rest = rest.partition(".")
     if not dot:

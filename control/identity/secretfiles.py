@@ -1,4 +1,4 @@
-"""Files that hold secrets: whole or not there, and readable by their owner alone."""
+"""Files with secrets. They are written in one step and readable by their owner alone."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gfs.errors import StartupError
-from gfs.io.filelock import try_flock
+from gfs.io import try_flock
 
-#: A holder of the lock writes a file or two; one that takes longer hangs.
+#: A holder of the lock writes a file or two; if that takes longer, it hangs.
 LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.01
 
 
 def make_private_directory(path: Path) -> None:
-    """``path`` with mode 0700. Raises StartupError."""
+    """Create ``path`` with mode 0700. Raises StartupError."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o777
     except OSError as error:
         raise StartupError(f"{path}: cannot be used for secrets: {error}") from None
     if mode & 0o077:
-        raise StartupError(f"{path}: others can look into it: chmod 700 {path}")
+        raise StartupError(f"{path}: others can read it: chmod 700 {path}")
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` against all processes of this machine.
+    """Hold the lock file ``path``, which all processes of this machine use.
 
-    Blocks while another holds it; raises StartupError after 10 s. A process that
-    dies lets go of it.
+    Blocks while another process holds it; raises StartupError after 10 s. The kernel
+    releases the lock of a process that dies.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -47,10 +47,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Replace ``path`` by a file of ``data``, mode 0600, on the disk on return.
+    """Replace ``path`` by a file of ``data``, mode 0600. It is on the disk on return.
 
-    Others see the old one or the new one, whole. One writer at a time: the draft
-    has a fixed name, so that a crash leaves no more than one.
+    Readers see the old file or the new one, whole. There must be one writer at a time,
+    since the temporary file has a fixed name, so that a crash leaves no more than one.
     """
     draft = path.with_name(f".{path.name}.draft")
     draft.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def write_secret(path: Path, data: bytes) -> None:
 
 
 def read_secret(path: Path, bytes_max: int) -> bytes | None:
-    """What is in ``path``; None if it is not there. Raises StartupError."""
+    """The content of ``path``; None if there is no such file. Raises StartupError."""
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777

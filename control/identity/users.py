@@ -1,9 +1,11 @@
-"""Users: their names, made and deleted. All in transactions that others hold."""
+"""Users: their names, their creation and deletion, in transactions of the callers."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
 
 from control.errors import BadRequest, Conflict, NoSuchThing
 from control.identity import ids
@@ -20,30 +22,30 @@ from control.identity.rows import (
 from control.records import Taken, Txn
 
 NAME_BYTES_MAX = 64
-#: What a new username may have besides letters and digits: e-mail addresses are names, too.
+#: Characters of a new username besides letters and digits; e-mail addresses are allowed.
 NAME_SIGNS = "._-@+'"
-#: Letters that nobody can see.
+#: Letters that are invisible.
 _FILLERS = "\u115f\u1160\u3164\uffa0"
 DISPLAY_NAME_BYTES_MAX = 128
 #: Known networks of one user. A new one replaces the one not used for the longest time.
 PLACES_MAX = 32
-#: A login from a known place is written down this often.
+#: How often a login from a known place is saved.
 PLACE_SECONDS = 24 * 3600
-#: Of 57 thousand million ids, a second one that is taken is not to be expected.
+#: There are 57 thousand million ids, so even a second one that is taken is not expected.
 ID_TRIES = 16
 
 
 def clean_username(username: str) -> str:
-    """``username`` trimmed and in its composed form (NFC): keyboards and file names
-    give the same letters in different bytes. Raises BadRequest."""
+    """``username`` trimmed and in its composed form (NFC), since keyboards and file names
+    encode the same letters differently. Raises BadRequest."""
     return _clean("username", unicodedata.normalize("NFC", username), NAME_BYTES_MAX)
 
 
 def new_username(username: str) -> str:
-    """As :func:`clean_username`, and such that it can be read, typed, and put into a path
-    or an address without a second thought. Raises BadRequest.
+    """As :func:`clean_username`; it must also be readable, easy to type, and safe in a path
+    or a URL. Raises BadRequest.
 
-    Names of users from before these rules are not looked at again.
+    Users from before these rules keep their names.
     """
     username = clean_username(username)
     is_fine = all(letter.isalnum() or letter in NAME_SIGNS for letter in username)
@@ -75,7 +77,7 @@ def bounded(field: str, text: str, bytes_max: int) -> str:
     """``text``, if it has 1 to ``bytes_max`` bytes of UTF-8. Raises BadRequest."""
     try:
         size = len(text.encode())
-    except UnicodeEncodeError:  # from the environment; JSON has no such text
+    except UnicodeEncodeError:  # possible in the environment, not in JSON
         raise BadRequest(f"{field}: not UTF-8") from None
     if not 1 <= size <= bytes_max:
         raise BadRequest(f"{field}: 1 to {bytes_max} bytes")
@@ -85,8 +87,8 @@ def bounded(field: str, text: str, bytes_max: int) -> str:
 def create(
     txn: Txn, *, username: str, display_name: str, password: str, is_admin: bool, now: int
 ) -> User:
-    """A new user. ``password`` is its hash. Raises Conflict when the name is taken, or
-    one that differs only in small and capital letters or in how they are drawn."""
+    """A new user. ``password`` is a hash. Raises Conflict if the name is taken, or a name
+    that differs only in case or in look-alike letters."""
     if users.find(txn, "folded", folded(username)) is not None:
         raise Conflict(f"username: {username!r} is taken")
     for _ in range(ID_TRIES):
@@ -99,8 +101,34 @@ def create(
     raise Conflict("no free user id was found: try again")
 
 
+def change(
+    txn: Txn, user_id: str, *, password: str | None, display_name: str | None, is_admin: bool | None
+) -> User:
+    """Change what is not None. ``password`` is a hash. A new password, and other rights, end the
+    user's sessions.
+
+    Raises NoSuchThing, or Conflict for the last administrator.
+    """
+    user = users.get(txn, user_id)
+    if user is None:
+        raise NoSuchThing("no such user")
+    if is_admin is False and user.is_admin and users.count(txn, "admin", "yes") == 1:
+        raise Conflict("this is the last administrator: create another one first")
+    changed = replace(
+        user,
+        password=user.password if password is None else password,
+        display_name=user.display_name if display_name is None else display_name,
+        is_admin=user.is_admin if is_admin is None else is_admin,
+    )
+    users.put(txn, changed)
+    if password is not None or changed.is_admin != user.is_admin:
+        for session in list(sessions.by(txn, "user", user_id)):
+            sessions.delete(txn, session.id)
+    return changed
+
+
 def note_place(txn: Txn, user_id: str, network: str, now: int) -> None:
-    """The user has logged in from ``network``."""
+    """Record that the user has logged in from ``network``."""
     row = places.get(txn, user_id) or Places(user_id, {})
     if now - row.last.get(network, 0) < PLACE_SECONDS:
         return
@@ -115,7 +143,7 @@ def is_place(txn: Txn, user_id: str, network: str) -> bool:
 
 
 def delete(txn: Txn, user_id: str, deletions: Iterable[Callable[[Txn, str], None]]) -> None:
-    """Delete the user with all that is his alone, and let modules do their part.
+    """Delete the user with all rows that belong to the user alone, and call ``deletions``.
 
     Raises NoSuchThing, or Conflict for the last administrator.
     """
@@ -123,7 +151,7 @@ def delete(txn: Txn, user_id: str, deletions: Iterable[Callable[[Txn, str], None
     if user is None:
         raise NoSuchThing("no such user")
     if user.is_admin and users.count(txn, "admin", "yes") == 1:
-        raise Conflict("this is the last administrator: make another one first")
+        raise Conflict("this is the last administrator: create another one first")
     for session in sessions.by(txn, "user", user_id):
         sessions.delete(txn, session.id)
     places.delete(txn, user_id)

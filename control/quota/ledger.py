@@ -1,4 +1,4 @@
-"""The store of usage as one process sees it; what dead processes left is cleared."""
+"""The store of usage, opened by one process; it also ends reservations of dead processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from control.quota.limits import Limits
 from control.quota.usage import USAGE, Change, MustYield, Reservation, Trash, reservations
 from control.records import Records, RecordsFailed, Txn
 from gfs.errors import DiskFull, GfsError, StartupError
-from gfs.io.filelock import try_flock
+from gfs.io import try_flock
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: A change of the file system is recorded within this time, even if the client has left.
 RECORD_SECONDS = 30.0
-#: A growing upload waits so long for later ones to yield.
+#: How long a growing upload waits for later ones to yield.
 YIELD_SECONDS = 10.0
-#: Uploads leave the rest to deletions, which make room.
+#: Uploads leave the rest of the store to deletions, which make room.
 MAP_SHARE_MAX = 0.9
 #: The first and the longest pause between two attempts.
 YIELD_POLL_SECONDS = (0.05, 1.0)
@@ -42,16 +42,21 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+#: How long a process of another machine has not been connected when it counts as dead:
+#: PostgreSQL may have been started again meanwhile.
+ABSENT_SECONDS = 60.0
+
+
 class Lock:
-    """A file locked for as long as this process has it open: the kernel lets go of it when
-    the process dies, however that comes about."""
+    """A file that is locked while this process has it open. The kernel releases the lock when
+    the process dies, for whatever reason."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = -1
 
     def take(self) -> bool:
-        """Try to take the lock; whether this object holds it."""
+        """Try to take the lock. Returns whether this object holds it."""
         if self._descriptor >= 0:
             return True
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -68,29 +73,34 @@ class Lock:
 
 
 class Ledger:
-    """The usage of all users, shared by all processes of the machine. See :meth:`open`."""
+    """The usage of all users, shared by all processes of the machine, or of all machines whose
+    records are in PostgreSQL. See :meth:`open`."""
 
     def __init__(self, directory: Path, records: Records, map_bytes: int) -> None:
         self.records = records
         self._map_bytes = map_bytes
-        self.process = secrets.token_hex(6)
+        self.process = records.writer or secrets.token_hex(6)
+        self._shared_recounting = records.lock("recount")
+        #: Since when processes of other machines have not been connected.
+        self._absent: dict[str, float] = {}
         #: Held by the one process that recounts.
         self.recounting = Lock(directory / "recount.lock")
         self._processes = directory / "processes"
-        #: SPACE.PROCESS.NUMBER, empty: a deletion that could not be written into the store.
+        #: Empty files SPACE.PROCESS.NUMBER: deletions that could not be written to the store.
         self._marks = directory / "marks"
         self._life = Lock(self._processes / f".{self.process}")
         self._numbers = itertools.count(1)
         #: Changes that ended while the store could not be written.
         self._abandoned: dict[str, Reservation] = {}
-        #: Storage namespaces where something was done that could not be entered, and the marks
-        #: that say so.
+        #: Storage namespaces with a change that could not be recorded, and the files that
+        #: say so.
         self._doubts: dict[str, set[Path]] = {}
 
     @classmethod
-    def open(cls, directory: Path, *, map_bytes: int) -> Ledger:
-        """Open what is in ``directory`` of this boot of the machine; what is of an earlier
-        one is deleted away. Blocks for some milliseconds.
+    def open(cls, directory: Path, shared_url: str = "", *, map_bytes: int) -> Ledger:
+        """Open the files in ``directory`` that belong to this boot of the machine, and
+        delete those of earlier ones. Blocks for some milliseconds. ``shared_url`` is the
+        PostgreSQL of several machines; then only locks and marks are in the files.
 
         Raises StartupError.
         """
@@ -101,7 +111,13 @@ class Ledger:
             for other in directory.iterdir():
                 if other != boot:
                     shutil.rmtree(other, ignore_errors=True)
-            records = Records.open(boot, [USAGE], map_bytes=map_bytes, sync=False)
+            if shared_url:
+                copies = directory.parent / "copies"
+                records = Records.open_shared(
+                    shared_url, copies, [USAGE], store="usage", map_bytes=map_bytes
+                )
+            else:
+                records = Records.open(boot, [USAGE], map_bytes=map_bytes, sync=False)
         except OSError as error:
             raise StartupError(f"{directory}: cannot be used: {error}") from error
         ledger = cls(boot, records, map_bytes)
@@ -113,12 +129,12 @@ class Ledger:
         return ledger
 
     def _begin(self) -> None:
-        """The lock file appears already locked: no process takes this one for dead."""
+        """Create the lock file already locked, so that no process counts this one as dead."""
         self._life.take()
         self._life.path.rename(self._processes / self.process)
 
     def close(self) -> None:
-        """Let other processes clear away what this one has under way."""
+        """Release the lock file: other processes then end the reservations of this one."""
         self.recounting.close()
         self.records.close()
         self._life.close()
@@ -126,14 +142,32 @@ class Ledger:
     def read(self) -> Txn:
         return self.records.read()
 
+    def now(self) -> float:
+        """The time for :class:`Trash`: of this machine's boot, or of all machines."""
+        return time.time() if self.records.writer else boot_seconds()
+
+    async def begin_recounting(self) -> bool:
+        """Whether this process may recount now, as no other does."""
+        if not self.recounting.take():
+            return False
+        if self._shared_recounting is None or await self._shared_recounting.take():
+            return True
+        self.recounting.close()
+        return False
+
+    async def end_recounting(self) -> None:
+        self.recounting.close()
+        if self._shared_recounting is not None:
+            await self._shared_recounting.release()
+
     # --- uploads and deletions ------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def claim(self, user_id: str, space_id: str) -> AsyncIterator[Claim]:
         """One change of one file of a storage namespace, from its beginning to its end.
 
-        When the block ends without :meth:`Claim.record`, nothing was changed; unless it
-        was publishing and nobody said that it was refused: then that is found out.
+        A block that ends without :meth:`Claim.record` has changed nothing, unless it was
+        publishing and :meth:`Claim.refused` was not called: then a recount follows.
         """
         claim = Claim(self, f"{self.process}.{next(self._numbers)}", user_id, space_id)
         try:
@@ -142,30 +176,30 @@ class Ledger:
             await claim.end()
 
     def end_later(self, row: Reservation, *, is_done: bool, mark: Path | None = None) -> None:
-        """End it as soon as that can be written. ``is_done``: it was, or may have been, carried
-        out, and that could not be entered."""
+        """End a reservation as soon as the store can be written. ``is_done``: its change was, or
+        may have been, carried out and could not be recorded."""
         self._abandoned[row.id] = row
         if is_done:
             self._doubts.setdefault(row.space_id, set()).update([] if mark is None else [mark])
 
     def mark(self, row: Reservation) -> Path | None:
-        """Say of a deletion, beside a store that is full, that it is under way: an empty file
-        takes no room where names have some. None: not even that."""
+        """Record a deletion under way as an empty file beside a store that is full, since an
+        empty file takes almost no space. None if even that fails."""
         path = self._marks / f"{row.space_id}.{row.id}"
         try:
             path.touch(mode=0o600)
         except OSError as error:
-            log.warning("a deletion cannot be written down, and goes on: %s", error)
+            log.warning("a deletion cannot be recorded before it is carried out: %s", error)
             return None
         return path
 
     def check_room(self, txn: Txn) -> None:
-        """Raises DiskFull, while deletions still fit."""
+        """Raises DiskFull when only deletions still fit."""
         used = txn.used_bytes()
         if used > MAP_SHARE_MAX * self._map_bytes:
             raise DiskFull(
-                f"what is known of users' files takes {used} bytes of the {self._map_bytes} that "
-                "it may have: raise map_bytes, and restart all processes on this state"
+                f"the counts of users' files take {used} bytes of the {self._map_bytes} that "
+                "they may have: raise map_bytes, and restart all processes on this state"
             )
 
     # --- upkeep ---------------------------------------------------------------------------
@@ -184,6 +218,8 @@ class Ledger:
                 raise
             _unlink(marks)
         for process in self._others():
+            if await self._is_elsewhere(process):
+                continue
             with self._owned(process) as is_dead:
                 if is_dead:
                     await self.records.write(partial(usage.end_process, process=process))
@@ -191,6 +227,16 @@ class Ledger:
                         space_id = mark.name.partition(".")[0]
                         await self.records.write(partial(usage.require_recount, space_id=space_id))
                         _unlink([mark])
+
+    async def _is_elsewhere(self, process: str) -> bool:
+        """Whether the process is, or may be, alive on another machine."""
+        if not self.records.writer or (self._processes / process).exists():
+            return False
+        if await self.records.is_connected(process):
+            self._absent.pop(process, None)
+            return True
+        now = trio.current_time()
+        return now < self._absent.setdefault(process, now) + ABSENT_SECONDS
 
     def _others(self) -> list[str]:
         """Processes with a lock file or a reservation."""
@@ -201,7 +247,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _owned(self, process: str) -> Iterator[bool]:
-        """Whether ``process`` is dead and no other process clears it now."""
+        """Whether ``process`` is dead and no other process ends its reservations now."""
         with contextlib.closing(Lock(self._processes / process)) as life:
             is_dead = life.take()
             yield is_dead
@@ -215,10 +261,10 @@ class Claim:
     def __init__(self, ledger: Ledger, id_: str, user_id: str, space_id: str) -> None:
         self._ledger = ledger
         self._row = Reservation(id_, user_id, space_id, began_ns=time.time_ns())
-        #: The store has no reservation of it, or not any more.
+        #: Whether the store has no reservation for it, or not any more.
         self._is_over = True
         self._is_refused = False
-        #: Files that were entered as going to the trash.
+        #: The files that were added to the trash.
         self._deleted: Trash | None = None
         self._mark: Path | None = None
 
@@ -228,17 +274,17 @@ class Claim:
         return self._row.bytes
 
     def replaces(self, inode: int, length: int) -> None:
-        """Count on the room of this file from the next reservation on; inode 0: of none."""
+        """From the next reservation on count on the room of this file; inode 0: of none."""
         self._row = replace(self._row, replaces=inode, credit=length)
 
     async def reserve(self, files: int, length: int, limits: Limits) -> None:
-        """Reserve so much, instead of the previous reservation. Raises TooLarge, QuotaReached,
-        TooManyRequests, or Conflict if what it replaces has gone."""
+        """Replace the previous reservation by this one. Raises TooLarge, QuotaReached,
+        TooManyRequests, or Conflict if the file that it replaces is gone."""
         await self._set(self._with(files, length), limits)
 
     async def grow(self, files: int, length: int, limits: Limits) -> None:
-        """Reserve for a file of unknown length, perhaps some bytes more. Waits up to
-        ``YIELD_SECONDS`` for room that later uploads have."""
+        """Reserve for a file of unknown length, perhaps some bytes ahead. Waits up to
+        ``YIELD_SECONDS`` for room that later uploads have reserved."""
         row = replace(self._with(files, length), is_growing=True)
         pause, pause_max = YIELD_POLL_SECONDS
         with trio.move_on_after(YIELD_SECONDS):
@@ -250,21 +296,22 @@ class Claim:
         return await self._set(row, limits)
 
     async def publish(self, files: int, length: int, limits: Limits) -> None:
-        """Reserve, right before the file system is asked to carry it out."""
+        """Reserve, right before the file system is asked to publish the file."""
         await self._set(replace(self._with(files, length), is_publishing=True), limits)
 
     async def publish_deletion(
         self, owner: str, length: int, limits: Limits, trash_seconds: float
     ) -> bool:
         """Reserve, right before a file of ``owner`` is deleted. Returns whether it goes to the
-        trash, which has room for it within ``limits``."""
+        trash for ``trash_seconds``, which has room for it within ``limits``."""
         self._is_over = False
         row = replace(self._row, is_publishing=True)
-        now = boot_seconds()
+        now = self._ledger.now()
         deleted = Trash.of(owner, 1, length, now, trash_seconds)
 
         def decide(txn: Txn) -> tuple[Reservation, bool]:
-            return usage.reserve(txn, row), usage.add_to_trash(txn, deleted, limits, now)
+            is_kept = trash_seconds > 0 and usage.add_to_trash(txn, deleted, limits, now)
+            return usage.reserve(txn, row), is_kept
 
         try:
             self._row, is_kept = await self._ledger.records.write(decide)
@@ -278,17 +325,22 @@ class Claim:
         return is_kept
 
     def refused(self) -> None:
-        """The file system did not carry it out."""
+        """The file system refused the change."""
         self._row = replace(self._row, is_publishing=False)
         self._is_refused = True
 
-    async def record(self, changes: Iterable[Change], is_there: Callable[[], bool]) -> None:
-        """Record what was done. If the store cannot be written, a recount does it later."""
+    async def record(
+        self, changes: Iterable[Change], is_there: Callable[[], bool], *, moved: bool = False
+    ) -> None:
+        """Record the change, as :func:`usage.record`. If the store cannot be written, a recount
+        follows later."""
         row, noted = self._row, list(changes)
         with trio.CancelScope(shield=True):
             try:
                 await self._ledger.records.write(
-                    lambda txn: usage.record(txn, row.id, row.space_id, noted, is_there),
+                    lambda txn: usage.record(
+                        txn, row.id, row.space_id, noted, is_there, moved=moved
+                    ),
                     seconds=RECORD_SECONDS,
                 )
             except RecordsFailed:
@@ -320,7 +372,7 @@ class Claim:
 
     @property
     def _is_marked(self) -> bool:
-        """Its outcome is not known, and the store has no row of it."""
+        """Whether its outcome is not known and the store has no row of it."""
         return self._mark is not None and not self._is_refused
 
     def _end(self, txn: Txn) -> None:

@@ -1,5 +1,5 @@
-"""What a user may have: defaults (``GFS_QUOTA_*``, table ``[quota]``), and the rows in which
-administrators said otherwise."""
+"""The limits of a user: defaults (``GFS_QUOTA_*``, table ``[quota]``), and the rows with which
+administrators override them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from gfs.blocks import MIB
 from gfs.config import Settings
 from gfs.errors import SettingsError
 
-#: No machine has more, and sums of a few still fit everywhere.
+#: No machine has more, and the sum of some limits still fits in 64 bits.
 LIMIT_MAX = 2**53
 
 
 class Limits(Settings, frozen=True, kw_only=True):
-    """How much of each a user may have."""
+    """The limits of a user."""
 
-    #: In files.
+    #: Bytes in files.
     bytes: int = 100 * 1024 * MIB
     files: int = 1_000_000
     #: Storage namespaces.
     namespaces: int = 100
-    #: Stopped ones count.
+    #: Containers, including stopped ones.
     containers: int = 3
-    #: Of containers that are not stopped: one of the largest, and some more.
+    #: Memory of the containers that are not stopped: enough for one of the largest type.
     memory_mb: int = 96 * 1024
-    #: Of all containers: as memory.
+    #: Storage of all containers: enough for one of the largest type.
     storage_gb: int = 1500
 
     def check(self) -> None:
@@ -39,19 +39,19 @@ class Limits(Settings, frozen=True, kw_only=True):
                 raise SettingsError(f"quota {name} must be 0 to {LIMIT_MAX}")
 
 
-#: What they are called in a sentence.
+#: Their names in the sentence "your quota for … is …".
 NOUNS = {
     "bytes": "bytes",
     "files": "files",
     "namespaces": "storage namespaces",
     "containers": "containers",
-    "memory_mb": "MB of memory",
-    "storage_gb": "GB of container storage",
+    "memory_mb": "memory (MB)",
+    "storage_gb": "container storage (GB)",
 }
 
 
 class Override(msgspec.Struct, array_like=True, frozen=True):
-    """What an administrator said of a user: by the name of the limit."""
+    """The limits that an administrator set for a user, by name."""
 
     user_id: str
     limits: dict[str, int]
@@ -61,8 +61,8 @@ overrides = Table("limits", Override, key=lambda row: row.user_id)
 
 
 class Floor(msgspec.Struct, array_like=True, frozen=True):
-    """What a user had in files a minute ago, for the time after the machine's next boot until
-    all is counted."""
+    """The files and bytes that a user had a minute ago. They are the lower bound of the usage
+    after the machine's next boot until all files are counted."""
 
     user_id: str
     files: int
@@ -75,7 +75,7 @@ QUOTA = Schema("quota", 1, [overrides, floors])
 
 
 def limits_of(txn: Txn, user_id: str, defaults: Limits) -> Limits:
-    """Of this user. ``defaults`` hold where nobody said otherwise."""
+    """The limits of this user; ``defaults`` where no administrator set another."""
     row = overrides.get(txn, user_id)
     if row is None:
         return defaults
@@ -83,7 +83,7 @@ def limits_of(txn: Txn, user_id: str, defaults: Limits) -> Limits:
 
 
 def override(txn: Txn, user_id: str, changes: Mapping[str, int | None]) -> None:
-    """Set the limits that are named; None: the default again."""
+    """Set the limits in ``changes``; None: back to the default."""
     row = overrides.get(txn, user_id)
     limits = {} if row is None else dict(row.limits)
     for name, limit in changes.items():
@@ -98,23 +98,23 @@ def override(txn: Txn, user_id: str, changes: Mapping[str, int | None]) -> None:
 
 
 def forget_limits(txn: Txn, user_id: str) -> None:
-    """The user is deleted."""
+    """Remove the limits of a user who is deleted."""
     overrides.delete(txn, user_id)
 
 
 def check_quota(name: str, limit: int, used: int, more: int, reserved: int = 0) -> None:
     """Raises TooLarge if ``more`` never fits, QuotaReached if it does not fit now.
 
-    ``reserved`` is for what is under way. Who wants nothing more is not refused, however
-    much he has: the limit may have been lowered.
+    ``reserved`` is reserved by uploads under way. A request for nothing more is never
+    refused, whatever the usage is, since the limit may have been lowered.
     """
     if more <= 0 or used + reserved + more <= limit:
         return
     noun = NOUNS[name]
     if more > limit:
-        raise TooLarge(f"this takes {more} {noun}, and your quota is {limit} in all")
-    underway = f", {reserved} more are reserved for what is under way" if reserved else ""
+        raise TooLarge(f"your quota for {noun} is {limit}, and this needs {more}")
+    underway = f", {reserved} more are reserved by uploads under way" if reserved else ""
     raise QuotaReached(
-        f"this takes {more} {noun}, and of your quota of {limit} {used} are used{underway}: "
-        "delete something, or ask an administrator for more"
+        f"your quota for {noun} is {limit}, of which {used} are used{underway}, and this needs "
+        f"{more} more: delete something, or ask an administrator for more"
     )

@@ -1,35 +1,36 @@
-"""What users have in files: the rows, and how each event changes them. Plain functions.
+"""The usage of users: its rows, and how each event changes them. Plain functions.
 
 A *count* is a number of files and their bytes, under one of these names:
 
 =================  ============================================================
 ``u/USER``         what the user has, in all storage namespaces
-``f/USER``         after a boot, until all is counted: what he had before it, and what
-                   came and went since
-``p/SPACE``        it is being deleted, and the trash has no room for it
-``r/USER``         what is reserved for him, the sum of his reservations
-``s/SPACE``        what is in the storage namespace, of all users
-``o/SPACE/USER``   the user's part of it (USER empty: files without an owner)
+``f/USER``         after a boot, until all is counted: what the user had before it, plus
+                   files published and minus files deleted since
+``p/SPACE``        the storage namespace is being deleted, and the trash has no room for it
+``r/USER``         the sum of the user's reservations
+``s/SPACE``        all files in the storage namespace
+``o/SPACE/USER``   those of the user (USER empty: files without an owner)
 =================  ============================================================
 
 A *reservation* is an upload or a deletion under way. It is *publishing* from just before
-the file system is asked until its answer is entered; so those of a process that died are
-harmless unless they were publishing. One whose outcome is not known any more is *lost*; it
-ends with the next recount of its storage namespace.
+the file system is asked until its answer is recorded; so the reservations of a process
+that died have changed nothing unless they were publishing. A reservation whose outcome is
+not known is *lost*; it ends with the next recount of its storage namespace.
 
 An upload may count on the room of the file that it *replaces*: only one at a time for each
-file, and only as long as that file is there. If it goes otherwise, the upload can never be
-published, and has what it counted on reserved like any other bytes until it ends.
+file, and only as long as that file exists. If the file is deleted otherwise, the upload
+can never be published; the bytes that it counted on are then reserved until it ends.
 
-Deleted files go to the file system's *trash*, but no more of a user's at a time than his
-quota: the rest is deleted for good. Rows have how much went there and until when it stays.
+Deleted files go to the file system's *trash*, but at any time no more of one user than the
+quota: the rest is deleted for good. Rows record how much went there and until when it stays.
 
-*Recounts* are exact while files come and go. While one is under way, each change that is
-recorded in that storage namespace leaves a *touch* for each file that came or went. A file
-that the walk met counts unless a touch says that it went; one that it did not meet counts if
-a touch says that it came. (Inodes are never used again, and files here never change.) The recount
-waits for the reservations that are publishing when the walk ends, since the walk may have met
-their files; a file of a later one cannot have been met, and is added.
+*Recounts* are exact while files are published and deleted. While one is under way, each
+change that is recorded in that storage namespace leaves a *touch* for each file that was
+published or deleted. A file that the walk found counts unless a touch says that it was
+deleted; one that the walk did not find counts if a touch says that it was published. (Inodes
+are never used again, and files here never change.) The recount waits for the reservations
+that are publishing when the walk ends, since the walk may have found their files; it cannot
+have found the file of a later one, which is added.
 """
 
 from __future__ import annotations
@@ -46,17 +47,19 @@ from control.errors import Conflict, QuotaReached, TooManyRequests
 from control.quota.limits import Floor, Limits, check_quota
 from control.records import Schema, Table, Txn
 
-#: An upload of unknown length reserves ahead: at most so much, and no more than this share
-#: of what the user has left; and nothing when that is little, so that several do not keep
-#: one another out.
+#: An upload of unknown length reserves ahead: at most this many bytes, and no more than this
+#: share of the room that the user has left; and nothing when that is little, so that several
+#: uploads do not block one another.
 AHEAD_BYTES_MAX = 8 * 1024**2
 AHEAD_SHARE = 64
 LITTLE_SHARE = 16
 #: Uploads of one user at once, so that a user without room cannot keep the store from others.
 UPLOADS_MAX = 64
-#: Files that leave the trash within this time share a row: a user has some 64 at most.
+#: Files that leave the trash within this time share a row, so a user has some 64 rows.
 TRASH_SECONDS_MIN = 3600
 TRASH_PARTS = 64
+#: Changes of one request that leave touches: others wait for this transaction.
+TOUCHES_MAX = 10_000
 #: The file that an upload was to replace is not there any more.
 GONE = -1
 
@@ -76,29 +79,29 @@ class Reservation(msgspec.Struct, array_like=True, frozen=True):
     bytes: int = 0
     is_publishing: bool = False
     is_lost: bool = False
-    #: Its final length is not known.
+    #: Whether its final length is not known.
     is_growing: bool = False
     began_ns: int = 0
-    #: The inode of the file that it takes the room of; 0: none.
+    #: The inode of the file on whose room it counts; 0: none.
     replaces: int = 0
     #: The bytes of that room.
     credit: int = 0
 
 
 class State(msgspec.Struct, array_like=True, frozen=True):
-    """Whether the counts of a storage namespace are known to be right."""
+    """Whether the counts of a storage namespace are correct."""
 
     space_id: str
     #: Reasons for a recount since the last one began; 0: none.
     recounts_due: int
-    #: A recount is under way.
+    #: Whether a recount is under way.
     is_walked: bool = False
-    #: It was not counted since the machine was booted.
+    #: Whether it was not counted since the machine was booted.
     is_uncounted: bool = False
 
 
 class Trash(msgspec.Struct, array_like=True, frozen=True):
-    """How much of a user's is in the trash until that time."""
+    """How much of a user's is in the trash until some time."""
 
     #: USER/SECONDS, on this machine's clock since it was booted.
     id: str
@@ -107,7 +110,7 @@ class Trash(msgspec.Struct, array_like=True, frozen=True):
 
     @classmethod
     def of(cls, user_id: str, files: int, length: int, now: float, seconds: float) -> Trash:
-        """Deleted ``now``, in a file system that keeps that for so many ``seconds``."""
+        """Files that were deleted ``now`` and stay in the trash for ``seconds``."""
         part = max(TRASH_SECONDS_MIN, math.ceil(seconds / TRASH_PARTS))
         until = math.ceil((now + seconds) / part) * part if seconds else 0
         return cls(f"{user_id}/{until}", files, length)
@@ -123,12 +126,12 @@ class Touch(msgspec.Struct, array_like=True, frozen=True):
 
 
 class MustYield(QuotaReached):
-    """There would be room without growing uploads that began later, one of which must yield."""
+    """There would be room if growing uploads that began later yielded."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A file that came or went."""
+    """A file that was published or deleted."""
 
     inode: int
     owner: str
@@ -140,9 +143,9 @@ class Change:
 class Tally:
     """The files that a walk through a storage namespace found."""
 
-    #: By owner: files, bytes.
+    #: Owner -> files and bytes.
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
-    #: Eight bytes for each file.
+    #: The inodes that were found; eight bytes each.
     inodes: array[int] = field(default_factory=lambda: array("Q"))
 
     def add(self, inode: int, owner: str, length: int) -> None:
@@ -154,7 +157,7 @@ class Tally:
         self.totals[owner] = before[0] + files, before[1] + length
 
     def correct(self, touched: Iterable[Touch]) -> None:
-        """Apply the files that came and went during the walk."""
+        """Apply the files that were published and deleted during the walk."""
         last: dict[int, Touch] = {}
         for touch in touched:
             if touch.inode not in last or not touch.came:
@@ -206,7 +209,7 @@ def count(txn: Txn, kind: str, *names: str) -> Count:
 
 
 def used_by(txn: Txn, user_id: str) -> Count:
-    """The files of the user; until all are counted after a boot, no fewer than before it."""
+    """The usage of the user; until all is counted after a boot, no less than before it."""
     counted, floor = count(txn, "u", user_id), count(txn, "f", user_id)
     return Count(user_id, max(0, counted.files, floor.files), max(0, counted.bytes, floor.bytes))
 
@@ -233,14 +236,14 @@ def _add_files(txn: Txn, space_id: str, owner: str, files: int, length: int) -> 
 
 
 def reserve(txn: Txn, wanted: Reservation, limits: Limits | None = None) -> Reservation:
-    """Let the reservation of this id be ``wanted``, within ``limits`` if there are any.
+    """Change the reservation of this id to ``wanted``, within ``limits`` if there are any.
 
-    One that grows gets some bytes more, if there is room. The reservation as it is now.
-    Raises TooLarge, QuotaReached, MustYield, TooManyRequests, or Conflict (what it replaces has
-    gone), and then it is as it was.
+    One that grows gets some bytes ahead, if there is room. Returns the new reservation.
+    Raises TooLarge, QuotaReached, MustYield, TooManyRequests, or Conflict (the file that it
+    replaces is gone); then it is unchanged.
 
-    Uploads that grow could each have a part of what is left, so that none can end. So the
-    one that began last gives way: it is refused, and the others may try again (MustYield).
+    Growing uploads could each hold a part of the room that is left, so that none can end. So
+    the one that began last yields: it is refused, and the others may try again (MustYield).
     """
     there = reservations.get(txn, wanted.id)
     before = there or Reservation(wanted.id, "", "")
@@ -272,14 +275,14 @@ def reserve(txn: Txn, wanted: Reservation, limits: Limits | None = None) -> Rese
 def _check_number(txn: Txn, user_id: str) -> None:
     if reservations.count(txn, "user", user_id) >= UPLOADS_MAX:
         raise TooManyRequests(
-            f"{UPLOADS_MAX} uploads of yours are under way, and no more can be at once: "
+            f"{UPLOADS_MAX} of your uploads are under way, which is the maximum: "
             "try again when one has ended",
             1,
         )
 
 
 def _check_alone(txn: Txn, wanted: Reservation) -> None:
-    """Raises QuotaReached if another counts on the room of the same file."""
+    """Raises QuotaReached if another upload counts on the room of the same file."""
     name = f"{wanted.space_id}/{wanted.replaces}"
     if any(row.id != wanted.id for row in reservations.by(txn, "replacing", name)):
         raise QuotaReached(
@@ -296,12 +299,12 @@ def _uncredit(txn: Txn, names: str) -> None:
         _add(txn, 0, row.credit, "r", row.user_id)
 
 
-def _check_last(txn: Txn, wanted: Reservation, story: str) -> None:
-    """Raises MustYield if another of the user's that grows began later."""
+def _check_last(txn: Txn, wanted: Reservation, message: str) -> None:
+    """Raises MustYield if another growing upload of the user began later."""
     for row in reservations.by(txn, "user", wanted.user_id):
         began_later = (row.began_ns, row.id) > (wanted.began_ns, wanted.id)
         if row.is_growing and row.bytes and began_later:
-            raise MustYield(story)
+            raise MustYield(message)
 
 
 def release(txn: Txn, reservation_id: str) -> None:
@@ -317,27 +320,45 @@ def record(
     space_id: str,
     changes: Iterable[Change],
     is_there: Callable[[], bool],
+    *,
+    moved: bool = False,
 ) -> None:
     """Record what the file system has done, and end the reservation.
 
-    ``is_there``: whether the storage namespace is not deleted. It is called in this
+    ``is_there`` returns whether the storage namespace still exists. It is called in this
     transaction, since a deletion is committed before it calls :func:`drop_space`: a change
     recorded before that is dropped with the rest, a later one is not recorded.
+
+    ``moved``: files were moved, or undeleted, and have the inodes that they had. A recount that
+    is under way cannot know whether it has found them, so another one follows; and so it does
+    after more than ``TOUCHES_MAX`` changes.
     """
     release(txn, reservation_id)
     if not is_there():
         return
     state = states.get(txn, space_id)
-    for number, change in enumerate(changes):
+    totals: dict[str, tuple[int, int]] = {}
+    noted = list(changes)
+    for change in noted:
         sign = 1 if change.came else -1
-        _add_files(txn, space_id, change.owner, sign, sign * change.bytes)
-        if counts.get(txn, f"f/{change.owner}") is not None:
-            _add(txn, sign, sign * change.bytes, "f", change.owner)
-        if not change.came:
-            _uncredit(txn, f"{space_id}/{change.inode}")
-        if state is not None and state.is_walked:
-            id_ = f"{space_id}/{reservation_id}/{number}"
-            touches.put(txn, Touch(id_, change.inode, change.owner, change.bytes, change.came))
+        files, length = totals.get(change.owner, (0, 0))
+        totals[change.owner] = files + sign, length + sign * change.bytes
+    for owner, (files, length) in totals.items():
+        _add_files(txn, space_id, owner, files, length)
+        if counts.get(txn, f"f/{owner}") is not None:
+            _add(txn, files, length, "f", owner)
+    if reservations.find(txn, "replacing", space_id) is not None:
+        for change in noted:
+            if not change.came:
+                _uncredit(txn, f"{space_id}/{change.inode}")
+    if state is None or not state.is_walked:
+        return
+    if moved or len(noted) > TOUCHES_MAX:
+        states.put(txn, replace(state, recounts_due=state.recounts_due + 1))
+        return
+    for number, change in enumerate(noted):
+        id_ = f"{space_id}/{reservation_id}/{number}"
+        touches.put(txn, Touch(id_, change.inode, change.owner, change.bytes, change.came))
 
 
 def mark_lost(txn: Txn, reservation_id: str) -> None:
@@ -360,8 +381,8 @@ def end_process(txn: Txn, process: str) -> None:
 
 
 def add_to_trash(txn: Txn, deleted: Trash, limits: Limits, now: float) -> bool:
-    """Add it if it fits into the trash of its user, beside what is there ``now``; whether it
-    did. A file without an owner fits."""
+    """Add files to the trash of their user if there is room ``now``; returns whether there was.
+    Files without an owner always fit."""
     user_id = deleted.id.partition("/")[0]
     if not user_id:
         return True
@@ -378,9 +399,16 @@ def add_to_trash(txn: Txn, deleted: Trash, limits: Limits, now: float) -> bool:
 
 
 def remove_from_trash(txn: Txn, deleted: Trash) -> None:
-    """Undo :func:`add_to_trash`: it was not deleted."""
+    """Undo :func:`add_to_trash`: the files were not deleted."""
     if trash.get(txn, deleted.id) is not None:
         _add_trash(txn, deleted, -1)
+
+
+def take_from_trash(txn: Txn, undeleted: Trash) -> None:
+    """Files were undeleted. Without effect if they do not count any more as in the trash."""
+    row = trash.get(txn, undeleted.id)
+    if row is not None and row.files >= undeleted.files and row.bytes >= undeleted.bytes:
+        _add_trash(txn, undeleted, -1)
 
 
 def _add_trash(txn: Txn, deleted: Trash, sign: int) -> None:
@@ -400,7 +428,7 @@ def add_space(txn: Txn, space_id: str, *, is_counted: bool) -> None:
 
 
 def require_recount(txn: Txn, space_id: str) -> None:
-    """A change in the storage namespace could not be recorded."""
+    """Require a recount: a change in the storage namespace could not be recorded."""
     row = states.get(txn, space_id)
     if row is not None:
         states.put(txn, replace(row, recounts_due=row.recounts_due + 1))
@@ -409,8 +437,8 @@ def require_recount(txn: Txn, space_id: str) -> None:
 def trash_space(
     txn: Txn, space_id: str, limits_of: Callable[[str], Limits], now: float, seconds: float
 ) -> bool:
-    """As :func:`drop_space`. Returns whether the trash of each owner has room for his files for
-    ``seconds``; called again it returns the same, until :func:`forget_purge`."""
+    """As :func:`drop_space`. Returns whether the trash of each owner has room for the files for
+    ``seconds``; until :func:`forget_purge`, later calls return the same."""
     purge = Count(f"p/{space_id}", 1)
     if counts.get(txn, purge.name) is None:
         going: list[Trash] = []
@@ -429,7 +457,7 @@ def trash_space(
 
 
 def forget_purge(txn: Txn, space_id: str) -> None:
-    """The storage namespace is deleted from the file system."""
+    """Forget the answer of :func:`trash_space`: the file system has deleted the files."""
     counts.delete(txn, f"p/{space_id}")
 
 
@@ -473,7 +501,7 @@ def _forget_floors(txn: Txn) -> None:
 
 @dataclass(frozen=True)
 class Begun:
-    """The reasons for a recount that one answers which begins now."""
+    """The reasons for a recount, when it began."""
 
     recounts_due: int
     #: Reservations that were lost.
@@ -488,7 +516,7 @@ def forget_walks(txn: Txn) -> None:
 
 
 def begin_recount(txn: Txn, space_id: str) -> Begun:
-    """From here on each change leaves a touch."""
+    """Begin a recount: from now on each change leaves a touch."""
     add_space(txn, space_id, is_counted=False)
     state = states.get(txn, space_id)
     assert state is not None
@@ -498,7 +526,7 @@ def begin_recount(txn: Txn, space_id: str) -> Begun:
 
 
 def publishing(txn: Txn, space_id: str) -> set[str]:
-    """Reservations there that are publishing, of live processes."""
+    """The reservations in the storage namespace that live processes are publishing."""
     return {row.id for row in reservations.by(txn, "publishing", space_id) if not row.is_lost}
 
 

@@ -18,12 +18,12 @@ A module of the control plane declares its tables and its schema once::
     await records.write(lambda txn: USERS.insert(txn, User("ada", "ada@example.org")))
 
 Rows and their indexes change in the same transaction, and a transaction is on
-disk before its caller hears of it: ``kill -9`` or a power cut at any instant
+disk before it is acknowledged: ``kill -9`` or a power cut at any instant
 loses nothing that was acknowledged. Any number of processes on one machine
 share the directory; LMDB's lock file orders their writes, and frees the lock of
-a process that was killed. A network file system will not do.
+a process that was killed. The directory must not be on a network file system.
 
-What lies in the directory (``data.mdb``, ``lock.mdb``), as LMDB databases::
+The directory (``data.mdb``, ``lock.mdb``) has these LMDB databases::
 
     schemas                 SCHEMA              → msgpack [version, {table: [index, …]}]
     SCHEMA.TABLE            key                 → the row as msgpack
@@ -34,7 +34,14 @@ What lies in the directory (``data.mdb``, ``lock.mdb``), as LMDB databases::
 
 from __future__ import annotations
 
-from control.records.errors import RecordsBusy, RecordsFailed, RowUnreadable, Taken
+from control.records.errors import (
+    RecordsBusy,
+    RecordsFailed,
+    RecordsUpgraded,
+    RowUnreadable,
+    Taken,
+)
+from control.records.locks import SharedLock
 from control.records.store import MAP_BYTES, Records
 from control.records.table import Schema, Table
 from control.records.txn import KEY_BYTES_MAX, Txn
@@ -45,8 +52,10 @@ __all__ = [
     "Records",
     "RecordsBusy",
     "RecordsFailed",
+    "RecordsUpgraded",
     "RowUnreadable",
     "Schema",
+    "SharedLock",
     "Table",
     "Taken",
     "Txn",

@@ -18,19 +18,32 @@ class Taken(AlreadyExists):
 
 
 class RecordsBusy(Busy):
-    """The write could not be done in time. It may still happen, or may have."""
+    """The write did not end in time. It may have been carried out, or may still be."""
 
     code = "records_busy"
 
 
+class RecordsAway(RecordsBusy):
+    """PostgreSQL does not answer. A write may have been carried out only if the message says so."""
+
+    code = "records_away"
+
+
+class RecordsUpgraded(Busy):
+    """Another release has upgraded the tables, so this process must not write them any more: it
+    has to be restarted with that release. Nothing was changed."""
+
+    code = "records_upgraded"
+
+
 class RecordsFailed(DiskFailed):
-    """This process does not know any more what is on its disk, and should end."""
+    """A write failed, so that this process does not know what is on the disk and should end."""
 
     code = "records_failed"
 
 
 class RowUnreadable(GfsError):
-    """A stored row does not fit its type, or is missing from under an index."""
+    """A stored row does not fit its type, or an index names a row that is missing."""
 
     code = "row_unreadable"
 

@@ -1,40 +1,60 @@
-"""The file with the records: opened, upgraded, read and written.
+"""The file with the records: opening, upgrading, reading and writing it.
 
-Errors of LMDB stop here. A full disk or map is DiskFull and passes once there
-is room. Anything else while writing is RecordsFailed: this process no longer
-knows what is on its disk and should end; after a restart every acknowledged
+Where several machines share them, they are in PostgreSQL, and the file is this process' copy
+(:mod:`control.records.shared`).
+
+Errors of LMDB are translated here. A full disk or map is DiskFull, which passes once there
+is room. Any other error while writing is RecordsFailed: this process does not
+know what is on its disk and should end; after a restart every acknowledged
 change is there, since LMDB never overwrites a page that is in use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lmdb
 import msgspec
 import outcome
 import trio
 
-from control.records.errors import RecordsBusy, RecordsFailed, RowUnreadable, Taken
+from control.records.errors import (
+    RecordsBusy,
+    RecordsFailed,
+    RecordsUpgraded,
+    RowUnreadable,
+    Taken,
+)
+from control.records.locks import SharedLock
 from control.records.table import Schema, Table
-from control.records.txn import Handles, Named, TableHandles, Txn
+from control.records.txn import Changes, Handles, Named, TableHandles, Txn
 from control.records.writer import Job, Writer
 from gfs.errors import DiskFull, GfsError, StartupError
+from gfs.io import try_flock
+
+if TYPE_CHECKING:
+    from control.records.postgres import Commit, Database, News
+    from control.records.shared import Shared
 
 T = TypeVar("T")
 RowT = TypeVar("RowT", bound=msgspec.Struct)
 
 #: Rows of a long list that are read at once, some 2 ms.
 PIECE_ROWS = 500
-#: Address space for the file, and so what it can grow to. Costs nothing unused.
+#: Address space for the file, and so the size that it can grow to. Unused, it costs nothing.
 MAP_BYTES = 4 * 1024**3
-#: Reads on the loop are over at once; the rest is room for processes that were
-#: killed, whose slots the next open() frees.
+#: Reads on the loop end at once; most slots are for processes that were killed, whose
+#: slots the next open() frees.
 READERS_MAX = 1024
 SPARE_TRANSACTIONS = 8
 #: Databases beyond the declared ones: tables that an upgrade looks into.
@@ -65,7 +85,10 @@ class Records:
         self._handles = TableHandles()
         self._schemas: lmdb._Database | None = None
         self._expected: dict[bytes, bytes] = {}
+        self._places: dict[str, Table[Any]] = {}
         self._writer = Writer(self._commit)
+        self._shared: Shared | None = None
+        self._copy_lock = -1
         self._closed = False
 
     @classmethod
@@ -77,11 +100,11 @@ class Records:
         map_bytes: int = MAP_BYTES,
         sync: bool = True,
     ) -> Records:
-        """Open the records in ``directory``, made with mode 0700 if it is not there.
+        """Open the records in ``directory``, which is created with mode 0700 if it is missing.
 
-        Blocks, as long as another process is writing or upgrading. Creates the
-        tables that are missing and upgrades what is older. ``map_bytes`` is
-        what the file can grow to; all processes should use the same. Without
+        Blocks while another process is writing or upgrading. Creates missing
+        tables and upgrades older ones. ``map_bytes`` is the size that the file
+        can grow to; all processes should use the same. Without
         ``sync`` a power cut may lose or damage everything: for tests only.
 
         Open once per process and after any fork. Raises StartupError: the
@@ -101,6 +124,100 @@ class Records:
             raise
         return records
 
+    @classmethod
+    def open_shared(
+        cls,
+        url: str,
+        directory: Path,
+        schemas: Sequence[Schema],
+        *,
+        store: str = "records",
+        map_bytes: int = MAP_BYTES,
+    ) -> Records:
+        """Open the records of the name ``store`` in PostgreSQL, with a copy of them in a
+        directory of this process below ``directory``.
+
+        Blocks while another process upgrades, and for some seconds while PostgreSQL does not
+        answer. Raises StartupError, as :meth:`open`.
+        """
+        try:
+            from control.records import postgres, shared
+        except ImportError as error:
+            raise StartupError(
+                f"--records postgresql://… needs {error.name or 'libpq'}: "
+                'pip install "gfs-control-plane[server,postgresql]"'
+            ) from error
+        writer = secrets.token_hex(8)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = directory / writer
+        lock = _own_directory(directory, own)
+        try:
+            environment = _open_environment(own, schemas, map_bytes, sync=False)
+            records = cls(own, environment, map_bytes)
+            records._copy_lock = lock
+            try:
+                connect = functools.partial(postgres.Database.connect, url, store, writer)
+                with environment.begin(write=True) as raw:
+                    records._open_tables(raw, schemas)
+                line = shared.at_start(functools.partial(connect, is_patient=True))
+                with contextlib.closing(line):
+                    last = shared.once(lambda: records._fill(line, schemas))
+                records._shared = shared.Shared(connect, store, writer, _Copy(records))
+                records._shared.last = last
+                records._shared.start()
+            except BaseException as error:
+                environment.close()
+                if isinstance(error, (lmdb.Error, Taken, RowUnreadable)):
+                    raise StartupError(f"{own}: the records cannot be opened: {error}") from error
+                raise
+        except BaseException:
+            os.close(lock)
+            shutil.rmtree(own, ignore_errors=True)
+            raise
+        return records
+
+    async def fresh(self) -> None:
+        """Wait until :meth:`read` sees all that was acknowledged before, to any process.
+
+        That is always so with records on this machine. Raises RecordsAway.
+        """
+        if self._shared is not None:
+            await self._shared.fresh()
+
+    @property
+    def writer(self) -> str:
+        """The name of this process among those that share the records; "" on one machine."""
+        return self._shared.writer if self._shared is not None else ""
+
+    def post(self, post: str) -> None:
+        """Send a text of at most 7,900 bytes to all processes that share the records, soon. It
+        is lost if they or PostgreSQL are away, or in a hurry. On one machine this does nothing."""
+        if self._shared is not None:
+            self._shared.post(post)
+
+    def take_posts(self, take: Callable[[str], None]) -> None:
+        """Call ``take``, on this loop, with each post of other processes from now on."""
+        if self._shared is not None:
+            self._shared.take_posts(take)
+
+    def watch(self, changed: Callable[[], None]) -> bool:
+        """Call ``changed``, on this loop, soon after each commit that :meth:`read` sees from then
+        on. Returns False with records on this machine: those of other processes are not announced.
+        For one caller."""
+        if self._shared is None:
+            return False
+        self._shared.watch(changed)
+        return True
+
+    def lock(self, name: str) -> SharedLock | None:
+        """A lock over all processes that share the records; None on one machine."""
+        return self._shared.lock(name) if self._shared is not None else None
+
+    async def is_connected(self, writer: str) -> bool:
+        """Whether the process of this name is connected, of those that share the records."""
+        assert self._shared is not None
+        return await self._shared.ask(lambda line: line.is_locked(writer))
+
     def read(self) -> Txn:
         """A snapshot of the last commit, to be used in a ``with`` statement.
 
@@ -113,8 +230,8 @@ class Records:
             raise self._translated(error) from error
 
     async def all(self, table: Table[RowT], index: str = "", value: str = "") -> list[RowT]:
-        """All rows, or those with this index value, ordered by key. Others are served in
-        between: what changes meanwhile is seen or is not, row by row."""
+        """All rows, or those with this index value, ordered by key. Other tasks run in
+        between, so of changes meanwhile some rows show and others do not."""
         rows: list[RowT] = []
         while True:
             after = table.key(rows[-1]) if rows else ""
@@ -135,24 +252,93 @@ class Records:
 
         On disk when this returns; nothing of it remains when ``decide`` raises,
         and its exception is raised here. ``decide`` runs in another thread and
-        should be quick: everybody's writes wait for it.
+        should be quick, since all other writes wait for it.
 
         Raises RecordsBusy (too many writes wait already, or it took longer than
-        ``seconds``), DiskFull, or RecordsFailed (this process should end). After a
-        RecordsBusy for time or a cancellation the change may or may not be made.
+        ``seconds``), RecordsUpgraded, DiskFull, or RecordsFailed (this process should end). After a
+        RecordsBusy for time, or a cancellation, the change may or may not be made.
         """
         return cast(T, await self._writer.run(decide, seconds))
+
+    def check_tables(self) -> None:
+        """Raise RecordsUpgraded if another release has upgraded them since this was opened."""
+        with self.read() as txn:
+            self._check_schemas(txn.raw)
+
+    def dump(self) -> Iterator[tuple[str, bytes, bytes]]:
+        """The schemas and all rows of the tables that it was opened with, as of one moment: place,
+        key, and the row as it is stored."""
+        with self.read() as txn:
+            for name in self._expected:
+                data = txn.get(name, None, self._schemas)
+                if data is not None:
+                    yield _SCHEMAS.decode(), name, data
+            for place, rows, _ in self._handles.values():
+                with txn.raw.cursor(rows) as cursor:
+                    yield from ((place, key, data) for key, data in cursor)
+
+    def left_out(self) -> list[str]:
+        """The names of the schemas that :meth:`dump` leaves out: of modules that are not installed
+        any more."""
+        with self.read() as txn, txn.raw.cursor(self._schemas) as cursor:
+            found = [key.decode() for key, _ in cursor]
+        return [name for name in found if name.encode() not in self._expected]
+
+    def load(self, rows: Iterable[tuple[str, bytes, bytes]]) -> int:
+        """Add rows that :meth:`dump` gave, in one transaction. Returns how many.
+
+        Raises StartupError if there are rows already, or if they are of another release.
+        """
+
+        def decide(txn: Txn) -> int:
+            if any(table.count(txn) for table in self._places.values()):
+                raise StartupError("the records are not empty: import into new ones")
+            count = 0
+            for place, key, data in rows:
+                table = self._places.get(place)
+                if place == _SCHEMAS.decode():
+                    if self._expected.get(key, data) != data:
+                        raise StartupError(
+                            f"the tables of {key.decode()!r} are of another release: export "
+                            "them with the release that imports them"
+                        )
+                elif table is None:
+                    raise StartupError(
+                        f"there are rows of {place!r}, which no module has that is installed "
+                        "here: install that module, then import again"
+                    )
+                else:
+                    table.copy_row(txn, key, data)
+                    count += 1
+            return count
+
+        if self._shared is not None:
+            self._shared.be_patient()
+        return self.write_at_start(decide)
+
+    def write_at_start(self, decide: Callable[[Txn], T]) -> T:
+        """As :meth:`write`, in this thread and before any other write: blocks."""
+        job = Job(decide, None)
+        self._commit(lambda: [job])
+        return cast(T, cast(outcome.Outcome[Any], job.outcome).unwrap())
 
     def close(self) -> None:
         """Finish the writes that wait and close the file. May be called twice."""
         self._closed = True
-        # With the thread still waiting in LMDB, closing would pull the file
-        # from under it; the process is about to end anyway.
-        if self._writer.close():
+        # Closing while the thread still waits in LMDB would unmap the file that it uses;
+        # the process is about to end anyway.
+        if self._writer.close() and (self._shared is None or self._shared.close()):
             self._environment.close()
+            if self._copy_lock >= 0:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                os.close(self._copy_lock)
+                self._copy_lock = -1
 
     def _commit(self, take: Callable[[], list[Job]]) -> None:
-        """One transaction for all jobs that wait once the write lock is ours."""
+        """Run all jobs that wait in one transaction, once the write lock is taken."""
+        if self._shared is not None:
+            self._shared.commit(take)
+            return
         try:
             raw = self._environment.begin(write=True)
         except lmdb.Error as error:
@@ -160,19 +346,30 @@ class Records:
             return
         jobs = take()
         try:
-            self._check_schemas(raw)
-            for job in jobs:
-                job.outcome = outcome.capture(self._decide, raw, job.decide)
+            self._run(raw, jobs)
             raw.commit()
         except Exception as error:
             raw.abort()
             self._fail(jobs, error)
 
-    def _decide(self, parent: lmdb.Transaction[bytes], decide: Callable[[Txn], T]) -> T:
+    def _run(
+        self, raw: lmdb.Transaction[bytes], jobs: list[Job], changes: Changes | None = None
+    ) -> None:
+        """Give each job its outcome; with ``changes``, add to them what the jobs have changed."""
+        self._check_schemas(raw)
+        for job in jobs:
+            own: Changes | None = None if changes is None else {}
+            job.outcome = outcome.capture(self._decide, raw, job.decide, own)
+            if changes is not None and own and isinstance(job.outcome, outcome.Value):
+                changes.update(own)
+
+    def _decide(
+        self, parent: lmdb.Transaction[bytes], decide: Callable[[Txn], T], changes: Changes | None
+    ) -> T:
         try:
             raw = self._environment.begin(parent=parent, write=True)
             try:
-                result = decide(Txn(raw, self._handles, is_write=True))
+                result = decide(Txn(raw, self._handles, is_write=True, changes=changes))
                 raw.commit()
             except BaseException:
                 raw.abort()
@@ -183,7 +380,7 @@ class Records:
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         for job in jobs:
-            # A job that raised gets its own error; the others had succeeded until now.
+            # A job that raised keeps its own error; the others had succeeded until now.
             if not isinstance(job.outcome, outcome.Error):
                 job.outcome = outcome.Error(self._translated(error))
 
@@ -195,38 +392,48 @@ class Records:
         return translated(error, self._directory, self._map_bytes)
 
     def _check_schemas(self, raw: lmdb.Transaction[bytes]) -> None:
-        """A newer release may have upgraded the store under a process that still runs."""
+        """Raise if another release has upgraded the store while this process was running."""
         for name, expected in self._expected.items():
             if raw.get(name, None, self._schemas) != expected:
-                raise StartupError(
-                    f"{self._directory}: another release has changed the tables of "
-                    f"{name.decode()!r}: restart this process with that release"
+                raise RecordsUpgraded(
+                    f"another release has changed the tables of {name.decode()!r}: "
+                    "restart this process with that release"
                 )
 
     def _prepare(self, schemas: Sequence[Schema]) -> None:
         """Create and upgrade, all in one transaction."""
         with self._environment.begin(write=True) as raw:
-            self._schemas = self._environment.open_db(_SCHEMAS, txn=raw)
+            self._open_tables(raw, schemas)
             for schema in schemas:
-                for table in schema.tables:
-                    if table in self._handles:
-                        raise ValueError(f"table {table.name!r} is in two schemas")
-                    self._handles[table] = _open_table(self._environment, raw, schema, table)
                 self._bring_up(raw, schema)
 
-    def _bring_up(self, raw: lmdb.Transaction[bytes], schema: Schema) -> None:
-        name, wanted = schema.name.encode(), msgspec.msgpack.encode(_Stored.of(schema))
+    def _open_tables(self, raw: lmdb.Transaction[bytes], schemas: Sequence[Schema]) -> None:
+        self._schemas = self._environment.open_db(_SCHEMAS, txn=raw)
+        for schema in schemas:
+            for table in schema.tables:
+                if table in self._handles:
+                    raise ValueError(f"table {table.name!r} is in two schemas")
+                handles = _open_table(self._environment, raw, schema, table)
+                self._handles[table] = handles
+                self._places[handles.place] = table
+
+    def _bring_up(
+        self, raw: lmdb.Transaction[bytes], schema: Schema, changes: Changes | None = None
+    ) -> None:
+        name, wanted = schema.name.encode(), _encoded(schema)
         data = raw.get(name, None, self._schemas)
         if data is not None and data != wanted:
             version = msgspec.msgpack.decode(data, type=_Stored).version
             handles = _UpgradeHandles(self._environment, raw, schema)
             handles.update(self._handles)
-            txn = Txn(raw, handles, is_write=True)
+            txn = Txn(raw, handles, is_write=True, changes=changes)
             self._run_upgrades(txn, schema, version)
             for table in schema.tables:
                 table.reindex(txn)
         if data != wanted:
             raw.put(name, wanted, db=self._schemas)
+            if changes is not None:
+                changes[_SCHEMAS.decode(), name] = wanted
         self._expected[name] = wanted
 
     def _run_upgrades(self, txn: Txn, schema: Schema, version: int) -> None:
@@ -242,6 +449,108 @@ class Records:
                     f"which this release cannot upgrade: first run one that knows {step + 1}"
                 )
             schema.upgrades[step](txn)
+
+    # --- the copy of what is in PostgreSQL ----------------------------------------------------
+
+    def _fill(self, line: Database, schemas: Sequence[Schema]) -> Commit:
+        """Make the copy, and upgrade what is in PostgreSQL. Returns the last commit in it."""
+        line.prepare()
+        news = line.news()
+        with self._environment.begin(write=True) as raw:
+            self._fill_rows(raw, news, schemas)
+            stored = {
+                schema.name: raw.get(schema.name.encode(), None, self._schemas)
+                for schema in schemas
+            }
+            if all(stored[each.name] == _encoded(each) for each in schemas):
+                for schema in schemas:
+                    self._expected[schema.name.encode()] = _encoded(schema)
+                return news.commit
+        line.begin()
+        news = line.news()
+        with self._environment.begin(write=True) as raw:
+            self._fill_rows(raw, news, schemas)
+            changes: Changes = {}
+            for schema in schemas:
+                self._bring_up(raw, schema, changes)
+            if not changes:
+                line.roll_back()
+                return news.commit
+            last = news.commit.next()
+            line.commit(last, changes)
+        return last
+
+    def _fill_rows(
+        self, raw: lmdb.Transaction[bytes], news: News, schemas: Sequence[Schema]
+    ) -> None:
+        """Replace all rows by these, those of tables that only an upgrade looks into as well."""
+        self._clear(raw)
+        names = {schema.name for schema in schemas}
+        others: dict[str, lmdb._Database] = {}
+        for place, key, value, _ in news.rows:
+            table = self._places.get(place)
+            if place == _SCHEMAS.decode():
+                database = self._schemas
+            elif table is not None:
+                database = self._handles[table].rows
+            elif place.partition(".")[0] in names:
+                if place not in others:
+                    others[place] = self._environment.open_db(place.encode(), txn=raw)
+                    raw.drop(others[place], delete=False)
+                database = others[place]
+            else:
+                continue
+            if value is not None:
+                raw.put(key, value, db=database)
+        txn = Txn(raw, self._handles, is_write=True)
+        for schema in schemas:
+            data = raw.get(schema.name.encode(), None, self._schemas)
+            if data is not None:
+                indexes = msgspec.msgpack.decode(data, type=_Stored).indexes
+                for table in schema.tables:
+                    table.copy_index(txn, indexes.get(table.name, ()))
+
+    def _clear(self, raw: lmdb.Transaction[bytes]) -> None:
+        assert self._schemas is not None
+        raw.drop(self._schemas, delete=False)
+        for _, rows, entries in self._handles.values():
+            raw.drop(rows, delete=False)
+            raw.drop(entries, delete=False)
+
+    def _take(self, raw: lmdb.Transaction[bytes], news: News) -> None:
+        """Store what other processes have committed."""
+        if news.is_whole:
+            self._clear(raw)
+        txn = Txn(raw, self._handles, is_write=True)
+        for place, key, value, _ in news.rows:
+            table = self._places.get(place)
+            if table is not None:
+                table.copy_row(txn, key, value)
+            elif place == _SCHEMAS.decode() and value is not None:
+                raw.put(key, value, db=self._schemas)
+
+
+class _Copy:
+    """What :class:`control.records.shared.Shared` may do with the file."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[lmdb.Transaction[bytes]]:
+        with self._records._environment.begin(write=True) as raw:
+            yield raw
+
+    def take(self, raw: lmdb.Transaction[bytes], news: News) -> None:
+        self._records._take(raw, news)
+
+    def run(self, raw: lmdb.Transaction[bytes], jobs: list[Job]) -> Changes:
+        changes: Changes = {}
+        self._records._run(raw, jobs, changes)
+        return changes
+
+    def fail(self, jobs: list[Job], error: Exception) -> None:
+        self._records._fail(jobs, error)
 
 
 class _UpgradeHandles(TableHandles):
@@ -269,6 +578,7 @@ def _open_table(
 ) -> Handles:
     name = f"{schema.name}.{table.name}"
     return Handles(
+        name,
         environment.open_db(name.encode(), txn=raw),
         environment.open_db(f"{name}.index".encode(), txn=raw, dupsort=True),
     )
@@ -291,6 +601,30 @@ def _open_environment(
         )
     except (lmdb.Error, OSError, OverflowError, MemoryError) as error:
         raise StartupError(f"{directory}: the records cannot be opened: {error}") from error
+
+
+def _encoded(schema: Schema) -> bytes:
+    return msgspec.msgpack.encode(_Stored.of(schema))
+
+
+def _own_directory(directory: Path, own: Path) -> int:
+    """Make a directory that is locked while this process has it, and delete those of dead
+    processes. Returns the lock's descriptor."""
+    everyone = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Another process that starts would delete a directory that is not locked yet.
+        fcntl.flock(everyone, fcntl.LOCK_EX)
+        for other in directory.iterdir():
+            lock = os.open(other, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if try_flock(lock):
+                shutil.rmtree(other, ignore_errors=True)
+            os.close(lock)
+        own.mkdir(mode=0o700)
+        lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try_flock(lock)
+    finally:
+        os.close(everyone)
+    return lock
 
 
 def _sync_names(directory: Path) -> None:
@@ -319,5 +653,5 @@ def translated(error: lmdb.Error, directory: Path, map_bytes: int) -> GfsError:
         return DiskFull(f"{directory}: the disk of the records is full: free some space ({error})")
     return RecordsFailed(
         f"{directory}: the records cannot be used any more ({error}): "
-        "look at the disk, then start the server again"
+        "check the disk, then start the server again"
     )

@@ -1,4 +1,4 @@
-"""Tables: how rows of one type are kept, found and indexed.
+"""Tables: how rows of one type are stored, found and indexed.
 
 An index maps a row to any number of values; the store keeps for each value the
 sorted keys of its rows. Index functions must depend on nothing but the row,
@@ -32,17 +32,17 @@ _NO_INDEXES: Mapping[str, Any] = MappingProxyType({})
 
 def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r}: a name here is a-z, 0-9, - and _, at most 64 characters")
+        raise ValueError(f"{name!r}: a name has only a-z, 0-9, - and _, and at most 64 characters")
 
 
 class Table(Generic[RowT]):
     """One kind of row. Declared once at module level.
 
     ``key`` gives a row's key: 1 to 500 bytes of UTF-8, compared byte by byte.
-    ``indexes`` are functions from a row to the values it is found by, of any
-    length; those named in ``unique`` let one row have a value. Fields may be
-    appended to the row type with defaults; anything else is an upgrade of the
-    schema. Rows are found in the transaction that wrote them, too, and a table
+    ``indexes`` are functions from a row to the values by which it is found, of any
+    length; in those named in ``unique`` a value can have only one row. Fields may be
+    appended to the row type with defaults; any other change is an upgrade of the
+    schema. The transaction that wrote a row finds it, too, and a table
     may be changed while ``by`` or ``scan`` walk over it.
 
     All methods raise RowUnreadable for a row that does not fit the type.
@@ -60,7 +60,7 @@ class Table(Generic[RowT]):
         for each in (name, *indexes):
             check_name(each)
         if set(unique) - set(indexes):
-            raise ValueError(f"table {name}: unique names an index that is not there")
+            raise ValueError(f"table {name}: unique names an index that does not exist")
         self.name = name
         self.row = row
         self.key = key
@@ -70,7 +70,7 @@ class Table(Generic[RowT]):
         self._decode = msgspec.msgpack.Decoder(row).decode
 
     def get(self, txn: Txn, key: str) -> RowT | None:
-        """The row with this key, or None, also for a key that no row can have."""
+        """The row with this key, or None; None, too, for a key that no row can have."""
         try:
             raw_key = key.encode()
         except UnicodeEncodeError:
@@ -81,7 +81,7 @@ class Table(Generic[RowT]):
         return None if data is None else self._row(raw_key, data)
 
     def find(self, txn: Txn, index: str, value: str) -> RowT | None:
-        """The row with this index value; the one of the lowest key if several."""
+        """The row with this index value; if there are several, the one with the lowest key."""
         raw_key = txn.get(self._index_key(index, value), None, txn.handles[self].entries)
         return None if raw_key is None else self._indexed_row(txn, raw_key)
 
@@ -94,13 +94,13 @@ class Table(Generic[RowT]):
             while more:
                 raw_key = cursor.value()
                 yield self._indexed_row(txn, raw_key)
-                # Looked up again, since the caller may have deleted where we stood.
+                # The place is looked up again, since the caller may have deleted the row.
                 more = cursor.set_range_dup(entry, raw_key + b"\0")
 
     def scan(self, txn: Txn, *, after: str = "", prefix: str = "") -> Iterator[RowT]:
         """Rows with keys above ``after`` that begin with ``prefix``, ordered by key."""
         raw_prefix = prefix.encode("utf-8", "surrogatepass")
-        # No key is longer, so cutting here changes neither order nor answer.
+        # No key is longer, so this changes neither the order nor the result.
         start = after.encode("utf-8", "surrogatepass")[:KEY_BYTES_MAX]
         start = max(start + b"\0" if start else b"", raw_prefix[: KEY_BYTES_MAX + 1])
         with txn.raw.cursor(txn.handles[self].rows) as cursor:
@@ -112,51 +112,82 @@ class Table(Generic[RowT]):
                 start = raw_key + b"\0"
 
     def count(self, txn: Txn, index: str | None = None, value: str = "") -> int:
-        """How many rows there are, or with an index, how many have this value."""
+        """How many rows there are; with ``index``, how many have this value."""
         if index is None:
             return txn.raw.stat(txn.handles[self].rows)["entries"]
         with txn.raw.cursor(txn.handles[self].entries) as cursor:
             return cursor.count() if cursor.set_key(self._index_key(index, value)) else 0
 
     def insert(self, txn: Txn, row: RowT) -> None:
-        """Add a row. Taken: its key or a unique index value is another row's."""
+        """Add a row. Raises Taken if another row has its key or a unique index value of it."""
         raw_key = self._key_of(row)
         if txn.get(raw_key, None, txn.handles[self].rows) is not None:
             raise Taken(self.name, "", self.key(row))
         self._store(txn, raw_key, set(), row)
 
     def put(self, txn: Txn, row: RowT) -> None:
-        """Add a row or replace the one of its key. Taken: as for insert, by index."""
+        """Add a row or replace the one with its key. Raises Taken for a unique index value."""
         raw_key = self._key_of(row)
         data = txn.get(raw_key, None, txn.handles[self].rows)
         before = set() if data is None else self._entries(self._row(raw_key, data))
         self._store(txn, raw_key, before, row)
 
     def delete(self, txn: Txn, key: str) -> RowT | None:
-        """Remove a row with its index entries. The row, or None if there is none."""
+        """Remove a row with its index entries. Returns the row; None if there is none."""
         row = self.get(txn, key)
         if row is not None:
             raw_key = key.encode()
-            rows, entries = txn.handles[self]
-            for entry in self._entries(row):
-                txn.raw.delete(self._index_key(*entry), raw_key, entries)
-            txn.raw.delete(raw_key, db=rows)
+            self._delete_entries(txn, raw_key, self._entries(row))
+            txn.delete(self, raw_key)
         return row
 
+    def copy_index(self, txn: Txn, indexes: Collection[str]) -> None:
+        """Build the entries of these indexes from rows that were copied. An upgrade finds them
+        as the release before has left them, and so no entry of a row of another type."""
+        for raw_key, data in txn.raw.cursor(txn.handles[self].rows):
+            for name, value in self._entries_of(raw_key, data):
+                if name in indexes:
+                    entry = self._index_key(name, value)
+                    txn.raw.put(entry, raw_key, db=txn.handles[self].entries)
+
+    def copy_row(self, txn: Txn, raw_key: bytes, data: bytes | None) -> None:
+        """Store a row as another process has stored it; None: it was deleted.
+
+        Unique values are not checked, since of two rows that have exchanged theirs one is first.
+        """
+        old = txn.get(raw_key, None, txn.handles[self].rows)
+        before, after = self._entries_of(raw_key, old), self._entries_of(raw_key, data)
+        self._delete_entries(txn, raw_key, before - after)
+        for entry in after - before:
+            txn.raw.put(self._index_key(*entry), raw_key, db=txn.handles[self].entries)
+        if data is not None:
+            txn.put(self, raw_key, data)
+        else:
+            txn.delete(self, raw_key)
+
     def reindex(self, txn: Txn) -> None:
-        """Make all index entries again from the rows. Taken: a unique value is there twice."""
+        """Build all index entries from the rows. Raises Taken if two have one unique value."""
         txn.raw.drop(txn.handles[self].entries, delete=False)
         for row in self.scan(txn):
             self._add_entries(txn, self._key_of(row), self._entries(row))
 
     def _store(self, txn: Txn, raw_key: bytes, before: set[tuple[str, str]], row: RowT) -> None:
         after = self._entries(row)
-        # First what can be refused, so that a caller may catch Taken and go on.
+        # The step that can be refused comes first, so that a caller may catch Taken.
         self._add_entries(txn, raw_key, after - before)
-        rows, entries = txn.handles[self]
-        for entry in before - after:
-            txn.raw.delete(self._index_key(*entry), raw_key, entries)
-        txn.raw.put(raw_key, self._encode(row), db=rows)
+        self._delete_entries(txn, raw_key, before - after)
+        txn.put(self, raw_key, self._encode(row))
+
+    def _delete_entries(self, txn: Txn, raw_key: bytes, entries: set[tuple[str, str]]) -> None:
+        for entry in entries:
+            txn.raw.delete(self._index_key(*entry), raw_key, txn.handles[self].entries)
+
+    def _entries_of(self, raw_key: bytes, data: bytes | None) -> set[tuple[str, str]]:
+        """The index entries of a stored row; none of one that cannot be read."""
+        try:
+            return set() if data is None else self._entries(self._row(raw_key, data))
+        except RowUnreadable:
+            return set()
 
     def _add_entries(self, txn: Txn, raw_key: bytes, entries: set[tuple[str, str]]) -> None:
         database = txn.handles[self].entries
@@ -183,7 +214,7 @@ class Table(Generic[RowT]):
         raw = value.encode("utf-8", "surrogatepass")
         if len(raw) <= PLAIN_VALUE_BYTES_MAX:
             return index.encode() + b"\0\0" + raw
-        # Nobody can make two values with the same hash, so it needs no comparing.
+        # Nobody can make two values with the same hash, so the values are not compared.
         return index.encode() + b"\0\1" + hashlib.blake2b(raw, digest_size=32).digest()
 
     def _key_of(self, row: RowT) -> bytes:
@@ -201,7 +232,9 @@ class Table(Generic[RowT]):
     def _indexed_row(self, txn: Txn, raw_key: bytes) -> RowT:
         data = txn.get(raw_key, None, txn.handles[self].rows)
         if data is None:
-            raise RowUnreadable(self.name, raw_key.decode(), "an index names it, it is not there")
+            raise RowUnreadable(
+                self.name, raw_key.decode(), "an index names it, the row is missing"
+            )
         return self._row(raw_key, data)
 
     def _row(self, raw_key: bytes, data: bytes) -> RowT:
@@ -214,11 +247,11 @@ class Table(Generic[RowT]):
 class Schema:
     """The tables of one module of the control plane, and their version (from 1).
 
-    ``upgrades[n]`` takes a store of version n to n+1. All steps and the new
+    ``upgrades[n]`` upgrades a store of version n to n+1. All steps and the new
     version are one transaction while the store is opened, so an upgrade happens
     wholly or not at all. A step may read rows of an old type through a Table
-    declared for it with the name of the stored one; it need not care for
-    indexes, which are made anew when the last step is done.
+    that it declares with the name of the stored one. It need not update the
+    indexes, which are built again after the last step.
     """
 
     def __init__(

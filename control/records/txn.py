@@ -1,23 +1,29 @@
-"""One transaction over the records, and which database belongs to which table."""
+"""A transaction over the records, and the databases of each table."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import lmdb
 
-#: LMDB allows 511; by() looks for a key plus one byte.
+#: LMDB allows 511; Table.by() looks for a key plus one byte.
 KEY_BYTES_MAX = 500
 
 
+#: What a transaction has changed: place and key → the row as it is stored; None: deleted.
+Changes: TypeAlias = dict[tuple[str, bytes], bytes | None]
+
+
 class Handles(NamedTuple):
+    #: SCHEMA.TABLE.
+    place: str
     rows: lmdb._Database
     entries: lmdb._Database
 
 
 class Named(Protocol):
-    """A :class:`control.records.Table`, for one who only opened its databases."""
+    """The part of a :class:`control.records.Table` that opening its databases needs."""
 
     name: str
 
@@ -33,22 +39,45 @@ class Txn:
     """A transaction; every method of Table takes one first.
 
     It reads one state of the store however long it lasts, and belongs to the
-    thread it was made in. Use it in a ``with`` statement; a read transaction
+    thread that created it. Use it in a ``with`` statement; a read transaction
     that is kept open makes the file grow, so never hold one over an await.
     """
 
-    __slots__ = ("get", "handles", "is_write", "raw")
+    __slots__ = ("changes", "get", "handles", "is_write", "raw")
 
-    def __init__(self, raw: lmdb.Transaction[bytes], handles: TableHandles, is_write: bool) -> None:
+    def __init__(
+        self,
+        raw: lmdb.Transaction[bytes],
+        handles: TableHandles,
+        is_write: bool,
+        changes: Changes | None = None,
+    ) -> None:
         self.raw = raw
+        #: Only where the rows are a copy of PostgreSQL's: what to commit there.
+        self.changes = changes
         #: Bound once: every request reads two or three rows.
         self.get = raw.get
         self.handles = handles
         self.is_write = is_write
 
+    def put(self, table: Named, key: bytes, data: bytes) -> None:
+        """Store a row, but none of its index entries, which every copy makes by itself."""
+        place, rows, _ = self.handles[table]
+        self.raw.put(key, data, db=rows)
+        if self.changes is not None:
+            self.changes[place, key] = data
+
+    def delete(self, table: Named, key: bytes) -> None:
+        """Delete a row, but none of its index entries."""
+        place, rows, _ = self.handles[table]
+        self.raw.delete(key, db=rows)
+        if self.changes is not None:
+            self.changes[place, key] = None
+
     def used_bytes(self) -> int:
-        """In pages of all tables and indexes; some microseconds for each of them."""
-        stats = [self.raw.stat(database) for pair in self.handles.values() for database in pair]
+        """The size of all tables and indexes; costs some microseconds for each of them."""
+        pairs = [(each.rows, each.entries) for each in self.handles.values()]
+        stats = [self.raw.stat(database) for pair in pairs for database in pair]
         return sum(
             (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) * stat["psize"]
             for stat in stats
@@ -63,8 +92,8 @@ class Txn:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # For readers only; whoever made a write transaction commits it first. The store has a
-        # reader free again when nobody holds what is let go of here: an error's traceback may
-        # hold this for long.
+        # This ends readers; a write transaction is committed before. The reader's slot is free
+        # only when nothing references the transaction any more, and the traceback of an
+        # error may reference this object for long.
         self.raw.abort()
         del self.raw, self.get

@@ -1,13 +1,13 @@
 """Group commit: the writes that wait in this process share one transaction.
 
-A durable commit costs milliseconds whatever is in it, and LMDB has one writer
-at a time over all processes. So one thread does the writing: it takes LMDB's
-write lock, then everything that waits by then, runs each in a child
+A durable commit costs milliseconds, however small it is, and LMDB has one writer
+at a time over all processes. So one thread writes: it takes LMDB's
+write lock, then all jobs that wait by then, runs each in a child
 transaction (one that raises undoes only itself), commits once and answers all.
 
-LMDB's lock can be waited for only in a thread and without a deadline; the
-deadline is the caller's. A write that was given up before it began is taken
-off the queue and never happens.
+Only a thread can wait for LMDB's lock, and it has no deadline; the
+deadline is the caller's. A write that was given up before it began is removed from
+the queue and never happens.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any, Protocol
 
 import outcome
 import trio
+from trio.lowlevel import TrioToken, current_trio_token
 
 from control.records.errors import RecordsBusy
 from control.records.txn import Txn
 
-#: What waits at most: more than a worker has connections, and at some 50 µs for each, in one
-#: commit, nobody waits long.
+#: How many writes wait at most: more than a worker has connections, and since each takes some
+#: 50 µs in a common commit, none waits long.
 WAITING_MAX = 4096
 CLOSE_SECONDS = 10.0
 
@@ -33,15 +34,17 @@ CLOSE_SECONDS = 10.0
 class Job:
     """One caller's write, and its outcome."""
 
-    def __init__(self, decide: Callable[[Txn], Any]) -> None:
+    def __init__(self, decide: Callable[[Any], Any], token: TrioToken | None) -> None:
         self.decide = decide
         self.outcome: outcome.Outcome[Any] | None = None
         self.done = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
+        #: None: nobody waits for ``done``.
+        self._token = token
 
     def answer(self) -> None:
-        # The run of a caller that is no longer there may have ended.
+        # The caller may be gone, and its Trio run may have ended.
         with contextlib.suppress(trio.RunFinishedError):
+            assert self._token is not None
             self._token.run_sync_soon(self.done.set)
 
 
@@ -61,7 +64,7 @@ class Writer:
 
     async def run(self, decide: Callable[[Txn], Any], seconds: float) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
-        job = Job(decide)
+        job = Job(decide, current_trio_token())
         self._add(job)
         try:
             with trio.move_on_after(seconds):
@@ -76,7 +79,7 @@ class Writer:
         return job.outcome.unwrap()
 
     def close(self) -> bool:
-        """Finish what waits and end the thread. False: it hangs in LMDB's lock."""
+        """Finish the writes that wait and end the thread. False if it hangs in LMDB's lock."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -93,8 +96,8 @@ class Writer:
                 raise RecordsBusy(f"{WAITING_MAX} changes wait to be written: try again later")
             self._waiting.append(job)
             if self._thread is None:
-                # A daemon, so that a process that forgot close() can end: a
-                # commit that is cut short is one that never happened.
+                # A daemon thread, so that a process that did not call close() can end: a
+                # commit that is cut short has not happened.
                 self._thread = threading.Thread(target=self._work, name="records", daemon=True)
                 self._thread.start()
             self._changed.notify()

@@ -1,12 +1,86 @@
 """Files in storage namespaces, over REST.
 
-:mod:`.module` has the routes. Who may do what is in :mod:`.permission`, what things are
-called in :mod:`.names`, what exists in :mod:`.spaces` and :mod:`.listing`; the bytes go
-through :mod:`.transfer`, and are counted for the quotas by :mod:`.accounting`.
+:mod:`.module` has the routes. :mod:`.permission` decides who may do what, :mod:`.names`
+which names are valid; :mod:`.spaces` and :mod:`.listing` find storage namespaces and files;
+:mod:`.transfer` moves the bytes, and :mod:`.accounting` counts them for the quotas. Another
+front door to the same files (:mod:`control.s3`) uses the names below.
 """
 
 from __future__ import annotations
 
+from control.storage.accounting import Recounts
+from control.storage.cluster import Cluster
+from control.storage.deletion import delete_entry, delete_file, remove_folder
 from control.storage.module import Storage
+from control.storage.names import PATH_BYTES_MAX, check_path, check_space_name
+from control.storage.permission import CREATE, DELETE, READ, may_remove, owner_of
+from control.storage.rows import Space
+from control.storage.rows import spaces as space_rows
+from control.storage.shapes import NewSpace
+from control.storage.sharing import Copy, share
+from control.storage.spaces import Spaces
+from control.storage.transfer import (
+    FileBegins,
+    FormReader,
+    Transfers,
+    Upload,
+    UploadRequest,
+    conditional,
+    is_form,
+    ranges,
+)
+from control.storage.turns import completions
+from control.storage.unfinished import (
+    UPLOAD,
+    Sweeper,
+    end_upload,
+    folder_of,
+    is_upload,
+    upload_folders,
+)
+from control.storage.versions import Version, Versions, id_of, is_marker
 
-__all__ = ["Storage"]
+__all__ = [
+    "CREATE",
+    "DELETE",
+    "PATH_BYTES_MAX",
+    "READ",
+    "UPLOAD",
+    "Cluster",
+    "Copy",
+    "FileBegins",
+    "FormReader",
+    "NewSpace",
+    "Recounts",
+    "Space",
+    "Spaces",
+    "Storage",
+    "Sweeper",
+    "Transfers",
+    "Upload",
+    "UploadRequest",
+    "Version",
+    "Versions",
+    "check_path",
+    "check_space_name",
+    "completions",
+    "conditional",
+    "delete_entry",
+    "delete_file",
+    "end_upload",
+    "folder_of",
+    "id_of",
+    "is_form",
+    "is_marker",
+    "is_upload",
+    "keys",
+    "listing",
+    "may_remove",
+    "owner_of",
+    "ranges",
+    "remove_folder",
+    "rows",
+    "share",
+    "space_rows",
+    "upload_folders",
+]

@@ -1,9 +1,8 @@
-"""Files as the quotas see them, and counting them: see :mod:`control.quota`.
+"""Counting files for the quotas: see :mod:`control.quota`.
 
 A storage namespace is counted when the outcome of a change in it is not known, when the
 machine was booted, and when an administrator asks for it. One process of the machine at a
-time does that, one storage namespace after the other, while files come and
-go in it.
+time counts, one storage namespace after the other, while files are uploaded and deleted.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from functools import partial
 
 import trio
 
-from control.quota import Change, Ledger, Tally, usage
-from control.quota.limits import Floor, floors
+from control.quota import Change, Floor, Ledger, Tally, floors, usage
 from control.records import Records, RecordsFailed, Txn
 from control.storage.permission import owner_of
-from control.storage.rows import Space, spaces
+from control.storage.rows import SNAPSHOTS, Space, spaces
 from gfs.client import Client, Entry
 from gfs.errors import (
     AlreadyExists,
@@ -61,9 +59,10 @@ EMPTY_MAX = 10_000
 
 async def prune(fs: Client, directory: str, folder: str) -> None:
     """Remove ``folder`` of the storage namespace in ``directory``, and those above it, as far
-    as they are empty; for good, since there is nothing to be undeleted.
+    as they are empty. They do not go to the trash, since there is nothing to undelete.
 
-    Exactly those: in place of one that another deletion took away there may be a file by now.
+    The inode is compared: another deletion may have removed the folder, and a file may have
+    its name by now.
     """
     try:
         while folder:
@@ -96,35 +95,35 @@ class Recounts:
         counted."""
         with self._ledger.read() as txn:
             known = {state.space_id for state in usage.states.scan(txn)}
-        missing = [space.id for space in self._spaces() if space.id not in known]
+        missing = [id_ for space in self._spaces() for id_ in space.counted if id_ not in known]
         with self._records.read() as records:
             remembered = [] if known else list(floors.scan(records))
 
-        def know(txn: Txn) -> None:
+        def add_missing(txn: Txn) -> None:
             if missing and not usage.states.count(txn):
                 usage.add_floors(txn, remembered)
             for space_id in missing:
                 usage.add_space(txn, space_id, is_counted=False)
 
-        await self._ledger.records.write(know)
+        await self._ledger.records.write(add_missing)
 
     async def count_due(self, fs: Client) -> None:
         """Count the storage namespaces that are due, unless another process does."""
         with self._ledger.read() as txn:
             due = usage.due(txn)
-        if due and self._ledger.recounting.take():
+        if due and await self._ledger.begin_recounting():
             try:
                 await self.count(fs, due)
             finally:
-                self._ledger.recounting.close()
+                await self._ledger.end_recounting()
 
     async def count(self, fs: Client, space_ids: Iterable[str]) -> bool:
-        """Count these, one after the other; whether all of them could be. The caller holds
+        """Count these, one after the other; return whether all could be counted. The caller holds
         ``ledger.recounting``."""
         is_whole = True
         write = self._ledger.records.write
         await write(usage.forget_walks)
-        there = {space.id: space for space in self._spaces()}
+        there = {id_: space for space in self._spaces() for id_ in space.counted}
         for space_id in space_ids:
             try:
                 await self._count_one(fs, space_id, there.get(space_id))
@@ -140,31 +139,31 @@ class Recounts:
         begun = await write(partial(usage.begin_recount, space_id=space_id))
         if begun.lost:
             await trio.sleep(UNDERWAY_SECONDS)
-            await fs.status()  # the master lives, and has seen what came before
+            await fs.status()  # the master answers, so it has handled the requests before this one
         tally = Tally()
         if space is not None:
-            await self._walk(fs, space, tally)
+            await self._walk(fs, space.counted[space_id], tally)
         if not await self._published(space_id):
-            raise Busy("uploads into it are still under way")
+            raise Busy("uploads to it are still under way")
         exists = partial(self._exists, space)
         await write(
             partial(usage.end_recount, space_id=space_id, begun=begun, tally=tally, is_there=exists)
         )
 
     async def save_floors(self) -> None:
-        """Save what users have, for the time after the next boot, unless another process
+        """Save the usage of all users, for the time after the next boot, unless another process
         saves or counts."""
-        if not self._ledger.recounting.take():
+        if not await self._ledger.begin_recounting():
             return
         try:
             after: str | None = ""
             while after is not None:
                 after = await self._save_some(after)
         finally:
-            self._ledger.recounting.close()
+            await self._ledger.end_recounting()
 
     async def _save_some(self, after: str) -> str | None:
-        """Save a page of users after ``after``. Returns the last one; None: there are no more."""
+        """Save a page of users after ``after``. Returns the last one; None if there are no more."""
         with self._ledger.read() as counted, self._records.read() as txn:
             if usage.is_uncounted(counted):
                 return None
@@ -189,20 +188,26 @@ class Recounts:
         await trio.lowlevel.checkpoint()
         return some[-1] if len(some) == PAGE_ROWS else None
 
-    async def _walk(self, fs: Client, space: Space, tally: Tally) -> None:
-        """Count the files, and remove empty folders that a killed deletion left."""
+    async def _walk(self, fs: Client, directory: str, tally: Tally) -> None:
+        """Count the files, and remove empty folders that a killed deletion left. (Folders of
+        snapshots stay as they are.)"""
         empty: set[str] = set()
-        try:
-            async for entry in fs.walk(space.directory):
-                empty.discard(entry.path.rpartition("/")[0])
-                if entry.kind == "file":
-                    tally.add(entry.inode, owner_of(entry), entry.length)
-                else:
-                    empty.add(entry.path)
-        except NotFound:
-            return  # deleted just now, or not made yet
+        pending = [directory]
+        while pending:
+            try:
+                async for entry in fs.scan(pending.pop()):
+                    empty.discard(entry.path.rpartition("/")[0])
+                    if entry.kind == "file":
+                        tally.add(entry.inode, owner_of(entry), entry.length)
+                    else:
+                        empty.add(entry.path)
+                        pending.append(entry.path)
+            except (NotFound, NotADirectory):
+                continue  # deleted just now, or not made yet
+        if directory.startswith(f"{SNAPSHOTS}/"):
+            return
         for path in sorted(empty)[:EMPTY_MAX]:
-            await prune(fs, space.directory, path.removeprefix(f"{space.directory}/"))
+            await prune(fs, directory, path.removeprefix(f"{directory}/"))
 
     async def _published(self, space_id: str) -> bool:
         """Wait for the reservations that were publishing when the walk ended."""

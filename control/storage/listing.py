@@ -2,17 +2,18 @@
 
 The file system lists one directory at a time, sorted by name. That is not yet
 the order of paths: the files in the directory ``a`` sort as ``a/…``, and so
-after ``a!`` and ``a.txt``, whose names come later. So what has been read is held
-back until nothing that is still to come can sort before it; a directory counts
-as its name with a slash. What is held are names of which each begins with the
-one before: at most one for each byte of the longest name.
+after ``a!`` and ``a.txt``, whose names come later. So an entry is held back
+until no entry that is still unread can sort before it; a directory sorts as its
+name with a slash. Each name that is held begins with the one held before it: so
+at most one is held for each byte of the longest name.
 
 A listing that begins in the middle, after a path or at a prefix, reads each
-directory from there on. The same order has directories that sort later though
-their names come before: they are looked up one by one, see :func:`_earlier`.
+directory from there on. Some directories sort after that place although their names
+sort before it: they are looked up one by one, see :func:`_earlier`.
 
-Per directory that is being looked into, one page of the file system's is kept.
-The listing is no snapshot: of files that come and go meanwhile some show.
+One page of the file system's listing is kept for each directory that is being read.
+The listing is not a snapshot: it shows some of the files that are created or deleted
+while it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gfs.errors import InvalidName, NotADirectory, NotFound
 
 
 class Item(Protocol):
-    """An entry of the file system, as far as it matters here."""
+    """The attributes of an entry that a listing uses."""
 
     @property
     def path(self) -> str: ...
@@ -40,7 +41,7 @@ FoundT = TypeVar("FoundT", bound=Item, covariant=True)
 
 
 class Source(Protocol[FoundT]):
-    """Where the entries are from: the file system's client, as far as it matters here."""
+    """The calls of the file system's client that a listing uses."""
 
     def scan(self, path: str, after: str) -> AsyncGenerator[FoundT, None]: ...
     async def stat(self, path: str) -> FoundT: ...
@@ -63,7 +64,7 @@ class _Level(Generic[ItemT]):
         heapq.heappush(self._held, (key, item))
 
     def add(self, name: bytes, item: ItemT) -> None:
-        """The next entry that was read."""
+        """Take the next entry that was read."""
         self.hold(name, item)
         self._next = name
 
@@ -71,7 +72,7 @@ class _Level(Generic[ItemT]):
         self._ended = True
 
     def pop(self) -> tuple[bytes, ItemT] | None:
-        """The next in order, if it is known already."""
+        """The next entry in order, or None if it is not known yet."""
         if self._held and (self._ended or self._held[0][0] <= self._next):
             return heapq.heappop(self._held)
         return None
@@ -87,20 +88,25 @@ async def files(
     *,
     prefix: str = "",
     after: str = "",
+    folders: bool = False,
+    without: frozenset[str] = frozenset(),
 ) -> AsyncGenerator[tuple[str, ItemT], None]:
     """(path, entry) of all files below ``directory``, by the bytes of the path.
 
     Args:
         source: lists the entries of a directory by the bytes of their names.
         directory: where to begin; paths are relative to it.
-        prefix: only paths that begin with it; other directories are not read.
-        after: only paths above it.
+        prefix: list only paths that begin with it; other directories are not read.
+        after: list only paths that sort after it.
+        folders: list a folder whose path begins with ``prefix`` as its path with a slash,
+            and nothing in it.
+        without: paths of folders, with a slash, that are not listed.
 
-    A directory that is not there, or not any more, is empty.
+    A directory that does not exist, or not any more, counts as empty.
     """
     raw_prefix, raw_after = _raw(prefix), _raw(after)
     inside = prefix.rpartition("/")[0]
-    if not _may_be_folder(inside):
+    if not _may_be_folder(inside) or f"{inside}/".startswith(tuple(without)):
         return
     start = f"{directory}/{inside}" if inside else directory
     below = _raw(inside) + b"/" if inside else b""
@@ -119,7 +125,12 @@ async def files(
                 continue
             key, item = found
             path = level.prefix + key
-            if item.kind == "directory":
+            if item.kind == "directory" and path.decode() in without:
+                continue
+            if item.kind == "directory" and folders and path.startswith(raw_prefix):
+                if path > raw_after:
+                    yield path.decode(), item
+            elif item.kind == "directory":
                 levels.append(await _open(source, item.path, path, raw_prefix, raw_after))
             else:
                 yield path.decode(), item
@@ -131,13 +142,13 @@ async def files(
 async def _open(
     source: Source[ItemT], directory: str, below: bytes, prefix: bytes, after: bytes
 ) -> _Level[ItemT]:
-    """Begin to read ``directory``, whose paths begin with ``below``, no earlier than
-    something in it can matter."""
+    """Begin to read ``directory``, whose paths begin with ``below``, at the first name that
+    can be listed or sort before a listed one."""
     start = max(_segment(prefix, below), _segment(after, below))
     level: _Level[ItemT] = _Level(source.scan(directory, start.decode()), below, start)
     for name in _earlier(start):
         if not _matters(below + name, True, prefix, after):
-            continue  # and so it does not as a file
+            continue  # a file of this name is not listed either
         try:
             item = await source.stat(f"{directory}/{name.decode()}")
         except (NotFound, NotADirectory, InvalidName):
@@ -148,7 +159,7 @@ async def _open(
 
 
 def _segment(path: bytes, below: bytes) -> bytes:
-    """Of ``path``, the part in the directory ``below``, as far as a name can have it.
+    """The part of ``path`` in the directory ``below``, cut to the length of a name.
 
     Names above that are compared with all of ``path`` when they are read.
     """
@@ -163,22 +174,22 @@ def _segment(path: bytes, below: bytes) -> bytes:
 
 
 def _earlier(start: bytes) -> Iterator[bytes]:
-    """The names not above ``start`` that may still matter to a listing from there: itself,
-    and as directories those it begins with, where a character before the slash follows.
-    Of ``file-1.txt``: ``file``, ``file-1``."""
+    """The names up to ``start`` that a listing from there must look up: ``start`` itself, and
+    each of its beginnings that is followed by a character that sorts before the slash,
+    since a directory of that name sorts later. For ``file-1.txt``: ``file``, ``file-1``."""
     for end in range(1, len(start) + 1):
         if start[end : end + 1] < b"/":
             yield start[:end]
 
 
 async def _read_one(level: _Level[ItemT], prefix: bytes, after: bytes) -> None:
-    """Read on to the next entry that matters, or to the end."""
+    """Read on to the next entry that is to be listed, or to the end."""
     try:
         async for item in level.scan:
             name = item.path.rpartition("/")[2].encode()
             path = level.prefix + name
             if path[: len(prefix)] > prefix:
-                break  # and so are all that follow
+                break  # and so do all that follow
             if _matters(path, item.kind == "directory", prefix, after):
                 level.add(name, item)
                 return

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import ClassVar, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 import trio
-from werkzeug.routing import BaseConverter
 
 from control.api import (
     JSON,
@@ -19,22 +17,27 @@ from control.api import (
     Content,
     Control,
     Module,
+    QuotaUsage,
     Response,
     Route,
-    UsageOf,
     UserDeletion,
     json_response,
     stream_response,
 )
 from control.errors import ApiError, BadRequest, NoSuchThing
-from control.identity.access import ADMIN, LOGGED_IN, PUBLIC, Need, scoped
-from control.identity.scopes import SEED_SCOPES, ScopeTable
+from control.identity import ADMIN, LOGGED_IN, PUBLIC, SEED_SCOPES, Need, ScopeTable, scoped
 from control.records import RecordsFailed, Schema
-from control.storage import listing
-from control.storage.accounting import PRUNE_SECONDS, REFUSALS, Recounts, change_of, prune
-from control.storage.cluster import Cluster, as_answers
+from control.storage import listing, snapshots
+from control.storage.accounting import Recounts
+from control.storage.cluster import Cluster
+from control.storage.deletion import delete_file
+from control.storage.folders import FolderRoutes
+from control.storage.inspection import InspectionRoutes
+from control.storage.keys import VERSIONS
+from control.storage.links import ShareRoutes
 from control.storage.names import DEFAULT, RESERVED, check_path, in_folder, last_segment
-from control.storage.permission import CREATE, DELETE, OWNER, READ, may_remove, owner_of
+from control.storage.permission import CREATE, DELETE, OWNER, READ, READ_NAME, READ_PATH
+from control.storage.resuming import UploadRoutes
 from control.storage.rows import STORAGE, Space, disown, usage
 from control.storage.shapes import (
     AdminFileInfo,
@@ -54,53 +57,59 @@ from control.storage.shapes import (
     TransferQuery,
     UploadQuery,
 )
+from control.storage.snapshots import SnapshotRoutes
 from control.storage.spaces import Spaces
-from control.storage.transfer import download
-from control.storage.transfer.media import OCTETS
-from control.storage.transfer.multipart import FIELD, FORM, is_form
-from control.storage.transfer.progress import Listening, Transfers
-from control.storage.transfer.upload import Upload, UploadRequest
+from control.storage.tickets import TicketRoutes
+from control.storage.transfer import (
+    FIELD,
+    FORM,
+    OCTETS,
+    Listening,
+    Transfers,
+    Upload,
+    UploadRequest,
+    download,
+    is_form,
+)
+from control.storage.trees import Trees
+from control.storage.unfinished import StorageSettings, Sweeper
 from gfs.blocks import KIB
 from gfs.client import Entry
-from gfs.errors import (
-    GfsError,
-    NotADirectory,
-    NotFound,
-)
+from gfs.config import Settings
+from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)
 
 RowT = TypeVar("RowT", bound=msgspec.Struct)
 
-#: Requests are taken after this, even if the file system cannot be reached.
+#: After this time requests are accepted even if the file system cannot be reached.
 CONNECT_SECONDS = 10.0
 REPAIR_SECONDS = 60.0
-#: How often dead processes are looked for, and the storage namespaces that are due counted.
+#: How often to look for dead processes and count the storage namespaces that are due.
 RECOUNT_SECONDS = 1.0
-#: How often the usage of users is written down, for the next boot of the machine.
+#: How often the usage of users is saved, for the next boot of the machine.
 FLOOR_SECONDS = 60.0
 #: A chunkserver with a heartbeat within this time counts as live.
 HEARTBEAT_MS = 30_000
-#: JSON of a listing that is sent at once.
+#: A listing is sent in pieces of this size.
 LIST_PIECE_BYTES = 32 * KIB
-#: Files of one listing without a credential.
+#: Older versions are those of S3 alone.
+NOT_LISTED = frozenset({f"{VERSIONS}/"})
+#: How many files one listing without a credential has.
 ANONYMOUS_FILES_MAX = 1000
 
 
-class SpaceConverter(BaseConverter):
-    """A storage namespace in a path: never what is a route of its own, so that a
-    wrong method there is answered as one."""
-
-    regex = rf"(?!(?:{'|'.join(sorted(RESERVED))})(?:/|$))[^/]+"
-
+#: A storage namespace in a path. It excludes names that are routes themselves, so that a
+#: wrong method on one of those is answered with 405.
+SPACE = rf"(?!(?:{'|'.join(sorted(RESERVED))})(?:/|$))[^/]+"
 
 _UPLOAD_HEADERS = {
     "X-File-Size": "Size of the file in bytes: checked, and the total of its progress",
     "X-Transfer-Id": "As the parameter id",
 }
 _DOWNLOAD_HEADERS = {
-    "Range": "The bytes that are wanted, one range or several (RFC 9110)",
-    "If-Range": "The ETag of the part that is there already; a date is not exact enough",
+    "Range": "The bytes to send, one range or several (RFC 9110)",
+    "If-Range": "The ETag of the part that the client has; a date is not exact enough",
     "If-Match": "Only if the file has this ETag",
     "If-None-Match": "Only if the file has another ETag",
     "If-Modified-Since": "Only if the file was changed after",
@@ -108,6 +117,11 @@ _DOWNLOAD_HEADERS = {
     "X-Transfer-Id": "As the parameter id",
 }
 _DOWNLOAD_OTHERS = {206: "The ranges asked for", 304: "The client has it already"}
+_KEPT = (
+    "The answer's header `X-Kept` is `true` if the file is in the trash now, or a version is kept "
+    "of it, and `false` if it is gone at once, since the trash has no room for it. `X-Kept-Until` "
+    "is when it leaves the trash, in unix seconds."
+)
 _UPLOAD_ERRORS = (400, 401, 403, 404, 408, 409, 413, 429, 503, 507)
 _DOWNLOAD_ERRORS = (400, 401, 403, 404, 412, 416)
 
@@ -117,17 +131,30 @@ class Storage(Module):
     summary = "Files in storage namespaces"
     scopes: ClassVar[ScopeTable] = {"storage": SEED_SCOPES["storage"]}
     schemas: ClassVar[Sequence[Schema]] = (STORAGE,)
-    converters: ClassVar[Mapping[str, type[BaseConverter]]] = {"space": SpaceConverter}
+    parameter_kinds: ClassVar[Mapping[str, str]] = {"space": SPACE, "snapshot": snapshots.ID}
     on_user_deleted: ClassVar[UserDeletion | None] = staticmethod(disown)
-    usage: ClassVar[UsageOf | None] = staticmethod(usage)
+    settings_kind: ClassVar[type[Settings]] = StorageSettings
+    usage: ClassVar[QuotaUsage | None] = QuotaUsage(["namespaces"], usage)
 
     def __init__(self, control: Control) -> None:
         super().__init__(control)
         self.cluster = Cluster(control)
         self.spaces = Spaces(control, self.cluster)
         self.transfers = Transfers(control)
+        parts = (control, self.cluster, self.spaces)
+        self._sweeper = Sweeper(*parts)
+        trees = Trees(*parts)
+        folders = FolderRoutes(*parts, trees)
+        self._more = (
+            folders,
+            SnapshotRoutes(*parts, trees, folders, self.transfers),
+            ShareRoutes(*parts, trees, self.transfers),
+            InspectionRoutes(*parts, trees),
+            UploadRoutes(*parts, self.transfers),
+            TicketRoutes(*parts, trees),
+        )
 
-    # --- life ---------------------------------------------------------------------
+    # --- tasks --------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await self.spaces.make_default()
@@ -136,6 +163,7 @@ class Storage(Module):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.cluster.hold)
             nursery.start_soon(self.transfers.run)
+            nursery.start_soon(self._sweeper.run)
             counted = trio.Event()
             nursery.start_soon(self._recount, recounts, counted)
             with trio.move_on_after(CONNECT_SECONDS) as first:
@@ -149,7 +177,7 @@ class Storage(Module):
                 await self._repair()
 
     async def _recount(self, recounts: Recounts, counted: trio.Event) -> None:
-        """Keep the usage of users right. ``counted`` is set after the first round."""
+        """Keep the usage of users correct. ``counted`` is set after the first round."""
         await self.cluster.connected.wait()
         remember_at = trio.current_time() + FLOOR_SECONDS
         while True:
@@ -182,7 +210,13 @@ class Storage(Module):
     # --- routes -------------------------------------------------------------------
 
     def routes(self) -> Sequence[Route]:
-        return [*self._file_routes(), *self._path_routes(), *self._space_routes(), *self._others()]
+        return [
+            *self._file_routes(),
+            *self._path_routes(),
+            *self._space_routes(),
+            *(route for more in self._more for route in more.routes()),
+            *self._others(),
+        ]
 
     def _file_routes(self) -> list[Route]:
         return [
@@ -196,9 +230,9 @@ class Storage(Module):
                 answer=list[FileInfo],
                 errors=[400, 401, 403, 404],
                 description=(
-                    "Sorted by path. Everybody may list what is public or visible. Without a "
-                    f"credential it is {ANONYMOUS_FILES_MAX:,} files at most at a time; a header "
-                    '`Link: <…>; rel="next"` then leads to the next.'
+                    "Sorted by path. Everybody may list public and visible storage namespaces. "
+                    f"Without a credential an answer has at most {ANONYMOUS_FILES_MAX:,} files; "
+                    'if there are more, its header `Link: <…>; rel="next"` has the next page.'
                 ),
             ),
             Route(
@@ -213,16 +247,16 @@ class Storage(Module):
                 answer=Done,
                 errors=_UPLOAD_ERRORS,
                 description=(
-                    "The file has its name when the answer comes, and not before: readers see "
-                    "the old one or the new one, whole. What can be refused is refused before "
-                    "the body is read."
+                    "The file gets its name just before the answer is sent: until then readers "
+                    "see the old file. An upload that is refused for its name, credential or "
+                    "quota is refused before the body is read."
                 ),
             ),
             Route(
                 "GET",
                 "/storage/download",
                 self.download,
-                READ,
+                READ_NAME,
                 "Download a file",
                 query=DownloadQuery,
                 headers=_DOWNLOAD_HEADERS,
@@ -239,7 +273,9 @@ class Storage(Module):
                 query=FileQuery,
                 answer=Done,
                 errors=[400, 401, 403, 404, 409],
-                description="In `default` only by who uploaded it, and by administrators.",
+                description=(
+                    "In `default` only the user who uploaded it and administrators may. " + _KEPT
+                ),
             ),
         ]
 
@@ -274,7 +310,7 @@ class Storage(Module):
                 "GET",
                 route,
                 handler,
-                READ,
+                READ_PATH,
                 summary,
                 query=TransferQuery,
                 headers=_DOWNLOAD_HEADERS,
@@ -317,7 +353,7 @@ class Storage(Module):
                 "List storage namespaces",
                 query=SpaceListQuery,
                 answer=list[SpaceInfo],
-                description="The public ones, and one's own, sorted by name.",
+                description="The public ones and your own, sorted by name.",
             ),
             Route(
                 "POST",
@@ -346,7 +382,7 @@ class Storage(Module):
                 need("delete", "name"),
                 "Delete a storage namespace with all its files",
                 answer=Done,
-                description="In one step; by its owner.",
+                description="In one step. Only its owner may.",
             ),
         ]
 
@@ -369,10 +405,10 @@ class Storage(Module):
                 query=ProgressQuery,
                 answer=Content("text/event-stream", "Events as the transfer goes on"),
                 description=(
-                    "Server-sent events for who started the transfer with this id. A comment "
-                    "comes at once; then, while bytes move, `data:` with `id`, `direction`, "
-                    "`bytes`, `total` (0: not known), `done` and, if it failed, `error`. The "
-                    "stream ends after `done`."
+                    "Server-sent events for the user who started the transfer with this id. A "
+                    "comment is sent at once; then, while bytes move, `data:` with `id`, "
+                    "`direction`, `bytes`, `total` (0: not known), `done` and, if it failed, "
+                    "`error`. The stream ends after `done`."
                 ),
             ),
             Route(
@@ -405,7 +441,7 @@ class Storage(Module):
         return await _array(self._rows([space], query, _file_info))
 
     async def _list_some(self, call: Call, space: Space, query: ListQuery) -> Response:
-        """A listing without a credential is bounded, so that it costs the master little."""
+        """List without a credential: at most a page, so that it costs the master little."""
         limit = min(query.limit or ANONYMOUS_FILES_MAX, ANONYMOUS_FILES_MAX)
         asked = msgspec.structs.replace(query, limit=limit + 1)
         rows = [row async for row in self._rows([space], asked, _file_info)]
@@ -460,7 +496,7 @@ class Storage(Module):
     async def _send(
         self, call: Call, name: str, path: str, inline: bool, transfer_id: str
     ) -> Response:
-        check_path(path)
+        _check_shown(path)
         transfer = self.transfers.begin(call, transfer_id, "download")
         try:
             space = self._readable(call, name or DEFAULT)
@@ -469,46 +505,22 @@ class Storage(Module):
             transfer.finish_early(error)
             raise
 
-    async def delete(self, call: Call) -> Done:
+    async def delete(self, call: Call) -> Response:
         query = call.query(FileQuery)
         return await self._delete(call, query.namespace or DEFAULT, query.name)
 
-    async def delete_path(self, call: Call) -> Done:
+    async def delete_path(self, call: Call) -> Response:
         return await self._delete(call, *_named(call))
 
-    async def _delete(self, call: Call, name: str, path: str) -> Done:
-        check_path(path)
+    async def _delete(self, call: Call, name: str, path: str) -> Response:
+        _check_shown(path)
         space = self.spaces.get(name)
-        call.allow(space.target)
-        try:
-            entry = await self.cluster.fs.stat(f"{space.directory}/{path}")
-        except (NotFound, NotADirectory):
-            raise NoSuchThing(f"{path} does not exist") from None
-        if entry.kind != "file":
-            raise NoSuchThing(f"{path} does not exist")
-        may_remove(call, space, entry)
-        await self._delete_file(space, path, entry)
-        return Done(last_segment(path))
-
-    async def _delete_file(self, space: Space, path: str, entry: Entry) -> None:
-        """Shielded: if the client leaves now, the outcome must still be recorded."""
-        fs, owner = self.cluster.fs, owner_of(entry)
-        async with self.control.ledger.claim("", space.id) as claim:
-            is_kept = await claim.publish_deletion(
-                owner, entry.length, self.control.limits_of(owner), self.cluster.trash_seconds
-            )
-            with as_answers(path), trio.CancelScope(shield=True):
-                try:
-                    await fs.delete(entry.path, expect=entry.inode, now=not is_kept)
-                except REFUSALS:
-                    claim.refused()
-                    raise
-                # Before the change is recorded: if this process is killed here, a recount
-                # follows, which removes empty folders.
-                with trio.move_on_after(PRUNE_SECONDS):
-                    await prune(fs, space.directory, path.rpartition("/")[0])
-                exists = partial(self.spaces.still_exists, space)
-                await claim.record([change_of(entry, came=False)], exists)
+        is_kept, until = await delete_file(call, self.cluster, self.spaces, space, path)
+        response = json_response(Done(last_segment(path)))
+        response.headers["X-Kept"] = "true" if is_kept else "false"
+        if until is not None:
+            response.headers["X-Kept-Until"] = str(until)
+        return response
 
     def _readable(self, call: Call, name: str) -> Space:
         space = self.spaces.get(name)
@@ -526,7 +538,9 @@ class Storage(Module):
         after = query.after if isinstance(query, ListQuery) else ""
         fs = self.cluster.fs
         for space in chosen:
-            found = listing.files(fs, space.directory, prefix=query.prefix, after=after)
+            found = listing.files(
+                fs, space.directory, prefix=query.prefix, after=after, without=NOT_LISTED
+            )
             async with aclosing(found) as files:
                 async for path, entry in files:
                     yield info(space, path, entry)
@@ -586,11 +600,18 @@ class Storage(Module):
 
 
 def _named(call: Call) -> tuple[str, str]:
-    """The storage namespace and the file's path, of a route with both in its path."""
+    """The storage namespace and the file's path, for routes that have both in their path."""
     if call.request.path.endswith("/"):
         # The router drops the slash; no file has such a name.
         raise BadRequest("name: a file's name does not end with a slash")
     return call.params["namespace"], call.params["path"]
+
+
+def _check_shown(path: str) -> None:
+    """Raises BadRequest, NoSuchThing."""
+    check_path(path)
+    if path.startswith(f"{VERSIONS}/"):
+        raise NoSuchThing(f"{path} does not exist")
 
 
 def _file_info(space: Space, path: str, entry: Entry) -> FileInfo:
@@ -613,7 +634,7 @@ def _fields(space: Space, path: str, entry: Entry) -> tuple[str, str, str, int, 
 
 
 async def _first(rows: AsyncGenerator[RowT, None], limit: int | None) -> AsyncGenerator[RowT, None]:
-    """The first ``limit`` of them; all if it is None."""
+    """The first ``limit`` rows; all if it is None."""
     left = limit
     async with aclosing(rows):
         async for row in rows:
@@ -627,7 +648,7 @@ async def _first(rows: AsyncGenerator[RowT, None], limit: int | None) -> AsyncGe
 async def _array(rows: AsyncGenerator[RowT, None]) -> Response:
     """``rows`` as a JSON array: in one piece if it is short, else as they are read.
 
-    What fails before the second piece is answered as an error.
+    A failure before the second piece is answered as an error.
     """
     return await stream_response(_json_pieces(rows), JSON, ahead=2)
 

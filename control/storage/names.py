@@ -1,6 +1,6 @@
 """Rules for the names of storage namespaces and files.
 
-Every name from outside passes here before it becomes part of a path. Names
+Every name from outside is checked here before it becomes part of a path. Names
 are compared byte by byte: no case folding, no Unicode normalisation.
 """
 
@@ -11,18 +11,23 @@ import unicodedata
 
 from control.errors import BadRequest
 
-#: Made at the first start. It has no owner and is for all who are logged in.
+#: Created at the first start. It has no owner; all users who are logged in may use it.
 DEFAULT = "default"
 
 SPACE_BYTES_MAX = 64
 SEGMENT_BYTES_MAX = 255
-#: The longest path. With the directory it goes to, far below the file system's 4,096.
+#: The longest path. With the directory before it, it is far below the file system's 4,096.
 PATH_BYTES_MAX = 1024
-#: Folders in folders: a listing keeps a page of each while it is inside.
+#: How deep folders nest: a listing keeps a page of each level that it is in.
 SEGMENTS_MAX = 64
 
 #: ``/storage/<one of these>`` is a route of its own.
 RESERVED = frozenset(("files", "upload", "download", "delete", "status", "namespaces"))
+
+#: Folders of uploads under way (:mod:`control.s3.uploads`) and of older versions
+#: (:mod:`.versions`). Nobody puts a file there by its path: in ``default`` one user's file would be
+#: in the place of another's part.
+KEPT = (".s3-uploads", ".s3-versions")
 
 _space = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -63,11 +68,20 @@ def check_path(path: str) -> str:
     return path
 
 
+def check_own_path(path: str) -> str:
+    """``path`` if a user may store a file there. Raises BadRequest."""
+    if path.partition("/")[0] in KEPT:
+        raise BadRequest(
+            f"name: files in {path.partition('/')[0]} are parts of uploads over S3, or versions"
+        )
+    return check_path(path)
+
+
 def _check_characters(path: str) -> None:
     if "\\" in path:
         raise BadRequest("name: a backslash is not allowed, / makes folders")
-    # What is not UTF-8 in a URL arrives as this character, so it is unknown
-    # which name was meant.
+    # Bytes of a URL that are not UTF-8 arrive as this character, so it is unknown which
+    # name the client meant.
     if "\ufffd" in path:
         raise BadRequest("name: is not valid UTF-8")
     if not path.isprintable() and any(unicodedata.category(c) == "Cc" for c in path):
@@ -93,6 +107,6 @@ def in_folder(folder: str, name: str) -> str:
 
 
 def reduced(filename: str) -> str:
-    """The last segment of what a browser calls the file it sends, whichever way its
-    system writes paths."""
+    """The last segment of the file name that a browser sends, whether its system writes
+    paths with slashes or backslashes."""
     return filename.replace("\\", "/").rpartition("/")[2]

@@ -1,15 +1,17 @@
-"""Permission to overwrite and delete files, beyond permission to write at all.
+"""Permission to overwrite and delete files, which is more than permission to write.
 
 In ``default`` everybody who is logged in may upload. So there, and only there,
-a file belongs to the user who uploaded it: he may replace and delete it, and so may an
-administrator. :mod:`control.identity.access` decides in all cases.
+a file belongs to the user who uploaded it: only that user and administrators may replace
+or delete it. :mod:`control.identity.access` decides in all cases.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from control.api import Call
 from control.errors import Forbidden
-from control.identity.access import Target, decide_target, scoped
+from control.identity import Target, decide_target, scoped
 from control.storage.names import DEFAULT
 from control.storage.rows import Space
 from gfs.client import Entry
@@ -18,13 +20,17 @@ READ = scoped("storage", "files", "read", parameter="namespace", fallback=DEFAUL
 CREATE = scoped("storage", "files", "create", parameter="namespace", fallback=DEFAULT)
 DELETE = scoped("storage", "files", "delete", parameter="namespace", fallback=DEFAULT)
 
+#: Of routes that answer with the file at a path, or of a name: a ticket will do.
+READ_PATH = replace(READ, file=("path",))
+READ_NAME = replace(READ, file=("name",))
+
 #: The file's attribute with the user_id of its uploader.
 OWNER = "owner"
 OWNER_LENGTH_MAX = 64
 
 
 def owner_of(entry: Entry) -> str:
-    """The user_id of the uploader; empty if the attribute was not written here."""
+    """The user_id of the uploader; empty if the control plane did not write the attribute."""
     owner = entry.attributes.get(OWNER, "")
     return owner if len(owner) <= OWNER_LENGTH_MAX else ""
 
@@ -47,7 +53,7 @@ def may_remove(call: Call, space: Space, entry: Entry) -> None:
 
 
 def may_remove_any(call: Call, space: Space) -> bool:
-    """Whether whatever is at a path of ``space`` may be replaced."""
+    """Whether the caller may replace any file of ``space``."""
     if space.is_default:
         return False
     try:

@@ -1,4 +1,4 @@
-"""The JSON of requests and answers. The documentation is made of these types."""
+"""The JSON of requests and answers. The documentation is generated from these types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from control.identity.access import PRIVATE
+from control.identity import PRIVATE
 from control.storage.names import DEFAULT, PATH_PATTERN, SPACE_PATTERN
 
 Visibility = Annotated[
@@ -31,7 +31,8 @@ FileName = Annotated[
 TransferId = Annotated[
     str,
     Meta(
-        description="Chosen by the client, to follow the transfer: 1 to 128 visible ASCII",
+        description="Chosen by the client, to follow the transfer: 1 to 128 visible ASCII "
+        "characters",
         extra_json_schema={"pattern": "^[!-~]{0,128}$"},
     ),
 ]
@@ -40,7 +41,7 @@ Overwrite = Annotated[str, Meta(description="`true` replaces a file that is ther
 
 class SpaceInfo(msgspec.Struct):
     name: str
-    #: Of files.
+    #: How many files it has.
     count: int
     hidden: bool
     visibility: int
@@ -72,10 +73,21 @@ class AdminFileInfo(FileInfo):
 
 
 class Done(msgspec.Struct):
-    """The name of the file or storage namespace that was changed."""
+    """The answer to a change; ``name`` is that of the file or storage namespace."""
 
     name: str
     status: str = "ok"
+
+
+#: Fields of answers to deletions.
+IsKept = Annotated[bool, Meta(description="Whether it is in the trash now, or is a version")]
+Until = Annotated[
+    int | None,
+    Meta(
+        description="When it is deleted for good, in unix seconds; null: it is gone already, or is "
+        "a version, which is kept until somebody deletes it"
+    ),
+]
 
 
 class StatusInfo(msgspec.Struct):
@@ -113,7 +125,7 @@ class UploadQuery(msgspec.Struct):
     namespace: SpaceParameter = DEFAULT
     overwrite: Overwrite = ""
     name: Annotated[
-        str, Meta(description="Instead of the form's file name; needed if the body is no form")
+        str, Meta(description="Instead of the form's file name; required if the body is not a form")
     ] = ""
     path: Annotated[str, Meta(description="A folder to put the file in")] = ""
     id: TransferId = ""

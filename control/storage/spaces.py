@@ -1,22 +1,23 @@
 """Storage namespaces: create, change, list, delete; and repair after a crash.
 
-A storage namespace is a row and a directory of the file system, and two stores
-cannot change in one step. So the row decides, and the directory follows:
+A storage namespace is a row in the records and a directory in the file system, and these
+two cannot change in one step. So the row decides, and the directory follows:
 
 ==========================  ================  =====================================
-row                         directory         meaning, and what the repair does
+row                         directory         state, and what repair does
 ==========================  ================  =====================================
 there                       there             it exists
-there                       missing           just made: the directory is made
-there, ``deleting``         there or missing  deleted: the directory, then the row go
-missing                     there             never deleted, only logged
+there                       missing           new: repair creates the directory
+there, ``deleting``         there or missing  deleted: repair removes the directory
+                                              and then the row
+missing                     there             unknown: repair logs and keeps it
 ==========================  ================  =====================================
 
-The last is nobody's, as far as this code can know: it may belong to records that
-were restored from an older copy, and files are not deleted away on a guess.
+A directory without a row may belong to records that were restored from an older copy, so
+its files are not deleted.
 
-An upload names the directory as the one that must be there, so one that races
-with a deletion fails, and cannot bring it back.
+An upload requires that the directory exists, so one that races with a deletion fails
+and cannot create the directory again.
 """
 
 from __future__ import annotations
@@ -35,17 +36,16 @@ from msgspec.structs import replace
 
 from control.api import Call, Control
 from control.errors import ApiError, Conflict, Forbidden, NoSuchThing
-from control.identity.access import PUBLIC_VISIBILITY, Need, Principal, decide_target
-from control.quota import limits_of
-from control.quota.ledger import boot_seconds
-from control.quota.limits import check_quota
-from control.quota.usage import add_space, count, forget_purge, trash_space
+from control.identity import PUBLIC_VISIBILITY, Need, Principal, decide_target
+from control.quota import check_quota, limits_of
+from control.quota.usage import add_space, count, drop_space, forget_purge, trash_space
 from control.records import Records, RecordsFailed, Taken, Txn
+from control.storage import listing
 from control.storage.cluster import Cluster
 from control.storage.names import DEFAULT, check_space_name
-from control.storage.rows import ROOT, Space, spaces, spaces_of
+from control.storage.rows import ROOT, Space, shares, spaces, spaces_of
 from control.storage.shapes import NewSpace, SpaceInfo
-from gfs.errors import GfsError, NotFound
+from gfs.errors import DirectoryNotEmpty, FileChanged, GfsError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ FOLLOW_UP_SECONDS = 30.0
 
 
 class Spaces:
-    """The storage namespaces, as one process sees them."""
+    """The storage namespaces, for one process."""
 
     def __init__(self, control: Control, cluster: Cluster) -> None:
         self._control = control
@@ -69,10 +69,10 @@ class Spaces:
     def _records(self) -> Records:
         return self._control.records
 
-    # --- looking ------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------
 
     def get(self, name: str) -> Space:
-        """The storage namespace. Raises NoSuchThing, also while it is being deleted."""
+        """The storage namespace. Raises NoSuchThing if there is none, or it is being deleted."""
         with self._records.read() as txn:
             space = spaces.get(txn, name)
         if space is None or space.deleting:
@@ -84,6 +84,13 @@ class Spaces:
             found = spaces.get(txn, space.name)
         return found is not None and found.id == space.id and not found.deleting
 
+    def again(self, space: Space) -> Space:
+        """The same storage namespace, as it is now. Raises NoSuchThing."""
+        found = self.get(space.name)
+        if found.id != space.id:
+            raise NoSuchThing(f"there is no storage namespace {space.name}")
+        return found
+
     def all(self) -> list[Space]:
         with self._records.read() as txn:
             return [space for space in spaces.scan(txn) if not space.deleting]
@@ -91,8 +98,8 @@ class Spaces:
     def listed_for(
         self, principal: Principal | None, need: Need, after: str = ""
     ) -> AsyncGenerator[SpaceInfo, None]:
-        """The public ones, and the caller's own that his credential may read; by name, those
-        above ``after``. The master is not asked."""
+        """The public ones, and those of the caller that the credential may read, sorted by
+        name, after ``after``. The master is not asked."""
 
         def find(txn: Txn, after: str) -> Iterator[Space]:
             found = spaces.by(txn, "listed", "public", after=after)
@@ -111,11 +118,11 @@ class Spaces:
     async def _infos(
         self, find: Callable[[Txn, str], Iterator[Space]], after: str
     ) -> AsyncGenerator[SpaceInfo, None]:
-        """In pages, so that others are served in between, however many there are."""
+        """Read page by page, so that other requests are served in between."""
         while True:
             with self._records.read() as txn:
                 page = list(itertools.islice(find(txn, after), PAGE_ROWS))
-            # Public and one's own, it comes twice.
+            # One that is public and the caller's own was found twice.
             chosen = {space.name: space for space in page}
             for info in self.infos(space for space in chosen.values() if not space.deleting):
                 yield info
@@ -125,7 +132,7 @@ class Spaces:
             await trio.lowlevel.checkpoint()
 
     def infos(self, chosen: Iterable[Space]) -> list[SpaceInfo]:
-        """All storage namespaces with their numbers of files."""
+        """The answers for these storage namespaces, with their numbers of files."""
         with self._control.ledger.read() as txn:
             return [_info(space, max(0, count(txn, "s", space.id).files)) for space in chosen]
 
@@ -155,7 +162,7 @@ class Spaces:
             raise Conflict(f"a storage namespace {body.name} exists already") from None
         with trio.move_on_after(FOLLOW_UP_SECONDS, shield=True):
             try:
-                await self._know(space)
+                await self._add_counts(space)
                 await self._make_directory(space)
             except GfsError:
                 # It was answered as failed, so it must not appear later.
@@ -170,29 +177,71 @@ class Spaces:
             found = spaces.get(txn, space.name)
             if found is None or found.id != space.id or found.deleting:
                 raise NoSuchThing(f"there is no storage namespace {space.name}")
-            # Its owner may have been deleted since: then it stays as that left it.
+            # If its owner was deleted meanwhile, it stays private and without an owner.
             if found.owner_id != space.owner_id:
                 raise Conflict(f"{space.name} was changed meanwhile: try again")
-            changed = replace(found, visibility=visibility)
+            acl = found.acl if found.visibility == visibility else ""
+            changed = replace(found, visibility=visibility, acl=acl)
             spaces.put(txn, changed)
             return changed
 
         return self.infos([await self._records.write(change)])[0]
 
     async def delete(self, call: Call) -> None:
-        """Delete it with all files, in one step: on return nobody sees it any more."""
+        """Delete it with all files, in one step: when this returns nobody sees it any more."""
         space = self._changeable(call, "deleted")
         _ = self._cluster.fs
+        await self._delete(space)
+
+    async def _delete(self, space: Space, *, is_empty: bool = False) -> None:
+        """``is_empty``: raises Conflict if it is not."""
+        space = replace(space, if_empty=is_empty)
         if not await self._records.write(lambda txn: _mark_deleting(txn, space)):
             raise NoSuchThing(f"there is no storage namespace {space.name}")
         with trio.move_on_after(FOLLOW_UP_SECONDS, shield=True):
             try:
                 await self._finish_deletion(space)
-            except RecordsFailed:
+            except (Conflict, RecordsFailed):
                 raise
             except GfsError as error:
-                # It is deleted; the repair will free its name.
-                log.warning("files of storage namespace %s: %s", space.name, error)
+                # It counts as deleted; repair will remove the files and free its name.
+                log.warning(
+                    "the files of storage namespace %s cannot be deleted yet: %s", space.name, error
+                )
+
+    async def delete_empty(self, call: Call) -> None:
+        """Delete it if it has no files. What is uploaded at the same time either keeps it, or
+        fails: its directory goes first, and only as an empty one.
+
+        Raises Conflict if it has files.
+        """
+        space = self._changeable(call, "deleted")
+        await self._remove_directory(space)
+        await self._delete(space, is_empty=True)
+
+    async def _remove_directory(self, space: Space) -> None:
+        """Remove the directory with its empty folders. Raises Conflict if it has files, or a
+        snapshot."""
+        fs = self._cluster.fs
+        refusal = Conflict(f"storage namespace {space.name} has files")
+        with contextlib.suppress(NotFound):
+            if await fs.list(space.snapshots):
+                raise Conflict(f"storage namespace {space.name} has snapshots")
+        async with contextlib.aclosing(listing.files(fs, space.directory)) as files:
+            async for _ in files:
+                raise refusal
+        empty: list[tuple[str, int | None]] = [(space.directory, None)]
+        with contextlib.suppress(NotFound):
+            found = [entry async for entry in fs.walk(space.directory)]
+            if any(entry.kind == "file" for entry in found):  # it came just now
+                raise refusal
+            empty += [(entry.path, entry.inode) for entry in found]
+        for path, inode in reversed(empty):
+            with contextlib.suppress(NotFound, FileChanged):
+                try:
+                    await fs.delete(path, expect=inode, now=True)
+                except DirectoryNotEmpty:
+                    raise refusal from None
 
     def _changeable(self, call: Call, what: str) -> Space:
         space = self.get(call.params["name"])
@@ -201,26 +250,38 @@ class Spaces:
         call.allow(space.target)
         return space
 
-    async def _know(self, space: Space) -> None:
+    async def _add_counts(self, space: Space) -> None:
         """Add the counts of a new, empty storage namespace."""
         await self._control.ledger.records.write(
             partial(add_space, space_id=space.id, is_counted=True)
         )
 
     async def _finish_deletion(self, space: Space) -> None:
-        # From here on its files do not count for their owners' quotas.
+        """Raises Conflict if it had to be empty, and is not: then it exists on."""
+        if space.if_empty:
+            # A repair may just have made the directory again, and an upload a file in it.
+            try:
+                await self._remove_directory(space)
+            except Conflict:
+                await self._records.write(lambda txn: _revive(txn, space))
+                raise
+        # From now on its files do not count towards their owners' quotas.
         ledger = self._control.ledger.records
         is_kept = await ledger.write(
             partial(
                 trash_space,
                 space_id=space.id,
                 limits_of=self._control.limits_of,
-                now=boot_seconds(),
+                now=self._control.ledger.now(),
                 seconds=self._cluster.trash_seconds,
             )
         )
+        if not space.if_empty:
+            with contextlib.suppress(NotFound):
+                await self._cluster.fs.delete(space.directory, recursive=True, now=not is_kept)
+        await ledger.write(partial(drop_space, space_id=space.snapshots_id))
         with contextlib.suppress(NotFound):
-            await self._cluster.fs.delete(space.directory, recursive=True, now=not is_kept)
+            await self._cluster.fs.delete(space.snapshots, recursive=True, now=True)
         if not is_kept:
             await ledger.write(partial(forget_purge, space_id=space.id))
         await self._records.write(lambda txn: _remove(txn, space))
@@ -241,22 +302,23 @@ class Spaces:
         await self._records.write(make)
 
     async def repair(self) -> None:
-        """Let the directories follow the rows; see above. Any process, at any time."""
+        """Make the directories match the rows, see above. Any process may do it at any time."""
         there = await self._directories()
         with self._records.read() as txn:
             rows = list(spaces.scan(txn))
         for space in rows:
             if space.deleting:
-                await self._finish_deletion(space)
+                with contextlib.suppress(Conflict):
+                    await self._finish_deletion(space)
             elif space.directory not in there:
                 await self._make_directory(space)
         self._log_unknown(there - {space.directory for space in rows})
 
     def _log_unknown(self, found: set[str]) -> None:
-        """Log directories that two repairs in a row found: a deletion may have ended between
-        the two reads of one."""
+        """Log directories without a row that two repairs in a row found: a deletion may have
+        ended between the two reads of a single repair."""
         for path in sorted((found & self._unknown) - self._logged):
-            log.warning("%s in the file system belongs to no storage namespace: left alone", path)
+            log.warning("%s in the file system belongs to no storage namespace: it is kept", path)
             self._logged.add(path)
         self._unknown = found
 
@@ -268,12 +330,13 @@ class Spaces:
 
     async def _make_directory(self, space: Space) -> None:
         fs = self._cluster.fs
-        with contextlib.suppress(NotFound):  # deleted as soon as it was made
+        with contextlib.suppress(NotFound):  # it was deleted as soon as it was created
             await fs.mkdir(space.directory, parents=True, exist_ok=True)
         if not self.still_exists(space):
-            # Another process deleted it in between: nobody else would, ever again.
-            with contextlib.suppress(NotFound):
-                await fs.delete(space.directory, recursive=True)
+            # Another process deleted the storage namespace meanwhile, and repair would not
+            # find this directory. One that has a file already is the deletion's.
+            with contextlib.suppress(NotFound, DirectoryNotEmpty):
+                await fs.delete(space.directory, now=True)
 
 
 def _may(principal: Principal, need: Need, space: Space) -> bool:
@@ -292,11 +355,19 @@ def _mark_deleting(txn: Txn, space: Space) -> bool:
     found = spaces.get(txn, space.name)
     if found is None or found.id != space.id or found.deleting:
         return False
-    spaces.put(txn, replace(found, deleting=True))
+    spaces.put(txn, replace(found, deleting=True, if_empty=space.if_empty))
     return True
+
+
+def _revive(txn: Txn, space: Space) -> None:
+    found = spaces.get(txn, space.name)
+    if found is not None and found.id == space.id and found.if_empty:
+        spaces.put(txn, replace(found, deleting=False, if_empty=False))
 
 
 def _remove(txn: Txn, space: Space) -> None:
     found = spaces.get(txn, space.name)
     if found is not None and found.id == space.id and found.deleting:
         spaces.delete(txn, space.name)
+        for share in list(shares.by(txn, "space", space.id)):
+            shares.delete(txn, share.id)

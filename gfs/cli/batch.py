@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -12,7 +12,6 @@ from gfs.cli.exits import Failed
 from gfs.cli.output import JsonArray, Output, to_json
 from gfs.cli.progress import Progress
 from gfs.cli.session import closing
-from gfs.cluster.failures import sentence
 from gfs.errors import (
     DiskFailed,
     DiskFull,
@@ -23,17 +22,18 @@ from gfs.errors import (
     WrongCluster,
     WrongClusterKey,
 )
+from gfs.failures import sentence
 
 #: Failures printed one by one; the rest are counted.
 PRINTED_MAX = 20
 
-#: Errors that would hit every other file, too.
+#: Errors that would fail every other copy, too.
 _OF_THE_CLUSTER = (Retryable, WrongCluster, WrongClusterKey, ProtocolError, DiskFull, DiskFailed)
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 def concerns_all(error: BaseException) -> bool:
-    """Whether ``error`` would hit every other file, too."""
+    """Whether ``error`` would fail every other copy, too."""
     if isinstance(error, FileChanged):
         return False
     if isinstance(error, GfsError):
@@ -41,8 +41,8 @@ def concerns_all(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
 
 
-#: A copy; its result is printed with ``--json``.
-Job = Callable[[], Awaitable[object]]
+#: A copy of some files. Each is what is printed with ``--json``, or why it was not copied.
+Job = Callable[[], Awaitable[Sequence[object]]]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Batch:
     """Runs jobs, at most ``parallel`` at once.
 
     A job that fails for a reason of its own is reported on stderr and the others
-    continue; at the end Failed is raised. An error that would hit all jobs ends them.
+    continue; at the end Failed is raised. An error that would fail all jobs ends them.
     """
 
     output: Output
@@ -69,7 +69,7 @@ class Batch:
         try:
             await self._run_all(jobs)
         except Exception:
-            # The JSON document lists what was copied before: it is closed, not cut off.
+            # The JSON document lists the files copied so far: it is completed, not cut off.
             if self.as_json and self.files:
                 self.failures += 1
                 await self._document.end()
@@ -91,16 +91,19 @@ class Batch:
                     await send.send(job)
 
     async def _work(self, jobs: trio.MemoryReceiveChannel[Job]) -> None:
-        # Not cloned and not closed here: the sender closing ends all workers.
+        # One receiver for all workers; they end when the sender closes.
         async for job in jobs:
             try:
-                made = await job()
+                results = await job()
             except (GfsError, OSError) as error:
-                self.fail(error)
-                continue
-            self.files += 1
-            if self.as_json:
-                await self._document.add(made)
+                results = [error]
+            for made in results:
+                if isinstance(made, (GfsError, OSError)):
+                    self.fail(made)
+                    continue
+                self.files += 1
+                if self.as_json:
+                    await self._document.add(made)
 
     def fail(self, error: GfsError | OSError) -> None:
         """Print the failure of one file; raises an error that concerns all."""

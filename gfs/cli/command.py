@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "snapshot": ("files", "Copy a file or directory at once, without copying data"),
         "setrep": ("files", "Change how many replicas files have"),
         "du": ("files", "Sum up the files below a directory"),
+        "mount": ("mount", "Mount a directory of the file system on this machine"),
     },
     "Health": {
         "status": ("health", "Show the servers and the cluster's totals"),
@@ -59,7 +60,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "disk": ("disks", "Add, drain, remove or retry a disk of a chunkserver"),
         "drain": ("drain", "Move all replicas off a chunkserver before its removal"),
         "key": ("keys", "Change the cluster key while the cluster runs"),
+        "backup": ("backup", "Copy all metadata of a master that serves into a file"),
+        "restore": ("backup", "Make a master's directory from a backup"),
         "promote": ("shadows", "Make a shadow master the master"),
+        "failover": ("shadows", "Hand the work of an elected master over to another one"),
         "maintenance": ("tuning", "Announce the absence of a chunkserver: no repair meanwhile"),
         "repair": ("tuning", "Show, pause, resume and limit repair"),
         "forget": ("tuning", "Remove a chunkserver or shadow master that is gone for good"),
@@ -72,7 +76,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
 
 
 #: Subcommands of other packages: entry points, each a click command. They are
-#: looked up only for the help and for names that are none of ours.
+#: looked up only for the help and for names that this package does not have.
 GROUP = "gfs.commands"
 GROUP_TITLE = "On top of the file system"
 
@@ -81,8 +85,7 @@ class Sections(click.Group):
     """A group that lists its subcommands by section and imports them late."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        ours = [name for commands in SECTIONS.values() for name in commands]
-        return [*ours, *sorted(set(_entry_points()) - set(ours))]
+        return [*_ours(), *sorted(_entry_points().keys() - _ours())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for commands in SECTIONS.values():
@@ -91,43 +94,76 @@ class Sections(click.Group):
                 command = getattr(module, cmd_name)
                 assert isinstance(command, click.Command)
                 return command
-        point = _entry_points().get(cmd_name)
-        return _load(point) if point is not None else None
+        points = _entry_points().get(cmd_name)
+        return _load(points) if points else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, what) for name, (_, what) in commands.items()])
-        others = [(name, _short_help(point)) for name, point in sorted(_entry_points().items())]
+        others = [(name, _short_help(points)) for name, points in sorted(_entry_points().items())]
         if others:
             with formatter.section(GROUP_TITLE):
                 formatter.write_dl(others)
         write_settings(formatter)
 
 
-def _entry_points() -> dict[str, EntryPoint]:
+def _ours() -> dict[str, None]:
+    """The names of our own subcommands, in their order."""
+    return {name: None for commands in SECTIONS.values() for name in commands}
+
+
+def _entry_points() -> dict[str, list[EntryPoint]]:
+    """Those of other packages by name: more than one of a name clash."""
     from importlib.metadata import entry_points
 
-    return {point.name: point for point in entry_points(group=GROUP)}
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
 
 
-def _load(point: EntryPoint) -> click.Command:
-    """Raises StartupError, in one line, if the package is broken."""
+def check_clashes() -> None:
+    """Raise StartupError if two packages define one subcommand, or one defines one of ours.
+
+    Such a name is an error where it is used, too; but one of ours runs all the same, without
+    a look at other packages.
+    """
+    for points in _entry_points().values():
+        _the_one(points)
+
+
+def _the_one(points: Sequence[EntryPoint]) -> EntryPoint:
+    """Of those of one name. Raises StartupError."""
+    from gfs.packages import clash, describe
+
+    defined_by = ["gfs itself"] * (points[0].name in _ours()) + [describe(each) for each in points]
+    if len(defined_by) > 1:
+        raise clash(f"the command {points[0].name!r}", *defined_by[:2])
+    return points[0]
+
+
+def _load(points: Sequence[EntryPoint]) -> click.Command:
+    """Raises StartupError, in one line, if the package is broken, or another has the name."""
+    from gfs.packages import describe
+
+    point = _the_one(points)
     try:
         command = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StartupError(
-            f"{point.name}: {point.value} cannot be loaded: {type(error).__name__}: {error}"
+            f"the command {point.name!r} of {describe(point)} cannot be loaded: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(command, click.Command):
-        raise StartupError(f"{point.name}: {point.value} is not a click command")
+        raise StartupError(f"{describe(point)} is not a click command")
     return command
 
 
-def _short_help(point: EntryPoint) -> str:
-    """Its help; a broken package must not break the help of the others."""
+def _short_help(points: Sequence[EntryPoint]) -> str:
+    """The help of one; a broken package must not break the help of the others."""
     try:
-        return _load(point).get_short_help_str(limit=80)
+        return _load(points).get_short_help_str(limit=80)
     except StartupError as error:
         return f"({error})"
 
@@ -149,7 +185,7 @@ def root(ctx: click.Context, cluster: Cluster) -> None:
 
 def _check_environment() -> None:
     """As ``gfs.config.check_environment``; other packages are looked up only for a name
-    that is none of ours."""
+    that this package does not have."""
     from gfs.config import check_environment
 
     try:
@@ -187,23 +223,23 @@ def _explain_usage(error: click.ClickException) -> int:
 
 
 def _explain(error: BaseException) -> int:
-    from gfs.cluster.failures import EXPECTED, sentence, the_one
+    from gfs.failures import EXPECTED, sentence, the_one
 
     if os.environ.get("GFS_DEBUG"):
         traceback.print_exception(error)
-    story = the_one(error)
-    if isinstance(story, Failed):
-        return story.exit_code
-    if isinstance(story, StdoutClosed):
+    failure = the_one(error)
+    if isinstance(failure, Failed):
+        return failure.exit_code
+    if isinstance(failure, StdoutClosed):
         silence_stdout()
         return EXIT_STDOUT_CLOSED
-    if isinstance(story, Interrupted):
+    if isinstance(failure, Interrupted):
         complain("interrupted")
-        return story.exit_code
-    if isinstance(story, KeyboardInterrupt | click.Abort):
+        return failure.exit_code
+    if isinstance(failure, KeyboardInterrupt | click.Abort):
         complain("interrupted")
         return EXIT_INTERRUPTED
-    if isinstance(story, EXPECTED):
-        complain(sentence(story))
-        return story.exit_code if isinstance(story, GfsError) else EXIT_FAILED
+    if isinstance(failure, EXPECTED):
+        complain(sentence(failure))
+        return failure.exit_code if isinstance(failure, GfsError) else EXIT_FAILED
     raise error

@@ -12,10 +12,11 @@ from gfs.cli.output import Output, human_bytes, table, to_json
 from gfs.cli.session import run_with_client
 from gfs.client import Client
 from gfs.errors import DiskFailed, NotFound, ReplicaUnavailable
+from gfs.failures import plural
 from gfs.protocol.messages import Disk, ServerStatus
 
 LOOK_SECONDS = 0.5
-#: A heartbeat or two report a disk that was just added to the master.
+#: After one or two heartbeats the master knows of a disk that was just added.
 LOOKS_WITHOUT_MAX = 10
 DOWN = ("failed", "missing")
 
@@ -65,7 +66,7 @@ def add(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @json_option("the server's disks")
 @client_options
 def retry(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
-    """Use the disk DIR of SERVER again, which had failed or was missing.
+    """Use a disk DIR of SERVER again that had failed or was missing.
 
     The disk is read completely, as at a start: replicas that are still current count
     again, the others are deleted. Exit code 1 if it cannot be used.
@@ -79,7 +80,7 @@ def retry(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @json_option("the server's disks")
 @client_options
 def remove(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
-    """Remove the disk DIR, which is drained or has failed, from SERVER.
+    """Remove a disk DIR that is drained or has failed from SERVER.
 
     It can be unmounted then. Refused (exit code 1) while replicas are on it.
     """
@@ -93,7 +94,8 @@ def remove(cluster: Cluster, server: str, path: str, as_json: bool) -> None:
 @click.option(
     "--wait/--no-wait",
     default=True,
-    help="Return when it is empty (default), or at once: gfs status --disks shows the progress.",
+    help="Wait until the disk is empty (default), or return at once; gfs status --disks shows the "
+    "progress.",
 )
 @json_option("the server's disks")
 @client_options
@@ -133,7 +135,7 @@ async def _emptied(client: Client, server: str, path: str) -> list[Disk]:
             if found and found[0].reason:
                 raise DiskFailed(f"{path}: {found[0].reason}")
         elif status.state != "silent" or status.maintenance_ms:
-            # A silent one, as after a restart of the master, is live or dead soon.
+            # A silent server, as after a restart of the master, soon becomes live or dead.
             raise ReplicaUnavailable(
                 f"chunkserver {status.id} ({status.address}) is {status.state}: start it (gfs "
                 "chunkserver; gfs up does so by itself), and the drain continues: "
@@ -187,7 +189,7 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
                 f"add {order}; gone for good: gfs disk remove {order}"
             )
         elif each.state == "slow":
-            yield f"WARNING: {name} is slow: a call has taken seconds: see the kernel's log"
+            yield f"WARNING: {name} is slow: a disk call has taken seconds: see the kernel's log"
         elif each.state == "full":
             yield (
                 f"WARNING: {name} is full: add a disk (gfs disk add {server.id} DIR) or a "
@@ -196,4 +198,5 @@ def disk_warnings(server: ServerStatus) -> Iterator[str]:
         elif each.state == "draining" and not each.chunks:
             yield f"{name} is empty: gfs disk remove {order}"
         elif each.state == "draining":
-            yield f"{name} is draining, {each.chunks} replicas left. {each.reason}".rstrip()
+            left = plural(each.chunks, "replica")
+            yield f"{name} is draining, {left} left. {each.reason}".rstrip()

@@ -8,11 +8,12 @@ import trio
 from gfs.cli import progress
 from gfs.cli.exits import Failed
 from gfs.cli.options import Cluster, client_options, json_option
-from gfs.cli.output import Output, plural, to_json
+from gfs.cli.output import Output, to_json
 from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
 from gfs.client import Client
 from gfs.errors import Busy, NotFound
+from gfs.failures import plural
 from gfs.protocol.messages import ServerStatus
 
 LOOK_SECONDS = 0.5
@@ -31,7 +32,8 @@ LOOK_SECONDS = 0.5
 @click.option(
     "--wait/--no-wait",
     default=True,
-    help="Return when it can be stopped (default), or at once: gfs status shows the progress.",
+    help="Wait until it can be stopped (default), or return at once; gfs status shows the "
+    "progress.",
 )
 @json_option("the server")
 @client_options
@@ -63,7 +65,7 @@ def drain(
 
 
 async def _finished(client: Client, status: ServerStatus) -> ServerStatus:
-    """Its status when it can be stopped, or when waiting is useless."""
+    """The server's status, once it can be stopped or waiting is useless."""
     left = status.drain_chunks
     async with progress.shown(Progress(total=left, unit="chunks")) as shown:
         while status.drain != "drained" and not is_stuck(status):
@@ -85,7 +87,7 @@ async def _status(client: Client, server_id: str) -> ServerStatus:
 
 
 def is_stuck(server: ServerStatus) -> bool:
-    """All chunks that still need it have no good replica anywhere."""
+    """Whether all chunks that still need the server have no good replica anywhere."""
     return server.drain == "draining" and 0 < server.drain_chunks <= server.drain_lost
 
 
@@ -100,7 +102,8 @@ def drain_line(server: ServerStatus) -> str:
         lost = ""
         if server.drain_lost:
             lost = (
-                f", {server.drain_lost} of them lost but for what it has (which files: gfs fsck "
+                f", {server.drain_lost} of them with no other copy than its damaged replica "
+                "(which files: gfs fsck "
                 "/): the drain ends when these are repaired, or their files deleted for good"
             )
         return (

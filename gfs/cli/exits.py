@@ -1,4 +1,4 @@
-"""How a subcommand ends early without an error of its own."""
+"""Exceptions that end a subcommand early without an error message of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXIT_STDOUT_CLOSED = 141
 
 
 class StdoutClosed(Exception):
-    """The reader of stdout is gone; the rest of the output has no reader."""
+    """The reader of stdout is gone, so the rest of the output is not written."""
 
 
 class Interrupted(Exception):

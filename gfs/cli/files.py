@@ -18,24 +18,26 @@ from gfs.cli.options import (
     json_option,
     remote_path,
 )
-from gfs.cli.output import JsonArray, Output, human_bytes, human_time, plural, to_json
+from gfs.cli.output import JsonArray, Output, human_bytes, human_time, to_json
 from gfs.cli.session import closing, run_with_client
 from gfs.cli.trash import empty_trash, list_trash
 from gfs.client import Client
-from gfs.cluster.failures import sentence
 from gfs.errors import GfsError, InvalidArgument, NotADirectory, NotFound
+from gfs.failures import plural, sentence
 from gfs.protocol.messages import DiskUsageReply, Entry
 
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
-@click.option("-l", "--long", is_flag=True, help="Replication, size and time too.")
-@click.option("-R", "--recursive", is_flag=True, help="Everything below, one full path a line.")
+@click.option("-l", "--long", is_flag=True, help="Show replication, size and time, too.")
+@click.option(
+    "-R", "--recursive", is_flag=True, help="List everything below, one full path per line."
+)
 @click.option(
     "--trash",
     "trashed",
     is_flag=True,
-    help="Deletions there and below, and until when they can be undone.",
+    help="List what was deleted there and below, and until when it can be undeleted.",
 )
 @json_option("one array of entries, an entry a line,")
 @client_options
@@ -49,8 +51,8 @@ def ls(
 ) -> None:
     """List directories (default /), by name; a directory's name ends with a slash.
 
-    Entries are printed as they arrive: millions of them take no more memory than
-    a few. gfs undelete restores entries that --trash shows.
+    Entries are printed as they arrive, so a long listing takes no more memory than a
+    short one. gfs undelete restores entries that --trash shows.
     """
     names = [remote_path(path) for path in paths or ("/",)]
 
@@ -145,7 +147,12 @@ def _description(output: Output, entry: Entry) -> str:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("-p", "--parents", is_flag=True, help="Missing parents too; no error if it exists.")
+@click.option(
+    "-p",
+    "--parents",
+    is_flag=True,
+    help="Make missing parents, too; no error if the directory exists.",
+)
 @json_option("the entry (an array of entries, for several paths)")
 @client_options
 def mkdir(cluster: Cluster, paths: tuple[str, ...], parents: bool, as_json: bool) -> None:
@@ -163,14 +170,15 @@ def mkdir(cluster: Cluster, paths: tuple[str, ...], parents: bool, as_json: bool
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("-r", "--recursive", is_flag=True, help="Directories with their contents.")
+@click.option("-r", "--recursive", is_flag=True, help="Delete directories with their contents.")
 @click.option("-f", "--force", is_flag=True, help="No error for a path that does not exist.")
-@click.option("--now", is_flag=True, help="For good: it cannot be undeleted.")
+@click.option("--now", is_flag=True, help="Delete for good: gfs undelete cannot restore it.")
 @click.option(
     "--trash",
     "trashed",
     is_flag=True,
-    help="Purge earlier deletions at PATH from the trash; with -r all below: gfs rm --trash -r /",
+    help="Purge what was deleted at PATH before; with -r, everything below, too: gfs rm --trash "
+    "-r /",
 )
 @json_option('{"deleted": [path, …]}')
 @client_options
@@ -185,31 +193,35 @@ def rm(
 ) -> None:
     """Delete files and empty directories; with -r any directory.
 
-    gfs undelete restores them for some time (the master's trash_seconds). If some cannot
-    be deleted, they are reported, the others are deleted, and the exit code is 1.
+    For some time (the master's trash_seconds) gfs undelete can restore them. Paths that
+    cannot be deleted are reported, the others are deleted, and the exit code is 1.
     """
     names = [remote_path(path) for path in paths]
     if now and trashed:
         raise InvalidArgument("--trash purges earlier deletions: leave out --now")
 
-    async def delete(client: Client, name: str) -> None:
-        if trashed:
+    async def purge(client: Client, name: str) -> GfsError | None:
+        try:
             await empty_trash(client, name, recursive)
-        else:
-            await client.delete(name, recursive=recursive, now=now)
+        except GfsError as error:
+            return error
+        return None
+
+    async def delete(client: Client) -> list[GfsError | None]:
+        if trashed:
+            return [await purge(client, name) for name in names]
+        return await client.delete_many(names, recursive=recursive, now=now)
 
     async def work(client: Client) -> None:
         deleted, failures = [], 0
-        for name in names:
-            try:
-                await delete(client, name)
+        for name, error in zip(names, await delete(client), strict=True):
+            if error is None:
                 deleted.append(name)
-            except GfsError as error:
-                if concerns_all(error):
-                    raise
-                if not (force and isinstance(error, NotFound)):
-                    failures += 1
-                    complain(sentence(error))
+            elif concerns_all(error):
+                raise error
+            elif not (force and isinstance(error, NotFound)):
+                failures += 1
+                complain(sentence(error))
         if as_json and (deleted or not failures):
             async with Output() as output:
                 await output.line(to_json({"deleted": deleted}))
@@ -236,7 +248,7 @@ def mv(
 ) -> None:
     """Move or rename files and directories, each atomically.
 
-    Into TARGET if that is a directory, else to the name TARGET.
+    They move into TARGET if that is a directory; else the one SOURCE is renamed to TARGET.
     """
     names = [remote_path(source) for source in sources]
     wants_directory = target.endswith("/") or len(sources) > 1
@@ -302,7 +314,7 @@ async def _is_directory(client: Client, path: str) -> bool:
 @click.command()
 @click.argument("goal", type=click.IntRange(min=0), metavar="GOAL")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("-R", "--recursive", is_flag=True, help="All files below a directory.")
+@click.option("-R", "--recursive", is_flag=True, help="Change all files below a directory.")
 @json_option('{"files": how many}')
 @client_options
 def setrep(
@@ -310,7 +322,7 @@ def setrep(
 ) -> None:
     """Set the replication goal of each file (0: the cluster's default).
 
-    Replicas are copied or deleted in the minutes that follow: gfs status.
+    The master then copies or deletes replicas in the background: gfs status shows the progress.
     """
     names = [remote_path(path) for path in paths]
 
@@ -344,7 +356,7 @@ def _in_trash(usage: DiskUsageReply) -> str:
 def du(cluster: Cluster, paths: tuple[str, ...], as_json: bool) -> None:
     """Sum up the files at and below each PATH (default /).
 
-    It shows the bytes of the files, and of all their replicas. Bytes shared with other
+    The sums are the bytes of the files, and of all their replicas. Bytes shared with other
     files (snapshots) are shown as well: deleting these files does not free them. Files
     that were deleted there and can be undeleted are shown separately (gfs ls --trash).
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -22,15 +22,22 @@ from gfs.cli.output import (
     human_bytes,
     human_seconds,
     human_time,
-    plural,
+    plain,
     table,
     to_json,
 )
 from gfs.cli.progress import Progress
 from gfs.cli.session import run_with_client
-from gfs.client import ChunkReport, Client, FsckProblem, FsckReport
-from gfs.client.fsck import MENDING
-from gfs.protocol.messages import ClusterTotals, Scrub, ServerStatus, ShadowStatus, StatusReply
+from gfs.client import MENDING, ChunkReport, Client, FsckProblem, FsckReport, find_masters
+from gfs.failures import plural
+from gfs.protocol.messages import (
+    ClusterTotals,
+    ElectionReply,
+    Scrub,
+    ServerStatus,
+    ShadowStatus,
+    StatusReply,
+)
 
 #: How long ``status`` waits for an answer by default.
 STATUS_SECONDS = 10.0
@@ -46,25 +53,54 @@ PRINTED_MAX = 100
 @click.command()
 @click.option("--disks", is_flag=True, help="Show each disk of each chunkserver instead.")
 @click.option(
+    "--whole",
+    is_flag=True,
+    help="Print only what keeps another machine from being stopped (a chunk below its goal, a "
+    "server that is away), with exit code 1 if there is any.",
+)
+@click.option(
+    "--with",
+    "expected",
+    metavar="HOST:PORT",
+    help="With --whole: the chunkserver or master at this address must be there, too.",
+)
+@click.option(
     "--timeout",
     "seconds",
     type=click.FloatRange(min=0.1),
     default=STATUS_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="Exit code 3 if no master answers within this time.",
+    help="Fail (exit code 3) if no master answers within this time.",
 )
 @json_option("all of it")
 @client_options
-def status(cluster: Cluster, disks: bool, seconds: float, as_json: bool) -> None:
+def status(
+    cluster: Cluster,
+    disks: bool,
+    whole: bool,
+    expected: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
     """Show the servers and the cluster's totals, and what to do about problems.
 
     Exit code 0 if a master answered, also with warnings; 3 if none did.
     """
+    if expected and not whole:
+        raise click.UsageError("--with is for --whole")
 
     async def work(client: Client) -> None:
         reply = await client.status()
         async with Output() as output:
+            if whole:
+                named = find_masters(cluster.master, cluster.state)
+                missing = list(_missing(reply, await client.election(), expected, named))
+                for line in [to_json(missing)] if as_json else missing:
+                    await output.line(line)
+                if missing:
+                    raise Failed
+                return
             if disks:
                 found = [(server.id, each) for server in reply.servers for each in server.disks]
                 if as_json:
@@ -75,14 +111,53 @@ def status(cluster: Cluster, disks: bool, seconds: float, as_json: bool) -> None
                     for warning in disk_warnings(server):
                         await output.line(warning)
                 return
+            election = await client.election()
             if as_json:
-                await output.line(to_json(reply))
+                elected = {"election": plain(election)} if election.engine else {}
+                await output.line(to_json({**plain(reply), **elected}))
                 return
-            warnings = [*_warnings(reply), *machine_warnings(reply, time.time_ns())]
-            for part in (_servers(reply), _totals(reply), *masters(reply), *warnings):
+            warnings = list(advice(reply, time.time_ns()))
+            elected_by = elections(election, time.time_ns())
+            for part in (_servers(reply), _totals(reply), *masters(reply), *elected_by, *warnings):
                 await output.line(part)
 
     run_with_client(cluster, work, seconds=seconds)
+
+
+def _missing(
+    reply: StatusReply,
+    election: ElectionReply,
+    expected: str | None = None,
+    named: Sequence[str] = (),
+) -> Iterator[str]:
+    """Why another server must not be stopped now. ``named``: the addresses of masters."""
+    if reply.role == "shadow":
+        yield "no master answers, a shadow master does"
+        return
+    totals = reply.totals
+    below = totals.under_replicated + totals.corrupt + totals.lost + totals.unlocated
+    if below:
+        yield f"{plural(below, 'chunk')} below the goal: gfs repair status"
+    for server in reply.servers:
+        if server.state == "silent":
+            yield f"chunkserver {server.id} at {server.address} is silent"
+    for shadow in reply.shadows:
+        if shadow.state != "following":
+            yield f"shadow master {shadow.address}: {shadow.state}"
+    following = [shadow.address for shadow in reply.shadows if shadow.state == "following"]
+    if len(following) < reply.replicas_before_ack:
+        yield (
+            f"{plural(len(following), 'shadow master')} of {reply.replicas_before_ack} that must "
+            "follow"
+        )
+    live = {server.address for server in reply.servers if server.state == "live"}
+    # A master that nobody elects does not name itself: it is the one that is no shadow master.
+    leaders = {*named}.difference(shadow.address for shadow in reply.shadows)
+    if election.engine:
+        leaders = {election.holder}
+    there = live.union(following, leaders if len(leaders) == 1 else ())
+    if expected and expected not in there:
+        yield f"the server at {expected} is not there yet"
 
 
 def _servers(reply: StatusReply) -> str:
@@ -117,7 +192,7 @@ def _server_row(server: ServerStatus) -> list[str]:
 
 
 def _scrubbed(scrub: Scrub) -> str:
-    """The share of its bytes that it has verified in this pass."""
+    """The share of the server's bytes that it has verified in this pass."""
     return f"{100 * scrub.done_bytes // scrub.total_bytes} %" if scrub.total_bytes else "-"
 
 
@@ -144,7 +219,7 @@ def _totals(reply: StatusReply) -> str:
 def _shared(totals: ClusterTotals) -> str:
     if not totals.shared_bytes:
         return ""
-    return f", {human_bytes(totals.shared_bytes)} of it shared (snapshots) and not stored again"
+    return f", {human_bytes(totals.shared_bytes)} of it shared by snapshots and stored once"
 
 
 def _moves(totals: ClusterTotals) -> Iterator[str]:
@@ -203,6 +278,12 @@ def _ends(until_ns: int, now_ns: int) -> str:
     return f"ends in {plural(int(days), 'day')}"
 
 
+def advice(reply: StatusReply, now_ns: int) -> Iterator[str]:
+    """What asks for something to be done about the cluster, each with the next command."""
+    yield from _warnings(reply)
+    yield from machine_warnings(reply, now_ns)
+
+
 def machine_warnings(reply: StatusReply, now_ns: int) -> Iterator[str]:
     """Warnings of what will expire or fill up."""
     metadata = reply.metadata
@@ -221,7 +302,7 @@ def machine_warnings(reply: StatusReply, now_ns: int) -> Iterator[str]:
         if until_ns - now_ns < CERTIFICATE_DAYS * DAY_NS:
             yield (
                 f"WARNING: the certificate of {name} {_ends(until_ns, now_ns)}: put a new one in "
-                "place (docs/operations.md, Keys and TLS); no restart is needed"
+                "place (docs/keys.md); no restart is needed"
             )
 
 
@@ -253,6 +334,27 @@ def masters(reply: StatusReply) -> Iterator[str]:
             "WARNING: a shadow master is away: see its log, start it again: "
             "gfs master --shadow-of ADDRESS"
         )
+
+
+def elections(reply: ElectionReply, now_ns: int) -> Iterator[str]:
+    """Who has the hold, since when, and whether it can be given to another."""
+    if not reply.engine:
+        return
+    since = f"since {human_time(reply.since_ns)}, for {_ago(now_ns - reply.since_ns)}"
+    yield (
+        f"elected by {reply.engine}: "
+        + (f"{reply.holder} has the hold {since}" if reply.holder else "nobody has the hold")
+    )
+    if reply.away_ms:
+        yield (
+            f"WARNING: {reply.engine} has not answered for {human_seconds(reply.away_ms / 1000)} "
+            f"({reply.reason}): the master stops {human_seconds(reply.hold_ms / 1000)} after its "
+            "last answer, and no other one is elected: start it again"
+        )
+
+
+def _ago(nanoseconds: int) -> str:
+    return human_seconds(max(0, nanoseconds) / 1e9)
 
 
 def _behind(reply: StatusReply, shadow: ShadowStatus) -> str:
@@ -295,6 +397,12 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
             "early: add a chunkserver (gfs up --chunkservers N, gfs chunkserver), or "
             "choose what is purged: gfs ls --trash /, gfs rm --trash PATH"
         )
+    if reply.restored:
+        yield (
+            "WARNING: a backup was restored: chunks that it does not know are kept, and take "
+            "space; what it lacks: gfs fsck /; when nothing more is wanted of them: "
+            "gfs restore --accept"
+        )
     if reply.repair_paused:
         yield "WARNING: repair is paused: nothing is copied: gfs repair resume"
     yield from _racks(reply)
@@ -305,7 +413,7 @@ def _warnings(reply: StatusReply) -> Iterator[str]:
 
 
 def _racks(reply: StatusReply) -> Iterator[str]:
-    """Where racks are named: warnings if there are too few for the replicas."""
+    """If racks are named: warnings if there are too few for the replicas."""
     here = [server for server in reply.servers if server.state == "live" and not server.drain]
     racks = Counter(server.rack for server in here)
     if len(racks) < 2 or len(racks) > reply.replication:
@@ -450,7 +558,7 @@ def _fsck_document(path: str, report: FsckReport) -> dict[str, object]:
 
 
 def problems(output: Output, report: FsckReport) -> tuple[list[str], str]:
-    """A line for each, up to PRINTED_MAX of a kind; and the number of each kind."""
+    """One line per problem, up to PRINTED_MAX of a kind; and the number of each kind."""
     counts = Counter(problem.kind for problem in report.problems)
     printed: Counter[str] = Counter()
     lines = []

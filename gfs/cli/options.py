@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Cluster:
-    """Which cluster, as the command line says; None: it does not."""
+    """Which cluster, as the command line says; None where it does not."""
 
     master: str | None = None
     state: Path | None = None
@@ -39,7 +39,8 @@ _CLUSTER_OPTIONS = {
     "master": click.option(
         "--master",
         metavar="HOST:PORT[,…]",
-        help="The master's address (GFS_MASTER); with commas, of all that may be the master.",
+        help="The master's address (GFS_MASTER), or the addresses of all masters, separated by "
+        "commas.",
     ),
     "state": click.option(
         "--state", type=PATH, metavar="DIR", help="State directory of gfs up (GFS_STATE)."
@@ -108,7 +109,7 @@ log_format_option = click.option(
     default="text",
     show_default=True,
     envvar="GFS_LOG_FORMAT",
-    help="Lines for people, or a JSON object a line (GFS_LOG_FORMAT).",
+    help="Write the log as text, or as one JSON object per line (GFS_LOG_FORMAT).",
 )
 
 
@@ -137,7 +138,7 @@ def remote_path(text: str) -> str:
 
 def check_address(option: str, address: str) -> str:
     """The host of ``address``; SettingsError names ``option`` if it has none."""
-    from gfs.io.real import split_address
+    from gfs.io import split_address
 
     try:
         return split_address(address)[0]

@@ -7,9 +7,11 @@ pauses (``gfs ls | less``) holds up neither Ctrl-C nor the connections.
 from __future__ import annotations
 
 import dataclasses
+import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -39,7 +41,7 @@ def _write(data: bytes | bytearray) -> None:
 async def write_bytes(data: bytes | bytearray | memoryview) -> None:
     """Write raw bytes to stdout. A cancelled write ends with the process.
 
-    Until then it goes on, so it works on a copy of a view that will not last.
+    Until then it continues, so it uses a copy of a view that its owner reuses.
     """
     data = bytes(data) if isinstance(data, memoryview) else data
     await trio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
@@ -161,16 +163,10 @@ def human_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def plural(count: int, noun: str) -> str:
-    ends_in_ies = noun.endswith("y") and noun[-2:-1] not in "aeiou"
-    many = noun[:-1] + "ies" if ends_in_ies else noun + "s"
-    return f"{count} {noun if count == 1 else many}"
-
-
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] = ()) -> str:
-    """A table whose columns ``right`` (counted from 0) are flushed right.
+    """A table whose columns ``right`` (counted from 0) are aligned right.
 
-    Plain text, as wide as it is: it can be piped, and is not cut to a window.
+    Plain text that is not cut to the terminal's width, so that it can be piped.
     """
     cells = [list(titles), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -182,3 +178,21 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[
         ).rstrip()
         for row in cells
     )
+
+
+def control_summary(facts: Mapping[str, str], admin: str, password: str | None) -> list[str]:
+    """The addresses of the control plane's services, and how to log in. The password is in no
+    log and is not shown again: only its hash is stored."""
+    url = next(url for service, url in facts.items() if service not in ("pid", "s3"))
+    lines = [f"REST API: {url} (documentation: {url}/docs)"]
+    if "console" in facts:
+        lines.insert(0, f"Console: {facts['console']} (in a browser)")
+    if "s3" in facts:
+        lines.append(f"S3: {facts['s3']} (access keys: gfs control s3-key USER)")
+    if password is not None:
+        body = json.dumps({"username": admin, "password": password})
+        lines += [
+            f"Its user {admin} has the password {password} (this is not shown again). Log in:",
+            f"  curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}/api/login",
+        ]
+    return lines

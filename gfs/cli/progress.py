@@ -1,5 +1,5 @@
-"""A progress bar on stderr, if that is a terminal: bytes, rate, ETA. If it is none, a
-line now and then for commands that take minutes.
+"""A progress bar on stderr, if that is a terminal: bytes, rate, ETA. Without a
+terminal, commands that take minutes print a line now and then.
 
 The bar appears only after a moment, so that short transfers do not flicker, and
 rich is not even imported for them. It is drawn by a task, not a thread.
@@ -36,14 +36,14 @@ class Progress:
         self.done += count
 
     def say(self, text: str) -> None:
-        """A line on stderr that does not run into the bar."""
+        """Print a line on stderr that does not run into the bar."""
         if self._is_drawn:
             self._pending.append(text)
         else:
             complain(text)
 
-    async def tell(self) -> None:
-        """A line now and then until cancelled."""
+    async def print_lines(self) -> None:
+        """Print a line now and then until cancelled."""
         began = trio.current_time()
         while True:
             await trio.sleep(LINE_SECONDS)
@@ -113,6 +113,6 @@ async def shown(progress: Progress, *, lines: bool = False) -> AsyncIterator[Pro
         yield progress
         return
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(progress.draw if is_wanted() else progress.tell)
+        nursery.start_soon(progress.draw if is_wanted() else progress.print_lines)
         yield progress
         nursery.cancel_scope.cancel()

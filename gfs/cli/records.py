@@ -18,7 +18,7 @@ from gfs.client import Client
 from gfs.errors import InvalidArgument
 from gfs.protocol.records import RECORD_BYTES_MAX
 
-#: Lines sent and not yet acknowledged; and their bytes, about.
+#: Most lines that are sent and not yet acknowledged, and about as many bytes.
 AT_ONCE = 256
 BYTES_AT_ONCE = 8 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -33,9 +33,10 @@ def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -
     """Append each line of stdin, or each local FILE as a whole, to PATH as a record.
 
     PATH is created if it does not exist. Any number of programs may append to it at the
-    same time: a record, up to 16 MiB, is stored whole, at an offset that the file system
-    chooses, on all replicas when this command ends. After a failure it may be stored
-    twice, under one id: gfs records shows it once. Empty lines are records, too.
+    same time: a record of up to 16 MiB is stored in one piece, at an offset that the
+    file system chooses. When this command ends, it is on all replicas. After a failure
+    it may be stored twice, under one id: gfs records shows it once. Empty lines are
+    records, too.
     """
     name = remote_path(path)
 
@@ -56,7 +57,8 @@ def append(cluster: Cluster, path: str, files: tuple[str, ...], as_json: bool) -
 async def _append_all(
     client: Client, name: str, source: AsyncIterator[bytes]
 ) -> AsyncIterator[tuple[int, int]]:
-    """(offset, length) of each, in order. Lines that are available together are sent together."""
+    """The (offset, length) of each record, in order. Lines that are available together
+    are sent together."""
     batch: list[bytes] = []
     size = 0
     async with closing(source) as pieces:
@@ -120,10 +122,16 @@ def _read_file(path: str) -> bytes:
     type=click.IntRange(min=0),
     default=0,
     metavar="OFFSET",
-    help="Only from the record at OFFSET on (an offset of --json).",
+    help="Start with the record at OFFSET (an offset that --json shows).",
 )
-@click.option("--duplicates", is_flag=True, help="Also what was appended twice after a failure.")
-@click.option("-0", "--null", is_flag=True, help="A zero byte after each record, no newline.")
+@click.option(
+    "--duplicates",
+    is_flag=True,
+    help="Write records that a failure stored twice as often as they are stored.",
+)
+@click.option(
+    "-0", "--null", is_flag=True, help="Write a zero byte after each record instead of a newline."
+)
 @json_option("an array of {offset, length, client, sequence, encoding: base64, data}")
 @client_options
 def records(
@@ -165,6 +173,6 @@ def records(
             if as_json:
                 await array.end()
         if not found and not start and (await client.stat(name)).length:
-            complain(f"{name}: there are no records in it (its bytes: gfs cat)")
+            complain(f"{name} contains no records: gfs cat writes its bytes")
 
     run_with_client(cluster, work)

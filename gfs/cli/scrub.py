@@ -8,10 +8,11 @@ from gfs.cli.disks import find_server
 from gfs.cli.exits import Failed
 from gfs.cli.health import check, problems
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
-from gfs.cli.output import Output, human_bytes, plural, to_json
+from gfs.cli.output import Output, human_bytes, to_json
 from gfs.cli.session import run_with_client
 from gfs.client import Client, FsckReport
 from gfs.errors import ReplicaUnavailable
+from gfs.failures import plural
 
 
 @click.command()
@@ -50,8 +51,8 @@ async def scrubbed(client: Client, target: str) -> FsckReport:
 
 
 async def _live(client: Client, name: str) -> str:
-    """Its id. It must be live: the master knows no replicas of an absent server, so nothing
-    would be read and all would seem well."""
+    """The id of a live server. The master knows no replicas of an absent one, so
+    nothing would be read and everything would seem good."""
     server = await find_server(client, name)
     if server.state != "live":
         raise ReplicaUnavailable(

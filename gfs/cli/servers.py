@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -27,11 +26,10 @@ from gfs.cli.options import (
     ready_fd_option,
     state_directory,
 )
-from gfs.cli.output import plural
+from gfs.cli.output import control_summary
 from gfs.cli.settings import ServerCommand
 from gfs.cluster import launch, process, supervisor
 from gfs.cluster.directory import StateDirectory
-from gfs.cluster.failures import EXPECTED, sentence, the_one
 from gfs.cluster.report import Reporter, reported
 from gfs.config import (
     DEFAULT_PORT,
@@ -42,10 +40,11 @@ from gfs.config import (
 )
 from gfs.diagnostics import start_logging
 from gfs.errors import GfsError, SettingsError, StartupError
+from gfs.failures import EXPECTED, plural, sentence, the_one
 from gfs.io import real_world
 from gfs.metrics import Source
 from gfs.protocol.credentials import load_credentials
-from gfs.state import KEY_NAME, find_tls, make_key
+from gfs.state import find_tls, make_key
 
 
 @click.command(cls=ServerCommand, roles=("master", "chunkserver"))
@@ -54,7 +53,7 @@ from gfs.state import KEY_NAME, find_tls, make_key
     "--chunkservers",
     type=click.IntRange(1, supervisor.CHUNKSERVERS_MAX),
     metavar="N",
-    help="At least this many (default: those of the state, else "
+    help="At least this many (default: as many as the state directory has, else "
     f"{supervisor.CHUNKSERVERS_DEFAULT}). If it is raised, new ones join. Chunkservers with data "
     "always run.",
 )
@@ -62,7 +61,20 @@ from gfs.state import KEY_NAME, find_tls, make_key
     "--replication",
     type=click.IntRange(1, 64),
     metavar="R",
-    help="Replication goal of new files that set no other (default 3). Stored in the state.",
+    help="Replication goal of new files that set no other (default 3). It is stored in the state "
+    "directory.",
+)
+@click.option(
+    "--masters",
+    type=click.IntRange(1, supervisor.MASTERS_MAX),
+    metavar="N",
+    help=f"With --elect: how many masters run (default {supervisor.MASTERS_DEFAULT}).",
+)
+@click.option(
+    "--elect",
+    metavar="URL",
+    help="Run several masters, of which this engine elects one: see gfs master --elect. It is "
+    "stored in the state directory, as are their addresses.",
 )
 @click.option(
     "--port",
@@ -85,6 +97,11 @@ from gfs.state import KEY_NAME, find_tls, make_key
     metavar="N",
     help="Processes that serve the REST API (GFS_CONTROL_WORKERS; default 1).",
 )
+@click.option(
+    "--s3-bind",
+    metavar="HOST:PORT",
+    help="Where S3 is served (GFS_CONTROL_S3_BIND; default: a free port of 127.0.0.1).",
+)
 @click.option("--no-control", is_flag=True, help="Run no REST API.")
 @click.option(
     "--metrics",
@@ -95,8 +112,8 @@ from gfs.state import KEY_NAME, find_tls, make_key
 @click.option(
     "--tls",
     is_flag=True,
-    help="Encrypt all connections of the file system, with certificates made in STATE/tls at "
-    "the first time. It stays on as long as STATE/tls exists.",
+    help="Encrypt all connections of the file system, with certificates that are made in "
+    "STATE/tls the first time. It stays on as long as STATE/tls exists.",
 )
 @click.option(
     "--ready-file",
@@ -105,15 +122,18 @@ from gfs.state import KEY_NAME, find_tls, make_key
     help="File for addresses and pids: written when everything serves, kept up to date, "
     "removed at the end.",
 )
-@click.option("--detach", is_flag=True, help="Return when everything serves; stop with gfs down.")
+@click.option("--detach", is_flag=True, help="Return when everything serves; gfs down stops it.")
 @ready_fd_option
 def up(
     cluster: Cluster,
     chunkservers: int | None,
     replication: int | None,
+    masters: int | None,
+    elect: str | None,
     port: int,
     control_bind: str | None,
     control_workers: int | None,
+    s3_bind: str | None,
     no_control: bool,
     metrics: bool,
     tls: bool,
@@ -128,18 +148,21 @@ def up(
     ~/.local/state/gfs), and found there by the next gfs up. SIGINT (Ctrl-C) or
     SIGTERM stops all of them, a second one at once.
     """
-    if no_control and (control_bind or control_workers):
+    if no_control and (control_bind or control_workers or s3_bind):
         raise SettingsError("--no-control runs no REST API: leave out the options for it")
     options = supervisor.UpOptions(
         state=state_directory(cluster).absolute(),
         chunkservers=chunkservers,
         replication=replication,
+        masters=masters,
+        elect=elect,
         port=port,
         ready_file=ready_file.absolute() if ready_file else None,
         config=cluster.config.absolute() if cluster.config else None,
         control=not no_control,
         control_bind=control_bind,
         control_workers=control_workers,
+        s3_bind=s3_bind,
         tls=tls,
         metrics=metrics,
     )
@@ -165,15 +188,15 @@ def _up_here(options: supervisor.UpOptions, reporter: Reporter) -> None:
             lines = summary(facts, **chosen, password=password)
             print(lines, "Stop it with Ctrl-C.", sep="\n", flush=True)
         except (OSError, ValueError):
-            silence_stdout()  # the cluster serves, whether somebody reads this or not
+            silence_stdout()  # the cluster serves, even if nobody reads this
 
     try:
         trio.run(supervisor.up, options, on_ready)
     except BaseException as error:
-        story = the_one(error)
-        if isinstance(story, EXPECTED):
-            code = story.exit_code if isinstance(story, GfsError) else StartupError.exit_code
-            reporter.failed(sentence(story), code)
+        failure = the_one(error)
+        if isinstance(failure, EXPECTED):
+            code = failure.exit_code if isinstance(failure, GfsError) else StartupError.exit_code
+            reporter.failed(sentence(failure), code)
         raise
 
 
@@ -182,8 +205,8 @@ def _up_in_background(options: supervisor.UpOptions) -> None:
 
     arguments = [f"--state={options.state}", f"--port={options.port}"]
     for name in (
-        *("chunkservers", "replication", "ready_file", "config"),
-        *("control_bind", "control_workers"),
+        *("chunkservers", "replication", "masters", "elect", "ready_file", "config"),
+        *("control_bind", "control_workers", "s3_bind"),
     ):
         value = getattr(options, name)
         if value is not None:
@@ -202,7 +225,7 @@ def _up_in_background(options: supervisor.UpOptions) -> None:
 
 
 def _first_password(facts: dict[str, Any], options: supervisor.UpOptions) -> str | None:
-    """The admin's, if this start generated it or it was never printed."""
+    """The admin's password, if this start generated it or it was never printed."""
     if "control" not in facts:
         return None
     try:
@@ -220,6 +243,12 @@ def down(cluster: Cluster) -> None:
     print(f"{state}: stopped" if launch.down(state) else f"{state}: no cluster runs there")
 
 
+def _masters(facts: dict[str, Any]) -> str:
+    if "masters" not in facts:
+        return f"master {facts['master']['address']}"
+    return "one of the masters " + ", ".join(each["address"] for each in facts["masters"])
+
+
 def summary(
     facts: dict[str, Any],
     replication: int,
@@ -232,12 +261,12 @@ def summary(
     gfs, option = _command(), _state_option(state)
     count = len(facts["chunkservers"])
     lines = [
-        f"The cluster serves: master {facts['master']['address']}, "
+        f"The cluster serves: {_masters(facts)}, "
         f"{plural(count, 'chunkserver')}, replication {replication}.",
         f"State and logs: {state}",
     ]
     if "control" in facts:
-        lines += control_summary(facts["control"]["auth"], admin, password)
+        lines += control_summary(facts["control"], admin, password)
     needed = min(replicas_min, replication)
     if count < needed:
         lines.append(
@@ -258,19 +287,6 @@ def summary(
         f"  {gfs} status{option}",
     ]
     return "\n".join(lines)
-
-
-def control_summary(url: str, admin: str, password: str | None) -> list[str]:
-    """The address of the REST API, and how to log in. The password is in no log and
-    is not shown again: only its hash is stored."""
-    lines = [f"REST API: {url} (documentation: {url}/docs)"]
-    if password is not None:
-        body = json.dumps({"username": admin, "password": password})
-        lines += [
-            f"Its user {admin} has the password {password} (this is not shown again). Log in:",
-            f"  curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}/api/login",
-        ]
-    return lines
 
 
 def _command() -> str:
@@ -296,18 +312,27 @@ def _state_option(state: Path) -> str:
 @click.command(cls=ServerCommand, roles=("master",))
 @cluster_options("state", "key_file", "tls", "config")
 @click.option("--address", metavar="HOST:PORT", help="Listen here (GFS_MASTER_ADDRESS).")
-@click.option("--replication", type=int, metavar="R", help="Replicas of new files.")
+@click.option(
+    "--replication", type=int, metavar="R", help="Replication goal of new files that set no other."
+)
 @click.option(
     "--shadow-of",
     metavar="HOST:PORT[,…]",
     help="Run a shadow master of the master at this address (GFS_MASTER_SHADOW_OF).",
 )
 @click.option(
+    "--elect",
+    metavar="URL",
+    help="Be the master when the engine chooses this process, and else a shadow master: "
+    "etcd://HOST:PORT[,…]/NAME or kubernetes://NAMESPACE/LEASE, the same on "
+    "all machines (GFS_MASTER_ELECT).",
+)
+@click.option(
     "--replicas-before-ack",
     type=int,
     metavar="N",
     help="Acknowledge a mutation when N shadow masters have it on disk "
-    "(GFS_MASTER_REPLICAS_BEFORE_ACK; default 0).",
+    "(GFS_MASTER_REPLICAS_BEFORE_ACK; default 0, with --elect 1).",
 )
 @click.option(
     "--metrics",
@@ -322,6 +347,7 @@ def master(
     address: str | None,
     replication: int | None,
     shadow_of: str | None,
+    elect: str | None,
     replicas_before_ack: int | None,
     metrics: str | None,
     log_level: str,
@@ -335,12 +361,16 @@ def master(
     there, follows it within a second, serves look-ups, and can be made the master
     with gfs promote. It needs a state directory of its own and the same key.
 
+    With --elect the same command runs on each of three machines: one of them is the
+    master, the others are its shadow masters, and one of these takes over automatically
+    when it is gone. gfs failover moves the master.
+
     The cluster key is STATE/cluster.key (or --key-file), made at a master's first
     start; shadow masters, chunkservers and clients on other machines need a copy of it.
     Settings: flags, else GFS_MASTER_* variables, else table [master] of the
     --config file.
     """
-    from gfs.master import run_master
+    from gfs.master import election_engine, run_master
 
     start_logging(log_level, log_format)
     with reported(ready_fd):
@@ -352,21 +382,23 @@ def master(
                 "address": address,
                 "replication": replication,
                 "shadow_of": shadow_of,
+                "elect": elect,
                 "replicas_before_ack": replicas_before_ack,
                 "metrics": metrics,
             },
         )
         host = check_address("--address", settings.address)
+        engine = election_engine(settings)
         if settings.shadow_of:
             check_addresses("--shadow-of", settings.shadow_of)
-            if host in ("0.0.0.0", "::"):
-                raise SettingsError(
-                    f"--address {settings.address}: chunkservers and other masters connect to "
-                    "this address: give one of this machine that they can reach"
-                )
+        if (settings.shadow_of or settings.elect) and host in ("0.0.0.0", "::"):
+            raise SettingsError(
+                f"--address {settings.address}: chunkservers and other masters connect to this "
+                "address: give one of this machine that they can reach"
+            )
         state = state_directory(cluster)
         directory = state / "master"
-        key_path = cluster.key_file or state / KEY_NAME
+        key_path = key_file(cluster)
         if settings.shadow_of and not key_path.exists():
             raise SettingsError(
                 f"{key_path}: a shadow master needs the cluster's key: copy cluster.key from the "
@@ -383,7 +415,7 @@ def master(
     async def role(*, task_status: trio.TaskStatus[dict[str, Any]]) -> None:
         async with trio.open_nursery() as nursery:
             facts, source = await scraped(nursery, settings.metrics)
-            run = partial(run_master, metrics=source)
+            run = partial(run_master, metrics=source, engine=engine)
             started = await nursery.start(run, real_world(), settings, str(directory), credentials)
             task_status.started({"address": started.address, **facts})
 

@@ -15,8 +15,7 @@ import trio
 
 from gfs.cli.exits import Interrupted, complain
 from gfs.cli.options import Cluster, check_address, state_directory
-from gfs.client import Client, connect
-from gfs.client.client import find_masters
+from gfs.client import Client, connect, find_masters
 from gfs.cluster.directory import StateDirectory, is_locked
 from gfs.config import ClientSettings, load
 from gfs.errors import MasterUnavailable
@@ -39,8 +38,8 @@ def run_with_client(
     """
 
     async def connected() -> T:
-        _check_runs(cluster)
         settings = client_settings(cluster)
+        _check_runs(cluster)
         with trio.move_on_after(seconds):
             return await ask(settings)
         where = ", ".join(find_masters(cluster.master, cluster.state))
@@ -67,8 +66,7 @@ def run_with_client(
 
 
 def _check_runs(cluster: Cluster) -> None:
-    """Fail at once for an invalid address, and for a master of this machine that is not
-    going to be started."""
+    """Fail at once for an invalid address, and for a local cluster that is stopped."""
     named = cluster.master or (os.environ.get("GFS_MASTER") if cluster.state is None else None)
     if named:
         for address in named.split(","):
@@ -77,12 +75,12 @@ def _check_runs(cluster: Cluster) -> None:
     directory = StateDirectory(state_directory(cluster))
     if directory.ready.exists() and not is_locked(directory.lock):
         raise MasterUnavailable(
-            f"{directory.path}: the cluster there does not run: start it with gfs up"
+            f"{directory.path}: the cluster there is not running: start it with gfs up"
         )
 
 
 async def _say_that_it_waits(waiting: trio.CancelScope, seconds: float) -> None:
-    """Print why nothing happens, if stderr is a terminal."""
+    """Print what the command waits for, if stderr is a terminal."""
     with waiting:
         await trio.sleep(SAY_AFTER_SECONDS)
         if sys.stderr.isatty():
@@ -94,7 +92,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
 
     SIGINT and SIGTERM cancel it, so that it can clean up half-finished work, and
     Interrupted is raised; the second signal ends the process at once. The library's log
-    is not shown: failures that it recovers from are none for the user.
+    is not shown: the user need not know of failures that it recovers from.
     """
     logging.getLogger("gfs").addHandler(logging.NullHandler())
     if os.environ.get("GFS_DEBUG"):

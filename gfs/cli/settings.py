@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-#: Role → setting → its help. docs/operations.md has all settings.
-TOLD = {
+#: Role → setting → its help. docs/settings.md has all settings.
+SHOWN = {
     "master": {
         "trash_seconds": "How long deleted files can be undeleted",
         "moves_total": "Replicas moved at once to rebalance racks and disks; 0: none",
@@ -15,13 +15,13 @@ TOLD = {
     },
     "chunkserver": {
         "scrub_seconds": "All blocks are read and verified once in this time",
-        "durability": "fsync: a power cut of everything loses nothing acknowledged",
+        "durability": "With fsync, a power cut of all machines loses nothing acknowledged",
     },
 }
 
 
 class ServerCommand(click.Command):
-    """Its help ends with the settings of ``roles``."""
+    """A command whose help ends with the settings of ``roles``."""
 
     def __init__(self, *args: Any, roles: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -32,11 +32,11 @@ class ServerCommand(click.Command):
         super().format_epilog(ctx, formatter)
 
 
-def write_settings(formatter: click.HelpFormatter, roles: tuple[str, ...] = tuple(TOLD)) -> None:
+def write_settings(formatter: click.HelpFormatter, roles: tuple[str, ...] = tuple(SHOWN)) -> None:
     from gfs.config import ChunkserverSettings, MasterSettings
 
     defaults = {"master": MasterSettings(), "chunkserver": ChunkserverSettings()}
-    with formatter.section("Settings of servers (or in --config; all are in docs/operations.md)"):
+    with formatter.section("Settings of servers (or in --config; all are in docs/settings.md)"):
         formatter.write_dl(
             [
                 (
@@ -44,7 +44,7 @@ def write_settings(formatter: click.HelpFormatter, roles: tuple[str, ...] = tupl
                     f"{what} (default {_shown(getattr(defaults[role], name))})",
                 )
                 for role in roles
-                for name, what in TOLD[role].items()
+                for name, what in SHOWN[role].items()
             ]
         )
 

@@ -33,7 +33,7 @@ from gfs.cli.options import (
 from gfs.cli.output import Output, to_json, write_bytes
 from gfs.cli.progress import Progress
 from gfs.cli.session import client_settings, closing, run_with_client
-from gfs.client import Client
+from gfs.client import Client, LocalPart, check_free
 from gfs.errors import (
     AlreadyExists,
     GfsError,
@@ -42,7 +42,10 @@ from gfs.errors import (
     NotADirectory,
     NotFound,
 )
-from gfs.protocol.messages import Entry
+from gfs.protocol.messages import SMALL_BYTES_MAX, Entry
+
+#: Small files of a tree that are copied together.
+SMALL_FILES, SMALL_FILES_BYTES = 64, 1024 * 1024
 
 recursive_option = click.option("-r", "--recursive", is_flag=True, help="Copy directories, too.")
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
@@ -56,7 +59,12 @@ force_option = click.option("-f", "--force", is_flag=True, help="Overwrite files
 @click.argument("target", metavar="TARGET")
 @recursive_option
 @force_option
-@click.option("--replication", type=click.IntRange(1, 64), metavar="R", help="Replicas wanted.")
+@click.option(
+    "--replication",
+    type=click.IntRange(1, 64),
+    metavar="R",
+    help="Replication goal of the new files (default: the cluster's).",
+)
 @json_option("the files made, {files, directories, bytes, failures},")
 @client_options
 def put(
@@ -70,9 +78,9 @@ def put(
 ) -> None:
     """Copy local files (- is stdin) to TARGET in the file system.
 
-    Into TARGET if it is a directory, ends with / or there are several sources;
-    missing parents are made. A file appears under its name when it is whole,
-    and not before. Symbolic links are followed.
+    They go into TARGET if that is a directory or ends with /, or if there are several
+    sources; missing parents are made. A file appears under its name when all of it is
+    stored, and not before. Symbolic links are followed.
     """
     copy = _Put(sources, target, recursive, force, replication)
 
@@ -82,6 +90,39 @@ def put(
             await batch.run(copy.jobs(client, batch))
 
     run_with_client(cluster, work)
+
+
+class _SmallFiles:
+    """Collects files (source, target) to copy in one call of the library."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[str, str]] = []
+        self._bytes = 0
+
+    def add(self, file: tuple[str, str], length: int) -> list[tuple[str, str]]:
+        """The files to copy now; none before there are enough."""
+        self._files.append(file)
+        self._bytes += length
+        is_enough = len(self._files) >= SMALL_FILES or self._bytes >= SMALL_FILES_BYTES
+        return self.take() if is_enough else []
+
+    def take(self) -> list[tuple[str, str]]:
+        files, self._files, self._bytes = self._files, [], 0
+        return files
+
+
+def _read_all(sources: list[str]) -> list[bytes | OSError | None]:
+    """Blocks. None is a file that has grown and is not small any more."""
+    read: list[bytes | OSError | None] = []
+    for source in sources:
+        try:
+            with open(source, "rb") as file:
+                data = file.read(SMALL_BYTES_MAX + 1)
+        except OSError as error:
+            read.append(error)
+        else:
+            read.append(data if len(data) <= SMALL_BYTES_MAX else None)
+    return read
 
 
 class _Put:
@@ -112,7 +153,7 @@ class _Put:
                 batch.fail(error)
 
     async def _total(self) -> int | None:
-        """Bytes to copy, if that is known before."""
+        """The number of bytes to copy, if it is known in advance."""
         total = 0
         for source in self.sources:
             if source == "-" or local.is_pipe(source):
@@ -153,6 +194,7 @@ class _Put:
     ) -> AsyncIterator[Job]:
         name = _local_name(source)
         root = join(self.target, name) if into and name else self.target
+        small = _SmallFiles()
         async with closing(local.walk(source)) as items:
             async for item in items:
                 target = join(root, item.relative) if item.relative else root
@@ -160,8 +202,12 @@ class _Put:
                     batch.fail(item.error)
                 elif item.is_directory:
                     item.descend = await self._make_directory(client, batch, target)
-                else:
+                elif item.length > SMALL_BYTES_MAX:
                     yield partial(self._put_file, client, batch, item.path, target)
+                elif some := small.add((item.path, target), item.length):
+                    yield partial(self._put_small, client, batch, some)
+        if some := small.take():
+            yield partial(self._put_small, client, batch, some)
 
     async def _make_directory(self, client: Client, batch: Batch, target: str) -> bool:
         try:
@@ -172,27 +218,52 @@ class _Put:
         batch.directories += 1
         return True
 
-    async def _put_file(self, client: Client, batch: Batch, source: str, target: str) -> Entry:
-        return await client.put(
+    async def _put_small(
+        self, client: Client, batch: Batch, files: list[tuple[str, str]]
+    ) -> list[object]:
+        read = await trio.to_thread.run_sync(_read_all, [source for source, _ in files])
+        made: list[object] = []
+        items = [
+            (target, data)
+            for (_, target), data in zip(files, read, strict=True)
+            if isinstance(data, bytes)
+        ]
+        entries = iter(
+            await client.put_many(items, overwrite=self.force, replication=self.replication)
+        )
+        for (source, target), data in zip(files, read, strict=True):
+            if data is None:
+                try:
+                    made += await self._put_file(client, batch, source, target)
+                except (GfsError, OSError) as error:
+                    made.append(error)
+            elif isinstance(data, bytes):
+                made.append(entry := next(entries))
+                batch.progress.advance(entry.length if isinstance(entry, Entry) else 0)
+            else:
+                made.append(data)
+        return made
+
+    async def _put_file(
+        self, client: Client, batch: Batch, source: str | AsyncIterator[bytes], target: str
+    ) -> list[object]:
+        entry = await client.put(
             source,
             target,
             overwrite=self.force,
             replication=self.replication,
             progress=batch.progress.advance,
         )
+        return [entry]
 
     async def _put_stream(
         self, client: Client, batch: Batch, descriptor: int, target: str
-    ) -> Entry:
-        return await client.put(
-            local.read_stream(descriptor),
-            target,
-            overwrite=self.force,
-            replication=self.replication,
-            progress=batch.progress.advance,
-        )
+    ) -> list[object]:
+        return await self._put_file(client, batch, local.read_stream(descriptor), target)
 
-    async def _put_pipe(self, client: Client, batch: Batch, source: str, target: str) -> Entry:
+    async def _put_pipe(
+        self, client: Client, batch: Batch, source: str, target: str
+    ) -> list[object]:
         descriptor = await local.open_pipe(source)
         try:
             return await self._put_stream(client, batch, descriptor, target)
@@ -247,13 +318,13 @@ def get(
 ) -> None:
     """Copy files out of the file system to the local TARGET (- is stdout).
 
-    Into TARGET if it is a directory, ends with / or there are several sources;
-    the current directory if there is no TARGET. A file appears under its name
-    when it is whole and its checksums hold, and not before.
+    They go into TARGET if that is a directory or ends with /, or if there are several
+    sources; without TARGET, into the current directory. A file appears under its name
+    when all of it is written and verified, and not before.
 
-    With --partial a file with lost blocks or chunks is written as well: every byte of it
-    is verified, and its holes, which read as zeros, are printed, each with its offset
-    and its length.
+    With --partial, files with lost blocks or chunks are copied, too: every byte is
+    verified, lost ranges become holes, which read as zeros, and each hole is printed
+    with its offset and length.
     """
     sources, target = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, ".")
     if target == "-":
@@ -317,21 +388,41 @@ class _Get:
         if not self.recursive:
             raise IsADirectory(f"{source}: is a directory: use -r")
         await self._make_directory(batch, target)
+        small = _SmallFiles()
         async with closing(client.walk(source)) as entries:
             async for inner in entries:
                 here = os.path.join(target, _relative(inner.path, source))
                 if inner.kind == "directory":
                     await self._make_directory(batch, here)
-                else:
+                elif self.partial or inner.length > SMALL_BYTES_MAX or local.is_special(here):
                     yield partial(self._get_file, client, batch, inner.path, here)
+                elif some := small.add((inner.path, here), inner.length):
+                    yield partial(self._get_small, client, batch, some)
+        if some := small.take():
+            yield partial(self._get_small, client, batch, some)
 
     async def _make_directory(self, batch: Batch, target: str) -> None:
         await trio.to_thread.run_sync(partial(os.makedirs, target, exist_ok=True))
         batch.directories += 1
 
+    async def _get_small(
+        self, client: Client, batch: Batch, files: list[tuple[str, str]]
+    ) -> list[object]:
+        found = await client.get_many([source for source, _ in files])
+        targets = [target for _, target in files]
+        made: list[object] = list(
+            await trio.to_thread.run_sync(_write_all, targets, found, self.force)
+        )
+        for index, target in enumerate(made):
+            data = found[index]
+            if isinstance(target, str) and isinstance(data, bytes):
+                batch.progress.advance(len(data))
+                made[index] = _made(files[index][0], target, len(data))
+        return made
+
     async def _get_file(
         self, client: Client, batch: Batch, source: str, target: str
-    ) -> dict[str, object]:
+    ) -> list[object]:
         holes: list[tuple[int, int]] = []
         if self.partial:
             if local.is_special(target):
@@ -343,7 +434,7 @@ class _Get:
                 source, target, overwrite=self.force, progress=batch.progress.advance, partial=True
             )
             length, holes = rescued.entry.length, rescued.holes
-            self._tell_holes(batch, source, holes)
+            self._report_holes(batch, source, holes)
         elif local.is_special(target):
             length = await self._get_into_special(client, batch, source, target)
         else:
@@ -353,13 +444,12 @@ class _Get:
             )
             assert isinstance(entry, Entry)
             length = entry.length
-        name = os.fsencode(target).decode("utf-8", "backslashreplace")
-        made: dict[str, object] = {"path": source, "target": name, "length": length}
+        made = _made(source, target, length)
         if self.partial:
             made["holes"] = [{"offset": offset, "bytes": count} for offset, count in holes]
-        return made
+        return [made]
 
-    def _tell_holes(self, batch: Batch, source: str, holes: list[tuple[int, int]]) -> None:
+    def _report_holes(self, batch: Batch, source: str, holes: list[tuple[int, int]]) -> None:
         for offset, count in holes:
             self.hole_bytes += count
             if not batch.as_json:
@@ -385,6 +475,38 @@ class _Get:
         finally:
             os.close(descriptor)
         return length
+
+
+def _made(source: str, target: str, length: int) -> dict[str, object]:
+    name = os.fsencode(target).decode("utf-8", "backslashreplace")
+    return {"path": source, "target": name, "length": length}
+
+
+def _write_all(
+    targets: list[str], found: list[bytes | GfsError], overwrite: bool
+) -> list[str | GfsError | OSError]:
+    """Write small files, each of which gets its name when it is complete. Blocks. Returns
+    their paths, or what is wrong with one."""
+    made: list[str | GfsError | OSError] = []
+    for target, data in zip(targets, found, strict=True):
+        if not isinstance(data, bytes):
+            made.append(data)
+            continue
+        try:
+            target = local.prepare_target(target)
+            check_free(target, overwrite)
+            part = LocalPart(target)
+            try:
+                part.open()
+                part.write(memoryview(data))
+                part.commit(overwrite)
+            finally:
+                part.discard()
+        except (GfsError, OSError) as error:
+            made.append(error)
+        else:
+            made.append(target)
+    return made
 
 
 def _remote_source(text: str) -> tuple[str, str]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import click
 
 from gfs.cli.options import Cluster, client_options, json_option, remote_path
-from gfs.cli.output import JsonArray, Output, human_bytes, human_time, plural, to_json
+from gfs.cli.output import JsonArray, Output, human_bytes, human_time, to_json
 from gfs.cli.session import closing, run_with_client
 from gfs.client import Client
 from gfs.errors import InvalidArgument, NotFound
+from gfs.failures import plural
 from gfs.protocol.messages import TrashEntry
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--as", "target", metavar="NEW", help="Under this name instead of its old one.")
+@click.option(
+    "--as", "target", metavar="NEW", help="Restore it under this name instead of its old one."
+)
 @click.option(
     "--inode",
     type=click.IntRange(min=1),
     default=None,
-    help="Which one, if it was deleted more than once (gfs ls --trash); else the last.",
+    help="Inode of the deletion to restore, if there are several (gfs ls --trash); default: the "
+    "last.",
 )
 @json_option("the entry (an array of entries, for several paths)")
 @client_options
@@ -49,7 +53,7 @@ def undelete(
 
 
 async def list_trash(client: Client, output: Output, names: list[str], as_json: bool) -> None:
-    """Print the deletions at and below each of ``names``, a line each."""
+    """Print one line for each deletion at and below each of ``names``."""
     array = JsonArray(output)
     for name in names:
         async with closing(client.trash(name)) as entries:

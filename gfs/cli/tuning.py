@@ -1,14 +1,15 @@
-"""``gfs repair``, ``gfs maintenance``, ``gfs forget``: orders of an operator to the master."""
+"""``gfs repair``, ``gfs maintenance``, ``gfs forget``: commands of an operator to the master."""
 
 from __future__ import annotations
 
 import click
 
 from gfs.cli.options import Cluster, client_options, json_option
-from gfs.cli.output import Output, human_bytes, human_seconds, plural, table, to_json
+from gfs.cli.output import Output, human_bytes, human_seconds, table, to_json
 from gfs.cli.session import run_with_client
 from gfs.client import Client
 from gfs.errors import InvalidArgument, NotFound
+from gfs.failures import plural
 from gfs.protocol.messages import RepairReply
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -21,8 +22,8 @@ def repair() -> None:
     """Show, pause, resume and limit repair: copies for chunks below their goal, for
     draining servers and disks, and for rebalancing.
 
-    The master stores the limits; they survive its restart and a promotion, and apply
-    from the next heartbeat on.
+    The master stores the limits: they survive a restart and a promotion, and apply from
+    the next heartbeat on.
     """
 
 
@@ -30,14 +31,14 @@ def repair() -> None:
 @json_option("the progress of repair")
 @client_options
 def status(cluster: Cluster, as_json: bool) -> None:
-    """Show what waits, the most urgent first, the speed, and the time left."""
+    """Show the chunks that wait, the most urgent first, the speed, and the time left."""
     _ask(cluster, as_json=as_json)
 
 
 @repair.command()
 @client_options
 def pause(cluster: Cluster) -> None:
-    """Start no copies until gfs repair resume. Those under way are completed.
+    """Start no copies until gfs repair resume. Copies under way are completed.
 
     Chunks stay below their goal meanwhile, and draining servers stay as they are.
     """

@@ -4,13 +4,16 @@
 """
 
 from gfs.client.append import Record
-from gfs.client.client import Client, LocateReport, connect
+from gfs.client.client import Client, LocateReport, connect, find_credentials, find_masters
+from gfs.client.errnos import as_built_in, errno_of
 from gfs.client.files import ExistingFile, File, NewFile
-from gfs.client.fsck import ChunkReport, FsckProblem, FsckReport
+from gfs.client.fsck import MENDING, ChunkReport, FsckProblem, FsckReport
 from gfs.client.rescue import Rescued
+from gfs.client.transfer import LocalPart, check_free
 from gfs.protocol.messages import Entry, TrashEntry
 
 __all__ = [
+    "MENDING",
     "ChunkReport",
     "Client",
     "Entry",
@@ -18,10 +21,17 @@ __all__ = [
     "File",
     "FsckProblem",
     "FsckReport",
+    "LocalPart",
     "LocateReport",
     "NewFile",
     "Record",
     "Rescued",
     "TrashEntry",
+    "as_built_in",
+    "check_free",
     "connect",
+    "errno_of",
+    "find_credentials",
+    "find_masters",
+    "sync",
 ]

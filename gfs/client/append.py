@@ -1,5 +1,5 @@
-"""Record append: the paper, section 3.3. At least once, whole, at an offset that the
-primary chooses.
+"""Record append (the paper, 3.3): each record is stored at least once, in one piece, at
+an offset that the primary chooses.
 
 All appends of one client to one file go through one :class:`Appender`: it knows the
 chunk that is being filled, its primary and chain, and sends the records that have
@@ -26,9 +26,9 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, Buffer
 from gfs.client.core import ClientCore
+from gfs.client.publish import PublishOptions
 from gfs.client.read import FileMap, check_path
 from gfs.client.transfer import put, stream
-from gfs.client.upload import PublishOptions
 from gfs.diagnostics import asked_for
 from gfs.errors import (
     AlreadyExists,
@@ -59,7 +59,6 @@ from gfs.protocol.messages import (
     LeaseReply,
     Locate,
     LocateReply,
-    Message,
     ServerAddress,
     SetLength,
 )
@@ -68,13 +67,17 @@ from gfs.protocol.patience import answer
 #: Records of one request, unless a single one is larger.
 BATCH_BYTES = min(1 * MIB, records.FRAME_BYTES_MAX)
 BATCH_RECORDS = 1024
+#: After a batch of so much the next is sent before it is answered, so many requests at a time.
+#: Smaller ones gather: each costs the servers a millisecond, however small it is.
+AHEAD_BYTES_MIN = BATCH_BYTES // 4
+REQUESTS_MAX = 2
 #: Bound of one appender's records that wait to be sent; beyond it callers wait.
 WAITING_BYTES_MAX = 32 * MIB
 PAUSE_SECONDS_MIN = 0.05
 PAUSE_SECONDS_MAX = 1.0
 #: Idle appenders that are kept.
 IDLE_MAX = 256
-#: Numbers of each appender's records begin with the appender's own number.
+#: The sequence of a record is its appender's number, then the record's.
 RECORDS_MAX_BITS = 40
 
 
@@ -110,6 +113,16 @@ class _Lease:
     handle: int
     version: int
     chain: list[ServerAddress]
+
+
+@dataclass
+class _Flight:
+    """Requests on one connection that are not answered: their records, in order."""
+
+    batches: deque[list[_Pending]]
+    unanswered: int = 0
+    #: Whether nothing more is sent.
+    ended: bool = False
 
 
 class _ChainBroken(Exception):
@@ -163,8 +176,9 @@ def _checked(record: Buffer) -> memoryview:
 
 
 class Appender:
-    """One file being appended to. One request at a time is under way; records that arrive
-    meanwhile go with the next one."""
+    """One file being appended to. Records that arrive while a request is under way go with the
+    next one; that is sent before the answer has come if the first one is large, so that the
+    link to the primary is not idle while the servers write."""
 
     def __init__(self, core: ClientCore, path: str, number: int, create: bool) -> None:
         self._core = core
@@ -177,6 +191,10 @@ class Appender:
         self._waiting_bytes = 0
         self._room = trio.lowlevel.ParkingLot()
         self._sending = False
+        #: What is to be placed next.
+        self._batch: list[_Pending] = []
+        #: Set when a record came, or an answer.
+        self._news = trio.Event()
         self._inode = 0
         self._index = 0
         self._known_until = float("-inf")
@@ -213,6 +231,7 @@ class Appender:
         pending = _Pending(head, record)
         self._waiting.append(pending)
         self._waiting_bytes += pending.size
+        self._news.set()
         return pending
 
     def _take_back(self, given_up: list[_Pending]) -> None:
@@ -225,17 +244,19 @@ class Appender:
     # --- sending --------------------------------------------------------------------------
 
     async def _send_all(self) -> None:
-        """Send until nothing waits any more. Every waiting caller gets an answer or an error."""
-        batch: list[_Pending] = []
+        """Send until no record waits any more. Every waiting caller gets an answer or an error."""
         try:
             while self._waiting:
-                batch = self._take_batch()
+                self._batch = self._take_batch()
                 try:
-                    await self._send(batch)
+                    await self._send()
                 except GfsError as error:
-                    _fail(batch, error)
+                    _fail(self._batch, error)
         except BaseException:
-            _fail([*batch, *self._waiting], ChunkUnavailable(f"{self._path}: the client ends"))
+            _fail(
+                [*self._batch, *self._waiting],
+                ChunkUnavailable(f"{self._path}: the client is being closed"),
+            )
             self._waiting.clear()
             raise
         finally:
@@ -254,15 +275,16 @@ class Appender:
         self._room.unpark_all()
         return batch
 
-    async def _send(self, batch: list[_Pending]) -> None:
-        """Send until all of ``batch`` is placed. Raises the error for its callers."""
+    async def _send(self) -> None:
+        """Send until all of the batch is placed. Raises the error for its callers."""
         clock = self._core.world.clock
         give_up = clock.monotonic() + self._core.settings.retry_seconds
         pause, failures = PAUSE_SECONDS_MIN, 0
-        while batch:
+        while self._batch:
             try:
-                batch = await self._send_once(batch)
+                await self._send_once()
                 failures = 0
+                give_up = clock.monotonic() + self._core.settings.retry_seconds
                 continue
             except _ChainBroken as broken:
                 last = broken.error
@@ -285,22 +307,13 @@ class Appender:
                 await clock.sleep(pause)
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
-    async def _send_once(self, batch: list[_Pending]) -> list[_Pending]:
-        """Send once; returns the records that did not fit into the chunk."""
+    async def _send_once(self) -> None:
+        """Send once. The batch is then what has no place yet."""
         await self._find()
         if self._lease is None:
             self._lease = await self._acquire()
-        reply = await self._exchange(self._lease, batch)
-        if not 0 <= reply.placed <= len(batch) or (reply.placed < len(batch)) != reply.full:
-            raise ProtocolError(f"{reply} to an append of {len(batch)} records")
-        at = self._index * CHUNK_BYTES + reply.offset
-        for pending in batch[: reply.placed]:
-            pending.offset = at
-            at += pending.size
-            pending.done.set()
-        if reply.full:
+        if await self._exchange(self._lease):
             await self._next_chunk()
-        return batch[reply.placed :]
 
     async def _find(self) -> None:
         """The file at the path now; created if there is none and ``create`` was given."""
@@ -372,12 +385,93 @@ class Appender:
         except NotFound:
             self._known_until = float("-inf")
 
-    async def _exchange(self, lease: _Lease, batch: list[_Pending]) -> AppendReply:
-        """One request to the primary. Raises _ChainBroken, or an error that no new lease mends."""
+    async def _exchange(self, lease: _Lease) -> bool:
+        """Send the batch, and if it is large what comes after it, to the primary; whether the
+        chunk is full. Raises _ChainBroken, or an error that a new lease does not resolve."""
+        flight = _Flight(deque([self._batch]))
+        address = lease.chain[0].address
+        connection: BulkConnection | None = None
+        try:
+            connection = await self._connect(lease)
+            await self._transmit(connection, lease, flight)
+            if sum(pending.size for pending in self._batch) < AHEAD_BYTES_MIN:
+                return await self._hear(connection, lease, flight)
+            return await self._go_on(connection, lease, flight)
+        finally:
+            if connection is not None:
+                if flight.unanswered:
+                    connection.close()
+                else:
+                    self._core.pool.release(connection, address)
+            self._land(flight)
+
+    async def _go_on(self, connection: BulkConnection, lease: _Lease, flight: _Flight) -> bool:
+        """Send the next request before the last one is answered, as long as records come."""
+        full = False
+        errors: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+
+            async def send_more() -> None:
+                try:
+                    while await self._room_to_send(flight):
+                        flight.batches.append(self._take_batch())
+                        await self._transmit(connection, lease, flight, follows=True)
+                except (_ChainBroken, GfsError) as error:
+                    errors.append(error)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(send_more)
+            try:
+                while flight.batches and not full:
+                    full = await self._hear(connection, lease, flight)
+                    self._news.set()
+            except (_ChainBroken, GfsError) as error:
+                errors.append(error)
+            # Not by being cancelled: a record that came just now would be sent twice.
+            flight.ended = True
+            self._news.set()
+            if full or errors:
+                nursery.cancel_scope.cancel()
+        if errors:
+            raise errors[0]
+        return full
+
+    async def _room_to_send(self, flight: _Flight) -> bool:
+        """Wait until there is something to send, and not too much under way. False: look first
+        whether the path still leads to the same file."""
+        while not flight.ended and (not self._waiting or len(flight.batches) >= REQUESTS_MAX):
+            self._news = trio.Event()
+            await self._news.wait()
+        return not flight.ended and self._core.world.clock.monotonic() < self._known_until
+
+    def _land(self, flight: _Flight) -> None:
+        """What has no place yet is sent again, in the same order."""
+        first, *others = flight.batches or [[]]
+        self._batch = first
+        for pending in reversed([pending for batch in others for pending in batch]):
+            self._waiting.appendleft(pending)
+            self._waiting_bytes += pending.size
+
+    async def _connect(self, lease: _Lease) -> BulkConnection:
         primary = lease.chain[0]
+        try:
+            return await self._core.pool.acquire(primary.address)
+        except (ConnectionError, GfsError) as error:
+            raise _ChainBroken(error, primary.id) from error
+
+    async def _transmit(
+        self, connection: BulkConnection, lease: _Lease, flight: _Flight, follows: bool = False
+    ) -> None:
+        """Send the last batch of the flight."""
+        primary, batch = lease.chain[0], flight.batches[-1]
         size = sum(pending.size for pending in batch)
         request = AppendRecords(
-            self._core.message_id(), lease.handle, lease.version, self._inode, lease.chain[1:]
+            self._core.message_id(),
+            lease.handle,
+            lease.version,
+            self._inode,
+            lease.chain[1:],
+            follows,
         )
         buffers: list[Buffer] = []
         for pending in batch:
@@ -387,29 +481,41 @@ class Appender:
         if size <= BATCH_BYTES:
             buffers = [b"".join(buffers)]
         seconds = self._core.settings.stall_seconds
-        connection: BulkConnection | None = None
-        message: Message | None = None
+        flight.unanswered += 1
         try:
-            connection = await self._core.pool.acquire(primary.address)
             with (
                 deadline(seconds, f"progress at {primary.address}") as scope,
                 self._core.patience.sending(scope, connection.stream, seconds),
             ):
                 await connection.send_frames(encode_head(request, size), *buffers)
-            message = await answer(connection, seconds)
         except (ConnectionError, GfsError) as error:
             raise _ChainBroken(error, primary.id) from error
-        finally:
-            if connection is not None:
-                if isinstance(message, AppendReply):
-                    self._core.pool.release(connection, primary.address)
-                else:
-                    connection.close()
-        if isinstance(message, AppendReply):
-            return message
+
+    async def _hear(self, connection: BulkConnection, lease: _Lease, flight: _Flight) -> bool:
+        """The answer for the first batch of the flight; whether the chunk is full."""
+        primary = lease.chain[0]
+        try:
+            message = await answer(connection, self._core.settings.stall_seconds)
+        except (ConnectionError, GfsError) as error:
+            raise _ChainBroken(error, primary.id) from error
         if isinstance(message, Failure):
             raise _meaning(message, primary.id)
-        raise _ChainBroken(ProtocolError(f"{type(message).__name__}"), primary.id)
+        if not isinstance(message, AppendReply):
+            raise _ChainBroken(ProtocolError(f"{type(message).__name__}"), primary.id)
+        batch = flight.batches[0]
+        if not 0 <= message.placed <= len(batch) or (message.placed < len(batch)) != message.full:
+            raise ProtocolError(f"{message} to an append of {len(batch)} records")
+        flight.unanswered -= 1
+        at = self._index * CHUNK_BYTES + message.offset
+        for pending in batch[: message.placed]:
+            pending.offset = at
+            at += pending.size
+            pending.done.set()
+        if message.full:
+            flight.batches[0] = batch[message.placed :]
+        else:
+            flight.batches.popleft()
+        return message.full
 
 
 def _meaning(failure: Failure, primary: str) -> Exception:
@@ -418,7 +524,7 @@ def _meaning(failure: Failure, primary: str) -> Exception:
     if isinstance(error, (InvalidArgument, Busy)):
         return error
     nobody = isinstance(error, LeaseLost) or (
-        # It has seen a newer version: the master knows it.
+        # The primary has a higher version: the master knows it.
         isinstance(error, StaleVersion) and failure.server == primary
     )
     return _ChainBroken(error, "" if nobody else failure.server)

@@ -14,29 +14,33 @@ import trio
 
 from gfs import config
 from gfs.blocks import Buffer
-from gfs.client import fsck, transfer
+from gfs.client import fsck, many, small, transfer
 from gfs.client.append import Appends, Record, read_records
 from gfs.client.core import ClientCore, one_request
 from gfs.client.files import ExistingFile, File, NewFile, normal_mode
 from gfs.client.fsck import ChunkReport, FsckReport
 from gfs.client.master import MasterClient
+from gfs.client.publish import PublishOptions, check_expect, goal_of
 from gfs.client.read import FileMap, check_path
 from gfs.client.rescue import Rescued, rescue
-from gfs.client.upload import PublishOptions, check_expect
 from gfs.config import ClientSettings
 from gfs.diagnostics import asked_for, request_of
 from gfs.errors import (
     AlreadyExists,
     ChunkUnavailable,
+    GfsError,
     InvalidArgument,
     IsADirectory,
     NotFound,
     SettingsError,
 )
 from gfs.io import World, real_world
+from gfs.protocol.attributes import check_attributes
 from gfs.protocol.credentials import Credentials, load_credentials
 from gfs.protocol.handshake import Identity
+from gfs.protocol.links import Links
 from gfs.protocol.messages import (
+    AcceptRestore,
     Delete,
     Disk,
     DiskOrder,
@@ -46,6 +50,8 @@ from gfs.protocol.messages import (
     Done,
     Drain,
     DrainReply,
+    Election,
+    ElectionReply,
     EmptyTrash,
     EmptyTrashReply,
     Entry,
@@ -64,6 +70,7 @@ from gfs.protocol.messages import (
     Repair,
     RepairReply,
     ServerStatus,
+    SetAttributes,
     SetReplication,
     Snapshot,
     SnapshotReply,
@@ -82,7 +89,7 @@ ReplyT = TypeVar("ReplyT", bound=Message)
 LIST_PAGE = 1000
 #: A promotion waits for the old master and for other shadow masters, each for some seconds.
 PROMOTE_SECONDS = 60.0
-#: Reading a disk of a million replicas takes minutes.
+#: Reading the heads of a million replicas on a disk takes minutes.
 DISK_ORDER_SECONDS = 600.0
 _NAMES = ("path", "source", "target")
 
@@ -120,7 +127,7 @@ async def connect(
             encrypted (see :mod:`gfs.io.tls`). Default: ``tls`` in the state directory
             if it exists, else ``GFS_TLS``; no TLS if the key is given as bytes.
         settings: see :class:`gfs.config.ClientSettings`.
-        world: the seam; only tests give another than this machine.
+        world: clock, network and disks (:mod:`gfs.io`); only tests replace this machine's.
 
     Raises SettingsError when the cluster cannot be found, MasterUnavailable when
     no master answers within ``settings.retry_seconds``, WrongClusterKey, TlsRefused.
@@ -137,15 +144,20 @@ async def connect(
     async with _flat_nursery() as nursery:
         link = MasterClient(world, addresses, identity, nursery, settings.retry_seconds)
         pool = BulkPool(world, identity)
-        core = ClientCore(world, settings, link, pool)
+        links = Links(world, identity)
+        core = ClientCore(world, settings, link, pool, links)
+        small.start(core, nursery)
         appends = Appends(core, nursery)
         try:
             await link.connect_now()
             nursery.start_soon(core.upkeep)
             nursery.start_soon(core.patience.run)
+            await nursery.start(links.run)
             yield Client(core, appends)
         finally:
+            small.close(core)
             with trio.move_on_after(1.0, shield=True):
+                await small.closed(core)
                 await core.release_spare(everything=True)
             nursery.cancel_scope.cancel()
             pool.close()
@@ -181,13 +193,13 @@ def find_masters(
     path = _state_directory(state) / READY_NAME
     try:
         ready = msgspec.json.decode(path.read_bytes())
-        return [str(ready["master"]["address"])]
+        return [str(each["address"]) for each in ready.get("masters", [ready["master"]])]
     except FileNotFoundError:
         raise SettingsError(
             f"no cluster runs in {path.parent}: start one with `gfs up`, or say where it "
             "is with --master or --state"
         ) from None
-    except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
+    except (OSError, msgspec.DecodeError, AttributeError, KeyError, TypeError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from None
 
 
@@ -215,8 +227,8 @@ class Client:
     """A connected client. Get one with :func:`connect`. Safe for many tasks.
 
     Every call may raise MasterUnavailable, and, if it reads or writes bytes,
-    ChunkUnavailable; other errors are named with each call. A cancelled call may or
-    may not have taken effect; a file is never partly visible.
+    ChunkUnavailable; other errors are named with each call. A cancelled call may or may
+    not have taken effect; a file is never partly visible.
     """
 
     def __init__(self, core: ClientCore, appends: Appends) -> None:
@@ -237,8 +249,11 @@ class Client:
         progress: transfer.Progress | None = None,
         attributes: Mapping[str, str] | None = None,
         expect: int | None = None,
+        modified_ns: int = 0,
     ) -> Entry:
-        """Store ``source`` as ``path``; acknowledged when it returns.
+        """Store ``source`` as ``path``; acknowledged when it returns. Files up to 64 KiB that are
+        stored by several tasks at the same time share messages, and each is acknowledged by
+        itself.
 
         Args:
             source: a local path, bytes, a binary file object, or an async
@@ -254,6 +269,8 @@ class Client:
             expect: the condition on the path, instead of ``overwrite``: 0, nothing is
                 there (else AlreadyExists); or the ``inode`` of the file to replace
                 (FileChanged if another one is there, or none).
+            modified_ns: the file's time of change, in nanoseconds since 1970; 0: the present
+                time.
 
         Raises AlreadyExists, IsADirectory, NotADirectory, InvalidName,
         InvalidArgument, FileChanged, NotFound, NotEnoughChunkservers, DiskFull.
@@ -262,8 +279,8 @@ class Client:
             self._core,
             source,
             path,
-            options=PublishOptions(overwrite, parents, attributes, expect),
-            replication=replication or 0,
+            options=PublishOptions(overwrite, parents, attributes, expect, modified_ns),
+            replication=goal_of(replication),
             progress=progress,
         )
 
@@ -310,10 +327,10 @@ class Client:
         as they arrive. Raises NotFound, IsADirectory, AlreadyExists (local), and
         FileChanged if the file is replaced again and again meanwhile.
 
-        ``partial``: writes a damaged or partly lost file to a local path, with all verified
-        bytes that any replica still has; the result lists the holes. Servers that do not
-        answer are waited for as in any read; after one wait in vain, the other chunks of
-        the file are not waited for.
+        ``partial`` writes a damaged or partly lost file to a local path, with all verified
+        bytes that any replica still has; the result lists the holes. Servers that do
+        not answer are waited for as in any read; after the first wait without an
+        answer, the rest of the file is read without waiting.
         """
         if partial:
             if not isinstance(target, (str, os.PathLike)):
@@ -332,6 +349,77 @@ class Client:
                 self._core, path, os.fspath(target), overwrite=overwrite, progress=progress
             )
         return await transfer.get_to_file(self._core, path, target, progress)
+
+    @one_request
+    async def put_many(
+        self,
+        items: Iterable[tuple[str, Buffer]],
+        *,
+        overwrite: bool = False,
+        replication: int | None = None,
+        parents: bool | str = True,
+    ) -> list[Entry | GfsError]:
+        """As :meth:`put` of each (path, bytes), files up to 64 KiB together: a few round trips
+        for each 256 files, whatever else is stored at the same time. Returns entries in the
+        order of ``items``, and in the place of a file that was not stored the error that
+        ``put`` raises. Each file is acknowledged by itself, as a whole; two items of one path
+        race.
+        """
+        options = PublishOptions(overwrite, parents, None, None)
+        return await many.put_many(self._core, items, options, goal_of(replication))
+
+    @one_request
+    async def get_many(self, paths: Iterable[str]) -> list[bytes | GfsError]:
+        """As :meth:`get` of each path, small files together: a round trip for each server and
+        each 256 files, whatever else is read at the same time. Returns the bytes, every one
+        verified, in the order of ``paths``, and in the place of a file that could not be read
+        the error that ``get`` raises. All of it is in memory at once.
+
+        The files wait together for chunkservers that do not answer: when one has had no good
+        replica for ``retry_seconds``, those that are left ask each of theirs once.
+        """
+        return await many.get_many(self._core, paths)
+
+    @one_request
+    async def stat_many(self, paths: Iterable[str]) -> list[Entry | GfsError]:
+        """As :meth:`stat` of each path, 256 in one round trip. Returns the entries in the order
+        of ``paths``, and in the place of one that failed the error that ``stat`` raises.
+        """
+        return await many.stat_many(self._core, paths, self.stat)
+
+    @one_request
+    async def delete_many(
+        self,
+        paths: Iterable[str],
+        *,
+        recursive: bool = False,
+        expect: Iterable[int | None] | None = None,
+        now: bool = False,
+    ) -> list[GfsError | None]:
+        """As :meth:`delete` of each path, 256 in one round trip; ``expect`` has an inode, or None,
+        for each. Returns None for each that was deleted, in the order of ``paths``, and in the
+        place of one that was not the error that ``delete`` raises.
+        """
+        names = list(paths)
+        inodes = [None] * len(names) if expect is None else list(expect)
+        if len(inodes) != len(names):
+            raise InvalidArgument(f"{len(names)} paths, but {len(inodes)} inodes to expect")
+        for inode in inodes:
+            check_expect(inode)
+        return await many.delete_many(self._core, zip(names, inodes, strict=True), recursive, now)
+
+    @one_request
+    async def get_ranges(
+        self, ranges: Iterable[tuple[str, int | None, int | None]]
+    ) -> list[bytes | GfsError]:
+        """Of each ``(path, start, end)`` the bytes ``[start:end]``, as a slice has them: None is
+        the beginning or the end, negative numbers count from the end. Small files go together,
+        as in :meth:`get_many`; each other one is opened once for every 256 ranges. Returns the
+        bytes, every one verified, in the order of ``ranges``, and in the place of a range that
+        could not be read the error that reading an open file raises. All of it is in memory
+        at once, and the files wait together, as there.
+        """
+        return await many.get_ranges(self._core, ranges)
 
     def stream(
         self, path: str, offset: int = 0, length: int | None = None
@@ -372,7 +460,7 @@ class Client:
         """
         check_path(path)
         options = PublishOptions(overwrite, parents, attributes, expect)
-        return NewFile(self._core, path, replication or 0, options)
+        return NewFile(self._core, path, goal_of(replication), options)
 
     async def _check_target(self, path: str, mode: str) -> None:
         """Raise early the errors that publishing would raise at the end."""
@@ -391,12 +479,12 @@ class Client:
     async def append(self, path: str, record: Buffer, *, create: bool = True) -> int:
         """Append ``record`` to a file, which is created if it does not exist; returns its
         offset, for :meth:`records`. Any number of clients may append to one file at the
-        same time: each record is stored whole, at an offset that the primary chooses.
+        same time: each record is stored in one piece, at an offset that the primary chooses.
 
         On return it is on all replicas, and every later open of the file reads it. *At
-        least once*: an append that is retried after a failure may be stored twice. One that
-        raises may have been stored, or be stored later; a part of it is never taken for a
-        record.
+        least once*: an append that is retried after a failure may be stored twice. An
+        append that raises may have been stored, or be stored later; no part of it is
+        ever returned as a record.
 
         Args:
             record: up to a quarter of a chunk (16 MiB), 0 bytes included.
@@ -448,7 +536,7 @@ class Client:
 
     async def stat(self, path: str) -> Entry:
         """The entry of a file or directory. The length of a file with appended records is
-        asked of its replicas; in a listing it is a heartbeat or two behind.
+        read from its replicas; in a listing it is one or two heartbeats old.
 
         Raises NotFound, NotADirectory, InvalidName.
         """
@@ -460,7 +548,7 @@ class Client:
                 try:
                     return (await FileMap.open(self._core, path, patient=False)).entry
                 except ChunkUnavailable:
-                    return entry  # nobody is there to be asked
+                    return entry  # no replica can be asked
         return entry
 
     async def exists(self, path: str) -> bool:
@@ -512,8 +600,17 @@ class Client:
                     found.append(entry.path)
             pending.extend(reversed(found))
 
-    async def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Entry:
-        """Raises AlreadyExists, NotFound (a parent), NotADirectory."""
+    async def mkdir(
+        self,
+        path: str,
+        *,
+        parents: bool = False,
+        exist_ok: bool = False,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Entry:
+        """``attributes``: those of the last directory, if this makes it. Raises AlreadyExists,
+        NotFound (a parent), NotADirectory."""
+        check_attributes(attributes or {})
         request = MakeDirectory(
             id=0,
             client=self._core.master.id,
@@ -521,6 +618,38 @@ class Client:
             path=path,
             parents=parents,
             exist_ok=exist_ok,
+            attributes=dict(attributes or {}),
+        )
+        return (await self._ask(request, StatReply)).entry
+
+    @one_request
+    async def set_attributes(
+        self,
+        path: str,
+        attributes: Mapping[str, str] | None = None,
+        *,
+        removed: Iterable[str] = (),
+        modified_ns: int = 0,
+        expect: int | None = None,
+    ) -> Entry:
+        """Give a file or directory these attributes besides those that it has, without the
+        ``removed`` ones; and a time of change (0: it stays). Durable when this returns.
+
+        ``expect``: the inode that must be at the path.
+
+        Raises NotFound, FileChanged (another inode is there), InvalidArgument.
+        """
+        check_attributes(attributes or {})
+        check_expect(expect)
+        request = SetAttributes(
+            id=0,
+            client=self._core.master.id,
+            sequence=self._core.master.next_sequence(),
+            path=path,
+            attributes=dict(attributes or {}),
+            removed=list(removed),
+            modified_ns=modified_ns,
+            expect=-1 if expect is None else expect,
         )
         return (await self._ask(request, StatReply)).entry
 
@@ -570,8 +699,8 @@ class Client:
     @one_request
     async def set_replication(self, path: str, goal: int, *, recursive: bool = False) -> int:
         """Change a file's goal (0: the cluster's default), or with ``recursive`` that of all
-        files at and below ``path``. Returns the number of files. Replicas are copied or
-        deleted in the minutes that follow.
+        files at and below ``path``. Returns the number of files. The master then copies
+        or deletes replicas in the background.
 
         Raises NotFound, IsADirectory, InvalidArgument.
         """
@@ -606,7 +735,7 @@ class Client:
             client=self._core.master.id,
             sequence=self._core.master.next_sequence(),
             path=path,
-            replication=goal,
+            replication=goal_of(goal),
         )
         await self._ask(request, StatReply)
 
@@ -620,7 +749,7 @@ class Client:
         progress: Callable[[SnapshotReply], object] | None = None,
     ) -> SnapshotReply:
         """Make ``target`` a copy of the file or directory ``source`` at one instant during
-        the call. It appears whole or not at all.
+        the call. The copy appears complete or not at all.
 
         No data is copied: both share chunks until one of them is written. Changes at or
         below ``source`` wait meanwhile (seconds for 100,000 files). ``progress`` is called
@@ -663,8 +792,8 @@ class Client:
         return (await self._ask(request, StatReply)).entry
 
     async def trash(self, path: str = "/") -> AsyncGenerator[TrashEntry, None]:
-        """The deletions at and below ``path`` that can be undone, by path, then by time;
-        in constant memory."""
+        """What was deleted at and below ``path`` and can be undeleted, by path, then by
+        time; in constant memory."""
         asked = asked_for(self._core.present_request())
         cursor = b""
         while True:
@@ -714,10 +843,10 @@ class Client:
     async def repair(
         self, *, paused: bool | None = None, settings: Mapping[str, int] | None = None
     ) -> RepairReply:
-        """The progress of repair. Before that, optionally pause or resume it, and set
-        ``clones_per_server``, ``clones_total``, ``moves_total`` (copy orders) or
-        ``bytes_per_second`` (of each chunkserver that serves clients); -1 restores the value
-        that the process was started with. Durable when this returns.
+        """Pause or resume repair and set its limits, if asked to, and return its progress.
+        The limits are ``clones_per_server``, ``clones_total``, ``moves_total`` (copy orders)
+        or ``bytes_per_second`` (of each chunkserver that serves clients); -1 restores
+        the value that the process was started with. Durable when this returns.
 
         Raises InvalidArgument.
         """
@@ -747,7 +876,7 @@ class Client:
         """Drain a chunkserver, by id or address, so that it can be stopped.
 
         It gets no new replicas, and its replicas are copied elsewhere before they are
-        deleted. Returns as soon as the order is stored: ``drain`` of each server in
+        deleted. Returns as soon as the drain is stored: ``drain`` of each server in
         :meth:`status` is its progress; when it is ``"drained"`` the server can be stopped.
         ``cancel`` cancels the drain.
 
@@ -783,6 +912,11 @@ class Client:
         request = Promote(id=0, force=force)
         return await self._core.master.once(request, PromoteReply, PROMOTE_SECONDS)
 
+    async def election(self) -> ElectionReply:
+        """Which master has the hold, if an engine elects the masters of this cluster."""
+        nobody = ElectionReply(id=0)  # elects masters of an older release
+        return await self._core.master.call(lambda: Election(id=0), ElectionReply, unknown=nobody)
+
     async def forget_shadow(self, address: str) -> None:
         """Declare the shadow master at ``address`` lost for good: it does not count any more
         for ``replicas_before_ack``. It must not be promoted afterwards with its data.
@@ -790,6 +924,12 @@ class Client:
         Raises NotFound if none is known there, Busy if it follows.
         """
         await self._ask(ForgetShadow(id=0, address=address), Done)
+
+    async def accept_restore(self) -> None:
+        """Accept that files made after a restored backup are lost: from now on chunks that no
+        file has are garbage, as always. Durable when this returns; without effect if no
+        backup was restored."""
+        await self._ask(AcceptRestore(id=0), Done)
 
     @one_request
     async def locate(self, path: str) -> LocateReport:

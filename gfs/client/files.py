@@ -1,14 +1,14 @@
 """File objects: reading, writing a new file, updating one in place.
 
-All are async context managers. A new file is published when the block ends
-without an exception, and never existed otherwise.
+All are async context managers. A new file is published when the block ends without an
+exception, and discarded otherwise.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -18,6 +18,7 @@ import trio
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer
 from gfs.client.core import ClientCore, one_request
 from gfs.client.mutate import write_in_place
+from gfs.client.publish import PublishOptions
 from gfs.client.read import (
     PIECE_BYTES_MAX,
     SMALL_BYTES,
@@ -27,7 +28,7 @@ from gfs.client.read import (
     read_pieces,
 )
 from gfs.client.transfer import stream
-from gfs.client.upload import PublishOptions, Upload
+from gfs.client.upload import Upload
 from gfs.errors import InvalidArgument
 from gfs.protocol.messages import Entry
 
@@ -114,15 +115,15 @@ class File:
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """When this returns, all written bytes are on all replicas."""
+        """Send all written bytes; on return they are on all replicas."""
         await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
-        """End. A new file is published; see :class:`NewFile`."""
+        """Close the file. A new file is published; see :class:`NewFile`."""
         raise NotImplementedError
 
     async def abort(self) -> None:
-        """End without publishing anything."""
+        """Close the file without publishing anything."""
         await self.close()
 
 
@@ -188,7 +189,7 @@ class ExistingFile(File):
             return done
 
     async def _read_some(self, target: memoryview) -> int:
-        """From what was read ahead, else from the stream: straight into
+        """Read from what was read ahead, else from the stream: straight into
         ``target`` where blocks fit, through a buffer where they do not."""
         if self._ahead and self._core.world.clock.monotonic() > self._ahead_until:
             self._drop_stream()
@@ -330,6 +331,12 @@ class NewFile(File):
         :meth:`Client.create`."""
         self._check_open()
         self._options = replace(self._options, expect=inode)
+
+    def describe(self, attributes: Mapping[str, str], modified_ns: int = 0) -> None:
+        """Set the attributes, instead of those given to :meth:`Client.create`, and the time of
+        change that the file is published with (0: the present time)."""
+        self._check_open()
+        self._options = replace(self._options, attributes=attributes, modified_ns=modified_ns)
 
     @property
     def length(self) -> int:

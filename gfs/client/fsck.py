@@ -40,7 +40,7 @@ CHANGING = f"it changed during each of {LOOKS_MAX} checks: run gfs fsck again"
 
 KEPT = "kept, because nothing better is left"
 #: Detail of a lost chunk that is being salvaged.
-MENDING = "no replica is good, but each block is good in one: being put together from them"
+MENDING = "no replica is good, but each block is good in one: the chunk is being salvaged"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _known(check: Check, page: FsckPageReply, chunk: FsckChunk) -> Known:
 async def _check_page(check: Check, page: FsckPageReply, report: FsckReport) -> None:
     """Check the chunks of a page. Damage counts if the chunk is unchanged when the check
     ends; otherwise the chunk is checked again: replicas move, and files are rewritten and
-    deleted, at any time, which is no damage."""
+    deleted, at any time, and none of that is damage."""
     left = [_known(check, page, chunk) for chunk in page.chunks]
     for look in range(1, LOOKS_MAX + 1):
         findings = await _look(check, left, report)
@@ -335,8 +335,8 @@ def _what_is_left(bad: list[set[int] | None]) -> str:
 
 
 def _blocks(blocks: set[int]) -> str:
-    told = ", ".join(map(str, sorted(blocks)[:10]))
-    return f"blocks {told}{' …' if len(blocks) > 10 else ''}"
+    listed = ", ".join(map(str, sorted(blocks)[:10]))
+    return f"blocks {listed}{' …' if len(blocks) > 10 else ''}"
 
 
 async def _state(
@@ -353,9 +353,9 @@ async def _state(
             return "corrupt", "its head is damaged, or a part of it cannot be read", None
         return "corrupt", _blocks(bad), bad
     if reply.state != "good":
-        return reply.state, f"version {reply.version} there", None
+        return reply.state, f"the replica has version {reply.version}", None
     if reply.length < chunk.length:
-        return "corrupt", f"{reply.length} bytes there, {chunk.length} in the file", None
+        return "corrupt", f"the replica has {reply.length} bytes, the chunk {chunk.length}", None
     return "good", "", None
 
 

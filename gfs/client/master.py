@@ -2,12 +2,12 @@
 
 One multiplexed connection, opened when first needed and again when it is lost; a
 restart of the master only delays calls. Look-ups are repeated. A mutation keeps its
-(client, sequence) over all attempts, so the master returns its first answer.
+(client, sequence) over all attempts, so a repeated one gets the answer of the first.
 
 With several addresses, the master is the process that answers as one and has the
-highest term: the others are shadow masters, or were the master before. A promotion
-is one more lost connection, and a moment until the next attempt.
-With one address, a shadow master is taken as well, for look-ups.
+highest term: the others are shadow masters, or were the master before. To a client a
+promotion is a lost connection, followed by another attempt. With one address, a shadow
+master is taken as well, for look-ups.
 
 While uploads are open, a ping keeps the client known to the master; after a
 reconnect the reservations are claimed again before anything else is asked.
@@ -15,12 +15,14 @@ reconnect the reservations are claimed again before anything else is asked.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
+import outcome
 import trio
 
 from gfs.blocks import Buffer
@@ -34,11 +36,13 @@ from gfs.errors import (
     NotEnoughChunkservers,
     NotTheMaster,
     ProtocolError,
+    ReplicaUnavailable,
 )
 from gfs.io import World
 from gfs.protocol import handshake
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Done, Message, Ping, PublishedChunk, Reclaim
+from gfs.protocol.rpc import Reply as Outcome
 from gfs.protocol.rpc import Rpc
 
 log = logging.getLogger(__name__)
@@ -49,12 +53,22 @@ CALL_SECONDS = 10.0
 #: A master that answers neither a call in time nor this probe is considered gone.
 PING_SECONDS = 2.0
 BACKOFF_SECONDS_MIN = 0.05
-BACKOFF_SECONDS_MAX = 1.0
-#: How long a cluster with too few servers may only be starting.
+BACKOFF_SECONDS_MAX = 0.25
+#: For this long a cluster with too few servers is taken to be starting.
 PLACEMENT_SECONDS = 10.0
 
 #: Handle → the chunk being written: version, length so far, ids of the servers.
 Reservations = dict[int, tuple[int, int, list[str]]]
+
+
+def _final(reply: Outcome, kind: type[ReplyT]) -> ReplyT | GfsError | None:
+    """The answer or the master's refusal; None if it is to be asked again."""
+    if isinstance(reply, outcome.Value):
+        answer, _ = reply.value
+        return answer if isinstance(answer, kind) else None
+    error = reply.error if isinstance(reply, outcome.Error) else None
+    passing = (ConnectionError, DeadlineExceeded, Busy, NotEnoughChunkservers)
+    return error if isinstance(error, GfsError) and not isinstance(error, passing) else None
 
 
 class MasterClient:
@@ -73,7 +87,7 @@ class MasterClient:
         self._world = world
         self._addresses = list(addresses)
         self._identity = identity
-        self._nursery = nursery
+        self.nursery = nursery
         self._retry_seconds = retry_seconds
         #: Number of connections so far: reservations of earlier ones, unless reclaimed, are gone.
         self.connections = 0
@@ -90,9 +104,14 @@ class MasterClient:
         return next(self._sequence)
 
     async def call(
-        self, make: Callable[[], Message], kind: type[ReplyT], body: Buffer = b""
+        self,
+        make: Callable[[], Message],
+        kind: type[ReplyT],
+        body: Buffer = b"",
+        unknown: ReplyT | None = None,
     ) -> ReplyT:
         """Ask until there is an answer; ``make`` gives the request for each attempt.
+        ``unknown`` stands for the answer of a master of a release that does not know it.
 
         Raises the master's error, or MasterUnavailable after ``retry_seconds``.
         """
@@ -103,7 +122,10 @@ class MasterClient:
         while True:
             try:
                 rpc = await self._connected()
-                reply, _ = await rpc.call(make(), body, seconds=CALL_SECONDS)
+                request = make()
+                if unknown is not None and rpc.version < request.SINCE:
+                    return unknown
+                reply, _ = await rpc.call(request, body, seconds=CALL_SECONDS)
                 break
             except (ConnectionError, DeadlineExceeded, Busy) as error:
                 await self._doubt(error)
@@ -139,9 +161,52 @@ class MasterClient:
         with asked_for(number):
             return await self.call(lambda: request, kind, body)
 
+    async def ask_many(
+        self, requests: Sequence[tuple[Message, Buffer]], kind: type[ReplyT]
+    ) -> list[ReplyT | GfsError]:
+        """Many messages in one send; each answered as by :meth:`ask`, errors in their places."""
+        found: dict[int, ReplyT | GfsError] = {}
+        try:
+            rpc = await self._connected()
+            replies = await (await rpc.start(requests, CALL_SECONDS)).replies()
+        except (ConnectionError, GfsError):
+            replies = []  # each is asked by itself, and has its own error
+        for index, reply in enumerate(replies):
+            answer = _final(reply, kind)
+            if answer is not None:
+                found[index] = answer
+
+        async def ask(index: int) -> None:
+            request, body = requests[index]
+            try:
+                found[index] = await self.ask(request, kind, body)
+            except GfsError as error:
+                found[index] = error
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(requests)):
+                if index not in found:
+                    nursery.start_soon(ask, index)
+        return [found[index] for index in range(len(requests))]
+
+    async def ask_now(
+        self, requests: Sequence[tuple[Message, Buffer]], kind: type[ReplyT]
+    ) -> list[ReplyT | GfsError | None]:
+        """As :meth:`ask_many`, but each is sent once, before this waits for anything. None where
+        there is no answer: it may have been carried out."""
+        rpc = self._rpc
+        calls = None
+        if rpc is not None and rpc.peer_term >= self._identity.term:
+            with contextlib.suppress(GfsError):
+                calls = rpc.start_now(requests, CALL_SECONDS)
+        if calls is None:
+            return [None] * len(requests)
+        return [_final(reply, kind) for reply in await calls.replies()]
+
     async def _doubt(self, error: Exception) -> None:
-        """Probe whether it is still the master. With other addresses to try, one that denies
-        it or does not answer is left. Raises NotTheMaster if there are none."""
+        """Ask the connected process whether it is still the master. With other
+        addresses to try, the connection is dropped if it denies that or does not
+        answer; without them, NotTheMaster is raised."""
         if len(self._addresses) == 1:
             if isinstance(error, NotTheMaster):
                 raise error
@@ -163,11 +228,14 @@ class MasterClient:
         return True
 
     async def once(self, request: Message, kind: type[ReplyT], seconds: float) -> ReplyT:
-        """One attempt, for requests that must not be carried out twice. Raises
-        MasterUnavailable if the connection ends: the outcome is not known then."""
+        """One attempt, for requests that must not be carried out twice, once a master answers.
+        Raises MasterUnavailable if the connection ends: the outcome is not known then."""
+        await self.connect_now()
         try:
             rpc = await self._connected()
             reply, _ = await rpc.call(request, seconds=seconds)
+        except ReplicaUnavailable:
+            raise  # the master's answer
         except ConnectionError as error:
             raise MasterUnavailable(
                 f"no answer from the master, which may have carried out the request: {error}; "
@@ -177,7 +245,13 @@ class MasterClient:
             raise ProtocolError(f"{type(reply).__name__} instead of {kind.__name__}")
         return reply
 
+    def check_open(self) -> None:
+        """Raises MasterUnavailable."""
+        if self.nursery.cancel_scope.cancel_called:
+            raise MasterUnavailable("the client is closed")
+
     async def _connected(self) -> Rpc:
+        self.check_open()
         rpc = self._rpc
         if rpc is not None and self._is_usable(rpc):
             return rpc
@@ -188,16 +262,20 @@ class MasterClient:
             return self._rpc
 
     def _is_usable(self, rpc: Rpc) -> bool:
-        """Raises if a chunkserver has announced a newer master since."""
+        """Raises if a chunkserver has reported a higher term since."""
         return not rpc.closed and rpc.peer_term >= self._identity.term
 
     async def _connect(self) -> Rpc:
         last: Exception | None = None
+        hopeless: GfsError | None = None
         for address in self._addresses.copy():
             try:
                 connection = await handshake.connect(self._world, address, self._identity)
             except (ConnectionError, DeadlineExceeded) as error:
                 last = error
+                continue
+            except GfsError as error:  # of this address; the master may be at another one
+                hopeless = error
                 continue
             refusal = self._refusal(connection)
             if refusal is not None:
@@ -206,17 +284,21 @@ class MasterClient:
                 continue
             self._identity.cluster = connection.peer_cluster
             rpc = Rpc(connection)
-            self._nursery.start_soon(rpc.run)
+            self.nursery.start_soon(rpc.run)
             try:
                 await self._claim(rpc)
             except BaseException:
                 rpc.close()
                 raise
             self.connections += 1
-            # The next time it is asked first.
+            # The next attempt starts with this address.
             self._addresses.sort(key=address.__ne__)
             return rpc
-        raise ConnectionError(str(last)) from last
+        if hopeless is None:
+            raise ConnectionError(str(last)) from last
+        if last is None:
+            raise hopeless
+        raise ConnectionError(f"{last}; {hopeless}") from last
 
     def _refusal(self, connection: BulkConnection) -> str | None:
         """Why this process is not the master; empty if it is."""
@@ -249,7 +331,7 @@ class MasterClient:
                 log.info("ping: %s", error)
 
     async def connect_now(self) -> None:
-        """Fail early, and clearly, when the cluster cannot be used at all."""
+        """Wait for a master that answers. Raises MasterUnavailable after ``retry_seconds``."""
         await self.call(lambda: Ping(id=0), Done)
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ async def _write_chunk(
             finally:
                 writer.abandon()
         except MasterUnavailable:
-            raise  # it was waited for already
+            raise  # the wait is over already
         except Retryable as error:
             last = error
         failures += 1

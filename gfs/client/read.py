@@ -6,9 +6,9 @@ side receives into the caller's memory and hashes, so the kernel's buffers are
 the read-ahead. :func:`read_pieces` is for small files and small random reads.
 
 A replica that fails in any way (refuses, hangs up, stalls, sends a block that
-fails its checksum) is left, and the read continues at the next one after the last good
-block. When all have failed, the locations are asked for again, until ``retry_seconds``
-have passed. Damage is reported to the master.
+fails its checksum) is abandoned, and the read continues at the next one after the last
+good block. When all have failed, the client asks the master for the locations again,
+until ``retry_seconds`` have passed. Damage is reported to the master.
 
 Per MiB: one or two ``recv_into``, 16 digests, one comparison.
 """
@@ -20,7 +20,16 @@ from typing import TypeVar
 
 import trio
 
-from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB, SUM_BYTES, block_count, block_sum, block_sums
+from gfs.blocks import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    MIB,
+    SUM_BYTES,
+    Buffer,
+    block_count,
+    block_sum,
+    block_sums,
+)
 from gfs.client.core import ClientCore
 from gfs.errors import (
     ChunkUnavailable,
@@ -39,6 +48,7 @@ from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
     PATH_BYTES_MAX,
+    SMALL_BYTES_MAX,
     ChunkLocation,
     Done,
     Entry,
@@ -57,7 +67,7 @@ log = logging.getLogger(__name__)
 
 ReplyT = TypeVar("ReplyT", bound=Message)
 
-#: A verified step: received, then checked, then the caller's.
+#: Bytes of a step: received, verified, then returned to the caller.
 STEP_BYTES = 1 * MIB
 #: Up to this size a range is cheaper as one piece than as a stream of blocks.
 SMALL_BYTES = BLOCK_BYTES
@@ -69,7 +79,7 @@ BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 1.0
 #: Deadline of a step, however many replicas are asked.
 PATIENCE_SECONDS_MAX = 8.0
-#: Before the length that a minority of replicas reports is used.
+#: The wait before a length that only a minority of the replicas reports is used.
 ALONE_SECONDS = 6.0
 #: Chunks located ahead in one request to the master (the paper, 2.4).
 LOCATE_AHEAD = 64
@@ -90,28 +100,72 @@ def check_path(path: object) -> None:
         raise InvalidName(f"{path[:50]}…: {length} bytes, a path has at most {PATH_BYTES_MAX}")
 
 
+def is_path(path: object) -> bool:
+    """Whether :func:`check_path` accepts it."""
+    try:
+        check_path(path)
+    except InvalidName:
+        return False
+    return True
+
+
+class Patience:
+    """What files that are read in one call share: they wait for chunkservers once.
+
+    After the first of them that had no good replica for ``retry_seconds``, each replica of the
+    others is asked once.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+
 class FileMap:
     """One file as opened: its length and the locations of its chunks."""
 
-    def __init__(self, core: ClientCore, path: str, reply: LocateReply) -> None:
+    def __init__(
+        self, core: ClientCore, path: str, reply: LocateReply, patience: Patience | None = None
+    ) -> None:
         self._core = core
         self.path = path
+        self.patience = patience
         self.entry: Entry = reply.entry
         self._chunks: dict[int, tuple[float, ChunkLocation, list[ServerAddress]]] = {}
         self._is_as_known = False
         self._take(0, reply)
 
     @classmethod
-    async def open(cls, core: ClientCore, path: str, *, patient: bool = True) -> FileMap:
+    async def open(
+        cls,
+        core: ClientCore,
+        path: str,
+        *,
+        patient: bool = True,
+        patience: Patience | None = None,
+    ) -> FileMap:
         """Look ``path`` up. Raises NotFound, IsADirectory …; for a file with appended
-        records ChunkUnavailable if no replica reports its length, at once unless ``patient``."""
+        records ChunkUnavailable if no replica reports its length, at once unless ``patient``.
+        ``patience`` is shared with other files."""
         check_path(path)
         request = Locate(id=0, path=path, inode=0, first=0, count=LOCATE_AHEAD)
         reply = await core.master.ask(request, LocateReply)
+        return await cls.of(core, path, reply, patient=patient, patience=patience)
+
+    @classmethod
+    async def of(
+        cls,
+        core: ClientCore,
+        path: str,
+        reply: LocateReply,
+        *,
+        patient: bool = True,
+        patience: Patience | None = None,
+    ) -> FileMap:
+        """As :meth:`open`, of what the master has just answered."""
         if reply.entry.kind == "directory":
             raise IsADirectory(f"{path}: is a directory")
-        file = cls(core, path, reply)
-        await file._settle_length(patient)
+        file = cls(core, path, reply, patience)
+        await file._ask_length(patient)
         return file
 
     @classmethod
@@ -149,7 +203,7 @@ class FileMap:
             raise FileChanged(f"{self.path}: became shorter while it was read")
         return known[1], self._core.in_order(known[2])
 
-    def believed_until(self, index: int) -> float:
+    def cached_until(self, index: int) -> float:
         """Until when the cached location of chunk ``index`` is used, on the monotonic clock."""
         known = self._chunks.get(index)
         return float("-inf") if known is None else known[0]
@@ -167,14 +221,14 @@ class FileMap:
         reply = await self._locate(index)
         self.entry = reply.entry
         self._take(index, reply)
-        await self._settle_length()
+        await self._ask_length()
 
-    async def _settle_length(self, patient: bool = True) -> None:
-        """The length of a file with appended records, asked of the replicas of its last chunk.
+    async def _ask_length(self, patient: bool = True) -> None:
+        """The length of a file with appended records, as the replicas of its last chunk report it.
 
         All are asked, and the longest counts: it has all acknowledged records, even if
-        another machine came back without its last writes. So a minority's answer is used
-        only after the others had ``ALONE_SECONDS`` to answer.
+        another machine came back without its last writes. So a minority's answer is
+        used only after the others had ``ALONE_SECONDS`` to answer.
         """
         if not self.entry.appended or self._is_as_known:
             return
@@ -233,6 +287,7 @@ class Attempts:
         self._file = file
         self._index = index
         self._rounds_max = rounds
+        self._shared = file.patience
         self._left: list[ServerAddress] = []
         self._rounds = 0
         self._pause = BACKOFF_SECONDS_MIN
@@ -252,7 +307,11 @@ class Attempts:
         """Pause before the next round. Raises ChunkUnavailable when the time is over."""
         clock = self._core.world.clock
         is_enough = self._rounds_max is not None and self._rounds >= self._rounds_max
+        if self._shared and self._shared.is_over:
+            is_enough = True
         if is_enough or clock.monotonic() + self._pause > self._give_up:
+            if self._shared:
+                self._shared.is_over = True
             raise ChunkUnavailable(
                 f"{self._file.path}: chunk {self._index}: no good replica can be reached: "
                 f"{self.last}. See `gfs fsck {self._file.path}`"
@@ -263,7 +322,7 @@ class Attempts:
     @property
     def patience(self) -> float:
         """Seconds for the next bytes before another replica is asked instead, doubled in each
-        round: a loaded cluster or a slow network answers in the end."""
+        round: so that a loaded cluster or a slow network gets the time to answer."""
         settings = self._core.settings
         seconds = settings.hedge_seconds * (1 << (self._rounds - 1))
         if not self._left:
@@ -392,8 +451,7 @@ class BlockStream:
                 await self._open()
             assert self._connection is not None
             try:
-                with deadline(self._attempts.patience, "bytes of the chunk"):
-                    await self._connection.receive_body(view)
+                await self._receive(self._connection, view, self._attempts.patience)
                 self._verify(view)
             except (ConnectionError, GfsError) as error:
                 await self._failed(error)
@@ -403,6 +461,14 @@ class BlockStream:
         self.position += len(view)
         if not self._connection.body_bytes:
             self._release()
+
+    async def _receive(self, connection: BulkConnection, view: memoryview, patience: float) -> None:
+        """Fill ``view``. A server is waited for as long as blocks arrive, however slowly."""
+        done = 0
+        while done < len(view):
+            with deadline(patience, "bytes of the chunk"):
+                least = min(BLOCK_BYTES, len(view) - done)
+                done += await connection.receive_some(view[done:], least)
 
     def _verify(self, view: memoryview) -> None:
         sums = block_sums(view)
@@ -420,7 +486,7 @@ class BlockStream:
         assert self._attempts is not None
         while True:
             self._chunk, self._server = await self._attempts.next()
-            self.until = self._file.believed_until(self.position // CHUNK_BYTES)
+            self.until = self._file.cached_until(self.position // CHUNK_BYTES)
             try:
                 await self._request(self._chunk, self._server)
                 return
@@ -478,7 +544,7 @@ class BlockStream:
 
 
 def is_answer(error: Exception) -> bool:
-    """Whether the server answered with this error, so that the connection is in order."""
+    """Whether the server answered with this error, so that the connection can be used again."""
     return isinstance(error, GfsError) and not isinstance(
         error, (ProtocolError, DeadlineExceeded, ConnectionError)
     )
@@ -525,8 +591,26 @@ async def read_piece_at(
     offset: int,
     target: memoryview,
 ) -> None:
-    """One attempt, at one replica, under one cancel scope: scopes are a good part of the
-    cost of a small read."""
+    """One attempt, at one replica."""
+    length = len(target)
+    question = ReadChunk(core.message_id(), chunk.handle, chunk.version, offset, length)
+    if length > SMALL_BYTES_MAX:
+        await _read_large_piece(core, server, patience, question, target)
+        return
+    reply, data = await core.links.call(server.address, question, b"", patience)
+    if not isinstance(reply, ReadReply) or len(data) != length:
+        raise ProtocolError(f"{type(reply).__name__} does not answer the read")
+    _check_sums(question, reply, data)
+    target[:] = data
+
+
+async def _read_large_piece(
+    core: ClientCore,
+    server: ServerAddress,
+    patience: float,
+    question: ReadChunk,
+    target: memoryview,
+) -> None:
     connection: BulkConnection | None = None
     clean = False
     try:
@@ -536,10 +620,12 @@ async def read_piece_at(
             now = trio.current_time()
             if now - started > CONNECTED_SECONDS:
                 scope.deadline = now + patience
-            question = ReadChunk(
-                core.message_id(), chunk.handle, chunk.version, offset, len(target)
-            )
-            await _exchange_piece(connection, question, target)
+            await connection.send(question)
+            reply = await connection.receive_reply()
+            if not isinstance(reply, ReadReply) or connection.body_bytes != len(target):
+                raise ProtocolError(f"{type(reply).__name__} does not answer the read")
+            await connection.receive_body(target)
+            _check_sums(question, reply, target)
             clean = True
     except (ConnectionError, GfsError) as error:
         clean = is_answer(error)
@@ -552,15 +638,8 @@ async def read_piece_at(
                 connection.close()
 
 
-async def _exchange_piece(
-    connection: BulkConnection, question: ReadChunk, target: memoryview
-) -> None:
-    await connection.send(question)
-    reply = await connection.receive_reply()
-    if not isinstance(reply, ReadReply) or connection.body_bytes != len(target):
-        raise ProtocolError(f"{type(reply).__name__} does not answer the read")
-    await connection.receive_body(target)
-    actual = block_sums(target) if reply.whole else block_sum(target)
+def _check_sums(question: ReadChunk, reply: ReadReply, data: Buffer) -> None:
+    actual = block_sums(data) if reply.whole else block_sum(data)
     if actual != reply.sums:
         raise CorruptReplica(
             f"chunk {question.handle:016x}: bytes at {question.offset} fail their checksum"

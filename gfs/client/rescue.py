@@ -1,10 +1,11 @@
 """The good parts of a damaged or partly lost file (``get`` with ``partial``).
 
-Each piece of 1 MiB is asked of every replica; if none has all of it, it is asked block by
-block, since replicas may lack different blocks. A block that no replica has becomes a hole
-of the local file. Servers that do not answer are waited for, for ``retry_seconds``; after
-one wait in vain, the rest of the file is read without waiting: a file may have lost
-hundreds of chunks. Every byte that is written was verified.
+Each piece of 1 MiB is read from the first replica that has all of it; if none has, it is
+read block by block, since replicas may lack different blocks. A block that no replica has
+becomes a hole of the local file. Servers that do not answer are waited for, for
+``retry_seconds``; after the first wait without an answer, the rest of the file is read
+without waiting: a file may have lost hundreds of chunks. Every byte that is written was
+verified.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gfs.protocol.messages import Entry
 @dataclass(frozen=True)
 class Rescued:
     """A fetched file of the original length, with zeros in its ``holes``, (offset, bytes)
-    each, in order. None: it is whole."""
+    each, in order. Without holes the file is complete."""
 
     entry: Entry
     holes: list[tuple[int, int]]
@@ -79,9 +80,9 @@ class _Chunk:
         self._end = end
         #: Up to this offset no replica has all of a piece: it is read in blocks.
         self._narrow_until = start
-        #: Whether to wait for servers that do not answer: not after a wait in vain.
+        #: Whether to wait for servers that do not answer: only until the first wait has failed.
         self.may_wait = may_wait
-        self._is_located_anew = False
+        self._was_refreshed = False
 
     async def next_piece(self) -> memoryview | None:
         """The next bytes, or None for a hole; ``at`` moves on."""
@@ -89,8 +90,8 @@ class _Chunk:
             step = BLOCK_BYTES if self.at < self._narrow_until else PIECE_BYTES_MAX
             piece = memoryview(bytearray(min(step, self._end - self.at)))
             heard, silent = await self._ask_all(piece)
-            if silent and not self._is_located_anew:
-                self._is_located_anew = True
+            if silent and not self._was_refreshed:
+                self._was_refreshed = True
                 try:
                     if not self.may_wait:
                         await self._file.refresh(self.at // CHUNK_BYTES)

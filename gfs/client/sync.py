@@ -4,6 +4,10 @@ The async client runs in a Trio loop in one background thread (anyio's blocking
 portal); calls from any thread wait for it. After a fork the
 child starts its own loop at its first call: the loop, the connections and the open
 uploads stay the parent's, and file objects opened before the fork raise when used.
+A pickled client is, in each process, one that connects at its first call.
+
+What a call raises is of the classes of :mod:`gfs.errors`, and here always an OSError with an errno,
+or a ValueError.
 
 ::
 
@@ -17,13 +21,20 @@ uploads stay the parent's, and file objects opened before the fork raise when us
 
 from __future__ import annotations
 
+import atexit
 import os
+import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import trio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from gfs.blocks import Buffer
@@ -31,16 +42,21 @@ from gfs.client import client as client_module
 from gfs.client import transfer
 from gfs.client.append import Record
 from gfs.client.client import Client, LocateReport
-from gfs.client.files import File
+from gfs.client.errnos import as_built_in
+from gfs.client.files import ExistingFile, File, NewFile
 from gfs.client.fsck import FsckReport
 from gfs.client.rescue import Rescued
 from gfs.config import ClientSettings
+from gfs.errors import GfsError, InvalidArgument
 from gfs.protocol.messages import (
     DiskUsageReply,
+    Done,
+    ElectionReply,
     Entry,
     PromoteReply,
     RepairReply,
     ServerStatus,
+    SetLength,
     SnapshotReply,
     StatusReply,
     TrashEntry,
@@ -48,17 +64,55 @@ from gfs.protocol.messages import (
 
 T = TypeVar("T")
 
+#: A call that was interrupted ends within this.
+ENDING_SECONDS = 10.0
 #: Entries fetched from the loop's thread at once by iterating methods.
 BATCH = 500
 #: Records fetched at once, each of up to 16 MiB.
 RECORDS_BATCH = 4
 
 
+#: What a fork copies, and a child must not wait for.
+_runs: weakref.WeakSet[_Running] = weakref.WeakSet()
+_clients: weakref.WeakSet[SyncClient] = weakref.WeakSet()
+#: By their pickled arguments.
+_unpickled: dict[bytes, SyncClient] = {}
+
+
+class _Task:
+    """A call in the loop. Its caller can have it ended without knowing whether it was begun."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._scope = trio.CancelScope()
+        self.cancel = self._scope.cancel
+        self._begun, self._ended = False, trio.Event()
+
+    async def run(self) -> Any:
+        self._begun = True
+        try:
+            with self._scope:
+                if not self._scope.cancel_called:
+                    found = self._function()
+                    return await found if isawaitable(found) else found
+            raise ValueError("the client is closed")  # by another thread, or by Python's end
+        finally:
+            self._ended.set()
+
+    async def end(self) -> None:
+        self.cancel()
+        if self._begun:
+            await self._ended.wait()
+
+
 class _Running:
     """The loop of one process."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
+        _runs.add(self)
         self.pid = os.getpid()
+        self.closed = False
+        self._tasks: set[_Task] = set()
         self._exit = ExitStack()
         self.portal: BlockingPortal = self._exit.enter_context(
             start_blocking_portal("trio", name="gfs client")
@@ -68,12 +122,66 @@ class _Running:
                 client_module.connect(**arguments)
             )
             self.client = self._exit.enter_context(manager)
+            # Or calls of other threads would try without connections until their deadlines.
+            self._exit.callback(self.portal.call, _cancel, self._tasks)
         except BaseException:
             self._exit.close()
             raise
 
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """As the portal's. But a call whose caller is interrupted (Ctrl-C) is cancelled, and has
+        ended then: the next call for a file, which may be to abort it, comes alone."""
+        task = _Task(partial(function, *args))
+        future = found = None
+        self._tasks.add(task)
+        try:
+            if self.closed:
+                raise ValueError("the client is closed")
+            future = self.portal.start_task_soon(task.run)
+            return future.result()
+        except GfsError as error:
+            found = as_built_in(error)
+            if found is not error:
+                raise found from error
+            raise
+        except BaseException:
+            if not self.closed and (future is None or not future.done()):
+                wait([self.portal.start_task_soon(task.end)], ENDING_SECONDS)
+            raise
+        finally:
+            self._tasks.discard(task)
+            del future, found  # which hold the error, which holds this frame
+
     def close(self) -> None:
+        self.closed = True
         self._exit.close()
+
+    def forget(self) -> None:
+        """In a child: the loop is the parent's. When the child drops this object, the portal
+        would ask the loop to stop, and wait for that without end; so it has nobody to ask."""
+        if hasattr(self, "portal"):
+            self.portal.call = _not_here  # type: ignore[assignment, method-assign]
+            self.portal.start_task_soon = _not_here  # type: ignore[assignment, method-assign]
+
+
+def _cancel(tasks: set[_Task]) -> None:
+    for task in list(tasks):
+        task.cancel()
+
+
+def _unpickle(arguments: bytes) -> SyncClient:
+    """The client of this process with these arguments: the tasks of a pool, each of which may
+    bring a pickled one, have one connection."""
+    client = _unpickled.get(arguments)
+    if client is None or client.closed:
+        client = SyncClient.__new__(SyncClient)
+        client._begin(pickle.loads(arguments))
+        _unpickled[arguments] = client
+    return client
+
+
+def _not_here(*_: object) -> Any:
+    raise RuntimeError("the loop is that of the process this one was forked from")
 
 
 class SyncClient:
@@ -88,26 +196,30 @@ class SyncClient:
         tls: str | os.PathLike[str] | None = None,
         settings: ClientSettings | None = None,
     ) -> None:
-        self._arguments = {
-            "master": master,
-            "state": state,
-            "key": key,
-            "tls": tls,
-            "settings": settings,
-        }
+        self._begin(
+            {"master": master, "state": state, "key": key, "tls": tls, "settings": settings}
+        )
+        self._current()
+
+    def _begin(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._closed = False
-        self._current()
+        _clients.add(self)
+
+    def __reduce__(self) -> tuple[Callable[[bytes], SyncClient], tuple[bytes]]:
+        if isinstance(self._arguments["key"], bytes):
+            raise InvalidArgument(
+                "a client that has the cluster key itself is not pickled: give the key's file"
+            )
+        return _unpickle, (pickle.dumps(self._arguments),)
 
     def _current(self) -> _Running:
         """The loop of this process, started if the process is new (a fork)."""
         running = self._running
         if running is not None and running.pid == os.getpid():
             return running
-        if running is not None:
-            # A fork: another thread may have held the lock when it happened.
-            self._lock = threading.Lock()
         with self._lock:
             if self._closed:
                 raise ValueError("the client is closed")
@@ -115,10 +227,22 @@ class SyncClient:
                 self._running = _Running(self._arguments)
             return self._running
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def renew_lock(self) -> None:
+        """In a child: another thread of the parent may have held it when that forked."""
+        self._lock = threading.Lock()
+
     def _method(self, method: str, *args: Any, **kwargs: Any) -> Any:
         running = self._current()
         function = getattr(running.client, method)
-        return running.portal.call(lambda: function(*args, **kwargs))
+        return running.call(lambda: function(*args, **kwargs))
+
+    def _many(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Of one whose errors are among what it returns."""
+        return [as_built_in(each) for each in self._method(method, *args, **kwargs)]
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +256,8 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Stop the background loop. Open uploads are discarded."""
+        """Stop the background loop. Open uploads are discarded, and calls that other threads have
+        under way are cancelled, with ValueError."""
         running, self._running = self._running, None
         self._closed = True
         if running is not None and running.pid == os.getpid():
@@ -151,6 +276,7 @@ class SyncClient:
         progress: transfer.Progress | None = None,
         attributes: Mapping[str, str] | None = None,
         expect: int | None = None,
+        modified_ns: int = 0,
     ) -> Entry:
         entry: Entry = self._method(
             "put",
@@ -162,8 +288,53 @@ class SyncClient:
             progress=progress,
             attributes=attributes,
             expect=expect,
+            modified_ns=modified_ns,
         )
         return entry
+
+    def put_many(
+        self,
+        items: Iterable[tuple[str, Buffer]],
+        *,
+        overwrite: bool = False,
+        replication: int | None = None,
+        parents: bool | str = True,
+    ) -> list[Entry | GfsError]:
+        entries: list[Entry | GfsError] = self._many(
+            "put_many", list(items), overwrite=overwrite, replication=replication, parents=parents
+        )
+        return entries
+
+    def get_many(self, paths: Iterable[str]) -> list[bytes | GfsError]:
+        found: list[bytes | GfsError] = self._many("get_many", list(paths))
+        return found
+
+    def stat_many(self, paths: Iterable[str]) -> list[Entry | GfsError]:
+        found: list[Entry | GfsError] = self._many("stat_many", list(paths))
+        return found
+
+    def delete_many(
+        self,
+        paths: Iterable[str],
+        *,
+        recursive: bool = False,
+        expect: Iterable[int | None] | None = None,
+        now: bool = False,
+    ) -> list[GfsError | None]:
+        errors: list[GfsError | None] = self._many(
+            "delete_many",
+            list(paths),
+            recursive=recursive,
+            expect=None if expect is None else list(expect),
+            now=now,
+        )
+        return errors
+
+    def get_ranges(
+        self, ranges: Iterable[tuple[str, int | None, int | None]]
+    ) -> list[bytes | GfsError]:
+        found: list[bytes | GfsError] = self._many("get_ranges", list(ranges))
+        return found
 
     def get(
         self,
@@ -187,7 +358,7 @@ class SyncClient:
 
     def open(self, path: str, mode: str = "r", *, replication: int | None = None) -> SyncFile:
         running = self._current()
-        file = running.portal.call(lambda: running.client.open(path, mode, replication=replication))
+        file = running.call(lambda: running.client.open(path, mode, replication=replication))
         return SyncFile(running, file)
 
     def create(
@@ -259,13 +430,41 @@ class SyncClient:
             return entries
 
         try:
-            while entries := running.portal.call(some):
+            while entries := running.call(some):
                 yield from entries
         finally:
-            running.portal.call(source.aclose)
+            running.call(source.aclose)
 
-    def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> Entry:
-        entry: Entry = self._method("mkdir", path, parents=parents, exist_ok=exist_ok)
+    def mkdir(
+        self,
+        path: str,
+        *,
+        parents: bool = False,
+        exist_ok: bool = False,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Entry:
+        entry: Entry = self._method(
+            "mkdir", path, parents=parents, exist_ok=exist_ok, attributes=attributes
+        )
+        return entry
+
+    def set_attributes(
+        self,
+        path: str,
+        attributes: Mapping[str, str] | None = None,
+        *,
+        removed: Iterable[str] = (),
+        modified_ns: int = 0,
+        expect: int | None = None,
+    ) -> Entry:
+        entry: Entry = self._method(
+            "set_attributes",
+            path,
+            attributes,
+            removed=removed,
+            modified_ns=modified_ns,
+            expect=expect,
+        )
         return entry
 
     def rename(
@@ -334,6 +533,13 @@ class SyncClient:
         reply: PromoteReply = self._method("promote", force=force)
         return reply
 
+    def election(self) -> ElectionReply:
+        reply: ElectionReply = self._method("election")
+        return reply
+
+    def accept_restore(self) -> None:
+        self._method("accept_restore")
+
     def forget_shadow(self, address: str) -> None:
         self._method("forget_shadow", address)
 
@@ -355,6 +561,25 @@ class SyncClient:
         return report
 
 
+def _after_fork() -> None:
+    for running in list(_runs):
+        running.forget()
+    for client in list(_clients):
+        client.renew_lock()
+
+
+@atexit.register
+def _close_all() -> None:
+    # After this the loop's thread runs no more, and what called it would wait without end:
+    # a client that nobody closed, when the interpreter drops it.
+    for running in list(_runs):
+        if running.pid == os.getpid() and not running.closed:
+            running.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class SyncFile:
     """As :class:`gfs.client.File`, blocking; also what ``io`` expects of a binary file."""
 
@@ -367,7 +592,9 @@ class SyncFile:
             raise ValueError(
                 f"{self._file.path}: opened before this process was forked: open it again"
             )
-        return self._running.portal.call(function, *args)
+        if self._running.closed:
+            raise ValueError(f"{self._file.path}: the client is closed")
+        return self._running.call(function, *args)
 
     def __enter__(self) -> Self:
         return self
@@ -390,6 +617,12 @@ class SyncFile:
     @property
     def mode(self) -> str:
         return self._file.mode
+
+    @property
+    def entry(self) -> Entry | None:
+        """Of an existing file, as it was opened; of a new one, once it is published."""
+        assert isinstance(self._file, (ExistingFile, NewFile))
+        return self._file.entry
 
     @property
     def length(self) -> int:
@@ -434,6 +667,13 @@ class SyncFile:
     def flush(self) -> None:
         self._call(self._file.flush)
 
+    def touch(self) -> None:
+        """Make the present time, by the master's clock, that of the file's last change, whatever
+        its path is by now: a write in place that makes a file no longer is not known to the
+        master. Raises NotFound if the file is gone."""
+        assert isinstance(self._file, ExistingFile)
+        self._call(_touch, self._file)
+
     def close(self) -> None:
         if not self._file.closed:
             self._call(self._file.close)
@@ -441,6 +681,20 @@ class SyncFile:
     def abort(self) -> None:
         if not self._file.closed:
             self._call(self._file.abort)
+
+
+async def _touch(file: ExistingFile) -> None:
+    master = file._core.master
+    await master.ask(
+        SetLength(
+            id=0,
+            client=master.id,
+            sequence=master.next_sequence(),
+            inode=file.entry.inode,
+            length=file.length,
+        ),
+        Done,
+    )
 
 
 def connect(

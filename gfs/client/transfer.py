@@ -20,19 +20,22 @@ from msgspec.structs import replace
 
 from gfs.blocks import BLOCK_BYTES, Buffer
 from gfs.client.core import ClientCore
+from gfs.client.publish import PublishOptions
 from gfs.client.read import (
     SMALL_BYTES,
     STEP_BYTES,
     BlockStream,
     FileMap,
+    Patience,
     check_path,
     read_pieces,
 )
-from gfs.client.upload import OWN_BUFFER_BYTES, PublishOptions, Upload
+from gfs.client.small import WRITTEN_AGAIN, get_small, put_small
+from gfs.client.upload import OWN_BUFFER_BYTES, Upload
 from gfs.diagnostics import asked_for
-from gfs.errors import AlreadyExists, ChunkUnavailable, DiskFull, FileChanged, InvalidArgument
+from gfs.errors import AlreadyExists, FileChanged, InvalidArgument
 from gfs.protocol.buffers import BufferPool
-from gfs.protocol.messages import Entry
+from gfs.protocol.messages import SMALL_BYTES_MAX, Entry, LocateReply
 
 Progress = Callable[[int], object]
 Source = str | os.PathLike[str] | Buffer | BinaryIO | AsyncIterable[bytes]
@@ -59,17 +62,28 @@ async def put(
     options: PublishOptions,
     replication: int,
     progress: Progress | None,
+    small: bool = True,
 ) -> Entry:
+    """``small``: it may go with other small ones."""
     check_path(path)
-    feed = _feeder(core, source)
     report = progress or _no_progress
+    if small and isinstance(source, (bytes, bytearray, memoryview)):
+        size = memoryview(source).nbytes
+        if size <= SMALL_BYTES_MAX:
+            # A caller that gives up may change a mutable buffer.
+            reply = await put_small(core, path, bytes(source), options, replication)
+            if reply is not None:
+                report(size)
+                return reply.entry
+            small = False
+    feed = _feeder(core, source)
     for attempt in range(1, TRIES_MAX + 1):
-        upload = Upload(core, replication)
+        upload = Upload(core, replication, small)
         try:
             await feed.fill(upload, report)
             return (await upload.publish(path, options)).entry
         # Servers that filled up: the master finds others, or makes room, or refuses.
-        except (ChunkUnavailable, DiskFull):
+        except WRITTEN_AGAIN:
             again = attempt < TRIES_MAX and feed.can_rewind()
             if not again:
                 raise
@@ -252,9 +266,29 @@ class _StepBuffer:
 
 
 async def get_bytes(core: ClientCore, path: str, progress: Progress | None) -> bytes:
+    one = await get_small(core, path)
+    if one.data is None:
+        return await read_bytes(core, path, one.located, progress)
+    if progress is not None:
+        progress(len(one.data))
+    return one.data
+
+
+async def read_bytes(
+    core: ClientCore,
+    path: str,
+    located: LocateReply | None = None,
+    progress: Progress | None = None,
+    patience: Patience | None = None,
+) -> bytes:
+    """A file of any size. ``located`` is what the master has just answered; ``patience`` is shared
+    with other files."""
     report = progress or _no_progress
     for attempt in range(1, TRIES_MAX + 1):
-        file = await FileMap.open(core, path)
+        if located is None:
+            file = await FileMap.open(core, path, patience=patience)
+        else:
+            file, located = await FileMap.of(core, path, located, patience=patience), None
         data = bytearray(file.entry.length)
         blocks = BlockStream(core, file, 0, file.entry.length)
         try:
@@ -302,7 +336,7 @@ def _write_all(target: BinaryIO, view: memoryview) -> None:
 async def get_to_path(
     core: ClientCore, path: str, target: str, *, overwrite: bool, progress: Progress | None
 ) -> Entry:
-    """Fetch into a local file, which gets its name only when it is whole."""
+    """Fetch into a local file, which gets its name only when it is complete."""
     run = core.world.run_blocking
     report = progress or _no_progress
     await run(check_free, target, overwrite)
@@ -336,7 +370,7 @@ def check_free(target: str, overwrite: bool) -> None:
 
 
 class LocalPart:
-    """A local file on its way to its name. Methods block."""
+    """A local file that gets its name when it is complete. Methods block."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -370,7 +404,7 @@ class LocalPart:
 
     def _commit_new(self) -> None:
         """Take the name unless someone took it in the meantime."""
-        taken = AlreadyExists(f"{self._target}: exists by now: it was not replaced")
+        taken = AlreadyExists(f"{self._target}: was created meanwhile: it was not replaced")
         try:
             os.link(self._part, self._target)  # refuses an existing name
         except FileExistsError:

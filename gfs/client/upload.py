@@ -21,38 +21,33 @@ from __future__ import annotations
 import logging
 import mmap
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgspec
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, Buffer, FileDigest, packet_sums
-from gfs.client.core import ClientCore
-from gfs.client.read import check_path
+from gfs.client.core import RELEASE_SECONDS, ClientCore
+from gfs.client.publish import PublishOptions, publish_request
+from gfs.client.small import put_small
 from gfs.errors import (
     ChunkUnavailable,
     DeadlineExceeded,
     DiskFull,
     GfsError,
-    InvalidArgument,
-    InvalidName,
     LeaseLost,
     NotFound,
     ProtocolError,
     invariant,
 )
-from gfs.protocol.attributes import check_attributes
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.frames import encode_frame, encode_head
 from gfs.protocol.messages import (
     PACKETS_IN_FLIGHT_MIN,
+    SMALL_BYTES_MAX,
     Failure,
     Packet,
     PacketAck,
-    Publish,
-    PublishedChunk,
     PublishReply,
     Recover,
     RecoverReply,
@@ -79,36 +74,6 @@ class ChainBroken(Exception):
         super().__init__(message)
         self.server = server
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class PublishOptions:
-    """Publish options: how a new file takes its name, and its attributes. Made before the
-    first byte is sent, so that mistakes are raised then.
-
-    Raises InvalidArgument or InvalidName.
-    """
-
-    replace: bool = False
-    #: Make missing directories; a path: only below that one, which must be there.
-    parents: bool | str = True
-    attributes: Mapping[str, str] | None = None
-    #: 0: nothing may be at the path; n: the file of that inode, which is replaced.
-    expect: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.parents, str):
-            check_path(self.parents)
-            if not self.parents:
-                raise InvalidName("the path of the directory that must exist is empty")
-        if self.attributes:
-            check_attributes(self.attributes)
-        check_expect(self.expect)
-
-
-def check_expect(expect: int | None) -> None:
-    if expect is not None and not 0 <= expect < 1 << 63:
-        raise InvalidArgument(f"expect is not an inode number: {expect}")
 
 
 @dataclass(slots=True)
@@ -185,7 +150,7 @@ class ChainWriter:
             raise self._broken(error) from error
 
     async def _hear_why(self) -> None:
-        """The failed server, if the primary named it before it hung up."""
+        """The failed server, if the primary named it before it closed the connection."""
         if self._connection is None:
             return
         with trio.move_on_after(0.5):
@@ -253,14 +218,16 @@ class ChainWriter:
 
 
 class Upload:
-    """One new file on its way. Used by one task.
+    """One new file that is being uploaded. Used by one task.
 
     Fill what :meth:`buffer` gives, :meth:`advance`, and in the end
     :meth:`publish` or :meth:`abort`.
     """
 
-    def __init__(self, core: ClientCore, replication: int = 0) -> None:
+    def __init__(self, core: ClientCore, replication: int = 0, small: bool = True) -> None:
+        """``small``: it may go with other small ones."""
         self._core = core
+        self._is_small = small
         self._replication = replication
         self._chunks: list[ChainWriter] = []
         self._unfinished: deque[ChainWriter] = deque()
@@ -338,7 +305,7 @@ class Upload:
             sums=packet_sums(self._offset, view) if count else b"",
             pooled=pooled,
             last=last,
-            # A buffer of its own is a writer's only one: it is waited for.
+            # The small buffer is this writer's only one: wait for its acknowledgement.
             flush=flush or (pooled is None and not last),
         )
         self._digest_packet(packet)
@@ -464,19 +431,29 @@ class Upload:
     # --- the end ------------------------------------------------------------------
 
     async def publish(self, path: str, options: PublishOptions) -> PublishReply:
-        """Make the file visible, whole. Acknowledged when this returns.
+        """Make the complete file visible. Acknowledged when this returns.
 
         Raises AlreadyExists, FileChanged and the other errors of the namespace; the upload is
         over in any case.
         """
         try:
-            await self._finish_chunks()
-            reply = await self._publish(path, options)
+            reply = await self._publish_small(path, options)
+            if reply is None:
+                await self._finish_chunks()
+                reply = await self._publish(path, options)
         except BaseException:
             await self.abort()
             raise
         self._end()
         return reply
+
+    async def _publish_small(self, path: str, options: PublishOptions) -> PublishReply | None:
+        """A file of which nothing was sent goes with other small ones, if that can be done."""
+        if not self._is_small or self._chunks or self.length > SMALL_BYTES_MAX:
+            return None
+        with memoryview(self._buffer or b"")[: self._filled] as view:
+            data = bytes(view)
+        return await put_small(self._core, path, data, options, self._replication)
 
     async def _finish_chunks(self) -> None:
         # With nothing left to send, an empty last packet ends the exchange.
@@ -488,33 +465,11 @@ class Upload:
         self._unfinished.clear()
 
     async def _publish(self, path: str, options: PublishOptions) -> PublishReply:
-        ids: dict[str, int] = {}
-        chunks = [
-            PublishedChunk(
-                handle=chunk.handle,
-                version=chunk.version,
-                length=chunk.length,
-                servers=[ids.setdefault(s.id, len(ids)) for s in chunk.chain],
-            )
-            for chunk in self._chunks
-        ]
-        invariant(sum(c.length for c in chunks) == self.length, "all bytes are in chunks")
-        request = Publish(
-            id=0,
-            client=self._core.master.id,
-            sequence=self._core.master.next_sequence(),
-            path=path,
-            length=self.length,
-            replication=self._replication,
-            replace=options.replace,
-            parents=bool(options.parents),
-            servers=list(ids),
-            digest=b"" if self._digest is None else self._digest.digest(),
-            attributes=dict(options.attributes or {}),
-            expect=-1 if options.expect is None else options.expect,
-            below=options.parents if isinstance(options.parents, str) else "",
+        invariant(sum(c.length for c in self._chunks) == self.length, "all bytes are in chunks")
+        digest = b"" if self._digest is None else self._digest.digest()
+        request, body = publish_request(
+            self._core, path, options, self._replication, self._chunks, digest
         )
-        body = msgspec.msgpack.encode(chunks)
         return await self._core.master.ask(request, PublishReply, body)
 
     async def abort(self) -> None:
@@ -523,7 +478,7 @@ class Upload:
             return
         handles = [chunk.handle for chunk in self._chunks]
         self._end()
-        with trio.move_on_after(1.0, shield=True):
+        with trio.move_on_after(RELEASE_SECONDS, shield=True):
             await self._core.release(handles)
 
     def _end(self) -> None:

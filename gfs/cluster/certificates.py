@@ -1,7 +1,7 @@
 """An authority and a certificate for a cluster on this machine, made by ``openssl``.
 
 The files are those that :mod:`gfs.io.tls` reads, and ``ca.key``, the authority's own
-key, for certificates of further machines (docs/operations.md).
+key, for certificates of further machines (docs/keys.md).
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ from gfs.errors import GfsError, StartupError
 
 RESTART_SECONDS_MIN = 0.1
 RESTART_SECONDS_MAX = 10.0
-#: A process that ran this long is healthy: its next death is a first one.
+#: A process that ran this long counts as healthy: after its next death the delay starts again.
 HEALTHY_SECONDS = 30.0
-#: Deaths without a reason, before it ever served, after which a start is given up.
+#: A start is given up after so many deaths without a reason before the child first serves.
 FIRST_STARTS_MAX = 3
-#: Between SIGTERM and SIGKILL.
+#: The time between SIGTERM and SIGKILL.
 STOP_SECONDS = 10.0
 
 
@@ -138,7 +138,7 @@ class ChildRunner:
                 stdout=log,
                 stderr=log,
                 pass_fds=(send, self._lifeline, *self._inherited),
-                # Ctrl-C at the terminal is for the parent alone.
+                # Only the parent gets Ctrl-C at the terminal.
                 start_new_session=True,
             )
         except BaseException:
@@ -156,11 +156,12 @@ class ChildRunner:
         try:
             return open_log(child.log)
         except StartupError as error:
-            self._say(f"{error}; the output of {child.name} is lost")
+            self._say(f"{error}; the output of {child.name} is not logged")
             return os.open(os.devnull, os.O_WRONLY)
 
     async def _stop(self, process: trio.Process) -> None:
-        """End ``process``: by SIGTERM, in the end by SIGKILL. Not cancelled."""
+        """End ``process`` with SIGTERM, after ``stop_seconds`` with SIGKILL. Cannot be
+        cancelled."""
         if process.returncode is not None:
             return
         with trio.CancelScope(shield=True):
@@ -231,5 +232,5 @@ class Backoff:
 
 
 def interpreter() -> list[str]:
-    """The command that runs ``gfs`` again, whatever directory we are in."""
+    """The command that runs ``gfs`` again, from any working directory."""
     return [sys.executable, "-P", "-m", "gfs.cli"]

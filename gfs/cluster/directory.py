@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from gfs.errors import GfsError, StartupError
-from gfs.io.filelock import try_flock
+from gfs.io import try_flock
 from gfs.state import LOCK_NAME, READY_NAME, make_key
 
 LOG_BYTES_MAX = 10 * 1024 * 1024
+#: Where a free port is looked for.
+FREE_PORTS = range(10_240, 20_000)
 _CHUNKSERVER = re.compile(r"chunkserver-([1-9][0-9]{0,5})")
 
 
@@ -128,7 +131,7 @@ def try_lock(path: Path) -> int | None:
         if not try_flock(descriptor):
             os.close(descriptor)
             return None
-        # A refused start removes its lock file: then this is the lock of nothing.
+        # A refused start removes its lock file: then this lock is on a deleted file.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 os.ftruncate(descriptor, 0)
@@ -140,7 +143,7 @@ def try_lock(path: Path) -> int | None:
 def is_locked(path: Path) -> bool:
     """Whether a cluster, or a part of one, runs on this state.
 
-    The check takes a shared lock for a moment; a start that meets it tries again.
+    The check takes a shared lock for a moment; a start that fails because of it tries again.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -166,8 +169,8 @@ def supervisor_pid(path: Path) -> int | None:
 def _holds_open(pid: int, path: Path) -> bool:
     """Whether ``pid`` runs and has ``path`` open.
 
-    A pid alone proves nothing: it may be a zombie's, or another process's by
-    now. Without access to /proc (another user), alive is enough.
+    A pid alone is no proof: it may belong to a zombie, or to another process by now.
+    Without access to /proc (another user's process) a live process is enough.
     """
     if not Path("/proc/self/fd").exists():
         return _is_alive(pid)
@@ -216,17 +219,30 @@ def check_port(host: str, port: int, option: str) -> None:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Free ports; each is held until all are found."""
+    """Free ports; each is held until all are found. They are below those that Linux gives to
+    outgoing connections, of which one might take a port before the server listens there."""
+    found: list[int] = []
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(_socket(host)) for _ in range(count)]
-        for probe in probes:
-            probe.bind((host, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
+            if len(found) == count:
+                return found
+            probe = held.enter_context(_socket(host))
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                found.append(port)
+    raise StartupError(
+        f"{count} ports on {host} between {FREE_PORTS.start} and {FREE_PORTS.stop} are not free: "
+        "stop what listens there"
+    )
 
 
 def _socket(host: str) -> socket.socket:
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # As the servers do: connections of the last run that linger do not matter.
+    # As the servers do, so that lingering connections of the last run do not matter.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return made
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import trio
 
-from gfs.cluster.failures import EXPECTED, sentence, the_one
 from gfs.cluster.report import Reporter
 from gfs.errors import GfsError, StartupError
+from gfs.failures import EXPECTED, sentence, the_one
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Role(Protocol):
 
 
 def calm_collector() -> None:
-    """Look for garbage cycles rarely, and never among what the imports made.
+    """Run the garbage collector rarely, and not over the objects that the imports made.
 
     A server makes thousands of short-lived objects a request batch, hardly any in
     cycles; by default the collector walks the heap for every 700 of them.
@@ -56,21 +56,21 @@ def serve(role: Role, *, report: int | None = None, lifeline: int | None = None)
     """Run ``role``; returns after a clean stop.
 
     ``report`` and ``lifeline`` are inherited descriptors, see
-    :mod:`gfs.cluster`. What the role raises is reported and raised, out of any
-    group; an OSError before it serves comes as a StartupError.
+    :mod:`gfs.cluster`. Errors of the role are reported and raised, without their
+    exception groups; an OSError before it serves comes as a StartupError.
     """
     reporter = Reporter(report)
     calm_collector()
     try:
         trio.run(_serve, role, reporter, lifeline)
     except BaseException as error:
-        story = the_one(error)
-        if not isinstance(story, EXPECTED):
+        failure = the_one(error)
+        if not isinstance(failure, EXPECTED):
             raise
-        if not isinstance(story, GfsError):
-            story = (StartupError if reporter.is_pending else GfsError)(sentence(story))
-        reporter.failed(sentence(story), story.exit_code)
-        raise story from error
+        if not isinstance(failure, GfsError):
+            failure = (StartupError if reporter.is_pending else GfsError)(sentence(failure))
+        reporter.failed(sentence(failure), failure.exit_code)
+        raise failure from error
 
 
 async def _serve(role: Role, reporter: Reporter, lifeline: int | None) -> None:

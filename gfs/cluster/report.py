@@ -14,10 +14,10 @@ from typing import Any
 
 import trio
 
-from gfs.cluster.failures import sentence
 from gfs.errors import GfsError, StartupError
+from gfs.failures import sentence
 
-#: A report longer than this is not one of ours.
+#: A longer report is invalid.
 REPORT_BYTES_MAX = 64 * 1024
 
 
@@ -47,7 +47,7 @@ class Reporter:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        # A parent that is gone does not matter: the lifeline takes care of it.
+        # If the parent is gone, the lifeline ends this process.
         with contextlib.suppress(OSError):
             os.write(descriptor, json.dumps(facts).encode() + b"\n")
         os.close(descriptor)
@@ -55,8 +55,8 @@ class Reporter:
 
 @contextlib.contextmanager
 def reported(descriptor: int | None) -> Iterator[None]:
-    """Tell whoever waits for a report what is wrong with the settings, before
-    anything runs."""
+    """Report a SettingsError of the body, which runs before the process does, to the
+    waiting process."""
     try:
         yield
     except GfsError as error:

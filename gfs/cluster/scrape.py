@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+import prometheus_client  # noqa: F401  (so that no scrape waits for it)
 import trio
 
 from gfs.errors import StartupError

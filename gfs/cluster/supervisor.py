@@ -28,13 +28,20 @@ from gfs.cluster.directory import (
 )
 from gfs.config import MasterSettings, load, read_table
 from gfs.errors import SettingsError, StartupError
-from gfs.io.real import join_address, split_address
+from gfs.io import join_address, split_address
 from gfs.state import KEY_NAME, TLS_NAME, find_tls
 
 HOST = "127.0.0.1"
-CONTROL_DEFAULTS = {"bind": f"{HOST}:8080", "admin_username": "admin"}
+CONTROL_DEFAULTS = {
+    "bind": f"{HOST}:8080",
+    "s3_bind": "",
+    "admin_username": "admin",
+}
 CHUNKSERVERS_DEFAULT = 3
 CHUNKSERVERS_MAX = 1000
+#: With an engine that elects one of them.
+MASTERS_DEFAULT = 3
+MASTERS_MAX = 9
 
 #: Children of a supervisor that was killed need this long to notice and stop.
 LEFTOVER_SECONDS = 15.0
@@ -49,6 +56,9 @@ class UpOptions:
     state: Path
     chunkservers: int | None = None
     replication: int | None = None
+    #: How many masters run, of which the engine ``elect`` elects one.
+    masters: int | None = None
+    elect: str | None = None
     port: int = 9400
     ready_file: Path | None = None
     config: Path | None = None
@@ -57,6 +67,7 @@ class UpOptions:
     control: bool = True
     control_bind: str | None = None
     control_workers: int | None = None
+    s3_bind: str | None = None
     #: Encrypt connections with certificates, which are made if they do not exist.
     tls: bool = False
     #: Serve metrics of each server, at a port of its own.
@@ -68,13 +79,15 @@ class Plan:
     """A planned start. Nothing of it exists yet."""
 
     directory: StateDirectory
-    master: Child
+    masters: list[Child]
     chunkservers: list[Child]
     control: Child | None
     numbers: list[int]
     #: Goal of new files, and the live servers that a new chunk needs.
     replication: int
     replicas_min: int
+    #: What later starts on this directory use without options.
+    stored: dict[str, Any]
     #: The user that a new control plane starts with.
     admin: str
     ready_files: list[Path]
@@ -101,34 +114,54 @@ def make_plan(options: UpOptions, directory: StateDirectory) -> Plan:
     Raises StartupError or SettingsError; changes nothing.
     """
     numbers = choose_numbers(directory.chunkservers(), options.chunkservers)
-    replication = options.replication or directory.read_stored().get("replication")
+    stored = directory.read_stored()
+    if options.replication:
+        stored["replication"] = options.replication
+    replication = stored.get("replication")
     settings = load(
         MasterSettings, "master", file=options.config, flags={"replication": replication}
     )
     ports = _ports(options.port, numbers)
-    control_address = _control_address(options, ports)
-    for port in ports:
+    stored |= _elected(options, stored, ports)
+    master_addresses: list[str] = stored.get("masters", [f"{HOST}:{ports[0]}"])
+    servers = [*(split_address(each)[1] for each in master_addresses), *ports[1:]]
+    control_address = _control_address(options, servers)
+    taken = [*servers, split_address(control_address)[1]] if control_address else servers
+    s3_address = _s3_address(options, taken)
+    for port in servers:
         check_port(HOST, port, "--port")
     if control_address is not None:
         check_port(*split_address(control_address), "--control-bind")
-    master_address = f"{HOST}:{ports[0]}"
+        check_port(*split_address(s3_address), "--s3-bind")
+    master_address = ",".join(master_addresses)
     config = ["--config", str(options.config.absolute())] if options.config else []
     tls = None if options.tls else find_tls(None, directory.path)
     if options.tls or tls is not None:
         config.append(f"--tls={(tls or directory.path / TLS_NAME).absolute()}")
     metrics = [f"--metrics={HOST}:0"] if options.metrics else []
-    master = Child(
-        "master",
-        [
-            "master",
-            f"--state={directory.path}",
-            f"--address={master_address}",
-            f"--replication={settings.replication}",
-            *config,
-            *metrics,
-        ],
-        directory.log("master"),
-    )
+    elect = [f"--elect={stored['elect']}"] if "elect" in stored else []
+    masters = [
+        Child(
+            name,
+            [
+                "master",
+                f"--state={state}",
+                f"--address={address}",
+                f"--replication={settings.replication}",
+                f"--key-file={directory.path / KEY_NAME}",
+                *elect,
+                *config,
+                *metrics,
+            ],
+            directory.log(name),
+        )
+        for name, state, address in (
+            (f"master-{number}", directory.path / f"master-{number}", address)
+            if number > 1
+            else ("master", directory.path, address)
+            for number, address in enumerate(master_addresses, 1)
+        )
+    ]
     chunkservers = [
         Child(
             f"chunkserver-{number}",
@@ -148,15 +181,40 @@ def make_plan(options: UpOptions, directory: StateDirectory) -> Plan:
     ]
     return Plan(
         directory,
-        master,
+        masters,
         chunkservers,
-        _control(options, directory, control_address, master_address, config),
+        _control(options, directory, control_address, s3_address, master_address, config),
         numbers,
         settings.replication,
         settings.replicas_min,
+        stored,
         _control_setting(options, "admin_username"),
         [directory.ready, *([options.ready_file.absolute()] if options.ready_file else [])],
     )
+
+
+def _elected(options: UpOptions, stored: dict[str, Any], ports: list[int]) -> dict[str, Any]:
+    """The engine, and the addresses of the masters that it elects, which stay the same: the
+    masters know one another by them."""
+    elect = options.elect or stored.get("elect")
+    if elect is None:
+        if options.masters not in (None, 1):
+            raise SettingsError(
+                f"--masters {options.masters} needs an engine that elects one of them: "
+                "--elect etcd://HOST:PORT/NAME"
+            )
+        return {}
+    known = stored.get("masters", [f"{HOST}:{ports[0]}"])
+    wanted = options.masters or max(MASTERS_DEFAULT, len(known))
+    if wanted < len(known):
+        raise SettingsError(
+            f"--masters {wanted}: there are {len(known)} already, and each counts: gfs forget "
+            "those that are lost for good"
+        )
+    taken = {*ports, *(split_address(each)[1] for each in known)}
+    free = [port for port in free_ports(HOST, wanted + len(taken)) if port not in taken]
+    more = [f"{HOST}:{port}" for port in free[: wanted - len(known)]]
+    return {"elect": elect, "masters": [*known, *more]}
 
 
 def _ports(base: int, numbers: list[int]) -> list[int]:
@@ -179,16 +237,27 @@ def _control_address(options: UpOptions, ports: list[int]) -> str | None:
     said = options.control_bind or (
         f"{HOST}:0" if options.port == 0 else _control_setting(options, "bind")
     )
+    return _resolved(said, ports, "--control-bind")
+
+
+def _s3_address(options: UpOptions, ports: list[int]) -> str:
+    """Where the control plane serves S3, other than ``ports``."""
+    said = options.s3_bind or _control_setting(options, "s3_bind") or f"{HOST}:0"
+    return _resolved(said, ports, "--s3-bind")
+
+
+def _resolved(said: str, ports: list[int], flag: str) -> str:
+    """An address with a port that is none of ``ports``."""
     try:
         host, port = split_address(said)
     except ValueError as error:
-        raise SettingsError(f"--control-bind: {error}") from None
+        raise SettingsError(f"{flag}: {error}") from None
     if port == 0:
         port = next(free for free in free_ports(host, len(ports) + 1) if free not in ports)
     elif port in ports:
         raise SettingsError(
             f"port {port} is the control plane's and a server's: choose other ports with "
-            "--port or --control-bind"
+            f"--port or {flag}"
         )
     return join_address(host, port)
 
@@ -206,6 +275,7 @@ def _control(
     options: UpOptions,
     directory: StateDirectory,
     address: str | None,
+    s3_address: str,
     master_address: str,
     config: list[str],
 ) -> Child | None:
@@ -219,6 +289,7 @@ def _control(
             f"--state={directory.path}",
             f"--master={master_address}",
             f"--bind={address}",
+            f"--s3-bind={s3_address}",
             *workers,
             *config,
         ],
@@ -280,14 +351,13 @@ def _prepare(plan: Plan, options: UpOptions) -> None:
     if options.tls:
         make_certificates(directory.path / TLS_NAME)
     try:
-        if options.replication:
-            stored = directory.read_stored() | {"replication": options.replication}
-            write_atomically(directory.stored, stored)
+        if plan.stored != directory.read_stored():
+            write_atomically(directory.stored, plan.stored)
         for path in plan.ready_files:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Test now that the ready file can be written, since later is too late; under
             # another name, since a waiting program reads the file as soon as it exists.
-            # A file of the last run is removed, so that it is not taken for this one's.
+            # A file of the last run is removed, so that it is not taken for that of this run.
             trial = path.with_name(f".{path.name}.trial")
             write_atomically(trial, {})
             trial.unlink()
@@ -351,7 +421,10 @@ class Supervisor:
         plan = self._plan
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._say_when_slow)
-            await nursery.start(runner.run, plan.master)
+            # One that is not elected serves once it has a copy of the others' metadata.
+            async with trio.open_nursery() as starting:
+                for child in plan.masters:
+                    starting.start_soon(nursery.start, runner.run, child)
             async with trio.open_nursery() as starting:
                 for child in plan.chunkservers:
                     starting.start_soon(nursery.start, runner.run, child)
@@ -372,7 +445,7 @@ class Supervisor:
     def _children(self) -> list[Child]:
         plan = self._plan
         last = [plan.control] if plan.control is not None else []
-        return [plan.master, *plan.chunkservers, *last]
+        return [*plan.masters, *plan.chunkservers, *last]
 
     async def _say_when_slow(self) -> None:
         while not self._is_ready:
@@ -387,8 +460,10 @@ class Supervisor:
             self._write_ready()
 
     def _facts(self) -> dict[str, Any]:
+        masters = [child.facts for child in self._plan.masters]
         return {
-            "master": self._plan.master.facts,
+            "master": masters[0],
+            **({"masters": masters} if len(masters) > 1 else {}),
             **({"control": self._plan.control.facts} if self._plan.control else {}),
             "chunkservers": [child.facts for child in self._plan.chunkservers],
             "state": str(self._plan.directory.path),

@@ -1,21 +1,47 @@
-"""The seam to the world: network, disk, clock and randomness.
+"""The interface to the outside: network, disk, clock and randomness.
 
-Everything in ``gfs`` that touches the outside goes through a :class:`World`.
-:func:`real_world` is this machine; the simulator in the tests has its own. No
-code may reach around it, and it imports nothing of ours.
+All of ``gfs`` uses the outside only through a :class:`World`. :func:`real_world` is
+this machine; the simulator (:mod:`gfs.testing`) has its own. This package imports
+nothing else of ``gfs``. :mod:`.tls` encrypts streams.
 """
 
-from gfs.io.real import real_world
-from gfs.io.world import Clock, DiskSpace, File, FileSystem, Listener, Network, Stream, World
+from gfs.io.filelock import try_flock, try_lock_byte
+from gfs.io.private import others_can_read
+from gfs.io.real import BadAddress, join_address, real_world, split_address
+from gfs.io.world import (
+    Buffer,
+    Clock,
+    DiskSpace,
+    File,
+    FileSystem,
+    Listener,
+    Lock,
+    Network,
+    ReadFailed,
+    Runner,
+    Stream,
+    World,
+)
 
 __all__ = [
+    "BadAddress",
+    "Buffer",
     "Clock",
     "DiskSpace",
     "File",
     "FileSystem",
     "Listener",
+    "Lock",
     "Network",
+    "ReadFailed",
+    "Runner",
     "Stream",
     "World",
+    "join_address",
+    "others_can_read",
     "real_world",
+    "split_address",
+    "tls",
+    "try_flock",
+    "try_lock_byte",
 ]

@@ -1,8 +1,10 @@
-"""Locks that belong to an open file: the kernel gives them up with the process."""
+"""Locks that belong to an open file: the kernel releases them when the process ends."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import struct
 
 
 def try_flock(descriptor: int, shared: bool = False) -> bool:
@@ -12,5 +14,16 @@ def try_flock(descriptor: int, shared: bool = False) -> bool:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    return True
+
+
+def try_lock_byte(descriptor: int, at: int) -> bool:
+    """Take the lock of one byte, which need not be there, of the open file, as :func:`try_flock`
+    takes that of all of it."""
+    wanted = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+    except (BlockingIOError, PermissionError):
         return False
     return True

@@ -1,8 +1,8 @@
 """This machine: non-blocking sockets under Trio, plain files, real clocks.
 
-Streams try the system call first and wait only when it would block: at full
-speed a megabyte costs a handful of Python steps. Since such a call may never
-wait, every so many calls yield to the other tasks (``TURNS_PER_YIELD``).
+Streams try the system call first and wait only when it would block: at full speed a
+megabyte costs a few Python steps. Since calls may never have to wait, one in
+``TURNS_PER_YIELD`` yields to the other tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import outcome
@@ -43,7 +43,7 @@ from gfs.io.world import (
 
 T = TypeVar("T")
 
-#: Socket buffers asked for; the kernel caps them at its own maximum. With
+#: The size of the socket buffers that is requested; the kernel caps it at its own maximum. With
 #: 64 KiB one loopback stream reaches less than half its rate.
 SOCKET_BUFFER_BYTES = 4 * 1024 * 1024
 #: Consecutive calls on one stream that did not have to wait, before it yields.
@@ -53,148 +53,197 @@ ACCEPT_BACKLOG = 512
 _ACCEPT_RETRY = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 #: A worker thread with nothing to do ends after this long.
 WORKER_IDLE_SECONDS = 10.0
-#: What copy_file_range says where the kernel cannot do it: the bytes come through here.
+#: The errors of copy_file_range where the kernel cannot do it: then the bytes are read
+#: and written here.
 _CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 COPY_BYTES = 1024 * 1024
-#: What a sendfile that fails says of its socket; all else it says of its file.
+#: The errors of sendfile that concern the socket; all others concern the file.
 _OF_SOCKETS = {
     errno.EPIPE, errno.ESHUTDOWN, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN,
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOBUFS,
 }  # fmt: skip
-#: Of a file, in one blocking call: a slow disk that many read from returns from it in time.
+#: Most bytes of a file in one blocking call, so that the call returns in time from a
+#: slow disk with many readers.
 SENT_IN_ONE_CALL_BYTES = 8 * 1024 * 1024
-#: What is to be mounted, and what is.
+#: The file systems that are to be mounted, and those that are.
 FSTAB, MOUNTED = "/etc/fstab", "/proc/self/mountinfo"
 BOOT_PATH = "/proc/sys/kernel/random/boot_id"
 #: Buffers of one sendmsg (Linux: UIO_MAXIOV).
 _BUFFERS_MAX = 1024
 
 
-#: sync_file_range(2), which Python does not have, nor every system.
+#: sync_file_range(2), which Python lacks, as do some systems.
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _SYNC_FILE_RANGE_WRITE = 2
+#: fallocate(2) with its modes; Python has only posix_fallocate, which cannot punch holes.
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
+if _fallocate is not None:
+    _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
 
 
 #: Calls of preadv2 that a file system cannot serve from memory alone.
 _CANNOT_SAY = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _RWF_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
-#: A read changes nothing on the disk then; granted to a file's owner alone.
+#: Reads do not update the access time; only a file's owner may ask for this.
 _O_NOATIME: int = getattr(os, "O_NOATIME", 0)
 
 
 class _Descriptor:
-    """An open descriptor: closed when nobody holds this any more.
+    """An open descriptor, which is closed when its owner has closed it and no call uses it any
+    more.
 
-    Every call holds it while it runs. So its number cannot come to mean another file
-    under a thread that hangs, or goes on after it did: one that was closed here would.
+    A call enters it for its number. So that cannot become the number of another file under a
+    thread that hangs or continues after a hang; and what refers to a call that has ended, as
+    the frames of its error do, keeps nothing open: a disk that failed can be unmounted.
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("_is_closed", "_lock", "_number", "_users")
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self._number = number
+        self._users = 1  # its owner
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> int:
+        with self._lock:
+            if self._is_closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._users += 1
+        return self._number
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def close(self) -> None:
+        with self._lock:
+            is_closed, self._is_closed = self._is_closed, True
+        if not is_closed:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            is_last = not self._users
+        if is_last:
+            # Without the lock, which the loop's thread may want: this may wait for the disk.
+            # Linux closes it in any case, and an error says nothing of what was synced.
+            with contextlib.suppress(OSError):
+                os.close(self._number)
 
     def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-
-_CLOSED = _Descriptor(-1)
+        """What an abandoned call has opened nobody gets."""
+        self.close()
 
 
 class RealFile:
-    def __init__(self, descriptor: int) -> None:
-        self.held = _Descriptor(descriptor)
-        #: Whether the file system can say that it would have to wait.
-        self._tells = bool(_RWF_NOWAIT)
+    def __init__(self, number: int) -> None:
+        self.held = _Descriptor(number)
+        #: Whether the file system supports reads that fail rather than wait.
+        self._reads_cached = bool(_RWF_NOWAIT)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        held, done = self.held, 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(held.number, [buffer[done:] if done else buffer], offset + done)
-            except OSError as error:
-                raise ReadFailed(error.errno, error.strerror) from error
-            if not count:
-                break
-            done += count
+        done = 0
+        with self.held as number:
+            while done < len(buffer):
+                try:
+                    count = os.preadv(number, [buffer[done:] if done else buffer], offset + done)
+                except OSError as error:
+                    raise ReadFailed(error.errno, error.strerror) from error
+                if not count:
+                    break
+                done += count
         return done
 
     def read_cached(self, buffer: memoryview, offset: int) -> bool:
-        if not self._tells:
+        if not self._reads_cached:
             return False
-        held = self.held
         try:
-            return os.preadv(held.number, [buffer], offset, _RWF_NOWAIT) == len(buffer)
+            with self.held as number:
+                return os.preadv(number, [buffer], offset, _RWF_NOWAIT) == len(buffer)
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno not in _CANNOT_SAY:
                 raise
-            self._tells = False
+            self._reads_cached = False
             return False
 
     def write(self, data: Buffer, offset: int) -> None:
-        held = self.held
-        done = os.pwrite(held.number, data, offset)
-        if done < len(data):
-            view = memoryview(data)
-            while done < len(view):
-                done += os.pwrite(held.number, view[done:], offset + done)
+        with self.held as number:
+            done = os.pwrite(number, data, offset)
+            if done < len(data):
+                view = memoryview(data)
+                while done < len(view):
+                    done += os.pwrite(number, view[done:], offset + done)
 
     def copy_from(self, source: File, offset: int, count: int) -> None:
         if not isinstance(source, RealFile):
             raise TypeError("a real file is copied from a real file")
-        here, there = self.held, source.held
         end = offset + count
-        while offset < end:
-            try:
-                done = os.copy_file_range(there.number, here.number, end - offset, offset, offset)
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    # Of the read, as far as one can tell: what cannot be written shows when
-                    # it is synced.
-                    raise ReadFailed(errno.EIO, error.strerror) from error
-                if error.errno not in _CANNOT_COPY:
-                    raise
-                done = _copy_some(there, here, offset, min(COPY_BYTES, end - offset))
-            if not done:
-                raise ReadFailed(errno.EIO, "the file to be copied ended early")
-            offset += done
+        with self.held as here, source.held as there:
+            while offset < end:
+                try:
+                    done = os.copy_file_range(there, here, end - offset, offset, offset)
+                except OSError as error:
+                    if error.errno == errno.EIO:
+                        # Taken for a read error: errors of writes appear at the sync.
+                        raise ReadFailed(errno.EIO, error.strerror) from error
+                    if error.errno not in _CANNOT_COPY:
+                        raise
+                    done = _copy_some(there, here, offset, min(COPY_BYTES, end - offset))
+                if not done:
+                    raise ReadFailed(errno.EIO, "the file to be copied ended early")
+                offset += done
 
     def size(self) -> int:
-        held = self.held
-        return os.fstat(held.number).st_size
+        with self.held as number:
+            return os.fstat(number).st_size
 
     def truncate(self, size: int) -> None:
-        held = self.held
-        os.ftruncate(held.number, size)
+        with self.held as number:
+            os.ftruncate(number, size)
+
+    def punch(self, offset: int, count: int) -> None:
+        code = errno.EOPNOTSUPP
+        mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
+        with self.held as number:
+            while _fallocate is not None:
+                if not _fallocate(number, mode, offset, count):
+                    return
+                code = ctypes.get_errno()
+                if code != errno.EINTR:
+                    break
+        if code == errno.ENOSYS:
+            code = errno.EOPNOTSUPP
+        raise OSError(code, os.strerror(code))
 
     def start_sync(self, offset: int, count: int) -> None:
-        held = self.held
-        if _sync_file_range is not None:
-            # An error shows at the next fdatasync.
-            _sync_file_range(held.number, offset, count, _SYNC_FILE_RANGE_WRITE)
+        # The next fdatasync reports an error.
+        with contextlib.suppress(OSError), self.held as number:
+            if _sync_file_range is not None:
+                _sync_file_range(number, offset, count, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
-        held = self.held
-        os.fdatasync(held.number)
+        with self.held as number:
+            os.fdatasync(number)
 
     def drop_cached(self) -> None:
-        held = self.held
-        os.posix_fadvise(held.number, 0, 0, os.POSIX_FADV_DONTNEED)
+        with self.held as number:
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        self.held = _CLOSED
+        self.held.close()
 
 
-def _copy_some(source: _Descriptor, target: _Descriptor, offset: int, count: int) -> int:
-    data = os.pread(source.number, count, offset)
+def _copy_some(source: int, target: int, offset: int, count: int) -> int:
+    data = os.pread(source, count, offset)
     done = 0
     while done < len(data):
-        done += os.pwrite(target.number, data[done:], offset + done)
+        done += os.pwrite(target, data[done:], offset + done)
     return done
 
 
@@ -208,21 +257,17 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class _Place(NamedTuple):
-    """Where a path leads: a name, and the open directory that it counts from, if one."""
+    """A resolved path: a name, and the open directory that it is relative to, if there is one."""
 
     name: str
-    held: _Descriptor | None
-
-    @property
-    def at(self) -> int | None:
-        return None if self.held is None else self.held.number
+    at: int | None
 
     def open(self, flags: int) -> int:
         return os.open(self.name, flags | os.O_CLOEXEC, 0o600, dir_fd=self.at)
 
 
 class RealFileSystem:
-    """``directory`` is absolute, or whatever prefix the paths have that lead into it."""
+    """``directory`` is absolute, or the prefix of the paths that are below it."""
 
     def __init__(self, directory: str = "", held: _Descriptor | None = None) -> None:
         self._directory = directory
@@ -230,43 +275,60 @@ class RealFileSystem:
 
     def within(self, directory: str) -> RealFileSystem:
         directory = directory.rstrip("/") or "/"
-        return RealFileSystem(directory, _Descriptor(self._place(directory).open(_OPEN_DIRECTORY)))
+        with self._place(directory) as place:
+            return RealFileSystem(directory, _Descriptor(place.open(_OPEN_DIRECTORY)))
 
     def close(self) -> None:
         if self._held is not None:
-            self._held = _CLOSED
+            self._held.close()
 
-    def _place(self, path: str) -> _Place:
+    @contextlib.contextmanager
+    def _place(self, path: str) -> Iterator[_Place]:
+        """Where ``path`` is, for a call in this block."""
         held = self._held
         if held is not None and path.startswith(self._directory):
             name = path[len(self._directory) :]
             if not name or name[0] == "/" or self._directory == "/":
-                return _Place(name.lstrip("/") or ".", held)
-        return _Place(path, None)
+                with held as number:
+                    yield _Place(name.lstrip("/") or ".", number)
+                return
+        yield _Place(path, None)
+
+    @contextlib.contextmanager
+    def _open_directory(self, path: str) -> Iterator[int]:
+        with self._place(path) as place:
+            number = place.open(_OPEN_DIRECTORY)
+        try:
+            yield number
+        finally:
+            os.close(number)
 
     def open(self, path: str, mode: str) -> RealFile:
-        place, flags = self._place(path), _OPEN_FLAGS[mode]
-        try:
-            return RealFile(place.open(flags | _O_NOATIME))
-        except PermissionError:
-            return RealFile(place.open(flags))  # another user's file
-        except OSError as error:
-            if error.errno == errno.EIO and mode in ("r", "rw"):
-                raise ReadFailed(error.errno, error.strerror, path) from error
-            raise
+        flags = _OPEN_FLAGS[mode]
+        with self._place(path) as place:
+            try:
+                return RealFile(place.open(flags | _O_NOATIME))
+            except PermissionError:
+                return RealFile(place.open(flags))  # another user's file
+            except OSError as error:
+                if error.errno == errno.EIO and mode in ("r", "rw"):
+                    raise ReadFailed(error.errno, error.strerror, path) from error
+                raise
 
     def lock(self, path: str) -> RealFile:
-        file = RealFile(self._place(path).open(os.O_RDWR | os.O_CREAT))
+        with self._place(path) as place:
+            file = RealFile(place.open(os.O_RDWR | os.O_CREAT))
         try:
-            fcntl.flock(file.held.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with file.held as number:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             file.close()
             raise
         return file
 
     def list(self, path: str) -> list[str]:
-        directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
-        return os.listdir(directory.number)
+        with self._open_directory(path) as number:
+            return os.listdir(number)
 
     def exists(self, path: str) -> bool:
         try:
@@ -279,43 +341,51 @@ class RealFileSystem:
         return self._stat(path).st_size
 
     def _stat(self, path: str) -> os.stat_result:
-        place = self._place(path)
-        try:
-            return os.stat(place.name, dir_fd=place.at)
-        except OSError as error:
-            if error.errno == errno.EIO:
-                raise ReadFailed(error.errno, error.strerror, path) from error
-            raise
+        with self._place(path) as place:
+            try:
+                return os.stat(place.name, dir_fd=place.at)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise ReadFailed(error.errno, error.strerror, path) from error
+                raise
 
     def unlink(self, path: str) -> None:
-        place = self._place(path)
-        os.unlink(place.name, dir_fd=place.at)
+        with self._place(path) as place:
+            os.unlink(place.name, dir_fd=place.at)
 
     def rename(self, source: str, target: str) -> None:
-        old, new = self._place(source), self._place(target)
-        os.replace(old.name, new.name, src_dir_fd=old.at, dst_dir_fd=new.at)
+        with self._place(source) as old, self._place(target) as new:
+            os.replace(old.name, new.name, src_dir_fd=old.at, dst_dir_fd=new.at)
 
     def make_directories(self, path: str) -> None:
-        place = self._place(path)
-        if place.held is None:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            return
-        name = ""
-        for part in place.name.split("/"):
-            name = f"{name}/{part}" if name else part
-            try:
-                os.mkdir(name, 0o700, dir_fd=place.at)
-            except FileExistsError:
-                if not stat.S_ISDIR(os.stat(name, dir_fd=place.at).st_mode):
-                    raise
+        with self._place(path) as place:
+            if place.at is None:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                return
+            name = ""
+            for part in place.name.split("/"):
+                name = f"{name}/{part}" if name else part
+                try:
+                    os.mkdir(name, 0o700, dir_fd=place.at)
+                except FileExistsError:
+                    if not stat.S_ISDIR(os.stat(name, dir_fd=place.at).st_mode):
+                        raise
 
     def sync_directory(self, path: str) -> None:
-        directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
-        os.fsync(directory.number)
+        with self._open_directory(path) as number:
+            os.fsync(number)
+
+    def sync_all(self, files: Sequence[File]) -> None:
+        ended: queue.SimpleQueue[outcome.Outcome[None]] = queue.SimpleQueue()
+        for file in files[1:]:
+            trio.lowlevel.start_thread_soon(file.sync, ended.put)
+        results = [outcome.capture(file.sync) for file in files[:1]]
+        for result in results + [ended.get() for _ in files[1:]]:
+            result.unwrap()
 
     def space(self, path: str) -> DiskSpace:
-        directory = _Descriptor(self._place(path).open(_OPEN_DIRECTORY))
-        found = os.statvfs(directory.number)
+        with self._open_directory(path) as number:
+            found = os.statvfs(number)
         return DiskSpace(
             found.f_blocks * found.f_frsize,
             found.f_bavail * found.f_frsize,
@@ -335,7 +405,7 @@ class RealFileSystem:
 
 
 def _mount_points(table: str, column: int) -> list[str]:
-    """Of a table of file systems; spaces in names are written as octal numbers there."""
+    """The mount points in a table of file systems, which has spaces in names as octal numbers."""
     try:
         with open(table, encoding="utf-8", errors="surrogateescape") as file:
             rows = [line.split() for line in file if not line.lstrip().startswith("#")]
@@ -352,7 +422,7 @@ class RealStream:
         self.peer = peer
         self._turns = 0
         self._closed = False
-        #: A worker thread is inside a system call on the socket.
+        #: Whether a worker thread is inside a system call on the socket.
         self._in_thread = False
 
     async def _turn(self) -> None:
@@ -419,8 +489,8 @@ class RealStream:
         count: int,
         run: Runner | None = None,
     ) -> None:
-        """As in the contract. The disk is read in a worker thread; the waiting
-        for the peer is done in the loop, so that a slow reader holds no thread."""
+        """As :meth:`gfs.io.Stream.send_file`. The disk is read in a worker thread; the
+        wait for the peer is in the loop, so that a slow reader occupies no thread."""
         if not isinstance(file, RealFile):
             raise TypeError("a real stream sends real files")
         held = file.held
@@ -433,11 +503,12 @@ class RealStream:
                 await self._wait(trio.lowlevel.wait_writable)
 
     def _send_some(self, file: _Descriptor, offset: int, count: int) -> int:
-        """In a thread. While it is here, the loop does not close the socket."""
+        """Runs in a thread. Meanwhile the loop does not close the socket."""
         self._in_thread = True
         try:
             self._require_open()
-            return _send_file_some(self._socket, file, offset, count)
+            with file as number:
+                return _send_file_some(self._socket, number, offset, count)
         except ConnectionError:
             raise
         except OSError as error:
@@ -468,8 +539,8 @@ class RealStream:
         self._closed = True
         if self._in_thread:
             # The descriptor's number must not be reused under the thread, or
-            # the file would go out over somebody else's connection. Shut down,
-            # the system call ends; the task that waits for it closes.
+            # the file would be sent over another connection. The shutdown ends the
+            # system call; the task that waits for it closes the socket.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
         else:
@@ -485,12 +556,12 @@ def _close(sock: socket.socket) -> None:
         sock.close()
 
 
-def _send_file_some(sock: socket.socket, file: _Descriptor, offset: int, count: int) -> int:
+def _send_file_some(sock: socket.socket, file: int, offset: int, count: int) -> int:
     """Send until done or until the socket is full; returns the bytes sent."""
     sent = 0
     while sent < count:
         try:
-            step = os.sendfile(sock.fileno(), file.number, offset + sent, count - sent)
+            step = os.sendfile(sock.fileno(), file, offset + sent, count - sent)
         except BlockingIOError:
             break
         if step == 0:
@@ -508,8 +579,8 @@ def _tune(sock: socket.socket) -> None:
 
 
 def _widen(sock: socket.socket) -> None:
-    """Ask for large buffers where the kernel grants them; elsewhere its own
-    autotuning reaches further than a capped request would."""
+    """Request large buffers where the kernel grants them; elsewhere its own autotuning
+    allows more than a capped request."""
     if _kernel_grants("wmem_max"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     if _kernel_grants("rmem_max"):
@@ -526,11 +597,11 @@ def _kernel_grants(limit: str) -> bool:
 
 
 class BadAddress(ConnectionError, ValueError):
-    """Not an address. A ConnectionError, because an address may be a peer's word."""
+    """Not an address. A ConnectionError, because an address may come from a peer."""
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """``host:port`` or ``[v6]:port``; BadAddress says what is wrong with others."""
+    """Split ``host:port`` or ``[v6]:port``. Raises BadAddress, which says what is wrong."""
     host, colon, port = address.rpartition(":")
     if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise BadAddress(f"{address!r} is not an address: write HOST:PORT")
@@ -542,10 +613,11 @@ def join_address(host: str, port: int) -> str:
 
 
 class RealListener:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, host: str) -> None:
         self._socket = sock
-        host, port = sock.getsockname()[:2]
-        self.address = join_address(host, port)
+        # The name that was given stays the server's address: what it leads to may change with
+        # each start (a pod's does), and a certificate is for the name.
+        self.address = join_address(host, sock.getsockname()[1])
 
     async def accept(self) -> Stream:
         while True:
@@ -571,7 +643,7 @@ class RealListener:
                 _tune(sock)
             except OSError:
                 sock.close()
-                continue  # gone before we looked at it
+                continue  # gone before it was accepted
             return RealStream(sock, join_address(*name[:2]))
 
     def close(self) -> None:
@@ -586,7 +658,9 @@ class RealNetwork:
         except socket.gaierror as error:
             raise ConnectionError(f"{address}: {error.strerror}") from None
         except UnicodeError:
-            raise BadAddress(f"{address!r} is not an address: {host!r} is no host name") from None
+            raise BadAddress(
+                f"{address!r} is not an address: {host!r} is not a host name"
+            ) from None
         last: OSError = ConnectionError(f"{address} has no address")
         for family, kind, protocol, _, name in found:
             try:
@@ -610,7 +684,7 @@ class RealNetwork:
             sock.close()
             raise
         await trio.lowlevel.checkpoint()
-        return RealListener(sock)
+        return RealListener(sock, host)
 
 
 async def _connect(family: int, kind: int, protocol: int, name: object) -> socket.socket:
@@ -631,7 +705,7 @@ async def _connect(family: int, kind: int, protocol: int, name: object) -> socke
 
 
 def _elapsed_clock() -> int:
-    """The kernel's clock that goes on while the machine is suspended, if there is one."""
+    """The kernel's clock that continues while the machine is suspended, if there is one."""
     with contextlib.suppress(AttributeError, OSError):
         time.clock_gettime(time.CLOCK_BOOTTIME)
         return time.CLOCK_BOOTTIME
@@ -656,7 +730,7 @@ class RealClock:
 
 
 class _Job:
-    """One blocking call on its way through a worker thread."""
+    """One blocking call of a worker thread."""
 
     __slots__ = ("arguments", "borrower", "function", "limiter", "result", "task")
 
@@ -670,7 +744,7 @@ class _Job:
         self.arguments = arguments
         self.limiter = limiter
         self.borrower = object()
-        #: Who waits for it; nobody any more if it was abandoned.
+        #: The task that waits for it; None if the call was abandoned.
         self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
         self.result: outcome.Outcome[object] | None = None
 
@@ -679,14 +753,14 @@ class _Job:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def end(self) -> None:
-        """In the loop: nothing of it goes on any more."""
+        """Called in the loop when nothing of the call runs any more."""
         self.limiter.release_on_behalf_of(self.borrower)
 
 
 class _Workers:
     """Threads for the blocking calls of one Trio run.
 
-    As ``trio.to_thread.run_sync`` in its contract, at less than half its cost,
+    With the contract of ``trio.to_thread.run_sync`` at less than half its cost,
     which a small write pays three times (once per replica): no thread names, no
     context, no hand-over locks, and calls that end together wake the loop once.
     """
@@ -696,8 +770,8 @@ class _Workers:
         self.default_limiter = trio.to_thread.current_default_thread_limiter()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._done: deque[_Job] = deque()
-        self._waking = False  # the loop has been told of what is in _done
-        self._idle = 0  # threads waiting, less the jobs on their way to them
+        self._waking = False  # the loop has been woken for what is in _done
+        self._idle = 0  # idle threads, less the jobs that are queued for them
         self._lock = threading.Lock()
 
     async def run(
@@ -747,19 +821,21 @@ class _Workers:
                 self._idle += 1
             if not self._waking:
                 self._waking = True
-                # Fails only when the loop has crashed: then nobody waits.
+                # Fails only when the loop has crashed: then no task waits.
                 with contextlib.suppress(trio.RunFinishedError):
                     self._token.run_sync_soon(self._finish)
 
     def _finish(self) -> None:
-        # Cleared first: what is put in after this is told of again.
+        # Cleared first: for what is put in after this the loop is woken again.
         self._waking = False
         while self._done:
             job = self._done.popleft()
-            assert job.result is not None
             job.end()
+            # The frame of the task has the job: with its error the two would be a circle.
+            result, job.result = job.result, None
+            assert result is not None
             if job.task is not None:
-                trio.lowlevel.reschedule(job.task, job.result)
+                trio.lowlevel.reschedule(job.task, result)
 
 
 _run_workers: trio.lowlevel.RunVar[_Workers] = trio.lowlevel.RunVar("gfs_workers")
@@ -801,8 +877,9 @@ def real_world() -> World:
 
 
 def _boot() -> str:
-    """The kernel's word. Where there is none to be had, each process is in a boot of its
-    own: what may be lost with the power may be lost with the process, as far as it knows."""
+    """The kernel's boot id. Where there is none, each process gets its own: then, as
+    far as it knows, data that a power cut may lose may be lost when the process
+    ends."""
     try:
         with open(BOOT_PATH, encoding="ascii") as file:
             boot = file.read(64).strip()

@@ -1,21 +1,21 @@
 """TLS over any stream of the seam.
 
-One directory says everything, so that it is configured once::
+All files are in one directory, so that TLS is one setting::
 
     DIR/ca.pem      the certificates that are trusted: of the cluster's own authority
     DIR/cert.pem    this server's certificate (with those between it and the authority)
     DIR/key.pem     its private key, mode 0600
 
-A client needs only ``ca.pem``. Servers show their certificate, and whoever connects
-verifies it: by the authority, by its dates, and by the host in the address that was
-connected to. That the connecting side may be there at all, the cluster key proves
-inside the encrypted connection, as it does without TLS; so there are no certificates
-for clients. TLS 1.3 only. The files are looked at for every new connection and read
-again when they have changed.
+A client needs only ``ca.pem``. Servers present their certificate, and the connecting
+side verifies it: its authority, its dates, and the host in the address that it connects
+to. The connecting side proves its membership with the cluster key, inside the encrypted
+connection, as it does without TLS; so there are no certificates for clients. TLS 1.3
+only. The files are checked for every new connection and read again when they have
+changed.
 
-Not :class:`trio.SSLStream`: that makes fresh bytes of every record, and our bodies go
-from the wire into the caller's buffer. Session tickets are off: they would arrive on
-idle connections, where nothing must.
+:class:`trio.SSLStream` is not used, because it allocates new bytes for every record,
+and our bodies go from the wire into the caller's buffer. Session tickets are off: they
+would arrive on idle connections, which must receive nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import cast
 
 import trio
 
+from gfs.io.private import others_can_read
 from gfs.io.world import BlockingRunner, Buffer, File, Runner, Stream
 
 log = logging.getLogger(__name__)
@@ -37,14 +38,14 @@ CA_NAME, CERTIFICATE_NAME, PRIVATE_KEY_NAME = "ca.pem", "cert.pem", "key.pem"
 #: Received, or encrypted before it is sent, in one go. A record has 16 KiB.
 PIECE_BYTES = 64 * 1024
 FILE_BYTES = 256 * 1024
-#: The first byte of a TLS connection, and of one that ends before it begins.
+#: The first byte of a TLS connection, and of an alert that ends one before it begins.
 _HANDSHAKE, _ALERT = 0x16, 0x15
-#: A peer that was refused may take so long to read why.
+#: How long a refused peer may take to read the reason.
 HANG_UP_SECONDS = 1.0
 
 
 class TlsError(ConnectionError):
-    """No encrypted connection could be made. One line, for a person."""
+    """No encrypted connection could be made. The message is one line for an operator."""
 
 
 class NotTls(TlsError):
@@ -52,11 +53,11 @@ class NotTls(TlsError):
 
 
 class BadTls(ValueError):
-    """Files that are missing or no good."""
+    """Files that are missing or invalid."""
 
 
 class Tls:
-    """Makes encrypted connections of plain ones. Raises BadTls."""
+    """Encrypts connections. Raises BadTls."""
 
     def __init__(self, directory: Path, *, server: bool) -> None:
         self._directory = directory
@@ -92,8 +93,8 @@ class Tls:
         certificate, key = directory / CERTIFICATE_NAME, directory / PRIVATE_KEY_NAME
         for path in (certificate, key):
             if not path.is_file():
-                raise BadTls(f"{path}: not there: a server needs its certificate and its key")
-        if key.stat().st_mode & 0o077:
+                raise BadTls(f"{path}: does not exist: a server needs its certificate and its key")
+        if others_can_read(key.stat()):
             raise BadTls(f"{key}: others can read this key: chmod 600 {key}")
         try:
             acceptor.load_cert_chain(certificate, key, password=_no_password)
@@ -117,9 +118,9 @@ class Tls:
             self._seen = seen
             try:
                 self._contexts = self._load()
-                log.info("%s: certificates read again", self._directory)
+                log.info("%s: the changed certificates were read", self._directory)
             except BadTls as error:
-                log.error("%s; the certificates that were there before stay in use", error)
+                log.error("%s; the previous certificates stay in use", error)
         return self._contexts
 
     async def connect(self, stream: Stream, host: str, run_blocking: BlockingRunner) -> Stream:
@@ -130,7 +131,8 @@ class Tls:
         return secured
 
     async def accept(self, stream: Stream, run_blocking: BlockingRunner) -> Stream:
-        """The other side. NotTls: the peer can still be answered, without TLS."""
+        """Encrypt as the accepting side. After NotTls the peer can still be answered
+        without TLS."""
         _, acceptor = self._current()
         if acceptor is None:
             raise TlsError("this side has no certificate")
@@ -140,15 +142,18 @@ class Tls:
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted: a server has nobody to ask for its password")
+    raise ValueError(
+        "the key is encrypted, and a server cannot be asked for its password: store "
+        "the key without one"
+    )
 
 
 def certificate_ends(path: Path) -> list[int]:
     """When each certificate in a PEM file ends, in seconds since 1970. Raises BadTls.
 
-    The standard library tells this of a peer's certificate only.
+    The standard library returns this only for a peer's certificate.
     """
-    from cryptography.x509 import load_pem_x509_certificates  # clients do without
+    from cryptography.x509 import load_pem_x509_certificates  # clients need none
 
     try:
         found = load_pem_x509_certificates(path.read_bytes())
@@ -160,8 +165,8 @@ def certificate_ends(path: Path) -> list[int]:
 class TlsStream:
     """As :class:`gfs.io.Stream`, over another one.
 
-    One task may receive while another sends. An end without TLS's own farewell is
-    an end: our frames say how long they are.
+    One task may receive while another sends. A connection that ends without TLS's
+    closing alert has ended normally: our frames have their lengths.
     """
 
     def __init__(
@@ -180,7 +185,7 @@ class TlsStream:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=host is None, server_hostname=host
         )
-        # With a buffer it says how many bytes it put there.
+        # With a buffer it returns the number of bytes that it put there.
         self._read = cast("Callable[[int, memoryview], int]", self._tls.read)
         self._sending = trio.Lock()
         self._piece = memoryview(bytearray(PIECE_BYTES))
@@ -214,7 +219,7 @@ class TlsStream:
     def _plain_peer(self) -> str:
         if self._host is None:
             return (
-                "this server wants TLS: give the directory with the cluster's ca.pem "
+                "this server requires TLS: give the directory with the cluster's ca.pem "
                 "(GFS_TLS, or tls in the state directory)"
             )
         return f"{self.peer} does not speak TLS: leave GFS_TLS and --tls out, or switch it on there"
@@ -230,8 +235,9 @@ class TlsStream:
         return f"no TLS with {self.peer}: {reason}"
 
     async def _hang_up(self) -> None:
-        """Say why; what the peer still sends is thrown away for a moment, since closing
-        on unread data would cut that off."""
+        """Send the reason; then discard for a moment what the peer still sends, since
+        closing with unread data would reset the connection before the peer has read the
+        reason."""
         with trio.move_on_after(HANG_UP_SECONDS):
             try:
                 await self._flush()
@@ -259,7 +265,7 @@ class TlsStream:
                 return held
             except ssl.SSLError as error:
                 if held:
-                    return held  # the next call meets it again
+                    return held  # the next call raises it again
                 raise ConnectionResetError(
                     f"the connection to {self.peer} failed: {error.reason or error}"
                 ) from error
@@ -288,7 +294,7 @@ class TlsStream:
         await self._flush()
 
     async def _flush(self) -> None:
-        # Whoever holds the lock sends what others add meanwhile: in order.
+        # The task that holds the lock also sends what others add meanwhile, in order.
         async with self._sending:
             while self._outgoing.pending:
                 await self._stream.send_all(self._outgoing.read())
@@ -300,7 +306,7 @@ class TlsStream:
         count: int,
         run: Runner | None = None,
     ) -> None:
-        # Nobody else's buffer: a read that was abandoned may still fill it.
+        # A buffer of its own: a read that was abandoned may still fill it.
         buffer = memoryview(bytearray(min(FILE_BYTES, count)))
         end = offset + count
         while offset < end:

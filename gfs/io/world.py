@@ -1,9 +1,9 @@
-"""The seam's contracts. See :mod:`gfs.io.real` for this machine's."""
+"""The interfaces to the outside. :mod:`gfs.io.real` implements them for this machine."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol, TypeVar
@@ -23,8 +23,7 @@ class Runner(Protocol):
 
 class Stream(Protocol):
     """A connected, ordered byte stream. Errors of the peer or the network are
-    ``ConnectionError``; a cancelled call leaves the stream unusable for more
-    than closing."""
+    ``ConnectionError``; after a cancelled call the stream can only be closed."""
 
     peer: str
 
@@ -43,20 +42,20 @@ class Stream(Protocol):
     ) -> None:
         """Send ``count`` bytes of ``file`` without bringing them into the process.
 
-        ``run`` makes the calls that may wait for the disk, and may give one up: then its
-        error is raised at once, and file and socket stay open for the thread until its
-        call ends. Only :meth:`close` makes sense after that.
+        ``run`` makes the calls that may wait for the disk, and may give one up: then
+        its error is raised at once, and file and socket stay open for the thread until
+        its call ends. After that the stream can only be closed.
 
         Raises ``EOFError`` when the file ends before, ReadFailed when the disk fails.
         """
 
     def ended(self) -> bool:
-        """Whether an idle stream is of no more use: the peer closed it, or sent
-        something nobody asked for. Does not wait."""
+        """Whether an idle stream cannot be used again: the peer closed it, or sent data
+        without a request. Does not wait."""
 
     def pending(self) -> int:
-        """Bytes that arrived and were not received; with TLS those on the wire. An ended
-        stream has none. Does not wait."""
+        """The number of bytes that arrived and were not received; with TLS, of
+        encrypted ones. An ended stream has none. Does not wait."""
 
     def close(self) -> None:
         """Close at once; tasks that wait on the stream get ``ConnectionError``."""
@@ -88,44 +87,49 @@ class File(Protocol):
         ReadFailed."""
 
     def read_cached(self, buffer: memoryview, offset: int) -> bool:
-        """Fill ``buffer`` from ``offset``, all of it, out of memory alone. Never waits for
+        """Fill ``buffer`` from ``offset``, all of it, from memory only. Never waits for
         the disk, so the loop's thread may call it.
 
         False if that cannot be done: not all of it is cached, the file ends before, or
-        the file system cannot tell (FUSE). What is in ``buffer`` then means nothing: use
-        :meth:`read_into` in a thread.
+        the file system does not support this (FUSE). The contents of ``buffer`` are
+        undefined then: use :meth:`read_into` in a thread.
         """
 
     def write(self, data: Buffer, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
 
     def copy_from(self, source: File, offset: int, count: int) -> None:
-        """As a read of ``count`` bytes of ``source``, all there, and a write, at the same
+        """Copy ``count`` bytes, which ``source`` must have, from it to the same
         ``offset``; the disk may share the blocks between the two."""
 
     def size(self) -> int: ...
 
     def truncate(self, size: int) -> None: ...
 
+    def punch(self, offset: int, count: int) -> None:
+        """Give the space of this range, whole pages of 4 KiB, back to the disk: the bytes
+        are zeros from now on. Raises ``OSError`` with EOPNOTSUPP where the file system
+        cannot; then nothing has changed."""
+
     def start_sync(self, offset: int, count: int) -> None:
-        """What was written there begins to go to the disk, so that :meth:`sync` has less
-        to wait for. A promise of nothing, and no error is told."""
+        """Start writing this range to the disk, so that :meth:`sync` has less to wait
+        for. It guarantees nothing and reports no error."""
 
     def sync(self) -> None:
-        """What was written is on the disk when this returns (fdatasync)."""
+        """Write all data to the disk (fdatasync); it is there when this returns."""
 
     def drop_cached(self) -> None:
         """What counts as written is read from the disk when it is read again, and not from
         memory, which shows what a write-back lost as if it were there."""
 
     def close(self) -> None:
-        """Blocks like all others: some file systems write out what was written, and free
-        what was deleted, when the last one closes. A call that another thread is in
-        goes on with the file as it is; one that begins later raises ``OSError``."""
+        """Blocks, too: some file systems write data out, and free deleted files, when
+        the last descriptor is closed. Calls of other threads that are under way
+        continue; later ones raise ``OSError``."""
 
 
 class Lock(Protocol):
-    """A lock for threads, which whoever has it may take again: ``with lock: ...``."""
+    """A reentrant lock for threads: ``with lock: ...``."""
 
     def __enter__(self) -> object: ...
 
@@ -139,8 +143,8 @@ class Lock(Protocol):
 
 
 class ReadFailed(OSError):
-    """A file, or some of its bytes, could not be read (EIO). It may be one bad sector, or
-    the whole disk."""
+    """A file, or some of its bytes, could not be read (EIO). The cause may be one bad
+    sector or the whole disk."""
 
 
 class DiskSpace(NamedTuple):
@@ -154,32 +158,33 @@ class FileSystem(Protocol):
     """The local disk. All calls block. Errors are ``OSError`` as from the kernel."""
 
     def within(self, directory: str) -> FileSystem:
-        """The same calls with the same paths, but all at and below ``directory`` lead to
-        the directory that has this name now.
+        """A view with the same calls and paths, in which all paths at and below
+        ``directory`` lead to the directory that has this name now.
 
-        So nothing is ever read or made in whatever gets that name later: after ``umount
-        -l``, or when the directory was moved, replaced or deleted. ``device`` alone still
-        tells of what is visible. Raises ``OSError`` if it is no directory. To be closed.
+        So nothing is ever read or made in another directory that gets that name later:
+        after ``umount -l``, or when the directory was moved, replaced or deleted. Only
+        ``device`` still reports what is visible. Raises ``OSError`` if it is not a
+        directory. The caller closes the view.
         """
 
     def close(self) -> None:
-        """Let go of the directory of :meth:`within`: its paths raise ``OSError`` from now
-        on. Open files stay open. Nothing to do for any other."""
+        """Close the directory of a view by :meth:`within`: its paths raise ``OSError``
+        from now on, open files stay open. Does nothing for other file systems."""
 
     def make_lock(self) -> Lock:
-        """For threads that make calls while they hold it. They hold it for as long as a
-        disk that hangs holds them: the loop's thread must never wait for it."""
+        """A lock for threads that make calls while they hold it. While a disk hangs
+        they keep holding it: so the loop's thread must never wait for it."""
 
     def awaits_mount(self, path: str) -> bool:
-        """Whether the system is told to mount something at ``path``, or above it, and has
-        not: what is made there would be on another file system than was meant."""
+        """Whether the system is configured to mount something at or above ``path`` and
+        has not: files made there would be on another file system than intended."""
 
     def device(self, path: str) -> int:
-        """The number of the device that is visible at ``path`` now (``st_dev``): another
-        one than before means that something was mounted or unmounted there."""
+        """The number of the device that is visible at ``path`` now (``st_dev``). If it
+        changes, something was mounted or unmounted there."""
 
     def open(self, path: str, mode: str) -> File:
-        """Raises ReadFailed if the file is there and cannot be opened to be read.
+        """Open a file. Raises ReadFailed if it exists and cannot be opened to be read.
 
         ``mode``: ``"r"`` read, ``"rw"`` read and write, ``"create"`` a new
         file (``FileExistsError`` if there is one), ``"replace"`` empty or new."""
@@ -191,7 +196,7 @@ class FileSystem(Protocol):
     def list(self, path: str) -> list[str]: ...
 
     def exists(self, path: str) -> bool:
-        """False if there is nothing of that name; a disk that cannot tell raises."""
+        """False if there is nothing of that name. Raises ``OSError`` if the disk fails."""
 
     def file_size(self, path: str) -> int: ...
 
@@ -203,19 +208,23 @@ class FileSystem(Protocol):
 
     def sync_directory(self, path: str) -> None: ...
 
+    def sync_all(self, files: Sequence[File]) -> None:
+        """Sync these open files at the same time, in no order. When this returns, or raises the
+        ``OSError`` of one of them, all of these calls have ended."""
+
     def space(self, path: str) -> DiskSpace: ...
 
 
 class Clock(Protocol):
-    """One machine's idea of time."""
+    """The clocks of one machine."""
 
     def monotonic(self) -> float:
         """Seconds, for durations; never goes back. May stand still while the machine is
         suspended."""
 
     def elapsed(self) -> float:
-        """As :meth:`monotonic`, and goes on while the machine is suspended: for what must
-        be over here before it is over by another machine's count."""
+        """As :meth:`monotonic`, but it continues while the machine is suspended: for
+        times (leases) that must end here before they end by another machine's clock."""
 
     def time_ns(self) -> int:
         """Wall clock, for people; may jump."""
@@ -233,11 +242,11 @@ class BlockingRunner(Protocol):
     ) -> T:
         """Run a blocking call beside the loop, in a worker thread.
 
-        Not abandoned on cancellation: when this returns, the call is over. With
-        ``abandon_on_cancel`` a cancelled caller returns at once, and the call goes on
-        alone: it may have its effects at any time later, what it returns or raises is
-        dropped, its place in ``limiter`` is free only when it ends. Whatever it was given
-        (buffers above all) must not be used for anything else meanwhile.
+        A cancelled caller waits until the call has ended. With ``abandon_on_cancel`` it
+        returns at once, and the call continues by itself: it may have its effects at
+        any later time, its result or error is dropped, and its place in ``limiter`` is
+        free only when it ends. Its arguments (buffers above all) must not be used for
+        anything else meanwhile.
         """
 
 
@@ -251,8 +260,9 @@ class World:
     random: random.Random
     #: Runs a blocking call without holding up the loop.
     run_blocking: BlockingRunner
-    #: Names the time since the machine was started: while it is the same, nothing that
-    #: was written to its disks is lost. Not the same means that something may be.
+    #: Identifies the time since the machine was started. While it is the same, nothing
+    #: that was written to the machine's disks is lost; if it has changed, something may
+    #: be.
     boot: str
 
     def random_bytes(self, count: int) -> bytes:

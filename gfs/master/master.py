@@ -1,8 +1,8 @@
-"""What a running master has in memory, put together.
+"""The state of a running master in memory, and the parts that change it.
 
 The tables are plain data; the parts that change them are in :mod:`gfs.master.replicas` and
-are given what they need and no more. All of it is synchronous code, called from the loop's
-thread. Whatever has to wait is left in queues for :mod:`gfs.master.service.background`.
+get only what they need. All of it is synchronous code, called from the loop's thread.
+Work that has to wait is left in queues for :mod:`gfs.master.upkeep`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,52 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from gfs.config import MasterSettings
 from gfs.diagnostics import event
 from gfs.errors import NotFound
 from gfs.io import DiskSpace, World
-from gfs.master.leases.table import LeaseTable
-from gfs.master.metadata.committer import Committer
-from gfs.master.metadata.store import HANDLE_RANGE, Effects, Store
+from gfs.master.metadata import HANDLE_RANGE, Committer, Effects, QuorumWatermark, Store
+from gfs.master.metadata.rows import DRAINED, DRAINING, NOT_DRAINING
 from gfs.master.metadata.trash import TrashBook
-from gfs.master.metadata.watermark import QuorumWatermark
-from gfs.master.replicas import drain, trash_purge
-from gfs.master.replicas.balancer import Balancer
-from gfs.master.replicas.collector import GarbageCollector
-from gfs.master.replicas.garbage import GarbageTable
-from gfs.master.replicas.goals import Goals
-from gfs.master.replicas.locations import LocationTable, ReservationTable
-from gfs.master.replicas.new_chunks import NewChunks
-from gfs.master.replicas.planner import RepairPlanner
-from gfs.master.replicas.registration import Registration
-from gfs.master.replicas.replica_map import ReplicaMap
-from gfs.master.replicas.reports import Reports
-from gfs.master.replicas.servers import LIVE, STOPPED, Server, ServerTable
+from gfs.master.replicas import (
+    Balancer,
+    GarbageCollector,
+    Goals,
+    Membership,
+    NewChunks,
+    RepairPlanner,
+)
+from gfs.master.rules import trash_purge
+from gfs.master.tables import (
+    LIVE,
+    STOPPED,
+    GarbageTable,
+    LeaseTable,
+    LocationTable,
+    ReplicaMap,
+    ReservationTable,
+    Server,
+    ServerTable,
+)
 from gfs.metrics import Operations
 from gfs.protocol.bulk import BulkConnection
-from gfs.protocol.messages import Done, ForgetShadow, ServerStatus, ShadowStatus
+from gfs.protocol.messages import (
+    Done,
+    ElectionReply,
+    ForgetShadow,
+    ServerStatus,
+    ShadowStatus,
+)
 
 log = logging.getLogger(__name__)
 
-#: So often ``dead_seconds`` passes before a chunk that no chunkserver reported is declared lost.
+#: After so many ``dead_seconds`` a chunk that no chunkserver has reported is declared lost.
 LOST_PERIODS = 2
+
+
+DRAIN_NAMES = {NOT_DRAINING: "", DRAINING: "draining", DRAINED: "drained"}
 
 
 async def _without_shadows(request: ForgetShadow) -> Done:
@@ -54,7 +70,7 @@ class Master:
         self.settings = settings
         self.store = store
         self.clock = clock = world.clock
-        # The world's own may cost a system call for each number.
+        # The world's own generator may cost a system call per number.
         self.rng = rng = random.Random(world.random.getrandbits(64))
         self.began_at = clock.monotonic()
         watermark = QuorumWatermark(clock, settings.shadow_wait_seconds)
@@ -76,8 +92,7 @@ class Master:
         )
         self.goals = goals = Goals(known, store, settings.forgetful_seconds)
         self.repair, self.salvage = goals.repair, goals.salvage
-        self.reports = Reports(store, self.committer, known, goals, reservations)
-        self.registration = Registration(store, known, goals, reservations)
+        self.membership = Membership(store, known, goals, reservations)
         self.new_chunks = NewChunks(rng, settings, store, self.committer, known, reservations)
         self.collector = GarbageCollector(store, known, goals, reservations, leases)
         self.planner = RepairPlanner(rng, settings, store, known, goals, leases)
@@ -85,12 +100,14 @@ class Master:
         self.operations = Operations(settings.slow_seconds)
         #: Connections served now, for metrics.
         self.connections: set[BulkConnection] = set()
-        #: Of the shadow masters: see :mod:`gfs.master.replication.log_sender`.
+        #: Commands about shadow masters: see :mod:`gfs.master.replication.log_sender`.
         self.shadow_status: Callable[[], list[ShadowStatus]] = list
         self.forget_shadow: Callable[[ForgetShadow], Awaitable[Done]] = _without_shadows
-        #: Whether a server can be drained is being found out, for one at a time.
+        #: Who has the hold, if an engine elects the masters.
+        self.election: Callable[[], ElectionReply] = partial(ElectionReply, 0)
+        #: Held while it is decided whether a server can be drained: one at a time.
         self.drain_checked = False
-        #: All chunks are to be looked at: servers are drained, or not any more.
+        #: All chunks must be evaluated, because the drain of a server has begun or was cancelled.
         self.rescan_wanted = False
         self.disk_low = False
         self.metadata_disk: DiskSpace | None = None
@@ -103,18 +120,18 @@ class Master:
 
     @property
     def may_declare_lost(self) -> bool:
-        """Whether chunkservers had the time to report what they have, replicas that were
-        being written or verified when this master began included."""
+        """Whether chunkservers had the time to report all replicas, also those that
+        were being written or verified when this master began."""
         return self.now >= self.began_at + LOST_PERIODS * self.settings.dead_seconds
 
     @property
     def is_maintained(self) -> bool:
-        """Whether a chunkserver is under maintenance, for a time that has to pass."""
+        """Whether a chunkserver is under maintenance, so that its time has to be counted."""
         now_ns = self.uptime.now_ns()
         return any(server.maintenance_until_ns > now_ns for server in self.servers.all())
 
     def _applied(self, effects: Effects) -> None:
-        """What else changes with a commit."""
+        """Update the parts for what a commit has changed."""
         self.collector.chunks_freed(effects.freed)
         self.track(effects)
         self.goals.to_evaluate.update(dict.fromkeys(effects.goals))
@@ -122,7 +139,7 @@ class Master:
             call()
 
     def track(self, effects: Effects) -> None:
-        """Have the tables follow a commit: of this master, or of the one that is followed."""
+        """Update the tables after a commit of this master, or of the one that is followed."""
         for inode, trashed in effects.trashed:
             self.trash.changed(inode, trashed)
         for inode, length in effects.grown:
@@ -134,7 +151,7 @@ class Master:
 
     @property
     def servers_needed(self) -> int:
-        """So many must have room, or new chunks are refused."""
+        """So many servers must have room, otherwise new chunks are refused."""
         return min(self.settings.replication, self.settings.replicas_min)
 
     def shortage(self) -> trash_purge.Shortage | None:
@@ -145,13 +162,13 @@ class Master:
         )
 
     def set_draining(self, server_id: str, draining: int) -> None:
-        """It is to be emptied, is empty, or is as all others; that is durable."""
+        """Set the state of a server's drain, which is durable already."""
         server = self.servers.by_id.get(server_id)
         if server is None or server.draining == draining:
             return
         if not server.draining:
             server.granting_then = frozenset(self.replica_map.raising)
-        state = drain.NAMES[draining] or "not drained any more"
+        state = DRAIN_NAMES[draining] or "not drained any more"
         log.info(
             "chunkserver %s: %s",
             server_id,
@@ -162,7 +179,7 @@ class Master:
         self.rescan_wanted = True
 
     def is_empty(self, server: Server) -> bool:
-        """Nothing is on a draining server, and nothing can come to be there."""
+        """Whether a draining server has no replicas, and cannot get any."""
         index = server.index
         return (
             not self.replica_map.in_safe_mode
@@ -173,14 +190,16 @@ class Master:
             and not server.clones_in
             and not self.reservations.at(index)
             and server.granting_then.isdisjoint(self.replica_map.raising)
-            and not any(self.garbage.at(index, handle) for handle in self.repair.lost)
+            and not any(
+                self.garbage.at(index, handle) for handle in self.garbage.among(self.repair.lost)
+            )
         )
 
     def server_status(self, server: Server) -> ServerStatus:
         draining = server.draining
         known = self.locations.counts.get(server.index, 0)
-        if draining == drain.DRAINED and server.state == LIVE and (known or server.chunks):
-            draining = drain.DRAINING  # it came back with something
+        if draining == DRAINED and server.state == LIVE and (known or server.chunks):
+            draining = DRAINING  # it came back with replicas
         status = ServerStatus(
             server.id,
             server.address,
@@ -189,19 +208,19 @@ class Master:
             max(0, int((self.now - server.last_heard) * 1000)),
             server.chunks,
             server.disks,
-            drain.NAMES[draining],
+            DRAIN_NAMES[draining],
             scrub=server.scrub,
             certificate_until_ns=server.certificate_until_ns,
             maintenance_ms=max(0, server.maintenance_until_ns - self.uptime.now_ns()) // 1_000_000,
         )
-        if draining == drain.DRAINED and server.state != LIVE:
-            status.state = STOPPED  # as it should be: nobody misses it
-        if draining == drain.DRAINING:
+        if draining == DRAINED and server.state != LIVE:
+            status.state = STOPPED  # as intended: it is not missing
+        if draining == DRAINING:
             status.drain_chunks = max(known, server.chunks)
             status.drain_uploads = self.reservations.at(server.index)
             status.drain_lost = sum(
                 self.garbage.at(server.index, handle) is not None
                 and not self.salvage.is_pending(handle)
-                for handle in self.repair.lost
+                for handle in self.garbage.among(self.repair.lost)
             )
         return status

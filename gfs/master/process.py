@@ -1,15 +1,15 @@
 """The master's process: opens the store, listens, and lets everything run.
 
 It is the master or a shadow master, and may change from one to the other; the
-listener and the store stay, all connections end, and what is in memory is made
-anew, as after a restart: that is the way that is used and tested most.
+listener and the store stay, all connections end, and the state in memory is built
+again, as after a restart, which is the path that is used and tested most.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -19,19 +19,14 @@ import trio
 from gfs.config import MasterSettings, split_addresses
 from gfs.diagnostics import event
 from gfs.errors import Deposed, DiskFailed, ProtocolError, StartupError, innermost
-from gfs.io import Listener, World
-from gfs.master.leases.granting import Grants
+from gfs.io import Listener, World, real_world
+from gfs.master.election import Candidate, Engine, EngineAway, Guarded
+from gfs.master.leases import Grants
 from gfs.master.master import Master
-from gfs.master.metadata import terms
-from gfs.master.metadata.store import Standing, Store, open_only
-from gfs.master.replication.log_sender import Shadows, ShadowSession
-from gfs.master.replication.shadow_process import Shadow
-from gfs.master.replication.term_announcer import TermAnnouncer
-from gfs.master.service.background import Upkeep
-from gfs.master.service.chunkserver_session import ChunkserverSession
-from gfs.master.service.client_session import ClientSession
-from gfs.master.service.metrics import families
-from gfs.master.service.snapshots import Snapshots
+from gfs.master.metadata import Standing, Store, open_only, terms
+from gfs.master.replication import Shadow, Shadows, ShadowSession, TermAnnouncer
+from gfs.master.service import ChunkserverSession, ClientSession, Snapshots, families
+from gfs.master.upkeep import Upkeep
 from gfs.metrics import Source
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.credentials import Credentials
@@ -42,10 +37,12 @@ from gfs.protocol.server import serve
 log = logging.getLogger(__name__)
 
 CLUSTER_BYTES = 8
+#: How often an empty store looks whether there is a cluster.
+LOOK_SECONDS = 0.25
 
 
 class MasterStarted(NamedTuple):
-    """What a master says once it serves."""
+    """What a master reports once it serves."""
 
     address: str
     cluster: str
@@ -58,15 +55,17 @@ async def run_master(
     key: bytes | Credentials,
     *,
     metrics: Source | None = None,
+    engine: Engine | None = None,
     task_status: trio.TaskStatus[MasterStarted] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the metadata in ``directory`` at ``settings.address`` until cancelled:
     as the master, or as a shadow of another one that may become it.
 
-    The directory is made if it is not there, and locked. ``key`` is the cluster's.
-    ``metrics`` then collects the numbers of the master or shadow master. Reports MasterStarted once
-    it serves (a shadow: once it has a copy); everything that was acknowledged by then
-    is durable, whatever happens to the process.
+    With an ``engine`` it is a shadow master until that lets it try to be the master.
+
+    The directory is made if it does not exist, and locked. ``key`` is the cluster's.
+    ``metrics`` then collects the metrics of the master or shadow master. Reports
+    MasterStarted once it serves (a shadow master: once it has a copy).
 
     Raises StartupError if it cannot start here, Deposed when a master of a
     higher term took over, and DiskFailed when the metadata cannot be written any
@@ -74,7 +73,7 @@ async def run_master(
     """
     store = await _open(world, settings, directory)
     try:
-        if store.standing.fenced and not settings.shadow_of:
+        if store.standing.fenced and not (settings.shadow_of or engine):
             raise Deposed(_over(store.standing.fenced))
         listener = await _listen(world, settings.address)
         try:
@@ -89,23 +88,40 @@ async def run_master(
                     metrics or Source(),
                     task_status,
                 )
-                await process.run()
+                if engine is None:
+                    await process.run()
+                else:
+                    await process.run_elected(engine)
         finally:
             listener.close()
     finally:
         store.close()
 
 
+def election_engine(settings: MasterSettings) -> Engine | None:
+    """The engine that ``settings.elect`` names, for :func:`run_master`; None: an operator
+    decides. Raises SettingsError."""
+    if not settings.elect:
+        return None
+    if settings.elect.startswith("kubernetes:"):
+        from gfs.master.election import lease
+
+        return lease.from_settings(settings, real_world().clock.elapsed)
+    from gfs.master.election import etcd
+
+    return etcd.from_settings(settings)
+
+
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """A nursery wraps what ended it; callers look for the error itself."""
+    """The error that ended a nursery, out of its exception group."""
     try:
         yield
     except BaseExceptionGroup as group:
-        story = group.subgroup((DiskFailed, Deposed))
-        if story is None:
+        failure = group.subgroup((DiskFailed, Deposed, StartupError))
+        if failure is None:
             raise
-        raise innermost(story) from group
+        raise innermost(failure) from group
 
 
 def _over(term: int) -> str:
@@ -125,7 +141,7 @@ async def _open(world: World, settings: MasterSettings, directory: str) -> Store
     try:
         await world.run_blocking(work)
     except BaseException:
-        # The call may have been carried out all the same.
+        # The call may have been carried out nevertheless.
         for store in opened:
             store.close()
         raise
@@ -141,7 +157,7 @@ async def _listen(world: World, address: str) -> Listener:
 
 
 class _Process:
-    """One master or shadow master; what it is may change while it runs."""
+    """One master or shadow master; its role may change while it runs."""
 
     def __init__(
         self,
@@ -163,6 +179,7 @@ class _Process:
         self._metrics = metrics
         self._task_status = task_status
         self._is_started = False
+        self._candidate: Candidate | None = None
 
     def _started(self) -> None:
         if not self._is_started:
@@ -173,23 +190,135 @@ class _Process:
         is_shadow = await self._is_shadow()
         while True:
             if is_shadow:
-                await Shadow(
-                    self._world,
-                    self._settings,
-                    self._directory,
-                    self._key,
-                    self._store,
-                    self._listener,
-                    self._metrics,
-                    self._started,
-                ).run()
+                await self._shadow()
             else:
                 await self._serve()
             is_shadow = bool(self._store.standing.follows)
 
+    async def _shadow(self) -> None:
+        """Serve as a shadow master. Returns when promoted."""
+        await Shadow(
+            self._world,
+            self._settings,
+            self._directory,
+            self._key,
+            self._store,
+            self._listener,
+            self._metrics,
+            self._started,
+            self._candidate,
+        ).run()
+
+    # --- elected ---------------------------------------------------------------------------
+
+    async def run_elected(self, engine: Engine) -> None:
+        """Be a shadow master; be the master for as long as this process has the hold of
+        ``engine`` and was promoted; and so on."""
+        async with trio.open_nursery() as nursery:
+            self._candidate = candidate = Candidate(
+                self._world.clock, engine, self._settings.hold_seconds, self._listener.address
+            )
+            nursery.start_soon(candidate.run)
+            state = self._store.state
+            if not (self._store.cluster and (state.sequence or state.term)):
+                await self._found(candidate)
+            if self._store.standing.fenced:
+                await self._follow()
+            elif self._store.cluster and not self._store.standing.follows:
+                await self._resign()  # it was the master until it was stopped
+            while True:
+                await self._shadow()
+                await self._serve_held(candidate)
+
+    async def _found(self, candidate: Candidate) -> None:
+        """Begin a cluster if the engine has none recorded and lets this process try. Only then
+        can an empty store be that of a master: one that was lost has its cluster recorded.
+
+        Nobody hears of the cluster before it is recorded. A process that dies in between goes on
+        here with the same one, unless another one was recorded since, which it then copies."""
+        store = self._store
+        if not store.cluster:
+            await self._begin_cluster(candidate)
+        while store.cluster:
+            with suppress(EngineAway):
+                if (recorded := await candidate.record(store.cluster)) != store.cluster:
+                    log.warning(
+                        "cluster %s, in which nothing was done yet, is given up: the engine has "
+                        "recorded %s, whose master's metadata is to be copied",
+                        *(store.cluster, recorded),
+                    )
+                    await self._world.run_blocking(store.give_up)
+                return
+            await self._world.clock.sleep(LOOK_SECONDS)
+
+    async def _begin_cluster(self, candidate: Candidate) -> None:
+        while not await candidate.look():
+            await self._world.clock.sleep(LOOK_SECONDS)
+        if not candidate.view.cluster:
+            async with trio.open_nursery() as nursery:
+
+                async def until_there_is_one() -> None:
+                    while not candidate.view.cluster:
+                        await self._world.clock.sleep(LOOK_SECONDS)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_there_is_one)
+                await candidate.acquire()
+                nursery.cancel_scope.cancel()
+        if candidate.view.cluster:
+            log.info("cluster %s: its master's metadata is to be copied", candidate.view.cluster)
+            return
+        cluster = self._world.random_bytes(CLUSTER_BYTES).hex()
+        await self._world.run_blocking(self._store.begin, cluster, self._world.clock.time_ns())
+        log.warning("cluster %s begins with this master", cluster)
+
+    async def _resign(self) -> None:
+        """Become a shadow master, durably, that was the master of its term until now: it has
+        everything that was acknowledged in it."""
+        store = self._store
+        standing = Standing(
+            # Never empty, or it would take itself for the master of a later term as well.
+            follows=store.standing.peers or [self._listener.address],
+            peers=store.standing.peers,
+            ended=store.state.term,
+            successor=self._listener.address,
+        )
+        await self._world.run_blocking(store.set_standing, standing)
+
+    async def _serve_held(self, candidate: Candidate) -> None:
+        """Serve as the master until the hold is lost, or was handed over. Its operations that
+        were not acknowledged are given up when another one is promoted."""
+        store = self._store
+        higher = 0
+        if candidate.holds:
+            higher = await self._serve_now(candidate)
+        if store.standing.successor:
+            await candidate.offer(store.standing.successor)
+            return
+        await candidate.release()
+        if higher:
+            log.warning("this master was replaced: it becomes a shadow master of the new one")
+            await self._follow()
+        else:
+            log.warning("this master has no hold any more: it becomes a shadow master")
+            await self._resign()
+
+    async def _serve_now(self, candidate: Candidate) -> int:
+        """Returns the term of a master that has replaced this one, or 0."""
+        world, store = self._world, self._store
+        await world.run_blocking(store.begin, store.cluster, world.clock.time_ns())
+        identity = self._identity()
+        # Nobody is asked for a higher term: that this one could begin was just found out.
+        announcer = TermAnnouncer(world, identity, self._listener.address)
+        await self._serve_term(identity, announcer, candidate)
+        return announcer.higher
+
+    # --- by an operator's choice -------------------------------------------------------------
+
     async def _is_shadow(self) -> bool:
-        """What the store says goes before what the command line says: a shadow that was
-        promoted is not made one again by the command it was once started with."""
+        """Whether it starts as a shadow master. The store takes precedence over the
+        command line: a shadow master that was promoted does not become one again by the
+        command it was once started with."""
         standing, named = self._store.standing, split_addresses(self._settings.shadow_of)
         if standing.follows:
             log.info("it starts as a shadow master: it was one before, or it has handed over")
@@ -206,29 +335,27 @@ class _Process:
         return True
 
     async def _follow(self) -> None:
-        """Be a shadow from now on, durably. What is here is kept beside the copy."""
+        """Become a shadow master, durably. The present store is kept beside the copy."""
         named = split_addresses(self._settings.shadow_of)
         follows = list(dict.fromkeys([*named, *self._store.standing.peers]))
         keep = bool(self._store.cluster)
-        as_shadow = Standing(follows=follows, keep=keep)
+        as_shadow = Standing(follows=follows or [self._listener.address], keep=keep)
         await self._world.run_blocking(self._store.set_standing, as_shadow)
 
     async def _serve(self) -> None:
-        """Be the master. Returns when it has handed over; raises Deposed."""
+        """Serve as the master. Returns when it has handed over; raises Deposed."""
         world, store = self._world, self._store
         cluster = world.random_bytes(CLUSTER_BYTES).hex()
         await world.run_blocking(store.begin, cluster, world.clock.time_ns())
-        identity = Identity(
-            "master", "master", self._key, store.cluster, store.state.term, learns=False
-        )
+        identity = self._identity()
         announcer = TermAnnouncer(world, identity, self._listener.address)
         named = split_addresses(self._settings.shadow_of)
         await announcer.ask(dict.fromkeys([*named, *store.standing.peers]))
         if not announcer.higher:
             await self._serve_term(identity, announcer)
         elif named:
-            # As the command says. What it has beyond the new master's log was given up when
-            # that was promoted.
+            # As the command says. Its operations beyond the new master's log were given
+            # up when that was promoted.
             log.warning(
                 "this master was replaced: it becomes a shadow master of the new one (--shadow-of)"
             )
@@ -239,11 +366,21 @@ class _Process:
             await world.run_blocking(store.set_standing, standing)
             raise Deposed(_over(announcer.higher))
 
-    async def _serve_term(self, identity: Identity, announcer: TermAnnouncer) -> None:
+    def _identity(self) -> Identity:
+        store = self._store
+        return Identity(
+            "master", "master", self._key, store.cluster, store.state.term, learns=False
+        )
+
+    async def _serve_term(
+        self, identity: Identity, announcer: TermAnnouncer, candidate: Candidate | None = None
+    ) -> None:
         master = Master(self._world, self._settings, self._store)
         shadows = Shadows(master)
         master.shadow_status, master.forget_shadow = shadows.status, shadows.forget
         master.certificate_until_ns = lambda: identity.certificate_until_ns
+        if candidate is not None:
+            master.election, shadows.check = candidate.status, candidate.check
         self._metrics.collect = partial(families, master)
         async with trio.open_nursery() as nursery:
 
@@ -253,6 +390,8 @@ class _Process:
 
             nursery.start_soon(end_when, shadows.retired)
             nursery.start_soon(end_when, announcer.deposed)
+            if candidate is not None:
+                nursery.start_soon(end_when, candidate.lost)
             nursery.start_soon(master.committer.run)
             nursery.start_soon(shadows.run)
             nursery.start_soon(announcer.announce, lambda: shadows.absent(self._settings.shadow_of))
@@ -261,6 +400,8 @@ class _Process:
             upkeep.start()
             snapshots = Snapshots(master, grants, nursery)
             connection = partial(_connection, master, grants, snapshots, upkeep, shadows, announcer)
+            if candidate is not None:
+                connection = partial(_guarded, candidate, connection)
             nursery.start_soon(
                 serve, self._world, self._listener, identity, connection, master.connections
             )
@@ -275,6 +416,15 @@ class _Process:
             self._started()
 
 
+async def _guarded(
+    candidate: Candidate,
+    serve_it: Callable[[BulkConnection], Awaitable[None]],
+    connection: BulkConnection,
+) -> None:
+    connection.stream = Guarded(connection.stream, lambda: candidate.holds)
+    await serve_it(connection)
+
+
 async def _connection(
     master: Master,
     grants: Grants,
@@ -284,7 +434,7 @@ async def _connection(
     announcer: TermAnnouncer,
     connection: BulkConnection,
 ) -> None:
-    """One proven connection. A bug met here ends it and nothing else."""
+    """Serve one authenticated connection. A bug ends only this connection."""
     try:
         announcer.met(connection.peer_term, connection.peer)
         if connection.peer_role == "client":
@@ -315,7 +465,7 @@ async def _client(
 
 
 async def _chunkserver(master: Master, upkeep: Upkeep, connection: BulkConnection) -> None:
-    session = ChunkserverSession(master, upkeep.start_pass)
+    session = ChunkserverSession(master, upkeep.start_pass, upkeep.reports)
     rpc = Rpc(connection, session.handle)
     try:
         await rpc.run()

@@ -1,8 +1,8 @@
-"""What a file may carry beside its bytes: a digest, and a few short attributes.
+"""The digest and the attributes of a file, and their limits.
 
-Both sides check it: a client before it sends the first byte of a file, the
-master because it trusts no client. The bounds keep an entry small enough for a
-page of a listing (see ``PAGE_BYTES_MAX``).
+Both sides check them: a client before it sends the first byte of a file, the master
+because it trusts no client. The limits keep an entry small enough for a page of a
+listing (see ``PAGE_BYTES_MAX``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ _NAME = re.compile(r"[a-z0-9._-]{1,64}")
 
 
 def check_attributes(attributes: Mapping[str, str]) -> None:
-    """Raises InvalidArgument for what no file may carry; it names the rule."""
+    """Raises InvalidArgument, which names the rule, if no file may have these attributes."""
     if len(attributes) > ATTRIBUTES_MAX:
-        raise InvalidArgument(
-            f"{len(attributes)} attributes: a file carries at most {ATTRIBUTES_MAX}"
-        )
+        raise InvalidArgument(f"{len(attributes)} attributes: a file has at most {ATTRIBUTES_MAX}")
     size = 0
     for name, value in attributes.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -36,7 +34,7 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
             raise InvalidArgument(f"attribute {name}: its value is not valid UTF-8") from None
     if size > ATTRIBUTES_BYTES_MAX:
         raise InvalidArgument(
-            f"attributes of {size} bytes: a file carries at most {ATTRIBUTES_BYTES_MAX}"
+            f"attributes of {size} bytes: a file has at most {ATTRIBUTES_BYTES_MAX}"
         )
 
 
@@ -44,5 +42,5 @@ def check_digest(digest: bytes) -> None:
     """Raises InvalidArgument unless it is empty or of the right length."""
     if len(digest) not in (0, FILE_DIGEST_BYTES):
         raise InvalidArgument(
-            f"a digest of {len(digest)} bytes: it has {FILE_DIGEST_BYTES}, or none at all"
+            f"a digest of {len(digest)} bytes: give one of {FILE_DIGEST_BYTES} bytes, or none"
         )

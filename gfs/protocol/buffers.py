@@ -1,7 +1,7 @@
 """Reused, page-aligned packet buffers under one bound.
 
-Memory is taken when it is first needed and kept for reuse; the bound is what
-keeps a server or a client with 400 transfers at once from growing with them.
+Memory is allocated when it is first needed and kept for reuse. Because of the bound, a
+server or client with 400 transfers at once does not grow with them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gfs.protocol.messages import PACKET_BYTES_MAX
 class BufferPool:
     """Hands out buffers of ``PACKET_BYTES_MAX``; ``total_bytes`` of them at most.
 
-    ``acquire`` waits while all are in use. A caller whose holders may be waiting
-    for it (write chains through two servers, in both directions) gives a
-    ``patience``: after that many seconds it gets a buffer above the bound rather
-    than a deadlock.
+    ``acquire`` waits while all are in use. A caller that those who hold the buffers may
+    be waiting for (write chains through two servers, in both directions) gives a
+    ``patience``: after that many seconds it gets a buffer above the bound, so that
+    there is no deadlock.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -48,15 +48,15 @@ class BufferPool:
         return self._free.pop() if self._free else mmap.mmap(-1, PACKET_BYTES_MAX)
 
     def release(self, buffer: mmap.mmap) -> None:
-        """Nobody uses it any more: the next one may have it."""
+        """Return ``buffer``, which nobody uses any more, for reuse."""
         if self._in_use <= self._count_max:
             self._free.append(buffer)
         self._in_use -= 1
         self._wake()
 
     def discard(self, buffer: mmap.mmap) -> None:
-        """A thread whose call was given up may use it still: nobody else gets it, and its
-        memory goes when the thread lets go of it."""
+        """Give up a buffer that a thread of an abandoned call may still use: it is not
+        reused, and its memory is freed when the thread ends its call."""
         self._in_use -= 1
         self._wake()
 

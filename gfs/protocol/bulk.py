@@ -1,9 +1,9 @@
-"""A connection that carries one exchange at a time, bodies by themselves.
+"""A connection that carries one exchange at a time and receives bodies without a copy.
 
-Heads are read through a small buffer; what it caught of the body (at most
-``READ_AHEAD_BYTES``) is copied to the caller's buffer, the rest is received
-straight into it. So a small message costs one ``recv``, a 1 MiB packet one
-more per piece the kernel has, and no copy worth the name.
+Heads are read through a small buffer. The part of the body that arrives with the head
+(at most ``READ_AHEAD_BYTES``) is copied to the caller's buffer; the rest is received
+straight into it. So a small message costs one ``recv``, and a 1 MiB packet one more for
+each piece that the kernel has.
 
 Used for the handshake of every connection and for everything to chunkservers.
 """
@@ -13,20 +13,19 @@ from __future__ import annotations
 from gfs.blocks import Buffer
 from gfs.diagnostics import request_name, request_of
 from gfs.errors import GfsError, ProtocolError, from_wire
-from gfs.io import File, Stream
-from gfs.io.world import Runner
+from gfs.io import File, Runner, Stream
 from gfs.protocol.frames import HEADER_BYTES, decode_head, encode_frame, encode_head, split_header
-from gfs.protocol.messages import Failure, Message
+from gfs.protocol.messages import PROTOCOL_NEWEST, Failure, Message
 
 READ_AHEAD_BYTES = 8 * 1024
 
 
 class BulkConnection:
-    """Frames over a stream, in turn. Not for two tasks in the same direction.
+    """Frames over a stream, one after another. At most one task may send, and one receive.
 
     Every failure of the peer or the network is ``ConnectionError`` or
-    ProtocolError; after either, or after a cancelled call, only ``close``
-    makes sense. Callers set deadlines.
+    ProtocolError; after either, or after a cancelled call, the connection can only be
+    closed. Callers set deadlines.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -36,24 +35,28 @@ class BulkConnection:
         self.peer_id = ""
         self.peer_cluster = ""
         self.peer_term = 0
+        #: Of the protocol, the newest that both sides speak.
+        self.version = PROTOCOL_NEWEST
         #: The name of the cluster key that both sides proved to have.
         self.key = b""
-        #: What was last sent of a failure, for whoever keeps the books.
+        #: The error that was last sent, for the metrics.
         self.failure: GfsError | None = None
-        #: Where the numbers of requests begin that this side makes up on it.
+        #: The first of the request ids that this side makes on the connection.
         self.first_request = 1
-        #: Bytes of the body of the last received message not yet taken.
+        #: Bytes of the body of the last received message that were not taken yet.
         self.body_bytes = 0
         self._buffer = bytearray(READ_AHEAD_BYTES)
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
         self.closed = False
-        #: In the middle of an exchange, and how many began, as far as who serves them tells;
-        #: whether it is to be ended after this one.
+        #: Set by the server of the exchanges: whether one is under way, how many began,
+        #: and whether the connection is to be ended after this one.
         self.busy = False
         self.exchanges = 0
         self.ending = False
+        #: Whether the last exchange was an append, and was answered with a place.
+        self.appended = False
 
     async def send(self, message: Message, body: Buffer = b"") -> None:
         if type(message) is Failure:
@@ -106,7 +109,7 @@ class BulkConnection:
         else:
             self._start += HEADER_BYTES
             head = bytearray(head_bytes)
-            await self._take(memoryview(head))
+            await self._take(memoryview(head), head_bytes)
             message = decode_head(head, body_bytes)
         self.body_bytes = body_bytes
         return message
@@ -122,36 +125,43 @@ class BulkConnection:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes behind the last message that are here: to take them is not to wait."""
+        """Bytes after the last message that have been received: they can be taken
+        without a wait."""
         return self._end - self._start
 
     async def receive_body(self, target: memoryview) -> None:
         """Fill ``target`` with the next bytes of the body."""
+        await self.receive_some(target, len(target))
+
+    async def receive_some(self, target: memoryview, least: int) -> int:
+        """As ``receive_body``, but returns with ``least`` bytes or more, as many as there are."""
         if len(target) > self.body_bytes:
             raise ProtocolError(f"a body of {self.body_bytes} bytes, {len(target)} were expected")
-        await self._take(target)
-        self.body_bytes -= len(target)
+        count = await self._take(target, least)
+        self.body_bytes -= count
+        return count
 
     async def read_body(self) -> bytes:
-        """All the rest of the body (the message's own limit bounds it)."""
+        """The rest of the body (the message's own limit bounds it)."""
         body = bytearray(self.body_bytes)
         await self.receive_body(memoryview(body))
         return bytes(body)
 
-    async def _take(self, target: memoryview) -> None:
+    async def _take(self, target: memoryview, least: int) -> int:
         held = min(self._end - self._start, len(target))
         if held:
             target[:held] = self._view[self._start : self._start + held]
             self._start += held
-        total = len(target)
-        while held < total:
+        while held < least:
             count = await self.stream.receive_into(target[held:])
             if not count:
                 raise ConnectionResetError(f"{self.peer} ended the connection in mid-frame")
             held += count
+        return held
 
     async def _fill(self, count: int, may_end: bool = False) -> bool:
-        """Have at least ``count`` bytes in the buffer; False at a clean end."""
+        """Receive until the buffer has at least ``count`` bytes; False if the stream
+        ends before a frame."""
         while self._end - self._start < count:
             if self._start and self._start + count > READ_AHEAD_BYTES:
                 held = self._end - self._start
@@ -168,7 +178,7 @@ class BulkConnection:
         return True
 
     def take_read_ahead(self) -> bytes:
-        """Bytes received beyond the last frame, for whoever takes over the stream."""
+        """Bytes received after the last frame, for a caller that takes over the stream."""
         data = bytes(self._view[self._start : self._end])
         self._start = self._end = 0
         return data

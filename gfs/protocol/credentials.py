@@ -1,5 +1,5 @@
-"""What makes a process a member of its cluster: the cluster key, and how connections
-are encrypted, if they are."""
+"""The credentials of a process: the cluster key, which makes it a member of the
+cluster, and the files for TLS if connections are encrypted."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KEY_NAME_BYTES = 8
 
 @dataclass(frozen=True)
 class Credentials:
-    """``current_keys`` gives the keys that are accepted now, the one to be used first. It is
-    asked for every new connection. ``watched``: what it gives may change."""
+    """``current_keys`` returns the accepted keys, the preferred one first; it is called
+    for every new connection. ``watched``: its result may change."""
 
     current_keys: Callable[[], Sequence[bytes]]
     tls: Tls | None = None
@@ -27,16 +27,17 @@ class Credentials:
 
 
 def as_credentials(key: bytes | Credentials) -> Credentials:
-    """One key for good, without TLS, if it is just a key."""
+    """Credentials of one key that never changes, without TLS, if a key is given."""
     if isinstance(key, Credentials):
         return key
     return Credentials(lambda: (key,))
 
 
 def load_credentials(key: bytes | Path, tls: Path | None, *, server: bool) -> Credentials:
-    """From files, which are read again when they change; or of a key that stays.
+    """Credentials from files, which are read again when they change, or of a key that
+    never changes.
 
-    ``tls`` is a directory (see :mod:`gfs.io.tls`), None: no TLS. Raises SettingsError.
+    ``tls`` is a directory (see :mod:`gfs.io.tls`), or None for no TLS. Raises SettingsError.
     """
     try:
         secure = Tls(tls, server=server) if tls is not None else None
@@ -49,5 +50,5 @@ def load_credentials(key: bytes | Path, tls: Path | None, *, server: bool) -> Cr
 
 @functools.lru_cache(maxsize=64)
 def key_name(key: bytes) -> bytes:
-    """Tells keys apart and nothing of them."""
+    """A name that distinguishes keys and does not reveal them."""
     return hashlib.blake2b(key=key, digest_size=KEY_NAME_BYTES, person=b"gfs key name").digest()

@@ -1,4 +1,4 @@
-"""Every wait has a deadline, and says what was waited for when it passes."""
+"""Deadlines whose errors say what was waited for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def deadline(seconds: float, waiting_for: str) -> _Deadline:
 
 
 class _Deadline:
-    """By hand: as generators, this and ``move_on_after`` cost as much again as the
-    cancel scope, on every exchange."""
+    """A class, because a generator and ``move_on_after`` would cost as much again as
+    the cancel scope, on every exchange."""
 
     __slots__ = ("_scope", "_seconds", "_waiting_for")
 
@@ -34,7 +34,7 @@ class _Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # It swallows nothing but its own cancellation, in whose place we raise.
+        # Only the scope's own cancellation is swallowed, and replaced by this error.
         self._scope.__exit__(kind, error, traceback)
         if self._scope.cancelled_caught:
             raise DeadlineExceeded(f"no {self._waiting_for} within {self._seconds:g} s") from None
@@ -63,7 +63,7 @@ class Watch:
         self.scope.deadline = trio.current_time() + seconds
 
     def rest(self) -> None:
-        """Nothing is waited for now."""
+        """Suspend the deadline: nothing is waited for now."""
         self.scope.deadline = float("inf")
 
     def error(self) -> DeadlineExceeded:

@@ -5,9 +5,9 @@ One frame, all integers big-endian::
     u32 head length | u32 body length | head (msgpack) | body (raw bytes)
 
 The lengths are checked before anything is allocated for them: a head against
-``HEAD_BYTES_MAX``, a body against the message's own ``BODY_BYTES_MAX``. Bodies
-of bulk connections are not the codec's business: they go from the socket to
-the caller's buffer.
+``HEAD_BYTES_MAX``, a body against the message's own ``BODY_BYTES_MAX``. Bodies of bulk
+connections do not pass through the codec: they go from the socket to the caller's
+buffer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gfs.protocol.messages import HEAD_BYTES_MAX, AnyMessage, Message
 
 HEADER = struct.Struct(">II")
 HEADER_BYTES = HEADER.size
-#: How every TLS connection begins (handshake, version 3.x).
+#: The first bytes of every TLS connection (handshake, version 3.x).
 TLS_HELLO = 0x1603
 
 _encoder = msgspec.msgpack.Encoder()
@@ -32,7 +32,7 @@ _unpack_header = HEADER.unpack_from
 
 
 def encode_frame(message: Message, body: Buffer = b"") -> bytes:
-    """A whole frame with a small body, in one piece."""
+    """A frame with a small body, in one piece."""
     head = _encoder.encode(message)
     if body:
         return b"".join((_pack_header(len(head), len(body)), head, body))
@@ -40,7 +40,7 @@ def encode_frame(message: Message, body: Buffer = b"") -> bytes:
 
 
 def encode_head(message: Message, body_bytes: int) -> bytes:
-    """Header and head of a frame whose ``body_bytes`` of body follow by themselves."""
+    """The header and head of a frame whose ``body_bytes`` of body are sent separately."""
     head = _encoder.encode(message)
     return _pack_header(len(head), body_bytes) + head
 
@@ -60,7 +60,7 @@ def decode_head(head: Buffer, body_bytes: int) -> Message:
     try:
         message = _decoder.decode(head)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise ProtocolError(f"a head that is no message: {error}") from None
+        raise ProtocolError(f"a head that is not a message: {error}") from None
     if body_bytes > message.BODY_BYTES_MAX:
         name = type(message).__name__
         raise ProtocolError(
@@ -70,19 +70,19 @@ def decode_head(head: Buffer, body_bytes: int) -> Message:
 
 
 class FrameDecoder:
-    """Frames out of a byte stream that arrives in any pieces.
+    """Decodes frames from a byte stream that arrives in pieces of any size.
 
     Holds at most one incomplete frame, whose size is bounded by the limits above.
-    After a ProtocolError the decoder is dead: the stream has no known boundary,
-    and frames that came in the same piece are gone with it.
+    After a ProtocolError the decoder cannot be used any more: the next frame's start is
+    not known, and frames of the same piece are lost.
 
-    The cost is linear in the bytes however small the pieces: a frame that is
-    not complete is not looked at again before it is.
+    The cost is linear in the bytes, however small the pieces are: an incomplete frame
+    is examined again only when it is complete.
     """
 
     def __init__(self) -> None:
         self._data = bytearray()
-        #: Held bytes that must be there before there is anything to decode.
+        #: So many bytes must be held before there is anything to decode.
         self._wanted = HEADER_BYTES
         #: The head of the frame whose body is awaited, and where that begins.
         self._message: Message | None = None
@@ -124,8 +124,3 @@ class FrameDecoder:
         if at:
             del buffer[:at]
         return frames
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of an incomplete frame held now."""
-        return len(self._data)

@@ -1,4 +1,4 @@
-"""Both sides prove that they hold the cluster key before anything else is said.
+"""Both sides prove that they have the cluster key before any other message is sent.
 
 ::
 
@@ -10,12 +10,16 @@
 A proof is a keyed BLAKE2b over both Hellos' fields, both nonces and the side
 that makes it, so it fits one connection only and cannot be reflected. The
 connector may send its first request right behind its proof. This proves
-membership; it does not encrypt or sign what follows. That is TLS's business: with
-it, all of this is said inside the encrypted connection.
+membership; it does not encrypt or sign what follows. TLS does that: with it, the whole
+handshake runs inside the encrypted connection.
 
-While the cluster key is changed some hold the old one, some the new one, some both.
-The connector names those it holds (``keys``), the acceptor takes the first of its own
-that is among them, and says which: any two that share a key get on.
+While the cluster key is changed, some processes have the old key, some the new one,
+some both. The connector names its keys (``keys``); the acceptor chooses the first of
+its own that is among them, and names it: any two processes that share a key can
+connect.
+
+Each side names the oldest and the newest version of the protocol that it speaks; the
+connection has the newest that both speak, and there is none without one.
 """
 
 from __future__ import annotations
@@ -33,26 +37,33 @@ from gfs.errors import (
     WrongClusterKey,
     from_wire,
 )
-from gfs.io import Stream, World
-from gfs.io.real import split_address
+from gfs.io import Stream, World, split_address
 from gfs.io.tls import NotTls, Tls, TlsError
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.credentials import Credentials, as_credentials, key_name
 from gfs.protocol.deadline import deadline
-from gfs.protocol.messages import MAGIC, PROTOCOL_VERSION, Failure, Hello, HelloProof, Message
+from gfs.protocol.messages import (
+    MAGIC,
+    PROTOCOL_NEWEST,
+    PROTOCOL_OLDEST,
+    Failure,
+    Hello,
+    HelloProof,
+    Message,
+)
 
 NONCE_BYTES = 16
-#: A peer that says nothing is let go after this long.
+#: The connection of a peer that sends nothing is closed after this long.
 HANDSHAKE_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
 
 
 @dataclass
 class Identity:
-    """Who this process is, to its peers. ``cluster`` may become known later.
+    """How this process identifies itself to its peers. ``cluster`` may become known later.
 
-    ``term`` is a master's own. All others tell the highest they know of and, with
-    ``learns``, hear of a higher one from whomever they meet.
+    ``term`` is a master's own. All other processes send the highest term that they know
+    and, with ``learns``, take over a higher one from any peer.
     """
 
     role: str  # "client" | "chunkserver" | "master" | "shadow"
@@ -92,6 +103,7 @@ def _proof(key: bytes, side: bytes, connector: Hello, acceptor: Hello) -> bytes:
         *_terms(connector.term, acceptor.term),
         *(connector.keys if acceptor.keys else ()),
         *acceptor.keys,
+        *_newests(connector.newest, acceptor.newest),
     ):
         mac.update(len(field).to_bytes(4, "big"))
         mac.update(field)
@@ -99,8 +111,15 @@ def _proof(key: bytes, side: bytes, connector: Hello, acceptor: Hello) -> bytes:
 
 
 def _terms(connector: int, acceptor: int) -> tuple[bytes, ...]:
-    """Nothing before the first promotion."""
+    """The terms as bytes to be signed; empty before the first promotion."""
     if not (connector or acceptor):
+        return ()
+    return b"%d" % connector, b"%d" % acceptor
+
+
+def _newests(connector: int, acceptor: int) -> tuple[bytes, ...]:
+    """As bytes to be signed; empty if one side is of release 0.1, which has none."""
+    if not (connector and acceptor):
         return ()
     return b"%d" % connector, b"%d" % acceptor
 
@@ -109,7 +128,8 @@ def _hello(identity: Identity, world: World, keys: list[bytes]) -> Hello:
     return Hello(
         id=0,
         magic=MAGIC,
-        version=PROTOCOL_VERSION,
+        version=PROTOCOL_OLDEST,
+        newest=PROTOCOL_NEWEST,
         role=identity.role,
         peer=identity.peer,
         cluster=identity.cluster,
@@ -123,15 +143,24 @@ def _check_hello(message: Message, peer: str) -> Hello:
     if isinstance(message, Failure):
         raise from_wire(message.code, message.message)
     if not isinstance(message, Hello) or message.magic != MAGIC:
-        raise ProtocolError(f"{peer} did not say hello: not a gfs server")
-    if message.version != PROTOCOL_VERSION:
+        raise ProtocolError(f"{peer} did not answer the handshake: it is not a gfs server")
+    if _common_version(message) < max(message.version, PROTOCOL_OLDEST):
         raise ProtocolError(
-            f"{peer} speaks version {message.version} of the protocol, this side "
-            f"{PROTOCOL_VERSION}: run the same release on both"
+            f"{peer} speaks versions {message.version} to {_newest(message)} of the protocol, "
+            f"this side {PROTOCOL_OLDEST} to {PROTOCOL_NEWEST}: upgrade the older one, release "
+            "by release"
         )
     if len(message.nonce) != NONCE_BYTES:
         raise ProtocolError(f"{peer} sent a nonce of {len(message.nonce)} bytes")
     return message
+
+
+def _newest(hello: Hello) -> int:
+    return max(hello.newest, hello.version)
+
+
+def _common_version(hello: Hello) -> int:
+    return min(_newest(hello), PROTOCOL_NEWEST)
 
 
 def _check_cluster(theirs: str, ours: str, peer: str) -> None:
@@ -142,7 +171,7 @@ def _check_cluster(theirs: str, ours: str, peer: str) -> None:
 async def connect(
     world: World, address: str, identity: Identity, seconds: float = CONNECT_SECONDS
 ) -> BulkConnection:
-    """A connection whose peer has proved that it belongs to the cluster.
+    """Connect to ``address``, whose process must prove that it belongs to the cluster.
 
     Raises ``ConnectionError``, DeadlineExceeded, ProtocolError, TlsRefused,
     WrongClusterKey or WrongCluster; nothing is left open then.
@@ -156,13 +185,17 @@ async def connect(
             keys = {key_name(key): key for key in identity.credentials.current_keys()}
             ours = _hello(identity, world, list(keys))
             await connection.send(ours)
-            theirs = _check_hello(await connection.receive(), address)
+            try:
+                hello = await connection.receive()
+            except ProtocolError as error:  # the port of another service, for example
+                raise ProtocolError(f"{address}: {error}") from error
+            theirs = _check_hello(hello, address)
             chosen = theirs.keys[0] if theirs.keys else ours.keys[0]
             if chosen not in keys or not hmac.compare_digest(
                 _proof(keys[chosen], b"acceptor", ours, theirs), theirs.proof
             ):
                 raise WrongClusterKey(
-                    f"{address} holds another cluster key: copy the cluster.key "
+                    f"{address} has another cluster key: copy the cluster.key "
                     "of its state directory, or check the address"
                 )
             _check_cluster(theirs.cluster, identity.cluster, address)
@@ -178,12 +211,13 @@ async def connect(
     connection.peer_id = theirs.peer
     connection.peer_cluster = theirs.cluster
     connection.peer_term = theirs.term
+    connection.version = _common_version(theirs)
     identity.met(theirs.term)
     return connection
 
 
 async def _secured(world: World, stream: Stream, address: str, credentials: Credentials) -> Stream:
-    """The same, encrypted, if that is how it is to be. Raises TlsRefused."""
+    """``stream``, encrypted if TLS is configured. Raises TlsRefused."""
     if credentials.tls is None:
         return stream
     host = split_address(address)[0]
@@ -194,7 +228,7 @@ async def _secured(world: World, stream: Stream, address: str, credentials: Cred
 
 
 async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnection:
-    """The other side. Tells the peer why it is refused; closes on every error."""
+    """The acceptor's side. A refused peer is sent the reason; every error closes the stream."""
     try:
         with deadline(HANDSHAKE_SECONDS, f"hello from {stream.peer}"):
             if identity.credentials.tls is not None:
@@ -212,7 +246,7 @@ async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnec
                 if not isinstance(answer, HelloProof) or not hmac.compare_digest(
                     expected, answer.proof
                 ):
-                    raise WrongClusterKey(f"{stream.peer} holds another cluster key")
+                    raise WrongClusterKey(f"{stream.peer} has another cluster key")
             except GfsError as error:
                 await connection.send(Failure(id=0, code=error.code, message=str(error)))
                 raise
@@ -225,12 +259,13 @@ async def accept(world: World, stream: Stream, identity: Identity) -> BulkConnec
     connection.peer_id = theirs.peer
     connection.peer_cluster = theirs.cluster
     connection.peer_term = theirs.term
+    connection.version = _common_version(theirs)
     identity.met(theirs.term)
     return connection
 
 
 def _choose(keys: Sequence[bytes], theirs: list[bytes]) -> tuple[bytes, bytes]:
-    """The first of ``keys`` that the connector has, and its name; else the first."""
+    """The first of ``keys`` that the connector has, and its name; if it has none, the first."""
     for key in keys:
         if key_name(key) in theirs:
             return key, key_name(key)
@@ -238,7 +273,7 @@ def _choose(keys: Sequence[bytes], theirs: list[bytes]) -> tuple[bytes, bytes]:
 
 
 async def _accept_secured(world: World, stream: Stream, tls: Tls) -> Stream:
-    """Raises TlsRefused; a peer without TLS is told so in its own way."""
+    """Raises TlsRefused. A peer without TLS is sent the reason in an unencrypted frame."""
     try:
         return await tls.accept(stream, world.run_blocking)
     except NotTls as error:

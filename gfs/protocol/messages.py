@@ -24,10 +24,14 @@ from typing import ClassVar, Union, get_args
 
 import msgspec
 
-from gfs.blocks import CHUNK_BYTES, KIB, MIB
+from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, KIB, MIB
 from gfs.protocol.records import FRAME_BYTES_MAX
 
-PROTOCOL_VERSION = 1
+#: The versions of the protocol that this release speaks. A connection has the newest that
+#: both sides speak. What a release adds to the messages belongs to a new version, and is sent
+#: on connections of that version alone; a release speaks the version of the one before it.
+PROTOCOL_OLDEST = 1
+PROTOCOL_NEWEST = 2
 MAGIC = "gfs1"
 
 #: A head is refused above this, before it is read.
@@ -38,26 +42,29 @@ PACKET_BYTES_MAX = 1 * MIB
 PACKETS_IN_FLIGHT_MIN = 4
 #: Replica reports: packed records, 16 bytes each, at most this many a batch.
 REPORT_RECORDS_MAX = 4096
-#: A replica's state in replies: it may lack what was last written, since its machine lost its
-#: power or its write-intent records are damaged. The value stays what it was: a server of
-#: another version that did not know it would copy such a replica.
+#: A replica's state in replies: it may lack the last writes, because its machine lost
+#: power or its write-intent records are damaged. The value keeps its old name on the
+#: wire: a server of another version that did not know a new one would copy such a
+#: replica.
 POSSIBLY_STALE = "forgetful"
 #: The same in a report, as a bit of the length. No chunk is that long.
 POSSIBLY_STALE_BIT = 1 << 31
 #: A replica in the body of a report: handle, version, length.
 REPLICA_RECORD = struct.Struct(">QII")
-#: Replicas up to this are copied many at a time; so many are named in one order.
+#: Replicas up to this size are copied many at a time, at most this many in one order.
 SMALL_REPLICA_BYTES_MAX = 256 * KIB
 CLONES_MAX = 256
+#: What is read or written by one message without an exchange of its own: a block.
+SMALL_BYTES_MAX = BLOCK_BYTES
 PATH_BYTES_MAX = 4096
 #: A page of a listing stays below a head's limit.
 PAGE_BYTES_MAX = 48 * KIB
-#: What a file may carry beside its bytes: so many attributes, with names and values
-#: of so many bytes of UTF-8 together. See gfs.protocol.attributes.
+#: A file has at most so many attributes, with names and values of at most so many bytes
+#: of UTF-8 together. See gfs.protocol.attributes.
 ATTRIBUTES_MAX = 16
 ATTRIBUTES_BYTES_MAX = 1024
 FILE_DIGEST_BYTES = 16
-#: Chunk rows a reply carries at most (each below 128 bytes, servers apart).
+#: Most chunk rows in a reply (each below 128 bytes, without the servers).
 LOCATE_CHUNKS_MAX = 256
 
 
@@ -65,13 +72,14 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     """What all messages share: the id that pairs a request with its reply."""
 
     BODY_BYTES_MAX: ClassVar[int] = 0
+    #: The version of the protocol that it came with: an older peer is not sent it.
+    SINCE: ClassVar[int] = PROTOCOL_OLDEST
     id: int
 
 
 class Mutation(Message):
     """A client's change of the namespace. Its answer is remembered under the client's id
-    and the client's ``sequence``: asked again, it gives the answer of the first time, and
-    changes nothing."""
+    and the client's ``sequence``: a repeated request gets the first answer and changes nothing."""
 
     client: str
     sequence: int
@@ -85,7 +93,7 @@ class Part(msgspec.Struct, array_like=True, gc=False):
 
 
 class Entry(Part):
-    """A file or directory as ``stat`` and ``list`` tell it."""
+    """A file or directory as ``stat`` and ``list`` return it."""
 
     path: str
     inode: int
@@ -97,9 +105,9 @@ class Entry(Part):
     chunks: int = 0
     #: See gfs.blocks.FileDigest; empty when it is not known.
     digest: bytes = b""
-    #: What its writer gave the file to keep.
+    #: Small key-value pairs: those that the writer gave, or that were set since.
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
-    #: Records are appended: the replicas of its last chunk may know of a greater length.
+    #: Records are appended to the file: the replicas of its last chunk may have a greater length.
     appended: bool = False
 
 
@@ -122,7 +130,7 @@ class ChunkLocation(Part):
 
 
 class PublishedChunk(Part):
-    """One chunk of a file about to be published, and who acknowledged it."""
+    """One chunk of a file that is to be published, and the servers that acknowledged it."""
 
     handle: int
     version: int
@@ -154,7 +162,7 @@ class BadReplica(Part):
 
 
 class ReplicaName(Part):
-    """A replica exactly as known: an order never touches another version."""
+    """A replica of exactly this version: an order never affects another one."""
 
     handle: int
     version: int
@@ -170,8 +178,9 @@ class CloneFailure(Part):
 
 
 class ReplicaState(Part):
-    """Of one replica asked for by ReadReplicas or LookFor. ``sums`` are the stored sums of its
-    blocks, unverified: the reader verifies. ``large``: to be read by itself."""
+    """The state of one replica that ReadReplicas or LookFor names. ``sums`` are the
+    stored sums of its blocks; the reader verifies them. ``large``: it must be read with
+    ReadChunk."""
 
     handle: int
     state: str  # "good" | "corrupt" | "missing" | "stale" | "forgetful" | "large"
@@ -191,11 +200,11 @@ class AppendedChunk(Part):
 
 
 class Scrub(Part):
-    """How far a chunkserver's reading of everything is."""
+    """The progress of a chunkserver's scrub."""
 
     done_bytes: int = 0
     total_bytes: int = 0
-    #: When this pass began, and the last whole one ended; -1: not yet.
+    #: When this pass began, and the last complete one ended; -1: not yet.
     began_ms: int = -1
     ended_ms: int = -1
 
@@ -209,15 +218,15 @@ class ServerStatus(Part):
     heartbeat_age_ms: int
     chunks: int
     disks: list[Disk]
-    #: "" | "draining" | "drained": then it can be stopped.
+    #: "" | "draining" | "drained" (then the server can be stopped).
     drain: str = ""
-    #: Of one that is drained: chunks that still need it, and uploads under way to it.
+    #: While it is drained: chunks that still need it, and uploads under way to it.
     drain_chunks: int = 0
     drain_uploads: int = 0
     scrub: Scrub = msgspec.field(default_factory=Scrub)
-    #: Of the chunks that still need it: lost ones, of which it has the remains.
+    #: How many of the chunks that still need it are lost, and it has a damaged replica.
     drain_lost: int = 0
-    #: It may be away for so long without being dead; 0: it is not under maintenance.
+    #: It may be away for so long without being declared dead; 0: no maintenance.
     maintenance_ms: int = 0
     #: When its certificate ends; 0: it has none.
     certificate_until_ns: int = 0
@@ -227,7 +236,7 @@ class MetadataSpace(Part):
     """The master's database, and the disk that it is on; -1: not known."""
 
     used_bytes: int = -1
-    #: ``used_bytes`` grows no further.
+    #: The upper limit of ``used_bytes``.
     map_bytes: int = -1
     disk_total_bytes: int = -1
     disk_free_bytes: int = -1
@@ -241,15 +250,15 @@ class ClusterTotals(Part):
     under_replicated: int
     corrupt: int
     lost: int
-    #: Replicas that are to be deleted, and are not known to be yet.
+    #: Replicas that are to be deleted and are not confirmed as deleted yet.
     orphaned: int
     stale: int
     repairs_active: int
     repairs_queued: int
-    #: Corrupt replicas found since the cluster was made, healed or not.
+    #: Corrupt replicas found since the cluster was made, repaired or not.
     corruptions: int = 0
-    #: What was deleted and can be undeleted: how often, and what it has. None of it
-    #: is in the counts above, only in ``chunks``.
+    #: What can be undeleted: the number of deletions, their files and bytes. Of the
+    #: counts above, only ``chunks`` includes it.
     trash_rows: int = 0
     trash_files: int = 0
     trash_bytes: int = 0
@@ -259,35 +268,35 @@ class ClusterTotals(Part):
     #: Copies for draining and rebalancing, of chunks that are at their goal.
     moves_active: int = 0
     moves_queued: int = 0
-    #: The highest goal that a chunk is below of; 0: none is.
+    #: The highest goal of the chunks that are below theirs; 0 if none is.
     goal_unmet: int = 0
-    #: Of the lost: chunks of which all replicas there are damaged. They are being put
-    #: together from what is good in these, or cannot be from what is there.
+    #: Lost chunks whose damaged replicas are being salvaged, and those that cannot be
+    #: salvaged from the damaged replicas there are.
     salvages: int = 0
     beyond_repair: int = 0
-    #: Of the corrupt: those that are all that is left of a lost chunk.
+    #: Corrupt replicas that are kept because they are all that is left of a lost chunk.
     corrupt_kept: int = 0
-    #: Of what can be undeleted: when the oldest was deleted, and when it goes; 0: nothing
-    #: can be, or that is not known.
+    #: When the oldest deletion in the trash was made, and when it is purged; 0: the
+    #: trash is empty, or that is not known.
     trash_oldest_ns: int = 0
     trash_until_ns: int = 0
-    #: What went from the trash before its time, for want of space, since the master was
-    #: started: how often, and how long it was.
+    #: Deletions that were purged early, for want of space, since the master was
+    #: started, and their bytes.
     trash_purged: int = 0
     trash_purged_bytes: int = 0
-    #: At least so many bytes can be written before the trash goes early; and whether that
-    #: is so little that room should be made.
+    #: At least so many bytes can be written before the trash is purged early; and
+    #: whether that is so little that an operator should add space.
     room_bytes: int = 0
     room_low: bool = False
-    #: Chunks of which no chunkserver told this master yet that it has a replica, which
-    #: was started or promoted a moment ago. They count as lost when all had the time.
+    #: Chunks of which no chunkserver has reported a replica yet, because the master was
+    #: started or promoted a moment ago. They count as lost once it is out of safe mode.
     unlocated: int = 0
-    #: Of the orphaned: what they take on disks, heads included.
+    #: The disk space of the orphaned replicas, heads included.
     orphaned_bytes: int = 0
 
 
 class TrashEntry(Part):
-    """What was deleted, as a whole, by one delete, and can be undeleted."""
+    """A file or directory that one delete removed, and that can be undeleted."""
 
     path: str
     inode: int
@@ -302,23 +311,23 @@ class ShadowStatus(Part):
     """A shadow master as its master sees it."""
 
     address: str
-    #: "following" | "not counted" (it follows, and replicas_before_ack waits for others
-    #: until those know of it) | "away"
+    #: "following" | "not counted" (it follows, but replicas_before_ack does not count
+    #: it until the other shadow masters know of it) | "away"
     state: str
-    sequence: int  # the last operation that it has on disk; -1: not known
-    #: For how long it has been without the newest operation; -1: not known.
+    sequence: int  # the last operation on its disk; -1: not known
+    #: For how long it has lacked the newest operation; -1: not known.
     behind_ms: int
     certificate_until_ns: int = 0  # as of a chunkserver
 
 
 class GarbageReplica(Part):
-    """A replica on a chunkserver that the namespace does not want."""
+    """A replica on a chunkserver that no file needs."""
 
     server: str
     handle: int
     version: int
     kind: str  # "orphaned" | "stale" | "forgetful" | "corrupt"
-    #: Its chunk has too few good replicas for it to go.
+    #: It is kept because its chunk has too few good replicas.
     kept: bool = False
 
 
@@ -334,7 +343,7 @@ class FsckChunk(Part):
     servers: list[int]
     lease_ms: int = 0
     primary: str = ""
-    #: Without any good replica: who has a damaged one.
+    #: If no replica is good: the servers with damaged ones.
     damaged: list[int] = []
     inode: int = 0
 
@@ -353,17 +362,19 @@ class Hello(Message, tag=1):
     """The first frame each way. See :mod:`gfs.protocol.handshake`."""
 
     magic: str
-    version: int
+    version: int  # the oldest that the sender speaks
     role: str  # "client" | "chunkserver" | "master" | "shadow"
     peer: str  # the sender's own id
     cluster: str  # "" while the sender does not know it yet
     nonce: bytes
     proof: bytes = b""
-    #: The master's own term; of all others the highest they know of.
+    #: A master's own term; other processes send the highest that they know.
     term: int = 0
-    #: Names of cluster keys (8 bytes each): the connector's own; of the acceptor the
-    #: one that both prove to have.
+    #: Names of cluster keys (8 bytes each). The connector sends all of its own, the
+    #: acceptor the one that both sides prove to have.
     keys: list[bytes] = msgspec.field(default_factory=list)
+    #: The newest version that the sender speaks; 0, of release 0.1: that in ``version``.
+    newest: int = 0
 
 
 class HelloProof(Message, tag=2):
@@ -379,7 +390,7 @@ class Failure(Message, tag=3):
 
 
 class Done(Message, tag=4):
-    """Success, with nothing more to say."""
+    """Success, without a result."""
 
 
 class Ping(Message, tag=5):
@@ -443,25 +454,26 @@ class DiskUsageReply(Message, tag=17):
     #: What was deleted at and below ``path`` and can be undeleted.
     trash_files: int = 0
     trash_bytes: int = 0
-    #: Of ``bytes`` and ``replicated_bytes``: what other files have too, here or
-    #: elsewhere (snapshots and what they were made of). Deleting frees the rest.
+    #: The parts of ``bytes`` and ``replicated_bytes`` that are shared with other files,
+    #: here or elsewhere (snapshots and their sources). Deleting frees the rest.
     shared_bytes: int = 0
     shared_replicated_bytes: int = 0
-    #: Of the files, shared ones for each of them.
+    #: Chunks of the files; a shared one counts for each of its files.
     chunks: int = 0
 
 
 class Status(Message, tag=18):
-    """The whole cluster at a glance, with the servers that follow ``after``, which is the rack
-    and the id of the last one that is known: empty at first."""
+    """The state of the cluster, and the servers that follow ``after``: the rack and the
+    id of the last server that was received, empty at first."""
 
     after: list[str] = []
 
 
 class StatusReply(Message, tag=19):
-    """``master`` is where the master is, if this comes from a shadow; its ``totals``
-    of replicas are the master's, as far as it was told. ``servers`` are in the order of
-    their racks and ids, as many as there is room for; ``more``: others follow."""
+    """If a shadow master answers, ``master`` is the address of the master, and the
+    ``totals`` of replicas are the last that it received from the master. ``servers``
+    are in the order of their racks and ids, as many as there is room for; ``more``:
+    others follow."""
 
     cluster: str
     epoch: int
@@ -481,17 +493,19 @@ class StatusReply(Message, tag=19):
     replication: int = 0
     repair_paused: bool = False
     more: bool = False
-    #: How long what is deleted now can be undeleted; told by masters, not by shadows.
+    #: How long a file that is deleted now can be undeleted; shadow masters do not report it.
     trash_ms: int = 0
+    #: A backup was restored: chunks that its metadata does not know are kept.
+    restored: bool = False
 
 
 class FsckPage(Message, tag=20):
     """Chunks of the files at and below ``path``, in pages.
 
-    ``cursor`` is empty first, then what the last reply said; an empty
-    ``cursor`` in the reply ends it. With ``again`` nothing is walked: the reply has
-    these chunks as they are now, in the order asked, as many as it has room for and at
-    least one, without their paths. One that is not there any more has version 0.
+    ``cursor`` is empty first, then that of the last reply; the last page has an empty
+    one. With ``again`` the reply has the present state of these chunks, in this order,
+    as many as it has room for and at least one, without their paths. A chunk that does
+    not exist any more has version 0.
     """
 
     path: str
@@ -521,16 +535,18 @@ class ListGarbageReply(Message, tag=23):
 
 
 class Reserve(Message, tag=30):
-    """Handles for ``count`` new chunks, placed. Nothing is in the namespace yet.
+    """Reserve handles and servers for ``count`` new chunks. The namespace does not change.
 
-    The reservation lives as long as its client is heard from (Ping), and ends
-    with Publish or Release. ``avoid`` lists servers that just failed the caller.
+    The reservation lasts as long as its client sends requests (Ping), and ends with
+    Publish or Release. ``avoid`` lists servers that failed this client lately. ``together``:
+    all on the same servers, in the same order, since small files go to each server in batches.
     """
 
     client: str
     count: int
     replication: int
     avoid: list[str]
+    together: bool = False
 
 
 class ReserveReply(Message, tag=31):
@@ -542,7 +558,7 @@ class ReserveReply(Message, tag=31):
 
 
 class Recover(Message, tag=32):
-    """A write chain of a reserved chunk broke: a higher version without ``failed``."""
+    """A write chain of a reserved chunk broke: grant a higher version without ``failed``."""
 
     client: str
     handle: int
@@ -556,7 +572,7 @@ class RecoverReply(Message, tag=33):
 
 
 class Reclaim(Message, tag=34):
-    """After a reconnect: these reserved replicas are still being written."""
+    """After a reconnect: these reserved chunks are still being written."""
 
     BODY_BYTES_MAX: ClassVar[int] = 16 * MIB  # msgpack list[PublishedChunk]
     client: str
@@ -564,20 +580,21 @@ class Reclaim(Message, tag=34):
 
 
 class Release(Message, tag=35):
-    """The client gave an upload up; its chunks are garbage."""
+    """The client has ended an upload without publishing it; its chunks become orphans."""
 
     client: str
     handles: list[int]
 
 
 class Publish(Mutation, tag=36):
-    """Make a written file visible under ``path``, whole, in one transaction.
+    """Make an uploaded file visible under ``path``, in one transaction.
 
     The body is a msgpack ``list[PublishedChunk]`` whose ``servers`` index the
-    ``servers`` field. ``replace`` swaps out a file of that name. Missing
-    parents are made if ``parents``; if ``below`` is not empty, only below that
-    directory, which must be there. ``expect`` is -1, or what must be at the path
-    instead of what ``replace`` allows: 0, nothing; else the file of that inode.
+    ``servers`` field. ``replace`` replaces a file of that name. Missing parents are
+    made if ``parents``; if ``below`` is not empty, only below that directory, which
+    must exist. ``expect`` is -1, or a condition on the path that takes the place of
+    ``replace``: with 0 the path must not exist, else the file there must have that
+    inode.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = 16 * MIB
@@ -591,6 +608,8 @@ class Publish(Mutation, tag=36):
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
     expect: int = -1
     below: str = ""
+    #: The file's time of change; 0: the present time.
+    modified_ns: int = 0
 
 
 class PublishReply(Message, tag=37):
@@ -603,15 +622,16 @@ class PublishReply(Message, tag=37):
 
 
 class MakeDirectory(Mutation, tag=40):
-    """Answered by StatReply."""
+    """``attributes`` are those of the last directory, if it is made. Answered by StatReply."""
 
     path: str
     parents: bool
     exist_ok: bool
+    attributes: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Rename(Mutation, tag=41):
-    """Atomic, for files and directories. ``replace``: a file over a file."""
+    """Rename a file or directory atomically. ``replace``: a file may replace a file."""
 
     source: str
     target: str
@@ -620,8 +640,8 @@ class Rename(Mutation, tag=41):
 
 
 class Delete(Mutation, tag=42):
-    """``expect`` is -1, or the inode that must be at the path. ``now``: it cannot
-    be undeleted."""
+    """``expect`` is -1, or the inode that must be at the path. ``now``: the deletion
+    does not go to the trash."""
 
     path: str
     recursive: bool
@@ -632,8 +652,7 @@ class Delete(Mutation, tag=42):
 class ListTrash(Message, tag=100):
     """What was deleted at and below ``path``, by path, then by time, in pages.
 
-    ``cursor`` is empty first, then what the last reply said; an empty ``cursor``
-    in the reply ends it.
+    ``cursor`` is empty first, then that of the last reply; the last page has an empty one.
     """
 
     path: str
@@ -647,9 +666,9 @@ class ListTrashReply(Message, tag=101):
 
 
 class Undelete(Mutation, tag=102):
-    """Answered by StatReply. Of what was deleted under ``path`` the last one, or the
-    one with ``inode`` if that is not 0, gets its name again, or that of ``target``
-    if it is not empty. Missing parents are made."""
+    """Restore the last deletion of ``path``, or the one with ``inode`` if that is not
+    0, under its old name, or as ``target`` if that is not empty. Missing parents are
+    made. Answered by StatReply."""
 
     path: str
     target: str = ""
@@ -657,9 +676,9 @@ class Undelete(Mutation, tag=102):
 
 
 class EmptyTrash(Mutation, tag=103):
-    """What was deleted under ``path`` (and below it, if ``recursive``; only the one
-    with ``inode``, if that is not 0) goes now. A bounded number for each request:
-    to be asked again while the reply says that there is ``more``."""
+    """Purge the deletions of ``path`` (and below it, if ``recursive``; only the one
+    with ``inode``, if that is not 0). Each request purges a bounded number: it is
+    repeated while the reply says that there is ``more``."""
 
     path: str
     recursive: bool = False
@@ -672,17 +691,29 @@ class EmptyTrashReply(Message, tag=104):
 
 
 class SetReplication(Mutation, tag=105):
-    """A file gets another goal, 0: the cluster's default. Answered by StatReply;
-    copies are made, or given up, afterwards."""
+    """Change the goal of a file (0: the cluster's default). Answered by StatReply;
+    replicas are copied or deleted afterwards."""
 
     path: str
     replication: int
 
 
+class SetAttributes(Mutation, tag=108):
+    """Change attributes of a file or directory: those in ``attributes`` get these values,
+    those in ``removed`` go, and others stay. Its time of change is then ``modified_ns``; 0: as
+    before. ``expect`` is -1, or the inode that must be at the path. Answered by StatReply."""
+
+    path: str
+    attributes: dict[str, str]
+    removed: list[str] = []
+    modified_ns: int = 0
+    expect: int = -1
+
+
 class Snapshot(Mutation, tag=106):
-    """``target`` becomes a copy of ``source``, a file or a directory with all that is
-    in it, as it is at one instant (the paper, 3.4). Missing parents of ``target`` are
-    made if ``parents``. To be asked again, the same, until it is ``done``."""
+    """Make ``target`` a copy of ``source``, a file or a directory with its contents, at
+    one instant (the paper, 3.4). Missing parents of ``target`` are made if ``parents``.
+    The client repeats the same request until the reply says ``done``."""
 
     source: str
     target: str
@@ -690,7 +721,7 @@ class Snapshot(Mutation, tag=106):
 
 
 class SnapshotReply(Message, tag=107):
-    """What was copied until now."""
+    """What was copied so far."""
 
     done: bool
     files: int
@@ -702,8 +733,8 @@ class SnapshotReply(Message, tag=107):
 
 
 class Drain(Message, tag=120):
-    """Empty a chunkserver (by id or address), so that it can be stopped; or, with
-    ``cancel``, do not. ``fewer_racks`` accepts that replicas are in fewer racks.
+    """Drain a chunkserver (by id or address), so that it can be stopped; or ``cancel``
+    the drain. ``fewer_racks`` accepts that replicas are in fewer racks. Answered by
     DrainRefused if it is impossible."""
 
     server: str
@@ -716,34 +747,37 @@ class DrainReply(Message, tag=121):
 
 
 class ForgetServer(Message, tag=124):
-    """A chunkserver (by id or address) that is dead, or drained and stopped, never comes
-    back. Should it come back all the same, it is a new one, with what it has."""
+    """Remove a chunkserver (by id or address) that is dead, or drained and stopped,
+    from the list. If it comes back nevertheless, it joins as a new one, with its
+    replicas."""
 
     server: str
 
 
 class Maintenance(Message, tag=125):
-    """A chunkserver (by id or address) may be away for so many seconds without being dead:
-    its replicas are not copied for it. 0: no longer. Answered by Done."""
+    """A chunkserver (by id or address) may be away for so many seconds without being
+    declared dead, and its chunks are not re-replicated meanwhile. 0 ends this. Answered
+    by Done."""
 
     server: str
     seconds: int
 
 
 class RepairRank(Part):
-    """Chunks that have so many good replicas and should have ``goal``."""
+    """Chunks that have ``have`` good replicas and should have ``goal``."""
 
     have: int
     goal: int
     chunks: int
-    missing: int  # copies for each
-    bytes: int  # of all these copies
+    missing: int  # replicas that each lacks
+    bytes: int  # of all these replicas
 
 
 class Repair(Message, tag=126):
-    """How far repair is; and before that, if these are given: pause it or go on, and set
-    ``clones_per_server``, ``clones_total``, ``moves_total`` or ``bytes_per_second`` (of each
-    chunkserver that serves clients), -1: as the settings say that a process has."""
+    """Pause or resume repair, if ``paused`` is given, and set ``clones_per_server``,
+    ``clones_total``, ``moves_total`` or ``bytes_per_second`` (of each chunkserver that
+    serves clients; -1 restores the value of the process's own settings). The reply has
+    the progress of repair."""
 
     paused: bool | None = None
     settings: dict[str, int] = msgspec.field(default_factory=dict)
@@ -751,21 +785,21 @@ class Repair(Message, tag=126):
 
 class RepairReply(Message, tag=127):
     paused: bool
-    #: As they hold now; ``bytes_per_second`` -1: each chunkserver's own.
+    #: The present values; ``bytes_per_second`` -1: each chunkserver's own.
     settings: dict[str, int]
     ranks: list[RepairRank]  # the most urgent first
-    orders: int  # to copy, under way
-    replicas: int  # that these copy
+    orders: int  # copy orders under way
+    replicas: int  # that these orders copy
     replicas_per_second: float
     bytes_per_second: float
     lost: int  # chunks without any good replica: nothing to copy from
-    #: Servers under maintenance that the master has not heard of since it was started.
+    #: Servers under maintenance that have not registered since the master was started.
     spared: int = 0
 
 
 class DiskOrder(Message, tag=160):
     """Have a chunkserver (by id or address) add, drain, undrain, remove or retry the disk
-    at ``path``. A client asks the master, and the master the chunkserver."""
+    at ``path``. A client sends it to the master, and the master to the chunkserver."""
 
     server: str
     path: str
@@ -777,13 +811,13 @@ class DiskOrderReply(Message, tag=161):
 
 
 class AcquireLease(Message, tag=45):
-    """Who is primary for chunk ``index`` of ``inode``, now. The file loses its
-    digest before the answer.
+    """The primary of chunk ``index`` of ``inode``, with a lease. The file's digest is
+    removed before the answer, because the file will change.
 
     ``index`` one past the last chunk adds an empty chunk. ``version`` says that
     the chain of that version broke, ``failed`` at which servers: a new version is
-    granted to the others. ``append``: records will be appended, from now on the
-    file's length is what the replicas of its last chunk say.
+    granted to the others. ``append``: records will be appended; from then on the
+    replicas of the file's last chunk determine its length.
     """
 
     client: str
@@ -804,14 +838,14 @@ class LeaseReply(Message, tag=46):
 
 
 class SetLength(Mutation, tag=47):
-    """Bytes were written past the old end; never makes a file shorter."""
+    """Bytes were written past the old end. It never makes a file shorter."""
 
     inode: int
     length: int
 
 
 class ReportReplica(Message, tag=48):
-    """A reader found this replica bad or gone. The master has it checked."""
+    """A client found this replica damaged or missing. The master has it checked."""
 
     handle: int
     version: int
@@ -823,15 +857,15 @@ class ReportReplica(Message, tag=48):
 
 
 class Register(Message, tag=60):
-    """First on a connection. Replica reports follow, then RegisterEnd."""
+    """The first message on a connection. ReportReplicas follow, the last one ``complete``."""
 
     server: str
     incarnation: int  # grows with every start of this chunkserver
     address: str
     rack: str
     disks: list[Disk]
-    sequence: int  # the highest operation-log sequence it has seen
-    term: int = 0  # the term of the master that it saw it of
+    sequence: int  # the highest operation-log sequence it has received
+    term: int = 0  # the term of the master that sent it
 
 
 class RegisterReply(Message, tag=61):
@@ -861,16 +895,16 @@ class Heartbeat(Message, tag=63):
     chunks: int
     bad: list[BadReplica]
     leases: list[int]  # handles under lease here that were mutated lately
-    #: Chunks that this server appended to as primary since it last told.
+    #: Chunks that this server appended to as primary since its last report of them.
     appended: list[AppendedChunk] = []
     scrub: Scrub = msgspec.field(default_factory=Scrub)
     certificate_until_ns: int = 0
 
 
 class Orders(Message, tag=64):
-    """The master's answer to a report or heartbeat. It is carried out before
-    the next heartbeat is made, unless ``sequence`` is below the highest that the server
-    has seen: that master's memory is younger than the server's.
+    """The master's answer to a report or heartbeat. It is carried out before the next
+    heartbeat is made, unless ``sequence`` is below the highest that the server has
+    received: then the master lacks operations that the server knows of.
     """
 
     sequence: int
@@ -878,9 +912,9 @@ class Orders(Message, tag=64):
     delete: list[ReplicaName]
     extend_leases: list[int]
     lease_ms: int
-    #: Where the master's shadows are: one of them may be the next master.
+    #: The addresses of the master's shadow masters, one of which may be the next master.
     masters: list[str] = []
-    #: For copies and scrubbing while clients are served; -1: as the server's settings say.
+    #: For copies and scrubbing while clients are served; -1: the server's own setting.
     background_bytes_per_second: int = -1
 
 
@@ -893,9 +927,9 @@ class GrantLease(Message, tag=70):
     Idempotent. ``lease_ms`` > 0 makes this server the primary; the empty
     replica of a chunk just added is made when ``version`` is 0.
 
-    The server of a possibly stale replica refuses, unless the replica was ``elected``, for
-    want of a better one: then it is no longer possibly stale, and has ``length`` bytes at
-    least, zeros where it had none.
+    The server of a possibly stale replica refuses, unless the replica was ``elected``
+    because no better one is left: then it is not possibly stale any more, and is
+    extended with zeros to at least ``length`` bytes.
     """
 
     handle: int
@@ -907,10 +941,10 @@ class GrantLease(Message, tag=70):
 
 
 class DeleteReplicas(Message, tag=74):
-    """Delete these replicas, each if it is of exactly that version. Answered by Done when
-    all that could be deleted are, or after some seconds; what is still there then is
-    reported as ever. Refused when ``sequence`` is below the highest that the server has
-    seen: that master's memory is younger than the server's.
+    """Delete these replicas, each if it is of exactly that version. Answered by Done
+    when all that can be deleted are, or after some seconds; replicas that are still
+    there are reported as before. Refused when ``sequence`` is below the highest that
+    the server has received: then the master lacks operations that the server knows of.
     """
 
     sequence: int
@@ -918,20 +952,20 @@ class DeleteReplicas(Message, tag=74):
 
 
 class RevokeLease(Message, tag=71):
-    """Order no more mutations of the chunk. One under way may take ``patience_ms``
-    to end."""
+    """The primary must order no more mutations of the chunk. One under way may take
+    ``patience_ms`` to end."""
 
     handle: int
     patience_ms: int = 0
 
 
 class CloneChunk(Message, tag=72):
-    """Copy a replica from one of ``sources``; answered by Done when it is whole.
+    """Copy a replica from one of ``sources``; answered by Done when the copy is complete.
 
-    With ``salvage`` none is whole: one of at least ``length`` bytes is to be made good
-    with blocks of the others, and of the one that may be at the target.
+    With ``salvage`` no source is good: make a good replica of at least ``length`` bytes
+    from the good blocks of all of them, and of the one that may be at the target.
 
-    After ``seconds`` it is given up, here and by the master.
+    After ``seconds`` the server and the master give it up.
     """
 
     handle: int
@@ -944,7 +978,7 @@ class CloneChunk(Message, tag=72):
 
 class CloneChunks(Message, tag=75):
     """Copy small replicas from ``source``, many at a time. Answered by CloneChunksReply
-    when each is whole, or was given up. ``seconds`` as in CloneChunk."""
+    when each is complete, or was given up. ``seconds`` as in CloneChunk."""
 
     source: str  # address
     replicas: list[ReplicaName]
@@ -952,14 +986,14 @@ class CloneChunks(Message, tag=75):
 
 
 class CloneChunksReply(Message, tag=76):
-    """All are good here but these."""
+    """All replicas were copied except these."""
 
     failures: list[CloneFailure]
 
 
 class CopyChunk(Message, tag=73):
-    """Make a copy of the replica here, as a replica of the chunk ``target``, which no
-    file has yet; durably. ``lease_ms`` > 0 makes this server its primary."""
+    """Copy the replica on this server, durably, as a replica of the chunk ``target``,
+    which is in no file yet. ``lease_ms`` > 0 makes this server its primary."""
 
     handle: int
     version: int
@@ -973,17 +1007,18 @@ class CopyChunk(Message, tag=73):
 
 class Follow(Message, tag=90):
     """A shadow master has applied the log up to ``sequence``, whose row has the
-    checksum ``chain``. Sequence 0: it has nothing."""
+    checksum ``chain``. Sequence 0: its store is empty."""
 
-    address: str  # where the shadow serves
+    address: str  # of the shadow master
     term: int
     sequence: int
     chain: int
 
 
 class FollowReply(Message, tag=91):
-    """LogRows follow, unless a ``copy`` must be fetched first: the shadow's
-    history is another one, or the log does not reach back to it."""
+    """LogRows follow, unless ``copy`` says that the shadow master must fetch a copy
+    first, because its log differs from the master's or is older than the master's first
+    row."""
 
     copy: bool
     term: int
@@ -992,16 +1027,16 @@ class FollowReply(Message, tag=91):
 
 
 class ReadCopy(Message, tag=92):
-    """Piece ``number`` of a copy of the store as it is when piece 0 is asked for.
-    Pieces are asked for in order."""
+    """Piece ``number`` of a copy of the store as it is when piece 0 is requested.
+    Pieces must be requested in order."""
 
     number: int
 
 
 class CopyPiece(Message, tag=93):
     """The body is a msgpack array of keys and values in turn, of ``database``;
-    ``sums`` is its checksum. The ``last`` has none: ``sums`` is the checksum of all
-    pieces, ``state`` the store's counters."""
+    ``sums`` is its checksum. The ``last`` piece has no body: its ``sums`` is the
+    checksum of all pieces, its ``state`` the store's counters."""
 
     BODY_BYTES_MAX: ClassVar[int] = 64 * MIB
     database: str
@@ -1012,22 +1047,45 @@ class CopyPiece(Message, tag=93):
 
 
 class LogRows(Message, tag=94):
-    """From the master: rows of the log from ``first`` on. The body is a msgpack
-    array: of rows, each [the row, the answer]; and of what is known of locations,
-    each [handle, [server id]]. Sent at least every second. Answered by LogAck when
-    the rows are on the shadow's disk.
+    """From the master: rows of the log from ``first`` on. The body is a msgpack array
+    of two arrays: of rows, each [the row, the answer], and of known locations, each
+    [handle, [server id]]. Sent at least every second. Answered by LogAck when the rows
+    are on the shadow's disk.
 
-    ``sequence`` is the newest there is; when the rows reach to it, ``state`` are the
-    counters that the shadow must have come to as well.
+    ``sequence`` is the newest of the log. If the rows reach it, ``state`` has the
+    counters that the shadow master must have after applying them.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = 64 * MIB
     first: int
     sequence: int
     state: bytes
-    #: Where the other shadows are.
+    #: The addresses of the other shadow masters.
     peers: list[str]
     totals: ClusterTotals
+
+
+class ReadLog(Message, tag=109):
+    """For a backup that has the log up to ``sequence``, whose row has the checksum
+    ``chain``. The log is kept from there on for the next one of this ``name``."""
+
+    SINCE: ClassVar[int] = 2
+
+    name: str
+    sequence: int
+    chain: int
+
+
+class LogPage(Message, tag=131):
+    """The rows after that, some 1 MiB, with the counters in ``state`` if they reach the
+    newest. The body is a msgpack array of [the row, the answer]. No rows if the log does
+    not go back so far (``trimmed``) or has another row there (``other_history``)."""
+
+    BODY_BYTES_MAX: ClassVar[int] = 64 * MIB
+    cluster: str
+    state: bytes = b""
+    trimmed: bool = False
+    other_history: bool = False
 
 
 class LogAck(Message, tag=95):
@@ -1036,7 +1094,7 @@ class LogAck(Message, tag=95):
 
 
 class Position(Message, tag=96):
-    """Who are you, and how far have you come?"""
+    """Ask a master or shadow master for its role and the end of its log."""
 
 
 class PositionReply(Message, tag=97):
@@ -1044,26 +1102,27 @@ class PositionReply(Message, tag=97):
     term: int
     sequence: int
     chain: int
-    #: The master that it follows just now.
+    #: The master that it follows now.
     follows: str = ""
-    #: The highest term that it promised, and all to whom: those that were not followed
-    #: or released yet.
+    #: The highest term that it promised, and the addresses that it promised it to and
+    #: has neither followed nor been released by.
     promised: int = 0
     promised_to: list[str] = []
     #: The term that it may be about to begin.
     beginning: int = 0
-    #: It was the master of ``term`` and handed over to the shadow here.
-    heir: str = ""
+    #: If it was the master of ``term`` and handed over: the address of its successor.
+    successor: str = ""
 
 
 class Bind(Message, tag=122):
-    """From a shadow at ``address`` that is to be promoted to ``term``: follow no master
-    of a lower one from now on. Refused by a shadow that follows one, without ``leave``.
-    The PositionReply tells what it had promised before, and all it has on disk: it
-    acknowledges nothing more to those.
+    """From a shadow master at ``address`` that is to be promoted to ``term``: the
+    receiver must promise to follow no master of a lower term from now on. Without
+    ``leave`` a shadow master that follows one refuses. The PositionReply has its
+    earlier promises and the end of its log on disk: it acknowledges nothing more to
+    masters of lower terms.
 
-    It asks ``address`` from time to time, and is free again when that says that it is
-    not about to begin ``term`` and did not.
+    The receiver asks ``address`` from time to time, and is released from its promise
+    when that answers that it did not begin ``term`` and is not about to.
     """
 
     term: int
@@ -1073,23 +1132,32 @@ class Bind(Message, tag=122):
 
 class ForgetShadow(Message, tag=123):
     """From an operator: the shadow master at ``address`` is lost for good. It does not
-    count any more for ``replicas_before_ack``; what it has is not to be promoted."""
+    count any more for ``replicas_before_ack``, and must not be promoted with its
+    data."""
 
     address: str
 
 
+class AcceptRestore(Message, tag=130):
+    """From an operator: what a restored backup does not know is lost for good. Chunks
+    that no file has are garbage again."""
+
+    SINCE: ClassVar[int] = 2
+
+
 class Retire(Message, tag=98):
-    """From a shadow that is to be promoted to ``term``: end what is under way, take
-    no more, and answer when this shadow has all of it. The master is a shadow of
-    ``address`` from then on, and has promised it ``term`` as by Bind."""
+    """From a shadow master that is to be promoted to ``term``: the master completes the
+    mutations under way, refuses new ones, and answers when this shadow master has them
+    all. From then on it is a shadow master of ``address``, and has promised it ``term``
+    as by Bind."""
 
     term: int
     address: str
 
 
 class Promote(Message, tag=99):
-    """From an operator: be the master from now on. Without ``force`` it is refused
-    if operations that were acknowledged could be lost."""
+    """From an operator: become the master. Without ``force`` it is refused if
+    acknowledged operations could be lost."""
 
     force: bool
 
@@ -1100,12 +1168,30 @@ class PromoteReply(Message, tag=89):
     message: str  # for the operator
 
 
+class Election(Message, tag=128):
+    """From an operator: who has the hold, as far as this master or shadow master knows."""
+
+    SINCE: ClassVar[int] = 2
+
+
+class ElectionReply(Message, tag=129):
+    """The answer to Election."""
+
+    engine: str = ""  # for people; empty: no engine elects the masters of this cluster
+    holder: str = ""  # its address; empty: nobody has the hold
+    since_ns: int = 0  # when it got it, by its clock
+    hold_ms: int = 0  # how long a hold lasts that is not renewed
+    #: For how long the engine has not answered, and why; 0: it answers.
+    away_ms: int = 0
+    reason: str = ""
+
+
 # --- to a chunkserver, bulk and control ----------------------------------------
 
 
 class VerifyChunk(Message, tag=80):
-    """Read all of a replica's blocks against their sums; only tell its state
-    as it is known when ``blocks`` is false. Tell the sums, too, if ``sums``."""
+    """Read and verify all blocks of a replica; if ``blocks`` is false, only return its
+    known state. ``sums``: return the stored sums, too."""
 
     handle: int
     version: int
@@ -1122,14 +1208,14 @@ class VerifyReply(Message, tag=81):
 
 
 class LookFor(Message, tag=140):
-    """The states of many replicas as they are known, and whether their files are there
-    and long enough: none is read, or opened."""
+    """The known states of many replicas, and whether their files exist and are long
+    enough. No file is read or opened."""
 
     replicas: list[ReplicaName]
 
 
 class LookForReply(Message, tag=141):
-    """In the order of the question."""
+    """In the order of the request."""
 
     states: list[ReplicaState]
 
@@ -1147,9 +1233,9 @@ class ReadReply(Message, tag=83):
     """The body is ``length`` bytes from ``offset``.
 
     ``whole`` blocks: the body starts and ends at block boundaries (or at the
-    replica's end) and ``sums`` are the stored block sums, unverified: the
-    reader verifies. Otherwise the server verified the blocks it read and
-    ``sums`` is one digest of exactly these bytes.
+    replica's end) and ``sums`` are the stored block sums, which the reader verifies.
+    Otherwise the server verified the blocks it read and ``sums`` is one digest of
+    exactly these bytes.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = CHUNK_BYTES
@@ -1159,15 +1245,33 @@ class ReadReply(Message, tag=83):
     sums: bytes
 
 
+class Multiplex(Message, tag=170):
+    """The first message of a connection that carries small requests from then on, many at a
+    time, each answered when it is done (:mod:`gfs.protocol.rpc`): ReadChunk and WriteSmall of
+    at most ``SMALL_BYTES_MAX``. It has no answer itself."""
+
+
+class WriteSmall(Message, tag=171):
+    """A whole unpublished chunk, in one message. ``sum`` is that of the body; ``chain`` are the
+    servers after this one. Answered by Done when all replicas hold it. If it fails, the
+    chunk is of no more use: the client writes another."""
+
+    BODY_BYTES_MAX: ClassVar[int] = SMALL_BYTES_MAX
+    handle: int
+    version: int
+    sum: bytes
+    chain: list[ServerAddress]
+
+
 class ReadReplicas(Message, tag=110):
-    """Whole small replicas of exactly these versions, to copy them; at most
-    ``CLONES_MAX``. Answered for as many as fit, to be asked again for the others."""
+    """Read small replicas of exactly these versions completely, to copy them; at most
+    ``CLONES_MAX``. The reply has as many as fit; the others must be requested again."""
 
     replicas: list[ReplicaName]
 
 
 class ReadReplicasReply(Message, tag=111):
-    """The body is the bytes of those that are good, in this order."""
+    """The body is the bytes of the good ones, in the order of ``states``."""
 
     BODY_BYTES_MAX: ClassVar[int] = 1 * MIB
     states: list[ReplicaState]
@@ -1180,10 +1284,9 @@ class WriteChunk(Message, tag=84):
 
     * ``"upload"``: an unpublished chunk. Bytes past ``offset`` are dropped
       (an earlier, broken exchange wrote them without an acknowledgement),
-      writing goes on from there. The replica is made if it is not there and
-      ``offset`` is 0.
-    * ``"mutate"``: a published chunk, under lease at the first server. Writes
-      anywhere up to the present length, or extending it, or past it with a hole.
+      and writing continues there. The replica is created if it does not exist and ``offset`` is 0.
+    * ``"mutate"``: a published chunk, under lease at the first server. Writes may begin
+      at any offset; past the present length they leave a hole.
     """
 
     version: int
@@ -1195,19 +1298,19 @@ class WriteChunk(Message, tag=84):
 
 
 class Packet(Message, tag=85):
-    """The next bytes of the exchange, block sums made by the client.
+    """The next bytes of the exchange, with block sums that the client computed.
 
     Blocks are counted from the first byte of the packet's ``offset`` rounded
     down: a packet that starts inside a block carries the sum of its bytes up
     to the block boundary first. ``id`` counts packets from 0. ``last`` ends
     the exchange: its acknowledgement means that every replica holds all of it,
-    head included. Servers pass acknowledgements on up to two packets late: a
+    head included. Servers pass acknowledgements on up to three packets late: a
     sender must allow at least ``PACKETS_IN_FLIGHT_MIN`` before it waits for one,
     or ask with ``flush`` for all that are due up to this packet.
 
-    ``hole``: the replica may end so many bytes before ``offset``, and has zeros there
-    then. The primary says of its own how many they are; to the servers after it that is
-    where their replicas end, too.
+    ``hole``: the replica may end up to so many bytes before ``offset``, and is filled
+    with zeros then. The primary sets it to the gap in its own replica; the replicas of
+    the servers after it end at the same offset.
     """
 
     BODY_BYTES_MAX: ClassVar[int] = PACKET_BYTES_MAX
@@ -1228,24 +1331,27 @@ class PacketAck(Message, tag=86):
 
 
 class Working(Message, tag=68):
-    """Not an answer yet: the server works on the write, or the append, that ``id`` began,
-    and its disk gets on. Comes until the answer does (:mod:`gfs.protocol.patience`)."""
+    """The server still works on the write or append that ``id`` began, and its disk
+    makes progress. Sent until the answer is (:mod:`gfs.protocol.patience`)."""
 
 
 class AppendRecords(Message, tag=87):
-    """To the primary, for the end of a chunk under lease: the body is frames (see
-    :mod:`gfs.protocol.records`), each of which is to be there whole."""
+    """To the primary: append to a chunk under lease. The body is frames (see
+    :mod:`gfs.protocol.records`), each of which is stored in one piece. A client may send the
+    next request before this one is answered: that one ``follows``, and is refused if this one
+    failed, so that no record takes the place of one before it."""
 
     BODY_BYTES_MAX: ClassVar[int] = FRAME_BYTES_MAX
     handle: int
     version: int
     inode: int
     chain: list[ServerAddress]  # the secondaries
+    follows: bool = False
 
 
 class AppendReply(Message, tag=88):
     """Every replica holds the first ``placed`` frames, one after another from
-    ``offset`` of the chunk on. The others did not fit: the chunk is ``full``."""
+    ``offset`` of the chunk on. If others did not fit, the chunk is ``full``."""
 
     offset: int
     placed: int
@@ -1263,12 +1369,14 @@ AnyMessage = Union[  # noqa: UP007 - a list this long reads better so
     GrantLease, RevokeLease, CloneChunk, CopyChunk, DeleteReplicas,
     CloneChunks, CloneChunksReply, ReadReplicas, ReadReplicasReply,
     ListTrash, ListTrashReply, Undelete, EmptyTrash, EmptyTrashReply,
-    SetReplication, Snapshot, SnapshotReply, Drain, DrainReply, DiskOrder, DiskOrderReply,
+    SetReplication, SetAttributes, Snapshot, SnapshotReply,
+    Drain, DrainReply, DiskOrder, DiskOrderReply,
     ForgetServer, Maintenance, Repair, RepairReply,
     Follow, FollowReply, ReadCopy, CopyPiece, LogRows, LogAck, Position, PositionReply,
-    Bind, Retire, Promote, PromoteReply, ForgetShadow,
+    ReadLog, LogPage, AcceptRestore,
+    Bind, Retire, Promote, PromoteReply, ForgetShadow, Election, ElectionReply,
     VerifyChunk, VerifyReply, LookFor, LookForReply, ReadChunk, ReadReply,
-    WriteChunk, Packet, PacketAck, AppendRecords, AppendReply, Working,
+    Multiplex, WriteSmall, WriteChunk, Packet, PacketAck, AppendRecords, AppendReply, Working,
 ]  # fmt: skip
 
 ALL_MESSAGES: tuple[type[Message], ...] = get_args(AnyMessage)
@@ -1280,6 +1388,6 @@ REPLIES: tuple[type[Message], ...] = (
     LeaseReply, RegisterReply, Orders, VerifyReply, ReadReply, PacketAck,
     CloneChunksReply, ReadReplicasReply, RepairReply,
     ListTrashReply, EmptyTrashReply, SnapshotReply, DrainReply, DiskOrderReply,
-    FollowReply, CopyPiece, LogAck, PositionReply, PromoteReply, AppendReply, LookForReply,
-    Working,
+    FollowReply, CopyPiece, LogPage, LogAck, PositionReply, PromoteReply, ElectionReply,
+    AppendReply, LookForReply, Working,
 )  # fmt: skip

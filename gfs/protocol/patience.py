@@ -1,17 +1,18 @@
-"""How long one waits for a server that was asked for something that may take long.
+"""How long to wait for a server whose answer may take long.
 
-Three things look the same to whoever waits: a server that is gone or stands still, one
-whose disk does not answer, and one that is only busy. So a server that works on a write
-or an append says so, every ``PULSE_SECONDS``, with :class:`~.messages.Working`, as long
-as its disk gets on; and whoever hears nothing for ``SILENT_SECONDS`` has good reason to go
-on without it. However long the chain is, the one next to a server that hangs notices it
-first, and names it, since all others go on to be heard.
+A process that waits cannot distinguish a server that is gone or hangs, one whose disk
+does not answer, and one that is only busy. So a server that works on a write or an
+append sends :class:`~.messages.Working` every ``PULSE_SECONDS``, as long as its disk
+makes progress; and a process that receives nothing for ``SILENT_SECONDS`` continues
+without the server. However long the chain is, the neighbour of a server that hangs
+notices it first, and names it, since all other servers go on sending.
 
-On a loaded cluster nobody is silent, only slow, and slow ones are waited for: up to
-``WORK_SECONDS`` for one answer.
+On a loaded cluster servers are slow but not silent, and slow servers are waited for: up
+to ``WORK_SECONDS`` for one answer.
 
-Who is sending cannot listen at the same time. What came in meanwhile tells as well that
-the peer is alive, so :class:`Patience` looks how much that is, for all who send.
+A task that sends cannot receive at the same time. Bytes that arrive meanwhile also show
+that the peer is alive, so :class:`Patience` watches, for all tasks that send, whether
+any have arrived.
 """
 
 from __future__ import annotations
@@ -27,16 +28,29 @@ from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import Message, Working
 
-#: How often a server that works on something says so.
+#: The interval at which a server that works on a request sends Working.
 PULSE_SECONDS = 0.5
-#: Who says nothing for this long is left out: four pulses are missing.
+#: A server that sends nothing for this long is left out: four pulses are missing.
 SILENT_SECONDS = 2.0
-#: One answer may take so long, of a server that says all the time that it works on it.
+#: The limit for one answer of a server that keeps sending Working.
 WORK_SECONDS = 10.0
+#: A disk that takes longer for a small write is left out, and how much longer each server
+#: waits for those after it than these may take.
+SMALL_DISK_SECONDS = 1.0
+SMALL_STEP_SECONDS = 0.5
+#: A network or disk that is slower than this for many small files is not waited for.
+BYTES_PER_SECOND_MIN = 4 * 1024 * 1024
+
+
+def small_write_seconds(after: int, size: int) -> float:
+    """How long to wait for small writes of so many bytes together by a server with so many
+    ``after`` it in the chain: the one before a server that hangs notices it first, and names it."""
+    step = SMALL_STEP_SECONDS + size / BYTES_PER_SECOND_MIN
+    return SMALL_DISK_SECONDS + step * (after + 1)
 
 
 class Patience:
-    """Those who send, and wait for a peer that may be busy."""
+    """The tasks that send to a peer that may be busy."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -45,8 +59,8 @@ class Patience:
 
     @contextmanager
     def sending(self, scope: trio.CancelScope, stream: Stream, seconds: float) -> Iterator[None]:
-        """The deadline of ``scope``, ``seconds`` from now, is put off whenever something
-        arrives on ``stream``."""
+        """Set the deadline of ``scope`` to ``seconds`` from now, and extend it whenever
+        something arrives on ``stream``."""
         self._waits[scope] = _Wait(stream, seconds, self._clock.monotonic() + WORK_SECONDS)
         self._some.set()
         try:
@@ -55,7 +69,7 @@ class Patience:
             del self._waits[scope]
 
     async def run(self) -> None:
-        """For as long as the process runs."""
+        """Extend the deadlines. Runs as long as the process."""
         while True:
             await self._some.wait()
             while self._waits:
@@ -82,7 +96,7 @@ class _Wait:
 
 
 class Pulses:
-    """How often a server may say of one answer that it works on it."""
+    """Counts the Working messages for one answer, which are limited."""
 
     __slots__ = ("_left",)
 
@@ -90,20 +104,20 @@ class Pulses:
         self._left = int(WORK_SECONDS / PULSE_SECONDS)
 
     def count(self) -> None:
-        """One more. Raises DeadlineExceeded after the last."""
+        """Count one more. Raises DeadlineExceeded after the last that is allowed."""
         self._left -= 1
         if self._left < 0:
             raise DeadlineExceeded(f"no answer within {WORK_SECONDS:g} s of work")
 
 
 async def answer(connection: BulkConnection, seconds: float) -> Message:
-    """The next message that is an answer, of a server that is not silent for ``seconds``.
+    """The next message other than Working. ``seconds`` is how long the server may be silent.
 
     Raises ``ConnectionError``, ProtocolError, DeadlineExceeded.
     """
     pulses = Pulses()
     while True:
-        with deadline(seconds, f"word from {connection.peer}"):
+        with deadline(seconds, f"message from {connection.peer}"):
             message = await connection.receive()
         if not isinstance(message, Working):
             return message

@@ -10,8 +10,8 @@ from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.patience import SILENT_SECONDS
 
-#: Kept open per address while nobody uses them, and for how long. Servers let
-#: idle connections go later than that, so a pooled one is rarely dead.
+#: How many idle connections are kept open per address, and for how long. Servers close
+#: idle connections later than that, so a pooled one is rarely closed.
 IDLE_MAX = 64
 IDLE_SECONDS = 30.0
 

@@ -1,4 +1,4 @@
-"""Records of an appended file, byte by byte: the paper, section 3.3. No I/O.
+"""The format of appended records (the paper, 3.3). No I/O.
 
 An appended record is a *frame* in a chunk; it never goes over the chunk's end::
 
@@ -14,15 +14,15 @@ An appended record is a *frame* in a chunk; it never goes over the chunk's end::
 
 Between frames there may be anything: padding at a chunk's end (zeros), what the
 file held before it was appended to, frames that were cut off because their append
-failed. A reader looks for the magic, and believes a frame when both checksums hold.
+failed. A reader searches for the magic, and accepts a frame if both checksums match.
 
-The client makes the frame, but for the offset and the checksum over it, which the
-primary adds when it has chosen the place. So a record that holds frames itself (a
-copy of an appended file, say) never passes for those records, not even when its own
-frame is cut off: what is in it was stamped for another place.
+The client makes the frame except for the offset and the checksum over it, which the
+primary adds when it has chosen the offset. So the frames inside a record (of a copy of
+an appended file, for example) are never taken for records, not even when the record's
+own frame is cut off: their offsets are those of another place.
 
-Client id and sequence name a record: one that was appended twice, because its
-client did not hear of the first time, has the same name both times.
+Client id and sequence identify a record: one that was appended twice, because its
+client did not get the first answer, has the same ones both times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import NamedTuple
 from gfs.blocks import CHUNK_BYTES, Buffer, block_sum, joined_sum
 
 MAGIC = b"\x89GFSrec\n"
-#: The paper's bound: what is lost to padding is never more than this for each chunk.
+#: The paper's bound: a quarter of a chunk, so that padding wastes no more than that.
 RECORD_BYTES_MAX = CHUNK_BYTES // 4
 CLIENT_ID_BYTES = 8
 
@@ -42,13 +42,13 @@ _HEAD = struct.Struct(">8s8sII8s8sQ")
 _PLACE = struct.Struct(">I")
 FRAME_HEAD_BYTES = _HEAD.size
 FRAME_BYTES_MAX = FRAME_HEAD_BYTES + RECORD_BYTES_MAX
-_PLACED = 16  # where that which the head's checksum covers begins
-_NAME = 32  # where that which the record's checksum covers begins
+_PLACED = 16  # the head's checksum covers the bytes from here on
+_NAME = 32  # the record's checksum covers the bytes from here on
 _unplaced_sum = bytes(8)
 
 
 class Frame(NamedTuple):
-    """One record as found. ``offset`` is the frame's, in its chunk."""
+    """One record that was found. ``offset`` is the frame's, in its chunk."""
 
     offset: int
     client: bytes
@@ -57,14 +57,14 @@ class Frame(NamedTuple):
 
 
 def encode_head(client: bytes, sequence: int, record: Buffer) -> bytes:
-    """The head of a frame that has no place yet; ``record`` follows it."""
+    """The head of a frame that has no offset yet; ``record`` follows it."""
     name = client + sequence.to_bytes(8, "big")
     total = joined_sum(name, record)
     return _HEAD.pack(MAGIC, _unplaced_sum, 0, len(record), total, client, sequence)
 
 
 def split_frames(body: memoryview) -> list[int]:
-    """How long each of the frames in ``body`` is, which are verified.
+    """Verify the frames in ``body`` and return the length of each.
 
     Raises ValueError, saying what is wrong.
     """
@@ -78,29 +78,30 @@ def split_frames(body: memoryview) -> list[int]:
         if magic != MAGIC or length > RECORD_BYTES_MAX or at + size > end:
             raise ValueError(f"no frame at byte {at} of {end}")
         if block_sum(body[at + _NAME : at + size]) != total:
-            raise ValueError("a record does not fit its checksum")
+            raise ValueError("a record fails its checksum")
         sizes.append(size)
         at += size
     return sizes
 
 
 def place(frame: memoryview, offset: int) -> None:
-    """Stamp the frame that ``frame`` begins with for ``offset`` of its chunk."""
+    """Write ``offset``, its offset in the chunk, into the frame that begins ``frame``."""
     _PLACE.pack_into(frame, _PLACED, offset)
     frame[8:16] = block_sum(frame[_PLACED:FRAME_HEAD_BYTES])
 
 
 class RecordScanner:
-    """Frames out of the bytes of one chunk, from any of them on, in any pieces.
+    """Finds frames in the bytes of one chunk, which may begin anywhere and come in
+    pieces of any size.
 
-    Holds one frame at most (``FRAME_BYTES_MAX``) besides what it was last fed.
+    Holds at most one frame (``FRAME_BYTES_MAX``) besides the last piece.
     """
 
     def __init__(self, offset: int = 0) -> None:
         self._data = bytearray()
-        #: Where in the chunk ``_data`` begins.
+        #: The offset in the chunk at which ``_data`` begins.
         self._offset = offset
-        #: What must be there before there is anything to be found.
+        #: So many bytes must be held before a frame can be found.
         self._wanted = FRAME_HEAD_BYTES
 
     def feed(self, data: Buffer) -> list[Frame]:
@@ -111,7 +112,8 @@ class RecordScanner:
         return self._scan(ended=False)
 
     def end(self) -> list[Frame]:
-        """No more bytes: frames inside what looked like the beginning of a longer one."""
+        """The frames that remain when no more bytes come: those after the head of one
+        that is cut off."""
         return self._scan(ended=True)
 
     def _scan(self, ended: bool) -> list[Frame]:
@@ -122,7 +124,7 @@ class RecordScanner:
             while True:
                 at = data.find(MAGIC, at)
                 if at < 0:
-                    # The beginning of one may be at the very end.
+                    # A frame may begin in the last bytes.
                     at = max(0, len(data) - len(MAGIC) + 1)
                     break
                 if len(data) - at < FRAME_HEAD_BYTES:
@@ -145,7 +147,7 @@ class RecordScanner:
         return found
 
     def _frame_size(self, view: memoryview, at: int) -> int:
-        """0 if there is no head of a frame for this place."""
+        """The size of the frame whose valid head is here, or 0 if there is none."""
         head = view[at : at + FRAME_HEAD_BYTES]
         _, head_sum, offset, length, _, _, _ = _HEAD.unpack(head)
         size = FRAME_HEAD_BYTES + int(length)
@@ -164,22 +166,22 @@ class RecordScanner:
 
 
 class SeenRecords:
-    """Which records were met, to drop those met again.
+    """The records that were seen, so that repeated ones can be dropped.
 
-    A client numbers what it appends to a file without gaps, but for what failed: so
-    the numbers of each client are kept as a few ranges. Bounded all the same: beyond
-    ``RANGES_MAX`` ranges the client that was heard from longest ago is forgotten.
+    A client numbers its records of a file without gaps, except for failed ones: so the
+    numbers of each client are kept as a few ranges. Beyond ``RANGES_MAX`` ranges in
+    all, those of the client whose last record was seen first are dropped.
     """
 
     RANGES_MAX = 100_000
 
     def __init__(self) -> None:
-        #: Of each client: first and one past the last of every range, in order.
+        #: Client → first and one past the last number of every range, in order.
         self._ranges: dict[bytes, list[int]] = {}
         self._count = 0
 
     def add(self, client: bytes, sequence: int) -> bool:
-        """True if it is the first time."""
+        """Whether the record was not seen before."""
         edges = self._ranges.pop(client, None)
         if edges is None:
             edges = []

@@ -4,7 +4,7 @@ What makes it fast is batching at both ends and no task per request:
 
 * everything that one ``recv`` brought is decoded at once and handed to the
   handler as one batch; what the handler answers on the spot leaves in one send;
-* a caller parks itself with ``wait_task_rescheduled``; the reader wakes it;
+* a caller suspends itself with ``wait_task_rescheduled``; the reader wakes it;
 * the writer joins whatever is queued.
 
 Sketch for one look-up, one at a time: 2 sends, 2 receives, 4 task switches,
@@ -12,18 +12,22 @@ about 150 µs for both processes; with 16 in flight everything but the decoding
 (1 µs) and the look-up itself is shared by the batch.
 
 Bounds: at most ``REPLY_BYTES_MAX`` of replies queued (and as much again being
-sent), then no more is read, until the peer has read some. Requests do not count
-for it: two sides that send each other large requests must both go on reading.
-So only one side of a connection may give large answers (here: the master). At
-most ``CALLS_MAX`` calls wait at once, then callers
-queue; after ``REQUESTS_PER_YIELD`` requests the reader lets the other tasks run,
-so that one busy peer does not starve the rest.
+sent, and the answers to one batch), then no more requests are handled, until the peer has
+read some. Requests do not count for it: two sides that send each other large requests must
+both go on reading. So only one side of a connection may give large answers (the master, or
+the chunkserver that was connected to). At most ``CALLS_MAX`` calls wait at once, and
+``REQUEST_BYTES_MAX`` of requests, then callers queue; the handler gets at most
+``BATCH_MAX`` requests at a time; after ``REQUESTS_PER_YIELD`` requests the reader lets the
+other tasks run, so that one busy peer does not starve the rest.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import outcome
 import trio
@@ -46,8 +50,10 @@ from gfs.protocol.messages import HEAD_BYTES_MAX, REPLIES, Failure, Message
 RECEIVE_BYTES = 256 * 1024
 REPLY_BYTES_MAX = 8 * 1024 * 1024
 CALLS_MAX = 4096
-#: How often deadlines of waiting calls are looked at.
+REQUEST_BYTES_MAX = 8 * 1024 * 1024
+#: How often the deadlines of waiting calls are checked.
 SWEEP_SECONDS = 0.25
+BATCH_MAX = 64
 REQUESTS_PER_YIELD = 512
 
 _REPLIES = frozenset(REPLIES)
@@ -55,6 +61,53 @@ _REPLIES = frozenset(REPLIES)
 #: Called with every batch of requests. Must not block. It answers with
 #: :meth:`Rpc.send`, now or later.
 Handler = Callable[["Rpc", list[tuple[Message, bytes]]], None]
+
+Reply = outcome.Outcome[tuple[Message, bytes]]
+Take = Callable[[Reply], None]
+#: Gets the place of a request among those that were sent together, and its reply, when that is
+#: here. Must neither block nor raise.
+Each = Callable[[int, Reply], None]
+
+
+class Calls:
+    """Requests that were sent together, and their replies."""
+
+    def __init__(self, rpc: Rpc, count: int, each: Each | None) -> None:
+        self._rpc = rpc
+        self._each = each
+        self._replies: list[Reply | None] = [None] * count
+        self._left = count
+        self._waiting: trio.lowlevel.Task | None = None
+        self.numbers: list[int] = []
+
+    def take(self, index: int, reply: Reply) -> None:
+        self._replies[index] = reply
+        if self._each is not None:
+            self._each(index, reply)
+        self._left -= 1
+        if not self._left and self._waiting is not None:
+            _wake(self._waiting, outcome.Value(None))
+
+    async def replies(self) -> list[Reply]:
+        """Each in the place of its request, when all are here."""
+        if self._left:
+            self._waiting = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        return [reply for reply in self._replies if reply is not None]
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._waiting = None
+        self.drop()
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def drop(self) -> None:
+        """Nobody waits for the replies."""
+        for number in self.numbers:
+            self._rpc.forget(number)
+
+
+def _wake(task: trio.lowlevel.Task, reply: outcome.Outcome[Any]) -> None:
+    trio.lowlevel.reschedule(task, reply)
 
 
 def refuse_all(rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
@@ -65,31 +118,48 @@ def refuse_all(rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
 
 
 class Rpc:
-    """One multiplexed connection. ``run`` must be running for anything to move."""
+    """One multiplexed connection. Frames are sent and received only while ``run`` is running.
 
-    def __init__(self, connection: BulkConnection, handler: Handler = refuse_all) -> None:
+    ``silent_seconds``: a peer that sends nothing at all for so long after a call is gone, and the
+    connection ends.
+    """
+
+    def __init__(
+        self,
+        connection: BulkConnection,
+        handler: Handler = refuse_all,
+        *,
+        silent_seconds: float = math.inf,
+    ) -> None:
         self.peer = connection.peer
         self.peer_role = connection.peer_role
         self.peer_id = connection.peer_id
         self.peer_cluster = connection.peer_cluster
         self.peer_term = connection.peer_term
+        self.version = connection.version
         self._stream = connection.stream
         self._read_ahead = connection.take_read_ahead()
         self._handler = handler
         self._out: list[bytes] = []
         self._reply_bytes = 0
+        self._request_bytes = 0
+        self._silent_seconds = silent_seconds
+        #: When the first call after the peer's last bytes was made.
+        self._silent_since: float | None = None
         self._writer_parked: trio.lowlevel.Task | None = None
-        self._room = trio.Event()
+        #: Tasks that wait until the peer has taken some replies.
+        self._full = trio.lowlevel.ParkingLot()
         self._ids = itertools.count(1)
-        #: For calls that are made for no request of somebody else.
+        #: For calls that belong to no request of a client.
         self._requests = itertools.count(connection.first_request)
-        self._calls: dict[int, tuple[trio.lowlevel.Task, float, str]] = {}
+        #: Who gets the reply, within how long, until when, and what was asked.
+        self._calls: dict[int, tuple[Take, float, float, str]] = {}
         self._queued_callers = trio.lowlevel.ParkingLot()
         self._error: BaseException | None = None
         self.closed = False
 
     async def run(self) -> None:
-        """Move frames until the connection ends; returns then, however it ended.
+        """Send and receive frames until the connection ends; returns then, however it ended.
 
         Calls that still wait get ``ConnectionError``. A peer that breaks the
         protocol is cut off.
@@ -100,7 +170,7 @@ class Rpc:
                 nursery.start_soon(self._sweep)
                 try:
                     await self._read()
-                except (ConnectionError, ProtocolError) as error:
+                except (ConnectionError, GfsError) as error:
                     self._error = self._error or error
                 nursery.cancel_scope.cancel()
         finally:
@@ -119,18 +189,18 @@ class Rpc:
                     self._answer(*frame)
                 else:
                     requests.append(frame)
-            if requests:
-                self._handler(self, requests)
-                unyielded += len(requests)
+            for at in range(0, len(requests), BATCH_MAX):
+                batch = requests[at : at + BATCH_MAX]
+                self._handler(self, batch)
+                unyielded += len(batch)
                 if unyielded >= REQUESTS_PER_YIELD:
                     unyielded = 0
                     await trio.lowlevel.checkpoint()
-            while self._reply_bytes > REPLY_BYTES_MAX:
-                self._room = trio.Event()
-                await self._room.wait()
+                await self.room()
             count = await self._stream.receive_into(view)
             if not count:
                 return
+            self._silent_since = None
             data = view[:count]
 
     async def _write(self) -> None:
@@ -139,8 +209,10 @@ class Rpc:
                 self._writer_parked = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._unpark_writer)
             out, self._out = self._out, []
-            self._reply_bytes = 0
-            self._room.set()
+            if self._request_bytes >= REQUEST_BYTES_MAX:
+                self._queued_callers.unpark_all()
+            self._reply_bytes = self._request_bytes = 0
+            self._full.unpark_all()
             try:
                 await self._stream.send_all(out[0] if len(out) == 1 else b"".join(out))
             except ConnectionError as error:
@@ -152,8 +224,13 @@ class Rpc:
         self._writer_parked = None
         return trio.lowlevel.Abort.SUCCEEDED
 
+    async def room(self) -> None:
+        """Return once the replies that wait for the peer are within their bound."""
+        while self._reply_bytes > REPLY_BYTES_MAX:
+            await self._full.park()
+
     def send(self, message: Message, body: Buffer = b"") -> None:
-        """Queue a frame. After the connection has ended, it goes nowhere."""
+        """Queue a frame. After the connection has ended, it is dropped."""
         if self.closed:
             return
         frame = encode_frame(message, body)
@@ -167,8 +244,9 @@ class Rpc:
             task, self._writer_parked = self._writer_parked, None
             trio.lowlevel.reschedule(task)
 
-    def send_error(self, request_id: int, error: GfsError) -> None:
-        server = getattr(error, "server", "")
+    def send_error(self, request_id: int, error: GfsError, server: str = "") -> None:
+        """``server`` has failed, unless the error names another one."""
+        server = getattr(error, "server", "") or server
         self.send(Failure(id=request_id, code=error.code, message=str(error), server=server))
 
     async def call(
@@ -178,34 +256,102 @@ class Rpc:
 
         Raises the error a Failure carries, ``ConnectionError`` when the
         connection ends first, DeadlineExceeded after ``seconds`` (up to
-        ``SWEEP_SECONDS`` late). When it is cancelled or too late, the peer may
-        still have carried it out.
+        ``SWEEP_SECONDS`` late). After a cancellation or DeadlineExceeded the peer may
+        still have carried out the request.
         """
+        until = await self._room_for_call(seconds)
+        task = trio.lowlevel.current_task()
+        number, frame = self._begin(message, body, seconds, until, partial(_wake, task))
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.forget(number)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._request_bytes += len(frame)
+        self._queue(frame)
+        reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
+        return reply
+
+    async def start(
+        self,
+        requests: Sequence[tuple[Message, Buffer]],
+        seconds: float = 10.0,
+        each: Each | None = None,
+    ) -> Calls:
+        """Send requests together, each as by :meth:`call`. Raises as ``call`` if none of them
+        was sent."""
+        return self._start(requests, seconds, await self._room_for_call(seconds), each)
+
+    def start_now(self, requests: Sequence[tuple[Message, Buffer]], seconds: float) -> Calls | None:
+        """As :meth:`start`, sent before this returns; None if a call has to wait now."""
+        if self.closed or not self._has_room:
+            return None
+        return self._start(requests, seconds, trio.current_time() + seconds)
+
+    def _start(
+        self,
+        requests: Sequence[tuple[Message, Buffer]],
+        seconds: float,
+        until: float,
+        each: Each | None = None,
+    ) -> Calls:
+        calls = Calls(self, len(requests), each)
+        frames = []
+        try:
+            for index, (message, body) in enumerate(requests):
+                take = partial(calls.take, index)
+                number, frame = self._begin(message, body, seconds, until, take)
+                calls.numbers.append(number)
+                frames.append(frame)
+        except BaseException:
+            calls.drop()
+            raise
+        frame = b"".join(frames)
+        self._request_bytes += len(frame)
+        self._queue(frame)
+        return calls
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._calls) < CALLS_MAX and self._request_bytes < REQUEST_BYTES_MAX
+
+    @property
+    def waits(self) -> bool:
+        """Whether replies are waited for."""
+        return bool(self._calls)
+
+    async def _room_for_call(self, seconds: float) -> float:
+        """Until when the reply must come."""
         # A call that is cancelled before it starts is not sent.
         await trio.lowlevel.checkpoint_if_cancelled()
         until = trio.current_time() + seconds
-        while len(self._calls) >= CALLS_MAX:
+        while not self.closed and not self._has_room:
             with deadline(until - trio.current_time(), f"room for a call to {self.peer}"):
                 await self._queued_callers.park()
         if self.closed:
             raise self._ended()
-        of = request.get() or next(self._requests) & REQUEST_MASK
-        request_id = message.id = of << CALL_BITS | next(self._ids) & CALL_MASK
+        return until
+
+    def _begin(
+        self, message: Message, body: Buffer, seconds: float, until: float, take: Take
+    ) -> tuple[int, bytes]:
+        if self.version < message.SINCE:
+            raise ProtocolError(
+                f"{self.peer} is of an older release, which does not know "
+                f"{type(message).__name__}: upgrade it first"
+            )
+        of = request.get() or request_of(message.id) or next(self._requests) & REQUEST_MASK
+        number = message.id = of << CALL_BITS | next(self._ids) & CALL_MASK
         frame = _encode(message, body)
+        if self._silent_since is None:
+            self._silent_since = trio.current_time()
+        self._calls[number] = take, seconds, until, type(message).__name__
+        return number, frame
 
-        def abort(_: object) -> trio.lowlevel.Abort:
-            del self._calls[request_id]
+    def forget(self, number: int) -> None:
+        """The caller has given up."""
+        if self._calls.pop(number, None) is not None:
             self._queued_callers.unpark()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._calls[request_id] = (
-            trio.lowlevel.current_task(),
-            until,
-            f"{type(message).__name__} within {seconds:g} s",
-        )
-        self._queue(frame)
-        reply: tuple[Message, bytes] = await trio.lowlevel.wait_task_rescheduled(abort)
-        return reply
 
     async def _sweep(self) -> None:
         """End the calls whose deadline has passed: one task looks at all of them,
@@ -213,26 +359,32 @@ class Rpc:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             now = trio.current_time()
-            late = [number for number, call in self._calls.items() if call[1] <= now]
+            late = [number for number, call in self._calls.items() if call[2] <= now]
             for number in late:
-                task, _, name = self._calls.pop(number)
-                error = DeadlineExceeded(f"no answer from {self.peer} to {name}")
+                take, seconds, _, name = self._calls.pop(number)
+                what = f"no answer from {self.peer} to {name} within {seconds:g} s"
+                error = DeadlineExceeded(what)
                 error.request = request_name(request_of(number))
-                trio.lowlevel.reschedule(task, outcome.Error(error))
+                take(outcome.Error(error))
                 self._queued_callers.unpark()
+            if self._silent_since is not None and now >= self._silent_since + self._silent_seconds:
+                silence = f"{self.peer} has sent nothing for {self._silent_seconds:g} s"
+                self._error = self._error or ConnectionResetError(silence)
+                self.close()
+                return
 
     def _answer(self, message: Message, body: bytes) -> None:
         call = self._calls.pop(message.id, None)
         if call is None:
-            return  # the caller gave up; a late answer is no error
-        task = call[0]
+            return  # the caller gave up; a late answer is not an error
+        take = call[0]
         self._queued_callers.unpark()
         if type(message) is Failure:
             error = from_wire(message.code, message.message, message.server)
             error.request = request_name(request_of(message.id))
-            trio.lowlevel.reschedule(task, outcome.Error(error))
+            take(outcome.Error(error))
         else:
-            trio.lowlevel.reschedule(task, outcome.Value((message, body)))
+            take(outcome.Value((message, body)))
 
     def _ended(self) -> ConnectionError:
         if isinstance(self._error, ConnectionError):
@@ -247,17 +399,17 @@ class Rpc:
             self.closed = True
             self._stream.close()
             self._out.clear()
-            self._reply_bytes = 0
-            self._room.set()
+            self._reply_bytes = self._request_bytes = 0
+            self._full.unpark_all()
         calls, self._calls = self._calls, {}
-        for task, _, _ in calls.values():
-            trio.lowlevel.reschedule(task, outcome.Error(self._ended()))
+        for take, *_ in calls.values():
+            take(outcome.Error(self._ended()))
         self._queued_callers.unpark_all()
 
 
 def _encode(message: Message, body: Buffer) -> bytes:
-    """The frame of a request, or InvalidArgument: this side's fault is told here,
-    before the peer cuts the connection for it."""
+    """The frame of a request. Raises InvalidArgument for a message that the peer would
+    end the connection for."""
     name = type(message).__name__
     try:
         frame = encode_frame(message, body)

@@ -1,4 +1,4 @@
-"""Accepting connections: what the master and the chunkservers share.
+"""Accepting connections, for the master and the chunkservers.
 
 A wrong, hostile or stalled peer costs one connection and one log line.
 """
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 #: Connections served at once; more wait in the kernel's backlog.
 CONNECTIONS_MAX = 8192
-#: How often it is looked whether keys were retired, where they may be.
+#: How often connections are checked for retired keys, if keys can be retired.
 KEYS_SECONDS = 1.0
-#: How long an exchange may go on that began before its key was retired.
+#: How long an exchange that began before its key was retired may continue.
 RETIRED_SECONDS = 10.0
 
 
@@ -54,7 +54,7 @@ async def serve(
         except (ConnectionError, GfsError) as error:
             log.info("connection from %s ended: %s", stream.peer, error)
         except Exception:
-            log.exception("a connection from %s met a bug", stream.peer)
+            log.exception("a bug ended the connection from %s", stream.peer)
         finally:
             stream.close()
             slots.release_on_behalf_of(slot)
@@ -71,11 +71,12 @@ async def serve(
 async def _end_retired(
     world: World, identity: handshake.Identity, served: set[BulkConnection]
 ) -> None:
-    """End the connections of those who proved to have a key that is no more accepted.
+    """End the connections that were made with a key that is not accepted any more.
 
-    Not in the middle of an exchange, or who changes keys would cost writers a replica;
-    nor between two that follow one another, where the next may be on its way: who serves
-    them ends the connection after the answer.
+    A connection is not ended in the middle of an exchange, since a change of keys would
+    then cost writers a replica; nor between two exchanges that follow one another,
+    where the next request may be on its way: the server of the exchanges ends the
+    connection after the answer.
     """
     since: dict[BulkConnection, tuple[float, int]] = {}
     while True:

@@ -1,7 +1,7 @@
-"""What the file system is tested with, for those who build on it.
+"""The test kit of the file system, also for programs that build on it.
 
-A whole cluster in one process and in virtual time, on simulated machines whose
-network, disks, clocks and chance follow from one integer::
+A cluster in one process and in virtual time, on simulated machines whose network,
+disks, clocks and random numbers follow from one seed::
 
     from gfs.testing import SimCluster, run_simulated
 

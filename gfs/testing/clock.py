@@ -15,9 +15,9 @@ class MachineTime:
     """How one machine's clocks differ from true (virtual) time."""
 
     def __init__(self) -> None:
-        #: What the wall clock is ahead of the truth. May change at any time.
+        #: By how much the wall clock is ahead of true time. May change at any time.
         self.wall_offset_seconds = 0.0
-        #: How long it was suspended altogether, with its monotonic clock.
+        #: How long the machine was suspended in all, with its monotonic clock.
         self.suspended_seconds = 0.0
         self._rate = 1.0
         self._base_true = 0.0
@@ -25,7 +25,7 @@ class MachineTime:
 
     @property
     def rate(self) -> float:
-        """Seconds of this machine per true second; a drift. 1 is exact."""
+        """The clock's drift: seconds of this machine per true second. 1 is exact."""
         return self._rate
 
     @rate.setter
@@ -41,7 +41,7 @@ class MachineTime:
 
 
 class SimClock:
-    """One process's access to it, as :class:`gfs.io.Clock`."""
+    """One process's access to its machine's clocks, as :class:`gfs.io.Clock`."""
 
     def __init__(self, time: MachineTime, life: Life) -> None:
         self._time = time

@@ -1,4 +1,4 @@
-"""A whole cluster in one Trio run: a master, chunkservers and clients, simulated.
+"""A cluster in one Trio run: a master, chunkservers and clients, simulated.
 
 The processes are the production entry points on simulated machines; only the
 master's LMDB is real, in a directory of its own, its commits taken as atomic.
@@ -6,8 +6,8 @@ Every process can be killed at any instant and started again on what is on its
 disk. All of it follows from one seed, together with
 :func:`gfs.testing.determinism.run_simulated`.
 
-The machines are named ``master``, ``chunkserver0`` … and ``client0`` …; the
-names are their addresses too.
+The machines are named ``master``, ``chunkserver0`` … and ``client0`` …; their names are
+also their addresses.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ from gfs.testing.trace import Trace
 from gfs.testing.world import Machine, Process, Universe
 
 MASTER = "master"
-MASTER_ADDRESS = "master:9400"
+MASTER_PORT = 9400
+MASTER_ADDRESS = f"{MASTER}:{MASTER_PORT}"
 CHUNKSERVER_PORT = 9500
-#: Virtual seconds within which a process must be up, or gone after its end.
+#: Virtual seconds within which a process must serve, or be gone after its end.
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
-#: How often ``wait_until`` looks, in virtual seconds.
+#: How often ``wait_until`` evaluates its predicate, in virtual seconds.
 LOOK_SECONDS = 0.1
-#: What a supervisor waits before it starts a process again.
+#: How long a supervisor waits before it starts a process again.
 RESTART_SECONDS = 2.0
 TRACE_LINES = 40
 
@@ -66,7 +67,7 @@ class Node:
         self.ready = trio.Event()
         self.ended = trio.Event()
         self.ended.set()
-        #: Dead, and to stay so: no supervisor starts it.
+        #: Held: no supervisor starts it.
         self.held = False
 
     @property
@@ -89,15 +90,12 @@ class SimCluster:
     block; so do, at its end, errors that a process only logged as bugs.
 
     Args:
-        seed: decides everything.
-        chunkservers: how many.
-        racks: the rack of each chunkserver; default: each its own.
-        disks: directories of each chunkserver: ``/disk0`` …
-        master, chunkserver, client: settings; addresses are overruled.
-        start: start all processes.
-        supervised: a process that ends because it cannot go on here (StartupError,
-            DiskFailed) is started again by whoever watches it, after a pause; without,
-            that is an error.
+        seed: determines the whole run. chunkservers: how many. racks: the rack of each
+        chunkserver; default: each its own. disks: directories of each chunkserver:
+        ``/disk0`` … master, chunkserver, client: settings; addresses are overruled.
+        start: start all processes. supervised: a process that ends because it cannot go
+        on (StartupError, DiskFailed) is started again after a pause, as by a
+        supervisor; otherwise that is an error.
     """
 
     def __init__(
@@ -118,6 +116,8 @@ class SimCluster:
         self.universe = Universe(seed)
         self.universe.guards_loop = True
         self.key = self.universe.generator("key").randbytes(32)
+        #: The master, and what else may be one.
+        self.masters = [MASTER]
         self.chunkservers = [f"chunkserver{n}" for n in range(chunkservers)]
         self._racks = list(racks) if racks else [f"rack{n}" for n in range(chunkservers)]
         self._disks = [f"/disk{n}" for n in range(disks)]
@@ -142,7 +142,7 @@ class SimCluster:
                 await self.start_all()
         except BaseException as error:
             if await self._leave(error):
-                raise AssertionError("a start was cancelled by nobody") from error
+                raise AssertionError("a start was cancelled, but not by this cluster") from error
             raise
         return self
 
@@ -159,10 +159,10 @@ class SimCluster:
         tail = self.trace.tail(TRACE_LINES)
         try:
             for node in self._nodes.values():
-                node.held = True  # one that cannot start is not tried again
+                node.held = True  # a process that cannot start is not tried again
                 node.scope.cancel()
-            # The block's own error is for our caller to see as it is: the nursery
-            # gets none, unless it is the nursery's cancellation coming back.
+            # The block's own error is raised to the caller unchanged: the nursery gets
+            # none, unless it is the nursery's own cancellation.
             inner = error if has_cancelled(error) else None
             swallowed = await self._manager.__aexit__(
                 type(inner) if inner else None, inner, inner.__traceback__ if inner else None
@@ -204,7 +204,7 @@ class SimCluster:
             settings = _replace(
                 self._chunkserver_settings,
                 address=self.address(name),
-                master=MASTER_ADDRESS,
+                master=",".join(self.master_addresses),
                 rack=rack,
             )
             await run_chunkserver(world, settings, self._disks, self.key, task_status=task_status)
@@ -223,7 +223,7 @@ class SimCluster:
 
     @property
     def bugs(self) -> list[BaseException]:
-        """What processes logged as bugs so far, without ending."""
+        """The bugs that processes logged so far without ending."""
         return [*self._catcher.bugs, *self.universe.wrongs]
 
     @property
@@ -232,14 +232,27 @@ class SimCluster:
         return list(self._disks)
 
     @property
+    def master_addresses(self) -> list[str]:
+        return [f"{name}:{MASTER_PORT}" for name in self.masters]
+
+    @property
+    def present_master(self) -> str:
+        """The master, or whichever of several is that, as far as is known."""
+        return self.masters[0]
+
+    def is_past(self, time_ns: int) -> bool:
+        """Whether it is, by the wall clock of a master."""
+        return any(self.machine(name).time.time_ns() >= time_ns for name in self.masters)
+
+    @property
     def directory(self) -> str:
-        """Where the master's real metadata is."""
+        """The real directory of the master's metadata."""
         return self._directory
 
     @property
     def names(self) -> list[str]:
-        """The master and the chunkservers."""
-        return [MASTER, *self.chunkservers]
+        """The masters and the chunkservers."""
+        return [*self.masters, *self.chunkservers]
 
     def node(self, name: str) -> Node:
         return self._nodes[name]
@@ -255,7 +268,7 @@ class SimCluster:
         return process.world
 
     def address(self, name: str) -> str:
-        """Of a chunkserver."""
+        """The address of a chunkserver."""
         return f"{name}:{CHUNKSERVER_PORT}"
 
     def rack(self, name: str) -> str:
@@ -269,7 +282,7 @@ class SimCluster:
     # --- processes ---------------------------------------------------------------
 
     async def start_all(self) -> None:
-        """Start what does not run; returns when all of it serves."""
+        """Start the processes that do not run; returns when all serve."""
         for name in self.names:
             if not self._nodes[name].running:
                 self.begin(name)
@@ -289,7 +302,7 @@ class SimCluster:
         node.held = False
         node.process = node.machine.start_process()
         node.scope, node.ended = trio.CancelScope(), trio.Event()
-        if node.ready.is_set():  # else somebody may wait for one that ended before it served
+        if node.ready.is_set():  # else a task may wait for a process that ended before it served
             node.ready = trio.Event()
         self.trace.add(f"start {node.process.life.name}")
         self._nursery.start_soon(self._live, node, node.process, name=name)
@@ -312,8 +325,8 @@ class SimCluster:
             if not node.scope.cancelled_caught:
                 raise RuntimeError(f"{node.name} ended by itself")
         except BaseException as error:
-            # What a killed process meets while its tasks unwind is nobody's
-            # concern; our own cancellation is.
+            # Errors of a killed process while its tasks unwind are ignored; our own
+            # cancellation is not.
             rest = without_ordinary(error) if not process.alive else error
             if self.supervised and process.alive and only_ends(error):
                 self.trace.add(f"{process.life.name} ended: {innermost(error)}")
@@ -330,7 +343,7 @@ class SimCluster:
             self.begin(node.name)
 
     def hold(self, name: str) -> None:
-        """Nobody starts the process again until :meth:`begin` is called."""
+        """Keep the process from being started again until :meth:`begin` is called."""
         self._nodes[name].held = True
 
     def kill(self, name: str) -> None:
@@ -341,15 +354,15 @@ class SimCluster:
         node.scope.cancel()
 
     def kill_in_call(self, name: str, calls: int) -> None:
-        """``kill -9`` instead of the ``calls``-th disk call that changes something from now
-        on, so in the middle of whatever that is a part of."""
+        """``kill -9`` in place of the ``calls``-th disk call from now on that changes
+        something, so in the middle of the operation that the call belongs to."""
         process = self._nodes[name].process
         if process is not None and process.alive:
             process.life.light(calls, lambda: self.kill(name))
 
     async def spare(self, name: str) -> None:
-        """Take back what :meth:`hold` and :meth:`kill_in_call` have in store for it, and
-        start it if it does not run."""
+        """Cancel :meth:`hold` and :meth:`kill_in_call`, and start the process if it
+        does not run."""
         node = self._nodes[name]
         node.held = False
         if node.process is not None and node.process.alive:
@@ -399,7 +412,7 @@ class SimCluster:
     ) -> AsyncIterator[Client]:
         """A connected client on a machine of its own.
 
-        :meth:`crash` with its name kills it: the block is left then, quietly.
+        :meth:`crash` with its name kills it: the block then ends without an error.
         Raises Crashed if it is killed before it is connected.
         """
         if name is None:
@@ -417,7 +430,7 @@ class SimCluster:
         try:
             with node.scope:
                 async with connect(
-                    MASTER_ADDRESS,
+                    self.master_addresses,
                     key=self.key,
                     settings=settings or self.client_settings,
                     world=process.world,
@@ -445,7 +458,7 @@ class SimCluster:
         every: float = LOOK_SECONDS,
     ) -> float:
         """Wait, in virtual time, until ``predicate`` (it may be async) holds;
-        look ``every`` so many seconds.
+        it is evaluated ``every`` so many seconds.
 
         Returns how long that took. Raises TimeoutError after ``timeout`` seconds.
         """
@@ -463,7 +476,7 @@ class SimCluster:
 
 
 async def _nothing() -> None:
-    """What a client's node runs by itself."""
+    """A client's node runs nothing by itself."""
 
 
 def _replace(settings: Any, **changes: Any) -> Any:

@@ -1,15 +1,15 @@
-"""One integer decides a whole Trio run: the only module that reaches into Trio.
+"""A Trio run that is determined by one seed. The only module that uses Trio's internals.
 
 Trio shuffles every batch of runnable tasks with a generator of its own, so that
-nobody relies on an order. For a replay a seeded one takes its place here and the
-batch is put in order before the shuffle, the way Trio's own tests do it
-(``trio._core._run._r`` and ``_ALLOW_DETERMINISTIC_SCHEDULING``). With a clock
-that jumps whenever all tasks wait, and no threads and no sockets, a run is then
-a function of its seed. ``tests/unit/test_simulated_world.py`` compares two runs.
+nobody relies on an order. For a replay, a seeded generator takes its place here and the
+batch is sorted before the shuffle, the way Trio's own tests do it
+(``trio._core._run._r`` and ``_ALLOW_DETERMINISTIC_SCHEDULING``). With a clock that
+jumps whenever all tasks wait, and no threads and no sockets, a run is then a function
+of its seed. ``tests/unit/test_simulated_world.py`` compares two runs.
 
-Trio's generator is one for all loops of the process: the seeded one answers its own
-thread alone, or a loop that another thread keeps (a blocking client's) would draw
-from it whenever it wakes.
+All loops of the process share Trio's generator. The seeded one serves only its own
+thread: otherwise a loop of another thread (a blocking client's) would draw from it
+whenever it wakes.
 
 Hypothesis seeds Trio's generator to 0 before every example: inside it, draw the seed
 and pass it here.
@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 
 class _Seeded:
-    """Chance that follows from a seed in the thread that made it; other threads draw from
-    the generator it stands in for. These are the methods that Trio calls."""
+    """A generator that is seeded for the thread that made it; other threads draw from
+    the one that it replaces. It has the methods that Trio calls."""
 
     def __init__(self, seed: int, others: random.Random) -> None:
         self._seeded, self._others = random.Random(seed), others
@@ -54,7 +54,7 @@ class _Seeded:
 
 @contextmanager
 def deterministic_scheduling(seed: int) -> Iterator[None]:
-    """The order in which this thread's tasks run follows from ``seed`` alone, in the body.
+    """In the body, ``seed`` alone determines the order in which this thread's tasks run.
 
     Trio's generator and switch are put back afterwards. One thread at a time.
     """
@@ -77,8 +77,8 @@ def running_loop() -> Any:
 
 
 def run_as_loop(loop: Any, function: Callable[[], None]) -> None:
-    """In another thread, while the loop's own stands still: what asks Trio for the time, or
-    wakes a task, gets that loop."""
+    """Run code in another thread while the loop's own thread waits: calls that ask Trio
+    for the time, or wake a task, then use that loop."""
     _run.GLOBAL_RUN_CONTEXT.runner = loop
     try:
         function()
@@ -94,7 +94,7 @@ def _idle_is_awaited() -> bool:
 def run_simulated(seed: int, function: Callable[..., Awaitable[T]], *args: object) -> T:
     """``trio.run`` in virtual time from 0, scheduled by ``seed``.
 
-    Must not be called inside a running Trio loop. A failure says the seed.
+    Must not be called inside a running Trio loop. A failure names the seed.
     """
     with deterministic_scheduling(seed):
         try:

@@ -1,4 +1,4 @@
-"""How simulated processes end, and which of it is a bug."""
+"""How simulated processes end, and which endings are bugs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import trio
 from gfs.errors import DiskFailed, StartupError
 from gfs.testing.life import Crashed
 
-#: What a process ends with when it cannot go on where it is.
+#: The errors of a process that cannot go on.
 ENDINGS = (StartupError, DiskFailed)
 
 
 class BugCatcher(logging.Handler):
-    """Collects what the processes log as bugs: production goes on, a test must not."""
+    """Collects the bugs that processes log: in production they continue, a test must fail."""
 
     def __init__(self, supervised: bool) -> None:
         super().__init__(logging.ERROR)
@@ -31,14 +31,14 @@ class BugCatcher(logging.Handler):
 
 
 def only_crashed(error: BaseException) -> bool:
-    """Whether ``error`` is nothing but a killed process noticing that it is."""
+    """Whether ``error`` only says that the process was killed."""
     if isinstance(error, BaseExceptionGroup):
         return all(only_crashed(each) for each in error.exceptions)
     return isinstance(error, (Crashed, trio.Cancelled)) or isinstance(error.__cause__, Crashed)
 
 
 def only_ends(error: BaseException) -> bool:
-    """Whether a process ended as it should when it cannot go on."""
+    """Whether a process ended with one of the errors that say that it cannot go on."""
     if isinstance(error, BaseExceptionGroup):
         return all(only_ends(each) for each in error.exceptions)
     return isinstance(error, ENDINGS)
@@ -51,7 +51,7 @@ def has_cancelled(error: BaseException | None) -> bool:
 
 
 def without_ordinary(error: BaseException) -> BaseException | None:
-    """What is left of ``error`` without plain exceptions: cancellation, interrupts."""
+    """``error`` without plain exceptions: cancellations and interrupts remain."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(Exception)[1]
     return None if isinstance(error, Exception) else error

@@ -1,13 +1,13 @@
 """A simulated machine's disks: real directory semantics, in memory.
 
-:class:`SimDisk` is what stays when a process is killed: the page cache and the
-platters. :class:`SimFileSystem` is one process's view of it, and stops working
-at that process's death. The disk remembers what was synced, so that
+:class:`SimDisk` is what remains when a process is killed: the page cache and the
+platters. :class:`SimFileSystem` is one process's view of it, and stops working at that
+process's death. The disk remembers what was synced, so that
 :meth:`SimDisk.power_cut` can lose the rest: of a file, the pages written and
 not synced; of a directory, the names made, moved or removed since its last
 ``sync_directory``.
 
-For tests, the disk can be harmed under the running cluster: :meth:`flip_bit`,
+Tests can damage the disk of a running cluster: :meth:`flip_bit`,
 :meth:`truncate`, :meth:`delete`, :meth:`fail`, :meth:`mount` with a capacity.
 """
 
@@ -17,13 +17,13 @@ import contextlib
 import errno
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from xxhash import xxh3_64_hexdigest
 
 from gfs.blocks import PAGE_BYTES
-from gfs.io.world import Buffer, DiskSpace, File, ReadFailed
+from gfs.io import Buffer, DiskSpace, File, ReadFailed
 from gfs.testing.inode import (
     SECTOR_BYTES,
     Directory,
@@ -38,7 +38,7 @@ from gfs.testing.trace import Trace
 
 CAPACITY_BYTES = 1 << 40
 CACHED_SHARE = 0.9
-#: Of all files, how many leave the page cache when a kernel writes back.
+#: The share of all files that leave the page cache when a kernel writes back.
 EVICTED_SHARE = 0.1
 
 
@@ -57,19 +57,19 @@ class SimDisk:
         #: Every volume there ever was, and which one is mounted where.
         self._volumes: list[Volume] = []
         self._mounts: dict[tuple[str, ...], Volume] = {(): self._new_volume(capacity_bytes)}
-        #: What the machine's table of file systems names.
+        #: The mount points in the machine's table of file systems.
         self._mountable: set[tuple[str, ...]] = set()
         self._failing: dict[str, tuple[int, frozenset[str]]] = {}
         #: How often the power was cut.
         self.power_cuts = 0
-        #: Of what is read, how much is in the page cache, and who decides.
+        #: The share of reads that the page cache serves, and the generator that decides.
         self.cached_share = CACHED_SHARE
         self.chance = random.Random(name)
 
-    # --- for tests: set up, look, harm ------------------------------------
+    # --- for tests: set up, inspect, damage ------------------------------------
 
     def mount(self, path: str, capacity_bytes: int) -> None:
-        """``path`` is a disk of its own from now on; again: change its capacity."""
+        """Make ``path`` a disk of its own; again: change its capacity."""
         parts = tuple(_segments(path))
         volume = self._mounts.get(parts)
         if volume is None:
@@ -80,9 +80,9 @@ class SimDisk:
             volume.capacity_bytes = capacity_bytes
 
     def unmount(self, path: str) -> Volume:
-        """As ``umount -l``: whoever has a file or directory of it open goes on with it;
-        what is visible at ``path`` is the bare directory that it was mounted on. Returns
-        what was there, for :meth:`mount_again`."""
+        """As ``umount -l``: open files and directories of it go on working; ``path``
+        then shows the bare directory that it was mounted on. Returns the volume, for
+        :meth:`mount_again`."""
         self.note(f"unmount {path}")
         return self._mounts.pop(tuple(_segments(path)))
 
@@ -91,8 +91,8 @@ class SimDisk:
         self._mounts[tuple(_segments(path))] = volume
 
     def pull(self, path: str, chance: random.Random | None = None) -> Volume:
-        """Take the device away. Every call to what was open, and to what is still mounted
-        of it, fails; what was not synced is lost, as in a power cut."""
+        """Remove the device. Every call to its open files, and to its paths, fails;
+        data that was not synced is lost, as in a power cut."""
         self.note(f"pull {path}")
         volume = self.volume(path)
         volume.gone = errno.EIO
@@ -100,20 +100,20 @@ class SimDisk:
         return volume
 
     def plug(self, path: str, volume: Volume) -> None:
-        """The device is there again, and mounted. What was open of it stays broken."""
+        """Plug the device in again and mount it. Files that were open stay broken."""
         self.note(f"plug {path}")
         again = self._new_volume(volume.capacity_bytes)
         again.take_over(volume)
         self._mounts[tuple(_segments(path))] = again
 
     def replace(self, path: str) -> None:
-        """Another, empty disk is mounted there."""
+        """Mount another, empty disk there."""
         self.note(f"replace {path}")
         self._mounts[tuple(_segments(path))] = self._new_volume(self.volume(path).capacity_bytes)
 
     def hang(self, path: str, hang: Hang | None) -> None:
-        """The disk at ``path`` sometimes does not answer from now on; None: it always does.
-        Calls that hang go on to hang."""
+        """Make the disk at ``path`` sometimes not answer; None ends this. Calls that
+        hang go on hanging."""
         self.note(f"{path}: {hang}")
         self.volume(path).hang = hang
 
@@ -122,7 +122,7 @@ class SimDisk:
         return any(volume.hang is not None for volume in self._volumes)
 
     def volume(self, path: str) -> Volume:
-        """What is mounted at ``path``."""
+        """The volume that is mounted at ``path``."""
         return self._mounts[tuple(_segments(path))]
 
     def _new_volume(self, capacity_bytes: int) -> Volume:
@@ -133,8 +133,8 @@ class SimDisk:
     def fail(
         self, path: str, code: int = errno.EIO, what: Iterable[str] = ("read", "write", "sync")
     ) -> None:
-        """Every read, write or sync, or ``what`` of these, of a file at or below ``path``
-        fails with ``code``; 0 heals it."""
+        """Make every read, write or sync, or ``what`` of these, of files at and below
+        ``path`` fail with ``code``; 0 ends this."""
         prefix = "/" + "/".join(_segments(path))
         if code:
             self._failing[prefix] = code, frozenset(what)
@@ -156,7 +156,7 @@ class SimDisk:
         inode.harmed = inode.damaged = True
 
     def spoil(self, path: str, offset: int) -> None:
-        """The sector at ``offset`` of a file cannot be read until it is written again."""
+        """Make the sector at ``offset`` of a file unreadable until it is written again."""
         self.note(f"spoil {path} at {offset}")
         inode = self._inode(path)
         inode.unreadable.add(offset // SECTOR_BYTES)
@@ -171,7 +171,7 @@ class SimDisk:
         self.unlink(path)
 
     def inode(self, path: str) -> Inode:
-        """The file at a path, to be looked at."""
+        """The file at a path, for inspection."""
         return self._inode(path)
 
     def is_synced(self, path: str) -> bool:
@@ -188,7 +188,7 @@ class SimDisk:
         return isinstance(node, Inode) and not node.unsynced
 
     def write_back(self, chance: random.Random, share: float = 1.0) -> None:
-        """What a kernel does in the background: files and names reach the platter."""
+        """Write files and names to the platter, as a kernel does in the background."""
         for path, inode in sorted(self._walk("/")):
             if chance.random() < EVICTED_SHARE:
                 inode.evict()
@@ -197,7 +197,7 @@ class SimDisk:
                     self.check_healthy(path, "sync")
                     inode.volume.check("sync")
                 except OSError:
-                    inode.fail_to_sync(chance)  # which the next sync tells of
+                    inode.fail_to_sync(chance)  # which the next sync reports
                     continue
                 inode.sync()
                 place = self._visible(path)
@@ -205,7 +205,7 @@ class SimDisk:
         for directory in self._directories():
             gone = [n for n in directory.synced if n not in directory.entries]
             directory.write_back([name for name in gone if chance.random() < share])
-            # A file's name is of use only if those above it are there.
+            # A file's name is of use only if the directories above it exist.
             directory.write_back(
                 [name for name, node in directory.entries.items() if isinstance(node, Directory)]
             )
@@ -218,7 +218,7 @@ class SimDisk:
             stack += [each for each in directory.entries.values() if isinstance(each, Directory)]
 
     def wipe(self) -> None:
-        """New, empty disks in the places of all."""
+        """Replace all disks by new, empty ones."""
         self.note("wipe")
         (_, first), *others = sorted(self._mounts.items())
         self._mounts = {(): self._new_volume(first.capacity_bytes)}
@@ -226,8 +226,8 @@ class SimDisk:
             self.mount("/".join(parts), volume.capacity_bytes)
 
     def power_cut(self, chance: random.Random | None = None) -> None:
-        """Lose what was not synced: all of it, or what ``chance`` decides, sector by
-        sector.
+        """Lose the data that was not synced: all of it, or what ``chance`` decides,
+        sector by sector.
 
         The machine's processes must be dead.
         """
@@ -263,7 +263,7 @@ class SimDisk:
     # --- the tree ------------------------------------------------------------
 
     def _visible(self, path: str) -> Place:
-        """What is at ``path`` for who looks now."""
+        """The file or directory that is visible at ``path`` now."""
         parts = tuple(_segments(path))
         if len(self._mounts) > 1:
             for count in range(len(parts), 0, -1):
@@ -287,7 +287,7 @@ class SimDisk:
                 yield from _walk("/" + "/".join(at), volume.top)
 
     def is_cached(self) -> bool:
-        """Whether what is read now is in the page cache."""
+        """Whether the next read is served from the page cache."""
         return self.chance.random() < self.cached_share
 
     def check_healthy(self, path: str, what: str) -> None:
@@ -298,7 +298,7 @@ class SimDisk:
                     raise ReadFailed(code, os.strerror(code), path)
                 raise disk_error(code, path)
 
-    # --- the system calls, for those who look at it from outside --------------------
+    # --- the system calls, for tests that inspect a disk --------------------
 
     def open_inode(self, path: str, mode: str) -> Inode:
         return self._visible(path).open(mode)
@@ -336,7 +336,7 @@ def _walk(path: str, node: Inode | Directory) -> Iterator[tuple[str, Inode]]:
 
 
 class Place(NamedTuple):
-    """Where a path leads: names to follow from a directory. What a kernel does with it."""
+    """A path as a kernel resolves it: names to follow from a directory."""
 
     top: Directory
     parts: tuple[str, ...]
@@ -454,18 +454,18 @@ class Place(NamedTuple):
 
     def space(self) -> DiskSpace:
         volume = self.directory_or_parent().volume
-        return DiskSpace(volume.capacity_bytes, max(volume.capacity_bytes - volume.used_bytes, 0))
+        free = max(volume.capacity_bytes - volume.used_bytes, 0)
+        return DiskSpace(volume.capacity_bytes, free, bool(volume.read_only))
 
 
 def _drop_name(inode: Inode) -> None:
-    # Its bytes stay with it: a name whose removal was not synced comes back
-    # in a power cut.
+    # The bytes are kept: a name whose removal was not synced comes back in a power cut.
     inode.names -= 1
     if not inode.used():
         inode.volume.used_bytes -= inode.stored_bytes
 
 
-#: What a call does to a disk: a fault may be of reads, writes or syncs alone.
+#: What a call does to a disk: a fault may affect only reads, writes or syncs.
 _CLASSES = {
     "write": "write", "truncate": "write", "create": "write", "unlink": "write",
     "rename": "write", "mkdir": "write", "sync": "sync",
@@ -483,14 +483,15 @@ class SimFile:
         self._life = life
         self._writable = mode != "r"
         self._open = True
-        #: The last failure of the write-back that its sync told of. As Linux does it: one
-        #: that nobody was told of yet is told to who opens the file later, too.
-        self._told = inode.failures - (not inode.is_told)
+        #: The last failure of the write-back that this file's sync has reported. As in
+        #: Linux, a failure that was not reported yet is also reported to those who open
+        #: the file later.
+        self._reported = inode.failures - (not inode.is_reported)
         inode.opened += 1
         life.hold(self, weakly=True)  # as a descriptor
 
     def _begin(self, kind: str) -> None:
-        """What every call begins with."""
+        """The common beginning of every call."""
         if kind in _CLASSES:
             self._life.burn()
         self._life.check()
@@ -522,7 +523,7 @@ class SimFile:
             self._require("read")
             return self._inode.read(buffer, offset) == len(buffer)
         except OSError:
-            return False  # whoever really reads it meets that
+            return False  # a real read raises that
 
     @blocking
     def write(self, data: Buffer, offset: int) -> None:
@@ -544,8 +545,13 @@ class SimFile:
         self._check("truncate").resize(size)
         self._disk.note(f"{self._path} cut to {size}")
 
+    @blocking
+    def punch(self, offset: int, count: int) -> None:
+        self._check("truncate").punch(offset, count)
+        self._disk.note(f"{self._path} {offset} -{count}")
+
     def start_sync(self, offset: int, count: int) -> None:
-        """Nothing: a power cut keeps any part of what was not synced in any case."""
+        """Nothing to do: a power cut may keep any part of what was not synced in any case."""
 
     @blocking
     def sync(self) -> None:
@@ -560,8 +566,8 @@ class SimFile:
         except OSError as error:
             failure = error
             inode.fail_to_sync(self._disk.chance)
-        if self._told != inode.failures:
-            self._told, inode.is_told = inode.failures, True
+        if self._reported != inode.failures:
+            self._reported, inode.is_reported = inode.failures, True
             failure = failure or disk_error(errno.EIO, self._path)
         if failure is not None:
             raise failure
@@ -582,9 +588,9 @@ class SimFile:
             self.die()
 
     def die(self) -> None:
-        """Let go of the file, as the kernel does when the process ends."""
+        """Close the file, as the kernel does when the process ends."""
         if not self._open:
-            return  # by one of the process's threads, that ended a moment ago
+            return  # by a thread of the process that ended a moment ago
         self._open = False
         if self._inode.locked_by is self:
             self._inode.locked_by = None
@@ -597,7 +603,7 @@ class SimFile:
 
 
 def meet(life: Life, volume: Volume, kind: str, chance: random.Random) -> None:
-    """Perhaps the disk does not answer this call for a while."""
+    """Let the disk hang during this call, if it is to."""
     if volume.hang is not None and life.call is not None:
         life.call.meets(volume.hang, kind, chance)
 
@@ -610,6 +616,16 @@ class SimFileSystem:
         self._life = life
         #: What :meth:`within` has open.
         self._held = held
+
+    def sync_all(self, files: Sequence[File]) -> None:
+        failed: list[OSError] = []
+        for file in self._disk.chance.sample(files, len(files)):
+            try:
+                file.sync()
+            except OSError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def make_lock(self) -> SimLock:
         return SimLock(self._life)
@@ -720,9 +736,9 @@ class SimFileSystem:
 
 
 class Held(NamedTuple):
-    """A directory that is open, and the path that leads to it; none after its close."""
+    """A directory that is open, and its path; None after its close."""
 
     parts: tuple[str, ...]
     top: Directory | None
-    #: What it was on: a device that was taken away stays away for who has this open.
+    #: Its volume: a device that was removed stays removed for those who have this open.
     volume: Volume

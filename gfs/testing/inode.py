@@ -1,10 +1,10 @@
-"""One file on a simulated disk: its bytes, what of them is on the platter, and
-what a power cut leaves.
+"""One file on a simulated disk: its bytes, those that are on the platter, and those
+that a power cut leaves.
 
 What was written and not synced is in the page cache. A power cut loses it: all
-of it, or, with a source of chance, any part of it in units of sectors, as of a
-disk that was writing pages back when the current went. A sector is written
-whole or not at all; a page, eight of them, may be torn.
+of it, or, with a source of chance, any part of it in units of sectors, as of a disk
+that was writing pages back when it lost power. A sector is written whole or not at all;
+a page, eight of them, may be torn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from gfs.blocks import PAGE_BYTES
-from gfs.io.world import Buffer, ReadFailed
+from gfs.io import Buffer, ReadFailed
 
 SECTOR_BYTES = 512
 
@@ -30,12 +30,12 @@ def _pages(size: int) -> int:
 
 
 class Hang(NamedTuple):
-    """A disk that sometimes does not answer."""
+    """How a disk hangs from time to time."""
 
-    #: Of all calls of these kinds, how many hang, and for how long.
+    #: The share of the calls of these kinds that hang, and for how long.
     share: float
     seconds: tuple[float, float]
-    #: All kinds, if none is named.
+    #: Empty: calls of all kinds.
     kinds: tuple[str, ...] = ()
 
 
@@ -43,26 +43,26 @@ class Volume:
     """One file system, mounted somewhere or not."""
 
     def __init__(self, number: int, capacity_bytes: int) -> None:
-        #: As ``st_dev``: nothing else ever has it.
+        #: As ``st_dev``: unique.
         self.number = number
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self.top = Directory(self)
-        #: The error of every call, if the device is not there any more; the error of
-        #: every call that would change something, if it was mounted as read-only.
+        #: The error of every call, if the device was removed; the error of every call
+        #: that would change something, if it was mounted as read-only.
         self.gone = self.read_only = 0
         #: How it hangs, if it does.
         self.hang: Hang | None = None
 
     def check(self, what: str) -> None:
-        """Raise what a "read", a "write" or a "sync" here meets."""
+        """Raise the error of a "read", "write" or "sync" here, if there is one."""
         if self.gone:
             raise disk_error(self.gone)
         if self.read_only and what == "write":
             raise disk_error(self.read_only)
 
     def take_over(self, other: Volume) -> None:
-        """All that is on another one is on this."""
+        """Take over all contents of another volume."""
         self.top = other.top
         stack: list[Inode | Directory] = [self.top]
         while stack:
@@ -80,12 +80,12 @@ class Volume:
 
 
 class Inode:
-    """A file's bytes, and enough of their past to undo what was not synced."""
+    """A file's bytes, and their synced state as far as it differs."""
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.data = bytearray()
-        #: Pages of it that nobody wrote: they take no room until somebody does.
+        #: Pages that were never written: they take no space.
         self._holes: set[int] = set()
         self.names = 0
         self.opened = 0
@@ -98,20 +98,21 @@ class Inode:
         #: Pages whose write-back failed: clean in the page cache, for as long as it has
         #: them; and what is on the platter in their place.
         self._lost: dict[int, bytes] = {}
-        #: Failures of the write-back; and whether somebody was told of the last one.
+        #: What was in those that ever failed, for tests that count possible losses.
+        self.refused: dict[int, bytes] = {}
+        #: Failures of the write-back; and whether the last one was reported.
         self.failures = 0
-        self.is_told = True
+        self.is_reported = True
         #: Sectors that cannot be read until they are written again.
         self.unreadable: set[int] = set()
-        #: Whether the disk lost or damaged bytes of it: for those who count what
-        #: may be gone.
+        #: Whether the disk lost or damaged bytes of it, for tests that count possible losses.
         self.harmed = False
-        #: Whether bytes of it were damaged where they lie, so that nobody need know yet.
+        #: Whether stored bytes of it were damaged, which is noticed only when they are read.
         self.damaged = False
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes on its disk."""
+        """The space that it takes on its disk."""
         return PAGE_BYTES * (_pages(len(self.data)) - len(self._holes))
 
     @property
@@ -161,6 +162,19 @@ class Inode:
             self.data.extend(bytes(size - present))
         self.volume.take(self.stored_bytes - before)
 
+    def punch(self, offset: int, count: int) -> None:
+        """Make whole pages a hole. Until a sync a power cut may bring their bytes back."""
+        end = min(offset + count, len(self.data))
+        if offset >= end:
+            return
+        before = self.stored_bytes
+        self._remember(offset, end)
+        self.data[offset:end] = bytes(end - offset)
+        self._holes.update(range(offset // PAGE_BYTES, _pages(end)))
+        sectors = range(offset // SECTOR_BYTES, -(-end // SECTOR_BYTES))
+        self.unreadable.difference_update(sectors)
+        self.volume.take(self.stored_bytes - before)
+
     def _remember(self, start: int, end: int) -> None:
         for page in range(start // PAGE_BYTES, -(-min(end, self.synced_bytes) // PAGE_BYTES)):
             if page not in self._before:
@@ -172,13 +186,13 @@ class Inode:
                 )
 
     def sync(self) -> None:
-        """All that is dirty is written back."""
+        """Write all dirty pages back."""
         self.synced_bytes = len(self.data)
         self._before.clear()
 
     def fail_to_sync(self, chance: random.Random) -> None:
-        """The disk refuses what is written back, or a part of it. As Linux does it: the
-        pages are clean from then on, and nobody writes them again."""
+        """Let the write-back fail, of all dirty pages or a part of them. As in Linux,
+        the pages are clean from then on, and are not written again."""
         pages = self._new_pages()
         if not pages:
             return
@@ -186,19 +200,26 @@ class Inode:
         lost = {page: self._on_platter(page) for page in refused}
         self._before.clear()
         self._lost.update(lost)
+        for page in refused:
+            self.refused[page] = bytes(self.data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])
         self.synced_bytes = len(self.data)
         self.failures += 1
-        self.is_told = False
+        self.is_reported = False
         self.harmed = True
 
     def _new_pages(self) -> list[int]:
-        """Those that are not on the platter, and would be written back."""
+        """The pages that are not on the platter and would be written back."""
         grown = range(self.synced_bytes // PAGE_BYTES, -(-len(self.data) // PAGE_BYTES))
         return sorted({*self._before, *(grown if len(self.data) > self.synced_bytes else ())})
 
+    def may_lose(self, offset: int, count: int) -> bool:
+        """Whether bytes of this range are in the page cache only, and will never be written."""
+        end = _pages(offset + count)
+        return any(page in self._lost for page in range(offset // PAGE_BYTES, end))
+
     def evict(self) -> None:
-        """The page cache needs its room: what was not written back, and counts as clean,
-        is what the platter has again."""
+        """Drop the pages from the cache: those that were not written back and count as
+        clean have the platter's contents again."""
         for page, content in self._lost.items():
             start = page * PAGE_BYTES
             end = min(start + PAGE_BYTES, len(self.data))
@@ -207,7 +228,7 @@ class Inode:
         self._lost.clear()
 
     def on_platter(self) -> bytes:
-        """What a power cut would leave that loses all it can."""
+        """The bytes that remain after a power cut that loses all it can."""
         pages = range(-(-self.synced_bytes // PAGE_BYTES))
         return b"".join(map(self._on_platter, pages))[: self.synced_bytes]
 
@@ -224,8 +245,16 @@ class Inode:
             self._go_back()
         else:
             self._tear(chance)
-        self._holes = {page for page in self._holes if page < _pages(len(self.data))}
+        self._holes = {
+            page
+            for page in self._holes
+            if page < _pages(len(self.data)) and not self._has_bytes(page)
+        }
         self.sync()
+
+    def _has_bytes(self, page: int) -> bool:
+        """Whether a page is not all zeros: a hole that came back is none."""
+        return any(self.data[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])
 
     def _go_back(self) -> None:
         del self.data[self.synced_bytes :]
@@ -234,10 +263,10 @@ class Inode:
             self.data[page * PAGE_BYTES : page * PAGE_BYTES + len(content)] = content
 
     def _tear(self, chance: random.Random) -> None:
-        """Each changed page is on the platter, or is not, or some of its sectors."""
+        """Leave each changed page on the platter, or not, or some of its sectors."""
         synced, present = self.synced_bytes, len(self.data)
         if present < synced and chance.random() < 0.5:
-            self._go_back()  # that it became shorter was not written back
+            self._go_back()  # the truncation was not written back
             return
         size = present
         if present > synced:
@@ -274,10 +303,10 @@ class Directory:
         self.volume = volume
         self.entries: dict[str, Inode | Directory] = {}
         self.synced: dict[str, Inode | Directory] = {}
-        #: Whether it was deleted: who has it open still makes nothing in it.
+        #: Whether it was deleted: then nothing can be made in it, also by those who have it open.
         self.deleted = False
         #: Names whose change could not be written, as they were then: as with pages,
-        #: nobody writes it again until there is another change.
+        #: they are written again only after another change.
         self._lost: dict[str, Inode | Directory | None] = {}
 
     def sync(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether a simulated process lives, and what happens to it at its death."""
+"""Whether a simulated process lives, and what happens when it is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gfs.testing.inode import Hang
 
 
 class Crashed(ConnectionError):
-    """A process that was killed touched the world: nothing of it happened.
+    """A call of a process that was killed: it had no effect.
 
     A real process just ends; here its tasks still unwind. Every call they make
     through the seam raises this, whatever kind of call it is: a ConnectionError
@@ -24,7 +24,7 @@ class Crashed(ConnectionError):
 
 
 class Mortal(Protocol):
-    """Something a process holds that the kernel takes back at its death."""
+    """Something of a process that the kernel closes when it ends."""
 
     def die(self) -> None: ...
 
@@ -48,32 +48,32 @@ class BlockingCalls(Protocol):
 class Life:
     """One incarnation of a simulated process."""
 
-    #: Whether disks that fail do so for it.
+    #: Whether failing disks fail for it.
     meets_failures = True
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
-        #: The blocking call that runs now, and who makes them; see gfs.testing.threads.
+        #: The blocking call that runs now, and the threads that make them; see gfs.testing.threads.
         self.call: RunningCall | None = None
         self.threads: BlockingCalls | None = None
-        #: Whether a call to a file that the loop's thread makes is an error; and those.
+        #: Whether a file call in the loop's thread is an error; and the errors so far.
         self.guards_loop = False
         self.wrongs: list[BaseException] = []
         self._holds: dict[Mortal, None] = {}
-        #: What ends as well when nobody refers to it any more.
+        #: What the kernel closes when the process ends, unless it is unreferenced already.
         self._holds_weakly: WeakKeyDictionary[Mortal, None] = WeakKeyDictionary()
         self._fuse = 0
         self._when_burnt: Callable[[], None] | None = None
 
     def light(self, calls: int, when_burnt: Callable[[], None] | None = None) -> None:
-        """Die instead of the ``calls``-th disk call from now that changes something: in the
-        middle of what takes no time here, a write of several parts for example. 0: do
-        not, after all."""
+        """Kill the process in place of the ``calls``-th disk call from now on that
+        changes something: in the middle of an operation that takes no virtual time,
+        such as a write of several parts. 0 cancels this."""
         self._fuse, self._when_burnt = calls, when_burnt
 
     def burn(self) -> None:
-        """A disk call that changes something is about to be made."""
+        """Called before each disk call that changes something."""
         if self._fuse and self.alive:
             self._fuse -= 1
             if not self._fuse and self._when_burnt is not None:
@@ -92,7 +92,8 @@ class Life:
         self._holds_weakly.pop(thing, None)
 
     def kill(self) -> None:
-        """At once: sockets break, open files close, no call does anything more."""
+        """Kill the process at once: sockets break, open files close, further calls have
+        no effect."""
         self.alive = False
         holds = [*self._holds, *self._holds_weakly]
         self._holds.clear()
@@ -102,7 +103,8 @@ class Life:
 
 
 class Onlooker(Life):
-    """Nobody's: of a test that looks at what is on a disk. No disk fails for it."""
+    """The life of a test that inspects a disk: it belongs to no process, and no disk
+    fails for it."""
 
     meets_failures = False
 

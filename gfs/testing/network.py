@@ -1,4 +1,4 @@
-"""A simulated network: what TCP promises, and what it does not, in virtual time.
+"""A simulated network with the guarantees of TCP and no others, in virtual time.
 
 Every connection is two pipes, one each way. A pipe holds a bounded number of
 bytes (:attr:`SimNetwork.buffer_bytes`, the two socket buffers and what is on the
@@ -32,18 +32,17 @@ from collections.abc import Iterable
 import trio
 from xxhash import xxh3_64_hexdigest
 
-from gfs.io.real import BadAddress, split_address
-from gfs.io.world import Buffer, File, Listener, Runner, Stream
+from gfs.io import BadAddress, Buffer, File, Listener, Runner, Stream, split_address
 from gfs.testing.files import SimFile
 from gfs.testing.life import Crashed, Life
 from gfs.testing.timers import WaitingRoom, sleep
 from gfs.testing.trace import Trace
 
 BUFFER_BYTES = 512 * 1024
-#: A piece of data that travels at once, at most.
+#: The largest piece of data that is delivered at once.
 PIECE_BYTES = 256 * 1024
 LATENCY_SECONDS = (50e-6, 500e-6)
-#: Of all receives, how many bring only a part of what has arrived.
+#: The share of receives that return only a part of what has arrived.
 SHORT_RECEIVES = 0.02
 #: Connections that were made and not yet accepted, per listener.
 BACKLOG = 512
@@ -87,7 +86,7 @@ class SimStream:
 
     @property
     def machines(self) -> tuple[str, str]:
-        """Here, and there."""
+        """The machines of this end and of the other."""
         return self._out.source, self._out.target
 
     # --- receiving -----------------------------------------------------------
@@ -188,14 +187,14 @@ class SimStream:
             room = self._network.buffer_bytes - pipe.held_bytes
             if room > 0:
                 return min(room, wanted, PIECE_BYTES)
-            # The peer's end wakes the sender too, when word of it arrives.
+            # The end of the peer also wakes the sender, once this side learns of it.
             await pipe.writers.wait(self._learns_of_end())
 
     def _put(self, piece: memoryview) -> None:
         pipe = self._out
         if self._in.ends_at < math.inf:
-            # Nobody is there any more, and word of it is on its way back. Until
-            # then the buffers take what they can.
+            # The peer has closed, and this side does not know it yet. Until then the
+            # buffers take what they can.
             pipe.held_bytes += len(piece)
             return
         pipe.last_arrival = max(pipe.last_arrival, self._network.arrival(pipe, len(piece)))
@@ -204,7 +203,7 @@ class SimStream:
         self._network.trace.add(
             f"{pipe.source} > {pipe.target} {len(piece)} {xxh3_64_hexdigest(piece)}"
         )
-        # Blocked, it waits for more than a time; healing wakes it.
+        # While blocked, it waits without a time; healing wakes it.
         if not self._network.is_blocked(pipe):
             pipe.readers.wake_at(pipe.last_arrival)
 
@@ -246,14 +245,14 @@ class SimStream:
             arrival = self._network.arrival(pipe, 0)
             pipe.reset = reset
             pipe.ends_at = arrival if reset else max(arrival, pipe.last_arrival)
-        # What was under way to this side falls on the floor.
+        # Data under way to this side is dropped.
         self._in.pieces.clear()
         self._in.held_bytes = 0
         self._in.wake()
         self._out.wake()
 
     def break_off(self) -> None:
-        """The connection is reset from outside: this side learns of it at once."""
+        """Reset the connection from outside: this side learns of it at once."""
         self._in.reset = True
         self._in.ends_at = trio.current_time()
         self._in.pieces.clear()
@@ -286,7 +285,7 @@ class SimListener:
             await self._acceptors.park()
 
     def offer(self, client: str, incoming: _Pipe, outgoing: _Pipe) -> bool:
-        """A connection from the network; False if the backlog is full."""
+        """Take a connection from the network; False if the backlog is full."""
         if len(self._waiting) >= BACKLOG:
             return False
         self._waiting.append(SimStream(self._network, self._life, client, incoming, outgoing))
@@ -307,7 +306,7 @@ class SimListener:
 
 
 class SimNetwork:
-    """The wire between all machines. One generator decides every delay."""
+    """The network between all machines. One generator decides every delay."""
 
     def __init__(self, chance: random.Random, trace: Trace) -> None:
         self.random = chance
@@ -326,15 +325,17 @@ class SimNetwork:
         self._healed = trio.lowlevel.ParkingLot()
         self._ports = FIRST_FREE_PORT
 
-    # --- for tests: harm and heal --------------------------------------------
+    # --- for tests: faults and their end --------------------------------------------
 
     def block(self, source: str, target: str) -> None:
-        """Nothing that machine ``source`` sends arrives at ``target``."""
+        """Keep everything that machine ``source`` sends from arriving at ``target``."""
         self.trace.add(f"network: block {source} -> {target}")
         self._blocked.add((source, target))
 
     def partition(self, left: Iterable[str], right: Iterable[str]) -> None:
-        """Silence between two groups of machines, both ways."""
+        """Block all traffic between two groups of machines, both ways."""
+        if isinstance(left, str) or isinstance(right, str):
+            raise TypeError("give lists of machines: a name is one of letters")
         right = list(right)
         for one in left:
             for other in right:
@@ -357,13 +358,13 @@ class SimNetwork:
     def slow(
         self, source: str, target: str, latency_seconds: tuple[float, float], rate: float
     ) -> None:
-        """What ``source`` sends to ``target`` from now on takes that long, and leaves
-        at ``rate`` bytes per second."""
+        """Give the link from ``source`` to ``target`` this latency, and ``rate`` bytes
+        per second."""
         self.trace.add(f"network: slow {source} -> {target}")
         self.slow_links[source, target] = (latency_seconds, rate)
 
     def restore(self, source: str, target: str) -> None:
-        """The link is as fast as all others."""
+        """Make the link as fast as all others again."""
         self.trace.add(f"network: restore {source} -> {target}")
         self.slow_links.pop((source, target), None)
 
@@ -399,7 +400,7 @@ class SimNetwork:
         return self.random.uniform(*(self.latency_seconds if slow is None else slow[0]))
 
     def arrival(self, pipe: _Pipe, count: int) -> float:
-        """When ``count`` bytes that leave now are at the other end."""
+        """When ``count`` bytes that are sent now arrive at the other end."""
         start = trio.current_time()
         slow = self.slow_links.get((pipe.source, pipe.target)) if self.slow_links else None
         rate = self.bytes_per_second if slow is None else slow[1]
@@ -452,7 +453,7 @@ class SimEndpoint:
         if listener is None or not listener.offer(client, there, back):
             await sleep(network.latency(host, self._machine))
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"{address}: Connection refused")
-        # Nothing may wait between the offer and the return: a cancelled connect
+        # There must be no wait between the offer and the return: a cancelled connect
         # would leave the other side with a connection that has no other end.
         network.trace.add(f"network: {client} connects to {address}")
         return SimStream(network, self._life, address, back, there)

@@ -1,6 +1,6 @@
-"""Directories in memory for what is real of a simulation, LMDB's files.
+"""Directories in memory for the real files of a simulation, those of LMDB.
 
-Each has the number of its process in its name: what a process left that was killed is
+Each has its process's id in its name: directories that a killed process left behind are
 removed by the next one.
 """
 
@@ -26,7 +26,7 @@ def make_scratch() -> str:
 
 @functools.cache
 def _remove_left(parent: str) -> None:
-    """Once in a process: that costs a look at every name."""
+    """Remove them, once per process, since it reads every name."""
     remove_left(Path(parent))
 
 

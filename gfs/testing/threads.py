@@ -1,15 +1,15 @@
-"""What stands for a process's worker threads, and what a disk does to them.
+"""The worker threads of a simulated process, and how a hanging disk stops them.
 
 A blocking call takes some virtual time and then happens at once, in the loop. While a disk
 of its machine hangs, or a call that hung is still under way, calls get real threads
 instead, one of which runs at a time while the loop stands still: so a call can stop in its
-middle, for as long as its disk does not answer, with whatever locks it holds; others go
-on, and wait for those locks in their threads as they would in the real world. The seed
-decides everything all the same.
+middle, for as long as its disk does not answer, with the locks that it holds; others go
+on, and wait for those locks in their threads as on a real machine. The seed still
+determines everything.
 
-What must never wait is the loop's own thread. A call to a file that is made there, or a
-wait there for a lock that a hanging call has, raises :class:`LoopBlocked`, and is kept in
-:attr:`gfs.testing.life.Life.wrongs` for whoever runs the cluster.
+The loop's own thread must never wait. A file call in it, or a wait for a lock that a
+hanging call has, raises :class:`LoopBlocked`, and is kept in
+:attr:`gfs.testing.life.Life.wrongs` for the cluster's caller.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def loop_blocked(life: Life, what: str) -> LoopBlocked:
 
 
 def blocking(method: Callable[P, T]) -> Callable[P, T]:
-    """A call of something with a ``_life`` that may wait for a disk."""
+    """Decorator for a method that may wait for a disk, of a class with a ``_life``."""
 
     @functools.wraps(method)
     def made(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -70,7 +70,7 @@ def blocking(method: Callable[P, T]) -> Callable[P, T]:
 
 
 class Hesitant(Protocol):
-    """The machine whose disks may hang."""
+    """A machine whose disks may hang."""
 
     blocking_seconds: tuple[float, float]
 
@@ -79,13 +79,13 @@ class Hesitant(Protocol):
 
 
 class Threads:
-    """Those of one process."""
+    """The worker threads of one process."""
 
     def __init__(self, machine: Hesitant, life: Life, delays: random.Random) -> None:
         self._machine = machine
         self._life = life
         self._delays = delays
-        #: Calls that stopped in their middle.
+        #: Calls that stopped in the middle.
         self.stopped = 0
         life.threads = self
 
@@ -97,7 +97,7 @@ class Threads:
         abandon_on_cancel: bool = False,
     ) -> T:
         """As :class:`gfs.io.world.BlockingRunner`. Killed before the function runs, it does
-        not run. Nobody sees the result of a call during which the process was killed."""
+        not run. The result of a call during which the process was killed is dropped."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._life.check()
         call = Call(self._life, self, partial(function, *args))
@@ -121,7 +121,7 @@ class Threads:
         return call.result.unwrap()  # type: ignore[no-any-return]
 
     async def _finish(self, call: Call, limiter: trio.CapacityLimiter | None) -> None:
-        """Cannot be cancelled."""
+        """Complete the call. This cannot be cancelled."""
         while not call.ended:
             await call.wait_shielded()
             call.step(self._machine.may_hang)
@@ -134,8 +134,8 @@ class Threads:
 
 
 class Call:
-    """One blocking call. ``step`` takes it to its end, or to where it stops next; then it
-    goes on at ``due``, or when what it waits for is set."""
+    """One blocking call. ``step`` runs it to its end or to its next stop; it continues
+    at ``due``, or when the event that it waits for is set."""
 
     def __init__(self, life: Life, threads: Threads, function: Callable[[], Any]) -> None:
         self._life = life
@@ -144,9 +144,9 @@ class Call:
         self.result: outcome.Outcome[Any] | None = None
         self.ended = False
         self.due = 0.0
-        #: To stop for so long when the present call to the disk has had its effect.
+        #: How long to stop after the present disk call has had its effect.
         self.late = 0.0
-        #: Instead of a time: a lock's next release.
+        #: What it waits for instead of a time: a lock's next release.
         self._event: trio.Event | None = None
         self._thread: threading.Thread | None = None
         self._go = threading.Semaphore(0)
@@ -166,7 +166,7 @@ class Call:
             await sleep_until_shielded(self.due)
 
     def step(self, in_thread: bool) -> None:
-        """In the loop."""
+        """Run it on. Called in the loop."""
         if self.ended:  # it ended when its process was killed
             return
         if self._thread is not None:
@@ -206,14 +206,14 @@ class Call:
         self._stopped.release()
 
     def die(self) -> None:
-        """The process was killed: what its tasks and threads still try to do raises."""
+        """End the thread of a killed process: its further calls raise."""
         while not self.ended and self._life.call is not self:
             self._switch()
 
     # --- in its thread -------------------------------------------------------------
 
     def stop(self, seconds: float) -> None:
-        """The disk does not answer for so long."""
+        """Stop, as if the disk did not answer for so long."""
         self.due, self._event = trio.current_time() + seconds, None
         self._stop()
 
@@ -231,7 +231,7 @@ class Call:
         return self._thread is not None
 
     def meets(self, hang: Hang, kind: str, chance: random.Random) -> None:
-        """Perhaps stop here, or when what is called now has had its effect."""
+        """Stop now, or after the present call has had its effect, if ``chance`` says so."""
         if not self.can_stop or (hang.kinds and kind not in hang.kinds):
             return
         if chance.random() < hang.share:
@@ -255,7 +255,7 @@ class SimLock(AbstractContextManager["SimLock"]):
         me = self._life.call or self._life
         while self._owner not in (None, me):
             if not isinstance(me, Call) or not me.can_stop:
-                raise loop_blocked(self._life, "a lock is waited for that a hanging call has")
+                raise loop_blocked(self._life, "a wait for a lock that a hanging call holds")
             me.stop_until(self._released)
         self._owner = me
         self._count += 1

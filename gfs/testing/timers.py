@@ -1,10 +1,10 @@
 """Virtual time, and waiting in it without the cost of a cancel scope for each wait.
 
-The clock of a simulated run stands still while any task can run, and jumps to what
-comes next when none can: Trio asks it then how long to sleep. What comes next is
-one of Trio's deadlines or of the timers kept here. A simulated cluster is made of
-sleeps, most of which end undisturbed; as timers they cost a fifth of what
-``trio.sleep`` does, which arms a cancel scope and then cancels itself.
+The clock of a simulated run stands still while any task can run, and jumps to the next
+event when none can: Trio asks it then how long to sleep. The next event is one of
+Trio's deadlines or of the timers kept here. A simulated cluster mostly sleeps, and most
+sleeps are not cancelled; timers cost a fifth of ``trio.sleep``, which makes a cancel
+scope and lets it expire.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import trio
 
-#: Nothing will ever happen by itself; Trio may sleep as long as it likes.
-FOR_EVER_SECONDS = 1e9
+#: No timer is due; Trio may sleep without a limit.
+NO_TIMER_SECONDS = 1e9
 
 
 class Sleeper:
-    """A task that waits. Whoever wakes it first takes the task out."""
+    """A task that waits. The first wake-up takes the task out."""
 
     __slots__ = ("task",)
 
@@ -43,7 +43,7 @@ class VirtualClock(trio.abc.Clock):
     def __init__(self, must_stand: Callable[[], bool]) -> None:
         self.now = 0.0
         self._must_stand = must_stand
-        #: (when, in which order they came, who)
+        #: (time, order of arrival, sleeper)
         self._timers: list[tuple[float, int, Sleeper]] = []
         self._count = 0
 
@@ -54,15 +54,15 @@ class VirtualClock(trio.abc.Clock):
         return self.now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """Jump to ``deadline`` or the first timer before it, and wake whose time it is."""
+        """Jump to ``deadline`` or the first timer before it, and wake the tasks that are due."""
         if self._must_stand():
-            return FOR_EVER_SECONDS
+            return NO_TIMER_SECONDS
         timers = self._timers
         while timers and timers[0][2].task is None:
             heapq.heappop(timers)
         next_at = min(deadline, timers[0][0]) if timers else deadline
         if next_at == math.inf:
-            return FOR_EVER_SECONDS
+            return NO_TIMER_SECONDS
         now = self.now = max(self.now, next_at)
         while timers and timers[0][0] <= now:
             heapq.heappop(timers)[2].wake()
@@ -76,7 +76,7 @@ class VirtualClock(trio.abc.Clock):
 def _clock() -> VirtualClock:
     clock = trio.lowlevel.current_clock()
     if not isinstance(clock, VirtualClock):
-        raise RuntimeError("a simulated world lives in run_simulated() alone")
+        raise RuntimeError("a simulated world works only inside run_simulated()")
     return clock
 
 
@@ -105,7 +105,7 @@ async def sleep_until_shielded(when: float) -> None:
 
 
 class WaitingRoom:
-    """Where tasks wait until they are woken, or until a time."""
+    """Tasks wait here until they are woken, or until a time."""
 
     __slots__ = ("_sleepers",)
 
@@ -113,7 +113,7 @@ class WaitingRoom:
         self._sleepers: list[Sleeper] = []
 
     async def wait(self, until: float) -> None:
-        """Returns when somebody woke us, or at ``until``."""
+        """Returns after a wake-up, or at ``until``."""
         sleeper = Sleeper(trio.lowlevel.current_task())
         if until < math.inf:
             _clock().wake_at(until, sleeper)
@@ -128,7 +128,7 @@ class WaitingRoom:
             sleeper.wake()
 
     def wake_at(self, when: float) -> None:
-        """Those who wait now need not wait longer than until ``when``."""
+        """Tasks that wait now are woken at ``when`` at the latest."""
         if self._sleepers:
             clock = _clock()
             for sleeper in self._sleepers:

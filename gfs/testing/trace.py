@@ -1,4 +1,4 @@
-"""What happened in a simulated run, in order: a hash of all, the tail for people."""
+"""The events of a simulated run, in order: a hash of all, and the last ones as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAIL_EVENTS = 400
 
 
 class Trace:
-    """Events of a run. Two runs did the same iff their digests are equal."""
+    """Events of a run. Two runs were the same if and only if their digests are equal."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
@@ -30,6 +30,6 @@ class Trace:
         return self._hash.hexdigest()
 
     def tail(self, count: int = TAIL_EVENTS) -> str:
-        """The last ``count`` events, one a line, as ``seconds what``."""
+        """The last ``count`` events, one per line, as ``seconds event``."""
         lines = list(self._tail)[-count:]
         return "\n".join(f"{at:12.6f} {event}" for at, event in lines)

@@ -5,13 +5,13 @@
     universe = Universe(seed)
     process = universe.machine("alpha").start_process()
     ... give process.world to anything that takes a World ...
-    process.kill()                     # what is on alpha's disk stays
-    again = universe.machine("alpha").start_process()
+    process.kill() # alpha's disk keeps its contents again =
+    universe.machine("alpha").start_process()
 
-All of it lives in one Trio run under a clock that jumps
-(:func:`gfs.testing.determinism.run_simulated`), and all chance in it comes from
-the universe's seed: each machine and each process has its own generator made
-from the seed and its name, so that what one does shifts nobody else's luck.
+They run in one Trio run under a clock that jumps
+(:func:`gfs.testing.determinism.run_simulated`). All randomness comes from the
+universe's seed: each machine and each process has its own generator, made from the seed
+and its name, so that the draws of one do not change those of another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gfs.testing.network import SimEndpoint, SimNetwork
 from gfs.testing.threads import Threads
 from gfs.testing.trace import Trace
 
-#: What a blocking call takes, in virtual seconds: mostly the page cache.
+#: How long a blocking call takes, in virtual seconds: mostly the page cache.
 BLOCKING_SECONDS = (10e-6, 200e-6)
 
 
@@ -53,8 +53,8 @@ class Process:
         return self.life.alive
 
     def kill(self) -> None:
-        """``kill -9``: its connections end, its disk stays as it is, and whatever
-        its tasks still try to do through the world raises Crashed."""
+        """``kill -9``: its connections end, its disk stays as it is, and further calls
+        of its tasks through the world raise Crashed."""
         self.machine.universe.trace.add(f"kill {self.life.name}")
         self.life.kill()
 
@@ -74,7 +74,7 @@ class Machine:
 
     @property
     def may_hang(self) -> bool:
-        """Whether a call to its disk may not return for a while."""
+        """Whether a call to its disk may hang for a while."""
         return self.disk.may_hang
 
     def start_process(self) -> Process:
@@ -83,7 +83,7 @@ class Machine:
 
 
 class Universe:
-    """Everything one seed decides: machines, the network between them, a trace."""
+    """Everything that one seed determines: machines, the network between them, a trace."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -91,17 +91,17 @@ class Universe:
         self.random = self.generator("universe")
         self.network = SimNetwork(self.generator("network"), self.trace)
         self._machines: dict[str, Machine] = {}
-        #: Whether processes that begin from now on must not touch a file in the loop's
-        #: thread; and where they did.
+        #: Whether a file call in the loop's thread is an error for processes that start
+        #: from now on; and where there was one.
         self.guards_loop = False
         self.wrongs: list[BaseException] = []
 
     def generator(self, name: str) -> random.Random:
-        """A generator of its own for ``name``, the same for the same seed."""
+        """The generator of ``name``, the same for the same seed."""
         return random.Random(f"{self.seed}/{name}")
 
     def machine(self, name: str) -> Machine:
-        """The machine of that name, made at the first call."""
+        """The machine of that name, which the first call makes."""
         machine = self._machines.get(name)
         if machine is None:
             machine = self._machines[name] = Machine(self, name)

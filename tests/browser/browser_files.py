@@ -30,6 +30,7 @@ FILES = (
     "@xterm/xterm/lib/xterm.js",
     "@xterm/xterm/css/xterm.css",
     "@xterm/addon-attach/lib/addon-attach.js",
+    "axe-core/axe.min.js",
 )
 SECONDS_MAX = 600.0
 
@@ -53,6 +54,8 @@ def missing() -> str:
     """Why there is no browser to test with, and what to do; "" if there is one."""
     if not browser():
         return "no chromium: run  make test-browser"
+    if os.geteuid() == 0 and not shutil.which("ip"):
+        return "no iproute2: run  make test-browser"
     if not all((directory() / name).is_file() for name in FILES):
         return f"no xterm.js in {directory()}: run  make test-browser"
     return ""
@@ -82,8 +85,11 @@ def fetch() -> None:
 def install() -> None:
     """Add the packages that are missing; nothing is asked of apt if none is."""
     absent = [] if browser() else ["chromium-headless-shell"]
-    if not shutil.which("npm"):
-        absent.append("npm")
+    absent += [
+        package
+        for program, package in (("npm", "npm"), ("ip", "iproute2"))
+        if not shutil.which(program)
+    ]
     if absent:
         get = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300")
         _run(*get, "update")

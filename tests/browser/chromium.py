@@ -2,18 +2,27 @@
 
 It has a profile of its own, without a sandbox (tests run as root) and without anything
 that it would fetch for itself. It dies with the test's process, whatever ends that.
+
+For root it has a network of its own, too: Chromium ends what it is loading whenever an
+address of the machine comes or goes (``ERR_NETWORK_CHANGED``), and other tests make
+containers. The ports of the addresses that it opens are passed on from there.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,6 +50,9 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 LISTENS = re.compile(r"DevTools listening on (ws://\S+)")
+PORT = re.compile(r"127\.0\.0\.1:(\d+)")
+ALONE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "alone")
+RELAYED_BYTES = 256 * 1024
 
 
 class Failed(Exception):
@@ -50,14 +62,24 @@ class Failed(Exception):
 class Chromium:
     """Its pages are opened with :meth:`open`, and end with it."""
 
-    def __init__(self, connection: WebSocketConnection) -> None:
+    def __init__(
+        self, connection: WebSocketConnection, network: Network, nursery: trio.Nursery
+    ) -> None:
         self._connection = connection
+        self._network = network
+        self._nursery = nursery
+        self._relayed: set[int] = set()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
         self._pages: dict[str, Page] = {}
 
     async def open(self, url: str) -> Page:
-        """A page in a tab of its own, when all that it names has been loaded."""
+        """A page in a tab of its own, when all that it names has been loaded. It reaches
+        the ports of 127.0.0.1 that are in ``url``."""
+        if self._network.process:
+            for port in {int(found) for found in PORT.findall(url)} - self._relayed:
+                self._relayed.add(port)
+                await self._nursery.start(relay, self._network, port)
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
         attached = await self.call("Target.attachToTarget", targetId=target, flatten=True)
         page = Page(self, attached["sessionId"])
@@ -162,13 +184,76 @@ def _story(details: dict[str, Any]) -> str:
     return str(details.get("exception", {}).get("description") or details["text"])
 
 
+@dataclass(frozen=True)
+class Network:
+    """That of a process; of ours if that is 0."""
+
+    process: int
+
+    def socket(self, make: Callable[[], socket.socket]) -> socket.socket:
+        """What ``make`` makes there. A socket stays where it was made."""
+        made: list[socket.socket | BaseException] = []
+
+        def enter() -> None:
+            try:
+                if self.process:
+                    with open(f"/proc/{self.process}/ns/net", "rb") as there:
+                        if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0):
+                            raise OSError(ctypes.get_errno(), "setns")
+                made.append(make())
+            except BaseException as error:
+                made.append(error)
+
+        # The thread is there to its end.
+        thread = Thread(target=enter)
+        thread.start()
+        thread.join()
+        if isinstance(made[0], BaseException):
+            raise made[0]
+        return made[0]
+
+
+async def relay(
+    network: Network, port: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Pass the connections to a port of 127.0.0.1 there on to the same port here."""
+    made = network.socket(lambda: socket.create_server(("127.0.0.1", port), backlog=128))
+    made.setblocking(False)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(made))
+    await trio.serve_listeners(
+        functools.partial(_pass_on, port), [listener], task_status=task_status
+    )
+
+
+async def _pass_on(port: int, theirs: trio.SocketStream) -> None:
+    try:
+        ours = await trio.open_tcp_stream("127.0.0.1", port)
+    except OSError:
+        return  # Who connected sees an end, and no refusal.
+    async with ours, trio.open_nursery() as nursery:
+        nursery.start_soon(_copy, theirs, ours)
+        await _copy(ours, theirs)
+        # Nobody speaks to a server that has ended.
+        nursery.cancel_scope.cancel()
+
+
+async def _copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+    try:
+        while data := await source.receive_some(RELAYED_BYTES):
+            await target.send_all(data)
+        await target.send_eof()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        await target.aclose()
+
+
 @contextmanager
-def running(directory: Path) -> Iterator[str]:
-    """The address of a browser, whose files are all in ``directory``. Nothing of it is
-    left after the block but its log."""
+def running(directory: Path) -> Iterator[tuple[str, Network]]:
+    """The address of a browser, whose files are all in ``directory``, and its network.
+    Nothing of it is left after the block but its log."""
     directory.mkdir()
     profile, log = directory / "profile", directory / "chromium.log"
-    program = ["env", f"HOME={directory}", browser_files.browser()]
+    alone = ALONE if os.geteuid() == 0 else ()
+    program = [*alone, "env", f"HOME={directory}", browser_files.browser()]
     keeper = Lifeline(
         [*program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
         log=log,
@@ -183,12 +268,19 @@ def running(directory: Path) -> Iterator[str]:
         return ""
 
     try:
-        yield wait_for(address, SECONDS, "the browser") or ""
+        found = wait_for(address, SECONDS, "the browser") or ""
+        yield found, Network(keeper.pid if alone else 0)
     finally:
         keeper.kill()
         # Its other processes end when they miss the first.
         wait_for(lambda: not _processes(profile), SECONDS, "end of the browser")
-        shutil.rmtree(profile)
+        wait_for(lambda: _removed(profile), SECONDS, "end of the browser's files")
+
+
+def _removed(directory: Path) -> bool:
+    """A thread of a process that has no command line any more may still be making a file."""
+    shutil.rmtree(directory, ignore_errors=True)
+    return not directory.exists()
 
 
 def _processes(profile: Path) -> list[int]:
@@ -203,15 +295,18 @@ def _processes(profile: Path) -> list[int]:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Chromium]:
+async def connected(address: str, network: Network) -> AsyncIterator[Chromium]:
     parts = urlsplit(address)
-    stream = await trio.open_tcp_stream(parts.hostname or "", parts.port or 0)
+    to = (parts.hostname or "", parts.port or 0)
+    made = network.socket(lambda: socket.create_connection(to, SECONDS))
+    made.setblocking(False)
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(made))
     try:
         async with trio.open_nursery() as nursery:
             connection = await wrap_client_stream(
                 nursery, stream, parts.netloc, parts.path, max_message_size=MESSAGE_BYTES_MAX
             )
-            browser = Chromium(connection)
+            browser = Chromium(connection, network, nursery)
             nursery.start_soon(browser.listen)
             yield browser
             nursery.cancel_scope.cancel()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "podman"))
 import browser_files
 import podman_here
 import podman_image
-from chromium import Chromium, connected, running
+from chromium import Chromium, Network, connected, running
 from needs import need
 
 # Only a cloud that asks for containers looks for what runs them.
@@ -34,14 +34,14 @@ def browser_works() -> None:
 
 
 @pytest.fixture
-def browser_address(browser_works: None, tmp_path: Path) -> Iterator[str]:
-    with running(tmp_path / "browser") as address:
-        yield address
+def browser_runs(browser_works: None, tmp_path: Path) -> Iterator[tuple[str, Network]]:
+    with running(tmp_path / "browser") as found:
+        yield found
 
 
 @pytest.fixture
-async def browser(browser_address: str) -> AsyncIterator[Chromium]:
-    async with connected(browser_address) as made:
+async def browser(browser_runs: tuple[str, Network]) -> AsyncIterator[Chromium]:
+    async with connected(*browser_runs) as made:
         yield made
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium, Page
-from inprocess import make_app, served
+from console_page import Console
 
 from control.auth import Auth
 from control.compute import Compute
+from control.testing import make_app, served
 
 METHODS = {"get", "head", "post", "put", "patch", "delete"}
 PASSWORD = "correct horse battery staple"
@@ -43,6 +44,30 @@ async def test_the_page_shows_every_route_and_finds_them(browser: Chromium, tmp_
         await page.until("document.querySelectorAll('.opblock').length === 1")
         path = "document.querySelector('.opblock-summary-path').textContent"
         assert "terminal" in await page.evaluate(path)
+        check_manners(page, base)
+
+
+async def test_it_is_in_the_dress_of_the_console_and_can_be_read(
+    browser: Chromium, tmp_path: Path
+) -> None:
+    """By everybody, with routes of each method open, in light and dark, on a phone, too."""
+    async with served(make_app(tmp_path / "state", Auth, Compute), SECONDS) as client:
+        base = str(client.base_url).rstrip("/")
+        page = await browser.open(f"{base}/docs#/auth/put_api_password")
+        await page.until("document.querySelector('.opblock.is-open .execute')?.checkVisibility()")
+        for method in ("get", "delete"):
+            await page.evaluate(
+                f"document.querySelector('.opblock-{method} .opblock-summary-control').click()"
+            )
+        await page.until("document.querySelectorAll('.opblock.is-open .execute').length === 3")
+        await Console(page, base).picture("docs")
+
+        # As is chosen in the console, in another tab.
+        ground = "getComputedStyle(document.body).backgroundColor"
+        for theme, color in (("dark", "rgb(20, 23, 27)"), ("light", "rgb(246, 247, 249)")):
+            await page.evaluate(f"localStorage.setItem('gfs-theme', '{theme}')")
+            await page.evaluate("dispatchEvent(new Event('storage'))")
+            assert await page.evaluate(ground) == color
         check_manners(page, base)
 
 

@@ -12,7 +12,7 @@ async def until_shown(page: Page, line: str) -> None:
     await page.until(f"lines().includes({line!r})")
 
 
-async def test_a_terminal_shows_what_the_shell_says(
+async def test_a_terminal_shows_what_the_shell_prints(
     browser: Chromium, user: User, pages: str
 ) -> None:
     container = await trio.to_thread.run_sync(user.run)

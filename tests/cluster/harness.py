@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import forks
+
 T = TypeVar("T")
 
 GFS = [sys.executable, "-m", "gfs.cli"]
@@ -19,19 +21,23 @@ GFS = [sys.executable, "-m", "gfs.cli"]
 BUSY = 3
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-POLL_SECONDS = 0.02
+#: Many a look is a command, and who waits long need not look so often.
+POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.02, 0.5
+POLL_SHARE = 0.1
 
 
 def wait_for(condition: Callable[[], T], seconds: float, what: str) -> T:
-    """What ``condition`` returns as soon as that is true; it fails after what ``seconds`` of
+    """What ``condition`` returns, soon after that is true; it fails after what ``seconds`` of
     an idle machine may be on a busy one."""
-    deadline = time.monotonic() + BUSY * seconds
+    began = time.monotonic()
+    deadline = began + BUSY * seconds
     while True:
         found = condition()
         if found:
             return found
         assert time.monotonic() < deadline, f"no {what} within {BUSY * seconds:g} s"
-        time.sleep(POLL_SECONDS)
+        pause = POLL_SHARE * (time.monotonic() - began)
+        time.sleep(min(max(pause, POLL_SECONDS_MIN), POLL_SECONDS_MAX))
 
 
 def runs(pid: int) -> bool:
@@ -44,8 +50,13 @@ def runs(pid: int) -> bool:
 
 def environment(**changes: str) -> dict[str, str]:
     """Ours, without what would point a command at another cluster, or at what runs
-    containers: the tests that need some say so."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GFS_")}
+    containers: the tests that need some say so. But all of them can be run with all replicas in
+    files, by 0."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GFS_") or name == "GFS_CHUNKSERVER_PACKED_BYTES_MAX"
+    }
     return {**kept, "GFS_COMPUTE_BACKEND": "none", **changes}
 
 
@@ -73,7 +84,7 @@ class Cluster:
         if not control:
             self.arguments.append("--no-control")
         self.environment = environment()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forks.Command | None = None
         self._seen: set[int] = set()
 
     def start(self) -> Cluster:
@@ -91,14 +102,13 @@ class Cluster:
     def launch(self) -> None:
         """Start without waiting."""
         with open(self.output, "ab") as output:
-            self.process = subprocess.Popen(
+            self.process = forks.Command(
                 [
-                    *(*GFS, "up", "--state", self.state, "--ready-file", self.ready_file),
+                    *("up", "--state", self.state, "--ready-file", self.ready_file),
                     *self.arguments,
                 ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=output.fileno(),
+                stderr=output.fileno(),
                 env=self.environment,
             )
 
@@ -155,14 +165,12 @@ class Cluster:
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a subcommand on this cluster; fails unless it exits with ``code``."""
-        done = subprocess.run(
-            [*GFS, *arguments],
+        done = forks.run(
+            arguments,
             input=b"" if input is None else input,
-            capture_output=True,
             env={**self.environment, "GFS_STATE": str(self.state)},
             cwd=cwd,
             timeout=BUSY * START_SECONDS,
-            check=False,
         )
         assert code is None or done.returncode == code, (
             f"gfs {' '.join(map(str, arguments))}: exit code {done.returncode}, not {code}\n"

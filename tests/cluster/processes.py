@@ -6,14 +6,15 @@ import os
 import random
 import signal
 import socket
-import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import trio
-from harness import BUSY, GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+from forks import Command
+from harness import BUSY, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
 
 from gfs.client import Client
 from gfs.errors import GfsError
@@ -52,19 +53,16 @@ class Processes:
         self.key = make_key(self.state / "cluster.key")
         self.master_address = f"127.0.0.1:{free_port()}"
         self.log = open(directory / "log", "ab")  # noqa: SIM115 - closed in stop
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Command] = {}
         self.start_master()
         for number in range(1, chunkservers + 1):
             self.start_chunkserver(f"chunkserver-{number}")
 
     def _start(self, name: str, *arguments: str) -> None:
-        self.processes[name] = subprocess.Popen(
-            [*GFS, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            env=self.environment,
-        )
+        self.processes[name] = self._command(arguments, self.log)
+
+    def _command(self, arguments: Sequence[str], log: BinaryIO) -> Command:
+        return Command(arguments, stdout=log.fileno(), stderr=log.fileno(), env=self.environment)
 
     def start_master(self) -> None:
         self._start(

@@ -118,29 +118,29 @@ def test_records_of_the_greatest_size_fill_chunks(cluster: Cluster) -> None:
 
 def test_the_command_line(cluster: Cluster) -> None:
     lines = [b"one", b"", b"three " * 1000]
-    told = json.loads(cluster.gfs("append", "/lines", "--json", input=b"\n".join(lines)).stdout)
-    assert [each["length"] for each in told] == [3, 0, 6000]
+    reported = json.loads(cluster.gfs("append", "/lines", "--json", input=b"\n".join(lines)).stdout)
+    assert [each["length"] for each in reported] == [3, 0, 6000]
     assert cluster.gfs("records", "/lines").stdout == b"".join(line + b"\n" for line in lines)
     found = json.loads(cluster.gfs("records", "/lines", "--json").stdout)
-    assert [each["offset"] for each in found] == [each["offset"] for each in told]
+    assert [each["offset"] for each in found] == [each["offset"] for each in reported]
     path = cluster.directory / "whole"
     path.write_bytes(b"with\nnewlines\n")
     cluster.gfs("append", "/lines", path, "-", input=b"and stdin\n")
-    only = cluster.gfs("records", "/lines", "-0", "--from", str(told[-1]["offset"] + 1)).stdout
+    only = cluster.gfs("records", "/lines", "-0", "--from", str(reported[-1]["offset"] + 1)).stdout
     assert only == b"with\nnewlines\n\0and stdin\n\0"
-    assert cluster.json("stat", "/lines")["length"] > told[-1]["offset"] + 6000
+    assert cluster.json("stat", "/lines")["length"] > reported[-1]["offset"] + 6000
     refused = cluster.gfs("records", "/not-there", code=1)
     assert b"/not-there" in refused.stderr
     assert b"bytes" in cluster.gfs("append", "/lines", "/dev/zero", code=1).stderr
 
 
-def test_a_file_without_records_is_told_of(cluster: Cluster) -> None:
+def test_a_file_without_records_is_reported(cluster: Cluster) -> None:
     cluster.gfs("put", "-", "/bytes", input=b"no record\n" * 1000)
     cluster.gfs("put", "-", "/empty")
     cluster.gfs("append", "/one", input=b"record\n")
-    told = cluster.gfs("records", "/bytes")
-    assert told.stdout == b""
-    assert told.stderr == b"gfs: /bytes: there are no records in it (its bytes: gfs cat)\n"
+    reported = cluster.gfs("records", "/bytes")
+    assert reported.stdout == b""
+    assert reported.stderr == b"gfs: /bytes contains no records: gfs cat writes its bytes\n"
     [only] = json.loads(cluster.gfs("records", "/one", "--json").stdout)
     for arguments in (("/empty",), ("/one",), ("/one", "--from", str(only["offset"] + 1))):
         assert cluster.gfs("records", *arguments).stderr == b""

@@ -8,9 +8,10 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -74,8 +75,9 @@ async def test_every_kind_of_source_and_target(
         await fs.get(f"/kinds/{length}/path", target)
         assert target.read_bytes() == data
         sink = io.BytesIO()
-        await fs.get(f"/kinds/{length}/path", sink)
+        found = await fs.get(f"/kinds/{length}/path", sink)
         assert sink.getvalue() == data
+        assert found == await fs.stat(f"/kinds/{length}/path")
         assert sorted(os.listdir(tmp_path)) == ["source", "target"], "no parts are left"
 
 
@@ -146,8 +148,22 @@ async def test_a_new_file_shows_when_it_is_closed(cluster: Cluster) -> None:
         async with await fs.open("/new/file") as file:
             with pytest.raises(io.UnsupportedOperation):
                 await file.write(b"x")
-        with pytest.raises(ValueError, match="closed"):
-            await file.read()
+        new = await fs.open("/other", "w")
+        async with new, await fs.open("/new/file", "r+") as there:
+            pass
+        calls: list[Callable[[], Any]] = [
+            *(file.read, file.stream, new.flush),
+            lambda: file.readinto(bytearray(1)),
+            lambda: file.pread(0, 1),
+            lambda: file.seek(0),
+            lambda: there.pwrite(0, b"x"),
+            lambda: new.write(b"x"),
+            lambda: new.expect(0),
+            lambda: new.describe({}),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match="closed"):
+                await call()
 
 
 async def test_in_place_writes_match_a_plain_buffer(cluster: Cluster) -> None:
@@ -231,9 +247,7 @@ async def test_names_and_trees(cluster: Cluster) -> None:
         assert not await fs.exists("/tree")
 
 
-async def test_a_cluster_that_is_not_there_is_said_at_once(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_an_absent_cluster_is_reported_at_once(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no cluster"):
         async with gfs.connect(state=tmp_path, key=bytes(32)):
             pass
@@ -320,9 +334,28 @@ fs.close()
 """
 
 
-def test_the_blocking_client_starts_anew_after_a_fork(cluster: Cluster) -> None:
+FORK_ALONE = """
+import os, sys
+from gfs.client import sync
+fs = sync.connect(state=sys.argv[1])
+fs.put(b"parent", "/fork", overwrite=True)
+for uses_it in (True, False):
+    pid = os.fork()
+    if not pid:
+        if uses_it:
+            assert fs.get("/fork") == b"parent"
+            assert fs.get("/fork") == b"parent"
+        sys.exit()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, status
+assert fs.get("/fork") == b"parent"
+"""
+
+
+@pytest.mark.parametrize("script", [FORK, FORK_ALONE], ids=["with-a-file", "alone"])
+def test_the_blocking_client_starts_again_after_a_fork(cluster: Cluster, script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, str(cluster.state)],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(cluster.state)],
         capture_output=True,
         timeout=60,
         check=False,
@@ -333,10 +366,11 @@ def test_the_blocking_client_starts_anew_after_a_fork(cluster: Cluster) -> None:
 def test_the_client_needs_no_server_extras() -> None:
     code = """
 import sys
-for name in ("lmdb", "click", "rich"):
+for name in ("lmdb", "click", "rich", "quart", "hypercorn", "cryptography"):
     sys.modules[name] = None
-import gfs, gfs.client.sync
-assert gfs.connect and gfs.Client
+import gfs, gfs.client.sync, gfs.fsspec
+assert gfs.connect and gfs.Client and gfs.fsspec.GfsFileSystem
+assert not {"gfs.master", "gfs.chunkserver", "gfs.cluster", "control"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

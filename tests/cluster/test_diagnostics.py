@@ -1,4 +1,4 @@
-"""What real processes tell: events, and requests that can be followed through all."""
+"""What real processes report: events, and requests that can be followed through all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_request_is_followed_from_the_client_through_all_servers(
         return [one for one in events(cluster, name, "request") if one["operation"] == operation]
 
     def writes(name: str, request: str) -> None:
-        """It is told of once it is over, which is after the client knows."""
+        """It is logged once it is over, which is after the client knows."""
         wait_for(
             lambda: request in {one["request"] for one in of_kind(name, "WriteChunk")},
             20,
@@ -82,8 +82,8 @@ async def test_what_is_read_step_by_step_is_one_request(
         # What is there so far: the last line may be cut.
         names = ("master", "chunkserver-1")
         texts = [(cluster.state / "log" / f"{name}.log").read_text() for name in names]
-        told = [json.loads(line) for text in texts for line in text.split("\n")[:-1]]
-        return [one for one in told if one.get("event") == "request"]
+        reported = [json.loads(line) for text in texts for line in text.split("\n")[:-1]]
+        return [one for one in reported if one.get("event") == "request"]
 
     async def followed(
         steps: Callable[[], AsyncGenerator[Any, None]], expected: dict[str, int]
@@ -124,7 +124,7 @@ async def test_what_is_read_step_by_step_is_one_request(
         await followed(lambda: fs.walk("/"), {"List": 2})
 
 
-def test_the_significant_events_are_told(make_cluster: Callable[..., Cluster]) -> None:
+def test_the_significant_events_are_reported(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(chunkservers=4)
     cluster.environment |= {
         "GFS_LOG_FORMAT": "json",
@@ -138,7 +138,7 @@ def test_the_significant_events_are_told(make_cluster: Callable[..., Cluster]) -
     assert "Publish" in {one["operation"] for one in slow}
     assert all(one["level"] == "warning" and one["request"] for one in slow)
 
-    # A replica is spoiled where it lies: found, told, replaced.
+    # A replica is spoiled where it lies: found, reported, replaced.
     [chunk] = cluster.json("locate", "/file")["chunks"]
     holder = chunk["replicas"][0]["id"]
     directory = _directory(cluster, holder)
@@ -162,10 +162,10 @@ def test_the_significant_events_are_told(make_cluster: Callable[..., Cluster]) -
     assert repaired is not None
     assert (repaired["server"], repaired["chunk"]) == (holder, found["chunk"])
 
-    def told() -> list[Line]:
+    def reported() -> list[Line]:
         return events(cluster, directory.name, "corruption_repaired")
 
-    [own] = wait_for(told, 30, "its server's word of it") or []
+    [own] = wait_for(reported, 30, "its server's word of it") or []
     assert (own["chunk"], own["how"]) == (found["chunk"], repaired["how"])
     asked = [
         one for n in range(1, 5) for one in events(cluster, f"chunkserver-{n}", "replica_copied")
@@ -196,9 +196,9 @@ def test_errors_name_their_request(make_cluster: Callable[..., Cluster]) -> None
     assert refused.startswith("gfs: ")
     request = refused.rpartition("(request ")[2].removesuffix(")")
     assert len(request) == 10
-    told = (cluster.state / "log" / "master.log").read_text()
-    assert f"[{request}]" in told
-    # What the user did wrong is told without it.
+    reported = (cluster.state / "log" / "master.log").read_text()
+    assert f"[{request}]" in reported
+    # What the user did wrong is said without it.
     assert b"request" not in cluster.gfs("cat", "/nothing", code=1).stderr
 
 
@@ -218,12 +218,12 @@ def test_errors_of_readers_name_their_request(
         ("get", "/file", tmp_path / "file"),
         ("records", "/log"),
     ):
-        told = cluster.gfs(*command, code=1).stderr.decode().strip()
-        assert told.startswith("gfs: "), command
-        request = told.rpartition(" (request ")[2].removesuffix(")")
-        assert len(request) == 10, told
+        reported = cluster.gfs(*command, code=1).stderr.decode().strip()
+        assert reported.startswith("gfs: "), command
+        request = reported.rpartition(" (request ")[2].removesuffix(")")
+        assert len(request) == 10, reported
         logs = [path.read_text() for path in (cluster.state / "log").iterdir()]
-        assert any(f"[{request}]" in log for log in logs), told
+        assert any(f"[{request}]" in log for log in logs), reported
 
 
 def test_a_request_to_the_rest_api_is_followed_into_the_cluster(
@@ -247,5 +247,5 @@ def test_a_request_to_the_rest_api_is_followed_into_the_cluster(
     assert stored.json()["status"] == "ok"
     request = stored.headers["X-Request-Id"]
     assert request not in (made.headers["X-Request-Id"], login.headers["X-Request-Id"])
-    told = [one for one in events(cluster, "master", "request") if one["request"] == request]
-    assert {"Reserve", "Publish"} <= {one["operation"] for one in told}
+    reported = [one for one in events(cluster, "master", "request") if one["request"] == request]
+    assert {"Reserve", "Publish"} <= {one["operation"] for one in reported}

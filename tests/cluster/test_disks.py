@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
+import on_disk
 import pytest
 import trio
 from harness import environment, runs, wait_for
 from needs import need
-from processes import GFS, Processes
+from processes import Processes
 
 import gfs
 from gfs.blocks import MIB
@@ -62,10 +64,13 @@ class Disks(Processes):
     def stop_chunkserver(self, name: str) -> None:
         process = self.processes.pop(name)
         process.terminate()
-        process.wait(30)
+        process.wait(90)
 
     def chunk_files(self, directory: Path) -> list[Path]:
         return sorted(directory.glob("chunks/*/*.chunk"))
+
+    def replicas(self, directory: Path) -> set[int]:
+        return set(on_disk.replicas(directory))
 
     def id(self, name: str) -> str:
         record: dict[str, Any] = json.loads(
@@ -74,14 +79,8 @@ class Disks(Processes):
         return str(record["id"])
 
     def gfs(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [*GFS, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment(GFS_MASTER=self.master_address, GFS_STATE=str(self.state)),
-            timeout=120,
-            check=False,
-        )
+        cluster = environment(GFS_MASTER=self.master_address, GFS_STATE=str(self.state))
+        done = forks.run(arguments, env=cluster)
         assert code is None or done.returncode == code, done.stderr.decode(errors="replace")
         return done
 
@@ -179,13 +178,13 @@ async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empt
             await fs.put(data, path)
     reported = disks.status()["servers"]
     for name in NAMES:
-        assert sum(len(disks.chunk_files(d)) for d in disks.directories(name)) == len(files)
+        assert sum(len(disks.replicas(d)) for d in disks.directories(name)) == len(files)
         server = next(s for s in reported if s["id"] == disks.id(name))
         assert [d["path"] for d in server["disks"]] == [str(d) for d in disks.directories(name)]
 
     before = disks.id(NAMES[0])
     disks.stop_chunkserver(NAMES[0])
-    lost = max(disks.directories(NAMES[0]), key=lambda d: len(disks.chunk_files(d)))
+    lost = max(disks.directories(NAMES[0]), key=lambda d: len(disks.replicas(d)))
     for path in sorted(lost.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     disks.start_chunkserver(NAMES[0])
@@ -215,14 +214,18 @@ async def test_a_server_whose_disks_are_all_empty_is_a_new_one(
     disks.wait_live()
     assert disks.id(NAMES[0]) != before
     disks.wait_well()
-    assert sum(len(disks.chunk_files(d)) for d in disks.directories(NAMES[0])) == 1
+    assert sum(len(disks.replicas(d)) for d in disks.directories(NAMES[0])) == 1
     async with disks.connect() as fs:
         assert await fs.get("/f") == data
 
 
-def test_a_chunk_that_two_disks_hold_is_kept_once(make_disks: Callable[..., Disks]) -> None:
+def test_a_chunk_that_two_disks_hold_is_kept_once(
+    make_disks: Callable[..., Disks], tmp_path: Path
+) -> None:
     disks = make_disks()
-    disks.gfs("put", __file__, "/f")
+    large = tmp_path / "large"
+    large.write_bytes(content(1, 100_000))
+    disks.gfs("put", large, "/f")
     (path,) = [p for d in disks.directories(NAMES[0]) for p in disks.chunk_files(d)]
     disks.stop_chunkserver(NAMES[0])
     first, second = disks.directories(NAMES[0])
@@ -233,7 +236,7 @@ def test_a_chunk_that_two_disks_hold_is_kept_once(make_disks: Callable[..., Disk
     disks.start_chunkserver(NAMES[0])
     disks.wait_live()
     disks.wait_well()
-    assert disks.gfs("cat", "/f").stdout == Path(__file__).read_bytes()
+    assert disks.gfs("cat", "/f").stdout == content(1, 100_000)
 
 
 def lose_newest_state(path: Path) -> None:
@@ -273,7 +276,7 @@ async def test_a_replica_that_fell_back_to_an_older_state_is_replaced(
 # --- full disks --------------------------------------------------------------------------
 
 
-#: How long a client tries again before it believes that there is no room. Longer than a
+#: How long a client tries again before it concludes that there is no room. Longer than a
 #: server goes without writing what it remembers, or without being heard of.
 RETRY_SECONDS = 6.0
 
@@ -363,9 +366,7 @@ async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
 
         await fs.delete("/old")
         wait_for(
-            lambda: (
-                not any(disks.chunk_files(d) for name in NAMES for d in disks.directories(name))
-            ),
+            lambda: not any(disks.replicas(d) for name in NAMES for d in disks.directories(name)),
             30.0,
             "space of a deleted file",
         )
@@ -402,3 +403,89 @@ async def test_many_writers_at_once_do_not_use_up_the_reserve(
         assert disks.all_run(), "full disks ended a chunkserver"
         for path, data in acknowledged.items():
             assert await fs.get(path) == data
+
+
+# --- packed replicas ---------------------------------------------------------------------
+
+
+def packed(disks: Disks) -> set[int]:
+    """The chunks that have a packed replica."""
+    everywhere = [path for name in NAMES for path in disks.directories(name)]
+    found = [each for path in everywhere for each in on_disk.replicas(path).values()]
+    return {each.handle for each in found if each.is_packed}
+
+
+def start_again(disks: Disks, packed_bytes_max: int) -> None:
+    """After all chunkservers died."""
+    for name in NAMES:
+        if name in disks.processes:
+            disks.kill(name)
+    disks.environment["GFS_CHUNKSERVER_PACKED_BYTES_MAX"] = str(packed_bytes_max)
+    for name in NAMES:
+        disks.start_chunkserver(name)
+    disks.wait_live()
+
+
+@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+async def test_a_state_of_chunk_files_goes_on_with_packed_replicas_and_there_is_a_way_back(
+    make_disks: Callable[..., Disks], durability: str
+) -> None:
+    disks = make_disks(GFS_CHUNKSERVER_PACKED_BYTES_MAX="0", GFS_CHUNKSERVER_DURABILITY=durability)
+    model: dict[str, bytes] = {}
+
+    async def put_some(fs: gfs.Client, folder: str) -> None:
+        new = {f"/{folder}/{n}": content(n, n * 3000 + 1) for n in range(24)}
+        assert all(await fs.put_many((path, data) for path, data in new.items()))
+        model.update(new)
+        for path in [path for path in model if path.endswith(("1", "2"))]:
+            async with await fs.open(path, "r+") as file:
+                await file.pwrite(len(model[path]), b"more")
+            model[path] += b"more"
+        for path in [path for path in model if path.endswith("3")]:
+            await fs.delete(path)
+            del model[path]
+
+    for folder, limit in (("files", 0), ("packed", 65536), ("large", 1024), ("again", 0)):
+        start_again(disks, limit)
+        async with disks.connect() as fs:
+            await put_some(fs, folder)
+            assert bool(packed(disks)) == (folder != "files")
+            for path, data in model.items():
+                assert await fs.get(path) == data
+    disks.wait_well()
+    disks.gfs("disk", "drain", disks.id(NAMES[0]), str(disks.directories(NAMES[0])[0]))
+    drained, other = disks.directories(NAMES[0])
+    before = set(on_disk.replicas(other))
+    wait_for(lambda: not on_disk.replicas(drained), 60, "empty disk")
+    now = on_disk.replicas(other)
+    assert not any(now[handle].is_packed for handle in now.keys() - before)
+    async with disks.connect() as fs:
+        assert list(await fs.get_many(list(model))) == list(model.values())
+
+
+async def test_a_disk_that_lost_the_index_of_its_packs_is_left_out_until_that_is_put_back(
+    make_disks: Callable[..., Disks], tmp_path: Path
+) -> None:
+    disks = make_disks(GFS_CHUNKSERVER_SCAN_SECONDS="1", GFS_CHUNKSERVER_PACKED_BYTES_MAX="65536")
+    model = {f"/{n}": content(n, 5000) for n in range(30)}
+    async with disks.connect() as fs:
+        assert all(await fs.put_many((path, data) for path, data in model.items()))
+    path = max(disks.directories(NAMES[0]), key=lambda path: len(on_disk.replicas(path)))
+    index = path / "packs.index"
+    index.rename(tmp_path / "kept")
+
+    def state() -> str:
+        [server] = [s for s in disks.status()["servers"] if s["id"] == disks.id(NAMES[0])]
+        return next(str(d["state"]) for d in server["disks"] if d["path"] == str(path))
+
+    wait_for(lambda: state() == "failed", 30, "failed disk")
+    disks.wait_well()
+    refused = disks.gfs("disk", "retry", disks.id(NAMES[0]), str(path), code=None)
+    assert b"packs.index is gone" in refused.stderr + disks.gfs("status", "--disks").stdout
+    (tmp_path / "kept").rename(index)
+    disks.gfs("disk", "retry", disks.id(NAMES[0]), str(path))
+    wait_for(lambda: state() == "ok", 30, "disk in use")
+    disks.wait_well()
+    async with disks.connect() as fs:
+        for name, data in model.items():
+            assert await fs.get(name) == data

@@ -1,8 +1,8 @@
 """``durability = "fsync"`` with real processes: what is synced before an answer, as the
 kernel saw it, and what is there after everything was killed at once.
 
-Nobody can cut the power here: what a cut leaves is told by ``tests/unit/test_journal.py``
-and ``tests/simulation``. That the calls are made which those rely on is told here.
+Nobody can cut the power here: what a cut leaves is shown by ``tests/unit/test_journal.py``
+and ``tests/simulation``. That the calls are made which those rely on is shown here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Watched:
     def stop(self) -> list[tuple[str, str]]:
         """(call, the file's name) in the order in which they were begun."""
         self._strace.terminate()
-        self._strace.wait(30)
+        self._strace.wait(90)
         calls = re.findall(
             r"(pwrite64|fdatasync|fsync)\(\d+<([^>]*)>(?:, \"([^\"]*))?", self.out.read_text()
         )
@@ -93,7 +93,7 @@ async def test_an_overwrite_is_in_the_synced_journal_before_it_is_in_its_place(
         assert ("fdatasync", journal[0]) in made[record:data], f"{name}: {made}"
 
 
-async def test_all_killed_at_once_forget_nothing_that_only_the_journal_has(
+async def test_all_killed_at_once_lose_nothing_that_only_the_journal_has(
     synced: Processes,
 ) -> None:
     chance = random.Random(1)

@@ -1,4 +1,4 @@
-"""The numbers that real servers tell: all are documented, and they move."""
+"""The numbers that real servers report: all are documented, and they move."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from gfs.cluster.scrape import answer
 from gfs.metrics import Source, gauge
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring.md"
 
 Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def fetch(url: str) -> tuple[dict[str, str], Numbers]:
     """The kind of each metric, and all samples by name and labels."""
-    with urllib.request.urlopen(url, timeout=20) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(response.read().decode()))
     kinds = {one.name: one.type for one in families}
@@ -36,7 +36,7 @@ def fetch(url: str) -> tuple[dict[str, str], Numbers]:
 
 
 def documented() -> dict[str, str]:
-    text = OPERATIONS.read_text(encoding="utf-8")
+    text = MONITORING.read_text(encoding="utf-8")
     found = re.search(r"<!-- metrics -->\n(.*?)<!-- end -->", text, re.S)
     assert found is not None
     return dict(re.findall(r"^\| `(\w+)` \| (\w+) \| \S.{10,} \|$", found[1], flags=re.M))
@@ -87,10 +87,10 @@ def test_metrics_move_with_what_is_done(make_cluster: Callable[..., Cluster]) ->
     assert min(ends) > time.time_ns()
     assert 0 < status["metadata"]["used_bytes"] < status["metadata"]["map_bytes"]
 
-    told = [fetch(url)[1] for url in servers]
+    reported = [fetch(url)[1] for url in servers]
 
     def total(name: str, **labels: str) -> float:
-        return sum(one.get((name, tuple(sorted(labels.items()))), 0.0) for one in told)
+        return sum(one.get((name, tuple(sorted(labels.items()))), 0.0) for one in reported)
 
     assert total("gfs_chunkserver_chunks") == 3
     assert total("gfs_chunkserver_chunk_bytes") == 600_000
@@ -100,9 +100,9 @@ def test_metrics_move_with_what_is_done(make_cluster: Callable[..., Cluster]) ->
     assert total("gfs_chunkserver_bad_replicas_found_total") == 0
 
     def scrubbed() -> bool:
-        nonlocal told
-        told = [fetch(url)[1] for url in servers]
-        return all(one["gfs_chunkserver_scrubs_total", ()] >= 1 for one in told)
+        nonlocal reported
+        reported = [fetch(url)[1] for url in servers]
+        return all(one["gfs_chunkserver_scrubs_total", ()] >= 1 for one in reported)
 
     wait_for(scrubbed, 60, "scrub of all servers")
     assert total("gfs_chunkserver_scrubbed_bytes_total") >= 600_000
@@ -133,7 +133,7 @@ def test_without_being_asked_to_nothing_more_listens(cluster: Cluster) -> None:
     assert all("metrics" not in one for one in cluster.ready["chunkservers"])
 
 
-def test_a_port_that_is_taken_is_told_of(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     taken = cluster.ready["master"]["address"]
     refused = cluster.gfs(
         "master", "--state", tmp_path, "--address", "127.0.0.1:0", "--metrics", taken, code=2

@@ -73,7 +73,7 @@ def with_holes(data: bytes) -> bytes:
     return bytes(left)
 
 
-def test_what_is_left_of_a_file_is_fetched_and_the_holes_are_told(
+def test_what_is_left_of_a_file_is_fetched_and_the_holes_are_reported(
     damaged: Cluster, data: bytes, tmp_path: Path
 ) -> None:
     target = tmp_path / "file"
@@ -82,13 +82,13 @@ def test_what_is_left_of_a_file_is_fetched_and_the_holes_are_told(
     done = damaged.gfs("get", "--partial", "/file", target, code=4)
     assert target.read_bytes() == with_holes(data)
     assert target.stat().st_blocks * 512 < LENGTH - CHUNK_BYTES + MIB, "holes take no space"
-    told = [line for line in done.stderr.decode().splitlines() if "lost" in line]
-    assert told == [
+    reported = [line for line in done.stderr.decode().splitlines() if "lost" in line]
+    assert reported == [
         f"gfs: /file: {count} bytes from {offset} on are lost: a hole" for offset, count in HOLES
     ]
 
 
-def test_the_holes_are_told_as_json(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
+def test_the_holes_are_reported_as_json(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
     done = damaged.gfs("get", "--partial", "--json", "/file", "/good", f"{tmp_path}/", code=4)
     files = {each["path"]: each["holes"] for each in json.loads(done.stdout)["files"]}
     assert files == {

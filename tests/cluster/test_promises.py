@@ -119,7 +119,7 @@ async def test_a_get_survives_the_loss_of_any_chunkserver(
 
 
 async def test_a_put_survives_a_chunkserver_that_hangs(processes: Processes) -> None:
-    """Slower than a death, which the kernel tells at once: the deadline must pass."""
+    """Slower than a death, which the kernel reports at once: the deadline must pass."""
     data = content(4, 40 * MIB)
     async with connected(processes) as fs:
         await wait_live(fs, 4)
@@ -176,7 +176,7 @@ async def _check_acknowledged(
 
 
 @pytest.mark.parametrize("processes", [3], indirect=True)
-async def test_a_master_killed_at_any_moment_forgets_nothing(processes: Processes) -> None:
+async def test_a_master_killed_at_any_moment_loses_nothing(processes: Processes) -> None:
     acknowledged: dict[str, bytes] = {}
     started: set[str] = set()
     async with connected(processes) as fs:
@@ -195,7 +195,7 @@ async def test_a_master_killed_at_any_moment_forgets_nothing(processes: Processe
 
 
 @pytest.mark.parametrize("processes", [3], indirect=True)
-async def test_everything_killed_at_once_forgets_nothing(processes: Processes) -> None:
+async def test_everything_killed_at_once_loses_nothing(processes: Processes) -> None:
     acknowledged: dict[str, bytes] = {}
     started: set[str] = set()
     for _ in range(3):

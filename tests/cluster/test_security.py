@@ -9,14 +9,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import STOP_SECONDS, Cluster, wait_for
-from processes import Processes
+from forks import Command
+from harness import BUSY, START_SECONDS, STOP_SECONDS, Cluster, environment, wait_for
+from processes import Processes, free_port
 
 from gfs.client import sync
 from gfs.errors import TlsRefused, WrongClusterKey
-from gfs.state import read_keys, retire_keys, rotate_key
+from gfs.state import make_key, read_keys, retire_keys, rotate_key
 
 FILE_BYTES = 300_000
+
+
+def test_a_master_has_the_key_that_the_environment_names(tmp_path: Path) -> None:
+    """And makes none of its own, with which nobody could connect."""
+    key, state, address = tmp_path / "key", tmp_path / "state", f"127.0.0.1:{free_port()}"
+    made = make_key(key)
+    with open(tmp_path / "log", "wb") as log:
+        variables = environment(GFS_STATE=str(state), GFS_KEY_FILE=str(key))
+        master = Command(
+            ["master", "--address", address],
+            stdout=log.fileno(),
+            stderr=log.fileno(),
+            env=variables,
+        )
+    try:
+        wait_for((state / "master" / "data.mdb").exists, START_SECONDS, "metadata")
+        with sync.connect(address, key=made) as fs:
+            assert fs.status().role == "master"
+        assert not (state / "cluster.key").exists()
+    finally:
+        master.terminate()
+        assert master.wait(BUSY * STOP_SECONDS) == 0
 
 
 def test_a_cluster_with_tls(make_cluster: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -30,7 +53,7 @@ def test_a_cluster_with_tls(make_cluster: Callable[..., Cluster], tmp_path: Path
     assert cluster.json("fsck", "/")["chunks"] == 1
     assert (cluster.state / "tls" / "key.pem").stat().st_mode & 0o77 == 0
 
-    # Whoever has the key but no certificates is told so, by master and chunkserver.
+    # Whoever has the key but no certificates gets an error that says so, by master and chunkserver.
     key = ("--key-file", str(cluster.state / "cluster.key"))
     ready = cluster.ready
     other = tmp_path / "other"
@@ -38,7 +61,7 @@ def test_a_cluster_with_tls(make_cluster: Callable[..., Cluster], tmp_path: Path
         plain = cluster.gfs(
             "ls", "--state", other, *key, "--master", address, "/", code=TlsRefused.exit_code
         )
-        assert plain.stderr.startswith(b"gfs: this server wants TLS")
+        assert plain.stderr.startswith(b"gfs: this server requires TLS")
 
     assert cluster.stop() == 0
     again = cluster.start()

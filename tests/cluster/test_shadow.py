@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import trio
 from harness import BUSY
-from processes import GFS, Processes, free_port
+from processes import Processes, free_port
 
 import gfs
 from gfs.client import Client
@@ -52,14 +53,11 @@ class Shadowed(Processes):
     def gfs(self, name: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """A command on one of the two masters."""
         command, *more = arguments
-        done = subprocess.run(
-            [*GFS, command, *more, "--key-file", str(self.state / "cluster.key")]
+        done = forks.run(
+            [command, *more, "--key-file", str(self.state / "cluster.key")]
             + ([] if command == "promote" else ["--master", self.addresses[name]]),
-            capture_output=True,
-            text=True,
             env=self.environment,
-            timeout=120,
-            check=False,
+            text=True,
         )
         assert done.returncode == code, (arguments, done.stdout, done.stderr)
         return done
@@ -159,9 +157,9 @@ async def test_the_masters_machine_burns_under_load(shadowed: Shadowed, tmp_path
             await load.wait_for_more(50)
             shadowed.kill("master")
             shutil.rmtree(shadowed.state / "master")
-            told = await trio.to_thread.run_sync(shadowed.promote, "shadow")
-            assert "in term 1" in told
-            assert "all that was acknowledged is here" in told
+            reported = await trio.to_thread.run_sync(shadowed.promote, "shadow")
+            assert "in term 1" in reported
+            assert "it has everything that was acknowledged" in reported
             # The new one waits for a shadow as well: a new machine becomes it.
             shadowed.addresses["another"] = f"127.0.0.1:{free_port()}"
             shadowed.start_shadow("another", "shadow")
@@ -185,8 +183,8 @@ async def test_they_change_places_and_the_old_one_is_fenced(shadowed: Shadowed) 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(load.write, fs, "writer")
             await load.wait_for_more(20)
-            told = await trio.to_thread.run_sync(shadowed.promote, "shadow")
-            assert "nothing is lost" in told
+            reported = await trio.to_thread.run_sync(shadowed.promote, "shadow")
+            assert "nothing is lost" in reported
             await load.wait_for_more(20)
             await level(shadowed, "master")
             nursery.cancel_scope.cancel()
@@ -213,7 +211,7 @@ async def test_they_change_places_and_the_old_one_is_fenced(shadowed: Shadowed) 
         async with gfs.connect(shadowed.addresses["shadow"], key=shadowed.key) as reader:
             assert [entry.path for entry in await reader.list("/")] == ["/later", "/writer"]
         assert [entry.path for entry in await fs.list("/")] == ["/later", "/writer"]
-        # And what it was told is what it is, when it has to take over again.
+        # And what it was sent is what it is, when it has to take over again.
         shadowed.kill("master")
         await trio.to_thread.run_sync(shadowed.promote, "shadow", "--force")
         await load.check(fs)
@@ -229,8 +227,8 @@ def test_what_status_says(shadowed: Shadowed) -> None:
     trio.run(level, shadowed, "shadow")
     assert shadowed.status("shadow")["role"] == "shadow"
     assert [s["state"] for s in shadowed.status("master")["shadows"]] == ["following"]
-    told = shadowed.gfs("shadow", "status").stdout
-    assert f"the master is at {shadowed.addresses['master']}" in told
+    reported = shadowed.gfs("shadow", "status").stdout
+    assert f"the master is at {shadowed.addresses['master']}" in reported
     assert "1 shadow must have it" in shadowed.gfs("master", "status").stdout
     refused = shadowed.gfs("shadow", "mkdir", "/x", code=1).stderr
     assert "this is a shadow master, which serves reads only" in refused

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import forks
 import pytest
 import trio
-from harness import GFS
 from processes import Processes, wait_live, wait_until, wait_whole
 
 import gfs
@@ -39,7 +38,7 @@ def content(seed: int, length: int) -> bytes:
 
 
 class Counter:
-    """Writes the same growing number to one file after the other, and tells nobody else."""
+    """Writes the same growing number to one file after the other, and nobody else knows."""
 
     def __init__(self) -> None:
         self.begun = [0] * FILES
@@ -143,7 +142,7 @@ async def test_a_chunkserver_is_killed_in_the_copy(processes: Processes) -> None
         processes.start_chunkserver(victim)
         await wait_live(fs, 4)
         await wait_whole(fs, 90)
-        assert not list((processes.state / victim).rglob("*.clone"))
+        assert not list((processes.state / victim).rglob("*.clone*"))
         assert await fs.get("/source") == data
         assert await fs.get(f"/copy{attempts}") == changed
 
@@ -153,23 +152,20 @@ def _kill_copying(
 ) -> None:
     chunks = processes.state / victim / "chunks"
     while not (stop.is_set() or hit.is_set()):
-        if any(chunks.glob("*/*.clone")):
+        if any(chunks.glob("*/*.clone*")):
             processes.kill(victim)
             hit.set()
 
 
 def test_the_command(processes: Processes, tmp_path: Path) -> None:
     def run(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [*GFS, *arguments, "--master", processes.master_address],
+        done = forks.run(
+            [*arguments, "--master", processes.master_address],
             env={
                 **processes.environment,
                 "GFS_KEY_FILE": str(processes.state / "cluster.key"),
             },
-            capture_output=True,
             text=True,
-            timeout=60,
-            check=False,
         )
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
@@ -184,12 +180,12 @@ def test_the_command(processes: Processes, tmp_path: Path) -> None:
     assert run("snapshot", "/src", "/dst") == ""
     assert "exists already" in run("snapshot", "/src", "/dst", code=1)
     assert "is in /src" in run("snapshot", "/src", "/src/dst", code=1)
-    told = json.loads(run("snapshot", "--json", "-p", "/src/d/1", "/x/y"))
-    assert told == {
+    reported = json.loads(run("snapshot", "--json", "-p", "/src/d/1", "/x/y"))
+    assert reported == {
         "source": "/src/d/1", "target": "/x/y", "files": 1, "directories": 0, "bytes": 100_000
     }  # fmt: skip
     assert "; shared: 293 KiB" in run("du", "/dst")
-    assert "391 KiB of it shared (snapshots)" in run("status")
+    assert "391 KiB of it shared by snapshots" in run("status")
     usage = json.loads(run("du", "--json", "/x"))
     assert (usage["bytes"], usage["shared_bytes"]) == (100_000, 100_000)
     run("rm", "-r", "--now", "/src")

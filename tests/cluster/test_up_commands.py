@@ -48,9 +48,9 @@ class Quick(Cluster):
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             ended = command.run([os.fspath(argument) for argument in arguments])
-            told = [_content(file) for file in (out, err)]
-        assert code is None or ended == code, f"exit code {ended}: {told[1].decode()}"
-        return subprocess.CompletedProcess(arguments, ended, *told)
+            reported = [_content(file) for file in (out, err)]
+        assert code is None or ended == code, f"exit code {ended}: {reported[1].decode()}"
+        return subprocess.CompletedProcess(arguments, ended, *reported)
 
 
 @contextlib.contextmanager
@@ -94,10 +94,10 @@ def top(cluster: Cluster, request: pytest.FixtureRequest) -> str:
 def fails(cluster: Cluster, *arguments: str | Path, code: int = 1, **options: object) -> str:
     """The one line that a failing subcommand says."""
     done = cluster.gfs(*arguments, code=code, **options)  # type: ignore[arg-type]
-    told = done.stderr.decode()
-    assert told.startswith("gfs: "), told
-    assert told.count("\n") == 1, told
-    return told
+    reported = done.stderr.decode()
+    assert reported.startswith("gfs: "), reported
+    assert reported.count("\n") == 1, reported
+    return reported
 
 
 # --- put and get ------------------------------------------------------------------
@@ -161,12 +161,16 @@ def test_directories(cluster: Cluster, top: str, tmp_path: Path) -> None:
         path = tree / f"d{number % 4}" / "e" / f"file-{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(str(number).encode() * number)
+    for length in (65535, 65536, 65537, 1_000_000):
+        (tree / f"of-{length}").write_bytes(os.urandom(length))
     (tree / "empty").mkdir()
     assert "-r" in fails(cluster, "put", tree, top)
     cluster.gfs("put", "-r", tree, top)
     assert "-r" in fails(cluster, "get", f"{top}/tree", tmp_path / "x")
     cluster.gfs("get", "-r", f"{top}/tree", tmp_path / "back")
     _assert_same(tree, tmp_path / "back")
+    cluster.gfs("get", "-r", f"{top}/tree/empty", tmp_path / "nothing")
+    assert (tmp_path / "nothing").is_dir()
 
     # As with cp: an existing target gets the directory, "/." its contents.
     (tmp_path / "into").mkdir()
@@ -176,6 +180,21 @@ def test_directories(cluster: Cluster, top: str, tmp_path: Path) -> None:
     _assert_same(tree, tmp_path / "contents")
     cluster.gfs("put", "-r", f"{tree}/.", f"{top}/contents")
     cluster.gfs("get", "-r", f"{top}/contents", tmp_path / "again")
+    _assert_same(tree, tmp_path / "again")
+
+    # What is there already is refused file by file, and the rest is copied.
+    cluster.gfs("rm", f"{top}/contents/of-65535")
+    (tmp_path / "again" / "of-65535").unlink()
+    (tmp_path / "again" / "d0" / "e" / "file-4").write_bytes(b"another")
+    for copy in (
+        ("put", "-r", f"{tree}/.", f"{top}/contents"),
+        ("get", "-r", f"{top}/contents/.", tmp_path / "again"),
+    ):
+        document = json.loads(cluster.gfs(*copy, "--json", code=1).stdout)
+        assert (len(document["files"]), document["failures"]) == (1, 43)
+        assert document["files"][0]["length"] == 65535
+    assert (tmp_path / "again" / "d0" / "e" / "file-4").read_bytes() == b"another"
+    cluster.gfs("get", "-r", "-f", f"{top}/contents/.", tmp_path / "again")
     _assert_same(tree, tmp_path / "again")
 
 
@@ -189,7 +208,7 @@ def _assert_same(one: Path, other: Path) -> None:
     assert content(one) == content(other)
 
 
-def test_what_cannot_be_copied_is_told_and_the_rest_copied(
+def test_what_cannot_be_copied_is_reported_and_the_rest_copied(
     cluster: Cluster, top: str, tmp_path: Path
 ) -> None:
     tree = tmp_path / "tree"
@@ -293,11 +312,16 @@ def test_stat_and_du(cluster: Cluster, top: str) -> None:
     assert [entry["kind"] for entry in cluster.json("stat", top, f"{top}/file")] == [
         *("directory", "file"),
     ]
-    told = cluster.gfs("stat", f"{top}/file").stdout.decode()
-    assert "1000 bytes" in told
+    reported = cluster.gfs("stat", f"{top}/file").stdout.decode()
+    assert "1000 bytes" in reported
     usage = cluster.json("du", top)
     assert (usage["files"], usage["bytes"], usage["replicated_bytes"]) == (1, 1000, 3000)
-    assert b"1000 B" in cluster.gfs("du", top).stdout
+    reported = cluster.gfs("du", top).stdout.decode()
+    assert "1000 B" in reported
+    assert "1 file" in reported
+    assert "directory" not in reported
+    cluster.gfs("mkdir", f"{top}/below")
+    assert "1 file, 1 directory" in cluster.gfs("du", top).stdout.decode()
 
 
 def test_mkdir_rm_mv(cluster: Cluster, top: str) -> None:
@@ -336,6 +360,7 @@ def test_what_was_deleted_can_be_had_back(cluster: Cluster, top: str) -> None:
     assert abs(kept_ns - 3 * 24 * 3600 * 10**9) < 60 * 10**9
     assert "trash:" in cluster.gfs("status").stdout.decode()
     assert cluster.json("du", top)["trash_files"] >= 1
+    assert "; deleted: " in cluster.gfs("du", top).stdout.decode()
 
     assert cluster.json("undelete", f"{top}/d")["path"] == f"{top}/d"
     assert cluster.gfs("cat", f"{top}/d/a", f"{top}/d/b").stdout == b"d/ad/b"
@@ -376,10 +401,14 @@ def test_status(cluster: Cluster) -> None:
     assert {"address", "rack", "heartbeat_age_ms", "chunks", "disks"} <= set(server)
     assert {"total_bytes", "free_bytes"} <= set(server["disks"][0])
     assert {"files", "chunks", "under_replicated", "corrupt", "lost"} <= set(status["totals"])
-    told = cluster.gfs("status").stdout.decode()
+    reported = cluster.gfs("status").stdout.decode()
     for server in cluster.ready["chunkservers"]:
-        assert server["id"] in told
-        assert server["address"] in told
+        assert server["id"] in reported
+        assert server["address"] in reported
+    disks = cluster.json("status", "--disks")
+    reported = cluster.gfs("status", "--disks").stdout.decode()
+    assert len(disks) == 3
+    assert all(disk["path"] in reported for disk in disks)
 
 
 def test_locate_and_fsck(cluster: Cluster, top: str) -> None:
@@ -388,8 +417,8 @@ def test_locate_and_fsck(cluster: Cluster, top: str) -> None:
     [chunk] = located["chunks"]
     assert (chunk["index"], chunk["length"], len(chunk["replicas"])) == (0, 1000, 3)
     assert {"handle", "version", "lease_ms"} <= set(chunk)
-    told = cluster.gfs("locate", f"{top}/file").stdout.decode()
-    assert f"{chunk['handle']:x}" in told
+    reported = cluster.gfs("locate", f"{top}/file").stdout.decode()
+    assert f"{chunk['handle']:x}" in reported
     report = cluster.json("fsck", top)
     assert (report["files"], report["chunks"], report["damaged"]) == (1, 1, [])
     assert b"all is well" in cluster.gfs("fsck", top).stdout
@@ -437,9 +466,9 @@ def test_ctrl_c_leaves_nothing_half_done(cluster: Cluster, top: str) -> None:
 
         wait_for(is_read, 20, "reading of stdin")
         process.send_signal(signal.SIGINT)
-        told = process.stderr.read()
+        reported = process.stderr.read()
         assert process.wait(20) == 130
-    assert told == b"gfs: interrupted\n"
+    assert reported == b"gfs: interrupted\n"
     assert cluster.gfs("ls", top).stdout == b""
 
 
@@ -489,5 +518,5 @@ def test_the_master_can_be_named(cluster: Cluster, top: str, tmp_path: Path) -> 
 def test_a_wrong_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("00" * 32)
     (tmp_path / "key").chmod(0o600)
-    told = fails(cluster, "ls", "--key-file", tmp_path / "key", code=2)
-    assert "key" in told
+    reported = fails(cluster, "ls", "--key-file", tmp_path / "key", code=2)
+    assert "key" in reported

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 from typing import Self
 
 from checks import wait_for
 from cloud import Cloud
-from harness import GFS, START_SECONDS
+from forks import Command
+from harness import START_SECONDS
 
 STOP_SECONDS = 60.0
 
@@ -18,19 +18,18 @@ class Alone(Cloud):
     """The control plane without a cluster, and without anybody who starts it again (and
     waits longer each time)."""
 
-    process: subprocess.Popen[bytes] | None = None
+    process: Command | None = None
 
     def start(self) -> Self:
         self.output = self.cluster.directory / "control.out"
         with open(self.output, "wb") as output:
-            self.process = subprocess.Popen(
+            self.process = Command(
                 [
-                    *(*GFS, "control", "--state", self.cluster.state),
+                    *("control", "--state", self.cluster.state),
                     *("--modules", "auth,compute", "--bind", "127.0.0.1:0"),
                 ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=output.fileno(),
+                stderr=output.fileno(),
                 env=self.cluster.environment,
             )
         wait_for(self._is_up, START_SECONDS, "server")

@@ -1,4 +1,4 @@
-"""The module ``auth`` behind a real socket, with hashes that cost nothing."""
+"""The module ``auth`` behind a real socket, and what its tests do to it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from argon2 import PasswordHasher
-from inprocess import SECONDS, served
 
-from control.api import Control, Module
+from control.api import Module
 from control.app import ControlApp
-from control.auth import Auth
 from control.auth.first_start import FILE_NAME
-from control.settings import ControlSettings
+from control.testing import SECONDS, CheapAuth, make_app, served
 
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 PASSWORD = "correct horse"
 
 
-class CheapAuth(Auth):
-    """``Auth`` with the parameters of Argon2 turned down."""
+class Hands:
+    """A clock that stands until it is moved."""
 
-    hasher = CHEAP
+    def __init__(self) -> None:
+        self.at = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.at
 
 
 class Server:
@@ -72,8 +72,7 @@ async def running(
     **settings: Any,
 ) -> AsyncIterator[Server]:
     """Serve from ``state``; the administrator is logged in with the first password."""
-    control = Control(ControlSettings(sync=False, **settings), state, modules)
-    app = ControlApp(control, [kind(control) for kind in modules])
+    app = make_app(state, *modules, **settings)
     async with served(app) as http:
         http.timeout = httpx.Timeout(SECONDS)
         server = Server(app, http, state)

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from forks import STARTER
 from harness import wait_for as wait_for
 
 _numbers = itertools.count(1)
+
+#: For clients of http:// alone: each would read the certificates of all authorities, which
+#: takes longer than most requests.
+PLAIN = {"trust_env": False, "verify": False}
 
 
 def unique(prefix: str) -> str:
@@ -22,12 +27,18 @@ def unique(prefix: str) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """Of all its threads, each of which may have started some."""
+    """Of all its threads, each of which may have started some (but see ``forks``)."""
     found: list[int] = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
             found += map(int, (thread / "children").read_text().split())
-    return found
+    return [child for child in found if _name(child) != STARTER]
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def ok(response: Any) -> Any:
@@ -74,12 +85,12 @@ def bearer(client: httpx.Client) -> str:
 def with_token(url: str, token: str) -> httpx.Client:
     """A client that sends ``token`` with every request."""
     return httpx.Client(
-        base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30.0, trust_env=False
+        base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=90.0, **PLAIN
     )
 
 
 def anonymous(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=30.0, trust_env=False)
+    return httpx.Client(base_url=url, timeout=90.0, **PLAIN)
 
 
 def make_namespace(client: httpx.Client, prefix: str, visibility: int = 0) -> str:

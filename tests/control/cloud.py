@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from checks import PLAIN
 from harness import Cluster
 
 PASSWORD = "correct horse battery staple"
@@ -46,8 +47,12 @@ class Cloud:
             "GFS_ADMIN_PASSWORD": PASSWORD,
             # Tests of wrong passwords come from one address; one of them tests the limit.
             "GFS_CONTROL_LOGIN_FAILURES": "0",
+            # Each user costs two hashes. Tests of hashing have the default.
+            "GFS_CONTROL_PASSWORD_MEMORY_MIB": "8",
+            "GFS_CONTROL_PASSWORD_PASSES": "1",
             # Many tests share a user, each with storage namespaces of its own.
             "GFS_QUOTA_NAMESPACES": "10000",
+            "GFS_S3_DOMAIN": "s3.example.org",
             **(environment or {}),
         }
         self._looked_at = 0
@@ -57,6 +62,15 @@ class Cloud:
     def start(self) -> Cloud:
         self.cluster.start()
         return self
+
+    @property
+    def s3_urls(self) -> list[str]:
+        """Of each control plane itself."""
+        return [str(self.cluster.ready["control"]["s3"])]
+
+    @property
+    def s3_url(self) -> str:
+        return self.s3_urls[0]
 
     def stop(self) -> None:
         self.forget()
@@ -89,14 +103,14 @@ class Cloud:
         """A client with ``token`` as its bearer; anonymous without one."""
         headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
         made = httpx.Client(
-            base_url=self.url, headers=headers, timeout=HTTP_SECONDS, trust_env=False, **options
+            base_url=self.url, headers=headers, timeout=HTTP_SECONDS, **PLAIN, **options
         )
         self._clients.append(made)
         return made
 
     def token(self, username: str, password: str = PASSWORD) -> str:
         """Of a fresh session."""
-        with httpx.Client(base_url=self.url, timeout=HTTP_SECONDS, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, timeout=HTTP_SECONDS, **PLAIN) as client:
             answer = client.post(
                 "/api/login", json={"username": username, "password": password}
             ).raise_for_status()

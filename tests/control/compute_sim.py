@@ -51,6 +51,7 @@ from control.compute.rows import (
     visible,
 )
 from control.errors import ApiError
+from control.identity import ANYBODY
 from control.identity.rows import IDENTITY, User, users
 from control.quota import QUOTA, Limits
 from control.records import Records, Txn
@@ -77,9 +78,9 @@ class World:
 
     def __init__(self) -> None:
         self.things: dict[str, Thing] = {}
-        #: Of what happened, still to be told; and all that was ever told.
+        #: Of what happened, still to be reported; and all that ever was.
         self.news: list[News] = []
-        self.told: list[News] = []
+        self.reported: list[News] = []
         self.watch: Watch | None = None
         #: How the next calls fail: "unavailable", "impossible", "bug", "hang", or with
         #: "late-" in front when they have done their work.
@@ -87,7 +88,7 @@ class World:
         #: Virtual seconds that each half of a call takes.
         self.call_seconds = 0.2
         self.is_up = True
-        #: A run that has ended leaves nothing that tells which it was, as in Podman.
+        #: A run that has ended leaves nothing that shows which it was, as in Podman.
         self.forgets = False
         self.under_way: set[str] = set()
         self.overlaps: list[str] = []
@@ -129,10 +130,10 @@ class World:
     def deliver(self, count: int = 1_000_000) -> None:
         for _ in range(min(count, len(self.news))):
             news = self.news.pop(0)
-            self.told.append(news)
-            self.tell(news)
+            self.reported.append(news)
+            self.report(news)
 
-    def tell(self, news: News) -> None:
+    def report(self, news: News) -> None:
         if self.watch is not None:
             if isinstance(news, str):
                 self.watch.gone(news)
@@ -142,7 +143,7 @@ class World:
                 self.watch.seen(news)
 
     def relist(self) -> None:
-        """As a watch does that begins anew: what was not told is lost."""
+        """As a watch does that begins again: what was not reported is lost."""
         self.news.clear()
         if self.watch is not None:
             for thing in self.things.values():
@@ -253,6 +254,8 @@ class World:
 class _Call:
     """As much of a request as :class:`Containers` looks at."""
 
+    need = ANYBODY
+
     def __init__(self, container_id: str) -> None:
         self.params = {"id": container_id}
 
@@ -268,7 +271,7 @@ class _SameThread:
 
     async def run(self, decide: Callable[[Txn], Any], seconds: float) -> Any:
         await trio.lowlevel.checkpoint()
-        job = Job(decide)
+        job = Job(decide, None)
         self._records._commit(lambda: [job])
         assert job.outcome is not None
         return job.outcome.unwrap()
@@ -429,7 +432,7 @@ class Sim:
         await trio.sleep(seconds)
 
     async def go_on(self) -> None:
-        """What was begun goes on to its end, and that is told."""
+        """What was begun goes on to its end, and that is reported."""
         await trio.sleep(1.0)
         self.world.advance()
         self.world.deliver()
@@ -456,6 +459,8 @@ class Stepped:
         self.sim = Sim(directory, reconcile_seconds)
         self._commands: queue.SimpleQueue[Callable[[], Awaitable[Any]] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        #: Whether a command has failed, which ends the thread.
+        self._has_failed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -465,13 +470,15 @@ class Stepped:
         return self._answer()
 
     def close(self) -> None:
-        self._commands.put(None)
-        self._answer()
+        if not self._has_failed:
+            self._commands.put(None)
+            self._answer()
         self._thread.join(COMMAND_SECONDS)
 
     def _answer(self) -> Any:
         result, error = self._answers.get(timeout=COMMAND_SECONDS)
         if error is not None:
+            self._has_failed = True
             raise error
         return result
 

@@ -9,14 +9,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
-# The harness of real processes is shared with the tests of the file system.
+# The harness of real processes is shared with the tests of the file system, and certificates.
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
+from checks import unique
 from cloud import Cloud, repeated
 from compute_cloud import ComputeCloud
 from http_served import make_certificate
+from postgresql import PostgreSQL, running
+from s3_client import S3Client, client_of, new_key
 
 # What runs containers is a matter of the tests that need some: no process of another
 # looks for a cluster or for Podman when it starts.
@@ -29,10 +34,10 @@ def held(request: pytest.FixtureRequest) -> Iterator[None]:
     itself. (Tests' own code runs on that loop, too, in tasks that are no requests. What
     they leave is not collected meanwhile: that can take as long, and is nobody's request.)
     Once is nothing, on a machine that has too much to do."""
-    told: list[str] = []
+    reported: list[str] = []
 
     def note(record: logging.LogRecord) -> bool:
-        told.append(record.getMessage())
+        reported.append(record.getMessage())
         return True
 
     logger = logging.getLogger("control.app.loop")
@@ -43,9 +48,15 @@ def held(request: pytest.FixtureRequest) -> Iterator[None]:
     logger.removeFilter(note)
     if request.node.get_closest_marker("holds_the_loop") is None:
         ours = [
-            line for line in told if not line.startswith("the task ") or "task control." in line
+            line for line in reported if not line.startswith("the task ") or "task control." in line
         ]
         assert repeated(ours) == []
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    with running() as server:
+        yield server
 
 
 @pytest.fixture
@@ -99,3 +110,24 @@ def make_cloud(tmp_path: Path) -> Iterator[Callable[..., Cloud]]:
     yield make
     for cloud in made:
         cloud.stop()
+
+
+@pytest.fixture(scope="module")
+def owner(cloud: Cloud) -> tuple[httpx.Client, str]:
+    """A user for tests of S3: a client of the REST API, and the id."""
+    return cloud.make_user()
+
+
+@pytest.fixture(scope="module")
+def s3(cloud: Cloud, owner: tuple[httpx.Client, str]) -> Iterator[S3Client]:
+    """The same user's client of S3."""
+    key = new_key(*owner)
+    with client_of(cloud, key) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(s3: S3Client) -> str:
+    name = unique("bucket")
+    s3.put(name)
+    return name

@@ -7,15 +7,12 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import trio
 import trio.testing
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import Authority
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
@@ -132,7 +129,7 @@ def make_app(notes: Notes) -> QuartTrio:
         return Response(pieces())
 
     @app.get("/chunks-for-ever")
-    async def chunks_for_ever() -> Response:
+    async def chunks_without_end() -> Response:
         async def pieces() -> AsyncIterator[bytes]:
             while True:
                 yield b"one"
@@ -309,29 +306,11 @@ def request_bytes(method: str, path: str, headers: tuple[str, ...]) -> bytes:
 
 
 def make_certificate(directory: Path) -> Path:
-    """A PEM file with a self-signed certificate for localhost and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    """A PEM file with a certificate for localhost, its key and who has signed it."""
+    made = Authority().write(directory / "tls", "localhost")
     path = directory / "server.pem"
     path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
+        b"".join((made / f"{name}.pem").read_bytes() for name in ("key", "cert", "ca"))
     )
     return path
 

@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import scripted
 import trio
 from scripted import Shell
 
@@ -45,28 +47,10 @@ def make(installation: Installation, settings: Any) -> Outside:
     return Outside(World(Path(os.environ["TEST_WORLD"])), installation.domain)
 
 
-class Thing(msgspec.Struct, kw_only=True):
-    """One container, as the world has it."""
-
-    spec: Spec
+@dataclass(kw_only=True)
+class Thing(scripted.Thing):
     #: Made of two parts; a creation that was cut off leaves one.
     parts: int = 0
-    phase: Phase = "stopped"
-    generation: int = 0
-    reason: str = ""
-    external_ip: str = ""
-    exposed: Spec | None = None
-
-    @property
-    def sighting(self) -> Sighting:
-        return Sighting(
-            id=self.spec.id,
-            user_id=self.spec.user_id,
-            phase=self.phase,
-            generation=self.generation,
-            reason=self.reason,
-            external_ip=self.external_ip,
-        )
 
 
 class World:
@@ -217,9 +201,9 @@ class Outside:
     async def create(self, spec: Spec) -> None:
         async with self._call("create", spec.id):
             thing = self.world.thing(spec.id) or Thing(spec=spec)
-            self.world.put(msgspec.structs.replace(thing, parts=max(thing.parts, 1)))
+            self.world.put(replace(thing, parts=max(thing.parts, 1)))
             await self.world.pass_by("create-half")
-            self.world.put(msgspec.structs.replace(thing, parts=2))
+            self.world.put(replace(thing, parts=2))
 
     async def start(self, spec: Spec) -> None:
         async with self._call("start", spec.id):
@@ -247,9 +231,7 @@ class Outside:
         async with self._call("delete", container_id):
             thing = self.world.thing(container_id)
             if thing is not None:
-                self.world.put(
-                    msgspec.structs.replace(thing, parts=1, phase="stopped", generation=0)
-                )
+                self.world.put(replace(thing, parts=1, phase="stopped", generation=0))
             await self.world.pass_by("delete-half")
             self.world.remove(container_id)
 
@@ -292,11 +274,11 @@ class Outside:
         lines = path.read_text().splitlines() if path.exists() else []
         for line in lines[max(0, len(lines) - tail) :]:
             yield line
-        told = len(lines)
+        reported = len(lines)
         while follow:
             await trio.sleep(LOOK_SECONDS)
-            for line in path.read_text().splitlines()[told:]:
-                told += 1
+            for line in path.read_text().splitlines()[reported:]:
+                reported += 1
                 yield line
 
     def ssh_command(self, spec: Spec) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-SECONDS = 20.0
+SECONDS = 60.0
 LINE_BYTES_MAX = 64 * 1024
 
 

@@ -64,7 +64,7 @@ class Thing:
 @dataclass
 class World:
     things: dict[str, Thing] = field(default_factory=dict)
-    #: Who is told at once of what happens here.
+    #: Who gets what happens here at once.
     watches: list[Watch] = field(default_factory=list)
     #: Every call, with the container's id.
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class World:
     terminals: list[Shell] = field(default_factory=list)
     gate: trio.Event | None = None
 
-    def tell(self, container_id: str) -> None:
+    def report(self, container_id: str) -> None:
         thing = self.things.get(container_id)
         for watch in list(self.watches):
             if thing is None:
@@ -93,14 +93,14 @@ class World:
                 watch.seen(thing.sighting)
 
     def move(self, container_id: str, phase: Phase, reason: str = "", ip: str = "") -> None:
-        """Something happens to a container, and whoever watches is told."""
+        """Something happens to a container, and all who watch get it."""
         thing = self.things[container_id]
         thing.phase, thing.reason, thing.external_ip = phase, reason, ip
-        self.tell(container_id)
+        self.report(container_id)
 
     def lose(self, container_id: str) -> None:
         self.things.pop(container_id, None)
-        self.tell(container_id)
+        self.report(container_id)
 
 
 class Scripted:
@@ -222,7 +222,7 @@ class Scripted:
 
 
 class Shell:
-    """It says what it was told. ``flood N`` prints N bytes, ``size`` its size, ``exit N`` ends
+    """It says what was typed. ``flood N`` prints N bytes, ``size`` its size, ``exit N`` ends
     with that code or 0, ``vanish`` without one, ``break`` loses the connection to it, ``bug``
     is one of the backend's."""
 

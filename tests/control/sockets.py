@@ -78,7 +78,7 @@ class Client:
         await self.stream.send_all(self.protocol.send(CloseConnection(1000)))
 
     async def event(self, *, pings: bool = False) -> Event:
-        """The next event; those that are pings are answered, and told if ``pings``."""
+        """The next event; those that are pings are answered, and returned if ``pings``."""
         with trio.fail_after(SECONDS):
             while True:
                 for event in self.protocol.events():

@@ -15,10 +15,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from inprocess import make_app
 
 from control.api import Call, Route
-from control.api.installed import discover
 from control.identity.access import (
     ADMIN,
     ANYBODY,
@@ -27,9 +25,12 @@ from control.identity.access import (
     SERVICE,
     SESSION,
     Need,
+    admins,
     scoped,
 )
 from control.identity.scopes import ScopeTable
+from control.installed import discover
+from control.testing import make_app
 
 #: Reviewed: these answer the same to everybody, or are how one gets a credential.
 REVIEWED_AS_PUBLIC = {
@@ -40,9 +41,11 @@ REVIEWED_AS_PUBLIC = {
     ("GET", "/"),
     ("GET", "/docs"),
     ("GET", "/docs/{file}"),
+    ("GET", "/console/{file}"),
     ("POST", "/api/login"),  # gives the credential
     ("POST", "/api/logout"),  # ends nothing but the session that is presented
     ("GET", "/storage/status"),  # two counts
+    ("GET", "/share/{id}"),  # its secret is the credential
 }
 #: Reviewed: anonymous requests come in, and what they are about decides.
 REVIEWED_AS_OPEN_METHODS = {"GET"}
@@ -60,9 +63,10 @@ def problems(route: Route, scopes: ScopeTable) -> list[str]:
         found.append("is public, and nobody has reviewed that")
     if need.is_open and route.method not in REVIEWED_AS_OPEN_METHODS:
         found.append("changes something and lets anonymous requests in")
-    if need.kind == "scoped":
+    if need.kind == "scoped" or need.root:
         found += scope_problems(need, scopes)
-    if need.kind != "scoped" and (need.root or need.is_open or need.parameter):
+    asks = need.kind == "scoped" or (need.kind == "admin" and need.root)
+    if not asks and (need.root or need.is_open or need.parameter):
         found.append("names parts of a scope and does not ask for it")
     if need.parameter and need.parameter not in parameters(route):
         found.append(f"takes the scope's last part from {need.parameter!r}, which it does not have")
@@ -97,7 +101,8 @@ def test_every_route_declares_who_may_use_it(tmp_path: Path) -> None:
         for problem in problems(route, app.control.scopes)
     ]
     assert found == []
-    assert {module for module, _ in app.table} == {"auth", "compute", "storage", "system"}
+    served = {"auth", "cluster", "compute", "console", "s3", "storage", "system"}
+    assert {module for module, _ in app.table} == served
 
 
 def test_what_is_reviewed_still_exists(tmp_path: Path) -> None:
@@ -149,6 +154,7 @@ def route(need: Any, method: str = "GET", path: str = "/shop/{item}", **more: An
         route(ADMIN),
         route(SERVICE),
         route(PUBLIC, path="/healthz"),
+        route(admins("shop", "goods", "buy"), "POST"),
         route(scoped("shop", "goods", "read")),
         route(scoped("shop", "goods", "read", parameter="item", is_open=True)),
         route(scoped("shop", "goods", "buy", parameter="shelf"), "POST", query=Which),
@@ -169,6 +175,7 @@ def test_a_good_route_passes(good: Route) -> None:
         (route(PUBLIC, "DELETE", "/healthz"), "nobody has reviewed"),
         (route(scoped("market", "goods", "read")), "no module defines"),
         (route(scoped("shop", "people", "read")), "no module defines"),
+        (route(admins("shop", "people", "read")), "no module defines"),
         (route(scoped("shop", "goods", "steal")), "no action"),
         (route(scoped("shop", "goods", "read", parameter="shelf")), "does not have"),
         (route(scoped("shop", "goods", "buy", is_open=True), "POST"), "lets anonymous"),

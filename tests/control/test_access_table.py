@@ -28,9 +28,9 @@ import jwt
 import pytest
 from checks import anonymous, get, make_token, ok, put, refused, unique, with_token
 from cloud import PASSWORD, Cloud
-from inprocess import make_app
 
-from control.api.installed import discover
+from control.installed import discover
+from control.testing import make_app
 
 Do = Callable[[httpx.Client, str, str], httpx.Response]
 ACTIONS = ["create", "read", "update", "delete"]
@@ -45,6 +45,7 @@ private download      200    403    403     401    200     403       403        
 private direct        200    403    403     401    200     403       403        403
 private attachment    200    403    403     401    200     403       403        403
 private head          200    403    403     401    200     403       403        403
+private ticket        200    403    403     401    200     403       403        403
 private upload        200    403    403     401    200     403       403        403
 private put           200    403    403     401    200     403       403        403
 private overwrite     200    403    403     401    200     403       403        403
@@ -58,6 +59,7 @@ visible download      200    200    200     200    200     200       200        
 visible direct        200    200    200     200    200     200       200        200
 visible attachment    200    200    200     200    200     200       200        200
 visible head          200    200    200     200    200     200       200        200
+visible ticket        200    200    200     401    200     403       200        200
 visible upload        200    403    403     401    200     403       403        403
 visible put           200    403    403     401    200     403       403        403
 visible overwrite     200    403    403     401    200     403       403        403
@@ -71,6 +73,7 @@ public download       200    200    200     200    200     200       200        
 public direct         200    200    200     200    200     200       200        200
 public attachment     200    200    200     200    200     200       200        200
 public head           200    200    200     200    200     200       200        200
+public ticket         200    200    200     401    200     403       200        200
 public upload         200    403    403     401    200     403       403        403
 public put            200    403    403     401    200     403       403        403
 public overwrite      200    403    403     401    200     403       403        403
@@ -84,6 +87,7 @@ default download      200    200    200     200    200     200       200        
 default direct        200    200    200     200    200     200       200        200
 default attachment    200    200    200     200    200     200       200        200
 default head          200    200    200     200    200     200       200        200
+default ticket        200    200    200     401    200     403       200        200
 default upload        200    200    200     401    200     403       200        200
 default put           200    200    200     401    200     403       200        200
 default overwrite     200    403    200     401    200     403       403        403
@@ -97,6 +101,7 @@ left download           -    403    200     401      -       -       403        
 left direct             -    403    200     401      -       -       403        403
 left attachment         -    403    200     401      -       -       403        403
 left head               -    403    200     401      -       -       403        403
+left ticket             -    403    200     401      -       -       403        403
 left upload             -    403    200     401      -       -       403        403
 left put                -    403    200     401      -       -       403        403
 left overwrite          -    403    200     401      -       -       403        403
@@ -125,6 +130,9 @@ ROUTES: dict[str, Do] = {
     "direct": lambda c, space, path: c.get(f"/storage/{space}/{path}"),
     "attachment": lambda c, space, path: c.get(f"/storage/download/{space}/{path}"),
     "head": lambda c, space, path: c.head(f"/storage/{space}/{path}"),
+    "ticket": lambda c, space, path: c.post(
+        f"/storage/namespaces/{space}/tickets", json={"path": path}
+    ),
     "upload": lambda c, space, path: c.post(
         "/storage/upload", params={"namespace": space}, files={"file": (unique("new"), b"new")}
     ),
@@ -234,6 +242,10 @@ def check_effect(
         assert answer.content == b"old"
     elif route == "head":
         assert answer.headers["Content-Length"] == "3"
+    elif route == "ticket":
+        query = {"ticket": ok(answer)["ticket"]}
+        with everybody.cloud.client() as client:
+            assert client.get(f"/storage/{space}/{path}", params=query).content == b"old"
     elif route == "overwrite":
         assert get(reader, space, path) == b"overwritten"
     elif route in ("upload", "put"):
@@ -280,7 +292,7 @@ def test_what_everybody_may_make(everybody: Everybody) -> None:
 # --- auth ---------------------------------------------------------------------------------
 
 #: ``owner`` is who has what the path names, ``admin`` an administrator, and ``token`` and
-#: ``adm-token`` are their API tokens, with every scope there is. ``404``: it is not told
+#: ``adm-token`` are their API tokens, with every scope there is. ``404``: it is not said
 #: that others have it.
 AUTH_TABLE = """
                                          owner  other  admin  nobody  token  adm-token
@@ -301,6 +313,7 @@ POST   /api/service-accounts/{id}/tokens   200    404    404     401    403     
 GET    /api/service-accounts/{id}/tokens   200    404    404     401    403        403
 GET    /admin/users                        403    403    200     401    403        403
 POST   /admin/users                        403    403    200     401    403        403
+PUT    /admin/users                        403    403    200     401    403        403
 DELETE /admin/users                        403    403    200     401    403        403
 GET    /admin/sessions                     403    403    200     401    403        403
 DELETE /admin/sessions                     403    403    200     401    403        403
@@ -370,6 +383,7 @@ class Asking:
             "PUT /api/service-accounts/{id}/scopes": {"scopes": scopes},
             "POST /api/service-accounts/{id}/tokens": {"name": "token"},
             "PUT /admin/quotas": {},
+            "PUT /admin/users": {"display_name": "Another"},
             "POST /admin/users": {"username": unique("made"), "password": PASSWORD},
         }
         return bodies.get(f"{method} {path}")

@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from inprocess import make_app, served
 
 from control.api import Call, Module, Route
 from control.app import application
 from control.identity.access import PUBLIC
 from control.records import RecordsFailed
 from control.settings import ControlSettings
-from gfs.errors import DiskFull, MasterUnavailable, SettingsError, StartupError
+from control.testing import make_app, served
+from gfs.errors import DiskFull, MasterUnavailable, SettingsError
 
 
 class Body(msgspec.Struct):
@@ -157,32 +157,6 @@ def test_origins_as_people_write_them() -> None:
     settings = ControlSettings(origins="https://App.Example/, http://[::1]:8080")
     settings.check()
     assert settings.origin_list == ["https://app.example", "http://[::1]:8080"]
-
-
-@pytest.mark.parametrize(
-    ("one", "two", "same"),
-    [
-        ("/a/{x}", "/a/{y}", True),
-        ("/a/{x:path}", "/a/{y:path}", True),
-        ("/a/{x}", "/a/{y:path}", False),
-        ("/a/{x}/b", "/a/{x}/c", False),
-    ],
-)
-def test_routes_that_differ_in_a_parameters_name_alone_are_the_same(
-    tmp_path: Path, one: str, two: str, same: bool
-) -> None:
-    def serving(path: str, called: str) -> type[Module]:
-        def routes(self: Any) -> Sequence[Route]:
-            return [Route("GET", path, _nothing, PUBLIC, "Nothing", answer=dict[str, str])]
-
-        return type(called, (Module,), {"name": called, "routes": routes})
-
-    first, second = serving(one, "first"), serving(two, "second")
-    if same:
-        with pytest.raises(StartupError, match=r"the route GET .*:first and .*:second"):
-            make_app(tmp_path, first, second)
-    else:
-        make_app(tmp_path, first, second)
 
 
 @pytest.mark.parametrize(

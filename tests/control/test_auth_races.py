@@ -59,7 +59,7 @@ def gated() -> Iterator[Gated]:
     hasher.gate.set()
 
 
-async def test_a_right_guess_among_too_many_wrong_ones_is_told_nothing(
+async def test_a_right_guess_among_too_many_wrong_ones_learns_nothing(
     tmp_path: Path, gated: Gated
 ) -> None:
     class GatedAuth(CheapAuth):
@@ -94,12 +94,15 @@ class Ending:
     """Every request whose outcome may outlive its credential: (method, route) → path, body.
     All are ada's, who is an administrator; bob is somebody else."""
 
-    def __init__(self, c: Computing, ada: Who, account: str, token: str, key: int) -> None:
+    def __init__(
+        self, c: Computing, ada: Who, account: str, token: str, key: int, container: str
+    ) -> None:
         self.ada = ada
         bob = c.bob["user_id"]
         claims = jwt.decode(c.bob["token"], options={"verify_signature": False})
         scopes = {"scopes": {f"storage.{ada['user_id']}": ["read"]}}
         one = f"/api/service-accounts/{account}"
+        theirs = f"/compute/admin/containers/{container}"
         self.of_auth: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
             ("PUT", "/api/password"): (
                 "/api/password",
@@ -118,6 +121,7 @@ class Ending:
                 "/admin/users",
                 {"username": "late", "password": PASSWORD, "is_admin": True},
             ),
+            ("PUT", "/admin/users"): (f"/admin/users?id={bob}", {"display_name": "Late"}),
             ("DELETE", "/admin/users"): (f"/admin/users?id={bob}", {}),
             ("DELETE", "/admin/sessions"): (f"/admin/sessions?id={claims['jti']}", {}),
             ("PUT", "/admin/quotas"): (f"/admin/quotas?id={bob}", {"files": 1}),
@@ -132,6 +136,8 @@ class Ending:
                 "/compute/containers",
                 {"name": "late", "ssh_key_ids": [key]},
             ),
+            ("POST", "/compute/admin/containers/{id}/stop"): (f"{theirs}/stop", {}),
+            ("DELETE", "/compute/admin/containers/{id}"): (theirs, {}),
         }
 
     @property
@@ -147,7 +153,8 @@ async def ending(place: Path) -> AsyncIterator[tuple[Computing, Ending]]:
         account = ok(await c.call("POST", "/api/service-accounts", ada, name="a", scopes=scopes))
         token = ok(await c.call("POST", "/api/tokens", ada, name="t", scopes=scopes))
         key = await c.key(ada)
-        yield c, Ending(c, ada, account["id"], token["id"], key["id"])
+        theirs = await c.running(c.bob)
+        yield c, Ending(c, ada, account["id"], token["id"], key["id"], theirs["id"])
 
 
 async def kept(c: Computing) -> dict[str, list[Any]]:
@@ -218,7 +225,7 @@ async def test_a_session_that_ends_before_the_last_byte_of_a_body_changes_nothin
     tmp_path: Path,
 ) -> None:
     """Every JSON body of both modules that comes with a credential: the request is let in, as
-    100 (Continue) tells, its session ends, and then comes the last byte."""
+    100 (Continue) shows, its session ends, and then comes the last byte."""
     async with ending(tmp_path) as (c, requests), AsyncExitStack() as stack:
         paths = {key: path for key, (path, _) in requests.all.items()}
         bodies = {key: body for key, (_, body) in requests.all.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 from auth_server import CheapAuth, Server, running
-from checks import ok
+from checks import ok, refused
 
 from control.api import Call, Module, Route
 from control.auth.accounts import ACCOUNTS_MAX
@@ -92,6 +92,20 @@ async def test_a_token_is_shown_once_and_works_until_it_is_revoked(tmp_path: Pat
         assert answer.status_code == 404
 
 
+async def test_a_token_ends_when_its_maker_says(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        ada, eve = await server.new_user("ada"), await server.new_user("eve")
+        for expires_in, days in (("90d", 90), ("365d", 365), ("never", None), (None, None)):
+            made = await make(server, ada, **({"expires_in": expires_in} if expires_in else {}))
+            end = 0 if days is None else made["created_at"] + days * DAY
+            assert made["expires_at"] == end
+            text = made["token"].removeprefix("ecloud_")
+            claims = jwt.decode(text, options={"verify_signature": False})
+            # A library that verifies ``exp`` would refuse 0, so a token without end has none.
+            assert claims.get("exp", 0) == end
+        assert ok(await server.call("GET", "/api/tokens", eve)) == []
+
+
 async def test_a_user_has_a_bounded_number_of_tokens_and_accounts(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         ada = await server.new_user("ada")
@@ -129,9 +143,11 @@ async def test_services_ask_whether_a_token_is_valid(tmp_path: Path) -> None:
 
         assert await ask(made["id"], **{"X-Service-Key": key}) == (200, {"status": "valid"})
         assert (await ask("missing", **{"X-Service-Key": key}))[0] == 404
-        assert (await ask(made["id"], **{"X-Service-Key": key[:-1]}))[0] == 401
+        for wrong in ("", "x", key[:-1], key + "x", key.swapcase()):
+            assert (await ask(made["id"], **{"X-Service-Key": wrong}))[0] == 401
         assert (await ask(made["id"]))[0] == 401
-        assert (await ask(made["id"], Authorization=f"Bearer {ada['token']}"))[0] == 401
+        for who in (ada, server.admin):
+            assert (await ask(made["id"], Authorization=f"Bearer {who['token']}"))[0] == 401
         await server.call("DELETE", f"/api/tokens/{made['id']}", ada)
         assert (await ask(made["id"], **{"X-Service-Key": key}))[0] == 404
 
@@ -155,8 +171,8 @@ async def test_a_service_accounts_tokens_may_what_the_account_may_now(tmp_path: 
         assert made["expires_at"] == made["created_at"] + 90 * DAY
         assert (await server.call("GET", "/echo/default", made)).status_code == 200
         own = await make(server, ada)
-        told = (await server.call("GET", "/api/tokens", ada)).json()
-        assert [(row["id"], row.get("service_account_id"), row["scopes"]) for row in told] == [
+        reported = (await server.call("GET", "/api/tokens", ada)).json()
+        assert [(row["id"], row.get("service_account_id"), row["scopes"]) for row in reported] == [
             (own["id"], None, own["scopes"]),
             (later["id"], bot["id"], bot["scopes"]),
             (made["id"], bot["id"], bot["scopes"]),
@@ -182,7 +198,9 @@ async def test_a_service_accounts_tokens_may_what_the_account_may_now(tmp_path: 
         assert (await server.call("GET", "/echo/default", made)).status_code == 200
         assert (await server.call("DELETE", one, ada)).json() == {"status": "ok"}
         assert (await server.call("GET", "/echo/default", made)).status_code == 401
-        assert (await server.call("GET", one, ada)).status_code == 404
+        for method in ("GET", "DELETE"):
+            assert (await server.call(method, one, ada)).status_code == 404
+        assert (await server.call("GET", "/api/service-accounts", ada)).json() == []
 
 
 async def test_as_many_tokens_as_one_may_have_are_made_and_listed_in_pieces(
@@ -215,17 +233,17 @@ async def test_as_many_tokens_as_one_may_have_are_made_and_listed_in_pieces(
             body = {"name": "last", "scopes": scopes}
             made = ok(await server.call("POST", "/api/tokens", ada, **body))
             ok(await server.call("POST", "/api/service-accounts", ada, **body))
-        told = ok(await server.call("GET", "/api/tokens", ada))
-        assert [row["id"] for row in told] == [
+        reported = ok(await server.call("GET", "/api/tokens", ada))
+        assert [row["id"] for row in reported] == [
             made["id"], *(f"t{number}" for number in reversed(range(TOKENS_MAX - 1)))
         ]  # fmt: skip
-        assert all(row["scopes"] == scopes for row in told)
-        told = ok(await server.call("GET", "/api/service-accounts/a0/tokens", ada))
-        assert [row["id"] for row in told] == [
+        assert all(row["scopes"] == scopes for row in reported)
+        reported = ok(await server.call("GET", "/api/service-accounts/a0/tokens", ada))
+        assert [row["id"] for row in reported] == [
             f"t{number}" for number in reversed(range(1, TOKENS_MAX - 1, 2))
         ]
-        told = ok(await server.call("GET", "/api/service-accounts", ada))
-        assert (len(told), told[0]["name"]) == (ACCOUNTS_MAX, "last")
+        reported = ok(await server.call("GET", "/api/service-accounts", ada))
+        assert (len(reported), reported[0]["name"]) == (ACCOUNTS_MAX, "last")
 
 
 async def test_service_accounts_of_others_do_not_exist(tmp_path: Path) -> None:
@@ -244,6 +262,9 @@ async def test_service_accounts_of_others_do_not_exist(tmp_path: Path) -> None:
         ):
             assert (await server.call(method, path, eve, **body)).status_code == 404, path
         assert (await server.call("GET", "/api/service-accounts", eve)).json() == []
-        answer = await server.call("PUT", f"{one}/scopes", ada, scopes=scopes_of(eve))
-        assert answer.status_code == 400
+        for body in ({"scopes": scopes_of(eve)}, {"scopes": {}}, {"scopes": "x"}, {}):
+            refused(await server.call("PUT", f"{one}/scopes", ada, **body), 400)
+            refused(await server.call("POST", "/api/service-accounts", ada, name="a", **body), 400)
+        body = {"name": " ", "scopes": scopes_of(ada)}
+        refused(await server.call("POST", "/api/service-accounts", ada, **body), 400, "name")
         assert (await server.call("GET", one, ada)).json()["scopes"] == scopes_of(ada)

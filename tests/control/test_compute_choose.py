@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import scripted
+import trio
+import trio.testing
 from auth_server import CheapAuth, running
 from checks import ok, refused
 from compute_cloud import ED25519
+from postgresql import PostgreSQL
 
 from control.compute import Compute
-from control.compute.backend import BackendUnavailable, Installation
-from control.compute.reconcile import choose
+from control.compute.backend import Backend, BackendUnavailable, Elsewhere, Installation
+from control.compute.backend.none import NoBackend
+from control.compute.reconcile import Changes, Lead, choose
+from control.compute.reconcile import changes as changes_module
 from control.compute.reconcile.choose import installation_id
-from control.compute.rows import COMPUTE, Container, containers
+from control.compute.rows import COMPUTE, Container, add_event, containers
 from control.compute.settings import ComputeSettings
 from control.records import Records
-from gfs.errors import StartupError
+from gfs.errors import SettingsError, StartupError
 
 # --- none -------------------------------------------------------------------------------
 
@@ -48,6 +55,20 @@ async def test_without_a_backend_all_works_but_creating(
         assert ok(await server.call("GET", "/compute/admin/containers", server.admin)) == []
         ok(await server.call("DELETE", f"/compute/ssh-keys/{key['id']}", ada))
         assert ok(await server.call("GET", "/readyz")) == {"status": "ok"}
+
+
+async def test_no_backend_refuses_whatever_a_container_needs() -> None:
+    given = Installation(id="one", domain="example.org", image="image", directory="/")
+    backend, spec = NoBackend(given, "none"), mock.Mock()
+    for call in (backend.create, backend.start, backend.stop, backend.expose, backend.usage):
+        with pytest.raises(BackendUnavailable, match="no containers can run here"):
+            await call(spec)
+    with pytest.raises(BackendUnavailable):
+        await backend.delete("container", "user")
+    with pytest.raises(BackendUnavailable):
+        backend.exec(spec, ["sh"])
+    with pytest.raises(BackendUnavailable):
+        await anext(backend.logs(spec, 1, follow=False))
 
 
 # --- the choice -------------------------------------------------------------------------
@@ -117,7 +138,7 @@ async def test_auto_takes_kubernetes_if_it_answers_and_never_podman(
         assert f"kubernetes: {kubernetes}; podman: only if asked for" in caplog.text
 
 
-async def test_without_any_the_user_is_told_why(
+async def test_without_any_the_user_gets_the_reason(
     records: Records, answers: Callable[..., None]
 ) -> None:
     answers("no cluster", "no podman")
@@ -183,7 +204,28 @@ async def test_a_backend_that_cannot_be_loaded_ends_the_start(records: Records, 
         await chosen(records, name)
 
 
-async def test_an_installation_has_one_id_for_ever(records: Records) -> None:
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("backend", ["", "no such"], ["auto", "kubernetes", "podman", "none", "a.module:make"]),
+        ("domain", ["", "a b"], ["compute.example.org"]),
+        ("image", [" "], ["an-image"]),
+        ("open_networks", ["10.1.2.3/8", "x"], ["", "10.0.0.0/8, fd00::/8"]),
+        ("ssh_port_base", [1023, 65001], [1024, 65000]),
+        ("uid_base", [65535, 0x7FFE0000 - 65535], [65536, 0x7FFE0000 - 65536]),
+        ("disk_reserve_gb", [-1], [0]),
+        ("memory_mb_max", [-1], [0]),
+    ],
+)
+def test_settings_are_checked(name: str, wrong: list[Any], right: list[Any]) -> None:
+    for value in right:
+        ComputeSettings(**{name: value}).check()
+    for value in wrong:
+        with pytest.raises(SettingsError, match=name):
+            ComputeSettings(**{name: value}).check()
+
+
+async def test_an_installation_has_one_id_forever(records: Records) -> None:
     first = await installation_id(records)
     assert len(first) == 16
     assert await installation_id(records) == first
@@ -204,3 +246,93 @@ def test_nothing_heavy_is_loaded_until_it_is_used() -> None:
         env=dict(os.environ),
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.extra
+async def test_containers_of_podman_belong_to_one_machine(
+    answers: Callable[..., None], postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    answers("no cluster", "")
+
+    async def named(records: Records, host: str) -> Backend:
+        settings = ComputeSettings(backend="podman", host=host)
+        return await choose.choose(records, INSTALLATION, settings, leads=False)
+
+    opened = [
+        Records.open_shared(postgresql.url, tmp_path / name, [COMPUTE], store="hosts")
+        for name in ("one", "two")
+    ]
+    with contextlib.ExitStack() as stack:
+        for records in opened:
+            stack.callback(records.close)
+        one, two = opened
+        assert isinstance(await named(one, "one"), Fake)
+        await two.fresh()
+        other = await named(two, "two")
+        assert isinstance(other, Elsewhere)
+        assert isinstance(await named(one, "one"), Fake)
+        assert isinstance(await named(two, "one"), Fake), "it replaces the machine"
+        spec = mock.Mock()
+        await other.check()
+        assert await other.room() is None
+        assert other.ssh_command(spec) == ""
+        for call in (other.usage(spec), other.logs(spec, 1, follow=False).__anext__()):
+            with pytest.raises(BackendUnavailable, match="on the machine one"):
+                await call
+
+
+@pytest.mark.extra
+async def test_a_machine_that_does_not_have_them_leaves_the_lock_to_the_other(
+    postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    opened = [
+        Records.open_shared(postgresql.url, tmp_path / name, [COMPUTE], store="leads")
+        for name in ("one", "two")
+    ]
+    with contextlib.ExitStack() as stack:
+        for records in opened:
+            stack.callback(records.close)
+        leads = [
+            stack.enter_context(contextlib.closing(Lead(tmp_path / f"{n}.lock", each.lock("c"))))
+            for n, each in enumerate(opened)
+        ]
+        assert await leads[1].take()
+        assert not await leads[0].take()
+        await leads[1].release()
+        assert await leads[0].take()
+        assert not await leads[1].take()
+
+
+@pytest.mark.extra
+async def test_events_of_another_machine_are_announced_and_not_polled_for(
+    postgresql: PostgreSQL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes_module, "POLL_SECONDS", 600.0)
+    with contextlib.ExitStack() as stack:
+        one, other = (
+            Records.open_shared(postgresql.url, tmp_path / name, [COMPUTE], store="events")
+            for name in ("one", "two")
+        )
+        for records in (one, other):
+            stack.callback(records.close)
+        changes = Changes(other)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(changes.run)
+            for number in range(3):
+                with trio.fail_after(30):
+                    async with trio.open_nursery() as both:
+                        both.start_soon(changes.after, number)
+                        await trio.testing.wait_all_tasks_blocked()
+                        await one.write(lambda txn: add_event(txn, ROW, "status"))
+            nursery.cancel_scope.cancel()
+
+
+async def test_records_of_one_machine_have_no_host(
+    records: Records, answers: Callable[..., None]
+) -> None:
+    """Its name may change."""
+    answers("no cluster", "")
+    for host in ("one", "two"):
+        settings = ComputeSettings(backend="podman", host=host)
+        backend = await choose.choose(records, INSTALLATION, settings, leads=True)
+        assert isinstance(backend, Fake)

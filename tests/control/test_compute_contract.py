@@ -91,7 +91,7 @@ def test_who_has_none_gets_an_empty_list(user: httpx.Client) -> None:
     assert listed(user) == []
 
 
-def test_a_container_that_says_everything(computing: ComputeCloud, user: httpx.Client) -> None:
+def test_a_container_with_all_fields(computing: ComputeCloud, user: httpx.Client) -> None:
     began = int(time.time())
     made = computing.container(
         user,
@@ -121,7 +121,7 @@ def test_a_container_that_says_everything(computing: ComputeCloud, user: httpx.C
 
 
 @pytest.mark.parametrize("more", [{}, {"mount_paths": []}], ids=["absent", "empty"])
-def test_a_container_that_says_what_it_must(
+def test_a_container_with_the_required_fields_only(
     computing: ComputeCloud, user: httpx.Client, more: dict[str, Any]
 ) -> None:
     made = computing.container(user, **more)
@@ -187,7 +187,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("first", range(len(WRONG)))
-def test_the_first_thing_that_is_wrong_is_told(poor: tuple[httpx.Client, int], first: int) -> None:
+def test_the_first_thing_that_is_wrong_is_reported(
+    poor: tuple[httpx.Client, int], first: int
+) -> None:
     """All of what comes later is wrong, too."""
     user, key = poor
     body: dict[str, Any] = {"name": "box", "ssh_key_ids": [key]}
@@ -243,7 +245,7 @@ def test_a_body_that_is_no_json_object(poor: tuple[httpx.Client, int], body: byt
 
 
 @pytest.mark.parametrize("missing", ["name", "ssh_key_ids"])
-def test_what_must_be_said(poor: tuple[httpx.Client, int], missing: str) -> None:
+def test_required_fields(poor: tuple[httpx.Client, int], missing: str) -> None:
     body = {"name": "box", "ssh_key_ids": [poor[1]]}
     del body[missing]
     refused(poor[0].post("/compute/containers", json=body), 400, missing)
@@ -395,6 +397,31 @@ def test_administrators_see_all_containers(computing: ComputeCloud, user: httpx.
     assert set(shown) == ALWAYS | {"external_ip", "owner_id", "owner"}
     refused(user.get("/compute/admin/containers"), 403)
 
+    # Page by page, and when one that was shown is gone meanwhile.
+    path, seen = "/compute/admin/containers?limit=1", []
+    while path:
+        page = computing.admin.get(path)
+        seen += [each["id"] for each in ok(page)]
+        assert len(ok(page)) == 1
+        if seen[-1] == second["id"]:
+            ok(other.delete(f"/compute/containers/{second['id']}"))
+        path = page.links["next"]["url"] if page.links else ""
+    assert seen == list(found)
+
+
+def test_administrators_stop_start_and_delete_what_is_others(
+    computing: ComputeCloud, user: httpx.Client
+) -> None:
+    id_ = computing.running(user)["id"]
+    one = f"/compute/admin/containers/{id_}"
+    assert ok(computing.admin.post(f"{one}/stop"))["id"] == id_
+    computing.until(user, id_, "stopped")
+    ok(computing.admin.post(f"{one}/start"))
+    computing.until(user, id_, "running")
+    ok(computing.admin.delete(one))
+    refused(user.get(f"/compute/containers/{id_}"), 404)
+    refused(computing.admin.post(f"{one}/stop"), 404)
+
 
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -402,6 +429,7 @@ def test_administrators_see_all_containers(computing: ComputeCloud, user: httpx.
         ("PUT", "/compute/containers"),
         ("POST", "/compute/containers/00000000"),
         ("GET", "/compute/containers/00000000/start"),
+        ("GET", "/compute/admin/containers/00000000"),
         ("DELETE", "/compute/containers/00000000/ssh"),
         ("PUT", "/compute/ssh-keys"),
         ("POST", "/compute/ws"),

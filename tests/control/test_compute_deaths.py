@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 from alone import Alone
-from checks import bearer, ok, refused, wait_for, with_token
+from checks import PLAIN, bearer, ok, refused, wait_for, with_token
 from compute_cloud import SECONDS, ComputeCloud
 from outside import PLACES
 
@@ -145,7 +145,7 @@ def test_what_happened_while_nobody_was_there(mortal: Mortal, token: str) -> Non
     with with_token(mortal.url, token) as client:
         mortal.until_gone("0badbeef")
         reason = mortal.until(client, lost, "failed")["reason"]
-        assert "gone" in reason
+        assert "the backend does not have it any more" in reason
         assert mortal.until(client, failed, "failed")["reason"] == "it would not stay up"
         mortal.until(client, ended, "running")
         # What is lost can be made anew.
@@ -201,7 +201,7 @@ async def test_limits_hold_for_requests_at_once(several: ComputeCloud, kind: str
     headers = {"Authorization": f"Bearer {bearer(client)}"}
 
     async def ask() -> None:
-        async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS) as own:
+        async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS, **PLAIN) as own:
             statuses.append((await own.post(path, json=body, headers=headers)).status_code)
 
     async with trio.open_nursery() as nursery:
@@ -226,7 +226,7 @@ async def test_quotas_hold_for_requests_at_once(several: ComputeCloud) -> None:
         answers: list[httpx.Response] = []
 
         async def ask(path: str) -> None:
-            async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS) as own:
+            async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS, **PLAIN) as own:
                 answers.append(await own.post(path, json=body, headers=headers))
 
         async with trio.open_nursery() as nursery:

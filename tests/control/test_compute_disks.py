@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ async def test_without_room_a_disk_is_refused_and_nothing_is_left(tmp_path: Path
         assert not list((tmp_path / "disks").iterdir())
 
 
-async def test_a_disk_that_takes_no_more_files_is_told_in_a_sentence(tmp_path: Path) -> None:
+async def test_a_disk_that_takes_no_more_files_is_reported_in_a_sentence(tmp_path: Path) -> None:
     disks = Disks(tmp_path, "abcd", BASE, 0)
     for number, says in ((errno.ENOSPC, "no room for another file"), (errno.EIO, "Input/output")):
 
@@ -86,9 +87,18 @@ def test_without_a_list_of_calls_no_container_is_started(
     written = syscalls.write_profile(str(tmp_path))
     before = written.stat()
     assert syscalls.write_profile(str(tmp_path)).stat() == before
-    listed.write_text('{"syscalls": [{"names": ["mount", "read"], "action": "SCMP_ACT_ALLOW"}]}')
+    allowed = {"action": "SCMP_ACT_ALLOW"}
+    refused = {"names": ["mount"], "action": "SCMP_ACT_ERRNO"}
+    rules = [{"names": ["clone", "clone3", "mount", "read"], **allowed}, refused]
+    listed.write_text(json.dumps({"syscalls": [*rules, {"names": ["setns"], **allowed}]}))
     syscalls.write_profile(str(tmp_path))
-    assert "read" in written.read_text()
+    # CLONE_NEW... of the kernel, all of them.
+    no_namespace = {"index": 0, "value": 0x7E020000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    assert json.loads(written.read_text())["syscalls"] == [
+        {"names": ["read"], **allowed},
+        refused,
+        {"names": ["clone"], **allowed, "args": [no_namespace]},
+    ]
     assert sorted(tmp_path.iterdir()) == [listed, written]
 
 

@@ -61,7 +61,7 @@ async def test_ports_that_no_rule_can_open_are_of_no_interest(tmp_path: Path) ->
         assert not ports.has(listener.getsockname()[1])
 
 
-async def test_a_port_that_cannot_be_written_down_is_refused_and_written_later(
+async def test_a_port_that_cannot_be_recorded_is_refused_and_recorded_later(
     tmp_path: Path,
 ) -> None:
     directory = tmp_path / "later"
@@ -108,18 +108,22 @@ def test_however_long_the_tables_of_a_container_are_only_their_beginning_is_read
         own = os.getpid()
         for size in range(0, 2000, 7):
             monkeypatch.setattr(processes, "TABLE_BYTES_MAX", size)
-            found = listeners(own)
-            # Others on this machine begin to listen meanwhile.
-            everything |= listeners("self")
-            assert found <= everything
-            assert len(found) <= 2 * size // 100
+            # Others on this machine begin to listen meanwhile, and end: none is seen so five times.
+            for _ in range(5):
+                found = listeners(own)
+                assert len(found) <= 2 * size // 100
+                everything |= listeners("self")
+                if found <= everything:
+                    break
+            else:
+                pytest.fail(f"{found - everything} in a table of {size} bytes is nobody's")
         # What listens here is ours and other services', and none of it hides another.
         monkeypatch.setattr(processes, "TABLE_BYTES_MAX", 0)
         assert listeners("self") >= {each.getsockname() for each in sockets}
 
 
 @pytest.mark.parametrize("host", ["localhost", "2001:DB8::1", "0.0.0.0/0", ""])
-def test_where_containers_are_reached_is_said_in_the_words_of_the_kernel(host: str) -> None:
+def test_gateway_host_is_written_as_the_kernel_writes_addresses(host: str) -> None:
     """What others listen on is compared with it."""
     with pytest.raises(SettingsError, match="gateway_host: write"):
         ComputeSettings(gateway_host=host).check()

@@ -10,12 +10,14 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import trio
 from descriptors import none_left, open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from control.compute.podman.network import gateway as module
 from control.compute.podman.network.gateway import Address, Gateway
@@ -40,10 +42,10 @@ class Setting:
     ``accepted`` hands out the connections that arrive there.
     """
 
-    def __init__(self, gateway: Gateway, server: Address, told: list[str]) -> None:
+    def __init__(self, gateway: Gateway, server: Address, reported: list[str]) -> None:
         self.gateway = gateway
         self.server = server
-        self.told = told
+        self.reported = reported
         self._arrive, self.accepted = trio.open_memory_channel[trio.SocketStream](100)
         self.streams: list[trio.SocketStream] = []
 
@@ -70,10 +72,10 @@ class Setting:
 @asynccontextmanager
 async def setting(retry_seconds: float = 600.0) -> AsyncIterator[Setting]:
     """Within SECONDS everything must have happened."""
-    told: list[str] = []
-    gateway = Gateway(changed=told.append, retry_seconds=retry_seconds)
+    reported: list[str] = []
+    gateway = Gateway(changed=reported.append, retry_seconds=retry_seconds)
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
-    made = Setting(gateway, listener.socket.getsockname()[:2], told)
+    made = Setting(gateway, listener.socket.getsockname()[:2], reported)
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.run)
@@ -121,7 +123,7 @@ async def expect_refused(address: Address) -> None:
 _WORDS = st.lists(st.binary(min_size=1, max_size=200_000), max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=share(40), deadline=None)
 @given(asked=_WORDS, answered=_WORDS, client_ends_first=st.booleans())
 async def test_what_goes_in_comes_out_on_the_other_side_in_both_directions(
     asked: list[bytes], answered: list[bytes], client_ends_first: bool
@@ -155,11 +157,11 @@ async def test_what_goes_in_comes_out_on_the_other_side_in_both_directions(
     assert got["client"] == b"".join(answered)
 
 
-async def test_rules_that_are_there_before_it_runs_are_no_complaint_and_come_true() -> None:
-    told: list[str] = []
-    gateway, address = Gateway(changed=told.append), free_address()
+async def test_rules_from_before_it_runs_are_not_refused_and_are_opened() -> None:
+    reported: list[str] = []
+    gateway, address = Gateway(changed=reported.append), free_address()
     gateway.set_rules("one", {address: lambda: None})
-    assert (gateway.refused("one"), told) == ({}, [])
+    assert (gateway.refused("one"), reported) == ({}, [])
     with trio.fail_after(SECONDS):
         for _ in range(2):  # it may end, and begin anew
             async with trio.open_nursery() as nursery:
@@ -169,7 +171,7 @@ async def test_rules_that_are_there_before_it_runs_are_no_complaint_and_come_tru
                 nursery.cancel_scope.cancel()
             assert gateway.listening("one") == set()
             gateway.set_rules("one", {address: lambda: None})
-    assert (gateway.refused("one"), told) == ({}, [])
+    assert (gateway.refused("one"), reported) == ({}, [])
 
 
 async def test_the_end_of_one_direction_leaves_the_other_open() -> None:
@@ -199,7 +201,7 @@ async def test_a_connection_that_broke_is_not_taken_for_one_that_ended(breaks: s
             await other.receive_some(100)
 
 
-async def test_who_hears_no_more_does_not_take_what_he_said_from_who_reads_slowly() -> None:
+async def test_a_side_that_stops_reading_does_not_cut_what_it_sent_to_a_slow_reader() -> None:
     """A server answers without reading the whole request, closes, and refuses the rest."""
     # More than the client's system takes, and no more than ours does.
     answer = os.urandom(20 * KIB)
@@ -324,7 +326,7 @@ async def test_a_port_of_another_service_is_refused_for_good_also_when_that_rest
         with socket.create_server((HOST, 0)) as service:
             address = service.getsockname()[:2]
             here.lead("one", address)
-            assert here.told == ["one"]
+            assert here.reported == ["one"]
             (reason,) = here.gateway.refused("one").values()
             assert str(address[1]) in reason
             assert "another service of this machine" in reason
@@ -351,7 +353,7 @@ async def test_what_is_refused_for_another_reason_is_tried_again(
             patched.setattr(socket.socket, "listen", without_descriptors)
             here.lead("one", address)
             assert "Too many" in here.gateway.refused("one")[address]
-        await until(lambda: len(here.told) == 2)
+        await until(lambda: len(here.reported) == 2)
         assert here.gateway.refused("one") == {}
         await here.both(address)
 
@@ -364,15 +366,15 @@ async def test_of_two_who_want_a_port_the_second_gets_it_after_the_first() -> No
         assert here.gateway.listening("first") == {address}
         (reason,) = here.gateway.refused("second").values()
         assert "another container" in reason
-        assert here.told == ["second"]
+        assert here.reported == ["second"]
         here.lead("first")
         assert here.gateway.listening("second") == {address}
         assert here.gateway.refused("second") == {}
-        assert here.told == ["second", "second"]
+        assert here.reported == ["second", "second"]
         await here.both(address)
 
 
-async def test_an_address_that_this_machine_does_not_have_is_told() -> None:
+async def test_an_address_that_this_machine_does_not_have_is_reported() -> None:
     async with setting() as here:
         here.lead("one", ("203.0.113.1", 8080))
         (reason,) = here.gateway.refused("one").values()
@@ -464,7 +466,7 @@ async def test_nobody_listens_at_more_than_his_share_nor_all_at_more_than_the_pr
         here.lead("greedy", *addresses[:12])
         assert len(here.gateway.listening("greedy")) == 10
         for reason in here.gateway.refused("greedy").values():
-            assert "10 ports and no more" in reason
+            assert "at most 10 ports" in reason
         here.lead("other", *addresses[12:])
         assert len(here.gateway.listening("other")) == 6
         for reason in here.gateway.refused("other").values():
@@ -487,8 +489,30 @@ async def test_without_descriptors_a_port_is_refused_and_opened_when_there_are_s
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert "Too many open files" in reason
         await until(lambda: here.gateway.refused("one") == {})
-        assert here.told == ["one", "one"]
+        assert here.reported == ["one", "one"]
         await here.both(address)
+
+
+async def test_without_descriptors_connections_are_not_accepted_in_a_hurry() -> None:
+    calls = 0
+
+    async def accept() -> None:
+        nonlocal calls
+        calls += 1
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, "too many")
+
+    async with setting() as here:
+        address = free_address()
+        here.lead("one", address)
+        await here.both(address)
+        rule = here.gateway._open[address]
+        listener, rule.listener = rule.listener, mock.Mock(accept=accept)
+        await here.both(address)  # is accepted by the call that was under way
+        await trio.sleep(0.25)
+        rule.listener = listener
+        await here.both(address)
+    assert 0 < calls < 10
 
 
 async def test_a_change_of_one_owner_is_no_work_for_the_others() -> None:
@@ -497,8 +521,8 @@ async def test_a_change_of_one_owner_is_no_work_for_the_others() -> None:
         for owner, address in everybody.items():
             here.lead(owner, address)
         settled: list[str] = []
-        settle = here.gateway._settle
-        here.gateway._settle = lambda nursery, owner: (  # type: ignore[method-assign]
+        settle = here.gateway._open_ports
+        here.gateway._open_ports = lambda nursery, owner: (  # type: ignore[method-assign]
             settled.append(owner),
             settle(nursery, owner),
         )[1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from checks import bearer, ok, refused
+from checks import PLAIN, bearer, ok, refused
 from compute_cloud import ED25519, ComputeCloud
 from raw import Connection, head
 
@@ -148,6 +148,6 @@ def test_only_json_is_looked_at(victim: tuple[httpx.Client, dict[str, Any], int]
     client, container, _ = victim
     path = f"/compute/containers/{container['id']}/stop"
     token = client.headers["Authorization"][7:]
-    with httpx.Client(base_url=client.base_url, trust_env=False) as other:
+    with httpx.Client(base_url=client.base_url, **PLAIN) as other:
         refused(other.post(path, headers={"Cookie": f"token={token}"}), 401)
     assert ok(client.get(f"/compute/containers/{container['id']}"))["status"] == "running"

@@ -25,11 +25,11 @@ from control.compute.kubernetes.shapes import (
     Service,
     address,
     is_ours,
+    last_warning,
     memory_bytes,
     networks,
     remaining,
     sighting,
-    story,
 )
 
 LABELS = {
@@ -148,20 +148,25 @@ def test_what_a_pod_on_a_node_means(status: Any, phase: str, reason: str) -> Non
 
 
 def test_a_pod_without_a_node_is_pending_and_says_why() -> None:
-    told = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "full"}
-    seen = sighting(namespace(), [pod({"conditions": [told]}, node=None)])
+    reported = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "full",
+    }
+    seen = sighting(namespace(), [pod({"conditions": [reported]}, node=None)])
     assert (seen.phase, seen.reason) == ("pending", "Unschedulable: full")
     assert sighting(namespace(), [pod({}, node="")]).phase == "pending"
 
 
 @pytest.mark.parametrize("wish", ["", "stop-3", "nonsense", "run-", "run--1", "run-x"])
-def test_nothing_is_wished_and_nothing_runs(wish: str) -> None:
+def test_nothing_is_desired_and_nothing_runs(wish: str) -> None:
     seen = sighting(namespace(wish), [])
     assert seen.phase == "stopped"
     assert seen.generation == (3 if wish == "stop-3" else 0)
 
 
-def test_a_stopped_container_runs_until_its_pod_is_told_to_end() -> None:
+def test_a_stopped_container_runs_until_its_pod_is_ordered_to_end() -> None:
     assert sighting(namespace("stop-3"), [pod(statuses(UP))]).phase == "running"
     ending = pod(statuses(UP), deletionTimestamp="2026-01-01T00:00:00Z")
     assert sighting(namespace("stop-3"), [ending]).phase == "stopped"
@@ -189,7 +194,7 @@ def test_a_namespace_that_ends_has_failed() -> None:
     assert NAME in seen.reason
 
 
-def test_an_address_and_a_remark_are_told_where_they_say_something() -> None:
+def test_an_address_and_a_remark_are_reported_where_they_say_something() -> None:
     running, starting = pod(statuses(UP)), pod(statuses(waiting("ContainerCreating")))
     seen = sighting(namespace(), [running], "192.0.2.1", "old news")
     assert (seen.external_ip, seen.reason) == ("192.0.2.1", "")
@@ -257,7 +262,7 @@ def test_where_nodes_and_their_pods_are() -> None:
     ]
 
 
-def test_the_last_complaint_is_told() -> None:
+def test_the_last_warning_is_reported() -> None:
     def event(time: str | None, kind: str, message: str) -> Event:
         body = {"metadata": {}, "type": kind, "reason": "FailedCreate", "message": message}
         found: Event = decode({**body, "lastTimestamp": time}, Event)
@@ -268,13 +273,13 @@ def test_the_last_complaint_is_told() -> None:
         event("2026-01-01T00:00:01Z", "Warning", "old"),
         event("2026-01-01T00:00:03Z", "Normal", "fine"),
     ]
-    assert story(events, 0.0) == "FailedCreate: new"
+    assert last_warning(events, 0.0) == "FailedCreate: new"
     second = datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC).timestamp()
-    assert story(events, second) == "FailedCreate: new"
-    assert story(events, second + 0.5) == "", "it is of an earlier start"
-    assert story([], 0.0) == ""
-    assert story([event("nonsense", "Warning", "odd"), *events], 0.0) == "FailedCreate: new"
-    assert story([event(None, "Warning", "odd")], 1.0) == ""
+    assert last_warning(events, second) == "FailedCreate: new"
+    assert last_warning(events, second + 0.5) == "", "it is of an earlier start"
+    assert last_warning([], 0.0) == ""
+    assert last_warning([event("nonsense", "Warning", "odd"), *events], 0.0) == "FailedCreate: new"
+    assert last_warning([event(None, "Warning", "odd")], 1.0) == ""
 
 
 def test_what_keeps_a_namespace() -> None:
@@ -378,7 +383,7 @@ def test_what_follows_from_a_refusal(
 
 
 @given(st.integers(100, 599), st.binary(max_size=2000))
-def test_whatever_a_server_answers_is_told_in_one_short_line(status: int, body: bytes) -> None:
+def test_whatever_a_server_answers_is_reported_in_one_short_line(status: int, body: bytes) -> None:
     refused = Refused.of(status, body)
     assert len(str(refused)) <= 500
     assert "\n" not in str(refused)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from share import share
 from control.compute.backend import Spec
 from control.compute.reconcile.driver import (
     BACKOFF_SECONDS_MAX,
+    BUGS_MAX,
     LOST_SECONDS,
     RECONCILE_SECONDS,
     RERUNS_MAX,
@@ -34,7 +36,7 @@ from control.compute.reconcile.machine import LOST, STOPS_BY_ITSELF
 from control.compute.rows import Container
 from control.quota import Limits
 
-#: From each status to those that may follow, as the events tell it.
+#: From each status to those that may follow, as the events have it.
 LEGAL = {
     "": {"pending"},
     "pending": {"pending", "initializing", "stopped", "failed"},
@@ -150,13 +152,13 @@ class Anything(RuleBasedStateMachine):
         self.run(self.in_the_loop(lambda: self.world.deliver(count)))
 
     @precondition(
-        # Of one that nobody can tell from news of now nothing true would follow.
-        lambda self: self.world.told and not (self.news_are_reliable or self.world.forgets)
+        # Of one that nobody can distinguish from news of now nothing true would follow.
+        lambda self: self.world.reported and not (self.news_are_reliable or self.world.forgets)
     )
     @rule(number=st.integers(0, 30))
     def old_news_again(self, number: int) -> None:
-        told = self.world.told
-        self.run(self.in_the_loop(lambda: self.world.tell(told[number % len(told)])))
+        reported = self.world.reported
+        self.run(self.in_the_loop(lambda: self.world.report(reported[number % len(reported)])))
 
     @precondition(lambda self: not self.news_are_reliable)
     @rule()
@@ -256,7 +258,7 @@ class Anything(RuleBasedStateMachine):
         assert things.keys() <= kept, "something was leaked"
         for id_, row in rows.items():
             assert row.wanted == self.wished[id_]
-            assert self.statuses[id_] == row.status, "not told"
+            assert self.statuses[id_] == row.status, "not reported"
             self.agree_on(row)
 
     def agree_on(self, row: Container) -> None:
@@ -296,7 +298,7 @@ class Promptly(Anything):
         thing = self.world.things.get(row.id)
         was_removed = not row.seen if thing is None else thing.generation == 0
         if row.status == "pending" and was_removed:
-            # Somebody removed it before it was ever seen: only a look at everything tells.
+            # Somebody removed it before it was ever seen: only a look at everything shows it.
             assert row.id in self.world.excused
         else:
             super().agree_on(row)
@@ -306,9 +308,9 @@ class Promptly(Anything):
             super().agree_on_ports(row, exposed)
 
 
-@pytest.mark.parametrize(("is_told", "seconds"), [(True, 1.0), (False, 2 * RECONCILE_SECONDS)])
+@pytest.mark.parametrize(("is_reported", "seconds"), [(True, 1.0), (False, 2 * RECONCILE_SECONDS)])
 def test_what_lets_users_in_comes_back_by_itself(
-    tmp_path: Path, is_told: bool, seconds: float
+    tmp_path: Path, is_reported: bool, seconds: float
 ) -> None:
     """At once if its loss is seen, else before long; for each of several."""
     run = Stepped(tmp_path, RECONCILE_SECONDS)
@@ -317,7 +319,7 @@ def test_what_lets_users_in_comes_back_by_itself(
     async def lose() -> None:
         for id_ in sim.ids:
             world.lose_exposure(id_)
-        if not is_told:
+        if not is_reported:
             world.news.clear()
         world.deliver()
 
@@ -373,7 +375,7 @@ def test_a_stop_that_is_refused_is_tried_until_it_stops(tmp_path: Path) -> None:
         run.close()
 
 
-def test_what_stops_again_and_again_by_itself_is_not_run_for_ever(tmp_path: Path) -> None:
+def test_what_stops_again_and_again_by_itself_is_not_run_forever(tmp_path: Path) -> None:
     run = Stepped(tmp_path, math.inf)
     sim, world = run.sim, run.sim.world
 
@@ -390,6 +392,49 @@ def test_what_stops_again_and_again_by_itself_is_not_run_for_ever(tmp_path: Path
         ends = [run(stop_by_itself) for _ in range(RERUNS_MAX + 1)]
         assert ends == ["running"] * RERUNS_MAX + ["failed"]
         assert sim.rows()[sim.ids[0]].reason == STOPS_BY_ITSELF
+    finally:
+        run.close()
+
+
+def test_what_goes_for_a_moment_is_not_lost_and_what_stays_away_is(tmp_path: Path) -> None:
+    run = Stepped(tmp_path, math.inf)
+    sim, world = run.sim, run.sim.world
+
+    async def go(seconds: float) -> None:
+        (id_,) = sim.ids
+        thing = world.things.pop(id_)
+        world.changed(id_)
+        world.deliver()
+        await trio.sleep(seconds)
+        world.things[id_] = thing
+        world.changed(id_)
+        world.deliver()
+
+    try:
+        run(lambda: sim.create("ada", 1))
+        run(lambda: sim.settle(1.0, relist=False))
+        for seconds, after in (
+            (1.0, ("running", "")),
+            (1.0, ("running", "")),
+            (6.0, ("failed", LOST)),
+        ):
+            run(partial(go, seconds))
+            [row] = sim.rows().values()
+            assert (row.status, row.reason) == after
+            run(lambda: sim.wait(2 * LOST_SECONDS))
+    finally:
+        run.close()
+
+
+def test_a_call_that_meets_a_bug_each_time_is_given_up(tmp_path: Path) -> None:
+    run = Stepped(tmp_path, math.inf)
+    sim, world = run.sim, run.sim.world
+    try:
+        world.faults = ["bug"] * 2 * BUGS_MAX
+        run(lambda: sim.create("ada", 1))
+        run(lambda: sim.wait(LONG_SECONDS))
+        assert [row.status for row in sim.rows().values()] == ["failed"]
+        assert world.bugs == dict.fromkeys(sim.ids, BUGS_MAX)
     finally:
         run.close()
 

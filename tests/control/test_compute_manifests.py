@@ -315,12 +315,12 @@ def test_no_other_ids_get_a_namespace(user_id: str, container_id: str) -> None:
 
 
 @given(st.integers(0, 2**60), st.booleans())
-def test_wishes_are_read_back(generation: int, run: bool) -> None:
+def test_desired_states_are_read_back(generation: int, run: bool) -> None:
     assert manifests.parse_desired(manifests.desired(generation, run=run)) == (generation, run)
 
 
 @given(st.text())
-def test_any_other_text_is_no_wish(text: str) -> None:
+def test_any_other_text_is_no_desired_state(text: str) -> None:
     generation, run = manifests.parse_desired(text)
     assert (generation, run) == (
         0,
@@ -562,7 +562,7 @@ def test_no_mount_path_has_the_volume_in_it() -> None:
 def prepare(volume: Path, *mounts: Path) -> subprocess.CompletedProcess[str]:
     pairs = [text for path in mounts for text in (str(path), manifests.sub_path(str(path)))]
     command = ["/bin/sh", "-c", manifests.PREPARE, "prepare", str(volume), *pairs]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_volume_begins_with_what_the_image_had(tmp_path: Path) -> None:

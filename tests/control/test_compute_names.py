@@ -31,14 +31,14 @@ T = TypeVar("T")
 KEYS = {kind: new_key(kind) for kind in TYPES}
 
 
-def done_or_told(act: Callable[[], T], begins: str = "") -> T | None:
-    """What ``act`` returns, or None if it has told in one line what is wrong."""
+def done_or_refused(act: Callable[[], T], begins: str = "") -> T | None:
+    """What ``act`` returns, or None if it has said in one line what is wrong."""
     try:
         return act()
     except BadRequest as error:
-        told = str(error)
-    assert told.startswith(begins)
-    assert told.isprintable()
+        reported = str(error)
+    assert reported.startswith(begins)
+    assert reported.isprintable()
     return None
 
 
@@ -156,7 +156,7 @@ PATHS = st.lists(PARTS, max_size=8).map("".join) | st.text(max_size=20)
 @example(["/a/b", "/a"])
 @example(["/a" * 600])
 def test_mount_paths_that_pass_are_harmless(paths: list[str]) -> None:
-    found = done_or_told(lambda: names.check_mounts(paths), "mount_paths: ")
+    found = done_or_refused(lambda: names.check_mounts(paths), "mount_paths: ")
     if found is None:
         return
     assert found == tuple(paths)
@@ -232,7 +232,7 @@ BODIES = [shapes.NewContainer, shapes.NewKey, shapes.NewRule, shapes.SshInfo, sh
 @given(st.sampled_from(BODIES), st.dictionaries(st.sampled_from(FIELDS), JSON) | JSON)
 def test_any_json_is_a_body_or_a_bad_request(kind: Any, value: Any) -> None:
     data = msgspec.json.encode(value)
-    body = done_or_told(lambda: decode_json(data, kind))
+    body = done_or_refused(lambda: decode_json(data, kind))
     for field in msgspec.structs.fields(kind):
         if (
             body is not None
@@ -252,5 +252,5 @@ def test_any_bytes_are_a_body_or_a_bad_request(kind: Any, data: bytes) -> None:
 
 def test_a_fingerprint_is_the_one_that_ssh_keygen_shows() -> None:
     line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsAJxWLa5hrJRLBCTNBWqZBmqVKsbdLQWZYAhZVWSbC a b"
-    told = "SHA256:DKEYGpTV1aF9vkG6Ylx41Bw6eRwYNQupe54pPl/NRzw"  # ssh-keygen -l
-    assert names.fingerprint(line) == told
+    reported = "SHA256:DKEYGpTV1aF9vkG6Ylx41Bw6eRwYNQupe54pPl/NRzw"  # ssh-keygen -l
+    assert names.fingerprint(line) == reported

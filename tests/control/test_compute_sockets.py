@@ -1,4 +1,4 @@
-"""``/compute/ws``, terminals and logs: what is told, what is held in memory, how it ends."""
+"""``/compute/ws``, terminals and logs: what is sent, what is held in memory, how it ends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def logs_of(container: dict[str, Any], query: str = "") -> str:
 # --- /compute/ws ------------------------------------------------------------------------
 
 
-async def test_a_listener_is_told_everything_in_order(c: Computing) -> None:
+async def test_a_listener_gets_everything_in_order(c: Computing) -> None:
     old = await c.running(c.ada, name="old")
     await c.running(c.bob, name="not ada's")
     async with websocket(c.port, "/compute/ws", c.ada["token"]) as listener:
@@ -90,7 +90,7 @@ def status(container: dict[str, Any], value: str, ip: str = "") -> dict[str, Any
     return {"type": "container_status", "data": {**data, "external_ip": ip} if ip else data}
 
 
-async def test_who_has_nothing_is_told_so_and_hears_of_the_first(c: Computing) -> None:
+async def test_who_has_nothing_gets_an_empty_list_and_then_the_first(c: Computing) -> None:
     async with websocket(c.port, f"/compute/ws?token={c.ada['token']}") as listener:
         assert await listener.json() == {"type": "containers", "data": []}
         made = await c.container(c.ada)
@@ -108,12 +108,12 @@ async def test_what_a_listener_sends_is_dropped(c: Computing) -> None:
 
 async def test_how_often_clients_are_pinged(c: Computing) -> None:
     paths = ok(await c.call("GET", "/openapi.json"))["paths"]
-    told = {path: each["get"]["x-websocket"]["pingSeconds"] for path, each in paths.items()
+    reported = {path: each["get"]["x-websocket"]["pingSeconds"] for path, each in paths.items()
             if "x-websocket" in each.get("get", {})}  # fmt: skip
     terminal = "/compute/containers/{id}/terminal"
-    assert told == {"/compute/ws": 30, terminal: 5, "/compute/containers/{id}/logs": 20}
+    assert reported == {"/compute/ws": 30, terminal: 5, "/compute/containers/{id}/logs": 20}
     made = await c.running(c.ada)
-    for path in told:
+    for path in reported:
         async with websocket(c.port, path.replace("{id}", made["id"]), c.ada["token"]) as client:
             while not isinstance(await client.event(pings=True), Ping):  # the first comes at once
                 pass
@@ -135,7 +135,7 @@ async def test_refusals_are_plain_http(c: Computing) -> None:
 
 
 class Slow:
-    """A client's side that takes nothing until it is told to."""
+    """A client's side that takes nothing until the test lets it."""
 
     def __init__(self) -> None:
         self.takes = trio.Event()
@@ -159,7 +159,7 @@ class Asks:
         self.user = type("User", (), {"user_id": user_id})
 
 
-async def test_one_that_lags_holds_up_nobody_and_is_told_the_truth(c: Computing) -> None:
+async def test_one_that_lags_holds_up_nobody_and_gets_the_present_state(c: Computing) -> None:
     """Behind by more than is kept: not what happened, but how things stand."""
     kept, lost = await c.running(c.ada), await c.running(c.ada)
     hub = Hub(c.module.control.records, c.module.changes, c.module.containers)
@@ -193,6 +193,19 @@ async def test_one_that_lags_holds_up_nobody_and_is_told_the_truth(c: Computing)
     assert [each["data"]["status"] for each in seen[:1]] == ["stopped"]
 
 
+async def test_a_listener_knows_what_it_was_sent(c: Computing) -> None:
+    """So that, if it lags, it learns what is gone."""
+    hub = Hub(c.module.control.records, c.module.changes, c.module.containers)
+    known: set[str] = set()
+    made = await c.running(c.ada)
+    number, _ = hub._news(c.ada["user_id"], 0, known)
+    assert known == {made["id"]}
+    ok(await c.call("DELETE", f"/compute/containers/{made['id']}", c.ada))
+    await c.until_empty()
+    hub._news(c.ada["user_id"], number, known)
+    assert known == set()
+
+
 def memory_bytes(pid: int, field: str = "VmRSS") -> int:
     text = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in text.splitlines() if line.startswith(f"{field}:")]
@@ -208,6 +221,7 @@ LISTENERS = 200
 
 
 async def test_two_hundred_listeners_cost_little_and_all_hear(computing: ComputeCloud) -> None:
+    computing.forget()  # what other tests keep open counts for this address, too
     client, _ = computing.make_user()
     made = computing.running(client)
     port, token = httpx.URL(computing.url).port, bearer(client)
@@ -310,7 +324,7 @@ async def test_a_terminal_ends_with_the_run_it_is_in(c: Computing, how: str) -> 
             case "delete-user":
                 ok(await c.call("DELETE", f"/admin/users?id={c.ada['user_id']}", c.admin))
         assert await terminal.receive() is None
-        # A user who is gone may be told by either: his credential is not valid any more.
+        # A user who is gone may be answered by either: his credential is not valid any more.
         assert terminal.close_code in ((1011, 4401) if how == "delete-user" else (1011,))
         if terminal.close_code == 1011:
             assert "the container was stopped" in terminal.close_reason
@@ -328,7 +342,7 @@ async def test_a_terminal_ends_with_the_run_it_is_in(c: Computing, how: str) -> 
         ("vanish", "running", 1011, "the connection to the container broke"),
     ],
 )
-async def test_how_a_shell_ended_is_told(
+async def test_how_a_shell_ended_is_reported(
     c: Computing,
     monkeypatch: pytest.MonkeyPatch,
     typed: str,
@@ -587,7 +601,7 @@ async def test_following_logs_ends_with_the_container(computing: ComputeCloud) -
         logs.unlink()
 
 
-async def test_a_follower_whose_backend_fails_is_told_by_the_code(c: Computing) -> None:
+async def test_a_follower_whose_backend_fails_gets_the_code(c: Computing) -> None:
     made = await c.running(c.ada)
     c.world.is_up = False
     async with websocket(c.port, logs_of(made), c.ada["token"]) as follower:

@@ -17,6 +17,7 @@ from computing import computing as in_process
 
 from control.compute.backend import BackendUnavailable, Room, Spec, Usage
 from control.compute.backend.answers import for_users
+from control.compute.podman.background import Background
 from control.compute.reconcile.machine import one_line
 from control.compute.requests import containers
 
@@ -80,7 +81,7 @@ async def test_a_list_waits_for_nobody_who_does_not_say_what_is_used(c: Computin
     assert usage.times == 3
 
 
-async def test_what_is_used_may_be_told_wrong(
+async def test_what_is_used_may_be_reported_wrong(
     c: Computing, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = await c.running(c.ada)
@@ -162,7 +163,7 @@ def test_users_see_no_paths_of_the_machine(text: str, shown: str | None) -> None
     assert one_line(text) == (shown or text)
 
 
-async def test_an_error_of_what_runs_containers_is_told_without_paths_and_logged_with_them(
+async def test_an_error_of_what_runs_containers_is_reported_without_paths_and_logged_with_them(
     c: Computing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def check() -> None:
@@ -186,3 +187,48 @@ async def test_a_port_that_no_container_can_have_is_refused_and_in_no_rule(c: Co
     key = (await c.key(c.bob))["id"]
     body = {"name": "box", "ssh_key_ids": [key], "ingress_rules": [{"port": 8080}]}
     refused(await c.call("POST", "/compute/containers", c.bob, **body), 400, "port 8080")
+
+
+async def test_a_failure_that_comes_again_and_again_is_logged_once(
+    c: Computing, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = ["no registry", "no registry", "no room", "no room"]
+    create = c.module.backend.create
+
+    async def refuse(spec: Spec) -> None:
+        if failures:
+            raise BackendUnavailable(failures.pop(0))
+        await create(spec)
+
+    with caplog.at_level(logging.INFO), mock.patch.object(c.module.backend, "create", refuse):
+        row = await c.running(c.ada)
+    said = [message for message in caplog.messages if f"container {row['id']}: " in message]
+    assert [message.rpartition(": ")[2] for message in said] == [
+        *("no registry", "no room", "works again")
+    ]
+
+
+async def test_a_failure_of_background_work_is_logged_once(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    background = Background()
+
+    async def attempt(failure: str) -> str:
+        async def work() -> None:
+            if failure:
+                raise BackendUnavailable(failure)
+
+        try:
+            await background.do("image x", work, 10.0, busy="busy", idle="not yet")
+        except BackendUnavailable as error:
+            return str(error)
+        return ""
+
+    assert await attempt("") == "not yet"
+    await nursery.start(background.run)
+    with caplog.at_level(logging.INFO):
+        for failure in ("no registry", "no registry", "no room", "", "", "no room"):
+            assert await attempt(failure) == failure
+    said = [message.rpartition(": ")[2] for message in caplog.messages]
+    assert said == ["no registry", "no room", "succeeded after failures", "no room"]
+    nursery.cancel_scope.cancel()

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -680,7 +680,7 @@ def test_a_reader_in_the_middle_gets_the_old_file_whole(
             ok(user.delete(url_of(fresh, "f")))
         # The collector may come and take them, as it does within seconds if it ever does.
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: stored_replicas(cloud) < before, 10, "collection")
+            wait_for(lambda: stored_replicas(cloud) < before, 3, "collection")
         for number in range(1, pieces):
             try:
                 data = connection.read(MIB)
@@ -819,7 +819,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("who", "target", "status"), REFUSALS)
-def test_a_refused_upload_is_not_told_to_continue(
+def test_a_refused_upload_is_not_asked_to_continue(
     cloud: Cloud,
     alice: tuple[httpx.Client, str],
     bob: httpx.Client,
@@ -846,7 +846,7 @@ def test_a_refused_upload_is_not_told_to_continue(
     assert get(client, space, taken) == b"old"
 
 
-def test_an_accepted_upload_is_told_to_continue_once(
+def test_an_accepted_upload_is_asked_to_continue_once(
     cloud: Cloud, user: httpx.Client, space: str
 ) -> None:
     name = unique("continued")
@@ -859,7 +859,7 @@ def test_an_accepted_upload_is_told_to_continue_once(
     assert get(user, space, name) == DATA
 
 
-def test_a_form_is_told_to_continue(cloud: Cloud, user: httpx.Client, space: str) -> None:
+def test_a_form_is_asked_to_continue(cloud: Cloud, user: httpx.Client, space: str) -> None:
     name = unique("continued")
     body = form_part("file", DATA, name) + FORM_END
     target = f"/storage/upload?namespace={space}"
@@ -1051,52 +1051,24 @@ def test_equal_content_has_an_equal_etag(user: httpx.Client, fresh: str) -> None
     assert len(set(tags.values())) == 6
 
 
-@pytest.mark.parametrize(
-    ("form", "status"),
-    [("{}", 304), ("W/{}", 304), ('"other", {}', 304), ("*", 304), ('"other"', 200), ("{}x", 200)],
-)
-def test_if_none_match(user: httpx.Client, space: str, stored: str, form: str, status: int) -> None:
-    tag = user.head(url_of(space, stored)).headers["ETag"]
-    for method in ("GET", "HEAD"):
-        headers = {"If-None-Match": form.format(tag)}
-        found = user.request(method, url_of(space, stored), headers=headers)
-        assert found.status_code == status
-        assert found.headers["ETag"] == tag
-        if status == 304:
-            assert found.content == b""
-
-
-def test_if_modified_since(user: httpx.Client, space: str, stored: str) -> None:
-    modified = user.head(url_of(space, stored)).headers["Last-Modified"]
-    at = int(parsedate_to_datetime(modified).timestamp())
-    for value, status in (
-        (modified, 304),
-        (formatdate(at + 100, usegmt=True), 304),
-        (formatdate(at - 1, usegmt=True), 200),
-        ("not a date", 200),
+def test_conditions_decide_what_is_sent(user: httpx.Client, space: str, stored: str) -> None:
+    """``test_storage_ranges`` has them all."""
+    first = user.head(url_of(space, stored)).headers
+    tag, modified = first["ETag"], first["Last-Modified"]
+    part = {"Range": "bytes=0-9"}
+    for headers, status, content in (
+        ({"If-None-Match": f'"other", {tag}'}, 304, b""),
+        ({"If-None-Match": '"other"', "If-Modified-Since": modified}, 200, DATA),
+        ({"If-Modified-Since": modified}, 304, b""),
+        ({**part, "If-Range": tag}, 206, DATA[:10]),
+        ({**part, "If-Range": '"other"'}, 200, DATA),
     ):
-        found = user.get(url_of(space, stored), headers={"If-Modified-Since": value})
-        assert found.status_code == status, value
-    # RFC 9110, 13.1.3: ignored beside If-None-Match.
-    both = {"If-Modified-Since": modified, "If-None-Match": '"other"'}
-    assert user.get(url_of(space, stored), headers=both).status_code == 200
-
-
-def test_if_range(user: httpx.Client, space: str, stored: str) -> None:
-    first = user.head(url_of(space, stored))
-    tag, modified = first.headers["ETag"], first.headers["Last-Modified"]
-    at = int(parsedate_to_datetime(modified).timestamp())
-    for value, status in (
-        (tag, 206),
-        (f"W/{tag}", 200),
-        ('"other"', 200),
-        (formatdate(at - 10, usegmt=True), 200),
-        (formatdate(at + 10, usegmt=True), 200),
-    ):
-        headers = {"Range": "bytes=0-9", "If-Range": value}
-        found = user.get(url_of(space, stored), headers=headers)
-        assert found.status_code == status, value
-        assert found.content == (DATA[:10] if status == 206 else DATA)
+        # RFC 9110, 14.2: ranges are for GET.
+        for method in ("GET",) if "Range" in headers else ("GET", "HEAD"):
+            found = user.request(method, url_of(space, stored), headers=headers)
+            assert found.status_code == status, headers
+            assert found.headers["ETag"] == tag
+            assert found.content == (content if method == "GET" else b"")
 
 
 def test_an_etag_outlives_a_restart(make_cloud: Callable[..., Cloud]) -> None:
@@ -1121,17 +1093,9 @@ END = len(DATA)
 @pytest.mark.parametrize(
     ("value", "first", "last"),
     [
-        ("bytes=0-0", 0, 0),
         ("bytes=0-99", 0, 99),
-        ("bytes=100-", 100, END - 1),
-        ("bytes=-1", END - 1, END - 1),
         ("bytes=-500", END - 500, END - 1),
-        ("bytes=-99999999", 0, END - 1),
-        (f"bytes={END - 1}-", END - 1, END - 1),
         (f"bytes=5-{END + 1000}", 5, END - 1),
-        ("bytes=5-99999999999999999999999", 5, END - 1),
-        ("bytes= 0-9", 0, 9),
-        ("Bytes=0-9", 0, 9),
     ],
 )
 def test_one_range(
@@ -1150,42 +1114,21 @@ def test_one_range(
         assert only.content == b""
 
 
-@pytest.mark.parametrize("value", [f"bytes={END}-", f"bytes={END + 5}-{END + 9}", "bytes=-0"])
-def test_a_range_beyond_the_end(user: httpx.Client, space: str, stored: str, value: str) -> None:
-    found = user.get(url_of(space, stored), headers={"Range": value})
+def test_a_range_beyond_the_end_and_what_is_none(
+    user: httpx.Client, space: str, stored: str
+) -> None:
+    """RFC 9110, 14.2: the latter is ignored, as very many are."""
+    found = user.get(url_of(space, stored), headers={"Range": f"bytes={END}-"})
     refused(found, 416)
     assert found.headers["Content-Range"] == f"bytes */{END}"
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["bytes=9-5", "bytes=x-y", "bytes=", "bytes", "lines=0-5", "bytes=--5", "bytes=5",
-     "bytes=1-2-3", "bytes=0x0-0x5", "bytes=+1-5",
-     "bytes=\u0663-\u0665".encode().decode("latin-1")],
-)  # fmt: skip
-def test_a_range_that_is_none_is_ignored(
-    user: httpx.Client, space: str, stored: str, value: str
-) -> None:
-    """RFC 9110, 14.2: ignored; 416 is allowed for what is syntactically a range."""
-    found = user.get(url_of(space, stored), headers={b"Range": value.encode("latin-1")})
-    assert found.status_code in (200, 416)
-    if found.status_code == 200:
-        assert found.content == DATA
-    else:
-        refused(found, 416)
-
-
-def test_ranges_of_an_empty_file(user: httpx.Client, fresh: str) -> None:
-    put(user, fresh, "empty", b"")
-    refused(user.get(url_of(fresh, "empty"), headers={"Range": "bytes=0-"}), 416)
-    assert user.get(url_of(fresh, "empty")).status_code == 200
+    for value in ("bytes=9-5", "lines=0-5", "bytes=" + ",".join(["0-"] * 1000)):
+        found = user.get(url_of(space, stored), headers={"Range": value})
+        assert (found.status_code, found.content) == (200, DATA), value
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("bytes=0-9,100-199", [(0, 9), (100, 199)]),
-        ("bytes=0-0, -1", [(0, 0), (END - 1, END - 1)]),
         ("bytes=500-599 , 0-9,  1000-", [(500, 599), (0, 9), (1000, END - 1)]),
         (f"bytes=0-4,{END}-{END + 5},10-14", [(0, 4), (10, 14)]),
     ],
@@ -1215,29 +1158,6 @@ def test_several_ranges(
     assert [piece.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for piece in pieces] == [
         DATA[first : last + 1] for first, last in expected
     ]
-
-
-def test_one_good_range_of_several(user: httpx.Client, space: str, stored: str) -> None:
-    value = f"bytes={END}-{END + 1},5-9"
-    found = user.get(url_of(space, stored), headers={"Range": value})
-    assert found.status_code == 206
-    assert DATA[5:10] in found.content
-
-
-def test_several_ranges_beyond_the_end(user: httpx.Client, space: str, stored: str) -> None:
-    value = f"bytes={END}-{END + 1},{END + 7}-"
-    refused(user.get(url_of(space, stored), headers={"Range": value}), 416)
-
-
-@pytest.mark.parametrize("count", [500, 1000])
-def test_very_many_ranges_cost_the_server_nothing(
-    user: httpx.Client, space: str, stored: str, count: int
-) -> None:
-    """RFC 9110, 14.2: a server may ignore or refuse what looks like an attack."""
-    value = "bytes=" + ",".join(["0-"] * count)
-    found = user.get(url_of(space, stored), headers={"Range": value})
-    assert found.status_code in (200, 206, 400, 416, 431)
-    assert len(found.content) <= 2 * END
 
 
 def test_a_range_across_chunks_and_blocks(user: httpx.Client, space: str) -> None:
@@ -1355,7 +1275,7 @@ def test_a_download_under_way_outlives_the_deletion(
         try:
             rest = connection.read(len(data) - MIB)
         except Closed:
-            return  # Short, never padded: the client can tell.
+            return  # Short, never padded: the client notices.
     assert first + rest == data
 
 
@@ -1441,7 +1361,7 @@ def check_events(events: list[dict[str, Any]], transfer: str, direction: str, to
 
 
 class SlowUpload:
-    """An upload that goes on only when it is told to."""
+    """An upload that goes on only when the test lets it."""
 
     def __init__(self, cloud: Cloud, token: str, target: str, total: int, **headers: str) -> None:
         self.connection = Connection(cloud.url)
@@ -1488,7 +1408,7 @@ def test_progress_of_an_upload(
             break
     ok(slow.connection.answer())
     check_events(events + listener.rest(), transfer, "upload", total)
-    assert any(not event["done"] for event in events), "only the end was told"
+    assert any(not event["done"] for event in events), "only the end was reported"
 
 
 def test_progress_of_a_form(cloud: Cloud, user: httpx.Client, space: str) -> None:
@@ -1650,8 +1570,13 @@ def test_a_file_that_appears_under_an_upload(
         assert get(user, fresh, "f") == b"first"
 
 
-def test_a_listener_must_name_a_transfer(user: httpx.Client) -> None:
+def test_a_transfer_has_a_name_that_a_listener_can_give(user: httpx.Client, space: str) -> None:
     refused(user.get("/sse/progress"), 400, "id")
+    for bad in ("two words", "x" * 129):
+        refused(user.get("/sse/progress", params={"id": bad}), 400, "id")
+        refused(
+            user.post(url_of(space, unique("named")), params={"id": bad}, content=b""), 400, "id"
+        )
 
 
 def test_progress_is_for_api_tokens_too(cloud: Cloud, alice: tuple[httpx.Client, str]) -> None:
@@ -1666,7 +1591,7 @@ def test_progress_is_for_api_tokens_too(cloud: Cloud, alice: tuple[httpx.Client,
     check_events(listener.rest(), transfer, "upload", len(DATA))
 
 
-def test_progress_is_told_by_either_worker(make_cloud: Callable[..., Cloud]) -> None:
+def test_progress_is_reported_by_either_worker(make_cloud: Callable[..., Cloud]) -> None:
     cloud = make_cloud("--control-workers", "2", chunkservers=1).start()
     user, _ = cloud.make_user("listener")
     space = make_namespace(user, "workers")
@@ -1682,14 +1607,14 @@ def test_progress_is_told_by_either_worker(make_cloud: Callable[..., Cloud]) -> 
     slow.send(MIB)
     ok(slow.connection.answer())
     for listener in listeners:
-        # Clients stop listening at the answer, so the end has been told before it.
+        # Clients stop listening at the answer, so the end has been reported before it.
         check_events(listener.rest_now()[-1:], transfer, "upload", total)
         listener.close()
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 * MIB])
 @pytest.mark.parametrize("announced", [True, False])
-def test_the_end_is_told_before_the_upload_is_answered(
+def test_the_end_is_reported_before_the_upload_is_answered(
     cloud: Cloud, user: httpx.Client, space: str, size: int, announced: bool
 ) -> None:
     transfer, name = unique("t"), unique("end")
@@ -1709,7 +1634,7 @@ def test_the_end_is_told_before_the_upload_is_answered(
         listener.close()
 
 
-def test_a_strangers_listening_is_neither_told_nor_waited_for(
+def test_a_strangers_listening_is_neither_reported_nor_waited_for(
     cloud: Cloud, user: httpx.Client, space: str
 ) -> None:
     transfer = unique("t")

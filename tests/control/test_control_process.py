@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import json
 import os
@@ -16,16 +15,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import httpx
 import jwt
 import pytest
-from checks import children
+from certificates import Authority
+from checks import PLAIN, children
 from cloud import HTTP_SECONDS, PASSWORD, Cloud
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from harness import GFS, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+from harness import START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+
+from control.cli.serving import CONSOLE
 
 MakeCloud = Callable[..., Cloud]
 #: In /proc/net/tcp.
@@ -42,11 +41,10 @@ class Server:
         self.log = directory / "control.log"
         self.output.unlink(missing_ok=True)
         with open(self.output, "wb") as out, open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [*GFS, *command(self.state, *arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
+            self.process = forks.Command(
+                command(self.state, *arguments),
+                stdout=out.fileno(),
+                stderr=log.fileno(),
                 env=environment(**variables),
             )
         try:
@@ -76,15 +74,15 @@ class Server:
     def get(self, path: str, token: str = "", **options: object) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx.get(
-            self.url + path, headers=headers, timeout=HTTP_SECONDS, trust_env=False, **options
-        )  # type: ignore[arg-type]
+            self.url + path, headers=headers, timeout=HTTP_SECONDS, **{**PLAIN, **options}
+        )
 
     def login(self, password: str, username: str = "admin") -> httpx.Response:
         return httpx.post(
             f"{self.url}/api/login",
             json={"username": username, "password": password},
             timeout=HTTP_SECONDS,
-            trust_env=False,
+            **PLAIN,
         )
 
     def workers(self) -> list[int]:
@@ -106,14 +104,8 @@ def command(state: Path, *arguments: str) -> list[str]:
 
 
 def run_control(*arguments: str, input: str = "", **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*GFS, "control", *arguments],
-        input=input,
-        capture_output=True,
-        text=True,
-        env=environment(**variables),
-        timeout=60,
-        check=False,
+    return forks.run(
+        ["control", *arguments], input=input.encode(), text=True, env=environment(**variables)
     )
 
 
@@ -145,7 +137,7 @@ MakeServer = Callable[..., Server]
 # --- alone --------------------------------------------------------------------------
 
 
-def test_the_first_password_is_told_once_and_works(make_server: MakeServer) -> None:
+def test_the_first_password_is_printed_once_and_works(make_server: MakeServer) -> None:
     server = make_server()
     found = SAID_PASSWORD.search(server.said)
     assert found is not None, server.said
@@ -163,14 +155,14 @@ def test_the_first_password_is_told_once_and_works(make_server: MakeServer) -> N
     assert again.login(found[1]).status_code == 200
 
 
-def test_a_given_password_is_not_told(make_server: MakeServer) -> None:
+def test_a_given_password_is_not_printed(make_server: MakeServer) -> None:
     server = make_server(GFS_ADMIN_PASSWORD=PASSWORD)
     assert "password" not in server.said
     assert PASSWORD not in server.said + server.log.read_text()
     assert server.login(PASSWORD).status_code == 200
 
 
-def test_the_curl_line_that_is_told_logs_in(make_server: MakeServer) -> None:
+def test_the_printed_curl_line_logs_in(make_server: MakeServer) -> None:
     server = make_server(GFS_CONTROL_ADMIN_USERNAME="o'brien")
     [line] = [line for line in server.said.splitlines() if line.startswith("  curl ")]
     done = subprocess.run(
@@ -193,10 +185,15 @@ def test_what_is_kept_is_for_its_owner_alone(make_server: MakeServer) -> None:
         (["--certfile", "/nowhere/cert", "--keyfile", "/nowhere/key"], ["/nowhere/cert"]),
         (["--certfile", "/dev/null", "--keyfile", "/dev/null"], ["/dev/null", "PEM"]),
         (["--master", "nonsense"], ["--master", "nonsense"]),
+        (["--records", "mysql://h/gfs"], ["postgresql://"]),
+        (["--records", "postgresql://gfs:secret@h/gfs"], ["password", ".pgpass"]),
+        (["--records", "postgresql://h/gfs?password=secret"], ["password", "passfile"]),
+        (["--records", "postgresql://nobody@127.0.0.1:1/gfs"], ["PostgreSQL", "127.0.0.1"]),
         (["--key-file", "/nowhere/key"], ["/nowhere/key"]),
         (["--state", "/dev/null/x"], ["/dev/null/x"]),
         (["rotate-key", "--state", "/nowhere/at/all"], ["/nowhere/at/all", "--state"]),
         (["set-password", "bob", "--state", "/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["export", "/nowhere/file", "--state", "/nowhere/at/all"], ["/nowhere/at/all"]),
     ],
 )
 def test_what_cannot_work_is_one_line(
@@ -235,48 +232,16 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 # --- TLS ----------------------------------------------------------------------------
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1, signed by itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    certfile, keyfile = directory / "cert.pem", directory / "key.pem"
-    certfile.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    keyfile.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return certfile, keyfile
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_tls(make_server: MakeServer, tmp_path: Path, workers: str) -> None:
-    certfile, keyfile = make_certificate(tmp_path)
-    server = make_server(
-        *("--certfile", str(certfile), "--keyfile", str(keyfile), "--workers", workers)
-    )
+    made = Authority().write(tmp_path / "tls", "127.0.0.1")
+    files = ("--certfile", str(made / "cert.pem"), "--keyfile", str(made / "key.pem"))
+    server = make_server(*files, "--workers", workers)
     assert server.url.startswith("https://127.0.0.1:")
-    trusted = ssl.create_default_context(cafile=str(certfile))
+    trusted = ssl.create_default_context(cafile=str(made / "ca.pem"))
     assert server.get("/healthz", verify=trusted).json() == {"status": "ok"}
     with pytest.raises(httpx.HTTPError):
-        httpx.get(f"http://127.0.0.1:{server.port}/healthz", trust_env=False).raise_for_status()
+        httpx.get(f"http://127.0.0.1:{server.port}/healthz", **PLAIN).raise_for_status()
 
 
 # --- workers ------------------------------------------------------------------------
@@ -294,7 +259,7 @@ def test_workers_share_the_port_and_what_they_know(make_server: MakeServer) -> N
     assert not any(map(runs, pids))
 
 
-def test_any_worker_tells_what_all_have_counted(make_server: MakeServer) -> None:
+def test_any_worker_reports_what_all_have_counted(make_server: MakeServer) -> None:
     server = make_server("--workers", "2")
     pids = set(map(str, server.workers()))
 
@@ -335,7 +300,7 @@ def test_workers_end_with_a_killed_parent_and_free_the_port(make_server: MakeSer
     assert again.get("/healthz").status_code == 200
 
 
-def test_a_worker_that_cannot_start_is_told(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_is_reported(tmp_path: Path) -> None:
     done = run_control(*command(tmp_path, "--workers", "2", "--modules", "frobnicate")[1:])
     assert_refused(done, "frobnicate")
 
@@ -407,7 +372,9 @@ def test_the_ready_file_says_where_it_is(cloud: Cloud) -> None:
     ready = cloud.cluster.ready
     assert set(ready) == {"master", "control", "chunkservers", "state"}
     control = ready["control"]
-    assert set(control) == {"auth", "storage", "compute", "pid"}
+    built = {"console"} if CONSOLE.is_file() else set()
+    assert set(control) == {"auth", "storage", "compute", "s3", "pid"} | built
+    assert control["s3"] != control["storage"]
     assert control["auth"] == control["storage"] == control["compute"]
     assert control["auth"].startswith("http://127.0.0.1:")
     assert runs(control["pid"])
@@ -431,7 +398,7 @@ def test_a_killed_one_comes_back_where_it_was(make_cloud: MakeCloud) -> None:
         f"{url}/api/session",
         headers=cloud.admin.headers,
         timeout=HTTP_SECONDS,
-        trust_env=False,
+        **PLAIN,
     )
     assert again.json() == admin
 
@@ -464,13 +431,10 @@ def test_nothing_outlives_a_killed_supervisor(make_cloud: MakeCloud) -> None:
 def test_its_port_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = subprocess.run(
-            [*GFS, "up", "--state", tmp_path / "state", "--port", "0", "--control-bind", address],
-            capture_output=True,
+        done = forks.run(
+            ["up", "--state", tmp_path / "state", "--port", "0", "--control-bind", address],
             text=True,
             env=environment(),
-            timeout=60,
-            check=False,
         )
     assert_refused(done, address.rpartition(":")[2], "taken", "--control-bind")
     assert done.stderr.count("\n") == 1
@@ -490,7 +454,7 @@ def test_a_state_of_an_earlier_release_gets_one(make_cloud: MakeCloud) -> None:
     assert later.cluster.gfs("cat", "/kept").stdout == b"kept"
 
 
-def test_the_first_password_is_told_by_up_alone(make_cloud: MakeCloud) -> None:
+def test_the_first_password_is_printed_by_up_alone(make_cloud: MakeCloud) -> None:
     cloud = small(make_cloud)
     del cloud.cluster.environment["GFS_ADMIN_PASSWORD"]
     cloud.start()
@@ -507,36 +471,31 @@ def test_the_first_password_is_told_by_up_alone(make_cloud: MakeCloud) -> None:
     assert SAID_PASSWORD.findall(output.read_text()) == [password]
 
 
-def test_in_the_background_the_one_who_starts_it_is_told(tmp_path: Path) -> None:
+def test_in_the_background_it_is_printed_by_the_command_that_starts_it(tmp_path: Path) -> None:
     state, ready_file = tmp_path / "state", tmp_path / "ready.json"
     up = ["up", "--state", str(state), "--port", "0", "--replication", "1", "--chunkservers", "1"]
-    told = []
+    reported = []
     try:
         for _ in range(2):
-            done = subprocess.run(
-                [*GFS, *up, "--detach", "--ready-file", ready_file],
-                capture_output=True,
-                text=True,
-                env=environment(),
-                timeout=120,
-                check=False,
+            done = forks.run(
+                [*up, "--detach", "--ready-file", ready_file], text=True, env=environment()
             )
             assert done.returncode == 0, done.stderr
-            told += SAID_PASSWORD.findall(done.stdout)
+            reported += SAID_PASSWORD.findall(done.stdout)
             url = json.loads(ready_file.read_bytes())["control"]["auth"]
             answer = httpx.post(
                 f"{url}/api/login",
-                json={"username": "admin", "password": told[0]},
+                json={"username": "admin", "password": reported[0]},
                 timeout=HTTP_SECONDS,
-                trust_env=False,
+                **PLAIN,
             )
             assert answer.status_code == 200
-            subprocess.run([*GFS, "down", "--state", state], env=environment(), check=True)
+            forks.run(["down", "--state", state], env=environment()).check_returncode()
     finally:
-        subprocess.run([*GFS, "down", "--state", state], env=environment(), check=True)
-    assert len(told) == 1
+        forks.run(["down", "--state", state], env=environment()).check_returncode()
+    assert len(reported) == 1
     for path in (state / "log").iterdir():
-        assert told[0] not in path.read_text()
+        assert reported[0] not in path.read_text()
 
 
 def test_nothing_listens_beyond_loopback(cloud: Cloud) -> None:

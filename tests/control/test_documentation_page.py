@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from inprocess import make_app, served
+
+from control.testing import make_app, served
 
 FOLDER = resources.files("control.documentation")
 
@@ -55,6 +56,7 @@ async def test_the_page_and_all_its_files_are_served(client: httpx.AsyncClient) 
         answer = await client.get(path)
         found[path] = (answer.status_code, answer.headers["content-type"].partition(";")[0])
     assert found == {
+        "/docs/page.css": (200, "text/css"),
         "/docs/page.js": (200, "text/javascript"),
         "/docs/swagger-ui-bundle.js": (200, "text/javascript"),
         "/docs/swagger-ui.css": (200, "text/css"),
@@ -62,23 +64,35 @@ async def test_the_page_and_all_its_files_are_served(client: httpx.AsyncClient) 
     }
 
 
+async def test_only_the_scripts_of_this_one_answer_run(client: httpx.AsyncClient) -> None:
+    """The files of users are of the same origin, so ``'self'`` would let those run."""
+    nonces = set()
+    for _ in "12":
+        answer = await client.get("/docs")
+        parts = answer.headers["content-security-policy"].split(";")
+        policy = dict(part.strip().split(" ", 1) for part in parts)
+        (nonce,) = re.findall("^'nonce-([\\w-]{16,})'$", policy["script-src"])
+        assert re.findall(r"<script [^>]*>", answer.text) == [
+            f'<script src="/docs/{name}.js" nonce="{nonce}" defer>'
+            for name in ("swagger-ui-bundle", "page")
+        ]
+        nonces.add(nonce)
+        assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+        assert policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["require-trusted-types-for"] == "'script'"
+        assert answer.headers["cache-control"] == "no-store"
+    assert len(nonces) == 2
+
+
 @pytest.mark.parametrize("path", ["/docs", "/docs/page.js", "/docs/swagger-ui.css"])
-async def test_only_the_page_itself_may_run_and_be_asked(
-    client: httpx.AsyncClient, path: str
-) -> None:
+async def test_no_other_site_has_any_of_it(client: httpx.AsyncClient, path: str) -> None:
     headers = (await client.get(path)).headers
-    policy = dict(
-        part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";")
-    )
-    assert policy["default-src"] == "'none'"
-    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-    assert policy["img-src"] == "'self' data:"
-    assert policy["frame-ancestors"] == "'none'"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
-@pytest.mark.parametrize("path", ["/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js"])
+@pytest.mark.parametrize("path", ["/docs/page.css", "/docs/page.js", "/docs/swagger-ui-bundle.js"])
 async def test_caches_keep_files_and_ask_whether_they_are_right(
     client: httpx.AsyncClient, path: str
 ) -> None:
@@ -114,5 +128,5 @@ def test_the_policy_lets_all_of_it_run() -> None:
     """No script or style inside the page, and no address of another host."""
     page = FOLDER.joinpath("page.html").read_text()
     assert re.findall(r"<script(?! src=)|<style| style=| on\w+=", page) == []
-    for name in ("page.html", "page.js"):
+    for name in ("page.html", "page.css", "page.js"):
         assert "://" not in FOLDER.joinpath(name).read_text()

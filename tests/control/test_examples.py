@@ -23,10 +23,10 @@ import httpx
 import msgspec
 import pytest
 import trio
-from checks import ok
+from argon2 import PasswordHasher
+from checks import PLAIN, ok
 from cloud import PASSWORD, Cloud
 
-from control.auth import Auth
 from control.identity.rows import IDENTITY, users
 from control.records import Records, Txn
 
@@ -88,7 +88,7 @@ def user(cloud: Cloud) -> dict[str, Any]:
     def replace(txn: Txn) -> None:
         row = users.get(txn, user_id)
         assert row is not None
-        users.put(txn, msgspec.structs.replace(row, password=Auth.hasher.hash("secret")))
+        users.put(txn, msgspec.structs.replace(row, password=PasswordHasher().hash("secret")))
 
     trio.run(records.write, replace)
     records.close()
@@ -445,7 +445,7 @@ class EventSource:
         self._lines = response.iter_lines()
 
     def comment(self) -> str:
-        """The first line, which must be a comment: it tells that the stream is open."""
+        """The first line, which must be a comment: it says that the stream is open."""
         line = next(self._lines)
         assert line.startswith(":"), line
         return line[1:].strip()
@@ -476,7 +476,7 @@ def test_an_event_source_follows_an_upload(
     url = f"{cloud.url}/sse/progress"
     query = {"id": "transfer-1", "token": user["token"]}
     with (
-        httpx.Client(timeout=SECONDS, trust_env=False) as client,
+        httpx.Client(timeout=SECONDS, **PLAIN) as client,
         client.stream(
             "GET", url, params=query, headers={"Accept": "text/event-stream"}
         ) as response,

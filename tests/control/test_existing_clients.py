@@ -20,7 +20,7 @@ import httpx
 import msgspec
 import pytest
 import trio
-from checks import bearer, ok, refused, unique
+from checks import PLAIN, bearer, ok, refused, unique
 from cloud import PASSWORD
 from compute_cloud import ED25519, ComputeCloud
 from raw import Connection
@@ -237,7 +237,7 @@ class EventSource:
         assert head.status == 200
         assert (head.header("Content-Type") or "").startswith("text/event-stream")
         self._socket = self._connection.socket
-        self.text = b""
+        self.text = bytes(self._connection.buffer)  # what came with the head
 
     def wait_open(self) -> None:
         """Until something came: only then the page begins the transfer."""
@@ -406,10 +406,10 @@ async def test_containers_on_the_page(page: Dashboard, computing: ComputeCloud) 
         assert made.status == "pending"
         status = ""
         while status != "running":
-            told = await socket.json()
-            assert told["type"] == "container_status"
-            assert told["data"]["container_id"] == made.id
-            status = told["data"]["status"]
+            reported = await socket.json()
+            assert reported["type"] == "container_status"
+            assert reported["data"]["container_id"] == made.id
+            status = reported["data"]["status"]
     async with websocket(page.port, page.with_token("/compute/ws")) as socket:
         (listed,) = msgspec.convert((await socket.json())["data"], list[Container])
         assert (listed.id, listed.status, listed.ssh_enabled) == (made.id, "running", True)
@@ -553,7 +553,7 @@ class CommandLine:
             "Accept-Encoding": "gzip",
             **options.pop("headers", {}),
         }
-        with httpx.Client(base_url=self._url, timeout=SECONDS, trust_env=False) as client:
+        with httpx.Client(base_url=self._url, timeout=SECONDS, **PLAIN) as client:
             return client.request(method, path, headers=headers, **options)
 
 

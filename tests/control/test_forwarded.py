@@ -95,7 +95,7 @@ def test_what_is_no_address_of_a_proxy(text: str) -> None:
 @pytest.mark.parametrize(
     ("trusted", "others"), [("", 429), ("192.0.2.77", 429), ("192.0.2.77, 127.0.0.0/8", 401)]
 )
-async def test_failed_logins_count_by_what_a_trusted_proxy_tells(
+async def test_failed_logins_count_by_the_address_that_a_trusted_proxy_sends(
     tmp_path: Path, trusted: str, others: int
 ) -> None:
     async with running(tmp_path, login_failures=1, trusted_proxies=trusted) as server:

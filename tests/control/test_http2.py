@@ -9,7 +9,7 @@ import math
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from h2.events import (
 )
 from h2.settings import SettingCodes
 from hpack import Encoder
-from http_served import MIB, Answer, Notes, running
+from http_served import MIB, Answer, Notes, connected, post, running
 
 from control.http import HttpLimits
 from control.http.connection import Connection
 from control.http.forwarded import Proxies
 from control.http.frames import CREDIT_MAX, FRAMES_AT_ONCE, OVERHEAD_MAX, Flooded, FrameMeter
+from control.http.wire import Wire
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 Trust = ssl.SSLContext
@@ -66,9 +67,15 @@ class Peer:
         self.goaway: int | None = None
         self.over = False
         self.takes = True
+        self._sending = trio.StrictFIFOLock()
+
+    async def send(self, data: bytes) -> None:
+        """Any bytes, also while another task sends."""
+        async with self._sending:
+            await self.stream.send_all(data)
 
     async def flush(self) -> None:
-        await self.stream.send_all(self.h2.data_to_send())
+        await self.send(self.h2.data_to_send())
 
     async def begin(
         self, path: str, method: str = "GET", *more: tuple[str, str], end: bool = True
@@ -120,6 +127,17 @@ class Peer:
 
     async def ask(self, path: str, method: str = "GET", *more: tuple[str, str]) -> Answer:
         return await self.answer(await self.begin(path, method, *more))
+
+    async def upload(self, body: bytes) -> Any:
+        """What ``/count`` answers to *body*."""
+        number = await self.begin("/count", "POST", end=False)
+        while body:
+            await self.until(lambda: self.h2.local_flow_control_window(number) > 0)
+            piece = body[: min(self.h2.local_flow_control_window(number), 16384)]
+            body = body[len(piece) :]
+            self.h2.send_data(number, piece, end_stream=not body)
+            await self.flush()
+        return json.loads((await self.answer(number)).body)
 
     async def rest(self) -> None:
         await self.until(lambda: False)
@@ -274,13 +292,37 @@ async def test_trailers_end_a_whole_body(certificate: Path) -> None:
         assert json.loads((await peer.answer(number)).body)["bytes"] == 5
 
 
-async def test_continue_is_said_when_the_body_is_asked_for(certificate: Path) -> None:
+async def test_continue_is_sent_when_the_handler_reads_the_body(certificate: Path) -> None:
     async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
         number = await peer.begin("/count", "POST", ("expect", "100-continue"), end=False)
         await peer.until(lambda: number in peer.continued)
         peer.h2.send_data(number, b"abc", end_stream=True)
         await peer.flush()
         assert json.loads((await peer.answer(number)).body)["bytes"] == 3
+
+
+async def test_continue_is_not_sent_within_an_answer(certificate: Path) -> None:
+    """Within one of HTTP/1.1 it would be taken for a part of the answer."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        body = (await receive())["body"]
+        await send({"type": "http.response.body", "body": body})
+
+    async with served(certificate, app=app) as (port, _, trust), peer_of(port, trust) as peer:
+        number = await peer.begin("/", "POST", ("expect", "100-continue"), end=False)
+        await peer.until(lambda: number in peer.answers)
+        peer.h2.send_data(number, b"two", end_stream=True)
+        await peer.flush()
+        assert (await peer.answer(number)).body == b"onetwo"
+        assert not peer.continued
+    async with running(app=app) as (port, _), connected(port) as client:
+        await client.send(post("/", "Content-Length: 3", "Expect: 100-continue"))
+        await client.until(b"one\r\n")
+        await client.send(b"two")
+        assert await client.until(b"0\r\n\r\n") == b"3\r\ntwo\r\n0\r\n\r\n"
 
 
 async def test_a_stalled_body_is_answered_408(certificate: Path) -> None:
@@ -305,9 +347,50 @@ async def test_a_body_that_nobody_reads_stays_with_the_client(certificate: Path)
         assert peer.h2.local_flow_control_window(number) == 0
         notes.go_on.set()
         assert (await peer.answer(number)).body == b"waited"
-        # What was dropped is given back to the other requests of the connection.
-        await peer.ask("/hello")
-        assert peer.h2.outbound_flow_control_window > 32 * 1024
+
+
+async def test_bodies_that_nobody_reads_hold_up_no_other(certificate: Path) -> None:
+    """They are of other users, if a proxy sends all requests over one connection."""
+    limits = HttpLimits(body_stall_seconds=1, graceful_seconds=0)
+    async with served(certificate, limits) as (port, notes, trust), peer_of(port, trust) as peer:
+        assert (await peer.upload(b"abc"))["bytes"] == 3
+        unread = [await peer.begin("/wait", "POST", end=False) for _ in range(99)]
+        for number in unread:
+            while (window := peer.h2.local_flow_control_window(number)) > 0:
+                peer.h2.send_data(number, bytes(min(window, 16384)))
+            await peer.flush()
+        assert (await peer.upload(bytes(3 * MIB)))["bytes"] == 3 * MIB
+        notes.go_on.set()
+        for number in unread:
+            assert (await peer.answer(number)).body == b"waited"
+
+
+async def test_windows_of_bodies_that_nobody_reads_are_given_back(certificate: Path) -> None:
+    limits = HttpLimits(streams_max=1, graceful_seconds=0)
+    async with served(certificate, limits) as (port, notes, trust), peer_of(port, trust) as peer:
+        notes.go_on.set()
+        for _ in range(80):
+            number = await peer.begin("/wait", "POST", end=False)
+            while (window := peer.h2.local_flow_control_window(number)) > 0:
+                peer.h2.send_data(number, bytes(min(window, 16384)))
+                await peer.flush()
+            await peer.answer(number)
+        assert (await peer.upload(b"abc"))["bytes"] == 3
+
+
+async def test_few_requests_at_once_have_wide_windows(certificate: Path) -> None:
+    """All others go on with the narrow one; those that end make place for these."""
+    async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
+        for _ in range(2):
+            numbers = [await peer.begin("/count", "POST", end=False) for _ in range(4)]
+            await peer.ask("/hello")  # all of them have asked for their bodies
+            windows = sorted(map(peer.h2._get_stream_by_id, numbers), key=lambda s: s.stream_id)
+            wide = [stream.outbound_flow_control_window > 65_535 for stream in windows]
+            assert wide == [True, True, False, False]
+            for number in numbers:
+                peer.h2.end_stream(number)
+                await peer.flush()
+                await peer.answer(number)
 
 
 async def test_a_client_that_opens_no_window_loses_the_request(certificate: Path) -> None:
@@ -365,7 +448,8 @@ async def test_an_answer_that_cannot_be_finished_is_reset(certificate: Path, pat
     ("headers", "status"),
     [
         ([(f"x-{number}", "1") for number in range(300)], 431),
-        ([("x-large", "a" * 40_000)] * 2, 431),
+        ([("x-large", "a" * 18_000)] * 2, 431),
+        ([("x-large", "a" * 48_000)], None),
         ([("content-length", "x")], None),
         ([("x-bad", "a\x00b")], None),
         ([("transfer-encoding", "chunked")], None),
@@ -394,7 +478,9 @@ async def test_bad_heads_are_refused(
         assert (peer.answers[1].status if peer.answers else None) == status
 
 
-@pytest.mark.parametrize("target", ["nothing", "/%", "/%ff", "/a?" + "&" * 300])
+@pytest.mark.parametrize(
+    "target", ["nothing", "/%", "/%ff", "/a?" + "&" * 300, "https://elsewhere/hello"]
+)
 async def test_targets_are_read_as_strictly(certificate: Path, target: str) -> None:
     async with served(certificate) as (port, _, trust), peer_of(port, trust) as peer:
         answer = await peer.ask(target)
@@ -459,7 +545,7 @@ async def test_an_evicted_request_does_not_keep_its_connection(certificate: Path
         await peer.until(lambda: number in peer.answers)
         await trio.sleep(0.6)  # what makes it slow
         async with peer_of(port, trust):
-            await trio.sleep(0.05)  # an address makes room only so often
+            await trio.sleep(0.1)  # an address makes room only so often
             async with peer_of(port, trust):
                 go_on.set()
 
@@ -484,7 +570,7 @@ async def test_an_idle_connection_ends_whatever_it_pings(certificate: Path) -> N
 
         async def ping() -> None:
             while True:
-                await peer.stream.send_all(frame(6, 0, 0, bytes(8)))
+                await peer.send(frame(6, 0, 0, bytes(8)))
                 await trio.sleep(0.02)
 
         async with trio.open_nursery() as nursery:
@@ -605,6 +691,52 @@ async def test_the_end_of_the_connection_leaves_the_answers_in_the_kernel(
             assert number in peer.ended
 
 
+async def test_an_answer_that_is_taken_slowly_outlives_its_connection(certificate: Path) -> None:
+    """A whole answer may be in the kernel; closing then would take it back, since the
+    client goes on to send window updates."""
+    size = 600_000
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    limits = HttpLimits(keep_alive_seconds=0.2, linger_seconds=0.3, graceful_seconds=0)
+    async with served(certificate, limits, app=app) as (port, _, trust):
+        sock = trio.socket.socket()
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 8192)
+        await sock.connect(("127.0.0.1", port))
+        async with trio.SocketStream(sock) as raw:
+            peer = Peer(trio.SSLStream(raw, trust, server_hostname="localhost"))
+            peer.h2.initiate_connection()
+            peer.h2.increment_flow_control_window(size)
+            peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: size})
+            number = await peer.begin("/")
+            await peer.until(lambda: number in peer.answers)
+            answer = peer.answers[number]
+            while len(answer.body) < size:
+                had = len(answer.body)
+                await peer.until(lambda had=had: len(answer.body) > had)  # type: ignore[misc]
+                assert not peer.over
+                await trio.sleep(0.1)  # what makes it slow: 4 s in all
+                await peer.stream.send_all(frame(8, 0, 0, b"\0\0\0\1"))
+            assert number in peer.ended
+
+
+async def test_the_end_of_a_connection_waits_once_for_a_silent_client(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    queued_bytes = Wire.queued_bytes
+    monkeypatch.setattr(Wire, "queued_bytes", lambda wire: waits.append(1) or queued_bytes(wire))
+    limits = HttpLimits(linger_seconds=0.2, graceful_seconds=15)
+    async with AsyncExitStack() as stack:
+        async with served(certificate, limits) as (port, _, trust):
+            peer = await stack.enter_async_context(peer_of(port, trust))
+            assert (await peer.ask("/hello")).status == 200
+        assert waits == [1]
+
+
 async def test_requests_after_the_end_are_refused_and_no_more(certificate: Path) -> None:
     """Even one that the client takes back in the same breath."""
     limits = HttpLimits(header_bytes_max=1000, graceful_seconds=0)
@@ -637,7 +769,9 @@ CUT = Encoder().encode(
         ("content-length", "5"),
     ]
 )
+OVER = frame(1, 5, 1, GET) + frame(3, 0, 1, bytes(4))
 FLOODS = {
+    "headers for nobody": lambda number: (OVER if number == 0 else b"") + frame(1, 5, 1, GET),
     "ping": lambda number: frame(6, 0, 0, bytes(8)),
     "settings": lambda number: frame(4, 0, 0, b"\0\3\0\0\0\1"),
     "settings of many names": lambda number: frame(
@@ -811,6 +945,38 @@ def test_the_meter_gives_h2_few_frames_at_once_and_all_but_goaway() -> None:
         assert b"".join(pieces) == PREFACE + pings + frame(0, 1, 1, b"abc")
         assert max(map(len, pieces)) <= len(PREFACE) + FRAMES_AT_ONCE * 17
         assert meter.client_goes
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        frame(1, 5, 1, GET),
+        frame(1, 1, 1, GET) + frame(9, 4, 1),
+        frame(1, 1, 1) + frame(9, 0, 1, GET) + frame(9, 4, 1, GET),
+    ],
+)
+def test_the_meter_gives_h2_one_header_block_at_once(block: bytes) -> None:
+    """Each may repeat headers of 4 KiB with a byte: 64 blocks took 300 ms."""
+    ping = frame(6, 0, 0, bytes(8))
+    sent = PREFACE + (ping + block) * 5 + ping
+    for step in (1, 7, len(sent)):
+        meter = FrameMeter(1000)
+        pieces = [
+            piece for at in range(0, len(sent), step) for piece in meter.feed(sent[at : at + step])
+        ]
+        assert b"".join(pieces) == sent
+        if step == len(sent):
+            assert pieces == [PREFACE + ping + block, *[ping + block] * 4, ping]
+        assert not meter.in_header_block
+
+
+def test_window_updates_for_each_4_kib_are_no_flood() -> None:
+    """Go's client sends two, one of them for the connection."""
+    meter = FrameMeter(1000)
+    list(meter.feed(PREFACE))
+    for count in range(1, 2 * OVERHEAD_MAX):
+        list(meter.feed(frame(8, 0, 0, b"\0\0\x10\0") + frame(8, 0, 1, b"\0\0\x10\0")))
+        assert not meter.is_flooded(0, 0, count * 4096)
 
 
 def test_what_a_client_may_send_grows_with_what_it_does() -> None:

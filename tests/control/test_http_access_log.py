@@ -28,12 +28,12 @@ COMBINED = re.compile(
 SECRETS = Access(
     client="10.1.2.3",
     method="GET",
-    target=b'/a%20"b?token=secret',
+    target=b'/a%20"b?ticket=secret&token=secret',
     protocol="HTTP/1.1",
     headers=[
         (b"authorization", b"Bearer secret"),
         (b"cookie", b"token=secret"),
-        (b"referer", b"https://example.org/page?token=secret#secret"),
+        (b"referer", b"https://example.org/page?ticket=secret&token=secret#secret"),
         (b"user-agent", b'evil" "\r\n\xff\x1b[31m'),
     ],
     status=200,

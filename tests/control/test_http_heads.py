@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control.http.heads import AnswerFraming, Refusal, error_answer, read_head
+from control.http.heads import AnswerFraming, Refusal, error_answer, in_json, read_head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -100,7 +100,7 @@ def test_an_error_answer_is_http_with_json(status: int, message: str) -> None:
     client = h11.Connection(h11.CLIENT)
     client.send(head_of(b"/"))
     client.send(h11.EndOfMessage())
-    client.receive_data(error_answer(status, message))
+    client.receive_data(error_answer(status, in_json(Refusal(status, message))))
     response = client.next_event()
     assert isinstance(response, h11.Response)
     assert response.status_code == status

@@ -80,7 +80,28 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     ("sent", "status"),
     [
         (b"nonsense\r\n\r\n", 400),
+        (b"HELO mail.example\r\nMAIL FROM:<x>\r\n\r\n", 400),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", 400),
+        (b"\x00" * 1000, 400),
+        (b"\xff" * 1000, 400),
+        (bytes(range(256)) * 40, 400),
+        (b"GET\r\n\r\n", 400),
+        (b"GET /hello\r\n\r\n", 400),
+        (b"GET  /hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /hello HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
+        (b"GET /hel lo HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"G(T /hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        *(
+            (f"GET /hello {version}\r\nHost: a\r\n\r\n".encode(), status)
+            for status, versions in (
+                (505, "HTTP/0.9 HTTP/1.2 HTTP/2.0 HTTP/3.0"),
+                (400, "HTTP/11 http/1.1 HTTPS/1.1 HTTP/1.1.1 HTTP/-1.1"),
+            )
+            for version in versions.split()
+        ),
         (b"GET /hello HTTP/1.1\r\n\r\n", 400),  # no Host
+        (b"GET /hello HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         (b"GET hello HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET /caf\xe9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (get("/path/%c0%af"), 400),
@@ -89,23 +110,35 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         (get("/path/%ed%a0%80"), 400),  # half of a surrogate pair
         (get("/path/a?q=%ff"), 400),
         (get("/path/a?q=%2"), 400),
-        (post("/count", "Content-Length: -1"), 400),
+        *(
+            (post("/count", f"Content-Length: {length}"), 400)
+            for length in ("-1", "x", "1.5", "0x10", "+3", "5 5", "3, 4", "", "9" * 100, "9" * 5000)
+        ),
         (post("/count", "Content-Length: 1", "Content-Length: 2"), 400),
         (post("/count", "Content-Length: 3", "Transfer-Encoding: chunked"), 400),
+        (post("/count", "Transfer-Encoding: chunked", "Content-Length: 3"), 400),
+        (post("/count", "Content-Length : 3"), 400),
+        (post("/count", "Content-Length\t: 3"), 400),
         (post("/count", "Transfer-Encoding: gzip"), 501),
+        (post("/count", "Transfer-Encoding: xchunked"), 501),
+        (post("/count", "Transfer-Encoding: chunked, identity"), 501),
         (b"POST /count HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (post("/count", "Transfer-Encoding: chunked", "Transfer-Encoding: identity"), 501),
         (post("/count", "Transfer-Encoding: identity, chunked"), 501),
         (post("/count", "Transfer-Encoding : chunked"), 400),
         (post("/count", "Transfer-Encoding:\x0bchunked"), 400),
-        (post("/count", "Content-Length: " + "9" * 5000), 400),
-        (post("/count", "Content-Length: +3"), 400),
-        (post("/count", "Content-Length: 3, 4"), 400),
         (get("/hello", "X: a\n b"), 400),  # a bare line feed, and a folded line
         (get("/hello", "X: a", " b"), 400),
         (get("/hello", "X: a\nY: b"), 400),
         (b"GET /hello HTTP/1.1\nHost: a\n\n", 400),
         (get("/hello", "X: a\rY: b"), 400),
+        (get("/hello", "X: a\rb"), 400),
+        (get("/hello", "X: a\0b"), 400),
+        (get("/hello", "X\0Y: a"), 400),
+        (get("/hello", "X(Y): a"), 400),
+        (get("/hello", "no colon here"), 400),
+        (get("/hello", ": no name"), 400),
+        (get("/hello", "Bad Name: a"), 400),
         (b"head /hello HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         (b"CONNECT other:80 HTTP/1.1\r\nHost: other\r\n\r\n", 501),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
@@ -113,8 +146,9 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
     ],
 )
 async def test_what_is_no_request_is_refused_in_json(sent: bytes, status: int) -> None:
+    """Nor is what follows it ever taken for a request (smuggling)."""
     async with running() as (port, _), connected(port) as client:
-        answer = await client.ask(sent)
+        answer = await client.ask(sent + b"0\r\n\r\n" + get("/hello"))
         assert answer.status == status
         assert answer.error
         assert answer.headers["connection"] == "close"
@@ -129,11 +163,25 @@ async def test_the_path_is_decoded_once_and_strictly() -> None:
         assert json.loads(absolute.body)["path"] == "abc"
 
 
-async def test_headers_that_are_too_large_are_refused_readably() -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        get("/hello", "X: " + "a" * 100 * 1024),
+        get("/hello", *(f"X-{number}: y" for number in range(10_000))),
+        get("/" + "x" * 100 * 1024),
+        get("/hello").replace(b"GET", b"M" * 100 * 1024),
+        b"G" * 200 * 1024,
+        get("/hello")[:-2] + b"X: y\r\n" * 40_000,  # there is no end of it
+        post("/count", "Transfer-Encoding: chunked") + b"0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    ],
+    ids=range(7),
+)
+async def test_headers_that_are_too_large_are_refused_readably(sent: bytes) -> None:
     async with running() as (port, _), connected(port) as client:
-        answer = await client.ask(get("/hello", "X: " + "a" * 100 * 1024))
+        answer = await client.ask(sent)
         assert answer.status == 431
         assert answer.error
+        assert await client.rest() == b""
 
 
 async def test_h2c_upgrades_are_ignored() -> None:
@@ -168,6 +216,8 @@ async def test_an_idle_connection_ends() -> None:
     async with running(limits) as (port, _), connected(port) as client:
         assert (await client.ask(get("/hello"))).status == 200
         assert await client.rest() == b""
+    async with running(limits) as (port, _), connected(port) as client:
+        assert await client.rest() == b"", "it has never asked for anything"
 
 
 async def test_http_1_0_and_connection_close_end_after_the_answer() -> None:
@@ -200,6 +250,14 @@ async def test_a_chunked_body_arrives_whole_and_the_connection_goes_on() -> None
         await client.send(b"lo\r\n6;x=y\r\n world\r\n0\r\n\r\n")
         assert (await client.answer()).body == b"hello world"
         assert (await client.ask(get("/hello"))).status == 200
+
+
+async def test_what_follows_a_body_is_a_request_or_refused_as_one() -> None:
+    async with running() as (port, _), connected(port) as client:
+        answer = await client.ask(post("/count", "Content-Length: 5") + b"12345EXTRA\r\n\r\n")
+        assert json.loads(answer.body)["bytes"] == 5
+        assert (await client.answer()).status == 400
+        assert await client.rest() == b""
 
 
 async def test_tiny_chunks_neither_multiply_nor_hold_up_the_loop() -> None:
@@ -236,7 +294,13 @@ async def test_tiny_chunks_neither_multiply_nor_hold_up_the_loop() -> None:
     "chunks",
     [
         b"zz\r\n",
+        b"\r\n",
+        b"+2\r\nab\r\n",
         b"2\r\nabc\r\n",
+        b"3\r\nab\r\n",
+        b"2\r\nab0\r\n\r\n",
+        b"1\r\nx\r\n" + b"0" * 200_000,
+        b"1;" + b"x" * 200_000 + b"\r\n",
         b"2\r\nab\n",
         b"2\nab\r\n",
         b"2 \r\n",
@@ -282,7 +346,7 @@ async def test_text_that_is_not_utf_8_is_the_clients_mistake() -> None:
         assert (await client.ask(post("/json", "Content-Length: 3") + b'"\xff"')).status == 400
 
 
-async def test_continue_is_said_when_the_body_is_asked_for() -> None:
+async def test_continue_is_sent_when_the_handler_reads_the_body() -> None:
     async with running() as (port, _), connected(port) as client:
         await client.send(post("/count", "Content-Length: 3", "Expect: 100-continue"))
         assert (await client.head()).status == 100
@@ -292,7 +356,7 @@ async def test_continue_is_said_when_the_body_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("path", ["/refused", "/limited"])
-async def test_continue_is_not_said_to_a_request_that_is_refused(path: str) -> None:
+async def test_continue_is_not_sent_to_a_refused_request(path: str) -> None:
     async with running() as (port, _), connected(port) as client:
         answer = await client.ask(post(path, "Content-Length: 10000", "Expect: 100-continue"))
         assert answer.status in (403, 413)
@@ -300,7 +364,16 @@ async def test_continue_is_not_said_to_a_request_that_is_refused(path: str) -> N
         assert await client.rest() == b""
 
 
-async def test_continue_is_not_said_once_the_body_is_there() -> None:
+async def test_continue_comes_first_where_no_body_does() -> None:
+    """Clients that expect it for an empty body, too, take what follows for the answer."""
+    async with running() as (port, _), connected(port) as client:
+        for _ in range(2):
+            await client.send(post("/count", "Content-Length: 0", "Expect: 100-continue"))
+            assert (await client.head()).status == 100
+            assert json.loads((await client.ask(b"")).body)["bytes"] == 0
+
+
+async def test_continue_is_not_sent_once_the_body_has_come() -> None:
     async with running() as (port, _), connected(port) as client:
         answer = await client.ask(
             post("/count", "Content-Length: 3", "Expect: 100-continue") + b"abc"
@@ -365,7 +438,18 @@ async def test_a_stalled_body_is_answered_408() -> None:
         assert await client.rest() == b""
 
 
-async def test_a_body_that_ends_early_is_told_to_its_reader() -> None:
+async def test_a_slow_body_that_moves_is_taken() -> None:
+    """The limit is for a stall, not for the whole."""
+    limits = HttpLimits(body_stall_seconds=2.0, graceful_seconds=0)
+    async with running(limits) as (port, _), connected(port) as client:
+        await client.send(post("/count", "Content-Length: 5"))
+        for _ in range(5):
+            await trio.sleep(0.5)
+            await client.send(b"x")
+        assert json.loads((await client.answer()).body)["bytes"] == 5
+
+
+async def test_a_body_that_ends_early_is_reported_to_its_reader() -> None:
     async with running() as (port, notes), connected(port) as client:
         await client.send(post("/cut", "Content-Length: 100") + b"some")
         stream = client.stream
@@ -429,10 +513,10 @@ async def test_a_client_that_ended_its_side_is_not_waited_for_without_end() -> N
 
 
 async def test_a_head_in_pieces_after_a_long_idle_time_is_taken() -> None:
-    limits = HttpLimits(header_seconds=0.5, graceful_seconds=0)
+    limits = HttpLimits(header_seconds=3.0, graceful_seconds=0)
     async with running(limits) as (port, _), connected(port) as client:
         assert (await client.ask(get("/hello"))).status == 200
-        await trio.sleep(0.6)  # longer than a head may take
+        await trio.sleep(3.1)  # longer than a head may take
         await client.send(get("/hello")[:10])
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert (await client.ask(get("/hello")[10:])).status == 200
@@ -684,7 +768,7 @@ async def test_stopping_cancels_what_does_not_end() -> None:
                 await notes.cancelled.wait()
 
 
-async def test_stopping_is_told_to_websockets() -> None:
+async def test_stopping_is_announced_to_websockets() -> None:
     stop = trio.Event()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -839,7 +923,7 @@ async def test_tls_notices_a_client_that_leaves_and_one_that_stalls(certificate:
             await notes.cancelled.wait()
 
 
-async def test_tls_says_its_end_after_whole_answers_only(certificate: Path) -> None:
+async def test_tls_sends_close_notify_after_whole_answers_only(certificate: Path) -> None:
     limits = HttpLimits(graceful_seconds=0)
     async with running_tls(certificate, limits, strict=True) as (_, notes, secured):
         async with secured() as client:
@@ -898,7 +982,7 @@ async def test_a_body_cut_over_tls_is_never_taken_for_whole(
         except ssl.SSLWantReadError:
             answer = b""  # without a word at its end there is nobody left to answer
         assert answer[:13] in (b"", b"HTTP/1.1 400 ")
-        # The handler is told, or it was cancelled because the client has left.
+        # The handler gets an error, or it was cancelled because the client has left.
         assert all(isinstance(error, BodyCutShort) for error in notes.seen)
 
 

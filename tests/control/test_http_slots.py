@@ -132,7 +132,7 @@ async def test_what_moves_bytes_gets_on(moved: str) -> None:
         assert await is_open(moving)
 
 
-async def test_one_too_many_is_told_so() -> None:
+async def test_one_too_many_is_refused_with_the_reason() -> None:
     async with running(LIMITS) as (port, _), AsyncExitStack() as stack:
         for _ in range(OF_ONE):
             client = await stack.enter_async_context(connected(port, "127.0.0.2"))
@@ -222,6 +222,28 @@ def test_an_address_makes_room_for_itself_so_often_and_no_more() -> None:
             assert makes_room
             assert slowest is not None
         assert slots.slowest_of("b", now) is None
+
+
+def test_a_slow_one_is_not_looked_for_again_and_again() -> None:
+    """All that are refused would wait for the search through those that work."""
+    asked: list[Working] = []
+
+    class Working:
+        @property
+        def held_by_client(self) -> bool:
+            asked.append(self)
+            return False
+
+    slots: Slots[Working] = Slots(6, 2, slow_seconds=1, room_seconds=0.5)
+    ones = [Working() for _ in range(2)]
+    for one in ones:
+        slots.take(one, "a", 0.0)
+    for now in (9.0, 9.1, 9.2, 9.3, 9.5):
+        with pytest.raises(LookupError):
+            slots.slowest_of("a", now)
+    assert len(asked) == 2 * 2
+    slots.note_progress(ones[0], 9.6, idle=True)
+    assert slots.slowest_of("a", 9.6) is ones[0]  # there is nothing to look for
 
 
 @given(

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from auth_server import Hands
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from control.identity.credentials import (
     EXPIRED_TOKEN_SECONDS,
     SESSIONS_MAX,
     SWEEP_ROWS,
+    TICKET_SECONDS,
     Credentials,
     PasswordChanged,
 )
@@ -59,16 +61,6 @@ for line in sys.stdin:
     principal = credentials.verify(line.strip())
     print(principal.user_id if principal else "-", flush=True)
 """
-
-
-class Hands:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.at = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 class House:
@@ -127,6 +119,12 @@ def b64(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
 
+def signed(head: Any, payload: Any, key: bytes) -> str:
+    text = f"{b64(head)}.{b64(payload)}"
+    signature = jwt.get_algorithm_by_name("HS256").sign(text.encode(), key)
+    return f"{text}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
+
+
 async def test_a_session_is_its_users_until_it_expires(house: House) -> None:
     text = await house.session(seconds=DAY)
     found = house.credentials.verify(text)
@@ -136,6 +134,57 @@ async def test_a_session_is_its_users_until_it_expires(house: House) -> None:
     assert house.is_valid(text)
     house.hands.at += 1
     assert not house.is_valid(text)
+
+
+FILE = ["photos", "a.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["session", "token"])
+async def test_a_ticket_is_for_one_file_until_it_or_its_credential_ends(
+    house: House, kind: str
+) -> None:
+    text = await (house.session() if kind == "session" else house.token())
+    made_by = house.credentials.verify(text)
+    assert made_by is not None
+
+    def is_good(ticket: str, file: list[str] = FILE) -> bool:
+        return house.credentials.verify_ticket(ticket, file) == made_by
+
+    ticket, expires_at = house.credentials.issue_ticket(made_by, FILE, 3600)
+    assert is_good(ticket)
+    assert not house.is_valid(ticket)
+    for other in (["photos", "a.jp"], ["photos", "", "a.jpg"], ["photos/a.jpg"], ["b", "a.jpg"]):
+        assert not is_good(ticket, other)
+    for other in (text, "", ticket[:-1], f"{ticket}A", f"ecloud_{ticket}"):
+        assert not is_good(other)
+    assert not is_good(resigned(house, ticket, type="session"))
+    assert not is_good(resigned(house, ticket, is_session=kind == "token"))
+    again = Credentials(house.records, SigningKeys.open(house.place / "keys"), house.hands)
+    assert again.verify_ticket(ticket, FILE) == made_by, "another process knows it"
+    longest, ends_at = house.credentials.issue_ticket(made_by, FILE, 10 * DAY)
+    assert ends_at == house.hands.at + TICKET_SECONDS
+    house.hands.at = expires_at - 1
+    assert is_good(ticket)
+    house.hands.at = expires_at
+    assert not is_good(ticket)
+    assert is_good(longest)
+
+    table = sessions if kind == "session" else tokens
+    await house.write(lambda txn: table.delete(txn, made_by.credential_id))
+    assert not is_good(longest)
+
+
+@pytest.mark.parametrize("how", ["user", "key"])
+async def test_a_ticket_ends_with_its_user_and_with_the_key(house: House, how: str) -> None:
+    made_by = house.credentials.verify(await house.session())
+    assert made_by is not None
+    ticket, _ = house.credentials.issue_ticket(made_by, FILE, 3600)
+    assert house.credentials.verify_ticket(ticket, FILE) == made_by
+    if how == "key":
+        house.keys.rotate(0)
+    else:
+        await house.write(lambda txn: users.delete(txn, "AdaAda"))
+    assert house.credentials.verify_ticket(ticket, FILE) is None
 
 
 async def test_a_token_holds_its_scopes_until_it_expires(house: House) -> None:
@@ -176,6 +225,27 @@ async def test_what_is_not_exactly_what_was_issued_is_refused(house: House) -> N
         "alg none token": f"ecloud_{none_head}.{token_payload}.",
         "alg HS512": jwt.encode(claims, real * 2, "HS512", {"kid": kid}),
         "alg HS384": jwt.encode(claims, real * 2, "HS384", {"kid": kid}),
+        **{
+            f"head with {change}": signed({"alg": "HS256", "kid": kid, **change}, claims, wrong)
+            for change in (
+                *({"alg": alg} for alg in ("None", "NONE", "RS256", "ES256", None)),
+                *({"kid": other} for other in ("../../../dev/null", 0, ["x"], None)),
+                {"jwk": {"kty": "oct", "k": b64("w" * 32)}},
+                {"crit": ["exp"]},
+            )
+        },
+        "empty key": signed({"alg": "HS256", "kid": kid}, claims, b""),
+        "key is the kid": signed({"alg": "HS256", "kid": kid}, claims, kid.encode()),
+        "claims are a list": signed({"alg": "HS256", "kid": kid}, [], real),
+        "claims changed": f"{head}.{b64({**claims, 'is_admin': True})}.{signature}",
+        "signature of another": f"{head}.{payload}.{token.split('.')[2]}",
+        "scopes changed": f"ecloud_{token.split('.')[0].removeprefix('ecloud_')}."
+        f"{b64({**claims_of(token), 'scopes': {'storage.AdaAda': ['delete']}})}."
+        f"{token.split('.')[2]}",
+        "cut": session[:-1],
+        "lengthened": f"{session}A",
+        "twice": f"{session}.{session}",
+        "dots": "..",
         "wrong key": jwt.encode(claims, wrong, "HS256", {"kid": kid}),
         "wrong kid": jwt.encode(claims, real, "HS256", {"kid": "other"}),
         "no kid": jwt.encode(claims, real, "HS256"),
@@ -222,14 +292,10 @@ def test_no_text_makes_verify_fail(house: House, text: str) -> None:
 def test_no_signed_nonsense_makes_verify_fail(house: House, payload: Any, head: Any) -> None:
     key = house.keys.current
     head = {"alg": "HS256", "kid": key.id, **head}
-    signing_input = f"{b64(head)}.{b64(payload)}"
-    algorithm = jwt.get_algorithm_by_name("HS256")
-    signature = algorithm.sign(signing_input.encode(), key.raw)
-    text = f"{signing_input}.{base64.urlsafe_b64encode(signature).decode().rstrip('=')}"
-    assert not house.is_valid(text)
+    assert not house.is_valid(signed(head, payload, key.raw))
 
 
-async def test_what_is_verified_is_looked_up_again_each_time(house: House) -> None:
+async def test_a_verified_credential_is_looked_up_again_each_time(house: House) -> None:
     """The signature is remembered, nothing else is."""
     session, token = await house.session(), await house.token()
     assert house.is_valid(session)
@@ -381,7 +447,7 @@ async def test_another_process_sees_everything_with_its_next_look(tmp_path: Path
 # --- upkeep ----------------------------------------------------------------------------
 
 
-async def test_the_last_use_is_told_at_once_and_written_down_later(house: House) -> None:
+async def test_the_last_use_is_reported_at_once_and_saved_later(house: House) -> None:
     text = await house.token()
     token_id = claims_of(text)["token_id"]
 

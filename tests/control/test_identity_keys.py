@@ -6,30 +6,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from auth_server import Hands
 
 from control.identity.keys import KEY_BYTES, LOOK_SECONDS, NOTICE_SECONDS, SigningKeys, rotate_keys
+from control.identity.secretfiles import locked, make_private_directory
 from gfs.errors import StartupError
 
-OPEN_AND_TELL = """
+OPEN_AND_SAY = """
 import sys
 from pathlib import Path
+from unittest import mock
 from control.identity.keys import SigningKeys
 sys.stdin.readline()
 keys = SigningKeys.open(Path(sys.argv[1]))
 print(keys.current.id, keys.current.secret, (Path(sys.argv[1]) / "service.key").read_text())
 """
-
-
-class Hands:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.at = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 def opened(directory: Path, hands: Hands) -> SigningKeys:
@@ -49,7 +43,7 @@ def test_the_keys_are_made_once_and_are_their_owners_alone(tmp_path: Path) -> No
 def test_processes_that_start_at_once_get_the_same_keys(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", OPEN_AND_TELL, str(tmp_path / "keys")],
+            [sys.executable, "-c", OPEN_AND_SAY, str(tmp_path / "keys")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -60,9 +54,9 @@ def test_processes_that_start_at_once_get_the_same_keys(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=60)[0] for process in processes]
-    assert len(set(told)) == 1
-    assert told[0]
+    reported = [process.communicate(timeout=60)[0] for process in processes]
+    assert len(set(reported)) == 1
+    assert reported[0]
 
 
 def test_after_a_rotation_the_old_key_verifies_until_its_sessions_end(tmp_path: Path) -> None:
@@ -87,6 +81,37 @@ def test_a_rotation_that_keeps_nothing_ends_the_old_key_at_once(tmp_path: Path) 
     keys.rotate(keep_seconds=0)
     assert keys.secret(old.id) is None
     assert keys.current.id != old.id
+
+
+def test_secrets_need_a_directory_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "open").mkdir(mode=0o755)
+    for name, message in (("file/below", "cannot be used for secrets"), ("open", "chmod 700")):
+        with pytest.raises(StartupError, match=message):
+            make_private_directory(tmp_path / name)
+    make_private_directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_lock_that_another_process_keeps_is_reported(tmp_path: Path) -> None:
+    ticks = iter(range(100))
+    waiting = mock.Mock(monotonic=lambda: next(ticks))
+    with (
+        locked(tmp_path / "lock"),
+        mock.patch("control.identity.secretfiles.time", waiting),
+        pytest.raises(StartupError, match="another process has held this for 10 s"),
+        locked(tmp_path / "lock"),
+    ):
+        pass
+    with locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_rotation_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    keys = opened(tmp_path / "keys", Hands())
+    full = mock.patch("control.identity.keys.write_secret", side_effect=OSError(28, "full"))
+    with full, pytest.raises(StartupError, match=r"cannot be rotated.*full"):
+        keys.rotate(keep_seconds=0)
 
 
 def test_a_second_rotation_does_not_prolong_the_first_key(tmp_path: Path) -> None:
@@ -116,7 +141,7 @@ def test_others_notice_a_rotation_when_they_look_again(tmp_path: Path) -> None:
     assert keys.secret(old.id) == old.raw
 
 
-def test_a_key_not_heard_of_is_looked_for_at_once(tmp_path: Path) -> None:
+def test_an_unknown_key_is_looked_for_at_once(tmp_path: Path) -> None:
     """Or a login in one worker would be refused by the next for a second."""
     hands = Hands()
     here, there = opened(tmp_path / "keys", hands), opened(tmp_path / "keys", hands)

@@ -10,9 +10,10 @@ import trio
 import trio.testing
 from argon2 import PasswordHasher, Type
 
-from control.auth import Auth
 from control.errors import BadRequest, Unavailable
-from control.identity.passwords import Passwords, check_password
+from control.identity.passwords import Passwords, check_password, make_hasher
+from control.settings import ControlSettings
+from gfs.errors import SettingsError
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
@@ -50,9 +51,23 @@ class Stuck(PasswordHasher):
 
 
 def test_production_takes_what_rfc_9106_recommends() -> None:
-    hasher = Auth.hasher
+    hasher = make_hasher(ControlSettings())
     assert hasher.type is Type.ID
     assert (hasher.memory_cost, hasher.time_cost, hasher.parallelism) == (65536, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("memory_mib", 7), ("memory_mib", 4097), ("passes", 0), ("passes", 101)],
+)
+def test_neither_too_little_nor_too_much_is_asked_of_a_hash(name: str, value: int) -> None:
+    with pytest.raises(SettingsError, match=f"password_{name}"):
+        ControlSettings(**{f"password_{name}": value}).check()
+
+
+def test_a_hash_has_the_parameters_of_the_settings() -> None:
+    hasher = make_hasher(ControlSettings(password_memory_mib=9, password_passes=1))
+    assert "$m=9216,t=1," in hasher.hash("x")
 
 
 async def test_a_password_is_proven_by_its_hash() -> None:
@@ -113,6 +128,20 @@ async def test_few_at_once_and_a_bounded_queue() -> None:
     assert len(done) == 5
     assert hasher.most_at_once <= 2
     await passwords.hash("there is room again")
+
+
+async def test_who_waits_for_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.identity.passwords.TURN_SECONDS", 0.01)
+    hasher = Stuck()
+    passwords = Passwords(1, 4, hasher)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(passwords.hash, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Unavailable):
+            await passwords.hash("second", "192.0.2.2")
+        hasher.go.set()
+    assert not passwords._waiting
+    assert not passwords._inside
 
 
 async def test_one_address_leaves_places_to_others() -> None:

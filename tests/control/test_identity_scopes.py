@@ -9,7 +9,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from control.errors import BadRequest
-from control.identity.scopes import SEED_SCOPES, check_grants, grants_allow, merge, split
+from control.identity.scopes import (
+    SCOPE_BYTES_MAX,
+    SCOPES_MAX,
+    SEED_SCOPES,
+    check_grants,
+    grants_allow,
+    merge,
+    split,
+)
 
 USER, OTHER = "XyZ123", "abc456"
 PAIRS = [(root, resource) for root in SEED_SCOPES for resource in SEED_SCOPES[root]]
@@ -153,6 +161,16 @@ def test_check_grants_keeps_or_refuses_and_never_fails(grants: dict[str, list[st
 def test_what_may_not_be_granted_is_refused(grants: dict[str, list[str]]) -> None:
     with pytest.raises(BadRequest, match=r"^scopes"):
         check_grants(SEED_SCOPES, USER, grants)
+
+
+def test_as_many_scopes_as_there_may_be_are_granted() -> None:
+    grants = {f"storage.{USER}.files.{number}": ["read"] for number in range(SCOPES_MAX)}
+    assert len(check_grants(SEED_SCOPES, USER, grants)) == SCOPES_MAX
+    grants[f"storage.{USER}.files.last"] = ["read"]
+    with pytest.raises(BadRequest, match=f"at most {SCOPES_MAX}"):
+        check_grants(SEED_SCOPES, USER, grants)
+    longest = f"storage.{USER}.files.".ljust(SCOPE_BYTES_MAX, "x")
+    assert longest in check_grants(SEED_SCOPES, USER, {longest: ["read"]})
 
 
 def test_tables_of_modules_are_merged() -> None:

@@ -26,9 +26,9 @@ FORM = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\
 def routes(cloud: ComputeCloud) -> Iterator[tuple[str, str, bool]]:
     """Method, path and whether it is a WebSocket too, of all there are."""
     for path, methods in ok(cloud.admin.get("/openapi.json"))["paths"].items():
-        for method, told in methods.items():
+        for method, reported in methods.items():
             if not path.startswith("/healthz"):
-                yield method.upper(), path, "x-websocket" in told
+                yield method.upper(), path, "x-websocket" in reported
 
 
 def request(method: str, path: str, token: str, upgrade: bool, phase: str) -> bytes:

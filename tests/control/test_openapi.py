@@ -11,11 +11,8 @@ import jsonschema_rs
 import msgspec
 import pytest
 import schemathesis
-from inprocess import make_app, served
-from werkzeug.routing import BaseConverter
 
 from control.api import Call, Content, Module, Route, Upgrade, upgrade_only
-from control.api.installed import discover
 from control.documentation.openapi import describe, operation_id
 from control.identity.access import (
     ADMIN,
@@ -27,6 +24,8 @@ from control.identity.access import (
     SESSION,
     scoped,
 )
+from control.installed import discover
+from control.testing import make_app, served
 
 
 class Where(msgspec.Struct):
@@ -160,13 +159,9 @@ def test_path_parameters_are_required_and_may_span_slashes() -> None:
     assert not jsonschema_rs.is_valid(rest["schema"], "")
 
 
-class Shelf(BaseConverter):
-    regex = "(?!none)[a-z]+"
-
-
 def test_kinds_of_parameters_that_a_module_made_are_described() -> None:
     table = [("books", route(path="/b/{where:shelf}"))]
-    document = describe(table, {}, "1", {"shelf": Shelf})
+    document = describe(table, {}, "1", {"shelf": "(?!none)[a-z]+"})
     (parameter,) = document["paths"]["/b/{where}"]["get"]["parameters"]
     assert jsonschema_rs.is_valid(parameter["schema"], "poems")
     assert not jsonschema_rs.is_valid(parameter["schema"], "none")
@@ -309,7 +304,7 @@ def test_security_follows_from_the_need(given: Route, expected: list[Any]) -> No
     assert of(given)["security"] == expected
 
 
-def test_a_websocket_is_told_beside_what_is_answered_without() -> None:
+def test_a_websocket_is_described_beside_what_is_answered_without() -> None:
     upgrade = Upgrade(nothing, sends="lines", takes="what is typed", ping_seconds=5)
     both = of(route(answer=Content("text/plain"), upgrade=upgrade))
     assert statuses(both) == ALWAYS | {101, 400}
@@ -335,7 +330,7 @@ def test_the_scope_is_shown() -> None:
     assert "storage.files: read" in operation["description"]
 
 
-def test_operation_ids_are_stable_and_tell_paths_apart() -> None:
+def test_operation_ids_are_stable_and_distinguish_paths() -> None:
     assert operation_id("GET", "/storage/{namespace}/{path:path}") == (
         "get_storage_by_namespace_by_path"
     )
@@ -399,7 +394,7 @@ def test_the_document_is_the_same_at_each_start(tmp_path: Path) -> None:
 
 def test_the_document_of_all_that_is_installed_is_valid(tmp_path: Path) -> None:
     app = make_app(tmp_path, *discover().values())
-    document = describe(app.table, {}, "1", app.url_map.converters)
+    document = describe(app.table, {}, "1", app.routes.kinds)
     schemathesis.openapi.from_dict(document).validate()
     described = {
         (method.upper(), path)
@@ -408,3 +403,24 @@ def test_the_document_of_all_that_is_installed_is_valid(tmp_path: Path) -> None:
     }
     declared = {(route.method, re.sub(r":\w+}", "}", route.path)) for _, route in app.table}
     assert declared <= described
+
+
+def test_the_examples_of_the_pages_are_routes(tmp_path: Path) -> None:
+    """Each line with curl in docs/rest.md, of the sections with a base URL of their own."""
+    page = Path(__file__).parents[2].joinpath("docs", "rest.md").read_text()
+    app = make_app(tmp_path, *discover().values())
+    routes = [(route.method, re.sub(r"\{\w+:path\}", ".+", route.path)) for _, route in app.table]
+    patterns = [(m, re.compile(re.sub(r"\{[^}]+\}", "[^/]+", path))) for m, path in routes]
+    base, shown = "", 0
+    for line in page.splitlines():
+        if found := re.search(r"url=http://[\w.:]+(/\S+?);", line):
+            base = found[1]
+        called = re.search(r"curl .*?\$url([^\s\"?]*)", line)
+        if called is None or not line.startswith("    $"):
+            continue
+        method = "DELETE" if "-X DELETE" in line else "PUT" if "-X PUT" in line else ""
+        method = method or ("POST" if "--json" in line else "GET")
+        target = base + called[1]
+        assert any(m == method and p.fullmatch(target) for m, p in patterns), line
+        shown += 1
+    assert shown > 25

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
 
 from control.errors import QuotaReached
-from control.quota import QUOTA, Change, Claim, Ledger, Limits, Tally, usage
+from control.quota import QUOTA, Change, Claim, Ledger, Limits, Tally, floors, usage
 from control.quota.ledger import Lock
 from control.quota.usage import Trash, reservations
 from control.records import Records, RecordsBusy, Txn
 from control.storage.accounting import Recounts
+from control.storage.permission import OWNER
 from control.storage.rows import STORAGE, Space, spaces
+from gfs.client import Client, Entry
 from gfs.errors import DiskFull
 
 KIB = 1024
@@ -96,7 +99,7 @@ async def fill_up(ledger: Ledger) -> int:
 
 
 @pytest.mark.parametrize("end", ["killed", "not heard", "refused", "heard"])
-async def test_a_deletion_that_cannot_be_written_down_is_found_out(
+async def test_a_deletion_that_cannot_be_recorded_is_found_out(
     ledger: Ledger, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("control.quota.ledger.RECORD_SECONDS", 1.0)
@@ -159,7 +162,7 @@ async def test_what_could_not_be_ended_is_ended_later(
     assert len(reserved(ledger)) == len(expected)
 
 
-async def test_what_was_done_and_not_entered_is_counted(
+async def test_a_change_that_was_not_recorded_is_counted(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await know(ledger)
@@ -184,6 +187,36 @@ async def no_answer(decide: Callable[[Txn], Any], *, seconds: float = 0) -> Any:
     raise RecordsBusy("the disk is slow")
 
 
+async def test_what_a_dead_process_asked_for_and_comes_late_is_counted(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records.open(tmp_path / "records", [QUOTA, STORAGE], sync=False)
+    await records.write(partial(spaces.insert, row=Space("s", "s", None, 0, False, 1)))
+    await know(ledger)
+    async with ledger.claim("ada", "s") as claim:
+        await claim.publish(1, 10, LIMITS)
+    files: list[Entry] = []
+
+    async def come_late(_: float) -> None:
+        files.append(Entry("/f", 1, "file", 10, 1, 0, 0, attributes={OWNER: "ada"}))
+
+    class Files:
+        async def status(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+        async def scan(self, _: str) -> AsyncIterator[Entry]:
+            for entry in files:
+                yield entry
+
+    monkeypatch.setattr(trio, "sleep", come_late)
+    assert await Recounts(records, ledger).count(cast(Client, Files()), ["s"])
+    monkeypatch.undo()
+    assert reserved(ledger) == []
+    with ledger.read() as txn:
+        assert usage.used_by(txn, "ada").files == 1
+    records.close()
+
+
 # --- a boot -------------------------------------------------------------------------------
 
 
@@ -191,15 +224,17 @@ async def test_until_all_is_counted_after_a_boot_nobody_has_less_than_before(
     tmp_path: Path,
 ) -> None:
     records = Records.open(tmp_path / "records", [QUOTA, STORAGE], sync=False)
+    counted = []  # the files of each, and its snapshots
     for name in ("s", "other"):
         row = Space(name, name, None, 0, False, 1)
         await records.write(partial(spaces.insert, row=row))
+        counted += row.counted
 
     booted = Ledger.open(tmp_path / "before", map_bytes=MIB)
     recounts = Recounts(records, booted)
     await recounts.schedule_unknown()
-    for name in ("s", "other"):
-        await count_empty(booted, name)
+    for id_ in counted:
+        await count_empty(booted, id_)
     await upload(booted, 1, 60)
     await recounts.save_floors()
     another = Lock(booted.recounting.path)
@@ -220,7 +255,9 @@ async def test_until_all_is_counted_after_a_boot_nobody_has_less_than_before(
         await claim.publish_deletion("ada", 60, LIMITS, HOUR)
         await claim.record([Change(1, "ada", 60, came=False)], yes)
     await upload(booted, 3, 60)
-    await count_empty(booted, "other")
+    for id_ in counted:
+        if id_ != "s":
+            await count_empty(booted, id_)
     with pytest.raises(QuotaReached, match="90 are used"):
         await upload(booted, 4, 11)
     tally = Tally()
@@ -236,6 +273,24 @@ async def count_empty(ledger: Ledger, space_id: str) -> None:
         usage.end_recount(txn, space_id, usage.begin_recount(txn, space_id), Tally(), yes)
 
     await ledger.records.write(decide)
+
+
+async def test_the_usage_of_all_users_is_saved_page_by_page(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control.storage.accounting.PAGE_ROWS", 2)
+    records = Records.open(tmp_path / "records", [QUOTA, STORAGE], sync=False)
+    await know(ledger)
+    users = {f"user-{number}": number for number in range(1, 6)}
+    for name, length in users.items():
+        async with ledger.claim(name, "s") as claim:
+            await claim.publish(1, length, LIMITS)
+            await claim.record([Change(length, name, length, came=True)], yes)
+    with trio.fail_after(30):
+        await Recounts(records, ledger).save_floors()
+    with records.read() as txn:
+        assert {row.user_id: row.bytes for row in floors.scan(txn)} == users
+    records.close()
 
 
 # --- the trash ----------------------------------------------------------------------------

@@ -407,7 +407,7 @@ async def test_uploads_at_once_of_one_user_are_bounded(records: Records) -> None
     await records.write(decide)
 
 
-async def test_a_doubt_during_a_recount_is_another_one(records: Records) -> None:
+async def test_a_lost_change_during_a_recount_requires_another_one(records: Records) -> None:
     def decide(txn: Txn) -> None:
         usage.add_space(txn, "s", is_counted=False)
         begun = usage.begin_recount(txn, "s")
@@ -420,7 +420,7 @@ async def test_a_doubt_during_a_recount_is_another_one(records: Records) -> None
     await records.write(decide)
 
 
-async def test_what_cannot_be_entered_is_counted_later(
+async def test_a_change_that_cannot_be_recorded_is_counted_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, say: what was done is done, and what is known of it is put right."""
@@ -474,3 +474,46 @@ async def test_what_a_dead_process_reserved_is_free_unless_it_was_publishing(
     await alive.clear_dead()
     assert look() == (["s"], 10)
     alive.close()
+
+
+@pytest.mark.parametrize("is_moved", [True, False])
+async def test_a_recount_cannot_know_what_it_has_found_of_moved_files(
+    records: Records, is_moved: bool
+) -> None:
+    """An undeleted file has the inode that it had: the walk may have found it before."""
+
+    def decide(txn: Txn) -> None:
+        usage.add_space(txn, "s", is_counted=True)
+        begun = usage.begin_recount(txn, "s")
+        came = [Change(7, "ada", 9, came=True)]
+        usage.record(txn, "p.1", "s", came, lambda: True, moved=is_moved)
+        usage.end_recount(txn, "s", begun, Tally(), lambda: True)
+        assert usage.due(txn) == (["s"] if is_moved else [])
+        assert usage.used_by(txn, "ada").bytes == (0 if is_moved else 9)
+
+    await records.write(decide)
+
+
+async def test_a_recount_does_not_get_very_many_changes_one_by_one(records: Records) -> None:
+    def decide(txn: Txn) -> None:
+        usage.add_space(txn, "s", is_counted=True)
+        usage.begin_recount(txn, "s")
+        came = [Change(n + 1, "ada", 1, came=True) for n in range(usage.TOUCHES_MAX + 1)]
+        usage.record(txn, "p.1", "s", came, lambda: True)
+        assert usage.used_by(txn, "ada").files == len(came)
+        assert usage.due(txn) == ["s"]
+        assert next(usage.touches.scan(txn), None) is None
+
+    await records.write(decide)
+
+
+async def test_what_is_undeleted_leaves_the_trash(records: Records) -> None:
+    def decide(txn: Txn) -> None:
+        gone = usage.Trash.of("ada", 2, 90, 1000.0, 7200.0)
+        assert usage.add_to_trash(txn, gone, LIMITS, 1000.0)
+        assert not usage.add_to_trash(txn, replace(gone, files=1, bytes=20), LIMITS, 1000.0)
+        usage.take_from_trash(txn, replace(gone, files=1, bytes=91))  # not what is there
+        usage.take_from_trash(txn, replace(gone, files=1, bytes=80))
+        assert usage.add_to_trash(txn, replace(gone, files=1, bytes=20), LIMITS, 1000.0)
+
+    await records.write(decide)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from checks import bearer, ok, refused, unique, wait_for
+from checks import PLAIN, bearer, ok, refused, unique, wait_for
 from cloud import HTTP_SECONDS, Cloud
 from raw import FORM_TYPE, Connection, head
 
@@ -87,7 +87,9 @@ async def send(url: str, token: str, kind: str, space: str, size: int) -> httpx.
 
     headers = {"Authorization": f"Bearer {token}"}
     path = unique("f")
-    async with httpx.AsyncClient(base_url=url, timeout=HTTP_SECONDS, headers=headers) as own:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=HTTP_SECONDS, headers=headers, **PLAIN
+    ) as own:
         if kind == "form":
             files = {"file": (path, bytes(size))}
             return await own.post("/storage/upload", params={"namespace": space}, files=files)
@@ -160,7 +162,7 @@ async def test_storage_namespaces_at_once_are_no_more_than_the_quota(
     headers = {"Authorization": f"Bearer {bearer(client)}"}
 
     async def make() -> None:
-        async with httpx.AsyncClient(base_url=several.url, timeout=HTTP_SECONDS) as own:
+        async with httpx.AsyncClient(base_url=several.url, timeout=HTTP_SECONDS, **PLAIN) as own:
             body = {"name": unique("quota")}
             answer = await own.post("/storage/namespaces", json=body, headers=headers)
         statuses[answer.status_code] += 1
@@ -199,6 +201,13 @@ def test_room_comes_back(several: Cloud, user: tuple[httpx.Client, str]) -> None
     assert used(client) == (1, 20)
     ok(put(client, other, "d", 80))
     assert used(client) == (2, 100)
+    # A form that replaces all that there is may be as long as the quota.
+    ok(client.delete(f"/storage/{other}/c"))
+    form = {"file": ("d", bytes(100))}
+    query = {"namespace": other, "overwrite": "true"}
+    sizes = {"X-File-Size": "100"}
+    ok(client.post("/storage/upload", params=query, files=form, headers=sizes))
+    assert used(client) == (1, 100)
 
 
 def test_only_one_upload_at_a_time_has_the_room_of_the_file_that_it_replaces(
@@ -376,8 +385,8 @@ def test_a_recount_by_hand_finds_what_others_did(
     trio.run(behind_its_back)
     assert used(client) == (2, 20)
     name = ok(client.get("/api/session"))["username"]
-    told = several.cluster.gfs("control", "recount").stdout.decode()
-    assert f"{name}: 2 files, 510 bytes (were 2 and 20)" in told
+    reported = several.cluster.gfs("control", "recount").stdout.decode()
+    assert f"{name}: 2 files, 510 bytes (were 2 and 20)" in reported
     assert used(client) == (2, 510)
     [count] = [s["count"] for s in ok(client.get("/storage/namespaces")) if s["name"] == space]
     assert count == 5

@@ -1,8 +1,8 @@
-"""What is open with a credential ends with it, in a process that nobody told.
+"""What is open with a credential ends with it, in a process that got no message.
 
 Two real workers. All streams are opened in one of them while the other is stopped; the
 credential is ended through the other while the first is stopped. So nothing but what is
-in the records can tell the first of it.
+in the records can announce the first of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -36,7 +35,6 @@ from checks import (
 )
 from cloud import PASSWORD
 from compute_cloud import ComputeCloud
-from harness import GFS
 from sockets import Client, websocket
 
 from control.app.watch import Watch
@@ -84,8 +82,8 @@ class Person:
         self.cloud = cloud
         client, self.user_id = cloud.make_user()
         self.session = bearer(client)
-        told = ok(client.get("/api/session"))
-        self.username = told["username"]
+        reported = ok(client.get("/api/session"))
+        self.username = reported["username"]
         self.other = cloud.token(self.username)
         self.space = unique("revoked")
         ok(client.post("/storage/namespaces", json={"name": self.space}))
@@ -104,10 +102,7 @@ class Person:
 
     def gfs(self, *arguments: str, said: str = "") -> None:
         """The command, on the state of the control plane."""
-        command = [*GFS, "control", *arguments, "--state", self.cloud.cluster.state]
-        subprocess.run(
-            command, input=said, text=True, check=True, env=self.cloud.cluster.environment
-        )
+        self.cloud.cluster.gfs("control", *arguments, input=said.encode())
 
 
 End = Callable[[], object]
@@ -204,6 +199,10 @@ class Streams:
             assert await client.receive() is not None
         space = self._person.space
         self.download = await self._http(f"GET /storage/{space}/large", b"\0" * 1000)
+        with with_token(self._person.cloud.url, self._token) as client:
+            made = ok(client.post(f"/storage/namespaces/{space}/tickets", json={"path": "large"}))
+        film = f"GET /storage/{space}/large?ticket={made['ticket']}"
+        self.film = await self._http(film, b"\0" * 1000, by_header=False)
         self.events = await self._http("GET /sse/progress?id=some", b": listening")
         self.upload = await self._http(
             f"PUT /storage/{space}/new", b"100 Continue", "Expect: 100-continue",
@@ -211,12 +210,15 @@ class Streams:
         )  # fmt: skip
         await self.upload.send_all(b"some of it")
 
-    async def _http(self, target: str, until: bytes, *more: str) -> trio.SocketStream:
+    async def _http(
+        self, target: str, until: bytes, *more: str, by_header: bool = True
+    ) -> trio.SocketStream:
         sock = trio.socket.socket()
         sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 64 * 1024)
         await sock.connect(("127.0.0.1", self._port))
         stream = await self._stack.enter_async_context(trio.SocketStream(sock))
-        lines = [f"{target} HTTP/1.1", "Host: x", f"Authorization: Bearer {self._token}", *more]
+        header = [f"Authorization: Bearer {self._token}"] if by_header else []
+        lines = [f"{target} HTTP/1.1", "Host: x", *header, *more]
         await stream.send_all("\r\n".join([*lines, "\r\n"]).encode())
         seen = b""
         while until not in seen:
@@ -237,10 +239,11 @@ class Streams:
         assert set(json.loads(rest.partition(b"\r\n\r\n")[2])) == {"error"}
         if 4403 not in statuses:  # these any credential of the user may listen to
             assert not (await _rest(self.events)).endswith(b"0\r\n\r\n"), "it looks whole"
-        # Nothing was read of the download meanwhile: it ended without its reader.
+        # Nothing was read of the downloads meanwhile: they ended without their reader.
         url = self._person.cloud.url
         await trio.to_thread.run_sync(_wait_for_no_transfer, url)
-        assert len(await _rest(self.download)) < FILE_BYTES // 2
+        for download in (self.download, self.film):
+            assert len(await _rest(download)) < FILE_BYTES // 2
 
 
 def _wait_for_no_transfer(url: str) -> None:

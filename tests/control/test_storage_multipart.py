@@ -18,8 +18,12 @@ END = f"--{BOUNDARY}--\r\n".encode()
 
 def part(name: str, data: bytes, filename: str | None = None) -> bytes:
     extra = f'; filename="{filename}"' if filename is not None else ""
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'
-    return head.encode() + data + b"\r\n"
+    return plain_part(f'form-data; name="{name}"{extra}'.encode(), data)
+
+
+def plain_part(disposition: bytes, data: bytes, more: bytes = b"") -> bytes:
+    head = b"--b0undary\r\nContent-Disposition: " + disposition + b"\r\n" + more + b"\r\n"
+    return head + data + b"\r\n"
 
 
 def cut(body: bytes, places: list[int]) -> list[bytes]:
@@ -125,7 +129,18 @@ def test_a_piece_of_the_file_is_passed_on_without_a_copy() -> None:
     [
         b"",
         END,
+        b"\r\n" + END,
+        b"nonsense",
+        b"\r\n" * 10_000,
         part("other", b"x", "a") + END,
+        part("File", b"x", "a") + END,
+        part("", b"x", "a") + END,
+        b"--b0undary\r\n\r\nno headers\r\n" + END,
+        b"--b0undary\r\nno colon here\r\n\r\nx\r\n" + END,
+        plain_part(b"attachment", b"x") + END,
+        part("x" * 5000, b"x", "a") + END,
+        part("file", b"x", "a" * 5000) + END,
+        part("file", b"x", "a") + part("x", b"") * (OTHERS_MAX + 1) + END,
         part("file", b"1", "a") + part("file", b"2", "b") + END,
         b"--other\r\n",
         b'{"not": "a form"}' * 10,
@@ -138,11 +153,51 @@ def test_a_piece_of_the_file_is_passed_on_without_a_copy() -> None:
         + b"Content-Length: 2\r\n\r\nabc\r\n"
         + END,
     ],
-    ids=range(12),
+    ids=range(23),
 )
-def test_what_is_no_such_form_is_refused(body: bytes) -> None:
+def test_other_bodies_are_refused_as_forms(body: bytes) -> None:
     with pytest.raises(BadRequest):
         read([body])
+
+
+@pytest.mark.parametrize(
+    ("disposition", "expected"),
+    [
+        (b"form-data; name=\"file\"; filename*=UTF-8''na%20me.bin", None),
+        (b"form-data; name=\"file\"; filename*=UTF-8''..%2f..%2fevil.bin", None),
+        (b'form-data; name="file"; filename*=nonsense', None),
+        (b'form-data; name="file"; filename="a.bin"; filename="../b.bin"', "../b.bin"),
+        (b'form-data; name="file"; filename="unclosed', None),
+        (b'form-data; name="file"; filename="a\\"; name=\\"x.bin"', 'a"; name="x.bin'),
+        (b'form-data; name="file; filename=x"', None),
+        (b"form-data; name=file; filename=plain.bin", "plain.bin"),
+        (b'form-data; name="fi\\le"; filename="x.bin"', None),
+        (b'FORM-DATA; NAME="file"; FILENAME="upper.bin"', "upper.bin"),
+        *(
+            (b'form-data; name="file"; filename="%s"' % name, None)
+            for name in (b"\xc0\xae", b"\xff\xfe", b"\xed\xa0\x80", b"a\x80", b"\xf5\x80\x80\x80")
+        ),
+    ],
+)
+def test_odd_dispositions(disposition: bytes, expected: str | None) -> None:
+    """Refused, or a file without a name, which nobody stores, or of this name: never of another."""
+    try:
+        name, _ = read([plain_part(disposition, b"x") + END])
+    except BadRequest:
+        name = None
+    assert name == expected
+
+
+@pytest.mark.parametrize("encoding", [b"base64", b"quoted-printable", b"gzip", b"nonsense"])
+def test_a_part_in_a_transfer_encoding_is_taken_as_it_came(encoding: bytes) -> None:
+    """RFC 7578, 4.7: deprecated."""
+    more = b"Content-Transfer-Encoding: %s\r\n" % encoding
+    body = plain_part(b'form-data; name="file"; filename="a"', b"aGVsbG8=", more) + END
+    assert read([body]) == ("a", b"aGVsbG8=")
+
+
+def test_a_preamble_may_be_long() -> None:
+    assert read([b"x" * 4096] * 1024 + [b"\r\n" + part("file", b"x", "a") + END]) == ("a", b"x")
 
 
 def test_as_many_other_parts_as_the_limit_says() -> None:
@@ -156,6 +211,8 @@ def test_as_many_other_parts_as_the_limit_says() -> None:
         "multipart/form-data",
         "multipart/form-data; boundary=",
         "multipart/form-data; boundary=" + "b" * 201,
+        'multipart/form-data; boundary=""',
+        'multipart/form-data; boundary="unclosed',
         'multipart/form-data; boundary="\u00fc"',
         'multipart/form-data; boundary="a\nb"',
     ],
@@ -166,7 +223,9 @@ def test_a_form_needs_a_boundary(content_type: str) -> None:
         FormReader(content_type)
 
 
-@pytest.mark.parametrize("content_type", [None, "", "text/plain", "multipart/mixed; boundary=x"])
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", ";;;=", "multipart/mixed; boundary=x"]
+)
 def test_other_bodies_are_no_forms(content_type: str | None) -> None:
     assert not is_form(content_type)
 

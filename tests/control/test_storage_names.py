@@ -39,6 +39,10 @@ def is_allowed(path: str) -> bool:
 @example("/".join("a" * 64))
 @example("/".join("a" * 65))
 @example("a" * 255 + ("/" + "b" * 255) * 3 + "/c")
+@example("a\\b")
+@example("a\ufffd")
+@example("a\n")
+@example("a/../b")
 def test_a_path_is_taken_by_the_rule(path: str) -> None:
     if is_allowed(path):
         assert check_path(path) == path

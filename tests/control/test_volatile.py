@@ -16,9 +16,10 @@ import pytest
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
-from control.records import volatile as volatile_module
-from control.records.volatile import Volatile
+from control import volatile as volatile_module
+from control.volatile import Volatile
 from gfs.errors import InvalidArgument, StartupError
 
 WAIT_SECONDS = 60.0
@@ -63,7 +64,7 @@ def test_the_present_is_the_default(facts: Volatile) -> None:
 @given(
     st.lists(st.text(max_size=3) | st.sampled_from(["x" * 600, "x" * 601, "\udc80"]), max_size=6)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=share(30), deadline=None)
 def test_any_text_is_a_key(keys: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         facts = Volatile.open(Path(directory))
@@ -131,7 +132,7 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 class Other:
-    """A process that has the directory open and does what it is told, or fails."""
+    """A process that has the directory open and does what it is asked, or fails."""
 
     def __init__(self, directory: Path, work: Callable[..., None], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
@@ -183,7 +184,7 @@ def test_processes_add_to_one_list(tmp_path: Path) -> None:
     assert sorted(times) == [NOW + number for number in range(80)]
 
 
-def put_for_ever(directory: Path, pipe: Connection, turn: int) -> None:
+def put_without_end(directory: Path, pipe: Connection, turn: int) -> None:
     facts = Volatile.open(directory)
     for number in range(10**7):
         facts.put("k", f"{turn}-{number % 500}", Progress(number), ttl_seconds=100, now=NOW)
@@ -193,7 +194,7 @@ def put_for_ever(directory: Path, pipe: Connection, turn: int) -> None:
 def test_facts_outlive_a_killed_process(tmp_path: Path) -> None:
     chance = random.Random(5)
     for turn in range(4):
-        other = Other(tmp_path, put_for_ever, turn)
+        other = Other(tmp_path, put_without_end, turn)
         for _ in range(chance.randrange(1, 2000)):
             number = other.hear()
         other.process.kill()
@@ -205,7 +206,7 @@ def test_facts_outlive_a_killed_process(tmp_path: Path) -> None:
                 break  # It was killed within a message.
         facts = Volatile.open(tmp_path)
         found = facts.get("k", f"{turn}-{number % 500}", Progress, now=NOW)
-        # One more may have been put and not told.
+        # One more may have been put and not printed.
         assert found is not None
         assert found.done == number
         assert facts.get("k", "0-0", Progress, now=NOW) is not None
@@ -255,7 +256,7 @@ def test_no_lmdb_file_at_all(tmp_path: Path, content: bytes) -> None:
     facts.close()
 
 
-def test_a_file_that_is_too_large_to_be_checked_is_begun_anew(
+def test_a_file_that_is_too_large_to_be_checked_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volatile_module, "CHECKED_BYTES_MAX", 8192)
@@ -287,7 +288,7 @@ def fill_up(directory: Path, pipe: Connection) -> None:
     facts.close()
 
 
-def test_a_full_file_is_begun_anew_and_others_follow(tmp_path: Path) -> None:
+def test_a_full_file_is_begun_again_and_others_follow(tmp_path: Path) -> None:
     facts = Volatile.open(tmp_path, map_bytes=2**20)
     facts.put("k", "mine", b"mine", ttl_seconds=100, now=NOW)
     other = Other(tmp_path, fill_up)

@@ -25,7 +25,7 @@ RULES = DEPLOY / "prometheus" / "gfs-alerts.yml"
 TESTS = DEPLOY / "prometheus" / "gfs-alerts-test.yml"
 SCRAPE = DEPLOY / "prometheus" / "prometheus.yml"
 DASHBOARD = DEPLOY / "grafana" / "gfs.json"
-OPERATIONS = DEPLOY.parent / "docs" / "operations.md"
+MONITORING = DEPLOY.parent / "docs" / "monitoring.md"
 #: What Prometheus itself makes, of targets and of alarms.
 OWN = {"up", "ALERTS"}
 
@@ -66,7 +66,7 @@ def test_each_alarm_says_what_it_is_and_what_to_run_next() -> None:
 
 
 def test_alarms_and_dashboard_ask_for_what_there_is() -> None:
-    page = OPERATIONS.read_text(encoding="utf-8")
+    page = MONITORING.read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(\w+)` \| (?:gauge|counter|histogram) ", page, re.M))
     asked = {
         name for text in [*queries(), *(r["expr"] for r in rules())] for name in metrics_of(text)

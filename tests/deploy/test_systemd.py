@@ -54,9 +54,9 @@ def settings(unit: Path) -> dict[str, list[str]]:
 def test_systemd_takes_them_as_they_are(unit: Path, tmp_path: Path) -> None:
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/opt/gfs/bin/gfs", str(GFS_PROGRAM)))
-    told = run("systemd-analyze", "verify", "--man=no", copy)
+    reported = run("systemd-analyze", "verify", "--man=no", copy)
     # Other units of this machine are none of ours.
-    assert "gfs" not in told
+    assert "gfs" not in reported
     limit = f"--threshold={EXPOSURE_MAX * 10:.0f}"
     run("systemd-analyze", "security", "--offline=true", "--no-pager", limit, copy)
 
@@ -230,8 +230,8 @@ def test_what_they_start_serves_a_cluster_within_its_bounds(tmp_path: Path) -> N
         def serves() -> bool:
             for made in (here, there):
                 assert all(one.poll() is None for one in made.processes), made.logs()
-            told = gfs("status").stdout.decode()
-            return told.count(" live ") == 2 and f"shadow {shadow}: following" in told
+            reported = gfs("status").stdout.decode()
+            return reported.count(" live ") == 2 and f"shadow {shadow}: following" in reported
 
         wait_for(serves, 2 * START_SECONDS, "cluster with a shadow master")
         data = os.urandom(3_000_000)

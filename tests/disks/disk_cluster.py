@@ -13,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from disk_load import STANDING, standing
 from harness import environment, wait_for
-from processes import GFS, Processes, free_port
+from processes import Processes, free_port
 from real_disks import CACHED, UNCACHED, RealDisk, real_disks
 
 from gfs.blocks import MIB
@@ -96,13 +97,7 @@ class DiskCluster(Processes):
 
     def _start(self, name: str, *arguments: str) -> None:
         with open(self.log_path(name), "ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [*GFS, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-            )
+            self.processes[name] = self._command(arguments, log)
 
     def start_chunkserver(self, name: str) -> None:
         self._start(
@@ -117,15 +112,8 @@ class DiskCluster(Processes):
         process.wait(30)
 
     def gfs(self, *arguments: str, code: int | None = 0) -> str:
-        done = subprocess.run(
-            [*GFS, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=environment(GFS_MASTER=self.master_address, GFS_STATE=str(self.state)),
-            timeout=120,
-            check=False,
-        )
+        cluster = environment(GFS_MASTER=self.master_address, GFS_STATE=str(self.state))
+        done = forks.run(arguments, env=cluster, text=True)
         assert code is None or done.returncode == code, f"{arguments}: {done.stderr}"
         return done.stdout
 
@@ -143,26 +131,26 @@ class DiskCluster(Processes):
         servers = self.client.status().servers
         return {disk.path: disk for server in servers for disk in server.disks}
 
-    def told(self) -> dict[str, dict[str, Any]]:
+    def heard(self) -> dict[str, dict[str, Any]]:
         """What ``gfs status --disks`` says, by path."""
         return {disk["path"]: disk for disk in json.loads(self.gfs("status", "--disks", "--json"))}
 
-    def wait_told(self, disk: RealDisk, state: str, seconds: float) -> dict[str, Any]:
+    def wait_reported(self, disk: RealDisk, state: str, seconds: float) -> dict[str, Any]:
         """Wait until ``disk`` is said to be in this state; every other disk is said to be
         well all the time."""
         seen: list[str] = []
 
-        def is_told() -> bool:
+        def is_reported() -> bool:
             states = {path: disk.state for path, disk in self.reported().items()}
             seen.append(states.pop(str(disk.path), "unknown"))
             assert set(states.values()) == {"ok"}, f"others are named: {states}"
             return seen[-1] == state
 
         try:
-            wait_for(is_told, seconds, f"{disk.path} that is {state}")
+            wait_for(is_reported, seconds, f"{disk.path} that is {state}")
         except AssertionError as error:
             raise AssertionError(f"{error}; it was {list(dict.fromkeys(seen))}") from None
-        return self.told()[str(disk.path)]
+        return self.heard()[str(disk.path)]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log of a process that logs JSON."""

@@ -1,4 +1,4 @@
-"""A client process that puts and gets until it is told to stop, and notes what went wrong.
+"""A client process that puts and gets until it is stopped, and notes what went wrong.
 
     python disk_load.py MASTER KEY_FILE NAME
 

@@ -48,7 +48,8 @@ def check(cluster: DiskCluster, failure: Failure, *, at_start: bool = False) -> 
     server, disk = cluster.by_kind(failure.kind)
     before = cluster.reported()
     with cluster.load(failure.name):
-        assert disk.chunk_files()
+        # Chunks that are made together are on the same servers, which may be others at first.
+        wait_for(disk.replicas, WHOLE_SECONDS, "chunk there")
         if at_start:
             cluster.stop_chunkserver(server)
         failure.do(disk)
@@ -56,17 +57,17 @@ def check(cluster: DiskCluster, failure: Failure, *, at_start: bool = False) -> 
             cluster.start_chunkserver(server)
             cluster.wait_live()
         processes = {name: process.pid for name, process in cluster.processes.items()}
-        told = cluster.wait_told(disk, failure.state, NAMED_SECONDS)
-        check_named(cluster, server, disk, told)
+        heard = cluster.wait_reported(disk, failure.state, NAMED_SECONDS)
+        check_named(cluster, server, disk, heard)
         cluster.wait_whole("/standing")
         if not disk.mount.is_mount():
             assert not list(disk.mount.iterdir()), "made below the mount, on another disk"
         failure.undo(disk)
         if failure.command:
-            cluster.gfs("disk", failure.command, told["server"], str(disk.path))
-        cluster.wait_told(disk, "ok", NAMED_SECONDS)
-        held = disk.chunk_files()
-        wait_for(lambda: disk.chunk_files() - held, WHOLE_SECONDS, "new chunk there")
+            cluster.gfs("disk", failure.command, heard["server"], str(disk.path))
+        cluster.wait_reported(disk, "ok", NAMED_SECONDS)
+        held = disk.replicas()
+        wait_for(lambda: disk.replicas() - held, WHOLE_SECONDS, "new chunk there")
     cluster.wait_whole("/")
     cluster.check_totals()
     after = cluster.reported()
@@ -75,17 +76,17 @@ def check(cluster: DiskCluster, failure: Failure, *, at_start: bool = False) -> 
     assert {n: p.pid for n, p in cluster.processes.items() if p.poll() is None} == processes
 
 
-def check_named(cluster: DiskCluster, server: str, disk: RealDisk, told: dict[str, str]) -> None:
+def check_named(cluster: DiskCluster, server: str, disk: RealDisk, heard: dict[str, str]) -> None:
     """By ``status``, with what to do, by metrics, and by an event if it is not used."""
     lines = [line for line in cluster.gfs("status").splitlines() if str(disk.path) in line]
     assert [line for line in lines if line.startswith("WARNING") and "gfs " in line], lines
     metric = cluster.metric(server, "gfs_chunkserver_disk_state")
-    state = told["state"]
+    state = heard["state"]
     assert {labels for labels, value in metric.items() if value and 'state="ok"' not in labels} == {
         f'disk="{disk.path}",state="{state}"'
     }
     if state in ("failed", "missing"):
-        assert told["reason"]
+        assert heard["reason"]
         events = [e for e in cluster.events(server) if e.get("event") == "disk_failed"]
-        assert (events[-1]["server"], events[-1]["disk"]) == (told["server"], str(disk.path))
-        assert f"gfs disk retry {told['server']} {disk.path}" in events[-1]["message"]
+        assert (events[-1]["server"], events[-1]["disk"]) == (heard["server"], str(disk.path))
+        assert f"gfs disk retry {heard['server']} {disk.path}" in events[-1]["message"]

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import on_disk
 from harness import wait_for
 
 from gfs.blocks import MIB
@@ -99,13 +100,15 @@ class RealDisk:
         """Unmount it as an operator does who takes the disk away."""
 
         def released() -> bool:
-            done = subprocess.run(["umount", self.mount], capture_output=True, check=False)
-            return done.returncode == 0
+            if self.mount.is_mount():
+                subprocess.run(["umount", self.mount], capture_output=True, check=False)
+            # Unmounted for all: what else is mounted of it would be as it was.
+            return not self.mount.is_mount() and not run("losetup", "--associated", self.image)
 
         try:
             wait_for(released, RELEASE_SECONDS, "release")
         except AssertionError:
-            raise AssertionError(f"{self.mount} is held open: {self._holders()}") from None
+            raise AssertionError(f"{self.mount} is held: {self._holders()}") from None
 
     def _holders(self) -> list[str]:
         found = []
@@ -113,6 +116,10 @@ class RealDisk:
             with contextlib.suppress(OSError):
                 if (name := os.readlink(descriptor)).startswith(f"{self.mount}"):
                     found.append(f"{descriptor} {name}")
+        for mounts in Path("/proc").glob("[0-9]*/mounts"):
+            with contextlib.suppress(OSError):
+                if f" {self.mount} " in mounts.read_text():
+                    found.append(f"{mounts}")
         return found
 
     def wake(self) -> None:
@@ -220,8 +227,8 @@ class RealDisk:
 
     # --- what is on it ----------------------------------------------------------------
 
-    def chunk_files(self) -> set[str]:
-        return {path.name for path in self.path.glob("chunks/*/*.chunk")}
+    def replicas(self) -> set[int]:
+        return set(on_disk.replicas(self.path))
 
     def below_mount(self) -> list[Path]:
         """What is in the directory that it was mounted at: for when it is not."""
@@ -234,6 +241,9 @@ def real_disks(directory: Path) -> Iterator[Callable[..., RealDisk]]:
     """Makes disks below ``directory``; all are gone at the end, and what they were on."""
     images = directory / "images"
     images.mkdir(parents=True)
+    # What is unmounted here is unmounted in the containers that other tests run meanwhile, too.
+    run("mount", "--bind", directory, directory)
+    run("mount", "--make-shared", directory)
     run("mount", "-t", "tmpfs", "-o", f"size={IMAGE_BYTES_MAX}", "gfs-test", images)
     made: list[RealDisk] = []
 
@@ -249,3 +259,4 @@ def real_disks(directory: Path) -> Iterator[Callable[..., RealDisk]]:
         for disk in made:
             disk.close()
         run("umount", "--lazy", images)
+        run("umount", "--lazy", directory)

@@ -31,18 +31,18 @@ def test_a_server_starts_with_a_disk_that_is(failure: Failure, shared: Shared) -
 def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
     with shared.cluster(**FSYNC) as cluster:
         name, old = cluster.by_kind("mount")
-        server = cluster.told()[str(old.path)]["server"]
+        server = cluster.heard()[str(old.path)]["server"]
         new = cluster.make_disk("s1/c")
         with cluster.load("changes"):
             cluster.gfs("disk", "add", server, str(new.path))
-            cluster.wait_told(new, "ok", NAMED_SECONDS)
-            wait_for(new.chunk_files, WHOLE_SECONDS, "chunk on the new disk")
+            cluster.wait_reported(new, "ok", NAMED_SECONDS)
+            wait_for(new.replicas, WHOLE_SECONDS, "chunk on the new disk")
 
             cluster.gfs("disk", "remove", server, str(old.path), code=1)
             cluster.gfs("disk", "drain", server, str(old.path))
-            assert not old.chunk_files()
+            assert not old.replicas()
             cluster.gfs("disk", "remove", server, str(old.path))
-            assert str(old.path) not in cluster.told()
+            assert str(old.path) not in cluster.heard()
             old.release()
 
             # As they are now, though its command names the old disk and not the new one.
@@ -50,12 +50,12 @@ def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
             cluster.stop_chunkserver(name)
             cluster.start_chunkserver(name)
             cluster.wait_live()
-            cluster.wait_told(new, "ok", NAMED_SECONDS)
-            assert str(old.path) not in cluster.told()
+            cluster.wait_reported(new, "ok", NAMED_SECONDS)
+            assert str(old.path) not in cluster.heard()
 
             cluster.gfs("disk", "add", server, str(old.path))
-            cluster.wait_told(old, "ok", NAMED_SECONDS)
-            wait_for(old.chunk_files, WHOLE_SECONDS, "chunk on the old disk")
+            cluster.wait_reported(old, "ok", NAMED_SECONDS)
+            wait_for(old.replicas, WHOLE_SECONDS, "chunk on the old disk")
         cluster.wait_whole("/")
         cluster.check_totals()
 

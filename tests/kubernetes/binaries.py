@@ -357,8 +357,8 @@ def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | No
         check=False,
     )
     if done.returncode != 0:
-        told = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
-        raise CannotBuild(f"{' '.join(command)[:200]} failed:\n{told}")
+        reported = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
+        raise CannotBuild(f"{' '.join(command)[:200]} failed:\n{reported}")
     return done.stdout
 
 

@@ -147,8 +147,8 @@ class Run:
         return self._waiting()
 
     def _waiting(self) -> Object:
-        told = {"message": self.message} if self.message else {}
-        return {"waiting": {"reason": self.reason, **told}}
+        reported = {"message": self.message} if self.message else {}
+        return {"waiting": {"reason": self.reason, **reported}}
 
     def _init_container(self, container: Object) -> Object:
         found: Object = {**_names(container), "ready": self.initialized, "restartCount": 0}

@@ -97,7 +97,7 @@ class Api:
     async def watch(
         self, path: str, version: str, changed: Callable[[str, Object], bool], **params: str
     ) -> None:
-        """Tell ``changed`` each event after ``version`` until it returns True or the
+        """Give ``changed`` each event after ``version`` until it returns True or the
         server ends the watch.
 
         Raises:
@@ -130,7 +130,7 @@ class Api:
     async def observe(
         self, path: str, changed: Callable[[dict[str, Object]], bool], **params: str
     ) -> None:
-        """Keep all objects of a collection at hand, by uid, and tell ``changed`` after
+        """Keep all objects of a collection at hand, by uid, and call ``changed`` after
         each change until it returns True. Outlives restarts of the server and 410."""
         done = False
         while not done:

@@ -1,4 +1,4 @@
-"""The backend under test, told what to do by a test, and what its watch tells."""
+"""The backend under test, driven by a test, and what its watch reports."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Seen:
 
 
 class Running:
-    """A backend and what its watch has told."""
+    """A backend and what its watch has reported."""
 
     def __init__(self, backend: Kubernetes, seen: Seen) -> None:
         self.backend = backend

@@ -16,7 +16,7 @@ import httpx
 from apiserver import Identity
 
 HERE = Path(__file__).parent
-for neighbour in ("cluster", "control"):
+for neighbour in ("", "cluster", "control"):
     sys.path.append(str(HERE.parent / neighbour))
 
 from checks import ok, wait_for  # noqa: E402

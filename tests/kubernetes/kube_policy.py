@@ -2,7 +2,7 @@
 
 The API server here is too old to know ValidatingAdmissionPolicies, so a newer one's code
 decides: see policies.go. The API server asks it about every request that admission is
-about, of whomever, as it would ask itself, and tells who asks and what would be stored.
+about, of whomever, as it would ask itself, and records who asks and what would be stored.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Socket:
         self.protocol = ""
 
     async def accept(self, request: h11.Request, protocols: tuple[str, ...]) -> bool:
-        """Whether the client speaks one of ``protocols``; it is told."""
+        """Whether the client speaks one of ``protocols``; it is named."""
         self._ws.initiate_upgrade_connection(list(request.headers), request.target.decode())
         for event in self._ws.events():
             if isinstance(event, Request):

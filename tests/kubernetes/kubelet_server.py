@@ -83,9 +83,9 @@ class Pod:
         self.logged.set()
         self.logged = trio.Event()
 
-    def lines(self, told: int) -> list[str]:
-        """Those after the first ``told`` that are still kept."""
-        return list(self.log)[max(0, len(self.log) - (self.log_count - told)) :]
+    def lines(self, reported: int) -> list[str]:
+        """Those after the first ``reported`` that are still kept."""
+        return list(self.log)[max(0, len(self.log) - (self.log_count - reported)) :]
 
 
 class KubeletServer:
@@ -108,7 +108,7 @@ class KubeletServer:
         key: Path,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve on a free port of loopback, which is told to ``task_status``. Who comes
+        """Serve on a free port of loopback, which is given to ``task_status``. Who comes
         without a certificate of ``authority`` is not let in."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -241,8 +241,8 @@ async def _send_logs(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_until_closed, stream, nursery.cancel_scope)
         async for lines in _follow(pod, tail, follow=follow):
-            told = [line if stamped else line.partition(" ")[2] for line in lines]
-            text = "".join(f"{line}\n" for line in told)
+            reported = [line if stamped else line.partition(" ")[2] for line in lines]
+            text = "".join(f"{line}\n" for line in reported)
             await _send(stream, connection, h11.Data(data=text.encode()))
         await _send(stream, connection, h11.EndOfMessage())
         nursery.cancel_scope.cancel()
@@ -250,10 +250,10 @@ async def _send_logs(
 
 async def _follow(pod: Pod, tail: int, *, follow: bool) -> AsyncIterator[list[str]]:
     """A reader who falls behind what is kept misses what is gone."""
-    told = max(0, pod.log_count - tail)
+    reported = max(0, pod.log_count - tail)
     while True:
         logged, is_over = pod.logged, pod.over.is_set()
-        lines, told = pod.lines(told), pod.log_count
+        lines, reported = pod.lines(reported), pod.log_count
         if lines:
             yield lines
         elif is_over or not follow:

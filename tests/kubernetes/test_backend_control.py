@@ -100,14 +100,14 @@ class Cluster:
 
 
 async def statuses(listener: Any, until: str) -> list[dict[str, Any]]:
-    """What is told of a container's status, up to this one."""
-    told: list[dict[str, Any]] = []
+    """What is reported of a container's status, up to this one."""
+    reported: list[dict[str, Any]] = []
     with trio.fail_after(SECONDS):
-        while not told or told[-1]["status"] != until:
+        while not reported or reported[-1]["status"] != until:
             message = await listener.json()
             assert message["type"] == "container_status", message
-            told.append(message["data"])
-    return told
+            reported.append(message["data"])
+    return reported
 
 
 async def typed(port: int, container_id: str, token: str, line: str, answer: bytes) -> None:
@@ -136,10 +136,10 @@ async def test_the_whole_life_of_a_container(
                 lambda: user.create(ssh_enabled=True, mount_paths=["/srv"], **sizes)
             )
             about = f"/compute/containers/{one}"
-            told = await statuses(listener, "running")
-            came = [each["status"] for each in told]
+            reported = await statuses(listener, "running")
+            came = [each["status"] for each in reported]
             assert list(dict.fromkeys(came)) == ["pending", "initializing", "running"]
-            assert {each["container_id"] for each in told} == {one}
+            assert {each["container_id"] for each in reported} == {one}
             pod = cluster.pod(one)
             assert pod["spec"]["nodeName"] == "node-arm64"
             limits = pod["spec"]["containers"][0]["resources"]["limits"]
@@ -181,8 +181,8 @@ async def test_the_whole_life_of_a_container(
             paths = {"mount_paths": ["/srv", "/opt/app"]}
             changed = user.http.put(f"{about}/mounts", json=paths).json()
             assert changed == {**paths, "restarted": True}
-            told += await statuses(listener, "pending")
-            assert external_ip in {each.get("external_ip") for each in told}
+            reported += await statuses(listener, "pending")
+            assert external_ip in {each.get("external_ip") for each in reported}
             await statuses(listener, "running")
             pod = cluster.pod(one)
             assert pod["metadata"]["uid"] != before
@@ -205,7 +205,7 @@ async def test_the_whole_life_of_a_container(
 
 
 @pytest.mark.parametrize(("how", "code"), [("exit", 1000), ("pod", 1011), ("connection", 1011)])
-async def test_how_a_terminal_ended_is_told(
+async def test_how_a_terminal_ended_is_reported(
     shared: Control, kubernetes: Kubernetes, cluster: Cluster, how: str, code: int
 ) -> None:
     in_thread = trio.to_thread.run_sync
@@ -238,7 +238,7 @@ async def test_how_a_terminal_ended_is_told(
         await in_thread(cluster.until_gone, one)
 
 
-def test_a_failure_is_told_with_its_reason_and_heals(
+def test_a_failure_is_reported_with_its_reason_and_heals(
     shared: Control, kubernetes: Kubernetes, cluster: Cluster
 ) -> None:
     with shared.client() as user:
@@ -286,7 +286,7 @@ def test_what_keeps_a_container_apart_and_lets_users_in_comes_back(
         cluster.until_gone(one)
 
 
-def test_an_orphan_is_removed_and_anothers_is_not(
+def test_an_orphan_is_removed_and_one_of_another_installation_is_not(
     shared: Control, kubernetes: Kubernetes, cluster: Cluster
 ) -> None:
     with shared.client() as user:
@@ -411,7 +411,7 @@ def test_killed_while_a_container_is_made_that_is_not_wanted_any_more(
     cluster.until_gone(one)
 
 
-def test_what_is_wished_while_the_api_server_is_away_comes_true(
+def test_a_state_that_is_desired_while_the_api_server_is_away_is_reached(
     mortal: Control, shared: Control, kubernetes: Kubernetes, cluster: Cluster
 ) -> None:
     """It dies right after a creation, while that is under way; a stop, a start and a

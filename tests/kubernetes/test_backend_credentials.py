@@ -108,7 +108,7 @@ def test_where_they_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ["", "- a", "{", "{}", "a: b", '{"current-context": "x", "contexts": []}', "\0"],
     ids=["empty", "list", "broken", "nothing", "other", "no context", "binary"],
 )
-async def test_a_file_that_is_none_is_told(tmp_path: Path, text: str) -> None:
+async def test_a_file_that_is_not_a_kubeconfig_is_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(BackendUnavailable, match=str(path)):
@@ -218,7 +218,7 @@ async def test_a_pod_has_its_own(
 async def test_a_server_of_another_authority_is_not_trusted(
     kubernetes: Kubernetes, tmp_path: Path
 ) -> None:
-    """Neither by calls nor by streams: a token would be told to anybody."""
+    """Neither by calls nor by streams: a token would be shown to anybody."""
     other = Authority(tmp_path)
     config = yaml.safe_load(kubernetes.admin.kubeconfig.read_text())
     config["clusters"][0]["cluster"]["certificate-authority"] = str(other.certificate)

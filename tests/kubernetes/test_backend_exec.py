@@ -317,7 +317,7 @@ def test_lines_are_put_together_whatever_pieces_they_come_in(size: int) -> None:
     assert found == ["one", "", "tw\u20aco", "three"]
 
 
-def test_a_line_without_an_end_is_told_in_pieces() -> None:
+def test_a_line_without_an_end_is_reported_in_pieces() -> None:
     lines = Lines()
     found = list(lines.feed(b"x" * (2 * LINE_BYTES_MAX + 5)))
     assert [len(line) for line in found] == [LINE_BYTES_MAX, LINE_BYTES_MAX]

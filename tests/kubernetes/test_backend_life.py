@@ -92,7 +92,7 @@ async def test_a_pod_takes_nothing_of_its_node_and_no_more_than_its_own(
             await kube.create(path_of(one, "/pods"), second)
 
 
-async def test_where_there_are_no_user_namespaces_nothing_runs_unless_that_is_wished(
+async def test_without_user_namespaces_nothing_runs_unless_a_setting_allows_it(
     kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = spec()
@@ -325,7 +325,7 @@ async def test_a_workload_that_is_gone_is_seen_as_stopped(
         assert here.seen.now[one.id].phase != "stopped", "it would be run once more"
 
 
-async def test_what_is_found_out_about_the_run_before_is_not_told_of_a_new_one(
+async def test_a_remark_about_the_previous_run_is_not_reported_for_a_new_one(
     kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer comes when the next start is done."""
@@ -368,7 +368,9 @@ async def test_a_pod_that_is_moved_is_followed(kubernetes: Kubernetes, kube: Api
         assert pod["metadata"]["uid"] != before["metadata"]["uid"]
 
 
-async def test_a_namespace_that_somebody_deletes_is_told(kubernetes: Kubernetes, kube: Api) -> None:
+async def test_a_namespace_that_somebody_deletes_is_reported(
+    kubernetes: Kubernetes, kube: Api
+) -> None:
     one = spec()
     async with running(kubernetes.admin) as here:
         await here.start(one)
@@ -405,7 +407,7 @@ async def test_nothing_is_made_in_a_namespace_that_ends(kubernetes: Kubernetes, 
         await kube.wait_gone(path_of(one))
 
 
-async def test_what_is_in_the_way_of_a_deletion_is_told(
+async def test_what_is_in_the_way_of_a_deletion_is_reported(
     kubernetes: Kubernetes, kube: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("control.compute.kubernetes.backend.DELETE_SECONDS", 0.0)

@@ -52,7 +52,7 @@ class Try:
     path: str
     body: Manifest | None = None
     #: What the refusal says.
-    told: str = ""
+    reported: str = ""
     query: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ def policy() -> Manifest:
     return manifests.network_policy(HERE, ONE, OPTIONS, ())
 
 
-def applied(name: str, manifest: Manifest, told: str, **change: Any) -> Try:
+def applied(name: str, manifest: Manifest, reported: str, **change: Any) -> Try:
     """A manifest by server-side apply, as the backend sends it. ``change``: parts of it by
     their paths, with ``__`` between."""
     made = deepcopy(manifest)
@@ -103,17 +103,19 @@ def applied(name: str, manifest: Manifest, told: str, **change: Any) -> Try:
         made["kind"], f"{made['kind'].lower()}s"
     )
     path = f"/{'apis' if '/' in group else 'api'}/{group}{inside}/{kind}/{about['name']}"
-    return Try(name, "PATCH", path, made, told)
+    return Try(name, "PATCH", path, made, reported)
 
 
-def pod_of(name: str, told: str, **change: Any) -> Try:
+def pod_of(name: str, reported: str, **change: Any) -> Try:
     """A workload with something else in its pod."""
     inside = {f"spec__template__spec__{path}": value for path, value in change.items()}
-    return applied(name, workload(), told, **inside)
+    return applied(name, workload(), reported, **inside)
 
 
-def in_container(name: str, told: str = "no more privileges", **change: Any) -> Try:
-    return pod_of(name, told, **{f"containers__0__{path}": value for path, value in change.items()})
+def in_container(name: str, reported: str = "no more privileges", **change: Any) -> Try:
+    return pod_of(
+        name, reported, **{f"containers__0__{path}": value for path, value in change.items()}
+    )
 
 
 def out_to(name: str, block: Manifest) -> Try:
@@ -164,27 +166,27 @@ BY_POLICY = [
         "a Service of others deleted",
         "DELETE",
         f"/api/v1/namespaces/{FOREIGN}/services/theirs",
-        told="no container's namespace",
+        reported="no container's namespace",
     ),
     Try(
         "a command in a pod of others",
         "GET",
         f"/api/v1/namespaces/{FOREIGN}/pods/container-0/exec",
-        told="no container's namespace",
+        reported="no container's namespace",
         query=EXEC,
     ),
     Try(
         "a command in a pod of the system",
         "GET",
         "/api/v1/namespaces/kube-system/pods/container-0/exec",
-        told="no container's namespace",
+        reported="no container's namespace",
         query=EXEC,
     ),
     Try(
         "a command in another pod",
         "GET",
         f"/api/v1/namespaces/{NAMESPACE}/pods/other/exec",
-        told="of the name other",
+        reported="of the name other",
         query=EXEC,
     ),
     # --- namespaces
@@ -219,7 +221,7 @@ BY_POLICY = [
         "others' namespace deleted",
         "DELETE",
         f"/api/v1/namespaces/{FOREIGN}",
-        told="no container's",
+        reported="no container's",
     ),
     applied(
         "a namespace on nodes of its choice",
@@ -548,7 +550,7 @@ def test_what_the_policy_refuses(kubernetes: Kubernetes, guarded: Identity, what
     assert answer.status_code in (403, 422), answer.text
     message = answer.json()["message"]
     assert "ValidatingAdmissionPolicy 'gfs-control-compute'" in message
-    assert what.told in message
+    assert what.reported in message
 
 
 @pytest.mark.parametrize(

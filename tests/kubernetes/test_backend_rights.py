@@ -129,8 +129,8 @@ async def test_rights_that_the_cluster_cannot_list_are_asked_for_one_by_one(
         if missing is None:
             await backend.check()
         else:
-            told = f"does not let us {missing[2]} {missing[1]}: grant"
-            with pytest.raises(BackendUnavailable, match=told):
+            reported = f"does not let us {missing[2]} {missing[1]}: grant"
+            with pytest.raises(BackendUnavailable, match=reported):
                 await backend.check()
     finally:
         backend._api.close()
@@ -177,7 +177,7 @@ async def test_secrets_cannot_be_read_with_them(
         assert client.get("/api/v1/nodes/node-amd64").status_code == 403
 
 
-async def test_memory_is_told_where_there_is_a_metrics_server(
+async def test_memory_is_reported_where_there_is_a_metrics_server(
     kubernetes: Kubernetes, kube: Api, kube_identity: MakeIdentity
 ) -> None:
     """A custom resource in the very place of the metrics API stands for the server."""

@@ -54,7 +54,7 @@ _NUMBERS = itertools.count()
 
 
 async def goes_on(here: Running, kube: Api, old: Spec) -> None:
-    """All three watches tell what happens: to a new namespace, a pod, and a Service.
+    """All three watches report what happens: to a new namespace, a pod, and a Service.
 
     Only what needs no controller: those take their time after a restart.
     """
@@ -101,7 +101,7 @@ def hearing(text: str) -> Iterator[Heard]:
         logger.setLevel(level)
 
 
-async def test_nothing_is_said_to_be_gone_before_all_was_listed(
+async def test_nothing_is_reported_as_gone_before_all_was_listed(
     kubernetes: Kubernetes, kube: Api
 ) -> None:
     """A pod that is not listed yet must not make a running container a pending one."""
@@ -216,7 +216,7 @@ async def test_it_outlives_restarts_of_the_api_server(
         await goes_on(here, kube, one)
 
 
-async def test_what_happened_while_the_api_server_was_away_is_told(
+async def test_what_happened_while_the_api_server_was_away_is_reported(
     kubernetes: Kubernetes, kube: Api
 ) -> None:
     """Its watch was cut before; what others did meanwhile, it must find by comparing."""

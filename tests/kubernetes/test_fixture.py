@@ -139,7 +139,7 @@ async def test_a_service_and_an_ingress_get_addresses(kube: Api, namespace: str)
     )
 
 
-async def test_nobody_may_more_than_his_role_says(
+async def test_nobody_has_more_rights_than_his_role(
     kubernetes: Kubernetes,
     kube_identity: Callable[..., Identity],
     namespace: str,
@@ -292,7 +292,7 @@ async def test_a_container_that_ends_later(
     )
 
 
-async def test_a_pod_waits_and_lingers_as_long_as_it_is_told(
+async def test_a_pod_waits_and_lingers_as_long_as_ordered(
     kubernetes: Kubernetes, kube: Api, namespace: str
 ) -> None:
     path = f"{pods_in(namespace)}/one"
@@ -378,7 +378,7 @@ def test_nothing_runs_on_after_a_session_or_a_keeper_that_was_killed(
 ) -> None:
     session = subprocess.Popen(
         [sys.executable, "-c", KEEPS, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.PIPE,
     )
     assert session.stdout is not None

@@ -3,9 +3,9 @@
 Line coverage says which lines the tests run, not whether they look at what these do.
 So lines are changed, one at a time, in a copy of the tree: a comparison flipped, a
 condition negated, a number off by one, a statement left out, another value returned.
-The room's tests, quick ones first, run there until one fails. A mutation that they all
-pass (a survivor) is a mistake that a change could make and nobody would notice, or
-one that makes no difference.
+The tests that run the line (covering.py), quick ones first and some of each file before more
+of one, run there until one fails. A mutation that they all pass (a survivor) is a mistake that a
+change could make and nobody would notice, or one that makes no difference.
 
 The places are drawn by a seed, of those where :func:`_mistakes` finds one. Besides these there is a
 table of mistakes made by hand, ``known.toml``, each with the tests that notice it.
@@ -13,72 +13,42 @@ table of mistakes made by hand, ``known.toml``, each with the tests that notice 
 mutmut and cosmic-ray do the like. mutmut 3 switches mutations on by the environment in a
 process that has imported everything, which processes that tests start do not
 inherit here (:func:`tests.cluster.harness.environment`); cosmic-ray runs one command for
-all mutations, so that every survivor costs the whole suite. A table of rooms and
-two hundred lines cost less than either's exceptions.
+all mutations, so that every survivor costs the whole suite. Two hundred lines cost less than
+either's exceptions.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sysconfig
 import tomllib
 import venv
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-#: By package, so that files may move in it: groups of test files (globs below tests/). One
-#: group after the other is run, the quick ones first.
-ROOMS: dict[str, list[list[str]]] = {
-    "gfs/client": [
-        ["unit/test_patience.py", "simulation/test_data_path.py", "simulation/test_append.py"],
-        ["simulation/test_[d-z]*.py"],
-        ["cluster/test_client.py", "cluster/test_partial.py"],
-    ],
-    "gfs/cli": [
-        ["unit/test_cli_*.py"],
-        ["cluster/test_tour.py", "cluster/test_up_commands.py", "cluster/test_operator.py"],
-        ["cluster/test_partial.py", "cluster/test_drain.py", "cluster/test_disks.py"],
-        ["cluster/test_snapshot.py"],
-    ],
-    "gfs/chunkserver": [
-        ["unit/test_c*file.py", "unit/test_chunkserver.py", "unit/test_journal.py"],
-        ["unit/test_store_races.py", "unit/test_marks.py", "unit/test_scrub_pace.py"],
-        ["simulation/test_[a-l]*.py", "simulation/test_[n-z]*.py", "simulation/test_ma*.py"],
-        ["cluster/test_disks.py", "cluster/test_durability.py"],
-    ],
-    "gfs/master": [
-        ["unit/test_master_*.py", "unit/test_namespace.py"],
-        ["simulation/test_[a-l]*.py", "simulation/test_[n-z]*.py", "simulation/test_ma*.py"],
-        ["cluster/test_shadow.py", "cluster/test_operator.py"],
-    ],
-    "control/identity": [
-        ["control/test_identity_*.py", "control/test_access_table.py"],
-        ["control/test_auth_*.py", "control/test_revoked.py", "control/test_compute_access.py"],
-        ["control/test_contract_auth.py", "control/test_contract_common.py"],
-    ],
-    "control/storage": [
-        ["control/test_storage_*.py", "control/test_quota_*.py"],
-        ["control/test_contract_storage.py", "control/test_quotas.py"],
-        ["control/test_deaths.py"],
-    ],
-    "control/compute": [
-        ["control/test_compute_[a-f]*.py", "control/test_compute_[m-p]*.py"],
-        ["control/test_compute_*.py"],
-        # These are skipped where no containers and no Kubernetes are.
-        ["podman/test_podman_*.py", "kubernetes/test_backend_*.py"],
-    ],
-}
-NO_END = "no end"
+#: By package, so that files may move in it.
+ROOMS = [
+    "gfs/client",
+    "gfs/cli",
+    "gfs/chunkserver",
+    "gfs/master",
+    "control/identity",
+    "control/storage",
+    "control/compute",
+]
 NO_TESTS = 5  # pytest's exit code
+PLUGIN = ["-p", "tests.mutation.plugin"]
+#: As :mod:`tests.mutation.plugin` has them, which imports pytest.
+WORK, ANSWERS = "MUTATION_WORK", "MUTATION_ANSWERS"
+#: Tests, and the seconds after which they have hung.
+Batches = list[tuple[list[str], float]]
 _PAIRS = [
     (ast.Lt, ast.LtE),
     (ast.Gt, ast.GtE),
@@ -98,6 +68,7 @@ class Mutation:
     old: str
     new: str
     source: str  # the whole file, changed
+    lines: range  # a test that runs none of these cannot notice it
 
     def __str__(self) -> str:
         lines = [f"- {line}" for line in self.old.splitlines()]
@@ -125,7 +96,8 @@ class Known:
         line = text[: text.index(self.old)].count("\n") + 1
         new = text.replace(self.old, self.new)
         compile(new, path, "exec")
-        return Mutation(str(path.relative_to(ROOT)), line, self.old, self.new, new)
+        lines = range(line, line + self.old.count("\n") + 1)
+        return Mutation(str(path.relative_to(ROOT)), line, self.old, self.new, new, lines)
 
 
 def known() -> list[Known]:
@@ -153,7 +125,12 @@ def _spliced(path: str, node: ast.expr | ast.stmt, new: str) -> Mutation:
     changed = head + new.encode() + tail
     whole = b"".join([*lines[:first], changed, *lines[last + 1 :]]).decode()
     old = b"".join(lines[first : last + 1]).decode()
-    return Mutation(path, node.lineno, old, changed.decode(), whole)
+    statements = (
+        each for each in ast.walk(ast.parse(b"".join(lines))) if isinstance(each, ast.stmt)
+    )
+    begins = max(each.lineno for each in statements if each.lineno <= node.lineno)
+    ran = range(begins, node.end_lineno + 1)
+    return Mutation(path, node.lineno, old, changed.decode(), whole, ran)
 
 
 def _mistakes(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
@@ -216,70 +193,43 @@ class Tree:
         others = sysconfig.get_path("purelib")
         Path(site, "tree.pth").write_text(f"{self.place}\n{others}\n")
         self.python = place / "venv" / "bin" / "python"
-        #: Tests that fail here without any mistake: they say nothing.
-        self.broken: list[str] = []
+        self.site = Path(site)
+        command = self.python.with_name("gfs")
+        command.write_text(f"#!{self.python}\nfrom gfs.cli import main\n\nmain()\n")
+        command.chmod(0o755)
 
-    def caught_by(self, mutation: Mutation, groups: list[list[str]], limit: float) -> str | None:
-        """The test that fails with it, and not without, or ``no end`` after ``limit`` seconds
-        of a group; None: none does."""
-        for group in groups:
-            while True:
-                test = self._changed(mutation, group, limit)
-                if test is None:
-                    break
-                if test == NO_END or self._run([test], limit) is None:
-                    return test
-                self.broken.append(test)
-        return None
-
-    def _changed(self, mutation: Mutation, group: list[str], limit: float) -> str | None:
-        path = self.place / mutation.path
-        before = path.read_text()
-        path.write_text(mutation.source)
-        try:
-            tests = [test for each in group for test in self._found(each)]
-            module = mutation.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            # Those first that import what is changed.
-            return self._run(sorted(tests, key=lambda test: not self._names(test, module)), limit)
-        finally:
-            path.write_text(before)
-
-    def _found(self, name: str) -> list[str]:
-        path, _, test = name.partition("::")
-        found = sorted((self.place / "tests").glob(path))
-        if not found:
-            raise RuntimeError(f"no file of tests is called {path}")
-        files = [str(file.relative_to(self.place)) for file in found]
-        return [f"{file}::{test}" if test else file for file in files]
-
-    def _names(self, test: str, module: str) -> bool:
-        text = (self.place / test.partition("::")[0]).read_text()
-        package, _, name = module.rpartition(".")
-        return module in text or f"from {package} import {name}\n" in text
-
-    def _run(self, tests: list[str], limit: float) -> str | None:
-        """The first of the tests that fails, or ``no end``."""
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-rfE", *tests]
-        options += [f"--deselect={test}" for test in self.broken]
+    def judge(
+        self,
+        work: Sequence[tuple[Mutation, Batches]],
+        judged: Callable[[int, str | None, int], None],
+    ) -> None:
+        """Calls ``judged`` with the number of each mutation, the test that fails with it and not
+        without, ``no end``, or None, and how many tests were run."""
+        entries = [
+            {"number": number, "path": each.path, "source": each.source, "batches": batches}
+            for number, (each, batches) in enumerate(work)
+        ]
+        (self.place / ".work").write_text(json.dumps(entries))
+        names = (test for _, batches in work for tests, _ in batches for test in tests)
+        files = dict.fromkeys(test.partition("::")[0] for test in names)
+        answers, theirs = os.pipe()
+        known = {"GFS_TEST_SHARE": "10", WORK: str(self.place / ".work"), ANSWERS: str(theirs)}
         child = subprocess.Popen(
-            [self.python, "-m", "pytest", *options],
+            [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN, *files],
             cwd=self.place,
-            stdout=subprocess.PIPE,
+            env={**os.environ, **known},
+            stdin=subprocess.DEVNULL,
+            stdout=(log := open(self.place / ".log", "w")),  # noqa: SIM115
             stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            pass_fds=[theirs],
         )
-        try:
-            out, _ = child.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            return NO_END
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        if child.returncode in (0, NO_TESTS):
-            return None
-        failed = re.search(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", out, re.MULTILINE)
-        if failed is None:
-            raise RuntimeError(f"pytest ended with {child.returncode}:\n{out}")
-        return failed[1]
+        os.close(theirs)
+        with open(answers) as lines, log, child:
+            try:
+                for line in lines:
+                    judged(*json.loads(line))
+            except BaseException:
+                child.terminate()
+                raise
+        if child.returncode not in (0, NO_TESTS):
+            raise RuntimeError((self.place / ".log").read_text())

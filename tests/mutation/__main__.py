@@ -11,13 +11,15 @@ import argparse
 import os
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import ROOMS, Mutation, Tree, drawn, known
+from . import ROOMS, Batches, Mutation, Tree, drawn, known
+from .covering import Covering, batches
 
-#: For a group of a room's tests, which take some minutes at most.
-LIMIT_SECONDS = 900.0
+#: For what should take some seconds, beside others.
+KNOWN_SECONDS = 900.0
 
 
 def main() -> int:
@@ -25,43 +27,50 @@ def main() -> int:
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help="only these (default: all)")
     parser.add_argument("--places", type=int, default=40, help="in each room (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="draws the places (default: 0)")
-    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="for some tests")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="rooms at once")
+    parser.add_argument("--only", default="", metavar="PATH:LINE", help="of what was drawn")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutations at once")
     options = parser.parse_args()
     rooms = options.rooms or ["known", *ROOMS]
     if unknown := set(rooms) - {"known", *ROOMS}:
         sys.exit(f"no such room: {', '.join(unknown)}; there are: known, {', '.join(ROOMS)}")
-    survivors: dict[str, list[Mutation]] = {}
+    work = [
+        (room, mutation, batches)
+        for room in rooms
+        for mutation, batches in _work(room, options.places, options.seed)
+        if options.only in f"{mutation.path}:{mutation.line}"
+    ]
+    survivors: list[tuple[str, Mutation]] = []
 
-    def judge(room: str) -> None:
-        survivors[room] = _judge(room, options.places, options.seed, options.limit)
+    def judge(part: list[tuple[str, Mutation, Batches]]) -> None:
+        def judged(number: int, by: str | None, ran: int) -> None:
+            room, mutation, _ = part[number]
+            print(f"{mutation}\n    {by or f'SURVIVED {ran} tests'}", flush=True)
+            if by is None:
+                survivors.append((room, mutation))
+
+        with tempfile.TemporaryDirectory(prefix="gfs-mutation-") as place:
+            Tree(Path(place)).judge([each for _, *each in part], judged)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(judge, rooms))
-    for room in rooms:
-        for mutation in survivors[room]:
-            print(f"SURVIVED {mutation}")
-    return 1 if survivors.get("known") else 0
+        list(pool.map(judge, [work[job :: options.jobs] for job in range(options.jobs)]))
+    for _, mutation in survivors:
+        print(f"SURVIVED {mutation}")
+    alive = Counter(room for room, _ in survivors)
+    for room, count in Counter(room for room, *_ in work).items():
+        caught = count - alive[room]
+        print(f"== {room}: {caught} of {count} caught, {caught / count:.0%}")
+    return 1 if alive["known"] else 0
 
 
-def _judge(room: str, count: int, seed: int, limit: float) -> list[Mutation]:
+def _work(room: str, count: int, seed: int) -> list[tuple[Mutation, Batches]]:
     if room == "known":
-        work = [(each.mutation(), [each.tests]) for each in known()]
-    else:
-        work = [(mutation, ROOMS[room]) for mutation in drawn(room, count, seed)]
-    survivors = []
-    with tempfile.TemporaryDirectory(prefix="gfs-mutation-") as place:
-        tree = Tree(Path(place))
-        for mutation, groups in work:
-            by = tree.caught_by(mutation, groups, limit)
-            if by is None:
-                survivors.append(mutation)
-            print(f"{mutation}\n    {by or 'SURVIVED'}", flush=True)
-        for test in tree.broken:
-            print(f"{test} fails without any mistake: left out", flush=True)
-    caught = len(work) - len(survivors)
-    print(f"== {room}: {caught} of {len(work)} caught, {caught / len(work):.0%}", flush=True)
-    return survivors
+        named = [(each.mutation(), [f"tests/{test}" for test in each.tests]) for each in known()]
+        return [(mutation, [(tests, KNOWN_SECONDS)]) for mutation, tests in named]
+    covering = Covering()
+    return [
+        (mutation, batches(*covering.tests(mutation.path, mutation.lines), covering.seconds))
+        for mutation in drawn(room, count, seed)
+    ]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ HERE = ("1.2.3.1/24", "10.50.0.1/24", "2a00:1::1/64")
 PUBLIC = "10.50.0.1"
 #: Its neighbour's, which is the way to all others.
 OUTSIDE = ("1.2.3.4/24", "2a00:1::4/64")
-#: Where clouds tell a machine its secrets, and private networks.
+#: Where clouds give a machine its secrets, and private networks.
 METADATA = ("169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
 PRIVATE = (
     "10.1.2.3",

@@ -279,12 +279,15 @@ def processes(matches: Callable[[Path], bool]) -> list[int]:
 
 
 def service_in(directory: Path) -> int:
-    """The process id of the one Podman service that works there; 0 if there is none."""
-    path = os.path.realpath(directory)
+    """The process id of the one Podman service that works there; 0 if there is none.
+
+    Not by its working directory: ``/proc`` shows that of the first thread, which Go may have
+    taken into a container's mounts."""
+    settings = f"CONTAINERS_CONF_OVERRIDE={directory / 'containers.conf'}".encode()
     found = processes(
         lambda entry: (
-            os.readlink(entry / "cwd") == path
-            and b"\0system\0service\0" in (entry / "cmdline").read_bytes()
+            b"\0system\0service\0" in (entry / "cmdline").read_bytes()
+            and settings in (entry / "environ").read_bytes().split(b"\0")
         )
     )
     assert len(found) <= 1, found

@@ -57,8 +57,8 @@ async def shell(here: Here, user: User, container: str) -> AsyncIterator[Shell]:
         yield Shell(client)
 
 
-class Told:
-    """What ``/compute/ws`` tells."""
+class Reports:
+    """What ``/compute/ws`` sends."""
 
     def __init__(self, client: sockets.Client) -> None:
         self._client = client
@@ -90,10 +90,10 @@ class Told:
 
 
 @asynccontextmanager
-async def listening(here: Here, user: User) -> AsyncIterator[Told]:
+async def listening(here: Here, user: User) -> AsyncIterator[Reports]:
     async with sockets.websocket(here.port, "/compute/ws", user.token) as client:
         assert (await client.json())["type"] == "containers"
-        yield Told(client)
+        yield Reports(client)
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

@@ -1,4 +1,4 @@
-"""The backend by itself: calls, and what its watch tells."""
+"""The backend by itself: calls, and what its watch reports."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_what_runs_outlives_the_control_plane_and_what_was_removed_meanwhile_run
     (disk,) = alone.control.glob(f"compute/disks/{made}.*")
     disk.unlink()
     alone.cloud.start()
-    assert "gone" in user.again().wait(made, "failed")["reason"]
+    assert "does not have it any more" in user.again().wait(made, "failed")["reason"]
     assert left_of(LABEL_CONTAINER, made) == []
     user.act(made, "start")
     user.wait(made, "running")

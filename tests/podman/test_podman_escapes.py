@@ -27,8 +27,8 @@ def story(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> di
     command = [sys.executable, str(PRISON), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr[-5000:]}"
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    reported: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return reported
 
 
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda each: each.name)

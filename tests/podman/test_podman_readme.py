@@ -20,6 +20,6 @@ def test_the_page_leads_to_a_shell_in_a_container(containers_work: None, tmp_pat
         usual = home / ".local" / "state" / "gfs"
         usual.parent.mkdir(parents=True)
         usual.symlink_to(here.directory / "state")
-        follow(CONTAINERS, home, here.cloud.url)
+        follow([CONTAINERS], home, here.cloud.url)
         # The page deletes it; that takes a moment longer than the page.
         wait_for(lambda: not here.recorded(), podman_here.SECONDS, "end of the page's container")

@@ -16,14 +16,14 @@ SERVE = "mkdir -p /tmp/web; echo 'a page' > /tmp/web/index.html; busybox httpd -
 
 
 async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
-    async with listening(here, user) as told:
+    async with listening(here, user) as reported:
         made = user.create(
             name="box; rm -rf / $(reboot) `id` \"'<&>",
             mount_paths=["/srv/data", "/root"],
             memory_mb=256,
             ssh_enabled=True,
         )
-        assert await told.statuses(made, "running") == ["pending", "initializing", "running"]
+        assert await reported.statuses(made, "running") == ["pending", "initializing", "running"]
         info = user.get(made)
         assert info["memory_used_mb"] >= 1
         assert 0 <= info["storage_used_gb"] < 1
@@ -36,7 +36,7 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         host_key = user.known_hosts.read_text()
         assert host_key.count("\n") == 1
 
-        port, address = 8123, told.external_ips[made]
+        port, address = 8123, reported.external_ips[made]
         assert fetch(address, port).returncode == 7  # nobody listens
         user.ssh(made, SERVE)
         ok(
@@ -50,20 +50,20 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         wait_for(lambda: fetch(address, port).returncode == 7, SECONDS, "closed port")
 
         user.act(made, "stop")
-        assert await told.statuses(made, "stopped") == ["stopped"]
+        assert await reported.statuses(made, "stopped") == ["stopped"]
         refused(user.client.get(f"/compute/containers/{made}/terminal"), (400, 426))
         ssh_port = int(info["ssh_command"].split()[2])
         wait_for(lambda: not listens(ssh_port), SECONDS, "closed SSH port")
 
         assert user.act(made, "start")["status"] == "pending"
-        assert await told.statuses(made, "running") == ["pending", "initializing", "running"]
+        assert await reported.statuses(made, "running") == ["pending", "initializing", "running"]
         assert user.get(made)["ssh_command"] == info["ssh_command"]
         assert user.ssh(made, "cat /srv/data/file; ls /opt; ls /tmp") == "kept\n"
         # Another key would have been refused, or added.
         assert user.known_hosts.read_text() == host_key
 
         ok(user.client.delete(f"/compute/containers/{made}"))
-        await told.deleted(made)
+        await reported.deleted(made)
         refused(user.client.get(f"/compute/containers/{made}"), 404)
         wait_for(lambda: made not in here.recorded(), SECONDS, "end of the record")
         assert left_of(LABEL_CONTAINER, made) == []

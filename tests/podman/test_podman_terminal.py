@@ -135,7 +135,7 @@ async def test_a_command_that_podman_lost_sight_of_is_ended(
 
 
 @pytest.mark.usefixtures("containers_work")
-async def test_one_whose_turn_does_not_come_is_told_so(
+async def test_one_whose_turn_does_not_come_is_refused_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal, "TURN_SECONDS", 0.0)

@@ -13,11 +13,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from gfs.master.metadata.operations import (
     ChunkAdded,
     ChunkReplaced,
+    DrainSet,
+    LogRecord,
     SnapshotBegun,
     SnapshotCopied,
     SnapshotFinished,
@@ -36,10 +39,19 @@ class Origin:
     before: float
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A row of the log, and when it came: between two looks."""
+
+    row: bytes
+    after: float
+    before: float
+
+
 class Ancestry:
     def __init__(self, read: Callable[[], Metadata] | None = None) -> None:
         self._read = read
-        self._sequence = 0
+        self._log: list[Seen] = []
         self._looked = -math.inf
         #: Copies that are being made, by the first inode of each: (copy, source).
         self._making: dict[int, list[tuple[int, int]]] = {}
@@ -49,6 +61,8 @@ class Ancestry:
         self.origins: dict[int, Origin] = {}
         #: Files that got chunks of their own to be written.
         self.written: set[int] = set()
+        #: Servers that somebody began to empty.
+        self.drained: set[str] = set()
 
     def look(self, metadata: Metadata | None = None) -> None:
         """Take in what the master has committed by now."""
@@ -56,8 +70,29 @@ class Ancestry:
             if self._read is None:
                 return
             metadata = self._read()
-        now = trio.current_time()
-        for operation in metadata.operations(self._sequence):
+        log, now = metadata.rows["operation_log"], trio.current_time()
+
+        def is_there(number: int) -> bool:
+            return log.get(number.to_bytes(8, "big")) == self._log[number - 1].row
+
+        kept = len(self._log)
+        while kept and not is_there(kept):
+            kept -= 1
+        if kept < len(self._log):
+            # Another master was elected, which lacks what was acknowledged to nobody.
+            known, self._log = self._log[:kept], []
+            for each in (self._making, self._first, self.origins, self.written):
+                each.clear()
+            self._take_in(known, metadata)
+        numbers = range(kept + 1, metadata.state.sequence + 1)
+        rows = [log[number.to_bytes(8, "big")] for number in numbers]
+        self._take_in([Seen(row, self._looked, now) for row in rows], metadata)
+        self._looked = now
+
+    def _take_in(self, rows: list[Seen], metadata: Metadata) -> None:
+        self._log += rows
+        for seen in rows:
+            operation = msgspec.msgpack.decode(seen.row, type=LogRecord).operation
             if isinstance(operation, SnapshotBegun):
                 self._first[operation.copy] = operation.copy
                 self._making[operation.copy] = [(operation.copy, operation.source)]
@@ -70,10 +105,11 @@ class Ancestry:
                 for copy, source in self._making.pop(operation.copy):
                     row = metadata.inodes.get(copy)
                     if row is None or row.kind != KIND_DIRECTORY:
-                        self.origins[copy] = Origin(source, self._looked, now)
+                        self.origins[copy] = Origin(source, seen.after, seen.before)
             elif isinstance(operation, (ChunkAdded, ChunkReplaced)):
                 self.written.add(operation.inode)
-        self._sequence, self._looked = metadata.state.sequence, now
+            elif isinstance(operation, DrainSet):
+                self.drained.add(operation.server)
 
     def root(self, inode: int) -> int:
         """The file that it is a copy of, which is no copy; itself if it is none."""

@@ -9,10 +9,11 @@ acknowledged. And there are so many of them as the goal, unless something is wro
 
 from __future__ import annotations
 
+import math
+
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.errors import GfsError
-from gfs.master.metadata.operations import DrainSet
 from gfs.testing import SimCluster
 from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Onlooker
@@ -20,6 +21,7 @@ from gfs.testing.life import Onlooker
 from .files_model import FileModel
 from .losses import Losses, copy_of, handle_of, journal_of, records_of, unnamed
 from .metadata import Metadata, read_metadata
+from .packs import bytes_of, packed_of, refused_on
 from .plan import Plan
 from .record import Record, Violation
 
@@ -34,31 +36,28 @@ class Everywhere:
         self._losses = losses
         self._record = record
         self._plan = plan
-        #: Servers that somebody began to empty, by what is in the log up to here.
-        self._drained: set[str] = set()
-        self._sequence = 0
         record.look_everywhere = self.check
 
-    def check(self, model: FileModel, start: int, end: int, is_new: bool = False) -> None:
+    def check(
+        self, model: FileModel, start: int, end: int, began: float, is_new: bool = False
+    ) -> None:
         """Raise Violation if a current replica lacks anything of these bytes of a file, or
-        if there are fewer of them than there must be."""
+        if there are fewer of them than there must be. They were written at ``began`` or later:
+        a chunk that faults have lost since is excused, as of a write of two chunks between
+        which the power of all machines is cut."""
         with self._record.all_shown():
-            self._check(model, start, end, is_new)
+            self._check(model, start, end, began, is_new)
 
-    def _check(self, model: FileModel, start: int, end: int, is_new: bool) -> None:
+    def _check(self, model: FileModel, start: int, end: int, began: float, is_new: bool) -> None:
         metadata = read_metadata(self._cluster.directory)
         self._record.ancestry.look(metadata)
-        self._drained.update(
-            operation.server
-            for operation in metadata.operations(self._sequence)
-            if isinstance(operation, DrainSet)
-        )
-        self._sequence = metadata.state.sequence
         wanted = self._wanted(model, is_new)
         for index in range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
             handle = metadata.file_chunks.get((model.inode, index))
             if handle is None:
                 continue  # the file is gone
+            if self._losses.lost_at.get(handle, -math.inf) >= began:
+                continue
             left = max(start, index * CHUNK_BYTES)
             right = min(end, (index + 1) * CHUNK_BYTES)
             holders = [
@@ -80,7 +79,7 @@ class Everywhere:
         if not self._record.is_calm(calm, model.began if is_new else None):
             return 1
         goals = {goal or self._plan.master.replication for goal in self._record.all_goals_of(model)}
-        open_ = self._plan.chunkservers - len(self._drained)
+        open_ = self._plan.chunkservers - len(self._record.ancestry.drained)
         return max(1, min(*goals, open_))
 
     def _has(
@@ -105,7 +104,26 @@ class Everywhere:
                 raise Violation(
                     f"acknowledged, and not on {path} of {name}, version {version}: {error}"
                 ) from None
-        return False
+        for packed in packed_of(self._cluster, name):
+            if packed.record.handle != handle:
+                continue
+            if handle in self._losses.damaged_packs(name, packed.directory) or (
+                handle in refused_on(self._cluster, name, packed.directory)
+            ):
+                return True
+            if packed.record.version < metadata.chunks[handle].version:
+                continue
+            at = index * CHUNK_BYTES
+            data = bytes_of(self._cluster, packed)[start - at : end - at]
+            if not packed.is_whole or len(data) < end - start:
+                raise Violation(f"acknowledged, and not in {packed.path} of {name}")
+            self._record.check_read(model, start, data, self._record.now)
+            return True
+        return any(
+            handle in self._losses.damaged_packs(name, directory)
+            or handle in refused_on(self._cluster, name, directory)
+            for directory in self._cluster.disks
+        )
 
 
 def _after_a_kill(

@@ -18,16 +18,19 @@ from gfs.chunkserver.disks.identity import decode_server
 from gfs.chunkserver.files import layout
 from gfs.chunkserver.files.intents import NAME as MARKS_NAME
 from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
+from gfs.chunkserver.packs import DATA_NAME, INDEX_NAME
+from gfs.chunkserver.packs.layout import RECORD_BYTES
 from gfs.testing import SimCluster
-from gfs.testing.cluster import MASTER
 from gfs.testing.files import SimDisk
 from gfs.testing.inode import Hang, Volume
 from gfs.testing.network import LATENCY_SECONDS
 from gfs.testing.world import BLOCKING_SECONDS
 
-from .losses import Losses, handle_of, unsound_after_kill
+from .elected import HOLD_SECONDS, Unkindness, WithEngine
+from .losses import Losses, unsound_after_kill
 from .metadata import read_metadata
-from .plan import ABSENCE_SECONDS, DRIFT_MAX, HARMLESS, LONG_ABSENCE, Plan
+from .packs import handles_on, packed_of, packed_on
+from .plan import ABSENCE_SECONDS, DRIFT_MAX, ELECTIONS, HARMLESS, LONG_ABSENCE, Plan
 from .record import Record, Violation
 
 #: A kernel writes back what is dirty, a part of it each time.
@@ -138,6 +141,7 @@ class Faults:
         cluster = self.cluster
         cluster.network.heal()
         cluster.network.latency_seconds = LATENCY_SECONDS
+        self._kind_again()
         names = [*cluster.names, *self._clients]
         for source in names:
             machine = cluster.universe.machine(source)
@@ -186,7 +190,7 @@ class Faults:
             return [
                 name
                 for name in self.cluster.chunkservers
-                if handle in map(handle_of, self.cluster.chunk_files(name))
+                if handle in handles_on(self.cluster, name)
             ]
         return []
 
@@ -222,7 +226,7 @@ class Faults:
         if self.chance.random() < 0.6:
             with trio.move_on_after(IN_CALL_WAIT_SECONDS):
                 await self.record.begun.wait()
-                one, other = self.record.history[-1].who, MASTER
+                one, other = self.record.history[-1].who, self.cluster.present_master
                 await trio.sleep(self.chance.uniform(0, IN_CALL_SECONDS))
         self._note(f"cut {one} {other}")
         return self.cluster.network.cut(one, other) > 0
@@ -267,9 +271,11 @@ class Faults:
                 self.cluster.network.slow(name, other, LATENCY_SECONDS, rate)
         # It may be the primary, which must have its lease by then.
         await trio.sleep(self.chance.uniform(0, GRANTED_SECONDS))
-        self._note(f"partition {name} both {MASTER}, and {rate:g} bytes/s to the others")
-        self.cluster.network.block(name, MASTER)
-        self.cluster.network.block(MASTER, name)
+        masters = self.cluster.masters
+        self._note(f"partition {name} both {' '.join(masters)}; {rate:g} bytes/s to the others")
+        for master in masters:
+            self.cluster.network.block(name, master)
+            self.cluster.network.block(master, name)
         await trio.sleep(self.chance.uniform(5, 40))
         self._note(f"heal {name}")
         self.cluster.network.heal(name)
@@ -359,6 +365,7 @@ class Faults:
             self.losses.power_is_gone()
         else:
             unsound = [each for name in servers for each in unsound_after_kill(self.cluster, name)]
+            unsound += [each for name in servers for each in self.losses.unsound_packs(name)]
             if unsound:
                 raise Violation("a kill left " + "; ".join(unsound))
         for name in names:
@@ -393,7 +400,10 @@ class Faults:
             disk = self.cluster.machine(name).disk
             paths = self._present(disk, *JOURNAL_NAMES)
         if not paths:
+            # Each packed replica counts, and as many for its record as for its bytes.
             paths = self.cluster.chunk_files(name)
+            for packed in packed_of(self.cluster, name):
+                paths.append(f"{packed.directory}/{self.chance.choice([INDEX_NAME, DATA_NAME])}")
         return (name, self.chance.choice(paths)) if paths else None
 
     def _present(self, disk: SimDisk, *names: str) -> list[str]:
@@ -430,7 +440,9 @@ class Faults:
         """Called before: what is only in the redo journal is harmed with it. False if
         nobody can tell what that is, since the disk is away."""
         kind = path.rpartition("/")[2]
-        self.harmed_notes = self.harmed_notes or kind in (*JOURNAL_NAMES, MARKS_NAME)
+        if kind in (*JOURNAL_NAMES, MARKS_NAME):
+            self.harmed_notes = True
+            self.losses.unsure.add(name)
         if kind in JOURNAL_NAMES:
             try:
                 self.losses.journal_goes(name, path.rpartition("/")[0])
@@ -452,8 +464,10 @@ class Faults:
         offset = self.chance.randrange(end)
         if not self._may_damage(name, path):
             return False
-        self._note(f"bit flip in byte {offset} of {path} of {name}")
-        disk.flip_bit(path, 8 * offset + self.chance.randrange(8))
+        with self._in_packs(name, path) as used:
+            offset = offset if used is None else used
+            self._note(f"bit flip in byte {offset} of {path} of {name}")
+            disk.flip_bit(path, 8 * offset + self.chance.randrange(8))
         self.losses.count()
         return True
 
@@ -469,15 +483,42 @@ class Faults:
         offset = self.chance.randrange(size)
         if not self._may_damage(name, path):
             return False
-        self._note(f"unreadable sector at byte {offset} of {path} of {name}")
-        disk.spoil(path, offset)
+        with self._in_packs(name, path) as used:
+            offset = offset if used is None else used
+            self._note(f"unreadable sector at byte {offset} of {path} of {name}")
+            disk.spoil(path, offset)
         self.losses.count()
         return True
+
+    @contextmanager
+    def _in_packs(self, name: str, path: str) -> Iterator[int | None]:
+        """An offset of a file of packed replicas that is of one of them; None for other files.
+        What is done to it in this block has damaged those that are not whole after it."""
+        directory, _, kind = path.rpartition("/")
+        if kind not in (INDEX_NAME, DATA_NAME):
+            yield None
+            return
+        disk, data = self.cluster.machine(name).disk, f"{directory}/{DATA_NAME}"
+        before = packed_on(self.cluster, name, directory)
+        size = disk.file_size(data) if before else 0
+        # A power cut may have left a record and not its bytes.
+        there = [each for each in before if each.record.offset + each.record.length <= size]
+        if not there:
+            yield None
+        else:
+            packed = self.chance.choice(there)
+            at, length = packed.at, packed.record.length
+            if kind == INDEX_NAME:
+                yield at + self.chance.randrange(RECORD_BYTES)
+            else:
+                yield packed.record.offset + self.chance.randrange(length)
+        self.losses.packs_go(name, directory, before)
 
     async def disk_full(self) -> bool:
         name = self._server()
         disk, path = self.cluster.machine(name).disk, self.chance.choice(self.cluster.disks)
-        if not disk.exists(path):
+        # One that is away is not mounted by this.
+        if (name, path) in self._away or not disk.exists(path):
             return False
         space = disk.space(path)
         room = self.chance.choice([0, 3_000, 40_000])
@@ -486,8 +527,13 @@ class Faults:
         self.record.begin_full(name)
         await trio.sleep(self.chance.uniform(1, 20))
         self.record.end_full(name)
-        disk.mount(path, self.plan.capacities[self.cluster.chunkservers.index(name)])
+        volume = self._away.get((name, path)) or disk.volume(path)
+        volume.capacity_bytes = self.plan.capacities[self.cluster.chunkservers.index(name)]
         return True
+
+    def _fails(self, name: str, path: str) -> None:
+        self.failed.add((name, path))
+        self.losses.unsure.add(name)
 
     async def disk_error(self) -> bool:
         """A disk refuses for a while to sync, to be written, or anything at all."""
@@ -495,9 +541,11 @@ class Faults:
         what = self.chance.choice([["sync"], ["write", "sync"], ["read", "write", "sync"]])
         self._note(f"disk error {name} {path}: {' '.join(what)}")
         disk = self.cluster.machine(name).disk
-        self.failed.add((name, path))
+        self._fails(name, path)
         disk.fail(path, what=what)
         await trio.sleep(self.chance.choice([0.1, 1.0, self.chance.uniform(1, 20)]))
+        # Its server drops what the disk refused as soon as it can be read again.
+        self.losses.count()
         self._note(f"disk {name} {path} is well again")
         disk.fail(path, 0)
         return True
@@ -510,7 +558,7 @@ class Faults:
             return False
         how = self.chance.choice(["unmounted", "pulled", "read-only"])
         self._note(f"disk {path} of {name} is {how}")
-        self.failed.add((name, path))
+        self._fails(name, path)
         if how == "unmounted":
             self._away[name, path] = disk.unmount(path)
         elif how == "pulled":
@@ -580,7 +628,7 @@ class Faults:
             return False
         share, longest = self.chance.choice([0.05, 0.3, 1.0]), self.chance.choice([2.0, 15.0, 60.0])
         self._note(f"disk {path} of {name} hangs for up to {longest} s, in {share:g} of all calls")
-        self.failed.add((name, path))
+        self._fails(name, path)
         volume = disk.volume(path)
         volume.hang = Hang(share, (0.0, longest), tuple(self.chance.choice(HANGING_KINDS)))
         await trio.sleep(self.chance.uniform(1, 20))
@@ -606,6 +654,51 @@ class Faults:
         self.cluster.universe.machine(name).time.rate = rate
         return True
 
+    # --- elections -------------------------------------------------------------------------
+
+    async def elections(self) -> bool:
+        """What happens to the master that was elected, and what engines do."""
+        cluster = self.cluster
+        assert isinstance(cluster, WithEngine)
+        engine, holder = cluster.engine, cluster.present_master
+        what = self.chance.choice(
+            ["dies", "suspended", "cut off", "isolated", "away", "late", "lies"]
+        )
+        self._note(f"elections: {what}, {holder}")
+        seconds = self.chance.uniform(0, 3 * HOLD_SECONDS)
+        if what == "dies":
+            return await self._down([holder], self._absence(), power=False)
+        if what == "suspended":
+            cluster.machine(holder).time.suspended_seconds += seconds
+            return True
+        others = [name for name in cluster.names if name != holder]
+        if what == "cut off":
+            engine.away = {holder}
+        elif what == "isolated":  # but not from clients
+            engine.away = {holder}
+            for name in others:
+                cluster.network.block(holder, name)
+                cluster.network.block(name, holder)
+        elif what == "away":
+            engine.away = set(cluster.masters)
+        elif what == "late":
+            late = self.chance.choice([0.01, 0.3, 0.7, 2.0])
+            lost = self.chance.choice([0.0, 0.1, 0.3])
+            engine.unkind = Unkindness(late=late, lost=lost)
+        else:
+            engine.unkind = Unkindness(early=self.chance.choice([0.3, 0.6]))
+            self.record.begin_lie()
+        await trio.sleep(seconds)
+        if what == "isolated":
+            cluster.network.heal(holder)
+        self._kind_again()
+        return True
+
+    def _kind_again(self) -> None:
+        if isinstance(self.cluster, WithEngine):
+            self.cluster.engine.away, self.cluster.engine.unkind = set(), Unkindness()
+            self.record.end_lie()
+
 
 Strike = Callable[[Faults], Awaitable[bool]]
 
@@ -629,4 +722,5 @@ STRIKES: dict[str, Strike] = {
     "clock jump": Faults.clock_jump,
     "clock drift": Faults.clock_drift,
     "client crash": Faults.client_crash,
+    ELECTIONS: Faults.elections,
 }

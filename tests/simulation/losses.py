@@ -3,8 +3,10 @@
 A disk marks a file as *harmed* when it loses or damages bytes of it. A chunk's
 bytes may be lost once every replica of its current version is harmed; one good
 replica anywhere, on a machine that is dead or cut off as well, and nothing is
-excused. A file with such a chunk is *shaken*: reading it may fail, or give bytes
-that a later write had replaced; still nothing that was never written there.
+excused. (But where the master had to elect one of several that may all lack something,
+nobody can tell which of them by luck lacks nothing.) A file with such a chunk is
+*shaken*: reading it may fail, or give bytes that a later write had replaced; still
+nothing that was never written there.
 
 Under ``durability = "fsync"`` a power cut excuses only chunks that are of no file yet.
 With ``"replicated"`` it excuses what was not on the platters yet, of chunks that every
@@ -14,11 +16,14 @@ bytes than others have.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
 from contextlib import suppress
 
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import NAMES, Journal, read_records
 from gfs.chunkserver.files.layout import Redo
+from gfs.chunkserver.packs import INDEX_NAME
+from gfs.chunkserver.packs.layout import RECORD_BYTES
 from gfs.errors import CorruptReplica, GfsError
 from gfs.testing import SimCluster
 from gfs.testing.files import SimDisk, SimFileSystem
@@ -26,8 +31,9 @@ from gfs.testing.inode import Inode
 from gfs.testing.life import Onlooker
 
 from .metadata import Metadata, read_metadata
+from .packs import Packed, is_on_platter, packed_of, packed_on, refused_on, shared_slots
 from .plan import Plan
-from .record import Record
+from .record import Record, Violation
 
 
 def handle_of(path: str) -> int:
@@ -112,19 +118,34 @@ class Losses:
         self._cluster = cluster
         self._record = record
         self._synced_writes = plan.chunkserver.durability == "fsync"
-        #: Chunks that have no good replica left, or had none for a while.
-        self.handles: set[int] = set()
+        #: Chunks that have no good replica left, or had none for a while, and since when.
+        self.lost_at: dict[int, float] = {}
         self._promised: list[Inode] = []
         #: (Machine, directory) of redo journals that were damaged while a server was running.
         self._gone: set[tuple[str, str]] = set()
         #: Chunks whose first records were in one of those: a power cut that takes the name
         #: of such a file, takes it for good.
         self._unnamed: dict[int, tuple[str, str]] = {}
+        #: Packed replicas that are damaged on their disk, by (machine, directory, handle): where
+        #: their record is, and its bytes. One whose record's bytes have changed is gone.
+        self._damaged: dict[tuple[str, str, int], tuple[int, bytes]] = {}
+        #: Those that the power cut that is about to happen may take.
+        self._going: set[tuple[str, str, int]] = set()
+        #: Servers that ever lost power, or a disk or notes on one: they may not know of some of
+        #: their replicas that nothing is missing.
+        self.unsure: set[str] = set()
         record.look_for_losses = self.count
+        record.elected = self.elected
 
     def power_goes(self, machines: list[str], directory: str = "") -> None:
         """Called just before the power cut, or before one disk of a machine loses it: what
         is not on the platters is harmed."""
+        self.unsure.update(machines)
+        with self._record.all_shown():  # a volume that is not mounted loses as much
+            self._note_what_goes(machines, directory)
+        self.count()
+
+    def _note_what_goes(self, machines: list[str], directory: str) -> None:
         metadata = read_metadata(self._cluster.directory)
         for name in machines:
             disk = self._cluster.machine(name).disk
@@ -136,13 +157,72 @@ class Losses:
                     self._promised.append(inode)
                 elif not disk.is_synced(path) or hangs_on_a_record(disk, path):
                     inode.harmed = True
-        self.count()
+            for packed in packed_of(self._cluster, name):
+                handle = packed.record.handle
+                if directory not in ("", packed.directory) or is_on_platter(disk, packed):
+                    continue
+                if not (self._synced_writes and self._is_known(handle, metadata)):
+                    self._going.add((name, packed.directory, handle))
 
     def power_is_gone(self) -> None:
         """Called just after it: what was promised to be there is to be there."""
         for inode in self._promised:
             inode.harmed = False
         self._promised.clear()
+        with self._record.all_shown():
+            self._note_what_is_gone()
+        self._going.clear()
+
+    def _note_what_is_gone(self) -> None:
+        shared = [
+            each
+            for name in self._cluster.chunkservers
+            for directory in self._cluster.disks
+            for each in shared_slots(self._cluster, name, directory)
+        ]
+        if shared:
+            raise Violation("a power cut left " + "; ".join(shared))
+        for name, directory, handle in self._going:
+            for packed in packed_on(self._cluster, name, directory):
+                if packed.record.handle == handle and not packed.is_whole:
+                    self._note_damage(packed)
+
+    def packs_go(self, name: str, directory: str, before: list[Packed]) -> None:
+        """Called after damage to packed replicas, of which there were these ``before``."""
+        now = {each.at: each for each in packed_on(self._cluster, name, directory)}
+        for packed in before:
+            # One that was damaged in its bytes may have a record now that is damaged, too.
+            was = packed.is_whole or (name, directory, packed.record.handle) in self._damaged
+            if was and not (packed.at in now and now[packed.at].is_whole):
+                self._note_damage(packed)
+
+    def _note_damage(self, packed: Packed) -> None:
+        key = packed.server, packed.directory, packed.record.handle
+        self._damaged[key] = packed.at, self._record_bytes(*key[:2], packed.at)
+
+    def _record_bytes(self, name: str, directory: str, at: int) -> bytes:
+        disk, path = self._cluster.machine(name).disk, f"{directory}/{INDEX_NAME}"
+        return disk.read(path)[at : at + RECORD_BYTES] if disk.exists(path) else b""
+
+    def damaged_packs(self, name: str, directory: str) -> set[int]:
+        """Packed replicas of a disk that are damaged, and were not replaced or deleted yet."""
+        whole = {p.at for p in packed_on(self._cluster, name, directory) if p.is_whole}
+        for key, (at, content) in list(self._damaged.items()):
+            if key[:2] == (name, directory) and (
+                at in whole or self._record_bytes(name, directory, at) != content
+            ):
+                del self._damaged[key]
+        return {key[2] for key in self._damaged if key[:2] == (name, directory)}
+
+    def unsound_packs(self, name: str) -> list[str]:
+        """Packed replicas that a kill has left without their bytes."""
+        return [
+            f"{packed.path} of {name} fails its checksum"
+            for packed in packed_of(self._cluster, name)
+            if not packed.is_whole
+            and packed.record.handle not in self.damaged_packs(name, packed.directory)
+            and packed.record.handle not in refused_on(self._cluster, name, packed.directory)
+        ]
 
     def journal_goes(self, name: str, directory: str) -> None:
         """Called just before a redo journal is damaged, by which nothing is lost that is in
@@ -216,20 +296,61 @@ class Losses:
                     harmed.add(handle_of(path))
                 elif self._is_good(name, path, metadata):
                     good.add(handle_of(path))
-        self.handles.update(harmed - good)
+            for directory in self._cluster.disks:
+                refused = refused_on(self._cluster, name, directory)
+                harmed |= self.damaged_packs(name, directory) | refused
+                for packed in packed_on(self._cluster, name, directory):
+                    handle, row = packed.record.handle, metadata.chunks.get(packed.record.handle)
+                    if (name, directory, handle) in self._going:
+                        harmed.add(handle)
+                    elif handle in refused:
+                        continue
+                    elif packed.is_whole and (row is None or packed.record.version >= row.version):
+                        good.add(handle)
+        for handle in harmed - good:
+            self.lost_at.setdefault(handle, self._record.now)
         self._shake(metadata)
 
+    def elected(self, handle: int) -> None:
+        """Called when a possibly stale replica has become the only current one of a chunk: what
+        it lacks is lost from then on, though there are sound copies of it soon. But nothing
+        is excused if a server had all that is sure of what it has: it should be preferred."""
+        with self._record.all_shown():
+            metadata = read_metadata(self._cluster.directory)
+            row = metadata.chunks.get(handle)
+            if row is None:
+                return
+            before = max(1, metadata.version_before(handle))
+            for name, version in self._unharmed(handle):
+                if version >= (row.version if name in self.unsure else before):
+                    return
+            self.lost_at.setdefault(handle, self._record.now)
+            self._shake(metadata)
+
+    def _unharmed(self, handle: int) -> Iterator[tuple[str, int]]:
+        """The servers and versions of a chunk's replicas that lost nothing; version 0 if it
+        cannot be read."""
+        for name in self._cluster.chunkservers:
+            disk = self._cluster.machine(name).disk
+            for path in self._cluster.chunk_files(name):
+                if handle_of(path) == handle and not disk.inode(path).harmed:
+                    yield name, self._version(name, path)
+            for packed in packed_of(self._cluster, name):
+                if packed.record.handle == handle and packed.is_whole:
+                    yield name, packed.record.version
+
     def _is_good(self, name: str, path: str, metadata: Metadata) -> bool:
-        disk = self._cluster.machine(name).disk
         row = metadata.chunks.get(handle_of(path))
-        if row is None:
-            return True
-        files = SimFileSystem(disk, Onlooker())
+        return row is None or self._version(name, path) >= row.version
+
+    def _version(self, name: str, path: str) -> int:
+        """0 of a chunk file that is not whole."""
+        files = SimFileSystem(self._cluster.machine(name).disk, Onlooker())
         try:
             state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
         except (GfsError, OSError):
-            return False
-        return state is not None and state.version >= row.version
+            return 0
+        return 0 if state is None else state.version
 
     def _hangs(self, handle: int, name: str, directory: str) -> bool:
         """Whether a new chunk is nowhere as a whole but in a redo journal."""
@@ -243,11 +364,15 @@ class Losses:
             return True
 
     def _shake(self, metadata: Metadata) -> None:
-        for handle in self.handles:
+        for handle in self.lost_at:
             for inode in metadata.owners(handle):
                 model = self._record.of_inode(inode)
                 if model is not None:
                     model.shaken = True
+
+    @property
+    def handles(self) -> Set[int]:
+        return self.lost_at.keys()
 
     def may_be_lost(self, inode: int) -> bool:
         """Whether a file may be unreadable."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lmdb
@@ -17,7 +18,15 @@ import msgspec
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.master.metadata import operation_log
-from gfs.master.metadata.operations import LogRecord, Operation
+from gfs.master.metadata.operations import (
+    ChunkAdded,
+    ChunkReplaced,
+    FilePublished,
+    LogRecord,
+    NewChunk,
+    Operation,
+    VersionConfirmed,
+)
 from gfs.master.metadata.rows import (
     FLAG_TRASHED,
     KIND_DIRECTORY,
@@ -87,18 +96,44 @@ class Metadata:
         rows = [log[number.to_bytes(8, "big")] for number in numbers]
         return [msgspec.msgpack.decode(row, type=LogRecord).operation for row in rows]
 
+    def version_before(self, handle: int) -> int:
+        """The version that a chunk had before its present one; 0: it had none."""
+        versions = {0}
+        for operation in self.operations(self.state.sequence - len(self.rows["operation_log"])):
+            named = operation.chunks if isinstance(operation, FilePublished) else [operation]
+            versions.update(
+                each.version
+                for each in named
+                if isinstance(each, NewChunk | ChunkAdded | ChunkReplaced | VersionConfirmed)
+                and each.handle == handle
+            )
+        return sorted(versions)[-2]
+
     def handles(self, inode: int) -> list[int]:
         return [handle for (owner, _), handle in sorted(self.file_chunks.items()) if owner == inode]
 
 
-def read_metadata(directory: str) -> Metadata:
-    """All rows of the store in ``directory``, as of the last commit."""
+def position_of(directory: str) -> tuple[int, int]:
+    """The term of the store in ``directory``, and how far its log goes."""
+    if not os.path.exists(os.path.join(directory, "data.mdb")):
+        return -1, 0
+    row = _copied(directory, ["meta"]).get("meta", {}).get(b"state")
+    state = State() if row is None else msgspec.msgpack.decode(row, type=State)
+    return state.term, state.sequence
+
+
+def _copied(directory: str, names: Sequence[str] = Databases._fields) -> dict[str, Rows]:
     copy = make_scratch()
     try:
         shutil.copyfile(os.path.join(directory, "data.mdb"), os.path.join(copy, "data.mdb"))
-        rows = _read_all(copy)
+        return _read_all(copy, names)
     finally:
         shutil.rmtree(copy)
+
+
+def read_metadata(directory: str) -> Metadata:
+    """All rows of the store in ``directory``, as of the last commit."""
+    rows = _copied(directory)
     return Metadata(
         rows=rows,
         state=msgspec.msgpack.decode(rows["meta"][b"state"], type=State),
@@ -116,12 +151,12 @@ def read_metadata(directory: str) -> Metadata:
     )
 
 
-def _read_all(directory: str) -> dict[str, Rows]:
+def _read_all(directory: str, names: Sequence[str]) -> dict[str, Rows]:
     environment = lmdb.open(
         directory, readonly=True, lock=False, max_dbs=len(Databases._fields), create=False
     )
     try:
-        databases = {name: environment.open_db(name.encode()) for name in Databases._fields}
+        databases = {name: environment.open_db(name.encode()) for name in names}
         with environment.begin() as txn:
             return {name: dict(txn.cursor(db)) for name, db in databases.items()}
     finally:

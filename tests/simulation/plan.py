@@ -35,6 +35,10 @@ UNEVEN_BALANCE_SHARE = 0.005
 #: Between the rates of two machines' clocks; leases allow for a twelfth.
 DRIFT_MAX = 0.02
 
+#: In some an engine elects one of three masters, and is as unkind as engines are.
+ELECTIONS_SHARE = 0.12
+ELECTIONS_EVERY = (6.0, 30.0)
+ELECTIONS = "elections"
 #: Once in a seed, if at all, and only where hours are simulated.
 LONG_ABSENCE = "long absence"
 #: Every kind of fault, and how many seconds apart its strikes are, at a rate of 1.
@@ -58,8 +62,11 @@ KINDS: dict[str, float] = {
     "clock jump": 15.0,
     "clock drift": 15.0,
     "client crash": 20.0,
+    ELECTIONS: 15.0,
     LONG_ABSENCE: ABSENCE_SECONDS,
 }
+#: Kinds that belong to seeds of their own.
+OF_THEIR_OWN = {ELECTIONS, LONG_ABSENCE}
 #: Those by which no server fails anybody.
 HARMLESS = {"clock jump", "clock drift", "client crash"}
 #: Those that may leave a replica unfit by its own checksums.
@@ -109,9 +116,14 @@ class Plan:
             f"{self.seconds:.0f} s, {self.chunkservers} chunkservers with {self.disks} disks of "
             f"{sizes} sizes in {len(set(self.racks))} racks, "
             f"replication {self.master.replication}, {self.chunkserver.durability}, "
-            f"{self.clients} clients with {self.calls} calls each; "
+            f"{self.clients} clients with {self.calls} calls each, "
+            f"{'one of three masters elected' if self.elects else 'one master'}; "
             f"{', '.join(faults) or 'no faults'}"
         )
+
+    @property
+    def elects(self) -> bool:
+        return bool(self.master.elect)
 
     @property
     def is_uneven(self) -> bool:
@@ -157,7 +169,20 @@ def make_plan(
     _make_uneven(plan)
     if longest >= ABSENCE_SECONDS:
         _make_absent(plan, is_long, kinds)
+    if plan.absence is None and not is_long:
+        _make_elected(plan, kinds, rate)
     return plan
+
+
+def _make_elected(plan: Plan, kinds: list[str] | None, rate: float) -> None:
+    """Where that is told, else in some seeds. With chance of its own, as below."""
+    chance = random.Random(f"{plan.seed}/elections")
+    is_chosen = chance.random() < ELECTIONS_SHARE
+    if not (is_chosen if kinds is None else ELECTIONS in kinds):
+        return
+    plan.master = replace(plan.master, elect="the engine", replicas_before_ack=1)
+    if plan.faults or kinds is not None:
+        plan.faults[ELECTIONS] = chance.uniform(*ELECTIONS_EVERY) / rate
 
 
 def _make_absent(plan: Plan, is_long: bool, kinds: list[str] | None) -> None:
@@ -211,6 +236,7 @@ def _chunkserver(chance: random.Random, seed: int, durability: str | None) -> Ch
     return ChunkserverSettings(
         durability=durability or chosen,
         mark_seconds=random.Random(f"{seed}/marks").choice([1.0, 5.0, 60.0]),
+        packed_bytes_max=random.Random(f"{seed}/packs").choice([0, 1024, *[BLOCK_BYTES] * 4]),
         # Small enough to be full now and then.
         journal_bytes=random.Random(f"{seed}/journal").choice([4, 16, 256]) * BLOCK_BYTES,
         reserve_bytes=16 * BLOCK_BYTES,
@@ -235,10 +261,10 @@ def _faults(
     chance: random.Random, is_long: bool, kinds: list[str] | None, rate: float
 ) -> dict[str, float]:
     if kinds is not None:
-        return {kind: KINDS[kind] / rate for kind in kinds if kind != LONG_ABSENCE}
+        return {kind: KINDS[kind] / rate for kind in kinds if kind not in OF_THEIR_OWN}
     if chance.random() < CALM_SHARE:
         return {}
-    possible = [kind for kind in KINDS if kind != LONG_ABSENCE]
+    possible = [kind for kind in KINDS if kind not in OF_THEIR_OWN]
     chosen = sorted(chance.sample(possible, chance.choice([1, 1, 2, 3, 5, len(possible)])))
     # The more kinds, the rarer each; a long seed is not made of faults alone.
     slower = max(1.0, len(chosen) / 4) * (20 if is_long else 1) / rate

@@ -67,6 +67,13 @@ async def assert_sound(fs: Client) -> None:
     assert not report.damaged, report.problems
 
 
+async def wait_until_sound(cluster: SimCluster, fs: Client) -> None:
+    async def reached() -> bool:
+        return await sound(fs)
+
+    await cluster.wait_until(reached, REPAIR_SECONDS, "everything is sound")
+
+
 async def settled(fs: Client) -> bool:
     totals = (await fs.status()).totals
     return not (totals.under_replicated or totals.lost or totals.corrupt)

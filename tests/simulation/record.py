@@ -45,8 +45,12 @@ from .names_model import (
 STORY_EVENTS = 400
 #: So much later all know that a disk is not full any more, and none of its others is.
 FULL_SECONDS = 60.0
+#: A holder that is none any more serves reads for so long at most, and clients remember them.
+LIE_SECONDS = 40.0
 #: The attribute that says which call made a file.
 MADE_BY = "made-by"
+#: An attribute that is set later, and again.
+NOTE = "note"
 #: The attribute of files that records are appended to.
 LOG = "log"
 
@@ -87,6 +91,8 @@ class Record:
         self.snapshots = 0
         #: Files without the attribute, whose inode nobody was told yet.
         self.nameless: dict[int, None] = {}
+        #: The values that :data:`NOTE` was given.
+        self.notes: set[str] = set()
         self.calls: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.story: list[str] = []
@@ -101,6 +107,8 @@ class Record:
         self._last = 0
         #: Called before a read is called wrong: files may have been harmed since.
         self.look_for_losses: Callable[[], None] = lambda: None
+        #: Called when a possibly stale replica of a chunk was elected.
+        self.elected: Callable[[int], None] = lambda _: None
         #: Called when bytes of a file are acknowledged: they are on all its replicas.
         self.look_everywhere: Callable[..., None] = lambda *_, **__: None
         #: While in it, disks that are not mounted can be looked into.
@@ -108,6 +116,8 @@ class Record:
         #: Faults that are under way, and when the last one ended.
         self.strikes = 0
         self.struck = -math.inf
+        #: When the engine may have had two holders, and what came of that lasted.
+        self._lies: list[tuple[float, float]] = []
         #: Servers with a full disk, and until when they may count as full; the most at once.
         self.full: dict[str, float] = {}
         self.full_most = 0
@@ -148,7 +158,9 @@ class Record:
         return event
 
     def end(self, event: Event, outcome: str, seen: object = None) -> None:
-        event.ended, event.outcome, event.seen = self.now, outcome, seen
+        is_change = outcome == OK and not event.call.pure
+        if is_change or self._since(event.began) == event.began:
+            event.ended, event.outcome, event.seen = self.now, outcome, seen
         if isinstance(event.call, Snapshot):
             self.ancestry.look()
         self.tell(f"{event.who}: {event.call.number} {outcome}")
@@ -176,6 +188,19 @@ class Record:
     def end_strike(self) -> None:
         self.strikes -= 1
         self.struck = self.now
+
+    def begin_lie(self) -> None:
+        """The engine may have two holders from now on."""
+        self._lies.append((self.now, math.inf))
+
+    def end_lie(self) -> None:
+        if self._lies and self._lies[-1][1] == math.inf:
+            self._lies[-1] = (self._lies[-1][0], self.now + LIE_SECONDS)
+
+    def _since(self, since: float) -> float:
+        """When what is read now may be from, by one who asked at ``since``: with two holders,
+        one may have been asked that is not the master any more."""
+        return -math.inf if any(ended >= since for _, ended in self._lies) else since
 
     def begin_full(self, server: str) -> None:
         self.full[server] = math.inf
@@ -225,6 +250,12 @@ class Record:
 
     # --- files -------------------------------------------------------------------------
 
+    def new_note(self) -> str:
+        """An attribute that may be set from now on."""
+        note = str(self.next_number())
+        self.notes.add(note)
+        return note
+
     def new_file(
         self, number: int, data: bytes, attributes: dict[str, str], goal: int = 0
     ) -> FileModel:
@@ -248,6 +279,9 @@ class Record:
 
     def sight(self, entry: Entry, since: float) -> Sight:
         """Which node an entry shows, all that it says checked."""
+        note = entry.attributes.get(NOTE)
+        if note is not None and note not in self.notes:
+            raise Violation(f"{entry}: nobody noted {note}")
         if entry.kind == "directory":
             return DIRECTORY
         numbers = self._makers(entry)
@@ -327,6 +361,7 @@ class Record:
         return None if number is None else self.files[number]
 
     def _check_entry(self, model: FileModel, entry: Entry, since: float) -> None:
+        since = self._since(since)
         least, most = model.length_min(since), model.length_max(self.now)
         if not least <= entry.length <= most:
             raise Violation(f"{entry}: its length must be {least} to {most}")
@@ -347,6 +382,7 @@ class Record:
 
     def candidates(self, data: bytes, since: float) -> frozenset[int]:
         """Files that ``data`` may be all of, for one who asked for it at ``since``."""
+        since = self._since(since)
         models = [*self.files.values(), *self._all_copies()]
         return frozenset(model.number for model in models if self._may_be(model, data, since))
 
@@ -362,11 +398,14 @@ class Record:
             self.ancestry.look()
         found = []
         for inode in self.ancestry.origins:
+            if inode in self.copies:
+                found.append(self.copies[inode])
+                continue
             root = self.by_inode.get(self.ancestry.root(inode))
             if root is not None:
                 found.append(self._copy(-root, inode))
                 continue
-            # Of a file that nobody has seen, and so nobody has written to.
+            # Of a file that nobody has seen, as nobody has this copy: so neither was written to.
             for number, of in self.files.items():
                 if not of.inode:
                     log = of.log and LogModel(self.appends)
@@ -387,6 +426,7 @@ class Record:
     def check_read(
         self, model: FileModel, start: int, data: bytes, since: float, part: bool = False
     ) -> None:
+        since = self._since(since)
         problem = model.objection(start, data, since, self.now, part)
         if problem:
             self._look_again(model)
@@ -411,7 +451,7 @@ class Record:
         self.tell(f"{append.who}: appended to file {model.number} at {offset}")
         self._place(append, model)
         start = offset + FRAME_HEAD_BYTES
-        self.look_everywhere(model, start, start + len(append.data))
+        self.look_everywhere(model, start, start + len(append.data), append.began)
 
     def check_records(
         self,
@@ -424,6 +464,7 @@ class Record:
     ) -> None:
         """``once``: without those that are there twice."""
         assert model.log is not None
+        since = self._since(since)
         problem = model.log.objection_to(found, since, model.shaken, start, end, once)
         if problem:
             self._look_again(model)
@@ -438,16 +479,18 @@ class Record:
         self.written = trio.Event()
         return model.write(start, data, self.now, who)
 
-    def published(self, number: int, inode: int) -> None:
-        """A new file is acknowledged."""
+    def published(self, number: int, inode: int, among_others: bool = False) -> None:
+        """A new file is acknowledged; ``among_others`` perhaps a while ago, and then only now
+        to whoever asked."""
         self.named(number, inode)
         model = self.files[number]
-        self.look_everywhere(model, 0, len(model.data), is_new=True)
+        began = -math.inf if among_others else model.began
+        self.look_everywhere(model, 0, len(model.data), began, is_new=True)
 
     def acknowledge(self, model: FileModel, write: Write) -> None:
         write.acknowledged = self.now
         if write.data:
-            self.look_everywhere(model, write.start, write.end)
+            self.look_everywhere(model, write.start, write.end, write.began)
 
 
 def content(chance: random.Random, length: int) -> bytes:

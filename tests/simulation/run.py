@@ -9,9 +9,10 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 import trio
 
@@ -21,6 +22,7 @@ from gfs.testing.scratch import make_scratch
 from gfs.testing.threads import LoopBlocked
 
 from .ancestry import Ancestry
+from .elected import ElectedMasters
 from .everywhere import Everywhere
 from .faults import Faults, mount_disks
 from .metadata import read_metadata
@@ -119,7 +121,8 @@ class _Run:
 
     async def main(self) -> None:
         plan = self.plan
-        self.cluster = cluster = SimCluster(
+        kind = ElectedMasters if plan.elects else SimCluster
+        self.cluster = cluster = kind(
             plan.seed,
             chunkservers=plan.chunkservers,
             racks=plan.racks,
@@ -133,9 +136,10 @@ class _Run:
         ancestry = Ancestry(lambda: read_metadata(cluster.directory))
         self.record = record = Record(cluster.trace, ancestry)
         quiet = _Telling(record) if self.verbose else _Quiet()
-        moves = _Events("gfs.master.replicas.collector", "replica_moved")
+        moves = _Events("gfs.master.replicas.garbage_collector", "replica_moved")
         doubts = _Events("gfs.chunkserver.disks.loading", "notes_damaged")
-        with quiet, moves, doubts, told_of_appends(record), self._scratch():
+        elections = told_of_elections(record)
+        with quiet, moves, doubts, elections, told_of_appends(record), self._scratch():
             async with cluster:
                 mount_disks(cluster, plan)
                 await cluster.start_all()
@@ -267,23 +271,39 @@ class _Quiet:
 class _Events(logging.Handler):
     """Counts the significant events of a kind, by the servers' own word."""
 
-    def __init__(self, logger: str, event: str) -> None:
+    def __init__(
+        self, logger: str, event: str, act: Callable[[dict[str, str]], None] = lambda _: None
+    ) -> None:
+        """``act`` is called with the fields of each."""
         super().__init__(logging.INFO)
         self._event = event
+        self._act = act
         self._log = logging.getLogger(logger)
         self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.count += getattr(record, "gfs_event", "") == self._event
+        if getattr(record, "gfs_event", "") == self._event:
+            self.count += 1
+            self._act(record.gfs_fields)  # type: ignore[attr-defined]
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._before = self._log.level
         self._log.setLevel(logging.INFO)
         self._log.addHandler(self)
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._log.removeHandler(self)
         self._log.setLevel(self._before)
+
+
+def told_of_elections(record: Record) -> _Events:
+    """While in it, the master tells which chunks had to be given a possibly stale replica."""
+    return _Events(
+        "gfs.master.upkeep.elections",
+        "replica_believed",
+        lambda fields: record.elected(int(fields["chunk"], 16)),
+    )
 
 
 class _Telling(logging.Handler):

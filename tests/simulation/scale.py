@@ -50,21 +50,31 @@ def shrink() -> bool:
     import gfs.chunkserver.exchanges.read
     import gfs.chunkserver.exchanges.write
     import gfs.chunkserver.files.chunkfile
-    import gfs.master.replicas.garbage
+    import gfs.chunkserver.packs.packs
+    import gfs.chunkserver.packs.slots
+    import gfs.chunkserver.replicas.store
+    import gfs.chunkserver.upkeep.scrub
     import gfs.master.replication.log_sender
-    import gfs.master.service.background
+    import gfs.master.tables.garbage
+    import gfs.master.upkeep.metadata_disk
+    import gfs.master.upkeep.trash
     import gfs.protocol.rpc
 
     gfs.chunkserver.copies.small_replicas.STEP = 3
+    gfs.chunkserver.replicas.store.ADOPT_STEP = 3
+    gfs.chunkserver.upkeep.scrub.SORTED_AT_ONCE = 3
+    gfs.chunkserver.packs.packs.GROWTH_BYTES = BLOCK_BYTES
+    gfs.chunkserver.packs.packs.CLAIM_RECORDS = 10
+    gfs.chunkserver.packs.slots.FRAME_BYTES = 2 * blocks.PAGE_BYTES
     gfs.chunkserver.files.chunkfile.VERIFY_BYTES = PACKET_BYTES
     gfs.chunkserver.exchanges.read.SENDFILE_BYTES_MIN = BLOCK_BYTES + 1
     gfs.chunkserver.exchanges.read.PIECE_BYTES_MAX = PACKET_BYTES
     gfs.chunkserver.exchanges.write.SMALL_PACKET_BYTES = BLOCK_BYTES
     gfs.protocol.rpc.SWEEP_SECONDS = 1.0
-    gfs.master.replicas.garbage.ORDERS_MAX = 2
+    gfs.master.tables.garbage.ORDERS_MAX = 2
     gfs.master.replication.log_sender.SWEEP_SECONDS = 2.0
-    gfs.master.service.background.RECLAIM_REST_SECONDS = 1.0
-    gfs.master.service.background.SPACE_SECONDS = 20.0
+    gfs.master.upkeep.trash.RECLAIM_REST_SECONDS = 1.0
+    gfs.master.upkeep.metadata_disk.SPACE_SECONDS = 20.0
     return True
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from share import share
+from share import turn
 
 from gfs.testing import run_simulated
 
@@ -22,7 +22,7 @@ from gfs.testing import run_simulated
 def seeds(default_count: int) -> list[int]:
     chosen = os.environ.get("GFS_SEEDS")
     if chosen is None:
-        return list(range(share(default_count)))
+        return list(turn(default_count))
     first, _, last = chosen.partition("-")
     return list(range(int(first), int(last or first) + 1))
 

@@ -20,12 +20,20 @@ import trio
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import NAMES as JOURNAL_NAMES
+from gfs.chunkserver.packs import DATA_NAME
 from gfs.client import Client, Entry
-from gfs.errors import DeadlineExceeded, DiskFailed, GfsError, NotFound
-from gfs.master.replicas.salvage import HOPELESS_SECONDS
+from gfs.errors import (
+    CorruptReplica,
+    DeadlineExceeded,
+    DiskFailed,
+    GfsError,
+    NotFound,
+    StartupError,
+)
+from gfs.master.metadata.rows import Chunk
+from gfs.master.tables.salvage_queue import HOPELESS_SECONDS
 from gfs.protocol.messages import ClusterTotals, StatusReply
 from gfs.testing import SimCluster
-from gfs.testing.cluster import MASTER
 from gfs.testing.files import SimFileSystem
 from gfs.testing.life import Onlooker
 
@@ -36,6 +44,7 @@ from .log_model import records_in
 from .losses import Losses, handle_of, journal_of, records_of
 from .metadata import Metadata, problems, read_metadata
 from .names_model import OK, Everything, Sight, split
+from .packs import bytes_of, packed_on
 from .plan import DAMAGING, Plan
 from .record import Record, Violation
 from .truth import CURRENT_SECONDS, Truth
@@ -59,6 +68,10 @@ class Replica:
     version: int
     length: int
     good: bool
+
+
+def is_current(replica: Replica, chunk: Chunk) -> bool:
+    return replica.good and replica.version >= chunk.version and replica.length >= chunk.length
 
 
 def is_on(disks: Collection[tuple[str, str]], name: str, path: str) -> bool:
@@ -87,6 +100,19 @@ def replicas_on_disks(
                 continue
             handle = handle_of(path)
             found.setdefault(handle, []).append(_look(cluster, losses, name, path, handle))
+        for directory in cluster.disks:
+            if (name, directory) in without:
+                continue
+            damaged = losses.damaged_packs(name, directory)
+            for packed in packed_on(cluster, name, directory):
+                handle, version, _, length, *_ = packed.record
+                if handle not in damaged:
+                    replica = Replica(name, packed.path, version, length, packed.is_whole)
+                    found.setdefault(handle, []).append(replica)
+            for handle in damaged:
+                path = f"{directory}/{DATA_NAME}/{handle:016x}"
+                replica = Replica(name, path, VERSION_MAX, CHUNK_BYTES, good=True)  # as below
+                found.setdefault(handle, []).append(replica)
     return found
 
 
@@ -112,6 +138,13 @@ def stored_bytes(cluster: SimCluster, replica: Replica, handle: int, length: int
 
     Raises GfsError or OSError as the chunkserver would.
     """
+    pack, _, name = replica.path.rpartition("/")
+    if pack.endswith(f"/{DATA_NAME}"):
+        for packed in packed_on(cluster, replica.server, pack.rpartition("/")[0]):
+            if packed.record.handle == handle and packed.is_whole:
+                data = bytes_of(cluster, packed)
+                return data if length < 0 else data[:length]
+        raise CorruptReplica(f"{name} is damaged")
     files = SimFileSystem(cluster.machine(replica.server).disk, Onlooker())
     journal = journal_of(files, replica.path)
     chunk = ChunkFile.open(files, replica.path, handle, journal, records_of(files, replica.path))
@@ -193,9 +226,14 @@ class Settling:
     async def _check_status(self, fs: Client) -> None:
         """What it says is so, as soon as all have told and been told of what is."""
         until = trio.current_time() + CURRENT_SECONDS
+        # The chunks that a dead client had reserved count as orphaned after its silence, for
+        # the grace, written or not.
+        until += self.plan.master.client_silence_seconds + self.plan.master.garbage_grace_seconds
+        # What the master before this one may have leased is copied when that is over.
+        until += self.plan.master.lease_seconds + self.plan.master.lease_margin_seconds
         while True:
             status, metadata = await fs.status(), read_metadata(self.cluster.directory)
-            found = self._truth(status).differences(metadata, status)
+            found = self._truth(status, metadata).differences(metadata, status)
             if not found:
                 return
             # Files that nobody refers to are closed, which a run leaves undone.
@@ -204,10 +242,23 @@ class Settling:
                 raise Violation("at rest, and by what status says " + "; ".join(found[:8]))
             await trio.sleep(LOOK_SECONDS)
 
-    def _truth(self, status: StatusReply) -> Truth:
+    def _truth(self, status: StatusReply, metadata: Metadata) -> Truth:
         self.down = self.faults.failed & disks_down(status)
-        draining = self.record.draining
-        return Truth(self.cluster, self.plan.chunkserver, self.losses, self.down, draining)
+        draining, settings = self.record.draining, self.plan.chunkserver
+        remains = self._remains(metadata)
+        return Truth(self.cluster, settings, self.losses, self.down, draining, remains)
+
+    def _remains(self, metadata: Metadata) -> set[tuple[str, str]]:
+        """(Server, path) of the unreadable replicas of chunks that wait for a disk: they are
+        kept meanwhile, and whether their servers count them depends on when they noticed."""
+        waiting = self._away(metadata)
+        there = replicas_on_disks(self.cluster, self.losses, self.down) if waiting else {}
+        return {
+            (replica.server, replica.path)
+            for handle in waiting
+            for replica in there.get(handle, [])
+            if not replica.good or replica.version == VERSION_MAX
+        }
 
     async def _keep_what_is_needed(self, fs: Client) -> None:
         """Do not empty servers, or disks, without which no file can be at its goal: a goal
@@ -220,7 +271,7 @@ class Settling:
         for name in self.cluster.chunkservers:
             address = self.cluster.address(name)
             disks = [path for path in self.cluster.disks if (name, path) not in self.down]
-            takes = [path for path in disks if (address, path) not in self.record.draining]
+            takes = self._taking_disks(name)
             kept += bool(takes) and address not in drained
             emptied += [(address, path) for path in disks if not takes]
         if kept >= goal:
@@ -228,12 +279,18 @@ class Settling:
         if drained:
             await fs.drain(drained[0], cancel=True)
         elif emptied:
-            await fs.order_disk(*emptied[0], "undrain")
+            try:
+                await fs.order_disk(*emptied[0], "undrain")
+            except (DiskFailed, StartupError) as error:
+                self.record.tell(f"not yet: {error}")  # it has just been given up
+                return
             self.record.draining.discard(emptied[0])
 
     async def _put_disks_right(self, fs: Client) -> bool:
         """Whether there were disks that servers have given up: they are tried again, or the
         server is started again."""
+        # What a disk refused to write back may go as soon as its server reads it again.
+        self.losses.count()
         for name, path in sorted(self.down):
             self.losses.server_is_gone(name)
             if self.chance.random() < 0.5:
@@ -266,7 +323,8 @@ class Settling:
         return bool(torn)
 
     async def _unfit(self, fs: Client) -> list[str]:
-        excused = self.losses.handles | self._away()
+        metadata = read_metadata(self.cluster.directory)
+        excused = self.losses.handles | self._away(metadata)
         problems = [p for p in (await fs.fsck()).problems if p.handle not in excused]
         if problems:
             self.record.tell(f"fsck finds {len(problems)} problems")
@@ -274,8 +332,9 @@ class Settling:
 
     async def _unrest(self, fs: Client) -> list[str]:
         status = await fs.status()
-        self._truth(status)
-        found, short = self._replica_problems(read_metadata(self.cluster.directory))
+        self.down = self.faults.failed & disks_down(status)
+        metadata = read_metadata(self.cluster.directory)
+        found, short = self._replica_problems(metadata)
         totals = status.totals
         self._check_told(short, totals)
         if found:
@@ -289,21 +348,27 @@ class Settling:
             "being copied": totals.repairs_active,
             "being moved": totals.moves_active,
         }
-        excused = len(self.losses.handles | self._away()) * self.plan.chunkservers
+        excused = len(self.losses.handles | self._away(metadata)) * self.plan.chunkservers
         return [f"{n} {what}" for what, n in counts.items() if n > excused]
 
-    def _away(self) -> set[int]:
-        """Chunks whose only replicas are on disks that were given up."""
+    def _away(self, metadata: Metadata) -> set[int]:
+        """Chunks whose only current replicas are on disks that were given up. What is stale
+        elsewhere is kept meanwhile, and repairs nothing."""
         if not self.down:
             return set()
-        left = replicas_on_disks(self.cluster, self.losses, self.down)
-        good = {handle for handle, each in left.items() if any(r.good for r in each)}
-        return {
-            handle_of(path)
-            for name in self.cluster.chunkservers
-            for path in self.cluster.chunk_files(name)
-            if is_on(self.down, name, path)
-        } - good
+        away: set[int] = set()
+        used: set[int] = set()
+        for handle, replicas in replicas_on_disks(self.cluster, self.losses).items():
+            chunk = metadata.chunks.get(handle)
+            for replica in replicas:
+                if chunk is None or not is_current(replica, chunk):
+                    continue
+                if is_on(self.down, replica.server, replica.path):
+                    away.add(handle)
+                # Nobody can tell of a damaged one whether it is enough to repair the chunk.
+                elif replica.version < VERSION_MAX:
+                    used.add(handle)
+        return away - used
 
     def _check_told(self, short: set[int], totals: ClusterTotals) -> None:
         """Status must not say for long that all chunks are at their goal if some are not."""
@@ -329,17 +394,14 @@ class Settling:
             name for name in self.cluster.chunkservers
             if any((name, path) not in self.down for path in self.cluster.disks)
         }  # fmt: skip
-        excused = self.losses.handles | self._away()
+        excused = self.losses.handles | self._away(metadata)
         kept = metadata.kept()
         drained = {server.address for server in metadata.servers if server.draining}
         wanted = {handle for (inode, _), handle in metadata.file_chunks.items() if inode in kept}
         for handle, chunk in metadata.chunks.items():
             if handle in excused or handle not in wanted:
                 continue
-            good = [
-                r for r in there.get(handle, [])
-                if r.good and r.version >= chunk.version and r.length >= chunk.length
-            ]  # fmt: skip
+            good = [r for r in there.get(handle, []) if is_current(r, chunk)]
             goal = min(chunk.replication, len(usable))
             if len({r.server for r in good}) < goal:
                 short.add(handle)
@@ -347,8 +409,14 @@ class Settling:
                 have = ", ".join(f"{r.server} v{r.version}" for r in there.get(handle, []))
                 found.append(f"chunk {handle:x} v{chunk.version} has {have or 'nothing'}")
             else:
-                staying = [n for n in sorted(usable) if self.cluster.address(n) not in drained]
-                found += self._misplaced(handle, goal, {r.server for r in good}, staying)
+                holders = {r.server for r in good}
+                staying = [
+                    name
+                    for name in sorted(usable)
+                    if self.cluster.address(name) not in drained
+                    and (name in holders or self._taking_disks(name))
+                ]
+                found += self._misplaced(handle, goal, holders, staying)
         for handle, replicas in there.items():
             if handle not in metadata.chunks:
                 found += [f"{r.path} on {r.server} is of no file" for r in replicas]
@@ -360,6 +428,15 @@ class Settling:
             ]  # fmt: skip
             found += [f"{path} on {name} is left over" for path in left]
         return found, short
+
+    def _taking_disks(self, name: str) -> list[str]:
+        """Those of a server's disks that take new replicas."""
+        address = self.cluster.address(name)
+        return [
+            path
+            for path in self.cluster.disks
+            if (name, path) not in self.down and (address, path) not in self.record.draining
+        ]
 
     def _misplaced(
         self, handle: int, goal: int, holders: set[str], staying: list[str]
@@ -421,7 +498,7 @@ class Settling:
             try:
                 await fs.undelete(entry.path, target=target, inode=entry.inode)
             except NotFound:
-                if self.cluster.machine(MASTER).time.time_ns() < entry.until_ns:
+                if not self.cluster.is_past(entry.until_ns):
                     raise Violation(f"{entry} is in the trash, and cannot be undeleted") from None
         return bool(entries)
 
@@ -452,6 +529,7 @@ class Settling:
 
     def _check_replicas(self, metadata: Metadata) -> None:
         """Every replica by itself, not only those that a reader happens to meet."""
+        self.losses.count()
         there = replicas_on_disks(self.cluster, self.losses)
         live = metadata.live()
         for (inode, index), handle in metadata.file_chunks.items():

@@ -12,17 +12,21 @@ import pytest
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB
+from gfs.chunkserver.exchanges.append import Appends
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.client import Client
+from gfs.client.append import AHEAD_BYTES_MIN, REQUESTS_MAX, Appender
 from gfs.client.read import FileMap
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.errors import GfsError, InvalidArgument, IsADirectory, NotFound
+from gfs.errors import Busy, GfsError, InvalidArgument, IsADirectory, NotFound
+from gfs.protocol.messages import AppendRecords, Failure
 from gfs.protocol.records import RECORD_BYTES_MAX
 from gfs.testing import SimCluster
 from gfs.testing.files import SimFileSystem
 from gfs.testing.life import Onlooker
 
 from .losses import handle_of
+from .packs import handles_on
 from .promises import content, replicas, settled, sound
 from .seeds import over_seeds
 
@@ -124,7 +128,7 @@ async def test_a_secondary_that_misses_records_is_given_up_or_brought_up(
 
 
 @over_seeds(4)
-async def test_a_machine_that_forgot_the_end_leads_nobody_astray(
+async def test_a_primary_that_lost_the_end_misleads_no_writer(
     seed: int, chance: random.Random
 ) -> None:
     """It is of the current version, whole by its own account, and shorter: whoever is
@@ -153,7 +157,7 @@ async def test_a_machine_that_forgot_the_end_leads_nobody_astray(
 
 
 @over_seeds(4)
-async def test_a_secondary_that_forgot_the_end_fails_no_append(
+async def test_a_secondary_that_lost_the_end_fails_no_append(
     seed: int, chance: random.Random
 ) -> None:
     """The lease goes on, and all replicas were of one length when the primary looked."""
@@ -277,7 +281,7 @@ async def test_no_server_is_passed_over_for_a_chunk_that_is_gone(
         await fs.append(PATH, b"old")
         await fs.delete(PATH, now=True)
         await cluster.wait_until(
-            lambda: not any(cluster.chunk_files(name) for name in cluster.chunkservers), 30
+            lambda: not any(handles_on(cluster, name) for name in cluster.chunkservers), 30
         )
         await fs.append(PATH, b"new")
         assert [r.data async for r in fs.records(PATH)] == [b"new"]
@@ -325,6 +329,59 @@ async def test_what_is_refused(seed: int, chance: random.Random) -> None:
         offsets = await fs.append_many(PATH, [b"first", b"", b"third"])
         assert [r.offset async for r in fs.records(PATH)] == offsets == sorted(offsets)
         assert offsets[-1] < CHUNK_BYTES
+        [chunk] = (await fs.locate(PATH)).chunks
+        connection = await fs._core.pool.acquire(chunk.replicas[0].address)
+        await connection.send(AppendRecords(1, chunk.handle, chunk.version, 0, []))
+        assert isinstance(refused := await connection.receive(), Failure)
+        assert refused.code == InvalidArgument.code
+        connection.close()
+
+
+@pytest.mark.parametrize("trouble", ["none", "busy", "cut", "primary dies"])
+@over_seeds(2)
+async def test_the_next_request_is_sent_before_the_answer_and_order_is_kept(
+    seed: int, chance: random.Random, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large requests follow one another without a pause. When one fails, none after it has a
+    place before it."""
+    most = 0
+    transmit, serve = Appender._transmit, Appends._append
+
+    async def noted(appender: Appender, *arguments: Any, **options: Any) -> None:
+        nonlocal most
+        await transmit(appender, *arguments, **options)
+        most = max(most, arguments[2].unanswered)
+
+    async def at_times_busy(appends: Appends, waiting: Any) -> Any:
+        if trouble == "busy" and chance.random() < 0.3:
+            raise Busy("the primary is busy here")
+        return await serve(appends, waiting)
+
+    monkeypatch.setattr(Appender, "_transmit", noted)
+    monkeypatch.setattr(Appends, "_append", at_times_busy)
+    size = AHEAD_BYTES_MIN // 4
+    data = [content(chance, size) for _ in range(60)]
+    done: list[int] = []
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        await fs.append(PATH, b"first")
+        primary = (await chain(fs, cluster))[0]
+
+        async def append() -> None:
+            for at in range(0, len(data), 20):
+                done.extend(await fs.append_many(PATH, data[at : at + 20]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append)
+            for _ in range(3 if trouble in ("cut", "primary dies") else 0):
+                await trio.sleep(chance.uniform(0, 0.02))
+                cluster.network.cut("client0", primary)
+            if trouble == "primary dies":
+                cluster.kill(primary)
+        if trouble == "none":
+            assert most == REQUESTS_MAX
+        assert done == sorted(done)
+        found = [record.data async for record in fs.records(PATH)]
+        assert found == [b"first", *data]
 
 
 @over_seeds(4)
@@ -365,7 +422,7 @@ def commits(cluster: SimCluster) -> int:
 
 @over_seeds(1)
 @pytest.mark.parametrize("to_path", [False, True])
-async def test_what_is_told_of_a_file_that_grows_is_what_came(
+async def test_the_reported_length_of_a_growing_source_is_what_was_stored(
     seed: int, chance: random.Random, tmp_path: Path, to_path: bool
 ) -> None:
     async with SimCluster(seed) as cluster, cluster.client() as fs:
@@ -389,3 +446,24 @@ async def test_what_is_told_of_a_file_that_grows_is_what_came(
         data = (tmp_path / "copy").read_bytes() if to_path else target.getvalue()
         assert data == first
         assert entry.length == len(first)
+
+
+@over_seeds(8)
+async def test_records_of_one_task_are_sent_once(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one may come at the instant at which the last one's request ends."""
+    sent, transmit = 0, Appender._transmit
+
+    async def counted(appender: Appender, *arguments: Any, **options: Any) -> None:
+        nonlocal sent
+        sent += 1
+        await transmit(appender, *arguments, **options)
+
+    monkeypatch.setattr(Appender, "_transmit", counted)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        records = [content(chance, AHEAD_BYTES_MIN) for _ in range(12)]
+        for record in records:
+            await fs.append(PATH, record)
+        assert sent == len(records)
+        assert [record.data async for record in fs.records(PATH)] == records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 
 import pytest
@@ -51,6 +51,13 @@ def on_requests(fs: Client, seen: list[object]) -> None:
         seen.append(make())
         return await call(make, *rest)  # type: ignore[arg-type]
 
+    ask_now = fs._core.master.ask_now
+
+    async def noting_ask_now(requests: Sequence[tuple[object, object]], *rest: object) -> object:
+        seen.extend(request for request, _ in requests)
+        return await ask_now(requests, *rest)  # type: ignore[arg-type]
+
+    fs._core.master.ask_now = noting_ask_now  # type: ignore[method-assign,assignment]
     fs._core.master.ask = noting_ask  # type: ignore[method-assign,assignment]
     fs._core.master.call = noting_call  # type: ignore[method-assign,assignment]
 
@@ -213,7 +220,9 @@ async def test_attributes_are_in_every_entry(seed: int, chance: random.Random) -
 
 
 @over_seeds(1)
-async def test_mistakes_are_told_before_anything_is_sent(seed: int, chance: random.Random) -> None:
+async def test_mistakes_are_reported_before_anything_is_sent(
+    seed: int, chance: random.Random
+) -> None:
     async with SimCluster(seed) as cluster, cluster.client() as fs:
         seen: list[object] = []
         on_requests(fs, seen)
@@ -313,7 +322,7 @@ async def test_directories_are_made_only_below(seed: int, chance: random.Random)
         with pytest.raises(NotADirectory):
             await fs.put(b"x", "/file/a", parents="/file")
         for path in ("/a", "/spac/a", "/spaces/a", "/space"):
-            with pytest.raises(InvalidArgument, match="no directory above"):
+            with pytest.raises(InvalidArgument, match="not a directory above"):
                 await fs.put(b"x", path, parents="/space")
 
 
@@ -419,3 +428,37 @@ async def test_a_small_range_leaves_the_pool_alone(seed: int, chance: random.Ran
                 for buffer in taken:
                     if buffer is not None:
                         fs._core.buffers.release(buffer)
+
+
+# --- what is set later ------------------------------------------------------------------
+
+
+@over_seeds(1)
+async def test_attributes_and_times_are_set_later(seed: int, chance: random.Random) -> None:
+    data = content(chance, 70_000)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        entry = await fs.put(data, "/f", attributes=ATTRIBUTES, modified_ns=5)
+        assert entry.modified_ns == 5
+        changed = await fs.set_attributes("/f", {"owner": "b"}, expect=entry.inode)
+        assert changed.attributes == ATTRIBUTES | {"owner": "b"}
+        assert (changed.inode, changed.digest, changed.modified_ns) == (
+            entry.inode,
+            entry.digest,
+            5,
+        )
+        changed = await fs.set_attributes("/f", removed=ATTRIBUTES, modified_ns=9)
+        assert changed == await fs.stat("/f")
+        assert (changed.attributes, changed.modified_ns) == ({}, 9)
+        with pytest.raises(FileChanged):
+            await fs.set_attributes("/f", ATTRIBUTES, expect=entry.inode + 1)
+        with pytest.raises(InvalidArgument):
+            await fs.set_attributes("/f", {"Big": ""})
+        made = await fs.mkdir("/d/e", parents=True, attributes=ATTRIBUTES)
+        assert (made.attributes, (await fs.stat("/d")).attributes) == (ATTRIBUTES, {})
+        assert (await fs.set_attributes("/", {"a": "b"})).attributes == {"a": "b"}
+        assert (await fs.snapshot("/f", "/g")).done
+        assert (await fs.stat("/g")).modified_ns == 9
+        async with fs.create("/h", attributes=ATTRIBUTES) as file:
+            file.describe({"a": "b"}, 7)
+        assert file.entry is not None
+        assert (file.entry.attributes, file.entry.modified_ns) == ({"a": "b"}, 7)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -14,9 +15,11 @@ from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.journal import Journal
 from gfs.chunkserver.files.layout import Redo
 from gfs.client import Client
-from gfs.config import MasterSettings
+from gfs.config import ChunkserverSettings, MasterSettings
 from gfs.errors import ChunkUnavailable, GfsError, NotFound
-from gfs.protocol.messages import StatusReply
+from gfs.master.rules import election
+from gfs.master.tables import Server
+from gfs.protocol.messages import StatusReply, VerifyReply
 from gfs.testing import SimCluster, run_simulated
 from gfs.testing.files import SimDisk, SimFileSystem
 from gfs.testing.life import Life
@@ -24,6 +27,7 @@ from gfs.testing.trace import Trace
 
 from .ancestry import Ancestry
 from .everywhere import Everywhere
+from .faults import Faults
 from .files_model import FileModel
 from .linear import Event, find_order
 from .log_model import Append, LogModel
@@ -31,7 +35,10 @@ from .losses import Losses, hangs_on_a_record
 from .metadata import read_metadata
 from .names_model import DIRECTORY, OK, Delete, Look, MakeDirectory, Snapshot, split
 from .plan import Plan, make_plan
+from .promises import settled
 from .record import LOG, MADE_BY, Record, Violation
+from .run import told_of_elections
+from .settle import Settling
 from .truth import COUNTED, CURRENT_SECONDS, Truth
 from .workload import Actor
 
@@ -154,6 +161,23 @@ def test_a_copy_has_what_was_acknowledged_before_it_was_made_and_nothing_of_late
     run_simulated(0, main)
 
 
+def test_a_copy_that_was_written_to_counts_though_nobody_has_seen_its_source() -> None:
+    async def main() -> None:
+        async with SimCluster(0, chunkservers=3) as cluster, cluster.client() as fs:
+            record = Record(cluster.trace, Ancestry(lambda: read_metadata(cluster.directory)))
+            record.new_file(1, b"....", {})
+            await fs.put(b"....", "/a/x")
+            await _snapshot(record, fs, 2, "/a", "/s")
+            copy = record.model(await fs.stat("/s/x"))
+            assert copy is not None
+            record.acknowledge(copy, record.begin_write(copy, 4, b"1", "one"))
+            await trio.sleep(1)
+            assert record.candidates(b"....1", record.now) == {-1}
+            assert not record.candidates(b"....2", record.now)
+
+    run_simulated(0, main)
+
+
 async def _snapshot(record: Record, fs: Client, number: int, source: str, target: str) -> None:
     event = record.begin("one", Snapshot(number, split(source), split(target)))
     await fs.snapshot(source, target)
@@ -194,9 +218,14 @@ def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something
     async def main() -> None:
         plan = make_plan(0, kinds=[])
         plan.chunkservers, plan.master = 3, MasterSettings(replication=2)
-        async with SimCluster(0, chunkservers=3) as cluster, cluster.client() as fs:
+        in_files = ChunkserverSettings(packed_bytes_max=0)
+        async with (
+            SimCluster(0, chunkservers=3, chunkserver=in_files) as cluster,
+            cluster.client() as fs,
+        ):
             record = Record(cluster.trace)
-            Everywhere(cluster, record, plan, Losses(cluster, record, plan))
+            losses = Losses(cluster, record, plan)
+            Everywhere(cluster, record, plan, losses)
             model = record.new_file(1, b"bytes", {}, goal=3)
             entry = await fs.put(b"bytes", "/x", replication=3)
             record.published(1, entry.inode)
@@ -213,11 +242,163 @@ def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something
                 record.published(1, entry.inode)
             # and one is when something may be wrong; but no less.
             record.begin_strike()
-            record.look_everywhere(model, 0, 5)
+            record.look_everywhere(model, 0, 5, record.now)
             (path,) = cluster.chunk_files("chunkserver2")
             cluster.machine("chunkserver2").disk.unlink(path)
             with pytest.raises(Violation, match="no server"):
-                record.look_everywhere(model, 0, 5)
+                record.look_everywhere(model, 0, 5, record.now)
+            # A chunk that was lost during the write is excused; one that was before is not.
+            (handle,) = read_metadata(cluster.directory).handles(entry.inode)
+            losses.lost_at[handle] = record.now
+            record.look_everywhere(model, 0, 5, record.now)
+            with pytest.raises(Violation, match="no server"):
+                record.look_everywhere(model, 0, 5, record.now + 1)
+
+    run_simulated(0, main)
+
+
+def test_a_power_cut_takes_as_much_from_a_volume_that_is_not_mounted() -> None:
+    async def main() -> None:
+        in_files = ChunkserverSettings(packed_bytes_max=0)
+        async with (
+            SimCluster(0, chunkservers=3, chunkserver=in_files) as cluster,
+            cluster.client() as fs,
+        ):
+            record = Record(cluster.trace)
+            plan = make_plan(0, kinds=[], durability="replicated")
+            losses = Losses(cluster, record, plan)
+            await fs.put(b"bytes", "/x")
+            (handle,) = read_metadata(cluster.directory).chunks
+            disk = cluster.machine("chunkserver0").disk
+            volume = disk.unmount("/disk0")
+
+            @contextmanager
+            def all_shown() -> Iterator[None]:
+                disk.mount_again("/disk0", volume)
+                yield
+                disk.unmount("/disk0")
+
+            record.all_shown = all_shown
+            losses.count()
+            assert not losses.handles
+            losses.power_goes(cluster.chunkservers)
+            assert losses.handles == {handle}
+
+    run_simulated(0, main)
+
+
+@pytest.mark.parametrize(
+    ("lose_power", "whole", "away", "is_lost"),
+    [
+        # The first of those that lose power is elected.
+        ("abc", "", "", True),
+        ("abc", "bc", "", True),
+        ("abc", "a", "", False),
+        # One that is away has all of it, and here it is not waited for; or it has less.
+        ("ab", "", "c", False),
+        ("ab", "", "c missed the grant", True),
+    ],
+)
+def test_what_an_elected_replica_lacks_is_lost_unless_a_server_is_sure_of_having_it(
+    lose_power: str, whole: str, away: str, is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(found: list[tuple[Server, VerifyReply]]) -> Server | None:
+        return min((server for server, _ in found), key=lambda server: server.address, default=None)
+
+    async def write(fs: Client, data: bytes) -> None:
+        async with await fs.open("/x", "r+") as file:
+            await file.pwrite(0, data)
+
+    async def main() -> None:
+        monkeypatch.setattr(election, "best", first)
+        monkeypatch.setattr(election, "awaited", lambda *_: False)
+        plan = make_plan(0, kinds=[], durability="replicated")
+        async with SimCluster(0, chunkservers=4) as cluster, cluster.client() as fs:
+            record = Record(cluster.trace)
+            losses = Losses(cluster, record, plan)
+            await fs.put(b"old", "/x")
+            await write(fs, b"o")
+            (handle,) = read_metadata(cluster.directory).chunks
+            holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+            named = dict(zip("abc", holders, strict=True))
+            for name in holders:
+                cluster.machine(name).disk.write_back(random.Random(0))
+            if away == "c missed the grant":
+                await cluster.crash(named["c"])
+            await write(fs, b"new")
+            if away == "c":
+                await cluster.crash(named["c"])
+            for each in whole:
+                cluster.machine(named[each]).disk.write_back(random.Random(0))
+            victims = [named[each] for each in lose_power]
+            for name in victims:
+                cluster.kill(name)
+            losses.power_goes(victims)
+            for name in victims:
+                cluster.machine(name).disk.power_cut()
+            losses.power_is_gone()
+            losses.lost_at.clear()  # what was so at that moment
+            with told_of_elections(record) as elections:
+                for name in victims:
+                    await cluster.crash(name)
+                    await cluster.start(name)
+                await cluster.wait_until(lambda: elections.count == 1, 200)
+                await cluster.wait_until(lambda: settled(fs), 200)
+            losses.count()  # there are sound copies now
+            assert await fs.get("/x") == (b"new" if "a" in whole else b"old")
+            assert losses.handles == ({handle} if is_lost else set())
+
+    run_simulated(0, main)
+
+
+@pytest.mark.parametrize(
+    ("given_up", "used", "told"),
+    [
+        ("current", "", ""),
+        ("current", "stale", ""),
+        ("current", "damaged", ""),
+        ("", "", "has nothing"),
+        ("stale", "", "has nothing"),
+        ("stale", "stale", "has chunkserver0 v1"),
+        ("current", "current stale", "has chunkserver0 v2, chunkserver0 v1"),
+    ],
+)
+def test_a_chunk_waits_for_a_disk_only_if_a_current_replica_is_on_that_alone(
+    given_up: str, used: str, told: str
+) -> None:
+    async def main() -> None:
+        plan = make_plan(0, kinds=[])
+        plan.master = MasterSettings(replication=1, replicas_min=1)
+        plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
+        cluster = SimCluster(
+            0, chunkservers=1, disks=3, master=plan.master, chunkserver=plan.chunkserver
+        )
+        async with cluster, cluster.client() as fs:
+            disk = cluster.machine("chunkserver0").disk
+            await fs.put(b"bytes", "/x")
+            (path,) = cluster.chunk_files("chunkserver0")
+            content = {"stale": disk.read(path)}
+            async with await fs.open("/x", "r+") as file:
+                await file.pwrite(0, b"y")
+            metadata = read_metadata(cluster.directory)
+            content["current"] = content["damaged"] = disk.read(path)
+            disk.unlink(path)
+            free = iter(cluster.disks[1:])
+            for state, directory in [
+                *((each, cluster.disks[0]) for each in given_up.split()),
+                *((each, next(free)) for each in used.split()),
+            ]:
+                copy = f"{directory}/chunks/{path.partition('/chunks/')[2]}"
+                disk.make_directories(copy.rpartition("/")[0])
+                disk.open_inode(copy, "create").write(content[state], 0)
+                if state == "damaged":
+                    disk.spoil(copy, 0)
+            record = Record(cluster.trace)
+            settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+            settling.down = {("chunkserver0", cluster.disks[0])}
+            found, short = settling._replica_problems(metadata)
+            assert [problem.partition(" v2 ")[2] for problem in found] == [told] * bool(told)
+            assert bool(short) == (told in ("has nothing", "has chunkserver0 v1"))
 
     run_simulated(0, main)
 
@@ -225,6 +406,7 @@ def test_what_is_acknowledged_is_on_as_many_servers_as_the_goal_unless_something
 def test_every_figure_of_status_is_held_against_what_is_so() -> None:
     async def main() -> None:
         plan = make_plan(0, kinds=[])
+        plan.chunkserver = msgspec.structs.replace(plan.chunkserver, packed_bytes_max=0)
         cluster = SimCluster(0, chunkservers=3, chunkserver=plan.chunkserver)
         async with cluster, cluster.client() as fs:
             for name in ("x", "y", "d/z"):
@@ -255,7 +437,7 @@ def test_every_figure_of_status_is_held_against_what_is_so() -> None:
                         msgspec.structs.replace(status.servers[0].disks.pop(), **changes)
                     )
                 )
-            # And the other way round: the disks are not as everybody believes.
+            # And the other way round: the disks differ from what all records say.
             (path,) = cluster.chunk_files("chunkserver0")[:1]
             cluster.machine("chunkserver0").disk.truncate(path, 0)
             assert len(await told()) == 1
@@ -265,12 +447,57 @@ def test_every_figure_of_status_is_held_against_what_is_so() -> None:
     run_simulated(0, main)
 
 
+@pytest.mark.parametrize(
+    ("waits", "is_readable", "is_right"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_an_unreadable_replica_need_not_count_while_its_chunk_waits_for_a_disk(
+    waits: bool, is_readable: bool, is_right: bool
+) -> None:
+    async def main() -> None:
+        plan = make_plan(0, kinds=[])
+        plan.master = MasterSettings(replication=1, replicas_min=1)
+        plan.chunkserver = ChunkserverSettings(packed_bytes_max=0)
+        cluster = SimCluster(
+            0, chunkservers=1, disks=2, master=plan.master, chunkserver=plan.chunkserver
+        )
+        async with cluster, cluster.client() as fs:
+            disk = cluster.machine("chunkserver0").disk
+            await fs.put(b"bytes", "/x")
+            (path,) = cluster.chunk_files("chunkserver0")
+            whole, other = cluster.disks
+            if not path.startswith(f"{whole}/"):
+                whole, other = other, whole
+            content = disk.read(path)
+            copy = path.replace(whole, other)
+            await cluster.crash("chunkserver0")
+            volume = disk.unmount(whole)
+            await cluster.start("chunkserver0")
+            # What the server does not count, since its head tells nothing at its start, or
+            # since it was never told of it.
+            disk.make_directories(copy.rpartition("/")[0])
+            disk.open_inode(copy, "create").write(content if is_readable else bytes(99), 0)
+            disk.mount_again(whole, volume)
+            record = Record(cluster.trace)
+            settling = Settling(cluster, plan, record, Faults(cluster, plan, record, []))
+            settling.faults.failed.add(("chunkserver0", whole))
+            if not waits:
+                disk.unlink(path)
+            if is_right:
+                await settling._check_status(fs)
+            else:
+                with pytest.raises(Violation, match="has 0 replicas, and 1 chunk files"):
+                    await settling._check_status(fs)
+
+    run_simulated(0, main)
+
+
 def lone_actor(record: Record, plan: Plan) -> Actor:
     """One without a cluster that runs."""
     return Actor("one", record, random.Random(0), plan, SimCluster(0), "")
 
 
-def test_a_call_without_an_end_is_told() -> None:
+def test_a_call_without_an_end_is_reported() -> None:
     async def hang(actor: Actor, fs: Client) -> None:
         await trio.sleep_forever()
 

@@ -17,6 +17,7 @@ from gfs.config import MasterSettings
 from gfs.errors import AlreadyExists, FileChanged, NotFound
 from gfs.testing import SimCluster, run_simulated
 
+from .packs import handles_on
 from .promises import (
     assert_sound,
     content,
@@ -54,7 +55,7 @@ async def test_of_concurrent_writers_one_whole_file_wins(seed: int, chance: rand
         await assert_sound(reader)
 
         def only_the_winner_is_stored() -> bool:
-            stored = [len(cluster.chunk_files(s)) for s in cluster.chunkservers]
+            stored = [len(handles_on(cluster, s)) for s in cluster.chunkservers]
             return sorted(stored) == [0, 1, 1, 1]
 
         await cluster.wait_until(only_the_winner_is_stored, 300, every=5)

@@ -56,7 +56,7 @@ def test_a_process_that_dies_takes_its_seed_alone() -> None:
     assert all(text.endswith("fine") for text in found.values())
 
 
-def test_a_seed_without_end_is_told_with_where_it_was() -> None:
+def test_a_seed_without_end_is_reported_with_where_it_was() -> None:
     found = {text[0]: text for text in run_all(two_has_no_end, iter(range(5)), 2, 1.0, lost)}
     assert len(found) == 5
     assert found["2"].startswith("2 late no end after 1 s")

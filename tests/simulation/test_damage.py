@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from gfs.testing.files import SimFileSystem
 from gfs.testing.life import Life
 
 from .losses import handle_of, journal_of
+from .packs import handles_on
 from .promises import (
     REPAIR_SECONDS,
     assert_sound,
@@ -56,7 +58,8 @@ async def test_a_damaged_replica_is_never_served_and_is_repaired(
     seed: int, chance: random.Random, how: str, restarted: bool
 ) -> None:
     data = content(chance, chance.choice([100, 65_536, 300_000, 2 * MIB + 17]))
-    async with SimCluster(seed) as cluster, cluster.client() as fs:
+    in_files = ChunkserverSettings(packed_bytes_max=0)  # test_packed damages the others
+    async with SimCluster(seed, chunkserver=in_files) as cluster, cluster.client() as fs:
         await fs.put(data, "/file")
         victim = chance.choice(cluster.chunkservers)
         if restarted:
@@ -150,7 +153,7 @@ async def test_no_good_replica_is_an_error_and_never_wrong_bytes(
             # Nobody threw the last copies away: most of the bytes are still there,
             # and can be read.
             await trio.sleep(200)
-            assert [len(cluster.chunk_files(s)) for s in cluster.chunkservers] == [1, 1, 1]
+            assert [len(handles_on(cluster, s)) for s in cluster.chunkservers] == [1, 1, 1]
             for start in (0, 2 * BLOCK_BYTES):
                 end = start + BLOCK_BYTES
                 assert await file.pread(start, BLOCK_BYTES) == data[start:end]
@@ -186,6 +189,35 @@ async def test_partial_waits_once_for_a_file_of_which_many_chunks_are_lost(
         assert trio.current_time() - since < 2 * settings.retry_seconds
 
 
+@over_seeds(2)
+async def test_many_files_wait_once_for_chunkservers_that_are_away(
+    seed: int, chance: random.Random
+) -> None:
+    settings = ClientSettings(retry_seconds=10)
+    async with SimCluster(seed) as cluster, cluster.client(settings=settings) as fs:
+        sizes = [100, 3 * BLOCK_BYTES, 1_000_000]
+        files = {f"/{n}": content(chance, sizes[n % 3]) for n in range(60)}
+        await fs.put_many(files.items())
+        for n in range(60, 80):
+            await fs.append(f"/{n}", b"a record")
+            files[f"/{n}"] = await fs.get(f"/{n}")
+        for server in cluster.chunkservers:
+            await cluster.crash(server)
+        for found in (
+            lambda: fs.get_many(files),
+            lambda: fs.get_ranges((path, 10, 90) for path in files),
+        ):
+            since = trio.current_time()
+            codes = {each.code for each in await found() if isinstance(each, GfsError)}
+            assert codes == {"chunk_unavailable"}
+            assert trio.current_time() - since < 2 * settings.retry_seconds
+        # The next call waits again.
+        async with trio.open_nursery() as nursery:
+            for server in cluster.chunkservers:
+                nursery.start_soon(cluster.start, server)
+            assert await fs.get_many(files) == list(files.values())
+
+
 def harm_block(cluster: SimCluster, server: str, block: int, how: str) -> None:
     """In the middle of a block of the one chunk there is."""
     (path,) = cluster.chunk_files(server)
@@ -217,7 +249,7 @@ async def test_damage_in_another_place_of_each_replica_is_repaired(
     data = content(chance, chance.choice([200_000, 2 * MIB + 17]))
     async with SimCluster(seed, chunkservers=servers) as cluster, cluster.client() as fs:
         await fs.put(data, "/file")
-        holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+        holders = [name for name in cluster.chunkservers if handles_on(cluster, name)]
         blocks = chance.sample(range(len(data) // BLOCK_BYTES), 3)
         for server, block in zip(holders, blocks, strict=True):
             harm_block(cluster, server, block, how)
@@ -297,7 +329,7 @@ async def test_a_server_dies_while_a_chunk_is_put_together(
     servers = chance.choice([3, 4])
     async with SimCluster(seed, chunkservers=servers) as cluster, cluster.client() as fs:
         await fs.put(data, "/file")
-        holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+        holders = [name for name in cluster.chunkservers if handles_on(cluster, name)]
         for server, block in zip(holders, chance.sample(range(128), 3), strict=True):
             harm_block(cluster, server, block, "flip")
         await fs.fsck()
@@ -443,11 +475,11 @@ async def test_what_a_disk_refuses_to_delete_is_deleted_later(
         disk.fail("/disk0/chunks", what=["write", "sync"])
         await fs.delete("/file", now=True)
         others = [name for name in cluster.chunkservers if name != victim]
-        await cluster.wait_until(lambda: not any(map(cluster.chunk_files, others)), 200)
+        await cluster.wait_until(lambda: not any(map(partial(handles_on, cluster), others)), 200)
         await trio.sleep(10)
-        assert cluster.chunk_files(victim)
+        assert handles_on(cluster, victim)
         disk.fail("/disk0/chunks", 0)
-        await cluster.wait_until(lambda: not cluster.chunk_files(victim), 300)
+        await cluster.wait_until(lambda: not handles_on(cluster, victim), 300)
 
 
 @over_seeds(3)
@@ -464,11 +496,11 @@ async def test_what_a_disk_refuses_to_delete_is_deleted_later_if_another_disk_ha
         # Not an error that fails the whole disk.
         disk.fail(f"/{path.split('/')[1]}/chunks", errno.ENOSPC, what=["write", "sync"])
         await fs.fsck()
-        await cluster.wait_until(lambda: len(cluster.chunk_files(victim)) == 2, 300)
+        await cluster.wait_until(lambda: len(handles_on(cluster, victim)) == 2, 300)
         await wait_for_goal(cluster, fs, "/file", 3)
         disk.fail(f"/{path.split('/')[1]}/chunks", 0)
         await cluster.wait_until(lambda: path not in cluster.chunk_files(victim), 100)
-        assert len(cluster.chunk_files(victim)) == 1
+        assert len(handles_on(cluster, victim)) == 1
         await assert_sound(fs)
 
 

@@ -3,28 +3,42 @@ leases, odd numbers."""
 
 from __future__ import annotations
 
+import io
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import trio
 
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, KIB, MIB, packet_sums
+from gfs.chunkserver.disks.disk import Disk
 from gfs.chunkserver.files.layout import HEAD_BYTES, recover_state
 from gfs.chunkserver.node import throttle
 from gfs.client import Client
+from gfs.client.append import Appender
+from gfs.client.core import SUSPECT_SECONDS
 from gfs.client.mutate import _lease, _send_all
 from gfs.client.upload import ChainBroken
 from gfs.config import ChunkserverSettings, ClientSettings, MasterSettings
-from gfs.errors import ChunkUnavailable
-from gfs.protocol.messages import AcquireLease, Failure, LeaseReply, Packet, WriteChunk
+from gfs.errors import ChunkUnavailable, DiskFull, NotEnoughChunkservers
+from gfs.protocol.messages import (
+    AcquireLease,
+    Failure,
+    LeaseReply,
+    Packet,
+    ServerAddress,
+    WriteChunk,
+)
 from gfs.testing import SimCluster
 
+from .packs import handles_on
 from .promises import STALL_SECONDS, assert_sound, content, replicas, wait_for_goal
 from .seeds import over_seeds
 
@@ -85,11 +99,11 @@ async def test_bytes_never_pass_through_the_master(seed: int, chance: random.Ran
             assert masters < BLOCK_BYTES
 
         async def lose_a_server() -> None:
-            holders = [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+            holders = [name for name in cluster.chunkservers if handles_on(cluster, name)]
             assert len(holders) == 3
             await cluster.crash(holders[0])
             rest = [name for name in cluster.chunkservers if name != holders[0]]
-            await cluster.wait_until(lambda: all(map(cluster.chunk_files, rest)), 60)
+            await cluster.wait_until(lambda: all(map(partial(handles_on, cluster), rest)), 60)
             await trio.sleep(2)
             assert await replicas(fs, "/file", without=holders[:1]) == 3
 
@@ -102,6 +116,111 @@ async def test_bytes_never_pass_through_the_master(seed: int, chance: random.Ran
         await moves(lose_a_server, len(data))
         await moves(overwrite, 3 * 4 * MIB)
         await moves(lambda: fs.append("/log", data[: 4 * MIB]), 3 * 4 * MIB)
+
+
+@over_seeds(1)
+async def test_a_server_that_failed_is_tried_last(seed: int, chance: random.Random) -> None:
+    servers = [ServerAddress(f"server{n}", f"10.0.0.{n}:1", "") for n in range(3)]
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        core = fs._core
+        assert core.in_order(servers) == servers
+        core.suspect("server0")
+        assert core.in_order(servers) == [*servers[1:], servers[0]]
+        await trio.sleep(SUSPECT_SECONDS + 1)
+        assert core.in_order(servers) == servers
+
+
+@over_seeds(1)
+async def test_a_write_for_which_there_are_no_servers_is_given_up(
+    seed: int, chance: random.Random
+) -> None:
+    client = ClientSettings(retry_seconds=20.0)
+    async with SimCluster(seed, client=client) as cluster, cluster.client() as fs:
+        for name in cluster.chunkservers:
+            cluster.kill(name)
+        await trio.sleep(120)
+        with trio.fail_after(60), pytest.raises(NotEnoughChunkservers):
+            await fs.put(content(chance, 2 * MIB), "/file")
+
+
+@over_seeds(1)
+async def test_an_append_to_full_disks_says_so(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = mock.AsyncMock(side_effect=DiskFull("no space is left"))
+    monkeypatch.setattr(Appender, "_transmit", full)
+    client = ClientSettings(retry_seconds=5.0)
+    async with SimCluster(seed, client=client) as cluster, cluster.client() as fs:
+        with pytest.raises(DiskFull):
+            await fs.append("/log", b"record")
+        assert full.await_count > 2
+
+
+@over_seeds(1)
+async def test_no_client_is_counted_when_all_is_done(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies would give way to it for as long as the server runs."""
+    made: list[throttle.Throttle] = []
+    start = throttle.Throttle.__init__
+
+    def noted(self: throttle.Throttle, *arguments: Any) -> None:
+        made.append(self)
+        start(self, *arguments)
+
+    monkeypatch.setattr(throttle.Throttle, "__init__", noted)
+    small, large = content(chance, 1000), content(chance, 2 * MIB)
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        for data, path in ((small, "/small"), (large, "/large")):
+            await fs.put(data, path)
+            await fs.append("/log", data)
+        await trio.sleep(60)
+        assert [each.active for each in made] == [0] * 3
+        for name in cluster.chunkservers:
+            await cluster.restart(name)  # then what is read is not in memory
+        for path in ("/small", "/large", "/log"):
+            await fs.get(path)
+        await trio.sleep(60)
+        assert [each.active for each in made[3:]] == [0] * 3
+        assert fs._core.buffers.in_use == 0
+
+
+@over_seeds(1)
+async def test_a_disk_that_is_full_to_its_reserve_takes_no_overwrite(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(chance, 2 * MIB)
+    client = ClientSettings(retry_seconds=5.0)
+    async with SimCluster(seed, client=client) as cluster, cluster.client() as fs:
+        await fs.put(data, "/file")
+        monkeypatch.setattr(Disk, "has_room", lambda disk, reserve: False)
+        async with await fs.open("/file", "r+") as file:
+            with pytest.raises(ChunkUnavailable, match="full to its reserve"):
+                await file.pwrite(0, bytes(MIB))
+
+
+@pytest.mark.parametrize("size", [0, 1000, 3 * MIB + 7])
+@over_seeds(1)
+async def test_progress_adds_up_to_the_length(
+    seed: int, chance: random.Random, size: int, tmp_path: Path
+) -> None:
+    data = content(chance, size)
+    (tmp_path / "source").write_bytes(data)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    sources: list[Any] = [data, tmp_path / "source", io.BytesIO(data), pieces()]
+    targets: list[Any] = [None, tmp_path / "target", io.BytesIO()]
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        for number, source in enumerate(sources):
+            steps: list[int] = []
+            await fs.put(source, f"/file-{number}", progress=steps.append)
+            assert sum(steps) == size
+        for target in targets:
+            steps = []
+            await fs.get("/file-0", target, progress=steps.append)
+            assert sum(steps) == size
 
 
 @over_seeds(1)
@@ -159,7 +278,7 @@ async def test_a_write_to_many_replicas_takes_as_long_as_to_one(
 @pytest.mark.parametrize("restarts", [False, True], ids=["", "and the master was restarted"])
 @pytest.mark.parametrize("away", [0.0, 1.0, 20.0])
 @over_seeds(1)
-async def test_a_writer_that_was_away_for_long_is_told_that_its_chunks_are_gone(
+async def test_a_writer_that_was_away_for_long_gets_the_error_that_its_chunks_are_gone(
     seed: int, chance: random.Random, restarts: bool, away: float
 ) -> None:
     """It brings its reservation back; what it had written was collected meanwhile."""
@@ -172,7 +291,7 @@ async def test_a_writer_that_was_away_for_long_is_told_that_its_chunks_are_gone(
         if restarts:
             await cluster.restart("master")
         await cluster.wait_until(
-            lambda: not any(cluster.chunk_files(name) for name in cluster.chunkservers), 300
+            lambda: not any(handles_on(cluster, name) for name in cluster.chunkservers), 300
         )
         cluster.network.heal()
         fs._core.master.close()  # it connects anew
@@ -416,7 +535,7 @@ async def test_who_reads_a_file_that_is_replaced_reads_it_to_its_end(
         await file.close()
         assert await fs.get("/file") == b"new"
         await cluster.wait_until(
-            lambda: all(len(cluster.chunk_files(name)) <= 1 for name in cluster.chunkservers), 900
+            lambda: all(len(handles_on(cluster, name)) <= 1 for name in cluster.chunkservers), 900
         )
         await assert_sound(fs)
 
@@ -578,7 +697,7 @@ async def test_a_file_that_grew_is_read_as_it_was_opened(
 
 @pytest.mark.parametrize("how", ["read", "stream"])
 @over_seeds(2)
-async def test_what_was_read_ahead_is_believed_no_longer_than_locations(
+async def test_what_was_read_ahead_is_used_no_longer_than_locations(
     seed: int, chance: random.Random, how: str
 ) -> None:
     """A reader takes his time, and others write, which whoever he asked first has missed."""

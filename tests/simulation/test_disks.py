@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 from collections.abc import Callable
@@ -10,16 +11,21 @@ import pytest
 import trio
 
 from gfs.blocks import MIB
+from gfs.chunkserver.disks import Disk as ServedDisk
 from gfs.chunkserver.disks.identity import NAMES
+from gfs.chunkserver.files import ChunkFile
 from gfs.chunkserver.files.layout import HEAD_BYTES
+from gfs.chunkserver.packs import DATA_NAME, Made
+from gfs.chunkserver.replicas.store import ChunkStore
 from gfs.client import Client
-from gfs.config import ChunkserverSettings
-from gfs.errors import DiskFailed, GfsError, InvalidArgument
+from gfs.config import ChunkserverSettings, MasterSettings
+from gfs.errors import DiskFailed, GfsError, InvalidArgument, ReplicaUnavailable
 from gfs.protocol.messages import Disk
 from gfs.testing import SimCluster
 from gfs.testing.files import SimDisk
 from gfs.testing.inode import Hang
 
+from .packs import packed_on, replicas_on
 from .promises import content
 from .seeds import over_seeds
 
@@ -178,9 +184,29 @@ async def test_a_server_starts_with_the_disks_that_are_well(
         assert (await disks_of(fs, victim))[DISK].state == "ok"
 
 
+@over_seeds(1)
+async def test_an_order_to_a_disk_of_a_server_that_dies_may_have_been_carried_out(
+    seed: int, chance: random.Random
+) -> None:
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        victim = chance.choice(cluster.chunkservers)
+        machine = cluster.machine(victim).disk
+        machine.mount("/new", 1 << 30)
+        machine.hang("/new", Hang(1.0, (60.0, 60.0)))
+
+        async def order() -> None:
+            with pytest.raises(ReplicaUnavailable, match="may have carried out"):
+                await fs.order_disk(cluster.address(victim), "/new", "add")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(order)
+            await trio.sleep(1)
+            await cluster.crash(victim)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @over_seeds(1)
-async def test_a_record_that_cannot_be_read_is_made_anew_from_its_copy(
+async def test_a_record_that_cannot_be_read_is_made_again_from_its_copy(
     seed: int, chance: random.Random, name: str
 ) -> None:
     """While the server runs, and at a start; the disk is used all the time."""
@@ -232,6 +258,150 @@ async def test_a_disk_is_drained_removed_and_added_while_files_are_written(
         await trio.sleep(1)
 
 
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("at", ["/disk0", "/disk1"])
+@pytest.mark.parametrize("fails", ["/disk0", "/disk1"])
+@pytest.mark.parametrize("what", ["small", "large", "changed"])
+@over_seeds(1)
+async def test_a_disk_that_fails_while_a_replica_is_moved_loses_none(
+    seed: int,
+    chance: random.Random,
+    what: str,
+    fails: str,
+    at: str,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At each call for the moved one to the disk that it comes from, or goes to. Of each file there
+    is one replica, with all that was acknowledged."""
+    left = step
+    known: dict[str, ServedDisk] = {}
+
+    async def run(disk: ServedDisk, function: Callable[..., object], *args: object) -> object:
+        nonlocal left
+        known[disk.path] = disk
+        result = await make_call(disk, function, *args)
+        if moving and disk.path == at and fails in known:
+            left -= 1
+            if left == -1:
+                known[fails].fail("failed", "the test has said so")
+                if fails == at:
+                    raise disk.failure()
+        return result
+
+    async def install(
+        store: ChunkStore, disk: ServedDisk, file: ChunkFile | Made, moved: int | None = None
+    ) -> None:
+        moving.add(file.handle)
+        try:
+            await install_it(store, disk, file, moved)
+        finally:
+            moving.discard(file.handle)
+
+    moving: set[int] = set()
+    make_call, install_it = ServedDisk.run, ChunkStore.install
+    settings = ChunkserverSettings(durability="fsync" if what == "changed" else "replicated")
+    async with (
+        SimCluster(
+            seed,
+            chunkservers=1,
+            disks=2,
+            master=MasterSettings(replication=1),
+            chunkserver=settings,
+        ) as cluster,
+        cluster.client() as fs,
+    ):
+        files = {f"/{n}": content(chance, 2000 if what == "small" else 200_000) for n in range(6)}
+        for path, data in files.items():
+            await fs.put(data, path)
+            if what == "changed":
+                async with await fs.open(path, "r+") as file:
+                    await file.pwrite(1000, b"changed")
+                files[path] = data[:1000] + b"changed" + data[1007:]
+        (server,) = cluster.chunkservers
+        here = replicas_on(cluster, server)
+        monkeypatch.setattr(ServedDisk, "run", run)
+        monkeypatch.setattr(ChunkStore, "install", install)
+        await fs.order_disk(cluster.address(server), DISK, "drain")
+
+        async def has_moved() -> bool:
+            return left < 0 or not (await disks_of(fs, server))[DISK].chunks
+
+        await cluster.wait_until(has_moved, 60)
+        monkeypatch.undo()
+        await trio.sleep(5)
+        if left < 0:
+            left_there = [each for each in replicas_on(cluster, server) if each[0] != fails]
+
+            async def is_known() -> bool:
+                """Each that is there, and no other."""
+                return (await fs.status()).totals.lost == len(files) - len(left_there)
+
+            await cluster.wait_until(is_known, 120)
+            if step == 0 and at == DISK != fails:
+                assert len(left_there) == len([each for each in here if each[0] == DISK])
+            await fs.order_disk(cluster.address(server), fails, "retry")
+
+        async def is_empty() -> bool:
+            return not (await disks_of(fs, server))[DISK].chunks
+
+        await cluster.wait_until(is_empty, 120)
+        await check_files(fs, files)
+        await trio.sleep(60)
+        assert sorted(replicas_on(cluster, server)) == sorted(("/disk1", h) for _, h in here)
+
+
+@over_seeds(2)
+async def test_what_a_drained_disk_kept_does_not_come_back(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed just when a replica had been moved, which was written since in the same version."""
+
+    async def remove(store: ChunkStore, disk: ServedDisk, handle: int) -> None:
+        disk.fail("failed", "the test has said so")
+
+    async with (
+        SimCluster(
+            seed,
+            chunkservers=1,
+            disks=2,
+            master=MasterSettings(replication=1),
+            chunkserver=ChunkserverSettings(durability="fsync"),
+        ) as cluster,
+        cluster.client() as fs,
+    ):
+        (server,) = cluster.chunkservers
+        paths = [f"/{number}" for number in range(4)]
+        for path in paths:
+            await fs.put(content(chance, 200_000), path)
+        async with contextlib.AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(await fs.open(p, "r+")) for p in paths]
+            for file in opened:
+                await file.pwrite(0, b"before")
+            monkeypatch.setattr(ChunkStore, "_remove_duplicate", remove)
+            await fs.order_disk(cluster.address(server), DISK, "drain")
+
+            async def has_failed() -> bool:
+                return (await disks_of(fs, server))[DISK].state == "failed"
+
+            await cluster.wait_until(has_failed, 60)
+            monkeypatch.undo()
+            for file in opened:
+                with contextlib.suppress(GfsError):  # of a file that was not moved
+                    await file.pwrite(0, b"later!")
+        changed = {}
+        for path in paths:
+            with contextlib.suppress(GfsError):
+                changed[path] = await fs.get(path)
+        assert changed
+        await cluster.crash(server)
+        await cluster.start(server)
+        await trio.sleep(60)
+        for path, data in changed.items():
+            assert data[:6] == b"later!"
+            assert await fs.get(path) == data
+
+
 @over_seeds(2)
 async def test_a_disk_with_a_bad_sector_is_drained_and_no_other_is_blamed(
     seed: int, chance: random.Random
@@ -241,9 +411,12 @@ async def test_a_disk_with_a_bad_sector_is_drained_and_no_other_is_blamed(
         victim = cluster.chunkservers[0]
         machine = cluster.machine(victim).disk
         bad = [path for path in cluster.chunk_files(victim) if path.startswith(f"{DISK}/")]
-        for path in bad[:2]:
+        places = [(path, HEAD_BYTES) for path in bad]
+        for packed in packed_on(cluster, victim, DISK):
+            places.append((f"{DISK}/{DATA_NAME}", packed.record.offset))
+        for path, offset in places[:2]:
             machine.inode(path).evict()
-            machine.spoil(path, HEAD_BYTES)
+            machine.spoil(path, offset)
         await fs.order_disk(cluster.address(victim), DISK, "drain")
 
         async def is_empty() -> bool:
@@ -292,7 +465,7 @@ async def test_a_disk_that_is_slow_is_not_one_that_hangs(seed: int, chance: rand
             machine = cluster.machine(name).disk
             for path in cluster.chunk_files(name):
                 machine.inode(path).evict()
-            machine.hang(DISK, Hang(share=1.0, seconds=(0.5, 0.5), kinds=("read",)))
+            machine.hang(DISK, Hang(share=1.0, seconds=(2.5, 2.5), kinds=("read",)))
         assert not (await fs.fsck()).problems
         for name in cluster.chunkservers:
             assert (await disks_of(fs, name))[DISK].errors == 0
@@ -336,8 +509,8 @@ async def test_a_disk_returns_when_another_one_has_its_replicas(
         assert states == {DISK: "ok", other: "failed" if meanwhile == "it fails" else "ok"}
 
         async def is_settled() -> bool:
-            used = [path for path in cluster.chunk_files(victim) if states[path[:6]] == "ok"]
-            names = {path.rpartition("/")[2] for path in used}
+            used = [each for each in replicas_on(cluster, victim) if states[each[0]] == "ok"]
+            names = {handle for _, handle in used}
             report, totals = await fs.fsck(), (await fs.status()).totals
             is_whole = not report.problems and not totals.under_replicated
             return is_whole and len(used) == len(names) == FILES
@@ -345,3 +518,24 @@ async def test_a_disk_returns_when_another_one_has_its_replicas(
         await cluster.wait_until(is_settled, 120, every=1)
         assert not (await fs.status()).totals.corruptions
         await check_files(fs, files)
+
+
+@over_seeds(1)
+async def test_writes_that_begin_on_a_disk_that_hangs_do_not_keep_others_waiting_for_it(
+    seed: int, chance: random.Random
+) -> None:
+    """A call that has not hung yet is no sign that the disk makes progress."""
+    async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
+        hang = Hang(1.0, (60.0, 60.0), ("write", "sync"))
+        cluster.machine("chunkserver1").disk.hang(cluster.disks[0], hang)
+
+        async def put(name: str, size: int) -> None:
+            for number in range(20):
+                with trio.fail_after(4.0):
+                    await fs.put(chance.randbytes(size), f"/{name}/{number}")
+                await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(put, f"small-{number}", 100)
+                nursery.start_soon(put, f"large-{number}", 150_000)

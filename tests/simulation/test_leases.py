@@ -6,19 +6,25 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import permutations
 
 import pytest
 import trio
 
+from gfs.blocks import MIB
 from gfs.client import Client
+from gfs.errors import NotFound
 from gfs.protocol import handshake
 from gfs.protocol.messages import AcquireLease, Done, GrantLease, LeaseReply, Message, RegisterReply
 from gfs.protocol.rpc import Rpc
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER, MASTER_ADDRESS
 from gfs.testing.life import Crashed
+from gfs.testing.network import LATENCY_SECONDS
 
-from .promises import content, replicas
+from .packs import handles_on
+from .promises import content, later, replicas
 from .seeds import over_seeds
 
 LENGTH = 200_000
@@ -64,13 +70,13 @@ async def test_a_copy_waits_for_the_write_that_a_lost_lease_cannot_stop(
     data = bytearray(content(chance, LENGTH))
     async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
         await fs.put(bytes(data), "/file")
-        spare = next(name for name in cluster.chunkservers if not cluster.chunk_files(name))
+        spare = next(name for name in cluster.chunkservers if not handles_on(cluster, name))
         grants = 0
 
         async def heal_when_copied() -> None:
             """Or before the server ahead gives up connecting to the next."""
             with trio.move_on_after(1.9):
-                await cluster.wait_until(lambda: bool(cluster.chunk_files(spare)), every=0.01)
+                await cluster.wait_until(lambda: bool(handles_on(cluster, spare)), every=0.01)
             cluster.network.heal()
 
         async def between(chain: list[str]) -> None:
@@ -188,7 +194,7 @@ async def test_a_restarted_master_copies_no_chunk_under_the_lease_it_was_made_wi
             await cluster.restart("master")
             await cluster.start(late)
             with trio.move_on_after(40):  # The lease goes on for longer.
-                await cluster.wait_until(lambda: bool(cluster.chunk_files(late)), 60)
+                await cluster.wait_until(lambda: bool(handles_on(cluster, late)), 60)
                 await trio.sleep(1)
 
         on_leases(fs, between)
@@ -225,11 +231,11 @@ async def test_an_order_waits_until_the_server_has_taken_its_master(
             with trio.move_on_after(5):
                 answer = await rpc.call(grant)
                 raise AssertionError(f"{answer} before it was taken")
-            assert not cluster.chunk_files("chunkserver0")
+            assert not handles_on(cluster, "chunkserver0")
             rpc.send(RegisterReply(said[0].id, "a cluster", sequence=0, heartbeat_ms=1000))
             answer, _ = await rpc.call(grant)
             assert isinstance(answer, Done)
-            assert cluster.chunk_files("chunkserver0")
+            assert handles_on(cluster, "chunkserver0")
             nursery.cancel_scope.cancel()
 
 
@@ -363,3 +369,29 @@ async def test_a_chunk_that_is_written_all_the_time_is_copied_soon_after_the_mas
                 assert trio.current_time() - began < 40
                 await trio.sleep(0.05)
         await assert_all_replicas_hold(cluster, fs, bytes(data))
+
+
+@over_seeds(2)
+async def test_a_file_that_is_deleted_while_its_chunk_is_copied_is_not_found(
+    seed: int, chance: random.Random
+) -> None:
+    """A write waits for the copy. It is not said then that the chunk has no replicas."""
+    async with (
+        SimCluster(seed, chunkservers=4) as cluster,
+        cluster.client() as fs,
+        cluster.client() as other,
+    ):
+        await fs.put(content(chance, 8 * MIB), "/file")
+        victim = machine_of((await fs.locate("/file")).chunks[0].replicas[0].address)
+        await cluster.crash(victim)
+        for one, another in permutations(cluster.chunkservers, 2):
+            cluster.network.slow(one, another, LATENCY_SECONDS, 4 * MIB)
+
+        async def is_copied() -> bool:
+            return bool((await fs.status()).totals.repairs_active)
+
+        await cluster.wait_until(is_copied, 60, "a copy")
+        async with await fs.open("/file", "r+") as file, trio.open_nursery() as nursery:
+            nursery.start_soon(later, 0.5, partial(other.delete, "/file", now=True))
+            with pytest.raises(NotFound):
+                await file.pwrite(0, b"x")

@@ -1,5 +1,5 @@
 """A disk that refused what was to be written back, and looks well again: what it lost is
-never believed to be there."""
+never taken to be there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def replicas(cluster: SimCluster) -> list[bytes]:
 @pytest.mark.parametrize("how", ["retry", "restart"])
 @pytest.mark.parametrize("fate", ["written back", "pulled"])
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
-async def test_a_disk_that_lost_writes_is_not_believed(
+async def test_the_replicas_of_a_disk_that_lost_writes_do_not_count(
     seed: int, chance: random.Random, how: str, fate: str, durability: str
 ) -> None:
     data, new = content(chance, 300_000), content(chance, 100_000)
@@ -100,7 +100,7 @@ async def test_a_disk_that_lost_writes_is_not_believed(
 
 
 @over_seeds(1)
-async def test_failures_that_nobody_was_told_of_cost_one_start(
+async def test_failures_that_were_never_reported_cost_one_start(
     seed: int, chance: random.Random
 ) -> None:
     """Each file's is told once, to whoever syncs it next: the disk must not fail at one start

@@ -13,6 +13,7 @@ from gfs.client import Client
 from gfs.errors import NotFound
 from gfs.testing import SimCluster
 
+from .packs import handles_on
 from .promises import (
     LARGE_BYTES,
     assert_sound,
@@ -149,7 +150,7 @@ async def test_everything_dies_at_once(seed: int, chance: random.Random) -> None
             wanted = (await fs.status()).totals.chunks
 
             def no_garbage() -> bool:
-                return all(len(cluster.chunk_files(s)) == wanted for s in cluster.chunkservers)
+                return all(len(handles_on(cluster, s)) == wanted for s in cluster.chunkservers)
 
             await cluster.wait_until(no_garbage, 300, f"{wanted} chunks each", every=5)
 

@@ -45,10 +45,10 @@ from gfs.master.master import Master
 from gfs.master.metadata.namespace import chunk_row
 from gfs.master.metadata.rows import Chunk, chunk_of, unpack_u64
 from gfs.master.metadata.store import HANDLE_RANGE, Store, open_only
-from gfs.master.replicas import garbage as garbage_module
-from gfs.master.service.background import REGISTRATION_PERIODS_MAX, Upkeep
 from gfs.master.service.chunkserver_session import ChunkserverSession
 from gfs.master.service.client_session import ClientSession
+from gfs.master.tables import garbage as garbage_module
+from gfs.master.upkeep.upkeep import REGISTRATION_PERIODS_MAX, Upkeep
 from gfs.protocol.messages import (
     AcquireLease,
     BadReplica,
@@ -264,7 +264,8 @@ class Server:
     async def _connect(self) -> None:
         wire = self.wire = ServerWire(self)
         self.told = {}
-        session = ChunkserverSession(self.cell.master, self.cell.upkeep.start_pass)
+        master = self.cell.master
+        session = ChunkserverSession(master, self.cell.upkeep.start_pass, self.cell.upkeep.reports)
         try:
             await self._register(wire, session)
             while True:
@@ -1117,7 +1118,7 @@ def test_only_what_is_not_needed_is_deleted_and_all_of_that(seed: int, steps: li
 #: What went wrong once: the seed, and what happened.
 ONCE = {
     #: Servers lost what was uploaded to them, and came back without it before it was
-    #: published: they were believed to have it.
+    #: published: they were taken to have it.
     "lost before it was published": (
         0,
         [
@@ -1239,7 +1240,7 @@ def test_a_replica_that_was_gone_during_a_failed_grant_counts_after_the_next() -
         await cell.take(Step("lease", 0, 0, 0, 0.01))
         assert file.handle in master.replica_map.raising
         away = master.servers.by_id[holders[0].id]
-        master.reports.take_gone(away, _record.pack(file.handle, 1, 0))
+        cell.upkeep.reports.take_gone(away, _record.pack(file.handle, 1, 0))
         await trio.sleep(3.0)
         assert file.handle not in master.replica_map.raising
         for server in holders:
@@ -1248,5 +1249,34 @@ def test_a_replica_that_was_gone_during_a_failed_grant_counts_after_the_next() -
         await cell.request(request)
         indexes = {master.servers.by_id[server.id].index for server in holders}
         assert set(master.locations.get(file.handle)) == indexes
+
+    run(0, happen)
+
+
+def test_a_copy_that_is_gone_before_its_reply_was_taken_does_not_count() -> None:
+    """Its disk failed in the moment in which it was made."""
+
+    async def become(is_so: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if is_so():
+                return
+            await trio.sleep(0.01)
+        raise AssertionError("it did not come to be")
+
+    async def happen(cell: Cell) -> None:
+        await cell.take(Step("put", 0, 0, 0, 3.0))
+        [file], master = cell.files, cell.master
+        for server in cell.servers:
+            server.delay = 0.3
+        await cell.take(Step("set_goal", 0, 0, 1, 0.0))
+        await become(lambda: file.handle in master.repair.active)
+        target = master.repair.active[file.handle].target
+        disk = cell.by_id[target.id].disk
+        await become(lambda: file.handle in disk)
+        version = disk.pop(file.handle).version
+        cell.upkeep.reports.take_gone(target, _record.pack(file.handle, version, 0))
+        assert file.handle in master.repair.active
+        await trio.sleep(20.0)
+        assert len(cell.holders(file.handle, version)) == 2
 
     run(0, happen)

@@ -4,12 +4,14 @@ sample, is caught (``make mutants`` does that with all of them)."""
 from __future__ import annotations
 
 import difflib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from . import mutants as package
-from .mutants import Mutant, NotJudged, copy_source, judge, mutants
+from .mutants import Mutant, NotJudged, copy_source, environment, judge, mutants
 
 MUTANTS_MIN = 12
 
@@ -37,6 +39,14 @@ def test_every_patch_fits(mutant: Mutant, source: Path, tmp_path: Path) -> None:
         changed = (tmp_path / path).read_text()
         assert changed != (source / path).read_text()
         compile(changed, path, "exec")
+
+
+def test_what_mutants_run_is_complete(source: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/simulation"]
+    done = subprocess.run(
+        command, cwd=source, env=environment(source), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def named(name: str) -> Mutant:
@@ -79,7 +89,7 @@ def test_nothing_is_caught_by_a_seed_that_fails_without_it(
 
 def test_a_seed_without_end_catches_a_mutant(source: Path, tmp_path: Path) -> None:
     """Where it does not hang without the mutant: that has been tried."""
-    path, old = "gfs/client/append.py", "                batch = self._take_batch()\n"
+    path, old = "gfs/client/append.py", "                self._batch = self._take_batch()\n"
     mutant = changed(source, path, old, f"{old}                while True:\n{' ' * 20}pass\n")
     run = "tests.simulation --seeds 9 --calls make_log,append --hours 0.01 --patience 5"
     mutant = Mutant(mutant.name, f"It goes on for ever.\nRun: {run}\n\n{mutant.text}")

@@ -8,16 +8,21 @@ from itertools import pairwise
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from gfs.blocks import BLOCK_BYTES, MIB
+from gfs.chunkserver.disks import Disk
+from gfs.chunkserver.packs import Made
+from gfs.chunkserver.replicas import ChunkStore
 from gfs.client import Client
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.errors import Retryable
-from gfs.master.replicas.rereplication import BACKOFF_SECONDS_MAX, Clone
-from gfs.master.service import background
+from gfs.errors import GfsError, Retryable
+from gfs.master.tables.repair_queue import BACKOFF_SECONDS_MAX, Clone
+from gfs.master.upkeep import copies
 from gfs.protocol.rpc import Rpc
 from gfs.testing import SimCluster
 
+from .packs import handles_on
 from .promises import assert_sound, content, replicas
 from .seeds import over_seeds
 
@@ -29,13 +34,13 @@ SMALL = ChunkserverSettings(reserve_bytes=16 * BLOCK_BYTES)
 CAPACITY_BYTES = 256 * MIB
 
 
-def cluster_of(seed: int, racks: list[str]) -> SimCluster:
+def cluster_of(seed: int, racks: list[str], master: MasterSettings = SETTINGS) -> SimCluster:
     """Not started."""
     return SimCluster(
         seed,
         chunkservers=len(racks),
         racks=racks,
-        master=SETTINGS,
+        master=master,
         chunkserver=SMALL,
         start=False,
     )
@@ -43,7 +48,8 @@ def cluster_of(seed: int, racks: list[str]) -> SimCluster:
 
 async def start_all_but(cluster: SimCluster, *later: str) -> None:
     for name in cluster.chunkservers:
-        cluster.machine(name).disk.mount(cluster.disks[0], CAPACITY_BYTES)
+        for directory in cluster.disks:
+            cluster.machine(name).disk.mount(directory, CAPACITY_BYTES)
     for name in cluster.names:
         if name not in later:
             cluster.begin(name)
@@ -52,10 +58,17 @@ async def start_all_but(cluster: SimCluster, *later: str) -> None:
             await cluster.ready(name)
 
 
-async def never_below(fs: Client, paths: list[str], goal: int) -> None:
+async def never_below(cluster: SimCluster, fs: Client, paths: list[str], goal: int) -> None:
+    """Looks all the time while files come and go on the disks, and for a while after."""
+    files: list[list[str]] = []
+    until = 0.0
     while True:
-        for path in paths:
-            assert await replicas(fs, path) >= goal, path
+        now = [handles_on(cluster, name) for name in cluster.chunkservers]
+        if now != files:
+            files, until = now, trio.current_time() + 2
+        if trio.current_time() < until:
+            for path in paths:
+                assert await replicas(fs, path) >= goal, path
         await trio.sleep(0.05)
 
 
@@ -72,7 +85,7 @@ async def test_a_new_rack_gets_one_replica_of_each_chunk(seed: int, chance: rand
             files = {f"/f{n}": content(chance, MIB) for n in range(12)}
             for path, data in files.items():
                 await fs.put(data, path)
-            nursery.start_soon(never_below, fs, list(files), 3)
+            nursery.start_soon(never_below, cluster, fs, list(files), 3)
             await cluster.start("chunkserver3")
 
             async def spread() -> bool:
@@ -95,11 +108,11 @@ async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Ran
             files = {f"/f{n}": content(chance, 2 * MIB) for n in range(20)}
             for path, data in files.items():
                 await fs.put(data, path)
-            nursery.start_soon(never_below, fs, list(files), 3)
+            nursery.start_soon(never_below, cluster, fs, list(files), 3)
             await cluster.start("chunkserver3")
 
             def is_even() -> bool:
-                counts = [len(cluster.chunk_files(name)) for name in cluster.chunkservers]
+                counts = [len(handles_on(cluster, name)) for name in cluster.chunkservers]
                 assert counts[3] <= 15, "the new server got more than its share"
                 return sum(counts) == 60 and max(counts) - min(counts) <= 7
 
@@ -107,9 +120,9 @@ async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Ran
             await cluster.wait_until(is_even, 300)
 
             async def ends() -> bool:
-                before = [cluster.chunk_files(name) for name in cluster.chunkservers]
+                before = [handles_on(cluster, name) for name in cluster.chunkservers]
                 await trio.sleep(40)
-                return before == [cluster.chunk_files(name) for name in cluster.chunkservers]
+                return before == [handles_on(cluster, name) for name in cluster.chunkservers]
 
             await cluster.wait_until(ends, 300)
             assert is_even()
@@ -119,6 +132,40 @@ async def test_a_new_server_fills_up_to_the_others(seed: int, chance: random.Ran
             assert (await fs.status()).totals.moves_active == 0
             for path, data in files.items():
                 assert await fs.get(path) == data
+
+
+@over_seeds(2)
+async def test_a_chunk_that_is_larger_than_the_master_knows_is_not_moved_to_and_fro(
+    seed: int, chance: random.Random
+) -> None:
+    """Its writer died before it said how long the file is. What it takes makes whatever server
+    it is on the fuller one."""
+    settings = replace(SETTINGS, balance_share=1e-6)
+    async with cluster_of(seed, ["a", "a"], settings) as cluster:
+        await start_all_but(cluster)
+        async with cluster.client() as fs:
+            for number in range(10):
+                await fs.put(content(chance, 100), f"/f{number}", replication=1)
+            await fs.put(b"", "/large", replication=1)
+        async with cluster.client("writer") as fs:
+            file = await fs.open("/large", "r+")
+            await file.pwrite(0, b"x")
+            with trio.move_on_after(0.01):
+                await file.pwrite(1, content(chance, 20 * MIB))
+            cluster.kill("writer")
+        async with cluster.client() as fs:
+            places: list[list[str]] = []
+            [chunk] = (await fs.locate("/large")).chunks
+            for _ in range(600):
+                now = [
+                    name
+                    for name in cluster.chunkservers
+                    if chunk.handle in handles_on(cluster, name)
+                ]
+                if len(now) == 1 and places[-1:] != [now]:
+                    places.append(now)
+                await trio.sleep(0.1)
+            assert len(places) <= 5, f"in a minute it was at {places}"
 
 
 @over_seeds(1)
@@ -134,7 +181,7 @@ async def test_a_chunk_that_could_not_be_moved_rests(
         await trio.sleep(0.1)
         raise Retryable("not now")
 
-    monkeypatch.setattr(background, "_copy_one", refused)
+    monkeypatch.setattr(copies, "_copy_one", refused)
     async with cluster_of(seed, ["a", "a", "a", "b"]) as cluster:
         await start_all_but(cluster, "chunkserver3")
         async with cluster.client() as fs:
@@ -148,5 +195,41 @@ async def test_a_chunk_that_could_not_be_moved_rests(
         assert min(after - before for before, after in pairwise(times)) >= BACKOFF_SECONDS_MAX
 
 
+@over_seeds(2)
+async def test_a_disk_that_fails_while_others_of_its_order_are_copied_loses_nothing(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replicas that it had got by then were reported as made, after they were reported as
+    gone: so those at the old place were deleted, the only ones."""
+    install_new = ChunkStore.install_new
+    failed: list[Disk] = []
+
+    async def fails_after_the_first(
+        store: ChunkStore, disk: Disk, made: list[Made]
+    ) -> dict[int, GfsError]:
+        refused = await install_new(store, disk, made)
+        if not failed and not refused and len(made) > 1:
+            failed.append(disk)
+            disk.fail("failed", "as in the test")
+            await trio.sleep(3)  # the others of the order take so long
+        return refused
+
+    monkeypatch.setattr(ChunkStore, "install_new", fails_after_the_first)
+    cluster = SimCluster(
+        seed, chunkservers=2, disks=2, master=replace(SETTINGS, balance_share=1e-6),
+        chunkserver=SMALL, start=False,
+    )  # fmt: skip
+    async with cluster:
+        await start_all_but(cluster, "chunkserver1")
+        async with cluster.client() as fs:
+            files = {f"/f{number}": content(chance, 2000) for number in range(200)}
+            await fs.put_many(files.items(), replication=1)
+            await cluster.start("chunkserver1")
+            await cluster.wait_until(lambda: bool(failed), 60)
+            await trio.sleep(30)
+            await assert_sound(fs)
+            assert await fs.get_many(files) == list(files.values())
+
+
 def stored(cluster: SimCluster) -> int:
-    return sum(len(cluster.chunk_files(name)) for name in cluster.chunkservers)
+    return sum(len(handles_on(cluster, name)) for name in cluster.chunkservers)

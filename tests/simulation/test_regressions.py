@@ -16,7 +16,7 @@ from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.client import connect
 from gfs.config import ChunkserverSettings, MasterSettings
-from gfs.master.replicas import servers
+from gfs.master.tables import servers
 from gfs.protocol.messages import CopyChunk, SetLength
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER_ADDRESS
@@ -24,12 +24,13 @@ from gfs.testing.files import SimFileSystem
 from gfs.testing.life import Crashed, Onlooker
 
 from .losses import handle_of, records_of
+from .packs import handles_on, packed_of
 from .promises import content, sound
 from .seeds import over_seeds
 
 
 def holders(cluster: SimCluster) -> list[str]:
-    return [name for name in cluster.chunkservers if cluster.chunk_files(name)]
+    return [name for name in cluster.chunkservers if handles_on(cluster, name)]
 
 
 @pytest.mark.parametrize("size", [2000, 20_000])
@@ -211,7 +212,7 @@ async def test_a_copy_replaces_an_unreadable_replica_on_another_disk(
         disk.mount(path.rpartition("/chunks")[0], 1 << 30)
         await cluster.start(victim)
         await cluster.wait_until(lambda: sound(fs), 60, every=1)
-        assert len(cluster.chunk_files(victim)) == 1
+        assert len(handles_on(cluster, victim)) == 1
         assert cluster.chunk_files(victim) != [path]
 
 
@@ -246,13 +247,16 @@ async def test_a_late_packet_of_an_upload_leaves_a_copy_alone_that_came_since(
         await cluster.wait_until(lambda: sound(fs), 120, every=1)
         await trio.sleep(60)
         # One that was opened before would show nothing: look at the files themselves.
-        files = [(name, *cluster.chunk_files(name)) for name in cluster.chunkservers]
-        versions = {_version(cluster, name, path) for name, path in files}
+        versions = {_version(cluster, name) for name in cluster.chunkservers}
         assert len(versions) == 1
         assert await fs.get("/file") == data
 
 
-def _version(cluster: SimCluster, name: str, path: str) -> int:
+def _version(cluster: SimCluster, name: str) -> int:
+    """That of the only replica on a server's disks."""
+    for packed in packed_of(cluster, name):
+        return packed.record.version
+    (path,) = cluster.chunk_files(name)
     files = SimFileSystem(cluster.machine(name).disk, Onlooker())
     state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
     return state.version if state is not None else 0
@@ -283,7 +287,7 @@ async def test_a_server_that_lost_an_upload_while_it_was_committed_is_no_holder(
     seed: int, chance: random.Random
 ) -> None:
     """It came back, and told all it has, between the check of what is published and the end
-    of the commit; then it was believed, and never asked."""
+    of the commit; then it counted as a holder, and was never asked."""
     async with SimCluster(seed, chunkservers=4) as cluster, cluster.client() as fs:
         data = content(chance, 100_000)
         file = await fs.open("/file", "w")
@@ -298,7 +302,7 @@ async def test_a_server_that_lost_an_upload_while_it_was_committed_is_no_holder(
             cluster.kill(victim)
             await cluster.crash(victim)
             cluster.machine(victim).disk.power_cut()
-            assert not cluster.chunk_files(victim)
+            assert not handles_on(cluster, victim)
             await cluster.start(victim)
             assert await fs.list("/") == []  # not committed yet
         master.blocking_seconds = usual
@@ -372,7 +376,7 @@ async def test_a_slow_copy_of_a_shared_chunk_is_waited_for(
 async def test_a_grant_that_a_disk_could_not_sync_makes_no_replica_current(
     seed: int, chance: random.Random
 ) -> None:
-    """Its record was in the page cache, and a restart believed it."""
+    """Its record was in the page cache, and a restart trusted it."""
     settings = ChunkserverSettings(durability="fsync")
     async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
         await fs.put(b"old", "/file")
@@ -380,13 +384,8 @@ async def test_a_grant_that_a_disk_could_not_sync_makes_no_replica_current(
         cluster.machine(victim).disk.fail(cluster.disks[0], what=["sync"])
         async with await fs.open("/file", "r+") as file:
             await file.pwrite(0, b"new")
-        versions = {}
-        for name in cluster.chunkservers:
-            files = SimFileSystem(cluster.machine(name).disk, Onlooker())
-            (path,) = cluster.chunk_files(name)
-            state = ChunkFile.probe(files, path, handle_of(path), records_of(files, path))
-            assert state is not None
-            versions[name] = state.version
+        versions = {name: _version(cluster, name) for name in cluster.chunkservers}
+        assert all(versions.values())
         assert versions.pop(victim) < min(versions.values())
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from unittest import mock
 
+import pytest
 import trio
 
 from gfs.blocks import MIB
 from gfs.chunkserver.node import throttle
+from gfs.chunkserver.upkeep import scrub
 from gfs.client import Client
 from gfs.config import ChunkserverSettings
 from gfs.protocol.messages import Scrub
 from gfs.testing import SimCluster
+from gfs.testing.files import SimFile, SimFileSystem
+from gfs.testing.inode import disk_error
 
+from .packs import handles_on
 from .promises import assert_sound, content
 from .seeds import over_seeds
 
@@ -40,8 +46,9 @@ async def keep_busy(fs: Client) -> None:
 
 @over_seeds(2)
 async def test_a_pass_outlives_restarts(seed: int, chance: random.Random) -> None:
-    """A server that is restarted more often than a pass takes comes to its end."""
-    with LONG_BUSY:
+    """A server that is restarted more often than a pass takes comes to its end; also one of
+    more replicas than are sorted at once."""
+    with LONG_BUSY, mock.patch.object(scrub, "SORTED_AT_ONCE", 7):
         await _restarts(seed, chance)
 
 
@@ -107,3 +114,38 @@ async def _damage(seed: int, chance: random.Random) -> None:
 
         await cluster.wait_until(whole, 30)
         await assert_sound(fs)
+
+
+@over_seeds(2)
+async def test_a_server_that_is_short_of_descriptors_finds_no_damage(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scrub, and a verification, took good replicas for damaged ones."""
+    opens, is_short, refused = SimFileSystem.open, False, 0
+
+    def refusing(files: SimFileSystem, path: str, mode: str) -> SimFile:
+        nonlocal refused
+        if is_short and path.endswith(".chunk"):
+            refused += 1
+            raise disk_error(chance.choice([errno.EMFILE, errno.ENFILE, errno.ENOMEM]), path)
+        return opens(files, path, mode)
+
+    monkeypatch.setattr(SimFileSystem, "open", refusing)
+    settings = ChunkserverSettings(scrub_seconds=5, scan_seconds=5)
+    async with SimCluster(seed, chunkserver=settings) as cluster, cluster.client() as fs:
+        files = {f"/f{n}": content(chance, 100_000) for n in range(20)}
+        await fs.put_many(files.items())
+        for name in cluster.chunkservers:
+            await cluster.restart(name)  # so that no file is open
+        before = {name: handles_on(cluster, name) for name in cluster.chunkservers}
+        is_short = True
+        await fs.fsck()
+        await trio.sleep(20)
+        assert refused > len(files)
+        is_short = False
+        totals = (await fs.status()).totals
+        assert (totals.corruptions, totals.under_replicated, totals.lost) == (0, 0, 0)
+        await assert_sound(fs)
+        assert await fs.get_many(files) == list(files.values())
+        await trio.sleep(20)
+        assert {name: handles_on(cluster, name) for name in cluster.chunkservers} == before

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from share import share
+from share import share, turn
 
 ROOT = Path(__file__).parents[2]
-SEEDS = share(200)
+SEEDS = turn(200)
 #: In one test: minutes on a slow machine, of the fifteen that a test may take.
 BLOCK = 20
 #: For all of them, on a machine that does other work as well.
@@ -44,9 +44,9 @@ def jobs() -> int:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+@pytest.mark.parametrize("first", SEEDS[::BLOCK])
 def test_the_fixed_seeds_are_clean(first: int) -> None:
-    seeds = min(BLOCK, SEEDS - first)
+    seeds = min(BLOCK, SEEDS.stop - first)
     chosen = ("--first", f"{first}", "--seeds", f"{seeds}")
     out = simulate(*chosen, "--jobs", str(jobs()), "--keep-going")
     assert f"{seeds} seeds in " in out
@@ -78,7 +78,7 @@ def test_a_server_is_away_for_an_hour_and_back_among_clients_at_work() -> None:
     assert not [at for at in calls if 120 < at < 3500]
 
 
-# Those of full size cost ten times the others: in CI alone.
+# Those of full size cost ten times the others: with all seeds alone.
 @pytest.mark.parametrize("scale", ["", "full"][: share(2)])
 def test_the_command_that_replays_a_seed_is_exact(scale: str) -> None:
     """A digit less of the length or of the rate, or other sizes, and it is another run."""

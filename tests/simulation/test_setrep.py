@@ -9,12 +9,13 @@ import pytest
 from gfs.errors import InvalidArgument, IsADirectory, NotFound
 from gfs.testing import SimCluster
 
+from .packs import handles_on
 from .promises import assert_sound, content, replicas, settled
 from .seeds import over_seeds
 
 
 def stored(cluster: SimCluster) -> int:
-    return sum(len(cluster.chunk_files(name)) for name in cluster.chunkservers)
+    return sum(len(handles_on(cluster, name)) for name in cluster.chunkservers)
 
 
 @over_seeds(3)

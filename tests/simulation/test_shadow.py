@@ -21,6 +21,7 @@ from gfs.config import ClientSettings
 from gfs.errors import (
     AlreadyExists,
     Busy,
+    DiskFailed,
     GfsError,
     NotFound,
     NotTheMaster,
@@ -28,6 +29,7 @@ from gfs.errors import (
 )
 from gfs.master.metadata.store import Store, open_only
 from gfs.master.replication import log_sender, promises
+from gfs.master.replication.log_receiver import Following
 from gfs.master.replication.log_sender import BEAT_SECONDS
 from gfs.protocol.messages import Bind, PositionReply, Retire, ShadowStatus
 
@@ -57,7 +59,11 @@ def rows(store: Store) -> dict[str, list[tuple[bytes, bytes]]]:
 
 def stored(cluster: ShadowedCluster, name: str) -> dict[str, list[tuple[bytes, bytes]]]:
     """All rows of a master that does not run."""
-    store = open_only(cluster.metadata(name), 1 << 28, False)
+    return stored_in(cluster.metadata(name))
+
+
+def stored_in(directory: str) -> dict[str, list[tuple[bytes, bytes]]]:
+    store = open_only(directory, 1 << 28, False)
     try:
         return rows(store)
     finally:
@@ -76,6 +82,7 @@ async def test_a_shadow_follows_and_serves_reads(seed: int, chance: random.Rando
             async with cluster.at("shadow0") as reader:
                 status = await reader.status()
                 assert (status.role, status.behind_operations) == ("shadow", 0)
+                assert status.sequence == (await fs.status()).sequence
                 assert status.master == "master:9400"
                 assert [entry.path for entry in await reader.list("/")] == ["/a", "/b"]
                 assert await reader.get("/a/other") == data
@@ -108,7 +115,7 @@ async def test_nothing_acknowledged_is_lost_with_the_masters_machine(
             await cluster.crash(MASTER)
             await trio.sleep(chance.choice([0, 0.5, 3]))
             reply = await cluster.promote("shadow0")
-            assert reply.message == "all that was acknowledged is here"
+            assert reply.message == "it has everything that was acknowledged"
             # It waits for a shadow as well before it acknowledges: the old master can be it.
             nursery.cancel_scope.cancel()
         await make_shadow_of(cluster, MASTER, "shadow0")
@@ -123,7 +130,7 @@ async def test_nothing_acknowledged_is_lost_with_the_masters_machine(
 
 
 @over_seeds(2)
-async def test_of_an_away_shadow_only_what_is_known_is_told(
+async def test_of_an_away_shadow_only_what_is_known_is_reported(
     seed: int, chance: random.Random
 ) -> None:
     async with ShadowedCluster(seed) as cluster, cluster.client() as fs:
@@ -356,7 +363,7 @@ async def test_a_shadow_of_another_history_starts_over(seed: int, chance: random
         await fs.put(b"2", "/lost")
         await cluster.level("shadow1")
         await cluster.crash(MASTER)
-        with pytest.raises(StaleVersion, match=r"shadow1:9400 has \d+ operations more"):
+        with pytest.raises(StaleVersion, match=r"shadow1:9400 has \d+ more operations"):
             await cluster.promote("shadow0")
         await cluster.promote("shadow0", force=True)
         cluster.network.heal()
@@ -548,7 +555,7 @@ async def test_a_promise_keeps_the_old_master_from_acknowledging(
             nursery.start_soon(work.make, stray, "a")
             nursery.start_soon(work.make, fs, "b")
             reply = await cluster.promote("shadow0")
-            assert reply.message == "all that was acknowledged is here"
+            assert reply.message == "it has everything that was acknowledged"
             await trio.sleep(chance.uniform(1, 5))
             nursery.cancel_scope.cancel()
         cluster.network.heal()
@@ -671,7 +678,7 @@ async def test_a_shadow_is_not_replaced_without_knowing_it(
                 await cluster.promote("shadow1")
             await cluster.start("shadow0")
             # Which of them is ahead is seen.
-            with pytest.raises(StaleVersion, match=r"shadow1:9400 has \d+ operations more"):
+            with pytest.raises(StaleVersion, match=r"shadow1:9400 has \d+ more operations"):
                 await cluster.promote("shadow0")
             await cluster.promote("shadow1")
             assert [e.path for e in await fs.list("/")] in (
@@ -683,7 +690,7 @@ async def test_a_shadow_is_not_replaced_without_knowing_it(
             cluster.network.heal()
             await trio.sleep(3)
             reply = await cluster.promote(chance.choice(cluster.shadows))
-            assert reply.message == "all that was acknowledged is here"
+            assert reply.message == "it has everything that was acknowledged"
             assert "/a" in [entry.path for entry in await fs.list("/")]
 
 
@@ -717,7 +724,7 @@ async def test_a_shadow_that_is_lost_for_good_is_forgotten(
         await fs.mkdir("/c")
         await cluster.crash(MASTER)
         reply = await cluster.promote("shadow1")
-        assert reply.message == "all that was acknowledged is here"
+        assert reply.message == "it has everything that was acknowledged"
         assert "/c" in [entry.path for entry in await fs.list("/")]
 
 
@@ -738,7 +745,7 @@ async def test_a_master_that_waits_for_fewer_says_so_first(
         if chance.random() < 0.5:
             await cluster.crash(MASTER)
             reply = await cluster.promote("shadow0")
-            assert reply.message == "all that was acknowledged is here"
+            assert reply.message == "it has everything that was acknowledged"
             return
         cluster.network.heal()
         await cluster.level("shadow0")
@@ -820,13 +827,13 @@ async def test_a_master_that_was_replaced_hands_over_to_nobody(
         await cluster.start("shadow2")
         await trio.sleep(7)
         reply = await cluster.promote("shadow0")
-        assert reply.message == "all that was acknowledged is here"
+        assert reply.message == "it has everything that was acknowledged"
         await fs.mkdir("/b")
         if chance.random() < 0.5:
             cluster.network.heal("shadow1")
             cluster.network.partition([MASTER, "shadow2"], ["shadow0"])
             cluster.network.partition([MASTER], ["shadow1"])
-        with pytest.raises(StaleVersion, match=r"shadow0:9400 \(.*must say that it was not"):
+        with pytest.raises(StaleVersion, match=r"shadow0:9400 \(.*must answer that it was not"):
             await cluster.promote("shadow2")
         cluster.network.heal()
         await cluster.wait_until(lambda: MASTER in cluster.deposed, 30, "the old one's end")
@@ -1018,3 +1025,44 @@ async def test_a_server_that_is_forgotten_is_so_by_shadows(
         await cluster.start(victim)
         await cluster.wait_until(is_level, 30)
         assert (await states("shadow0"))[victim] == "live"
+
+
+@over_seeds(2)
+async def test_a_file_whose_replicas_are_reported_before_it_is_acknowledged_is_whole(
+    seed: int, chance: random.Random
+) -> None:
+    """Some servers report while the shadow master is waited for."""
+    settings = {"heartbeat_seconds": 0.5}
+    async with ShadowedCluster(seed, replicas_before_ack=1, master=settings) as cluster:
+        await cluster.level("shadow0")
+        async with cluster.client() as fs:
+            cluster.network.slow("master", "shadow0", (0.4, 0.6), 1e6)
+            for name in cluster.chunkservers[1:]:  # else all report at one moment
+                cluster.network.slow(name, "master", (0.2, 0.3), 1e6)
+            for number in range(20):
+                await fs.put(content(chance, 200_000), f"/{number}")
+                await trio.sleep(chance.uniform(0, 0.5))
+            await trio.sleep(2)
+            assert not (await fs.status()).totals.under_replicated
+
+
+@over_seeds(2)
+async def test_a_shadow_master_whose_disk_fails_ends(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever starts it again, or reports it, learns of that."""
+
+    def fail(*_: object) -> None:
+        raise DiskFailed("the master's metadata cannot be written any more")
+
+    async with ShadowedCluster(seed) as cluster, cluster.client() as fs:
+        await cluster.level("shadow0")
+        cluster.supervised = True
+        cluster.hold("shadow0")
+        monkeypatch.setattr(Following, "_replay", fail)
+        await fs.mkdir("/a")
+        with trio.fail_after(10):
+            await cluster.node("shadow0").ended.wait()
+        monkeypatch.undo()
+        await cluster.start("shadow0")
+        await cluster.level("shadow0")

@@ -12,6 +12,7 @@ import trio
 from gfs.blocks import CHUNK_BYTES, MIB
 from gfs.client import Client
 from gfs.errors import AlreadyExists, GfsError, InvalidArgument, NotFound
+from gfs.master.service import snapshots
 from gfs.testing import SimCluster
 
 from .metadata import problems, read_metadata
@@ -109,6 +110,10 @@ async def test_what_is_refused(seed: int, chance: random.Random) -> None:
         assert_right(cluster)
 
 
+#: Between two writes: they fall into snapshots, of which each takes longer, as often.
+PAUSE_SECONDS = 0.02
+
+
 class Counter:
     """A program that writes the same growing number to one file after the other."""
 
@@ -138,6 +143,7 @@ class Counter:
                     except GfsError:
                         await trio.sleep(0.5)
                 self.acknowledged[slot] = number
+            await trio.sleep(PAUSE_SECONDS)
 
 
 async def numbers(fs: Client, directory: str) -> list[int]:
@@ -200,6 +206,7 @@ async def test_a_file_that_is_appended_to(seed: int, chance: random.Random) -> N
                     except GfsError:
                         await trio.sleep(0.5)
                 acknowledged = begun
+                await trio.sleep(PAUSE_SECONDS)
 
         async def read(path: str) -> list[int]:
             return sorted({int(record.data) async for record in fs.records(path)})
@@ -289,6 +296,23 @@ async def test_a_master_that_dies_leaves_nothing_half_done(
         totals = (await fs.status()).totals
         assert (totals.files, totals.shared_bytes) == (len(files) + 1, 0)
         assert_right(cluster)
+
+
+@over_seeds(1)
+async def test_a_lease_that_was_fenced_for_a_snapshot_is_not_revoked_as_well(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new master cannot tell it from one of the former master, and ends both in one way."""
+    async with SimCluster(seed) as cluster, cluster.client() as fs:
+        await fs.put(b"12", "/file")
+        for at, byte in enumerate((b"3", b"4")):
+            async with await fs.open("/file", "r+") as file:
+                await file.pwrite(at, byte)
+            if at == 0:
+                await cluster.restart("master")
+        monkeypatch.setattr(snapshots, "RevokeLease", None)
+        await fs.snapshot("/file", "/copy")
+        assert await fs.get("/copy") == b"34"
 
 
 @over_seeds(3)

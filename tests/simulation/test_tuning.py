@@ -14,6 +14,7 @@ from gfs.protocol.messages import ServerStatus
 from gfs.testing import SimCluster
 from gfs.testing.cluster import MASTER
 
+from .packs import handles_on
 from .promises import assert_sound, content, settled
 from .seeds import over_seeds
 
@@ -29,7 +30,7 @@ async def filled(fs: Client, chance: random.Random) -> None:
 def stored(cluster: SimCluster, without: str) -> int:
     """Replicas on the others."""
     names = [name for name in cluster.chunkservers if name != without]
-    return sum(len(cluster.chunk_files(name)) for name in names)
+    return sum(len(handles_on(cluster, name)) for name in names)
 
 
 async def server_at(fs: Client, name: str) -> ServerStatus:
@@ -47,7 +48,7 @@ async def test_repair_is_paused_until_it_is_resumed(seed: int, chance: random.Ra
         async with cluster.client() as fs:
             await filled(fs, chance)
             assert (await fs.repair(paused=True)).paused
-            victim = next(name for name in cluster.chunkservers if cluster.chunk_files(name))
+            victim = next(name for name in cluster.chunkservers if handles_on(cluster, name))
             cluster.kill(victim)
             await cluster.wait_until(lambda: below_goal(fs), 2 * DEAD_SECONDS)
         await cluster.crash(MASTER)
@@ -107,7 +108,7 @@ async def test_a_low_limit_gives_copies_the_time_they_take(
         async with trio.open_nursery() as nursery:
             for number in range(4):
                 nursery.start_soon(write_all_the_time, number)
-            cluster.kill(next(name for name in cluster.chunkservers if cluster.chunk_files(name)))
+            cluster.kill(next(name for name in cluster.chunkservers if handles_on(cluster, name)))
             await cluster.wait_until(lambda: below_goal(fs), 2 * DEAD_SECONDS)
             await cluster.wait_until(lambda: settled(fs), 900)
             nursery.cancel_scope.cancel()
@@ -119,7 +120,7 @@ async def test_a_server_under_maintenance_is_waited_for(seed: int, chance: rando
     async with SimCluster(seed, chunkservers=4) as cluster:
         async with cluster.client() as fs:
             await filled(fs, chance)
-            victim = next(name for name in cluster.chunkservers if cluster.chunk_files(name))
+            victim = next(name for name in cluster.chunkservers if handles_on(cluster, name))
             before = stored(cluster, victim)
             await fs.maintain((await server_at(fs, victim)).id, 240)
             cluster.kill(victim)

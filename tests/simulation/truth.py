@@ -2,7 +2,7 @@
 
 What is so is counted here: servers by whether their processes run, disks from the bytes
 of their files, replicas from the chunk files, files and trash from the rows of inodes.
-Nothing is asked of the master or of a chunkserver, so nothing they believe can hide what
+Nothing is asked of the master or of a chunkserver, so nothing in their memory can hide what
 they do not see.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from gfs.chunkserver.packs import DATA_NAME
 from gfs.config import ChunkserverSettings
 from gfs.master.metadata.rows import KIND_DIRECTORY, KIND_FILE, ROOT_INODE
 from gfs.protocol.messages import ClusterTotals, Disk, StatusReply
@@ -18,6 +19,7 @@ from gfs.testing import SimCluster
 
 from .losses import Losses, handle_of
 from .metadata import Metadata
+from .packs import packed_on
 
 #: While nothing changes: heartbeats come, disks are looked at, notes are written back.
 CURRENT_SECONDS = 30.0
@@ -40,6 +42,8 @@ class Truth:
     down: Collection[tuple[str, str]] = ()
     #: (Address, directory) of disks that may be draining.
     draining: Collection[tuple[str, str]] = ()
+    #: (Server, path) of unreadable replicas that must be kept for now.
+    remains: Collection[tuple[str, str]] = ()
 
     def differences(self, metadata: Metadata, status: StatusReply) -> list[str]:
         """What ``status`` says that is not so, of a cluster at rest."""
@@ -66,15 +70,21 @@ class Truth:
         return [*found, *_of_totals(lossy, metadata, status.totals)]
 
     def _replicas(self, name: str, disks: list[str]) -> tuple[int, int]:
-        """The fewest and the most that there are: of a lost chunk there may be remains that
-        nobody can tell what they are."""
+        """The fewest and the most that there are: of a chunk that is lost, or waits for a disk,
+        there may be remains that nobody can tell what they are."""
         paths = [
             path
             for path in self.cluster.chunk_files(name)
             if any(path.startswith(f"{disk}/") for disk in disks)
         ]
-        remains = sum(handle_of(path) in self.losses.handles for path in paths)
-        return len(paths) - remains, len(paths)
+        for disk in disks:
+            packed = {each.record.handle for each in packed_on(self.cluster, name, disk)}
+            packed |= self.losses.damaged_packs(name, disk)
+            paths += [f"{disk}/{DATA_NAME}/{handle:016x}" for handle in packed]
+        kept = sum(
+            handle_of(path) in self.losses.handles or (name, path) in self.remains for path in paths
+        )
+        return len(paths) - kept, len(paths)
 
     def _of_disk(self, name: str, disk: Disk) -> Iterator[str]:
         there = self.cluster.machine(name).disk

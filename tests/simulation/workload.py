@@ -11,11 +11,13 @@ often it is made. A new call of the library is one more function, and one more
 from __future__ import annotations
 
 import io
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -41,15 +43,14 @@ from gfs.errors import (
     NotFound,
 )
 from gfs.master.service.snapshots import QUIET_SECONDS
-from gfs.protocol.messages import ClusterTotals, StatusReply, TrashEntry
+from gfs.protocol.bulk import BulkConnection
+from gfs.protocol.messages import SMALL_BYTES_MAX, ClusterTotals, StatusReply, TrashEntry
 from gfs.protocol.patience import WORK_SECONDS
 from gfs.testing import SimCluster
-from gfs.testing.cluster import MASTER
 
 from .everywhere import CALM_SECONDS
 from .files_model import FileModel
 from .linear import Event
-from .losses import handle_of
 from .metadata import read_metadata
 from .names_model import (
     ANY_FILE,
@@ -68,8 +69,9 @@ from .names_model import (
     Undelete,
     split,
 )
+from .packs import handles_on
 from .plan import DAMAGING, DRIFT_MAX, HARMLESS, Plan
-from .record import LOG, MADE_BY, Record, Violation, content
+from .record import LOG, MADE_BY, NOTE, Record, Violation, content
 
 T = TypeVar("T")
 
@@ -238,6 +240,8 @@ class Actor:
 
     def _refused(self, event: Event, error: GfsError, seen: object = None) -> None:
         """``seen``, if the refusal tells what is there."""
+        if isinstance(error, FileChanged) and isinstance(event.call, Look):
+            return  # of a file that was replaced while it was read: no answer about the name
         self.record.end(event, error.code if seen is None else OK, seen)
         self._refusal = error
 
@@ -337,6 +341,9 @@ class Actor:
             expected, inode = await self._expectation(fs, path, share=0.1)
             if inode is not None:
                 file.expect(inode)
+            note = self.record.new_note()
+            if chance.random() < 0.5:
+                file.describe({NOTE: note})
             call = Publish(number, split(path), replace, True, expect=expected)
         except GivenUp:
             await file.abort()
@@ -386,8 +393,7 @@ class Actor:
         try:
             seen = await way(fs, path, opened)
         except REFUSALS as error:
-            if not isinstance(error, FileChanged):
-                self._refused(event, error)
+            self._refused(event, error)
             raise
         self.record.end(event, OK, seen)
 
@@ -577,7 +583,7 @@ class Actor:
         )
 
     def _since(self, opened: float) -> float:
-        """From when on a write must be seen: locations are believed for a while."""
+        """From when on a write must be seen: locations are cached for a while."""
         return max(opened, trio.current_time() - 1.1 * self.settings.location_seconds)
 
     async def churn(self, fs: Client) -> None:
@@ -605,8 +611,8 @@ class Actor:
         """The handle of each replica of no file."""
         cluster = self._cluster
         chunks = read_metadata(cluster.directory).chunks
-        paths = [path for name in cluster.chunkservers for path in cluster.chunk_files(name)]
-        return [handle for path in paths if (handle := handle_of(path)) not in chunks]
+        handles = [handle for name in cluster.chunkservers for handle in handles_on(cluster, name)]
+        return [handle for handle in handles if handle not in chunks]
 
     # --- writing in place ----------------------------------------------------------------------
 
@@ -798,6 +804,119 @@ class Actor:
         if file.length < start + count:
             raise Violation(f"{file.length} bytes after a write to {start + count}")
 
+    # --- many files at once ----------------------------------------------------------------------
+
+    async def put_many(self, fs: Client) -> None:
+        chance, record = self.chance, self.record
+        replace, parents = chance.random() < 0.7, chance.random() < 0.8
+        items: list[tuple[str, bytes]] = []
+        events: list[tuple[Event, int]] = []
+        for path in chance.sample(FILES, chance.randint(1, len(FILES))):
+            number, data = self.number(), content(chance, self._small_length())
+            record.new_file(number, data, {})
+            call = Publish(number, split(path), replace, parents)
+            events.append((record.begin(self.name, call), number))
+            items.append((path, data))
+        results = await fs.put_many(items, overwrite=replace, parents=parents)
+        failures = []
+        for (event, number), result in zip(events, results, strict=True):
+            if isinstance(result, Entry):
+                record.end(event, OK, None)
+                record.published(number, result.inode, among_others=True)
+            elif isinstance(result, REFUSALS):
+                self._refused(event, result)
+            else:
+                failures.append(result)
+        if failures:
+            raise failures[0]
+
+    async def at_once(self, fs: Client) -> None:
+        """Small files, each stored or read by a call of its own, at the same time; some of the
+        callers hang up, and the others are not to notice."""
+        failures: list[GfsError] = []
+        async with trio.open_nursery() as nursery:
+            for path in self.chance.choices(FILES, k=self.chance.randint(2, 12)):
+                one = self._get_one if self.chance.random() < 0.4 else self._put_one
+                nursery.start_soon(self._or_hang_up, partial(one, fs, path), failures)
+        if failures:
+            raise failures[0]
+
+    async def _or_hang_up(
+        self, call: Callable[[], Awaitable[None]], failures: list[GfsError]
+    ) -> None:
+        hangs_up_after = self.chance.choice([0.001, 0.003, 0.01, 0.1])
+        seconds = hangs_up_after if self.chance.random() < 0.2 else math.inf
+        with trio.move_on_after(seconds):
+            try:
+                await call()
+            except Unclear as error:
+                self.record.tell(f"{self.name}: {error}")
+            except GfsError as error:
+                if error is not self._refusal:
+                    failures.append(error)
+
+    async def _put_one(self, fs: Client, path: str) -> None:
+        chance, number, replace = self.chance, self.number(), self.chance.random() < 0.7
+        data, goal = (
+            content(chance, chance.randrange(SMALL_BYTES_MAX + 100)),
+            chance.choice([0, 0, 0, 1, 2]),
+        )
+        attributes = {MADE_BY: str(number)} if chance.random() < 0.5 else {}
+        self.record.new_file(number, data, attributes, goal)
+        work = fs.put(
+            data, path, overwrite=replace, attributes=attributes, replication=goal or None
+        )
+        entry = await self.told(Publish(number, split(path), replace), work, lambda _: None)
+        if entry.length != len(data) or entry.attributes != attributes:
+            raise Violation(f"{entry}: {len(data)} bytes were put, with {attributes}")
+        self.record.published(number, entry.inode, among_others=True)
+
+    async def _get_one(self, fs: Client, path: str) -> None:
+        event = self.record.begin(self.name, Look(self.number(), split(path), opens=True))
+        try:
+            seen = await self._get_bytes(fs, path, trio.current_time())
+        except REFUSALS as error:
+            self._refused(event, error)
+            raise
+        self.record.end(event, OK, seen)
+
+    def _small_length(self) -> int:
+        return self._length() if self.chance.random() < 0.1 else self.chance.randrange(70_000)
+
+    async def get_many(self, fs: Client) -> None:
+        async def by_ranges(paths: list[str]) -> list[bytes | GfsError]:
+            return await fs.get_ranges([(path, None, None) for path in paths])
+
+        get = by_ranges if self.chance.random() < 0.3 else fs.get_many
+        await self._look_at_many(get, self._whole, opens=True)
+
+    async def stat_many(self, fs: Client) -> None:
+        def sight(path: str, entry: Entry, since: float) -> Sight:
+            return self.record.sight(entry, since)
+
+        await self._look_at_many(fs.stat_many, sight, opens=False)
+
+    async def _look_at_many(
+        self,
+        look: Callable[[list[str]], Awaitable[list[T | GfsError]]],
+        see: Callable[[str, T, float], Sight],
+        opens: bool,
+    ) -> None:
+        since = trio.current_time()
+        paths = [self._readable() for _ in range(self.chance.randint(1, 8))]
+        calls = [Look(self.number(), split(path), opens=opens) for path in paths]
+        events = [self.record.begin(self.name, call) for call in calls]
+        failures = []
+        for path, event, result in zip(paths, events, await look(paths), strict=True):
+            if not isinstance(result, GfsError):
+                self.record.end(event, OK, see(path, result, since))
+            elif isinstance(result, REFUSALS) and not isinstance(result, FileChanged):
+                self._refused(event, result)
+            else:
+                failures.append(result)
+        if failures:
+            raise failures[0]
+
     # --- names ---------------------------------------------------------------------------------
 
     async def stat(self, fs: Client) -> None:
@@ -889,6 +1008,30 @@ class Actor:
             if self.chance.random() < 0.5:
                 await self._look_into_trash(fs)
 
+    async def delete_many(self, fs: Client) -> None:
+        """Some of them with what is to be there."""
+        recursive = self.chance.random() < 0.3
+        paths = self.chance.sample(FILES + LOGS, self.chance.randint(1, 5))
+        expected = [await self._expectation(fs, path, 0.5) for path in paths]
+        expected = [each if each[0] != 0 else (None, None) for each in expected]
+        events = [
+            self.record.begin(self.name, Delete(self.number(), split(path), recursive, expect))
+            for path, (expect, _) in zip(paths, expected, strict=True)
+        ]
+        results = await fs.delete_many(
+            paths, recursive=recursive, expect=[inode for _, inode in expected]
+        )
+        failures = []
+        for event, result in zip(events, results, strict=True):
+            if result is None:
+                self.record.end(event, OK, None)
+            elif isinstance(result, REFUSALS):
+                self._refused(event, result)
+            else:
+                failures.append(result)
+        if failures:
+            raise failures[0]
+
     async def _look_into_trash(self, fs: Client) -> None:
         """Some time later, and mostly not too late, it is there still."""
         await self._rest(self.chance.uniform(0, min(self.plan.master.trash_seconds, 20.0)))
@@ -943,7 +1086,7 @@ class Actor:
         """It was in the trash a moment ago, and is not: somebody took it, or time is up."""
         if self.record.undeletions[entry.inode] > 1 or self._trash_goes_early():
             return
-        is_due = self._cluster.machine(MASTER).time.time_ns() >= entry.until_ns
+        is_due = self._cluster.is_past(entry.until_ns)
         if not is_due and "clock jump" not in self.plan.faults:
             raise Violation(f"{entry} went from the trash too early")
 
@@ -977,6 +1120,18 @@ class Actor:
         for inode in inodes:
             self.record.undeletions[inode] += 1
             self.record.trashed.pop(inode, None)
+
+    # --- attributes ----------------------------------------------------------------------------
+
+    async def set_attributes(self, fs: Client) -> None:
+        path, value = self._file(), self.record.new_note()
+
+        def see(entry: Entry) -> None:
+            if entry.attributes.get(NOTE) != value:
+                raise Violation(f"{path} has {entry.attributes}, and was given {value}")
+
+        call = Look(self.number(), split(path))
+        await self.told(call, fs.set_attributes(path, {NOTE: value}), see)
 
     # --- goals ---------------------------------------------------------------------------------
 
@@ -1170,7 +1325,7 @@ def _content(path: str) -> bytes | None:
 def told_of_appends(record: Record) -> Iterator[None]:
     """While a run lasts, the library tells what only it knows: that ``append`` made a
     file, and which file took a record."""
-    put, send_once = appending.put, appending.Appender._send_once
+    put, hear = appending.put, appending.Appender._hear
 
     async def put_and_tell(core: ClientCore, source: bytes, path: str, **more: object) -> Entry:
         number = record.next_number()
@@ -1186,21 +1341,26 @@ def told_of_appends(record: Record) -> Iterator[None]:
         record.published(number, entry.inode)
         return entry
 
-    async def send_and_tell(
-        appender: appending.Appender, batch: list[appending._Pending]
-    ) -> list[appending._Pending]:
-        left = await send_once(appender, batch)
-        for pending in batch[: len(batch) - len(left)]:
-            record.took[bytes(pending.data)] = appender._inode
-        return left
+    async def hear_and_tell(
+        appender: appending.Appender,
+        connection: BulkConnection,
+        lease: appending._Lease,
+        flight: appending._Flight,
+    ) -> bool:
+        batch = flight.batches[0]
+        full = await hear(appender, connection, lease, flight)
+        for pending in batch:
+            if pending.done.is_set():
+                record.took[bytes(pending.data)] = appender._inode
+        return full
 
     appending.put = put_and_tell  # type: ignore[assignment]
-    appending.Appender._send_once = send_and_tell  # type: ignore[method-assign]
+    appending.Appender._hear = hear_and_tell  # type: ignore[method-assign]
     try:
         yield
     finally:
         appending.put = put
-        appending.Appender._send_once = send_once  # type: ignore[method-assign]
+        appending.Appender._hear = hear  # type: ignore[method-assign]
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
@@ -1218,6 +1378,10 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.update: 20,
     Actor.write_beside: 5,
     Actor.churn: 0.5,
+    Actor.put_many: 8,
+    Actor.get_many: 6,
+    Actor.at_once: 10,
+    Actor.stat_many: 2,
     Actor.make_log: 6,
     Actor.append: 14,
     Actor.records: 6,
@@ -1229,8 +1393,10 @@ CALLS: dict[Callable[[Actor, Client], Awaitable[None]], float] = {
     Actor.rename: 8,
     Actor.snapshot: 5,
     Actor.delete: 8,
+    Actor.delete_many: 2,
     Actor.undelete: 5,
     Actor.empty_trash: 0.5,
+    Actor.set_attributes: 2,
     Actor.set_goal: 4,
     Actor.set_goals: 1,
     Actor.look_around: 3,

@@ -14,4 +14,4 @@ import sys
 from pathlib import Path
 
 # The cluster of the tests with real processes.
-sys.path.insert(0, str(Path(__file__).parent.parent / "cluster"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "cluster"), str(Path(__file__).parents[1])]

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+import on_disk
 import trio
 from harness import Cluster
 
@@ -32,8 +33,6 @@ STOP_SECONDS_MAX = 20.0
 REST_SECONDS_MAX = 4.0
 RESTART_SECONDS = 60.0
 REPAIR_SECONDS = 120.0
-#: Of a chunk file; what is before it are the checksums.
-HEAD_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,9 @@ class Storm:
             return
         report = await self._fs.locate(fault.path)
         for chunk, who in itertools.product(report.chunks, fault.who):
-            name = f"{chunk.handle:016x}.chunk"
-            for path in (self._cluster.state / who / "chunks").rglob(name):
-                await trio.to_thread.run_sync(damage, path, fault.how)
+            await trio.to_thread.run_sync(
+                damage, self._cluster.state / who, chunk.handle, fault.how
+            )
         # Until then the next fault could take the last good replica away.
         if not await self._is_whole(fault.path):
             self.problems.append(f"{fault.path} was not made good again")
@@ -164,17 +163,9 @@ class Storm:
         return False
 
 
-def damage(path: Path, how: str) -> None:
-    """One chunk file. At the place it does not matter which: what does is that it is seen."""
-    size = path.stat().st_size
-    if how == "delete":
-        path.unlink()
-    elif how == "cut":
-        os.truncate(path, size - min(1000, size - HEAD_BYTES))
-    else:
-        at = size - 1 if how == "flip" else 520
-        with path.open("r+b") as file:
-            file.seek(at)
-            byte = file.read(1)[0]
-            file.seek(at)
-            file.write(bytes([byte ^ 0x10]))
+def damage(directory: Path, handle: int, how: str) -> None:
+    """One replica, if it is there. At the place it does not matter which: what does is that it
+    is seen."""
+    replica = on_disk.replicas(directory).get(handle)
+    if replica is not None:
+        on_disk.damage(replica, how)

@@ -50,12 +50,12 @@ def aways(path: Path) -> list[Away]:
 class Judge:
     def __init__(self, logs: dict[int, Path], faults: Path) -> None:
         self.calls: list[Call] = []
-        self.told: dict[int, list[dict[str, Any]]] = {}
+        self.reported: dict[int, list[dict[str, Any]]] = {}
         self.models: dict[int, Model] = {}
         self.problems: list[str] = []
         self._aways = aways(faults)
         for number, path in logs.items():
-            calls, self.told[number] = calls_of(path)
+            calls, self.reported[number] = calls_of(path)
             model = self.models[number] = Model()
             for call in calls:
                 model.ended(call)
@@ -127,7 +127,7 @@ class Judge:
             ]
             events += [
                 (line["at"], line["log"])
-                for line in self.told[call.client]
+                for line in self.reported[call.client]
                 if call.began <= line["at"] <= call.ended
             ]
             lines += [
@@ -163,7 +163,7 @@ class Judge:
             self.problems.append(f"{path} of client {client}: {what}, not one of {allowed}")
 
     async def _judge_shared(self, fs: Client) -> None:
-        """Every block is what its writer was told, or zeros where nobody wrote."""
+        """Every block is what its writer was given, or zeros where nobody wrote."""
         data = await fs.get(SHARED)
         owners = {
             block: (client, allowed)

@@ -127,16 +127,16 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def calls_of(path: Path) -> tuple[list[Call], list[dict[str, Any]]]:
-    """The calls in a client's log, and what its library told meanwhile."""
+    """The calls in a client's log, and what its library logged meanwhile."""
     calls: dict[int, Call] = {}
-    told = []
+    reported = []
     for line in read_log(path):
         if "log" in line:
-            told.append(line)
+            reported.append(line)
         elif "began" in line:
             calls[line["id"]] = Call(**line)
         else:
             call = calls[line["id"]]
             call.ended, call.result, call.text = line["ended"], line["result"], line["text"]
             call.arguments |= line["more"]
-    return list(calls.values()), told
+    return list(calls.values()), reported

@@ -1,6 +1,6 @@
 """One client process of the storm: ``python -m tests.storm.work``.
 
-It calls until it is told to stop (a line on its stdin, or its end), one call at a time,
+It calls until it is stopped (a line on its stdin, or its end), one call at a time,
 and reads back what it wrote; what may be there it knows from its own model.
 """
 
@@ -269,8 +269,8 @@ def _short(data: bytes | None) -> str:
     return "nothing" if data is None else f"{len(data)} bytes {data[:8].hex()}"
 
 
-class _Told(logging.Handler):
-    """What the library tells of its troubles, into the same log."""
+class _Reports(logging.Handler):
+    """What the library logs of its troubles, into the same log."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(logging.WARNING)
@@ -284,15 +284,15 @@ async def work(options: argparse.Namespace) -> None:
     with options.log.open("w") as log:
         kind = RestWorker if options.rest else LibraryWorker
         worker = kind(options.number, options.seed, options.clients, log)
-        logging.getLogger("gfs").addHandler(_Told(worker))
+        logging.getLogger("gfs").addHandler(_Reports(worker))
         async with trio.open_nursery() as nursery:
 
-            async def until_told() -> None:
+            async def until_reported() -> None:
                 await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
                 stop.set()
 
             stop = trio.Event()
-            nursery.start_soon(until_told)
+            nursery.start_soon(until_reported)
             if isinstance(worker, RestWorker):
                 token = {"Authorization": f"Bearer {os.environ['STORM_TOKEN']}"}
                 async with httpx.AsyncClient(

@@ -15,7 +15,7 @@ _PEM = serialization.Encoding.PEM
 
 
 def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)] if text else [])
 
 
 class Authority:
@@ -46,13 +46,13 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName([found]), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
-    def write(self, directory: Path, host: str, *, days: int = 10) -> Path:
+    def write(self, directory: Path, host: str, *, days: int = 10, name: str = "server") -> Path:
         """ca.pem, cert.pem and key.pem for a server at ``host``; negative ``days``:
-        it ended so long ago."""
+        it ended so long ago. Its CommonName is ``name``; empty: it has none."""
         directory.mkdir(exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         (directory / "ca.pem").write_bytes(self.certificate.public_bytes(_PEM))
-        certificate = self._sign("server", key, days=days, ca=False, host=host)
+        certificate = self._sign(name, key, days=days, ca=False, host=host)
         (directory / "cert.pem").write_bytes(certificate.public_bytes(_PEM))
         private = directory / "key.pem"
         private.touch(mode=0o600)

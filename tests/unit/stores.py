@@ -18,4 +18,5 @@ def new_disk(store: ChunkStore, path: str) -> Disk:
 
 def load(store: ChunkStore, disk: Disk) -> None:
     """Read a disk, and have the store use it."""
-    store.adopt(disk, read_disk(disk))
+    for _ in store.adopt(disk, read_disk(disk)):
+        pass

@@ -6,6 +6,7 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.blocks import (
     BLOCK_BYTES,
@@ -37,7 +38,7 @@ def test_the_sizes_of_the_paper() -> None:
     assert (BLOCK_BYTES, CHUNK_BYTES, BLOCKS_PER_CHUNK) == (1 << 16, 1 << 26, 1024)
 
 
-def test_the_digest_is_xxh3_64_for_ever() -> None:
+def test_the_digest_is_xxh3_64_forever() -> None:
     """What is on disks today must verify tomorrow."""
     assert block_sum(b"") == bytes.fromhex("2d06800538d394c2")
     assert block_sum(b"abc") == bytes.fromhex("78af5f94892f3950")
@@ -64,7 +65,7 @@ def test_any_buffer_gives_the_same_sums(length: int) -> None:
 
 
 @given(lengths.filter(bool), st.data())
-@settings(max_examples=200)
+@settings(max_examples=share(200))
 def test_any_flipped_bit_changes_its_block_and_no_other(length: int, draw: st.DataObject) -> None:
     data = bytearray(data_of(length))
     sums = block_sums(data)

@@ -9,8 +9,6 @@ import os
 import random
 import shutil
 import threading
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,14 +16,16 @@ from unittest import mock
 import pytest
 import trio
 import trio.testing
+from descriptors import none_left
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.blocks import block_sum, packet_sums
+from gfs.blocks import BLOCK_BYTES, block_sum, block_sums, packet_sums
 from gfs.chunkserver.copies.copy_on_write import copy
 from gfs.chunkserver.copies.new_replica import new_replica
-from gfs.chunkserver.disks import identity
-from gfs.chunkserver.disks.disk import FAILED, TICK_SECONDS, clear_frames
+from gfs.chunkserver.copies.small_replicas import Batch, serve_replicas
+from gfs.chunkserver.disks import identity, read_disk
+from gfs.chunkserver.disks.disk import FAILED, TICK_SECONDS
 from gfs.chunkserver.disks.identity import (
     NAMES,
     DiskRecord,
@@ -34,15 +34,18 @@ from gfs.chunkserver.disks.identity import (
     encode_server,
 )
 from gfs.chunkserver.exchanges.append import Appends
+from gfs.chunkserver.exchanges.small import SmallRequests
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.files.progress import Call
-from gfs.chunkserver.node import disk_manager as disks
+from gfs.chunkserver.node import disk_opening
 from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.throttle import LOOK_SECONDS, Throttle
+from gfs.chunkserver.replicas import ChunkStore, Made
+from gfs.chunkserver.service.dispatch import Dispatcher
 from gfs.chunkserver.service.master_link import MasterLink, MasterLinks
-from gfs.chunkserver.upkeep.background import look_at, scan
 from gfs.chunkserver.upkeep.delete import delete_all
+from gfs.chunkserver.upkeep.scanning import look_at, scan
 from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
 from gfs.errors import (
@@ -56,10 +59,13 @@ from gfs.errors import (
 )
 from gfs.io import File, real_world
 from gfs.protocol.messages import (
+    AppendRecords,
+    CloneChunks,
     CopyChunk,
     DeleteReplicas,
     DiskOrder,
     GrantLease,
+    ReadReplicas,
     RegisterReply,
     ReplicaName,
     VerifyChunk,
@@ -96,7 +102,7 @@ async def reopened(node: Node) -> Node:
 async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> None:
     first = await node_in(tmp_path / "a", tmp_path / "b")
     first.server.record.cluster, first.server.record.sequence = "c", 7
-    await first.disks.save()
+    await first.disk_opening.save()
     await first.close()
     again = await node_in(tmp_path / "b", tmp_path / "new")
     record = again.server.record
@@ -111,7 +117,7 @@ async def test_a_server_keeps_its_identity_on_all_its_disks(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["failed", "removed"])
-async def test_what_became_of_a_disk_is_known_though_its_own_record_is_older(
+async def test_the_state_of_a_disk_is_known_though_its_own_record_is_older(
     tmp_path: Path, what: str
 ) -> None:
     """Only the other disk took the change; the first of several equal records would win."""
@@ -119,12 +125,12 @@ async def test_what_became_of_a_disk_is_known_though_its_own_record_is_older(
     node = await node_in(*directories)
     disk = node.store.disks.used[0]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.disks.run, [])
+        nursery.start_soon(node.disk_orders.run, [])
         if what == "failed":
             disk.fail("failed", "a test")
         else:
             for action in ("drain", "remove"):
-                await node.disks.order(DiskOrder(0, "", disk.path, action))
+                await node.disk_orders.order(DiskOrder(0, "", disk.path, action))
         with trio.fail_after(10):
             await disk.closed.wait()
         nursery.cancel_scope.cancel()
@@ -199,7 +205,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_it_is_told_which_server_it_is(name: str) -> None:
+def test_the_log_says_which_server_it_is(name: str) -> None:
     what, server = CLAIMS[name]
     known = {"a": "12", "b": "12", "c": "3"}
     found = {
@@ -264,13 +270,13 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
         raise OSError(errno.ENOSPC, "full")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.disks.run, [])
+        nursery.start_soon(node.disk_orders.run, [])
         await trio.testing.wait_all_tasks_blocked()
         disk.fail("failed", "a test")
         with trio.fail_after(10):
             await disk.closed.wait()
         with pytest.raises(StartupError, match="no disk left"):
-            await node.disks.save()
+            await node.disk_opening.save()
         if way == "away":
             path.rename(tmp_path / "away")
         for _ in range(3):
@@ -281,7 +287,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
                 elif way == "full":
                     patch.setattr(identity, "save_record", refuse)
                 with pytest.raises((DiskFailed, StartupError, trio.Cancelled)) as refused:
-                    await node.disks.order(retry)
+                    await node.disk_orders.order(retry)
                 if isinstance(refused.value, trio.Cancelled):
                     raise refused.value
             [report] = node.store.disks.reports()
@@ -290,10 +296,10 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
                 break
             with trio.fail_after(10):
                 await node.store.disks.down[disk.path].closed.wait()
-            assert not node.disks._watched
+            assert not node.disk_opening.watched
         if way == "away":
             (tmp_path / "away").rename(path)
-        await node.disks.order(retry)
+        await node.disk_orders.order(retry)
         [disk] = node.store.disks.used.values()
         disk.fail("failed", "again")
         with trio.fail_after(10):
@@ -330,7 +336,7 @@ async def opened(directory: Path) -> ServerRecord:
     return node.server.record
 
 
-async def test_a_damaged_record_is_said_and_not_overwritten(tmp_path: Path) -> None:
+async def test_a_damaged_record_is_reported_and_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "server.json").write_text("{")
     with pytest.raises(StartupError, match="damaged"):
         await node_in(tmp_path)
@@ -383,6 +389,7 @@ async def test_the_inventory_is_read_at_start(tmp_path: Path) -> None:
     half = make_chunk(node, 5, 1, b"")
     half.write_bytes(bytes(100))  # made, and never committed
     (half.parent / f"{6:016x}.chunk.clone").write_bytes(b"left over")
+    (half.parent / f"{6:016x}.chunk.clone.12").write_bytes(b"left over")
     (half.parent / "README").write_bytes(b"not ours")
     await node.close()
 
@@ -466,7 +473,7 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
 
 
 @pytest.mark.parametrize("disks", [1, 2])
-def test_a_new_master_is_obeyed_once_its_term_is_written_down(disks: int) -> None:
+def test_a_new_master_is_obeyed_once_its_term_is_saved(disks: int) -> None:
     """On any disk: one that refuses it does not keep a server from its master. A start that
     does not know of the term would take the old master."""
     machine = Universe(1).machine("chunkserver")
@@ -583,6 +590,108 @@ async def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     await node.close()
 
 
+async def test_a_replica_that_is_read_to_be_copied_is_not_kept_open(tmp_path: Path) -> None:
+    node = await node_in(tmp_path)
+    make_chunk(node, 1, 1, b"bytes")
+    node = await reopened(node)
+    request = ReadReplicas(0, [ReplicaName(1, 1), ReplicaName(2, 1)])
+    async with node.store.open_chunks.using(1) as chunk:
+        reply, body = await serve_replicas(node, request)
+        assert {(each.handle, each.state) for each in reply.states} == {(1, "good"), (2, "missing")}
+        assert body == b"bytes"
+        assert chunk.users == 1
+    await node.close()
+
+
+async def test_packed_replicas_take_no_places_from_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gfs.chunkserver.replicas.open_chunks.OPEN_FILES_MAX", 4)
+    node = await node_in(tmp_path, packed_bytes_max=BLOCK_BYTES)
+    chunks, large = node.store.open_chunks, bytes(BLOCK_BYTES + 1)
+    in_file = Made(1, 1, memoryview(large), block_sums(large))
+    assert await node.store.write_new(node.store.disks.pick(), [in_file]) == {}
+    async with chunks.using(1):
+        pass
+    data = b"packed"
+    made = [Made(n, 1, memoryview(data), block_sum(data)) for n in range(2, 30)]
+    assert await node.store.write_new(node.store.disks.pick(), made) == {}
+    for handle in range(2, 30):
+        async with chunks.using(handle) as chunk, chunks.using(handle) as again:
+            assert again is chunk
+            assert chunk.file.read_verified(0, 6) == data
+            assert chunks.opened(handle) is chunk
+        assert chunks.opened(handle) is None
+    assert chunks.opened(1) is not None
+    await node.close()
+
+
+async def test_a_packed_replica_that_a_disk_refused_to_delete_hides_no_new_file(
+    tmp_path: Path,
+) -> None:
+    """It had been replaced by one on another disk, and that was deleted since."""
+    node = await node_in(tmp_path, packed_bytes_max=BLOCK_BYTES)
+    store, large = node.store, bytes(BLOCK_BYTES + 1)
+    disk = store.disks.pick()
+    old = [Made(n, 1, memoryview(b"old"), block_sum(b"old")) for n in (1, 2, 3)]
+    disk.packs.put(old, sync=True)
+    await store.create(1, 1)
+    new = [Made(n, 1, memoryview(large), block_sums(large)) for n in (2, 3)]
+    assert await store.write_new(disk, new[:1]) == {}
+    assert await store.install_new(disk, new[1:]) == {}
+    assert not len(disk.packs)
+    await node.close()
+
+
+async def test_a_connection_is_idle_until_it_asks_and_forgotten_at_its_end(
+    tmp_path: Path,
+) -> None:
+    node = await node_in(tmp_path)
+    numbers = {"body_bytes": 0, "held_bytes": 0, "exchanges": 0, "first_request": 1}
+    connection = mock.Mock(ending=False, peer_role="client", appended=False, **numbers)
+    connection.receive_body = mock.AsyncMock()
+    connection.receive_or_end = mock.AsyncMock(return_value=AppendRecords(1, 5, 2, 0, []))
+    connection.send = mock.AsyncMock(side_effect=ConnectionResetError)
+    with pytest.raises(ConnectionResetError):
+        await Dispatcher(node).serve(connection)
+    assert node.connections.idle == {}
+    SmallRequests(node, connection, Dispatcher(node).small_writer)
+    assert list(node.connections.idle) == [connection], "it has not asked for anything yet"
+    await node.close()
+
+
+async def test_a_disk_of_many_replicas_is_adopted_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gfs.chunkserver.replicas.store.ADOPT_STEP", 10)
+    node = await node_in(tmp_path, packed_bytes_max=BLOCK_BYTES)
+    data = b"packed"
+    made = [Made(n, 1, memoryview(data), block_sum(data)) for n in range(1, 36)]
+    store = node.store
+    assert await store.write_new(store.disks.pick(), made) == {}
+    id = store.disks.pick().id
+    await node.close()
+
+    def adopted(fails_after: int) -> list[int]:
+        store = ChunkStore(real_world(), ChunkserverSettings(reserve_bytes=0))
+        disk = store.disks.new(str(tmp_path))
+        disk.id = id
+        disk.open()
+        steps = []
+        for _ in store.adopt(disk, read_disk(disk)):
+            steps.append(len(store.inventory))
+            with pytest.raises(DiskFailed, match="can be used"):
+                store.disks.pick()
+            if len(steps) == fails_after:
+                disk.fail("failed", "a test")
+        assert disk.down or store.disks.pick() is disk
+        disk.close()
+        return [*steps, len(store.inventory)]
+
+    assert adopted(0) == [10, 20, 30, 35]
+    assert adopted(2) == [10, 20, 0]
+
+
 def test_a_lease_ends_by_this_server_s_own_clock() -> None:
     now = 0.0
     leases = Leases(lambda: now)
@@ -662,7 +771,7 @@ async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> N
     def slow_open(*args: object) -> ChunkFile:
         file = real_open(*args)  # type: ignore[arg-type]
         opened.set()
-        go_on.wait(5)
+        go_on.wait(60)
         return file
 
     async def read() -> None:
@@ -775,7 +884,8 @@ async def test_a_damaged_replica_is_not_copied(tmp_path: Path) -> None:
             await copy(node, CopyChunk(0, 7, 3, 8, 2, 1000))
         assert [bad.kind for bad in node.store.inventory.bad.values()] == ["corrupt"]
         assert 8 not in node.store.inventory
-        assert not node.world.files.exists(node.store.disks.used[0].chunk_path(8) + ".clone")
+        (disk,) = node.store.disks.used.values()
+        assert not disk.files.list(disk.folder(8))
         with pytest.raises(LeaseLost):
             node.leases.check(8)
         with pytest.raises(NotFound):
@@ -830,7 +940,7 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
 
         def slow_sync() -> None:
             saves.set()
-            go_on.wait(5)
+            go_on.wait(60)
             sync()
             done.append("saved")
 
@@ -889,7 +999,9 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
 ) -> None:
     node = await node_in(tmp_path, scan_seconds=0.1)
     (disk,) = node.store.disks.used.values()
-    exists, half = disk.files.exists, disk.chunk_path(1) + ".clone"
+
+    def half_made() -> list[str]:
+        return [name for name in disk.files.list(disk.folder(1)) if ".clone" in name]
 
     def refuse(path: str) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -904,11 +1016,11 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
         with pytest.raises(DiskFailed):
             await give_up_half()
         await node.store.remove_leftovers()
-        assert exists(half)
+        assert half_made()
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scan, node)
-            while exists(half):
+            while half_made():
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
     # One that is made there meanwhile is let alone.
@@ -920,6 +1032,26 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
         file.write(0, b"whole", packet_sums(0, b"whole"))
         await node.store.remove_leftovers()
     assert node.store.inventory[1].length == 5
+    await node.close()
+
+
+async def test_a_replica_that_a_disk_keeps_is_deleted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await node_in(tmp_path)
+    path = make_chunk(node, 5, 1, b"data")
+    node = await reopened(node)
+    store, (disk,) = node.store, node.store.disks.used.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.files, "unlink", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        with pytest.raises(DiskFull):
+            await store.delete(5, 1)
+    # The master learns that it is there, and orders its deletion again.
+    assert store.inventory[5].version == store.inventory.bad[5].version == 1
+    await store.delete(5, 1)
+    assert not path.exists()
+    assert 5 not in store.inventory
+    assert not store.inventory.bad
     await node.close()
 
 
@@ -957,7 +1089,7 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
     disk = node.store.disks.used[0]
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.disks.run, ())
+            nursery.start_soon(node.disk_orders.run, ())
             async with node.store.open_chunks.using(5):
                 disk.fail(FAILED, "its device is gone")
                 await disk.closed.wait()
@@ -965,6 +1097,45 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
             while open_files(tmp_path / "a"):
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
+    await node.close()
+
+
+async def test_the_write_intent_record_of_a_replica_that_is_gone_goes(tmp_path: Path) -> None:
+    node = await node_in(tmp_path)
+    disk = node.store.disks.used[0]
+    make_chunk(node, 6, 1, b"data")  # which is not known, and may be another's
+    for handle in (5, 6):
+        disk.intents.put(handle, 1, 4)
+    await node.store.durability.clear_intents(disk, 0.0)
+    assert [intent.handle for intent in disk.intents.all()] == [6]
+    await node.close()
+
+
+async def test_a_small_replica_that_is_there_already_is_copied_by_itself(tmp_path: Path) -> None:
+    node = await node_in(tmp_path)
+    make_chunk(node, 5, 1, b"data")
+    node = await reopened(node)
+    there, new = ReplicaName(5, 2), ReplicaName(6, 2)
+    with (
+        mock.patch.object(Batch, "_clone", mock.AsyncMock()) as alone,
+        mock.patch.object(Batch, "_copy_all", mock.AsyncMock()) as together,
+    ):
+        await Batch(node, CloneChunks(1, "other:1", [there, new])).run()
+    assert (alone.mock_calls, together.mock_calls) == ([mock.call(there)], [mock.call([new])])
+    assert not node.cloning
+    await node.close()
+
+
+async def test_what_is_still_to_be_closed_when_a_disk_was_closed_is_closed(tmp_path: Path) -> None:
+    node = await node_in(tmp_path)
+    disk = node.store.disks.used[0]
+    calls: list[int] = []
+    disk.end_closing(lambda: calls.append(1))
+    assert calls == []
+    disk.close_later(mock.Mock())
+    assert calls == [1]
+    disk.end_closing(lambda: calls.append(2))
+    assert calls == [1, 2]
     await node.close()
 
 
@@ -979,12 +1150,12 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
     node.store.inventory.mark_bad(5)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.disks.run, ())
+            nursery.start_soon(node.disk_orders.run, ())
             disk.fail(FAILED, "its cable is loose")
             await disk.closed.wait()
-            await node.disks.save()
+            await node.disk_opening.save()
             if not restarts:
-                await node.disks.order(DiskOrder(0, "", disk.path, "retry"))
+                await node.disk_orders.order(DiskOrder(0, "", disk.path, "retry"))
             nursery.cancel_scope.cancel()
     if restarts:
         (tmp_path / "a").rename(tmp_path / "away")
@@ -1002,7 +1173,7 @@ async def test_nothing_is_left_to_do_on_a_disk_that_was_removed(tmp_path: Path) 
     make_chunk(node, 5, 1, b"older", disk=1)
     node = await reopened(node)
     for action in ("drain", "remove"):
-        await node.disks.order(DiskOrder(0, "", str(tmp_path / "b"), action))
+        await node.disk_orders.order(DiskOrder(0, "", str(tmp_path / "b"), action))
     await node.store.remove_leftovers()
     assert node.store.inventory[5].version == 2
     await node.close()
@@ -1013,13 +1184,13 @@ async def test_no_record_is_written_into_a_directory_that_was_emptied(tmp_path: 
     node = await node_in(tmp_path / "a", tmp_path / "b")
     for each in (tmp_path / "b").iterdir():
         shutil.rmtree(each) if each.is_dir() else each.unlink()
-    await node.disks.save()
+    await node.disk_opening.save()
     assert [disk.state for disk in node.store.disks.reports()] == ["ok", "missing"]
     assert not list((tmp_path / "b").iterdir())
     await node.close()
 
 
-async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_path: Path) -> None:
+async def test_a_call_that_hung_and_fails_in_the_end_does_not_count(tmp_path: Path) -> None:
     """What was to be synced is gone, says the kernel, after the disk was given up for
     hanging: the disk comes back by itself, and all that it noted as unsynced is doubted."""
     node = await node_in(tmp_path / "a", tmp_path / "b")
@@ -1028,7 +1199,7 @@ async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_pa
 
     def refused_late() -> None:
         begun.set()
-        go_on.wait(30)
+        go_on.wait(60)
         raise OSError(errno.EIO, "lost")
 
     async def sync() -> None:
@@ -1043,7 +1214,7 @@ async def test_a_call_that_hung_and_is_refused_in_the_end_is_not_believed(tmp_pa
                 disk.tick()
             assert disk.hung
             assert not disk.may_have_lost
-            nursery.start_soon(node.disks.run, ())
+            nursery.start_soon(node.disk_orders.run, ())
             await trio.testing.wait_all_tasks_blocked()
             go_on.set()
             while disk.path in node.store.disks.down or disk in node.store.disks.used.values():
@@ -1078,48 +1249,37 @@ async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Pat
     """Its mount was away, and the bare directory must not be taken for it at the next start."""
     node = await node_in(tmp_path / "a", tmp_path / "b")
     disk = node.store.disks.used[0]
-    known = node.disks._server.at(disk.path)
+    known = node.disk_opening._server.at(disk.path)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.disks.run, ())
+            nursery.start_soon(node.disk_orders.run, ())
             disk.fail(FAILED, "its cable is loose")
             await disk.closed.wait()
             for name in ("server.json", "server.json.copy"):
                 (tmp_path / "a" / name).unlink()
             with (
-                mock.patch.object(disks, "read_disk", side_effect=OSError(errno.EIO, "no")),
+                mock.patch.object(disk_opening, "read_disk", side_effect=OSError(errno.EIO, "no")),
                 pytest.raises(DiskFailed),
             ):
-                await node.disks.order(DiskOrder(0, "", disk.path, "add"))
-            assert node.disks._server.at(disk.path) == known
+                await node.disk_orders.order(DiskOrder(0, "", disk.path, "add"))
+            assert node.disk_opening._server.at(disk.path) == known
             nursery.cancel_scope.cancel()
     await node.close()
 
 
-def test_a_failed_call_drops_no_frame_of_the_task_that_made_it() -> None:
-    """A call of a simulated disk is made within the handling of what ended another task."""
-    handled: list[BaseException] = []
+async def test_a_file_that_was_opened_when_its_disk_failed_is_closed(tmp_path: Path) -> None:
+    """Nobody gets it, and the error may live for long."""
+    node = await node_in(tmp_path)
+    (disk,) = node.store.disks.used.values()
 
-    @types.coroutine
-    def pause() -> Iterator[None]:
-        yield
+    def open_last() -> File:
+        disk.down = FAILED
+        return disk.files.open(f"{disk.path}/f", "create")
 
-    async def task() -> str:
-        try:
-            raise ValueError
-        except ValueError as error:
-            handled.append(error)
-            await pause()
-        return "went on"
-
-    suspended = task()
-    suspended.send(None)
-    try:
-        raise handled[0]
-    except ValueError as of_task:
-        try:
-            raise OSError
-        except OSError as error:
-            clear_frames(error, of_task)
-    with pytest.raises(StopIteration, match="went on"):
-        suspended.send(None)
+    with none_left():
+        with pytest.raises(DiskFailed) as caught:
+            await disk.run(open_last)
+        await trio.lowlevel.checkpoint()  # the loop has let go of it, too
+    assert caught.value.__traceback__
+    disk.down = ""
+    await node.close()

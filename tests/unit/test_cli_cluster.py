@@ -60,7 +60,7 @@ def test_backoff_doubles_to_its_bound_and_forgets_after_health() -> None:
     assert backoff.after(31.0) == 0.1
 
 
-def test_ends_are_told() -> None:
+def test_ends_are_described() -> None:
     assert str(Ending(7, 2, StartupError("no"))) == "(pid 7) ended with exit code 2: no"
     assert str(Ending(None, None, "No memory")) == "cannot be started (No memory)"
     assert how_it_ended(3) == "ended with exit code 3"
@@ -82,7 +82,7 @@ def test_the_replication_is_remembered_and_can_be_changed(tmp_path: Path) -> Non
     assert make_plan(UpOptions(tmp_path, port=0, replication=5), directory).replication == 5
 
 
-def test_a_damaged_memory_is_told(tmp_path: Path) -> None:
+def test_a_damaged_memory_is_reported(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     directory.stored.write_text("{")
     with pytest.raises(StartupError, match=r"up\.json"):
@@ -101,7 +101,7 @@ def control_bind(plan: Plan) -> str:
     return said.removeprefix("--bind=")
 
 
-def test_it_runs_beside_the_cluster_unless_told_not_to(tmp_path: Path) -> None:
+def test_it_runs_beside_the_cluster_unless_switched_off(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     plan = make_plan(UpOptions(tmp_path, port=0), directory)
     assert plan.control is not None
@@ -110,13 +110,31 @@ def test_it_runs_beside_the_cluster_unless_told_not_to(tmp_path: Path) -> None:
     assert make_plan(UpOptions(tmp_path, port=0, control=False), directory).control is None
 
 
+def test_the_masters_of_an_engine_keep_their_addresses(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    elect = "etcd://127.0.0.1:2379/try"
+    first = make_plan(UpOptions(tmp_path, port=0, elect=elect), directory)
+    assert len(first.masters) == 3
+    write_atomically(directory.stored, first.stored)
+    more = make_plan(UpOptions(tmp_path, port=0, masters=5), directory)
+    assert more.stored["masters"][:3] == first.stored["masters"]
+    assert len(set(more.stored["masters"])) == 5
+    assert more.stored["elect"] == elect
+    for child in more.chunkservers:
+        assert f"--master={','.join(more.stored['masters'])}" in child.arguments
+    with pytest.raises(SettingsError, match="gfs forget"):
+        make_plan(UpOptions(tmp_path, masters=1), directory)
+
+
 def test_any_free_port_is_another_one_than_the_servers(tmp_path: Path) -> None:
     for bind in (None, "127.0.0.1:0"):
         plan = make_plan(UpOptions(tmp_path, port=0, control_bind=bind), StateDirectory(tmp_path))
         host, _, port = control_bind(plan).rpartition(":")
         assert host == "127.0.0.1"
         assert port != "0"
-        servers = [word for child in [plan.master, *plan.chunkservers] for word in child.arguments]
+        servers = [
+            word for child in [*plan.masters, *plan.chunkservers] for word in child.arguments
+        ]
         assert not [word for word in servers if word.endswith(f":{port}")]
 
 
@@ -193,7 +211,7 @@ def test_an_inherited_lock_is_held_until_the_last_one_is_gone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "999999999", str(os.getppid())])
-def test_a_pid_is_believed_only_with_the_lock_open(tmp_path: Path, content: str) -> None:
+def test_a_pid_counts_only_with_the_lock_open(tmp_path: Path, content: str) -> None:
     path = tmp_path / "lock"
     path.write_text(content)
     assert supervisor_pid(path) is None
@@ -239,8 +257,11 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports("127.0.0.1", 20))) == 20
+def test_free_ports_are_different_and_no_outgoing_connection_gets_them() -> None:
+    found = free_ports("127.0.0.1", 20)
+    assert len(set(found)) == 20
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(found) < first
 
 
 # --- reports ----------------------------------------------------------------------
@@ -262,9 +283,9 @@ async def test_a_failure_keeps_its_exit_code() -> None:
         Reporter(send).failed("port taken", code)
         report = await receive_report(receive)
         assert report is not None
-        told = failure(report)
-        assert type(told) is kind
-        assert str(told) == "port taken"
+        reported = failure(report)
+        assert type(reported) is kind
+        assert str(reported) == "port taken"
 
 
 @pytest.mark.parametrize("data", [b"", b"half a li", b"no json\n", b"[]\n"])
@@ -283,7 +304,7 @@ async def test_waiting_for_a_report_can_be_cancelled() -> None:
     os.close(send)
 
 
-# --- what is told at the start --------------------------------------------------------
+# --- what is said at the start ---------------------------------------------------------
 
 
 FACTS = {
@@ -313,10 +334,13 @@ def test_the_summary_warns_when_nothing_can_be_written() -> None:
     assert "no file can be written" in summary(FACTS, 3, 3)
 
 
-def test_the_summary_tells_of_the_rest_api_what_there_is() -> None:
+def test_the_summary_says_what_there_is_of_the_rest_api() -> None:
     assert "REST API" not in summary(FACTS, 2, 2)
     facts = {**FACTS, "control": {"auth": "http://127.0.0.1:8080"}}
     text = summary(facts, 2, 2, "root")
+    assert "Console" not in text
+    with_console = {"control": {**facts["control"], "console": "http://127.0.0.1:8080"}}
+    assert "Console: http://127.0.0.1:8080 " in summary({**facts, **with_console}, 2, 2, "root")
     assert "http://127.0.0.1:8080/docs" in text
     assert "password" not in text
     text = summary(facts, 2, 2, "root", "it's")

@@ -9,9 +9,17 @@ import pytest
 from trio.testing import MockClock
 
 from gfs.blocks import KIB, MIB
-from gfs.cli.disks import _emptied
+from gfs.cli.disks import _emptied, row
 from gfs.cli.drain import drain_line, is_stuck
-from gfs.cli.health import DAY_NS, _advice, _fsck_text, _warnings, machine_warnings, masters
+from gfs.cli.health import (
+    DAY_NS,
+    _advice,
+    _fsck_text,
+    _missing,
+    _warnings,
+    machine_warnings,
+    masters,
+)
 from gfs.cli.output import Output
 from gfs.cli.scrub import scrubbed
 from gfs.cli.tuning import summary
@@ -23,6 +31,7 @@ from gfs.protocol.messages import (
     ClusterTotals,
     Disk,
     DiskUsageReply,
+    ElectionReply,
     FsckChunk,
     MetadataSpace,
     RepairRank,
@@ -100,6 +109,62 @@ def test_a_warning_names_the_next_command(reply: StatusReply, words: list[str]) 
         assert word in warning
 
 
+def followed(*states: str, needed: int = 1) -> StatusReply:
+    reply = status(server())
+    reply.shadows = [ShadowStatus(f"m:{n}", state, 7, 0) for n, state in enumerate(states)]
+    reply.replicas_before_ack = needed
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected", "words"),
+    [
+        (status(server()), None, ""),
+        (status(server()), "h:1", ""),
+        (status(server(), server("dead")), "h:1", ""),
+        (status(server("dead")), "h:1", "the server at h:1 is not there yet"),
+        (status(server(), server("silent")), "h:1", "chunkserver s1 at h:1 is silent"),
+        (status(server(), under_replicated=2), None, "2 chunks below the goal"),
+        (status(server(), lost=1), None, "1 chunk below the goal"),
+        (status(server(), corrupt=1), None, "1 chunk below the goal"),
+        (status(server(), unlocated=3), None, "3 chunks below"),
+        (status(server()), "m:9", ""),  # the holder
+        (followed("following", "following"), "m:1", ""),
+        (followed("following", "away"), "m:0", "shadow master m:1: away"),
+        (followed("following", "not counted"), "m:0", "shadow master m:1: not counted"),
+        (followed("following"), "m:1", "the server at m:1 is not there yet"),
+        (followed(), "m:9", "0 shadow masters of 1"),
+    ],
+)
+def test_what_keeps_another_machine_from_being_stopped(
+    reply: StatusReply, expected: str | None, words: str
+) -> None:
+    said = "\n".join(_missing(reply, ElectionReply(0, "etcd", "m:9"), expected))
+    assert words in said
+    assert bool(words) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("reply", "named", "expected", "is_there"),
+    [
+        (status(server()), ["m:9"], "m:9", True),
+        (followed("following"), ["m:0", "m:9"], "m:9", True),
+        (followed("following"), ["m:0", "m:9"], "m:8", False),
+        (status(server()), ["m:8", "m:9"], "m:9", False),  # either may be it
+    ],
+)
+def test_a_master_that_nobody_elects_is_there_if_it_answers(
+    reply: StatusReply, named: list[str], expected: str, is_there: bool
+) -> None:
+    assert bool(list(_missing(reply, ElectionReply(0), expected, named))) is not is_there
+
+
+def test_a_shadow_master_alone_is_not_whole() -> None:
+    reply = status(server())
+    reply.role = "shadow"
+    assert list(_missing(reply, ElectionReply(0))) == ["no master answers, a shadow master does"]
+
+
 NOW_NS = 1_795_602_030 * 10**9
 
 
@@ -129,7 +194,7 @@ def test_what_will_end_or_fill_up_is_warned_of_before(
     "kind", ["lost", "missing", "corrupt", "stale", "forgetful", "below_goal", "orphaned"]
 )
 def test_all_but_what_no_file_wants_is_damage(kind: str) -> None:
-    """Of a server alone that is scrubbed, a chunk below its goal is not told."""
+    """Of a server alone that is scrubbed, a chunk below its goal is not reported."""
     report = FsckReport(problems=[problem(kind), problem(kind, "")])
     assert report.damaged == ["/a"] * (kind != "orphaned")
 
@@ -191,6 +256,20 @@ async def test_nobody_waits_for_a_disk_that_cannot_be_emptied(
         await _emptied(cast(Client, Knows(*known)), "s1", path)
 
 
+def test_a_disk_is_an_object_with_its_server() -> None:
+    assert row("s1", Disk("/d", 1000, 500, 3, "failed", "d1", "it broke", 2)) == {
+        "server": "s1",
+        "path": "/d",
+        "total_bytes": 1000,
+        "free_bytes": 500,
+        "chunks": 3,
+        "state": "failed",
+        "id": "d1",
+        "reason": "it broke",
+        "errors": 2,
+    }
+
+
 def test_a_server_that_is_emptied_takes_no_replica() -> None:
     emptied = server()
     emptied.drain = "draining"
@@ -199,7 +278,7 @@ def test_a_server_that_is_emptied_takes_no_replica() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequence", "behind_ms", "told"),
+    ("sequence", "behind_ms", "reported"),
     [
         (48, 1500, "away, 2 operations and 1.5 s behind"),
         (50, 0, "away, 0 operations and 0.0 s behind"),
@@ -207,14 +286,14 @@ def test_a_server_that_is_emptied_takes_no_replica() -> None:
         (-1, -1, "away, its lag is not known"),
     ],
 )
-def test_of_a_shadow_master_only_what_is_known_is_told(
-    sequence: int, behind_ms: int, told: str
+def test_of_a_shadow_master_only_what_is_known_is_reported(
+    sequence: int, behind_ms: int, reported: str
 ) -> None:
     reply = status(server())
     reply.sequence = 50
     reply.shadows = [ShadowStatus("h:2", "away", sequence, behind_ms)]
     lines = list(masters(reply))
-    assert f"shadow h:2: {told}" in lines
+    assert f"shadow h:2: {reported}" in lines
     assert any(line.startswith("WARNING: a shadow master is away") for line in lines)
 
 
@@ -234,7 +313,8 @@ def test_what_is_lost_may_be_on_servers_that_are_away() -> None:
 def test_a_drain_that_does_not_end_says_why() -> None:
     draining = server()
     draining.drain, draining.drain_chunks, draining.drain_lost = "draining", 2, 1
-    assert "2 chunks left, 1 of them lost but for what it has" in drain_line(draining)
+    line = drain_line(draining)
+    assert "2 chunks left, 1 of them with no other copy than its damaged replica" in line
     assert not is_stuck(draining)
     draining.drain_chunks = 1
     assert is_stuck(draining)
@@ -247,7 +327,7 @@ def problem(kind: str, path: str = "/a") -> FsckProblem:
     return FsckProblem(kind, path, 0, 255, 2, "s1", "why")
 
 
-def test_fsck_tells_what_is_damaged_and_what_to_do() -> None:
+def test_fsck_reports_what_is_damaged_and_what_to_do() -> None:
     report = FsckReport(files=2, chunks=2, problems=[problem("corrupt"), problem("below_goal")])
     text = _fsck_text(Output(), "/", report, verify=True, advice="Do that")
     assert "corrupt    /a chunk 0 (handle ff, version 2) on s1: why" in text
@@ -256,7 +336,7 @@ def test_fsck_tells_what_is_damaged_and_what_to_do() -> None:
     assert "1 file damaged. Do that" in text
 
 
-def test_fsck_counts_what_is_too_much_to_tell() -> None:
+def test_fsck_counts_what_is_too_much_to_print() -> None:
     report = FsckReport(problems=[problem("orphaned", "") for _ in range(150)])
     text = _fsck_text(Output(), "/", report, verify=False, advice="")
     assert text.count("handle ff") == 100

@@ -18,7 +18,14 @@ from gfs.cli.batch import PRINTED_MAX, Batch, Job
 from gfs.cli.exits import Failed
 from gfs.cli.output import Output
 from gfs.cli.progress import Progress
-from gfs.errors import AlreadyExists, DiskFull, GfsError, InvalidName, MasterUnavailable
+from gfs.errors import (
+    AlreadyExists,
+    DiskFull,
+    GfsError,
+    InvalidName,
+    MasterUnavailable,
+    NotFound,
+)
 
 
 async def tree(root: Path) -> dict[str, local.Item]:
@@ -121,7 +128,7 @@ async def _jobs(*jobs: Job) -> AsyncIterator[Job]:
         yield job
 
 
-async def _fail(error: GfsError) -> None:
+async def _fail(error: GfsError) -> list[object]:
     raise error
 
 
@@ -132,12 +139,13 @@ def _batch(parallel: int = 4) -> Batch:
 async def test_a_batch_is_bounded() -> None:
     running = highest = 0
 
-    async def job() -> None:
+    async def job() -> list[str]:
         nonlocal running, highest
         running += 1
         highest = max(highest, running)
         await trio.testing.wait_all_tasks_blocked()
         running -= 1
+        return ["made"]
 
     batch = _batch(parallel=3)
     await batch.run(_jobs(*[job] * 50))
@@ -146,14 +154,16 @@ async def test_a_batch_is_bounded() -> None:
 
 
 async def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    async def fine() -> None:
+    async def mixed() -> list[object]:
         await trio.lowlevel.checkpoint()
+        return ["made", NotFound("/b: is gone"), "made", "made"]
 
     batch = _batch()
     with pytest.raises(Failed):
-        await batch.run(_jobs(partial(_fail, AlreadyExists("/a: exists")), *[fine] * 9))
+        await batch.run(_jobs(partial(_fail, AlreadyExists("/a: exists")), *[mixed] * 3))
     assert batch.files == 9
-    assert capsys.readouterr().err == "gfs: /a: exists\n"
+    assert batch.failures == 4
+    assert capsys.readouterr().err == "gfs: /a: exists\n" + 3 * "gfs: /b: is gone\n"
 
 
 async def test_many_failures_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,9 +193,9 @@ async def test_a_failure_of_all_ends_the_batch(error: GfsError) -> None:
 async def test_a_document_is_closed_when_the_batch_ends_early(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    async def fine() -> dict[str, str]:
+    async def fine() -> list[dict[str, str]]:
         await trio.lowlevel.checkpoint()
-        return {"path": "/a"}
+        return [{"path": "/a"}]
 
     async with Output() as output:
         batch = Batch(output, Progress(), 1, as_json=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -17,13 +18,14 @@ from gfs.cli.output import (
     human_bytes,
     human_seconds,
     plain,
-    plural,
     printable,
     table,
 )
 from gfs.cli.progress import Progress, describe, shown
-from gfs.cli.transfer import _relative
-from gfs.errors import InvalidArgument, InvalidName
+from gfs.cli.transfer import _Get, _Put, _relative
+from gfs.client import Client
+from gfs.errors import InvalidArgument, InvalidName, NotFound
+from gfs.failures import plural
 from gfs.protocol.messages import DiskUsageReply, Entry, ServerAddress
 
 
@@ -54,14 +56,14 @@ def test_no_name_leads_out_of_the_target() -> None:
         _relative("/a/b/../../x", "/a")
 
 
-def test_what_is_said_after_the_subcommand_wins() -> None:
+def test_an_option_after_the_subcommand_wins() -> None:
     before = Cluster(master="a:1", state=Path("/s"))
     after = Cluster(master="b:2", config=Path("/c"))
     assert after.over(before) == Cluster("b:2", Path("/s"), config=Path("/c"))
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "reported"),
     [
         (0, "0 B"),
         (1023, "1023 B"),
@@ -73,12 +75,12 @@ def test_what_is_said_after_the_subcommand_wins() -> None:
         (3000 * 1024**5, "3000 PiB"),
     ],
 )
-def test_human_bytes(count: int, told: str) -> None:
-    assert human_bytes(count) == told
+def test_human_bytes(count: int, reported: str) -> None:
+    assert human_bytes(count) == reported
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "reported"),
     [
         (0.04, "0.0 s"),
         (99.9, "99.9 s"),
@@ -88,8 +90,8 @@ def test_human_bytes(count: int, told: str) -> None:
         (1e6, "12 d"),
     ],
 )
-def test_human_seconds(seconds: float, told: str) -> None:
-    assert human_seconds(seconds) == told
+def test_human_seconds(seconds: float, reported: str) -> None:
+    assert human_seconds(seconds) == reported
 
 
 def test_plural() -> None:
@@ -112,6 +114,22 @@ async def test_without_a_terminal_progress_is_a_line_now_and_then(
     )
 
 
+async def test_the_total_is_of_all_that_is_there(tmp_path: Path) -> None:
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.write_bytes(b"12345")
+    assert await _Put((f"{here}", f"{gone}", f"{here}"), "/", False, False, None)._total() == 10
+    assert await _Put((f"{here}", f"{tmp_path}"), "/", True, False, None)._total() == 10
+
+    class Remote:
+        async def disk_usage(self, path: str) -> DiskUsageReply:
+            if path == "/gone":
+                raise NotFound(path)
+            return DiskUsageReply(0, 1, 0, 5, 15)
+
+    get = _Get(("/here", "/gone", "/here"), ".", False, False, False)
+    assert await get._total(cast(Client, Remote())) == 10
+
+
 def test_progress_is_described() -> None:
     mib = 1024 * 1024
     assert describe(10 * mib, 30 * mib, 2.0) == "10.0 MiB of 30.0 MiB  5.0 MiB/s  4.0 s left"
@@ -125,8 +143,8 @@ def test_terminals_are_not_commanded_by_names() -> None:
 
 
 def test_table() -> None:
-    told = table(["A", "LONG"], [["xyz", "1"], ["", "22"]], right=[1])
-    assert told == "A    LONG\nxyz     1\n       22"
+    reported = table(["A", "LONG"], [["xyz", "1"], ["", "22"]], right=[1])
+    assert reported == "A    LONG\nxyz     1\n       22"
 
 
 @dataclass

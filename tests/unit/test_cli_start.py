@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import NoReturn
 
 import click
+import forks
 import pytest
 
 import gfs
@@ -37,6 +41,15 @@ def test_help_lists_every_subcommand_without_importing_them() -> None:
     assert any(line.split()[:3] == ["control", "Serve", "the"] for line in help_text)
 
 
+def test_a_server_that_serves_no_metrics_starts_without_what_makes_their_text() -> None:
+    code = (
+        "import sys, gfs.cli.servers, gfs.master.process, gfs.chunkserver;"
+        "print([name for name in sys.modules if name.startswith('prometheus_client')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_other_packages_are_not_looked_for_by_our_own_subcommands() -> None:
     code = (
         "import sys; from gfs.cli.command import run; run(['ls', '--help']);"
@@ -47,27 +60,36 @@ def test_other_packages_are_not_looked_for_by_our_own_subcommands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("name", "values", "words"),
     [
-        ("no_such_package:command", ["no_such_package", "cannot be loaded"]),
-        ("os:getpid", ["os:getpid", "is not a click command"]),
+        ("broken", ["no_such_package:command"], ["no_such_package", "cannot be loaded"]),
+        ("broken", ["os:getpid"], ["os:getpid", "is not a click command"]),
+        ("broken", ["one:run", "other:run"], ["is defined by one:run and by other:run: "]),
+        ("ls", ["other:ls"], ["is defined by gfs itself and by other:ls: "]),
     ],
 )
 def test_a_broken_package_breaks_only_its_own_subcommand(
-    value: str,
+    name: str,
+    values: list[str],
     words: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    point = EntryPoint("broken", value, command.GROUP)
-    monkeypatch.setattr(command, "_entry_points", lambda: {"broken": point})
+    points = [EntryPoint(name, value, command.GROUP) for value in values]
+    monkeypatch.setattr(command, "_entry_points", lambda: {name: points})
     assert command.run(["--help"]) == 0
-    assert " ".join(words[:1]) in capsys.readouterr().out
-    assert command.run(["broken"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    for word in words:
-        assert word in told
+    assert words[0] in " ".join(capsys.readouterr().out.split())
+    if name == "ls":  # ours runs all the same
+        assert command.run(["ls", "--help"]) == 0
+    else:
+        assert command.run([name]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        for word in words:
+            assert word in error
+    if len(words) == 1:
+        with pytest.raises(StartupError, match=re.escape(words[0])):
+            command.check_clashes()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +115,7 @@ def test_every_subcommand_says_what_it_does() -> None:
         (["chunkserver"], ["chunkserver"]),
     ],
 )
-def test_help_tells_of_settings_that_have_no_flag(
+def test_help_lists_settings_that_have_no_flag(
     arguments: list[str], roles: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
@@ -104,9 +126,9 @@ def test_help_tells_of_settings_that_have_no_flag(
         "GFS_CHUNKSERVER_DURABILITY": ("power cut", "(default replicated)"),
     }
     assert command.run([*arguments, "--help"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    reported = " ".join(capsys.readouterr().out.split())
     for name, words in settings.items():
-        _, found, rest = told.partition(f" {name} ")
+        _, found, rest = reported.partition(f" {name} ")
         assert bool(found) == (name.split("_")[1].lower() in roles), name
         for word in words:
             assert word in rest.partition(" GFS_")[0] or not found
@@ -121,7 +143,7 @@ def test_client_subcommands_share_their_options(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "reported"),
     [
         (NotFound("/a: no such file"), 1, "gfs: /a: no such file\n"),
         (StartupError("port 1 is\ntaken"), 2, "gfs: port 1 is taken\n"),
@@ -138,12 +160,12 @@ def test_client_subcommands_share_their_options(name: str) -> None:
     ],
 )
 def test_a_failure_is_one_line_and_an_exit_code(
-    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, reported: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command._explain(error) == code
     found = capsys.readouterr().err
-    assert found.startswith(told)
-    assert found.count("\n") == (1 if told else 0)
+    assert found.startswith(reported)
+    assert found.count("\n") == (1 if reported else 0)
 
 
 def test_a_closed_stdout_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +216,7 @@ def test_debug_shows_the_traceback(
     ],
 )
 def test_what_cannot_work_is_one_line(arguments: list[str], words: list[str]) -> None:
-    done = subprocess.run([*GFS, *arguments], capture_output=True, text=True, check=False)
+    done = forks.run(arguments, text=True, env=os.environ)
     assert done.returncode in (1, 2)
     assert done.stdout == ""
     assert done.stderr.startswith("gfs: ")
@@ -208,10 +230,12 @@ def test_a_disk_is_named_by_its_absolute_path(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(bytes(32).hex())
     (tmp_path / "key").chmod(0o600)
     (tmp_path / "file").touch()
-    done = subprocess.run(
-        [*GFS, "chunkserver", "--dir", "file", "--key-file", "key", "--address", "127.0.0.1:0"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    done = forks.run(
+        ["chunkserver", "--dir", "file", "--key-file", "key", "--address", "127.0.0.1:0"],
+        cwd=tmp_path,
+        text=True,
+        env=os.environ,
+    )
     assert done.returncode
     assert f"{tmp_path}/file: " in done.stderr
 
@@ -241,10 +265,10 @@ def test_wrong_usage_is_one_line(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.run(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.count("\n") == 1
     for word in words:
-        assert word in told
+        assert word in reported
 
 
 def test_gfs_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,3 +276,21 @@ def test_gfs_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "Commands" not in captured.out
     assert "chunkserver" in captured.out + captured.err
+
+
+def test_all_options_go_with_what_is_started_in_the_background(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    detached: list[list[str]] = []
+
+    def detach(state: Path, arguments: list[str]) -> NoReturn:
+        detached.append(arguments)
+        raise StartupError("no more is needed")
+
+    monkeypatch.setattr("gfs.cluster.launch.detach", detach)
+    options = [
+        *("--port=9600", "--chunkservers=5", "--replication=2", "--tls", "--metrics"),
+        *("--no-control", f"--ready-file={tmp_path}/ready", f"--state={tmp_path}/state"),
+    ]
+    assert command.run(["up", "--detach", *options]) == StartupError.exit_code
+    assert sorted(detached[0]) == sorted(options)

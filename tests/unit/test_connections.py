@@ -10,16 +10,19 @@ import contextlib
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
 import trio
 import trio.testing
+from outcome import Value
 
 from gfs.errors import (
     DeadlineExceeded,
     DiskFull,
     GfsError,
+    InvalidArgument,
     NotFound,
     ProtocolError,
     WrongCluster,
@@ -30,21 +33,26 @@ from gfs.protocol import handshake, rpc
 from gfs.protocol.bulk import READ_AHEAD_BYTES, BulkConnection
 from gfs.protocol.frames import HEADER, encode_frame, encode_head
 from gfs.protocol.handshake import HANDSHAKE_SECONDS, Identity
+from gfs.protocol.links import Links
 from gfs.protocol.messages import (
     MAGIC,
-    PROTOCOL_VERSION,
+    PROTOCOL_NEWEST,
+    PROTOCOL_OLDEST,
     Done,
+    Election,
     Failure,
     Hello,
     HelloProof,
     List,
     Message,
+    Multiplex,
     Packet,
     PacketAck,
     Ping,
     Publish,
     ReadReply,
     Stat,
+    WriteSmall,
 )
 from gfs.protocol.pool import IDLE_SECONDS, BulkPool
 from gfs.protocol.rpc import Rpc
@@ -359,7 +367,7 @@ async def test_a_request_may_ride_behind_the_proof(wire: Wire) -> None:
 
 
 @on_both_wires
-async def test_another_key_another_cluster_another_version(wire: Wire) -> None:
+async def test_another_key_and_another_cluster(wire: Wire) -> None:
     async with wire.serving(hold) as address:
 
         async def refused(kind: type[GfsError], identity: Identity) -> None:
@@ -368,15 +376,105 @@ async def test_another_key_another_cluster_another_version(wire: Wire) -> None:
 
         await refused(WrongClusterKey, Identity("client", "me", bytes(32), "c1"))
         await refused(WrongCluster, Identity("client", "me", KEY, "c2"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(handshake, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
-            hello = handshake._hello(wire.identity, wire.client, [])
-        stranger = BulkConnection(await wire.client.network.connect(address))
-        await stranger.send(hello)
-        with pytest.raises(ProtocolError, match="run the same release"):
-            await stranger.receive_reply()
-        stranger.close()
         (await wire.connect(address)).close()
+
+
+@on_both_wires
+async def test_a_connection_has_the_newest_version_that_both_sides_speak(wire: Wire) -> None:
+    seen: list[int] = []
+
+    async def note(connection: BulkConnection) -> None:
+        seen.append(connection.version)
+
+    async with wire.serving(note) as address:
+        connection = await wire.connect(address)
+        await read_all(connection.stream)
+        connection.close()
+        assert (connection.version, seen) == (PROTOCOL_NEWEST, [PROTOCOL_NEWEST])
+
+        for oldest, newest, common in (
+            (1, 0, 1),  # release 0.1, which sends no newest
+            (1, 1, 1),
+            (PROTOCOL_NEWEST, PROTOCOL_NEWEST + 1, PROTOCOL_NEWEST),
+            (PROTOCOL_OLDEST, PROTOCOL_NEWEST + 7, PROTOCOL_NEWEST),
+            (PROTOCOL_NEWEST + 1, PROTOCOL_NEWEST + 2, None),
+            (PROTOCOL_NEWEST + 1, 0, None),
+            (0, 0, None),
+        ):
+            seen.clear()
+            peer = BulkConnection(await wire.client.network.connect(address))
+            ours = hello(version=oldest, newest=newest)
+            await peer.send(ours)
+            if common is None:
+                with pytest.raises(ProtocolError, match="upgrade the older one"):
+                    await peer.receive_reply()
+            else:
+                theirs = await peer.receive()
+                assert isinstance(theirs, Hello)
+                if not newest:
+                    # What release 0.1 asks for, and what it reads.
+                    assert theirs.version == 1
+                    theirs.newest = 0
+                await peer.send(
+                    HelloProof(id=0, proof=handshake._proof(KEY, b"connector", ours, theirs))
+                )
+                await read_all(peer.stream)
+                assert seen == [common]
+            peer.close()
+
+
+@on_both_wires
+async def test_a_server_of_release_0_1_is_understood_and_one_of_the_far_future_is_not(
+    wire: Wire,
+) -> None:
+    async with wire.listener() as listener, trio.open_nursery() as nursery:
+
+        async def answer(version: int, newest: int) -> None:
+            connection = BulkConnection(await listener.accept())
+            asked = await connection.receive()
+            assert isinstance(asked, Hello)
+            ours = hello(role="master", version=version, newest=newest)
+            if not newest:
+                asked.newest = 0
+            ours.proof = handshake._proof(KEY, b"acceptor", asked, ours)
+            await connection.send(ours)
+            await read_all(connection.stream)
+            connection.close()
+
+        nursery.start_soon(answer, 1, 0)
+        connection = await wire.connect(listener.address)
+        assert connection.version == 1
+        connection.close()
+        nursery.start_soon(answer, PROTOCOL_NEWEST + 1, PROTOCOL_NEWEST + 2)
+        with pytest.raises(ProtocolError, match="upgrade the older one, release by release"):
+            await wire.connect(listener.address)
+
+
+@on_both_wires
+async def test_a_peer_is_not_sent_what_came_after_its_release(wire: Wire) -> None:
+    async with wire.bulk() as (near, _):
+        near.version = 1
+        rpc = Rpc(near)
+        with pytest.raises(ProtocolError, match=r"older release.* Election: upgrade it first"):
+            await rpc.call(Election(id=0))
+        assert not rpc.closed
+
+
+@on_both_wires
+async def test_the_versions_of_a_handshake_are_proved(wire: Wire) -> None:
+    """Nobody in between changes the version that one side sees. Who makes both sides look as if
+    they were of release 0.1, which proves none, is not noticed: only TLS keeps him out, as from
+    all that follows the handshake."""
+    async with wire.serving(hold) as address:
+        peer = BulkConnection(await wire.client.network.connect(address))
+        ours = hello(newest=PROTOCOL_NEWEST)
+        await peer.send(hello(newest=1))
+        theirs = await peer.receive()
+        assert isinstance(theirs, Hello)
+        await peer.send(HelloProof(id=0, proof=handshake._proof(KEY, b"connector", ours, theirs)))
+        with pytest.raises(WrongClusterKey):
+            await peer.receive_reply()
+        peer.close()
 
 
 @on_both_wires
@@ -405,7 +503,7 @@ async def test_a_server_that_is_none_of_ours(wire: Wire) -> None:
 
 def hello(**changes: object) -> Hello:
     fields = {
-        "id": 0, "magic": MAGIC, "version": PROTOCOL_VERSION, "role": "client",
+        "id": 0, "magic": MAGIC, "version": PROTOCOL_OLDEST, "role": "client",
         "peer": "evil", "cluster": "", "nonce": b"n" * 16,
     }  # fmt: skip
     return Hello(**{**fields, **changes})  # type: ignore[arg-type]
@@ -450,7 +548,7 @@ async def test_a_proof_is_good_once_and_for_one_side(wire: Wire) -> None:
     [{"magic": "http"}, {"nonce": b""}, {"nonce": b"n" * 17}, {"version": 0}, {"cluster": "c9"}],
     ids=str,
 )
-def test_a_hello_that_is_wrong_is_told_so(change: dict[str, object]) -> None:
+def test_a_hello_that_is_wrong_is_refused_with_the_reason(change: dict[str, object]) -> None:
     async def scenario(wire: Wire) -> None:
         async with wire.serving(hold) as address:
             stranger = BulkConnection(await wire.client.network.connect(address))
@@ -484,7 +582,7 @@ async def test_silence_in_the_handshake_ends_it(wire: Wire) -> None:
 async def test_a_machine_that_vanished_is_given_up(wire: Wire) -> None:
     assert wire.universe is not None
     async with wire.serving(hold) as address:
-        wire.universe.network.partition("c", "s")
+        wire.universe.network.partition(["c"], ["s"])
         start = trio.current_time()
         with pytest.raises(DeadlineExceeded, match="connection to s:1"):
             await wire.connect(address)
@@ -679,6 +777,163 @@ async def test_callers_queue_above_the_bound(wire: Wire) -> None:
                     nursery.start_soon(expect, ConnectionError, caller.call, Ping(id=0))
                 await until(lambda: len(caller._calls) == 7)
                 caller.close()
+
+
+@on_both_wires
+async def test_requests_that_are_sent_together_have_their_replies_in_order(wire: Wire) -> None:
+    batches: list[int] = []
+
+    def last_first(server: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        batches.append(len(batch))
+        for message, body in reversed(batch):
+            if body == b"refuse":
+                server.send_error(message.id, InvalidArgument("refused"))
+            elif body != b"ignore":
+                server.send(ReadReply(message.id, 0, len(body), True, b""), body)
+
+    bodies = [b"a", b"refuse", b"", b"ignore", b"z"]
+    async with rpc_pair(wire, last_first) as (caller, _):
+        calls = await caller.start([(WriteSmall(0, 1, 1, b"", []), body) for body in bodies], 0.3)
+        replies = await calls.replies()
+        assert batches == [len(bodies)]
+        kinds = [
+            reply.value[1] if isinstance(reply, Value) else type(reply.error) for reply in replies
+        ]
+        assert kinds == [b"a", InvalidArgument, b"", DeadlineExceeded, b"z"]
+        assert not caller._calls
+        calls = await caller.start([(WriteSmall(0, 1, 1, b"", []), b"ignore")] * 3)
+        with trio.move_on_after(0.01):
+            await calls.replies()
+        assert not caller._calls, "who gave up is waited for"
+        calls = await caller.start([(Ping(id=0), b"")] * 3)
+        caller.close()
+        assert [type(reply.error) for reply in await calls.replies()] == [ConnectionResetError] * 3
+        with pytest.raises(ConnectionError):
+            await caller.start([(Ping(id=0), b"")])
+
+
+@in_virtual_time
+async def test_requests_to_a_peer_that_does_not_read_are_bounded(wire: Wire) -> None:
+    """Those that were given up are in the queue all the same. Who comes then waits for room, and
+    gives up when its own time is over; the peer has read again: all go."""
+    body = bytes(64 * 1024)
+    async with wire.bulk() as (near, far), trio.open_nursery() as nursery:
+        caller = Rpc(near)
+        nursery.start_soon(caller.run)
+        refused = 0
+        for _ in range(300):
+            try:
+                calls = await caller.start([(WriteSmall(0, 1, 1, b"", []), body)], 0.2)
+            except DeadlineExceeded:
+                refused += 1
+            else:
+                calls.drop()
+        assert refused
+        assert sum(map(len, caller._out)) < rpc.REQUEST_BYTES_MAX + 2 * len(body)
+        nursery.start_soon(Rpc(far, echo).run)
+        await caller.call(Ping(id=0))
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_a_peer_that_sends_nothing_for_long_is_left(wire: Wire) -> None:
+    """Also if those that call it never wait for long; one that answers some calls is not."""
+    answers = 0
+
+    def at_times(server: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        nonlocal answers
+        answers += 1
+        if answers < 20 and not answers % 5:
+            echo(server, batch)
+
+    async with wire.bulk() as (near, far), trio.open_nursery() as nursery:
+        caller = Rpc(near, silent_seconds=5)
+        nursery.start_soon(caller.run)
+        nursery.start_soon(Rpc(far, at_times).run)
+        await trio.sleep(60)  # idle is not silent
+        began = trio.current_time()
+        while not caller.closed:
+            with suppress(DeadlineExceeded, ConnectionResetError):
+                await caller.call(Ping(id=0), seconds=0.7)
+        assert answers > 20
+        # Twelve calls in vain, three answers, and five seconds.
+        assert 13 < trio.current_time() - began < 18
+        nursery.cancel_scope.cancel()
+
+
+@on_both_wires
+async def test_a_reader_is_given_so_many_requests_at_a_time(wire: Wire) -> None:
+    """So answers are bounded within what one receive brought, too."""
+    batches: list[int] = []
+
+    def note(server: Rpc, batch: list[tuple[Message, bytes]]) -> None:
+        batches.append(len(batch))
+        echo(server, batch)
+
+    async with rpc_pair(wire, note) as (caller, _):
+        await (await caller.start([(Ping(id=0), b"")] * 1000)).replies()
+    assert sum(batches) == 1000
+    assert max(batches) <= rpc.BATCH_MAX
+
+
+@in_virtual_time
+async def test_who_waits_for_a_link_shares_its_error(wire: Wire) -> None:
+    """They do not queue up for an attempt of their own, each after the other's."""
+    links = Links(wire.client, wire.identity)
+    failed = 0
+
+    async def call() -> None:
+        nonlocal failed
+        with pytest.raises((ConnectionError, DeadlineExceeded)):
+            await links.call(address, Ping(id=0), b"", 5)
+        failed += 1
+
+    async def hang(connection: BulkConnection) -> None:
+        raise AssertionError("nobody gets here")
+
+    async with wire.serving(hang) as address:
+        assert wire.universe is not None
+        wire.universe.network.block("c", "s")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(links.run)
+            began = trio.current_time()
+            async with trio.open_nursery() as callers:
+                for _ in range(20):
+                    callers.start_soon(call)
+            assert failed == 20
+            assert trio.current_time() - began < 3
+            nursery.cancel_scope.cancel()
+
+
+@on_both_wires
+async def test_links_are_made_once_and_again(wire: Wire) -> None:
+    """Many callers share one connection; who comes after its end gets another."""
+    served: list[BulkConnection] = []
+
+    async def serve_one(connection: BulkConnection) -> None:
+        assert isinstance(await connection.receive(), Multiplex)
+        served.append(connection)
+        await Rpc(connection, echo).run()
+
+    async with wire.serving(serve_one) as address, trio.open_nursery() as nursery:
+        links = Links(wire.client, wire.identity)
+        await nursery.start(links.run)
+        found: list[Rpc] = []
+
+        async def get() -> None:
+            found.append(await links.get(address, 5))
+
+        async with trio.open_nursery() as callers:
+            for _ in range(20):
+                callers.start_soon(get)
+        assert set(found) == {found[0]}
+        await found[0].call(Ping(id=0))
+        assert len(served) == 1
+        served[0].close()
+        await until(lambda: found[0].closed)
+        await links.call(address, Ping(id=0), b"", 5)
+        assert len(served) == 2
+        nursery.cancel_scope.cancel()
 
 
 async def call_and_perhaps_give_up(caller: Rpc, number: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from control.compute.settings import ComputeSettings
 from control.quota import Limits
 from control.settings import ControlSettings
+from control.storage.unfinished import StorageSettings
 from gfs import blocks, config
 from gfs.blocks import KIB, MIB
 from gfs.cli import exits
@@ -27,7 +28,8 @@ from gfs.protocol import messages
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OPERATIONS = ROOT / "docs" / "operations.md"
+SETTINGS = ROOT / "docs" / "settings.md"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 ROLES: dict[str, type[Settings]] = {
     "master": MasterSettings,
@@ -36,6 +38,7 @@ ROLES: dict[str, type[Settings]] = {
     "control": ControlSettings,
     "compute": ComputeSettings,
     "quota": Limits,
+    "storage": StorageSettings,
 }
 
 
@@ -56,8 +59,8 @@ def shown_default(name: str, value: Any) -> str:
         per_second = "/s" if name.endswith("per_second") else ""
         unit, name = next(
             (unit, name)
-            for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
-            if value >= unit
+            for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
+            if value >= unit or unit == 1
         )
         return f"{value // unit} {name}{per_second}"
     if name.endswith("_seconds"):
@@ -67,18 +70,18 @@ def shown_default(name: str, value: Any) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_setting_is_told_with_its_default(role: str) -> None:
-    text = OPERATIONS.read_text(encoding="utf-8")
+def test_every_setting_is_documented_with_its_default(role: str) -> None:
+    text = SETTINGS.read_text(encoding="utf-8")
     found = re.search(rf"<!-- settings: {role} -->\n(.*?)<!-- end -->", text, re.S)
     assert found is not None
-    told = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| \S.{20,} \|$", found[1], flags=re.M)
+    reported = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| \S.{20,} \|$", found[1], flags=re.M)
     fields = msgspec.structs.fields(ROLES[role])
-    assert told == [(field.name, shown_default(field.name, field.default)) for field in fields]
+    assert reported == [(field.name, shown_default(field.name, field.default)) for field in fields]
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_settings_file_on_the_page_is_one(role: str, tmp_path: Path) -> None:
-    text = OPERATIONS.read_text(encoding="utf-8")
+    text = SETTINGS.read_text(encoding="utf-8")
     [example] = re.findall(r"^```toml\n(.*?)^```$", text, flags=re.M | re.S)
     file = tmp_path / "gfs.toml"
     file.write_text(example, encoding="utf-8")
@@ -93,12 +96,12 @@ def subclasses(kind: type[GfsError]) -> list[type[GfsError]]:
     return [kind, *(each for child in kind.__subclasses__() for each in subclasses(child))]
 
 
-def test_every_exit_code_is_told_with_the_errors_that_end_so() -> None:
-    text = OPERATIONS.read_text(encoding="utf-8")
+def test_every_exit_code_is_documented_with_the_errors_that_end_so() -> None:
+    text = TROUBLESHOOTING.read_text(encoding="utf-8")
     found = re.search(r"<!-- exit codes -->\n(.*?)<!-- end -->", text, re.S)
     assert found is not None
-    told = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", found[1], flags=re.M))
-    codes = {int(code) for codes in told for code in codes.split(", ")}
+    reported = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", found[1], flags=re.M))
+    codes = {int(code) for codes in reported for code in codes.split(", ")}
     own = {
         0,
         exits.EXIT_FAILED,
@@ -110,8 +113,24 @@ def test_every_exit_code_is_told_with_the_errors_that_end_so() -> None:
     ours = [kind for kind in subclasses(GfsError) if kind.__module__ == GfsError.__module__]
     assert codes == own | signals | {click.UsageError.exit_code} | {e.exit_code for e in ours}
     for code in ("2", "3"):
-        named = set(re.findall(r"`([a-z_]+)`", told[code])) - {"retry_seconds"}
+        named = set(re.findall(r"`([a-z_]+)`", reported[code])) - {"retry_seconds"}
         assert named == {kind.code for kind in ours if kind.exit_code == int(code)}
+
+
+# --- messages -------------------------------------------------------------------------
+
+
+def test_the_messages_of_commands_on_the_page_are_printed_by_some_code() -> None:
+    text = TROUBLESHOOTING.read_text(encoding="utf-8")
+    section = text.partition("\n## What commands say\n")[2].partition("\n\nEvery command")[0]
+    code = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "gfs").rglob("*.py"))
+    joined = re.sub(r"\s+", " ", re.sub(r'"\s*\n\s*f?"', "", code))
+    messages = re.findall(r"^\| (?!it says|---)(.+?) \|", section, re.M)
+    assert len(messages) > 10
+    parts = [
+        part.strip() for m in messages for part in re.split(r"…|\b[NM]\b|[:;,()]|exit code", m)
+    ]
+    assert [part for part in parts if len(part) > 8 and part not in joined] == []
 
 
 # --- limits ---------------------------------------------------------------------------
@@ -178,7 +197,7 @@ def test_the_index_leads_to_every_page() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
 
 
 def test_the_figures_of_the_readme_are_the_measured_ones() -> None:
@@ -193,7 +212,7 @@ def test_the_figures_of_the_readme_are_the_measured_ones() -> None:
 
 # --- the paper ------------------------------------------------------------------------
 
-#: Of the paper, but for its assumptions (2.1) and what is told by their parts; and what
+#: Of the paper, but for its assumptions (2.1) and what is said by their parts; and what
 #: it left out.
 SECTIONS = [
     *("2.2", "2.3", "2.4", "2.5", "2.6.1", "2.6.2", "2.6.3", "2.7.1", "2.7.2"),

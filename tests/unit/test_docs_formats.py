@@ -23,6 +23,8 @@ from gfs import errors
 from gfs.blocks import CHUNK_BYTES, SUM_BYTES, block_sum
 from gfs.chunkserver.disks.identity import NAMES, decode_server, encode_server
 from gfs.chunkserver.files import intents, layout
+from gfs.chunkserver.packs import layout as packs_layout
+from gfs.chunkserver.packs import packs as packs_module
 from gfs.master.metadata import operations, rows, store
 from gfs.protocol import handshake, messages
 from gfs.protocol.frames import encode_frame
@@ -122,12 +124,14 @@ HANDLE, VERSION = 0x2A, 3
 FIRST = layout.State(1, VERSION, 5, block_sum(b"hello"))
 MARK = intents.Intent(HANDLE, VERSION, 5, intents.boot_number("boot"))
 JOURNAL_HEAD = layout.JournalHead(0, 2)
+PACKED = packs_layout.Record(HANDLE, VERSION, 1024, 5, block_sum(b"hello"), 7)
 REDO = layout.Redo(HANDLE, 1, 2, VERSION, 0, 5, block_sum(b"Jello"), b"J")
 
 #: Name → bytes, and how many of them make a group on the page.
 EXAMPLES: dict[str, tuple[bytes, list[int]]] = {
     "identity": (layout.encode_identity(HANDLE), [8, 4, 4, 8, 8]),
     "slot": (layout.encode_slot(FIRST), [8, 4, 4, 8, 8, 8]),
+    "packed": (packs_layout.encode_record(PACKED), [4, 4, 8, 8, 4, 4, 8, 8, 8, 8]),
     "mark": (intents.encode_intent(MARK), [8, 4, 4, 8, 8]),
     "journal": (
         layout.encode_journal_head(JOURNAL_HEAD)[: layout.JOURNAL_SUMMED_BYTES],
@@ -231,6 +235,18 @@ def test_the_chunk_file_is_laid_out_as_the_page_says() -> None:
     assert layout.slot_offset(2) == layout.SLOT_OFFSETS[0]
 
 
+def test_a_packed_replica_is_laid_out_as_the_page_says() -> None:
+    head, record = layouts(section("Packed replicas"))
+    fields, size = field_layout(packs_layout._HEAD.format), packs_layout._HEAD.size
+    number = size + SUM_BYTES, packs_layout._CONFIRMED.size
+    assert head == [*fields, (size, SUM_BYTES), number, (sum(number), SUM_BYTES)]
+    assert f"every {packs_module.CLAIM_RECORDS:,} records" in section("Packed replicas")
+    size = packs_layout._RECORD.size
+    assert record == [*field_layout(packs_layout._RECORD.format), (size, SUM_BYTES)]
+    assert size + SUM_BYTES == packs_layout.RECORD_BYTES
+    assert f"From byte {packs_layout.HEAD_BYTES} on" in section("Packed replicas")
+
+
 def test_the_redo_record_is_laid_out_as_the_page_says() -> None:
     head, redo = layouts(section("The redo journal"))
     size = layout._JOURNAL.size
@@ -239,7 +255,7 @@ def test_the_redo_record_is_laid_out_as_the_page_says() -> None:
     assert redo == field_layout(layout._REDO.format)
 
 
-def test_a_mark_is_laid_out_as_the_page_says() -> None:
+def test_a_write_intent_record_is_laid_out_as_the_page_says() -> None:
     [mark] = layouts(section("Write-intent records"))
     size = intents._INTENT.size
     assert mark == [*field_layout(intents._INTENT.format), (size, intents.INTENT_BYTES - size)]
@@ -269,7 +285,8 @@ def test_the_server_record_has_the_fields_the_page_shows() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        f"magic `{messages.MAGIC}`, version {messages.PROTOCOL_VERSION}",
+        f"magic `{messages.MAGIC}`, the oldest of the versions {messages.PROTOCOL_OLDEST} to "
+        f"{messages.PROTOCOL_NEWEST} of the protocol",
         f"{handshake.NONCE_BYTES} random bytes",
         f"length of the head, 1 to {messages.HEAD_BYTES_MAX}",
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfs import errors
+from gfs.client import as_built_in
 from gfs.errors import GfsError, InvariantViolated, ReplicaUnavailable, from_wire, invariant
 
 
@@ -19,6 +21,12 @@ def tree(root: type[GfsError] = GfsError) -> list[type[GfsError]]:
     """Of the file system's own; what is built on it has errors below these."""
     below = (kind for kind in root.__subclasses__() if kind.__module__ == errors.__name__)
     return [root, *(each for child in below for each in tree(child))]
+
+
+def of_class(kind: type[GfsError]) -> GfsError:
+    error = kind("/x: why")
+    error.request = "r-1"
+    return error
 
 
 EVERY_ERROR = pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
@@ -95,3 +103,35 @@ def test_an_invariant_holds_under_dash_O() -> None:
     code = "from gfs.errors import invariant\ninvariant(False, 'kept')"
     run = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
     assert "InvariantViolated: kept" in run.stderr
+
+
+@EVERY_ERROR
+def test_an_error_of_a_blocking_call_is_a_built_in_one(kind: type[GfsError]) -> None:
+    before = of_class(kind)
+    error = as_built_in(before)
+    assert isinstance(error, (OSError, ValueError))
+    if isinstance(error, OSError):
+        assert error.errno in errno.errorcode
+    for each in (error, pickle.loads(pickle.dumps(error)), as_built_in(error)):
+        assert isinstance(each, kind)
+        assert (str(each), each.code, each.request) == ("/x: why", kind.code, "r-1")
+        assert isinstance(each, (OSError, ValueError))
+        assert (error is before) == issubclass(kind, (OSError, ValueError))
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        (errors.NotFound, errno.ENOENT),
+        (errors.DirectoryNotEmpty, errno.ENOTEMPTY),
+        (errors.FileChanged, errno.ESTALE),
+        (errors.NotEnoughShadows, errno.EBUSY),
+        (errors.NotEnoughChunkservers, errno.ETIMEDOUT),
+        (errors.StaleVersion, errno.EIO),
+    ],
+)
+def test_a_built_in_error_has_the_errno_that_fits(kind: type[GfsError], number: int) -> None:
+    error = as_built_in(kind("x"))
+    assert isinstance(error, OSError)
+    assert error.errno == number
+    assert as_built_in(b"no error") == b"no error"

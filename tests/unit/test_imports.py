@@ -1,13 +1,22 @@
-"""Imports of gfs and control go one way: between modules too, for types alone too.
+"""Imports of gfs and control go one way, and into a room only through its door; those for
+types alone too.
 
 The contracts in pyproject.toml say which room is above which (``lint-imports``); they pass
-over imports for types. A reader walks those as well."""
+over imports for types. A reader walks those as well.
+
+A *room* is a package below ``gfs`` or ``control``. Its *door* is the ``__all__`` of its
+``__init__``: names, and modules whose own names are open to all. A room within a room is
+entered through the outer one's door by those outside of that. Tests may look into a room.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -92,3 +101,119 @@ def test_no_modules_import_one_another() -> None:
 def test_circles_are_found(arrows: dict[str, str], expected: list[str]) -> None:
     graph = {name: set(others) for name, others in arrows.items()}
     assert circles(graph) == {frozenset(each) for each in expected}
+
+
+class Door(NamedTuple):
+    """Of a room: the names it binds, and the modules it lists."""
+
+    names: frozenset[str]
+    modules: frozenset[str]
+
+
+def door(tree: ast.Module) -> Door:
+    listed: list[str] = []
+    bound: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            bound.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            listed = ast.literal_eval(node.value)
+    assert listed == sorted(listed, key=_constants_first), "__all__ is sorted"
+    return Door(frozenset(listed) & bound, frozenset(listed) - bound)
+
+
+def _constants_first(name: str) -> tuple[int, str]:
+    return 0 if name.isupper() else 1 if name[0].isupper() else 2, name
+
+
+def past_doors(
+    importer: str, tree: ast.AST, rooms: Mapping[str, Door], names: set[str]
+) -> Iterator[str]:
+    """What ``importer`` imports out of rooms that it is not in, and that no door offers."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            asked = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            asked = [(node.module, alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in asked:
+            place = f"{module}.{name}" if f"{module}.{name}" in names else module
+            around = [
+                room
+                for room in rooms
+                if f"{place}.".startswith(f"{room}.") and not f"{importer}.".startswith(f"{room}.")
+            ]
+            if not around:
+                continue
+            room = min(around, key=len)
+            inside = place.removeprefix(room).strip(".").split(".")
+            offered = (
+                inside == [""]
+                if isinstance(node, ast.Import)
+                else name in rooms[room].names and module == room
+            )
+            if not offered and (len(inside) > 1 or inside[0] not in rooms[room].modules):
+                yield f"{importer}: {module} {name}".strip()
+
+
+def test_rooms_are_entered_through_their_doors() -> None:
+    paths = modules()
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    rooms = {
+        name: door(tree)
+        for name, tree in trees.items()
+        if paths[name].name == "__init__.py" and "." in name and name != "gfs.testing"
+    }
+    for name, (offered, listed) in rooms.items():
+        assert offered or listed, f"{name} has no door: say in its __all__ what others may use"
+        missing = {each for each in listed if f"{name}.{each}" not in paths}
+        assert not missing, f"{name} lists {missing}, which it has not"
+        twice = {each for each in offered if f"{name}.{each}" in paths}
+        assert not twice, f"{name}: {twice} are modules and something else"
+    found = [
+        past for name, tree in trees.items() for past in past_doors(name, tree, rooms, {*paths})
+    ]
+    assert not found, "imports past a door:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("importer", "line", "is_past"),
+    [
+        ("gfs.a.x", "from gfs.room import name", False),
+        ("gfs.a.x", "from gfs.room import listed", False),
+        ("gfs.a.x", "from gfs.room.listed import anything", False),
+        ("gfs.a.x", "import gfs.room", False),
+        ("gfs.room.y", "from gfs.room.hidden import anything", False),
+        ("gfs.room.inner.y", "from gfs.room.hidden import anything", False),
+        ("gfs.room.y", "from gfs.room.inner import deep", False),
+        ("gfs.a.x", "from gfs.room import unlisted", True),
+        ("gfs.a.x", "from gfs.room import hidden", True),
+        ("gfs.a.x", "from gfs.room.hidden import anything", True),
+        ("gfs.a.x", "import gfs.room.hidden", True),
+        ("gfs.a.x", "from gfs.room.inner import deep", True),
+        ("gfs.room.y", "from gfs.room.inner.z import anything", True),
+    ],
+)
+def test_what_goes_past_a_door(importer: str, line: str, is_past: bool) -> None:
+    rooms = {
+        "gfs.room": door(ast.parse("from gfs.room.z import name\n__all__ = ['listed', 'name']")),
+        "gfs.room.inner": door(ast.parse("from z import deep\n__all__ = ['deep']")),
+    }
+    names = {
+        *("gfs.room", "gfs.room.listed", "gfs.room.hidden", "gfs.room.inner", "gfs.room.inner.z"),
+    }
+    assert bool(list(past_doors(importer, ast.parse(line), rooms, names))) == is_past
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=lambda path: path.stem)
+def test_measurements_import_names_that_exist(path: Path) -> None:
+    """Nobody but their users runs them, and mypy does not read them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(("gfs.", "control.")):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(inner), inner

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -82,6 +85,16 @@ async def test_more_buffers_than_the_kernel_takes_at_once(world: World) -> None:
     async with connected(world) as (near, far), trio.open_nursery() as nursery:
         nursery.start_soon(near.send_all, *pieces)
         assert await receive(far, sum(map(len, pieces))) == b"".join(pieces)
+
+
+async def test_what_waits_to_be_read_is_known(world: World) -> None:
+    async with connected(world) as (near, far):
+        assert near.pending() == 0
+        await far.send_all(b"abc")
+        while near.pending() < 3:
+            await trio.lowlevel.checkpoint()
+        assert await receive(near, 3) == b"abc"
+        assert near.pending() == 0
 
 
 async def test_sending_nothing(world: World) -> None:
@@ -166,10 +179,10 @@ async def test_close_under_a_thread_that_sends_keeps_the_descriptor(
     started, go_on = threading.Event(), threading.Event()
     send = real._send_file_some
 
-    def slow(sock: socket.socket, held: real._Descriptor, *args: int) -> int:
+    def slow(sock: socket.socket, *args: int) -> int:
         started.set()
         go_on.wait(20)
-        return send(sock, held, *args)
+        return send(sock, *args)
 
     monkeypatch.setattr(real, "_send_file_some", slow)
     async with connected(world) as (near, far):
@@ -201,12 +214,12 @@ async def test_a_file_whose_disk_hangs_is_given_up(
     send = real._send_file_some
     sent: list[object] = []
 
-    def hang(sock: socket.socket, held: real._Descriptor, *args: int) -> int:
+    def hang(sock: socket.socket, number: int, *args: int) -> int:
         started.set()
         go_on.wait(20)
-        sent.append(os.fstat(held.number).st_ino)
+        sent.append(os.fstat(number).st_ino)
         try:
-            return send(sock, held, *args)
+            return send(sock, number, *args)
         except OSError as error:
             sent.append(type(error))
             raise
@@ -314,6 +327,16 @@ async def test_ipv6(world: World) -> None:
     assert await receive(far, 3) == b"six"
     for each in (near, far, listener):
         each.close()
+
+
+async def test_a_server_is_known_by_the_name_that_it_was_given() -> None:
+    """The address behind it may be another one after a restart."""
+    world = real_world()
+    listener = await world.network.listen("localhost:0")
+    assert listener.address.startswith("localhost:")
+    near = await world.network.connect(listener.address)
+    near.close()
+    listener.close()
 
 
 async def test_a_cancelled_connect_leaves_nothing_open(world: World) -> None:
@@ -437,22 +460,25 @@ async def test_a_call_that_is_abandoned_keeps_its_place_until_it_ends(world: Wor
     assert limiter.borrowed_tokens == 0
 
 
-async def test_a_file_closed_under_a_call_stays_what_it_was(world: World, tmp_path: Path) -> None:
+async def test_a_file_closed_under_a_call_stays_what_it_was(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A number that is used again would lead a write that hung into another file."""
     file = world.files.open(str(tmp_path / "f"), "create")
     assert isinstance(file, RealFile)
     started, go_on = threading.Event(), threading.Event()
+    numbers: list[int] = []
+    pwrite = os.pwrite
 
-    number = file.held.number
-
-    def write() -> None:
-        mine = file.held
+    def write(number: int, *args: Any) -> int:
+        numbers.append(number)
         started.set()
         go_on.wait(20)
-        os.pwrite(mine.number, b"late", 0)
+        return pwrite(number, *args)
 
+    monkeypatch.setattr(os, "pwrite", write)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.run_blocking, write)
+        nursery.start_soon(world.run_blocking, file.write, b"late", 0)
         await trio.to_thread.run_sync(started.wait)
         file.close()
         others = [world.files.open(str(tmp_path / f"{n}"), "create") for n in range(10)]
@@ -462,12 +488,58 @@ async def test_a_file_closed_under_a_call_stays_what_it_was(world: World, tmp_pa
         other.close()
         assert not (tmp_path / f"{index}").read_bytes()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(number)
+        os.fstat(numbers[0])
     with pytest.raises(OSError, match="Bad file descriptor"):
         file.write(b"x", 0)
 
 
-def test_a_file_system_that_cannot_tell_what_is_cached(
+async def test_an_error_that_lives_on_keeps_nothing_open(world: World, tmp_path: Path) -> None:
+    """Its frames have all that its call used. A disk that failed could not be unmounted."""
+    (tmp_path / "f").write_bytes(b"bytes")
+    errors: list[Exception] = []
+
+    async def fail(function: Callable[..., Awaitable[object]], *args: object) -> None:
+        with pytest.raises((OSError, EOFError)) as caught:
+            await function(*args)
+        errors.append(caught.value)
+
+    async with connected(world) as (near, _):
+        with none_left():
+            files = world.files.within(str(tmp_path))
+            file = files.open(str(tmp_path / "f"), "r")
+            await fail(world.run_blocking, file.write, b"other", 0)
+            await fail(world.run_blocking, files.unlink, str(tmp_path / "none"))
+            await fail(world.run_blocking, files.list, str(tmp_path / "f"))
+            await fail(near.send_file, file, 0, 50)
+            file.close()
+            files.close()
+    assert len(errors) == 4
+
+
+async def test_a_failed_call_and_its_error_are_no_circle(world: World) -> None:
+    """All that the call was given would stay until the collector comes, in minutes."""
+
+    class Bytes:
+        pass
+
+    given = Bytes()
+    left = weakref.ref(given)
+
+    def fail(_: Bytes) -> None:
+        raise OSError("no")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError):
+            await world.run_blocking(fail, given)
+        del given
+        await trio.lowlevel.checkpoint()
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_a_file_system_that_does_not_know_what_is_cached(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = world.files.open(str(tmp_path / "f"), "create")
@@ -547,4 +619,4 @@ def test_a_sync_that_is_started_promises_nothing(world: World, tmp_path: Path) -
     assert data == b"newer"
     assert file.size() == MIB
     file.close()
-    file.start_sync(0, MIB)  # what goes wrong, the next sync tells
+    file.start_sync(0, MIB)  # what goes wrong, the next sync reports

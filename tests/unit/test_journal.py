@@ -129,7 +129,7 @@ class Server:
     def found(self, handle: int, model: Model) -> tuple[int, bytes] | None:
         if handle in self.store.inventory.bad:
             assert model.states[model.safe] is None, "a replica is taken for damaged"
-            # Its first state was being written, and nobody had been told of it.
+            # Its first state was being written, and nobody had an answer for it.
             self.files.unlink(self.disk.chunk_path(handle))
             return None
         replica = self.store.inventory.get(handle)
@@ -397,8 +397,8 @@ def test_a_replica_that_a_start_cannot_save_does_not_come_back_either() -> None:
         server = started_again(server, machine, True)
 
 
-def test_a_mark_of_a_lacking_replica_says_nothing_of_one_that_takes_its_place() -> None:
-    """It was taken back, and a power cut brought it back; nothing else on the disk tells
+def test_the_record_of_a_lacking_replica_does_not_apply_to_its_successor() -> None:
+    """It was taken back, and a power cut brought it back; nothing else on the disk shows
     how far the numbers of the states had come."""
     machine = Universe(1).machine("m")
 
@@ -425,7 +425,7 @@ def test_a_mark_of_a_lacking_replica_says_nothing_of_one_that_takes_its_place() 
 
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("is_evicted", [True, False])
-def test_a_replica_whose_sync_failed_is_never_believed_again(which: int, is_evicted: bool) -> None:
+def test_a_replica_whose_sync_failed_never_counts_again(which: int, is_evicted: bool) -> None:
     """Not by another sync, which would say that all is well, and not by a start, to which the
     file looks good for as long as the page cache has it."""
     machine = Universe(1).machine("m")
@@ -652,7 +652,7 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
     def slow(record: Redo) -> bytes:
         if record.handle == 3:
             drawn.set()
-            go_on.wait(10)
+            go_on.wait(60)
         return encode(record)
 
     with pytest.MonkeyPatch.context() as patch, made._flushing:
@@ -661,9 +661,9 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
         releasing = threading.Thread(target=made.release)
         appending = threading.Thread(target=made.append, args=(redo(3, 0, b"x"), 0, Kept(3)))
         releasing.start()
-        assert looked.wait(10)
+        assert looked.wait(60)
         appending.start()
-        assert drawn.wait(10)
+        assert drawn.wait(60)
         made._flushing.release()
         releasing.join()
         made._flushing.acquire()
@@ -674,7 +674,7 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
     assert set(read_records(files, DIRECTORY).by_handle) == {2, 3, 4}
 
 
-def test_a_burial_stays_until_the_file_is_gone() -> None:
+def test_a_tombstone_stays_until_the_file_is_gone() -> None:
     files, made = new_journal()
     tombstone = made.put_tombstone(1, DIRECTORY)
     made.flush()
@@ -748,7 +748,7 @@ def test_a_start_mends_whatever_cannot_be_read(sync: bool) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "spoil", "head"])
-def test_when_a_synced_record_is_damaged_every_replica_is_doubted(damage: str) -> None:
+def test_when_a_synced_record_is_damaged_every_replica_is_possibly_stale(damage: str) -> None:
     """A process that dies before it is saved would come back without it, and pass."""
     machine = Universe(1).machine("m")
     server = Server(machine, True, 1 << 20)

@@ -21,8 +21,8 @@ from gfs.diagnostics import (
     CALL_MASK,
     GATHERED,
     GATHERED_SECONDS,
+    LOGGED_SINGLY,
     REQUEST_MASK,
-    TOLD_SINGLY,
     Gathered,
     JsonFormatter,
     TextFormatter,
@@ -40,7 +40,7 @@ from gfs.master.metadata.rows import pack_chunk, pack_u64
 from gfs.master.metadata.store import Txn, open_store
 from gfs.master.service.metrics import families
 from gfs.metrics import BUCKETS, Operations, Source, exposition, gauge, operation_families
-from gfs.protocol.messages import Publish, Stat
+from gfs.protocol.messages import Done, Publish, Stat
 from gfs.testing import Universe, run_simulated
 
 texts = st.text(max_size=20)
@@ -56,18 +56,18 @@ def record(message: str, level: int = logging.INFO, **extra: object) -> logging.
 
 
 @given(texts, st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts)), texts)
-def test_a_json_line_is_one_line_and_says_what_it_was_told(
+def test_a_json_line_is_one_line_and_has_all_fields(
     message: str, fields: dict[str, object], name: str
 ) -> None:
     line = JsonFormatter().format(record(message, gfs_event=name, gfs_fields=fields))
     assert line.isascii()
     assert "\n" not in line
-    told = json.loads(line)
-    assert told["message"] == message
-    assert told["event"] == name
-    assert told["level"] == "info"
+    reported = json.loads(line)
+    assert reported["message"] == message
+    assert reported["event"] == name
+    assert reported["level"] == "info"
     own = {"time", "level", "logger", "message", "event"}
-    assert {k: v for k, v in told.items() if k not in own} == {
+    assert {k: v for k, v in reported.items() if k not in own} == {
         k: v for k, v in fields.items() if k not in own
     }
 
@@ -96,22 +96,22 @@ def test_what_comes_too_often_is_one_line_that_counts_it() -> None:
         now += 1.0
         if now % GATHERED_SECONDS == 0:
             lines += gathered.summaries(now)
-    told = [json.loads(JsonFormatter().format(line)) for line in lines]
-    assert len(told) == TOLD_SINGLY + 10
-    assert all(line["event"] == "replica_moved" for line in told)
-    counts = told[TOLD_SINGLY:]
-    assert sum(line["count"] for line in counts) + TOLD_SINGLY == replicas
+    reported = [json.loads(JsonFormatter().format(line)) for line in lines]
+    assert len(reported) == LOGGED_SINGLY + 10
+    assert all(line["event"] == "replica_moved" for line in reported)
+    counts = reported[LOGGED_SINGLY:]
+    assert sum(line["count"] for line in counts) + LOGGED_SINGLY == replicas
     assert counts[5]["servers"] == {"s0": 5000, "s1": 5000}
     assert counts[5]["message"] == "10000 more like this in 10 s, the last: chunk 3e7 is moved"
-    # The next one after a quiet while is told singly again, and others always were.
+    # The next one after a quiet while is logged singly again, and others always were.
     assert list(gathered.summaries(now)) == []
     assert not gathered.takes(moved(1), now + GATHERED_SECONDS)
     assert not gathered.takes(record("something else"), now)
 
 
-def test_lines_without_an_event_are_told_apart_by_their_form() -> None:
+def test_lines_without_an_event_are_distinguished_by_their_form() -> None:
     gathered = Gathered()
-    for number in range(TOLD_SINGLY + 3):
+    for number in range(LOGGED_SINGLY + 3):
         made = record("salvage of %d failed")
         made.args = (number,)
         gathered.takes(made, 0.0)
@@ -120,14 +120,14 @@ def test_lines_without_an_event_are_told_apart_by_their_form() -> None:
     assert json.loads(JsonFormatter().format(line))["count"] == 3
 
 
-def test_other_events_are_all_told_singly() -> None:
+def test_other_events_are_all_logged_singly() -> None:
     gathered = Gathered()
     purged = [record("gone", gfs_event="trash_purged", gfs_fields={}) for _ in range(1000)]
     assert not any(gathered.takes(one, 0.0) for one in purged)
 
 
 def test_every_event_that_is_gathered_is_one() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(\w+)`", text)) >= GATHERED
 
 
@@ -143,8 +143,12 @@ def test_an_exception_is_part_of_the_line() -> None:
 
 def test_an_event_cannot_be_taken_for_anything_else() -> None:
     extra = event("lease_granted", chunk="2a", message="not the line's own")
-    told = json.loads(JsonFormatter().format(record("words", **extra)))
-    assert (told["event"], told["chunk"], told["message"]) == ("lease_granted", "2a", "words")
+    reported = json.loads(JsonFormatter().format(record("words", **extra)))
+    assert (reported["event"], reported["chunk"], reported["message"]) == (
+        "lease_granted",
+        "2a",
+        "words",
+    )
 
 
 @given(st.integers(1, REQUEST_MASK), st.integers(0, CALL_MASK))
@@ -170,10 +174,10 @@ def test_errors_name_what_was_asked_for() -> None:
         assert request.get() == 0
 
 
-# --- what is told of operations --------------------------------------------------------
+# --- what is said of operations --------------------------------------------------------
 
 
-def test_slow_and_failed_operations_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_and_failed_operations_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gfs")
     operations = Operations(1.0)
     operations.done(Stat, 7 << 24, 0.5)
@@ -181,12 +185,31 @@ def test_slow_and_failed_operations_are_told_of(caplog: pytest.LogCaptureFixture
     assert caplog.records == []  # whoever asked knows
     operations.done(Publish, 7 << 24, 1.0)
     operations.done(Publish, 8 << 24, 0.1, Busy("later"))
-    told = [(r.levelname, r.__dict__["gfs_event"], r.getMessage()) for r in caplog.records]
-    assert told == [
+    reported = [(r.levelname, r.__dict__["gfs_event"], r.getMessage()) for r in caplog.records]
+    assert reported == [
         ("WARNING", "request_slow", "Publish took 1.000 s"),
         ("INFO", "request_failed", "Publish failed (busy: later) after 0.100 s"),
     ]
     assert operations.failed == {("Stat", "not_found"): 1, ("Publish", "busy"): 1}
+
+
+def test_of_operations_that_ended_together_one_is_logged_for_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gfs")
+    operations = Operations(1.0)
+    batch = [Stat(number << 24, "/") for number in range(7, 70)]
+    operations.all_done(batch, 0.5)
+    assert caplog.records == []
+    operations.all_done(batch, 1.0, Busy("later"))
+    operations.all_done([*batch, Done(0)], 1.5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Stat failed (busy: later) after 1.000 s, and so did 62 more with it",
+        "Stat took 1.500 s, and so did 62 more with it",
+        "Done took 1.500 s",
+    ]
+    assert operations.failed == {("Stat", "busy"): 63}
+    assert sum(operations.took["Stat"].counts) == 3 * 63
 
 
 # --- numbers -------------------------------------------------------------------------
@@ -200,17 +223,17 @@ def test_durations_fall_into_their_buckets(durations: list[float]) -> None:
     [took, *_] = text_string_to_metric_families(
         exposition(operation_families("gfs_x", operations)).decode()
     )
-    told = {
+    reported = {
         (sample.name.removeprefix("gfs_x_operation_seconds"), sample.labels.get("le")): sample.value
         for sample in took.samples
     }
     if not durations:
-        assert told == {}
+        assert reported == {}
         return
     for bound in BUCKETS:
-        assert told["_bucket", repr(bound)] == sum(one <= bound for one in durations)
-    assert told["_bucket", "+Inf"] == told["_count", None] == len(durations)
-    assert told["_sum", None] == pytest.approx(sum(durations))
+        assert reported["_bucket", repr(bound)] == sum(one <= bound for one in durations)
+    assert reported["_bucket", "+Inf"] == reported["_count", None] == len(durations)
+    assert reported["_sum", None] == pytest.approx(sum(durations))
 
 
 async def test_a_scrape_leaves_the_loop_to_others() -> None:

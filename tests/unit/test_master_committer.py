@@ -199,7 +199,7 @@ async def test_a_full_disk_is_a_state_that_passes(tmp_path: Path) -> None:
     store.close()
 
 
-async def test_freed_chunks_are_told_after_the_commit(store: Store) -> None:
+async def test_freed_chunks_are_announced_after_the_commit(store: Store) -> None:
     async with running(store) as (committer, freed):
         await one(committer, "c", 1, publish("/f", 9))
         delete = Delete(0, "c", 2, "/f", False)

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.replicas.drain import OVERHEAD_BYTES, Needs, Remaining, shortage, why_not
+from gfs.master.rules.drain_admission import OVERHEAD_BYTES, Needs, Remaining, shortage, why_not
 
 SERVERS = range(5)
 Copies = dict[tuple[frozenset[int], int], int]
@@ -55,10 +55,10 @@ def test_chunks_that_are_placed_make_room_for_those_with_less_choice() -> None:
 def clusters(draw: st.DrawFn) -> tuple[list[Remaining], str, list[tuple[int, set[int]]]]:
     """Those that stay, the rack of server 9 which does not, and chunks (goal, holders)."""
     racks = st.sampled_from("abc")
-    keepers = [Remaining(n, draw(racks), 1 << 40) for n in range(draw(st.integers(0, 5)))]
-    ids = [keeper.server for keeper in keepers] + [9]
+    remaining = [Remaining(n, draw(racks), 1 << 40) for n in range(draw(st.integers(0, 5)))]
+    ids = [each.server for each in remaining] + [9]
     chunks = draw(st.lists(st.tuples(st.integers(1, 5), st.sets(st.sampled_from(ids))), max_size=6))
-    return keepers, draw(racks), chunks
+    return remaining, draw(racks), chunks
 
 
 @given(clusters(), st.integers(1, 4), st.booleans())
@@ -67,15 +67,15 @@ def test_refused_exactly_when_goals_or_racks_cannot_be_kept(
     new_goal: int,
     fewer_racks: bool,
 ) -> None:
-    keepers, rack, chunks = cluster
-    needs = Needs(keeper.server for keeper in keepers)
+    remaining, rack, chunks = cluster
+    needs = Needs(each.server for each in remaining)
     for goal, holders in chunks:
         needs.add(goal, 1000, holders)
-    reason = why_not(needs, keepers, rack, new_goal, fewer_racks=fewer_racks)
+    reason = why_not(needs, remaining, rack, new_goal, fewer_racks=fewer_racks)
     goals = [goal for goal, _ in chunks]
-    racks = {keeper.rack for keeper in keepers}
+    racks = {each.rack for each in remaining}
     spread = min(max(goals), len(racks | {rack})) if goals else 0
-    too_few = any(goal > len(keepers) for goal in [*goals, new_goal])
+    too_few = any(goal > len(remaining) for goal in [*goals, new_goal])
     fewer = len(racks) < spread and not fewer_racks
     assert bool(reason) == (too_few or fewer)
     if reason:
@@ -92,5 +92,5 @@ def test_what_is_needed_counts_replicas_that_stay() -> None:
         (frozenset({0}), 1): 1000 + OVERHEAD_BYTES,
         (frozenset(), 3): 500 + OVERHEAD_BYTES,
     }
-    keepers = [Remaining(0, "a", 10), Remaining(1, "a", 10), Remaining(2, "a", 10)]
-    assert "1 MiB short of space" in why_not(needs, keepers, "a", 2, fewer_racks=False)
+    remaining = [Remaining(0, "a", 10), Remaining(1, "a", 10), Remaining(2, "a", 10)]
+    assert "1 MiB short of space" in why_not(needs, remaining, "a", 2, fewer_racks=False)

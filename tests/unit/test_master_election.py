@@ -1,13 +1,13 @@
-"""Which forgetful replica is believed, and who is waited for before."""
+"""Which possibly stale replica is elected, and which servers are waited for before."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.replicas.drain import DRAINED, NO
-from gfs.master.replicas.election import awaited, best
-from gfs.master.replicas.servers import DEAD, LIVE, SILENT, Server
+from gfs.master.metadata.rows import DRAINED, NOT_DRAINING
+from gfs.master.rules.election import awaited, best
+from gfs.master.tables.servers import DEAD, LIVE, SILENT, Server
 from gfs.protocol.messages import VerifyReply
 
 STATES = ("good", "stale", "missing", "corrupt", "forgetful")
@@ -44,7 +44,7 @@ def test_the_best_is_whole_newest_and_longest(replies: list[tuple[str, int, int]
 @given(
     state=st.sampled_from([LIVE, SILENT, DEAD]),
     registered=st.booleans(),
-    draining=st.sampled_from([NO, DRAINED]),
+    draining=st.sampled_from([NOT_DRAINING, DRAINED]),
     away=st.integers(0, 20),
 )
 def test_who_is_away_is_waited_for(state: str, registered: bool, draining: int, away: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gfs.master.leases.table import LeaseTable, wants_new_grant
+from gfs.master.tables.leases import LeaseTable, wants_new_grant
 
 
 def test_a_lease_ends_by_itself() -> None:

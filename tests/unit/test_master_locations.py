@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+from itertools import chain
+
 import pytest
 
 from gfs.errors import Busy, InvalidArgument
-from gfs.master.replicas import garbage as garbage_module
-from gfs.master.replicas.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
-from gfs.master.replicas.locations import LocationTable, Reservation, ReservationTable
+from gfs.master.metadata.number_set import NumberSet
+from gfs.master.tables import garbage as garbage_module
+from gfs.master.tables import locations
+from gfs.master.tables.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE, GarbageTable
+from gfs.master.tables.locations import PAGE, Located, LocationTable
+from gfs.master.tables.reservations import Reservation, ReservationTable
 
 
 def anything(handle: int, version: int) -> bool:
     return False
+
+
+def handles(table: LocationTable, server: int | None = None) -> set[int]:
+    return set(chain.from_iterable(table.slices(100, server)))
 
 
 def test_locations_are_counted_and_shared() -> None:
@@ -31,8 +42,21 @@ def test_locations_are_counted_and_shared() -> None:
     assert table.pop(1) == (7,)
     assert table.remove(2, 3)
     assert table.remove(2, 5)
-    assert (len(table), table.handles(), table.get(9)) == (0, [], ())
+    assert (len(table), handles(table), table.get(9)) == (0, set(), ())
     assert set(table.counts.values()) == {0}
+
+
+def test_who_ends_watching_takes_no_other_along() -> None:
+    table = LocationTable()
+    one: dict[int, None] = {}
+    other: dict[int, None] = {}
+    table.watchers += [one, other]
+    table.unwatch(other)
+    table.add(1, 5, 1)
+    assert (one, other) == ({1: None}, {})
+    table.unwatch(one)
+    table.add(2, 5, 1)
+    assert one == {1: None}
 
 
 def test_all_locations_of_a_chunk_are_of_one_version() -> None:
@@ -45,6 +69,100 @@ def test_all_locations_of_a_chunk_are_of_one_version() -> None:
     assert table.replace(1, [3], 2) == (7,)
     assert (table.version(1), table.get(1)) == (2, (3,))
     assert table.counts == {3: 1, 5: 0, 7: 0}
+
+
+def test_the_tables_of_handles_are_like_dicts_and_sets_of_them() -> None:
+    table, reported = LocationTable(), NumberSet()
+    model: dict[int, tuple[int, set[int]]] = {}
+    members: set[int] = set()
+    chance = random.Random(7)
+    for _ in range(20_000):
+        handle = chance.choice((chance.randrange(300), 2**40 + chance.randrange(10)))
+        server, version = chance.randrange(4), chance.randrange(1, 3)
+        known = model.get(handle, (0, set()))
+        action = chance.randrange(4)
+        if action == 0:
+            is_new = version > known[0] or (version == known[0] and server not in known[1])
+            assert table.add(handle, server, version) == is_new
+            if is_new:
+                kept = known[1] if version == known[0] else set()
+                model[handle] = version, kept | {server}
+            reported.add(handle)
+            members.add(handle)
+        elif action == 1:
+            assert table.remove(handle, server) == (server in known[1])
+            known[1].discard(server)
+            if not known[1]:
+                model.pop(handle, None)
+        elif action == 2:
+            assert set(table.pop(handle)) == known[1]
+            model.pop(handle, None)
+        else:
+            reported.discard(handle)
+            members.discard(handle)
+        assert (handle in reported) == (handle in members)
+        known = model.get(handle, (0, set()))
+        assert (table.version(handle), set(table.get(handle))) == known
+    assert (len(table), len(reported)) == (len(model), len(members))
+    assert handles(table) == set(model)
+    for server in range(4):
+        at = {handle for handle, (_, holders) in model.items() if server in holders}
+        assert handles(table, server) == at
+        assert table.counts[server] == len(at)
+
+
+def test_a_chunk_takes_little_memory_and_gives_it_back() -> None:
+    many = range(1_000_000, 1_050_000)
+    tracemalloc.start()
+    try:
+        table, reported = LocationTable(), NumberSet()
+        for handle in many:
+            for server in range(3):
+                table.add(handle, server, 1)
+            reported.add(handle)
+        taken, _ = tracemalloc.get_traced_memory()
+        assert taken < 16 * len(many)
+        for handle in many:
+            table.pop(handle)
+            reported.discard(handle)
+        left, _ = tracemalloc.get_traced_memory()
+        assert left < taken / 4
+    finally:
+        tracemalloc.stop()
+
+
+def test_combinations_of_servers_that_no_chunk_has_are_forgotten() -> None:
+    table = LocationTable()
+    for version in range(1, 1_000):
+        table.add(1, 0, version)
+    assert len(table._located) < 5
+
+
+def test_single_files_go_the_remembered_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though no chunk has a part of its servers for long."""
+    made = []
+
+    def noted(version: int, holders: tuple[int, ...]) -> Located:
+        made.append(holders)
+        return Located(version, holders)
+
+    monkeypatch.setattr(locations, "Located", noted)
+    table = LocationTable()
+    for handle in range(1, 1_000):
+        for server in (5, 3, 7):
+            table.add(handle, server, 1)
+        assert table.get(handle) == (3, 5, 7)
+    assert len(made) < 10
+
+
+def test_no_slice_looks_at_more_than_a_bounded_number_of_chunks() -> None:
+    table = LocationTable()
+    for handle in range(10_000):
+        table.add(handle, handle >= 9_000, 1)
+    assert max(map(len, table.slices(500))) < 500 + PAGE
+    slices = list(table.slices(500, 1))
+    assert len(slices) >= 10_000 // (500 + PAGE)
+    assert sum(map(len, slices)) == 1_000
 
 
 def test_handles_are_handed_out_once_and_within_the_range() -> None:
@@ -76,6 +194,18 @@ def test_reservations_live_while_their_client_does() -> None:
     assert table.expired(10**6, 60.0) == []
 
 
+def test_a_replica_that_was_lost_does_not_count_for_its_reservation() -> None:
+    table = ReservationTable(1, 100)
+    table.put(1, Reservation(1, (0, 1, 2), "a", 3), now=0.0)
+    table.doubt(1, NumberSet())
+    for server in (1, 2, 7):
+        table.lost(1, server)
+    table.lost(2, 1)
+    found = table.get(1)
+    assert found is not None
+    assert (found.doubted, found.absent) == (frozenset(), {1, 2})
+
+
 def test_orphans_get_a_grace_and_given_up_ones_do_not() -> None:
     table = GarbageTable(60.0)
     table.orphan(0, 1, 1, now=0.0)
@@ -89,7 +219,7 @@ def test_orphans_get_a_grace_and_given_up_ones_do_not() -> None:
     assert not table.replicas
 
 
-def test_what_was_ordered_is_old_news_until_the_answer() -> None:
+def test_an_ordered_deletion_counts_as_ordered_until_the_answer() -> None:
     table = GarbageTable(60.0)
     table.give_up(0, 1, 4, now=0.0)
     assert table.orders(0, 0.0, anything) == [(1, 4)]
@@ -101,7 +231,7 @@ def test_what_was_ordered_is_old_news_until_the_answer() -> None:
     assert not table.was_ordered(0, 1, 1.0)
 
 
-def test_a_new_version_starts_the_grace_anew() -> None:
+def test_a_new_version_starts_the_grace_again() -> None:
     table = GarbageTable(60.0)
     table.orphan(0, 1, 1, now=0.0)
     table.orphan(0, 1, 2, now=30.0)
@@ -125,14 +255,14 @@ def test_held_replicas_wait_for_their_release() -> None:
     assert table.orders(1, 1000.0, anything) == [(1, 2)]
 
 
-def test_a_refused_orphan_is_none() -> None:
+def test_a_refused_orphan_is_kept() -> None:
     table = GarbageTable(0.0)
     table.orphan(0, 1, 1, now=0.0)
     assert table.orders(0, 1.0, lambda handle, version: True) == []
     assert not table.replicas
 
 
-def test_doomed_chunks_get_no_grace_wherever_they_turn_up() -> None:
+def test_chunks_scheduled_for_deletion_get_no_grace_wherever_they_appear() -> None:
     table = GarbageTable(60.0)
     table.orphan(0, 1, 1, now=0.0)
     table.schedule(1, now=0.0)
@@ -152,7 +282,7 @@ def test_orders_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == [10, 10, 5, 0]
 
 
-def test_an_order_that_is_never_answered_is_no_backlog_for_ever() -> None:
+def test_an_order_that_is_never_answered_leaves_the_backlog_in_the_end() -> None:
     table = GarbageTable(1.0)
     for version, now in ((1, 0.0), (2, 60.0)):
         table.give_up(0, 1, version, now, length=5000 * version)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from gfs.errors import NotEnoughChunkservers
-from gfs.master.replicas.placement import choose, require
+from gfs.master.rules.placement import choose, require
 
 
 @dataclass(eq=False)

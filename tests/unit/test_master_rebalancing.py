@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfs.master.replicas.rebalancing import REPLICA_BYTES_MAX, Move, Plan, means_of
-from gfs.master.replicas.rereplication import pick_surplus
-from gfs.master.replicas.servers import LIVE, Server
+from gfs.master.rules.rebalancing import REPLICA_BYTES_MAX, Move, Plan, means_of
+from gfs.master.rules.rereplication import pick_surplus
+from gfs.master.tables.servers import LIVE, Server
 from gfs.protocol.messages import Disk
 
 SHARE = 0.1

@@ -8,17 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfs.master.replicas.rereplication import (
-    ROUND_MAX,
-    Clone,
-    Limits,
-    RepairQueue,
-    free_slots,
-    join,
-    pick_surplus,
-    plan_clone,
-)
-from gfs.master.replicas.servers import LIVE, SILENT, Server
+from gfs.master.rules.rereplication import Limits, free_slots, join, pick_surplus, plan_clone
+from gfs.master.tables.repair_queue import RATE_SECONDS, ROUND_MAX, Clone, Rate, RepairQueue
+from gfs.master.tables.servers import LIVE, SILENT, Server
 from gfs.protocol.messages import CLONES_MAX, Disk
 
 LIMITS = Limits(per_server=2, total=64)
@@ -109,6 +101,21 @@ def test_what_no_server_could_take_is_not_even_looked_at() -> None:
     queue.update(1, 2, 3)
     queue.update(2, 1, 3)
     assert list(queue.due(0.0, lambda danger: danger.have < 2)) == [2]
+
+
+def test_a_copy_is_gone_if_its_target_says_so() -> None:
+    """Not if another server has lost its replica, nor when the next copy is made."""
+    queue = RepairQueue()
+    queue.update(1, 1, 3)
+    clone = Clone(1, 1, server(0), (server(1),))
+    queue.started(clone)
+    queue.note_gone(2, 0)
+    queue.note_gone(1, 1)
+    assert not queue.gone
+    queue.note_gone(1, 0)
+    assert queue.gone == {1}
+    queue.ended(clone, 0.0, failed=True)
+    assert not queue.gone
 
 
 def test_failures_wait_longer_each_time() -> None:
@@ -253,17 +260,17 @@ def test_small_chunks_join_an_order_between_two_servers() -> None:
     a, b, c, d = server(0, "x"), server(1, "x"), server(2, "x"), server(3, "y")
     placeable, nobody = [a, b, c, d], (lambda each: False)
     order = [Clone(1, 1, d, (a, b))]
-    chunk = Clone(2, 7, a, ())
-    assert join(chunk, [a, b], [order], placeable, nobody)
-    assert order[1] == Clone(2, 7, d, (a,), joined=True)
-    assert not join(chunk, [b], [order], placeable, nobody), "its source has none"
-    assert not join(chunk, [a, d], [order], placeable, nobody), "its target has one"
-    assert not join(chunk, [a, b], [order], placeable, lambda each: each is d)
+    chunk = (2, 7, 1_000)
+    assert join(*chunk, [a, b], [order], placeable, nobody) is order[1]
+    assert order[1] == Clone(2, 7, d, (a,), length=1_000, joined=True)
+    assert not join(*chunk, [b], [order], placeable, nobody), "its source has none"
+    assert not join(*chunk, [a, d], [order], placeable, nobody), "its target has one"
+    assert not join(*chunk, [a, b], [order], placeable, lambda each: each is d)
     same_rack = [Clone(1, 1, c, (a,))]
-    assert not join(chunk, [a], [same_rack], placeable, nobody), "another rack is better"
-    assert join(chunk, [a], [same_rack], [a, b, c], nobody), "there is none"
+    assert not join(*chunk, [a], [same_rack], placeable, nobody), "another rack is better"
+    assert join(*chunk, [a], [same_rack], [a, b, c], nobody), "there is none"
     full = order * CLONES_MAX
-    assert not join(chunk, [a, b], [full], placeable, nobody)
+    assert not join(*chunk, [a, b], [full], placeable, nobody)
 
 
 def test_an_order_of_many_takes_one_slot() -> None:
@@ -279,3 +286,13 @@ def test_an_order_of_many_takes_one_slot() -> None:
         queue.ended(clone, 0.0, failed=clone.handle == 3)
     assert (target.clones_in, source.clones_out, queue.orders) == (0, 0, 0)
     assert sorted(drain(queue)) == [0, 1, 2, 4]
+
+
+def test_a_rate_is_of_what_ended_lately() -> None:
+    rate = Rate()
+    assert rate.per_second(0.0) == (0.0, 0.0)
+    rate.add(0.0, 4, 100)
+    rate.add(2.0, 4, 100)
+    assert rate.per_second(4.0) == (2.0, 50.0)
+    assert rate.per_second(1.0 + RATE_SECONDS) == (4 / (RATE_SECONDS - 1), 100 / (RATE_SECONDS - 1))
+    assert rate.per_second(3.0 + RATE_SECONDS) == (0.0, 0.0)

@@ -7,16 +7,17 @@ import random
 import pytest
 
 from gfs.master.metadata.rows import Chunk
-from gfs.master.replicas.rereplication import Clone, Limits
-from gfs.master.replicas.salvage import (
+from gfs.master.rules.rereplication import Limits
+from gfs.master.rules.salvage import plan_salvage
+from gfs.master.tables.repair_queue import Clone
+from gfs.master.tables.salvage_queue import (
     BACKOFF_SECONDS,
     BACKOFF_SECONDS_MAX,
     HOPELESS_SECONDS,
     ROUND_MAX,
     SalvageQueue,
-    plan_salvage,
 )
-from gfs.master.replicas.servers import LIVE, Server
+from gfs.master.tables.servers import LIVE, Server
 from gfs.protocol.messages import Disk
 
 THREE = frozenset({1, 2, 3})
@@ -88,4 +89,5 @@ def test_all_have_their_turn() -> None:
     queue = SalvageQueue()
     for handle in range(ROUND_MAX + 50):
         queue.add(handle)
-    assert {*queue.round(), *queue.round()} == set(range(ROUND_MAX + 50))
+    for _ in range(2):  # and again
+        assert {*queue.round(), *queue.round()} == set(range(ROUND_MAX + 50))

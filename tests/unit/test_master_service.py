@@ -1,7 +1,7 @@
 """A real master on loopback, a scripted chunkserver, and a bare client.
 
-The chunkserver here keeps its replicas in a dict and does what it is told,
-unless the test tells it otherwise; what the real one does with bytes is tested
+The chunkserver here keeps its replicas in a dict and does what it is asked,
+unless the test says otherwise; what the real one does with bytes is tested
 elsewhere. Waiting is polling with a deadline.
 """
 
@@ -47,6 +47,7 @@ from gfs.protocol.messages import (
     ChunkLocation,
     CloneChunk,
     CloneChunks,
+    CopyPiece,
     Delete,
     DeleteReplicas,
     Disk,
@@ -76,6 +77,7 @@ from gfs.protocol.messages import (
     Publish,
     PublishedChunk,
     PublishReply,
+    ReadCopy,
     Reclaim,
     Recover,
     RecoverReply,
@@ -89,6 +91,7 @@ from gfs.protocol.messages import (
     ReserveReply,
     RevokeLease,
     ServerAddress,
+    SetAttributes,
     SetLength,
     SetReplication,
     Snapshot,
@@ -128,10 +131,10 @@ async def until(condition: Callable[[], object], what: str) -> None:
     async def ask() -> object:
         return condition()
 
-    await until_told(ask, what)
+    await until_reported(ask, what)
 
 
-async def until_told(ask: Callable[[], Awaitable[object]], what: str) -> None:
+async def until_reported(ask: Callable[[], Awaitable[object]], what: str) -> None:
     """Ask again and again until the answer is true."""
     with trio.move_on_after(WAIT_SECONDS):
         while True:
@@ -254,7 +257,7 @@ class FakeServer:
         self.incarnation = next(self.incarnations)
         #: handle -> (version, length): what is on its disk.
         self.replicas: dict[int, tuple[int, int]] = {}
-        #: handle -> state told when asked to verify, instead of the truth.
+        #: handle -> state reported when asked to verify, instead of the truth.
         self.corrupt: set[int] = set()
         self.bad: list[BadReplica] = []
         self.used_leases: list[int] = []
@@ -515,27 +518,27 @@ class Client:
         async def ask() -> bool:
             return await self.holders(path) == [wanted]
 
-        await until_told(ask, f"{path} is held by {wanted}")
+        await until_reported(ask, f"{path} is held by {wanted}")
 
     async def until_states(self, **wanted: str) -> None:
         async def ask() -> bool:
-            told = {server.id: server.state for server in (await self.status()).servers}
-            return told == wanted
+            reported = {server.id: server.state for server in (await self.status()).servers}
+            return reported == wanted
 
-        await until_told(ask, f"the servers' states are {wanted}")
+        await until_reported(ask, f"the servers' states are {wanted}")
 
     async def until_totals(self, **wanted: int) -> None:
-        told: dict[str, int] = {}
+        reported: dict[str, int] = {}
 
         async def ask() -> bool:
             totals = (await self.status()).totals
-            told.update({name: getattr(totals, name) for name in wanted})
-            return told == wanted
+            reported.update({name: getattr(totals, name) for name in wanted})
+            return reported == wanted
 
         try:
-            await until_told(ask, f"the totals are {wanted}")
+            await until_reported(ask, f"the totals are {wanted}")
         except AssertionError as error:
-            raise AssertionError(f"{error}: they stay {told}") from None
+            raise AssertionError(f"{error}: they stay {reported}") from None
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -559,6 +562,20 @@ async def test_a_file_is_there_when_it_is_published(cluster: Cluster) -> None:
     usage = await client.call(DiskUsage(0, "/"), DiskUsageReply)
     assert (usage.files, usage.directories, usage.bytes) == (1, 1, CHUNK + 7)
     assert usage.replicated_bytes == 3 * (CHUNK + 7)
+
+
+async def test_chunks_that_are_reserved_together_have_the_same_servers(cluster: Cluster) -> None:
+    await start_servers(cluster, 8)
+    client = await cluster.client()
+    chains = []
+    for together in (True, True, False):
+        reply = await client.patiently(Reserve(0, client.name, 20, 3, [], together), ReserveReply)
+        chains.append([[reply.servers[n].id for n in chunk.servers] for chunk in reply.chunks])
+    assert len({chunk.handle for chunk in reply.chunks}) == 20
+    assert chains[0] == [chains[0][0]] * 20
+    assert chains[1] == [chains[1][0]] * 20
+    assert not set(chains[0][0]) & set(chains[1][0]), "those with the fewest new chunks are next"
+    assert len({tuple(chain) for chain in chains[2]}) > 5
 
 
 async def test_a_retried_publish_gets_the_same_answer(cluster: Cluster) -> None:
@@ -604,6 +621,7 @@ MUTATIONS: dict[type[Mutation], tuple[object, ...]] = {
     Undelete: ("/deleted",),
     EmptyTrash: ("/deleted",),
     SetReplication: ("/file", 2),
+    SetAttributes: ("/file", {"a": "b"}),
     Snapshot: ("/directory", "/snapshot"),
 }
 
@@ -659,7 +677,7 @@ async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
                 return error.code == "disk_full"
             return False
 
-        await until_told(is_full, "the disk is full")
+        await until_reported(is_full, "the disk is full")
         assert await ask(client) == first
         assert await names() == left
         trash = await other.call(ListTrash(0, "/deleted", b"", 10), ListTrashReply)
@@ -670,8 +688,10 @@ async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
     client = await cluster.client()
     number = client.sequence
     name = client.name
-    await client.call(MakeDirectory(0, name, next(number), "/a/b", True, False), StatReply)
-    await client.call(MakeDirectory(0, name, next(number), "/a/b", False, True), StatReply)
+    request = MakeDirectory(0, name, next(number), "/a/b", True, False, attributes={"a": "b"})
+    made = await client.call(request, StatReply)
+    again = MakeDirectory(0, name, next(number), "/a/b", False, True)
+    assert (await client.call(again, StatReply)).entry == made.entry
     with pytest.raises(AlreadyExists):
         await client.call(MakeDirectory(0, name, next(number), "/a/b", False, False), StatReply)
     await client.call(Rename(0, name, next(number), "/a", "/c/d", False, True), Done)
@@ -692,7 +712,7 @@ async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
         ({"handle": 10**6}, InvalidArgument, "never allocated"),
         ({"version": 2**32}, InvalidArgument, "impossible version"),
         ({"chunk_length": CHUNK + 1}, InvalidArgument, "last chunk"),
-        ({"servers": []}, InvalidArgument, "no chunkserver"),
+        ({"servers": []}, InvalidArgument, "by any chunkserver"),
         ({"servers": [5]}, InvalidArgument, "server 5 of"),
         ({"replication": 65}, InvalidArgument, "replication of 65"),
         ({"path": "/x/../y"}, GfsError, "refused"),
@@ -701,9 +721,9 @@ async def test_mutations_and_their_refusals(cluster: Cluster) -> None:
         ({"attributes": {"a": "b" * 1024}}, InvalidArgument, "1025 bytes"),
         ({"expect": -2}, InvalidArgument, "inode -2"),
         ({"expect": 77}, FileChanged, "replaced or deleted meanwhile"),
-        ({"below": "/g"}, InvalidArgument, "/g is no directory above /f"),
+        ({"below": "/g"}, InvalidArgument, "/g is not a directory above /f"),
         ({"below": "g"}, GfsError, "begin with /"),
-        ({"body": b"\xff\x00"}, ProtocolError, "cannot be read"),
+        ({"body": b"\xff\x00"}, ProtocolError, "cannot be decoded"),
         ({"twice": True}, InvalidArgument, "twice"),
     ],
 )
@@ -771,7 +791,7 @@ async def test_a_replaced_file_is_another_file(cluster: Cluster) -> None:
 # --- placing ----------------------------------------------------------------------------------
 
 
-async def test_too_few_servers_is_told_and_passes(cluster: Cluster) -> None:
+async def test_too_few_servers_is_reported_and_passes(cluster: Cluster) -> None:
     client = await cluster.client()
     with pytest.raises(NotEnoughChunkservers, match=r"needs 2 .* 0 can .*\(0 live\)"):
         await client.call(Reserve(0, client.name, 1, 3, []), ReserveReply)
@@ -784,7 +804,7 @@ async def test_too_few_servers_is_told_and_passes(cluster: Cluster) -> None:
     assert [server.id for server in single.servers] == ["s1"]
 
 
-async def test_all_disks_of_very_many_servers_are_told(cluster: Cluster) -> None:
+async def test_all_disks_of_very_many_servers_are_reported(cluster: Cluster) -> None:
     """More than one head of a message holds."""
     disks = [Disk(f"/srv/gfs/disk-{n}", 10**12, 10**11, n, id=f"{n:032x}") for n in range(24)]
     for number in range(40):
@@ -792,12 +812,12 @@ async def test_all_disks_of_very_many_servers_are_told(cluster: Cluster) -> None
         server.disks = disks
     async with connect(cluster.address, key=KEY) as fs:
 
-        async def all_told() -> bool:
+        async def all_reported() -> bool:
             servers = (await fs.status()).servers
             assert len({server.id for server in servers}) == len(servers) == 40
             return all(server.disks == disks for server in servers)
 
-        await until_told(all_told, "every disk is told")
+        await until_reported(all_reported, "every disk is reported")
 
 
 async def test_full_and_failed_disks_get_nothing(cluster: Cluster) -> None:
@@ -809,7 +829,7 @@ async def test_full_and_failed_disks_get_nothing(cluster: Cluster) -> None:
         reserved = await client.reserve()
         return {server.id for server in reserved.servers} == {"s1", "s2"}
 
-    await until_told(ask, "the full server gets nothing")
+    await until_reported(ask, "the full server gets nothing")
 
 
 async def test_recover_leaves_the_failed_server_out(cluster: Cluster) -> None:
@@ -987,13 +1007,13 @@ async def test_corrupt_replicas_are_replaced_where_they_are(
 
 
 def repairs(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    """What was told of corrupt replicas that are none any more."""
-    told = [
+    """What was reported of corrupt replicas that are none any more."""
+    reported = [
         getattr(record, "gfs_fields", {})
         for record in caplog.records
         if (getattr(record, "gfs_event", "") == "corruption_repaired")
     ]
-    return [{name: one[name] for name in ("server", "version", "how")} for one in told]
+    return [{name: one[name] for name in ("server", "version", "how")} for one in reported]
 
 
 async def test_corrupt_replicas_are_deleted_once_there_are_enough(
@@ -1106,7 +1126,7 @@ async def test_a_broken_chain_gets_a_new_version_without_the_failed(tmp_path: Pa
         failed.stop()
         reply, left = await client.lease(inode, 0, version=2, failed=(failed.id,))
         assert (reply.chunk.version, set(left)) == (3, set(chain) - {failed.id})
-        # Told again of the same break: the present chain is the answer.
+        # The same break reported again: the present chain is the answer.
         again, same = await client.lease(inode, 0, version=2, failed=(failed.id,))
         assert (again.chunk.version, same) == (3, left)
         # It comes back with the old version: stale, and replaced.
@@ -1308,19 +1328,21 @@ async def test_a_restarted_master_waits_for_its_servers(tmp_path: Path) -> None:
             await client.call(request, PublishReply, body)
 
 
-async def test_a_version_above_the_master_s_is_taken(cluster: Cluster) -> None:
+@pytest.mark.parametrize("ahead", [2, 3])
+async def test_a_version_above_the_master_s_is_taken(cluster: Cluster, ahead: int) -> None:
     """The master failed between raising replicas and confirming the version."""
     servers = await start_servers(cluster, 3)
     client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
     await cluster.stop()
-    servers[0].replicas[handle] = servers[1].replicas[handle] = (2, 10)
+    for server in servers[:ahead]:
+        server.replicas[handle] = (2, 10)
     servers[2].swallow = lambda message: isinstance(message, CloneChunk)
     await cluster.start()
     client = await cluster.client()
-    await client.until_held("/f", {"s0", "s1"})
+    await client.until_held("/f", {server.id for server in servers[:ahead]})
     assert (await client.locate("/f")).chunks[0].version == 2
-    await client.until_totals(under_replicated=1)
+    await client.until_totals(under_replicated=3 - ahead)
     # Durably: the next grant bears a version above it.
     await cluster.restart()
     client = await cluster.client()
@@ -1329,7 +1351,7 @@ async def test_a_version_above_the_master_s_is_taken(cluster: Cluster) -> None:
     assert reply.chunk.version > 2
 
 
-async def test_short_replicas_are_not_believed(cluster: Cluster) -> None:
+async def test_short_replicas_do_not_count(cluster: Cluster) -> None:
     servers = await start_servers(cluster, 3)
     client = await cluster.client()
     handle = (await client.put("/f", servers))[0].handle
@@ -1357,7 +1379,7 @@ async def test_an_older_process_of_a_server_is_refused(cluster: Cluster) -> None
     server = await cluster.server("s0")
     older = FakeServer(cluster, "s0")
     older.incarnation = 0
-    with pytest.raises(StaleVersion, match="older process"):
+    with pytest.raises(StaleVersion, match="former process"):
         await older.start()
     newer = FakeServer(cluster, "s0")
     server._scope.cancel()
@@ -1367,6 +1389,19 @@ async def test_an_older_process_of_a_server_is_refused(cluster: Cluster) -> None
 
 
 # --- peers that do not behave ------------------------------------------------------------
+
+
+async def test_a_copy_for_a_shadow_master_ends_with_its_last_piece(cluster: Cluster) -> None:
+    """Another may be begun."""
+    identity = Identity("shadow", "shadow", KEY, cluster.cluster)
+    rpc = Rpc(await handshake.connect(WORLD, cluster.address, identity))
+    cluster.nursery.start_soon(rpc.run)
+    for _ in range(2):
+        for number in itertools.count():
+            piece, _ = await rpc.call(ReadCopy(id=0, number=number))
+            assert isinstance(piece, CopyPiece)
+            if piece.last:
+                break
 
 
 async def test_each_role_has_its_own_requests(cluster: Cluster) -> None:
@@ -1383,6 +1418,13 @@ async def test_each_role_has_its_own_requests(cluster: Cluster) -> None:
     with pytest.raises(ProtocolError, match="Stat is not for the master from a chunkserver"):
         await server.call(Stat(0, "/"), StatReply)
     await client.stat("/")
+
+
+async def test_half_a_replica_is_no_report(cluster: Cluster) -> None:
+    server = await cluster.server("s1")
+    assert server._rpc is not None
+    with pytest.raises(ProtocolError, match="not a whole number of entries"):
+        await server._rpc.call(ReportReplicas(id=0, complete=False), bytes(1))
 
 
 @pytest.mark.parametrize(
@@ -1426,7 +1468,7 @@ async def test_a_wrong_key_is_refused(cluster: Cluster) -> None:
         await handshake.connect(WORLD, cluster.address, Identity("client", "c", bytes(32)))
 
 
-async def test_a_taken_address_is_told(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_taken_address_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="cannot listen at") as caught:
         await run_master(WORLD, cluster.settings, str(tmp_path / "other"), KEY)
     assert caught.value.exit_code == 2
@@ -1445,7 +1487,7 @@ class Files:
 def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     """Of the masters in this test."""
     made = Files()
-    monkeypatch.setattr("gfs.master.service.background.SPACE_SECONDS", 0.05)
+    monkeypatch.setattr("gfs.master.upkeep.metadata_disk.SPACE_SECONDS", 0.05)
     monkeypatch.setitem(globals(), "WORLD", replace(WORLD, files=made))  # type: ignore[arg-type]
     return made
 
@@ -1468,7 +1510,7 @@ async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
             return "done"
 
         assert await make_directory() in ("done", "disk_full")
-        await until_told(refused(make_directory), "growth is refused")
+        await until_reported(refused(make_directory), "growth is refused")
         await client.stat("/")
         with pytest.raises(NotFound):
             await client.call(Delete(0, client.name, 10**6, "/none", False), Done)
@@ -1477,7 +1519,7 @@ async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
         async def again() -> bool:
             return await make_directory() == "done"
 
-        await until_told(again, "growth is allowed again")
+        await until_reported(again, "growth is allowed again")
 
 
 def refused(make: Callable[[], Awaitable[str]]) -> Callable[[], Awaitable[bool]]:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest import mock
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gfs.errors import StaleVersion
+from gfs.io import real_world
 from gfs.master.metadata import terms
+from gfs.master.metadata.store import open_store
+from gfs.master.replication.promises import Promises
+from gfs.protocol.messages import Bind
 
 CHANCE = st.integers(0, 2**32 - 1)
 
@@ -37,3 +46,19 @@ def test_numbers_stay_in_their_fields(count: int, chance: int) -> None:
     term = terms.next_term(count << 32, chance)
     assert terms.first_number(term) < 2**63
     assert terms.first_version(term) < 2**32
+
+
+async def test_a_term_is_promised_to_one(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "metadata"), 1 << 28, False, "feed", 7)
+    promises = Promises(real_world(), store, mock.Mock())
+    first = terms.next_term(store.state.term, 1)
+    second = terms.next_term(first, 1)
+    assert (await promises.make(Bind(0, first, "a:1", True))).promised == 0
+    for term in (first, store.state.term):
+        with pytest.raises(StaleVersion, match="knows of a term"):
+            await promises.make(Bind(0, term, "b:1", True))
+    assert (await promises.make(Bind(0, second, "b:1", True))).promised_to == ["a:1"]
+    assert [(each.term, each.address) for each in promises.outstanding] == [
+        (first, "a:1"), (second, "b:1")
+    ]  # fmt: skip
+    store.close()

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from gfs.master.replicas.servers import DEAD, LIVE, SILENT, Server
-from gfs.master.replicas.trash_purge import ROOM_BYTES, WARN_SHARE, Shortage, room_bytes, shortage
+from gfs.master.rules.trash_purge import ROOM_BYTES, WARN_SHARE, Shortage, room_bytes, shortage
+from gfs.master.tables.servers import DEAD, LIVE, SILENT, Server
 from gfs.protocol.messages import Disk
 
 TIB = 1 << 40
 GIB = 1 << 30
 
 #: Total, free, state of each disk of a server; and the server's state.
-Told = tuple[list[tuple[int, int, str]], str]
-ROOM: Told = ([(TIB, TIB // 2, "ok")], LIVE)
-LITTLE: Told = ([(TIB, 50 * GIB, "ok")], LIVE)
-FULL: Told = ([(TIB, 0, "full")], LIVE)
-LOW: Told = ([(TIB, ROOM_BYTES - 1, "ok")], LIVE)
-ONE_OF_TWO_FULL: Told = ([(TIB, 0, "full"), (TIB, 2 * ROOM_BYTES, "ok")], LIVE)
-FAILED: Told = ([(TIB, TIB // 2, "failed")], LIVE)
-AWAY: Told = ([], SILENT)
-GONE: Told = ([(TIB, TIB // 2, "ok")], DEAD)
-SMALL: Told = ([(1000, 49, "ok")], LIVE)
+Reports = tuple[list[tuple[int, int, str]], str]
+ROOM: Reports = ([(TIB, TIB // 2, "ok")], LIVE)
+LITTLE: Reports = ([(TIB, 50 * GIB, "ok")], LIVE)
+FULL: Reports = ([(TIB, 0, "full")], LIVE)
+LOW: Reports = ([(TIB, ROOM_BYTES - 1, "ok")], LIVE)
+ONE_OF_TWO_FULL: Reports = ([(TIB, 0, "full"), (TIB, 2 * ROOM_BYTES, "ok")], LIVE)
+FAILED: Reports = ([(TIB, TIB // 2, "failed")], LIVE)
+AWAY: Reports = ([], SILENT)
+GONE: Reports = ([(TIB, TIB // 2, "ok")], DEAD)
+SMALL: Reports = ([(1000, 49, "ok")], LIVE)
 
 
-def servers(told: list[Told]) -> list[Server]:
+def servers(reported: list[Reports]) -> list[Server]:
     made = []
-    for index, (disks, state) in enumerate(told):
+    for index, (disks, state) in enumerate(reported):
         server = Server(index, f"s{index}", "", "", 0.0, state=state)
         server.set_disks([Disk("/d", total, free, 0, of_disk) for total, free, of_disk in disks])
         made.append(server)
@@ -34,7 +34,7 @@ def servers(told: list[Told]) -> list[Server]:
 
 
 @pytest.mark.parametrize(
-    ("told", "missing", "wanted"),
+    ("reported", "missing", "wanted"),
     [
         ([ROOM, ROOM, ROOM], None, 0),
         # One full server, or one full disk, while others have room.
@@ -56,13 +56,15 @@ def servers(told: list[Told]) -> list[Server]:
         ([], None, 0),
     ],
 )
-def test_what_is_a_shortage(told: list[Told], missing: dict[int, int] | None, wanted: int) -> None:
+def test_what_is_a_shortage(
+    reported: list[Reports], missing: dict[int, int] | None, wanted: int
+) -> None:
     expected = None if missing is None else Shortage(missing, wanted)
-    assert shortage(servers(told), 2) == expected
+    assert shortage(servers(reported), 2) == expected
 
 
 @pytest.mark.parametrize(
-    ("told", "low", "left"),
+    ("reported", "low", "left"),
     [
         ([ROOM, ROOM, ROOM], False, TIB // 2 - ROOM_BYTES),
         ([ROOM, ROOM, FULL], False, TIB // 2 - ROOM_BYTES),
@@ -71,8 +73,8 @@ def test_what_is_a_shortage(told: list[Told], missing: dict[int, int] | None, wa
         ([ROOM], False, 0),
     ],
 )
-def test_people_are_told_before(told: list[Told], low: bool, left: int) -> None:
-    made = servers(told)
+def test_people_are_warned_before(reported: list[Reports], low: bool, left: int) -> None:
+    made = servers(reported)
     assert (shortage(made, 2, WARN_SHARE) is not None) == low
     assert room_bytes(made, 2) == left
 

@@ -31,7 +31,7 @@ class Clock:
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("commit"), st.integers(1, 3)),
-        st.tuples(st.just("told"), st.one_of(st.integers(-1, 40), st.just(math.inf))),
+        st.tuples(st.just("reported"), st.one_of(st.integers(-1, 40), st.just(math.inf))),
         st.tuples(st.just("time"), st.integers(1, 6)),
     ),
     max_size=60,
@@ -50,12 +50,12 @@ def test_nothing_is_released_before_enough_shadows_have_it(
     deeds: dict[int, int] = {}
     best = [math.inf]
     for kind, value in steps:
-        if kind == "told":
-            told = min(value, sequence) if value < math.inf else value
-            best[0] = told if math.inf in (told, best[0]) else max(told, best[0])
-            watermark.advance(told, "" if told == value else "too few")
+        if kind == "reported":
+            reported = min(value, sequence) if value < math.inf else value
+            best[0] = reported if math.inf in (reported, best[0]) else max(reported, best[0])
+            watermark.advance(reported, "" if reported == value else "too few")
             refusal = watermark.refusal()
-            assert (refusal is None) == (told == value)
+            assert (refusal is None) == (reported == value)
         elif kind == "time":
             clock.now += value
             watermark.expire()

@@ -38,6 +38,8 @@ from gfs.io import real_world
 from gfs.master.metadata import lookups, operation_log, trash
 from gfs.master.metadata.committer import Committer, Job, Outcome, Plan
 from gfs.master.metadata.namespace import (
+    CHUNK_READERS_NS,
+    READERS_NS,
     Planned,
     chunk_handle,
     chunk_row,
@@ -49,6 +51,7 @@ from gfs.master.metadata.namespace import (
     plan_publish,
     plan_rename,
     plan_replace_chunk,
+    plan_set_attributes,
     plan_set_length,
     plan_set_replication,
 )
@@ -77,7 +80,7 @@ from gfs.master.metadata.trash import (
     plan_undelete,
     rows_from,
 )
-from gfs.master.replicas.trash_purge import Search, Shortage
+from gfs.master.rules.trash_purge import Search, Shortage
 from gfs.master.service.snapshots import Walk, plan_abandon, plan_begin, plan_copy, plan_finish
 from gfs.protocol.messages import (
     PAGE_BYTES_MAX,
@@ -91,9 +94,11 @@ from gfs.protocol.messages import (
     Publish,
     PublishReply,
     Rename,
+    SetAttributes,
     SetLength,
     SetReplication,
     Snapshot,
+    StatReply,
     TrashEntry,
     Undelete,
 )
@@ -450,11 +455,11 @@ class NamespaceMachine(RuleBasedStateMachine):
         """The last one; or one by its inode, as the listing names it."""
         target = data.draw(st.none() | PATHS)
         with self.real.store.read() as txn:
-            told = [e for e in self.told(txn, text(path)) if e.path == text(path)]
+            reported = [e for e in self.reported(txn, text(path)) if e.path == text(path)]
         inode, chosen = 0, None
-        if told and data.draw(st.booleans()):
-            nth = data.draw(st.integers(0, len(told) - 1))
-            inode = told[nth].inode
+        if reported and data.draw(st.booleans()):
+            nth = data.draw(st.integers(0, len(reported) - 1))
+            inode = reported[nth].inode
             chosen = [entry for entry in self.model.trash if entry.path == path][nth]
         new_name = text(target) if target else ""
         request = Undelete(0, CLIENT, 0, text(path), new_name, inode)
@@ -463,6 +468,29 @@ class NamespaceMachine(RuleBasedStateMachine):
             lambda txn: plan_undelete(txn, request, time_ns),
             lambda model: model.undelete(path, target or path, chosen),
         )
+
+    def set_attributes(self, data: st.DataObject, path: Path) -> Mutation:
+        expect = self.expected(data, path)
+        removed = data.draw(st.lists(st.sampled_from(["x", "y-1"]), max_size=1))
+        given = data.draw(ATTRIBUTES)
+        request = SetAttributes(0, CLIENT, 0, text(path), given, removed, 0, expect)
+
+        def expected(model: Model) -> None:
+            for end in range(1, len(path)):
+                if model.tree.get(path[:end]) is not None:
+                    raise NotADirectory
+            if path not in model.tree:
+                raise NotFound
+            held = model.tree[path]
+            if expect == 0:
+                raise InvalidArgument
+            if expect > 0 and (held is None or held.inode != expect):
+                raise FileChanged
+            if held is not None:
+                stay = {k: v for k, v in held.attributes.items() if k not in removed}
+                model.tree = {**model.tree, path: held._replace(attributes=stay | given)}
+
+        return lambda txn: plan_set_attributes(txn, request), expected
 
     def set_replication(self, path: Path, goal: int) -> Mutation:
         request = SetReplication(0, CLIENT, 0, text(path), goal)
@@ -486,7 +514,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             lambda model: model.empty(path, recursive),
         )
 
-    def told(self, txn: Txn, path: str) -> list[TrashEntry]:
+    def reported(self, txn: Txn, path: str) -> list[TrashEntry]:
         book = self.real.counted()
         entries: list[TrashEntry] = []
         cursor, more = b"", True
@@ -503,7 +531,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         flags = st.booleans()
         wanted = []
         for _ in range(count):
-            kind = data.draw(st.integers(0, 13))
+            kind = data.draw(st.integers(0, 14))
             path = self.some_path(data, list(self.model.tree))
             if kind <= 2:
                 wanted.append(self.publish(data, path))
@@ -520,6 +548,8 @@ class NamespaceMachine(RuleBasedStateMachine):
                 wanted.append(self.undelete(data, path))
             elif kind == 12:
                 wanted.append(self.set_replication(path, data.draw(st.integers(1, 4))))
+            elif kind == 13:
+                wanted.append(self.set_attributes(data, path))
             else:
                 path = self.some_path(data, [entry.path for entry in self.model.trash])
                 wanted.append(self.empty(path, data.draw(flags)))
@@ -719,7 +749,7 @@ class NamespaceMachine(RuleBasedStateMachine):
             plan_empty_early, time_ns=time_ns, wanted=[(row.due_ns, row.inode) for row in rows]
         )
         with store.read() as txn:
-            gone = {e.deleted_ns for e in self.told(txn, "/") if e.inode in chosen}
+            gone = {e.deleted_ns for e in self.reported(txn, "/") if e.inode in chosen}
         assert isinstance(self.real.commit([(next(self.numbers), plan)])[0], Done)
         self.model.trash = [e for e in self.model.trash if e.deleted_ns not in gone]
 
@@ -765,11 +795,11 @@ class NamespaceMachine(RuleBasedStateMachine):
     @invariant()
     def same_tree(self) -> None:
         found = self.everything()
-        told = {
+        reported = {
             p: Held(e.length, e.inode, e.digest, e.attributes) if e.kind == "file" else None
             for p, e in found.items()
         }
-        assert told == self.model.tree
+        assert reported == self.model.tree
         assert len({e.inode for e in found.values()}) == len(found)
         for path, entry in found.items():
             assert entry.path == text(path)
@@ -799,13 +829,13 @@ class NamespaceMachine(RuleBasedStateMachine):
         ]
         wanted.sort(key=lambda entry: (entry[0].encode() + b"\0", entry[1]))
         with self.real.store.read() as txn:
-            told = self.told(txn, "/")
-            assert [(e.path, e.deleted_ns, e.length, e.files) for e in told] == wanted
-            assert txn.count(txn.db.trash_paths) == len(told)
-            assert all(entry.until_ns > entry.deleted_ns + KEPT_NS for entry in told)
+            reported = self.reported(txn, "/")
+            assert [(e.path, e.deleted_ns, e.length, e.files) for e in reported] == wanted
+            assert txn.count(txn.db.trash_paths) == len(reported)
+            assert all(entry.until_ns > entry.deleted_ns + KEPT_NS for entry in reported)
             for path in {entry.path[:1] for entry in self.model.trash}:
-                below = [e.path for e in told if (e.path + "/").startswith(text(path) + "/")]
-                assert [entry.path for entry in self.told(txn, text(path))] == below
+                below = [e.path for e in reported if (e.path + "/").startswith(text(path) + "/")]
+                assert [entry.path for entry in self.reported(txn, text(path))] == below
 
     @invariant()
     def same_totals(self) -> None:
@@ -912,7 +942,7 @@ def publish(real: Real, number: int, path: str, length: int, **more: Any) -> Ent
     return outcome.entry
 
 
-def test_publishing_tells_what_was_replaced(real: Real) -> None:
+def test_publishing_returns_what_was_replaced(real: Real) -> None:
     def publishing(number: int, length: int, owner: str) -> Outcome:
         request = Publish(0, CLIENT, number, "/f", length, 3, True, True, [])
         request.attributes = {"owner": owner}
@@ -928,6 +958,41 @@ def test_publishing_tells_what_was_replaced(real: Real) -> None:
     assert isinstance(first, PublishReply)
     assert isinstance(second, PublishReply)
     assert (first.replaced, second.replaced) == ([], [first.entry])
+
+
+@pytest.mark.parametrize(
+    ("length", "kept_ns"), [(CHUNK, CHUNK_READERS_NS), (CHUNK + 1, READERS_NS)]
+)
+def test_a_replaced_file_is_kept_for_its_readers(real: Real, length: int, kept_ns: int) -> None:
+    publish(real, 1, "/f", length)
+    publish(real, 2, "/f", 5, replace=True)
+    with real.store.read() as txn:
+        [(key, _)] = txn.scan(b"", txn.db.trash)
+    assert 0 <= unpack_u64(key[:8]) - kept_ns < 1_000_000
+
+
+def test_times_and_attributes_are_set_and_stay(real: Real) -> None:
+    def stat(path: str) -> Entry:
+        with real.store.read() as txn:
+            return lookups.stat(txn, path)
+
+    made = MakeDirectory(0, CLIENT, 1, "/d/e", True, False, {"mode": "750"})
+    real.commit([(1, lambda txn: plan_make_directory(txn, made, 1))])
+    assert (stat("/d").attributes, stat("/d/e").attributes) == ({}, {"mode": "750"})
+    reported = publish(real, 2, "/f", 10, digest=DIGEST, attributes={"a": "b"}, modified_ns=77)
+    assert (reported.created_ns, reported.modified_ns) == (2, 77)
+    assert stat("/f") == reported
+    for number, (path, modified_ns) in enumerate({"/f": 0, "/d/e": 88, "/": 99}.items(), 3):
+        request = SetAttributes(0, CLIENT, number, path, {"c": "d"}, ["a"], modified_ns)
+        (reply,) = real.commit([(number, lambda txn, r=request: plan_set_attributes(txn, r))])
+        assert isinstance(reply, StatReply)
+        assert reply.entry == stat(path)
+        assert reply.entry.attributes.keys() - {"mode"} == {"c"}
+        assert reply.entry.modified_ns == modified_ns or path == "/f"
+    assert (stat("/f").digest, stat("/f").modified_ns) == (DIGEST, 77)
+    too_many = SetAttributes(0, CLIENT, 9, "/f", {f"n{n}": "" for n in range(16)})
+    (outcome,) = real.commit([(9, lambda txn: plan_set_attributes(txn, too_many))])
+    assert isinstance(outcome, InvalidArgument)
 
 
 def test_length_only_grows_and_within_the_chunks(real: Real) -> None:

@@ -72,7 +72,7 @@ def test_exactly_the_placed_records_are_found_in_any_pieces(
 
 
 @given(st.binary(min_size=1, max_size=200), st.data())
-def test_a_torn_record_is_none_and_hides_none(data: bytes, draw: st.DataObject) -> None:
+def test_a_torn_record_is_skipped_and_hides_no_other(data: bytes, draw: st.DataObject) -> None:
     """What follows it begins where it was cut off, inside what its head promises."""
     inner = frame_at(FRAME_HEAD_BYTES, data)  # stamped for no place where it will be
     torn = frame_at(0, data + inner + data)

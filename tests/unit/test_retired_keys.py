@@ -26,7 +26,7 @@ class Connection:
             self.closed_at = trio.current_time()
 
 
-async def test_an_exchange_under_way_may_end_first_but_not_take_for_ever(
+async def test_an_exchange_under_way_may_end_first_but_not_take_forever(
     autojump_clock: MockClock,
 ) -> None:
     idle, between = Connection(b"old", busy=False), Connection(b"old", busy=False)

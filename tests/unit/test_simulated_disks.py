@@ -73,7 +73,7 @@ def refuse(host: Machine, file: File) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_failed_sync_is_told_once_and_has_lost_what_it_did_not_write(seed: int) -> None:
+def test_a_failed_sync_is_reported_once_and_has_lost_what_it_did_not_write(seed: int) -> None:
     host, files = machine()
     host.disk.chance = random.Random(seed)
     file = written(files)
@@ -389,3 +389,18 @@ def test_a_call_that_the_loop_makes_is_an_error_that_says_where() -> None:
         assert len(host.universe.wrongs) == len(CALLS)
 
     simulated(scenario)
+
+
+def test_a_punched_hole_takes_no_space_and_a_power_cut_may_undo_it() -> None:
+    host, files = machine()
+    file = files.open("/disk/f", "create")
+    file.write(b"old" * 4000, 0)
+    file.sync()
+    files.sync_directory("/disk")
+    used = host.disk.volume("/disk").used_bytes
+    file.punch(4096, 4096)
+    assert content(file)[4096:8192] == bytes(4096)
+    assert host.disk.volume("/disk").used_bytes == used - 4096
+    host.disk.power_cut()
+    assert host.disk.read("/disk/f") == b"old" * 4000
+    assert host.disk.volume("/disk").used_bytes == used

@@ -9,15 +9,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from share import share
 
 from gfs.blocks import PAGE_BYTES
 from gfs.io import FileSystem, Listener, Stream, World
 from gfs.testing import Crashed, Machine, Process, Universe, run_simulated
+
+TESTS = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -138,9 +142,14 @@ def test_the_order_does_not_depend_on_another_threads_loop() -> None:
     thread = threading.Thread(target=trio.run, args=(loop,))
     thread.start()
     try:
+        # A busy machine lets the thread wait for longer than one of them takes.
         before = turns
-        assert run_simulated(7, race, 200) == alone
-        assert turns > before
+        for _ in range(10_000):
+            assert run_simulated(7, race, 200) == alone
+            if turns > before > 0:
+                break
+            before = turns
+        assert turns > before > 0
     finally:
         stop.set()
         thread.join()
@@ -158,7 +167,7 @@ def test_the_trace_does_not_depend_on_the_interpreters_hash_seed() -> None:
     def digest(hash_seed: str) -> str:
         return subprocess.run(
             [sys.executable, __file__],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{TESTS}"},
             check=True,
             capture_output=True,
             text=True,
@@ -201,7 +210,7 @@ def test_generators_of_machines_are_independent() -> None:
     reads=st.lists(st.integers(1, 300_000), min_size=1, max_size=8),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=share(40), deadline=None)
 def test_bytes_arrive_in_order_whatever_the_pieces(
     pieces: list[int], reads: list[int], seed: int
 ) -> None:
@@ -731,7 +740,7 @@ def test_power_cut_loses_what_was_not_synced() -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=50)
+@settings(max_examples=share(50))
 def test_power_cut_by_chance_keeps_some_sectors(seed: int) -> None:
     import random
 
@@ -750,7 +759,7 @@ def test_power_cut_by_chance_keeps_some_sectors(seed: int) -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 20_000), st.integers(1, 20_000))
-@settings(max_examples=100)
+@settings(max_examples=share(100))
 def test_power_cut_by_chance_keeps_what_was_synced(seed: int, synced: int, more: int) -> None:
     import random
 

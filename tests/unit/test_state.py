@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gfs.errors import SettingsError
+from gfs.io import others_can_read
 from gfs.state import KEY_BYTES, KEY_NAME, KeyFile, make_key, read_keys, retire_keys, rotate_key
 
 
@@ -37,6 +38,27 @@ def test_no_key(tmp_path: Path) -> None:
         read_keys(tmp_path / KEY_NAME)
     with pytest.raises(SettingsError, match="cannot be made"):
         make_key(tmp_path / "no" / "directory" / KEY_NAME)
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "refused"),
+    [
+        (0, 0o440, False),
+        (0, 0o640, False),
+        (0, 0o444, True),
+        (0, 0o660, True),
+        (1000, 0o400, False),
+        (1000, 0o440, True),
+    ],
+)
+def test_a_user_without_rights_reads_the_secret_that_root_gave_its_group(
+    monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, refused: bool
+) -> None:
+    found = os.stat_result((0o100000 | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert others_can_read(found) is refused
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert others_can_read(found) is bool(mode & 0o077)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])

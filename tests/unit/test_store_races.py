@@ -8,6 +8,7 @@ In virtual time, where each call to a disk takes its own: seed and plan decide t
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -21,21 +22,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from share import share
 
-from gfs.blocks import BLOCK_BYTES, packet_sums
+from gfs.blocks import BLOCK_BYTES, block_sums, packet_sums
+from gfs.chunkserver.disks import Disk
+from gfs.chunkserver.exchanges.read import read_open, read_small
 from gfs.chunkserver.exchanges.write import WriteExchange
 from gfs.chunkserver.files.chunkfile import ChunkFile
 from gfs.chunkserver.node.node import Node
 from gfs.chunkserver.node.pulse import STUCK_SECONDS_MIN, Answering
+from gfs.chunkserver.packs import Made, PackedFile, open_packed
+from gfs.chunkserver.packs.layout import RECORD_BYTES
 from gfs.chunkserver.replicas import open_chunks
-from gfs.chunkserver.upkeep.background import look_at
-from gfs.chunkserver.upkeep.compare import compare_all
+from gfs.chunkserver.upkeep.drain import _move
+from gfs.chunkserver.upkeep.resolve_duplicates import compare_all
+from gfs.chunkserver.upkeep.scanning import look_at
+from gfs.chunkserver.upkeep.scrub import Scrubber
 from gfs.config import ChunkserverSettings
-from gfs.errors import GfsError
+from gfs.errors import DiskFailed, DiskFull, GfsError
+from gfs.io import ReadFailed
 from gfs.protocol.messages import (
     Failure,
     GrantLease,
     Message,
     Packet,
+    ReadChunk,
+    ReplicaName,
     VerifyChunk,
     Working,
     WriteChunk,
@@ -45,6 +55,7 @@ from gfs.testing import Universe, run_simulated
 from gfs.testing.inode import Hang
 
 HANDLES = (0x51, 0x52)
+KINDS = ["upload", "install", "small", "grant", "delete", "unused", "move", "look", "read"]
 #: Longer than any of what is done at once.
 ROUND_MICROSECONDS = 1500
 
@@ -88,16 +99,19 @@ class Known:
 
 
 def content(handle: int, version: int) -> bytes:
-    return random.Random(f"{handle}/{version}").randbytes(BLOCK_BYTES + 100 * version)
+    """Those of every other version are small enough to be packed."""
+    size = 3000 + 700 * (version % 9) if version % 2 else BLOCK_BYTES + 100 * version
+    return random.Random(f"{handle}/{version}").randbytes(size)
 
 
 class Packets:
-    """The upload of a chunk in two packets, by a client that may pause."""
+    """The upload of a chunk in packets, at most two, by a client that may pause."""
 
     answering: Any = None
 
     def __init__(self, data: bytes, pause: float) -> None:
-        self._left = [(BLOCK_BYTES, data[BLOCK_BYTES:]), (0, data[:BLOCK_BYTES])]
+        rest = [(BLOCK_BYTES, data[BLOCK_BYTES:])] if len(data) > BLOCK_BYTES else []
+        self._left = [*rest, (0, data[:BLOCK_BYTES])]
         self._pause = pause
         self._body = b""
         self._sent = 0
@@ -113,9 +127,10 @@ class Packets:
         sums = packet_sums(at, self._body)
         return Packet(self._sent - 1, at, not self._left, sums)
 
-    async def receive_body(self, target: memoryview) -> None:
+    async def receive_some(self, target: memoryview, least: int) -> int:
         await trio.lowlevel.checkpoint()
         target[:] = self._body
+        return len(target)
 
     async def send(self, message: Message) -> None:
         await trio.lowlevel.checkpoint()
@@ -129,7 +144,7 @@ class Listening(Packets):
     which arrives damaged, the server's disk hangs."""
 
     def __init__(self, server: Server, number: int) -> None:
-        super().__init__(content(HANDLES[0], 1), 0.0)
+        super().__init__(content(HANDLES[0], 2), 0.0)
         self.answering: Any = Answering(self)  # type: ignore[arg-type]
         self.heard: list[float] = []
         self.disk, self._number = server.machine.disk, number
@@ -158,7 +173,11 @@ class Server:
         self.sync = durability == "fsync"
         self.disks = [f"/disk{n}" for n in range(disks)]
         self._settings = ChunkserverSettings(
-            reserve_bytes=0, durability=durability, journal_bytes=32_768, idle_seconds=5.0
+            reserve_bytes=0,
+            durability=durability,
+            journal_bytes=32_768,
+            idle_seconds=5.0,
+            packed_bytes_max=BLOCK_BYTES * (seed // 4 % 2),
         )
         self.known = {handle: Known() for handle in HANDLES}
 
@@ -175,6 +194,19 @@ class Server:
         packets = Packets(content(handle, version), pause)
         return await WriteExchange(self.node, packets, request).run()
 
+    def made(self, handle: int, version: int) -> Made:
+        data = content(handle, version)
+        return Made(handle, version, memoryview(data), block_sums(data))
+
+    async def small(self, handle: int, version: int) -> bool:
+        """As the write of a new small file does."""
+        store = self.node.store
+        for error in (
+            await store.write_new(store.disks.pick(), [self.made(handle, version)])
+        ).values():
+            raise error
+        return True
+
     async def install(self, handle: int, version: int) -> bool:
         """As the copy of a chunk from another server does."""
         node = self.node
@@ -182,7 +214,13 @@ class Server:
             return False
         node.cloning.add(handle)
         disk = node.store.disks.pick()
-        path = disk.chunk_path(handle) + ".clone"
+        if node.store.is_packed(len(content(handle, version))):
+            try:
+                await node.store.install(disk, self.made(handle, version))
+            finally:
+                node.cloning.discard(handle)
+            return True
+        path = disk.chunk_path(handle) + disk.new_half()
         data = content(handle, version)
         try:
             file = ChunkFile.create(node.world.files, path, handle, version, disk.journal, True)
@@ -209,6 +247,36 @@ class Server:
 
     async def delete(self, handle: int, version: int) -> bool:
         await self.node.store.delete(handle, version)
+        return True
+
+    async def unused(self, handle: int, version: int) -> bool:
+        """As an order to delete many replicas does."""
+        return not await self.node.store.delete_unused([ReplicaName(handle, version)])
+
+    async def read(self, handle: int) -> bool:
+        """As a client does."""
+        replica = self.node.store.inventory.get(handle)
+        if replica is None or not replica.length:
+            return False
+        request = ReadChunk(0, handle, replica.version, 0, replica.length)
+        reply, data = read_open(self.node, request) or await read_small(self.node, request)
+        if block_sums(data) == reply.sums:
+            assert self.origin(handle, bytes(data)), "bytes that nobody wrote"
+        else:
+            assert self.node.store.inventory.get(handle) != replica, "wrong bytes"
+        return True
+
+    async def move(self, handle: int) -> bool:
+        """As the draining of its disk does."""
+        replica = self.node.store.inventory.get(handle)
+        if replica is None or len(self.disks) < 2:
+            return False
+        disk = self.node.store.disks.used[replica.disk]
+        disk.draining = True
+        try:
+            await _move(self.node, disk, handle)
+        finally:
+            disk.draining = False
         return True
 
     async def look(self, handle: int, how: int) -> bool:
@@ -249,10 +317,22 @@ class Server:
                 if op.knob % 4 and replica is not None:
                     version = replica.version
                 action = partial(self.delete, handle, version)
+            case "small":
+                version = known.draw()
+                action = partial(self.small, handle, version)
+            case "unused":
+                replica = self.node.store.inventory.get(handle)
+                version = 1 if replica is None else replica.version
+                action = partial(self.unused, handle, version)
+            case "move":
+                action = partial(self.move, handle)
+            case "read":
+                action = partial(self.read, handle)
             case _:
                 action = partial(self.look, handle, op.knob)
         await trio.sleep(op.start_us / 1e6)
-        done = Done(op.kind, version, trio.current_time())
+        kind = {"small": "install", "unused": "delete"}.get(op.kind, op.kind)
+        done = Done(kind, version, trio.current_time())
         known.done.append(done)
         try:
             # An order never hangs: what it waits for has a deadline.
@@ -303,7 +383,10 @@ class Server:
             assert not chunk.users
             assert not chunk.dropped
             assert not chunk.mutex.locked()
-        made = sum(chunk.file.made for chunk in store.open_chunks._open.values())
+        opened = [chunk.file for chunk in store.open_chunks._open.values()]
+        made = sum(file.made for file in opened if not isinstance(file, PackedFile))
+        packs = [disk.packs for disk in store.disks.used.values()]
+        made += sum((p._index is not None) + (p._data is not None) for p in packs)
         assert len(self.process.life._holds_weakly) == len(self.disks) * 4 + made, (
             "a file is left open"
         )
@@ -315,11 +398,27 @@ class Server:
         assert store.inventory.bytes == sum(r.length for r in store.inventory.values())
         for disk in store.disks.used.values():
             assert disk.chunks == sum(r.disk == disk.index for r in store.inventory.values())
+            records = {record.offset: record for record in disk.packs.all()}
+            assert len(records) == len(disk.packs), "two records have one slot"
+            assert all(map(disk.packs.has_on_disk, records.values()))
+            assert sum(used.bit_count() for used in disk.packs._slots._used) == len(records)
+            places = len(disk.packs._image) // RECORD_BYTES
+            assert len(disk.packs._free) + len(records) == places
         for handle in HANDLES:
             replica = store.inventory.get(handle)
             files = self.files(handle)
+            packed = [d for d in store.disks.used.values() if handle in d.packs]
             if replica is None:
                 assert not files, "a file that the store knows nothing of"
+                assert not packed, "a record that the store knows nothing of"
+            elif packed:
+                assert not files, "a file and a record"
+                assert [disk.index for disk in packed] == [replica.disk]
+                file = open_packed(packed[0].packs, handle, packed[0].journal)
+                assert file is not None
+                assert (file.version, file.length) == (replica.version, replica.length)
+                assert file.bad_blocks() == []
+                assert self.origin(handle, file.read_verified(0, file.length))
             else:
                 assert files == [store.disks.used[replica.disk].chunk_path(handle)]
                 self._check_bytes(handle)
@@ -376,7 +475,7 @@ def simulate(
 
 ops = st.builds(
     Op,
-    st.sampled_from(["upload", "install", "grant", "delete", "look"]),
+    st.sampled_from(KINDS),
     st.sampled_from(HANDLES),
     st.integers(0, ROUND_MICROSECONDS),
     st.integers(0, 500),
@@ -404,7 +503,7 @@ def test_store_and_disks_agree_whatever_is_done_at_once(
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["it is opened", "it is committed"])
-def test_nothing_is_heard_of_a_server_whose_disk_hangs_while(number: int) -> None:
+def test_nothing_is_heard_of_a_server_while_its_disk_hangs(number: int) -> None:
     """It said for 8 s that it worked, until the disk was given up."""
 
     async def play() -> None:
@@ -429,12 +528,9 @@ def test_nothing_is_heard_of_a_server_whose_disk_hangs_while(number: int) -> Non
     run_simulated(0, play)
 
 
-KINDS = ["upload", "install", "grant", "delete", "look"]
-
-
 @pytest.mark.parametrize("durability", ["replicated", "fsync"])
 @pytest.mark.parametrize(
-    ("one", "other"), [(a, b) for n, a in enumerate(KINDS) for b in KINDS[n + 1 :]]
+    ("one", "other"), [(a, b) for n, a in enumerate(KINDS) for b in KINDS[n + 1 : -1]]
 )
 def test_two_at_once_of_one_chunk(one: str, other: str, durability: str) -> None:
     """Of a chunk that is there, and of one that is not."""
@@ -444,7 +540,7 @@ def test_two_at_once_of_one_chunk(one: str, other: str, durability: str) -> None
         def op(kind: str, within_us: int, chance: random.Random = chance) -> Op:
             return Op(kind, HANDLES[0], chance.randrange(within_us), chance.randrange(400))
 
-        before = Round((op(chance.choice(["upload", "install"]), 1),), "quiet", 0)
+        before = Round((op(chance.choice(["upload", "install", "small"]), 1),), "quiet", 0)
         both = Round((op(one, 500), op(other, 500)), "quiet", 0)
         simulate(seed, durability, [before, both] if seed % 2 else [both], 1 + seed // 2 % 2)
 
@@ -472,3 +568,159 @@ def test_records_from_before_two_starts_do_not_follow_new_ones(seed: int) -> Non
         Round((Op("install", HANDLES[0], 0, 0), Op("grant", HANDLES[0], 900, 1)), "quiet", 0),
     ]
     simulate(seed, "fsync", rounds, 1)
+
+
+# --- packed replicas are moved out only for a change that happens -----------------------
+
+
+async def packing(disks: int = 1) -> Server:
+    """A server with a packed replica of version 5."""
+    server = Server(4, "replicated", disks)
+    await server.start()
+    server.known[HANDLES[0]].version = 5
+    await server.small(HANDLES[0], 5)
+    return server
+
+
+def test_a_refused_write_unpacks_nothing() -> None:
+    async def play() -> None:
+        server = await packing()
+        (disk,) = server.node.store.disks.used.values()
+        for version, mode in ((3, "mutate"), (9, "mutate"), (4, "upload")):
+            request = WriteChunk(0, version, HANDLES[0], 0, mode, [], False)
+            assert not await WriteExchange(server.node, Packets(b"late", 0), request).run()
+            assert HANDLES[0] in disk.packs
+        server.process.kill()
+
+    run_simulated(0, play)
+
+
+def test_a_grant_on_a_full_disk_leaves_the_reserve_alone() -> None:
+    async def play() -> None:
+        server = await packing()
+        (disk,) = server.node.store.disks.used.values()
+        before = disk.written_bytes
+        disk.reserve_bytes = 1 << 60
+        with pytest.raises(DiskFull):
+            await server.grant(HANDLES[0], 6, False)
+        assert HANDLES[0] in disk.packs
+        disk.reserve_bytes = 1
+        await server.grant(HANDLES[0], 7, False)
+        assert HANDLES[0] not in disk.packs
+        assert disk.written_bytes >= before + len(content(HANDLES[0], 5))
+        server.process.kill()
+
+    run_simulated(0, play)
+
+
+def test_a_drained_disk_packs_what_was_packed_only_if_that_is_wanted_still() -> None:
+    async def play() -> None:
+        server = await packing(2)
+        store = server.node.store
+        await server.move(HANDLES[0])
+        assert sum(HANDLES[0] in disk.packs for disk in store.disks.used.values()) == 1
+        store._packed_bytes_max = 0
+        await server.move(HANDLES[0])
+        assert not any(HANDLES[0] in disk.packs for disk in store.disks.used.values())
+        server.check()
+        server.process.kill()
+
+    run_simulated(0, play)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replica_that_moves_while_it_is_verified_is_not_taken_for_damaged(seed: int) -> None:
+    async def play() -> None:
+        server = await packing(2)
+        store = server.node.store
+        states = []
+
+        async def verify() -> None:
+            while True:
+                reply = await server.node.verify(VerifyChunk(id=0, handle=HANDLES[0], version=5))
+                states.append((reply.state, reply.bad_blocks))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(verify)
+            for _ in range(40):
+                await server.move(HANDLES[0])
+            nursery.cancel_scope.cancel()
+        assert len(states) > 40
+        assert states == [("good", [])] * len(states)
+        assert not store.inventory.bad
+        server.process.kill()
+
+    run_simulated(seed, play)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_file_that_is_missed_after_its_replica_was_moved_is_not_gone(
+    moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        server = await packing(2)
+        store, run = server.node.store, Disk.run
+        looks_wrong, looked = store.inventory.looks_wrong, 0
+
+        async def late(disk: Disk, function: Callable[..., Any], *args: Any) -> Any:
+            nonlocal looked
+            if function != looks_wrong or looked:
+                return await run(disk, function, *args)
+            looked += 1
+            if moved:
+                await server.move(HANDLES[0])
+            return [(HANDLES[0], False)]
+
+        monkeypatch.setattr(Disk, "run", late)
+        reply = await server.node.verify(VerifyChunk(id=0, handle=HANDLES[0], version=5))
+        assert looked
+        assert reply.state == ("good" if moved else "missing")
+        assert (HANDLES[0] in store.inventory) == moved
+        server.process.kill()
+
+    run_simulated(0, play)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("seed", [0, 4], ids=["in a file", "packed"])
+def test_a_sector_that_cannot_be_read_condemns_only_the_replica_that_has_it(
+    seed: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        server = Server(seed, "replicated", 2)
+        await server.start()
+        await server.small(HANDLES[0], 5)
+
+        async def refused(*_: object) -> list[int]:
+            if moved:
+                await server.move(HANDLES[0])
+            raise DiskFailed("a bad sector")
+
+        monkeypatch.setattr(server.node, "bad_blocks", refused)
+        await Scrubber(server.node)._pass(0)
+        inventory = server.node.store.inventory
+        assert HANDLES[0] in inventory
+        assert list(inventory.bad) == [HANDLES[0]] * (not moved)
+        server.process.kill()
+
+    run_simulated(seed, play)
+
+
+def test_a_replica_whose_file_cannot_be_opened_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        server = Server(0, "replicated", 2)
+        await server.start()
+        await server.small(HANDLES[0], 5)
+        server.process.kill()
+        await server.start()
+
+        def refused(*_: object) -> None:
+            raise ReadFailed(errno.EIO, "a bad sector")
+
+        monkeypatch.setattr(ChunkFile, "open", refused)
+        await Scrubber(server.node)._pass(0)
+        assert list(server.node.store.inventory.bad) == [HANDLES[0]]
+        server.process.kill()
+
+    run_simulated(0, play)

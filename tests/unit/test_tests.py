@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from neighbours import place
 from progress import LONG_SECONDS, Progress
-from share import share
+from share import share, turn
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,21 @@ def test_a_share_is_rounded_up(
 ) -> None:
     monkeypatch.setenv("GFS_TEST_SHARE", percent)
     assert share(count) == part
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 200])
+@pytest.mark.parametrize("turns", [4, 10])
+def test_in_so_many_turns_of_a_part_all_seeds_have_been_run(
+    monkeypatch: pytest.MonkeyPatch, turns: int, count: int
+) -> None:
+    monkeypatch.setenv("GFS_TEST_SHARE", str(100 // turns))
+    ran: set[int] = set()
+    for number in range(1000, 1000 + turns):
+        monkeypatch.setenv("GFS_TEST_TURN", str(number))
+        seeds = turn(count)
+        assert 0 < len(seeds) <= share(count)
+        ran |= set(seeds)
+    assert ran == set(range(count))
 
 
 def test_no_two_processes_of_a_run_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
-"""What runs containers, as the rest of compute sees it.
+"""The interface between compute and the software that runs containers.
 
-:mod:`.interface` is the seam: what a backend is asked and what it reports. :mod:`.none`
-is the backend of a machine that has none, :mod:`.networks` says which addresses are the
-internet, :mod:`.answers` makes answers to requests of a backend's failures.
+:mod:`.interface` declares the calls and the reports of a backend. :mod:`.none`
+is the backend of a machine that has none, :mod:`.networks` lists the addresses of the
+internet, :mod:`.answers` translates a backend's failures to answers to requests.
 """
 
 from __future__ import annotations
 
+from control.compute.backend.answers import as_answers, for_users
+from control.compute.backend.elsewhere import Elsewhere
 from control.compute.backend.interface import (
     COLUMNS,
     LABEL_CLUSTER,
@@ -29,20 +31,28 @@ from control.compute.backend.interface import (
     Usage,
     Watch,
 )
+from control.compute.backend.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
+from control.compute.backend.none import NoBackend
 
 __all__ = [
     "COLUMNS",
+    "INTERNET_6",
     "LABEL_CLUSTER",
     "LABEL_CONTAINER",
     "LABEL_MANAGED",
     "LABEL_USER",
+    "REFUSED_4",
+    "REFUSED_6",
     "ROWS",
     "TERM",
     "Backend",
     "BackendUnavailable",
+    "Elsewhere",
     "Impossible",
     "Installation",
     "Make",
+    "Network",
+    "NoBackend",
     "Phase",
     "Port",
     "Room",
@@ -51,4 +61,6 @@ __all__ = [
     "Terminal",
     "Usage",
     "Watch",
+    "as_answers",
+    "for_users",
 ]

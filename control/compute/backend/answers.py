@@ -1,4 +1,4 @@
-"""A backend's failures, as answers to requests."""
+"""Translates a backend's failures to answers to requests."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from contextlib import contextmanager
 
 import trio
 
-from control.compute.backend import BackendUnavailable, Impossible
+from control.compute.backend.interface import BackendUnavailable, Impossible
 from control.errors import BadRequest, Unavailable
-from gfs.cluster.failures import the_one
+from gfs.failures import the_one
 
 log = logging.getLogger(__name__)
 
-#: A path of two parts or more, that is no part of an address or of an image's name.
+#: A path of two parts or more that is not in a URL or in the name of an image.
 _PATH = re.compile(r"(?<![\w./:@-])(?:/[\w.,+@~-]+){2,}/?")
 
 
 def for_users(text: str) -> str:
-    """Without the paths of this machine: they are for its operator, in the log."""
+    """The text without paths of this machine, which only its operator sees, in the log."""
     return _PATH.sub("…", text)
 
 
 @contextmanager
 def as_answers() -> Iterator[None]:
-    """Raises Unavailable for what may do later, BadRequest for what never will."""
+    """Raises Unavailable for what may succeed later, BadRequest for what never will."""
     try:
         yield
     except Exception as error:
-        story = the_one(error)  # out of the group that a nursery makes of it
-        if isinstance(story, BackendUnavailable):
-            log.warning("%s", story)
-            raise Unavailable(for_users(str(story)), {"Retry-After": "5"}) from error
-        if isinstance(story, trio.TooSlowError):
+        failure = the_one(error)  # from the exception group that a nursery raises
+        if isinstance(failure, BackendUnavailable):
+            log.warning("%s", failure)
+            raise Unavailable(for_users(str(failure)), {"Retry-After": "5"}) from error
+        if isinstance(failure, trio.TooSlowError):
             raise Unavailable(
-                "what runs containers does not answer in time: try again", {"Retry-After": "5"}
+                "the backend of containers does not answer in time: try again", {"Retry-After": "5"}
             ) from None
-        if isinstance(story, Impossible):
-            log.warning("%s", story)
-            raise BadRequest(for_users(str(story))) from error
+        if isinstance(failure, Impossible):
+            log.warning("%s", failure)
+            raise BadRequest(for_users(str(failure))) from error
         raise

@@ -1,5 +1,5 @@
-"""Which addresses are the internet, and so what a container reaches unless an operator opens
-more (``open_networks``). Each backend has its own way to hold it to that."""
+"""The addresses of the internet, which are those that a container reaches unless an operator
+opens more (``open_networks``). Each backend has its own way to enforce that."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ REFUSED_4 = (
     "224.0.0.0/4",
     "240.0.0.0/4",
 )
-#: Of IPv6 this is the internet, but for what says the above in other words (Teredo, 6to4)
-#: and what is for documentation. So unique local addresses (with the metadata service of a
-#: third), link-local ones and NAT64's are not.
+#: In IPv6 this is the internet, except for IPv4 in other forms (Teredo, 6to4) and addresses
+#: for documentation. It excludes unique local addresses (with the metadata service of a
+#: third cloud), link-local ones and those of NAT64.
 INTERNET_6 = "2000::/3"
 REFUSED_6 = ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")

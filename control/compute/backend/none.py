@@ -1,7 +1,7 @@
 """No backend: keys and lists work, nothing can be created.
 
-It sees nothing, so it also says of nothing that it is gone: containers that another
-backend made stay as they were last seen, until that backend is chosen again.
+It observes nothing, so it never reports that a container is gone: containers of another
+backend keep their last state, until that backend is chosen again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 import trio
 
-from control.compute.backend import (
+from control.compute.backend.interface import (
     COLUMNS,
     ROWS,
     BackendUnavailable,
@@ -76,7 +76,7 @@ class NoBackend:
 
     async def logs(self, spec: Spec, tail: int, *, follow: bool) -> AsyncGenerator[str, None]:
         raise self._refusal()
-        yield ""  # so that it is a generator
+        yield ""  # this makes it a generator
 
     def ssh_command(self, spec: Spec) -> str:
         return f"ssh root@{self.hostname(spec)}"

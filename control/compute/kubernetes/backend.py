@@ -1,20 +1,21 @@
-"""Containers in a Kubernetes cluster. What one is there: :mod:`.manifests`.
+"""Containers in a Kubernetes cluster; :mod:`.manifests` has the objects of a container.
 
-- **A start** writes the desired generation to the namespace, then applies everything
-  else, the workload last: so what is missing is made again, what was changed by hand is put
-  right, and the watch can distinguish a previous run from the next one. The cluster ends the
-  old pod before it begins the new one.
-- **Whose.** Everything carries the installation's id. A namespace that does not is never
-  touched, whatever its name: several installations may share a cluster.
-- **Gone** is a container when its namespace is: Kubernetes empties it first, volumes
-  included. That takes seconds, up to half a minute if the pod does not want to end.
-- **Where it is reached.** With a Service of type LoadBalancer at an address of its own, for
-  SSH and all ports but 443. With ClusterIP somebody's gateway leads from the host name to
-  the Service. The cluster's ingress controller serves the host name, for 443 and 80.
-- **Apart.** A network policy lets nothing in but what is opened, and out to DNS and the
-  internet alone, which the cluster's nodes are no part of. It is the cluster's network
-  that enforces it: one that knows no policies does not. Root of a container is in a user
-  namespace, and a cluster that has none is refused.
+- **Start.** A start writes the desired generation to the namespace, then applies all other
+  objects, the workload last. So missing objects are created again, changes by hand are
+  undone, and the watch can distinguish a previous run from the next one. The cluster ends
+  the old pod before it starts the new one.
+- **Ownership.** All objects carry the installation's id. A namespace without it is never
+  changed, whatever its name: several installations may share a cluster.
+- **Deletion.** A container is deleted when its namespace is gone. Kubernetes empties the
+  namespace first, volumes included, which takes seconds, or up to half a minute if the pod
+  ignores SIGTERM.
+- **Addresses.** With a Service of type LoadBalancer a container has an address of its own,
+  for SSH and all ports but 443. With ClusterIP a gateway of the operator leads from the host
+  name to the Service. The cluster's ingress controller serves the host name, for 443 and 80.
+- **Isolation.** A network policy allows incoming connections to opened ports only, and
+  outgoing ones to DNS and the internet only, which excludes the cluster's nodes. The
+  cluster's network must enforce policies; some do not. Root of a container is in a user
+  namespace, and a cluster without user namespaces is refused.
 """
 
 from __future__ import annotations
@@ -33,17 +34,15 @@ from control.compute.backend import (
     BackendUnavailable,
     Impossible,
     Installation,
+    Network,
     Spec,
     Terminal,
     Usage,
     Watch,
 )
-from control.compute.backend.networks import Network
 from control.compute.kubernetes import logs, manifests
 from control.compute.kubernetes import terminal as exec
-from control.compute.kubernetes.client.api import Api
-from control.compute.kubernetes.client.credentials import Source, find
-from control.compute.kubernetes.client.refusals import GRANT, Refused, translated
+from control.compute.kubernetes.client import GRANT, Api, Refused, Source, find, translated
 from control.compute.kubernetes.permissions import missing
 from control.compute.kubernetes.shapes import (
     Namespace,
@@ -58,20 +57,20 @@ from control.compute.kubernetes.watching import Watching
 __all__ = ["Kubernetes", "make"]
 
 MIB = 1024**2
-#: What we are allowed in all namespaces, we are in one that does not exist.
+#: A namespace that does not exist: our rights in it are those that we have in all namespaces.
 ANY_NAMESPACE = "compute-any"
-#: Until a deletion is reported as not yet done. Less than the driver's patience, so that
-#: the reason is shown.
+#: After this time a deletion is reported as not yet done. It is shorter than the driver's
+#: timeout, so that the reason is shown.
 DELETE_SECONDS = 100.0
-#: A namespace that ends is looked at this often, besides by the watch.
+#: How often a namespace that is being deleted is read, besides the watch.
 LOOK_SECONDS = 5.0
-#: How long a new node's address may be missing among those that containers are refused,
-#: besides the driver's own turn of exposing each container again.
+#: How long the addresses of nodes are cached; containers may reach a new node for as long,
+#: and until the driver next exposes them.
 NODES_SECONDS = 300.0
 
 
 class Settings(Protocol):
-    """What we need of :class:`control.compute.settings.ComputeSettings`."""
+    """The part of :class:`control.compute.settings.ComputeSettings` that is used here."""
 
     @property
     def kubeconfig(self) -> str: ...
@@ -161,7 +160,7 @@ class Kubernetes:
             await self._make_quota(spec)
             await self._open(spec)
             workload = self._workload(spec, run=True)
-            await self._insist_on_user_namespaces(workload)
+            await self._check_user_namespaces(workload)
             await self._api.apply(workload)
 
     async def stop(self, spec: Spec) -> None:
@@ -169,7 +168,7 @@ class Kubernetes:
             found = await self._api.namespace(_name(spec))
             if found is None or found.metadata.deletion_timestamp:
                 return
-            self._insist_on_ours(found)
+            self._check_ours(found)
             await self._mark(spec, run=False)
             await self._api.apply(self._workload(spec, run=False))
 
@@ -208,7 +207,7 @@ class Kubernetes:
                 metrics = await self._api.metrics(_name(spec), manifests.POD)
             except Refused as refused:
                 if refused.status in (403, 503):
-                    # Not granted, or a metrics server that is not well: it is not known.
+                    # The right is missing or the metrics server fails: the usage is not known.
                     return Usage()
                 raise
         used = memory_bytes(metrics) if metrics is not None else None
@@ -238,10 +237,11 @@ class Kubernetes:
     def hostname(self, spec: Spec) -> str:
         return f"{spec.id}.{self._installation.domain}"
 
-    # --- what is made -------------------------------------------------------------------
+    # --- objects ------------------------------------------------------------------------
 
     async def _make_namespace(self, spec: Spec, *, run: bool) -> None:
-        """There, ours, and annotated with the desired state."""
+        """Create the namespace if it is missing, check that it is ours, and annotate it with the
+        desired state."""
         name = _name(spec)
         found = await self._api.namespace(name)
         if found is None:
@@ -254,11 +254,11 @@ class Kubernetes:
             found = await self._api.namespace(name)
         if found is None or found.metadata.deletion_timestamp:
             raise BackendUnavailable(f"its namespace {name} is still being deleted")
-        self._insist_on_ours(found)
+        self._check_ours(found)
         if run or not found.metadata.desired[0]:
             await self._mark(spec, run=run)
 
-    def _insist_on_ours(self, found: Namespace) -> None:
+    def _check_ours(self, found: Namespace) -> None:
         if not is_ours(found, self._installation.id):
             raise Impossible(
                 f"the namespace {found.metadata.name} of this cluster belongs to somebody else"
@@ -275,7 +275,7 @@ class Kubernetes:
         return manifests.workload(self._installation, spec, self._options, run=run)
 
     async def _make_parts(self, spec: Spec) -> None:
-        """All that outlives a run. What keeps it apart comes first."""
+        """Create the objects that outlive a run. Those that isolate it come first."""
         here, options = self._installation, self._options
         nodes = await self._node_networks()
         await self._api.apply(manifests.network_policy(here, spec, options, nodes))
@@ -283,13 +283,13 @@ class Kubernetes:
         await self._api.apply(manifests.volume_claim(here, spec, options))
 
     async def _make_quota(self, spec: Spec) -> None:
-        """After the volume: of a quota that is new, what is used is not known yet, and
-        nothing that it counts can be made. And only with a run: one of an older version may
-        take more, and when its pod is moved that must be made again all the same."""
+        """Create the quota, after the volume: the usage of a new quota is not known yet, and
+        objects that it counts cannot be created. It is created only with a run, since a run
+        of an older version may need more, and its pod must be created again when it moves."""
         await self._api.apply(manifests.quota(self._installation, spec))
 
     async def _node_networks(self) -> tuple[Network, ...]:
-        """As they were within the last :data:`NODES_SECONDS`."""
+        """The networks of the nodes, at most :data:`NODES_SECONDS` old."""
         async with self._asking_for_nodes:
             if trio.current_time() >= self._nodes_until:
                 nodes, _ = await self._api.list(Node, "")
@@ -297,15 +297,15 @@ class Kubernetes:
                 self._nodes_until = trio.current_time() + NODES_SECONDS
         return self._nodes
 
-    async def _insist_on_user_namespaces(self, workload: manifests.Manifest) -> None:
-        """A cluster that does not know them ignores the field without a word, and root
-        of a container would be root of its node. So it is asked once."""
+    async def _check_user_namespaces(self, workload: manifests.Manifest) -> None:
+        """Refuse a cluster without user namespaces. It ignores the field silently, and root of
+        a container would be root of its node. So this checks once."""
         if not self._options.user_namespaces or self._has_user_namespaces:
             return
         if (await self._api.rehearse(workload)).spec.template.spec.host_users is not False:
             raise Impossible(
                 "this cluster has no user namespaces, so root of a container would be root of "
-                "its node: it takes Kubernetes 1.33, or user_namespaces = false"
+                "its node: use Kubernetes 1.33 or newer, or set user_namespaces = false"
             )
         self._has_user_namespaces = True
 

@@ -1,4 +1,4 @@
-"""A container's output, as the API server streams it: text, each line with its time."""
+"""A container's output, from the API server's stream: text, each line with its time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 import trio_websocket
 
 from control.compute.backend import BackendUnavailable
-from control.compute.kubernetes.client.api import Api
-from control.compute.kubernetes.client.refusals import Refused, translated
-from control.compute.kubernetes.client.streams import open_stream
+from control.compute.kubernetes.client import Api, Refused, open_stream, translated
 from control.compute.kubernetes.manifests import CONTAINER, POD
 
 __all__ = ["Lines", "logs"]
@@ -21,7 +19,7 @@ LINE_BYTES_MAX = 64 * 1024
 
 
 class Lines:
-    """Feed it bytes, get lines. Holds less than one."""
+    """Splits bytes into lines. Keeps less than one line."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -65,7 +63,7 @@ async def logs(api: Api, namespace: str, tail: int, *, follow: bool) -> AsyncGen
                 if closed.reason is None or closed.reason.code != 1000:
                     raise BackendUnavailable("the connection to the logs broke") from None
     except Refused as refused:
-        # No pod, or one whose container has not begun.
+        # There is no pod, or its container has not started.
         if refused.status in (400, 404):
             return
         with translated():

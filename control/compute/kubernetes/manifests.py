@@ -1,4 +1,4 @@
-"""What a container is in Kubernetes, as plain manifests: pure functions of its Spec.
+"""The manifests of a container in Kubernetes: pure functions of its Spec.
 
 Every container has a namespace of its own, so the names in it are fixed and deleting the
 namespace deletes it all::
@@ -12,14 +12,14 @@ namespace deletes it all::
     ├── Service container           SSH and the ports but 443, if there are any
     └── Service web, Ingress web    443 with TLS, else 80, under the host name
 
-A StatefulSet and no Deployment, since it never runs two pods at once: both would write to
-the same volume. ``Parallel``, since with the default a broken pod is never replaced by
-one of a newer template.
+It is a StatefulSet and not a Deployment, since that never runs two pods at once, which
+would write to the same volume. It is ``Parallel``, since with the default a broken pod is
+never replaced by one of a newer template.
 
-Users' text does not take part: names are lower-case letters and digits, the container's
-name stands in an annotation alone, the paths of mounts stand as they are only where
-Kubernetes wants a path, and in arguments, never in a command. All manifests are sent as
-JSON, so there is nothing to break out of; also where YAML is wanted, see ``as_yaml``.
+Users' text is never interpreted: names are lower-case letters and digits, the container's
+name is only in an annotation, mount paths are only where Kubernetes expects a path, and in
+arguments, never in a command. All manifests are sent as JSON, so text cannot break out of
+its string; also where YAML is required, see ``as_yaml``.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ from typing import Any, Literal
 import msgspec
 
 from control.compute.backend import (
+    INTERNET_6,
     LABEL_CLUSTER,
     LABEL_CONTAINER,
     LABEL_MANAGED,
     LABEL_USER,
+    REFUSED_4,
+    REFUSED_6,
     Impossible,
     Installation,
+    Network,
     Port,
     Spec,
 )
-from control.compute.backend.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
 
 __all__ = [
     "ANNOTATION_NAME",
@@ -74,7 +77,7 @@ __all__ = [
     "workload",
 ]
 
-#: As JSON: what the API server takes.
+#: A manifest for the API server, as JSON.
 Manifest = dict[str, Any]
 
 
@@ -88,30 +91,30 @@ DATA = "data"
 WEB = "web"
 
 ANNOTATION_NAME = "gfs.control/name"
-#: On the namespace and on the pod; see ``desired``.
+#: The desired state, on the namespace and on the pod; see ``desired``.
 ANNOTATION_DESIRED = "gfs.control/wish"
 
 SSH_PORT = 22
 HTTP_PORT = 80
 HTTPS_PORT = 443
-#: What control/compute/image promises.
+#: The image reads the keys here, see control/compute/image.
 KEYS_DIRECTORY = "/etc/gfs/keys"
 HOST_KEYS = "/etc/gfs/host_keys"
-#: Where the init container, and only it, sees the whole volume. No mount path is below
+#: Where the init container, and only it, has the whole volume. Mount paths cannot be below
 #: /etc, or the volume would be copied into itself.
 VOLUME = "/etc/gfs/volume"
 
-#: Between SIGTERM and SIGKILL.
+#: The time between SIGTERM and SIGKILL.
 GRACE_SECONDS = 15
 
-#: Pod Security Standard. "restricted" wants a user other than root, and no capability but
-#: NET_BIND_SERVICE: sshd cannot log anybody in like that. All else that "restricted" asks
-#: for, pods do: no privilege escalation, a seccomp profile, volumes of two harmless types.
+#: The Pod Security Standard. "restricted" requires a user other than root, and no capability
+#: but NET_BIND_SERVICE, with which sshd cannot log anybody in. Pods fulfil all its other
+#: rules: no privilege escalation, a seccomp profile, volumes of two harmless types.
 POD_SECURITY = "baseline"
-#: Of the user namespace that root is in: a root that can install packages and serve SSH.
-#: What "baseline" allows, but MKNOD, SETFCAP and SETPCAP. sshd needs SETUID, SETGID and
-#: SYS_CHROOT for the process that speaks with strangers, AUDIT_WRITE for logins, CHOWN
-#: for terminals, NET_BIND_SERVICE for port 22; dpkg and tar the rest.
+#: The capabilities of root in its user namespace: it can install packages and serve SSH.
+#: These are those of "baseline" without MKNOD, SETFCAP and SETPCAP. sshd needs SETUID,
+#: SETGID and SYS_CHROOT for its unprivileged process, AUDIT_WRITE for logins, CHOWN
+#: for terminals, NET_BIND_SERVICE for port 22; dpkg and tar need the rest.
 CAPABILITIES = (
     "AUDIT_WRITE",
     "CHOWN",
@@ -125,18 +128,18 @@ CAPABILITIES = (
     "SYS_CHROOT",
 )
 
-#: To copy what an image has, with its owners.
+#: The capabilities of the init container, which copies files of an image with their owners.
 CAPABILITIES_TO_COPY = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID")
 
-#: NAT64, the only way to IPv4 in some clusters: all but the above, said in IPv6.
+#: NAT64, the only way to IPv4 in some clusters: IPv4 addresses written as IPv6.
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-#: Where the DNS cache of a node listens, by convention.
+#: The address of a node's DNS cache, by convention.
 NODE_DNS = "169.254.20.10/32"
 
-#: $1 is the volume, then for each mount path the path and its directory in the volume.
-#: The copy gets its name when it is whole, so a start that was cut short begins again.
-#: No ``$(`` and no ``$$`` in here: see ``_literal``.
-#: No -e: a file the image does not let us read shall not keep a container from starting.
+#: The init container's script. $1 is the volume; then, for each mount path, come the path and
+#: its directory in the volume. A copy gets its name when it is complete, so a start that was
+#: interrupted copies again. It has no ``$(`` and no ``$$``: see ``_literal``. It has no -e:
+#: an unreadable file of the image must not keep a container from starting.
 PREPARE = """\
 set -u
 volume=$1
@@ -155,7 +158,7 @@ while [ $# -gt 1 ]; do
 done
 """
 
-#: What YAML reads as a line's end, or not at all, although it is in quotes.
+#: Characters that YAML reads as the end of a line, or refuses, even in quotes.
 _UNREADABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 _USER = re.compile(r"[0-9A-Za-z]{1,32}")
@@ -163,25 +166,25 @@ _ID = re.compile(r"[0-9a-f]{8}")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What differs between clusters."""
+    """The settings that differ between clusters."""
 
-    #: "" is the cluster's default, for both.
+    #: "" is the cluster's default; so it is for ``ingress_class``.
     storage_class: str = ""
     ingress_class: str = ""
-    #: Of the Service for SSH and ports: with LoadBalancer each container has an address;
-    #: with ClusterIP a gateway of the cluster's leads to it.
+    #: The type of the Service for SSH and ports: with LoadBalancer each container has an
+    #: address; with ClusterIP a gateway of the cluster leads to it.
     service_type: ServiceType = "LoadBalancer"
-    #: A cert-manager ClusterIssuer; "": the certificate the ingress controller has.
+    #: A cert-manager ClusterIssuer; "": the ingress controller's own certificate is used.
     tls_issuer: str = ""
-    #: Root of a container is nobody on its node.
+    #: Whether pods have user namespaces, so that their root has no rights on the node.
     user_namespaces: bool = True
-    #: What containers reach besides the internet.
+    #: The networks that containers may reach besides the internet.
     open_networks: tuple[Network, ...] = ()
 
 
 def namespace_name(user_id: str, container_id: str) -> str:
-    """``compute-<user>-<id>``, in lower case. Where that loses capitals, a number
-    between the two says which letters they were, so no two users share a name."""
+    """``compute-<user>-<id>``, in lower case. If the ids have capitals, a number
+    between the two encodes which letters they are, so no two users share a name."""
     if not _USER.fullmatch(user_id) or not _ID.fullmatch(container_id):
         raise Impossible(f"not the ids of a user and a container: {user_id!r}, {container_id!r}")
     capitals = sum(1 << i for i, letter in enumerate(user_id) if letter.isupper())
@@ -199,17 +202,17 @@ def labels(installation: Installation, user_id: str, container_id: str) -> dict[
 
 
 def selector(installation: Installation) -> str:
-    """Selects all that an installation made, in a watch or a list."""
+    """The label selector of all objects of an installation."""
     return f"{LABEL_MANAGED}=true,{LABEL_CLUSTER}={installation.id}"
 
 
 def desired(generation: int, *, run: bool) -> str:
-    """What a namespace shall hold, for the watch to compare pods with."""
+    """The desired state of a namespace, with which the watch compares pods."""
     return f"{'run' if run else 'stop'}-{generation}"
 
 
 def parse_desired(text: str) -> tuple[int, bool]:
-    """The generation, and whether it shall run; (0, False) if there is none yet."""
+    """The generation, and whether it is to run; (0, False) if there is none yet."""
     verb, _, generation = text.partition("-")
     if verb not in ("run", "stop") or not generation.isascii() or not generation.isdigit():
         return 0, False
@@ -217,7 +220,7 @@ def parse_desired(text: str) -> tuple[int, bool]:
 
 
 def sub_path(mount_path: str) -> str:
-    """Where in the volume a mount path is kept: the same for as long as its name is."""
+    """The directory of a mount path in the volume; it depends on the path alone."""
     return f"mounts/{hashlib.sha256(mount_path.encode()).hexdigest()[:32]}"
 
 
@@ -239,7 +242,7 @@ def namespace(installation: Installation, spec: Spec, state: str) -> Manifest:
 def network_policy(
     installation: Installation, spec: Spec, options: Options, nodes: Iterable[Network]
 ) -> Manifest:
-    """``nodes``: networks of the cluster's own. They are refused, like private ones."""
+    """``nodes`` are the networks of the cluster itself. They are refused, like private ones."""
     opened = ([SSH_PORT] if spec.ssh_enabled else []) + [port.target_port for port in spec.ports]
     dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
     return {
@@ -272,7 +275,7 @@ def network_policy(
 
 
 def _internet(nodes: Iterable[Network]) -> list[Manifest]:
-    """The internet by IPv4, by IPv6, and by IPv4 said in IPv6."""
+    """The internet in IPv4, in IPv6, and in IPv4 written as IPv6."""
     refused_4 = [ipaddress.IPv4Network(each) for each in REFUSED_4]
     refused_6 = [ipaddress.IPv6Network(each) for each in REFUSED_6]
     for node in nodes:
@@ -302,8 +305,8 @@ def _block(cidr: str, refused: Iterable[Network] = ()) -> Manifest:
 
 
 def quota(installation: Installation, spec: Spec) -> Manifest:
-    """What one container takes, and no second one: whatever else goes wrong, a tenant's
-    namespace takes no more of the cluster. Processes are bounded by the nodes' kubelets."""
+    """A quota for exactly one container: whatever else goes wrong, a tenant's namespace takes
+    no more of the cluster. The nodes' kubelets bound its processes."""
     limits = _limits(spec)
     return {
         "apiVersion": "v1",
@@ -370,7 +373,7 @@ def workload(installation: Installation, spec: Spec, options: Options, *, run: b
 
 
 def service(installation: Installation, spec: Spec, options: Options) -> Manifest | None:
-    """None: nothing is opened, so there shall be none."""
+    """The Service; None if no port is opened, and then there must be none."""
     ports = ([Port(SSH_PORT, SSH_PORT)] if spec.ssh_enabled else []) + [
         port for port in spec.ports if port.port not in (HTTPS_PORT, SSH_PORT)
     ]
@@ -378,14 +381,14 @@ def service(installation: Installation, spec: Spec, options: Options) -> Manifes
 
 
 def web_service(installation: Installation, spec: Spec) -> Manifest | None:
-    """What the Ingress leads to: apart from the other, which may have an address."""
+    """The Service of the Ingress: separate from the other, which may have an address."""
     port = _web_port(spec)
     return _service(installation, spec, WEB, "ClusterIP", [] if port is None else [port])
 
 
 def ingress(installation: Installation, spec: Spec, options: Options) -> Manifest | None:
-    """An Ingress cannot lead http and https of one host to two places: if both are opened,
-    it leads to that of 443. What http is then, its controller decides; most send on to https."""
+    """The Ingress. It cannot lead http and https of one host to two ports: if both are opened,
+    it leads to that of 443. Its controller then decides about http; most redirect to https."""
     port = _web_port(spec)
     if port is None:
         return None
@@ -452,7 +455,7 @@ def _service(
 
 
 def _limits(spec: Spec) -> dict[str, str]:
-    """What a container writes beside its volume is bounded like the volume."""
+    """The limits of a container. What it writes beside its volume is bounded like the volume."""
     return {
         "cpu": f"{round(spec.cpus * 1000)}m",
         "memory": f"{spec.memory_mb}Mi",
@@ -487,7 +490,7 @@ def _pod(spec: Spec, options: Options) -> Manifest:
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "nodeSelector": {"kubernetes.io/arch": spec.architecture, "kubernetes.io/os": "linux"},
-        # Some clouds keep other software off nodes of this kind.
+        # Some clouds taint nodes of this kind.
         "tolerations": [
             {
                 "key": "kubernetes.io/arch",
@@ -516,8 +519,8 @@ def _pod(spec: Spec, options: Options) -> Manifest:
                         for path in spec.mount_paths
                     ),
                     {"name": DATA, "mountPath": HOST_KEYS, "subPath": "host_keys"},
-                    # As a directory: a single file of it would stay as it was at the start,
-                    # and a key that was deleted would go on letting somebody in.
+                    # A directory: a single file of it would stay as it was at the start, and
+                    # a deleted key would still allow logins.
                     {"name": KEYS, "mountPath": KEYS_DIRECTORY, "readOnly": True},
                 ],
             }
@@ -530,17 +533,18 @@ def _pod(spec: Spec, options: Options) -> Manifest:
 
 
 def _literal(text: str) -> str:
-    """In a command, Kubernetes puts variables in the place of ``$(NAME)``."""
+    """Escape text for a command, in which Kubernetes replaces ``$(NAME)`` by variables."""
     return text.replace("$", "$$")
 
 
 def as_yaml(manifest: Manifest) -> bytes:
-    """As JSON that is YAML too: an apply is read as that. YAML knows no pairs of escapes, as
-    JSON may have them for an emoji, and wants escapes for some letters that JSON does not."""
+    """A manifest as JSON that is YAML, too, since the server reads an apply as YAML. YAML has no
+    pairs of escapes, which JSON may have for an emoji, and requires escapes for some
+    characters that JSON does not."""
     text = json.dumps(manifest, ensure_ascii=False)
     return _UNREADABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 def _text(text: str) -> str:
-    """JSON takes no half of a surrogate pair."""
+    """Text without halves of surrogate pairs, which JSON cannot have."""
     return text.encode("utf-8", "replace").decode()

@@ -1,12 +1,11 @@
-"""All objects of one kind that are ours, kept as the API server has them.
+"""A copy of all objects of one kind that are ours.
 
-A list, then a watch from its version on. A watch that ends in good order is opened again
-where it ended, or, from time to time, after another list, should anything have been
+It lists them, then watches from the list's version on. A watch that ends properly is opened
+again where it ended, or, from time to time, after another list, in case an event was
 missed. After everything else (410 Gone, a server that was restarted or is silent, a
-connection that broke, an answer that makes no sense) what counts is a new list, compared
-with what was known.
+connection that broke, an invalid answer) it lists again, and compares that with the copy.
 
-A silent server is noticed by pings: within :data:`PING_SECONDS` + :data:`PONG_SECONDS`.
+Pings detect a silent server: within :data:`PING_SECONDS` + :data:`PONG_SECONDS`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ import trio
 import trio_websocket
 
 from control.compute.backend import BackendUnavailable
-from control.compute.kubernetes.client.api import Api, ItemT
-from control.compute.kubernetes.client.refusals import Refused, translated
-from control.compute.kubernetes.client.streams import open_stream
+from control.compute.kubernetes.client import Api, ItemT, Refused, open_stream, translated
 from control.compute.kubernetes.shapes import Happening, Meta, Problem
 from gfs.errors import GfsError
 
@@ -31,18 +28,18 @@ __all__ = ["Mirror"]
 
 log = logging.getLogger("control.compute")
 
-#: Longer than that no watch is kept; less by chance, so that not all end together.
+#: How long a watch lasts at most; randomly less, so that not all end together.
 WATCH_SECONDS = 300.0
-#: Between lists, at least, if nothing goes wrong.
+#: How often to list, if nothing goes wrong.
 LIST_SECONDS = 600.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 10.0
-#: Before it is tried again.
+#: The pause before the next attempt.
 AGAIN_SECONDS = 0.2
 AGAIN_SECONDS_MAX = 10.0
-#: One object: etcd takes up to 1.5 MiB.
+#: The largest message, with one object: etcd takes up to 1.5 MiB.
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
-#: How far we may lag behind the network.
+#: How many messages wait at most.
 MESSAGES = 64
 
 
@@ -51,11 +48,11 @@ class _About(msgspec.Struct):
 
 
 class Mirror(Generic[ItemT]):
-    """Objects of one kind, by the namespace that they are in (or are) and their name.
+    """Objects of one kind, by their namespace (a namespace by itself) and their name.
 
     Args:
         changed: Called after each change with the namespaces that may have changed, and
-            whether it was after a list.
+            whether this was a list.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class Mirror(Generic[ItemT]):
         self._labels = labels
         self._changed = changed
         self._items: dict[str, dict[str, ItemT]] = {}
-        #: What the next watch begins after; "": to be listed first.
+        #: The version after which the next watch begins; "": list first.
         self._version = ""
         self._listed_at = 0.0
         self.is_listed = False
@@ -85,7 +82,7 @@ class Mirror(Generic[ItemT]):
         return list(self._items.get(namespace, {}).values())
 
     async def run(self) -> None:
-        """For ever."""
+        """Follow the objects until cancelled."""
         failures = 0
         while True:
             try:
@@ -113,7 +110,7 @@ class Mirror(Generic[ItemT]):
         self._changed(before | self.namespaces, True)
 
     async def _watch(self) -> None:
-        """Until it ends in good order, or is old enough."""
+        """Watch until the stream ends properly, or is old enough."""
         query = {
             "watch": "true",
             "labelSelector": self._labels,
@@ -158,7 +155,7 @@ class Mirror(Generic[ItemT]):
                 return
             item = msgspec.json.decode(happening.object, type=self._kind)
         except msgspec.DecodeError as error:
-            raise BackendUnavailable(f"a watch that makes no sense: {error}") from None
+            raise BackendUnavailable(f"a message of a watch cannot be read: {error}") from None
         about = item.metadata
         self._version = about.resource_version
         if happening.type == "DELETED":

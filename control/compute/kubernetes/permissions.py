@@ -1,6 +1,6 @@
-"""What we need to be allowed in a cluster: the same as rbac.yaml says.
+"""The rights that we need in a cluster: the same as in rbac.yaml.
 
-A test holds the two together, and runs under exactly those rights.
+A test compares the two, and runs with exactly those rights.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ NEEDED: tuple[Permission, ...] = tuple(
 
 
 def missing(rights: Rights) -> list[Permission]:
-    """What is needed and no rule grants."""
+    """The permissions that are needed and that no rule grants."""
     rules = rights.resource_rules or ()
     return [needed for needed in NEEDED if not any(rule.grants(*needed) for rule in rules)]

@@ -1,7 +1,7 @@
-"""What we read of Kubernetes' objects, and what it means. Plain code.
+"""The fields of Kubernetes' objects that we read, and their meaning. Plain code.
 
-Only the fields that count are decoded: a list of a thousand pods is a few megabytes, of
-which we keep little. Whatever is null or missing is as if it were empty.
+Only the fields that are used are decoded: a list of a thousand pods is a few megabytes, of
+which we keep little. A field that is null or missing counts as empty.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from control.compute.backend import (
     LABEL_CONTAINER,
     LABEL_USER,
     Impossible,
+    Network,
     Phase,
     Sighting,
 )
-from control.compute.backend.networks import Network
 from control.compute.kubernetes.manifests import (
     ANNOTATION_DESIRED,
     desired,
@@ -53,7 +53,7 @@ __all__ = [
     "networks",
     "remaining",
     "sighting",
-    "story",
+    "last_warning",
 ]
 
 
@@ -65,7 +65,7 @@ class Meta(msgspec.Struct, rename="camel"):
     deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
-    #: Of a list: where the next page begins.
+    #: In a list: the token of the next page.
     continue_: str | None = msgspec.field(default=None, name="continue")
 
     def label(self, name: str) -> str:
@@ -194,7 +194,7 @@ class Service(msgspec.Struct):
 
 
 class Event(msgspec.Struct, rename="camel"):
-    """What Kubernetes reports about an object: why no pod is made, why a volume is not there."""
+    """A report of Kubernetes about an object: why there is no pod or no volume."""
 
     metadata: Meta
     type: str | None = None
@@ -224,7 +224,8 @@ class Rule(msgspec.Struct, rename="camel"):
     verbs: list[str] | None = None
 
     def grants(self, group: str, resource: str, verb: str) -> bool:
-        """For all objects. ``resource`` may be ``resource/subresource``."""
+        """Whether the rule grants this for all objects. ``resource`` may be
+        ``resource/subresource``."""
         _, _, subresource = resource.partition("/")
         names = {resource, "*", f"*/{subresource}" if subresource else "*"}
         return (
@@ -236,8 +237,7 @@ class Rule(msgspec.Struct, rename="camel"):
 
 
 class Rights(msgspec.Struct, rename="camel"):
-    """What we are allowed. Some authorizers (those of clouds) cannot list what they allow:
-    then there is more than this."""
+    """Our rights. Some authorizers (those of clouds) cannot list them, so there may be more."""
 
     resource_rules: list[Rule] | None = None
     incomplete: bool = False
@@ -256,7 +256,7 @@ class AccessReview(msgspec.Struct):
 
 
 class Page(msgspec.Struct):
-    """Of a list. Its items are decoded one by one, by who knows what they are."""
+    """A page of a list. The caller, who knows their type, decodes its items one by one."""
 
     metadata: Meta
     items: list[msgspec.Raw]
@@ -292,9 +292,9 @@ class Problem(msgspec.Struct):
         return next((each for each in causes if each.reason == reason), None)
 
 
-# --- what it means ----------------------------------------------------------------------
+# --- meaning ----------------------------------------------------------------------------
 
-#: Waiting for these is in vain until somebody does something; it may still heal.
+#: Reasons for which somebody must do something; the container may still recover.
 _FAILED = {
     "CrashLoopBackOff",
     "CreateContainerConfigError",
@@ -309,13 +309,13 @@ _FAILED = {
     "SignatureValidationFailed",
     "StartError",
 }
-#: The ordinary steps of a start, which say nothing.
+#: The ordinary steps of a start, which are not reported.
 _ORDINARY = {"ContainerCreating", "PodInitializing", ""}
 
 
 def is_ours(namespace: Namespace, installation_id: str) -> bool:
-    """Whether we made it: it has our labels, and the very name that goes with them. Labels
-    that somebody put on another namespace by hand shall not get that deleted."""
+    """Whether we created the namespace: it has our labels, and the name that belongs to them.
+    A namespace that somebody labelled by hand must not be deleted."""
     about = namespace.metadata
     if about.label(LABEL_CLUSTER) != installation_id:
         return False
@@ -337,10 +337,10 @@ def sighting(
     """The observed state of a container.
 
     Args:
-        pods: All of its namespace.
-        external_ip: Of its Service.
-        remark: Why nothing happens, if that is known and cannot be seen in ``pods``.
-        has_workload: False if there is nothing that would make a pod.
+        pods: All pods of its namespace.
+        external_ip: The address of its Service.
+        remark: Why it does not start, if that is known and not in ``pods``.
+        has_workload: Whether it has a StatefulSet, which creates its pod.
     """
     about = namespace.metadata
     generation, is_to_run = about.desired
@@ -369,7 +369,7 @@ def sighting(
 
 
 def _current(pods: Sequence[Pod], marked: str) -> Pod | None:
-    """The pod of the desired state, rather one that stays than one that is being ended."""
+    """The pod of the desired state; one that is not being deleted is preferred."""
     found = [
         pod for pod in pods if (pod.metadata.annotations or {}).get(ANNOTATION_DESIRED) == marked
     ]
@@ -392,7 +392,8 @@ def _phase(pod: Pod) -> tuple[Phase, str]:
     for container in status.container_statuses or ():
         state = container.state or State()
         if state.running:
-            # Its node is silent: the cluster calls the pod unready, its containers are as before.
+            # Its node is silent: the cluster reports the pod as unready, and its containers
+            # as they were.
             ready, all_ready = (
                 status.condition(kind).status for kind in ("Ready", "ContainersReady")
             )
@@ -403,7 +404,7 @@ def _phase(pod: Pod) -> tuple[Phase, str]:
 
 
 def _stuck(container: ContainerStatus) -> tuple[Phase, str]:
-    """It does not run: it never did yet, or not any more."""
+    """The phase of a container that does not run, not yet or not any more."""
     state = container.state or State()
     if state.terminated:
         return "initializing", _ending(state.terminated)
@@ -431,7 +432,7 @@ def _sentence(reason: str | None, message: str | None) -> str:
 
 
 def address(services: Sequence[Service]) -> str:
-    """Where SSH and the ports are reached, if the cluster gave an address."""
+    """The address of SSH and the ports, if the cluster gave one."""
     for service in services:
         balancer = (service.status.load_balancer if service.status else None) or LoadBalancer()
         for ingress in balancer.ingress or ():
@@ -441,7 +442,7 @@ def address(services: Sequence[Service]) -> str:
 
 
 def networks(nodes: Sequence[Node]) -> tuple[Network, ...]:
-    """Where the nodes are, and the pods on them. A name among the addresses is none."""
+    """The networks of the nodes and of the pods on them. Host names are ignored."""
     found: set[Network] = set()
     for node in nodes:
         addresses = (node.status.addresses if node.status else None) or ()
@@ -452,8 +453,8 @@ def networks(nodes: Sequence[Node]) -> tuple[Network, ...]:
     return tuple(sorted(found, key=lambda net: (net.version, net)))
 
 
-def story(events: Sequence[Event], since: float) -> str:
-    """The last thing that Kubernetes complained about since a time, in seconds since 1970."""
+def last_warning(events: Sequence[Event], since: float) -> str:
+    """The last warning of Kubernetes since a time, in seconds since 1970."""
     warnings = [
         (happened, event)
         for event in events
@@ -492,7 +493,7 @@ _UNITS = {
 
 
 def memory_bytes(metrics: PodMetrics) -> int | None:
-    """What all containers of a pod take; None if that is not said."""
+    """The memory of all containers of a pod; None if it is not reported."""
     total = 0
     for container in metrics.containers or ():
         quantity = (container.usage.memory if container.usage else None) or ""

@@ -5,7 +5,7 @@ The protocol is that of ``kubectl``: the first byte of a binary message names it
 (before 1.30) choose ``v4``. How the command ended comes as a ``Status`` on a channel of
 its own, before or after the last output; so output is read until the connection ends.
 
-Nothing is read before it is asked for: a slow reader slows the command through TCP (some
+Nothing is read ahead: a slow reader slows down the command through TCP (some
 128 KiB at each hop), the API server and the kubelet, to the PTY. Input waits in the same
 way.
 """
@@ -22,9 +22,7 @@ import trio
 import trio_websocket
 
 from control.compute.backend import Impossible
-from control.compute.kubernetes.client.api import Api
-from control.compute.kubernetes.client.refusals import Refused, translated
-from control.compute.kubernetes.client.streams import open_stream
+from control.compute.kubernetes.client import Api, Refused, open_stream, translated
 from control.compute.kubernetes.manifests import CONTAINER, POD
 from control.compute.kubernetes.shapes import Problem
 
@@ -35,7 +33,7 @@ PROTOCOLS = (V5, "v4.channel.k8s.io")
 STDIN, STDOUT, STDERR, STATUS, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 MESSAGE_BYTES_MAX = 1024 * 1024
 SEND_BYTES = 32 * 1024
-#: For the rest of the output, after how it ended is known.
+#: How long the rest of the output is read once the exit code is known.
 DRAIN_SECONDS = 5.0
 LEAVE_SECONDS = 1.0
 
@@ -76,7 +74,7 @@ class KubernetesTerminal:
         await self._send(RESIZE, msgspec.json.encode({"Width": columns, "Height": rows}))
 
     async def end_input(self) -> None:
-        """Nobody will type any more."""
+        """End the input of the command."""
         if self._stream.subprotocol == V5:
             await self._send(CLOSE, bytes([STDIN]))
 

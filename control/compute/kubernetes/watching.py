@@ -1,15 +1,14 @@
 """The watch of all containers of a cluster: three streams.
 
-What is seen of a container is put together from its namespace (is it there, and what is
-desired of it), its pod (how far that has come) and its Service (at which address). All of
+The state of a container is derived from its namespace (whether it exists, and its desired
+state), its pod (its phase) and its Service (its address). All of
 them have our labels, so one watch of each kind, across all namespaces, shows every
-container of this installation, also one that no record knows and one without a pod, and
-nothing of any other's. No more is needed: volumes and images that are waited for show
-in the pod.
+container of this installation, also one without a record or without a pod, and
+no container of others. This is enough: a pod shows which volumes and images it waits for.
 
-Only a start that stays without news for :data:`LOOK_SECONDS` is looked into: why no pod
-was made (a quota, or its StatefulSet is gone), or why it does not get on (a volume that
-cannot be attached), Kubernetes reports nowhere but in its events.
+If a start makes no progress for :data:`LOOK_SECONDS`, the events of its namespace are read,
+since Kubernetes reports nowhere else why it created no pod (a quota, or the StatefulSet is
+gone), or why the pod does not start (a volume that cannot be attached).
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from collections.abc import Iterator
 import trio
 
 from control.compute.backend import LABEL_CONTAINER, Sighting, Watch
-from control.compute.kubernetes.client.api import Api
-from control.compute.kubernetes.client.refusals import translated
+from control.compute.kubernetes.client import Api, translated
 from control.compute.kubernetes.manifests import CONTAINER
 from control.compute.kubernetes.mirror import Mirror
 from control.compute.kubernetes.shapes import (
@@ -32,8 +30,8 @@ from control.compute.kubernetes.shapes import (
     Service,
     address,
     is_ours,
+    last_warning,
     sighting,
-    story,
 )
 from gfs.errors import GfsError
 
@@ -42,7 +40,7 @@ __all__ = ["Watching"]
 log = logging.getLogger("control.compute")
 
 LOOK_SECONDS = 10.0
-#: Looked into in one round.
+#: How many starts are examined in one round.
 LOOKS_MAX = 50
 #: An event this long before a start may still be about that start: clocks differ.
 CLOCK_SECONDS = 30.0
@@ -61,22 +59,22 @@ class Watching:
         self._pods = Mirror(api, "/api/v1/pods", Pod, labels, self._changed)
         self._services = Mirror(api, "/api/v1/services", Service, labels, self._services_changed)
         self._synced = trio.Event()
-        #: Containers that were reported, by namespace.
-        self._told: dict[str, str] = {}
+        #: The containers that were reported, by namespace.
+        self._reported: dict[str, str] = {}
         #: Their Services, by namespace.
         self._served: dict[str, set[str]] = {}
         self._starting: set[str] = set()
         #: When a start was reported, in seconds since 1970, by namespace.
         self._begun: dict[str, float] = {}
-        #: Starts without news, by namespace, and since when.
+        #: Starts without progress, by namespace, and since when.
         self._silent: dict[str, float] = {}
         self._remarks: dict[str, str] = {}
         self._without_workload: set[str] = set()
-        #: For those who wait until a namespace is gone.
+        #: Set and replaced when a namespace is gone.
         self._gone = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """For ever. Started when all that exist were reported."""
+        """Watch until cancelled. Started when all existing containers were reported."""
         async with trio.open_nursery() as nursery:
             for mirror in (self._namespaces, self._pods, self._services):
                 nursery.start_soon(mirror.run)
@@ -87,14 +85,14 @@ class Watching:
                 await self._look()
 
     async def something_gone(self) -> None:
-        """Returns when any namespace is."""
+        """Return when any namespace is gone."""
         await self._gone.wait()
 
     @contextlib.contextmanager
     def starting(self, namespace: str) -> Iterator[None]:
-        """It is started within: what was found out about it is of the past, and it is not
-        looked into before all that belongs to it is made. Whoever called that start must not
-        take the old news for news of it."""
+        """The container is started within this block. Earlier remarks about it are dropped, so
+        that they do not count for this start, and none is looked for before all objects of
+        the start exist."""
         self._begun[namespace] = time.time()
         self._starting.add(namespace)
         self._forget(namespace)
@@ -104,11 +102,11 @@ class Watching:
             self._starting.discard(namespace)
             if namespace in self._silent:
                 self._silent[namespace] = trio.current_time()
-            if namespace in self._told:
-                self._tell(namespace)
+            if namespace in self._reported:
+                self._report(namespace)
 
-    def _settle(self, namespace: str) -> None:
-        """There is news of it: it need not be looked into."""
+    def _note_change(self, namespace: str) -> None:
+        """Note a change of the namespace: its start makes progress."""
         self._silent.pop(namespace, None)
         self._forget(namespace)
 
@@ -121,9 +119,9 @@ class Watching:
     def _changed(self, namespaces: set[str], listed: bool) -> None:
         if self._synced.is_set():
             for name in namespaces:
-                self._tell(name)
+                self._report(name)
         elif all(each.is_listed for each in (self._namespaces, self._pods, self._services)):
-            # Before all three are listed, what is missing means nothing.
+            # A missing object means nothing before all three are listed.
             self._synced.set()
             self._namespaces_changed(self._namespaces.namespaces, True)
 
@@ -131,7 +129,7 @@ class Watching:
         was_synced = self._synced.is_set()
         self._changed(namespaces, listed)
         if listed and was_synced:
-            self._watch.synced(set(self._told.values()))
+            self._watch.synced(set(self._reported.values()))
 
     def _services_changed(self, namespaces: set[str], listed: bool) -> None:
         self._changed(namespaces, listed)
@@ -140,20 +138,20 @@ class Watching:
             lost = self._served.pop(name, set()) - now
             if now:
                 self._served[name] = now
-            if lost and (container_id := self._told.get(name)) is not None:
+            if lost and (container_id := self._reported.get(name)) is not None:
                 self._watch.exposure_lost(container_id)
 
-    def _tell(self, name: str) -> None:
+    def _report(self, name: str) -> None:
         found = self._namespaces.of(name)
         if found and is_ours(found[0], self._installation_id):
-            self._told[name] = found[0].metadata.label(LABEL_CONTAINER)
+            self._reported[name] = found[0].metadata.label(LABEL_CONTAINER)
             self._watch.seen(self._sighting(name, found[0]))
             return
         if found:
             log.warning("kubernetes: namespace %s has our labels and does not belong to us", name)
-        self._settle(name)
+        self._note_change(name)
         self._begun.pop(name, None)
-        if (container_id := self._told.pop(name, None)) is not None:
+        if (container_id := self._reported.pop(name, None)) is not None:
             self._watch.gone(container_id)
             self._gone.set()
             self._gone = trio.Event()
@@ -162,7 +160,7 @@ class Watching:
         pods = self._pods.of(name)
         seen = sighting(namespace, pods, address(self._services.of(name)))
         if seen.phase not in ("pending", "initializing") or seen.reason:
-            self._settle(name)
+            self._note_change(name)
             return seen
         self._silent.setdefault(name, trio.current_time())
         return sighting(
@@ -172,7 +170,7 @@ class Watching:
             has_workload=name not in self._without_workload,
         )
 
-    # --- starts without news ------------------------------------------------------------
+    # --- starts without progress -------------------------------------------------------
 
     async def _look(self) -> None:
         before = trio.current_time() - LOOK_SECONDS
@@ -186,19 +184,19 @@ class Watching:
                 with translated():
                     await self._look_into(name, since)
             except GfsError as error:
-                log.debug("kubernetes: %s cannot be looked into: %s", name, error)
+                log.debug("kubernetes: the events of %s cannot be read: %s", name, error)
                 return
 
     async def _look_into(self, name: str, since: float) -> None:
         has_workload = await self._api.has_workload(name, CONTAINER)
         warnings = await self._api.warnings(name)
         if self._silent.get(name) != since or name in self._starting:
-            # There was news meanwhile, or a start.
+            # It has made progress meanwhile, or was started again.
             return
-        # Any complaint may be about a start that another process reported.
-        self._remarks[name] = story(warnings, self._begun.get(name, 0.0) - CLOCK_SECONDS)
-        # The containers that wait longest are checked next.
+        # A warning may be about a start that another process has reported.
+        self._remarks[name] = last_warning(warnings, self._begun.get(name, 0.0) - CLOCK_SECONDS)
+        # The containers that have waited longest are checked next.
         self._silent[name] = self._silent.pop(name)
         if not has_workload and not self._pods.of(name):
             self._without_workload.add(name)
-        self._tell(name)
+        self._report(name)

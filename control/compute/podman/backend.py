@@ -1,32 +1,32 @@
 """Containers on this machine.
 
-What a container is here: a run (a Podman container, removed when it is stopped), a
-network of its own, both found again by their labels, and a disk, with a directory for
-each mount path and one for its SSH host keys. Nothing is published by Podman: SSH and
-ingress come in through :mod:`control.compute.podman.network.gateway`, in the process that
+A container consists of a run (a Podman container, removed when it is stopped), a
+network of its own, both found by their labels, and a disk, with a directory for
+each mount path and one for its SSH host keys. Podman publishes no ports: SSH and
+ingress pass through :mod:`control.compute.podman.network.gateway`, in the process that
 drives this machine.
 
-- **A run that ends.** Podman starts one again that died, five times at most; then it has
-  failed, with the reason. One that ended with code 0 (``kill 1`` in it, or a stop from
+- **The end of a run.** Podman restarts a run that died, five times at most; then it has
+  failed, with the reason. A run that ended with code 0 (``kill 1`` in it, or a stop from
   outside) is stopped.
-- **Fresh.** A start makes a new root file system from the image. What is under the mount
-  paths stays, also of a path that is not mounted any more, until the container is
-  deleted. A path that is mounted for the first time begins with what the image has there.
-- **Where it is reached.** SSH: a port of ``gateway_host`` that is the container's as long as
-  it exists. Ingress: several containers may want port 80, and other services of this
-  machine have it already. So while ``gateway_host`` is a loopback address, each container
-  has a loopback address of its own, in 127.64.0.0/10, shown as its ``external_ip``, where
-  its ports are opened and nowhere else. With any other ``gateway_host`` they are opened
-  there: a port is the first container's to ask for it, and one that another service has
-  had is never a container's (:mod:`control.compute.podman.network.foreign`).
+- **Files.** A start creates a new root file system from the image. The files under mount
+  paths stay, also under a path that is not mounted any more, until the container is
+  deleted. A path that is mounted for the first time begins with the files of the image.
+- **Addresses.** SSH: a port of ``gateway_host`` that belongs to the container as long as
+  it exists. Ingress: several containers may need port 80, which other services of this
+  machine may have. So while ``gateway_host`` is a loopback address, each container
+  has a loopback address of its own, in 127.64.0.0/10, shown as its ``external_ip``, and
+  its ports are opened only there. With any other ``gateway_host`` they are opened on that
+  address: the first container that asks for a port gets it, and no container gets a port
+  that another service ever had (:mod:`control.compute.podman.network.foreign`).
 - **Limits.** Memory (without swap), CPU time, processes, descriptors, and a disk of its own
   (:mod:`control.compute.podman.store.disks`). The architecture is this machine's own, whatever
   the instance type says.
-- **Its root** is a user of this machine who owns nothing else: each container has users
-  of its own, and only such capabilities as a login takes.
-- **Apart.** Containers reach the internet: neither one another (a network each, isolated),
-  nor this machine at any of its addresses, nor private networks, nor the addresses where
-  clouds give a machine its secrets (:mod:`control.compute.podman.network.fence`).
+- **Users.** Root of a container is a user of this machine that owns nothing else: each
+  container has users of its own, and only the capabilities that a login needs.
+- **Isolation.** Containers reach the internet, but neither one another (each has an isolated
+  network), nor this machine at any of its addresses, nor private networks, nor the addresses
+  where clouds give a machine its secrets (:mod:`control.compute.podman.network.fence`).
 """
 
 from __future__ import annotations
@@ -52,27 +52,31 @@ from control.compute.backend import (
     BackendUnavailable,
     Impossible,
     Installation,
+    Network,
     Room,
     Spec,
     Terminal,
     Usage,
     Watch,
 )
-from control.compute.backend.networks import Network
 from control.compute.podman import shapes
 from control.compute.podman.background import Background
-from control.compute.podman.engine.api import Api
-from control.compute.podman.engine.http import Refused
-from control.compute.podman.engine.processes import has_ended
-from control.compute.podman.engine.service import Service, run_podman
+from control.compute.podman.engine import Api, Refused, Service, Volume, has_ended, run_podman
 from control.compute.podman.logs import Lines
-from control.compute.podman.network.fence import Fence, resolvers
-from control.compute.podman.network.foreign import ForeignPorts
-from control.compute.podman.network.gateway import OTHERS, Address, Gateway, Target, connect_tcp
-from control.compute.podman.network.slots import SLOT_BITS, Slots, ssh_ports
-from control.compute.podman.shapes import Volume
-from control.compute.podman.store.disks import Disk, Disks
-from control.compute.podman.store.images import Images
+from control.compute.podman.network import (
+    OTHERS,
+    SLOT_BITS,
+    Address,
+    Fence,
+    ForeignPorts,
+    Gateway,
+    Slots,
+    Target,
+    connect_tcp,
+    resolvers,
+    ssh_ports,
+)
+from control.compute.podman.store import Disk, Disks, Images
 from control.compute.podman.syscalls import write_profile
 from control.compute.podman.terminal import Terminals
 from control.compute.podman.watching import Watching
@@ -82,19 +86,19 @@ __all__ = ["Podman", "make"]
 log = logging.getLogger("control.compute")
 
 SSH = 22
-#: For containers of a machine whose only resolver is its own loopback, as Podman has them.
+#: The resolvers of containers on a machine whose only resolver is on loopback, as in Podman.
 PUBLIC_RESOLVERS = ["8.8.8.8", "8.8.4.4"]
 OWN_ADDRESSES = ipaddress.IPv4Network("127.64.0.0/10")
 #: The programs that isolate containers and make their disks.
 TOOLS = {"nft": "nftables", "mkfs.ext4": "e2fsprogs", "mount": "mount", "flock": "util-linux"}
-#: A call waits so long for volumes to be copied; then it is refused.
+#: How long a call waits until volumes are copied; then it is refused.
 MOVE_WAIT_SECONDS = 10.0
 MIB = 1024**2
 GIB = 1024**3
 
 
 class Settings(Protocol):
-    """What we need of :class:`control.compute.settings.ComputeSettings`."""
+    """The part of :class:`control.compute.settings.ComputeSettings` that is used here."""
 
     @property
     def podman(self) -> str: ...
@@ -175,7 +179,7 @@ class Podman:
             with _translated():
                 is_there = await self._api.image_exists(image)
         else:
-            # Nobody drives it yet.
+            # No process drives this machine yet.
             podman = (self._settings.podman, self._settings.podman_runtime)
             code, said = await run_podman(*podman, "image", "exists", image)
             if code not in (0, 1):
@@ -208,7 +212,7 @@ class Podman:
                 nursery.start_soon(self._foreign.watch, self._gateway.listening)
                 await nursery.start(self._gateway.run)
                 await nursery.start(self._background.run)
-                nursery.start_soon(self._terminals.sweep_for_ever)
+                nursery.start_soon(self._terminals.sweep_regularly)
                 nursery.start_soon(self._fence.keep)
                 self._watching = watching
                 await nursery.start(watching.run)
@@ -225,31 +229,33 @@ class Podman:
         self._touch(spec.id)
 
     async def _make_parts(self, spec: Spec) -> Disk:
-        """What outlives a run, as far as it is not there; none must be using it."""
+        """Create the parts that outlive a run and are missing. No run may be using them."""
         old: dict[str, Volume] = {}
         for name in shapes.volumes(spec):
             if (found := await self._api.volume(f"{self._name(spec.id)}-{name}")) is not None:
                 old[name] = found
         if old:
-            busy = "What it kept is being copied to a disk of its own, once."
+            busy = "Its files are being copied to a disk of its own, once."
+            idle = "Containers are not driven by this process now."
             move = partial(self._move, spec, old)
-            await self._background.do(_move_name(spec.id), move, MOVE_WAIT_SECONDS, busy)
+            name = _move_name(spec.id)
+            await self._background.do(name, move, MOVE_WAIT_SECONDS, busy=busy, idle=idle)
         disk = await self._disks.open(spec.id, spec.storage_gb)
         try:
             await self._api.ensure_network(shapes.network_body(self._cluster, spec))
         except Refused:
-            # An older Podman knows no stricter way.
+            # An older Podman has no stricter value.
             body = shapes.network_body(self._cluster, spec, isolate="true")
             await self._api.ensure_network(body)
         return disk
 
     async def _move(self, spec: Spec, old: dict[str, Volume]) -> None:
-        """Copy what Podman's volumes held to the container's disk. One that was interrupted
-        begins anew."""
+        """Copy the files in Podman's volumes to the container's disk. An interrupted copy begins
+        again."""
         try:
             await self._move_volumes(spec, old)
         except (BackendUnavailable, Refused, OSError) as error:
-            why = f"What it kept cannot be copied to a disk of its own: {error}"
+            why = f"Its files cannot be copied to a disk of its own: {error}"
             raise BackendUnavailable(why) from error
 
     async def _move_volumes(self, spec: Spec, old: dict[str, Volume]) -> None:
@@ -271,7 +277,7 @@ class Podman:
                 await self.expose(spec)
                 return
             if seen is not None:
-                # Also one that was created and not started: who knows how far it came.
+                # Also one that was created and not started, since its state is not known.
                 await self._end(name)
             disk = await self._make_parts(spec)
             await self._create_container(spec, disk)
@@ -304,7 +310,7 @@ class Podman:
                     await self._fill(disk, volume, root, volumes[volume])
 
     async def _fill(self, disk: Disk, volume: str, root: Path, path: str) -> None:
-        """What is mounted at ``path`` for the first time has what the image has there."""
+        """Copy the image's files to a volume that is mounted at ``path`` for the first time."""
 
         def find() -> Path | None:
             parts = [root]
@@ -312,7 +318,7 @@ class Podman:
                 parts.append(parts[-1] / name)
                 if parts[-1].is_symlink() or not parts[-1].is_dir():
                     return None
-            # Filled and not noted: nothing has run since.
+            # It was filled, but that was not noted: nothing has run since.
             return None if os.listdir(disk.volume(volume)) else parts[-1]
 
         if (source := await self._disks.in_thread(find)) is not None:
@@ -349,11 +355,11 @@ class Podman:
 
     async def expose(self, spec: Spec) -> None:
         if (disk := await self._disks.find(spec.id)) is not None:
-            # Also of keys that were deleted: who is logged in stays.
+            # This withdraws deleted keys, too; users who are logged in stay.
             await self._disks.in_thread(disk.write_keys, spec.ssh_keys)
         self._gateway.set_rules(spec.id, self._rules(spec))
         if spec.ssh_enabled and self._foreign.has(self._slots.ssh_port(spec.id)):
-            # Another service has taken the port for SSH meanwhile: it gets a new one.
+            # Another service has taken the port for SSH meanwhile: the container gets a new one.
             self._slots.free(spec.id)
             self._gateway.set_rules(spec.id, self._rules(spec))
         self._touch(spec.id)
@@ -415,7 +421,7 @@ class Podman:
             self._watching.touch(container_id)
 
     async def _end(self, name: str) -> None:
-        # One whose end nobody noticed cannot be stopped; it can be removed.
+        # A run whose end Podman did not notice cannot be stopped; it can be removed.
         with contextlib.suppress(Refused):
             await self._api.stop(name, shapes.STOP_SECONDS)
         await self._api.remove_container(name)
@@ -428,28 +434,28 @@ class Podman:
         return now
 
     def _own_address(self, container_id: str) -> str:
-        """Empty unless the gateway listens on loopback only."""
+        """The container's loopback address; empty unless the gateway listens on loopback only."""
         if not _is_loopback4(self._settings.gateway_host):
             return ""
         number = self._slots.number(container_id) + 1
-        # Another installation on this machine counts from another place.
+        # Another installation on this machine begins at another place.
         place = zlib.crc32(self._cluster.encode()) % (OWN_ADDRESSES.num_addresses >> SLOT_BITS)
         return str(OWN_ADDRESSES[(place << SLOT_BITS) + number % (1 << SLOT_BITS)])
 
     def _ports(self, container_id: str) -> tuple[str, str]:
-        """Where a container's ports are, and which are missing."""
+        """The address of a container's ports, and a remark about those that are not opened."""
         host, own = self._settings.gateway_host, self._own_address(container_id)
         refused = self._gateway.refused(container_id)
         return own or _reachable(host), "; ".join(refused.values())
 
     def _note_ports(self, container_id: str) -> None:
         if remark := self._ports(container_id)[1]:
-            log.warning("podman: %s is not reached everywhere: %s", container_id, remark)
+            log.warning("podman: not all ports of %s are open: %s", container_id, remark)
         self._touch(container_id)
 
 
 class _Keeping:
-    """A watch that also forgets the ports of those who are long gone."""
+    """A watch that also frees the ports of containers that are long gone."""
 
     def __init__(self, watch: Watch, slots: Slots) -> None:
         self._slots = slots
@@ -479,7 +485,7 @@ def _is_loopback4(host: str) -> bool:
 
 
 def _reachable(host: str) -> str:
-    """``host``, or, if it stands for every address, the one this machine calls others from."""
+    """``host``; if it stands for every address, the one from which this machine connects."""
     if host not in ("0.0.0.0", "::"):
         return host
     family, far = (
@@ -487,7 +493,7 @@ def _reachable(host: str) -> str:
     )
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            # Only looks up a route: nothing is sent.
+            # This only looks up a route; nothing is sent.
             probe.connect((far, 9))
             return str(probe.getsockname()[0])
         except OSError:

@@ -1,7 +1,7 @@
-"""Work that takes longer than a call may: the call is refused, and asks again later.
+"""Work that takes longer than a call may: the call is refused, and repeated later.
 
-A container waits for its image, or for its disk. The work goes on while calls come and go,
-and is there once for all calls that wait for it.
+A container may wait for its image or its disk. The work goes on when calls end, and all
+calls that wait for the same work share it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from control.compute.backend import BackendUnavailable
-from control.compute.podman.engine.http import Refused
+from control.compute.podman.engine import Refused
 
 __all__ = ["Background"]
 
@@ -27,11 +27,13 @@ class _Job(msgspec.Struct):
 
 
 class Background:
-    """Does such work while :meth:`run` runs."""
+    """Does such work while :meth:`run` is running."""
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
         self._jobs: dict[str, _Job] = {}
+        #: The failure that was logged last, until the work succeeds.
+        self._logged: dict[str, str] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         try:
@@ -42,17 +44,24 @@ class Background:
             self._nursery = None
 
     async def do(
-        self, name: str, work: Callable[[], Awaitable[None]], seconds: float, busy: str
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        seconds: float,
+        *,
+        busy: str,
+        idle: str,
     ) -> None:
-        """Return when ``work`` has ended. It is begun unless work of this name is under way.
+        """Return when ``work`` has ended. It is started unless work of this name is under way.
 
-        Raises BackendUnavailable: with the failure of the work, or after ``seconds``, while
-        the work continues, with the reason ``busy``.
+        Raises BackendUnavailable: with the failure of the work; after ``seconds``, while the
+        work continues, with the reason ``busy``; and with ``idle`` unless :meth:`run` is
+        running. A failure is logged once, however often the work is started again.
         """
         job = self._jobs.get(name)
         if job is None:
             if self._nursery is None:
-                raise BackendUnavailable("Containers are not driven by this process now.")
+                raise BackendUnavailable(idle)
             job = self._jobs[name] = _Job(trio.CancelScope(), trio.Event())
             self._nursery.start_soon(self._do, name, job, work)
         with trio.move_on_after(seconds):
@@ -63,7 +72,8 @@ class Background:
         raise BackendUnavailable(busy)
 
     async def cancel(self, name: str) -> None:
-        """Return when no work of this name is under way any more."""
+        """Cancel the work of this name. No work of this name runs when this returns."""
+        self._logged.pop(name, None)
         if (job := self._jobs.get(name)) is not None:
             job.scope.cancel()
             await job.ended.wait()
@@ -72,9 +82,13 @@ class Background:
         try:
             with job.scope:
                 await work()
+                if self._logged.pop(name, None) is not None:
+                    log.info("podman: %s: succeeded after failures", name)
         except (BackendUnavailable, Refused, OSError) as error:
             job.failure = str(error)
-            log.warning("podman: %s failed: %s", name, error)
+            if self._logged.get(name) != job.failure:
+                self._logged[name] = job.failure
+                log.warning("podman: %s: %s", name, job.failure)
         finally:
             del self._jobs[name]
             job.ended.set()

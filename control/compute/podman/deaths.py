@@ -1,8 +1,8 @@
-"""Seeing the first processes of containers die, whoever looks after them.
+"""Noticing the deaths of containers' first processes, independently of Podman.
 
-Podman has no process of its own that waits for a container: conmon does, one for each,
-and reports its end. If conmon is killed, nobody does; so the kernel is asked too, with one
-descriptor a container, all in one epoll.
+For each container a conmon process waits and reports its end to Podman. If conmon is
+killed, nothing reports it; so the kernel is asked, too, with one descriptor for each
+container, all in one epoll.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trio
 
 __all__ = ["Deaths"]
 
-#: Conmon and Podman's clean-up are about to report the same end.
+#: How long conmon and Podman's clean-up have to report the same end.
 AFTER_SECONDS = 0.5
 
 
@@ -45,7 +45,7 @@ class Deaths:
                 self._epoll = None
 
     def expect(self, container_id: str, pid: int) -> None:
-        """``pid`` is its first process now."""
+        """Watch ``pid``, which is the container's first process now."""
         known = self._pids.get(container_id)
         if self._epoll is None or pid <= 0 or (known and known[0] == pid):
             return
@@ -56,7 +56,7 @@ class Deaths:
             self._touch(container_id, AFTER_SECONDS)
             return
         except OSError:
-            return  # no descriptor is left: the next list sees it
+            return  # no descriptor is left: the next list notices the end
         self._epoll.register(descriptor, select.EPOLLIN)
         self._pids[container_id] = (pid, descriptor)
         self._ids[descriptor] = container_id

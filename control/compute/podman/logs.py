@@ -1,8 +1,8 @@
-"""A container's output as lines, out of the frames that Podman sends.
+"""A container's output as lines, decoded from the frames that Podman sends.
 
-A frame is 8 bytes (which stream, three zeros, the length in big-endian order) and so much
-of one stream. A line may come in several, and what its process never ended with a
-newline is sent at the end.
+A frame is 8 bytes (the stream, three zeros, the length in big-endian order) and that many
+bytes of one stream. A line may come in several frames; a last line without a newline is
+returned at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LINE_BYTES_MAX = 64 * 1024
 
 
 class Lines:
-    """Feed it bytes, get lines. Holds less than a frame's head and one line a stream."""
+    """Splits frames into lines. Keeps less than a frame's head and one line of each stream."""
 
     def __init__(self) -> None:
         self._head = b""

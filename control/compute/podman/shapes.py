@@ -1,14 +1,14 @@
-"""What Podman is asked to make of a container, and what it reports. Plain code: nothing
+"""The objects of a container in Podman, and the meaning of its answers. Plain code that never
 waits.
 
-Of a container ``1f2e3d4c`` of the installation ``abcd…`` there are, all with the labels of
-:mod:`control.compute.backend`::
+A container ``1f2e3d4c`` of the installation ``abcd…`` has these objects, all with the labels
+of :mod:`control.compute.backend`::
 
     gfs-abcd…-1f2e3d4c             the container: one run, removed when it is stopped
-    gfs-abcd…-1f2e3d4c             its network, where nobody else is
+    gfs-abcd…-1f2e3d4c             its network, in which it is alone
 
-All that it writes is on its own disk (:mod:`control.compute.podman.store.disks`). An older version
-of ours had volumes of Podman's, which are found and copied there.
+All files that it writes are on its own disk (:mod:`control.compute.podman.store.disks`). An
+older version used volumes of Podman, which are found and copied there.
 
 A user's text (name, mount path, key) is never part of a name or of a command line.
 """
@@ -19,8 +19,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from control.compute.backend import (
     LABEL_CLUSTER,
     LABEL_CONTAINER,
@@ -29,12 +27,10 @@ from control.compute.backend import (
     Sighting,
     Spec,
 )
-from control.compute.podman.store.disks import ETC, USERS, Disk
+from control.compute.podman.engine import LABEL_GENERATION, Inspected, State
+from control.compute.podman.store import ETC, USERS, Disk
 
 __all__ = [
-    "Inspected",
-    "Labelled",
-    "Volume",
     "container_body",
     "interface_prefix",
     "labels",
@@ -44,21 +40,19 @@ __all__ = [
     "volumes",
 ]
 
-LABEL_GENERATION = "gfs.control/generation"
-
-#: What the image promises; see image/Containerfile.
+#: The image reads the keys here; see image/Containerfile.
 KEYS_PATH = "/etc/gfs/keys"
 HOST_KEYS_PATH = "/etc/gfs/host_keys"
 
 CPU_PERIOD_US = 100_000
-#: A run that dies is started again so often, then it has failed.
+#: How often a run that dies is started again before it has failed.
 RESTARTS = 5
-#: Podman may need as long to start a run again that died.
+#: How long Podman may need to start a run again that died.
 RESTART_GRACE_SECONDS = 10.0
 STOP_SECONDS = 10
-#: sshd needs SETUID, SETGID and SYS_CHROOT for the process that speaks with strangers,
-#: CHOWN for terminals, NET_BIND_SERVICE for port 22; dpkg and tar the rest. All of them are
-#: rights over what is the container's own: its users, files and network.
+#: sshd needs SETUID, SETGID and SYS_CHROOT for its unprivileged process,
+#: CHOWN for terminals, NET_BIND_SERVICE for port 22; dpkg and tar need the rest. All of them
+#: apply only to the container's own users, files and network.
 CAPABILITIES = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -70,95 +64,12 @@ CAPABILITIES = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ]
-#: Processes and threads of one container: what a fork bomb can take.
+#: How many processes and threads one container has, which bounds a fork bomb.
 PIDS = 1024
-#: What each of them can have open. All of a container's count as its memory, too.
+#: How many descriptors each of them has; they also count towards the container's memory.
 DESCRIPTORS = 4096
-#: Of what a run has written to its output, what is kept.
+#: How much of a run's output is kept.
 LOG_BYTES = 10 * 1024 * 1024
-
-
-class Labelled(msgspec.Struct, rename="pascal"):
-    """A container, volume or network in a list."""
-
-    labels: dict[str, str] | None = None
-
-
-class State(msgspec.Struct, rename="pascal"):
-    status: str
-    pid: int = 0
-    exit_code: int = 0
-    oom_killed: bool = msgspec.field(name="OOMKilled", default=False)
-    error: str = ""
-    stopped_by_user: bool = False
-    finished_at: str = ""
-
-
-class Attachment(msgspec.Struct):
-    ip: str = msgspec.field(name="IPAddress", default="")
-
-
-class NetworkSettings(msgspec.Struct, rename="pascal"):
-    networks: dict[str, Attachment] | None = None
-
-
-class Config(msgspec.Struct, rename="pascal"):
-    labels: dict[str, str] | None = None
-
-
-class GraphDriver(msgspec.Struct, rename="pascal"):
-    data: dict[str, str] | None = None
-
-
-class IdMappings(msgspec.Struct):
-    users: list[str] | None = msgspec.field(name="UidMap", default=None)
-
-
-class HostConfig(msgspec.Struct):
-    mappings: IdMappings | None = msgspec.field(name="IDMappings", default=None)
-
-
-class Volume(msgspec.Struct, rename="pascal"):
-    mountpoint: str
-
-
-class Inspected(msgspec.Struct, rename="pascal"):
-    """A container, looked at closely."""
-
-    id: str
-    state: State
-    config: Config
-    network_settings: NetworkSettings
-    restart_count: int = 0
-    graph_driver: GraphDriver | None = None
-    host_config: HostConfig | None = None
-
-    @property
-    def runs(self) -> bool:
-        return self.state.status in ("running", "paused")
-
-    @property
-    def has_own_users(self) -> bool:
-        """None of them is this machine's root: an older version did not see to that."""
-        mappings = self.host_config and self.host_config.mappings
-        return bool(mappings and mappings.users)
-
-    @property
-    def address(self) -> str:
-        """Where its ports are, while it runs; "" when it is nowhere."""
-        networks = self.network_settings.networks or {}
-        return next((network.ip for network in networks.values() if network.ip), "")
-
-    @property
-    def written(self) -> Path | None:
-        """Of this machine: the directory of what it writes, as Podman made it."""
-        upper = ((self.graph_driver and self.graph_driver.data) or {}).get("UpperDir")
-        return Path(upper) if upper else None
-
-    @property
-    def generation(self) -> int:
-        text = (self.config.labels or {}).get(LABEL_GENERATION, "")
-        return int(text) if text.isdecimal() and len(text) < 18 else 0
 
 
 def resource_name(cluster: str, container_id: str) -> str:
@@ -166,7 +77,7 @@ def resource_name(cluster: str, container_id: str) -> str:
 
 
 def interface_prefix(cluster: str) -> str:
-    """Of this machine's end of each container's network. Linux takes 15 characters in all."""
+    """The prefix of the interfaces of containers' networks. Linux allows 15 characters in all."""
     return f"gfs{cluster[:4]}"
 
 
@@ -180,7 +91,7 @@ def labels(cluster: str, container_id: str, user_id: str) -> dict[str, str]:
 
 
 def volumes(spec: Spec) -> dict[str, str]:
-    """Name of a directory on its disk -> where it is mounted. The same path has the same."""
+    """Name of a directory on its disk -> mount path. The same path always has the same name."""
     mounted = {"host-keys": HOST_KEYS_PATH}
     for path in spec.mount_paths:
         mounted[hashlib.sha256(path.encode()).hexdigest()[:16]] = path
@@ -192,18 +103,19 @@ def network_body(cluster: str, spec: Spec, isolate: str = "strict") -> dict[str,
         "name": resource_name(cluster, spec.id),
         "driver": "bridge",
         "network_interface": f"{interface_prefix(cluster)}{spec.id}",
-        # It asks the machine's own resolvers; there is nobody else to be named here.
+        # It uses the machine's own resolvers; the network has no other hosts to name.
         "dns_enabled": False,
-        # From every other network of Podman's; "true" would be from those like it.
+        # From every other network of Podman; "true" is only from networks like it.
         "options": {"isolate": isolate},
         "labels": labels(cluster, spec.id, spec.user_id),
     }
 
 
 def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[str, Any]:
-    """
+    """The request that creates the run.
+
     Args:
-        seccomp: A file that says which calls of the kernel it may make.
+        seccomp: A file with the system calls that it may make.
     """
     name = resource_name(cluster, spec.id)
     memory = spec.memory_mb * 1024 * 1024
@@ -218,33 +130,33 @@ def container_body(cluster: str, spec: Spec, disk: Disk, seccomp: Path) -> dict[
         },
         "netns": {"nsmode": "bridge"},
         "networks": {name: {}},
-        # Its root is nobody outside of it.
+        # Its root has no rights outside of it.
         "userns": {"nsmode": "private"},
         "idmappings": {"UIDMap": users, "GIDMap": users},
         "mounts": [
             _bind(disk.keys, KEYS_PATH, "ro", "noexec"),
-            # Podman's own are files of this machine that the container can write to.
+            # Podman's own ones are files of this machine, and the container can write to them.
             *(_bind(disk.etc(name), path, "rw", "noexec") for name, path in ETC.items()),
             *(_bind(disk.volume(name), path, "rw") for name, path in volumes(spec).items()),
         ],
-        # A volume that the image asks for and nobody named is a part of the run.
+        # A volume of the image that is not a mount path is a part of the run.
         "image_volume_mode": "ignore",
         "resource_limits": {
             "cpu": {"period": CPU_PERIOD_US, "quota": round(spec.cpus * CPU_PERIOD_US)},
-            # No swap on top.
+            # No swap in addition.
             "memory": {"limit": memory, "swap": memory},
             "pids": {"limit": PIDS},
         },
         "r_limits": [
             {"type": "nofile", "hard": DESCRIPTORS, "soft": DESCRIPTORS},
-            # A program of this machine may take them, and put them on its disk.
+            # A program of this machine may collect core dumps on its own disk.
             {"type": "core", "hard": 0, "soft": 0},
         ],
         "restart_policy": "on-failure",
         "restart_tries": RESTARTS,
         "stop_timeout": STOP_SECONDS,
         "log_configuration": {"driver": "k8s-file", "size": LOG_BYTES},
-        # Our own environment's proxies are no concern of a user's.
+        # The proxies of our own environment are not for users.
         "httpproxy": False,
         "systemd": "false",
         "cap_drop": ["ALL"],
@@ -273,14 +185,14 @@ def sighting(
     seconds_since_end: float,
     external_ip: str = "",
 ) -> Sighting:
-    """What to say of a container.
+    """The state of a container.
 
     Args:
-        seen: Its run; None when there is none: then only its volumes are left, and it is
+        seen: Its run; None if there is none: then only its disk is left, and it is
             stopped.
-        answering: Its SSH server was seen to answer, or is not waited for any longer.
-        unnoticed: Its first process has ended, and Podman does not come to know.
-        seconds_since_end: How long ago a run that ended did so.
+        answering: Whether its SSH server has answered, or is not waited for any longer.
+        unnoticed: Whether its first process has ended, and Podman does not notice that.
+        seconds_since_end: How long ago a run that has ended did so.
     """
 
     def say(phase: Any, reason: str = "") -> Sighting:
@@ -296,7 +208,7 @@ def sighting(
     if seen is None:
         return say("stopped")
     if unnoticed:
-        return say("failed", "It ended, and what looked after it had ended before.")
+        return say("failed", "It ended, and its conmon process had ended before.")
     state = seen.state
     match state.status:
         case "running" | "paused":

@@ -1,8 +1,8 @@
-"""Which calls of the kernel a container may make: Podman's own list, without namespaces.
+"""The system calls that a container may make: Podman's own list, without namespaces.
 
-Podman lets a container make user namespaces, since it is run in containers itself. In one
-a process has all rights over new networks and mounts, and the code behind these is where
-most ways out of containers were found. A login takes none of it.
+Podman's list lets a container create user namespaces, since Podman itself runs in
+containers. In one a process has all rights over new networks and mounts, and most escapes
+from containers were found in that code of the kernel. A login needs none of it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from control.compute.backend import BackendUnavailable
 __all__ = ["write_profile"]
 
 FILE = "seccomp.json"
-#: The one that an administrator wrote comes first, as with Podman.
+#: An administrator's own list comes first, as in Podman.
 LISTS = (Path("/etc/containers/seccomp.json"), Path("/usr/share/containers/seccomp.json"))
 PACKAGE = "golang-github-containers-common (Debian, Ubuntu) or containers-common (others)"
 REFUSED = frozenset(
     {
-        # It has its flags in memory, where they cannot be looked at: C libraries then take
+        # Its flags are in memory, where seccomp cannot check them. C libraries fall back to
         # the older clone().
         "clone3",
         "fsconfig",
@@ -46,16 +46,16 @@ CLONE_NEW = 0x7E020000
 
 
 def write_profile(directory: str) -> Path:
-    """The file for ``seccomp_profile_path``. It is replaced as a whole, and only if the list
-    that it is made of was changed: others may be reading it.
+    """Write the file for ``seccomp_profile_path``. It is replaced as a whole, and only if
+    Podman's list has changed, since other processes may be reading it.
 
-    Raises BackendUnavailable: there is no list.
+    Raises BackendUnavailable if there is no list.
     """
     source = next((path for path in LISTS if path.exists()), None)
     if source is None:
         raise BackendUnavailable(
-            f"There is no list of the kernel's calls that containers may make ({LISTS[-1]}), so "
-            f"none is started. It is in the package {PACKAGE}."
+            f"There is no list of the system calls that containers may make ({LISTS[-1]}), so no "
+            f"container is started. The list is in the package {PACKAGE}."
         )
     text = json.dumps(_without_namespaces(json.loads(source.read_bytes())))
     path = Path(directory) / FILE

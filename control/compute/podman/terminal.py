@@ -1,16 +1,16 @@
 """A command with a PTY in a running container.
 
-Podman hands its terminal over as a raw stream both ways. Nothing is read before it is
-asked for, so a slow reader slows the command through the socket (about 200 KiB), Podman
-(a few KiB) and the PTY. Podman does not end a command whose terminal was left: it is
-hung up on here, as a terminal line would, and killed if it stays.
+Podman passes the terminal as a raw stream in both directions. Nothing is read ahead, so a
+slow reader slows down the command through the socket (about 200 KiB), Podman
+(a few KiB) and the PTY. Podman does not end a command whose terminal was closed: it gets
+SIGHUP from here, as from a terminal line, and SIGKILL if it goes on.
 
-Each command has a conmon, a process of this machine outside the container's limits, and
-Podman loses sight of it when whoever starts it hangs up meanwhile: it says that nothing
-runs, and it does. So starts are few at a time and have time enough, and no command is
-left to chance: each has a :class:`Leash` as long as its terminal is open, and the
-process that drives this machine ends, every :data:`SWEEP_SECONDS`, those whose leash
-nobody holds. The kernel lets go of it for whoever is killed.
+Each command has a conmon, a process of this machine outside the container's limits. Podman
+loses track of it if the caller hangs up during the start: then it reports that nothing
+runs although the command does. So few starts run at a time, with a long timeout, and
+every command is tracked: it has a :class:`Leash`, a locked file, as long as its terminal is
+open, and the process that drives this machine ends, every :data:`SWEEP_SECONDS`, the
+commands whose file is not locked. The kernel releases the locks of a killed process.
 """
 
 from __future__ import annotations
@@ -26,23 +26,21 @@ from pathlib import Path
 import trio
 
 from control.compute.backend import TERM, BackendUnavailable, Impossible
-from control.compute.podman.engine.api import Api
-from control.compute.podman.engine.http import Refused
-from control.compute.podman.engine.processes import children, end, held, running
-from gfs.io.filelock import try_flock
+from control.compute.podman.engine import Api, Refused, children, end, held, running
+from gfs.io import try_flock
 
 __all__ = ["Leashes", "PodmanTerminal", "Terminals"]
 
 READ_BYTES = 64 * 1024
-#: Two cores start as many as fast as they can.
+#: How many starts keep two cores busy.
 STARTS_AT_ONCE = 4
-#: For one's turn.
+#: How long a start waits for its turn.
 TURN_SECONDS = 30.0
-#: A tenth of a second on a machine at rest.
+#: How long a start may take; on an idle machine it is a tenth of a second.
 START_SECONDS = 60.0
-#: Between the stream and the process's number.
+#: How long the process id may take after the stream is open.
 PID_SECONDS = 5.0
-#: How long a command may take to end after the hang-up.
+#: How long a command may take to end after SIGHUP.
 HANG_UP_SECONDS = 2.0
 END_SECONDS = 5.0
 SWEEP_SECONDS = 2.0
@@ -86,7 +84,7 @@ class PodmanTerminal:
             await self._api.resize_exec(self._id, columns, rows)
 
     async def _ended(self) -> int | None:
-        """The output ends a moment before Podman has noted how."""
+        """The exit code, which Podman has a moment after the end of the output."""
         with contextlib.suppress(Refused, BackendUnavailable), trio.move_on_after(END_SECONDS):
             while (seen := await self._api.inspect_exec(self._id)) is not None:
                 if not seen.running:
@@ -96,7 +94,7 @@ class PodmanTerminal:
 
 
 class Leash:
-    """A file by the name of a command, locked while its terminal is open."""
+    """A file named after a command, and locked while its terminal is open."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -107,16 +105,16 @@ class Leash:
         return self._path.name
 
     def remove(self) -> None:
-        """The command has ended."""
+        """Delete the file, since the command has ended."""
         self._path.unlink(missing_ok=True)
 
     def let_go(self) -> None:
-        """Unless it was removed, whoever sweeps ends the command."""
+        """Unlock the file. Unless it was removed, a sweep then ends the command."""
         os.close(self._descriptor)
 
 
 class Leashes:
-    """Of all commands of an installation; several processes may share ``directory``."""
+    """The leashes of all commands of an installation; processes may share ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -129,7 +127,7 @@ class Leashes:
         return Leash(self._directory / exec_id, descriptor)
 
     def dropped(self) -> list[Leash]:
-        """Those that nobody held. The caller holds them now."""
+        """The leashes that no process held. The caller holds them now."""
         found = []
         for name in sorted(os.listdir(self._directory)):
             if name.startswith("."):
@@ -147,10 +145,10 @@ class Leashes:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """A file is there for a moment before it is locked."""
+        """Exclude other processes: a file exists for a moment before it is locked."""
         lock = self._open(".lock", os.O_CREAT)
         try:
-            # Held by others for a fraction of a millisecond.
+            # Other processes hold it for a fraction of a millisecond.
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
@@ -158,7 +156,7 @@ class Leashes:
 
 
 class Terminals:
-    """Opens terminals, and ends what was left of others'."""
+    """Opens terminals, and ends commands of processes that died."""
 
     def __init__(self, api: Api, directory: str) -> None:
         self._api = api
@@ -176,7 +174,7 @@ class Terminals:
             async with AsyncExitStack() as stack:
                 async with self._turn():
                     leash = self._leashes.take(await self._create(name, command))
-                    # It would go on without us, and Podman not know of it.
+                    # Otherwise it would run on without Podman knowing it.
                     with trio.CancelScope(shield=True):
                         starting = self._api.start_exec(leash.exec_id, columns, rows, START_SECONDS)
                         stream, first = await stack.enter_async_context(starting)
@@ -214,10 +212,10 @@ class Terminals:
                 raise Impossible("The container does not run.") from None
             raise
 
-    # --- what is left of those that nobody has any more ---------------------------------
+    # --- commands without a terminal ----------------------------------------------------
 
-    async def sweep_for_ever(self) -> None:
-        """One process of a machine at a time does."""
+    async def sweep_regularly(self) -> None:
+        """End commands whose leash no process holds. One process of a machine does this."""
         while True:
             async with trio.open_nursery() as nursery:
                 for leash in self._leashes.dropped():
@@ -233,14 +231,14 @@ class Terminals:
             leash.let_go()
 
     async def _ends(self, exec_id: str) -> bool:
-        """Whether nothing is left of a command, and nothing will be."""
+        """End a command. Returns whether nothing of it is left or can still start."""
         forgotten = False
-        # Also of one that is about to be started, which it then is not any more; Podman
-        # answers when a start that it is in the middle of is over.
+        # This also prevents a command from being started; if Podman is just starting it,
+        # Podman answers after that.
         with contextlib.suppress(BackendUnavailable):
             forgotten = await self._api.remove_exec(exec_id)
-        # And what it does not know of, or does not want to forget since it runs.
-        # All processes of this machine are looked at, and tenants say how many there are.
+        # This finds a command that Podman does not know, or refuses to forget since it
+        # runs. It reads all processes, whose number tenants determine, so in a thread.
         conmons, commands = await trio.to_thread.run_sync(_commands, exec_id)
         async with trio.open_nursery() as nursery:
             for process in commands:
@@ -249,21 +247,21 @@ class Terminals:
 
 
 def _commands(exec_id: str) -> tuple[list[int], list[int]]:
-    """What looks after a command, and descriptors of what it looks after."""
+    """The conmon processes of a command, and descriptors of their children."""
     conmons = running("conmon", exec_id)
     found = [held(pid) for conmon in conmons for pid in children(conmon)]
     return conmons, [process for process in found if process is not None]
 
 
 async def _descriptor(api: Api, exec_id: str, stream: trio.SocketStream) -> int | None:
-    """Of the command's process, so that nobody else is ever sent its signals; None when it
-    has ended already, or is not known."""
+    """A descriptor of the command's process, so that signals never reach another one; None if
+    it has ended already, or is not known."""
     with trio.move_on_after(PID_SECONDS), contextlib.suppress(BackendUnavailable):
         while (seen := await api.inspect_exec(exec_id)) is not None:
             if seen.running and seen.pid:
                 return held(seen.pid)
-            # Not yet noted as running, or not any more: in the latter case something has
-            # come of it, output or its end. What came first is noted soon after.
+            # Podman reports it as running not yet, or not any more. In the latter case there
+            # is output or the end to read.
             has_begun = stream.socket.is_readable()
             await trio.sleep(0.02)
             if has_begun:

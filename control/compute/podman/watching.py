@@ -1,15 +1,15 @@
-"""The watch of all containers of this machine: Podman's events, and lists to begin from.
+"""The watch of all containers of this machine: Podman's events, and lists.
 
-One stream of events for all containers says which of them to look at; what is reported is
-always what was then seen. A stream that ends (Podman's service was restarted) is opened
-anew and everything listed again; so it is every :data:`LIST_SECONDS` besides, since of some
-things Podman has no event: a volume removed by hand, a container whose conmon was
-killed and that ends unnoticed. A disk of which Podman knows nothing is listed, too: what is in
-no record is deleted.
+One stream of events names the containers that may have changed; each of them is then
+inspected, and the result is reported. If the stream ends (Podman's service was restarted),
+it is opened again and all containers are listed. They are also listed every
+:data:`LIST_SECONDS`, since Podman has no event for some changes: a volume removed by hand, a
+container whose conmon was killed and whose end is not noticed. Disks that Podman does not
+know are listed, too, so that those without a record are deleted.
 
-Podman says nothing of a container while it does something with it, and filling new
-volumes takes as long as its user has given it to copy. So nobody waits for another's:
-each is looked at by a task of its own, with a deadline, and again if there was no answer.
+Podman does not answer about a container while it works on it, and filling new volumes
+takes as long as its user has given it to copy. So each container is inspected by a task
+of its own, with a deadline, and again if there was no answer.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ import trio
 
 from control.compute.backend import LABEL_CONTAINER, LABEL_USER, BackendUnavailable, Watch
 from control.compute.podman.deaths import Deaths
-from control.compute.podman.engine.api import KINDS, Api
-from control.compute.podman.engine.http import Body, Refused
-from control.compute.podman.engine.processes import has_ended, listeners
-from control.compute.podman.engine.service import Service
-from control.compute.podman.shapes import (
-    RESTART_GRACE_SECONDS,
+from control.compute.podman.engine import (
+    KINDS,
+    Api,
+    Body,
     Inspected,
-    resource_name,
-    sighting,
+    Refused,
+    Service,
+    has_ended,
+    listeners,
 )
+from control.compute.podman.shapes import RESTART_GRACE_SECONDS, resource_name, sighting
 from gfs.errors import innermost
 
 __all__ = ["Watching"]
@@ -43,26 +44,26 @@ log = logging.getLogger("control.compute")
 
 SSH = 22
 LIST_SECONDS = 60.0
-#: More than there are calls of the driver at once (16), each of which may hold up a look.
+#: More than the driver's concurrent calls (16), each of which may delay an inspection.
 LOOKS_AT_ONCE = 32
 #: Threads that wait for SSH servers.
 ASKS_AT_ONCE = 4
-#: A list leaves room for what has news.
+#: A list leaves room for containers with events.
 LISTED_AT_ONCE = 4
-#: One question of a look; the answer takes a hundredth of a second, if it comes.
+#: How long one call of an inspection may take; normally a hundredth of a second.
 LOOK_SECONDS = 5.0
-#: After a list that did not come.
+#: The pause after a list that failed.
 LIST_AGAIN_SECONDS = 2.0
-#: Before the stream is opened again.
+#: The pause before the stream is opened again.
 AGAIN_SECONDS = 0.2
 AGAIN_SECONDS_MAX = 10.0
-#: What cannot be looked at now.
+#: The pause before a container that could not be inspected is inspected again.
 LOOK_AGAIN_SECONDS = 0.5
-AS_ROOT = "its root is this machine's, since an older version started it: stop and start it"
+AS_ROOT = "its root is root of this machine, as in an older version: stop and start it"
 EVENT_BYTES_MAX = 1024 * 1024
-#: Podman knows of an end within less, if it ever does.
+#: If Podman does not notice an end within this time, it never will.
 UNNOTICED_SECONDS = 5.0
-#: Until the SSH server of a new run is no longer waited for: an image may have none.
+#: How long to wait for the SSH server of a new run: an image may have none.
 ANSWER_SECONDS = 10.0
 
 
@@ -79,8 +80,8 @@ class Watching:
     """Reports to ``watch`` all containers of an installation.
 
     Args:
-        ports: Where a container's ports are reached, and a remark about them.
-        disks: Whose disks there are.
+        ports: Returns the address of a container's ports, and a remark about them.
+        disks: Returns the containers that have disks.
     """
 
     def __init__(
@@ -99,18 +100,18 @@ class Watching:
         self._ports = ports
         self._disks = disks
         self._users: dict[str, str] = {}
-        #: Which to look at, and when, by trio's clock.
+        #: The containers to inspect -> when, by trio's clock.
         self._due: dict[str, float] = {}
         self._due_changed = trio.Event()
         self._looking: set[str] = set()
         self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
         self._asks = trio.CapacityLimiter(ASKS_AT_ONCE)
-        #: Set at the end of the next look.
+        #: Set at the end of the next inspection.
         self._looked: dict[str, trio.Event] = {}
-        #: Those that ``watch`` knows something of.
-        self._told: set[str] = set()
+        #: The containers that were reported to ``watch``.
+        self._reported: set[str] = set()
         self._deaths = Deaths(self.touch)
-        #: The run (and its start) that answers, or is no longer waited for.
+        #: The run (and its start) whose SSH server answers, or is no longer waited for.
         self._answering: dict[str, tuple[str, int]] = {}
         self._asking: dict[str, tuple[str, int]] = {}
         self._addresses: dict[str, str] = {}
@@ -118,20 +119,20 @@ class Watching:
         self._dead: dict[str, tuple[int, float]] = {}
 
     def address(self, container_id: str) -> str:
-        """Of a container that runs; "" otherwise."""
+        """The address of a running container; "" otherwise."""
         return self._addresses.get(container_id, "")
 
     def present(self) -> set[str]:
         return set(self._users)
 
     def touch(self, container_id: str, after: float = 0.0) -> None:
-        """Look at it, in ``after`` seconds at the latest."""
+        """Inspect it in ``after`` seconds at the latest."""
         due = trio.current_time() + after
         self._due[container_id] = min(due, self._due.get(container_id, math.inf))
         self._due_changed.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """For ever. Started after the first list."""
+        """Watch until cancelled. Started after the first list."""
         started = False
         failures = 0
 
@@ -183,7 +184,7 @@ class Watching:
         raise BackendUnavailable("Podman ended its stream of events.")
 
     async def _list(self) -> None:
-        """Look at all that exist, then say so."""
+        """Inspect all containers that exist, then report that all are known."""
         users: dict[str, str] = {}
         for kind in KINDS:
             for found in await self._api.find(kind, self._cluster):
@@ -196,14 +197,14 @@ class Watching:
         async def look(container_id: str) -> None:
             async with limiter:
                 await self._next_look(container_id)
-            # What exists and was never reported would be taken for lost.
-            while container_id in self._users.keys() - self._told:
+            # A container that exists and was not reported would count as lost.
+            while container_id in self._users.keys() - self._reported:
                 await self._next_look(container_id, LOOK_AGAIN_SECONDS)
 
         async with trio.open_nursery() as looks:
             for container_id in list(self._users):
                 looks.start_soon(look, container_id)
-        self._told &= self._users.keys()
+        self._reported &= self._users.keys()
         self._watch.synced(set(self._users))
 
     async def _next_look(self, container_id: str, after: float = 0.0) -> None:
@@ -230,9 +231,9 @@ class Watching:
         try:
             async with self._looks:
                 await self._look(container_id, nursery)
-            self._told.add(container_id)
+            self._reported.add(container_id)
         except Refused:
-            # It is being removed, or made.
+            # It is being removed or created.
             self.touch(container_id, LOOK_AGAIN_SECONDS)
         except BackendUnavailable as error:
             await self._unless_gone(error)
@@ -243,7 +244,7 @@ class Watching:
             looked.set()
 
     async def _unless_gone(self, error: BackendUnavailable) -> None:
-        """One question had no answer: that is all, if another has one."""
+        """Ignore that one call had no answer, if Podman answers another."""
         log.debug("podman: %s", error)
         if not await self._service.answers():
             raise error
@@ -321,8 +322,8 @@ class Watching:
             nursery.start_soon(self._await_answer, container_id, run)
 
     async def _await_answer(self, container_id: str, run: tuple[str, int]) -> None:
-        """A run is running when one can log in: that is what a user waits for. Looked at
-        without a connection, which its log would have."""
+        """Wait for the SSH server: a run counts as running when users can log in. This looks
+        for its socket, since a connection would show in its log."""
         try:
             with trio.move_on_after(ANSWER_SECONDS):
                 while self._asking.get(container_id) == run:
@@ -337,8 +338,8 @@ class Watching:
                 del self._asking[container_id]
 
     async def _listens(self, pid: int) -> bool:
-        """Whether its SSH server does. Its user says how long that is to be found out, so
-        neither the loop nor the looks at others wait for it."""
+        """Whether its SSH server listens. The tenant determines how long this takes, so neither
+        the loop nor the inspections of other containers wait for it."""
         found = await trio.to_thread.run_sync(
             listeners, pid, limiter=self._asks, abandon_on_cancel=True
         )

@@ -7,26 +7,27 @@ import trio
 from control.compute.rows import last_event
 from control.records import Records
 
-#: How soon changes that another process made are noticed here.
+#: How soon changes that another process of this machine made are noticed here.
 POLL_SECONDS = 0.15
 
 
 class Changes:
-    """Wakes who waits. Looks into the records only while somebody does."""
+    """Wakes tasks that wait for an event. Reads the records only while a task waits."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
         self._news = trio.Event()
         self._waiting = 0
         self._wanted = trio.Event()
+        self._known = -1
 
     def number(self) -> int:
-        """Of the last event."""
+        """The number of the last event."""
         with self._records.read() as txn:
             return last_event(txn)
 
     def poke(self) -> None:
-        """This process has just written: nobody need wait for the next look."""
+        """Wake the tasks at once, since this process has just written an event."""
         self._news.set()
         self._news = trio.Event()
 
@@ -42,14 +43,18 @@ class Changes:
                 self._waiting -= 1
 
     async def run(self) -> None:
-        known = self.number()
+        if self._records.watch(self._look):
+            self._look()
+            await trio.sleep_forever()
         while True:
             if not self._waiting:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
-                known = -1
-            now = self.number()
-            if now != known:
-                known = now
-                self.poke()
+            self._look()
             await trio.sleep(POLL_SECONDS)
+
+    def _look(self) -> None:
+        now = self.number() if self._waiting else -1
+        if now != self._known:
+            self._known = now
+            self.poke()

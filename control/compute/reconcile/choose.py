@@ -1,10 +1,13 @@
-"""Which backend it is.
+"""The choice of the backend.
 
-"auto" takes Kubernetes if it says that containers could be created now. Podman runs them
-as root on this very machine, so an operator has to ask for it by name. Where containers
-exist "auto" stays with what runs them, whatever else answers by now: they would
-be lost otherwise. The choice is written down by the process that drives the backend;
-the others of this machine take what is written.
+"auto" takes Kubernetes if containers can be created there now. Podman runs them
+as root on this machine, so an operator has to name it. If containers
+exist, "auto" keeps their backend, whatever else answers, since they would
+be lost otherwise. The process that drives the backend records the choice;
+the others of this machine follow the record.
+
+Podman's containers are on one machine. Where several share the records, they belong to the one
+that has recorded its name first, and only its processes drive them.
 """
 
 from __future__ import annotations
@@ -13,13 +16,19 @@ import importlib
 import logging
 import os
 import secrets
+import socket
 from pathlib import Path
 from typing import cast
 
 import trio
 
-from control.compute.backend import Backend, BackendUnavailable, Installation
-from control.compute.backend.none import NoBackend
+from control.compute.backend import (
+    Backend,
+    BackendUnavailable,
+    Elsewhere,
+    Installation,
+    NoBackend,
+)
 from control.compute.rows import Fact, containers, facts
 from control.compute.settings import ComputeSettings
 from control.records import Records, Txn
@@ -27,8 +36,8 @@ from gfs.errors import GfsError, StartupError
 
 log = logging.getLogger(__name__)
 
-#: A busy machine takes some just to load what asks. A cluster that cannot be reached is
-#: given up earlier.
+#: How long the check may take: a busy machine needs some seconds just to load the client. A
+#: cluster that cannot be reached fails earlier.
 CHECK_SECONDS = 30.0
 _POD_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _MAKERS = {
@@ -38,7 +47,7 @@ _MAKERS = {
 
 
 async def installation_id(records: Records) -> str:
-    """Random, and the same ever after."""
+    """The installation's id: random at first, and then always the same."""
 
     def decide(txn: Txn) -> str:
         found = facts.get(txn, "installation")
@@ -57,8 +66,32 @@ async def choose(
 ) -> Backend:
     """The backend. ``leads``: this process drives it, so it decides for the others.
 
-    Raises StartupError for one that was asked for by name and cannot be loaded.
+    Raises StartupError for a named backend that cannot be loaded.
     """
+    backend = await _choose(records, installation, settings, leads=leads)
+    if backend.name == "podman" and records.writer:
+        own = settings.host or socket.gethostname()
+        host = await _recorded_host(records, own)
+        if host != own:
+            log.info("compute: containers are on the machine %s, and this is %s", host, own)
+            return Elsewhere(installation, backend.name, host)
+    return backend
+
+
+async def _recorded_host(records: Records, own: str) -> str:
+    """The machine that has the containers; this one, if there was none yet."""
+
+    def decide(txn: Txn) -> str:
+        found = facts.get(txn, "host") or Fact("host", own)
+        facts.put(txn, found)
+        return found.value
+
+    return await records.write(decide)
+
+
+async def _choose(
+    records: Records, installation: Installation, settings: ComputeSettings, *, leads: bool
+) -> Backend:
     with records.read() as txn:
         fact = facts.get(txn, "backend")
         is_used = containers.count(txn) > 0
@@ -70,7 +103,7 @@ async def choose(
             log.warning("compute uses %s; there are containers in %s", name, written)
     elif written and (not leads or (is_used and written != "none")):
         if leads:
-            log.info("compute uses %s, which its containers are in", written)
+            log.info("compute uses %s, which has its containers", written)
         return make(written, installation, settings)
     else:
         backend = await _kubernetes_or_none(installation, settings)
@@ -92,7 +125,7 @@ async def _kubernetes_or_none(installation: Installation, settings: ComputeSetti
     except (GfsError, OSError) as error:
         why = str(error)
     except Exception:
-        log.exception("compute: kubernetes cannot be looked at")
+        log.exception("compute: kubernetes cannot be checked")
         why = "it failed, see the server's log"
     else:
         log.info("compute uses kubernetes")
@@ -103,7 +136,7 @@ async def _kubernetes_or_none(installation: Installation, settings: ComputeSetti
 
 
 def _has_credentials(settings: ComputeSettings) -> bool:
-    """Whether there can be any for Kubernetes: its client takes a second to load."""
+    """Whether there can be credentials for Kubernetes, whose client takes a second to load."""
     named = settings.kubeconfig or os.environ.get("KUBECONFIG", "")
     return bool(named) or _POD_TOKEN.exists() or Path("~/.kube/config").expanduser().exists()
 

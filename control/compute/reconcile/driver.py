@@ -1,18 +1,19 @@
 """The driver makes the backend follow the rows: one per machine, in whichever process.
 
 The rows have the desired state, the backend's watch reports the observed one. For each
-container that has news the driver runs a task that asks
-:func:`control.compute.reconcile.machine.plan` for the next step and takes it, until none is
-left: so calls for one container are never at the same time, and those for many are bounded
-together. Nothing that matters is only in memory. A driver that died has left revisions that
-are not applied, and things in the backend that no row asks for; the next one applies the
-former (every call may be repeated) and deletes the latter.
+container with a change the driver runs a task that asks
+:func:`control.compute.reconcile.machine.plan` for the next step and takes it, until
+none is left: so calls for one container are never concurrent, and those for all
+containers are bounded together. No state that matters is only in memory. After the
+death of a driver there are revisions that are not applied, and objects in the backend
+that no row asks for; the next driver applies the former (every call may be repeated)
+and deletes the latter.
 
-*Failing.* A backend that does not answer is asked again, ever more seldom, for as long as
-the revision is the last. What it says it cannot do fails the container, with its reason,
-until the user starts it again.
+*Failures.* A call to a backend that does not answer is repeated, at growing intervals,
+as long as the revision is the last. If the backend cannot do something, the container
+fails with that reason, until the user starts it again.
 
-*The reconciler* runs after every complete look of the watch, and every few minutes:
+*The reconciler* runs after every complete list of the watch, and every few minutes:
 
 ==========================  =====================================================
 row                         backend shows               what follows
@@ -25,10 +26,10 @@ stopped                     a run                       it is stopped again
 revision not applied        anything                    it is applied
 ==========================  =====================================================
 
-*What is not seen.* Not all that keeps containers apart and lets users in shows in a
-sighting, and somebody may remove it by hand: so it is made again for every container that
-runs, one after the other, each once in these minutes. It is also how ports that were
-refused are tried again.
+*Exposure.* A sighting does not show everything that isolates containers and lets users
+connect, and somebody may remove such an object by hand: so each running container is
+exposed again once per interval, one after the other. Ports that were refused are also
+tried again in this way.
 """
 
 from __future__ import annotations
@@ -48,26 +49,26 @@ from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)
 
-#: Calls of the backend at once.
+#: How many calls of the backend run at once.
 CALLS_AT_ONCE = 16
-#: One call; what takes longer is cut off and made again.
+#: How long one call may take; then it is cancelled and repeated.
 CALL_SECONDS = 120.0
 _NO_ANSWER = f"no answer within {CALL_SECONDS:g} s"
 BACKOFF_SECONDS = 0.5
 BACKOFF_SECONDS_MAX = 30.0
 RECONCILE_SECONDS = 300.0
-#: How long a container may not be seen before it is called lost: news of the old run's
-#: end and of the new one's beginning come one after the other.
+#: How long a container may be absent before it counts as lost: the end of the old run
+#: is reported before the start of the new one.
 LOST_SECONDS = 5.0
-#: A container that ends by itself is run again so often within the window.
+#: How often a container that ends by itself is run again within the window.
 RERUNS_MAX = 5
 RERUN_WINDOW_SECONDS = 600.0
-#: A mistake of ours in a backend is no reason to try for ever.
+#: After so many bugs in a row a call is not repeated any more.
 BUGS_MAX = 5
 
 
 class Driver:
-    """See the module. One :meth:`run` at a time on a machine; the caller sees to that."""
+    """See the module. The caller ensures that only one :meth:`run` runs on a machine."""
 
     def __init__(
         self,
@@ -89,20 +90,20 @@ class Driver:
         self._reconcile_seconds = reconcile_seconds
         self._calls = trio.CapacityLimiter(CALLS_AT_ONCE)
         self._nursery: trio.Nursery
-        #: What was seen last of each container that is there.
+        #: The last sighting of each container that exists.
         self._sightings: dict[str, Sighting] = {}
         self._synced = False
-        #: Since when a container that ought to be there was not.
+        #: Since when a container that should exist has been absent.
         self._missing: dict[str, float] = {}
         self._exposed: dict[str, tuple[int, int]] = {}
-        #: To be exposed again: something of it may be gone.
-        self._worn: set[str] = set()
-        #: Called without effect.
+        #: Containers to expose again, because something of their exposure may be gone.
+        self._to_expose: set[str] = set()
+        #: Containers whose last step had no effect, so it is repeated.
         self._again: set[str] = set()
-        #: Under way when all was compared: to be compared when it rests.
+        #: Containers with a task during the last comparison: they are compared when it ends.
         self._unchecked: set[str] = set()
         self._reruns: dict[str, list[float]] = {}
-        #: Containers with a task; whether there was more news since it looked.
+        #: Containers with a task; whether there was another change since its last step.
         self._active: dict[str, bool] = {}
         self._woken: dict[str, trio.Event] = {}
 
@@ -115,12 +116,12 @@ class Driver:
             for container_id in rows:
                 self._kick(container_id)
             self._nursery.start_soon(self._watch)
-            self._nursery.start_soon(self._reconcile_for_ever)
-            self._nursery.start_soon(self._expose_for_ever)
-            await self._heed(number)
+            self._nursery.start_soon(self._reconcile_regularly)
+            self._nursery.start_soon(self._expose_regularly)
+            await self._follow_changes(number)
 
-    async def _heed(self, number: int) -> None:
-        """Look at every container that something was written about."""
+    async def _follow_changes(self, number: int) -> None:
+        """Start a task for every container whose row was changed."""
         while True:
             await self._changes.after(number)
             with self._records.read() as txn:
@@ -134,7 +135,7 @@ class Driver:
                 self._kick(container_id)
 
     async def _watch(self) -> None:
-        """The backend's watch never returns; one that breaks is begun again."""
+        """The backend's watch never returns; it is restarted if it breaks."""
         pause = self._backoff_seconds
         while True:
             began = trio.current_time()
@@ -163,7 +164,7 @@ class Driver:
         self._kick(container_id)
 
     def exposure_lost(self, container_id: str) -> None:
-        self._worn.add(container_id)
+        self._to_expose.add(container_id)
         self._kick(container_id)
 
     def synced(self, present: set[str]) -> None:
@@ -174,7 +175,7 @@ class Driver:
 
     # --- the reconciler -----------------------------------------------------------------
 
-    async def _reconcile_for_ever(self) -> None:
+    async def _reconcile_regularly(self) -> None:
         while True:
             await trio.sleep(self._reconcile_seconds)
             if self._synced:
@@ -195,11 +196,12 @@ class Driver:
         for known in (self._exposed, self._missing, self._reruns):
             for container_id in [each for each in known if each not in rows]:
                 del known[container_id]
-        for noted in (self._again, self._unchecked, self._worn):
+        for noted in (self._again, self._unchecked, self._to_expose):
             noted &= rows.keys()
 
-    async def _expose_for_ever(self) -> None:
-        """Evenly spread, so that users' calls need not wait behind a crowd of these."""
+    async def _expose_regularly(self) -> None:
+        """Expose the containers again, evenly spread, so that users' calls need not
+        wait behind many of these."""
         while True:
             exposed = list(self._exposed)
             for container_id in exposed:
@@ -211,7 +213,7 @@ class Driver:
     # --- one container ------------------------------------------------------------------
 
     def _kick(self, container_id: str) -> None:
-        """There is news of it."""
+        """Something about the container has changed: start its task, or wake it."""
         if container_id in self._active:
             self._active[container_id] = True
             self._woken[container_id].set()
@@ -221,8 +223,9 @@ class Driver:
         self._nursery.start_soon(self._work, container_id)
 
     async def _work(self, container_id: str) -> None:
-        """Steps, until none is left and there was no more news."""
+        """Take steps until none is left and nothing has changed."""
         failures = bugs = 0
+        logged = ""
         try:
             while True:
                 self._active[container_id] = False
@@ -230,6 +233,9 @@ class Driver:
                 tried = self._row(container_id)
                 try:
                     rests = await self._step(container_id) and not self._active[container_id]
+                    if logged:
+                        log.info("%s: container %s: works again", self._backend.name, container_id)
+                        logged = ""
                     if rests and not self._has_drifted_meanwhile(container_id):
                         return
                     failures = bugs = 0
@@ -238,6 +244,9 @@ class Driver:
                 except Exception as error:
                     failures += 1
                     bugs += not isinstance(error, GfsError)
+                    if str(error) != logged or not isinstance(error, GfsError):
+                        self._log_failure(container_id, error)
+                        logged = str(error)
                     await self._note_failure(container_id, error, bugs)
                     pause = self._backoff_seconds * 2 ** min(failures - 1, 16)
                     await self._pause(container_id, tried, min(pause, BACKOFF_SECONDS_MAX))
@@ -246,8 +255,9 @@ class Driver:
             del self._woken[container_id]
 
     def _has_drifted_meanwhile(self, container_id: str) -> bool:
-        """The reconciler met it under way, after a restart for example. What is seen may
-        lag behind what was done just now; then that is done once more."""
+        """Whether it must be compared because the reconciler found its task running,
+        after a restart for example. Sightings may lag behind the last step; then the
+        step is repeated."""
         if container_id not in self._unchecked:
             return False
         self._unchecked.discard(container_id)
@@ -257,14 +267,16 @@ class Driver:
         self._again.add(container_id)
         return True
 
-    async def _note_failure(self, container_id: str, error: Exception, bugs: int) -> None:
-        """Show why it is not applied yet; after too many mistakes of ours, that it failed."""
+    def _log_failure(self, container_id: str, error: Exception) -> None:
         if isinstance(error, GfsError):
             log.warning("%s: container %s: %s", self._backend.name, container_id, error)
-            reason = str(error)
         else:
             log.error("%s: container %s", self._backend.name, container_id, exc_info=error)
-            reason = "internal error: see the server's log"
+
+    async def _note_failure(self, container_id: str, error: Exception, bugs: int) -> None:
+        """Show why it is not applied yet; after too many mistakes of ours, that it failed."""
+        is_ours = not isinstance(error, GfsError)
+        reason = "internal error: see the server's log" if is_ours else str(error)
 
         def decide(now: Container) -> list[Container]:
             if now.wanted != "running" or now.applied == now.revision:
@@ -281,7 +293,7 @@ class Driver:
             log.warning("container %s: %s", container_id, busy)
 
     async def _pause(self, container_id: str, tried: Container | None, seconds: float) -> None:
-        """Wait before it is tried again; a revision newer than the one ``tried`` does not wait."""
+        """Wait before the next attempt; a revision newer than the one ``tried`` does not wait."""
         with trio.move_on_after(seconds):
             while True:
                 row = self._row(container_id)
@@ -313,7 +325,7 @@ class Driver:
             return await self._look_for(row)
         self._missing.pop(container_id, None)
         again = container_id in self._again
-        exposed = None if container_id in self._worn else self._exposed.get(container_id)
+        exposed = None if container_id in self._to_expose else self._exposed.get(container_id)
         step = machine.plan(row, exposed, again=again)
         if step is Step.NOTHING:
             return True
@@ -342,9 +354,10 @@ class Driver:
                 self._exposed.pop(row.id, None)
                 await self._change(row.id, lambda now: [machine.applied(now, row.revision)])
             else:
-                # Not exposed until it is done; what is lost meanwhile is done once more.
+                # It does not count as exposed until this succeeds; if something is lost
+                # meanwhile, it is exposed once more.
                 self._exposed.pop(row.id, None)
-                self._worn.discard(row.id)
+                self._to_expose.discard(row.id)
                 async with self._calls:
                     with trio.fail_after(CALL_SECONDS):
                         await self._backend.expose(spec)
@@ -355,7 +368,7 @@ class Driver:
             await self._refused(step, row, str(error))
 
     async def _call_delete(self, container_id: str, user_id: str) -> None:
-        """Nothing may be left, so not even what cannot be done is given up."""
+        """Delete it. Nothing may be left, so Impossible is treated as a failure to be retried."""
         try:
             async with self._calls:
                 with trio.fail_after(CALL_SECONDS):
@@ -370,11 +383,11 @@ class Driver:
         log.warning("container %s: %s: %s", row.id, step.name.lower(), reason)
         self._again.discard(row.id)
         if step is Step.EXPOSE:
-            # It runs all the same, and it is tried again from time to time.
+            # It runs nevertheless, and the exposure is tried again from time to time.
             self._exposed[row.id] = machine.exposure(row)
             return
         if step is Step.STOP:
-            # Called stopped, it would run on: that is never given up.
+            # It must not be shown as stopped while it runs: this is always retried.
             raise BackendUnavailable(f"it cannot be stopped: {reason}")
 
         def decide(now: Container) -> list[Container]:
@@ -383,7 +396,7 @@ class Driver:
         await self._change(row.id, decide)
 
     async def _follow(self, row: Container, sighting: Sighting) -> bool:
-        """Let the row follow what is seen; whether anything changed."""
+        """Update the row from the sighting; whether anything changed."""
         if not any(after != row for after in machine.follow(row, sighting)):
             return False
         return await self._change(row.id, lambda now: machine.follow(now, sighting))
@@ -402,7 +415,7 @@ class Driver:
         await self._change(row.id, lambda found: [after] if found == row else [])
 
     async def _look_for(self, row: Container) -> bool:
-        """It ought to be there and is not. After a while that is called lost."""
+        """Wait for a container that should exist and is absent. After a while it counts as lost."""
         now = trio.current_time()
         since = self._missing.setdefault(row.id, now)
         left = since + self._lost_seconds - now

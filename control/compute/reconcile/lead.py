@@ -1,4 +1,5 @@
-"""Which process of this machine drives the backend: the one that holds a lock file."""
+"""Which process drives the backend: the one that holds a lock file of its machine, and where
+several machines share the records, a lock in PostgreSQL, too."""
 
 from __future__ import annotations
 
@@ -7,34 +8,46 @@ from pathlib import Path
 
 import trio
 
+from control.records import SharedLock
 from gfs.errors import StartupError
-from gfs.io.filelock import try_flock
+from gfs.io import try_flock
 
-#: How soon another process takes over from one that died.
+#: How soon another process takes over from one that died, and how soon one that lost the
+#: lock stops.
 TRY_SECONDS = 1.0
 
 
 class Lead:
-    """The lock, which the kernel takes from whoever dies with it."""
+    """The lock. The kernel releases it when its holder dies, and PostgreSQL when it does not
+    hear of it any more."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: SharedLock | None = None) -> None:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartupError(f"{path}: cannot be used: {error.strerror}") from None
-        self.is_mine = False
+        self._lock = lock
+        self._has_file = False
 
-    def take(self) -> bool:
-        """Whether it is this process's now."""
-        self.is_mine = self.is_mine or try_flock(self._descriptor)
-        return self.is_mine
+    async def take(self) -> bool:
+        """Try to take the lock. Returns whether this process has it."""
+        self._has_file = self._has_file or try_flock(self._descriptor)
+        return self._has_file and (self._lock is None or await self._lock.take())
 
     async def wait(self) -> None:
-        """Until it is this process's."""
-        while True:
-            if self.take():
-                return
+        """Wait until this process has the lock."""
+        while not await self.take():  # noqa: ASYNC110 - another process has it
             await trio.sleep(TRY_SECONDS)
+
+    async def lost(self) -> None:
+        """Wait until this process does not have the lock any more."""
+        while self._lock is None or self._lock.is_mine:  # noqa: ASYNC110 - as above
+            await trio.sleep(TRY_SECONDS)
+
+    async def release(self) -> None:
+        """Leave it to the processes of other machines."""
+        if self._lock is not None:
+            await self._lock.release()
 
     def close(self) -> None:
         os.close(self._descriptor)

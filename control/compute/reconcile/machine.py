@@ -6,14 +6,14 @@
        │             │              │           start, from stopped or failed ──▶ pending
        └─────────────┴──────────────┴──▶ failed
 
-A run that begins anew (the backend's doing, or new mounts) goes back to pending or
-initializing. A container that is lost has failed, one that is stopped too; what was called
-failed and is seen to live is followed again, by way of initializing.
+A run that begins again (because of the backend, or of new mounts) goes back to pending or
+initializing. A container that is lost has failed, also if it was stopped; a failed one that
+is seen to run is followed again, by way of initializing.
 
 Requests change the desired state. A sighting changes the status if it is of that state:
-one of an older generation, or of a container that should be stopped, is of the past. The
-driver asks :func:`plan` for the next call of the backend; everything here can be done again and
-again, in whatever order news comes, and ends in the same.
+one of an older generation, or of a container that should be stopped, is outdated. The
+driver calls :func:`plan` for the next call of the backend; everything here can be repeated,
+in any order of events, with the same result.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from enum import Enum, auto
 
 from msgspec.structs import replace
 
-from control.compute.backend import Port, Sighting, Spec
-from control.compute.backend.answers import for_users
+from control.compute.backend import Port, Sighting, Spec, for_users
 from control.compute.names import INSTANCE_TYPES
 from control.compute.rows import Container, Rule
 
-#: One line of a backend's story; the rest is in the log.
+#: The longest reason that is shown; the log has all of it.
 REASON_LENGTH_MAX = 300
-LOST = "it is gone from where it was: start it again, without what it kept, or delete it"
+LOST = "the backend does not have it any more: start it again, without its files, or delete it"
 STOPS_BY_ITSELF = "it stops again and again by itself: look at its logs"
 
 
@@ -43,14 +42,14 @@ class Step(Enum):
     DELETE = auto()
 
 
-# --- what users ask ---------------------------------------------------------------------
+# --- requests of users ------------------------------------------------------------------
 
 
 def start(row: Container) -> Container:
     """The row unchanged if it runs or is about to."""
     if row.wanted == "running" and row.status != "failed":
         return row
-    return _run_anew(replace(row, wanted="running"))
+    return _as_new_run(replace(row, wanted="running"))
 
 
 def stop(row: Container) -> Container:
@@ -68,30 +67,30 @@ def stop(row: Container) -> Container:
 
 
 def mount(row: Container, paths: tuple[str, ...]) -> tuple[Container, bool]:
-    """With these mount paths, and whether it is restarted for them."""
+    """The row with these mount paths, and whether it is restarted for them."""
     changed = replace(row, mount_paths=paths)
     if row.wanted != "running" or row.status == "failed":
         return changed, False
-    return _run_anew(changed), row.status in ("running", "initializing")
+    return _as_new_run(changed), row.status in ("running", "initializing")
 
 
 def expose(row: Container, *, ssh_enabled: bool, rules: tuple[Rule, ...]) -> Container:
-    """The row unchanged if that is open already, and nothing else."""
+    """The row with this exposure; unchanged if it has that already."""
     if row.ssh_enabled == ssh_enabled and row.rules == rules:
         return row
     return replace(row, ssh_enabled=ssh_enabled, rules=rules, exposure=row.exposure + 1)
 
 
 def withdraw_key(row: Container, line: str) -> Container:
-    """Without this line of authorized_keys; the row unchanged if it has no such line. It is
-    taken from a running container as a port is: live."""
+    """The row without this line of authorized_keys; unchanged if it has no such line. A
+    running container is not restarted for it."""
     left = tuple(each for each in row.ssh_keys if each != line)
     if left == row.ssh_keys:
         return row
     return replace(row, ssh_keys=left, exposure=row.exposure + 1)
 
 
-def _run_anew(row: Container) -> Container:
+def _as_new_run(row: Container) -> Container:
     return replace(
         row,
         generation=row.generation + 1,
@@ -103,13 +102,13 @@ def _run_anew(row: Container) -> Container:
     )
 
 
-# --- what is seen -----------------------------------------------------------------------
+# --- sightings --------------------------------------------------------------------------
 
 
 def follow(row: Container, sighting: Sighting) -> list[Container]:
     """The rows that this sighting leads to, one for each status on the way."""
     if row.wanted == "stopped" and row.applied == row.revision:
-        # It is there: not lost, or not any more.
+        # It exists, so it is not lost, or not any more.
         return [replace(row, status="stopped", reason="")]
     if not is_current(row, sighting) or row.refused or sighting.phase == "stopped":
         return []
@@ -117,13 +116,13 @@ def follow(row: Container, sighting: Sighting) -> list[Container]:
     row = replace(row, seen=True) if not row.seen else row
     found = replace(row, status=sighting.phase, reason=reason, external_ip=sighting.external_ip)
     if row.status in ("pending", "failed") and sighting.phase == "running":
-        # Faster than it was looked at; but nobody shall see it leap.
+        # It was faster than the reports; users still see each status.
         return [replace(row, status="initializing", reason=""), found]
     return [found]
 
 
 def is_current(row: Container, sighting: Sighting) -> bool:
-    """Whether it is of the desired state."""
+    """Whether the sighting is of the desired state."""
     if row.wanted != "running":
         return False
     if sighting.generation == 0:
@@ -136,19 +135,19 @@ def has_stopped(row: Container, sighting: Sighting) -> bool:
     if row.wanted != "running" or row.applied < row.revision or sighting.phase != "stopped":
         return False
     if sighting.generation == 0:
-        # No run is there at all. One that was seen was there, so it is over; one that
-        # was not may be still to come.
+        # There is no run. A run that was seen before is over; one that was not seen may
+        # still begin.
         return row.status in ("initializing", "running")
     return row.status != "failed" and sighting.generation == row.generation
 
 
 def run_again(row: Container) -> Container:
-    return _run_anew(row)
+    return _as_new_run(row)
 
 
 def has_drifted(row: Container, sighting: Sighting | None) -> bool:
-    """Whether what is there differs from what was last asked of the backend. To be asked when
-    nothing is under way: what is seen lags a little behind what was done."""
+    """Whether the observed state differs from the last call of the backend. Only valid while
+    no call is under way, since sightings lag a little behind calls."""
     if row.applied < row.revision or row.wanted == "deleted":
         return False
     if row.wanted == "stopped":
@@ -156,12 +155,12 @@ def has_drifted(row: Container, sighting: Sighting | None) -> bool:
     if row.status == "failed":
         return False
     if sighting is None:
-        return not row.seen  # else it is lost
+        return not row.seen  # otherwise it is lost
     return sighting.generation not in (0, row.generation) or sighting.phase == "stopped"
 
 
 def is_lost(row: Container) -> bool:
-    """Whether it ought to be there, given that nothing of it is."""
+    """Whether it should exist, given that nothing of it exists."""
     return (
         row.wanted != "deleted"
         and row.seen
@@ -177,8 +176,8 @@ def plan(row: Container, exposed: tuple[int, int] | None, *, again: bool = False
     """The next step.
 
     Args:
-        exposed: generation and exposure of the last call of this driver.
-        again: the last call has had no effect.
+        exposed: the generation and exposure of this driver's last call of expose.
+        again: whether the last call had no effect.
     """
     if row.wanted == "deleted":
         return Step.DELETE
@@ -194,12 +193,12 @@ def exposure(row: Container) -> tuple[int, int]:
 
 
 def applied(row: Container, revision: int) -> Container:
-    """The backend has applied ``revision``; there may be a newer one."""
+    """The row after the backend has applied ``revision``; there may be a newer one."""
     return replace(row, applied=max(row.applied, revision))
 
 
 def fail(row: Container, reason: str, *, refused: bool = False) -> Container:
-    """It has failed. If ``refused``, sightings do not count until it is started again."""
+    """The row as failed. If ``refused``, sightings do not count until it is started again."""
     return replace(
         row,
         status="failed",
@@ -211,7 +210,7 @@ def fail(row: Container, reason: str, *, refused: bool = False) -> Container:
 
 
 def waits_for(row: Container, reason: str) -> Container:
-    """It is still to come, and this is why."""
+    """The row with the reason why it has not started yet."""
     return replace(row, reason=one_line(reason))
 
 

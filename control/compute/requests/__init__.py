@@ -1,1 +1,56 @@
-"""What users do with containers and SSH keys, and the JSON that it takes and gives."""
+"""Users' requests about containers (:mod:`.containers`) and SSH keys (:mod:`.sshkeys`), and
+their JSON (:mod:`.shapes`): the routes and the streams use these."""
+
+from control.compute.requests.containers import Containers
+from control.compute.requests.shapes import (
+    AdminContainerInfo,
+    AdminListQuery,
+    ContainerInfo,
+    ContainerList,
+    DeletedMessage,
+    FirstMessage,
+    Gone,
+    KeyInfo,
+    KeyList,
+    LogsQuery,
+    MountsChanged,
+    MountsInfo,
+    NewContainer,
+    NewKey,
+    NewRule,
+    RuleInfo,
+    RuleList,
+    SshInfo,
+    Status,
+    StatusMessage,
+    message,
+    status_message,
+)
+from control.compute.requests.sshkeys import SshKeys
+
+__all__ = [
+    "AdminContainerInfo",
+    "AdminListQuery",
+    "ContainerInfo",
+    "ContainerList",
+    "Containers",
+    "DeletedMessage",
+    "FirstMessage",
+    "Gone",
+    "KeyInfo",
+    "KeyList",
+    "LogsQuery",
+    "MountsChanged",
+    "MountsInfo",
+    "NewContainer",
+    "NewKey",
+    "NewRule",
+    "RuleInfo",
+    "RuleList",
+    "SshInfo",
+    "SshKeys",
+    "Status",
+    "StatusMessage",
+    "message",
+    "status_message",
+]

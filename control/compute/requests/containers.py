@@ -1,5 +1,4 @@
-"""What users do with containers: each request writes the desired state; the driver applies
-it."""
+"""Users' requests about containers: each writes the desired state; the driver applies it."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+from urllib.parse import urlencode
 
 import trio
 from msgspec.structs import replace
@@ -15,12 +15,11 @@ from quart import Response
 
 from control.api import Call, in_order, json_array
 from control.compute import names
-from control.compute.backend import Backend, Room, Spec, Usage
-from control.compute.backend.answers import as_answers
-from control.compute.reconcile import machine
-from control.compute.reconcile.changes import Changes
+from control.compute.backend import Backend, Room, Spec, Usage, as_answers
+from control.compute.reconcile import Changes, machine
 from control.compute.requests.shapes import (
     AdminContainerInfo,
+    AdminListQuery,
     ContainerInfo,
     NewContainer,
     NewRule,
@@ -41,20 +40,21 @@ from control.compute.rows import (
     visible,
 )
 from control.errors import BadRequest, NoSuchThing, Unavailable
+from control.identity import ADMIN
 from control.identity.rows import users
-from control.quota import Limits, limits_of
-from control.quota.limits import check_quota
+from control.quota import Limits, check_quota, limits_of
 from control.records import Records, Taken, Txn
 from gfs.errors import GfsError
+from gfs.failures import plural
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 10.0
-#: Usage is shown if it is there in time, and else left out.
+#: Usage that is not known within this time is left out.
 USAGE_SECONDS = 2.0
-#: How long it is shown again without asking.
+#: How long usage is cached.
 USAGE_KEPT_SECONDS = 3.0
 USAGE_KEPT = 1024
 USAGE_AT_ONCE = 8
@@ -73,7 +73,7 @@ class Containers:
         self._usages: dict[str, tuple[float, Usage]] = {}
         self._asking = trio.CapacityLimiter(USAGE_AT_ONCE)
 
-    # --- looking ------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------
 
     def own(self, call: Call) -> Container:
         """The container that the path names. Raises NoSuchThing or Forbidden."""
@@ -84,7 +84,7 @@ class Containers:
         return machine.spec(row, self._image)
 
     async def infos(self, rows: Sequence[Container]) -> list[ContainerInfo]:
-        """With what they use, where that is known in time."""
+        """The containers, with their usage where that is known in time."""
         usages: dict[str, Usage] = {}
 
         async def look(row: Container) -> None:
@@ -120,8 +120,9 @@ class Containers:
             rows = of_user(txn, user_id)
         return await self.infos(rows)
 
-    async def list_all(self) -> Response:
-        """Newest first, and without asking the backend about each."""
+    async def list_all(self, call: Call) -> Response:
+        """All containers, newest first, without asking the backend about each."""
+        query = call.query(AdminListQuery)
 
         def info(row: Container) -> AdminContainerInfo:
             with self._records.read() as txn:
@@ -129,17 +130,26 @@ class Containers:
             name = owner.username if owner is not None else ""
             return admin_info(row, self._backend, self._image, name)
 
-        rows = [row for row in await self._records.all(containers) if row.wanted != "deleted"]
-        return json_array(await in_order(rows, lambda row: -row.serial), info)
+        found = [
+            row
+            for row in await self._records.all(containers)
+            if row.wanted != "deleted" and (query.before is None or row.serial < query.before)
+        ]
+        rows = await in_order(found, lambda row: -row.serial)
+        response = json_array(rows[: query.limit], info)
+        if query.limit is not None and len(rows) > query.limit:
+            more = {"limit": query.limit, "before": rows[query.limit - 1].serial}
+            response.headers["Link"] = f'<{call.request.path}?{urlencode(more)}>; rel="next"'
+        return response
 
     def is_over(self, row: Container) -> bool:
-        """Whether the run that ``row`` is of shall not be, or not be any more."""
+        """Whether the run of ``row`` is not desired, or not any more."""
         with self._records.read() as txn:
             now = visible(txn, row.id)
         return now is None or now.wanted != "running" or now.generation != row.generation
 
     async def until_over(self, row: Container) -> None:
-        """Wait until somebody stops, restarts or deletes it."""
+        """Wait until it is stopped, restarted or deleted."""
         while True:
             number = self._changes.number()
             if self.is_over(row):
@@ -147,7 +157,7 @@ class Containers:
             await self._changes.after(number)
 
     async def until_not_running(self, row: Container) -> None:
-        """Wait until it is not seen running any more, or shall not be."""
+        """Wait until it does not run any more, or is not to run."""
         while True:
             number = self._changes.number()
             with self._records.read() as txn:
@@ -164,14 +174,14 @@ class Containers:
                     return
             await self._changes.after(number)
 
-    # --- making and deleting ------------------------------------------------------------
+    # --- creating and deleting ----------------------------------------------------------
 
     async def create(
         self, user_id: str, body: NewContainer, check: Callable[[Txn], None]
     ) -> ContainerInfo:
-        """Checked twice: first in a snapshot, so that what can be refused is refused
-        before the backend is asked; again in the transaction, where the limit holds.
-        ``check`` is asked there as well, and raises if the user may not have it by then."""
+        """Create a container. It is checked twice: in a snapshot, so that a refusal comes
+        before the backend is asked, and in the transaction, where the limits hold.
+        ``check`` is called there as well, and raises if the user may not have it by then."""
         with self._records.read() as txn:
             _new(txn, user_id, body, self._limits)
         room = await self._room(check=True)
@@ -203,13 +213,13 @@ class Containers:
             return await self._backend.room()
 
     async def delete(self, call: Call) -> None:
-        """Gone for everybody when this returns; what is left of it goes soon after."""
+        """Delete it. Nobody sees it when this returns; its objects are deleted soon after."""
         await self._write(lambda txn: mark_deleted(txn, _own(txn, call)))
 
     # --- changing -----------------------------------------------------------------------
 
     async def start(self, call: Call) -> ContainerInfo:
-        """A stopped one takes memory again, and volumes only what it has."""
+        """Start it. A stopped one needs memory again, and its disk exists already."""
         self.own(call)
         room = await self._room()
 
@@ -310,16 +320,21 @@ def _put(txn: Txn, before: Container, after: Container) -> None:
 
 
 def _own(txn: Txn, call: Call) -> Container:
+    """The container that the path names, if it is the caller's, or if the route is for
+    administrators. Raises NoSuchThing, Unauthorized, Forbidden."""
     row = visible(txn, call.params["id"])
     if row is None:
         raise NoSuchThing("there is no such container")
-    call.allow(row.target)
+    if call.need is ADMIN:
+        call.check_credential(txn)
+    else:
+        call.allow(row.target)
     return row
 
 
 def _check_room(txn: Txn, room: Room | None, row: Container) -> None:
     """Raise Unavailable unless there is room for ``row`` to run, beside all others. Exact,
-    since whoever else asks for room has the transaction before or after."""
+    since concurrent requests have their transactions before or after this one."""
     if room is None:
         return
     others = [each for each in every(txn) if each.id != row.id]
@@ -332,20 +347,20 @@ def _check_room(txn: Txn, room: Room | None, row: Container) -> None:
         if taken + asked > there_is:
             raise Unavailable(
                 f"there is no room for it: of {there_is} {unit} of {what} for containers "
-                f"{taken} are taken, and it needs {asked}: ask for less, or try again when "
+                f"{taken} are taken, and it needs {asked}: request less, or try again when "
                 f"others are gone"
             )
 
 
 def _new(txn: Txn, user_id: str, body: NewContainer, defaults: Limits) -> Container:
-    """A row of what is asked for, without its serial and the ids of its rules. Raises
-    BadRequest for the first thing that is wrong, in the order users know; TooLarge or
-    QuotaReached for what would be right if there were room."""
+    """The row of a new container, without its serial and the ids of its rules. Raises
+    BadRequest for the first invalid field, in the order of the reference; TooLarge or
+    QuotaReached if the quota has no room."""
     name = names.clean_name(body.name)
     limits, used = limits_of(txn, user_id, defaults), usage(txn, user_id)
     if used["containers"] >= limits.containers:
         raise BadRequest(
-            f"you have {used['containers']} containers already, and your quota is "
+            f"you have {plural(used['containers'], 'container')} already, and your quota is "
             f"{limits.containers}: delete one first"
         )
     lines = _key_lines(txn, user_id, body.ssh_key_ids)

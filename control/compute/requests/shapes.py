@@ -1,4 +1,4 @@
-"""The JSON of requests and answers. The documentation is made of these types."""
+"""The JSON of requests and answers. The documentation is generated from these types."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from control.compute.rows import Container, Event, Key, Rule
 PortNumber = Annotated[int, Meta(description="80, 443 or 8000 to 8999")]
 TargetPort = Annotated[int, Meta(description="In the container; the same if left out")]
 MountPaths = Annotated[
-    list[str], Meta(description="Directories that are kept: absolute, without .., not nested")
+    list[str],
+    Meta(description="Directories whose files are kept: absolute, without .., not nested"),
 ]
 _NOTHING = Usage()
 
 
-#: More than of anything that a container can have; each is looked at.
+#: The longest list of a request; it is more than a container can have of anything.
 LIST_MAX = 1024
 
 
 class Status(msgspec.Struct):
-    """It is done."""
+    """The answer of requests that return nothing else."""
 
     status: str = "ok"
 
@@ -48,7 +49,7 @@ class ContainerInfo(msgspec.Struct, kw_only=True):
     status: Phase
     hostname: str
     external_ip: Annotated[
-        str | UnsetType, Meta(description="Where its ports are reached; while running, if known")
+        str | UnsetType, Meta(description="The address of its ports; while running, if known")
     ] = UNSET
     ssh_command: Annotated[
         str | UnsetType, Meta(description="Opens a shell in it; while SSH is on")
@@ -74,6 +75,13 @@ class AdminContainerInfo(ContainerInfo, kw_only=True):
     owner: Annotated[str, Meta(description="The owner's username")]
 
 
+class AdminListQuery(msgspec.Struct):
+    limit: Annotated[int, Meta(ge=1, description="At most so many; all if left out")] | None = None
+    before: Annotated[int, Meta(ge=0, description="From `Link`: where the page begins")] | None = (
+        None
+    )
+
+
 class ContainerList(msgspec.Struct):
     containers: list[ContainerInfo]
 
@@ -85,8 +93,8 @@ class NewRule(msgspec.Struct):
 
 class NewContainer(msgspec.Struct):
     name: Annotated[str, Meta(description="1 to 64 characters after trimming")]
-    #: Left out it is empty, which is reported where that is checked: after the name and the
-    #: number of containers.
+    #: If it is missing it is empty, which is reported after the name and the number of
+    #: containers were checked.
     ssh_key_ids: Annotated[
         list[int],
         Meta(
@@ -102,11 +110,11 @@ class NewContainer(msgspec.Struct):
     storage_gb: Annotated[int, Meta(description="1 to 1000")] = STORAGE_GB_DEFAULT
     ssh_enabled: bool = False
     enable_ssh: Annotated[bool, Meta(description="As ssh_enabled")] = False
-    # Null is how a Go client sends a list that it has none of.
+    # A Go client sends null for an empty list.
     mount_paths: Annotated[
         list[str] | None,
         Meta(
-            description="Directories that are kept: absolute, without .., not nested; "
+            description="Directories whose files are kept: absolute, without .., not nested; "
             f"left out, empty or null, {', '.join(MOUNTS_DEFAULT)}"
         ),
     ] = None
@@ -126,7 +134,7 @@ class MountsInfo(msgspec.Struct):
 
 class MountsChanged(msgspec.Struct):
     mount_paths: MountPaths
-    restarted: Annotated[bool, Meta(description="Whether it was running, and runs anew")]
+    restarted: Annotated[bool, Meta(description="Whether it was running, and is restarted")]
 
 
 class RuleInfo(msgspec.Struct):
@@ -199,7 +207,7 @@ class DeletedMessage(msgspec.Struct, tag_field="type", tag="container_deleted"):
 
 
 def message(event: Event) -> StatusMessage | DeletedMessage | None:
-    """What a listener receives for ``event``, if anything."""
+    """The message that a listener gets for ``event``, if any."""
     if event.kind == "deleted":
         return DeletedMessage(Gone(event.container_id))
     if event.kind == "status":
@@ -244,8 +252,8 @@ def _fields(row: Container, backend: Backend, image: str, usage: Usage) -> dict[
     }
     if row.external_ip:
         fields["external_ip"] = row.external_ip
-    if row.ssh_enabled:
-        fields["ssh_command"] = backend.ssh_command(asked)
+    if row.ssh_enabled and (command := backend.ssh_command(asked)):
+        fields["ssh_command"] = command
     if row.status == "running" and usage.memory_mb is not None:
         fields["memory_used_mb"] = usage.memory_mb
     if row.status == "running" and usage.storage_gb is not None:

@@ -6,8 +6,7 @@ import time
 
 from control.api import Call
 from control.compute import names
-from control.compute.reconcile import machine
-from control.compute.reconcile.changes import Changes
+from control.compute.reconcile import Changes, machine
 from control.compute.requests.shapes import KeyInfo, NewKey
 from control.compute.rows import KEYS_MAX, Key, add_event, containers, count_up, keys, numbered
 from control.errors import BadRequest, NoSuchThing
@@ -49,13 +48,14 @@ class SshKeys:
 
         def delete(txn: Txn) -> None:
             found = keys.get(txn, row_key)
-            # Another user's is answered as one that is not there: ids are given in a row.
+            # A key of another user is answered like one that does not exist, since ids are
+            # consecutive.
             if found is None or found.user_id != call.user.user_id:
                 raise NoSuchThing("you have no such SSH key")
             keys.delete(txn, row_key)
             line = found.public_key
             if any(key.public_key == line for key in keys.by(txn, "owner", found.user_id)):
-                return  # It was added twice, and one is left.
+                return  # the same key is stored twice, and one is left
             for before in list(containers.by(txn, "owner", found.user_id)):
                 after = machine.withdraw_key(before, line)
                 if after != before:

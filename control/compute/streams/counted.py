@@ -1,4 +1,4 @@
-"""How many streams of one kind a container has in this process: terminals, readers of logs."""
+"""Bounds the streams of one kind (terminals, readers of logs) of a container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AGAIN_SECONDS = 5
 
 
 class Counted:
-    """Bounds them. ``noun`` is for people, in the plural."""
+    """Counts them, in this process. ``noun`` is for messages, in the plural."""
 
     def __init__(self, most: int, noun: str) -> None:
         self._most = most
@@ -21,7 +21,7 @@ class Counted:
 
     @contextlib.contextmanager
     def one_more(self, container_id: str) -> Iterator[None]:
-        """Raises TooManyRequests."""
+        """Count one more until the block ends. Raises TooManyRequests."""
         if self._open[container_id] >= self._most:
             raise TooManyRequests(
                 f"the container has {self._most} {self._noun} already: close one first",

@@ -1,9 +1,9 @@
-"""``/compute/ws``: a user receives what happens to his containers, as it happens.
+"""``/compute/ws``: the events of a user's containers, as they happen.
 
-There is no queue. A listener remembers the number of the last event it has sent, and
-reads on from there in the records when it is woken: so one that takes nothing costs
-nothing more than its connection and holds up nobody, and one that comes back gets what it
-has missed. Behind by more events than are kept, it receives the present state instead.
+There is no queue. A listener remembers the number of the last event that it has sent, and
+reads the next ones from the records when it is woken. So a client that reads nothing costs
+only its connection and delays nobody, and one that comes back gets the events that it
+has missed. A listener that is behind by more events than are kept sends the present state.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import msgspec
 
 from control.api import Call
-from control.compute.reconcile.changes import Changes
-from control.compute.requests.containers import Containers
-from control.compute.requests.shapes import (
+from control.compute.reconcile import Changes
+from control.compute.requests import (
+    Containers,
     DeletedMessage,
     FirstMessage,
     Gone,
@@ -25,7 +25,7 @@ from control.compute.rows import events_after, last_event, of_user
 from control.http import Socket
 from control.records import Records
 
-PING_SECONDS = 30.0
+EVENTS_PING_SECONDS = 30.0
 
 
 class Hub:
@@ -35,13 +35,13 @@ class Hub:
         self._containers = containers
 
     async def listen(self, call: Call, socket: Socket) -> None:
-        """Until the client leaves."""
+        """Serve a listener until the client leaves."""
         user_id = call.user.user_id
         with self._records.read() as txn:
             number = last_event(txn)
             rows = of_user(txn, user_id)
         first = FirstMessage(await self._containers.infos(rows))
-        await socket.accept(PING_SECONDS)
+        await socket.accept(EVENTS_PING_SECONDS)
         await socket.send(_text(first))
         known = {row.id for row in rows}
         while True:
@@ -55,7 +55,7 @@ class Hub:
     ) -> tuple[int, list[StatusMessage | DeletedMessage]]:
         """The number of the last event, and the messages that bring the listener up to it.
 
-        ``known`` are the containers it knows of; it is brought up to date.
+        ``known`` are the containers that it knows; this call updates the set.
         """
         with self._records.read() as txn:
             news = events_after(txn, number)

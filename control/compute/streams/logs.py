@@ -1,4 +1,4 @@
-"""What a container prints: as text, or line by line over a WebSocket."""
+"""The output of a container: as text, or line by line over a WebSocket."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from contextlib import aclosing
 import trio
 
 from control.api import Call, Response, Socket, stream_response
-from control.compute.backend import Backend
-from control.compute.backend.answers import as_answers
-from control.compute.requests.containers import Containers
-from control.compute.requests.shapes import LogsQuery
+from control.compute.backend import Backend, as_answers
+from control.compute.requests import Containers, LogsQuery
 from control.compute.rows import Container
 from control.compute.streams.counted import Counted
 
 TEXT = "text/plain; charset=utf-8"
-#: Of one container in one process: each holds a connection to what runs it, for as long as
-#: it takes its reader to read.
+#: How many readers one container has in one process: each holds a connection to the backend
+#: for as long as it reads.
 READERS_MAX = 16
 
 

@@ -1,8 +1,8 @@
 """A shell in a container, over a WebSocket.
 
-What the shell prints comes in binary frames, as the client takes them: nothing is kept
-here, so a client that reads slowly slows the shell, as a terminal does. What the client
-sends, text or binary, is typed; but for a text frame ``{"type":"resize","cols","rows"}``.
+The shell's output is sent in binary frames, as fast as the client reads: nothing is buffered
+here, so a client that reads slowly slows down the shell, as a terminal does. Frames of the
+client, text or binary, are input, except for a text frame ``{"type":"resize","cols","rows"}``.
 The WebSocket ends with the shell: closed with 1000 if the shell ended by itself, with 1011
 and the reason if its container ended, or the connection to it. A container has at most
 :data:`TERMINALS_MAX` of them in each worker process.
@@ -18,29 +18,28 @@ import trio
 from msgspec import Meta
 
 from control.api import Call
-from control.compute.backend import TERM, Backend, Terminal
-from control.compute.backend.answers import as_answers
-from control.compute.requests.containers import Containers
+from control.compute.backend import TERM, Backend, Terminal, as_answers
+from control.compute.requests import Containers
 from control.compute.rows import Container
 from control.compute.streams.counted import Counted
 from control.errors import ApiError, BadRequest, Unavailable
 from control.http import Socket
 
-PING_SECONDS = 5.0
-#: Of one container in one process: each costs this machine or its node a process or two
-#: that the container's own limits do not count.
+TERMINAL_PING_SECONDS = 5.0
+#: How many terminals one container has in one process: each costs this machine or its node a
+#: process or two that the container's own limits do not count.
 TERMINALS_MAX = 16
-#: A login shell where its user is at home: bash if the image has it. Letters that are not
-#: ASCII are letters, also in an image that says nothing of it.
+#: A login shell in the user's home directory: bash if the image has it. The encoding is UTF-8,
+#: also in an image that does not set it.
 SHELL = [
     "/bin/sh",
     "-c",
     f"export TERM={TERM} LANG=${{LANG:-C.UTF-8}}; cd; "
     "command -v bash >/dev/null && exec bash -l; exec sh -l",
 ]
-#: Codes of a shell that was killed, as it is when its container ends; None: it did not say.
+#: Exit codes of a shell that was killed, as when its container ends; None: not known.
 _KILLED = (None, 128 + signal.SIGHUP, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
-#: So long after that its container may take to be seen ending.
+#: How long after that the end of its container may be reported.
 _ENDING_SECONDS = 2.0
 _STOPPED = "the container was stopped, restarted or deleted: the terminal ended with it"
 _BROKE = "the connection to the container broke: open the terminal again"
@@ -60,23 +59,23 @@ class Terminals:
         self._open = Counted(TERMINALS_MAX, "terminals")
 
     async def open(self, call: Call, socket: Socket) -> None:
-        """Until the shell ends or the client leaves."""
+        """Serve a terminal until the shell ends or the client leaves."""
         row = self._containers.own(call)
         if row.status != "running":
             raise BadRequest(f"the container is {row.status}, not running: start it first")
         try:
             with self._open.one_more(row.id), as_answers():
                 async with self._backend.exec(self._containers.spec(row), SHELL) as terminal:
-                    await socket.accept(PING_SECONDS)
+                    await socket.accept(TERMINAL_PING_SECONDS)
                     await self._converse(row, socket, terminal)
-                    await self._insist_on_its_own_end(row, terminal)
+                    await self._check_ended_by_itself(row, terminal)
         except ApiError:
             # A shell breaks when its container ends.
             if socket.accepted and self._containers.is_over(row):
                 raise BadRequest(_STOPPED) from None
             raise
 
-    async def _insist_on_its_own_end(self, row: Container, terminal: Terminal) -> None:
+    async def _check_ended_by_itself(self, row: Container, terminal: Terminal) -> None:
         """Raises ApiError if the shell did not end by itself."""
         if not self._containers.is_over(row) and terminal.exit_code not in _KILLED:
             return

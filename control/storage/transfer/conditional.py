@@ -1,11 +1,11 @@
-"""Conditional requests (RFC 9110, section 13): is what the client has still good.
+"""Conditional requests (RFC 9110, section 13): whether the client's copy is still current.
 
-The validators of a file are its entity tag and the second it was last changed in.
-The tag is the better witness: two contents can follow each other within a second.
+The validators of a file are its entity tag and the second of its last change. The tag is
+the stronger one, since a file can change twice within a second.
 
 ``werkzeug.http`` parses these headers too, but it takes a word without quotes for an entity
 tag, reads as many tags as are sent, and raises OverflowError at a date whose year or zone
-has 20 digits, which would be our fault (500) and not the client's.
+has 20 digits, which we would answer with 500 instead of ignoring the header.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gfs.client import Entry
 Header = Callable[[str], str | None]
 
 TAGS_MAX = 256
-#: One element of a list, which may have empty ones.
+#: One element of a list, in which elements may be empty.
 _tag = re.compile(r'[\s,]*((?:W/)?"[\x21\x23-\x7e\x80-\U0010ffff]*")\s*(?:,|$)')
 
 
@@ -42,12 +42,12 @@ class Validators:
 
     @classmethod
     def of(cls, entry: Entry) -> Validators:
-        """The tag is of the block checksums the file is stored with, which are of its
-        content alone."""
+        """The tag is computed from the stored checksums of the file's blocks, which depend on
+        its content alone."""
         if not entry.digest:
-            # It was written in place. Neither its length nor its time changes with each
-            # such write, and another may come at any moment: nothing that can be said of
-            # it now would distinguish the next content from this one.
+            # The file was written in place. A write in place need not change its length or
+            # time, and another may come at any moment, so no validator could distinguish
+            # the next content from this one.
             return cls(None, None)
         return cls(f'"{entry.digest.hex()}-{entry.length:x}"', entry.modified_ns // 10**9)
 
@@ -59,9 +59,9 @@ class Validators:
 
 
 def judge(header: Header, validators: Validators) -> Verdict:
-    """For GET and HEAD, in the RFC's order (section 13.2.2).
+    """Evaluate the conditions of a GET or HEAD, in the RFC's order (section 13.2.2).
 
-    A file without validators is never the one the client has.
+    A file without validators never matches the client's copy.
     """
     etag, modified = validators.etag, validators.modified
     if (match := header("If-Match")) is not None:
@@ -84,8 +84,9 @@ def judge(header: Header, validators: Validators) -> Verdict:
 def range_counts(if_range: str | None, validators: Validators) -> bool:
     """Whether ``Range`` is to be obeyed: the client's part is of this very file.
 
-    A date never says so. It would have to be a strong validator (section 13.1.5), and
-    a file can be replaced twice within its second. Who has a date has a tag as well.
+    A date in ``If-Range`` never matches: it would have to be a strong validator (section
+    13.1.5), and a file can be replaced twice within a second. A client that has the date
+    has the tag as well.
     """
     if if_range is None:
         return True
@@ -93,8 +94,8 @@ def range_counts(if_range: str | None, validators: Validators) -> bool:
 
 
 def matches(header: str, etag: str | None, *, strong: bool) -> bool:
-    """Whether a list of entity tags names ``etag``. ``*`` names whatever is there. More than
-    ``TAGS_MAX`` are not looked at: nobody who has a file once has it in so many states."""
+    """Whether a list of entity tags contains ``etag``; ``*`` matches any. Tags after the first
+    ``TAGS_MAX`` are ignored: no client has so many versions of a file."""
     if header.strip() == "*":
         return True
     if etag is None:
@@ -117,7 +118,7 @@ def _equal(one: str, other: str, *, strong: bool) -> bool:
 
 
 def _seconds(date: str | None) -> int | None:
-    """A date in any of HTTP's three forms; None if it is none of them."""
+    """A date in any of HTTP's three forms, in unix seconds; None for anything else."""
     if not date:
         return None
     try:

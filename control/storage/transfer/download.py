@@ -1,11 +1,11 @@
-"""A file goes out: whole, in part, or not at all if the client has it already.
+"""Downloads: a file, parts of it, or 304 if the client has it already.
 
-A small file is read in one piece and sent with its head. A larger one is a
-generator: the next piece is read when the last one has been taken by the kernel,
-so a slow reader holds one piece and nobody else up. Every byte was verified by
-the client library, which goes on with another replica where one fails. When none
+A small file is read in one piece and sent with its head. A larger one is sent by a
+generator: it reads the next piece when the kernel has taken the last one, so a slow
+reader costs the memory of one piece and delays no other request. The client library
+has verified every byte, and continues with another replica where one fails. If none
 is left in the middle of a file, the generator raises, and the server closes the
-connection short of ``Content-Length``.
+connection before ``Content-Length`` bytes were sent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import aclosing
 
 from control.api import Call, Response, json_response
 from control.errors import NoSuchThing, Unavailable
-from control.identity.access import PRIVATE
+from control.identity import PRIVATE
 from control.storage.names import last_segment
 from control.storage.rows import Space
 from control.storage.transfer import ranges
@@ -29,31 +29,45 @@ from gfs.blocks import KIB
 from gfs.client import Client, Entry, ExistingFile
 from gfs.errors import FileChanged, IsADirectory, NotADirectory, NotFound
 
-#: Up to here one read and one send cost less than setting up a stream.
+#: Up to this size one read and one send cost less than a stream.
 WHOLE_BYTES_MAX = 64 * KIB
-#: A file that is replaced while it is opened is opened again, so often.
+#: How often a file is opened again that was replaced while it was opened.
 REOPENED_MAX = 10
 
 Body = AsyncGenerator[bytes | memoryview, None]
 
 
 async def send(
-    call: Call, fs: Client, space: Space, path: str, transfer: Transfer, *, inline: bool
+    call: Call,
+    fs: Client,
+    space: Space,
+    path: str,
+    transfer: Transfer,
+    *,
+    inline: bool,
+    directory: str = "",
 ) -> Response:
-    """The answer to GET or HEAD. The caller has checked that it may be read."""
+    """The answer to GET or HEAD. The caller has checked that the user may read the file.
+    ``directory``: where the path begins, if that is not the storage namespace."""
+    full = f"{directory or space.directory}/{path}"
     for _ in range(REOPENED_MAX):
         try:
-            return await _send(call, fs, space, path, transfer, inline)
+            return await _send(call, fs, space, path, full, transfer, inline)
         except FileChanged:
-            continue  # replaced after it was opened and before its first byte was read
+            continue  # it was replaced between the opening and the first read
     raise Unavailable(f"{path} is being replaced again and again: try again later")
 
 
 async def _send(
-    call: Call, fs: Client, space: Space, path: str, transfer: Transfer, inline: bool
+    call: Call,
+    fs: Client,
+    space: Space,
+    path: str,
+    full: str,
+    transfer: Transfer,
+    inline: bool,
 ) -> Response:
     with_body = call.method != "HEAD"
-    full = f"{space.directory}/{path}"
     try:
         file = await _open(fs, full) if with_body else None
         entry = file.entry if file is not None else await fs.stat(full)
@@ -97,8 +111,8 @@ class _Answer:
         self._type = media_type(name) if inline else OCTETS
         self._headers = {
             **self.validators.headers,
-            # A file can be replaced at any time: to be asked for again, and then
-            # mostly answered with 304.
+            # A file can be replaced at any time, so clients must revalidate; mostly the
+            # answer is 304.
             "Cache-Control": "private, no-cache" if space.visibility == PRIVATE else "no-cache",
             "Accept-Ranges": "bytes",
         }
@@ -113,7 +127,7 @@ class _Answer:
         }
         if inline:
             self._about["Content-Security-Policy"] = security_policy(self._type)
-            # The address may hold a token.
+            # The URL may contain a token.
             self._about["Referrer-Policy"] = "no-referrer"
 
     def failed(self) -> Response:
@@ -122,13 +136,13 @@ class _Answer:
 
     def not_modified(self) -> Response:
         response = Response(b"", 304, self._headers)
-        # Of the answer that is left out, and so not 0; RFC 9110, 15.4.5.
+        # They would describe this empty body instead of the file; RFC 9110, 15.4.5.
         del response.headers["Content-Length"], response.headers["Content-Type"]
         return response
 
     def unsatisfiable(self) -> Response:
         headers = {**self._headers, "Content-Range": f"bytes */{self._length}"}
-        why = f"Range: the file has {self._length} bytes, none of them is asked for"
+        why = f"Range: the file has {self._length} bytes, and no range contains any of them"
         return json_response({"error": why}, 416, headers)
 
     def head(self) -> Response:
@@ -190,8 +204,8 @@ class _Answer:
 
 
 async def _begun(body: Body) -> Body:
-    """``body`` after its first step. Raises what that raises, so that a failure before
-    the first byte still has an answer of its own."""
+    """``body`` after its first step. An error of that step is raised here, so that a failure
+    before the first byte is still answered with a status."""
     await anext(body)
     return body
 
@@ -199,7 +213,7 @@ async def _begun(body: Body) -> Body:
 async def _stream(
     file: ExistingFile, parts: Sequence[tuple[bytes, Span]], tail: bytes, transfer: Transfer
 ) -> Body:
-    """Each part's head and bytes; first of all nothing, when the first bytes are there.
+    """Each part's head and bytes. An empty piece comes first, once the first bytes are read.
 
     A view is valid until the next step.
     """
@@ -219,10 +233,10 @@ async def _stream(
 async def _pieces(
     file: ExistingFile, parts: Sequence[tuple[bytes, Span]]
 ) -> AsyncGenerator[tuple[bytes | memoryview, int], None]:
-    """What is to be sent, and how many bytes of it are the file's."""
+    """The pieces to send, and how many bytes of each belong to the file."""
     for head, span in parts:
         async with aclosing(file.stream(span.start, span.length)) as stream:
-            first = await anext(stream)  # before the head, which could not be taken back
+            first = await anext(stream)  # before the head, which cannot be withdrawn
             if head:
                 yield head, 0
             yield first, len(first)

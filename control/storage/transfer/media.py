@@ -1,8 +1,8 @@
-"""How a file is shown in a browser: its type by its extension, and what it may do.
+"""How a browser shows a file: its media type, by its extension, and its security policy.
 
-The interpreter's own table says which, without what the machine's files add to it, and before
-it a table of our own, so that a type depends neither on the machine nor on the interpreter.
-Anyone may upload HTML, and it is served from the origin of the API: it is shown
+The type comes from a table here, then from the interpreter's own, without the entries that
+files of the machine add: so it depends neither on the machine nor on the interpreter.
+Anyone may upload HTML, and it is served from the origin of the API. So browsers show it
 in a sandbox, where no script runs, no form is sent and nothing of this origin
 can be reached.
 """
@@ -13,7 +13,7 @@ import mimetypes
 
 OCTETS = "application/octet-stream"
 
-#: Of what people keep, where the interpreter of 3.11 to 3.13 knows nothing, or other than this.
+#: Common extensions that Python 3.11 to 3.13 do not know, or for which they differ.
 _TYPES = {
     **dict.fromkeys(("go", "log", "rs", "rst", "sh", "toml", "ts", "yaml", "yml"), "text/plain"),
     "bz2": "application/x-bzip2",
@@ -46,8 +46,8 @@ _others = mimetypes.MimeTypes()
 _ALLOWED = "default-src 'none'; img-src 'self' data:; media-src 'self' data:; "
 _STYLES = "style-src 'self' 'unsafe-inline'; font-src 'self' data:"
 _SANDBOX = "sandbox; " + _ALLOWED + _STYLES
-#: Browsers show a PDF with a viewer of their own, which a sandbox keeps from
-#: starting; scripts in a PDF run in that viewer and never in this origin.
+#: Browsers show a PDF with a viewer of their own, which does not start in a sandbox;
+#: scripts in a PDF run in that viewer and never in this origin.
 _PDF = _ALLOWED + "object-src 'self'; frame-src 'self'; " + _STYLES
 
 

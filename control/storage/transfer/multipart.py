@@ -1,11 +1,11 @@
-"""A form with a file in it, as it comes: RFC 7578 by the ``multipart`` package.
+"""Reads a form with a file as it arrives: RFC 7578, with the ``multipart`` package.
 
 Pieces of the body go in, pieces of the file come out, the same bytes objects
-where possible; nothing is kept but a few bytes at the seams. The parser's strict
-mode judges some forms by how the body happens to be cut into pieces: one that
-ends with the line break after its closing boundary, as all do, would fail if that
-came alone. So it is not used. What comes before the first boundary is skipped here for
-the same reason, and what follows the last is ignored, as RFC 2046 says.
+where possible; only a few bytes are kept between pieces. The parser's strict
+mode is not used, since for some forms its verdict depends on how the body is cut into
+pieces: a form ends with a line break after its closing boundary, and it would fail if
+that break came alone. The bytes before the first boundary are skipped here for
+the same reason, and those after the last are ignored, as RFC 2046 says.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from control.errors import BadRequest
 FORM = "multipart/form-data"
 #: The name of the part with the file.
 FIELD = "file"
-#: Other parts are skipped, up to this many.
+#: How many other parts are skipped before a form is refused.
 OTHERS_MAX = 1000
 HEADER_BYTES_MAX = 4096
 HEADERS_MAX = 8
@@ -33,7 +33,7 @@ BOUNDARY_BYTES_MAX = 200
 
 
 class FileBegins:
-    """The header of the file's part has come; ``filename`` as it says, or None."""
+    """The header of the file's part was read; ``filename`` is from it, or None."""
 
     def __init__(self, filename: str | None) -> None:
         self.filename = filename
@@ -50,12 +50,13 @@ def is_form(content_type: str | None) -> bool:
 
 
 class FormReader:
-    """Takes one form apart. :meth:`feed` it, and in the end :meth:`finish`.
+    """Parses one form. Call :meth:`feed` with each piece, and :meth:`finish` in the end.
 
-    Raises BadRequest for what is not such a form.
+    Both raise BadRequest if the body is not such a form.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, fields_bytes_max: int = 0) -> None:
+        """``fields_bytes_max``: keep the parts before the file, so many bytes in all."""
         boundary = parse_options_header(content_type)[1].get("boundary", "")
         if not boundary:
             raise BadRequest(f"Content-Type: {FORM} without a boundary")
@@ -71,11 +72,16 @@ class FormReader:
         except MultipartError as error:
             raise BadRequest(f"Content-Type: {error}") from None
         self._first = f"--{boundary}".encode()
-        #: What came before the parser was given anything; None: it was.
+        #: The bytes before the first boundary; None once the parser got the rest.
         self._head: bytes | None = b""
         self._is_start = True
         self._is_in_file = False
         self._has_file = False
+        #: The parts before the file, by their names in lower case.
+        self.fields: dict[str, bytes] = {}
+        self._field = ""
+        self._fields_bytes_left = fields_bytes_max
+        self._keeps_fields = fields_bytes_max > 0
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         """The events in ``piece``. Consume them before the next call."""
@@ -88,17 +94,22 @@ class FormReader:
                 if isinstance(event, bytes):
                     if self._is_in_file:
                         yield event
+                    elif self._field:
+                        self._keep(event)
                 elif event is None:
-                    self._is_in_file = False
+                    self._is_in_file, self._field = False, ""
                 elif event.name == FIELD:
                     yield self._begin_file(event)
+                elif self._keeps_fields and not self._has_file:
+                    self._field = event.name.lower()
+                    self._keep(b"")
         except ParserLimitReached as error:
             raise BadRequest(f"the form goes beyond a limit: {error}") from None
         except MultipartError as error:
             raise BadRequest(f"the form is malformed: {error}") from None
 
     def finish(self) -> None:
-        """The body has ended. Raises BadRequest if the form has not, or has no file."""
+        """The body has ended. Raises BadRequest if the form is incomplete, or has no file."""
         try:
             self._parser.close()
         except MultipartError:
@@ -108,8 +119,14 @@ class FormReader:
         if not self._has_file:
             raise BadRequest(f"the form has no part named {FIELD!r}")
 
+    def _keep(self, data: bytes) -> None:
+        self._fields_bytes_left -= len(self._field) + len(data)
+        if self._fields_bytes_left < 0:
+            raise BadRequest("the form's fields before its file are too long")
+        self.fields[self._field] = self.fields.get(self._field, b"") + data
+
     def _begin(self, head: bytes) -> bytes:
-        """Skip a preamble: what is left from the first boundary on, if it is there."""
+        """Skip a preamble: returns the bytes from the first boundary on, if it was found."""
         first = self._first
         if self._is_start:
             if len(head) < len(first):

@@ -1,14 +1,13 @@
 """The progress of transfers, for the users who started them: Server-Sent Events.
 
-A few times a second one task writes to :class:`Volatile` how far those transfers are
-that were given an id; there every worker process finds it, and a listener looks
-as often. While bytes move neither waits for the other, and a transfer only counts its
-bytes.
+A few times a second one task writes to :class:`Volatile` how far the transfers with an id
+are; there every worker process finds it, and each listener reads it as often. While bytes
+move neither waits for the other, and a transfer only counts its bytes.
 
-Clients stop listening when their upload is answered. So an upload is answered when its
-listeners, of all workers, have been sent the end: each says in :class:`Volatile` that it
-listens, and takes that back after it has sent the last event. One that takes nothing is
-not waited for for long.
+Clients stop listening when their upload is answered. So the answer is sent after the
+listeners of all workers have sent the last event: each registers in :class:`Volatile`
+and unregisters after its last event. The answer waits only a second for a listener
+whose client reads nothing.
 """
 
 from __future__ import annotations
@@ -27,26 +26,27 @@ import trio
 from control.api import Call, Control
 from control.errors import BadRequest, Forbidden
 from control.metrics import Metrics
-from control.records.volatile import Volatile
+from control.volatile import Volatile
 from gfs.errors import GfsError
 
 log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 0.2
 POLL_SECONDS = 0.2
-#: An upload that has all bytes waits for its listeners, which look more often then.
+#: How often an upload that has all bytes looks whether its listeners have the end.
 END_POLL_SECONDS = 0.02
-#: At most so long.
+#: How long it waits for them at most.
 HEARD_SECONDS = 1.0
-#: The last state is kept so long, for late listeners.
+#: How long the last state is kept for late listeners.
 KEEP_SECONDS = 60.0
-#: A state not renewed for so long is of a process that died: nothing stalls longer.
+#: The process of a state that was not renewed for this long is dead: no transfer stalls
+#: longer.
 LIVE_SECONDS = 150.0
-#: A listener may come this long before its transfer.
+#: How long a listener waits for its transfer to begin.
 WAIT_SECONDS = 600.0
 #: Listeners of one transfer; its end waits for the latest of them.
 LISTENERS_MAX = 64
-#: Proxies close what is silent for longer.
+#: How often a comment is sent, since proxies close connections that are silent.
 KEEP_ALIVE_SECONDS = 15.0
 
 _KIND = "transfer"
@@ -70,7 +70,7 @@ def check_id(transfer_id: str) -> str:
 
 
 class Transfers:
-    """Makes transfers, and publishes the progress of those that have an id."""
+    """Creates transfers, and publishes the progress of those that have an id."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
@@ -83,10 +83,10 @@ class Transfers:
         return self._ends.setdefault(transfer_id, trio.Event())
 
     def begin(self, call: Call, query_id: str, direction: str, total: int = 0) -> Transfer:
-        """``query_id`` is the parameter's; the header will do instead.
+        """``query_id`` is the parameter ``id``; without it the header counts.
 
         Raises BadRequest. Only users who are logged in can listen, so the transfers of
-        others are not published; and HEAD transfers nothing.
+        others are not published, nor are HEAD requests, which transfer nothing.
         """
         given = query_id or call.header("X-Transfer-Id") or ""
         if given:
@@ -108,7 +108,7 @@ class Transfers:
             self._ends.pop(transfer_id).set()
 
     async def run(self) -> None:
-        """Publish what moved, also when it then moves no more."""
+        """Publish the state of each transfer that has moved since the last time."""
         while True:
             if not self._published:
                 await self._idle.park()
@@ -118,9 +118,9 @@ class Transfers:
 
 
 class Transfer:
-    """One upload or download under way: counted, and published if it has an id.
+    """One upload or download under way. It is counted, and published if it has an id.
 
-    A ``with`` block: the transfer failed if it ends with an exception.
+    To be used in a ``with`` statement: if the block raises, the transfer has failed.
     """
 
     def __init__(
@@ -161,10 +161,10 @@ class Transfer:
         self._metrics.transfers.dec()
         if self._id:
             self._transfers.remove(self)
-            self.publish(done=True, error=_story(error))
+            self.publish(done=True, error=_failure_text(error))
 
-    async def heard(self) -> None:
-        """Wait until all who listen have been sent the end, a second at most."""
+    async def wait_for_listeners(self) -> None:
+        """Wait, at most a second, until all listeners have sent the last event."""
         if not self._id:
             return
         with trio.move_on_after(HEARD_SECONDS):
@@ -174,12 +174,12 @@ class Transfer:
                 await trio.sleep(END_POLL_SECONDS / 2)
 
     def finish_early(self, error: BaseException | None = None) -> None:
-        """End it before it began: it cannot, or the client has the file already."""
+        """End a transfer before its first byte: it was refused, or the client has the file."""
         if self._id and not self._is_taken():
-            self.publish(done=True, error=_story(error))
+            self.publish(done=True, error=_failure_text(error))
 
     def moved(self, count: int) -> None:
-        """``count`` bytes of the file went on."""
+        """Count ``count`` bytes of the file that were passed on."""
         self.bytes += count
         self._counter.inc(count)
 
@@ -200,7 +200,7 @@ class Transfer:
             self._transfers.note_end(self._id)
 
     def _is_taken(self) -> bool:
-        """Whether another user's transfer has this id: then this one is not published."""
+        """Whether another user's transfer has this id; then this one is not published."""
         try:
             known = self._volatile.get(_KIND, self._id, State)
         except GfsError as problem:
@@ -209,13 +209,13 @@ class Transfer:
         return known is not None and known.user_id != self._user_id
 
 
-def _story(error: BaseException | None) -> str:
+def _failure_text(error: BaseException | None) -> str:
     if error is None:
         return ""
     if isinstance(error, Exception) and hasattr(error, "status"):
         return str(error)
     if isinstance(error, trio.Cancelled | GeneratorExit | ConnectionError):
-        return "the transfer was broken off"
+        return "the transfer was interrupted"
     return "the transfer failed"
 
 
@@ -223,11 +223,11 @@ def _has_listeners(volatile: Volatile, user_id: str, transfer_id: str) -> bool:
     try:
         return volatile.get(_LISTENERS, f"{user_id}\0{transfer_id}", list[str]) is not None
     except GfsError:
-        return False  # nor can they be answered
+        return False  # they cannot be answered either
 
 
 class Listening:
-    """One listener: what it may hear, and then what it hears."""
+    """One listener: checks that it may follow the transfer, then makes its events."""
 
     def __init__(
         self, volatile: Volatile, transfers: Transfers, user_id: str, transfer_id: str
@@ -245,8 +245,8 @@ class Listening:
     def _state(self) -> State | None:
         return self._volatile.get(_KIND, self._id, State)
 
-    def _say(self, *, listens: bool) -> None:
-        """Let the transfer, which may be another process's, know whether to wait for this."""
+    def _register(self, *, listens: bool) -> None:
+        """Register or unregister for the transfer, which may be in another process."""
 
         def work(names: list[str] | None) -> list[str] | None:
             others = [name for name in names or () if name != self._name]
@@ -259,8 +259,8 @@ class Listening:
             log.warning("the progress of a transfer cannot be listened to: %s", problem)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The stream's bytes, until the transfer is over or does not begin in time."""
-        self._say(listens=True)
+        """The bytes of the stream. It ends with the transfer, or if that does not begin in time."""
+        self._register(listens=True)
         try:
             yield b": listening\n\n"
             began = said = renewed = trio.current_time()
@@ -271,7 +271,7 @@ class Listening:
                 if state is not None and state.user_id != self._user_id:
                     return
                 if state is None and last is not None:
-                    # Its process died; nobody else knows how it ended.
+                    # Its process died, so its outcome is not known.
                     state = msgspec.structs.replace(last, done=True, error="the transfer was lost")
                 if state is not None and state != last:
                     yield self._event(state)
@@ -284,13 +284,13 @@ class Listening:
                     yield b": still here\n\n"
                     said = now
                 if now > renewed + KEEP_SECONDS:
-                    self._say(listens=True)
+                    self._register(listens=True)
                     renewed = now
-                await self._look_away(state)
+                await self._pause(state)
         finally:
-            self._say(listens=False)  # the last event has been sent, or never will be
+            self._register(listens=False)  # the last event was sent, or the client has left
 
-    async def _look_away(self, state: State | None) -> None:
+    async def _pause(self, state: State | None) -> None:
         ends = state is not None and 0 < state.total <= state.bytes
         seconds = END_POLL_SECONDS if ends else POLL_SECONDS
         if self._end.is_set():

@@ -1,13 +1,13 @@
-"""The ``Range`` header (RFC 9110, section 14): which bytes of a file are wanted.
+"""The ``Range`` header (RFC 9110, section 14): which bytes of a file to send.
 
-A range that cannot be understood is ignored, as the RFC says: the whole file is
-the answer. So it is when the ranges are many, or together longer than the file:
-nobody needs that, and it is the known way to make a server work for nothing.
+An invalid header is ignored, as the RFC says, and the whole file is sent. The same
+holds for more than 16 ranges, or ranges that are longer together than the file: no
+client needs them, and they are a known way to keep a server busy.
 
 ``werkzeug.http`` parses this header too, and would answer with the whole file where the
 RFC lets us do better: to ranges that overlap or do not ascend, to empty members of the
 list (``0-1,,3-4``), to numbers of more than 4,300 digits; to ``-0``, which no file can
-satisfy, it would not answer 416. And it reads as many ranges as are sent.
+satisfy, it would not answer 416. And it does not limit the number of ranges.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ class Span(NamedTuple):
 
 
 class Unsatisfiable(Exception):
-    """No byte that is asked for is in the file."""
+    """The file has none of the requested bytes."""
 
 
 def wanted(header: str, length: int) -> list[Span] | None:
-    """The spans in the order asked for, of a file of ``length`` bytes.
-
-    None: the whole file. Raises Unsatisfiable.
+    """The requested spans of a file of ``length`` bytes, in the order of the header; None for
+    the whole file. Raises Unsatisfiable.
     """
     unit, equals, text = header.partition("=")
     if not equals or unit.strip().lower() != "bytes":
@@ -68,9 +67,9 @@ def wanted(header: str, length: int) -> list[Span] | None:
 
 
 def _bounds(first: str, last: str, length: int) -> Span | None:
-    """Cut to the file; empty if nothing of it is there. None: not a range."""
+    """A range, cut to the file; empty if the file ends before it. None if it is invalid."""
     if not first:
-        # The last n bytes of nothing are all of it, which no range can say.
+        # The last n bytes of an empty file are the whole file.
         if not last or (not length and _number(last)):
             return None
         return Span(max(0, length - _number(last)), length)

@@ -1,52 +1,60 @@
-"""A file comes in: from the socket to the chunkservers, never held and never spooled.
+"""Uploads: bytes go from the socket to the chunkservers, without a copy on a disk here.
 
-All that can be refused is refused before the first byte of the body is asked for,
-in this order: the credential, its scope, the file's name, the storage namespace,
-what is at the path already. (If only the form knows the name, the last three
-wait for the header of its part.) A client that sent ``Expect: 100-continue``
-then never sends the body.
+An upload is checked before the first byte of the body is read, in this order: the
+credential, its scope, the file's name, the storage namespace, the file that is at the
+path already. (If only the form has the name, the last three are checked when the header
+of its part was read.) So if it is refused, a client that sent ``Expect: 100-continue``
+never sends the body.
 
-The file takes its name at the very end, in one step. Until then, and if anything
-goes wrong, whatever had the name before still has it.
+The file is published at the very end, in one step. Until then, and if anything fails, the
+file that had the name before keeps it.
 
-Room for it is reserved in the uploader's quota before the bytes go on to the
-chunkservers: all of it at once if the request says how long the file is, else piece by
-piece. What is replaced gives its room back, once it is replaced. If there is no room for
-both at the same time, the upload counts on that: then exactly the file that was looked
-at must still be there in the end, or the upload fails; and only one upload at a time may
-count on the room of a file.
+Room for the file is reserved in the uploader's quota before its bytes are sent to the
+chunkservers: all at once if the request says how long the file is, else piece by
+piece. A file that is replaced stops counting once it is replaced. If the quota has no
+room for both at the same time, the upload counts on that: then exactly the file that was
+there at the beginning must be there at the end, or the upload fails; and only one upload
+at a time may count on the room of a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from control.api import Call, Control
-from control.errors import BadRequest, Conflict, NoSuchThing, QuotaReached, TooLarge, Unavailable
-from control.quota import Claim, Limits
-from control.quota.limits import check_quota
+from control.errors import (
+    BadRequest,
+    Conflict,
+    InTheWay,
+    NoSuchThing,
+    QuotaReached,
+    TooLarge,
+    Unavailable,
+)
+from control.quota import Claim, Limits, check_quota
 from control.quota.usage import count, used_by
 from control.storage.accounting import REFUSALS, change_of
 from control.storage.cluster import Cluster, as_answers
-from control.storage.names import check_path, in_folder, last_segment, reduced
+from control.storage.names import check_own_path, in_folder, last_segment, reduced
 from control.storage.permission import OWNER, may_remove, may_remove_any, owner_of
 from control.storage.rows import Space
 from control.storage.shapes import Done
 from control.storage.spaces import Spaces
 from control.storage.transfer.multipart import FormReader
 from control.storage.transfer.progress import Transfers
+from control.storage.versions import Versions, applies, keeps
 from gfs.blocks import KIB
 from gfs.client import Entry, NewFile
 from gfs.errors import DirectoryNotEmpty, FileChanged, NotFound
 
 _integer = re.compile(r"[0-9]{1,18}")
-#: Bytes of a form beside its file, for a refusal by the form's length.
+#: How much longer than its file a form can be, to refuse it by its length.
 FORM_BYTES = 64 * KIB
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -58,23 +66,31 @@ class UploadRequest:
     """The destination and conditions of an upload, as the request gives them."""
 
     space: str
-    #: The file's path; None: the form has its name.
+    #: The file's path; None if the form has its name.
     path: str | None
     folder: str
     overwrite: bool
     transfer_id: str
+    #: The inode that must be at the path, 0 for none; None: the rules of ``overwrite`` decide.
+    expect: int | None = None
+    #: More attributes of the file, asked for when all of it has been read.
+    describe: Callable[[], Mapping[str, str]] | None = None
+    #: A folder above the file that must be there when it is published.
+    within: str = ""
+    #: What decides whether the path may be one.
+    check: Callable[[str], str] = check_own_path
 
     def path_of(self, filename: str | None) -> str:
-        """The path of a file that the form calls ``filename``. Raises BadRequest."""
+        """The path of the file; ``filename`` is from the form. Raises BadRequest."""
         if self.path is not None:
             return self.path
         if filename is None:
             raise BadRequest("the form's part named file has no filename: give one, or ?name=")
-        return check_path(in_folder(self.folder, reduced(filename)))
+        return self.check(in_folder(self.folder, reduced(filename)))
 
 
 class Upload:
-    """One upload on its way."""
+    """One upload."""
 
     def __init__(
         self,
@@ -87,10 +103,10 @@ class Upload:
         *,
         form: bool,
     ) -> None:
-        """``form``: the body is a form with the file, else the file itself. Raises BadRequest,
-        Forbidden, Unavailable."""
+        """``form``: the body is a form with the file; otherwise it is the file. Raises
+        BadRequest, Forbidden, Unavailable."""
         if request.path is not None:
-            check_path(request.path)
+            request.check(request.path)
         size, length = _file_size(call), _content_length(call)
         if not form and size is not None and length is not None and size != length:
             raise BadRequest(f"X-File-Size: says {size} bytes, the body has {length}")
@@ -100,26 +116,29 @@ class Upload:
         self._request = request
         self._form = FormReader(call.header("Content-Type") or "") if form else None
         self._form_bytes = length if form else None
-        #: How long the file will be, if it is known; 0: it is not.
+        #: How long the file will be; 0 if that is not known.
         self._expected_bytes = (size if size is not None or form else length) or 0
         self._transfer = transfers.begin(call, request.transfer_id, "upload", self._expected_bytes)
+        self._cluster = cluster
         self._fs = cluster.fs
+        #: The file, when it is stored.
+        self.entry: Entry | None = None
         #: The length of the file that the client announced.
         self._size = size
         self._space: Space | None = None
         self._path = ""
         self._overwrite = False
-        #: The inode that must be at the path when it is published; 0: none.
+        #: The inode that must be at the path when the file is published; 0: there must be none.
         self._expect: int | None = None
-        #: What the upload replaces, as far as it is known.
+        #: The file that the upload replaces, as it was at the beginning.
         self._there: Entry | None = None
-        #: There is room only in place of the replaced file.
+        #: Whether there is room only if that file is replaced.
         self._instead = False
-        #: How long the file may get with what is reserved.
+        #: How long the file may become with the room that is reserved.
         self._covered = 0
 
     async def take(self) -> Done:
-        """Store the request's body. Durable when it returns."""
+        """Store the request's body. It is acknowledged when this returns."""
         try:
             with self._transfer:
                 if self._request.path is None:
@@ -133,7 +152,7 @@ class Upload:
                     self._check_room(size)
                 return await self._take_form(self._form)
         finally:
-            await self._transfer.heard()
+            await self._transfer.wait_for_listeners()
 
     # --- before the body ----------------------------------------------------------
 
@@ -144,7 +163,7 @@ class Upload:
         return space
 
     async def _check(self, path: str) -> None:
-        """Whether the file may come to be at ``path``, and what it may replace."""
+        """Check that the file may be stored at ``path``, and find the file that it replaces."""
         space = self._space or self._find_space()
         self._path = path
         self._there = there = await self._find(f"{space.directory}/{path}")
@@ -152,11 +171,15 @@ class Upload:
             if not self._request.overwrite:
                 raise Conflict(f"{path} exists already: send overwrite=true to replace it")
             may_remove(self._call, space, there)
-        # Where a file belongs to its uploader, exactly the one that was looked at may
-        # be replaced. Elsewhere the last of two uploads at once wins, as people expect.
+        # Where a file belongs to its uploader, exactly the one that was checked may be
+        # replaced. Elsewhere the last of two concurrent uploads wins.
         self._overwrite = self._request.overwrite and may_remove_any(self._call, space)
         if not self._overwrite:
             self._expect = there.inode if there is not None else 0
+        if self._request.expect is not None:
+            if self._request.expect != (there.inode if there is not None else 0):
+                raise Conflict(f"{path} was replaced or deleted meanwhile: try again")
+            self._expect = self._request.expect
 
     async def _find(self, full: str) -> Entry | None:
         """The file at the path, if there is one. Raises Conflict for a folder."""
@@ -171,14 +194,14 @@ class Upload:
             # A deletion had no time to remove this empty folder.
             await self._fs.delete(full, expect=there.inode)
         except (DirectoryNotEmpty, FileChanged):
-            raise Conflict(f"{self._path} is a folder") from None
+            raise InTheWay(f"{self._path} is a folder") from None
         except NotFound:
             pass
         return None
 
     def _check_room(self, length: int) -> None:
-        """Refuse a file of this length if there is no room for it. Nothing is reserved yet:
-        the replaced file may be known later. Raises TooLarge, QuotaReached."""
+        """Refuse a file of this length if there is no room for it. Nothing is reserved yet, since
+        the file that it replaces is not known. Raises TooLarge, QuotaReached."""
         user_id = self._call.user.user_id
         with self._control.ledger.read() as txn:
             used, reserved = used_by(txn, user_id).bytes, count(txn, "r", user_id).bytes
@@ -211,7 +234,7 @@ class Upload:
 
     @contextlib.asynccontextmanager
     async def _publishing(self) -> AsyncIterator[Write]:
-        """Takes the new file's bytes; it gets its name when the block ends without an
+        """Takes the new file's bytes, and publishes it when the block ends without an
         exception."""
         assert self._space is not None
         space, user_id = self._space, self._call.user.user_id
@@ -220,7 +243,7 @@ class Upload:
             file = self._fs.create(
                 f"{space.directory}/{self._path}",
                 overwrite=self._overwrite,
-                parents=space.directory,
+                parents=f"{space.directory}/{self._request.within}".rstrip("/"),
                 attributes={OWNER: user_id},
                 expect=self._expect,
             )
@@ -229,17 +252,18 @@ class Upload:
                     async with file:
                         yield partial(self._write, claim, file)
                         self._check_size()
-                        await self._reserve(claim, claim.publish, file.length)
                         await self._publish(claim, file)
             except NoSuchThing:
-                # Only the directory of the storage namespace has to be there.
+                # The only directory that must exist is that of the storage namespace, or within.
+                if self._request.within:
+                    raise
                 if self._spaces.still_exists(space):
-                    raise Unavailable("the storage namespace is being made: try again") from None
+                    raise Unavailable("the storage namespace is being created: try again") from None
                 raise NoSuchThing(f"there is no storage namespace {space.name}") from None
 
     async def _reserve_first(self, claim: Claim) -> None:
-        """Reserve all that may be needed, if it is known. A form is a little longer than its
-        file: if it does not fit, room is reserved piece by piece."""
+        """Reserve room for the whole file, if its length is known. A form is a little longer
+        than its file, so if the form does not fit, room is reserved piece by piece."""
         try:
             await self._reserve(claim, claim.reserve, self._expected_bytes or self._form_bytes or 0)
         except (QuotaReached, TooLarge):
@@ -252,13 +276,17 @@ class Upload:
     async def _reserve(self, claim: Claim, reserve: Reserve, length: int) -> None:
         """Raises TooLarge, QuotaReached, TooManyRequests, Conflict."""
         limits = self._control.limits_of(self._call.user.user_id)
-        there = self._there
+        there, space = self._there, self._space
+        assert space is not None
         is_own = there is not None and owner_of(there) == self._call.user.user_id
+        if there is not None and keeps(space, self._path, there):
+            is_own = False  # it stays, with its room
         if not self._instead:
             try:
                 await reserve(1, length, limits)
             except (QuotaReached, TooLarge):
-                # Of files there may be too many already; one that is too long never fits.
+                # Too many files are no reason, since one is replaced; a file that is longer than
+                # the quota never fits.
                 if not is_own or length > limits.bytes:
                     raise
                 self._instead = True
@@ -276,9 +304,44 @@ class Upload:
         await file.write(piece)
 
     async def _publish(self, claim: Claim, file: NewFile) -> None:
-        """Shielded: if the client leaves now, the outcome must still be recorded."""
+        """What refuses it before the file system is asked has changed nothing, so no recount may
+        follow: until then the claim is not publishing, or is refused here."""
         assert self._space is not None
         space = self._space
+        described = self._request.describe() if self._request.describe is not None else {}
+        with contextlib.suppress(NoSuchThing):  # its versions may be on by now
+            space = self._spaces.again(space)
+        if not applies(space, self._path):
+            await self._reserve(claim, claim.publish, file.length)
+            await self._close(claim, file, described)
+            return
+        self._space = space
+        versions = Versions(self._control, self._cluster, self._spaces)
+        async with versions.turn(space, self._path) as turn:
+            if self._expect not in (None, turn.inode):
+                raise FileChanged(self._path)
+            if self._instead and turn.is_kept:
+                self._instead = False  # it has no room but its own
+                claim.replaces(0, 0)
+            file.expect(turn.inode)
+            await self._reserve(claim, claim.publish, file.length)  # before the copy counts, too
+            try:
+                await turn.keep()
+            except BaseException:
+                claim.refused()
+                raise
+            attributes = {**described, **turn.attributes}
+            await self._close(claim, file, attributes, turn.modified_ns)
+
+    async def _close(
+        self, claim: Claim, file: NewFile, attributes: Mapping[str, str], modified_ns: int = 0
+    ) -> None:
+        """Publish it with these attributes besides. Shielded: if the client leaves now, the outcome
+        must still be recorded."""
+        assert self._space is not None
+        space = self._space
+        if attributes or modified_ns:
+            file.describe({OWNER: self._call.user.user_id, **attributes}, modified_ns)
         if self._instead and self._there is not None:
             file.expect(self._there.inode)
         with trio.CancelScope(shield=True):
@@ -288,6 +351,7 @@ class Upload:
                 claim.refused()
                 raise
             assert file.entry is not None
+            self.entry = file.entry
             changes = [change_of(file.entry, came=True)]
             if file.replaced is not None:
                 changes.append(change_of(file.replaced, came=False))

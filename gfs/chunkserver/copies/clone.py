@@ -1,8 +1,8 @@
-"""Re-replication: this server copies a replica from another, block by block verified.
+"""Re-replication: this server copies a replica from another one and verifies each block.
 
-The copy is made beside whatever is here and put in its place only when it is
-whole: a crash leaves the old state, and a damaged replica is replaced by a good
-one without a moment in which neither is there.
+The copy is made in a new file, which replaces the present replica only when it is
+complete: a crash leaves the old state, and a damaged replica is replaced by a good one
+atomically.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import logging
 from gfs.blocks import BLOCK_BYTES, MIB, block_sums
 from gfs.chunkserver.copies.new_replica import new_replica
 from gfs.chunkserver.copies.salvage import salvage
-from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.disks import Disk, map_disk_error
+from gfs.chunkserver.files import ChunkFile
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.packs import Made
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,
@@ -38,15 +39,15 @@ from gfs.protocol.messages import (
 
 log = logging.getLogger(__name__)
 
-#: One request to the source; between two of them the throttle may wait.
+#: The size of one request to the source; the throttle may wait between two of them.
 STEP_BYTES = 1 * MIB
 STEP_SECONDS = 20.0
 
 
 async def clone(node: Node, order: CloneChunk) -> None:
-    """Have a good replica of ``order.version`` here when this returns.
+    """Make a good replica of ``order.version`` on this server.
 
-    Raises the last source's error when none could give one; its ``server`` is the
+    Raises the last source's error if none had a good one; its ``server`` is the
     source's id if the source's replica is to blame.
     """
     if order.handle in node.cloning:
@@ -59,7 +60,7 @@ async def clone(node: Node, order: CloneChunk) -> None:
 
 
 async def _clone_from_any(node: Node, order: CloneChunk) -> None:
-    last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: the order names no source")
+    last: GfsError = ChunkUnavailable(f"chunk {order.handle:016x}: the order has no source")
     for source in order.sources:
         try:
             await _clone_from(node, order, source)
@@ -101,6 +102,10 @@ async def _clone_from(node: Node, order: CloneChunk, source: str) -> None:
             clean = True
             return
         disk, what = node.store.disks.pick(), f"clone of {order.handle:016x}"
+        if node.store.is_packed(length):
+            await _copy_packed(node, connection, disk, order, length)
+            clean = True
+            return
         async with new_replica(node, disk, order.handle, order.version, what) as file:
             await _copy(node, connection, disk, file, length)
         clean = True
@@ -128,7 +133,7 @@ async def _length_at(connection: BulkConnection, order: CloneChunk) -> int:
 
 
 def unfit(handle: int, wanted: int, state: str, version: int) -> GfsError:
-    """Why a source's replica cannot be copied."""
+    """The error that says why a source's replica cannot be copied."""
     if state == "missing":
         return NotFound(f"chunk {handle:016x}: the source has no such replica")
     if state == "corrupt":
@@ -147,7 +152,7 @@ async def _copy(
         for offset in range(0, length, STEP_BYTES):
             view = memoryview(buffer)[: min(STEP_BYTES, length - offset)]
             await node.throttle.take(len(view))
-            sums = await _fetch(connection, file, offset, view)
+            sums = await _fetch(connection, file.handle, file.version, offset, view)
             await disk.run(file.write, offset, view, sums)
     except BaseException:
         node.buffers.discard(buffer)  # it may be written still, by a thread that hangs
@@ -155,15 +160,28 @@ async def _copy(
     node.buffers.release(buffer)
 
 
+async def _copy_packed(
+    node: Node, connection: BulkConnection, disk: Disk, order: CloneChunk, length: int
+) -> None:
+    view = memoryview(bytearray(length))
+    await node.throttle.take(length)
+    sums = await _fetch(connection, order.handle, order.version, 0, view)
+    try:
+        await node.store.install(disk, Made(order.handle, order.version, view, sums))
+    except OSError as error:
+        raise map_disk_error(error, f"clone of {order.handle:016x}") from error
+    disk.written_bytes += length
+
+
 async def _fetch(
-    connection: BulkConnection, file: ChunkFile, offset: int, view: memoryview
+    connection: BulkConnection, handle: int, version: int, offset: int, view: memoryview
 ) -> bytes:
     with deadline(STEP_SECONDS, "blocks of the replica"):
         await connection.send(
             ReadChunk(
                 id=message_id(),
-                handle=file.handle,
-                version=file.version,
+                handle=handle,
+                version=version,
                 offset=offset,
                 length=len(view),
             )
@@ -176,5 +194,5 @@ async def _fetch(
     if sums != reply.sums:
         bad = next(i for i in range(0, len(sums), 8) if sums[i : i + 8] != reply.sums[i : i + 8])
         block = offset // BLOCK_BYTES + bad // 8
-        raise CorruptReplica(f"chunk {file.handle:016x}: block {block} of the source is damaged")
+        raise CorruptReplica(f"chunk {handle:016x}: block {block} of the source is damaged")
     return sums

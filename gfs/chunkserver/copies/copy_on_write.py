@@ -1,19 +1,20 @@
-"""Copy on write: a replica copied here, into one of a new chunk (the paper, 3.4).
+"""Copy on write: a local copy of a replica, as a replica of a new chunk (the paper, 3.4).
 
-The bytes stay on their disk if there is room, so that a file system which can share
-blocks does; elsewhere the kernel copies them. The sums are taken over as they are,
-and every block of the copy is read back against them. As with a clone the file is
-made beside the others and gets its name when it is whole and synced.
+The copy is on the same disk if there is room, so that a file system which can share
+blocks does; otherwise the kernel copies them. The sums are copied, and every block of
+the copy is read back and verified against them. As with a clone, the file gets its name
+when it is complete and synced.
 """
 
 from __future__ import annotations
 
 import logging
 
+from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.copies.new_replica import copy_bytes, mark_if_unfit, new_replica
-from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.open_chunks import OpenChunk
+from gfs.chunkserver.disks import Disk
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.replicas import OpenChunk
 from gfs.errors import Busy, CorruptReplica, StaleVersion
 from gfs.protocol.messages import CopyChunk
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 async def copy(node: Node, order: CopyChunk) -> None:
-    """Have the copy here, and the lease of it if one is given, when this returns.
+    """Make the copy, and take its lease if one is given.
 
     Raises NotFound, StaleVersion, CorruptReplica, DiskFull, DiskFailed.
     """
@@ -57,7 +58,7 @@ async def _copy(node: Node, chunk: OpenChunk, order: CopyChunk) -> None:
 
 def _disk(node: Node, chunk: OpenChunk) -> Disk:
     disk = chunk.disk
-    if disk.draining or not disk.has_room(node.store.disks.reserve_bytes + chunk.file.length):
+    if not disk.takes_new or not disk.has_room(node.store.disks.reserve_bytes + chunk.file.length):
         return node.store.disks.pick()
-    disk.begun += 1
+    disk.begun_bytes += CHUNK_BYTES
     return disk

@@ -1,29 +1,30 @@
-"""A replica made beside whatever is here, and put in its place only when it is whole."""
+"""A new replica, which replaces the present one only when it is complete."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
 
-from gfs.chunkserver.disks.disk import Disk, describe, map_disk_error
-from gfs.chunkserver.files.chunkfile import COPY_BYTES, ChunkFile
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.open_chunks import OpenChunk
+from gfs.chunkserver.disks import Disk, describe, map_disk_error
+from gfs.chunkserver.files import COPY_BYTES, ChunkFile
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.packs import PackedFile
+from gfs.chunkserver.replicas import OpenChunk
 from gfs.errors import CorruptReplica, DiskFailed, GfsError
-from gfs.io.world import ReadFailed
+from gfs.io import ReadFailed
 
 
 async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile) -> None:
-    """Fill ``file``, a new replica on ``disk``, with what ``source`` has; every block of it is
-    verified when this returns. Each disk makes its own calls: one that cannot be read, or
-    hangs, says nothing of the other.
+    """Fill ``file``, a new replica on ``disk``, with the bytes of ``source``, and
+    verify every block. The calls to each disk are separate: if one fails or hangs, the
+    other is not blamed.
 
-    Raises CorruptReplica, too if a part of the source cannot be read: see
-    :func:`mark_if_unfit`; ``OSError``.
+    Raises CorruptReplica, also if a part of the source cannot be read (see
+    :func:`mark_if_unfit`), and ``OSError``.
     """
     length = source.file.length
     try:
-        if source.disk is disk:
+        if source.disk is disk and not isinstance(source.file, PackedFile):
             await disk.run(file.copy_from, source.file)
             return
         for at in range(0, length, COPY_BYTES):
@@ -38,11 +39,11 @@ async def copy_bytes(node: Node, source: OpenChunk, disk: Disk, file: ChunkFile)
 
 
 async def mark_if_unfit(node: Node, source: OpenChunk) -> None:
-    """After CorruptReplica of a copy: have the master know if it is the source's fault.
-    Nobody may hold the chunk's mutex."""
+    """After CorruptReplica of a copy: find out whether the source is corrupt, for the
+    report to the master. The caller must not hold the chunk's mutex."""
     try:
         is_unfit = bool(await node.bad_blocks(source))
-    except DiskFailed:  # one sector cannot be read, or all of the disk has failed by now
+    except DiskFailed:  # one sector cannot be read, or the whole disk has failed
         is_unfit = not source.disk.down
     if is_unfit:
         node.store.open_chunks.mark_unfit(source)
@@ -52,10 +53,9 @@ async def mark_if_unfit(node: Node, source: OpenChunk) -> None:
 async def new_replica(
     node: Node, disk: Disk, handle: int, version: int, what: str, moved: int | None = None
 ) -> AsyncIterator[ChunkFile]:
-    """An empty replica, for the block to fill: installed at its end, or nothing of it is
-    left. What the disk refuses is raised as the error it means for ``what``."""
-    path = disk.chunk_path(handle) + ".clone"
-    node.store.forget_half(disk, path)
+    """An empty replica, for the body to fill: it is installed at the end, or deleted
+    after an error. Errors of the disk are raised as errors about ``what``."""
+    path = disk.chunk_path(handle) + disk.new_half()
     try:
         file = ChunkFile.create(disk.files, path, handle, version, disk.journal, copied=True)
         try:

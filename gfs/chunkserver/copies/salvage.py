@@ -1,16 +1,16 @@
-"""A good replica out of damaged ones.
+"""Salvage: making a good replica from damaged ones.
 
 All replicas of a chunk's version are damaged, but not in the same places. One of them,
-the *base*, is made what it was: a block that fails its checksum there is taken from
-whoever has bytes that fit **the base's own** checksum of it. Nothing else decides. Two
-replicas of one version may differ where a writer died, and both be right: no block of
-one gets into the other unless it is the same block. So the result is the base bit for
-bit as it was before its damage, bytes that writes made and in no other mixture. Other
-replicas' checksums, lengths and versions do not matter, so a stale one is of use, too.
+the *base*, is restored: a block that fails its checksum there is taken from any replica
+whose bytes match **the base's own** checksum of it. Two replicas of one version may
+differ where a writer died, and both be right: a block of one is used for the other only
+if it is the same block. So the result is, bit for bit, the base before its damage, and
+never a mixture. Other replicas' checksums, lengths and versions do not matter, so a
+stale one is useful, too.
 
-A replica is no base if its head cannot be read (there are no checksums then), if it is
-of another version, or shorter than the chunk is known to be. Of the others each is
-tried, the longest first, and nothing is put in place that is not whole.
+A replica cannot be the base if its head cannot be read (then there are no checksums),
+if it is of another version, or shorter than the chunk is known to be. All others are
+tried, the longest first, and only a complete result is installed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import NamedTuple, Protocol
 
 from gfs.blocks import BLOCK_BYTES, MIB, SUM_BYTES, block_count, block_sum
 from gfs.chunkserver.copies.new_replica import new_replica
-from gfs.chunkserver.disks.disk import map_disk_error
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.disks import map_disk_error
+from gfs.chunkserver.node import Node
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     ChunkUnavailable,
@@ -39,20 +39,20 @@ from gfs.protocol.messages import CloneChunk, ReadChunk, ReadReply, VerifyChunk,
 
 log = logging.getLogger(__name__)
 
-#: What is written at once.
+#: The size of one write.
 STEP_BYTES = 1 * MIB
 ANSWER_SECONDS = 10.0
 
 
 class Source(Protocol):
-    """A damaged replica. Both raise ConnectionError or GfsError."""
+    """A damaged replica. Both methods raise ConnectionError or GfsError."""
 
     name: str
 
     async def state(self) -> VerifyReply: ...
 
     async def read(self, offset: int, view: memoryview) -> None:
-        """Fill ``view`` with what is there; it is for the caller to verify."""
+        """Fill ``view`` with the replica's bytes; the caller verifies them."""
 
     def close(self) -> None: ...
 
@@ -64,10 +64,10 @@ class Base(NamedTuple):
 
 
 async def salvage(node: Node, order: CloneChunk) -> None:
-    """Have a good replica of ``order.version`` here when this returns.
+    """Make a good replica of ``order.version`` on this server.
 
-    Raises CorruptReplica when all sources were asked, and it cannot be made of what they
-    have; ChunkUnavailable when some did not answer.
+    Raises CorruptReplica if it cannot be made from what all sources have;
+    ChunkUnavailable if some did not answer.
     """
     sources: list[Source] = [_Here(node, order)]
     sources += [_There(node, order, address) for address in order.sources]
@@ -82,7 +82,7 @@ class _Salvage:
     def __init__(self, node: Node, order: CloneChunk, sources: Sequence[Source]) -> None:
         self._node = node
         self._order = order
-        #: Those that still answer.
+        #: The sources that still answer.
         self._sources = list(sources)
         self._silent: list[str] = []
 
@@ -101,7 +101,7 @@ class _Salvage:
                     ),
                 )
                 return
-            reason = f"block {lost} of the replica at {base.source.name} is good nowhere"
+            reason = f"no replica has a good block {lost} of the replica at {base.source.name}"
             log.warning("salvage of %016x: %s", order.handle, reason)
         what = f"chunk {order.handle:016x} version {order.version}: {reason}"
         if self._silent:
@@ -109,7 +109,7 @@ class _Salvage:
         raise CorruptReplica(what)
 
     async def _bases(self) -> list[Base]:
-        """What may be made good, the longest first."""
+        """The possible bases, the longest first."""
         order = self._order
         found = []
         for source in list(self._sources):
@@ -126,7 +126,8 @@ class _Salvage:
         return sorted(found, key=lambda base: -base.length)
 
     async def _make_good(self, base: Base) -> int | None:
-        """The first block that nobody has, or None if the replica is in its place."""
+        """Restore a base: returns the first block that no source has, or None if the
+        replica is installed."""
         node, order = self._node, self._order
         buffer = await node.buffers.acquire(patience=5.0)
         try:
@@ -170,8 +171,8 @@ class _Salvage:
         return False
 
     def _failed(self, source: Source, error: Exception) -> None:
-        """One that does not answer is not asked again; what another says is about a
-        block, or about its replica, and has been said by its server for sure."""
+        """Handle an error of a source. One that does not answer is not asked again;
+        other errors concern a block or the replica."""
         log.info("salvage of %016x from %s: %s", self._order.handle, source.name, error)
         if not isinstance(error, (CorruptReplica, DiskFailed, NotFound, StaleVersion)):
             source.close()
@@ -188,7 +189,7 @@ class _BlockLost(Exception):
 
 
 class _Here:
-    """What this server has of it itself."""
+    """The replica on this server."""
 
     name = "this server"
 
@@ -204,14 +205,14 @@ class _Here:
         async with store.open_chunks.using(self._order.handle) as chunk:
             if offset + len(view) > chunk.file.length:
                 raise StaleVersion(f"chunk {self._order.handle:016x} is shorter here")
-            # Of its own: a read that hangs may fill it when others have filled the view.
+            # A buffer of its own: a read that hangs may fill it after others have filled the view.
             data = bytearray(len(view))
             try:
                 got = await chunk.disk.run(chunk.file.read_at, memoryview(data), offset)
             except OSError as error:
                 raise map_disk_error(error, f"chunk {self._order.handle:016x}") from error
             if got < len(view):
-                # Nobody looks at what happens to be in the rest of the buffer.
+                # The rest of the buffer has undefined bytes.
                 raise CorruptReplica(f"chunk {self._order.handle:016x}: the file was cut short")
             view[:] = data
 
@@ -220,7 +221,7 @@ class _Here:
 
 
 class _There:
-    """What another server has."""
+    """The replica on another server."""
 
     def __init__(self, node: Node, order: CloneChunk, address: str) -> None:
         self._node = node
@@ -238,7 +239,7 @@ class _There:
         return reply
 
     async def read(self, offset: int, view: memoryview) -> None:
-        # Version 0: of whatever version it is.
+        # Version 0: any version.
         question = ReadChunk(message_id(), self._order.handle, 0, offset, len(view))
         with deadline(ANSWER_SECONDS, f"a block from {self.name}"):
             connection = await self._connected()
@@ -254,7 +255,7 @@ class _There:
         return self._connection
 
     def close(self) -> None:
-        # Not kept for others: where an exchange ended is not known here.
+        # Not returned to the pool: an exchange on it may not have ended.
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -1,16 +1,17 @@
-"""Small replicas are copied many at a time.
+"""Copying small replicas, many at a time.
 
 One by one, a replica of a kilobyte costs a message from the master, two to the source,
-five hops into threads and three syncs: 175 a second. Here the master names many, the
-source answers one request with as many as fit into a MiB, and the target makes 64 of
-them in one hop: their bytes are written, the kernel is told to begin, and then each file
-is synced. The first sync has the file system commit what it noted of all of them, so the
-others hardly wait. Names follow, and one sync of each folder.
+five thread hops and three syncs: 175 a second. Here the master names many in one order,
+the source answers one request with as many as fit into a MiB, and the target makes 64
+of them in one thread hop: it writes their bytes, starts the write-back, and then syncs
+each file. The first sync makes the file system commit the metadata of all of them, so
+the others hardly wait. Then the files get their names, and each folder is synced once.
 
-Each replica is verified as always, by who copies it, and fails by itself. What cannot be
-copied so (it is large, or something of the chunk is here already) is copied as a large one
-is: see :mod:`gfs.chunkserver.copies.clone`. A file whose name is not its own yet may hold its state
-before its bytes are synced: whatever a crash leaves of it is deleted at the next start.
+The target verifies each replica as always, and each can fail by itself. A replica that
+cannot be copied in this way (it is large, or the chunk has a replica here already) is
+copied like a large one: see :mod:`gfs.chunkserver.copies.clone`. A file under a
+temporary name may have its state before its bytes are synced: after a crash it is
+deleted at the next start.
 
 Sketch for 64 replicas of 1 KiB, idle: source 64 * (open, 2 reads, close: 40 µs); target
 64 * (create, 2 writes, start, sync, rename: 150 µs) and 10 ms of waiting for the disk.
@@ -25,19 +26,22 @@ import trio
 
 from gfs.blocks import MIB, REPLICA_HEAD_BYTES, block_count, block_sums
 from gfs.chunkserver.copies.clone import STEP_SECONDS, clone, unfit
-from gfs.chunkserver.disks.disk import Disk, map_disk_error
-from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.make_many import Made
+from gfs.chunkserver.disks import Disk, map_disk_error
+from gfs.chunkserver.files import ChunkFile
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.packs import open_packed
+from gfs.chunkserver.replicas import Made
 from gfs.diagnostics import event, message_id
 from gfs.errors import (
     Busy,
     ChunkUnavailable,
     CorruptReplica,
+    DiskFailed,
     GfsError,
     ProtocolError,
     StaleVersion,
 )
+from gfs.failures import plural
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
@@ -55,10 +59,10 @@ from gfs.protocol.messages import (
 
 log = logging.getLogger(__name__)
 
-#: Replicas made, or read, in one hop into a thread; and threads that do so for one order.
+#: Replicas made, or read, in one thread hop; and threads that do so for one order.
 STEP = 64
 THREADS = 4
-#: Bytes of replicas in one answer.
+#: The most bytes of replicas in one answer.
 READ_BYTES_MAX = 1 * MIB
 
 
@@ -66,7 +70,7 @@ READ_BYTES_MAX = 1 * MIB
 
 
 async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplicasReply, bytes]:
-    """The replicas asked for, as many of the first as fit into the answer."""
+    """Answer with the first of the requested replicas, as many as fit."""
     states: list[ReplicaState] = []
     by_disk: dict[Disk, list[ReplicaName]] = {}
     store, room = node.store, READ_BYTES_MAX
@@ -97,7 +101,7 @@ async def serve_replicas(node: Node, request: ReadReplicas) -> tuple[ReadReplica
 async def _read_some(
     node: Node, disk: Disk, names: list[ReplicaName]
 ) -> list[tuple[ReplicaState, bytes]]:
-    # Who is open may have states that its file has not.
+    # An open replica may have states that its file lacks.
     opened = {name.handle: node.store.open_chunks.opened(name.handle) for name in names}
     used = [chunk for chunk in opened.values() if chunk is not None]
     for chunk in used:
@@ -106,7 +110,7 @@ async def _read_some(
         files = {handle: chunk.file for handle, chunk in opened.items() if chunk is not None}
         return await disk.run(_read_all, node, disk, names, files)
     except OSError as error:
-        raise map_disk_error(error, f"{len(names)} replicas") from error
+        raise map_disk_error(error, plural(len(names), "replica")) from error
     finally:
         for chunk in used:
             chunk.users -= 1
@@ -116,10 +120,10 @@ async def _read_some(
 def _read_all(
     node: Node, disk: Disk, names: list[ReplicaName], files: dict[int, ChunkFile]
 ) -> list[tuple[ReplicaState, bytes]]:
-    """Blocks. What is read is verified by who gets it."""
+    """Blocks. The receiver verifies the bytes."""
     found = []
     for name in names:
-        file = files.get(name.handle)
+        file = files.get(name.handle) or open_packed(disk.packs, name.handle, disk.journal)
         try:
             if file is not None:
                 found.append(_read(name, file))
@@ -133,7 +137,7 @@ def _read_all(
         except FileNotFoundError:
             found.append((ReplicaState(name.handle, "missing"), b""))
         except (CorruptReplica, StaleVersion, OSError):
-            # Or it is written just now. Copied singly, it is looked at twice.
+            # It may also be written just now. A single copy reads it twice.
             found.append((ReplicaState(name.handle, "large"), b""))
     return found
 
@@ -156,7 +160,7 @@ def _read(name: ReplicaName, file: ChunkFile) -> tuple[ReplicaState, bytes]:
 
 
 class Batch:
-    """One order, carried out once."""
+    """One order to copy small replicas. Carried out once."""
 
     def __init__(self, node: Node, order: CloneChunks) -> None:
         self._node = node
@@ -166,7 +170,7 @@ class Batch:
         self._singly: list[ReplicaName] = []
 
     async def run(self) -> CloneChunksReply:
-        """Have good replicas of all these here; what could not be made is in the reply."""
+        """Make good replicas of all these; the reply has the failures."""
         node, order = self._node, self._order
         mine: list[ReplicaName] = []
         for name in order.replicas:
@@ -184,6 +188,7 @@ class Batch:
             node.cloning -= held
         for name in self._singly:
             await self._clone(name)
+        self._fail_lost()
         log.info(
             "copied %d of %d replicas from %s",
             len(order.replicas) - len(self._failures),
@@ -196,6 +201,17 @@ class Batch:
     def _fail(self, handle: int, error: GfsError, server: str = "") -> None:
         server = server or getattr(error, "server", "")
         self._failures[handle] = CloneFailure(handle, error.code, str(error), server)
+
+    def _fail_lost(self) -> None:
+        """A disk may fail, or a file vanish, while the others are still copied. The master has
+        heard then that the replica is gone, and would take it for there."""
+        for name in self._order.replicas:
+            replica = self._node.store.inventory.get(name.handle)
+            if replica is not None and replica.version == name.version:
+                continue
+            if name.handle not in self._failures:
+                lost = DiskFailed(f"chunk {name.handle:016x}: the copy was lost meanwhile")
+                self._fail(name.handle, lost)
 
     async def _clone(self, name: ReplicaName) -> None:
         order = CloneChunk(self._order.id, name.handle, name.version, [self._order.source])
@@ -230,7 +246,7 @@ class Batch:
     async def _copy_some(
         self, connection: BulkConnection, names: list[ReplicaName]
     ) -> list[ReplicaName]:
-        """As many as come in one answer; returns those that did not."""
+        """Copy as many as one answer has; returns the others."""
         node = self._node
         with deadline(STEP_SECONDS, "replicas"):
             await connection.send(ReadReplicas(message_id(), names))

@@ -1,19 +1,35 @@
-"""A disk: its directory and state, every call that is made to it, the identity that it
-carries (``server.json``), and how its replicas are read at the start; and the set of all
-disks of a server. Who watches them and carries out the operator's orders for them is
-:mod:`gfs.chunkserver.node.disk_manager`."""
+"""A disk: its directory and state, every call that is made to it, the identity record
+on it (``server.json``), and how its replicas are read at a start; and the set of all
+disks of a server. :mod:`gfs.chunkserver.node` opens and watches them, and carries out the
+operator's orders about them."""
 
-from gfs.chunkserver.disks.disk import Disk, map_disk_error
+from gfs.chunkserver.disks.disk import (
+    FAILED,
+    MISSING,
+    STATES,
+    TICK_SECONDS,
+    Disk,
+    describe,
+    map_disk_error,
+)
 from gfs.chunkserver.disks.disk_set import DiskSet
 from gfs.chunkserver.disks.identity import Identity, ServerRecord
-from gfs.chunkserver.disks.loading import Contents, read_disk
+from gfs.chunkserver.disks.loading import Contents, Found, read_disk, unlink_for_good
 
 __all__ = [
+    "FAILED",
+    "MISSING",
+    "STATES",
+    "TICK_SECONDS",
     "Contents",
     "Disk",
     "DiskSet",
+    "Found",
     "Identity",
     "ServerRecord",
+    "describe",
+    "identity",
     "map_disk_error",
     "read_disk",
+    "unlink_for_good",
 ]

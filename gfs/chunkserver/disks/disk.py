@@ -5,34 +5,34 @@ state      meaning
 =========  =====================================================================
 ok         read and written
 slow       a call has run for longer than ``SLOW_SECONDS``: used, and watched
-full       only the reserve is left: read, deleted from, not written
+full only the reserve is left: replicas are read and deleted, not written
 draining   read; its replicas are moved to the server's other disks
-failed     the disk refused or did not answer: not used at all
-missing    what is at its path is not this disk: not used at all
-=========  =====================================================================
+failed the disk returned an error or did not answer: not used at all
+missing this disk is not at its path: not used at all =========
+=====================================================================
 
 *What fails a disk.* A write, a sync or an operation on a name that ends with an error
 which is not about space or about that one name (EIO, EROFS, ENODEV ...); a failed sync
 of its redo journal or its write-intent records, whatever the error; a call that has not
-returned after ``disk_hang_seconds``; its identity file, looked for every second at the
-path as it is visible then, gone, that of another disk, or on another file system. A
-*read* that fails may be one bad sector: the disk is probed at once by a synced write,
-and only the replica is damaged if that succeeds.
+returned after ``disk_hang_seconds``; its identity file, which is checked every second
+at the visible path, missing, that of another disk, or on another file system. A *read*
+that fails may be one bad sector: the disk is probed at once by a synced write, and only
+the replica is damaged if that succeeds.
 
-*From then on* nothing is read from it or written to it. Whoever waits for a call gets
-DiskFailed, though the thread that makes the call may wait for the kernel for a long
-time: the call is abandoned, with its buffer, and never looked at again. Nothing that an
-abandoned call still does is believed, since the disk only comes back by being read anew
-from the start, as if the server had been killed (:mod:`gfs.chunkserver.disks.loading`), and
+*From then on* nothing is read from it or written to it. Tasks that wait for a call get
+DiskFailed, although the thread that makes the call may wait for the kernel for a long
+time: the call is abandoned, with its buffer, and its result is dropped. Effects of an
+abandoned call do no harm, since the disk is used again only after it has been read from
+the start, as if the server had been killed (:mod:`gfs.chunkserver.disks.loading`), and
 not before the last call has returned.
 
-*Hanging is counted in ticks*, of the task that looks, and not by a clock: a process that
-was stopped, or a machine that was suspended, makes one long tick of it, and no disk
-fails by that.
+*Hangs are measured in ticks* of the checking task, and not by a clock: if the process
+was stopped, or the machine suspended, that is one long tick, and no disk fails because
+of it.
 
 All paths are resolved from a descriptor of the directory as it was opened
-(:meth:`gfs.io.FileSystem.within`): after ``umount -l`` nothing is created in what is
-visible at the path then.
+(:meth:`gfs.io.FileSystem.within`): after ``umount -l`` nothing is created in the
+directory that is visible at the path then.
 """
 
 from __future__ import annotations
@@ -42,53 +42,46 @@ import errno
 import itertools
 import logging
 import os
-import sys
-import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import trio
 
-from gfs.chunkserver.files.intents import Intents
-from gfs.chunkserver.files.journal import Journal
-from gfs.chunkserver.files.progress import Call, making
+from gfs.chunkserver.files import Call, Intents, Journal, making
+from gfs.chunkserver.packs import Packs
 from gfs.config import ChunkserverSettings
-from gfs.errors import DiskFailed, DiskFull, GfsError, NotFound
-from gfs.io import File, FileSystem, World
-from gfs.io.world import ReadFailed
+from gfs.errors import Busy, DiskFailed, DiskFull, GfsError, NotFound
+from gfs.failures import plural
+from gfs.io import File, FileSystem, ReadFailed, World
 from gfs.protocol.messages import Disk as DiskReport
 
 if TYPE_CHECKING:
-    from gfs.chunkserver.files.chunkfile import ChunkFile
+    from gfs.chunkserver.files import ChunkFile
 
 T = TypeVar("T")
 
-#: A disk with a call that runs for longer than this reports itself slow.
+#: A disk with a call that runs for longer than this is reported as slow.
 SLOW_SECONDS = 5.0
-#: How often calls that have not returned are looked for.
+#: How often unfinished calls are checked.
 TICK_SECONDS = 0.5
 
+#: Errors of a process, or a machine, that has too little of something for the moment: the next
+#: call may succeed.
+_PASSING = frozenset((errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 #: Errors that are about space, one name, or this process, and not about the disk.
-_HARMLESS = frozenset(
-    (
-        errno.ENOENT,
-        errno.EEXIST,
-        errno.ENOTEMPTY,
-        errno.EISDIR,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EAGAIN,
-        errno.EINTR,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.EBADF,
-    )
-)
+_HARMLESS = _PASSING | {
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EBADF,
+}
 
 FAILED, MISSING = "failed", "missing"
 STATES = ("ok", "slow", "full", "draining", FAILED, MISSING)
-#: Written and synced in its directory, to see whether it works.
+#: The file that a probe writes and syncs in its directory.
 PROBE = "probe"
 
 log = logging.getLogger(__name__)
@@ -118,9 +111,13 @@ class Disk:
         self._on_failure = on_failure
         #: The disk's id, in its identity file.
         self.id = ""
+        #: And the one that was there, if it is the copy of another disk, which keeps that id.
+        self.former_id = ""
         #: Whether the server's record was written to it, by this process.
         self.is_recorded = False
         self.draining = False
+        #: Whether all its replicas are known.
+        self.is_adopted = True
         #: Replicas of a draining disk for which the other disks had no room.
         self.stuck = 0
         #: "failed" or "missing", and why; empty while it is used.
@@ -128,9 +125,9 @@ class Disk:
         self.reason = ""
         #: Failed by a call that did not return: it may come back when all have.
         self.hung = False
-        #: A call has met an error of the disk, if only after it was abandoned.
+        #: Whether a call had an error of the disk, also after it was abandoned.
         self.has_refused = False
-        #: The disk failed: what is on it may be older than what the page cache has, or had
+        #: The disk failed: its contents may be older than those of the page cache, now or before
         #: (see gfs.chunkserver.disks.loading).
         self.is_suspect = False
         self.limiter = trio.CapacityLimiter(settings.disk_threads)
@@ -140,25 +137,26 @@ class Disk:
         self.lock: File | None = None
         self.journal: Journal
         self.intents: Intents
+        self.packs: Packs
         #: Set when the sync under way of the journal, or of the intent records, ends.
         self.syncing: dict[Journal | Intents, trio.Event] = {}
-        #: Wakes the task that saves what a full journal holds.
+        #: Wakes the task that saves the replicas in a full journal.
         self.to_save = trio.Event()
         self.room = trio.lowlevel.ParkingLot()
         self.chunks = 0
         self.total_bytes = 0
         self.free_bytes = 0
-        #: Since free_bytes was read: chunks begun here, bytes written here.
-        self.begun = 0
+        #: Since free_bytes was read: bytes that chunks begun here may take, bytes written here.
+        self.begun_bytes = 0
         self.written_bytes = 0
-        #: Calls that the disk refused.
+        #: Calls that the disk answered with an error.
         self.errors = 0
-        #: Calls that threads are making, abandoned ones included. Threads change it: the
-        #: loop copies it before it looks.
+        #: Calls that threads are making, abandoned ones included. Threads change it:
+        #: the loop copies it before it reads it.
         self.running: dict[int, Call] = {}
         self._numbers = itertools.count()
         self._scopes: set[trio.CancelScope] = set()
-        #: Set when it is no longer used; when all its files are closed.
+        #: Set when the disk is not used any more; and when all its files are closed.
         self.ended = trio.Event()
         self.closed = trio.Event()
         #: Wakes the task that moves its replicas to other disks.
@@ -169,17 +167,18 @@ class Disk:
         #: close waits for the disk.
         self._to_close: list[File | ChunkFile] = []
         self.closing = trio.Event()
-        #: Has a thread close what is left after all else was closed.
+        #: Has a thread close the remaining files after all others were closed.
         self._close_rest: Callable[[], object] = lambda: None
 
     def open(self) -> None:
-        """From now on its path is the directory that is there now. Blocks. Raises
-        ``OSError`` if there is none."""
+        """Open the directory that is at its path now. Blocks. Raises ``OSError`` if
+        there is none."""
         self.files = self.world.files.within(self.path)
         self.device = self.world.files.device(self.path)
         sync = self._settings.durability == "fsync"
         self.journal = Journal(self.files, self.path, sync, self._settings.journal_bytes)
         self.intents = Intents(self.files, self.path, self._boot)
+        self.packs = Packs(self.files, self.path, self.id, self.former_id)
 
     # --- paths and space ------------------------------------------------------------
 
@@ -188,6 +187,11 @@ class Disk:
 
     def chunk_path(self, handle: int) -> str:
         return f"{self.folder(handle)}/{handle:016x}.chunk"
+
+    def new_half(self) -> str:
+        """What to append to a chunk's path for a replica that is half-made. No two have one name:
+        a copy, a move and a replica that is unpacked may be made at the same time."""
+        return f".clone.{next(self._numbers)}"
 
     def has_room(self, reserve_bytes: int) -> bool:
         """Whether new data may be written without touching the reserve."""
@@ -199,7 +203,12 @@ class Disk:
         if space.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
         self.total_bytes, self.free_bytes = space.total_bytes, space.free_bytes
-        self.begun = self.written_bytes = 0
+        self.begun_bytes = self.written_bytes = 0
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether new replicas are made on it, if it has room."""
+        return self.is_adopted and not self.draining
 
     @property
     def state(self) -> str:
@@ -215,7 +224,7 @@ class Disk:
         is_used = not self.down
         reason = self.reason
         if self.draining and self.stuck and is_used:
-            reason = f"{self.stuck} replicas stay: the server's other disks have no room for them"
+            reason = f"the server's other disks have no room for {plural(self.stuck, 'replica')}"
         return DiskReport(
             path=self.path,
             id=self.id,
@@ -238,6 +247,7 @@ class Disk:
         """
         if self.down:
             raise self.failure()
+        result: T | None = None
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             borrower = object()
@@ -258,23 +268,22 @@ class Disk:
                 if self.is_open and self.journal.to_save:
                     self.to_save.set()
         if self.down:
+            # Nobody gets it: it may be a file that was opened, and the error may live long.
+            result = None
             raise self.failure()
-        return result
+        return cast(T, result)
 
     async def _run(self, function: Callable[..., T], args: tuple[object, ...]) -> T:
         number = next(self._numbers)
 
         def call() -> T:
             own = Call(getattr(function, "__qualname__", str(function)))
-            handled = sys.exc_info()[1]
             self.running[number] = own
             try:
                 with making(own):
                     return function(*args)
-            except Exception as error:
-                if isinstance(error, OSError):
-                    self.has_refused = self.has_refused or is_of_disk(error)
-                clear_frames(error, handled)
+            except OSError as error:
+                self.has_refused = self.has_refused or is_of_disk(error)
                 raise
             finally:
                 del self.running[number]
@@ -283,6 +292,8 @@ class Disk:
             return await self.world.run_blocking(call, limiter=_UNLIMITED, abandon_on_cancel=True)
         except OSError as error:
             self.take(error)
+            if self.is_open and self.packs.failed:
+                self.fail(FAILED, f"its packed replicas could not be synced: {describe(error)}")
             if isinstance(error, ReadFailed) and self.is_open and function != self.probe:
                 await self._probe()
             raise
@@ -317,7 +328,7 @@ class Disk:
 
     @property
     def is_open(self) -> bool:
-        return hasattr(self, "journal")
+        return hasattr(self, "packs")
 
     def failure(self) -> DiskFailed:
         return DiskFailed(f"the disk {self.path} of this chunkserver is {self.down}: {self.reason}")
@@ -351,7 +362,7 @@ class Disk:
         return not self.hung or self.has_refused
 
     def fail(self, state: str, reason: str) -> None:
-        """Nothing is read from it or written to it from now on."""
+        """Fail the disk: from now on nothing is read from it or written to it."""
         if not self.down:
             self.end(state, reason)
             self._on_failure(self)
@@ -377,13 +388,13 @@ class Disk:
         """Blocks. Close the files that were put off; of a disk that is given up, all files. No
         thread may be using any of them."""
         while self._to_close:
-            # No unsynced write was promised; another thread may close the same file.
+            # No write was acknowledged that is not synced; another thread may close the same file.
             with contextlib.suppress(OSError, IndexError):
                 self._to_close.pop().close()
 
     def end_closing(self, close_rest: Callable[[], object]) -> None:
-        """All is closed except the files that somebody still uses: ``close_rest`` is called
-        when they can be closed, too."""
+        """All files are closed except those that are still used: ``close_rest`` is
+        called when they can be closed, too."""
         self.closed.set()
         self._close_rest = close_rest
         if self._to_close:
@@ -395,20 +406,12 @@ class Disk:
         if self.is_open:
             self.journal.close()
             self.intents.close()
+            self.packs.close()
         if self.lock is not None:
             self.lock.close()
             self.lock = None
         if hasattr(self, "files"):
             self.files.close()
-
-
-def clear_frames(error: BaseException | None, handled: BaseException | None) -> None:
-    """Drop the frames of a failed call's error, so that who keeps the error does not keep the
-    call's open files. Those of ``handled``, in whose handling the call was made, stay: they
-    may be of coroutines, which end when their frames are dropped."""
-    while error is not None and error is not handled:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 _UNLIMITED = trio.CapacityLimiter(float("inf"))
@@ -433,4 +436,8 @@ def map_disk_error(error: OSError, what: str) -> GfsError:
         return DiskFull(f"{what}: no space left on the chunkserver's disk")
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{what}: the chunk file is gone")
+    if error.errno in _PASSING:
+        # A replica is not damaged for it: the scrub had the good ones of a server that was short
+        # of descriptors replaced.
+        return Busy(f"{what}: {error.strerror or error}")
     return DiskFailed(f"{what}: {error.strerror or error}")

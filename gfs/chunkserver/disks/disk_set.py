@@ -1,4 +1,4 @@
-"""All disks of a chunkserver: which are used, and which takes the next new replica."""
+"""The disks of a chunkserver: which ones are used, and which one gets the next new replica."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gfs.blocks import CHUNK_BYTES
 from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.files.intents import boot_number
+from gfs.chunkserver.files import boot_number
 from gfs.config import ChunkserverSettings
 from gfs.diagnostics import event
 from gfs.errors import DiskFailed, DiskFull
@@ -32,9 +32,9 @@ class DiskSet:
         self.reserve_bytes = settings.reserve_bytes
         #: This chunkserver's id, for the log.
         self.server = ""
-        #: Those that are used, by index; an index is never used again.
+        #: The disks that are used, by index; an index is never used again.
         self.used: dict[int, Disk] = {}
-        #: Those that are not, by path.
+        #: The disks that are not used, by path.
         self.down: dict[str, Disk] = {}
 
     def new(self, path: str) -> Disk:
@@ -45,23 +45,23 @@ class DiskSet:
     def pick(self, need_bytes: int = CHUNK_BYTES) -> Disk:
         """The disk for a new replica: the one with most free space.
 
-        Raises DiskFull when the reserve would be touched everywhere.
+        Raises DiskFull if all disks have only their reserve left.
         """
-        used = [disk for disk in self.used.values() if not disk.draining]
+        used = [disk for disk in self.used.values() if disk.takes_new]
         fit = [disk for disk in used if disk.has_room(self.reserve_bytes)]
         if not used:
             raise DiskFailed("no disk of this chunkserver can be used: see gfs status --disks")
         if not fit:
             raise DiskFull("no disk of this chunkserver has space above its reserve")
-        disk = max(fit, key=lambda d: (d.free_bytes - d.begun * need_bytes, -d.chunks))
-        disk.begun += 1
+        disk = max(fit, key=lambda d: (d.free_bytes - d.begun_bytes, -d.chunks))
+        disk.begun_bytes += need_bytes
         return disk
 
     def reports(self) -> list[DiskReport]:
         return [disk.report() for disk in (*self.used.values(), *self.down.values())]
 
     def log_failed(self, disk: Disk, lost: int) -> None:
-        """Log it; at a start, once it is known which server this is."""
+        """Log a failed disk; at a start, once the server's id is known."""
         log.error(
             "disk %s is %s: %s. Its %d replicas will be re-replicated from other servers. "
             "When it works again: gfs disk retry %s %s",

@@ -1,19 +1,20 @@
-"""The identity of this chunkserver, on each of its disks, and what must survive a restart.
+"""The record of this chunkserver on each of its disks: its identity, and other data
+that must survive a restart.
 
-``server.json`` holds the server's id, the cluster it belongs to, how often it
-was started (its incarnation), the highest term of a master it registered with,
-and the highest operation-log sequence that a master of that term told it: a
-master behind that sequence has a younger memory than this server, and its
-deletion orders are refused (see ``Orders``); one of a lower term is none any more.
-Also where the master's shadows are: one of them may be the next master; how far
-the scrubber has come; and which replicas were found damaged and not dealt with yet.
+``server.json`` has the server's id, its cluster, how often it was started (its
+incarnation), the highest term of a master that it registered with, and the highest
+operation-log sequence that a master of that term sent: a master behind that sequence
+lacks operations that this server knows of, and its deletion orders are refused (see
+``Orders``); a master of a lower term is deposed. It also has the addresses of the
+master's shadow masters, one of which may be the next master; the progress of the scrub;
+and the replicas that were found damaged and are not replaced yet.
 
-It names the disk that it is on, too, and lists all disks of the server: so a disk whose
-mount is away is noticed, at a start as well, and the bare directory below is not taken
-for a new disk.
+It also names its own disk and lists all disks of the server: so a disk that is not
+mounted is noticed, also at a start, and the bare directory of its mount point is not
+taken for a new disk.
 
-It is there twice, since nothing else can tell who this server is: a copy that is damaged,
-or cannot be read, is made anew from the other one.
+There are two copies, since the record is the only proof of the server's identity: a
+copy that is damaged, or cannot be read, is rewritten from the other one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ import msgspec
 from gfs.blocks import block_sum
 from gfs.chunkserver.disks.disk import Disk, describe
 from gfs.errors import StartupError
-from gfs.io import FileSystem, World
-from gfs.io.world import ReadFailed
+from gfs.io import FileSystem, ReadFailed, World
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ NAMES = (NAME, f"{NAME}.copy")
 LOCK = "lock"
 #: A record is far smaller.
 RECORD_BYTES_MAX = 1024 * 1024
-#: Damaged replicas that are kept over a restart, at most.
+#: The most damaged replicas that are recorded over a restart.
 DAMAGED_MAX = 1000
 
 REMOVED = "removed"
@@ -50,7 +50,7 @@ class DiskRecord(msgspec.Struct):
     id: str
     path: str
     state: str = ""
-    #: It failed, or was away, since it was last read.
+    #: Whether it failed, or was away, since it was last read.
     doubted: bool = False
 
 
@@ -58,7 +58,7 @@ class ServerRecord(msgspec.Struct):
     id: str
     cluster: str = ""
     incarnation: int = 0
-    #: Raised with every save: the disks that missed one have a lower one.
+    #: Raised with every save: a disk that missed a save has a lower number.
     revision: int = 0
     sequence: int = 0
     term: int = 0
@@ -68,7 +68,7 @@ class ServerRecord(msgspec.Struct):
     scrubbed: int = 0
     scrub_began_ns: int = 0
     scrub_ended_ns: int = 0
-    #: The disk that this is on, and all that the server has.
+    #: The disk that this copy is on, and all disks of the server.
     disk: str = ""
     disks: list[DiskRecord] = []
     #: (Handle, version) of replicas that were found damaged.
@@ -80,7 +80,7 @@ class DamagedRecord(ValueError):
 
 
 class MissingDisk(Exception):
-    """What is at a disk's path is not that disk."""
+    """The directory at a disk's path is not that disk."""
 
 
 #: The last field of the file: the checksum of everything before it.
@@ -152,9 +152,8 @@ def _read_one(files: FileSystem, path: str) -> ServerRecord:
 
 
 def save_record(disk: Disk, record: ServerRecord) -> None:
-    """The record is on the disk, synced, when this returns. Raises ``OSError``, and
-    MissingDisk if there was one before and is none now: an emptied directory must not look as
-    if it were the disk."""
+    """Write and sync the record. Raises ``OSError``, and MissingDisk if there was a
+    record and is none now: an emptied directory must not be taken for the disk."""
     reason = check_disk(disk, record.id) if disk.is_recorded else ""
     if reason:
         raise MissingDisk(reason)
@@ -174,8 +173,8 @@ def save_record(disk: Disk, record: ServerRecord) -> None:
 
 def take_disk(disk: Disk, found: ServerRecord | None) -> None:
     """Open and lock the directory in which ``found`` was read; if that is None, make it if it
-    does not exist. Raises MissingDisk if something else is there by now, if another
-    chunkserver uses it, or if it would be made where another file system is to be mounted;
+    does not exist. Raises MissingDisk if it has changed since, if another chunkserver
+    uses it, or if it would be made where another file system is to be mounted;
     ``OSError``."""
     files = disk.world.files
     if found is None:
@@ -204,9 +203,10 @@ def _owner(record: ServerRecord | None) -> tuple[str, str] | None:
     return None if record is None else (record.id, record.disk)
 
 
-def check_disk(disk: Disk, server: str) -> str:
+def check_disk(disk: Disk, server: str = "") -> str:
     """Blocks. The reason why the directory that is visible at the disk's path now is not this
-    disk; empty if it is. Raises ``OSError`` if the disk is there and refuses."""
+    disk, of this ``server`` if it is given; empty if it is. Raises ``OSError`` if the disk is
+    there and fails."""
     files = disk.world.files
     try:
         if files.device(disk.path) != disk.device:
@@ -215,10 +215,10 @@ def check_disk(disk: Disk, server: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return "the directory does not exist any more"
     except DamagedRecord:
-        return ""  # rewritten with the next change; no other disk has its id
+        return ""  # it is rewritten with the next change; no other disk has its id
     if record is None:
         return f"its {NAME} is gone: it was unmounted, or emptied"
-    if record.id != server or record.disk not in ("", disk.id):
+    if record.id != (server or record.id) or record.disk not in ("", disk.id):
         return f"it belongs to chunkserver {record.id}, as disk {record.disk}"
     return ""
 
@@ -227,21 +227,21 @@ def check_disk(disk: Disk, server: str) -> str:
 
 
 class Identity:
-    """The record as it is now, for all disks."""
+    """The present record, for all disks."""
 
     def __init__(self) -> None:
         self.record = ServerRecord(id="")
-        #: Cluster and term of the last record that some disk took.
+        #: Cluster and term of the last record that was saved on a disk.
         self._saved = ("", 0)
 
     @property
     def remembers(self) -> bool:
-        """Whether the next start will know the present cluster and term. A disk that did not
-        take them is full, or has failed."""
+        """Whether the next start will find the present cluster and term. A disk on
+        which they could not be saved is full, or has failed."""
         return self._saved == (self.record.cluster, self.record.term)
 
     def saved(self, record: ServerRecord) -> None:
-        """Some disk has taken the record."""
+        """Note that the record was saved on a disk."""
         self._saved = (record.cluster, record.term)
 
     def begin(self, world: World, found: Mapping[str, ServerRecord]) -> None:
@@ -256,8 +256,7 @@ class Identity:
             self.saved(self.record)
         else:
             self.record = ServerRecord(id=world.random_bytes(6).hex())
-        # From the clock, so that it grows even if it cannot be saved; but
-        # never back, whatever the clock does.
+        # From the clock, so that it grows even if it cannot be saved; but never lower than before.
         now = world.clock.time_ns() // 1_000_000
         self.record.incarnation = max(self.record.incarnation + 1, now)
 
@@ -270,8 +269,8 @@ class Identity:
         self.record.disks = [each for each in self.record.disks if each.path != path]
 
     def keep(self, path: str, known: DiskRecord | None) -> None:
-        """No disk replaced the one that was ``known`` there: the directory below a missing
-        mount must not be taken for a new, empty disk."""
+        """Keep the ``known`` disk at its path, which no other disk has replaced: the
+        directory below a missing mount must not be taken for a new, empty disk."""
         if known is not None and self.at(path) is None:
             self.record.disks.append(known)
 

@@ -1,17 +1,18 @@
-"""Reading a disk: which replicas are on it, at a start or when it comes back.
+"""Reading the replicas on a disk, at a start or when it comes back.
 
-A disk is read by itself, by threads that share nothing with other disks: its redo journal
-is replayed, its write-intent records are applied, and the outcome is a plain table. The store
+Each disk is read by threads of its own, which share nothing with other disks: its redo journal
+is replayed, its write-intent records are applied, the index of its packed replicas is read, and
+the outcome is a plain table. The store
 adopts the table in the loop's thread and decides between two disks that have the same replica.
 
 *A disk that failed* may have lost unsynced writes without a power cut: Linux reports a failed
-write-back once and counts the pages as written, and a device that was away comes back without
-what never reached it, in the same boot of the machine. So the page cache of its files is
-dropped before they are read, and replicas with a write-intent record
-(:mod:`gfs.chunkserver.files.intents`) are possibly stale as after a power cut. The server's
-other disks record that a disk has failed, for a start that comes before it is read. A server
-with one disk alone does not know it after a restart. A call that took too long, and then
-succeeded, has lost nothing.
+write-back once and counts the pages as written, and a device that was away comes back
+without the writes that never reached it, in the same boot of the machine. So the page cache
+of its files is dropped before they are read, and replicas with a write-intent record
+(:mod:`gfs.chunkserver.files.intents`) are possibly stale as after a power cut. The
+server's other disks record that a disk has failed, for a restart before it is read. A
+server with only one disk does not know it after a restart. A call that took too long,
+and then succeeded, has lost nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ import logging
 from typing import NamedTuple
 
 from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.files.intents import NO_STATE, Intent
-from gfs.chunkserver.files.journal import NAMES, Records, read_records
-from gfs.chunkserver.files.layout import Redo, State
-from gfs.chunkserver.files.progress import report_progress
+from gfs.chunkserver.files import (
+    NAMES,
+    NO_STATE,
+    ChunkFile,
+    Intent,
+    Records,
+    Redo,
+    State,
+    read_records,
+    report_progress,
+)
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica
-from gfs.io import FileSystem
-from gfs.io.world import ReadFailed
+from gfs.io import FileSystem, ReadFailed
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ class Found(NamedTuple):
 
 
 class Contents:
-    """What is on a disk."""
+    """The contents of a disk."""
 
     def __init__(self) -> None:
         self.replicas: dict[int, Found] = {}
@@ -72,6 +78,9 @@ class _Reader:
         files.make_directories(chunks)
         for path in (*(f"{disk.path}/{name}" for name in NAMES), disk.intents.path):
             self._drop_cached(path)
+        for path in (disk.packs.index_path, disk.packs.data_path):
+            self._drop_cached(path)
+        disk.packs.open()
         records = read_records(files, disk.path)
         disk.journal.open()
         disk.journal.saw(records.sequence)
@@ -87,7 +96,7 @@ class _Reader:
             self._folder(f"{chunks}/{name}", records)
         for handle, redos in sorted(records.by_handle.items()):
             report_progress()
-            if not redos[0].base:
+            if not redos[0].base and handle not in disk.packs:
                 self._unnamed(handle, redos)
         # The journal is emptied now: the deletions of these files must be on the disk.
         folders = {disk.folder(handle) for handle in records.deleted}
@@ -104,21 +113,33 @@ class _Reader:
         if disk.intents.synced < disk.intents.changes:
             disk.intents.flush()
         disk.journal.start()
+        self._packed()
         self._suspect()
         disk.measure()
         if self._has_failed:
             disk.probe()
         return self._contents
 
+    def _packed(self) -> None:
+        """A packed replica was never changed, so no note of what a power cut may have undone
+        is about it: one that there is, is of a chunk file that the disk had before."""
+        packs, intents = self._disk.packs, self._disk.intents
+        for record in packs.all():
+            report_progress()
+            self._contents.replicas[record.handle] = Found(record.version, record.length)
+        for intent in intents.all():
+            report_progress()
+            if intent.handle in packs:
+                intents.remove(intent.handle)
+
     def _drop_cached(self, path: str) -> None:
-        """Of a failed disk: what is read of a file from now on is on the disk."""
+        """Drop the page cache of a failed disk's files, so that they are read from the disk."""
         if self._disk.is_suspect and self._files.exists(path):
-            file = self._files.open(path, "r")
-            file.drop_cached()
-            file.close()
+            with contextlib.closing(self._files.open(path, "r")) as file:
+                file.drop_cached()
 
     def _suspect_all(self, what: str) -> None:
-        """A record that cannot be read may be any replica's."""
+        """After an unreadable record all replicas are possibly stale."""
         disk = self._disk
         log.error(
             "%s is damaged: all replicas on this disk are possibly stale",
@@ -152,7 +173,7 @@ class _Reader:
             )
 
     def _raise_version(self, intent: Intent) -> None:
-        """The replica was granted that version, and lost it with the power."""
+        """Raise a replica that was granted that version, and lost it in a power cut."""
         report_progress()
         disk = self._disk
         path = disk.chunk_path(intent.handle)
@@ -175,7 +196,7 @@ class _Reader:
             report_progress()
             path = f"{folder}/{name}"
             stem, _, kind = name.partition(".")
-            if kind == "chunk.clone":
+            if kind.startswith("chunk.clone"):
                 self._files.unlink(path)  # a clone that a crash cut short
                 continue
             try:
@@ -187,6 +208,10 @@ class _Reader:
                 deleted = records.deleted.get(handle, 0)
                 if deleted and self._is_older(path, handle, deleted):
                     unlink_for_good(self._files, path)  # a power cut brought it back
+                elif handle in self._disk.packs and not self._replaces_packed(
+                    path, handle, records
+                ):
+                    unlink_for_good(self._files, path)
                 else:
                     self._chunk(handle, path, records.take(handle))
 
@@ -197,8 +222,28 @@ class _Reader:
             return False
         return state is not None and state.sequence < sequence
 
+    def _replaces_packed(self, path: str, handle: int, records: Records) -> bool:
+        """Whether a chunk file is newer than the packed replica, which is deleted then. Both are
+        there when a move into a file of its own was cut short: then the file has no more than
+        the record (see :mod:`gfs.chunkserver.packs`), but the disk may have only its bytes."""
+        packed = self._disk.packs.get(handle)
+        try:
+            redos = records.by_handle.get(handle, [])
+            state = ChunkFile.probe(self._files, path, handle, redos)
+        except (CorruptReplica, ReadFailed):
+            state = None
+        if packed is not None and (
+            state is None
+            or state.version < packed.version
+            or (state.version == packed.version and self._disk.packs.is_whole(packed))
+        ):
+            records.take(handle)
+            return False
+        self._disk.packs.remove([handle])
+        return True
+
     def _unnamed(self, handle: int, records: list[Redo]) -> None:
-        """A replica made shortly before a power cut that lost its name."""
+        """A replica that was made shortly before a power cut, which lost its name."""
         path = self._disk.chunk_path(handle)
         self._files.make_directories(path.rpartition("/")[0])
         self._files.open(path, "create").close()
@@ -244,8 +289,8 @@ class _Reader:
             except OSError as error:
                 if not chunk.is_unsound:
                     raise
-                # The kernel may report only now what failed long ago: once for each file, and
-                # one start after another must not fail for it.
+                # The kernel may report an old failure only now, once for each file;
+                # starts must not fail again and again because of it.
                 raise CorruptReplica(
                     f"chunk {handle:016x}: a sync of it failed: {error}"
                 ) from error
@@ -255,6 +300,6 @@ class _Reader:
 
 
 def unlink_for_good(files: FileSystem, path: str) -> None:
-    """Delete a file without a tombstone: its name is gone from the disk when this returns."""
+    """Delete a file durably without a tombstone."""
     files.unlink(path)
     files.sync_directory(path.rpartition("/")[0])

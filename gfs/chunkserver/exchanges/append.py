@@ -1,4 +1,4 @@
-"""Record append at the primary: the paper, section 3.3.
+"""Record append at the primary (the paper, 3.3).
 
 ::
 
@@ -6,36 +6,37 @@
     client ─records─┼─> queue ─> one exchange (gfs.chunkserver.exchanges.write) ─> all replicas
     client ─records─┘       its offsets are chosen when its turn comes
 
-*Group commit.* Requests that arrive while an exchange is under way wait, and go together
-with the next one: the fixed cost (two thread hops, one round trip down the chain, the
-writes of sums and slot) is paid for a batch, not for each record. The first waiting
-request's task carries the batch; no task is started.
+*Group commit.* Requests that arrive while an exchange is under way wait, and are
+carried together by the next one: the fixed cost (two thread hops, one round trip down
+the chain, the writes of sums and slot) is paid for a batch, not for each record. The
+first waiting request's task carries the batch; no task is started.
 
-*Gathering.* Clients that wait for each answer would fall into two halves, each of
-which waits while the other one is carried, and pay the fixed cost twice. So a small
-batch first waits until as many requests have come as were in the last exchange and behind
-it, for no longer than that took: their answers come no later than they would in halves.
-A single client waits for no other.
+*Gathering.* Clients that wait for each answer would form two halves, each of which
+waits while the other one is carried, and pay the fixed cost twice. So a small batch
+first waits until as many requests have arrived as were in the last exchange or waiting
+behind it, for no longer than that exchange took: their answers come no later than they
+would in halves. A single client does not wait.
 
 *Atomic.* A record is acknowledged when every replica has acknowledged the exchange with all
-of it. A record whose exchange was cut short may be there, in whole or in part, or not: its
-client tries again, and a reader recognizes it by the frame (:mod:`gfs.protocol.records`).
+of it. A record whose exchange was cut short may be stored completely, in part, or not:
+its client tries again, and a reader recognizes it by the frame
+(:mod:`gfs.protocol.records`).
 
 *Level.* The offset is the primary's length, so all replicas must have that length: see
 :mod:`gfs.chunkserver.exchanges.write`.
 
 *Full.* A record that does not fit into the rest of the chunk goes to the next chunk: the
-rest becomes a hole, on all replicas, and the answer says so.
+rest becomes a hole, on all replicas, and the answer reports it.
 
-*Bounds.* Bodies of all appends of one server: ``WAITING_BYTES_MAX``; they are not
-even received before there is room, so the client's send waits. Requests for one
-chunk: ``WAITING_MAX``, then Busy. A batch: ``BATCH_BYTES`` or one request.
+*Bounds.* Bodies of all appends of one server: ``WAITING_BYTES_MAX``; they are received
+only when there is room, so the client's send waits. Requests for one chunk:
+``WAITING_MAX``, then Busy. A batch: ``BATCH_BYTES`` or one request.
 
 Sketch, one record of 100 bytes alone: 3 servers x (1 receive, 1 thread hop, 3
 writes), 5 sends: about 1 ms. 100 in a batch: 1.5 ms. Processor time: each server 0.4
 ms an exchange (of which the disk is 0.02, the thread hop 0.04), the primary 0.07 more
-for each request. So what counts is how many share an exchange; what the tail block
-costs to be read back and verified (0.01 ms) does not. Measured with ``python -m
+for each request. So the number of requests that share an exchange matters; the cost of
+reading back and verifying the tail block (0.01 ms) does not. Measured with ``python -m
 bench.append``: see docs/design.md.
 """
 
@@ -47,9 +48,8 @@ import trio
 
 from gfs.blocks import CHUNK_BYTES, KIB, MIB, packet_sums
 from gfs.chunkserver.exchanges.write import WriteExchange
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.node.pulse import Answering
-from gfs.chunkserver.replicas.open_chunks import OpenChunk
+from gfs.chunkserver.node import Answering, Node
+from gfs.chunkserver.replicas import OpenChunk
 from gfs.errors import (
     Busy,
     GfsError,
@@ -73,24 +73,24 @@ from gfs.protocol.messages import (
 WAITING_BYTES_MAX = 64 * MIB
 WAITING_MAX = 1024
 BATCH_BYTES = 4 * MIB
-#: A batch that is smaller than this waits for clients that are about to send again,
+#: A batch that is smaller than this waits for clients that are expected to send again,
 SMALL_BATCH_BYTES = 256 * KIB
 #: for as long as the last exchange took, and not longer than this.
 GATHER_SECONDS_MAX = 0.004
 #: Frames are verified in the loop up to this size: a thread hop costs as much.
 VERIFY_INLINE_BYTES = 1 * MIB
-#: Chunks whose new lengths one heartbeat reports; the others wait for the next.
+#: The most chunks whose new lengths one heartbeat reports; others wait for the next.
 REPORTED_MAX = 1024
 
 
 class Waiting:
-    """One client's records, on their way into the chunk."""
+    """One client's records that are to be appended to the chunk."""
 
     def __init__(self, request: AppendRecords, body: memoryview) -> None:
         self.request = request
         self.body = body
         self.sizes: list[int] = []
-        #: Set when there is an answer, or when this task is to carry the next batch.
+        #: Set when there is an answer, or when this task has to carry the next batch.
         self.woken = trio.Event()
         self.answer: Message | None = None
 
@@ -99,7 +99,7 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: deque[Waiting] = deque()
         self.led = False
-        #: Set when as many wait as are gathered.
+        #: Set when the wanted number of requests waits.
         self.enough = trio.Event()
         self.wanted = 0
 
@@ -109,7 +109,7 @@ class Queue:
             self.enough.set()
 
     async def gather(self, wanted: int, seconds: float) -> None:
-        """Until ``wanted`` requests wait, for ``seconds`` at most."""
+        """Wait until ``wanted`` requests wait, for ``seconds`` at most."""
         if len(self.waiting) < wanted:
             self.wanted, self.enough = wanted, trio.Event()
             with trio.move_on_after(seconds):
@@ -130,7 +130,7 @@ class Appends:
     # --- what is reported to the master -------------------------------------------------
 
     def unreported(self) -> list[AppendedChunk]:
-        """Lengths that all replicas have, and that the master may not know yet."""
+        """The lengths of all replicas that were not reported to the master yet."""
         return list(self._unreported.values())[:REPORTED_MAX]
 
     def reported(self, chunks: list[AppendedChunk]) -> None:
@@ -141,19 +141,23 @@ class Appends:
     # --- one request --------------------------------------------------------------------
 
     async def serve(self, connection: BulkConnection, request: AppendRecords) -> bool:
-        """Answer one request. False if the connection is of no more use."""
+        """Answer one request. False if the connection cannot be used again."""
         node = self._node
         count = connection.body_bytes
+        is_in_order, connection.appended = connection.appended or not request.follows, False
         try:
+            if not is_in_order:
+                raise LeaseLost("the append before this one failed: send both again")
             if self._bytes and self._bytes + count > WAITING_BYTES_MAX:
                 await self._wait_for_room(count)
             self._bytes += count
             try:
                 waiting = Waiting(request, memoryview(bytearray(count)))
-                await self._receive(connection, waiting)
                 answering = Answering(connection)
-                answering.disk = node.store.open_chunks.disk_of(request.handle)
+                # Also while they arrive, which may take long on a slow link.
                 with node.pulse.given(answering, request.id):
+                    await self._receive(connection, waiting)
+                    answering.disk = node.store.open_chunks.disk_of(request.handle)
                     answer = await self._append(waiting)
             finally:
                 self._bytes -= count
@@ -163,12 +167,13 @@ class Appends:
             if connection.body_bytes:
                 await node.connections.fail_and_hang_up(connection, answer)
                 return False
+        connection.appended = isinstance(answer, AppendReply)
         answer.id = request.id
         await node.connections.answer_briefly(connection, answer)
         return True
 
     async def _wait_for_room(self, count: int) -> None:
-        """Raises Busy when there was none for long."""
+        """Wait for room in memory. Raises Busy if there is none for long."""
         with trio.move_on_after(self._node.settings.idle_seconds) as scope:
             while self._bytes and self._bytes + count > WAITING_BYTES_MAX:
                 await self._room.park()
@@ -176,7 +181,7 @@ class Appends:
             raise Busy("too many appends wait on this server: try again")
 
     async def _receive(self, connection: BulkConnection, waiting: Waiting) -> None:
-        """Small ones came with their request: there is nothing to wait for then."""
+        """Receive the records. Small ones arrive with their request."""
         body = waiting.body
         if connection.held_bytes >= len(body):
             await connection.receive_body(body)
@@ -228,7 +233,7 @@ class Appends:
             self._queues.pop(handle, None)
 
     async def _carry(self, queue: Queue) -> None:
-        """One exchange, for as many requests as it takes from the queue's head."""
+        """Carry one exchange, with as many requests as it takes from the queue's head."""
         request = queue.waiting[0].request
         batch = Batch(queue)
         exchange = AppendExchange(self._node, batch, request)
@@ -249,7 +254,7 @@ class Appends:
 
 
 class Batch:
-    """Records of one exchange: its upstream, which delivers them as a connection would."""
+    """The records of one exchange: as its upstream, it delivers them like a connection."""
 
     #: Each request has its own.
     answering: Answering | None = None
@@ -262,14 +267,14 @@ class Batch:
         self._body = memoryview(b"")
         self._records = memoryview(b"")
         self._hole = 0
-        #: Offset and size of the packets to come; the hole's has none.
+        #: Offset and size of the packets that follow; that of the hole has none.
         self._ranges: deque[tuple[int, int]] = deque()
         self._number = -1
 
     # --- who gets which place ----------------------------------------------------------
 
     def choose(self, length: int) -> None:
-        """Give the waiting records their places, from ``length`` of the chunk on."""
+        """Give the waiting records their offsets, from ``length`` of the chunk on."""
         at, full = length, False
         pieces: list[memoryview] = []
         while self._may_take(at - length):
@@ -324,9 +329,9 @@ class Batch:
     # --- the packets -------------------------------------------------------------------
 
     def plan(self, start: int, are_level: bool) -> bool:
-        """The records, from ``start`` of the chunk on, then the hole. False if there is
-        nothing at all to send, not even what other replicas lack: an empty packet goes
-        behind that."""
+        """Plan the packets: the records, from ``start`` of the chunk on, then the hole.
+        False if there is nothing to send, also not what other replicas lack: that is
+        followed by an empty packet."""
         self._start = at = start
         end = start + len(self._records)
         while at < end:
@@ -340,7 +345,7 @@ class Batch:
         return bool(self._ranges)
 
     async def receive(self) -> Message:
-        """The next packet of the plan. The last one is answered when all is committed."""
+        """The next packet of the plan. The last one is answered when everything is committed."""
         at, count = self._ranges.popleft()
         last = not self._ranges
         self._number += 1
@@ -349,12 +354,13 @@ class Batch:
         self.body_bytes = count
         return Packet(self._number, at, last, sums, hole=0 if count else self._hole)
 
-    async def receive_body(self, target: memoryview) -> None:
+    async def receive_some(self, target: memoryview, least: int) -> int:
         target[:] = self._body
         self.body_bytes = 0
+        return len(target)
 
     async def send(self, message: Message) -> None:
-        """An acknowledgement. It is ignored: the batch is answered when the exchange ends."""
+        """Ignore an acknowledgement: the batch is answered when the exchange ends."""
 
     async def refuse(self, failure: Failure) -> None:
         self.failure = failure

@@ -1,4 +1,4 @@
-"""The next server of a write chain, as this one uses it."""
+"""The connection to the next server of a write chain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.node import Node
 from gfs.errors import DeadlineExceeded, GfsError, ProtocolError, ReplicaUnavailable
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import Watch, deadline
@@ -43,7 +43,7 @@ def chain_broken(server: ServerAddress, error: BaseException) -> ChainBroken:
 
 
 class Downstream:
-    """The next server of the chain, as the sender sees it."""
+    """The sender's side of the connection to the next server."""
 
     def __init__(self, node: Node, watch: Watch, server: ServerAddress) -> None:
         self._node = node
@@ -65,21 +65,28 @@ class Downstream:
             raise self.broken(error) from None
         self._prefix = encode_frame(request)
 
-    async def send(self, packet: Packet, body: memoryview) -> None:
+    async def send(self, packet: Packet, size: int, body: memoryview) -> None:
+        """Send the packet, whose body is of ``size``, and the first bytes of that."""
+        frame, self._prefix = self._prefix + encode_head(packet, size), b""
+        await self._send(frame, body, size <= SMALL_PACKET_BYTES)
+
+    async def send_more(self, body: memoryview) -> None:
+        """Send the next bytes of a large packet."""
+        await self._send(b"", body, False)
+
+    async def _send(self, frame: bytes, body: memoryview, is_small: bool) -> None:
         assert self._connection is not None
-        frame = self._prefix + encode_head(packet, len(body))
-        self._prefix = b""
         self._watch.expect(SILENT_SECONDS, "progress")
         self.awaited = True
         try:
-            if len(body) <= SMALL_PACKET_BYTES:
+            if is_small:
                 await self._connection.send_frames(frame, body)
             else:
                 scope, stream = self._watch.scope, self._connection.stream
                 with self._node.patience.sending(scope, stream, SILENT_SECONDS):
                     await self._connection.send_frames(frame, body)
         except ConnectionError as error:
-            # It may have sent the reason before it hung up.
+            # It may have sent the reason before it closed the connection.
             await self._check_last_message()
             raise self.broken(error) from None
         self.awaited = False

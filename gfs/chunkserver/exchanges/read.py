@@ -1,9 +1,9 @@
-"""Reads: whole blocks go out by ``sendfile``, smaller pieces are verified here.
+"""Reads: whole blocks are sent with ``sendfile``, smaller pieces are verified here.
 
-For whole blocks the stored sums travel in the head and the client verifies, so
-damage on the disk, in memory or on the wire is caught in one place, and no byte
-of the body enters this process. A reader of a piece of a block cannot verify it: then this
-server reads and verifies the blocks around it.
+For whole blocks the stored sums are sent in the head and the client verifies, so damage on
+the disk, in memory or on the wire is detected in one place, and no byte of the body enters
+this process. A reader of a piece of a block cannot verify it: then this server reads and
+verifies the blocks around it.
 
 Nothing here waits for a disk on the loop's thread: one that hangs would hold up all
 others, and the heartbeats, so the master would take the server for dead. A small read from
@@ -13,33 +13,34 @@ of the disk's threads.
 
 from __future__ import annotations
 
-from gfs.blocks import BLOCK_BYTES, block_sum
-from gfs.chunkserver.disks.disk import map_disk_error
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.open_chunks import OpenChunk
+import contextlib
+from collections.abc import AsyncIterator
+
+from gfs.blocks import BLOCK_BYTES, Buffer, block_sum
+from gfs.chunkserver.disks import map_disk_error
+from gfs.chunkserver.files import ChunkFile
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.replicas import OpenChunk
 from gfs.errors import CorruptReplica, GfsError, InvalidArgument, StaleVersion
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.messages import Failure, ReadChunk, ReadReply
 
 #: Reads of whole blocks up to this size are not worth a ``sendfile``.
 SENDFILE_BYTES_MIN = 64 * 1024 + 1
-#: A piece this server verifies is at most this long; ask for whole blocks beyond.
+#: The longest piece that this server verifies; longer ranges must be read in whole blocks.
 PIECE_BYTES_MAX = 1024 * 1024
 
 
 async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk) -> bool:
-    """Answer one read. False if the connection is of no more use."""
+    """Answer one read. False if the connection cannot be used again."""
     try:
-        node.store.inventory.check_not_stale(request.handle)
-        async with node.store.open_chunks.using(request.handle) as chunk:
-            try:
-                _check(chunk, request)
-                if _is_whole(chunk, request):
-                    return await _send_blocks(node, connection, chunk, request)
-                await _send_piece(node, connection, chunk, request)
-            except CorruptReplica:
-                node.store.open_chunks.mark_unfit(chunk)
-                raise
+        if request.length < SENDFILE_BYTES_MIN:
+            await connection.send(*await read_small(node, request))
+            return True
+        async with _opened(node, request) as chunk:
+            if _is_whole(chunk.file, request):
+                return await _send_blocks(node, connection, chunk, request)
+            await connection.send(*await _piece(node, chunk, request))
     except GfsError as error:
         await connection.send(
             Failure(id=request.id, code=error.code, message=str(error), server=node.id)
@@ -47,8 +48,64 @@ async def serve_read(node: Node, connection: BulkConnection, request: ReadChunk)
     return True
 
 
-def _check(chunk: OpenChunk, request: ReadChunk) -> None:
-    file = chunk.file
+def read_open(node: Node, request: ReadChunk) -> tuple[ReadReply, Buffer] | None:
+    """The answer to a read of at most a block, if the file is open, or the replica packed, and
+    the page cache has the bytes. Raises a GfsError."""
+    store = node.store
+    store.inventory.check_not_stale(request.handle)
+    if request.length >= SENDFILE_BYTES_MIN:
+        return None
+    chunk = store.open_chunks.opened(request.handle)
+    if chunk is not None:
+        file: ChunkFile | None = chunk.file
+        store.open_chunks.used_now(request.handle)
+    else:
+        file = store.open_chunks.packed(request.handle)
+    if file is None:
+        return None
+    _check(file, request)
+    end = request.offset + request.length
+    try:
+        if _is_whole(file, request):
+            sums = file.stored_sums(request.offset // BLOCK_BYTES, end)
+            data = bytearray(request.length)
+            if sums is None or not file.read_at_cached(memoryview(data), request.offset):
+                return None
+            return ReadReply(request.id, request.offset, request.length, True, sums), data
+        piece = file.read_verified_cached(request.offset, request.length)
+    except OSError as error:
+        if isinstance(error, GfsError):
+            raise
+        return None
+    if piece is None:
+        return None
+    return ReadReply(request.id, request.offset, request.length, False, block_sum(piece)), piece
+
+
+async def read_small(node: Node, request: ReadChunk) -> tuple[ReadReply, Buffer]:
+    """The answer to a read of at most a block, or of a piece. Raises a GfsError."""
+    async with _opened(node, request) as chunk:
+        if not _is_whole(chunk.file, request):
+            return await _piece(node, chunk, request)
+        sums = await _sums(node, chunk, request)
+        reply = ReadReply(request.id, request.offset, request.length, True, sums)
+        return reply, await _unverified(node, chunk, request)
+
+
+@contextlib.asynccontextmanager
+async def _opened(node: Node, request: ReadChunk) -> AsyncIterator[OpenChunk]:
+    """The replica, open, if it can answer; marked if it turns out to be damaged."""
+    node.store.inventory.check_not_stale(request.handle)
+    async with node.store.open_chunks.using(request.handle) as chunk:
+        try:
+            _check(chunk.file, request)
+            yield chunk
+        except CorruptReplica:
+            node.store.open_chunks.mark_unfit(chunk)
+            raise
+
+
+def _check(file: ChunkFile, request: ReadChunk) -> None:
     if file.version < request.version:
         raise StaleVersion(
             f"chunk {file.handle:016x} has version {file.version} here, not {request.version}"
@@ -62,20 +119,20 @@ def _check(chunk: OpenChunk, request: ReadChunk) -> None:
         )
 
 
-def _is_whole(chunk: OpenChunk, request: ReadChunk) -> bool:
+def _is_whole(file: ChunkFile, request: ReadChunk) -> bool:
     end = request.offset + request.length
     return not request.offset % BLOCK_BYTES and (
-        not end % BLOCK_BYTES or end == chunk.file.length or request.length > BLOCK_BYTES
+        not end % BLOCK_BYTES or end == file.length or request.length > BLOCK_BYTES
     )
 
 
 async def _sums(node: Node, chunk: OpenChunk, request: ReadChunk) -> bytes:
     """The stored sums of the blocks asked for.
 
-    A replica may be longer than its file: bytes that nobody acknowledged, of a
-    writer that died, or records appended meanwhile. Where the file's end is inside
-    a block there is no stored sum of just its part: the block is verified here, and
-    the part gets a sum of its own.
+    A replica may be longer than its file requires: it may have unacknowledged bytes of
+    a writer that died, or records appended meanwhile. If the file ends inside a block
+    there is no stored sum of that part: then the block is verified here, and the part
+    gets a sum of its own.
     """
     file = chunk.file
     first, end = request.offset // BLOCK_BYTES, request.offset + request.length
@@ -129,9 +186,6 @@ async def _send_blocks(
         whole=True,
         sums=await _sums(node, chunk, request),
     )
-    if request.length < SENDFILE_BYTES_MIN:
-        await connection.send(reply, await _unverified(node, chunk, request))
-        return True
     try:
         await connection.send_file(
             reply,
@@ -141,7 +195,7 @@ async def _send_blocks(
             run=chunk.disk.run,
         )
     except EOFError:
-        # The head was sent: the connection's end tells the client.
+        # The head was sent, so an error can only be reported by ending the connection.
         node.store.open_chunks.mark_unfit(chunk)
         return False
     except OSError as error:
@@ -152,21 +206,10 @@ async def _send_blocks(
     return True
 
 
-async def _send_piece(
-    node: Node, connection: BulkConnection, chunk: OpenChunk, request: ReadChunk
-) -> None:
+async def _piece(node: Node, chunk: OpenChunk, request: ReadChunk) -> tuple[ReadReply, bytes]:
     if request.length > PIECE_BYTES_MAX:
         raise InvalidArgument(
             f"a read of {request.length} bytes must start and end at 64 KiB boundaries"
         )
     data = await _verified(node, chunk, request.offset, request.length)
-    await connection.send(
-        ReadReply(
-            id=request.id,
-            offset=request.offset,
-            length=request.length,
-            whole=False,
-            sums=block_sum(data),
-        ),
-        data,
-    )
+    return ReadReply(request.id, request.offset, request.length, False, block_sum(data)), data

@@ -5,12 +5,12 @@
     client ──packets──> primary ──packets──> secondary ──packets──> secondary
            <───acks────         <───acks────           <───acks────
 
-Each server receives a packet into one buffer, passes it on, verifies it against
-the client's sums and writes it, all from that buffer; then takes the next. The
+Each server receives a packet into one buffer, passes it on as it arrives, verifies it
+against the client's sums and writes it, all from that buffer; then takes the next. The
 sockets' buffers are the pipeline: while this server writes packet n, the next
-one receives it and the client sends n + 1. An acknowledgement goes back once
-this server *and* everything after it holds the packet; the one for the last
-packet once all have committed their heads.
+one receives it and the client sends n + 1. An acknowledgement is sent back once this
+server *and* all after it have the packet; the one for the last packet once all have
+committed their heads.
 
 Sketch per MiB and server: receive 0.25 ms, send 0.25 ms, hash 0.08 ms, new page
 cache 0.6 ms, one thread hop 0.1 ms, a dozen Python steps. With three servers and
@@ -20,27 +20,27 @@ A failure anywhere ends the exchange at every server: each commits what it has
 verified and names the server that failed, as far as it knows. Acknowledged bytes are on
 all servers; bytes beyond them are dropped by the next exchange of an upload (``cut``).
 
-*Late packets.* A connection that was given up may still deliver what was sent over it,
-however much later: the kernel of a dead process sends on. A server after the primary
-takes a packet as long as the version is right, so a late one could overwrite what was
-written, and acknowledged, since. So a primary that passed on a packet and got no
-acknowledgement for it orders nothing more under that version: it gives its lease up, and
-the next write comes under a new version, which the secondaries get with the grant. That
-happens once for each broken exchange, and costs other exchanges nothing. In an upload the
-client orders the writes, and has the version raised itself.
+*Late packets.* A connection that was given up may still deliver packets, however much
+later: the kernel of a dead process goes on sending. A secondary accepts a packet as
+long as its version is right, so a late one could overwrite data that was written and
+acknowledged since. So a primary that passed on a packet and got no acknowledgement for
+it orders nothing more under that version: it gives up its lease, and the next write has
+a new version, which the secondaries get with the grant. That happens once for each
+broken exchange, and costs other exchanges nothing. In an upload the client orders the
+writes, and has the version raised itself.
 
-*Gaps.* A write past the end of a replica has the bytes before it filled with zeros, a
-hole that takes no space. Only the primary knows where the gap begins, when the write
-has its turn: another write into the gap comes before or after, and its bytes stay.
-All replicas must be of one length for that, or zeros would overwrite what one of them
-has and the primary lacks.
+*Gaps.* Before a write past the end of a replica, the gap is filled with zeros, a hole
+that takes no space. Only the primary decides where the gap begins, when the write has
+its turn: another write into the gap is ordered before or after it, and its bytes are
+kept. All replicas must have one length for that, or zeros would overwrite bytes that
+one of them has and the primary lacks.
 
-*Level.* Within a run of exchanges that ended well all replicas have the primary's
-length. Before the first gap or append under a new version, and after a broken exchange,
-the primary asks all for their lengths. The longest replica has everything that was ever
-acknowledged, even if a machine came back without its last writes. The primary fetches from
-it what it lacks itself; what others lack goes down the chain first. So bytes are never
-dropped, and replicas differ in nothing but their lengths.
+*Level.* After exchanges that succeeded all replicas have the primary's length. Before the
+first gap or append under a new version, and after a broken exchange, the primary asks all
+for their lengths. The longest replica has everything that was ever acknowledged, even if a
+machine came back without its last writes. The primary fetches from it the bytes that it
+lacks itself; bytes that others lack are sent down the chain first. So bytes are never
+dropped, and replicas differ only in their lengths.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from gfs.blocks import CHUNK_BYTES, block_sum, block_sums, packet_sums
-from gfs.chunkserver.disks.disk import map_disk_error
+from gfs.blocks import CHUNK_BYTES, KIB, block_sum, block_sums, packet_sums
+from gfs.chunkserver.disks import map_disk_error
 from gfs.chunkserver.exchanges.chain import SMALL_PACKET_BYTES, ChainBroken, Downstream, asked
-from gfs.chunkserver.files.chunkfile import ChunkFile
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.node.pulse import Answering
-from gfs.chunkserver.replicas.open_chunks import OpenChunk
+from gfs.chunkserver.files import ChunkFile
+from gfs.chunkserver.node import Answering, Node
+from gfs.chunkserver.packs import PackedFile
+from gfs.chunkserver.replicas import OpenChunk
 from gfs.diagnostics import message_id
 from gfs.errors import (
     CorruptReplica,
@@ -90,17 +90,22 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: How many packets the next server may be behind with acknowledgements.
-ACK_LAG = 2
-#: An exchange whose turn has not come by then fails; its client asks for a new version, which
-#: ends the write under way: its writer may have stopped.
+#: By how many packets the acknowledgements of the next server may lag, for each server after
+#: this one: the next one's lag as well, and if no more than that were on their way to it, the
+#: link between them would be idle whenever it has them all. And at most: a sender without
+#: memory has four packets in flight.
+ACK_LAG, ACK_LAG_MAX = 2, 3
+#: What is passed on of a packet before the rest of it has arrived, at least.
+PIECE_BYTES = 256 * KIB
+#: How long an exchange waits for its turn before it fails; its client then asks for a
+#: new version, which ends the write under way, whose writer may have stopped.
 TURN_SECONDS = 4.0
 #: How long a packet waits for a buffer before it takes one above the bound.
 BUFFER_PATIENCE_SECONDS = 0.5
 
 
 class Upstream(Protocol):
-    """Where the packets of an exchange come from, and the acknowledgements go to."""
+    """The source of an exchange's packets, which gets the acknowledgements."""
 
     #: The peer that waits for the exchange, and is sent pulses; None if there is none.
     answering: Answering | None
@@ -110,7 +115,7 @@ class Upstream(Protocol):
 
     async def receive(self) -> Message: ...
 
-    async def receive_body(self, target: memoryview) -> None: ...
+    async def receive_some(self, target: memoryview, least: int) -> int: ...
 
     async def send(self, message: Message) -> None: ...
 
@@ -127,7 +132,7 @@ class FromConnection:
         self.answering: Answering | None = Answering(connection)
         self.send = self.answering.send
         self.receive = connection.receive
-        self.receive_body = connection.receive_body
+        self.receive_some = connection.receive_some
 
     @property
     def body_bytes(self) -> int:
@@ -142,10 +147,10 @@ class WriteExchange:
 
     ::
 
-        run          answers, errors included: each becomes what the upstream is sent
+        run sends the result to the upstream, errors included
         _take_turn   one exchange at a time per replica, held to lease and deadlines
         _transfer    packet after packet: receive, pass on, persist, acknowledge
-        _persist     verified, written, synced where that is promised
+        _persist verify, write, and sync as ``durability`` requires
     """
 
     def __init__(self, node: Node, upstream: Upstream, request: WriteChunk) -> None:
@@ -154,8 +159,9 @@ class WriteExchange:
         self._request = request
         self._watch = Watch()
         self._downstream: Downstream | None = None
-        #: The last packet that was sent on, wholly or in part, and the last one that all
-        #: servers after this one acknowledged.
+        self._lag = min(ACK_LAG * len(request.chain), ACK_LAG_MAX)
+        #: The last packet that was passed on, completely or in part, and the last one
+        #: that all servers after this one acknowledged.
         self._passed_on = -1
         self._relayed = -1
         #: How many packets this server sent ahead of those from upstream; and from which byte
@@ -168,7 +174,7 @@ class WriteExchange:
         self._next_offset = request.offset
 
     async def run(self) -> bool:
-        """True if the exchange ended well and the connection can carry another."""
+        """True if the exchange succeeded and the connection can carry another."""
         request = self._request
         try:
             if request.chain:
@@ -190,7 +196,7 @@ class WriteExchange:
             )
         except OSError as error:
             if isinstance(error, ConnectionError):
-                raise  # the upstream is gone: there is no one to answer
+                raise  # the upstream is gone and cannot be answered
             known = map_disk_error(error, f"chunk {request.handle:016x}")
             await self._fail(
                 Failure(id=0, code=known.code, message=str(known), server=self._node.id)
@@ -221,8 +227,8 @@ class WriteExchange:
         return self._node.pulse.given(answering, self._request.id)
 
     async def _take_turn(self, chunk: OpenChunk) -> bool:
-        """Wait for this replica's turn, then carry the exchange through. False if the file
-        was replaced or given up while this waited for it.
+        """Wait for this replica's turn, then carry out the exchange. False if the file
+        was replaced or given up during the wait.
 
         One exchange at a time per replica is what gives all replicas the primary's order.
         One with a higher version ends the one before it.
@@ -243,10 +249,17 @@ class WriteExchange:
                 with self._watch.scope:
                     # Only now: the lease may have been revoked while this write waited.
                     self._check_lease()
+                    # Here, too: a write that is refused must not unpack a replica.
+                    if request.mode == "mutate" or request.version < chunk.file.version:
+                        self._check_version(chunk.file)
                     try:
+                        if isinstance(chunk.file, PackedFile):
+                            # No call that ends at once: the disk would seem to make progress.
+                            with self._node.pulse.on_disk(chunk.disk):
+                                await self._node.store.move_out(chunk)
                         await self._record_intent(chunk)
                         await self._transfer(chunk)
-                        # Replicas are as level as they were, or were made.
+                        # Replicas are level if they were before, or are new.
                         if self._is_level:
                             chunk.level_version = request.version
                     finally:
@@ -273,7 +286,7 @@ class WriteExchange:
             raise ChainBroken(Failure(id=0, code=DeadlineExceeded.code, message=late))
 
     def _check_ended(self, chunk: OpenChunk) -> None:
-        """Raise what ended the exchange, if a newer one or a deadline did."""
+        """Raise the error if a newer exchange or a deadline has ended this one."""
         if not self._watch.scope.cancelled_caught:
             return
         if chunk.watch is None:
@@ -311,8 +324,9 @@ class WriteExchange:
                 await self._node.store.durability.record_intent(chunk, chunk.file.version)
 
     def _fence(self, chunk: OpenChunk) -> None:
-        """Give the lease up if packets of this exchange that were sent on may still arrive:
-        nothing more is ordered under this version. Before the next exchange has its turn."""
+        """Give up the lease if packets of this exchange that were passed on may still
+        arrive, so that nothing more is ordered under this version. Called before the
+        next exchange has its turn."""
         request = self._request
         if (
             self._relayed < self._passed_on
@@ -324,7 +338,7 @@ class WriteExchange:
             self._node.leases.revoke(request.handle)
 
     async def _leave(self, chunk: OpenChunk) -> None:
-        """However the exchange ended: a crash leaves all bytes that were verified."""
+        """Commit, however the exchange ended, so that a crash leaves all verified bytes."""
         file = chunk.file
         chunk.mutated_at = self._node.world.clock.monotonic()
         if not chunk.dropped:
@@ -413,8 +427,8 @@ class WriteExchange:
             )
 
     def _size_hole(self, chunk: OpenChunk, packet: Packet) -> None:
-        """The primary decides how many bytes are missing before the packet: at most as many as
-        its sender allows, who knows what was acknowledged before."""
+        """The primary decides how many bytes are missing before the packet: at most as
+        many as its sender allows, which knows what was acknowledged before."""
         if self._request.primary and packet.hole:
             self._check_version(chunk.file)
             packet.hole = min(packet.hole, max(0, packet.offset - chunk.file.length))
@@ -441,20 +455,20 @@ class WriteExchange:
         return message.id, message
 
     async def _acknowledge(self, chunk: OpenChunk, number: int, now: bool) -> None:
-        """Tell upstream which packets are on this replica and on all after it.
+        """Acknowledge to the upstream the packets that this replica and all after it have.
 
-        No task listens to the server downstream: its acknowledgements are fetched here,
-        ``ACK_LAG`` packets late, so that it may work meanwhile. A sender keeps more packets
-        than that in flight before it waits.
+        No task receives from the downstream server: its acknowledgements are received
+        here, some packets late, so that it can work meanwhile. A sender keeps
+        more packets than that in flight before it waits.
 
         The primary acknowledges a mutation only while it holds the lease: once that has
-        expired, a copy of the chunk may be under way, and would miss what is acknowledged now.
+        expired, a copy of the chunk may be under way, and would miss this write.
         """
         if self._downstream is None:
             self._check_lease()
             await self._upstream.send(PacketAck(id=number, length=chunk.file.length))
             return
-        due = number + self._ahead if now else number + self._ahead - ACK_LAG
+        due = number + self._ahead - (0 if now else self._lag)
         while self._relayed < due:
             ack = await self._downstream.receive_ack()
             self._relayed, ack.id = ack.id, ack.id - self._ahead
@@ -463,17 +477,27 @@ class WriteExchange:
                 await self._upstream.send(ack)
 
     async def _pass_on(self, packet: Packet, view: memoryview) -> None:
-        """Receive the body into ``view``, and send it to the next server."""
-        self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")
-        await self._upstream.receive_body(view)
-        if self._downstream is not None:
-            packet.id += self._ahead
-            self._passed_on = packet.id
-            await self._downstream.send(packet, view)
+        """Receive the body into ``view``, and send the next server each piece as it arrives:
+        a server further down the chain has a packet no later for that (the paper, 3.2)."""
+        downstream, total, done = self._downstream, len(view), 0
+        least = total if downstream is None else PIECE_BYTES
+        while True:
+            self._watch.expect(self._node.settings.idle_seconds, "rest of the packet")
+            count = await self._upstream.receive_some(view[done:], min(least, total - done))
+            piece = view[done : done + count]
+            if downstream is not None and not done:
+                packet.id += self._ahead
+                self._passed_on = packet.id
+                await downstream.send(packet, total, piece)
+            elif downstream is not None:
+                await downstream.send_more(piece)
+            done += count
+            if done == total:
+                break
         self._watch.rest()
 
     async def _persist(self, chunk: OpenChunk, packet: Packet, view: memoryview) -> None:
-        """The packet is verified and written here, as durable as is promised."""
+        """Verify and write the packet, as durably as ``durability`` requires."""
         disk, durability = chunk.disk, self._node.store.durability
         self._take_room(chunk, len(view))
         with self._node.pulse.on_disk(disk):
@@ -486,7 +510,7 @@ class WriteExchange:
                 await durability.sync_journal(disk)
 
     def _take_room(self, chunk: OpenChunk, count: int) -> None:
-        """Keep many writers at once from using up the reserve between two measurements."""
+        """Prevent that many writers use up the reserve between two measurements."""
         reserve = self._node.settings.reserve_bytes
         if reserve and not chunk.disk.has_room(reserve):
             raise DiskFull(f"chunk {chunk.file.handle:016x}: the disk is full to its reserve")
@@ -518,7 +542,7 @@ class WriteExchange:
     # --- replicas of one length ---------------------------------------------------------
 
     async def _level(self, chunk: OpenChunk) -> None:
-        """Get what the longest replica has; note from where on others lack it."""
+        """Make this replica as long as the longest one; note from which byte on others lack it."""
         if self._is_level:
             return
         self._watch.rest()
@@ -546,7 +570,7 @@ class WriteExchange:
             return reply.length
 
     async def _fetch(self, chunk: OpenChunk, server: ServerAddress, end: int) -> None:
-        """Append what another replica has up to ``end``."""
+        """Append the bytes of another replica up to ``end``."""
         file, request = chunk.file, self._request
         while file.length < end:
             at = file.length
@@ -557,14 +581,14 @@ class WriteExchange:
                     raise ProtocolError(f"{type(reply).__name__} instead of {count} bytes")
                 data = await connection.read_body()
                 if (block_sums(data) if reply.whole else block_sum(data)) != reply.sums:
-                    raise CorruptReplica(f"bytes at {at} do not fit their checksum")
+                    raise CorruptReplica(f"bytes at {at} fail their checksum")
             self._watch.rest()
             self._take_room(chunk, count)
             await self._on_disk(chunk, file.write, at, data, packet_sums(at, data))
         await self._on_disk(chunk, file.commit)
 
     async def _catch_up(self, chunk: OpenChunk, downstream: Downstream) -> None:
-        """Send ahead what other replicas may lack."""
+        """Send first the bytes that other replicas may lack."""
         file, at = chunk.file, self._low
         while at < file.length:
             count = min(PACKET_BYTES_MAX - at % PACKET_BYTES_MAX, file.length - at)
@@ -573,5 +597,5 @@ class WriteExchange:
             self._passed_on = self._ahead
             self._ahead += 1
             packet = Packet(self._passed_on, at, False, packet_sums(at, data))
-            await downstream.send(packet, memoryview(data))
+            await downstream.send(packet, count, memoryview(data))
             at += count

@@ -1,4 +1,4 @@
-"""One replica: a chunk file and what is known of it in memory.
+"""One replica: a chunk file and its state in memory.
 
 All methods that touch the file block; the service runs them in worker threads,
 never two mutations of one replica at once; only :meth:`save` may run beside them.
@@ -10,25 +10,25 @@ order of the writes:
 * *overwrite*: record in the journal; data; sums; slot.
 * *pad* (the end of an appended chunk): as append, of zeros that are a hole.
 
-With ``durability = "fsync"`` no slot is written for the moment: small appends go
-through the journal as well; the end of an exchange with large ones syncs the data and
-leaves the sums and the new state in the journal, as a new version does. Sums and slot
-follow when the replica is *saved*.
+With ``durability = "fsync"`` no slot is written at first: small appends go through the
+journal as well; the end of an exchange with large ones syncs the data and leaves the
+sums and the new state in the journal, as a new version does. Sums and slot are written
+when the replica is *saved*.
 
-What an append adds changes no byte and no sum of what was there, and readers take
-length and sum of the tail as one: so they need not wait for it.
+An append changes no byte and no sum of the existing data, and readers read the length
+and the sum of the tail as one value: so they need not wait for it.
 
 Only blocks that a packet covers partly are read, and they are verified before
 anything is built on them (the paper, 5.2).
 
-*A sync that fails is the last one.* Linux tells of a failed write-back once, and counts the
-pages as clean from then on: they are read as they were written until the page cache needs
-their room, then as they were before; a second sync says that all is well, and so does one
-by whoever opens the file anew. What is on the disk, nobody knows, and which of the pages
-it were, nobody says. So the replica is unsound from that moment, whichever promise the sync
-was for: nothing is written to it, saved of it or promised of it any more, no redo record
-of it may go, and it is made anew from another server's. Trying again, as many databases
-did until 2018 (fsyncgate), is how acknowledged bytes are lost.
+*A failed sync is never repeated.* Linux reports a failed write-back once, and counts
+the pages as clean from then on: they are read as they were written until they leave the
+page cache, then as they were before; a second sync succeeds, as does one after the file
+was opened again. It is not known which pages failed, nor what is on the disk. So the
+replica is unsound from then on, whatever the sync was for: it is not written or saved
+any more, its redo records are kept, nothing about it is acknowledged, and it is
+replaced by a copy of another server's. Repeating the sync, as many databases did until
+2018 (fsyncgate), loses acknowledged bytes.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ from gfs.chunkserver.files.progress import report_progress
 from gfs.errors import CorruptReplica, InvalidArgument, StaleVersion, invariant
 from gfs.io import File, FileSystem
 
-#: Verification reads this much at a time.
+#: How much verification reads at a time.
 VERIFY_BYTES = 1024 * 1024
-#: Copied in one system call, or in one call to a disk.
+#: How much is copied in one system call, or in one call to a disk.
 COPY_BYTES = 4 * 1024 * 1024
 #: With "fsync", an append up to this size is written twice, to save two syncs.
 JOURNALED_BYTES_MAX = MIB // 4
 
-#: So much of what is to be synced goes to the disk at once.
+#: So many bytes are sent to the disk at once before a sync.
 START_SYNC_BYTES = 4 * MIB
 
 
@@ -83,7 +83,7 @@ class ChunkFile:
         self.handle = handle
         self._file = file
         self._journal = journal
-        #: Held by whoever writes: a mutation, or one who saves.
+        #: Held by the task that writes: a mutation, or a save.
         self._lock = files.make_lock()
         self.version = state.version
         #: Numbers of the newest state, and of the one in the newest slot.
@@ -96,15 +96,16 @@ class ChunkFile:
         #: First block whose sum is not in the file; not in the journal either.
         self._dirty_from: int | None = None
         self._unlogged_from: int | None = None
-        #: In the journal, and perhaps not, or not wholly, in the file.
+        #: The write that is in the journal, and perhaps not, or only in part, in the file.
         self._unfinished: Redo | None = None
-        #: The journal must have been synced so far before that may be in the file.
+        #: The journal must have been synced up to here before that may be written to the file.
         self._unfinished_target = 0
         self._is_unsound = False
         self._name_synced = state.sequence > 0
         self._retired = False
+        self._closed = False
         self._copied = False
-        #: Pages of the sums that have their room on the disk.
+        #: Pages of the sums that are allocated on the disk.
         self._sums_pages = layout.sums_pages(state.length) if self._slot else 0
 
     # --- making and opening ---------------------------------------------------
@@ -121,11 +122,10 @@ class ChunkFile:
     ) -> ChunkFile:
         """A new, empty replica. Does not block: the file is made by the first write.
 
-        A file without a state, in its head or in the journal, was never acknowledged
-        to anybody. A file that is in the way is one of those,
-        or one that could not be read, and is dropped: the caller knows of none.
-        One that is ``copied`` leaves nothing in the journal: its path is for the time
-        being.
+        A file without a state, in its head or in the journal, was never acknowledged.
+        An existing file at the path is one of those, or one that could not be read, and
+        is dropped: the caller knows of no replica. A ``copied`` one leaves nothing in
+        the journal, since its path is temporary.
         """
         chunk = cls(files, path, handle, None, State(0, version, 0, NO_SUM), journal)
         chunk._copied = copied
@@ -136,11 +136,13 @@ class ChunkFile:
         """The file, made now if it was not. Blocks then."""
         if self._file is None:
             self._file = self._make()
+            if self._closed:
+                self._file.close()
         return self._file
 
     @property
     def made(self) -> bool:
-        """Whether there is a file at all."""
+        """Whether the file exists."""
         return self._file is not None
 
     def _make(self) -> File:
@@ -168,7 +170,7 @@ class ChunkFile:
 
     @property
     def committed(self) -> bool:
-        """Whether there was a :meth:`commit` ever, so whether a restart finds it."""
+        """Whether it was ever committed, so that a restart finds it."""
         return self._sequence > 0
 
     @classmethod
@@ -180,8 +182,8 @@ class ChunkFile:
         journal: Journal,
         records: Sequence[Redo] = (),
     ) -> ChunkFile:
-        """Open and recover; ``records`` are what the journal has of it. What they did
-        is done again, and to be saved. Raises CorruptReplica or ``OSError``."""
+        """Open and recover; ``records`` are its records in the journal, which are
+        replayed and then have to be saved. Raises CorruptReplica or ``OSError``."""
         file = files.open(path, "rw")
         try:
             head = bytearray(HEAD_BYTES)
@@ -204,7 +206,7 @@ class ChunkFile:
     def _state_of(
         head: bytes | bytearray, handle: int, file_bytes: int, records: Sequence[Redo]
     ) -> State | None:
-        """What the file says; None if it says nothing and need not."""
+        """The state in the file; None if there is none and none is required."""
         is_new = not any(head[: layout.PROBE_BYTES])
         if records and not records[0].base:
             is_new = is_new or layout.was_never_saved(head)
@@ -214,8 +216,8 @@ class ChunkFile:
     def probe(
         cls, files: FileSystem, path: str, handle: int, records: Sequence[Redo] = ()
     ) -> State | None:
-        """The replica's state alone, for the inventory at start: what the file says, or
-        the last of the ``records`` that follow from it.
+        """Only the replica's state, for the inventory at a start: that of the file, or
+        of the last of the ``records`` that follow it.
 
         None for a file that was never committed. Raises CorruptReplica.
         """
@@ -232,6 +234,8 @@ class ChunkFile:
         return state
 
     def close(self) -> None:
+        # Of a failed disk a thread may be making the file meanwhile: then it closes it.
+        self._closed = True
         if self._file is not None:
             self._file.close()
 
@@ -251,14 +255,14 @@ class ChunkFile:
 
     @property
     def uncommitted(self) -> bool:
-        """Whether a crash now would leave less than what is known here."""
+        """Whether a crash now would lose a part of the state in memory."""
         if not self._journal.sync:
             return self._dirty_from is not None
         return self._unlogged_from is not None
 
     def retire(self) -> None:
-        """The replica is deleted or replaced: nothing is written to it any more. Blocks
-        until who saves it, if somebody does, is done."""
+        """Mark the replica as deleted or replaced: nothing is written to it any more.
+        Blocks until a save under way has ended."""
         with self._lock:
             self._retired = True
             self._journal.saved(self)
@@ -269,17 +273,17 @@ class ChunkFile:
     data_offset = HEAD_BYTES
 
     def read_at(self, target: memoryview, offset: int) -> int:
-        """Fill ``target`` with bytes that nobody verified; returns how many there were."""
+        """Fill ``target`` with unverified bytes; returns how many there were."""
         return self.file.read_into(target, HEAD_BYTES + offset)
 
     def read_at_cached(self, target: memoryview, offset: int) -> bool:
-        """As :meth:`read_at`, all of it and out of memory alone; False if that cannot be
-        done. Does not block."""
+        """As :meth:`read_at`, all of it and only from memory; False if that is
+        impossible. Does not block."""
         return self._file is not None and self._file.read_cached(target, HEAD_BYTES + offset)
 
     def read_verified_cached(self, offset: int, length: int) -> bytes | None:
-        """As :meth:`read_verified`, out of memory alone; None if that cannot be done, or
-        if a block fails its checksum. Does not block."""
+        """As :meth:`read_verified`, only from memory; None if that is impossible, or if
+        a block fails its checksum. Does not block."""
         first, data, part, tail = self._blocks_around(offset, length)
         with memoryview(data) as target:
             if not self.read_at_cached(target, first * BLOCK_BYTES):
@@ -292,8 +296,8 @@ class ChunkFile:
         return self._sums_of(self._tail, first, count)
 
     def stored_sums(self, first: int, end: int) -> bytes | None:
-        """The stored sums of the blocks from ``first`` up to byte ``end``; None if more
-        of the last one is stored than that."""
+        """The stored sums of the blocks from ``first`` up to byte ``end``; None if the
+        replica has more bytes of the last one."""
         tail = self._tail
         if end % BLOCK_BYTES and end != tail[0]:
             return None
@@ -307,15 +311,15 @@ class ChunkFile:
         if end > whole:
             sums += tail_sum
         if len(sums) != count * SUM_BYTES:
-            # A thread cuts the replica just now: the writer starts over from there.
+            # A thread is cutting the replica: its writer continues from there.
             raise StaleVersion(f"chunk {self.handle:016x} became shorter meanwhile")
         return sums
 
     def read_verified(self, offset: int, length: int) -> bytes:
         """Exactly these bytes, every block they touch verified first.
 
-        Raises CorruptReplica, StaleVersion if the replica does not reach that far;
-        ``length`` 0 is the caller's bug.
+        Raises CorruptReplica, or StaleVersion if the replica is shorter; ``length`` 0
+        is a bug of the caller.
         """
         first, data, part, tail = self._blocks_around(offset, length)
         self._read_blocks(first, memoryview(data), tail)
@@ -324,8 +328,8 @@ class ChunkFile:
     def _blocks_around(
         self, offset: int, length: int
     ) -> tuple[int, bytearray, slice, tuple[int, bytes]]:
-        """Of the blocks around a range: the first one, room for all, where the range is in
-        it, and the tail that they go by."""
+        """The blocks around a range: the first one, a buffer for all, the place of the
+        range in it, and the tail that they are verified with."""
         invariant(0 <= offset < offset + length, "a range has a length")
         tail = self._tail
         if offset + length > tail[0]:
@@ -356,7 +360,7 @@ class ChunkFile:
         return None
 
     def bad_blocks(self, first: int = 0, count: int | None = None) -> list[int]:
-        """Blocks whose bytes on the disk do not fit their sums.
+        """The blocks whose bytes on the disk fail their sums.
 
         ``count`` blocks from ``first``, or all. What the file's own head says
         on the disk is checked too (with block 0), so that damage there is found
@@ -403,8 +407,8 @@ class ChunkFile:
     # --- mutations ------------------------------------------------------------
 
     def set_version(self, version: int) -> None:
-        """Raise the version, as durably as :meth:`commit` says. Never lowers it;
-        when it fails, it is what it was."""
+        """Raise the version, as durably as :meth:`commit`. Never lowers it; if it
+        fails, the version is unchanged."""
         with self._lock:
             self._finish()
             if version < self.version:
@@ -416,15 +420,15 @@ class ChunkFile:
                 try:
                     self._promise()
                 except BaseException:
-                    # A version that the caller was not told of must not be believed.
+                    # A version whose write failed must not count.
                     self.version = before
                     raise
 
     def cut(self, length: int) -> None:
-        """Drop the bytes past ``length``: nobody was told that they are stored.
+        """Drop the bytes past ``length``, which were never acknowledged.
 
-        With ``"fsync"`` that is on the disk when this returns: what comes in their
-        place must not meet a state that covers them, nor a record that has them.
+        With ``"fsync"`` that is on the disk when this returns: no state may cover the
+        new bytes in their place, and no record may have the old ones.
         """
         with self._lock:
             self._finish()
@@ -442,7 +446,7 @@ class ChunkFile:
                 self._dirty_from = min(self._dirty_from, whole)
             self._tail = (length, tail_sum)
             try:
-                # Not by a record: none that is there already may be done again.
+                # Not with a record: the existing records must not be replayed.
                 self._save(self._journal.sync)
             except BaseException:
                 self._tail, sums, self._dirty_from, self._unlogged_from = before
@@ -450,11 +454,10 @@ class ChunkFile:
                 raise
 
     def copy_from(self, source: ChunkFile) -> None:
-        """Make this new, empty replica one with the bytes of ``source``, which is on the
-        same disk, and its sums; every block of it is verified when this returns. It is to
-        be saved.
+        """Copy the bytes of ``source``, which is on the same disk, and its sums into
+        this new, empty replica, and verify every block. It must be saved afterwards.
 
-        Raises CorruptReplica if a block is not what its sum says.
+        Raises CorruptReplica if a block fails its sum.
         """
         for at in range(0, source.length, COPY_BYTES):
             report_progress()
@@ -462,18 +465,18 @@ class ChunkFile:
         self.has_all_of(source)
 
     def read_unverified(self, offset: int, count: int) -> bytearray:
-        """As many of the bytes at ``offset`` as there are, for a copy on another disk."""
+        """Read the bytes at ``offset``, unverified, for a copy on another disk."""
         data = bytearray(count)
         del data[self.file.read_into(memoryview(data), HEAD_BYTES + offset) :]
         return data
 
     def put_unverified(self, offset: int, data: Buffer) -> None:
-        """A part of a copy: nobody reads it before :meth:`has_all_of`."""
+        """Write a part of a copy, which is not read before :meth:`has_all_of`."""
         self.file.write(data, HEAD_BYTES + offset)
 
     def has_all_of(self, source: ChunkFile) -> None:
-        """This new, empty replica was given the bytes of ``source``; it takes its sums, and
-        every block is verified. Raises CorruptReplica if one is not what its sum says."""
+        """Complete this copy of ``source``, whose bytes it has: take the sums and
+        verify every block. Raises CorruptReplica if one fails its sum."""
         invariant(not self.length and not self._sequence, "a copy is made into a new replica")
         with self._lock:
             if source.length:
@@ -516,7 +519,7 @@ class ChunkFile:
             if self._journal.sync or self._copied:
                 self._start_sync(offset, end)
             return
-        # A record follows from a state, and that is all of what was written before.
+        # A record follows a state, which must include everything that was written before.
         if self.uncommitted:
             self._promise()
         self._log(offset, length, new_sums, bytes(data))
@@ -524,15 +527,15 @@ class ChunkFile:
             self._save(sync=False)
 
     def _reserve_sums(self, length: int) -> None:
-        """Of a state that goes to the journal first: a full disk must not keep it from being
-        saved."""
+        """Allocate the sums of a state that goes to the journal first, so that a full
+        disk cannot prevent its save."""
         while self._journal.sync and self._sums_pages < layout.sums_pages(length):
             self.file.write(bytes(PAGE_BYTES), SUMS_OFFSET + self._sums_pages * PAGE_BYTES)
             self._sums_pages += 1
 
     def _start_sync(self, start: int, end: int) -> None:
-        """Bytes up to ``end`` are appended, and will be synced: from time to time, have the
-        disk begin, or all who wait for it in the end wait for a whole chunk."""
+        """After an append up to ``end`` that will be synced: start the write-back from
+        time to time, so that the sync does not have to wait for a whole chunk."""
         begun = start // START_SYNC_BYTES * START_SYNC_BYTES
         whole = end // START_SYNC_BYTES * START_SYNC_BYTES
         if whole > begun:
@@ -540,12 +543,12 @@ class ChunkFile:
 
     @property
     def waits(self) -> bool:
-        """Whether an overwrite is in the journal only, which is to be synced now; then
+        """Whether an overwrite is only in the journal, which must be synced before
         :meth:`finish`."""
         return self._unfinished is not None
 
     def finish(self) -> None:
-        """Do what was left to do when the journal was not synced yet."""
+        """Complete the overwrite that waited for the journal's sync."""
         with self._lock:
             self._finish()
 
@@ -568,7 +571,7 @@ class ChunkFile:
         if rest:
             new_sums += block_sum(bytes(rest))
         self._reserve_sums(length)
-        # What an append that failed may have left there is no part of it.
+        # Bytes that a failed append may have left there do not belong to it.
         self.file.truncate(HEAD_BYTES + before)
         self.file.truncate(HEAD_BYTES + length)
         self._adopt(before, new_sums, length)
@@ -591,7 +594,7 @@ class ChunkFile:
         return bytes(out)
 
     def _merged_sum(self, block: int, offset: int, data: memoryview) -> bytes:
-        """The sum of ``block`` with ``data`` laid over its verified old bytes."""
+        """The sum of ``block`` after ``data`` is written over its verified old bytes."""
         start = block * BLOCK_BYTES
         old_end = min(start + BLOCK_BYTES, self.length)
         new_end = min(start + BLOCK_BYTES, max(self.length, offset + len(data)))
@@ -626,22 +629,23 @@ class ChunkFile:
             self._unlogged_from = first
 
     def finish_copy(self) -> None:
-        """Of a new file whose name is not its own yet: have all of its state in it, in any
-        order, and the disk begin with that. It is to be synced before it gets its name."""
+        """Write all of the state into a new file with a temporary name, in any order,
+        and start the write-back. It must be synced before it gets its name."""
         with self._lock:
             self._save(sync=False)
             self.file.start_sync(0, HEAD_BYTES + self.length)
 
     def commit(self) -> None:
-        """Make everything written so far what a crash leaves; with ``"fsync"``, and once
-        the journal is synced, also what a power cut leaves."""
+        """Make everything written so far survive a crash of the process; with
+        ``"fsync"``, and once the journal is synced, also a power cut."""
         with self._lock:
             self._finish()
             if self.uncommitted or not self._sequence:
                 self._promise()
 
     def save(self) -> None:
-        """Have the newest state in the file, synced: the journal is not needed for it."""
+        """Write the newest state into the file and sync it, so that the journal is not
+        needed for it."""
         with self._lock:
             if self._retired:
                 self._journal.saved(self)
@@ -653,15 +657,14 @@ class ChunkFile:
                 self._journal.saved(self)
 
     def sync(self) -> None:
-        """Everything written so far, and the file's name, is on the disk when this
-        returns. Writers are held up only as long as it takes to commit."""
+        """Sync everything written so far, and the file's name. Writers wait only for the commit."""
         with self._lock:
             self._finish()
             if self.uncommitted:
                 self._promise()
             file = self.file
         self._sync(file.sync)
-        # Also of a file that was here at the start: nobody knows what was synced then.
+        # Also for a file from before the start: it is not known what of it was synced.
         self._name_synced = False
         self._sync_name()
 
@@ -670,7 +673,7 @@ class ChunkFile:
             self._save(sync=False)
             return
         if self.uncommitted:
-            # The bytes are not in the journal: they must be there before their sums.
+            # The bytes are not in the journal: they must be on the disk before their sums.
             self._sync(self.file.sync)
             self._sync_name()
         whole = layout.whole_blocks(self.length)
@@ -709,8 +712,8 @@ class ChunkFile:
             self._journal.saved(self)
 
     def _sync_name(self) -> None:
-        """A new file's name, and that of the folder it may be the first in, are on
-        the disk: a synced file without a name is lost all the same."""
+        """Sync a new file's name, and that of its folder, in which it may be the first:
+        a synced file without a name is lost."""
         if self._name_synced:
             return
         folder = self.path.rpartition("/")[0]
@@ -721,7 +724,7 @@ class ChunkFile:
         self._name_synced = True
 
     def _sync(self, sync: Callable[..., None], *arguments: str) -> None:
-        """Sync its file or a directory that its name is in, unless that failed before."""
+        """Sync its file or the directory of its name, unless a sync has failed before."""
         self._require_sound()
         try:
             sync(*arguments)
@@ -732,13 +735,14 @@ class ChunkFile:
     def _require_sound(self) -> None:
         if self._is_unsound:
             raise CorruptReplica(
-                f"chunk {self.handle:016x}: a sync of it failed: what the disk has of it is unknown"
+                f"chunk {self.handle:016x}: a sync of it failed, so its state on the disk is "
+                "unknown"
             )
 
     # --- redo -----------------------------------------------------------------
 
     def _log(self, offset: int, length: int, sums: bytes, data: bytes) -> None:
-        """Leave the state after a write in the journal, then write."""
+        """Record the state after a write in the journal, then write."""
         if self._retired:
             raise StaleVersion(f"chunk {self.handle:016x} was deleted or replaced meanwhile")
         self.file  # noqa: B018 - made before there is a record of it
@@ -751,7 +755,7 @@ class ChunkFile:
             self._finish()
 
     def _finish(self) -> None:
-        """Do what the journal says: a restart would, and what follows builds on it."""
+        """Carry out the write in the journal: a restart would, and later records follow it."""
         self._require_sound()
         redo = self._unfinished
         if redo is not None:
@@ -769,10 +773,10 @@ class ChunkFile:
             if redo.base != self._sequence or not redo.offset <= self.length <= redo.length:
                 if self._journal.sync:
                     raise CorruptReplica(
-                        f"chunk {self.handle:016x}: the state that the redo journal goes on "
+                        f"chunk {self.handle:016x}: the state that the redo journal continues "
                         "from is lost"
                     )
-                return  # it was never synced, and the power was cut
+                return  # it was never synced before a power cut
             self.version, self._sequence = redo.version, redo.sequence
             self._name_synced = False
             self._unfinished = redo

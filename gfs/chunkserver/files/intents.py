@@ -1,16 +1,16 @@
 """Write-intent records: after a power cut they say which replicas may lack writes.
 
 With ``durability = "replicated"`` nothing is synced before it is acknowledged. A
-machine that loses its power may come back with a replica of the current version that
-passes all its checksums, and still lacks what was last written in place or appended,
-together with the sums of that. Nothing in the replica shows it.
+machine that loses power may come back with a replica of the current version that passes
+all its checksums, and still lacks the last writes in place or appends, together with
+their sums. Nothing in the replica shows it.
 
 So before an existing replica is written, a *write-intent record* is synced to the disk:
 this chunk is being written, in this *boot* of the machine (the page cache is as old as
-that). A replica whose record is of another boot is *possibly stale*. The server returns
-it to nobody and takes no writes to it; the master replaces it by a copy of a good one. Only
+that). A replica whose record is of another boot is *possibly stale*. The server neither
+serves it nor accepts writes to it; the master replaces it by a copy of a good one. Only
 if no good one is left anywhere, the master elects one of the possibly stale replicas
-(:mod:`gfs.master.replicas.election`).
+(:mod:`gfs.master.rules.election`).
 
 ::
 
@@ -18,10 +18,10 @@ if no good one is left anywhere, the master elects one of the possibly stale rep
               some time after the last of them: chunk file synced ──> record removed
 
 *What it costs*: one sync for each chunk that begins to be written, of a small file
-whose blocks are allocated, shared by all tasks that wait for one at that moment. Nothing
-for each write, nothing for reads. Measured on two busy cores, three servers on one disk: the
-first write to a file 35 ms instead of 24, of which most is the master's commits; writes
-after it, appends and new files as before.
+whose blocks are allocated, shared by all tasks that wait for one at that moment.
+Further writes and reads cost nothing. Measured on two busy cores, three servers on one
+disk: the first write to a file 35 ms instead of 24, of which most is the master's
+commits; writes after it, appends and new files as before.
 
 *What needs no record*: a new chunk until it belongs to a file, since no earlier state of it
 can be taken for the newest. The master learns its length and version when it is
@@ -30,34 +30,34 @@ the sum of no block is zero. Copies are synced before they have a name. The empt
 replica of a chunk that is added to a file is synced when it is made, and gets a record
 as all others do.
 
-*What a record says of the replica*: its version, so that a replica that loses its newest
-version with the power is not taken for stale: if all replicas were, the chunk would be
-lost. And the length that it had when the first of the writes began that a power cut may
-undo: bytes missing below that are damage; bytes missing beyond it were written under the
+*What a record says of the replica*: its version, so that a replica that loses its
+newest version in a power cut is not taken for stale: if all replicas were, the chunk
+would be lost. And the length that it had before the first write that a power cut may
+undo: missing bytes below that are damage; those beyond it were written under the
 record, and may be missing.
 
-*Where in the file*: a record is written where there is room, within one sector, so that
-no other record changes whatever becomes of it. It is overwritten only by another one, or
-by zeros when it is removed: no order of the writes matters. Since nothing is synced at a
-removal, a removed record may come back; then a good replica is possibly stale, and is
-copied in vain.
+*Where in the file*: a record is written to any free slot, within one sector, so that a
+torn write changes no other record. It is overwritten only by another one, or by zeros
+when it is removed: the order of the writes does not matter. Since nothing is synced at
+a removal, a removed record may come back; then a good replica counts as possibly stale,
+and is replaced without need.
 
-A record that cannot be read may be of any replica: all replicas on its disk are possibly
-stale then.
+A record that cannot be read may be of any replica: then all replicas on its disk are
+possibly stale.
 
-*Incomplete*: another kind of record says that the newest states of a replica could not be put
-into its file, since the disk refused them. They are in the redo journal, from which they are
-removed in turn; then the file looks like a good one, of the current version, and lacks what
-was acknowledged. So such a record is on the disk before they are removed. It names the state
-that the file would have to be in. If a start finds an earlier state, the replica is damaged. If
-it finds that state, restored from the journal, or a later one, of a file that replaced this
-one, the record means nothing any more. Of a chunk file whose sync failed, no state is good
-(:mod:`gfs.chunkserver.files.chunkfile`): what a later start reads in the page cache may not
-be on the disk.
+*Incomplete*: another kind of record says that the newest states of a replica could not be
+saved in its file because of errors of the disk. They are in the redo journal, which is
+overwritten in turn; then the file would look good, with the current version, but lack
+acknowledged writes. So such a record is synced before the journal is overwritten. It has
+the number of the state that the file should have. If a start finds an earlier state, the
+replica is damaged. If it finds that state, restored from the journal, or a later one, of a
+file that replaced this one, the record does not matter any more. No state of a chunk
+file whose sync failed is good (:mod:`gfs.chunkserver.files.chunkfile`): what a later
+start reads from the page cache may not be on the disk.
 
 *A failed sync of the records is never repeated*, since Linux reports a failed write-back once
-and counts the pages as written. From then on no record counts as being on the disk, so nothing
-is written that needs one, and the disk has failed.
+and counts the pages as written. From then on no record counts as being on the disk, so
+no write that needs one is accepted, and the disk has failed.
 
 Not chosen: a flag in the chunk file's head, whose sync would include all dirty pages of the
 chunk; the redo journal, which has its own order and is overwritten in turn.
@@ -74,14 +74,14 @@ from gfs.errors import DiskFailed
 from gfs.io import File, FileSystem
 
 NAME = "marks"
-#: Of a record that was made because it is not known which ones there were.
+#: The boot of records that were made because the former ones are unknown.
 NO_BOOT = 0
-#: A state that no file is ever in: no state of a replica whose sync has failed is good.
+#: A state that no file ever has: no state of a replica whose sync has failed is good.
 NO_STATE = 2**64 - 1
-#: In the place of a length, in a record that says that the replica is incomplete.
+#: Replaces the length in a record that says that the replica is incomplete.
 INCOMPLETE = 2**32 - 1
-#: The file grows by this much at a time: a sync need not wait for the file system to
-#: note a new length.
+#: The file grows by this much at a time, so that most syncs need not wait for a new
+#: length to be recorded.
 GROWTH_BYTES = 16 * KIB
 
 _INTENT = struct.Struct(">QIIQ")
@@ -92,9 +92,9 @@ _FREE = bytes(INTENT_BYTES)
 class Intent(NamedTuple):
     handle: int
     version: int
-    #: Bytes of the replica that no power cut since the record was made can have undone.
+    #: Bytes of the replica that a power cut since the record was made cannot have undone.
     length: int
-    #: Or, of an incomplete one, the number of the state that it should be in.
+    #: Of an incomplete replica: the number of the state that it should have.
     boot: int
 
     @property
@@ -103,7 +103,7 @@ class Intent(NamedTuple):
 
 
 def boot_number(boot: str) -> int:
-    """A machine's boot (see :class:`gfs.io.World`) as records have it."""
+    """The number of a machine's boot (see :class:`gfs.io.World`) in records."""
     return int.from_bytes(block_sum(boot.encode()), "big") or 1
 
 
@@ -113,7 +113,7 @@ def encode_intent(intent: Intent) -> bytes:
 
 
 def decode_intent(record: Buffer) -> Intent | None:
-    """None if it is no valid record."""
+    """The record, or None if it is invalid."""
     fields = bytes(record[: _INTENT.size])
     if bytes(record[_INTENT.size : INTENT_BYTES]) != block_sum(fields):
         return None
@@ -121,8 +121,8 @@ def decode_intent(record: Buffer) -> Intent | None:
 
 
 def merged(one: Intent, other: Intent) -> Intent:
-    """What two records of one replica say together: no less than either. If both cannot be
-    true, the replica is possibly stale: whichever is true, it is not read then."""
+    """The union of two records of one replica. If they contradict each other, the
+    replica is possibly stale, so that it is not read in either case."""
     if one.is_incomplete and other.is_incomplete:
         return max(one, other, key=lambda intent: intent.boot)
     boot = one.boot if one.boot == other.boot else NO_BOOT
@@ -145,14 +145,14 @@ class Intents:
         self._known: dict[int, Intent] = {}
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
-        #: So many slots were used ever.
+        #: How many slots have ever been used.
         self._end = 0
-        #: The number of the change that made a record what it is.
+        #: The number of the last change of each record.
         self._changed: dict[int, int] = {}
-        #: Slots that are to be written, and what with.
+        #: Slots that have to be written, and their contents.
         self._unwritten: dict[int, bytes] = {}
         self._lock = files.make_lock()
-        #: Changes ever made, and up to which they are on the disk.
+        #: The number of the last change, and that of the last one on the disk.
         self.changes = 0
         self.synced = 0
         self.failed = False
@@ -175,7 +175,7 @@ class Intents:
                 self._clear(slot)
             return False
         if not content:
-            # While there is room; a disk that is full may be written in place.
+            # While there is room: on a full disk only existing blocks can be written.
             with contextlib.suppress(OSError):
                 self._extend(1)
         return self._read(content)
@@ -240,8 +240,7 @@ class Intents:
         return self._changed[handle]
 
     def put_unknown(self, handle: int, version: int) -> None:
-        """Record a replica of which it is not known whether it had a record, or what it
-        lacks. What a known record of it says stays."""
+        """Record a replica whose former record is unknown. A known record of it stays."""
         length, known = CHUNK_BYTES, self._known.get(handle)
         if known is not None and not known.is_incomplete:
             version, length = max(known.version, version), known.length
@@ -288,8 +287,8 @@ class Intents:
             self._unwritten[slot] = record
 
     def flush(self) -> None:
-        """All changes made before are on the disk when this returns. Blocks. After a
-        failed sync nothing is accepted any more: it is not known what reached the disk."""
+        """Sync all earlier changes. Blocks. After a failed sync no change is accepted
+        any more: it is not known what reached the disk."""
         if self.failed:
             raise DiskFailed(f"{self.path} could not be synced")
         assert self._file is not None

@@ -1,11 +1,11 @@
 """The redo journal of one disk.
 
-A write over existing bytes, cut short in the middle, would leave a block that no
-checksum fits: so it goes to the journal first, as a whole, with the sums of all
-blocks it touches, and recovery does it again. With ``durability = "fsync"`` the
-journal is also what makes a small write, an append, a new replica or a new version
-durable: one sync of one file, for all who wait at that moment (group commit), in
-place of two of each chunk file.
+A write over existing bytes that is cut short would leave a block that matches neither
+checksum: so it is first written to the journal, completely, with the sums of all blocks
+that it touches, and recovery replays it. With ``durability = "fsync"`` the journal is
+also what makes a small write, an append, a new replica or a new version durable: one
+sync of one file, for all tasks that wait at that moment (group commit), instead of two
+syncs of each chunk file.
 
 ::
 
@@ -13,47 +13,50 @@ place of two of each chunk file.
                                         for many     memory; acknowledged
                                                        later: sums, sync, slot, sync ("save")
 
-The bytes of an overwrite must not be on the disk before its record is; those of an
-append may, since no state covers them.
+The bytes of an overwrite must not reach the disk before its record; those of an append
+may, since no state covers them.
 
-*Two files* in turn. When one is full the other is used, and what the full one has
-records of is *saved* in the background: then it may be overwritten. So the work at a
-start is bounded. A chunk written a thousand times meanwhile is saved once. So is a file
-that nothing was appended to for a while: on a disk that is left alone all is in the chunk
-files, where the scrubber reads it. One that the disk refuses to save, while others wait
-for room, is lacking (:mod:`gfs.chunkserver.files.intents`): its records go all the same, once that
-is on the disk, and it is made anew from other servers' replicas.
+*Two files* are used in turn. When one is full the other is used, and the replicas with
+records in the full one are *saved* in the background: then it may be overwritten. So
+the work at a start is bounded. A chunk that is written a thousand times meanwhile is
+saved once. The replicas of a journal file that nothing was appended to for a while are
+saved, too: so on an idle disk everything is in the chunk files, where the scrub reads
+it. A replica that cannot be saved because of errors of the disk, while others wait for
+room, is incomplete (:mod:`gfs.chunkserver.files.intents`): its records are overwritten
+once that is recorded on the disk, and it is replaced by a copy of another server's.
 
 *Which records still count.* All states of all chunks of a disk are numbered by one
 counter. A record says which state of its chunk it follows (``base``) and which it
-makes (``sequence``). What the slot in the chunk file says is in the file as a whole:
-with ``"fsync"`` nothing writes a slot before the bytes and sums that it covers are on
+makes (``sequence``). The state in the slot of the chunk file is in the file completely:
+with ``"fsync"`` a slot is written only after the bytes and sums that it covers are on
 the disk. So records up to it are skipped, whenever they were written and whatever has
-become of the file since; those after it are done again, in order, any number of times.
-A record whose base is not there is of a state that was lost. In each file the numbers
-rise: the first that does not, or that is not whole, is not of this round.
+happened to the file since; those after it are replayed in order, any number of times. A
+record whose base does not exist belongs to a state that was lost. In each journal file
+the numbers rise: the first record whose number does not, or that is not complete,
+belongs to an earlier round.
 
-*Torn or damaged.* A record that is not whole may be one that a power cut tore, of which
-nobody was told; or one that was acknowledged, and that the disk has damaged since: the
-replica would lack it, and pass for good. So each file has a *head*, a sector of its own,
-that is renewed about once a second while there is something to say: up to which number
-its records were synced. If a start does not find all of those, or cannot read the head
-or a part of the file, any replica on the disk may lack something: all are possibly stale
-(:mod:`gfs.chunkserver.files.intents`). Cost: a write and a sync a second, at most two. Only what
-is damaged within a second after it was written, while the head does not tell of it yet,
-is taken for torn.
+*Torn or damaged.* An incomplete record may have been torn by a power cut before it was
+acknowledged; or it may have been acknowledged and damaged by the disk since: then the replica
+would lack the write and seem good. So each file has a *head*, a sector of its own, that records
+up to which number its records were synced, and is renewed about once a second when that has
+changed. If a start does not find all of those records, or cannot read the head or a part of the
+file, any replica on the disk may lack writes: all are possibly stale
+(:mod:`gfs.chunkserver.files.intents`). Cost: a write and a sync a second, at most two.
+Only a record that is damaged within a second after it was written, before the head
+includes it, is taken for torn.
 
-*A sync that fails is the last one.* Linux tells of it once and counts the pages as written;
-the next sync would say that all is well. So after one that failed, of either file and for
-whatever reason, the journal takes nothing and frees nothing, and its disk has failed. A
-chunk file whose sync failed keeps its records (:mod:`gfs.chunkserver.files.chunkfile`), until it
-is noted on the disk that it is lacking.
+*A failed sync is never repeated.* Linux reports it once and counts the pages as
+written; the next sync would succeed. So after a failed sync of either file, for
+whatever reason, the journal accepts no record and frees no space, and its disk has
+failed. The records of a chunk file whose sync failed are kept
+(:mod:`gfs.chunkserver.files.chunkfile`), until it is recorded on the disk that the
+replica is incomplete.
 
-*Deleted* chunks leave a record too: else a power cut might bring one back that has
-missed what was written since.
+*Deleted* chunks leave a record, too: otherwise a power cut might restore a replica that
+lacks later writes.
 
-With ``"replicated"`` the journal is never synced, only writes over existing bytes go
-through it, and each is saved, without a sync, at once.
+With ``"replicated"`` the journal is never synced, only overwrites go through it, and
+each is saved at once, without a sync.
 
 Sketch, 4 KiB write, each server: 1 write to the journal, 1 to the chunk file, both
 into the page cache (10 us), and a share of an ``fdatasync`` (3 ms on the disk this
@@ -72,13 +75,13 @@ from gfs.errors import DiskFailed
 from gfs.io import File, FileSystem
 
 NAMES = ("journal.0", "journal.1")
-#: Chunks with records in one of the files, at most: their files stay open.
+#: The most chunks with records in one of the files: their chunk files stay open.
 CHUNKS_MAX = 128
-#: The files grow by this much at a time, so that a sync need not wait for the file
-#: system to note a new length.
+#: The files grow by this much at a time, so that most syncs need not wait for a new
+#: length to be recorded.
 GROWTH_BYTES = 256 * KIB
-#: A start reads the files page by page: of one that cannot be read, all is lost, until it
-#: is written as a whole.
+#: A start reads the files page by page: all of an unreadable page is lost, until it is
+#: written completely.
 PAGE_BYTES = 4 * KIB
 
 
@@ -89,25 +92,25 @@ class DirtyFile(Protocol):
 
     @property
     def is_unsound(self) -> bool:
-        """Whether a sync of the file has failed, so that nothing in it counts."""
+        """Whether a sync of the file has failed, so that its contents do not count."""
 
     @property
     def sequence(self) -> int:
-        """The number of the newest one."""
+        """The number of the newest state."""
 
     def save(self) -> None:
-        """Blocks. Have the newest state in the file, synced."""
+        """Blocks. Write the newest state into the file and sync it."""
 
 
 class Records:
-    """What the journal's files hold, by handle, in order."""
+    """The records in the journal's files, by handle, in order."""
 
     def __init__(self) -> None:
         self.by_handle: dict[int, list[Redo]] = {}
-        #: Replicas deleted, and after which state of the disk.
+        #: Deleted replicas, with the number of the disk's state at the deletion.
         self.deleted: dict[int, int] = {}
         self.sequence = 0
-        #: Whether all is there that was synced, as far as the files tell.
+        #: Whether all synced records were found, as far as the files show.
         self.is_whole = True
 
     def add(self, redo: Redo) -> None:
@@ -123,7 +126,7 @@ class Records:
 
 
 def read_records(files: FileSystem, directory: str) -> Records:
-    """What the journal in ``directory`` holds. Blocks; changes nothing."""
+    """Read the journal in ``directory``. Blocks; changes nothing."""
     found: list[Redo] = []
     records = Records()
     for name in NAMES:
@@ -139,7 +142,7 @@ def read_records(files: FileSystem, directory: str) -> Records:
 
 
 def _read_file(files: FileSystem, path: str) -> tuple[list[Redo], int, bool]:
-    """Its records, the number that they come after, and whether these are all."""
+    """The records of a file, the number that they follow, and whether these are all."""
     content, is_readable = _content(files, path)
     head = layout.decode_journal_head(content)
     if head is None:
@@ -156,9 +159,9 @@ def _read_file(files: FileSystem, path: str) -> tuple[list[Redo], int, bool]:
 
 
 def _content(files: FileSystem, path: str) -> tuple[bytearray, bool]:
-    """What is in the file, up to where it can be read, and whether that is all of it.
-    Raises ``OSError`` if nothing on the disk can be read: that is no damage to the file.
-    A bad page may take a disk seconds: no second one is tried."""
+    """The contents of the file up to the first unreadable page, and whether that is
+    all. Raises ``OSError`` if nothing on the disk can be read, which is not damage to
+    the file. A bad page may take a disk seconds, so no page after it is tried."""
     file = files.open(path, "r")
     try:
         content = bytearray(file.size())
@@ -197,20 +200,20 @@ class _Half:
         self.end = 0
         self.size = 0
         self.unsynced = False
-        #: What its head says.
+        #: Its head.
         self.head = JournalHead()
-        #: Numbers of the newest record in it, and of the newest one that is on the disk.
+        #: The numbers of the newest record in it, and of the newest one on the disk.
         self.newest = 0
         self.synced = 0
-        #: Who has states that are nowhere else.
+        #: Chunk files with states that are only in this file.
         self.chunks: dict[int, DirtyFile] = {}
-        #: Directories from which something was deleted; and how many files, of which this
-        #: says that they are, are still there.
+        #: Directories with deleted files; and how many files with tombstones here are
+        #: not unlinked yet.
         self.folders: set[str] = set()
         self.tombstones = 0
-        #: Whether records in it would be found by a start after a power cut.
+        #: Whether a start after a power cut would find records in it.
         self.valid = False
-        #: Whether a sync of it has failed: no other is believed.
+        #: Whether a sync of it has failed: later ones do not count.
         self.failed = False
 
     @property
@@ -226,7 +229,7 @@ class _Half:
         self.file.write(content, layout.JOURNAL_HEAD_BYTES + at)
 
     def grow(self, size: int) -> None:
-        """Its blocks are allocated up to this offset."""
+        """Allocate its blocks up to this offset."""
         size = -(-size // PAGE_BYTES) * PAGE_BYTES
         self.write(bytes(size - self.size), self.size)
         self.size = size
@@ -237,9 +240,9 @@ class _Half:
         self.head = head
 
     def invalidate(self, floor: int) -> None:
-        """No start finds any record up to this number, so none that is in it. Else one that
-        was half overwritten might show a replica being made, and not any more that it was
-        deleted."""
+        """Write a head with which a start skips all records in the file. Otherwise a
+        file that was half overwritten might have the record of a new replica, but not
+        that of its deletion."""
         self.write_head(JournalHead(floor))
         self.sync()
         self.synced = 0
@@ -254,8 +257,9 @@ class _Half:
             raise
 
     def wipe(self) -> None:
-        """Nothing is left of what :meth:`invalidate` hid; the file keeps its blocks, but
-        for a part of one, which could not be written if it cannot be read."""
+        """Overwrite the records that :meth:`invalidate` has hidden; the file keeps its
+        blocks, except a part of one, which could not be written if it cannot be
+        read."""
         assert self.file is not None
         self.size -= self.size % PAGE_BYTES
         self.file.truncate(layout.JOURNAL_HEAD_BYTES + self.size)
@@ -265,8 +269,8 @@ class _Half:
 
 
 class Journal:
-    """The journal of the disk in ``directory``. Methods block, but for a few lines
-    under a lock; ``sync`` is whether what is acknowledged must be on the disk."""
+    """The journal of the disk in ``directory``. Methods block, except a few short ones
+    under a lock; ``sync`` says whether acknowledged writes must be on the disk."""
 
     def __init__(self, files: FileSystem, directory: str, sync: bool, bytes_max: int) -> None:
         self.files = files
@@ -289,7 +293,7 @@ class Journal:
     # --- start and end ----------------------------------------------------------------
 
     def open(self) -> None:
-        """Make the files if there are none. Their names are synced by the caller."""
+        """Make the files if there are none. The caller syncs their names."""
         for half in self._halves:
             exists = self.files.exists(half.path)
             half.file = self.files.open(half.path, "rw" if exists else "create")
@@ -304,25 +308,25 @@ class Journal:
                 half.file = None
 
     def start(self) -> None:
-        """All that was found is saved. From now on the journal takes records.
+        """Begin to accept records, after all records that were found are saved.
 
-        Nothing of what was found stays. Once the first record is gone, a start that comes
-        before the next one knows the numbers of the states in the chunk files, and not
-        those of what was deleted: its records would get lower numbers, and the old ones
-        behind them would seem to follow.
+        All old records are erased. Otherwise, once the first of them is overwritten, a
+        restart would know the numbers of the states in the chunk files, but not those
+        of deletions: its records would get lower numbers, and the old ones behind them
+        would seem to follow.
         """
         for half in self._halves:
             half.invalidate(self._sequence)
             half.wipe()
 
     def saw(self, sequence: int) -> None:
-        """A state of this number is on the disk: later ones get higher numbers."""
+        """Note that a state of this number is on the disk: later ones get higher numbers."""
         self._sequence = max(self._sequence, sequence)
 
     # --- numbers and records --------------------------------------------------------------
 
     def draw(self, slot: int) -> int:
-        """The number of a new state. Its slot is another than that of state ``slot``."""
+        """A number for a new state, whose slot differs from that of state ``slot``."""
         with self._lock:
             return self._draw(slot)
 
@@ -333,8 +337,8 @@ class Journal:
         return self._sequence
 
     def append(self, redo: Redo, slot: int, file: DirtyFile) -> int:
-        """Write a record; returns the number it got, as by :meth:`draw`. It is on the
-        disk once :attr:`synced` is what :attr:`written` is when this returns."""
+        """Write a record; returns its number, as :meth:`draw`. It is on the disk once
+        :attr:`synced` reaches the present value of :attr:`written`."""
         with self._lock:
             sequence = self._draw(slot)
             self._write(redo._replace(sequence=sequence))
@@ -342,8 +346,8 @@ class Journal:
             return sequence
 
     def put_tombstone(self, handle: int, folder: str) -> int:
-        """Note that the replica, whose file is about to be unlinked, is not to return. The
-        note stays until :meth:`is_unlinked` is called with what this returns."""
+        """Write a tombstone for a replica whose file will be unlinked. It is kept until
+        :meth:`is_unlinked` is called with the result of this."""
         with self._lock:
             self._write(Redo(handle, 0, self._draw(0), 0, 0, 0, b"", b""))
             self._active.folders.add(folder)
@@ -352,7 +356,7 @@ class Journal:
             return self._halves.index(self._active)
 
     def is_unlinked(self, tombstone: int) -> None:
-        """The file is gone, or stays after all. Does not block."""
+        """Note that the file was unlinked, or stays nevertheless. Does not block."""
         with self._counting:
             self._halves[tombstone].tombstones -= 1
 
@@ -381,12 +385,12 @@ class Journal:
 
     @property
     def to_set_aside(self) -> bool:
-        """Whether there is a file that is not full, and something in it."""
+        """Whether the present file has records and is not full."""
         return self._active.needed and not self._other.needed
 
     def set_aside(self) -> None:
-        """Nothing was appended for a while: have the present file saved as a full one is, so
-        that nothing depends on what only the journal has."""
+        """After a while without appends: have the present file saved like a full one,
+        so that no state is only in the journal."""
         with self._lock:
             if self.to_set_aside:
                 self._active, self._other = self._other, self._active
@@ -400,9 +404,9 @@ class Journal:
     # --- syncing --------------------------------------------------------------------------
 
     def flush(self, target: int | None = None) -> None:
-        """What was appended while :attr:`written` was up to ``target``, or all that was
-        appended before, is on the disk when this returns. After a failure nothing is
-        accepted any more: it is not known what reached the disk."""
+        """Sync the records up to ``target`` of :attr:`written`, by default all. After a
+        failure no record is accepted any more: it is not known what reached the
+        disk."""
         if target is None:
             target = self.written
         if self.synced >= target:
@@ -414,7 +418,8 @@ class Journal:
     def _flush(self) -> None:
         with self._lock:
             target = self.written
-            # The other is the older: what follows its records must not be there alone.
+            # The other file is older: its records must be on the disk before those that
+            # follow them.
             halves = [(half, half.newest) for half in (self._other, self._active) if half.unsynced]
             for half, _ in halves:
                 half.unsynced = False
@@ -426,12 +431,12 @@ class Journal:
 
     @property
     def to_claim(self) -> bool:
-        """Whether more is on the disk than the files say."""
+        """Whether more records are on the disk than the heads say."""
         return any(half.to_claim for half in self._halves)
 
     def claim(self) -> None:
-        """Have the files say which of their records are on the disk: a start that does not
-        find those knows that they are damaged. Blocks; ``OSError``."""
+        """Write to the heads which of the records are on the disk: a start that does
+        not find those knows that the file is damaged. Blocks. Raises ``OSError``."""
         with self._flushing:
             self._require_sound()
             for half in self._halves:
@@ -441,7 +446,7 @@ class Journal:
 
     @property
     def failed(self) -> bool:
-        """Whether a sync has failed, of whatever: others may have waited for it, too."""
+        """Whether any sync has failed: several tasks may have waited for it."""
         return any(half.failed for half in self._halves)
 
     def _require_sound(self) -> None:
@@ -451,7 +456,7 @@ class Journal:
     # --- saving ---------------------------------------------------------------------------
 
     def holds(self, handle: int) -> bool:
-        """Whether the chunk has states that are nowhere else."""
+        """Whether the chunk has states that are only in the journal."""
         return any(handle in half.chunks for half in self._halves)
 
     @property
@@ -461,33 +466,34 @@ class Journal:
 
     @property
     def crowded(self) -> bool:
-        """Whether writers have to wait until something is saved."""
+        """Whether writers have to wait until replicas are saved."""
         return self._other.needed and self._is_full(self._active, 0)
 
     def unsaved(self) -> list[DirtyFile]:
-        """Those whose states the full file has. Have all of them saved, then call
-        :meth:`release`."""
+        """The chunk files with states in the full file. The caller saves them all, then
+        calls :meth:`release`."""
         with self._lock:
             return list(self._other.chunks.values())
 
     def saved(self, file: DirtyFile) -> None:
-        """Its newest state is in its file, and on the disk if that is promised."""
+        """Note that its newest state is in its file, and on the disk if required."""
         with self._lock:
             for half in self._halves:
                 if half.chunks.get(file.handle) is file:
                     del half.chunks[file.handle]
 
     def release(self) -> None:
-        """The full file is needed no more, now that all of :meth:`unsaved` was saved; what
-        was deleted is surely deleted. Does nothing while there is no such file, or if it
-        has states again that are nowhere else: what is full may be another file by now
-        than when the caller looked."""
+        """Free the full file, after all of :meth:`unsaved` was saved, and its deletions
+        are synced. Does nothing if there is no full file, or if it has states that are
+        nowhere else: another file may be full by now than at the call of
+        :meth:`unsaved`."""
         with self._lock:
             self._require_sound()
             half = self._other
             if half.chunks or half.tombstones or not half.valid:
                 return
-            # Its records have lower numbers, and those of who takes it next higher ones.
+            # Its records have lower numbers, and those that are written to it next have
+            # higher ones.
             floor = self._sequence
         # From here on it stays what it is: no half is taken for the next that is valid.
         for folder in sorted(half.folders):

@@ -14,7 +14,7 @@
      12288   4096  zero
      16384         data
 
-A *state slot* is what the replica promises, and lies within one 512-byte sector::
+A *state slot* has the replica's state, and lies within one 512-byte sector::
 
          0      8  sequence, u64: the valid slot with the higher one holds
          8      4  chunk version, u32
@@ -24,11 +24,11 @@ A *state slot* is what the replica promises, and lies within one 512-byte sector
         32      8  XXH3-64 of bytes 0 … 31
 
 Every change of state writes the *other* slot, after the data and the sums that
-it covers. So at every instant of a crash one slot is whole, and everything it
-covers was written before it: the length never covers a byte that was not
-written (rule 2). Extending a partial last block changes none of the bytes that
-the older slot's sum covers (rule 3), and the block's entry in the sums is
-ignored while the slot says that the block is partial.
+it covers. So whenever a crash happens, one slot is valid, and everything that it covers
+was written before it: the length never covers a byte that was not written (rule 2).
+Extending a partial last block changes none of the bytes that the older slot's sum
+covers (rule 3), and the block's entry in the sums is ignored while the slot says that
+the block is partial.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SLOT_OFFSETS = (512, 1024)
 SUMS_OFFSET = 4096
 SUMS_BYTES = BLOCKS_PER_CHUNK * SUM_BYTES
 NO_SUM = bytes(SUM_BYTES)
-#: The identity and both slots lie in these first bytes.
+#: The identity and both slots are in these first bytes.
 PROBE_BYTES = 2048
 
 _IDENTITY = struct.Struct(">8sIIQ")
@@ -64,7 +64,7 @@ SLOT_BYTES = _SLOT.size + SUM_BYTES
 
 
 class State(NamedTuple):
-    """What one state slot says."""
+    """The contents of one state slot."""
 
     sequence: int
     version: int
@@ -84,9 +84,9 @@ def check_identity(head: Buffer, handle: int) -> None:
         raise CorruptReplica(f"chunk {handle:016x}: the file's head is damaged")
     magic, version, _, found = _IDENTITY.unpack(fields)
     if magic != MAGIC or version != FORMAT:
-        raise CorruptReplica(f"chunk {handle:016x}: format {version} is not known here")
+        raise CorruptReplica(f"chunk {handle:016x}: format {version} is not known to this release")
     if found != handle:
-        raise CorruptReplica(f"chunk {handle:016x}: the file is that of chunk {found:016x}")
+        raise CorruptReplica(f"chunk {handle:016x}: the file belongs to chunk {found:016x}")
 
 
 def encode_slot(state: State) -> bytes:
@@ -122,9 +122,9 @@ def slot_offset(sequence: int) -> int:
 def recover_state(head: Buffer, handle: int, file_bytes: int) -> State:
     """The newest valid state of a chunk file.
 
-    ``head`` is at least its first ``PROBE_BYTES``, ``file_bytes`` the file's size. Raises
-    CorruptReplica: damaged identity, no valid slot, or a file that is shorter
-    than its promise.
+    ``head`` is at least its first ``PROBE_BYTES``, ``file_bytes`` the file's size.
+    Raises CorruptReplica if the identity is damaged, no slot is valid, or the file is
+    shorter than its state says.
     """
     check_identity(head, handle)
     slots = [decode_slot(head[at : at + SLOT_BYTES]) for at in SLOT_OFFSETS]
@@ -135,7 +135,7 @@ def recover_state(head: Buffer, handle: int, file_bytes: int) -> State:
     if state.length and file_bytes < HEAD_BYTES + state.length:
         raise CorruptReplica(
             f"chunk {handle:016x}: {file_bytes} bytes in the file, "
-            f"{HEAD_BYTES + state.length} promised"
+            f"its state needs {HEAD_BYTES + state.length}"
         )
     return state
 
@@ -151,7 +151,7 @@ def whole_blocks(length: int) -> int:
 
 def was_never_saved(head: Buffer) -> bool:
     """Whether this is the head of a file into which no state was written, or only a
-    part of the first one: each of its sectors is whole or was not written at all."""
+    part of the first one: each of its sectors was written completely or not at all."""
     identity = bytes(head[: _IDENTITY.size + SUM_BYTES])
     slots = [bytes(head[at : at + SLOT_BYTES]) for at in SLOT_OFFSETS]
     written = [slot for slot in slots if any(slot)]
@@ -165,22 +165,22 @@ def was_never_saved(head: Buffer) -> bool:
 
 _JOURNAL = struct.Struct(">8sQQ")
 JOURNAL_MAGIC = b"GFSJRNL1"
-#: Records begin here: what is written to the one page never tears the other.
+#: Records begin in a page of their own, so that writes to them never tear the head.
 JOURNAL_HEAD_BYTES = 4096
 JOURNAL_SUMMED_BYTES = _JOURNAL.size + SUM_BYTES
 
 
 class JournalHead(NamedTuple):
-    """What a file of the journal says of its records."""
+    """The head of a journal file."""
 
-    #: Those up to this number are of the past.
+    #: Records up to this number are obsolete.
     floor: int = 0
-    #: Those up to this number were on the disk when this was written.
+    #: Records up to this number were on the disk when this was written.
     synced: int = 0
 
 
 def encode_journal_head(head: JournalHead) -> bytes:
-    """A whole page, so that the disk need not read what it is written over."""
+    """The head as a whole page, so that the disk need not read the page before it writes it."""
     fields = _JOURNAL.pack(JOURNAL_MAGIC, *head)
     page = bytearray(JOURNAL_HEAD_BYTES)
     page[:JOURNAL_SUMMED_BYTES] = fields + block_sum(fields)
@@ -188,7 +188,7 @@ def encode_journal_head(head: JournalHead) -> bytes:
 
 
 def decode_journal_head(journal: Buffer) -> JournalHead | None:
-    """What the file begins with; None if that is damaged."""
+    """The head of the file; None if it is damaged."""
     fields = bytes(journal[: _JOURNAL.size])
     stored = bytes(journal[_JOURNAL.size : JOURNAL_SUMMED_BYTES])
     if stored != block_sum(fields) or fields[:8] != JOURNAL_MAGIC:
@@ -201,12 +201,11 @@ REDO_MAGIC = b"GFSREDO2"
 
 
 class Redo(NamedTuple):
-    """What makes one state of a replica out of the one before it.
+    """A redo record: the change from one state of a replica to the next.
 
-    ``sums`` are those of all blocks from the one with ``offset`` on that change,
-    as they are afterwards; ``data`` what is to be written at ``offset``. Bytes that
-    were appended, and are on the disk, come without data. Version 0 is no state: the
-    replica was deleted.
+    ``sums`` are those of all changed blocks, from the one with ``offset`` on, after the
+    write; ``data`` is written at ``offset``. For appended bytes that are on the disk
+    there is no data. Version 0 means that the replica was deleted.
     """
 
     handle: int
@@ -236,12 +235,12 @@ def encode_redo(redo: Redo) -> bytes:
 
 
 def redo_bytes(redo: Redo) -> int:
-    """How long the record is."""
+    """The length of the record."""
     return _REDO.size + len(redo.sums) + len(redo.data) + SUM_BYTES
 
 
 def decode_redo(journal: Buffer, at: int = 0) -> Redo | None:
-    """The record at ``at``, or None if there is no whole one."""
+    """The record at ``at``, or None if it is not complete."""
     if len(journal) < at + _REDO.size + SUM_BYTES:
         return None
     magic, handle, base, sequence, version, offset, length, sums_bytes, data_bytes = (

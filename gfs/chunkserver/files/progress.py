@@ -1,9 +1,9 @@
-"""How a long blocking call says that it goes on.
+"""How a long blocking call reports progress.
 
 A call to a disk that does not return for ``disk_hang_seconds`` has hung, and its disk has
-failed (:mod:`gfs.chunkserver.disks.disk`). One that reads or syncs many things takes long on a
-disk that is merely slow, so it reports each of them. That counts for this call alone: one
-that hangs beside it is found all the same.
+failed (:mod:`gfs.chunkserver.disks.disk`). One that reads or syncs many files takes
+long on a slow disk, so it reports each of them. That counts only for this call: another
+one that hangs at the same time is still detected.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from contextlib import contextmanager
 
 
 class Call:
-    """A call that a thread makes; ``ticks`` is how often it was seen since it last
-    reported."""
+    """A call that a thread makes; ``ticks`` counts the checks since it last reported progress."""
 
     __slots__ = ("name", "ticks")
 
@@ -33,7 +32,7 @@ _current = _Current()
 
 @contextmanager
 def making(call: Call) -> Iterator[None]:
-    """Within this block this thread makes ``call``."""
+    """Within this block, progress of this thread counts for ``call``."""
     before, _current.call = _current.call, call
     try:
         yield
@@ -42,6 +41,6 @@ def making(call: Call) -> Iterator[None]:
 
 
 def report_progress() -> None:
-    """The call that this thread makes has got something done."""
+    """Report progress of the call that this thread makes."""
     if _current.call is not None:
         _current.call.ticks = 0

@@ -1,5 +1,6 @@
-"""What all tasks of one chunkserver share: its parts, its leases, the pace of background
-work, the pulse it sends while a disk works, and the manager of its disks."""
+"""The parts that all tasks of one chunkserver share: its leases, the pace of background
+work, the pulses that it sends while a disk works, and its disks: :mod:`.disk_opening` opens
+them, :mod:`.disk_watch` watches and closes them, :mod:`.disk_orders` carries out orders."""
 
 from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.node import Node

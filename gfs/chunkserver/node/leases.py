@@ -1,15 +1,14 @@
-"""The leases this server holds as primary. Plain data; the caller has the clock.
+"""The leases of which this server is the primary. Plain data; the caller has the clock.
 
-The master counts a lease on its clock from before it was granted; this side
-counts the shorter duration it was told, on its own clock, one that goes on while its
-machine is suspended (:meth:`gfs.io.Clock.elapsed`). So the primary stops before the
-master's count ends, whatever the clocks show. Should a
-grant be so late that it does not, the version that came with it is no longer the
-secondaries' one, and nothing this primary orders is acknowledged.
+The master counts a lease on its clock from before the grant; this side counts the
+shorter duration in the grant on its own clock, which continues while the machine is
+suspended (:meth:`gfs.io.Clock.elapsed`). So the primary stops before the master's count
+ends. If a grant arrives so late that it does not, the secondaries no longer have the
+version of the grant, and no mutation that this primary orders is acknowledged.
 
-It also stops by itself, when a write broke off of which something may still be on its
-way to the secondaries (see :mod:`gfs.chunkserver.exchanges.write`): whoever is refused asks the
-master for a new version then.
+It also gives up a lease when a write was cut short whose packets may still arrive at
+the secondaries (see :mod:`gfs.chunkserver.exchanges.write`): refused clients then ask
+the master for a new version.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Leases:
 
     @property
     def count(self) -> int:
-        """Those that run."""
+        """The number of valid leases."""
         now = self._now()
         return sum(until > now for until in self._until.values())
 
@@ -54,8 +53,8 @@ class Leases:
         return used
 
     def extend(self, handles: Iterable[int], lease_ms: int, since: float) -> None:
-        """Extend leases that are held. ``since`` is when the heartbeat that asked for it was
-        sent: the master counts from no earlier moment."""
+        """Extend leases. ``since`` is when the heartbeat that asked for it was sent:
+        the master's count starts no earlier."""
         for handle in handles:
             if handle in self._until:
                 self._until[handle] = max(self._until[handle], since + lease_ms / 1000)

@@ -1,4 +1,4 @@
-"""What one chunkserver is made of, and what is true of a replica here."""
+"""The parts of one chunkserver, and the state of its replicas."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from contextlib import nullcontext
 import trio
 
 from gfs.blocks import CHUNK_BYTES, MIB, block_count
-from gfs.chunkserver.disks.disk import map_disk_error
+from gfs.chunkserver.disks import map_disk_error
 from gfs.chunkserver.disks.identity import Identity as ServerIdentity
 from gfs.chunkserver.node.connections import Connections
-from gfs.chunkserver.node.disk_manager import DiskManager
+from gfs.chunkserver.node.disk_opening import DiskOpening
+from gfs.chunkserver.node.disk_orders import DiskOrders
 from gfs.chunkserver.node.leases import Leases
 from gfs.chunkserver.node.pulse import Pulse
 from gfs.chunkserver.node.throttle import Throttle
-from gfs.chunkserver.replicas.open_chunks import OpenChunk
-from gfs.chunkserver.replicas.store import ChunkStore
+from gfs.chunkserver.replicas import ChunkStore, OpenChunk
 from gfs.config import ChunkserverSettings
-from gfs.errors import CorruptReplica, DeadlineExceeded, GfsError, NotFound, StaleVersion
+from gfs.errors import Busy, CorruptReplica, DeadlineExceeded, GfsError, NotFound, StaleVersion
 from gfs.io import World
 from gfs.metrics import Operations
 from gfs.protocol.buffers import BufferPool
 from gfs.protocol.credentials import Credentials
 from gfs.protocol.handshake import Identity
+from gfs.protocol.links import Links
 from gfs.protocol.messages import (
     POSSIBLY_STALE,
     GrantLease,
@@ -46,7 +47,7 @@ BUFFER_BYTES_MAX = 64 * MIB
 
 
 class Node:
-    """One chunkserver's parts. No task of its own: the service runs them."""
+    """The parts of one chunkserver. It runs no tasks: the service does."""
 
     def __init__(
         self,
@@ -59,15 +60,17 @@ class Node:
         self.settings = settings
         self.server = ServerIdentity()
         self.store = ChunkStore(world, settings)
-        self.disks = DiskManager(world, directories, self.store, self.server)
+        self.disk_opening = DiskOpening(world, directories, self.store, self.server)
+        self.disk_orders = DiskOrders(world, self.store, self.server, self.disk_opening)
         self.leases = Leases(world.clock.elapsed)
         self.throttle = Throttle(world.clock, settings.background_bytes_per_second)
         self.buffers = BufferPool(BUFFER_BYTES_MAX)
         self.identity = Identity(role="chunkserver", peer="", key=key)
         self.pool = BulkPool(world, self.identity)
+        self.links = Links(world, self.identity)
         self.pulse = Pulse(world.clock)
         self.patience = Patience(world.clock)
-        #: For metrics, like what exchanges count.
+        #: Counted for metrics.
         self.operations = Operations(settings.slow_seconds)
         self.connections = Connections(world.clock)
         self.read_bytes = self.written_bytes = 0
@@ -82,18 +85,18 @@ class Node:
     async def open(self) -> None:
         """Lock and read the disks; one that cannot be used is left out, as long as there is
         another. Raises StartupError."""
-        await self.disks.open()
+        await self.disk_opening.open()
         self.identity.peer = self.server.record.id
         self.identity.cluster = self.server.record.cluster
         self.identity.term = self.server.record.term
 
     async def close(self) -> None:
-        """Let go of the disks. What hangs is left to the end of the process."""
+        """Close the disks. Calls that hang are left until the process ends."""
         self.pool.close()
-        await self.disks.close()
+        await self.disk_opening.close()
 
     async def writable(self, request: WriteChunk) -> OpenChunk:
-        """The replica a write is for, made if it is the start of an upload."""
+        """The replica that a write is for; it is made at the start of an upload."""
         is_new = request.mode == "upload" and request.offset == 0
         if not is_new:
             self.store.inventory.check_fit(request.handle)
@@ -105,25 +108,18 @@ class Node:
             return await self.store.open_chunks.get(request.handle)
 
     async def verify(self, request: VerifyChunk) -> VerifyReply:
-        """The state of this replica. One found unfit is reported with the next heartbeat."""
+        """The state of this replica. A bad one is reported with the next heartbeat."""
         inventory = self.store.inventory
         reply = VerifyReply(id=request.id, state="missing", version=0, length=0, bad_blocks=[])
         try:
-            async with self.store.open_chunks.using(request.handle) as chunk:
-                file = chunk.file
-                reply.version, reply.length, reply.state = file.version, file.length, "good"
-                if request.sums:
-                    reply.sums = file.sums(0, block_count(reply.length))
-                if file.version < request.version:
-                    reply.state = "stale"
-                elif request.blocks:
-                    await self._verify_blocks(chunk, reply)
+            while not await self._verify(request, reply):
+                pass
         except NotFound:
             reply.state = "missing"
-        except DeadlineExceeded:
-            raise  # what it is, is not known
+        except (Busy, DeadlineExceeded):
+            raise  # its state is not known
         except (GfsError, OSError):
-            # If its disk has failed, it is gone and not damaged.
+            # If its disk has failed, it is missing and not damaged.
             reply.state = "corrupt" if request.handle in inventory else "missing"
         if inventory.is_incomplete(request.handle):
             reply.state = "corrupt"
@@ -133,15 +129,34 @@ class Node:
             reply.state = POSSIBLY_STALE
         return reply
 
+    async def _verify(self, request: VerifyChunk, reply: VerifyReply) -> bool:
+        """False if the replica was moved, replaced or deleted meanwhile: what was found is not
+        about the one that is here now."""
+        async with self.store.open_chunks.using(request.handle) as chunk:
+            file = chunk.file
+            reply.version, reply.length, reply.state = file.version, file.length, "good"
+            reply.bad_blocks = []
+            if request.sums:
+                reply.sums = file.sums(0, block_count(reply.length))
+            try:
+                if file.version < request.version:
+                    reply.state = "stale"
+                elif request.blocks:
+                    await self._verify_blocks(chunk, reply)
+            except (GfsError, OSError):
+                if not chunk.dropped:
+                    raise
+            return not chunk.dropped
+
     async def look_for(self, request: LookFor) -> LookForReply:
-        """What is known of these replicas, and seen of their files by a ``stat``."""
+        """The known states of these replicas, and whether a ``stat`` finds their files."""
         store, wrong = self.store, dict[int, bool]()
         handles = [name.handle for name in request.replicas]
         for disk in list(store.disks.used.values()):
             try:
                 wrong.update(await disk.run(store.inventory.looks_wrong, disk, handles))
             except OSError as error:
-                log.info("%s cannot be looked at: %s", disk.path, error)
+                log.info("%s cannot be checked: %s", disk.path, error)
         return LookForReply(request.id, [self._known(name, wrong) for name in request.replicas])
 
     def _known(self, name: ReplicaName, wrong: Mapping[int, bool]) -> ReplicaState:
@@ -168,7 +183,8 @@ class Node:
         wrong = await disk.run(self.store.inventory.looks_wrong, disk, [file.handle])
         if wrong and not wrong[0][1]:
             reply.state = "missing"
-            self.store.open_chunks.lose(file.handle)
+            if not chunk.dropped:
+                self.store.open_chunks.lose(file.handle)
             return
         if not wrong:
             bad = await self.bad_blocks(chunk)
@@ -181,8 +197,8 @@ class Node:
     async def bad_blocks(
         self, chunk: OpenChunk, first: int = 0, count: int | None = None
     ) -> list[int]:
-        """Blocks that truly fail: a write under way may make a good one look bad
-        for a moment, so a finding counts when it stands with writes held off."""
+        """The blocks that certainly fail: a write under way may make a good one fail
+        for a moment, so a failure counts if it remains while writes are held off."""
         try:
             try:
                 bad = await chunk.disk.run(chunk.file.bad_blocks, first, count)
@@ -220,7 +236,7 @@ class Node:
                 try:
                     await self._raise_version(chunk, order)
                 finally:
-                    # Raised or made it may be even if this failed.
+                    # It may have been raised or made even if this failed.
                     if order.version == 0:
                         await self.store.give_up(chunk)
                     if chunk.file.made:
@@ -231,9 +247,9 @@ class Node:
             self.store.open_chunks.close_if_unused(chunk)
 
     async def revoke(self, handle: int, patience: float = 0.0) -> None:
-        """Give the lease up. When this returns, nothing ordered under it is under way:
-        a copy made from now on misses nothing that is acknowledged. What is under way
-        now may take ``patience`` seconds to end, so that all replicas have it."""
+        """Revoke the lease. When this returns, no write under it is under way: a copy
+        made from now on misses no acknowledged write. A write under way may take
+        ``patience`` seconds to end, so that all replicas have it."""
         chunk = self.store.open_chunks.opened(handle)
         if chunk is None:
             self.leases.revoke(handle)
@@ -254,35 +270,37 @@ class Node:
     async def _raise_version(self, chunk: OpenChunk, order: GrantLease) -> None:
         file = chunk.file
         if order.version and not order.version <= file.version <= order.new_version:
-            # Older: this replica missed a mutation and must not look current.
+            # It is older: this replica missed a mutation and must not become current.
             raise StaleVersion(
                 f"chunk {file.handle:016x} has version {file.version} here, "
                 f"not {order.version}: stale"
             )
         store, disk = self.store, chunk.disk
+        await store.move_out(chunk)
+        file = chunk.file
         try:
-            # Durable before it is the chunk's version: were it lost by all
-            # replicas in a power cut, none would be current any more.
+            # It must be durable before it becomes the chunk's version: if all replicas
+            # lost it in a power cut, none would be current any more.
             await store.durability.wait_for_room(disk)
             is_possibly_stale = order.handle in store.inventory.possibly_stale
             if is_possibly_stale:
                 await self._lengthen(chunk, order)
             else:
-                # Before it looks like one that took part: if that fails, it did not.
+                # Before the version is raised: if this fails, the replica did not take part.
                 await store.durability.record_intent(chunk, order.new_version)
             await disk.run(file.set_version, order.new_version)
             if order.version == 0:
                 await disk.run(file.commit if disk.journal.sync else file.save)
             await store.durability.sync_journal(disk)
             if is_possibly_stale:
-                # Last of all: until then no other version of it may be elected.
+                # At the end: until then no other version of it may be elected.
                 await store.durability.accept_elected(chunk)
         except OSError as error:
             raise map_disk_error(error, f"chunk {file.handle:016x}") from error
 
     async def _lengthen(self, chunk: OpenChunk, order: GrantLease) -> None:
-        """Fill with zeros what an elected replica lost of its writes, so that a reader gets to
-        its end. Bytes that were there before cannot be restored: the replica is corrupt."""
+        """Extend an elected replica with zeros in place of its lost writes, so that it
+        can be read to its end. If earlier bytes are missing, the replica is corrupt."""
         file, intent = chunk.file, self.store.inventory.possibly_stale.get(order.handle)
         if intent is None or file.length >= order.length:
             return

@@ -1,6 +1,6 @@
 """Pulses: a server sends them while it works on a write or append (:mod:`gfs.protocol.patience`).
 
-It sends none while its disk is stuck: for a client, a hanging disk is as bad as a hanging
+It sends none while its disk is stuck: for a client, a hanging disk is the same as a hanging
 server. A disk is *stuck* when no exchange's call to it has ended for four times as long as the
 longest call of the last half minute took, at least ``STUCK_SECONDS_MIN`` and at most
 ``STUCK_SECONDS_MAX``. So a loaded disk, on which calls take a second, has four seconds; an idle
@@ -23,7 +23,7 @@ from gfs.protocol.messages import Message, Working
 from gfs.protocol.patience import PULSE_SECONDS, SILENT_SECONDS
 
 if TYPE_CHECKING:
-    from gfs.chunkserver.disks.disk import Disk
+    from gfs.chunkserver.disks import Disk
 
 STUCK_SECONDS_MIN, STUCK_SECONDS_MAX = 1.0, 6.0
 #: How long a call's duration counts for the limit, and by which factor.
@@ -75,7 +75,7 @@ class Answering:
         self._connection = connection
         self._turn = trio.Lock()
         self.disk: Disk | None = None
-        #: It is the peer's turn to send: it may pause, and reads later what came meanwhile.
+        #: Whether it is the peer's turn to send: it may pause, and reads pulses later.
         self.rests = False
         self.ended = False
 
@@ -91,7 +91,7 @@ class Answering:
             try:
                 await self.send(Working(id=id))
             except (ConnectionError, GfsError):
-                return  # the exchange on the connection fails by it, too
+                return  # this also fails the exchange on the connection
         if scope.cancelled_caught:
             self._connection.close()
 
@@ -108,7 +108,7 @@ class Pulse:
 
     @contextmanager
     def given(self, answering: Answering, id: int) -> Iterator[None]:
-        """The peer waits, and is sent pulses, within this block."""
+        """Send pulses to the waiting peer within this block."""
         self._answering[answering] = id
         self._some.set()
         try:
@@ -119,7 +119,7 @@ class Pulse:
 
     @contextmanager
     def on_disk(self, disk: Disk) -> Iterator[None]:
-        """An exchange waits for the disk within this block."""
+        """Count an exchange that waits for the disk within this block."""
         pace = self._paces.setdefault(disk, Pace())
         call = object()
         pace.begin(call, self._clock.monotonic())
@@ -135,7 +135,7 @@ class Pulse:
         return pace is not None and pace.is_stuck(self._clock.monotonic())
 
     async def run(self) -> None:
-        """For as long as the server runs."""
+        """Send the pulses. Runs as long as the server."""
         while True:
             await self._some.wait()
             while self._answering:

@@ -1,4 +1,4 @@
-"""Background traffic gives way to clients, and runs at full speed without them."""
+"""Limits background traffic while clients are served."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LOOK_SECONDS = 1.0
 
 class Throttle:
     """Paces clones and scrubbing: ``bytes_per_second`` while clients are being
-    served, unlimited otherwise. A copy is paced by who makes it (the paper, 4.3), so
-    that others read from here for theirs is no reason to. ``active`` are the exchanges
-    with clients."""
+    served, unlimited otherwise. A copy is limited by the server that makes it (the
+    paper, 4.3), so reads by other servers for their copies do not count as clients.
+    ``active`` are the exchanges with clients."""
 
     def __init__(self, clock: Clock, bytes_per_second: int) -> None:
         self._clock = clock
@@ -24,8 +24,8 @@ class Throttle:
         self.active = 0
 
     def set_rate(self, bytes_per_second: int) -> None:
-        """As an operator wants it now; -1: as this was made. Who waits for his turn gets
-        another one."""
+        """Set the rate that an operator wants; -1: the original one. Waiting tasks are
+        scheduled again."""
         rate = self._own_rate if bytes_per_second < 0 else max(1, bytes_per_second)
         if rate != self._rate:
             self._rate, self._next = rate, 0.0
@@ -42,7 +42,7 @@ class Throttle:
         return self.active > 0 or self._clock.monotonic() - self._last_client < BUSY_SECONDS
 
     async def give_way(self, worked_seconds: float) -> None:
-        """Rest as long as that, if clients are served: half of the time is theirs."""
+        """If clients are served, sleep for that long, so that they get half of the time."""
         if self.busy:
             await self._clock.sleep(worked_seconds)
 

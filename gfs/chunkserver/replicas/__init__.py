@@ -1,12 +1,18 @@
-"""Which replicas this server has, on which disk, open or not, and how durable they are."""
+"""The replicas of this server: on which disks they are, which are open, and how durable
+they are."""
 
-from gfs.chunkserver.replicas.inventory import Inventory, Replica
+from gfs.chunkserver.packs import Made
+from gfs.chunkserver.replicas.duplicates import Duplicate
+from gfs.chunkserver.replicas.inventory import Changes, Inventory, Replica
 from gfs.chunkserver.replicas.open_chunks import OpenChunk
 from gfs.chunkserver.replicas.store import ChunkStore
 
 __all__ = [
+    "Changes",
     "ChunkStore",
+    "Duplicate",
     "Inventory",
+    "Made",
     "OpenChunk",
     "Replica",
 ]

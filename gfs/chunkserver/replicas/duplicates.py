@@ -2,7 +2,7 @@
 
 One of them is served, and in the inventory. The others are kept until it is decided which file
 is better: here by version and write-intent record, without reading; else by reading them
-(:mod:`gfs.chunkserver.upkeep.compare`).
+(:mod:`gfs.chunkserver.upkeep.resolve_duplicates`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import trio
 
-from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.disks.disk_set import DiskSet
-from gfs.chunkserver.files.intents import Intent
+from gfs.chunkserver.disks import Disk, DiskSet
+from gfs.chunkserver.files import Intent
 from gfs.chunkserver.replicas.inventory import Inventory, Replica
 from gfs.chunkserver.replicas.open_chunks import OpenChunks
 
@@ -37,7 +36,7 @@ class Duplicates:
         #: By (disk, handle). Neither file of such a chunk is deleted before it is decided
         #: which one is better.
         self.files: dict[tuple[int, int], Duplicate] = {}
-        #: Set when there are some.
+        #: Set when there are duplicates.
         self.found = trio.Event()
         #: (Disk, handle) of files that are to be deleted: the replica is on another disk.
         self.to_delete: set[tuple[int, int]] = set()
@@ -68,7 +67,7 @@ class Duplicates:
 
     def prefer(self, handle: int, other: Duplicate, is_better: bool) -> None:
         """Serve ``other`` instead of the file that is served now, if any, unless that is in
-        use. The other file is deleted if ``other`` is better for sure (``is_better``)."""
+        use. The other file is deleted if ``other`` is certainly better (``is_better``)."""
         known, chunk = self._inventory.get(handle), self._open_chunks.opened(handle)
         if handle in self._open_chunks.busy:
             return
@@ -102,7 +101,8 @@ class Duplicates:
             inventory.mark_bad(handle)
 
     def discard_up_to(self, handle: int, version: int) -> None:
-        """Discard all duplicates up to this version: an order to delete it means them too."""
+        """Discard all duplicates up to this version: an order to delete the replica
+        includes them."""
         for other in self.of(handle):
             if other.replica.version <= version:
                 self.discard(handle, other)

@@ -1,4 +1,4 @@
-"""What makes a write durable: the redo journal and the write-intent records.
+"""The durability of writes: the redo journal and the write-intent records.
 
 With ``durability = "fsync"`` a write is acknowledged when the journal, or the chunk file, is
 synced; with ``"replicated"`` when it is written, and a write-intent record is synced before the
@@ -13,9 +13,8 @@ import logging
 
 import trio
 
-from gfs.chunkserver.disks.disk import FAILED, Disk
-from gfs.chunkserver.files.intents import NO_STATE, Intent, Intents
-from gfs.chunkserver.files.journal import DirtyFile, Journal
+from gfs.chunkserver.disks import FAILED, Disk
+from gfs.chunkserver.files import NO_STATE, DirtyFile, Intent, Intents, Journal
 from gfs.chunkserver.replicas.inventory import Inventory, log_mended
 from gfs.chunkserver.replicas.open_chunks import OpenChunk, OpenChunks
 from gfs.errors import GfsError
@@ -24,12 +23,12 @@ from gfs.protocol.deadline import deadline
 
 log = logging.getLogger(__name__)
 
-#: The rest between two records that are looked at, at most.
+#: The longest pause between two records that are checked.
 INTENT_REST_SECONDS = 0.1
 #: How many replicas of a full journal are saved at once; fewer than half of the disk's
 #: threads, since a writer of one of them waits for it in another thread.
 SAVES_AT_ONCE = 3
-#: The pause before a save that a disk refused is tried again.
+#: The pause before a failed save is repeated.
 SAVE_AGAIN_SECONDS_MIN, SAVE_AGAIN_SECONDS_MAX = 1.0, 5.0
 
 
@@ -45,8 +44,8 @@ class Durability:
         self._open_chunks = open_chunks
 
     async def sync_journal(self, disk: Disk) -> None:
-        """With ``"fsync"``, all earlier writes are in a synced journal when this returns:
-        tasks that wait at the same time share one sync. Raises ``OSError``."""
+        """With ``"fsync"``, sync the journal with all earlier writes: tasks that wait
+        at the same time share one sync. Raises ``OSError``."""
         if disk.journal.sync:
             await self._sync(disk, disk.journal, disk.journal.written)
 
@@ -60,11 +59,11 @@ class Durability:
                         raise disk.failure()
 
     async def empty_journal(self, disk: Disk) -> None:
-        """Have all that the journal holds saved, even if it is not full. Raises ``OSError``."""
+        """Save all replicas in the journal, even if it is not full. Raises ``OSError``."""
         await disk.run(disk.journal.set_aside)
 
     async def keep_saving(self, disk: Disk) -> None:
-        """Save what a full journal holds, so that it can be overwritten. Runs for as long as
+        """Save the replicas in a full journal, so that it can be overwritten. Runs for as long as
         the disk is used."""
         pause = SAVE_AGAIN_SECONDS_MIN
         while True:
@@ -82,7 +81,7 @@ class Durability:
             disk.room.unpark_all()
 
     async def _save_all(self, disk: Disk, dirty_files: list[DirtyFile]) -> None:
-        """Save a few at once: several syncs cost a disk hardly more than one. Raises one of
+        """Save several at once, since several syncs cost a disk hardly more than one. Raises one of
         the ``OSError`` of :meth:`_save` when all others are done."""
         failures: list[OSError] = []
         rest = iter(dirty_files)
@@ -102,7 +101,7 @@ class Durability:
             raise failures[0]
 
     async def _save(self, disk: Disk, file: DirtyFile) -> None:
-        """Raises ``OSError`` if the save is to be tried again."""
+        """Raises ``OSError`` if the save must be repeated."""
         try:
             await disk.run(file.save)
         except OSError as error:
@@ -117,11 +116,14 @@ class Durability:
         if chunk is not None and chunk.file is file and self._inventory.is_incomplete(file.handle):
             # The save was given up, but not recorded; now the file is complete.
             disk.intents.remove(file.handle)
-            log_mended(self._inventory.bad.pop(file.handle, None), "saved after all")
+            log_mended(
+                self._inventory.bad.pop(file.handle, None), "its states could be saved later"
+            )
 
     async def _give_up_saving(self, disk: Disk, file: DirtyFile) -> None:
-        """The replica is incomplete, and must be replaced. That is on the disk before the
-        journal's records of what it lacks may go. Raises ``OSError``."""
+        """Record that the replica is incomplete, and must be replaced. That is on the
+        disk before the journal's records of it may be overwritten. Raises
+        ``OSError``."""
         self._inventory.mark_bad(file.handle)
         wanted = NO_STATE if file.is_unsound else file.sequence
         await self._sync(disk, disk.intents, disk.intents.put_incomplete(file.handle, wanted))
@@ -138,8 +140,8 @@ class Durability:
         await self._sync(disk, disk.intents, change)
 
     async def accept_elected(self, chunk: OpenChunk) -> None:
-        """The master elected this replica for want of a better one: it is no longer possibly
-        stale, under a new version that no other replica has."""
+        """Take the election of this replica: it is no longer possibly stale, under a
+        new version that no other replica has."""
         disk, file = chunk.disk, chunk.file
         change = disk.intents.put(file.handle, file.version, file.length)
         await self._sync(disk, disk.intents, change)

@@ -1,25 +1,28 @@
-"""Which replicas this server has, on which disk, in which state.
+"""The inventory: which replicas this server has, on which disk, in which state.
 
 The *inventory* (handle → disk, version, length) is in memory, read from the heads of the
-chunk files at start: a chunkserver has the final word on which chunks it holds (the paper,
-2.6.2). Plain tables: nothing here waits for anything.
+chunk files at start: a chunkserver determines which chunks it has (the paper, 2.6.2).
+Plain tables without waits.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.disks.disk_set import DiskSet
-from gfs.chunkserver.files.intents import Intent
-from gfs.chunkserver.files.layout import HEAD_BYTES
+from gfs.chunkserver.disks import Disk, DiskSet, identity
+from gfs.chunkserver.files import HEAD_BYTES, Intent
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, StaleVersion
 from gfs.protocol.messages import POSSIBLY_STALE_BIT, REPLICA_RECORD, BadReplica
 
 log = logging.getLogger(__name__)
+
+
+#: How many are kept for sharing.
+SHARED_MAX = 100_000
 
 
 class Replica(NamedTuple):
@@ -29,8 +32,9 @@ class Replica(NamedTuple):
 
 
 class Changes:
-    """What is still to be reported to one master: replicas that came or went without an order
-    of a master or a client; by handle, of those that went with the version."""
+    """Changes that must still be reported to one master: replicas that appeared or
+    disappeared without an order of a master or a client; by handle, and for missing
+    ones with the version."""
 
     def __init__(self) -> None:
         self.gone: dict[int, int] = {}
@@ -43,6 +47,9 @@ class Inventory(Mapping[int, Replica]):
     def __init__(self, disks: DiskSet) -> None:
         self._disks = disks
         self._replicas: dict[int, Replica] = {}
+        #: One object for all that are equal: many small replicas are, and it is a fifth of
+        #: what one takes of memory.
+        self._shared: dict[Replica, Replica] = {}
         #: Bytes of data of all replicas, without their heads.
         self.bytes = 0
         #: Damaged replicas, by handle, until a clone replaces them or the master deletes them.
@@ -52,13 +59,16 @@ class Inventory(Mapping[int, Replica]):
         self.damaged: dict[int, int] = {}
         #: Damaged replicas found since the start.
         self.found_bad = 0
-        #: For each master: what is still to be reported to it.
+        #: The changes to be reported, by master.
         self.changes: list[Changes] = []
-        #: Replicas that may lack what was last written, and the records that say so.
+        #: Possibly stale replicas, with their write-intent records.
         self.possibly_stale: dict[int, Intent] = {}
 
     def __getitem__(self, handle: int) -> Replica:
         return self._replicas[handle]
+
+    def __contains__(self, handle: object) -> bool:
+        return handle in self._replicas  # a Mapping's own makes a KeyError for each miss
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._replicas)
@@ -71,7 +81,7 @@ class Inventory(Mapping[int, Replica]):
         return [h for h, replica in self._replicas.items() if replica.disk == disk.index]
 
     def put(self, handle: int, replica: Replica) -> None:
-        """The replica is here, in this state; unless its disk has failed meanwhile."""
+        """Add or update a replica, unless its disk has failed meanwhile."""
         if replica.disk not in self._disks.used:
             return  # its disk failed meanwhile: the replica is gone
         old = self._replicas.get(handle)
@@ -81,14 +91,16 @@ class Inventory(Mapping[int, Replica]):
             self._disks.used[old.disk].chunks -= 1
             self._disks.used[replica.disk].chunks += 1
         self.bytes += replica.length - (old.length if old is not None else 0)
-        self._replicas[handle] = replica
+        if len(self._shared) >= SHARED_MAX:
+            self._shared.clear()
+        self._replicas[handle] = self._shared.setdefault(replica, replica)
         bad = self.bad.get(handle)
         if bad is not None and bad.version != replica.version:
-            # An upload may restart on it. An order to delete names its new version.
+            # An upload may restart on it. An order to delete has its new version.
             self.bad[handle] = BadReplica(handle, replica.version, bad.kind)
 
     def pack(self, handles: Iterable[int]) -> bytes:
-        """The report records (see ReportReplicas) of those of ``handles`` that are held here."""
+        """The report records (see ReportReplicas) of those of ``handles`` that this server has."""
         found, stale = ((h, self._replicas.get(h)) for h in handles), self.possibly_stale
         return b"".join(
             [
@@ -99,7 +111,7 @@ class Inventory(Mapping[int, Replica]):
         )
 
     def pack_gone(self, gone: dict[int, int]) -> bytes:
-        """The report records of replicas that went and did not come back."""
+        """The report records of replicas that disappeared and did not come back."""
         return b"".join(
             REPLICA_RECORD.pack(handle, version, 0)
             for handle, version in gone.items()
@@ -122,9 +134,9 @@ class Inventory(Mapping[int, Replica]):
         self.bad[handle] = BadReplica(handle, version, "corrupt")
 
     def check_fit(self, handle: int, possibly_stale: bool = False) -> None:
-        """Refuse to build on a replica that is known to be unfit: one whose file was deleted
-        while it was open would take writes that no restart finds. A possibly stale one is fit
-        only if ``possibly_stale``."""
+        """Refuse to build on a replica that is known to be unfit: one whose file was
+        deleted while it was open would accept writes that no restart finds. A possibly
+        stale one is fit only if ``possibly_stale``."""
         bad = self.bad.get(handle)
         if bad is not None:
             raise CorruptReplica(f"chunk {handle:016x}: the replica here is {bad.kind}")
@@ -137,8 +149,9 @@ class Inventory(Mapping[int, Replica]):
             raise StaleVersion(f"chunk {handle:016x}: the replica here is possibly stale")
 
     def is_incomplete(self, handle: int) -> bool:
-        """Whether the disk refused the newest states of the replica here: it is good as long
-        as it is open, and not when it is opened again. Only a replacement repairs it."""
+        """Whether the newest states of the replica could not be saved: it is good as
+        long as it is open, but not when it is opened again. Only a replacement repairs
+        it."""
         replica = self._replicas.get(handle)
         intent = None if replica is None else self._disks.used[replica.disk].intents.get(handle)
         return intent is not None and intent.is_incomplete
@@ -146,10 +159,13 @@ class Inventory(Mapping[int, Replica]):
     def looks_wrong(self, disk: Disk, handles: list[int]) -> list[tuple[int, bool]]:
         """Blocks. Of these replicas those whose files do not exist (False) or are too short
         (True), by a ``stat``. Raises ``OSError``."""
-        found = []
+        found, packed = [], []
         for handle in handles:
             replica = self._replicas.get(handle)
             if replica is None or replica.disk != disk.index:
+                continue
+            if handle in disk.packs:
+                packed.append(handle)
                 continue
             try:
                 size = disk.files.file_size(disk.chunk_path(handle))
@@ -158,10 +174,17 @@ class Inventory(Mapping[int, Replica]):
             else:
                 if replica.length and size < HEAD_BYTES + replica.length:
                     found.append((handle, True))
-        return found
+        try:
+            return found + [(handle, True) for handle in disk.packs.cut_short(packed)]
+        except OSError as error:
+            # That the whole disk was emptied, or unmounted, says more than that a file is gone.
+            reason = identity.check_disk(disk)
+            if reason:
+                raise OSError(errno.ENOTDIR, reason) from error
+            raise
 
     def remove(self, handle: int) -> None:
-        """The replica is no longer here."""
+        """Remove a replica that is no longer here."""
         replica = self._replicas.pop(handle, None)
         if replica is not None:
             self._disks.used[replica.disk].chunks -= 1

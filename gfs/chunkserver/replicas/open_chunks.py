@@ -1,9 +1,10 @@
-"""Open chunk files: an LRU of bounded size, and who may do what with a chunk's file.
+"""Open chunk files: an LRU of bounded size, and the rules for access to a chunk's file.
 
-A chunk has one file here, or none. *Busy* is a chunk whose file is being opened, made,
-replaced or deleted: one task at a time does that. Those that have it open go on; a writer
-holds its ``mutex``, which a task that replaces or deletes the file takes as well. So nobody
-who holds the mutex finds that the file was dropped in the middle; only before it got it.
+A chunk has at most one file here. A chunk is *busy* while its file is being opened,
+made, replaced or deleted, by one task at a time. Tasks that have it open continue; a
+writer holds its ``mutex``, which a task that replaces or deletes the file takes as
+well. So the file can be dropped only before a task gets the mutex, and not while it
+holds it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 import trio
 
-from gfs.chunkserver.disks.disk import Disk, map_disk_error
-from gfs.chunkserver.disks.disk_set import DiskSet
-from gfs.chunkserver.files.chunkfile import ChunkFile
+from gfs.chunkserver.disks import Disk, DiskSet, map_disk_error
+from gfs.chunkserver.files import ChunkFile
+from gfs.chunkserver.packs import PackedFile, open_packed
 from gfs.chunkserver.replicas.inventory import Inventory, Replica
 from gfs.errors import CorruptReplica, NotFound
 from gfs.protocol.deadline import Watch, deadline
 
 log = logging.getLogger(__name__)
 
-#: Open chunk files kept; each has up to 8 KiB of sums in memory besides.
+#: How many chunk files stay open; each has up to 8 KiB of sums in memory besides.
 OPEN_FILES_MAX = 512
 #: How long a task that opens, replaces or deletes a chunk's file waits for another task that
 #: does, and for a write that must end first.
@@ -59,7 +60,7 @@ class OpenChunk:
 
     @property
     def is_pending(self) -> bool:
-        """Whether its newest state is in the journal only."""
+        """Whether its newest state is only in the journal."""
         return self.disk.journal.holds(self.file.handle)
 
     def preempt(self, version: int | None = None) -> None:
@@ -97,6 +98,19 @@ class OpenChunks:
         """The replica if it is open now. Pin it before the next ``await``."""
         return self._open.get(handle)
 
+    def packed(self, handle: int) -> PackedFile | None:
+        """The replica if it is packed, and nothing is to happen to it now: for a read that does
+        not wait."""
+        replica = self._inventory.get(handle)
+        if replica is None or handle in self.busy:
+            return None
+        disk = self._disks.used[replica.disk]
+        return open_packed(disk.packs, handle, disk.journal)
+
+    def used_now(self, handle: int) -> None:
+        """It is among the last to be closed for others."""
+        self._open.move_to_end(handle)
+
     def disk_of(self, handle: int) -> Disk | None:
         """The disk that the replica is on, or is being made on."""
         chunk, replica = self._open.get(handle), self._inventory.get(handle)
@@ -110,7 +124,7 @@ class OpenChunks:
         if chunk is None:
             async with self.alone(handle):
                 chunk = self._open.get(handle) or await self._open_file(handle)
-        self._open.move_to_end(handle)
+        self.used_now(handle)
         return chunk
 
     @contextlib.asynccontextmanager
@@ -158,8 +172,11 @@ class OpenChunks:
         if self._inventory.is_incomplete(handle):
             raise CorruptReplica(f"chunk {handle:016x}: its newest states could not be saved")
         disk = self._disks.used[replica.disk]
+        packed = open_packed(disk.packs, handle, disk.journal)
+        if packed is not None:
+            return self.keep(OpenChunk(disk, packed))
         try:
-            with trio.CancelScope(shield=True):  # a file opened is a file noted
+            with trio.CancelScope(shield=True):  # an open file is always noted
                 path = disk.chunk_path(handle)
                 file = await disk.run(ChunkFile.open, disk.files, path, handle, disk.journal)
         except CorruptReplica:
@@ -174,22 +191,31 @@ class OpenChunks:
     def keep(self, chunk: OpenChunk) -> OpenChunk:
         """Keep it open; a file that nobody uses may be closed for it."""
         self._open[chunk.file.handle] = chunk
-        if len(self._open) > OPEN_FILES_MAX:
-            for handle, other in self._open.items():
-                if not other.users and other is not chunk and not other.is_pending:
-                    del self._open[handle]
-                    self._drop(other)
+        for handle, other in list(self._open.items()) if self._is_over() else ():
+            if not other.users and other is not chunk and not other.is_pending:
+                del self._open[handle]
+                self._drop(other)
+                if not self._is_over():
                     break
         return chunk
+
+    def _is_over(self) -> bool:
+        return len(self._open) > OPEN_FILES_MAX
 
     def _drop(self, chunk: OpenChunk) -> None:
         chunk.dropped = True
         self.close_if_unused(chunk)
 
     def close_if_unused(self, chunk: OpenChunk) -> None:
-        """Close the file of a dropped chunk if nobody has it pinned."""
-        if chunk.dropped and not chunk.users:
-            chunk.disk.close_later(chunk.file)
+        """Close the file of a dropped chunk if nobody has it pinned. A packed replica has no open
+        file, and takes no place from those that have."""
+        if chunk.users:
+            return
+        if not isinstance(chunk.file, PackedFile):
+            if chunk.dropped:
+                chunk.disk.close_later(chunk.file)
+        elif self._open.get(chunk.file.handle) is chunk:
+            del self._open[chunk.file.handle]
 
     def note(self, chunk: OpenChunk) -> None:
         """Update the inventory to the state of the open file."""
@@ -222,7 +248,8 @@ class OpenChunks:
         self._inventory.bad.pop(handle, None)
 
     def forget(self, handle: int) -> None:
-        """The replica is no longer here: tasks that have it open go on with a dropped file."""
+        """Drop a replica that is no longer here: tasks that have it open continue with
+        a dropped file."""
         self._inventory.remove(handle)
         chunk = self._open.pop(handle, None)
         if chunk is not None:

@@ -1,4 +1,4 @@
-"""One chunkserver from start to stop: its tasks, its link to the master, its metrics."""
+"""One chunkserver from start to stop: its tasks, its connections to the masters, its metrics."""
 
 from gfs.chunkserver.service.service import ChunkserverStarted, run_chunkserver
 

@@ -1,12 +1,17 @@
-"""Which code serves which message of a client, or of another chunkserver."""
+"""Dispatches the messages of clients, and of other chunkservers."""
 
 from __future__ import annotations
 
-from gfs.chunkserver.copies.small_replicas import serve_replicas
-from gfs.chunkserver.exchanges.append import Appends
-from gfs.chunkserver.exchanges.read import serve_read
-from gfs.chunkserver.exchanges.write import FromConnection, WriteExchange
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.copies import serve_replicas
+from gfs.chunkserver.exchanges import (
+    Appends,
+    FromConnection,
+    SmallRequests,
+    SmallWriter,
+    WriteExchange,
+    serve_read,
+)
+from gfs.chunkserver.node import Node
 from gfs.diagnostics import request, request_of
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.deadline import deadline
@@ -16,6 +21,7 @@ from gfs.protocol.messages import (
     Failure,
     LookFor,
     Message,
+    Multiplex,
     Ping,
     ReadChunk,
     ReadReplicas,
@@ -30,6 +36,7 @@ class Dispatcher:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.appends = Appends(node)
+        self.small_writer = SmallWriter(node)
 
     async def serve(self, connection: BulkConnection) -> None:
         """All exchanges of one connection, one after another."""
@@ -42,11 +49,14 @@ class Dispatcher:
                 del idle[connection]
             if message is None:
                 return
+            if isinstance(message, Multiplex):
+                await SmallRequests(node, connection, self.small_writer).run()
+                return
             is_client = _is_from_client(connection, message)
             if is_client:
                 node.throttle.client_starts()
             began = clock.monotonic()
-            # Not reset: this task works for nobody else between two exchanges.
+            # Not reset: this task does no other work between two exchanges.
             request.set(request_of(message.id))
             connection.failure = None
             connection.busy = True
@@ -68,7 +78,7 @@ class Dispatcher:
             return await WriteExchange(node, FromConnection(node, connection), message).run()
         if isinstance(message, AppendRecords):
             return await self.appends.serve(connection, message)
-        with deadline(node.settings.idle_seconds * 4, "taking of the answer"):
+        with deadline(node.settings.idle_seconds * 4, "the peer to read the answer"):
             if isinstance(message, ReadChunk):
                 is_well = await serve_read(node, connection, message)
                 if is_well and connection.failure is None:
@@ -92,8 +102,9 @@ class Dispatcher:
 
 
 def _is_from_client(connection: BulkConnection, message: Message) -> bool:
-    """Whether background work gives way to it. What other chunkservers read goes into
-    copies, but for a few appends; their writes are those of clients, along the chain."""
+    """Whether background work is limited because of it. Reads of other chunkservers are
+    for copies, except for a few appends; their writes are those of clients, along the
+    chain."""
     return connection.peer_role != "chunkserver" or not isinstance(
         message, (ReadChunk, ReadReplicas, VerifyChunk)
     )

@@ -1,18 +1,18 @@
 """The connections to the master and its shadows: registration, heartbeats, orders.
 
-The chunkserver connects, says who it is, reports every replica in batches, then
-sends heartbeats on the same connection; the master sends its orders over it,
-either as answers to heartbeats or as requests of its own. When the connection
-is lost, everything starts over: what the master knows of this server is always
-what this server said since it last registered.
+The chunkserver connects, registers, reports every replica in batches, then sends
+heartbeats on the same connection; the master sends its orders over it, either as
+answers to heartbeats or as requests. When the connection is lost, the chunkserver
+registers again: so the master's knowledge of this server is always from its last
+registration on.
 
-Shadow masters are told the same and give no orders: what they answer is not
-looked at. Where they are the master says, and it is kept, so that the next
-master is found by a server that was away when it was promoted.
+Shadow masters get the same reports and give no orders: their answers are ignored. The
+master sends their addresses, which are stored, so that a server that was away during a
+promotion finds the next master.
 
-Who is the master is a matter of *terms*: one of a higher term than was ever seen
-is believed, and that term written down before anything is done for it; from then
-on whoever has a lower one is hung up on, and told so by the handshake.
+The *term* decides which process is the master: a master of a higher term than any
+before is accepted, after that term is stored; from then on connections of masters with
+lower terms are refused, with the reason in the handshake.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from collections.abc import Iterator
 
 import trio
 
+from gfs.chunkserver.copies import Batch, copy
 from gfs.chunkserver.copies.clone import clone
-from gfs.chunkserver.copies.copy_on_write import copy
-from gfs.chunkserver.copies.small_replicas import Batch
-from gfs.chunkserver.exchanges.append import Appends
-from gfs.chunkserver.node.node import Node
-from gfs.chunkserver.replicas.inventory import Changes
-from gfs.chunkserver.upkeep.delete import delete_all
-from gfs.chunkserver.upkeep.scrub import Scrubber
+from gfs.chunkserver.exchanges import Appends
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.replicas import Changes
+from gfs.chunkserver.upkeep import Scrubber, delete_all
 from gfs.config import split_addresses
 from gfs.diagnostics import event, request, request_of
 from gfs.errors import (
@@ -43,6 +41,7 @@ from gfs.errors import (
     WrongCluster,
     WrongClusterKey,
 )
+from gfs.failures import plural
 from gfs.protocol import handshake
 from gfs.protocol.deadline import deadline
 from gfs.protocol.messages import (
@@ -71,21 +70,21 @@ from gfs.protocol.rpc import Rpc
 log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS_MIN = 0.1
-RECONNECT_SECONDS_MAX = 2.0
+RECONNECT_SECONDS_MAX = 0.5
 REPORT_SECONDS = 30.0
 HEARTBEAT_SECONDS_MAX = 5.0
-#: Replicas named in one heartbeat's sample; all are named in turn.
+#: Replicas in one heartbeat's sample; all are reported in turn.
 SAMPLE_RECORDS = 512
 BAD_REPORTS_MAX = 500
 MASTERS_MAX = 32
-#: Of these orders of the master so many are carried out at once; and of all others.
+#: How many of these orders are carried out at once; and how many of all others.
 LENGTHY = (CloneChunk, CloneChunks, CopyChunk, DeleteReplicas, VerifyChunk)
 ORDERS_AT_ONCE = 32
 PROMPT_ORDERS_AT_ONCE = 256
 
 
 class MasterLinks:
-    """One link to each process that is the master or may become it."""
+    """One connection to each process that is the master or may become it."""
 
     def __init__(self, node: Node, appends: Appends, scrubber: Scrubber) -> None:
         self._node = node
@@ -122,7 +121,7 @@ class MasterLinks:
             await link.run()
 
     def learnt(self, master: str, shadows: list[str]) -> None:
-        """The master at this address says where its shadows are."""
+        """Take the addresses of the shadow masters from the master at this address."""
         record = self._node.server.record
         masters = [master, *shadows][:MASTERS_MAX]
         if shadows and masters != record.masters:
@@ -131,14 +130,14 @@ class MasterLinks:
 
 
 class MasterLink:
-    """Keeps this server known at ``address`` for as long as ``run`` runs."""
+    """Keeps this server registered at ``address`` while ``run`` runs."""
 
     def __init__(self, node: Node, links: MasterLinks, address: str) -> None:
         self._node = node
         self._links = links
         self._address = address
         self._is_master = False
-        #: Set when this server has taken whom it is connected to for its master.
+        #: Set when this server has accepted the connected process as its master.
         self._joined = trio.Event()
         #: The last failure in the log: a repeated one is logged at a lower level.
         self._logged = ""
@@ -252,7 +251,7 @@ class MasterLink:
                 self._address,
                 extra=event("new_master", term=rpc.peer_term >> 32, address=self._address),
             )
-            # What the master before it had beyond this was given up.
+            # Operations of the former master beyond this were given up.
             record.term, record.sequence = rpc.peer_term, reply.sequence
         if not record.cluster:
             record.cluster = node.identity.cluster = reply.cluster
@@ -260,10 +259,10 @@ class MasterLink:
         self._joined.set()
 
     async def _remember(self) -> None:
-        """Have cluster and term written down, this time or at another attempt to join.
-        Raises StartupError if no disk takes them."""
+        """Store cluster and term, now or at another attempt to join. Raises
+        StartupError if they can be stored on no disk."""
         if not self._node.server.remembers:
-            await self._node.disks.save()
+            await self._node.disk_opening.save()
 
     async def _beat(self, rpc: Rpc, seconds: float) -> None:
         node = self._node
@@ -291,8 +290,8 @@ class MasterLink:
             await node.world.clock.sleep(seconds)
 
     async def _report_changes(self, rpc: Rpc) -> None:
-        """Report at once what came and went with a disk, before the heartbeat that says
-        what has become of the disk."""
+        """Report at once the replicas that appeared or disappeared with a disk, before
+        the heartbeat that reports the disk."""
         store, changes = self._node.store, self._changes
         while changes.gone or changes.come:
             is_gone = bool(changes.gone)
@@ -313,7 +312,7 @@ class MasterLink:
             await self._obey(rpc, orders)
 
     def _next_bad(self) -> list[BadReplica]:
-        """Some of the damaged replicas; all of them in turn, until they are dealt with."""
+        """Some of the damaged replicas; all of them in turn, until they are replaced or deleted."""
         some = list(itertools.islice(self._bad, BAD_REPORTS_MAX))
         if len(some) < BAD_REPORTS_MAX:
             self._bad = iter(list(self._node.store.inventory.bad.values()))
@@ -339,7 +338,8 @@ class MasterLink:
         self.obey(orders, sent)
 
     def obey(self, orders: Orders, sent: float = 0.0) -> None:
-        """Carry out the orders of a master, but not those of a younger memory."""
+        """Carry out the orders of a master, unless its metadata is older than what this
+        server knows of."""
         record = self._node.server.record
         if orders.sequence >= record.sequence:
             record.sequence = orders.sequence
@@ -347,11 +347,12 @@ class MasterLink:
             self._node.throttle.set_rate(orders.background_bytes_per_second)
 
     async def delete(self, order: DeleteReplicas) -> None:
-        """As the message says. Raises StaleVersion for a younger memory."""
+        """Carry out DeleteReplicas. Raises StaleVersion if the master's metadata is
+        older than what this server knows of."""
         record = self._node.server.record
         if order.sequence < record.sequence:
             raise StaleVersion(
-                f"refused to delete {len(order.replicas)} replicas: the master is at "
+                f"refused to delete {plural(len(order.replicas), 'replica')}: the master is at "
                 f"{order.sequence} of its operation log, this server has seen "
                 f"{record.sequence}: was old metadata restored?"
             )
@@ -365,7 +366,7 @@ class MasterLink:
 
     async def _carry_out(self, rpc: Rpc, message: Message, joined: trio.Event) -> None:
         request.set(request_of(message.id))  # of this task, which does nothing else
-        # What a client waits for does not queue behind copies.
+        # Orders that a client waits for do not queue behind copies.
         async with self._slots if isinstance(message, LENGTHY) else self._prompt_slots:
             began = self._node.world.clock.monotonic()
             failure: GfsError | None = None
@@ -406,7 +407,7 @@ class MasterLink:
                 reply.id = message.id
                 return reply
             case DiskOrder():
-                return DiskOrderReply(id=message.id, disks=await node.disks.order(message))
+                return DiskOrderReply(id=message.id, disks=await node.disk_orders.order(message))
             case Ping():
                 pass
             case _:

@@ -8,13 +8,21 @@ from functools import partial
 
 import trio
 
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.node import Node
 from gfs.chunkserver.service.dispatch import Dispatcher
 from gfs.chunkserver.service.master_link import MasterLinks
 from gfs.chunkserver.service.metrics import families
-from gfs.chunkserver.upkeep import background, compare
-from gfs.chunkserver.upkeep.drain import drain_disk
-from gfs.chunkserver.upkeep.scrub import Scrubber
+from gfs.chunkserver.upkeep import (
+    Scrubber,
+    clear_intents,
+    confirm_packs,
+    drain_disk,
+    keep_comparing,
+    look_at_damaged,
+    save_memory,
+    scan,
+    tend_journal,
+)
 from gfs.config import ChunkserverSettings
 from gfs.errors import StartupError, innermost
 from gfs.io import Listener, World
@@ -42,10 +50,10 @@ async def run_chunkserver(
 ) -> None:
     """Serve the replicas in ``directories`` (one per disk) until cancelled.
 
-    ``metrics`` then tells of it. Reports started once it listens and the master has taken its first
-    registration; while the master is away it keeps trying. Raises StartupError:
-    address taken, a directory that cannot be written or belongs to another
-    server, a master of another cluster.
+    ``metrics`` then collects its metrics. Reports started once it listens and the
+    master has taken its first registration; while the master is away it keeps trying.
+    Raises StartupError: address taken, a directory that cannot be written or belongs to
+    another server, a master of another cluster.
 
     Stopping is by cancellation or by killing: there is no other kind (the
     paper, 5.1.1).
@@ -92,19 +100,22 @@ async def _run(
             nursery.start_soon(node.connections.close_idle)
             nursery.start_soon(node.pulse.run)
             nursery.start_soon(node.patience.run)
+            await nursery.start(node.links.run)
+            await nursery.start(dispatcher.small_writer.run)
             nursery.start_soon(links.run)
             tasks = (
                 node.store.durability.keep_saving,
-                partial(background.tend_journal, node),
-                partial(background.clear_intents, node),
+                partial(tend_journal, node),
+                partial(clear_intents, node),
+                partial(confirm_packs, node),
                 partial(drain_disk, node),
             )
-            nursery.start_soon(node.disks.run, tasks)
-            nursery.start_soon(compare.keep_comparing, node)
-            nursery.start_soon(background.scan, node)
-            nursery.start_soon(background.look_at_damaged, node)
+            nursery.start_soon(node.disk_orders.run, tasks)
+            nursery.start_soon(keep_comparing, node)
+            nursery.start_soon(scan, node)
+            nursery.start_soon(look_at_damaged, node)
             nursery.start_soon(scrubber.run)
-            nursery.start_soon(background.save_memory, node, scrubber)
+            nursery.start_soon(save_memory, node, scrubber)
             await links.registered.wait()
             log.info("chunkserver %s serves at %s", node.id, node.address)
             task_status.started(ChunkserverStarted(id=node.id, address=node.address))

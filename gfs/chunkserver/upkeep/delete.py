@@ -1,13 +1,13 @@
 """Deleting what the master ordered: many replicas in one order.
 
-Each name has its exact version, so that a late order hits nothing new. Replicas that
-nobody uses are deleted many at a time: one hop into a thread, one sync of the journal
-(with ``"fsync"``) for all of them. Those that are open, being written, or damaged go one
-by one, behind whoever uses them.
+Each name has its exact version, so that a late order deletes nothing newer. Replicas
+that are not in use are deleted many at a time: one thread hop and one sync of the
+journal (with ``"fsync"``) for all of them. Those that are open, being written, or
+damaged are deleted one by one, after those who use them.
 
 A few threads for each disk, since a file system may wait for the device with each
 ``unlink`` (one that discards freed blocks at once took 2 ms for it, 0.1 ms otherwise).
-While clients are served, each rests as long as it worked.
+While clients are served, each pauses as long as it worked.
 
 Sketch for 1,000 replicas of 1 KiB: 15 steps of 1 hop and 64 ``unlink`` of 20 µs, some 10 µs
 of Python each: 30 ms.
@@ -20,18 +20,19 @@ from collections.abc import Iterator
 
 import trio
 
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.node import Node
 from gfs.diagnostics import event
 from gfs.errors import GfsError
 from gfs.protocol.messages import ReplicaName
 
 log = logging.getLogger(__name__)
 
-#: Replicas deleted in one hop into a thread.
+#: Replicas deleted in one thread hop.
 STEP = 64
 #: Threads for each disk; at most half of those it has.
 THREADS_PER_DISK = 4
-#: What is not begun by then is left, and reported again: the master waits for the answer.
+#: The time limit of an order, since the master waits for the answer: the remaining
+#: replicas are reported again.
 SECONDS_MAX = 10.0
 
 
@@ -50,7 +51,7 @@ async def delete_all(node: Node, names: list[ReplicaName]) -> None:
             for _ in range(min(THREADS_PER_DISK, max(1, node.settings.disk_threads // 2))):
                 nursery.start_soon(_work, node, steps, until)
     log.info(
-        "deleted replicas that the master wants no more: %d ordered, %d held before, %d now",
+        "deleted replicas as the master ordered: %d ordered, %d replicas before, %d now",
         len(names),
         before,
         len(node.store.inventory),

@@ -1,9 +1,9 @@
-"""Emptying one disk of a chunkserver: its replicas move to the server's other disks.
+"""Draining one disk of a chunkserver: its replicas move to the server's other disks.
 
-A replica is copied as it is while it may be read, and written; every block of the copy is
-verified; and the copy takes its place only if it was not written meanwhile. One that is
-written all the time moves when that ends. Those that are damaged or may lack something
-are left to the master, which has them made anew, on another disk.
+A replica is copied while it may be read and written; every block of the copy is
+verified; and the copy replaces it only if it was not written meanwhile. One that is
+written all the time moves when that ends. Damaged or possibly stale ones are left to
+the master, which has them replaced, on another disk.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 
 from gfs.chunkserver.copies.new_replica import copy_bytes, mark_if_unfit, new_replica
-from gfs.chunkserver.disks.disk import Disk
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.disks import Disk
+from gfs.chunkserver.node import Node
+from gfs.chunkserver.packs import Made, PackedFile
 from gfs.diagnostics import event
 from gfs.errors import CorruptReplica, DiskFull, GfsError, StaleVersion
 
 log = logging.getLogger(__name__)
 
-#: Before replicas that could not be moved are looked at again.
+#: The pause before replicas that could not be moved are tried again.
 AGAIN_SECONDS = 2.0
 
 
@@ -69,10 +70,17 @@ async def _move(node: Node, disk: Disk, handle: int) -> None:
     async with store.open_chunks.using(handle) as chunk:
         if chunk.disk is not disk:
             return
-        state, version = chunk.file.sequence, chunk.file.version
-        target = store.disks.pick(chunk.file.length)
+        source = chunk.file  # a grant may give it another one meanwhile
+        state, version = source.sequence, source.version
+        target = store.disks.pick(source.length)
         what = f"move of {handle:016x}"
         try:
+            if isinstance(source, PackedFile) and store.is_packed(source.length):
+                data = await disk.run(source.read_verified, 0, source.length)
+                made = Made(handle, version, memoryview(data), source.sums(0, 1))
+                await store.install(target, made, moved=state)
+                target.written_bytes += len(data)
+                return
             async with new_replica(node, target, handle, version, what, moved=state) as file:
                 await copy_bytes(node, chunk, target, file)
                 target.written_bytes += file.length

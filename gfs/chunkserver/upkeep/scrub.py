@@ -1,44 +1,50 @@
-"""Reading everything again and again, so that no damage goes unnoticed: the paper, 5.2.
+"""The scrub: reading and verifying all replicas again and again (the paper, 5.2).
 
 One *pass* reads every block of every replica, in the order of the handles, within
-``scrub_seconds``. While clients are served it goes just as fast as that takes, and
-within the pace of all background traffic; else at 8 MiB/s or more, so that a small
-server is done in minutes. How far the pass has come, and when it began, is kept
-(in ``server.json``, once a minute): a server that is often restarted gets to the
-end of it all the same. A replica that comes meanwhile with a lower handle was
-verified while it was copied, and is read in the next pass.
+``scrub_seconds``. While clients are served it runs just as fast as necessary, and
+within the limit of all background traffic; otherwise at 8 MiB/s or more, so that a
+small server is read in minutes. The progress of the pass, and when it began, is stored
+(in ``server.json``, once a minute): so a server that is often restarted also completes
+it. A replica with a lower handle that is added meanwhile was verified while it was
+copied, and is read in the next pass.
 
-What fails is told to the master, which has it made anew from a good replica, or, if
-there is none, from what is good in several (:mod:`gfs.chunkserver.copies.salvage`).
+Corrupt replicas are reported to the master, which has them replaced by copies of a good
+one, or, if there is none, salvaged (:mod:`gfs.chunkserver.copies.salvage`).
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
+from collections.abc import Iterator
+
+import trio
 
 from gfs.blocks import BLOCK_BYTES, KIB, MIB
-from gfs.chunkserver.node.node import Node
+from gfs.chunkserver.node import Node
 from gfs.errors import DiskFailed, GfsError
 from gfs.protocol.messages import Scrub
 
 log = logging.getLogger(__name__)
 
 STEP_BYTES = 1 * MIB
-#: A chunk costs at least as much of the pace as this many bytes: opening it is
-#: what costs, and there may be a million small ones.
+#: How many handles are sorted before others are served: some 5 ms.
+SORTED_AT_ONCE = 10_000
+#: A chunk counts as at least this many bytes for the pace, because of the cost of
+#: opening it: there may be a million small ones.
 CHUNK_BYTES_MIN = 512 * KIB
-#: While no client is served.
+#: The pace while no client is served.
 IDLE_BYTES_PER_SECOND_MIN = 8 * MIB
-#: Whether clients are being served is looked at so often.
+#: How often it is checked whether clients are served.
 LOOK_SECONDS = 1.0
-#: Between two passes, and while there is nothing to read.
+#: The pause between two passes, and while there is nothing to read.
 REST_SECONDS = 1.0
-#: How far it is is noted this often, to be kept.
+#: How often the progress is recorded.
 NOTE_SECONDS = 60.0
 
 
 def bytes_per_second(left_bytes: float, left_seconds: float, busy: bool) -> float:
-    """The pace at which what is left of a pass is read in the time that is left."""
+    """The pace at which the rest of a pass is read in the rest of its time."""
     needed = left_bytes / max(1.0, left_seconds)
     return needed if busy else max(needed, IDLE_BYTES_PER_SECOND_MIN)
 
@@ -46,23 +52,24 @@ def bytes_per_second(left_bytes: float, left_seconds: float, busy: bool) -> floa
 class Scrubber:
     def __init__(self, node: Node) -> None:
         self._node = node
-        #: Read and verified since the server was started: bytes, and all of them.
+        #: Bytes that were verified since the server was started, and completed passes.
         self.bytes = self.passes = 0
         self._noted = node.world.clock.monotonic()
-        #: Of the present pass: all up to this handle are done.
+        #: The present pass has verified the replicas up to this handle.
         self._after = 0
-        #: Of the present pass: what it has read, and has yet to read as the pace counts.
+        #: The bytes that the present pass has read, and those that are left, as the
+        #: pace counts them.
         self._done_bytes = 0
         self._left_bytes = 0
 
     @property
     def share(self) -> float:
-        """How much of the present pass is done."""
+        """The share of the present pass that is done."""
         progress = self.progress()
         return progress.done_bytes / max(1, progress.total_bytes)
 
     def progress(self) -> Scrub:
-        """For the heartbeat."""
+        """The progress, for the heartbeat."""
         record = self._node.server.record
         return Scrub(
             self._done_bytes,
@@ -91,30 +98,45 @@ class Scrubber:
             await clock.sleep(REST_SECONDS)
 
     async def _pass(self, after: int) -> None:
-        """All replicas with a handle above ``after``; those before it are done."""
+        """Verify all replicas with a handle above ``after``; those before it are done."""
         store = self._node.store
-        handles = sorted(store.inventory)
-        lengths = {handle: store.inventory[handle].length for handle in handles}
-        self._done_bytes = sum(lengths[h] for h in handles if h <= after)
-        todo = [handle for handle in handles if handle > after]
-        self._left_bytes = sum(max(lengths[h], CHUNK_BYTES_MIN) for h in todo)
-        for handle in todo:
+        for handle in await self._in_order(after):
+            # It may be gone since; the pass is none the shorter for it.
+            replica = store.inventory.get(handle)
+            length = replica.length if replica is not None else 0
             before = self._done_bytes
             try:
                 await self._chunk(handle)
-            except DiskFailed:
-                # A sector that cannot be read: the replica is to be made anew. If the whole
-                # disk has failed, it is not there any more.
-                if handle in store.inventory:
-                    store.inventory.mark_bad(handle)
             except (GfsError, OSError) as error:
                 log.info("scrub of %016x: %s", handle, error)
-            self._done_bytes = before + lengths[handle]
-            self._left_bytes -= max(lengths[handle], CHUNK_BYTES_MIN)
+            self._done_bytes = before + length
+            self._left_bytes -= max(length, CHUNK_BYTES_MIN)
             self._after = handle
 
+    async def _in_order(self, after: int) -> Iterator[int]:
+        """The handles above ``after`` in their order, and what they and the others amount to.
+        A server may have millions, which are sorted while others are served."""
+        inventory = self._node.store.inventory
+        handles = list(inventory)
+        self._done_bytes = self._left_bytes = 0
+        slices = []
+        for at in range(0, len(handles), SORTED_AT_ONCE):
+            todo = []
+            for handle in handles[at : at + SORTED_AT_ONCE]:
+                replica = inventory.get(handle)
+                if replica is None:
+                    continue
+                if handle <= after:
+                    self._done_bytes += replica.length
+                else:
+                    self._left_bytes += max(replica.length, CHUNK_BYTES_MIN)
+                    todo.append(handle)
+            slices.append(sorted(todo))
+            await trio.lowlevel.checkpoint()
+        return heapq.merge(*slices)
+
     def note(self) -> None:
-        """Put how far it is into the server's record, if that is due again."""
+        """Write the progress into the server's record, if that is due again."""
         now = self._node.world.clock.monotonic()
         if now - self._noted >= NOTE_SECONDS:
             self._noted = now
@@ -133,16 +155,34 @@ class Scrubber:
             step = min(STEP_BYTES, replica.length - first * BLOCK_BYTES)
             await self._wait(max(step, CHUNK_BYTES_MIN))
             await node.throttle.take(step)
-            async with store.open_chunks.using(handle) as chunk:
-                if await node.bad_blocks(chunk, first, blocks):
-                    store.open_chunks.mark_unfit(chunk)
-                    return
+            if not await self._is_good(handle, first, blocks):
+                return
             first += blocks
             self._done_bytes += step
             self.bytes += step
 
+    async def _is_good(self, handle: int, first: int, blocks: int) -> bool:
+        """Read some blocks. A replica of which a sector cannot be read must be replaced, too; if
+        its whole disk has failed it is missing. By then there may be another one here: it was
+        moved, or is on two disks."""
+        node, store = self._node, self._node.store
+        disk = store.open_chunks.disk_of(handle)
+        try:
+            async with store.open_chunks.using(handle) as chunk:
+                try:
+                    is_good = not await node.bad_blocks(chunk, first, blocks)
+                except DiskFailed:
+                    is_good = False
+                if not is_good:
+                    store.open_chunks.mark_unfit(chunk)
+                return is_good
+        except DiskFailed:  # it cannot be opened
+            if disk is not None and not disk.down and store.open_chunks.disk_of(handle) is disk:
+                store.inventory.mark_bad(handle)
+            raise
+
     async def _wait(self, count: int) -> None:
-        """Until ``count`` more bytes are due."""
+        """Wait until ``count`` more bytes are due."""
         node, clock = self._node, self._node.world.clock
         due = 0.0
         while due < count:
@@ -152,9 +192,10 @@ class Scrubber:
             due += max(1.0, pace) * seconds + 1e-6
 
     def _seconds_left(self) -> float:
-        """Of this pass. The wall clock may jump: never more than a whole one."""
+        """The seconds left of this pass; at most those of a whole pass, since the wall
+        clock may jump."""
         period = self._node.settings.scrub_seconds
         record, now_ns = self._node.server.record, self._node.world.clock.time_ns()
-        # From a beginning that is yet to come the pass would be as slow until it has.
+        # With a start in the future the pass would be too slow until then.
         record.scrub_began_ns = min(record.scrub_began_ns, now_ns)
         return period - min((now_ns - record.scrub_began_ns) / 1e9, period)

@@ -1,7 +1,7 @@
 """Copy on write: the paper, section 3.4.
 
-A file that is about to be written and has a chunk which other files have, or had,
-gets its own::
+A file that is about to be written and has a chunk which other files have, or had, gets
+a copy of its own::
 
     a new handle; each server with a good replica copies it, locally, to that one,
         durably, the first one with the lease
@@ -9,10 +9,10 @@ gets its own::
     commit "the file has the new chunk"
     answer the client
 
-The chunk that is copied is not written by anybody, so the copies are the same.
-Nobody knows of the new handle before the commit; what a failure leaves is garbage.
-A replica that is not copied (its server is away, its disk full, a block damaged) is
-one that the new chunk lacks, and is made by re-replication.
+Nobody writes the chunk that is copied, so the copies are equal. No client knows the new
+handle before the commit; after a failure the copies are garbage. If a replica cannot be
+copied (its server is away, its disk full, a block damaged), the new chunk lacks one,
+which re-replication makes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from gfs.errors import Retryable
-from gfs.master.leases.table import FIRST_LEASED_VERSION, Lease
 from gfs.master.leases.version_raise import Order, raise_version
 from gfs.master.master import Master
 from gfs.master.metadata.namespace import plan_replace_chunk
 from gfs.master.metadata.rows import Chunk
-from gfs.master.replicas.servers import Server
+from gfs.master.tables import FIRST_LEASED_VERSION, Lease, Server
 from gfs.protocol.messages import CopyChunk, GrantLease
 
-#: A copy of 64 MiB, with its sync, on a busy disk.
+#: The time for a copy of 64 MiB, with its sync, on a busy disk.
 COPY_SECONDS = 20.0
 
 
@@ -39,7 +38,7 @@ async def copy_shared_chunk(
     """Give the file a copy of its chunk ``handle``, whose replicas at ``servers`` are
     copied; returns the copy's handle with its lease.
 
-    Raises a retryable error, or NotFound, and then nothing has changed.
+    Raises a retryable error, or NotFound; then nothing has changed.
     """
     with master.new_chunks.in_the_making() as (target, gone):
 

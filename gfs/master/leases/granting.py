@@ -2,7 +2,7 @@
 
 ::
 
-    commit "version n + 1 is attempted"            no other grant can bear n + 1
+    commit "version n + 1 is attempted"            no other grant can use n + 1
     GrantLease(n -> n + 1) to every live replica   the primary with the lease
     some did not answer: once more, n + 2, without them
     commit "version n + 1 is confirmed"            every lower one is stale now
@@ -11,19 +11,18 @@
 Two commits, because both shortcuts lose data. If the version became the chunk's
 before any replica had it, a grant that reaches nobody would make every replica
 stale. If it were not recorded at all before, a master that dies in between
-could use it twice, and a replica of the first, fruitless grant would pass for
-one that took part in the second.
+could use it twice, and a replica of the first, failed grant would be taken for one of the second.
 
-A replica that did not answer may or may not bear the new version. It must not
-be taken for a current one later, without the mutations the others got: so the
-others are raised once more, and only a version whose every recipient answered
-is confirmed. Such a replica is stale, whichever version it bears.
+A replica that did not answer may or may not have the new version. It must not be taken
+for a current one later, without the mutations that the others got: so the others are
+raised once more, and a version is confirmed only if all its recipients answered. The
+replica that did not answer is stale, whichever version it has.
 
-The file loses its digest with the first attempt, durably, before anybody can
-change a byte. A lease that is there already followed such an attempt.
+The first attempt removes the file's digest, durably, before anybody can change a byte.
+An existing lease followed such an attempt.
 
-A replica accepts a grant when it bears any version from the old to the new one:
-what was attempted and not confirmed was never used.
+A replica accepts a grant if it has any version from the old to the new one: a version
+that was attempted and not confirmed was never used.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ from gfs.errors import (
     NotFound,
     Retryable,
 )
+from gfs.failures import plural
 from gfs.master.leases.copy_on_write import copy_shared_chunk
-from gfs.master.leases.table import FIRST_LEASED_VERSION, Lease, wants_new_grant
 from gfs.master.leases.version_raise import Order, Raised, raise_version
 from gfs.master.master import Master
 from gfs.master.metadata import shared_chunks
@@ -60,32 +59,38 @@ from gfs.master.metadata.namespace import (
 )
 from gfs.master.metadata.operations import VersionAttempted
 from gfs.master.metadata.rows import FLAG_APPENDED, Chunk, Inode
-from gfs.master.replicas import placement
-from gfs.master.replicas.addresses import AddressBook
-from gfs.master.replicas.servers import LIVE, Server
+from gfs.master.rules import placement
+from gfs.master.tables import (
+    FIRST_LEASED_VERSION,
+    LIVE,
+    AddressBook,
+    Lease,
+    Server,
+    wants_new_grant,
+)
 from gfs.protocol.messages import AcquireLease, ChunkLocation, GrantLease, LeaseReply
 
 log = logging.getLogger(__name__)
 
-#: A grant waits this long for a copy of the chunk that is being made: a copy
-#: cannot be finished under a lease.
+#: How long a grant waits for a copy of the chunk that is being made: a copy cannot be
+#: finished under a lease.
 CLONE_WAIT_SECONDS = 3.0
 CLONE_POLL_SECONDS = 0.05
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 
 
 class Grants:
-    """One grant at a time for each chunk, and for each file's next chunk."""
+    """Grants leases: one at a time for each chunk, and for each file's next chunk."""
 
     def __init__(self, master: Master) -> None:
         self._master = master
         self._locks: dict[tuple[int, int], trio.Lock] = {}
 
     async def acquire(self, request: AcquireLease) -> LeaseReply:
-        """As the message says. Raises NotFound, InvalidArgument, or a
-        retryable error when the chunk cannot be mutated now.
+        """Carry out AcquireLease. Raises NotFound, InvalidArgument, or a retryable
+        error if the chunk cannot be mutated now.
 
-        When it is cancelled, a version may have been attempted in vain.
+        Cancelled, it may leave a version that was attempted and is not used.
         """
         if not (0 < request.inode <= U64_MAX and 0 <= request.index <= U32_MAX):
             raise InvalidArgument(f"chunk {request.index} of inode {request.inode}")
@@ -101,12 +106,12 @@ class Grants:
                 self._locks.pop(key, None)
 
     def is_busy(self, inodes: Collection[int]) -> bool:
-        """Whether something is being granted of one of these files."""
+        """Whether a chunk of one of these files is being granted."""
         return any(inode in inodes for inode, _ in self._locks)
 
     async def fence(self, handle: int, failed: frozenset[int]) -> None:
-        """Nobody orders mutations of the chunk when this returns: all replicas but
-        those at ``failed`` servers have a version that no lease is for."""
+        """Revoke all rights to mutate the chunk: when this returns, all replicas except
+        those at ``failed`` servers have a version without a lease."""
         master = self._master
         with master.store.read() as txn:
             chunk = chunk_row(txn, handle)
@@ -118,15 +123,15 @@ class Grants:
         """Elect the possibly stale replica at ``server``: it becomes the only current one of
         its chunk.
 
-        Raises a retryable error, or NotFound; the replica may have been elected all the
-        same, in a version that was attempted and that the server will report.
+        Raises a retryable error, or NotFound; the replica may have been elected
+        nevertheless, under an attempted version that the server will report.
         """
         master = self._master
         with master.store.read() as txn:
             chunk = chunk_row(txn, handle)
         if chunk is None:
             raise NotFound(f"chunk {handle:x} was deleted")
-        # As good as there is now: see Goals.may_elect. Nothing is awaited before this.
+        # The best there is now: see Goals.may_elect. There is no wait between that check and this.
         await self._grant_to([server], 0, handle, chunk, lease=False, elected=True)
 
     async def _acquire(self, request: AcquireLease) -> LeaseReply:
@@ -140,8 +145,8 @@ class Grants:
         if handle is None or chunk is None:
             if request.index != row.chunks:
                 raise InvalidArgument(
-                    f"chunk {request.index} of a file of {row.chunks} chunks: only the next one "
-                    "can be added"
+                    f"chunk {request.index} of a file of {plural(row.chunks, 'chunk')}: only the "
+                    "next one can be added"
                 )
             return await self._add(request, row.replication)
         if shared_chunks.is_frozen(chunk):
@@ -190,8 +195,12 @@ class Grants:
         self, inode: int, handle: int, chunk: Chunk, failed: frozenset[int], lease: bool = True
     ) -> Lease:
         await self._wait_for_clone(handle)
-        servers = self._candidates(handle, chunk, failed, or_failed=lease)
-        return await self._grant_to(servers, inode, handle, chunk, lease)
+        with self._master.store.read() as txn:
+            present = chunk_row(txn, handle)
+        if present is None:
+            raise NotFound(f"chunk {handle:x} was deleted")
+        servers = self._candidates(handle, present, failed, or_failed=lease)
+        return await self._grant_to(servers, inode, handle, present, lease)
 
     async def _grant_to(
         self,
@@ -240,9 +249,9 @@ class Grants:
     def _candidates(
         self, handle: int, chunk: Chunk, failed: frozenset[int], *, or_failed: bool = False
     ) -> list[Server]:
-        """The live replicas that did not fail, a fresh one first. If none is left, and with
-        ``or_failed``, those that did: a server that failed a client may be back, and no
-        other has the chunk."""
+        """The live replicas at servers that did not fail. If there are none, with
+        ``or_failed``, those at failed servers: such a server may be back, and no other
+        has the chunk."""
         master = self._master
         holders = master.locations.get(handle)
         servers = [master.servers.get(index) for index in holders]
@@ -252,7 +261,7 @@ class Grants:
             live = there
         staying = [server for server in live if not server.draining]
         if len(staying) >= chunk.replication:
-            live = staying  # those of servers that are drained have done their duty
+            live = staying  # replicas on drained servers are not needed any more
         if master.replica_map.in_safe_mode and (
             not live or (len(live) < chunk.replication and master.servers.expects(master.now))
         ):
@@ -261,7 +270,8 @@ class Grants:
                 "yet: try again"
             )
         if not live:
-            # In the latter case its commit came just now, and the client that asked hung up.
+            # In the latter case it was committed just now, and the client that asked
+            # has disconnected.
             if holders or handle in master.replica_map.raising:
                 raise Retryable(f"no replica of chunk {handle:x} can be reached now: try again")
             raise ChunkUnavailable(f"chunk {handle:x} has no good replica now")
@@ -351,5 +361,5 @@ class Grants:
 
 
 def _held(row: Inode, index: int) -> int:
-    """How much of a file is in one of its chunks."""
+    """How many bytes of a file are in one of its chunks."""
     return max(0, min(row.length - index * CHUNK_BYTES, CHUNK_BYTES))

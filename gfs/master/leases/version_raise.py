@@ -1,9 +1,9 @@
-"""Raising a chunk's replicas to a new version that each of them is known to bear.
+"""Raising a chunk's replicas to a new version that each of them is known to have.
 
-A replica that did not answer may or may not bear the new version. So the others are
-raised once more, without it, until a version is found whose every recipient answered.
-Granting a lease, making the first replicas of a chunk, and copy on write differ in what
-is sent and in what is committed before it: the caller gives the order of each round.
+A replica that did not answer may or may not have the new version. So the others are
+raised once more, without it, until all recipients of a version have answered. Granting
+a lease, making the first replicas of a chunk, and copy on write differ in the message
+and in what is committed before it: the caller gives the order of each round.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ import trio
 
 from gfs.errors import CorruptReplica, GfsError, NotFound, StaleVersion
 from gfs.master.master import Master
-from gfs.master.replicas.servers import Server
+from gfs.master.tables import Server
 from gfs.protocol.messages import Message
 
 log = logging.getLogger(__name__)
 
-#: A replica that answers a grant so much later than the first of them is left out. If all
-#: disks are slow, none answers soon, and then all are waited for a little longer.
+#: A replica that answers a grant so much later than the first one is left out. If all
+#: disks are slow, no answer comes soon, and then all are waited for longer.
 GRANT_SECONDS = 2.0
 GRANT_SECONDS_MAX = 5.0
 ROUNDS_MAX = 4
-#: With one of these a replica does not bear the version that was ordered. With others it
-#: may: of what a disk could not sync, a restart may find all.
+#: After these errors a replica does not have the version that was ordered. After others
+#: it may: a restart may find data that a disk could not sync.
 REFUSALS = (StaleVersion, CorruptReplica, NotFound)
 
 
 class Order(NamedTuple):
-    """What one round sends to every server."""
+    """The order that one round sends to every server."""
 
-    #: The version that a replica bears once it has carried the order out.
+    #: The version of a replica after it has carried out the order.
     version: int
-    #: The message that grants a lease of so many milliseconds; 0: none.
+    #: Makes the message that grants a lease of so many milliseconds (0: no lease).
     message: Callable[[int], Message]
     seconds: float = GRANT_SECONDS
 
 
 class Raised(NamedTuple):
     version: int
-    #: Every server that was asked last; the first one is the primary.
+    #: The servers of the last round; the first one is the primary.
     chain: list[Server]
-    #: When the order was sent: a lease counts from here.
+    #: When the order was sent: the lease counts from then.
     sent: float
 
     @property
@@ -62,9 +62,9 @@ async def raise_version(
     *,
     lease: bool = True,
 ) -> Raised | None:
-    """Raise the replicas at ``servers``, which bear ``version``; None if that failed.
+    """Raise the replicas at ``servers``, which have ``version``; None if that failed.
 
-    ``next_order`` gets the version that the replicas bear by now.
+    ``next_order`` gets the present version of the replicas.
     """
     for _ in range(ROUNDS_MAX):
         order = await next_order(version)
@@ -81,8 +81,9 @@ async def raise_version(
 async def _send(
     master: Master, handle: int, servers: Sequence[Server], order: Order, lease: bool
 ) -> tuple[list[Server], bool]:
-    """Send the order to all at once, the first one as the primary. Returns who carried it
-    out, in order, and whether it is not known of some server."""
+    """Send the order to all servers at once, to the first one as the primary. Returns
+    the servers that carried it out, in order, and whether the outcome at some server is
+    not known."""
     took: set[int] = set()
     unknown: set[int] = set()
 
@@ -104,7 +105,7 @@ async def _send(
             if isinstance(error, REFUSALS):
                 unknown.discard(server.index)
         except ConnectionError as error:
-            log.info("chunkserver %s, asked to grant %x: %s", server.id, handle, error)
+            log.info("chunkserver %s did not answer a grant of %x: %s", server.id, handle, error)
 
     async with trio.open_nursery() as nursery:
         for at, server in enumerate(servers):

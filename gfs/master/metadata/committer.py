@@ -2,23 +2,22 @@
 
 Waiting for the disk costs the same for one mutation as for a thousand, so all
 that wait are committed together. Requests queue; the one committer task takes
-everything that waits, and in a worker thread, in one LMDB transaction, each is
-planned (against the rows as the ones before it left them), applied, written to
-the operation log and its answer remembered. Then one commit, one wait for the
-disk, and all are answered through their callbacks: no task per mutation. While
-that commit runs, the next batch gathers; so the batch grows with the load and
-a lone mutation waits for nobody.
+all that wait. In a worker thread, in one LMDB transaction, each is planned (on the rows
+as those before it left them), applied and written to the operation log with its answer.
+Then one commit, one wait for the disk, and all are answered through their callbacks: no
+task per mutation. While that commit runs, the next batch gathers; so the batch grows
+with the load, and a single mutation need not wait.
 
 What it promises:
 
-* An answer is given after the operation and the answer itself are durable.
+* An answer is sent after the operation and the answer itself are durable.
 * A retry, a request under the same (client, number), gets the very answer of
   the first: if that one still waits or runs, the retry joins it; otherwise the
-  answer is in the store, until it is trimmed. Errors are not remembered: they
-  change nothing, so a retry finds out anew.
-* A request that is refused leaves nothing behind, and no trouble for the
-  others in its batch. So does one that hits a bug: the batch is done again one
-  by one, and only the culprit is answered "internal".
+  answer is in the store, until it is trimmed. Errors are not stored: they change
+  nothing, so a retry is planned again.
+* A refused request has no effect, also not on the others in its batch. Nor has one that
+  fails because of a bug: then the requests of the batch are carried out again one by
+  one, and only that one is answered "internal".
 * When the disk is full, everything in the batch gets DiskFull and nothing is
   written; the next batch tries again.
 
@@ -54,14 +53,14 @@ from gfs.protocol.messages import Message
 
 log = logging.getLogger(__name__)
 
-#: Bound of what waits, in mutations; one of many chunks counts for more. At
-#: 3,000 a second this is some 20 s of work.
+#: The most mutations that wait; one of many chunks counts for more. At 3,000 a second
+#: this is some 20 s of work.
 QUEUE_WEIGHT_MAX = 65_536
-#: Bound of one commit, so that nobody waits long behind others.
+#: The most mutations in one commit, so that none waits long behind others.
 BATCH_WEIGHT_MAX = 8_192
-#: Chunks that weigh as much as one more mutation.
+#: So many chunks count as one more mutation.
 CHUNKS_PER_WEIGHT = 4
-#: Log rows (and their answers) kept at least, however old.
+#: The least number of log rows (with answers) that are kept, however old they are.
 LOG_ROWS_MIN = 10_000
 #: Rows trimmed per commit: some for each mutation of the batch, and a few.
 TRIM_PER_MUTATION = 2
@@ -93,7 +92,8 @@ class Job:
         self.plan = plan
         self.waiters = [done]
         self.weight = weight
-        #: Answered only when the shadow masters have it, see :mod:`gfs.master.metadata.watermark`.
+        #: Whether it is answered only when the shadow masters have it, see
+        #: :mod:`gfs.master.metadata.watermark`.
         self.held = held or bool(client)
 
 
@@ -111,16 +111,16 @@ class Committer:
         self._world = world
         self._store = store
         self._answers_ns = int(answers_seconds * 1e9)
-        #: Told of what a commit means for others, after it.
+        #: Called after a commit with its effects.
         self._applied = applied
         self.watermark = QuorumWatermark(world.clock, 1.0) if watermark is None else watermark
         #: Called after each commit.
         self.committed: Callable[[], None] = lambda: None
-        #: A shadow master still needs the log from here on; None: none does.
+        #: The first log row that a shadow master still needs; None: none does.
         self.needed_from: int | None = None
-        #: So many rows are kept for shadow masters at most.
+        #: The most rows that are kept for shadow masters.
         self.log_rows_max = LOG_ROWS_MIN
-        #: Why nothing is taken any more, if so.
+        #: Why new mutations are refused, if they are.
         self.closed: GfsError | None = None
         self._busy = False
         self._unanswered = 0
@@ -129,7 +129,8 @@ class Committer:
         self._running: dict[tuple[str, int], Job] = {}
         self._wake = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
-        #: Of the last row in the batch being applied; see :mod:`gfs.master.metadata.operation_log`.
+        #: The checksum of the last row in the batch that is being applied; see
+        #: :mod:`gfs.master.metadata.operation_log`.
         self._chain = 0
         self.uptime = Uptime(world.clock, store)
         #: Sequence of the last operation that is durable.
@@ -137,7 +138,7 @@ class Committer:
 
     @property
     def queued_weight(self) -> int:
-        """Mutations that wait; one of many chunks counts for more."""
+        """The mutations that wait; one of many chunks counts for more."""
         return self._queued_weight
 
     # --- asking ------------------------------------------------------------------
@@ -151,9 +152,8 @@ class Committer:
         weight: int = 1,
         held: bool = False,
     ) -> None:
-        """Queue a mutation. ``client`` is empty for the master's own, whose
-        answers nobody will ask for again; they need no shadow masters, unless
-        ``held``."""
+        """Queue a mutation. ``client`` is empty for the master's own, which are not
+        retried; their answers do not wait for shadow masters, unless ``held``."""
         if client:
             running = self._running.get((client, number))
             if running is not None:
@@ -174,7 +174,7 @@ class Committer:
         self._wake.set()
 
     def join(self, client: str, number: int, done: Callback) -> bool:
-        """Answer a retry as the first was answered; False if this is no retry."""
+        """Give a retry the answer of the first request; False if this is not a retry."""
         running = self._running.get((client, number))
         if running is not None:
             running.waiters.append(done)
@@ -202,11 +202,11 @@ class Committer:
         return outcomes[0]
 
     async def perform(self, plan: Plan, then: Callable[[], None] | None = None) -> Planned:
-        """Have ``plan`` carried out as the master's own; returns what it made when
-        that is durable, also on the shadow masters. Raises what it raised.
+        """Carry out ``plan`` as a mutation of the master itself. Returns its result
+        when that is durable, also on the shadow masters. Raises the plan's error.
 
-        When this is cancelled, it may still be carried out. ``then`` is called whenever it
-        was, right after the commit: also if this raises, or is cancelled.
+        Cancelled, it may still be carried out. If it is, ``then`` is called right after
+        the commit, even if this call raises or is cancelled.
         """
         made: list[Planned] = []
 
@@ -245,7 +245,7 @@ class Committer:
             self.committed()
 
     def _take_effect(self, effects: Effects) -> None:
-        """Chunks are given up only when the shadow masters know that, too."""
+        """Chunks are deleted only when the shadow masters have the operation, too."""
         if not self.watermark.has_passed(self.sequence):
             later = Effects()
             later.freed, effects.freed = effects.freed, []
@@ -253,13 +253,13 @@ class Committer:
         self._applied(effects)
 
     def _answer_in_time(self, batch: list[Job], outcomes: list[Outcome]) -> None:
-        """Those that may be answered now, and those that wait for shadow masters."""
+        """Answer the mutations that may be answered now; the others wait for shadow masters."""
         both = list(zip(batch, outcomes, strict=True))
         own = [each for each in both if not each[0].held]
         held = [each for each in both if each[0].held]
         self._answer([job for job, _ in own], [outcome for _, outcome in own], None)
         jobs, theirs = [job for job, _ in held], [outcome for _, outcome in held]
-        # Until then they count as waiting: the bound is of all.
+        # Until then they count as waiting, so the bound includes them.
         self._queued_weight += sum(job.weight for job in jobs)
 
         def release(error: GfsError | None) -> None:
@@ -278,7 +278,7 @@ class Committer:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits, runs, or is held back."""
+        """Whether no mutation waits, runs, or is held back."""
         return not (self._queue or self._busy or self._unanswered)
 
     def _take(self) -> list[Job]:
@@ -294,7 +294,7 @@ class Committer:
         return queue[:count]
 
     def _commit(self, batch: list[Job]) -> tuple[list[Outcome], Effects]:
-        """In the worker thread. Raises only DiskFailed."""
+        """Runs in the worker thread. Raises only DiskFailed."""
         try:
             return self._store.commit(partial(self._apply_all, batch))
         except DiskFull as error:
@@ -307,7 +307,8 @@ class Committer:
     def _after_a_bug(self, batch: list[Job], error: Exception) -> tuple[list[Outcome], Effects]:
         if len(batch) == 1:
             log.exception(
-                "a mutation failed because of a bug in the master; it left no trace", exc_info=error
+                "a mutation failed because of a bug in the master; nothing was changed",
+                exc_info=error,
             )
             return [GfsError(f"the master failed on this request: {error!r}")], Effects()
         outcomes: list[Outcome] = []
@@ -325,7 +326,7 @@ class Committer:
         written = 0
         self._chain = operation_log.chain(txn)
         for job in batch:
-            txn.lived_ns += 1  # so that what was deleted later is later
+            txn.lived_ns += 1  # so that a later deletion has a later time
             try:
                 outcomes.append(self._apply_one(job, time_ns, txn))
                 written += 1
@@ -358,9 +359,9 @@ class Committer:
 
 
 def trim(txn: Txn, oldest_ns: int, limit: int, kept_from: int = U64_MAX) -> None:
-    """Forget up to ``limit`` log rows, and the answers that go with them, that
-    are older than ``oldest_ns``, as masters count time; the last ``LOG_ROWS_MIN``
-    rows always stay, and those from ``kept_from`` on."""
+    """Delete up to ``limit`` log rows, with their answers, that are older than
+    ``oldest_ns`` in the masters' uptime. The last ``LOG_ROWS_MIN`` rows are always
+    kept, as are those from ``kept_from`` on."""
     end = min(txn.state.sequence - LOG_ROWS_MIN, kept_from - 1)
     if end <= 0:
         return

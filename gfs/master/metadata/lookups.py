@@ -1,7 +1,7 @@
-"""Looking at the namespace: stat, pages of a listing, walks in slices.
+"""Look-ups in the namespace: stat, pages of a listing, walks in slices.
 
-All of it runs in one read transaction, in the loop, and is bounded: nothing
-here takes longer for a larger tree than its own page.
+Each look-up runs in one read transaction, in the loop, and its time depends on its page
+and not on the size of the tree.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from gfs.master.metadata.rows import (
 from gfs.master.metadata.store import Txn
 from gfs.protocol.messages import PAGE_BYTES_MAX, Entry
 
-#: What an Entry takes on the wire besides its path and what its inode's row says of
-#: attributes (which is as long there as here), at most.
+#: The size limit of an Entry on the wire without its path and its attributes (which are
+#: as long in the inode's row).
 ENTRY_BYTES = 64
 LIST_LIMIT_MAX = 10_000
 
@@ -67,7 +67,7 @@ def list_page(txn: Txn, path: str, after: str, limit: int) -> tuple[list[Entry],
     try:
         start = after.encode()
     except UnicodeEncodeError:
-        raise InvalidArgument("a name to list from that is not valid UTF-8") from None
+        raise InvalidArgument("the name to list from is not valid UTF-8") from None
     for name, inode, _ in children(txn, found[0], start):
         row = unpack_inode(txn.get(pack_u64(inode), b"", txn.db.inodes))
         room -= base_bytes + len(name) + len(row.attributes)
@@ -90,11 +90,10 @@ def children(txn: Txn, directory: int, after: bytes) -> Iterator[tuple[bytes, in
 
 
 def open_file(txn: Txn, path: str, inode: int) -> tuple[int, Inode]:
-    """The file at ``path``, or, if ``inode`` is given, that very file wherever
-    it is named now, or even if it was replaced a while ago.
+    """The file at ``path``; or, if ``inode`` is given, that file, whatever its present
+    name is, and also if it was replaced lately.
 
-    Raises NotFound, FileChanged if another file has the path by now and that one
-    is gone, or IsADirectory.
+    Raises NotFound, IsADirectory, or FileChanged if the file is gone and another one has the path.
     """
     if inode == 0:
         inode, _ = lookup(txn, path)
@@ -145,7 +144,7 @@ def chunk_rows(txn: Txn, inode: int, first: int) -> Iterator[tuple[int, int, Chu
 
 
 def shared_chunks(txn: Txn, inode: int, length: int) -> Iterator[int]:
-    """How much of a file is in each of its chunks that others have as well."""
+    """How many bytes of a file are in each of its chunks that other files have as well."""
     for index, _, chunk in chunk_rows(txn, inode, 0):
         if chunk.references > 1:
             yield min(CHUNK_BYTES, max(0, length - index * CHUNK_BYTES))
@@ -155,7 +154,7 @@ def shared_chunks(txn: Txn, inode: int, length: int) -> Iterator[int]:
 
 
 class Visit(NamedTuple):
-    """One entry met by a walk. ``segments`` is its path."""
+    """One entry of a walk. ``segments`` is its path."""
 
     segments: list[bytes]
     inode: int
@@ -163,8 +162,8 @@ class Visit(NamedTuple):
 
 
 class Cursor(msgspec.Struct, array_like=True, gc=False):
-    """Where a walk stands: below its root, the segments of the last entry that
-    was visited, and for a file the first chunk not returned yet (-1: all were)."""
+    """The position of a walk: the segments, below its root, of the last entry that was
+    visited, and for a file the first chunk not returned yet (-1: all were)."""
 
     segments: list[bytes] = []
     chunk: int = -1
@@ -172,12 +171,12 @@ class Cursor(msgspec.Struct, array_like=True, gc=False):
 
 
 def walk(txn: Txn, path: str, cursor: Cursor) -> Iterator[Visit]:
-    """All entries at and below ``path``, each directory before what is in it,
-    by name, going on after ``cursor``.
+    """All entries after ``cursor`` at and below ``path``, by name, each directory
+    before its contents.
 
-    Holds one position per level and nothing else. When entries move while a
-    walk is between two transactions, some may be met twice or not at all, as
-    in any file system; all others are met once.
+    It keeps only one position per level. Entries that are moved while a walk is between
+    two transactions may be visited twice or not at all, as in any file system; all
+    others are visited once.
     """
     root = parse(path)
     found = find(txn, root)
@@ -193,8 +192,8 @@ def walk(txn: Txn, path: str, cursor: Cursor) -> Iterator[Visit]:
 
 
 def walk_below(txn: Txn, directory: int, cursor: Cursor) -> Iterator[Visit]:
-    """As :func:`walk`, of what is below a directory, wherever that is; the paths
-    are counted from it."""
+    """As :func:`walk`, of the contents of a directory, which need not be in the
+    namespace; the paths are relative to it."""
     yield from _walk_below(txn, [], _resume(txn, directory, cursor))
 
 

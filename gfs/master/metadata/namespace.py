@@ -1,23 +1,22 @@
 """The file tree: from a request to the operation that carries it out.
 
 A directory is a range of ``entries`` rows under its inode, so a listing is one
-range scan, and renaming even the largest directory moves one row. A path is
-walked from the root, one look-up per segment.
+range scan, and renaming even the largest directory moves one row. A path is resolved
+from the root, one look-up per segment.
 
 ``plan_*`` run inside the committer's write transaction, so they see everything
 that was applied before them, and only read: they resolve names, check all that
-can be refused, fix ids, and return the operation together with the reply. A
-GfsError raised here leaves no trace. There is one writer, so nothing can change
-between the plan and its :func:`~gfs.master.metadata.operations.apply`; the paper's
-locks on path prefixes (section 4.1) are not needed for operations of one step.
+can be refused, fix ids, and return the operation together with the reply. A GfsError
+raised here changes nothing. There is one writer, so nothing can change between the plan
+and its :func:`~gfs.master.metadata.operations.apply`; the paper's locks on path
+prefixes (section 4.1) are not needed for operations of one step.
 
-Deleting is one row as well: the inode moves to the ``trash``, and whatever is
-below it is out of reach at once. For a while it can be had back
+Deleting is one row as well: the inode moves to the ``trash``, and everything below it
+is unreachable at once. For a while it can be undeleted
 (:mod:`gfs.master.metadata.trash`); then its rows are reclaimed, in pieces.
 
-What this does not keep: a directory's modification time does not follow its
-entries (it would make every create in a directory write the same row), and
-there are no permissions or links.
+Limits: a directory's modification time does not follow its entries (otherwise every
+create in a directory would write the same row), and there are no permissions or links.
 """
 
 from __future__ import annotations
@@ -35,8 +34,10 @@ from gfs.errors import (
     NotADirectory,
     NotFound,
 )
+from gfs.failures import plural
 from gfs.master.metadata.operations import (
     AppendBegun,
+    AttributesSet,
     ChunkAdded,
     ChunkReplaced,
     Deleted,
@@ -65,6 +66,7 @@ from gfs.master.metadata.rows import (
     Inode,
     chunk_of,
     entry_key,
+    pack_attributes,
     pack_file_chunk_key,
     pack_u64,
     unpack_attributes,
@@ -73,6 +75,7 @@ from gfs.master.metadata.rows import (
     unpack_u64,
 )
 from gfs.master.metadata.store import Txn
+from gfs.protocol.attributes import check_attributes
 from gfs.protocol.messages import (
     AppendedChunk,
     Delete,
@@ -83,6 +86,7 @@ from gfs.protocol.messages import (
     Publish,
     PublishReply,
     Rename,
+    SetAttributes,
     SetLength,
     SetReplication,
     StatReply,
@@ -91,9 +95,9 @@ from gfs.protocol.messages import (
 Planned = tuple[Operation | None, Message]
 
 SECOND_NS = 1_000_000_000
-#: A replaced file is kept so long for its readers.
+#: How long a replaced file is kept for its readers.
 READERS_NS = 600 * SECOND_NS
-#: The same, of a file of one chunk.
+#: The same for a file of one chunk.
 CHUNK_READERS_NS = 10 * SECOND_NS
 
 
@@ -167,7 +171,7 @@ def live_file(txn: Txn, inode: int, name: str) -> Inode:
 
 
 class Place:
-    """Where a new name goes: its directory, and the ones to be made before."""
+    """The place of a new name: its directory, and the directories to be made first."""
 
     def __init__(
         self, parent: int, name: bytes, made: list[NewDirectory], passed: list[int]
@@ -179,7 +183,7 @@ class Place:
         self.passed = passed
 
     def existing(self, txn: Txn) -> tuple[int, int] | None:
-        """(inode, kind) of what has the name now."""
+        """(inode, kind) of the present entry of that name, or None."""
         if self.made:
             return None
         row = txn.get(entry_key(self.parent, self.name), None, txn.db.entries)
@@ -187,8 +191,8 @@ class Place:
 
 
 def place_for(txn: Txn, segments: list[bytes], parents: bool, kept: int = 0) -> Place:
-    """Resolve the directory of ``segments``; missing ones get fresh inodes if
-    ``parents``, otherwise they are NotFound. So are the first ``kept`` always."""
+    """Resolve the directory of ``segments``; missing ones get new inodes if
+    ``parents``; otherwise, and always for the first ``kept``, NotFound is raised."""
     inode = ROOT_INODE
     made: list[NewDirectory] = []
     passed = [inode]
@@ -227,7 +231,9 @@ def _check_movable(txn: Txn, inode: int) -> None:
 
 
 def _frozen() -> Busy:
-    return Busy("a snapshot of it is being made, and it cannot change until then: try again")
+    return Busy(
+        "a snapshot of it is being made, and it cannot change until that is done: try again"
+    )
 
 
 # --- plans -----------------------------------------------------------------------
@@ -242,7 +248,7 @@ def plan_publish(
         raise IsADirectory("/ is a directory")
     expect = request.expect
     kept = _kept(request.below, segments)
-    # With a file expected there, missing directories mean that it is gone.
+    # If a file is expected there, missing directories mean that it is gone.
     place = place_for(txn, segments, request.parents or expect > 0, kept)
     existing = place.existing(txn)
     _check_expected(request.path, expect, existing)
@@ -271,6 +277,7 @@ def plan_publish(
         digest=request.digest,
         attributes=request.attributes,
         kept_ns=_kept_ns(txn, existing),
+        modified_ns=request.modified_ns,
     )
     entry = Entry(
         path,
@@ -279,7 +286,7 @@ def plan_publish(
         request.length,
         replication,
         time_ns,
-        time_ns,
+        request.modified_ns or time_ns,
         len(chunks),
         request.digest,
         request.attributes,
@@ -293,10 +300,10 @@ def _replaced(txn: Txn, path: str, existing: tuple[int, int] | None) -> list[Ent
 
 
 def _kept_ns(txn: Txn, replaced: tuple[int, int] | None) -> int:
-    """Until when the file that is replaced is kept for its readers.
+    """Until when the replaced file is kept for its readers.
 
-    A chunk is read in one go, and its file stays open at the chunkserver for that
-    long; a reader of more of them comes back for the next ones much later.
+    A chunk is read in one request, during which the chunkserver has its file open; a
+    reader of several chunks asks for the next ones much later.
     """
     if replaced is None:
         return 0
@@ -310,12 +317,12 @@ def _kept(below: str, segments: list[bytes]) -> int:
         return 0
     kept = parse(below)
     if len(kept) >= len(segments) or segments[: len(kept)] != kept:
-        raise InvalidArgument(f"{below} is no directory above {join(segments)}")
+        raise InvalidArgument(f"{below} is not a directory above {join(segments)}")
     return len(kept)
 
 
 def _check_expected(path: str, expect: int, existing: tuple[int, int] | None) -> None:
-    """The compare of compare and swap; ``expect`` is an inode if it is positive."""
+    """Check the condition on the path; ``expect`` is an inode if it is positive."""
     if expect < -1:
         raise InvalidArgument(f"{path}: inode {expect} cannot be expected")
     if expect > 0 and (existing is None or existing[0] != expect):
@@ -323,7 +330,7 @@ def _check_expected(path: str, expect: int, existing: tuple[int, int] | None) ->
 
 
 def check_chunk_lengths(path: str, lengths: Sequence[int], total: int) -> None:
-    """All but the last chunk are full, none is empty, and they add up."""
+    """Check that all but the last chunk are full, none is empty, and the sum is the length."""
     for index, length in enumerate(lengths[:-1]):
         if length != CHUNK_BYTES:
             raise InvalidArgument(
@@ -345,9 +352,11 @@ def plan_make_directory(txn: Txn, request: MakeDirectory, time_ns: int) -> Plann
         existing = place.existing(txn)
         if existing is None:
             inode = txn.state.next_inode + len(place.made)
-            made = [*place.made, NewDirectory(place.parent, place.name, inode)]
+            new = NewDirectory(place.parent, place.name, inode, request.attributes)
+            made = [*place.made, new]
     if existing is None:
-        row = directory_row(time_ns)
+        check_attributes(request.attributes)
+        row = directory_row(time_ns, request.attributes)
         return DirectoriesMade(time_ns, made), StatReply(0, entry_of(path, made[-1].inode, row))
     if existing[1] != KIND_DIRECTORY or not request.exist_ok:
         raise AlreadyExists(f"{request.path} exists already")
@@ -394,7 +403,7 @@ def plan_rename(txn: Txn, request: Rename, time_ns: int) -> Planned:
 
 
 def _check_replaceable(request: Rename, kind: int, target_kind: int) -> None:
-    """Only a file may replace, and only a file, and only when asked to."""
+    """Only a file may replace a file, and only if ``replace`` is set."""
     if not request.replace:
         raise AlreadyExists(f"{request.target} exists already")
     if target_kind == KIND_DIRECTORY:
@@ -439,7 +448,7 @@ def plan_set_length(txn: Txn, request: SetLength, time_ns: int) -> Planned:
     row = live_file(txn, request.inode, f"inode {request.inode}")
     if not 0 <= request.length <= row.chunks * CHUNK_BYTES:
         raise InvalidArgument(
-            f"a length of {request.length} bytes for a file of {row.chunks} chunks"
+            f"a length of {request.length} bytes for a file of {plural(row.chunks, 'chunk')}"
         )
     length = max(row.length, request.length)
     return LengthSet(time_ns, request.inode, length), Done(id=0)
@@ -451,8 +460,8 @@ def plan_begin_append(txn: Txn, inode: int) -> Planned:
 
 
 def plan_note_append(txn: Txn, appended: AppendedChunk, time_ns: int) -> Planned:
-    """All replicas of a chunk have this length. Old news, and what is of a chunk that
-    the file does not have there any more, changes nothing."""
+    """Record the length that all replicas of a chunk have. Outdated reports, and those
+    of a chunk that the file does not have there any more, change nothing."""
     row = inode_row(txn, appended.inode)
     if row is None or row.kind != KIND_FILE or row.flags & FLAG_TRASHED:
         return None, Done(id=0)
@@ -475,12 +484,33 @@ def plan_set_replication(txn: Txn, request: SetReplication, goal: int) -> Planne
     return (ReplicationSet(inode, goal) if goal != row.replication else None), reply
 
 
+def plan_set_attributes(txn: Txn, request: SetAttributes) -> Planned:
+    segments = parse(request.path)
+    inode, _ = found = lookup(txn, request.path)
+    if request.expect == 0:
+        raise InvalidArgument(f"{request.path}: the request must name the inode to change")
+    _check_expected(request.path, request.expect, found)
+    if segments:
+        place_for(txn, segments, parents=False)
+    _check_movable(txn, inode)
+    row = unpack_inode(txn.get(pack_u64(inode), b"", txn.db.inodes))
+    kept = unpack_attributes(row.attributes)
+    stay = {k: v for k, v in kept.attributes.items() if k not in request.removed}
+    attributes = stay | request.attributes
+    check_attributes(attributes)
+    modified_ns = request.modified_ns or row.modified_ns
+    packed = pack_attributes(kept.digest, attributes)
+    changed = row._replace(modified_ns=modified_ns, attributes=packed)
+    reply = StatReply(0, entry_of(join(segments), inode, changed))
+    return AttributesSet(inode, attributes, modified_ns), reply
+
+
 def plan_add_chunk(
     txn: Txn, inode: int, index: int, handle: int, version: int, time_ns: int
 ) -> Planned:
     row = live_file(txn, inode, f"inode {inode}")
     if row.chunks != index:
-        # Another client added the chunk since: the caller looks again.
+        # Another client has added the chunk since: the caller tries again.
         raise Busy(f"chunk {index} of inode {inode} was added by another client")
     return ChunkAdded(time_ns, inode, index, handle, version), Done(id=0)
 
@@ -488,7 +518,7 @@ def plan_add_chunk(
 def plan_replace_chunk(
     txn: Txn, inode: int, index: int, shared: int, handle: int, version: int
 ) -> Planned:
-    """The file gets ``handle``, a copy of the chunk ``shared``, in its place."""
+    """Give the file ``handle``, a copy of the chunk ``shared``, in place of that."""
     live_file(txn, inode, f"inode {inode}")
     if chunk_handle(txn, inode, index) != shared:
         raise Busy(f"chunk {index} of inode {inode} was replaced by another client")
@@ -498,7 +528,7 @@ def plan_replace_chunk(
 def plan_attempt_version(txn: Txn, handle: int, inode: int) -> Planned:
     """The next version, never sent to any replica before, of a chunk of ``inode``.
 
-    The operation carries it: the caller reads it from there.
+    The caller reads it from the operation.
     """
     chunk = chunk_row(txn, handle)
     if chunk is None:

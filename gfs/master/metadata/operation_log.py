@@ -2,13 +2,13 @@
 
 So the checksum of one row stands for the whole history up to it, and two
 masters' logs are the same up to a sequence exactly when their rows of that
-sequence are (up to chance, 1 in 2^64). That is how a shadow master whose
-history is another one is noticed (:mod:`gfs.master.replication.log_receiver`).
+sequence are (up to chance, 1 in 2^64). So a shadow master whose history differs is
+detected (:mod:`gfs.master.replication.log_receiver`).
 
-What the log does not carry, and why: ``epoch`` (how often this very store was
-started), ``role`` and ``peers`` (who this very master is), and the range of
-handles that each start takes, which the next HandlesReserved overtakes. All
-else in the store comes from the log and the answers that go with it.
+The log does not have the rows that belong to one store: ``epoch`` (how often the store
+was started), ``standing`` (the role of its master), and the range of handles that each
+start reserves, which the next HandlesReserved replaces. Everything else in the store
+comes from the log and the answers that go with it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ head = msgspec.msgpack.Decoder(LogHead).decode
 
 
 class Diverged(Exception):
-    """This store's history is not the one that it is to follow."""
+    """This store's history differs from that of the master that it follows."""
 
 
 def chain(txn: Txn) -> int:
@@ -48,7 +48,7 @@ def chain(txn: Txn) -> int:
 
 
 def chain_at(txn: Txn, sequence: int) -> int | None:
-    """The checksum of the row at ``sequence``; None if it is not there (any more)."""
+    """The checksum of the row at ``sequence``; None if there is none (any more)."""
     if sequence == 0:
         return 0
     row = txn.get(pack_u64(sequence), None, txn.db.operation_log)
@@ -56,7 +56,7 @@ def chain_at(txn: Txn, sequence: int) -> int | None:
 
 
 def time_of(txn: Txn, sequence: int) -> int:
-    """The wall clock's time in the row at ``sequence``; 0 if it is not there."""
+    """The wall clock's time in the row at ``sequence``; 0 if there is none."""
     row = txn.get(pack_u64(sequence), None, txn.db.operation_log)
     return 0 if row is None else head(row).time_ns
 
@@ -76,21 +76,21 @@ def carry_out(
 
 
 def replay(txn: Txn, row: bytes, answer: bytes, previous: int) -> int:
-    """Carry out what another master logged as ``row``, with the answer it gave.
+    """Carry out an operation that another master logged as ``row``, with its answer.
 
-    Raises Diverged if the row does not follow ours, or cannot be carried out here.
+    Raises Diverged if the row does not follow our last one, or cannot be carried out here.
     """
     try:
         record = _decode(row)
         if record.previous != previous:
-            raise Diverged(f"operation {txn.state.sequence + 1} follows another history")
+            raise Diverged(f"operation {txn.state.sequence + 1} belongs to another history")
         txn.state.sequence += 1
         txn.lived_ns = txn.state.lived_ns = max(txn.state.lived_ns, record.lived_ns)
         apply(txn, record.operation)
     except Diverged:
         raise
     except Exception as error:
-        raise Diverged(f"operation {txn.state.sequence} does not fit: {error!r}") from error
+        raise Diverged(f"operation {txn.state.sequence} cannot be applied: {error!r}") from error
     txn.raw.put(pack_u64(txn.state.sequence), row, append=True, db=txn.db.operation_log)
     if record.client:
         txn.put(answer_key(record.client, record.number), answer, txn.db.answers)

@@ -1,11 +1,11 @@
 """Mutations as records, and what each does to the rows.
 
-Every mutation is decided first (:mod:`gfs.master.metadata.namespace`): names resolved,
-ids and times fixed, everything that can fail checked. What comes out is one of
-these records. :func:`apply` then carries it out and cannot fail, and the
-committer appends the record to the operation log in the same transaction. So
-whoever applies the log in order to a copy of the store gets the same rows:
-``apply`` looks at nothing but the record and the rows.
+Every mutation is planned first (:mod:`gfs.master.metadata.namespace`): names are
+resolved, ids and times fixed, and everything that can fail is checked. The result is
+one of these records. :func:`apply` then carries it out and cannot fail, and the
+committer appends the record to the operation log in the same transaction. ``apply``
+uses only the record and the rows: so applying the log in order to a copy of the store
+gives the same rows.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from gfs.master.metadata.rows import (
     pack_trash_key,
     pack_u64,
     trash_path_key,
+    unpack_attributes,
     unpack_entry,
     unpack_file_chunk_key,
     unpack_inode,
@@ -52,6 +53,7 @@ class NewDirectory(msgspec.Struct, array_like=True, gc=False):
     parent: int
     name: bytes
     inode: int
+    attributes: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class NewChunk(msgspec.Struct, array_like=True, gc=False):
@@ -61,7 +63,7 @@ class NewChunk(msgspec.Struct, array_like=True, gc=False):
 
 
 class DirectoriesMade(Operation, tag=1):
-    """Outermost first. None at all: the mutation found nothing to change."""
+    """Outermost first. Without any, the mutation found nothing to change."""
 
     time_ns: int
     directories: list[NewDirectory]
@@ -84,6 +86,8 @@ class FilePublished(Operation, tag=2):
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
     #: Until then the replaced file is kept for its readers.
     kept_ns: int = 0
+    #: The file's time of change; 0: ``time_ns``.
+    modified_ns: int = 0
 
 
 class Renamed(Operation, tag=3):
@@ -107,13 +111,13 @@ class Deleted(Operation, tag=4):
     name: bytes
     inode: int
     path: str
-    #: Until then it can be undeleted; at once it cannot if this is no later time.
+    #: Until then it can be undeleted; not at all if this is not later than ``time_ns``.
     kept_ns: int = 0
 
 
 class Reclaimed(Operation, tag=5):
-    """One piece of a trash row's contents, at most ``limit`` rows, is given up; and of
-    ``others`` (due, inode), as far as that limit goes."""
+    """One piece of a trash row's contents, at most ``limit`` rows, is reclaimed; then
+    those of ``others`` (due, inode), up to the same limit."""
 
     due_ns: int
     inode: int
@@ -132,8 +136,8 @@ class ChunkAdded(Operation, tag=6):
 
 
 class VersionAttempted(Operation, tag=7):
-    """Replicas are about to be raised to ``version``, to be written: the file
-    ``inode`` they belong to loses its digest."""
+    """Replicas are to be raised to ``version``, to be written: the file ``inode``,
+    which has the chunk, loses its digest."""
 
     handle: int
     version: int
@@ -160,7 +164,7 @@ class HandlesReserved(Operation, tag=10):
 
 
 class TimePassed(Operation, tag=28):
-    """Nothing changed: the row of the log records the masters' uptime alone."""
+    """Nothing changed: the log row only records the masters' uptime."""
 
 
 class ServerRemembered(Operation, tag=50):
@@ -176,52 +180,61 @@ class ServerForgotten(Operation, tag=51):
 
 
 class CorruptionFound(Operation, tag=52):
-    """A corrupt replica was found; it is counted, healed or not."""
+    """A corrupt replica was found; it is counted, repaired or not."""
 
     handle: int
     version: int
 
 
 class TermBegun(Operation, tag=53):
-    """A shadow master was promoted. What the master before it may have handed out
-    without this log knowing is never handed out again: see :mod:`gfs.master.metadata.terms`."""
+    """A shadow master was promoted. Numbers that the master before it may have
+    allocated without a row in this log are never allocated again: see
+    :mod:`gfs.master.metadata.terms`."""
 
     time_ns: int
     term: int
-    #: The new master counts no more as a shadow; the master ``before`` it, if that handed
-    #: over and is a shadow now, counts in its place.
+    #: The new master does not count as a shadow master any more; the master ``before``
+    #: it counts in its place, if that handed over and is a shadow master now.
     address: str = ""
     before: str = ""
+    #: It begins with a restored backup: see :class:`RestoreAccepted`.
+    keeps_unknown: bool = False
+
+
+class RestoreAccepted(Operation, tag=60):
+    """An operator has accepted that the files made after a restored backup are lost: from
+    now on their chunks are garbage, which they were not since the TermBegun."""
 
 
 class ShadowsChanging(Operation, tag=55):
-    """Others are to count for ``replicas_before_ack``. Until those that count know it,
-    both do: see :mod:`gfs.master.replication.quorum`."""
+    """Other shadow masters are to count for ``replicas_before_ack``. Until those that
+    count now have this row, both sets count: see
+    :mod:`gfs.master.replication.quorum`."""
 
     addresses: list[str]
     wanted: int
 
 
 class ShadowsChanged(Operation, tag=56):
-    """Those that counted know: only the others do from now on."""
+    """The former ones have the row: only the new ones count from now on."""
 
 
 class ShadowForgotten(Operation, tag=57):
-    """An operator says that the shadow master at ``address`` is lost for good."""
+    """An operator has declared the shadow master at ``address`` lost for good."""
 
     address: str
 
 
 class DrainSet(Operation, tag=54):
-    """A chunkserver is to be emptied, is empty, or is as all others: see
-    :mod:`gfs.master.replicas.drain`."""
+    """The drain of a chunkserver has begun, is complete, or was cancelled: see
+    :mod:`gfs.master.rules.drain_admission`."""
 
     server: str
     draining: int
 
 
 class MaintenanceSet(Operation, tag=58):
-    """A chunkserver is under maintenance until then, as masters live; 0: it is not."""
+    """A chunkserver is under maintenance until then, in the masters' uptime; 0: it is not."""
 
     server: str
     until_ns: int
@@ -234,7 +247,7 @@ class RepairSet(Operation, tag=59):
 
 
 class Undeleted(Operation, tag=20):
-    """What the trash has at (``due_ns``, ``inode``) gets a name again."""
+    """The row of the trash at (``due_ns``, ``inode``) gets a name again."""
 
     time_ns: int
     directories: list[NewDirectory]
@@ -246,8 +259,8 @@ class Undeleted(Operation, tag=20):
 
 
 class TrashEmptied(Operation, tag=21):
-    """These rows of the trash, as (due, inode), cannot be undeleted any more and
-    may go from ``time_ns`` on."""
+    """These rows of the trash, as (due, inode), cannot be undeleted any more and may be
+    reclaimed from ``time_ns`` on."""
 
     time_ns: int
     rows: list[tuple[int, int]]
@@ -261,9 +274,9 @@ class ReplicationSet(Operation, tag=22):
 
 
 class SnapshotBegun(Operation, tag=23):
-    """``copy`` is to become what ``source`` is. Until that is finished or abandoned,
+    """``copy`` is to become a copy of ``source``. Until that is finished or abandoned,
     it has no name, and nothing at and below ``source`` changes (``above`` are the
-    directories that it is in)."""
+    directories above it)."""
 
     time_ns: int
     source: int
@@ -273,8 +286,8 @@ class SnapshotBegun(Operation, tag=23):
 
 class Copied(msgspec.Struct, array_like=True, gc=False):
     """``source`` is copied to ``copy``, under ``name`` in ``parent``, with ``count``
-    chunks from number ``first`` on. Parent 0: it is there already, these are more
-    of its chunks."""
+    chunks from number ``first`` on. Parent 0: the copy exists already, and these are
+    more of its chunks."""
 
     source: int
     copy: int
@@ -285,14 +298,14 @@ class Copied(msgspec.Struct, array_like=True, gc=False):
 
 
 class SnapshotCopied(Operation, tag=24):
-    """One piece of a snapshot: directories before what is in them."""
+    """One piece of a snapshot: directories before their contents."""
 
     time_ns: int
     pieces: list[Copied]
 
 
 class SnapshotFinished(Operation, tag=25):
-    """The copy is whole, and gets its name."""
+    """The copy is complete, and gets its name."""
 
     time_ns: int
     directories: list[NewDirectory]
@@ -302,15 +315,15 @@ class SnapshotFinished(Operation, tag=25):
 
 
 class SnapshotAbandoned(Operation, tag=26):
-    """What there is of the copy may go."""
+    """The incomplete copy may be reclaimed."""
 
     time_ns: int
     copy: int
 
 
 class ChunkReplaced(Operation, tag=27):
-    """The file is about to be written, and had a chunk that other files have or had:
-    it has a copy of it from now on. It loses its digest."""
+    """The file is to be written, and had a chunk that other files have or had: it has a
+    copy of that chunk from now on. It loses its digest."""
 
     inode: int
     index: int
@@ -319,15 +332,24 @@ class ChunkReplaced(Operation, tag=27):
 
 
 class AppendBegun(Operation, tag=30):
-    """Records will be appended to the file: it loses its digest, and its length in
-    these rows is one that it has at least."""
+    """Records will be appended to the file: it loses its digest, and the length in its
+    row is a lower bound from now on."""
 
     inode: int
 
 
+class AttributesSet(Operation, tag=31):
+    """These are all attributes of a file or directory from now on, and this its time of
+    change. Its digest stays."""
+
+    inode: int
+    attributes: dict[str, str]
+    modified_ns: int
+
+
 def nothing_changed(time_ns: int) -> Operation:
-    """A row of the log that changes nothing: an answer that a retry must get again goes
-    with a row. It has had this form from the first version of the log on."""
+    """A log row that changes nothing, for an answer that a retry must get again, since
+    answers belong to rows. It has had this form since the first version of the log."""
     return DirectoriesMade(time_ns, [])
 
 
@@ -335,11 +357,11 @@ AnyOperation = Union[  # noqa: UP007 - a list this long reads better so
     DirectoriesMade, FilePublished, Renamed, Deleted, Reclaimed,
     ChunkAdded, VersionAttempted, VersionConfirmed, LengthSet, HandlesReserved,
     ServerRemembered, ServerForgotten, CorruptionFound, TermBegun, DrainSet,
-    MaintenanceSet, RepairSet,
+    MaintenanceSet, RepairSet, RestoreAccepted,
     ShadowsChanging, ShadowsChanged, ShadowForgotten,
     Undeleted, TrashEmptied, ReplicationSet,
     SnapshotBegun, SnapshotCopied, SnapshotFinished, SnapshotAbandoned, ChunkReplaced,
-    TimePassed, AppendBegun,
+    TimePassed, AppendBegun, AttributesSet,
 ]  # fmt: skip
 
 
@@ -367,7 +389,7 @@ def _directories_made(txn: Txn, op: DirectoriesMade) -> None:
 
 def _make_directories(txn: Txn, directories: list[NewDirectory], time_ns: int) -> None:
     for made in directories:
-        row = directory_row(time_ns)
+        row = directory_row(time_ns, made.attributes)
         txn.put(
             entry_key(made.parent, made.name),
             pack_entry(made.inode, KIND_DIRECTORY),
@@ -377,9 +399,10 @@ def _make_directories(txn: Txn, directories: list[NewDirectory], time_ns: int) -
         txn.state.directories += 1
 
 
-def directory_row(time_ns: int) -> Inode:
-    """Of a directory that is made now."""
-    return Inode(KIND_DIRECTORY, 0, 0, 0, 0, time_ns, time_ns)
+def directory_row(time_ns: int, attributes: dict[str, str]) -> Inode:
+    """The row of a new directory."""
+    packed = pack_attributes(b"", attributes)
+    return Inode(KIND_DIRECTORY, 0, 0, 0, 0, time_ns, time_ns, packed)
 
 
 def _new_inode(txn: Txn, inode: int, row: Inode) -> None:
@@ -402,7 +425,7 @@ def _file_published(txn: Txn, op: FilePublished) -> None:
         len(op.chunks),
         op.length,
         op.time_ns,
-        op.time_ns,
+        op.modified_ns or op.time_ns,
         pack_attributes(op.digest, op.attributes),
     )
     _new_inode(txn, op.inode, row)
@@ -439,17 +462,18 @@ def _deleted(txn: Txn, op: Deleted) -> None:
 def _now_ns(
     txn: Txn, op: FilePublished | Renamed | Deleted | TrashEmptied | SnapshotAbandoned
 ) -> int:
-    """As the trash counts time. A master that does not count it goes by its wall clock."""
+    """The present time as the trash counts it: the masters' uptime, or the wall clock
+    in a log without it."""
     return txn.lived_ns or op.time_ns
 
 
 def _to_trash(
     txn: Txn, due_ns: int, parent: int, name: bytes, inode: int, path: str, deleted_ns: int = 0
 ) -> None:
-    """The inode has left the namespace, whole, as one row of the trash, and may be
-    given up from ``due_ns`` on.
+    """Move the inode, with everything below it, from the namespace to one row of the
+    trash; it may be reclaimed from ``due_ns`` on.
 
-    What is below a directory is counted out when the reaper comes to it.
+    The contents of a directory are subtracted from the totals when they are reclaimed.
     """
     key = pack_u64(inode)
     row = unpack_inode(txn.get(key, b"", txn.db.inodes))
@@ -474,8 +498,8 @@ def _count_trash(txn: Txn, inode: int, row: Inode, by: int) -> None:
 
 
 def _unlist(txn: Txn, due_ns: int, inode: int) -> Trash | None:
-    """Nobody can undelete this row of the trash any more, which stays. Returns it
-    as it was, None if it is not there."""
+    """Make this row of the trash, which stays, impossible to undelete. Returns the
+    former row, None if there is none."""
     db = txn.db
     key = pack_trash_key(due_ns, inode)
     packed = txn.get(key, None, db.trash)
@@ -536,7 +560,7 @@ def _reclaimed(txn: Txn, op: Reclaimed) -> None:
 
 
 def _reclaim_row(txn: Txn, due_ns: int, inode: int, limit: int) -> int:
-    """Returns what is left of the limit; nothing if the row is not done with."""
+    """Returns the rest of the limit; 0 if the row is not reclaimed completely."""
     _unlist(txn, due_ns, inode)
     row = txn.get(pack_u64(inode), None, txn.db.inodes)
     left = limit
@@ -555,8 +579,8 @@ def _reclaim_row(txn: Txn, due_ns: int, inode: int, limit: int) -> int:
 
 
 def _reclaim_file(txn: Txn, inode: int, limit: int) -> int:
-    """Give up to ``limit`` chunks up; returns what is left of the limit, or
-    -1 if the file still has chunks."""
+    """Reclaim up to ``limit`` chunks; returns the rest of the limit, or -1 if the file
+    still has chunks."""
     rows: list[tuple[bytes, bytes]] = []
     goal = unpack_inode(txn.get(pack_u64(inode), b"", txn.db.inodes)).replication
     for key, handle in txn.scan(pack_file_chunk_key(inode, 0), txn.db.file_chunks):
@@ -609,7 +633,7 @@ def _replication_set(txn: Txn, op: ReplicationSet) -> None:
 
 
 def _reclaim_directory(txn: Txn, due_ns: int, inode: int, limit: int) -> bool:
-    """Take up to ``limit`` rows out of a deleted directory; True if it is gone.
+    """Remove up to ``limit`` rows from a deleted directory; True if it is gone.
 
     Directories in it become rows of the trash of their own, and so do files
     with more chunks than the limit has left: nothing here is recursive, and no
@@ -683,14 +707,14 @@ def _version_confirmed(txn: Txn, op: VersionConfirmed) -> None:
 
 
 def _length_set(txn: Txn, op: LengthSet) -> None:
-    """Raise the file's length, and with it what its replicas must hold."""
+    """Raise the file's length, and with it the least length of its replicas."""
     db = txn.db
     key = pack_u64(op.inode)
     row = unpack_inode(txn.get(key, b"", db.inodes))
     for index in range(row.length // CHUNK_BYTES, -(-op.length // CHUNK_BYTES)):
         handle = txn.get(pack_file_chunk_key(op.inode, index), b"", db.file_chunks)
         chunk = chunk_of(txn.get(handle, b"", db.chunks))
-        # Another file may have the chunk, and more of it.
+        # Another file may have the chunk, and more bytes of it.
         length = max(chunk.length, min(CHUNK_BYTES, op.length - index * CHUNK_BYTES))
         txn.state.shared_bytes += (chunk.references - 1) * (length - chunk.length)
         txn.put(handle, chunk._replace(length=length).pack(), db.chunks)
@@ -724,8 +748,9 @@ def _snapshot_copied(txn: Txn, op: SnapshotCopied) -> None:
 
 
 def _renew_copy(txn: Txn, inode: int, source: Inode) -> None:
-    """The copy of one file was made when the snapshot began. A grant that was under way
-    then may have given the file a chunk since; from now on it stands still."""
+    """Copy the inode of a single file again, which was copied when the snapshot began.
+    A grant that was under way then may have given the file a chunk since; from now on
+    the file does not change."""
     key = pack_u64(inode)
     copy = unpack_inode(txn.get(key, b"", txn.db.inodes))
     row = source._replace(flags=source.flags | FLAG_TRASHED, created_ns=copy.created_ns)
@@ -784,6 +809,14 @@ def _append_begun(txn: Txn, op: AppendBegun) -> None:
     txn.put(key, row._replace(flags=row.flags | FLAG_APPENDED).pack(), txn.db.inodes)
 
 
+def _attributes_set(txn: Txn, op: AttributesSet) -> None:
+    key = pack_u64(op.inode)
+    row = unpack_inode(txn.get(key, b"", txn.db.inodes))
+    digest = unpack_attributes(row.attributes).digest
+    packed = pack_attributes(digest, op.attributes)
+    txn.put(key, row._replace(modified_ns=op.modified_ns, attributes=packed).pack(), txn.db.inodes)
+
+
 def _handles_reserved(txn: Txn, op: HandlesReserved) -> None:
     txn.state.handle_end = op.end
 
@@ -833,11 +866,20 @@ def _term_begun(txn: Txn, op: TermBegun) -> None:
     state.next_inode = max(state.next_inode, terms.first_number(op.term))
     state.handle_end = max(state.handle_end, terms.first_number(op.term))
     state.version_floor = max(state.version_floor, terms.first_version(op.term))
+    if op.keeps_unknown:
+        state.kept_below = terms.first_number(op.term)
+        # Nobody has acknowledged anything of it yet. If those that counted did, an elected master
+        # would wait for their word to begin, and they, which are empty, for its metadata.
+        state.counted, state.counted_next = Counted(), None
     _count_instead(state, op.address, op.before)
 
 
+def _restore_accepted(txn: Txn, op: RestoreAccepted) -> None:
+    txn.state.kept_below = 0
+
+
 def _count_instead(state: State, address: str, other: str) -> None:
-    """``other`` counts where ``address`` did; nobody if it is empty."""
+    """Let ``other`` count in place of ``address``; if it is empty, no other does."""
     change = state.counted_next
     state.counted = state.counted.replaced(address, other)
     if change is not None:
@@ -861,7 +903,7 @@ def _shadow_forgotten(txn: Txn, op: ShadowForgotten) -> None:
 
 
 def _time_passed(txn: Txn, op: TimePassed) -> None:
-    """The log's row is all."""
+    """Nothing but the log row is written."""
 
 
 _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
@@ -882,6 +924,7 @@ _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
     DrainSet: _drain_set,
     MaintenanceSet: _maintenance_set,
     RepairSet: _repair_set,
+    RestoreAccepted: _restore_accepted,
     ShadowsChanging: _shadows_changing,
     ShadowsChanged: _shadows_changed,
     ShadowForgotten: _shadow_forgotten,
@@ -895,5 +938,6 @@ _APPLY: dict[type[Operation], Callable[[Txn, Any], None]] = {
     ChunkReplaced: _chunk_replaced,
     TimePassed: _time_passed,
     AppendBegun: _append_begun,
+    AttributesSet: _attributes_set,
 }
 invariant(set(_APPLY) == set(get_args(AnyOperation)), "every operation can be applied")

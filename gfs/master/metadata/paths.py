@@ -1,10 +1,9 @@
 """Paths of the namespace: what a name may be, and nothing else.
 
 A path is absolute, at most 4096 bytes of UTF-8, its segments 1 to 255 bytes
-each, without NUL, and never ``.`` or ``..``. ``/`` is the root. One trailing
-slash is tolerated and means nothing (people type ``/data/``); an empty segment
-anywhere else is refused. Names are compared byte by byte: no case folding and
-no Unicode normalisation.
+each, without NUL, and never ``.`` or ``..``. ``/`` is the root. One trailing slash is
+ignored (people type ``/data/``); an empty segment anywhere else is refused. Names are
+compared byte by byte: no case folding and no Unicode normalisation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _REFUSED = frozenset((b"", b".", b".."))
 
 
 def parse(path: str) -> list[bytes]:
-    """The segments of ``path``, none for the root. InvalidName names the rule."""
+    """The segments of ``path``, none for the root. Raises InvalidName, which names the rule."""
     try:
         raw = path.encode()
     except UnicodeEncodeError:
@@ -28,7 +27,7 @@ def parse(path: str) -> list[bytes]:
     if len(raw) > PATH_BYTES_MAX:
         raise _invalid(path, f"is {len(raw)} bytes long, at most {PATH_BYTES_MAX} are allowed")
     if b"\0" in raw:
-        raise _invalid(path, "holds a NUL byte")
+        raise _invalid(path, "contains a NUL byte")
     segments = raw[1:].split(b"/")
     if not segments[-1]:
         del segments[-1]
@@ -39,7 +38,7 @@ def parse(path: str) -> list[bytes]:
 
 
 def join(segments: list[bytes]) -> str:
-    """The path of ``segments`` as people write it."""
+    """The path of ``segments`` as text."""
     return "/" + b"/".join(segments).decode()
 
 

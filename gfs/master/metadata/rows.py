@@ -32,7 +32,7 @@ KIND_NAMES = {KIND_FILE: "file", KIND_DIRECTORY: "directory"}
 
 #: The inode left the namespace and waits in the trash.
 FLAG_TRASHED = 1
-#: Records are appended: the length of the last chunk is what its replicas say.
+#: Records are appended: the replicas of the last chunk determine its length.
 FLAG_APPENDED = 2
 
 ROOT_INODE = 1
@@ -70,7 +70,7 @@ class Inode(NamedTuple):
 
 
 class FileAttributes(msgspec.Struct, array_like=True, gc=False):
-    """What a file carries beside its bytes. Fields are only ever appended."""
+    """A file's digest and attributes; a directory has no digest. Fields are only ever appended."""
 
     digest: bytes = b""
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
@@ -80,10 +80,10 @@ _attributes = msgspec.msgpack.Decoder(FileAttributes)
 
 
 class Chunk(NamedTuple):
-    """``version`` is the highest that at least one replica was confirmed to
-    hold; ``attempted`` the highest ever sent to one, so that no two grants of
-    a chunk can bear the same version. ``length`` is the least a good replica
-    of a finished chunk must hold."""
+    """``version`` is the highest that at least one replica was confirmed to have;
+    ``attempted`` the highest ever sent to one, so that no two grants of a chunk use the
+    same version. ``length`` is the least length of a good replica of a complete
+    chunk."""
 
     version: int
     attempted: int
@@ -103,21 +103,22 @@ class Trash(msgspec.Struct, array_like=True, gc=False):
     parent: int
     name: bytes
     path: str
-    #: When it was deleted, as long as it can be undeleted; 0 if it cannot: a file that
-    #: was replaced and is kept for its readers, what is being reclaimed.
+    #: When it was deleted, as long as it can be undeleted; 0 if it cannot: replaced
+    #: files that are kept for their readers, and what is being reclaimed.
     deleted_ns: int = 0
-    #: The same as the trash counts time (:mod:`gfs.master.metadata.uptime`), for the order among
-    #: those of one path; 0: from a release that did not, ``deleted_ns`` counts.
+    #: The same in the masters' uptime (:mod:`gfs.master.metadata.uptime`), which orders
+    #: the deletions of one path; 0: from a release that lacked it, ``deleted_ns``
+    #: orders them.
     since_ns: int = 0
 
 
-#: Bytes of a path that its key in the trash has: LMDB's keys have a bound. Longer
-#: paths with the same beginning lie side by side.
+#: So many bytes of a path are in its key in the trash, because LMDB limits keys. Longer
+#: paths with the same beginning are adjacent.
 TRASH_PATH_BYTES = 480
 
 
 def trash_path_start(path: str) -> bytes:
-    """What all keys of this path begin with. No path has a NUL in it."""
+    """The beginning of all keys of this path. No path contains a NUL."""
     return path.encode()[:TRASH_PATH_BYTES] + b"\0"
 
 
@@ -125,11 +126,14 @@ def trash_path_key(path: str, since_ns: int, inode: int) -> bytes:
     return trash_path_start(path) + _pair.pack(since_ns, inode)
 
 
+#: Whether a chunkserver is being emptied: see :mod:`gfs.master.rules.drain_admission`.
+NOT_DRAINING, DRAINING, DRAINED = 0, 1, 2
+
+
 class KnownServer(msgspec.Struct, array_like=True, gc=False):
     address: str
     rack: str
-    #: See :mod:`gfs.master.replicas.drain`.
-    draining: int = 0
+    draining: int = NOT_DRAINING
     #: See :mod:`gfs.master.service.operator_commands`.
     maintenance_until_ns: int = 0
 
@@ -145,7 +149,7 @@ def unpack_inode(row: bytes) -> Inode:
 
 
 def pack_attributes(digest: bytes, attributes: dict[str, str]) -> bytes:
-    """Nothing at all for a file that carries nothing."""
+    """Empty for a file without digest and attributes."""
     if not (digest or attributes):
         return b""
     return msgspec.msgpack.encode(FileAttributes(digest, attributes))
@@ -156,7 +160,7 @@ def unpack_attributes(packed: bytes) -> FileAttributes:
 
 
 def without_digest(row: Inode) -> Inode:
-    """The file's bytes are about to change."""
+    """The row of a file whose bytes are to be changed."""
     kept = unpack_attributes(row.attributes)
     if not kept.digest:
         return row

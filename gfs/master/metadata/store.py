@@ -1,15 +1,14 @@
 """The metadata on disk: one LMDB environment, one writer, many readers.
 
-Reading: ``with store.read() as txn`` is a snapshot and costs under a
-microsecond to take. Writing: :meth:`Store.commit` runs one function inside one
-write transaction; everything it did is durable when it returns, nothing of it
-is there when it raises. LMDB binds a write transaction to its thread, so the
-whole of ``commit`` runs in one thread; the caller sees to it that there is
-only one at a time.
+Reading: ``with store.read() as txn`` gives a snapshot in under a microsecond. Writing:
+:meth:`Store.commit` runs one function inside one write transaction; everything it did
+is durable when it returns, nothing of it is there when it raises. LMDB binds a write
+transaction to its thread, so the whole of ``commit`` runs in one thread; the caller
+ensures that there is only one at a time.
 
-Errors of LMDB stop here. A full disk or map is DiskFull and passes by itself.
-Anything else while writing means that this process does not know what is on
-its disk any more: DiskFailed, and the master ends; after a restart every
+Errors of LMDB do not leave this module. A full disk or map is DiskFull, after which the
+store can still be used. Any other error of a write is DiskFailed: the process does not
+know any more what is on its disk, and the master ends; after a restart every
 acknowledged commit is there (LMDB never overwrites a live page).
 """
 
@@ -27,7 +26,7 @@ import lmdb
 import msgspec
 
 from gfs.errors import DiskFailed, DiskFull, StartupError
-from gfs.io.filelock import try_flock
+from gfs.io import try_flock
 from gfs.master.metadata.rows import (
     KIND_DIRECTORY,
     ROOT_INODE,
@@ -41,15 +40,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Version of the rows' format. A store with a higher one is not opened; one with a
-#: lower one is taken as it is and marked: what came since was only appended.
-#: 2: ``term`` and ``version_floor`` in the state, checksums in the operation log.
-#: 3: ``trash_paths``; of what was deleted before, nothing can be undeleted. Chunks
-#: that several files have.
-#: 4: snapshots.
-#: 5: the shadow masters that count.
+#: Version of the rows' format. A store with a higher one is not opened. One with a
+#: lower one is used as it is and gets the present number, because later versions have
+#: only appended fields. 2: ``term`` and ``version_floor`` in the state, checksums in
+#: the operation log. 3: ``trash_paths``; of what was deleted before, nothing can be
+#: undeleted. Chunks that several files have. 4: snapshots. 5: the shadow masters that
+#: count.
 SCHEMA = 5
-#: Readers are the loop's own few transactions and tools that look from outside.
+#: Readers are a few transactions of the loop, and other processes that open the store.
 READERS_MAX = 1024
 SPARE_TRANSACTIONS = 8
 HANDLE_RANGE = 10_000
@@ -63,7 +61,7 @@ _STANDING = b"standing"
 class UnderWay(msgspec.Struct, array_like=True, frozen=True):
     """A snapshot that is being made: see :mod:`gfs.master.service.snapshots`."""
 
-    #: What is copied, and what it is copied to, which has no name yet.
+    #: The inodes of the source and of the copy, which has no name yet.
     source: int
     copy: int
     #: The directories above the source, the root first.
@@ -71,14 +69,14 @@ class UnderWay(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Counted(msgspec.Struct, array_like=True, frozen=True):
-    """``wanted`` of the shadow masters at ``addresses`` must have what is acknowledged:
-    see :mod:`gfs.master.replication.quorum`."""
+    """``wanted`` of the shadow masters at ``addresses`` must have an operation before
+    it is acknowledged: see :mod:`gfs.master.replication.quorum`."""
 
     addresses: list[str] = []
     wanted: int = 0
 
     def replaced(self, address: str, other: str) -> Counted:
-        """``other`` counts where ``address`` did; nobody if it is empty."""
+        """Let ``other`` count in place of ``address``; if it is empty, no other does."""
         if address not in self.addresses:
             return self
         found = [other if each == address else each for each in self.addresses]
@@ -86,15 +84,15 @@ class Counted(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Change(msgspec.Struct, array_like=True, frozen=True):
-    """Others are to count. The operation ``sequence`` says so."""
+    """A change of the shadow masters that count, by the operation ``sequence``."""
 
     to: Counted
     sequence: int
 
 
 class RepairSettings(msgspec.Struct, array_like=True, frozen=True):
-    """What an operator has set while the cluster runs; -1: as the settings say that the
-    master, or each chunkserver, was started with."""
+    """The limits of repair that an operator has set while the cluster runs; -1: the
+    value that the master, or each chunkserver, was started with."""
 
     paused: bool = False
     clones_per_server: int = -1
@@ -104,39 +102,43 @@ class RepairSettings(msgspec.Struct, array_like=True, frozen=True):
 
 
 class State(msgspec.Struct, array_like=True):
-    """The counters of the store, written with every commit that moves them."""
+    """The counters of the store, written with every commit that changes them."""
 
     sequence: int = 0
     next_inode: int = ROOT_INODE + 1
-    #: Handles below this may have been handed out; they are never again.
+    #: Handles below this may have been allocated, and are never allocated again.
     handle_end: int = 1
     files: int = 0
     directories: int = 0
     bytes: int = 0
-    #: Corrupt replicas ever found, healed or not.
+    #: Corrupt replicas ever found, repaired or not.
     corruptions: int = 0
-    #: See :mod:`gfs.master.metadata.terms`: of the last promotion, and what came of it.
+    #: See :mod:`gfs.master.metadata.terms`: the term of the last promotion, and the
+    #: first chunk version of that term.
     term: int = 0
     version_floor: int = 0
-    #: What can be undeleted: rows of the trash; and of those that are files, which
-    #: the counts above do not have any more, how many and how long they are.
+    #: What can be undeleted: the rows of the trash, and the number and bytes of those
+    #: that are files, which the counts above do not include.
     trash_rows: int = 0
     trash_files: int = 0
     trash_bytes: int = 0
-    #: Bytes of chunks that several files have, counted for each file but one.
+    #: The bytes of shared chunks, counted for each of their files but one.
     shared_bytes: int = 0
-    #: Never changed in place: a transaction that is given up keeps the one before.
+    #: Never changed in place: so a transaction that is aborted leaves the former object as it was.
     snapshots: list[UnderWay] = []
     counted: Counted = msgspec.field(default_factory=Counted)
     counted_next: Change | None = None
-    #: Nanoseconds of the masters' uptime, see :mod:`gfs.master.metadata.uptime`; 0: from a
-    #: release that did not count them.
+    #: The masters' uptime in ns, see :mod:`gfs.master.metadata.uptime`; 0: from a
+    #: release that did not count it.
     lived_ns: int = 0
     repair: RepairSettings = msgspec.field(default_factory=RepairSettings)
+    #: After a backup was restored: chunks that no file has are no garbage if their
+    #: handles are below this; 0: the operator has accepted what was lost.
+    kept_below: int = 0
 
 
 class Promise(msgspec.Struct, array_like=True, frozen=True):
-    """A shadow master follows no master below ``term`` any more, since the shadow at
+    """A promise to follow no master below ``term``, because the shadow master at
     ``address`` may have begun that term."""
 
     term: int
@@ -144,22 +146,24 @@ class Promise(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Standing(msgspec.Struct, array_like=True, frozen=True):
-    """What the master on this very store is; each store's own, in no log."""
+    """The role and the promises of the master on this store. They belong to the store
+    and are in no log."""
 
-    #: Not empty: a shadow, and where the others of its cluster are.
+    #: Of a shadow master: the addresses of the other masters of its cluster; else empty.
     follows: list[str] = []
-    #: A master of this higher term took over from it.
+    #: The higher term of a master that has replaced this one.
     fenced: int = 0
-    #: Where the master's shadows are, as far as it knows.
+    #: The addresses of the master's shadow masters, as far as it knows.
     peers: list[str] = []
-    #: What is here is not what it follows: a copy must be fetched before it serves.
+    #: The store's history differs from that of the master it follows: it must fetch a
+    #: copy before it serves.
     diverged: bool = False
-    #: It was a master's: the copy is not to overwrite it.
+    #: It was a master's store: the copy must not overwrite it.
     keep: bool = False
     promises: list[Promise] = []
-    #: It was the master of the term ``ended`` and handed over to the shadow at ``heir``.
+    #: If it was the master of the term ``ended`` and handed over: the address of its successor.
     ended: int = 0
-    heir: str = ""
+    successor: str = ""
 
 
 class Databases(NamedTuple):
@@ -182,32 +186,32 @@ class Freed(NamedTuple):
 
 
 class Effects:
-    """What the operations of a transaction mean for what is only in memory."""
+    """The changes of a transaction that concern the state in memory."""
 
     __slots__ = ("drains", "freed", "goals", "grown", "maintenance", "then", "trashed")
 
     def __init__(self) -> None:
         #: Chunks that lost their last reference.
         self.freed: list[Freed] = []
-        #: Directories that can be undeleted from now on (True), or not any more.
+        #: Directories that can be undeleted from now on (True), or not any more (False).
         self.trashed: list[tuple[int, bool]] = []
-        #: Chunks whose goal may be another one now.
+        #: Chunks whose goal may have changed.
         self.goals: list[int] = []
-        #: Files that are longer now: (inode, length).
+        #: Files that have become longer: (inode, length).
         self.grown: list[tuple[int, int]] = []
-        #: Chunkservers that are drained from now on, or not any more: (id, how far).
+        #: Chunkservers whose drain has begun, is complete or was cancelled: (id, state).
         self.drains: list[tuple[str, int]] = []
-        #: Chunkservers that are under maintenance until then, as masters live; 0: not.
+        #: Chunkservers that are under maintenance until then, in the masters' uptime; 0: not.
         self.maintenance: list[tuple[str, int]] = []
-        #: What the planner of a mutation wants done when that is durable, whether or not
-        #: anybody still waits for it.
+        #: Callbacks of plans, called when the transaction is durable, whether or not a
+        #: caller still waits.
         self.then: list[Callable[[], None]] = []
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__slots__)
 
     def add(self, other: Effects) -> None:
-        """What was committed after this."""
+        """Add the effects of a later transaction."""
         self.freed += other.freed
         self.trashed += other.trashed
         self.goals += other.goals
@@ -229,7 +233,7 @@ class Txn:
         self.db = db
         self.state = state
         self.effects = Effects()
-        #: The uptime of masters that the next row of the log will record.
+        #: The masters' uptime that the next log row records.
         self.lived_ns = state.lived_ns
 
     def put(self, key: bytes, value: bytes, database: lmdb._Database) -> None:
@@ -239,7 +243,7 @@ class Txn:
         self.raw.delete(key, db=database)
 
     def scan(self, start: bytes, database: lmdb._Database) -> Iterator[tuple[bytes, bytes]]:
-        """Rows from the first key at or after ``start``, in order."""
+        """The rows from the first key at or after ``start``, in order."""
         with self.raw.cursor(database) as cursor:
             if cursor.set_range(start):
                 yield from cursor.iternext()
@@ -265,8 +269,9 @@ class Txn:
         self.close()
 
     def close(self) -> None:
-        """Nothing can be read any more. The database has a reader free again when nobody holds
-        ``raw``, so that is let go of here: an error's traceback may hold this for long."""
+        """End the transaction. LMDB frees its reader slot only when nothing refers to
+        ``raw``, so the reference is dropped here: an error's traceback may refer to
+        this object for long."""
         self.raw.abort()
         del self.raw, self.get
 
@@ -298,13 +303,13 @@ class Store:
 
     @property
     def used_bytes(self) -> int:
-        """Size of the database, with pages that are free again."""
+        """The size of the database, including free pages."""
         pages: int = self._environment.info()["last_pgno"] + 1
         return pages * int(self._environment.stat()["psize"])
 
     def snapshot(self) -> Txn:
-        """As :meth:`read`, with exactly the counters of that commit; those of ``read``
-        may be of the one before or after, while a commit is under way."""
+        """As :meth:`read`, with exactly the counters of that commit; while a commit is
+        under way, those of ``read`` may be of the commit before or after."""
         txn = Txn(self._environment.begin(), self._db, self.state)
         state = txn.get(_STATE, None, self._db.meta)
         if state is not None:
@@ -348,14 +353,14 @@ class Store:
         return result
 
     def close(self) -> None:
-        """Close the files and give the lock up. No transaction may be open."""
+        """Close the files and release the lock. No transaction may be open."""
         self._environment.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def load(self) -> None:
-        """Read what is there. Raises StartupError for a newer format."""
+        """Read the counters and the standing. Raises StartupError for a newer format."""
         with self.read() as txn:
             meta = self._db.meta
             schema = unpack_u64(txn.get(_SCHEMA, pack_u64(SCHEMA), meta))
@@ -373,7 +378,7 @@ class Store:
             self.standing = msgspec.msgpack.decode(standing, type=Standing)
 
     def begin(self, fresh_cluster: str, now_ns: int) -> None:
-        """A master starts on it: bootstrap a new store, once; count the start of any."""
+        """Begin an epoch of a master on this store; initialize a new store first."""
 
         def work(txn: Txn) -> tuple[str, int]:
             meta = self._db.meta
@@ -385,23 +390,34 @@ class Store:
             epoch = unpack_u64(txn.get(_EPOCH, b"", meta)) + 1
             txn.put(_EPOCH, pack_u64(epoch), meta)
             txn.put(_SCHEMA, pack_u64(SCHEMA), meta)
-            # The first range of handles rides on this commit.
+            # The first range of handles is reserved in this commit.
             txn.state.handle_end += HANDLE_RANGE
             return txn.get(_CLUSTER, b"", meta).decode(), epoch
 
         self.cluster, self.epoch = self.commit(work)
 
+    def give_up(self) -> None:
+        """Have no cluster any more, after one that was begun and that nobody else knows."""
+
+        def work(txn: Txn) -> None:
+            txn.delete(_CLUSTER, self._db.meta)
+            self.put_standing(txn, Standing())
+
+        self.commit(work)
+        self.cluster, self.standing = "", Standing()
+
     def put_standing(self, txn: Txn, standing: Standing) -> None:
-        """``self.standing`` is the caller's to set when it is committed."""
+        """The caller sets ``self.standing`` after the commit."""
         txn.put(_STANDING, msgspec.msgpack.encode(standing), self._db.meta)
 
     def set_standing(self, standing: Standing) -> None:
-        """Durably. Only while no committer runs."""
+        """Store the standing durably. Only while no committer runs."""
         self.commit(lambda txn: self.put_standing(txn, standing))
         self.standing = standing
 
     def put_copied(self, cluster: str, state: State) -> None:
-        """This store was filled with another's rows: make them one."""
+        """Complete a store that was filled with the rows of another one: set its
+        counters and standing."""
 
         def work(txn: Txn) -> None:
             txn.put(_CLUSTER, cluster.encode(), self._db.meta)
@@ -413,9 +429,9 @@ class Store:
         self.cluster = cluster
 
     def swap_in(self, directory: str, keep_as: str) -> None:
-        """Put the store in ``directory``, which is closed, in the place of this one;
-        this one's file is kept under another name if ``keep_as``. Blocks. No
-        transaction may be open. A crash leaves one or the other."""
+        """Replace this store by the closed one in ``directory``; this one's file is
+        kept under the name ``keep_as`` if that is given. Blocks. No transaction may be
+        open. After a crash one of the two is there."""
         here, map_bytes, sync = self._opened
         self._environment.close()
         mine, theirs = os.path.join(here, DATA_NAME), os.path.join(directory, DATA_NAME)
@@ -429,14 +445,14 @@ class Store:
         if os.path.exists(lock):
             os.unlink(lock)
         shutil.rmtree(directory, ignore_errors=True)
-        _sync_directory(here)
+        sync_directory(here)
         self._environment = _open_environment(here, map_bytes, sync)
         self._db = _open_databases(self._environment)
         self.state, self.standing = State(), Standing()
         self.load()
 
     def sync(self) -> None:
-        """What was committed is on the disk, also where commits do not wait for it."""
+        """Sync all commits, for stores whose commits do not wait for the disk."""
         self._environment.sync(True)
 
     def known_servers(self) -> dict[str, KnownServer]:
@@ -451,11 +467,11 @@ class Store:
 def open_store(
     directory: str, map_bytes: int, sync: bool, fresh_cluster: str, now_ns: int
 ) -> Store:
-    """Open the store in ``directory``, made if it is not there. Blocks.
+    """Open the store in ``directory``, which is made if it does not exist. Blocks.
 
-    ``fresh_cluster`` becomes the cluster's id if the store is new. Raises
-    StartupError: the directory cannot be written, another master holds it, the
-    files cannot be read, or they were written by a newer release.
+    ``fresh_cluster`` becomes the cluster's id if the store is new. Raises StartupError
+    if the directory cannot be written, another master has its lock, the files cannot be
+    read, or they were written by a newer release.
     """
     store = open_only(directory, map_bytes, sync)
     try:
@@ -469,15 +485,15 @@ def open_store(
 
 
 def open_only(directory: str, map_bytes: int, sync: bool) -> Store:
-    """Open the store as it is, for a shadow, or to look who it is. As open_store."""
-    lock = _take_lock(directory)
+    """Open the store as it is, for a shadow master or to read its standing. As open_store."""
+    lock = take_lock(directory)
     try:
         environment = _open_environment(directory, map_bytes, sync)
     except BaseException:
         os.close(lock)
         raise
     try:
-        # Slots of readers that were killed would keep old pages from reuse.
+        # Slots of readers that were killed would prevent the reuse of old pages.
         environment.reader_check()
         db = _open_databases(environment)
         store = Store(environment, db, lock, (directory, map_bytes, sync))
@@ -495,7 +511,9 @@ def _cannot_keep(directory: str, error: OSError) -> StartupError:
     return StartupError(f"{directory}: the master cannot keep its metadata here: {error.strerror}")
 
 
-def _take_lock(directory: str) -> int:
+def take_lock(directory: str) -> int:
+    """Make the directory if it does not exist, and take the lock of a master on its
+    metadata: a descriptor. As open_store."""
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         lock = os.open(
@@ -518,7 +536,7 @@ def _open_databases(environment: lmdb.Environment) -> Databases:
     return Databases(*[environment.open_db(name.encode()) for name in Databases._fields])
 
 
-def _sync_directory(directory: str) -> None:
+def sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

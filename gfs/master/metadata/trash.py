@@ -1,25 +1,27 @@
-"""The trash: what was deleted can be had back for a while (the paper, 4.4).
+"""The trash: deleted files and directories can be undeleted for a while (the paper, 4.4).
 
 A delete moves one row: the inode leaves ``entries`` and gets a row of ``trash``,
-under the time at which it may go, counted in the uptime of masters
-(:mod:`gfs.master.metadata.uptime`). Whoever has the file open reads on, because an
-open file is asked for by its inode. Rows that can be undeleted are in
-``trash_paths`` as well, under the path they had, so that looking for one, or for
-all below a directory, is a range scan. Both are written in the same transaction
-as the delete.
+under the time at which it may be reclaimed, in the uptime of masters
+(:mod:`gfs.master.metadata.uptime`). Clients that have the file open can go on reading,
+because an open file is looked up by its inode. Rows that can be undeleted are in
+``trash_paths`` as well, under the path they had, so that a search for one, or for all
+below a directory, is a range scan. Both are written in the same transaction as the
+delete.
 
 Nothing is undeleted in part: a row leaves ``trash_paths`` before the first piece
 of it is reclaimed.
 
-What a deleted directory holds is not known when it is deleted, for that would
-cost a walk. :class:`TrashBook` has it in memory, counted afterwards in slices.
+The contents of a deleted directory are not known when it is deleted, since that would
+cost a walk. :class:`TrashBook` counts them afterwards, in slices and in memory.
 """
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +29,7 @@ import msgspec
 from gfs.errors import AlreadyExists, InvalidArgument, NotFound
 from gfs.master.metadata import lookups
 from gfs.master.metadata.namespace import READERS_NS, Planned, entry_of, inode_row, place_for
+from gfs.master.metadata.number_set import NumberSet
 from gfs.master.metadata.operations import TrashEmptied, Undeleted
 from gfs.master.metadata.paths import join, parse
 from gfs.master.metadata.rows import (
@@ -52,11 +55,11 @@ from gfs.protocol.messages import (
 
 #: Rows of the trash returned in one page, or emptied in one transaction, at most.
 ROWS_MAX = 1000
-#: Entries met in one slice of a walk: a few milliseconds.
+#: Entries visited in one slice of a walk: a few milliseconds.
 SLICE = 1000
 #: A smaller directory is counted at once.
 SMALL = 100
-#: What a TrashEntry takes on the wire besides its path.
+#: The size of a TrashEntry on the wire without its path.
 ENTRY_BYTES = 64
 
 _trash = msgspec.msgpack.Decoder(Trash)
@@ -78,7 +81,7 @@ def _found(txn: Txn, key: bytes, due: bytes) -> Found:
 
 
 def deleted_at(txn: Txn, path: str) -> Iterator[Found]:
-    """What was deleted under exactly this path, the last one first."""
+    """The deletions of exactly this path, the last one first."""
     start = trash_path_start(path)
     for key, due in txn.last_below(start[:-1] + b"\1", txn.db.trash_paths):
         if not key.startswith(start):
@@ -89,9 +92,9 @@ def deleted_at(txn: Txn, path: str) -> Iterator[Found]:
 
 
 def deleted_below(txn: Txn, path: str, after: bytes = b"") -> Iterator[Found]:
-    """What was deleted at and below ``path``: by path, then by time. Goes on after
-    the key ``after``. Paths of more than 480 bytes come in no order among those
-    with the same beginning."""
+    """The deletions at and below ``path`` after the key ``after``: by path, then by
+    time. Paths of more than 480 bytes with the same beginning are in no particular
+    order."""
     below = path.removesuffix("/") + "/"
     prefixes = [below.encode()[:TRASH_PATH_BYTES]]
     if len(below.encode()) <= TRASH_PATH_BYTES:
@@ -108,8 +111,9 @@ def deleted_below(txn: Txn, path: str, after: bytes = b"") -> Iterator[Found]:
 def page(
     txn: Txn, book: TrashBook, path: str, after: bytes, limit: int, wall_ns: Callable[[int], int]
 ) -> tuple[list[TrashEntry], bytes]:
-    """Up to ``limit`` of what was deleted at and below ``path``, and where to go on;
-    nothing if that is all. ``wall_ns``: of a time as the trash counts it."""
+    """Up to ``limit`` deletions at and below ``path``, and the key to continue after;
+    empty if there are no more. ``wall_ns`` converts a time of the trash to the wall
+    clock."""
     if limit < 1:
         raise InvalidArgument(f"a page of {limit} entries")
     entries: list[TrashEntry] = []
@@ -144,7 +148,7 @@ def _entry(txn: Txn, book: TrashBook, found: Found, wall_ns: Callable[[int], int
 
 
 def plan_undelete(txn: Txn, request: Undelete, time_ns: int) -> Planned:
-    """Give what was deleted its name, or another one, again."""
+    """Restore a deletion under its old name or another one."""
     path = join(parse(request.path))
     wanted = (f for f in deleted_at(txn, path) if request.inode in (0, f.inode))
     found = next(wanted, None)
@@ -179,12 +183,12 @@ def _not_there(txn: Txn, path: str, inode: int) -> str:
     for length in range(len(segments) - 1, 0, -1):
         above = join(segments[:length])
         if any(True for _ in deleted_at(txn, above)):
-            return f"{path} was not deleted by itself: undelete {above}, it may be in there"
+            return f"{path} was not deleted by itself but may be in {above}: undelete that"
     return f"{path} is not in the trash"
 
 
 def plan_empty(txn: Txn, request: EmptyTrash, time_ns: int) -> Planned:
-    """Let rows of the trash go now, as many as fit into one transaction."""
+    """Purge rows of the trash, as many as fit into one transaction."""
     path = join(parse(request.path))
     source = deleted_below(txn, path) if request.recursive else deleted_at(txn, path)
     rows: list[tuple[int, int]] = []
@@ -201,7 +205,7 @@ def plan_empty(txn: Txn, request: EmptyTrash, time_ns: int) -> Planned:
 
 
 def plan_empty_early(txn: Txn, time_ns: int, wanted: list[tuple[int, int]]) -> Planned:
-    """Let these rows, as (due, inode), go now; those that are still there."""
+    """Purge those of these rows, as (due, inode), that are still in the trash."""
     trash = txn.db.trash
     rows = [row for row in wanted if txn.get(pack_trash_key(*row), None, trash) is not None]
     return (TrashEmptied(time_ns, rows) if rows else None), Done(id=0)
@@ -217,11 +221,11 @@ class Usage(NamedTuple):
 
 
 class TrashBook:
-    """What the deleted directories hold: in memory, counted in slices.
+    """The contents of deleted directories: in memory, counted in slices.
 
-    The store's totals still have what is below a deleted directory, until it is
-    reclaimed; this says how much of them that is. Who has a file open that is in there may
-    write it on, so the length that was counted of each file is kept: 16 bytes a file.
+    The store's totals include the contents of a deleted directory until it is
+    reclaimed; this book says how much that is. A client that has such a file open may
+    go on writing it, so the counted length of each file is kept: 16 bytes a file.
     """
 
     def __init__(self, store: Store) -> None:
@@ -229,21 +233,22 @@ class TrashBook:
         self._usages: dict[int, Usage] = {}
         #: Directory -> its files, in order, and their lengths as they were counted.
         self._lengths: dict[int, tuple[array[int], array[int]]] = {}
-        #: Of files that were written while something was not counted.
+        #: All those files, and others that were there since it was empty the last time.
+        self._inside = NumberSet()
+        #: The lengths of files that were written while a directory was not counted.
         self._grown: dict[int, int] = {}
-        #: Not counted yet.
+        #: Directories that are not counted yet.
         self.waiting: dict[int, None] = {}
         self.files = self.directories = self.bytes = 0
-        #: What could have been undeleted and went early, since this master was started:
-        #: how often that was, and how long the files were.
+        #: The deletions that were purged early since this master was started, and their bytes.
         self.purged = self.purged_bytes = 0
 
     def usage(self, inode: int) -> Usage | None:
-        """What is below a deleted directory; None if it is not known yet."""
+        """The usage of a deleted directory; None if it is not known yet."""
         return self._usages.get(inode)
 
     def changed(self, inode: int, trashed: bool) -> None:
-        """A directory can be undeleted from now on, or not any more."""
+        """Note that a directory can be undeleted from now on, or not any more."""
         if trashed:
             if inode not in self._usages:
                 self.waiting[inode] = None
@@ -251,12 +256,16 @@ class TrashBook:
             return
         self.waiting.pop(inode, None)
         self._lengths.pop(inode, None)
+        if not self._lengths and not self.waiting:
+            self._inside = NumberSet()
         self._add(self._usages.pop(inode, Usage(0, 0, 0)), -1)
 
     def grown(self, inode: int, length: int) -> None:
-        """A file, wherever it is, has that length now."""
+        """Note the new length of a file, wherever it is."""
         if self.waiting:
             self._grown[inode] = length
+        if inode not in self._inside:
+            return  # as nearly always: a search among many deleted directories would take long
         for directory, (inodes, lengths) in self._lengths.items():
             at = bisect_left(inodes, inode)
             if at < len(inodes) and inodes[at] == inode:
@@ -273,7 +282,7 @@ class TrashBook:
         self.bytes += by * usage.bytes
 
     def load(self) -> Iterator[None]:
-        """Find what a master before this one left. In slices."""
+        """Load the directories in the trash, after a start. In slices."""
         at = b""
         while True:
             met = 0
@@ -291,36 +300,55 @@ class TrashBook:
                 return
 
     def count(self) -> Iterator[None]:
-        """Count what waits for it. In slices."""
+        """Count the directories that are not counted yet. In slices."""
         while self.waiting:
             inode = next(iter(self.waiting))
             yield from self._count(inode, SLICE)
 
     def _count(self, inode: int, slice_length: int) -> Iterator[None]:
         directories = 0
-        files: list[tuple[int, int]] = []
+        pieces: list[list[tuple[int, int]]] = []
         cursor = lookups.Cursor()
-        while inode in self.waiting:
+        met = slice_length
+        while inode in self.waiting and met == slice_length:
+            if pieces:
+                yield
             met = 0
+            files: list[tuple[int, int]] = []
             with self._store.read() as txn:
                 for visit in lookups.walk_below(txn, inode, cursor):
                     if visit.row.kind == KIND_FILE:
                         files.append((visit.inode, visit.row.length))
+                        self._inside.add(visit.inode)
                     else:
                         directories += 1
                     cursor = lookups.Cursor(visit.segments, -1, True)
                     met += 1
                     if met >= slice_length:
                         break
-            if met < slice_length and inode in self.waiting:
-                self._counted(inode, directories, files)
-            yield
+            pieces.append(sorted(files))
+        # To sort them all at once would hold everything up for a second a million.
+        ordered = heapq.merge(*pieces)
+        inodes, lengths = array("Q"), array("Q")
+        while inode in self.waiting:
+            files = list(islice(ordered, SLICE))
+            inodes.extend([file for file, _ in files])
+            lengths.extend([length for _, length in files])
+            if len(files) < SLICE:
+                self._counted(inode, directories, inodes, lengths)
+            else:
+                yield
+        yield
 
-    def _counted(self, inode: int, directories: int, files: list[tuple[int, int]]) -> None:
-        files = sorted((file, max(length, self._grown.get(file, 0))) for file, length in files)
-        lengths = array("Q", [length for _, length in files])
-        self._lengths[inode] = array("Q", [file for file, _ in files]), lengths
-        usage = self._usages[inode] = Usage(len(files), directories, sum(lengths))
+    def _counted(
+        self, inode: int, directories: int, inodes: array[int], lengths: array[int]
+    ) -> None:
+        for file, length in self._grown.items():
+            at = bisect_left(inodes, file)
+            if at < len(inodes) and inodes[at] == file:
+                lengths[at] = max(lengths[at], length)
+        self._lengths[inode] = inodes, lengths
+        usage = self._usages[inode] = Usage(len(inodes), directories, sum(lengths))
         self._add(usage, 1)
         del self.waiting[inode]
         if not self.waiting:
@@ -328,8 +356,8 @@ class TrashBook:
 
 
 def rows_from(store: Store, after_ns: int) -> Iterator[tuple[int, int, Trash]]:
-    """(due, inode, row) of what may go after that, the first to go first. The trash may
-    change in between."""
+    """(due, inode, row) of the trash after that position, the earliest first. The trash
+    may change in between."""
     at = pack_trash_key(after_ns + 1, 0)
     while True:
         with store.read() as txn:
@@ -341,8 +369,8 @@ def rows_from(store: Store, after_ns: int) -> Iterator[tuple[int, int, Trash]]:
 
 
 def oldest(txn: Txn, now_ns: int) -> tuple[int, int]:
-    """(when it was deleted, when it may go) of what goes first of all that can be
-    undeleted; zeros if nothing can."""
+    """(time of deletion, time of purge) of the first deletion to be purged; zeros if
+    the trash is empty."""
     at = pack_trash_key(now_ns, 0)
     if not txn.state.trash_rows:
         return 0, 0
@@ -353,7 +381,7 @@ def oldest(txn: Txn, now_ns: int) -> tuple[int, int]:
             trash = _trash.decode(value)
             if trash.deleted_ns:
                 return trash.deleted_ns, unpack_u64(key[:8])
-        # Very many files were replaced lately, and are kept for their readers until then.
+        # Very many replaced files are kept for their readers until then.
         at = pack_trash_key(now_ns + READERS_NS, 0)
     return 0, 0
 

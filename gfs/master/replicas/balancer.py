@@ -1,27 +1,25 @@
-"""Which replicas are moved now, so that disks fill evenly and racks are used: the paper,
-section 4.3. The rules are in :mod:`.rebalancing`; a move is a copy, after which the
-collector gives up the replica at the old place.
+"""Which replicas are moved now, so that disks fill evenly and all racks are used (the
+paper, 4.3). The rules are in :mod:`gfs.master.rules.rebalancing`; a move is a copy,
+after which the collector deletes the replica at the old place.
 """
 
 from __future__ import annotations
 
 from gfs.blocks import stored_bytes
 from gfs.config import MasterSettings
-from gfs.master.leases.table import LeaseTable
+from gfs.master.metadata import Store
 from gfs.master.metadata.namespace import chunk_row
 from gfs.master.metadata.rows import Chunk
-from gfs.master.metadata.store import Store
-from gfs.master.replicas import rebalancing
 from gfs.master.replicas.goals import Goals
-from gfs.master.replicas.locations import ReservationTable
-from gfs.master.replicas.planner import RepairPlanner
-from gfs.master.replicas.replica_map import ReplicaMap
-from gfs.master.replicas.rereplication import Clone
-from gfs.master.replicas.servers import LIVE, Server
+from gfs.master.replicas.repair_planner import RepairPlanner
+from gfs.master.rules import rebalancing
+from gfs.master.tables import LIVE, Clone, LeaseTable, ReplicaMap, ReservationTable, Server
 from gfs.protocol.messages import CLONES_MAX, SMALL_REPLICA_BYTES_MAX
 
-#: What a server says of its disks is not older than this: it looks every 2 s.
+#: The greatest age of a server's report of its disks: it checks them every 2 s.
 SPACE_AGE_SECONDS = 4.0
+#: So many chunks are remembered as moved.
+MOVED_MAX = 65_536
 
 
 class Balancer:
@@ -46,19 +44,21 @@ class Balancer:
         self._planner = planner
         self._reservations = reservations
         self._leases = leases
-        #: Orders under way; and whether disks are being made even.
+        #: The orders under way; and whether disks are being balanced.
         self.move_orders = 0
         self.balancing = False
         self._means: rebalancing.Means | None = None
+        #: Chunks that were moved since balancing began; the last ones of them.
+        self._moved: dict[int, None] = {}
 
     @property
     def moves_total(self) -> int:
-        """Of these for balance alone."""
+        """How many orders may run at once only for balance."""
         set_now = self._store.state.repair.moves_total
         return self._settings.moves_total if set_now < 0 else set_now
 
     def may_move(self) -> bool:
-        """Whether replicas may be moved for fuller balance now."""
+        """Whether replicas may be moved for balance now."""
         return (
             self._planner.may_copy
             and not self._repair.repairing
@@ -67,13 +67,15 @@ class Balancer:
         )
 
     def _move_plan(self) -> rebalancing.Plan:
-        # What has begun goes on until nothing is left to give.
+        # Once begun, balancing continues until no server is above the mean.
         difference = 0.0 if self.balancing else self._settings.balance_share
         return rebalancing.Plan(self._servers.placeable(self._map.now), difference, self._means)
 
     def begin_balancing(self) -> None:
-        """All chunks are looked at from now on: by the means of the last moment in which
-        nothing moved."""
+        """Begin a pass over all chunks, with the mean disk use of the last moment in
+        which nothing moved."""
+        if not self.balancing:
+            self._moved.clear()
         servers = [
             server for server in self._servers.placeable(self._map.now) if server.total_bytes
         ]
@@ -81,8 +83,9 @@ class Balancer:
             self._means = rebalancing.means_of(servers)
 
     def plan_moves(self, handles: list[int]) -> tuple[list[list[Clone]], list[int]]:
-        """Copies to start now, of those of these chunks that would be better elsewhere, each
-        order together; they count as started. And those for which there is no slot now."""
+        """The copies to start now for those of these chunks that should be moved,
+        grouped by order; they count as started. And the chunks for which there is no
+        slot now."""
         plan, rest = self._move_plan(), []
         orders: list[list[Clone]] = []
         open_orders: dict[rebalancing.Move, list[Clone]] = {}
@@ -102,7 +105,7 @@ class Balancer:
                 return not is_refused and (is_open or self._has_move_slot(move))
 
             holders = [self._servers.get(index) for index in self._locations.get(handle)]
-            move = plan.move(holders, size, can_begin)
+            move = plan.move(holders, size, can_begin, handle in self._moved)
             if move is None:
                 if plan.was_held_up:
                     rest.append(handle)
@@ -119,11 +122,17 @@ class Balancer:
                 if is_small:
                     open_orders[move] = order
             plan.begin(move, size)
+            self._note_moved(handle)
             self._goals.moves[handle] = victim.index
             self._repair.started(order[-1])
             target.begin_shift(handle, size)
             victim.begin_shift(handle, -size)
         return orders, rest
+
+    def _note_moved(self, handle: int) -> None:
+        self._moved[handle] = None
+        if len(self._moved) > MOVED_MAX:
+            del self._moved[next(iter(self._moved))]
 
     def _has_move_slot(self, move: rebalancing.Move) -> bool:
         per_server = self._planner.limits.per_server
@@ -148,7 +157,7 @@ class Balancer:
         holders = self._locations.get(handle)
         servers = [self._servers.get(index) for index in holders]
         if any(s.state != LIVE or not s.registered or s.draining for s in servers):
-            return None  # they are others soon
+            return None  # the locations will change soon
         with self._store.read() as txn:
             row = chunk_row(txn, handle)
         now = self._map.now
@@ -161,8 +170,8 @@ class Balancer:
         return row
 
     def end_shifts(self, server: Server) -> None:
-        """A heartbeat came: forget moves to and from the server that ended so long ago
-        that its report of its disks is newer."""
+        """After a heartbeat: drop the moves to and from the server that ended before
+        its last report of its disks."""
         now = self._map.now
         for handle, shift in list(server.shifts.items()):
             if self._is_shifting(server, handle, now):
@@ -181,5 +190,5 @@ class Balancer:
         )
 
     def order_ended(self, order: list[Clone]) -> None:
-        """Its copies were made, or failed."""
+        """Note that the copies of an order were made, or failed."""
         self.move_orders -= order[0].moves

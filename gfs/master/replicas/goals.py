@@ -1,25 +1,31 @@
-"""What each chunk has, compared with its goal: endangered, whole, or more than whole.
+"""Compares the replicas of each chunk with its goal: below, at, or above it.
 
-Whatever changes the locations of a chunk goes through here, so that its state is judged
-anew in one place, :meth:`Goals.evaluate`. What follows from that is left in queues: chunks
-to re-replicate, to salvage, with too many replicas, or of which only possibly stale replicas
-are left. Passes over all chunks are generators that stop after each slice.
+All changes of a chunk's locations go through here, so that its state is evaluated in
+one place, :meth:`Goals.evaluate`. The results are left in queues: chunks to
+re-replicate, to salvage, with too many replicas, or of which only possibly stale
+replicas are left. Passes over all chunks are generators that stop after each slice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
+from gfs.master.metadata import Store, Txn
 from gfs.master.metadata.namespace import chunk_row
 from gfs.master.metadata.rows import unpack_chunk, unpack_u64
-from gfs.master.metadata.store import Store, Txn
 from gfs.master.metadata.trash import trashed_chunks
-from gfs.master.replicas import election
-from gfs.master.replicas.garbage import CORRUPT, FORGETFUL, ORPHANED, STALE
-from gfs.master.replicas.replica_map import ReplicaMap
-from gfs.master.replicas.rereplication import RepairQueue
-from gfs.master.replicas.salvage import SalvageQueue
-from gfs.master.replicas.servers import DEAD, Server
+from gfs.master.rules import election
+from gfs.master.tables import (
+    CORRUPT,
+    DEAD,
+    FORGETFUL,
+    ORPHANED,
+    STALE,
+    RepairQueue,
+    ReplicaMap,
+    SalvageQueue,
+    Server,
+)
 
 #: Chunks per slice of a pass over all of them: some 5 ms.
 SLICE = 2_000
@@ -37,11 +43,11 @@ class Goals:
         self.salvage = SalvageQueue()
         #: Chunks with more replicas than their goal.
         self.surplus: dict[int, None] = {}
-        #: Chunks that are moved -> the server that is to give its replica up.
+        #: Chunk that is moved -> the server that has to delete its replica.
         self.moves: dict[int, int] = {}
-        #: Chunks of which there are possibly stale replicas and no others.
+        #: Chunks that have only possibly stale replicas.
         self.possibly_stale: dict[int, None] = {}
-        #: Chunks whose goal may be another one now.
+        #: Chunks whose goal may have changed.
         self.to_evaluate: dict[int, None] = {}
 
     def add_location(self, server: Server, handle: int, version: int, goal: int) -> None:
@@ -58,15 +64,16 @@ class Goals:
         old_version: int,
         gone: Collection[int] = (),
     ) -> None:
-        """These hold ``version``, and the chunk is of that, but for those that lost it since
-        they were asked (``gone``); all others known until now are stale, at ``old_version``
-        as far as the master knows."""
+        """Replace the locations of a chunk by ``holders``, which have ``version``,
+        except those that lost the replica since they were asked (``gone``). All other
+        locations known until now are stale, at ``old_version`` as far as the master
+        knows."""
         now = self._map.now
         with self._store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None or row.version != version:
             return  # deleted, or raised again, in the same commit
-        # One that is dead by now will report what it has if it comes back.
+        # A server that is dead by now will report its replicas if it comes back.
         known = [self._servers.by_index[index] for index in servers if index not in gone]
         servers = {server.index for server in known if server and server.state != DEAD}
         for index in self._locations.replace(handle, servers, version):
@@ -80,16 +87,21 @@ class Goals:
         self.evaluate(handle, version, row.replication)
 
     def drop_location(self, server: Server, handle: int) -> bool:
-        """The replica is not there, or not fit; True if that is news."""
+        """Remove a replica that is missing or not good; True if it was a location."""
         if not self._locations.remove(handle, server.index):
             return False
         with self._store.read() as txn:
             self.evaluate_row(txn, handle)
         return True
 
+    def reported_bad(self, server: Server, handle: int) -> None:
+        """Have a replica verified that a client could not read."""
+        if self._map.suspect(server, handle, blocks=True):
+            self.repair.block(handle)
+
     def evaluate(self, handle: int, version: int, goal: int) -> None:
-        """Something changed about this chunk: is it endangered, whole, or more
-        than whole? The one place that decides."""
+        """Decide, after any change of a chunk, whether it is below, at or above its
+        goal. The only place that decides this."""
         if self._map.in_safe_mode:
             return
         holders = self._locations.get(handle)
@@ -119,7 +131,7 @@ class Goals:
             self.repair.update(handle, len(holders), goal, staying)
 
     def _readopt(self, handle: int, version: int) -> bool:
-        """Take back good replicas that were about to be deleted as too many."""
+        """Count good replicas again that were to be deleted as too many."""
         found = [
             index
             for index, unwanted in self._garbage.replicas[handle].items()
@@ -131,8 +143,8 @@ class Goals:
         return bool(found)
 
     def _release_garbage(self, handle: int, version: int, goal: int) -> None:
-        # An old or damaged copy is better than none: it goes when enough good ones
-        # are there for sure, not when there is one.
+        # An old or damaged replica is better than none: it is deleted when enough good
+        # ones are confirmed, not when there is one.
         if self._map.are_enough(handle, version, goal):
             for kind in (STALE, FORGETFUL, CORRUPT):
                 self._garbage.release(handle, kind)
@@ -142,17 +154,19 @@ class Goals:
         if row is not None:
             self.evaluate(handle, row.version, row.replication)
 
-    def look_at_revived(self) -> None:
-        """Servers are live again, or fully registered: what was kept for want of live
-        replicas may go now."""
+    def look_at_revived(self) -> Iterator[None]:
+        """After servers became live again, or have registered: garbage that was kept
+        because live replicas were missing may be deleted now. In slices."""
         revived, self._servers.revived = self._servers.revived, set()
-        for handle in self._garbage.replicas:
-            if not revived.isdisjoint(self._locations.get(handle)):
-                self.to_evaluate[handle] = None
+        for handles in self._garbage.slices(SLICE):
+            for handle in handles:
+                if not revived.isdisjoint(self._locations.get(handle)):
+                    self.to_evaluate[handle] = None
+            yield
 
     def may_elect(self, handle: int) -> bool:
-        """Whether a possibly stale replica of the chunk may be elected now: there is no other
-        on any server that is there, and no server is away that might bring one."""
+        """Whether a possibly stale replica of the chunk may be elected now: no live or
+        silent server has a better one, and no absent server might bring one."""
         return (
             not self._map.in_safe_mode
             and handle in self.possibly_stale
@@ -165,11 +179,11 @@ class Goals:
         )
 
     def awaits_any(self) -> bool:
-        """Whether a server is away that might bring better replicas than possibly stale ones."""
+        """Whether an absent server might bring better replicas than possibly stale ones."""
         return election.awaited(self._servers.all(), self._map.now, self._forgetful_seconds)
 
     def evaluate_changed(self) -> Iterator[None]:
-        """Look at the chunks whose goal may have changed. In slices."""
+        """Evaluate the chunks whose goal may have changed. In slices."""
         while self.to_evaluate:
             with self._store.read() as txn:
                 for _ in range(min(SLICE, len(self.to_evaluate))):
@@ -187,7 +201,7 @@ class Goals:
         self.repair.set_trashed(trashed)
 
     def scan_all(self) -> Iterator[None]:
-        """Look at every chunk once. In slices."""
+        """Evaluate every chunk once. In slices."""
         at = b""
         draining = self._servers.draining
         while True:
@@ -215,8 +229,8 @@ class Goals:
                 return
 
     def _look_again(self, handle: int) -> None:
-        """At what is damaged, and may lack something besides, so that nothing is made of
-        it: it may have been the disk that was away."""
+        """Have corrupt replicas that are possibly stale besides verified again, since
+        they are of no use: the cause may have been the disk, which was away."""
         for index, known in self._garbage.replicas.get(handle, {}).items():
             if known.kind == CORRUPT and known.forgot:
                 self._map.suspect(self._servers.get(index), handle, blocks=True)

@@ -9,14 +9,11 @@ from functools import partial
 
 from gfs.config import MasterSettings
 from gfs.errors import GfsError
-from gfs.master.metadata.committer import Committer, Outcome
+from gfs.master.metadata import HANDLE_RANGE, Committer, Outcome, Store, Txn
 from gfs.master.metadata.namespace import Planned, chunk_row
 from gfs.master.metadata.operations import HandlesReserved
-from gfs.master.metadata.store import HANDLE_RANGE, Store, Txn
-from gfs.master.replicas import placement
-from gfs.master.replicas.locations import ReservationTable
-from gfs.master.replicas.replica_map import ReplicaMap
-from gfs.master.replicas.servers import Server
+from gfs.master.rules import placement
+from gfs.master.tables import ReplicaMap, ReservationTable, Server
 from gfs.protocol.messages import Done
 
 
@@ -41,10 +38,10 @@ class NewChunks:
         self._range_asked = False
 
     def place(self, replication: int, avoid: frozenset[str], what: str) -> list[Server]:
-        """Servers for one new chunk, the primary first; counted as a creation.
+        """Choose servers for one new chunk, the primary first. It counts as a creation for each.
 
-        Servers in ``avoid`` are never chosen; those where a chain broke a moment
-        ago only if there are not enough others. Raises NotEnoughChunkservers.
+        Servers in ``avoid`` are never chosen; those whose chain broke a moment ago only
+        if there are not enough others. Raises NotEnoughChunkservers.
         """
         now, replicas_min = self._map.now, self._settings.replicas_min
         placeable = self._servers.open_to_new(now)
@@ -55,17 +52,21 @@ class NewChunks:
             placeable = trusted
         chosen = placement.choose(placeable, replication, self._rng)
         placement.require(len(chosen), replication, replicas_min, self._servers.live_count, what)
+        self.place_beside(chosen)
+        return chosen
+
+    def place_beside(self, chosen: list[Server]) -> None:
+        """One more new chunk, on servers that were just chosen for another."""
         for server in chosen:
             server.recent += 1.0
-        return chosen
 
     @contextmanager
     def in_the_making(self) -> Iterator[tuple[int, set[int]]]:
-        """A new handle, for a chunk that servers make before a commit gives it to a file;
-        and the servers that lose their replica meanwhile.
+        """A new handle for a chunk that servers make before a commit gives it to a
+        file, and the set of servers that lose their replica meanwhile.
 
-        Until then no file refers to it; what was made is garbage if the block fails and
-        no file got it all the same.
+        Until then no file refers to it. If the block fails and no file got the chunk,
+        its replicas are garbage.
         """
         handle = self._reservations.new_handle()
         self.prefetch_handles()
@@ -73,8 +74,8 @@ class NewChunks:
         try:
             yield handle, gone
         except BaseException:
-            # Cancelled, because its client hung up, it leaves a commit behind that may be
-            # queued or under way: what came of it shows when a later one was carried out.
+            # If it was cancelled, because its client disconnected, its commit may be
+            # queued or under way: the outcome is known after a later commit.
             look = partial(self._given_up, handle)
             self._committer.submit("", 0, lambda _: (None, Done(id=0)), look)
             raise
@@ -83,14 +84,14 @@ class NewChunks:
     def _given_up(self, handle: int, outcome: Outcome) -> None:
         self._map.raising.pop(handle, None)
         if isinstance(outcome, GfsError):
-            return  # perhaps never queued: it is garbage like any that no file refers to
+            return  # perhaps it was never queued: then it is garbage like any other
         with self._store.read() as txn:
             row = chunk_row(txn, handle)
         if row is None:
             self._garbage.schedule(handle, self._map.now)
 
     def prefetch_handles(self) -> None:
-        """Have the next range made durable long before this one is used up."""
+        """Reserve the next range durably, long before this one is used up."""
         if self._range_asked or self._reservations.handles_left > HANDLE_RANGE // 2:
             return
         self._range_asked = True

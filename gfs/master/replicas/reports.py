@@ -1,8 +1,8 @@
-"""What chunkservers report of their replicas and disks, and what a verified replica is.
+"""What chunkservers report of their replicas, and the results of verifications.
 
-A report is compared with the rows: the replica is good, stale, of a version that only was
-attempted, damaged, possibly stale, or of no chunk. See :mod:`gfs.master.replicas.locations`
-for the table of cases.
+A report is compared with the rows: the replica is good, stale, of an attempted version,
+corrupt, possibly stale, or of no chunk. See :mod:`gfs.master.tables.locations` for the
+table of cases.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ from functools import partial
 
 from gfs.diagnostics import event
 from gfs.errors import GfsError, ProtocolError
-from gfs.master.metadata.committer import Committer, Outcome
+from gfs.master.metadata import Committer, Outcome, Store, Txn
 from gfs.master.metadata.namespace import Planned, chunk_row, plan_confirm_version
 from gfs.master.metadata.operations import CorruptionFound
 from gfs.master.metadata.rows import pack_u64, unpack_chunk
-from gfs.master.metadata.store import Store, Txn
-from gfs.master.replicas.garbage import CORRUPT, FORGETFUL, STALE
 from gfs.master.replicas.goals import Goals
-from gfs.master.replicas.locations import ReservationTable
-from gfs.master.replicas.replica_map import ReplicaMap
-from gfs.master.replicas.servers import Server
+from gfs.master.tables import CORRUPT, FORGETFUL, STALE, ReplicaMap, ReservationTable, Server
 from gfs.protocol.messages import (
     POSSIBLY_STALE,
     POSSIBLY_STALE_BIT,
@@ -38,7 +34,7 @@ log = logging.getLogger(__name__)
 def reported_replicas(body: bytes) -> Iterator[tuple[int, int, int]]:
     """Raises ProtocolError."""
     if len(body) % REPLICA_RECORD.size:
-        raise ProtocolError(f"a replica report of {len(body)} bytes is no whole number of entries")
+        raise ProtocolError(f"a replica report of {len(body)} bytes: not a whole number of entries")
     return REPLICA_RECORD.iter_unpack(body)
 
 
@@ -59,12 +55,12 @@ class Reports:
         self._goals = goals
         self._repair = goals.repair
         self._reservations = reservations
-        #: Servers with replicas of chunks that were never handed out.
+        #: Servers with replicas of chunks whose handles were never allocated.
         self._strange: set[int] = set()
 
     def take_report(self, server: Server, body: bytes) -> None:
-        """Compare reported replicas with what they should be; see
-        :mod:`gfs.master.replicas.locations`."""
+        """Compare reported replicas with the rows; see
+        :mod:`gfs.master.tables.locations`."""
         now = self._map.now
         index, suspects = server.index, self._map.suspects
         holders = self._locations.get
@@ -80,7 +76,7 @@ class Reports:
                     continue
                 current, _, length_min, _, goal = unpack_chunk(row)
                 if length & POSSIBLY_STALE_BIT:
-                    # A server that was restarted does not know any more what it had found damaged.
+                    # A restarted server does not know any more which replicas it had found corrupt.
                     is_new = reported is not None
                     self._possibly_stale(server, handle, version, current, goal, is_new)
                 elif version == current:
@@ -114,15 +110,17 @@ class Reports:
             server.index in reservation.servers or version >= reservation.version
         ):
             return
+        if handle < self._store.state.kept_below:
+            return  # of a file, perhaps, that was made after the restored backup
         if not self._garbage.is_ordered(server.index, handle, version, now):
             self._garbage.orphan(server.index, handle, version, now, length)
 
     def _good(self, server: Server, handle: int, version: int, goal: int, now: float) -> None:
-        """A whole replica of the current version that was not known yet."""
+        """Take a good replica that was not known yet."""
         known = self._garbage.at(server.index, handle)
         if known is not None:
             if known.version == version and known.kind not in (STALE, FORGETFUL):
-                return  # found corrupt, or one too many: it is to go
+                return  # found corrupt, or one too many: it will be deleted
             self._garbage.drop(server.index, handle)
         elif self._garbage.is_ordered(server.index, handle, version, now):
             return
@@ -134,8 +132,8 @@ class Reports:
         if handle in self._map.raising:
             return
         if server.index in self._locations.get(handle):
-            # Also if it was verified a moment ago: until a later report contradicts this
-            # one, nothing else is deleted on the strength of this replica.
+            # Also if it was verified a moment ago: until a later report contradicts
+            # this one, no other replica is deleted because of this one.
             self._map.suspects.unverified.add((server.index, handle))
             self._map.suspect(server, handle)
         elif not self._garbage.is_ordered(server.index, handle, version, now):
@@ -145,11 +143,12 @@ class Reports:
     def _possibly_stale(
         self, server: Server, handle: int, version: int, current: int, goal: int, is_whole: bool
     ) -> None:
-        """It may lack something, so it is no location; nor does its version mean anything
-        if it is above ours: what others have is all that was ever acknowledged.
+        """Take a possibly stale replica, which is not a location. If its version is
+        above ours, that is not taken: the other replicas have everything that was
+        acknowledged.
 
-        One that was found damaged stays so, unless ``is_whole``, as far as its server
-        knows: an election reads it first."""
+        One that was found corrupt remains corrupt, unless its server knows that it
+        ``is_whole``: an election has it read first."""
         now = self._map.now
         self._locations.remove(handle, server.index)
         known = self._garbage.at(server.index, handle)
@@ -164,7 +163,7 @@ class Reports:
         self._goals.evaluate(handle, current, goal)
 
     def _ahead_of_us(self, server: Server, handle: int, version: int, current: int) -> None:
-        """The master failed while it granted this version: take it, durably."""
+        """Confirm a version that an earlier master attempted before it failed, durably."""
         if handle in self._map.raising:
             return
         known = self._map.ahead.get(handle)
@@ -198,7 +197,7 @@ class Reports:
         self._goals.set_locations(handle, version, known[1], before)
 
     def take_bad(self, server: Server, bad: list[BadReplica]) -> None:
-        """What a chunkserver found out about its own replicas."""
+        """Take a chunkserver's findings about its own replicas."""
         for replica in bad:
             with self._store.read() as txn:
                 row = chunk_row(txn, replica.handle)
@@ -213,19 +212,20 @@ class Reports:
                     row.replication,
                     self._map.now,
                 )
-            else:  # version 0: not even its head can be read, nothing is known of it
+            else:  # version 0: not even its head can be read, so nothing is known of it
                 self.corrupt(server, replica.handle, replica.version)
 
     def take_gone(self, server: Server, body: bytes) -> None:
-        """These replicas are not there any more: a disk has failed, or files were deleted."""
+        """Take a report of missing replicas: their disk has failed, or files were deleted."""
         index, count = server.index, 0
         for handle, version, _ in reported_replicas(body):
             if server.reported is not None:
                 server.reported.discard(handle)
             self._reservations.lost(handle, index)
             if handle in self._map.raising:
-                # It may be about to be given a new version there: see set_locations.
+                # A grant may be raising it there right now: see set_locations.
                 self._map.raising[handle].add(index)
+            self._repair.note_gone(handle, index)
             known = self._garbage.at(index, handle)
             if known is not None and known.version <= version:
                 self._garbage.drop(index, handle)
@@ -239,7 +239,7 @@ class Reports:
             )
 
     def corrupt(self, server: Server, handle: int, version: int) -> None:
-        """A replica's bytes fail their checksum, for sure."""
+        """Record a corrupt replica."""
         known = self._garbage.at(server.index, handle)
         if known is not None and known.kind == CORRUPT and known.version == version:
             return
@@ -262,16 +262,11 @@ class Reports:
         if row is not None:
             self._goals.evaluate(handle, row.version, row.replication)
 
-    def reported_bad(self, server: Server, handle: int) -> None:
-        """A reader failed at this replica."""
-        if self._map.suspect(server, handle, blocks=True):
-            self._repair.block(handle)
-
     def verified(
         self, server: Server, handle: int, reply: VerifyReply, blocks: bool, length_min: int
     ) -> None:
-        """The truth about a suspect; about all of its bytes if ``blocks``. It was to
-        hold ``length_min`` when it was asked."""
+        """Take the result of a verification, of all bytes if ``blocks``. The replica
+        had to have ``length_min`` bytes when it was requested."""
         now = self._map.now
         self._map.suspects.verified((server.index, handle), now)
         with self._store.read() as txn:
@@ -306,7 +301,7 @@ class Reports:
                 self._repair.unblock(handle)
                 if handle in self._garbage.replicas:
                     self._goals.to_evaluate[handle] = (
-                        None  # others may have been kept for want of it
+                        None  # garbage may have been kept because this replica was missing
                     )
                 return
             self._good(server, handle, reply.version, row.replication, now)

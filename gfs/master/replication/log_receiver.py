@@ -1,11 +1,11 @@
-"""Following a master: a shadow's side of the operation log.
+"""Following a master: a shadow master's side of the operation log.
 
-The connection brings rows of the log as the master commits them. All that wait
-are applied in one commit, with :func:`gfs.master.metadata.operation_log.replay`, and acknowledged
-when that is on the disk. The chain of checksums shows that the master's history
-goes on where ours ends; the counters, which come with the newest row, that what
-was applied came to the same. Anything else is Diverged, and nothing of that
-batch is kept: a copy is fetched before this shadow serves again.
+The master sends the rows of its log as it commits them. All rows that have arrived are
+applied in one commit, with :func:`gfs.master.metadata.operation_log.replay`, and
+acknowledged when that is on the disk. The chain of checksums shows that the master's
+log continues ours; the counters, which are sent with the newest row, show that the rows
+had the same effect. Otherwise Diverged is raised and nothing of the batch is kept: then
+a copy is fetched before this shadow master serves again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import trio
 
 from gfs.errors import (
     Busy,
+    DiskFailed,
     DiskFull,
     GfsError,
     ProtocolError,
@@ -28,10 +29,16 @@ from gfs.errors import (
     WrongClusterKey,
 )
 from gfs.io import World
-from gfs.master.metadata import operation_log
-from gfs.master.metadata.committer import TRIM_MIN, TRIM_PER_MUTATION, trim
+from gfs.master.metadata import (
+    TRIM_MIN,
+    TRIM_PER_MUTATION,
+    Effects,
+    State,
+    Txn,
+    operation_log,
+    trim,
+)
 from gfs.master.metadata.operation_log import Diverged
-from gfs.master.metadata.store import Effects, State, Txn
 from gfs.master.replication.promises import Promises
 from gfs.master.replication.read_only_master import ShadowMaster
 from gfs.protocol import handshake
@@ -51,7 +58,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS_MIN = 0.1
 RECONNECT_SECONDS_MAX = 1.0
-#: A master that says nothing for so long is gone; it has something to say each second.
+#: A master that sends nothing for so long is taken to be gone; it sends a message each second.
 SILENT_SECONDS = 5.0
 RETIRE_SECONDS = 15.0
 
@@ -60,9 +67,9 @@ _body = msgspec.msgpack.Decoder(tuple[Rows, list[tuple[int, list[str]]]])
 
 
 class Following:
-    """Has ``shadow`` follow the master, whichever it is, while ``run`` runs.
+    """Lets ``shadow`` follow the present master while ``run`` runs.
 
-    ``peers_changed`` is called with the addresses of the other shadows when they change.
+    ``peers_changed`` is called with the addresses of the other shadow masters when they change.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Following:
         address: str,
         candidates: Callable[[], list[str]],
         peers_changed: Callable[[list[str]], None],
+        pause_max: float = RECONNECT_SECONDS_MAX,
     ) -> None:
         self._world = world
         self._shadow = shadow
@@ -82,23 +90,26 @@ class Following:
         self._address = address
         self._candidates = candidates
         self._peers_changed = peers_changed
+        self._pause_max = pause_max
         self._promises = promises
         self._pending: list[tuple[LogRows, bytes]] = []
         self._wake = trio.Event()
         self._heard = 0.0
         #: The connection to the master, while this shadow follows it.
         self.rpc: Rpc | None = None
-        #: When the master was last heard from.
+        #: When the last message of the master arrived.
         self.heard_at: float | None = None
 
     async def run(self) -> None:
-        """Follow until cancelled. Raises Diverged when a copy is needed."""
+        """Follow until cancelled. Raises Diverged when a copy is needed, and DiskFailed."""
         pause = RECONNECT_SECONDS_MIN
         while True:
             for address in self._candidates():
                 started = self._world.clock.monotonic()
                 try:
                     await self._session(address)
+                except DiskFailed:
+                    raise
                 except (ConnectionError, GfsError) as error:
                     log_failure(address, error)
                 finally:
@@ -106,7 +117,7 @@ class Following:
                 if self._world.clock.monotonic() - started > SILENT_SECONDS:
                     pause = RECONNECT_SECONDS_MIN
             await self._world.clock.sleep(pause)
-            pause = min(2 * pause, RECONNECT_SECONDS_MAX)
+            pause = min(2 * pause, self._pause_max)
 
     async def _session(self, address: str) -> None:
         promised = self._promises.highest
@@ -155,7 +166,7 @@ class Following:
         shadow.known_sequence = reply.sequence
         self.rpc = rpc
         log.info("following the master at %s from operation %d", address, sequence)
-        await self._apply_forever(rpc)
+        await self._apply_batches(rpc)
 
     def _take(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         for message, body in batch:
@@ -167,13 +178,13 @@ class Following:
             self._pending.append((message, body))
             self._wake.set()
 
-    async def _apply_forever(self, rpc: Rpc) -> None:
+    async def _apply_batches(self, rpc: Rpc) -> None:
         clock = self._world.clock
         while not rpc.closed:
             with trio.move_on_after(SILENT_SECONDS):
                 await self._wake.wait()
             if clock.monotonic() - self._heard > SILENT_SECONDS:
-                raise ConnectionResetError("it says nothing")
+                raise ConnectionResetError("it sends nothing")
             if self._identity.term > rpc.peer_term:
                 raise ConnectionResetError("another master took over from it")
             self._wake = trio.Event()
@@ -185,7 +196,7 @@ class Following:
         try:
             decoded = [(message, *_body.decode(body)) for message, body in batch]
         except msgspec.DecodeError as error:
-            raise ProtocolError(f"rows that cannot be read: {error}") from None
+            raise ProtocolError(f"rows that cannot be decoded: {error}") from None
         rows = [(message, of_message) for message, of_message, _ in decoded]
         try:
             effects = await self._world.run_blocking(
@@ -209,7 +220,7 @@ class Following:
             rpc.send(LogAck(message.id, self._store.state.sequence, until_ns))
 
     def _replay(self, batch: list[tuple[LogRows, Rows]], txn: Txn) -> Effects:
-        """In the worker thread. Raises Diverged; nothing is kept then."""
+        """Apply the rows, in the worker thread. Raises Diverged; then nothing is kept."""
         chain = operation_log.chain(txn)
         count = 0
         for message, rows in batch:
@@ -228,13 +239,13 @@ class Following:
     # --- promotion ---------------------------------------------------------------------------
 
     async def bind(self, request: Bind) -> PositionReply:
-        """As the message says. Raises Busy, StaleVersion or DiskFull."""
+        """Carry out Bind. Raises Busy, StaleVersion or DiskFull."""
         rpc = self.rpc
         if rpc is None:
             return await self._promises.make(request)
         if not request.leave:
             raise Busy(f"it follows the master at {self._shadow.master_address}, which is alive")
-        # From here on nothing is acknowledged to it, whatever is being applied.
+        # From here on nothing is acknowledged to it, also rows that are being applied.
         rpc.close()
         return await self._promises.make(request)
 
@@ -244,7 +255,8 @@ class Following:
         return reply
 
     async def hand_over(self, term: int) -> None:
-        """Have the master end, and have all it has. Raises what keeps it from that."""
+        """Have the master hand over, and apply all its operations. Raises the error
+        that prevents this."""
         rpc = self.rpc
         if rpc is None:
             raise ConnectionResetError("the master cannot be reached")
@@ -256,12 +268,13 @@ class Following:
             ours = (txn.state.sequence, operation_log.chain(txn))
         if ours != (reply.sequence, reply.chain):
             raise StaleVersion(
-                "the master handed over, and this shadow does not have all of its operations"
+                "the master handed over, but this shadow master lacks some of its operations"
             )
 
 
 def check_counters(ours: State, theirs: bytes) -> None:
-    """Raises Diverged. The range of handles is each store's own."""
+    """Raises Diverged if the counters differ, except for the range of handles, which is
+    each store's own."""
     counted = msgspec.structs.replace(ours, handle_end=0)
     expected = msgspec.structs.replace(msgspec.msgpack.decode(theirs, type=State), handle_end=0)
     if counted != expected:
@@ -269,7 +282,7 @@ def check_counters(ours: State, theirs: bytes) -> None:
 
 
 def log_failure(address: str, error: Exception) -> None:
-    """A master cannot be followed now; loudly if waiting does not help."""
+    """Log that a master cannot be followed now; as a warning if waiting does not help."""
     hopeless = isinstance(error, TlsRefused | WrongCluster | WrongClusterKey)
     log.log(logging.ERROR if hopeless else logging.INFO, "master %s: %s", address, error)
 
@@ -281,8 +294,8 @@ async def connect_master(
     promised: int,
     handler: Callable[[Rpc, list[tuple[Message, bytes]]], None],
 ) -> Rpc:
-    """A connection to a master whose term is not over, as far as is known, and not below
-    what was ``promised``.
+    """Connect to a master whose term is not over, as far as is known, and not below the
+    ``promised`` one.
 
     Raises ConnectionError or GfsError.
     """
@@ -295,5 +308,5 @@ async def connect_master(
         raise ConnectionResetError(f"{address} is a master whose term is over")
     if connection.peer_term < promised:
         connection.close()
-        raise ConnectionResetError(f"another shadow may have taken over from {address}")
+        raise ConnectionResetError(f"another shadow master may have taken over from {address}")
     return Rpc(connection, handler)

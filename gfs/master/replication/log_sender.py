@@ -1,18 +1,17 @@
-"""The shadow masters of this master: what they are sent, and what they have.
+"""Sending the operation log to this master's shadow masters, and tracking their progress.
 
-Each follower has a task that sends it what was committed, as soon as it is, in
-batches of whatever gathered meanwhile: rows of the operation log with their
-answers, and what changed about locations. It reads them from the store, so a
-shadow that was away is served in the same way as one that is level, and nothing
-is queued for anybody. Of what is sent and not acknowledged there are
-``IN_FLIGHT_MAX`` batches of about ``BATCH_BYTES`` at most.
+Each follower has a task that sends it what was committed, at once and in batches of
+everything that has gathered: rows of the operation log with their answers, and changes
+of locations. It reads them from the store, so a shadow master that was away is served
+in the same way as one that is up to date, and there are no queues. At most
+``IN_FLIGHT_MAX`` batches of about ``BATCH_BYTES`` are sent and not acknowledged.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import msgspec
@@ -22,15 +21,12 @@ from gfs.config import split_addresses
 from gfs.diagnostics import event
 from gfs.errors import Busy, GfsError, InvalidArgument, NotFound, ProtocolError
 from gfs.master.master import Master
-from gfs.master.metadata import operation_log
-from gfs.master.metadata.committer import Outcome
+from gfs.master.metadata import Counted, Outcome, Promise, Standing, State, Txn, operation_log
 from gfs.master.metadata.namespace import Planned
 from gfs.master.metadata.operations import ShadowForgotten, ShadowsChanged, ShadowsChanging
-from gfs.master.metadata.store import Counted, Promise, Standing, State, Txn
 from gfs.master.replication import quorum
 from gfs.master.replication.store_copy import Ending, Piece, pieces
-from gfs.master.service.client_session import send_failure
-from gfs.master.service.status import cluster_totals
+from gfs.master.service import cluster_totals, send_failure
 from gfs.protocol.messages import (
     Bind,
     CopyPiece,
@@ -39,12 +35,14 @@ from gfs.protocol.messages import (
     FollowReply,
     ForgetShadow,
     LogAck,
+    LogPage,
     LogRows,
     Message,
     Ping,
     Position,
     PositionReply,
     ReadCopy,
+    ReadLog,
     Retire,
     ShadowStatus,
 )
@@ -54,22 +52,26 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = 1024 * 1024
 IN_FLIGHT_MAX = 8
-#: A shadow hears from its master at least this often.
+#: A master sends its shadow masters a message at least this often.
 BEAT_SECONDS = 1.0
-#: A shadow that does not acknowledge within this is let go.
+#: The connection of a shadow master that does not acknowledge within this is closed.
 ACK_SECONDS = 10.0
 SWEEP_SECONDS = 0.25
 COPIES_MAX = 2
-#: A copy whose next piece is not asked for in this time is given up.
+#: A copy whose next piece is not requested within this time is given up.
 COPY_SECONDS = 30.0
 PEERS_MAX = 16
-#: Changes of locations that wait for one shadow; beyond it, it learns of them from
+#: The most changes of locations that wait for one shadow master; it gets others from
 #: the chunkservers' own reports.
 LOCATIONS_MAX = 100_000
 LOCATIONS_PER_BATCH = 5_000
 RETIRE_SECONDS = 10.0
-#: The log is kept for a shadow that went away for so long.
+#: How long the log is kept for a shadow master that is away.
 AWAY_SECONDS = 3600.0
+#: How long the log is kept for the next backup of a file, and for how many files.
+BACKUP_SECONDS = 26 * 3600.0
+BACKUPS_MAX = 16
+BACKUP_NAME_BYTES_MAX = 4200
 ADDRESS_BYTES_MAX = 300
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -79,7 +81,7 @@ class Follower:
     def __init__(self, address: str, rpc: Rpc, sequence: int) -> None:
         self.address = address
         self.rpc = rpc
-        #: Sent up to here, and known to be on its disk.
+        #: The last row that was sent, and the last that is known to be on its disk.
         self.sent = sequence
         self.acked = sequence
         #: Handles whose locations changed.
@@ -91,7 +93,7 @@ class Follower:
 
 
 class Shadows:
-    """``run`` must be running."""
+    """The shadow masters of this master. ``run`` must be running."""
 
     def __init__(self, master: Master) -> None:
         self._master = master
@@ -99,16 +101,20 @@ class Shadows:
         self.followers: dict[str, Follower] = {}
         #: Address → (position, when it went away).
         self._away: dict[str, tuple[int, float]] = {}
-        #: Address → when all it has was all there was.
+        #: A backup's name → (position, when it was taken).
+        self._backups: dict[str, tuple[int, float]] = {}
+        #: Address → when it last had everything that was committed.
         self._level_at: dict[str, float] = {}
         self._snapshots = trio.CapacityLimiter(COPIES_MAX)
         self._retiring = False
-        #: Operations from before this master was started wait for no shadow.
+        #: Operations from before this master was started do not wait for shadow masters.
         self._at_start = master.store.state.sequence
-        #: An operation about who counts is on its way.
+        #: Whether an operation that changes the set of those that count is under way.
         self._changing = False
-        #: The master has handed over; its term is ended.
+        #: Whether the master has handed over; its term has ended.
         self.retired = trio.Event()
+        #: Raises the reason for which nobody could succeed this master now.
+        self.check: Callable[[], Awaitable[None]] | None = None
         master.committer.committed = self._committed
         master.committer.log_rows_max = master.settings.log_rows_max
         self._advance_watermark()
@@ -117,11 +123,11 @@ class Shadows:
 
     @property
     def addresses(self) -> list[str]:
-        """Of all shadows that are known, following now or not."""
+        """The addresses of all known shadow masters, following now or not."""
         return self._master.store.standing.peers
 
     def absent(self, named: str) -> list[str]:
-        """Of all that may think that they are the master, or follow another."""
+        """The addresses of all processes that may act as the master, or follow another one."""
         known = dict.fromkeys([*self.addresses, *split_addresses(named)])
         return [address for address in known if address not in self.followers]
 
@@ -130,7 +136,7 @@ class Shadows:
         found = []
         for address in self.addresses:
             follower = self.followers.get(address)
-            # This master may never have seen it follow: another did, or it was this one's.
+            # This master may never have been followed by it, only a master before this one.
             at = follower.acked if follower else self._away.get(address, (-1, 0.0))[0]
             level_at = self._level_at.get(address)
             behind_ms = -1 if level_at is None else int((now - level_at) * 1000)
@@ -143,16 +149,17 @@ class Shadows:
         return found
 
     async def run(self) -> None:
-        """Let time pass."""
+        """Check time limits, until cancelled."""
         while True:
             self._advance_watermark()
-            self._see_who_counts()
+            self._update_counted()
             await self._master.clock.sleep(SWEEP_SECONDS)
             self._watermark.expire()
             now = self._master.now
-            for address, (_, since) in list(self._away.items()):
-                if now - since > AWAY_SECONDS:
-                    del self._away[address]
+            for known, seconds in ((self._away, AWAY_SECONDS), (self._backups, BACKUP_SECONDS)):
+                for name, (_, since) in list(known.items()):
+                    if now - since > seconds:
+                        del known[name]
             self._keep_log()
 
     # --- followers -----------------------------------------------------------------------
@@ -164,15 +171,24 @@ class Shadows:
 
     def _keep_log(self) -> None:
         positions = [follower.acked for follower in self.followers.values()]
-        positions += [sequence for sequence, _ in self._away.values()]
-        self._master.committer.needed_from = min(positions) + 1 if positions else None
+        positions += [at for at, _ in (*self._away.values(), *self._backups.values())]
+        # With the row that each ended with: by its checksum the histories are compared.
+        self._master.committer.needed_from = min(positions, default=None)
+
+    def backed_up(self, name: str, sequence: int) -> None:
+        """Keep the log after ``sequence`` for the next backup of this name."""
+        self._backups.pop(name, None)
+        self._backups[name] = (sequence, self._master.now)
+        if len(self._backups) > BACKUPS_MAX:
+            del self._backups[next(iter(self._backups))]
+        self._keep_log()
 
     def _acked(self, follower: Follower, sequence: int) -> None:
         follower.acked = max(follower.acked, sequence)
         if follower.acked >= self._master.committer.sequence:
             self._level_at[follower.address] = self._master.now
         self._advance_watermark()
-        self._see_who_counts()
+        self._update_counted()
 
     # --- who counts ------------------------------------------------------------------------
 
@@ -188,11 +204,11 @@ class Shadows:
         state = self._master.store.state
         sequence = quorum.acknowledged_up_to(state, self._on_disk)
         if quorum.in_force(state)[-1].wanted < self._master.settings.replicas_before_ack:
-            sequence = min(sequence, self._at_start)  # the operation that says so comes first
+            sequence = min(sequence, self._at_start)  # after the operation that records this
         self._watermark.advance(sequence, self._refusal(state))
 
     def _refusal(self, state: State) -> str:
-        """Why nothing can be changed; empty if it can."""
+        """Why mutations are refused; empty if they are not."""
         wanted, in_force = self._master.settings.replicas_before_ack, quorum.in_force(state)
         if in_force[-1].wanted < wanted:
             in_force.append(Counted([], wanted))
@@ -211,8 +227,9 @@ class Shadows:
                 )
         return ""
 
-    def _see_who_counts(self) -> None:
-        """Shadows that follow and do not count are to, once those that count agree."""
+    def _update_counted(self) -> None:
+        """Begin to count the shadow masters that follow and do not count, once those
+        that count agree."""
         if self._changing:
             return
         state = self._master.store.state
@@ -230,20 +247,20 @@ class Shadows:
             self._changing = False
             if not isinstance(outcome, GfsError):
                 self._advance_watermark()
-                self._see_who_counts()
+                self._update_counted()
 
         self._changing = True
         self._master.committer.submit("", 0, plan, done)
 
     async def forget(self, request: ForgetShadow) -> Done:
-        """As the message says. Raises NotFound, or Busy if it follows."""
+        """Carry out ForgetShadow. Raises NotFound, or Busy if it follows."""
         master, address = self._master, request.address
         in_force = quorum.in_force(master.store.state)
         if address not in {*self.addresses, *[a for each in in_force for a in each.addresses]}:
             raise NotFound(f"there is no shadow master {address}: gfs status shows them")
         if address in self.followers:
             raise Busy(f"the shadow master {address} still follows this master: stop it first")
-        # It cannot wait for shadow masters: they may be what is lost.
+        # This cannot wait for shadow masters: they may be the ones that are lost.
         plan = partial(_plan_forget, address=address)
         outcome = await master.committer.ask("", 0, plan)
         if isinstance(outcome, GfsError):
@@ -253,7 +270,7 @@ class Shadows:
         self._away.pop(address, None)
         self._level_at.pop(address, None)
         self._advance_watermark()
-        self._see_who_counts()
+        self._update_counted()
         log.warning("shadow master %s is removed from those that count", address)
         return Done(id=0)
 
@@ -281,7 +298,7 @@ class Shadows:
                 while not follower.rpc.closed:
                     await self._send_next(follower, nursery)
         finally:
-            master.locations.watchers.remove(follower.changed)
+            master.locations.unwatch(follower.changed)
             if self.followers.get(follower.address) is follower:
                 del self.followers[follower.address]
                 self._away[follower.address] = (follower.acked, master.now)
@@ -318,7 +335,7 @@ class Shadows:
             state = txn.state
         follower.sent += len(rows)
         if not rows and follower.sent < state.sequence:
-            follower.rpc.close()  # trimmed away under it: it needs a copy
+            follower.rpc.close()  # the log was trimmed meanwhile: it needs a copy
         body = _encode((rows, self._locations(follower)))
         message = LogRows(
             id=0,
@@ -358,8 +375,8 @@ class Shadows:
             follower.wake.set()
 
     def _remember(self, address: str) -> None:
-        """Where it is, durably: a chunkserver, a client or this master, started again,
-        looks there for a master of a higher term."""
+        """Store its address durably: after a restart this master asks it for a master
+        of a higher term."""
         peers = self._master.store.standing.peers
         if address in peers:
             return
@@ -371,8 +388,9 @@ class Shadows:
     # --- handing over ------------------------------------------------------------------------
 
     async def retire(self, follower: Follower, request: Retire) -> PositionReply:
-        """As the message says. Raises Busy, and goes on serving, if it cannot be done.
-        When it returns there is no way back: ``retired`` is to be set, whatever happens."""
+        """Carry out Retire. Raises Busy, and the master goes on serving, if that is
+        impossible. When it returns the term has ended for good: the caller must set
+        ``retired`` in any case."""
         master = self._master
         if self._retiring:
             raise Busy("this master is being handed over already")
@@ -387,18 +405,21 @@ class Shadows:
                     await master.clock.sleep(0.01)
                 while follower.acked < master.committer.sequence:
                     if follower.rpc.closed:
-                        raise Busy("the connection of the shadow ended")
+                        raise Busy("the connection of the shadow master ended")
                     await master.clock.sleep(0.01)
             if scope.cancelled_caught:
                 raise Busy(f"{request.address} did not catch up within {RETIRE_SECONDS:g} s")
+            if self.check is not None:
+                # As late as it can be: what is written then cannot be taken back.
+                await self.check()
             others = [peer for peer in self.addresses if peer != request.address]
             standing = Standing(
                 follows=[request.address, *others],
                 promises=[Promise(request.term, request.address)],
                 ended=master.store.state.term,
-                heir=request.address,
+                successor=request.address,
             )
-            # Once it is written there is no way back, whatever becomes of the connection.
+            # Once this is written the term has ended for good, even if the connection breaks.
             with trio.CancelScope(shield=True):
                 await master.world.run_blocking(master.store.set_standing, standing)
         except BaseException:
@@ -406,7 +427,7 @@ class Shadows:
             self._retiring = False
             raise
         with master.store.snapshot() as txn:
-            return position(txn, "shadow", heir=request.address)
+            return position(txn, "shadow", successor=request.address)
 
 
 def _plan_changing(txn: Txn, to: Counted) -> Planned:
@@ -428,7 +449,7 @@ def _plan_forget(txn: Txn, address: str) -> Planned:
 
 
 def store_standing(master: Master, standing: Standing) -> None:
-    """Have it written with the next commit."""
+    """Write the standing in a commit."""
 
     def plan(txn: Txn) -> Planned:
         master.store.put_standing(txn, standing)
@@ -438,9 +459,11 @@ def store_standing(master: Master, standing: Standing) -> None:
     master.committer.submit("", 0, plan, lambda _: None)
 
 
-def position(txn: Txn, role: str, heir: str = "") -> PositionReply:
+def position(txn: Txn, role: str, successor: str = "") -> PositionReply:
     state = txn.state
-    return PositionReply(0, role, state.term, state.sequence, operation_log.chain(txn), heir=heir)
+    return PositionReply(
+        0, role, state.term, state.sequence, operation_log.chain(txn), successor=successor
+    )
 
 
 class ShadowSession:
@@ -475,6 +498,8 @@ class ShadowSession:
                 return self._follow(rpc, message), b""
             case ReadCopy():
                 return self._read_copy(message)
+            case ReadLog():
+                return self._read_log(message)
             case Position() | Bind():
                 with self._master.store.snapshot() as txn:
                     return position(txn, "master"), b""
@@ -510,6 +535,23 @@ class ShadowSession:
             chunkservers_ms=int(self._master.settings.heartbeat_seconds * 1000),
         )
 
+    def _read_log(self, message: ReadLog) -> tuple[Message, bytes]:
+        """Rows for a backup, which is no follower: nothing waits for it."""
+        cluster = self._master.store.cluster
+        if not 0 < len(message.name.encode()) <= BACKUP_NAME_BYTES_MAX:
+            raise InvalidArgument(f"a backup's name has 1 to {BACKUP_NAME_BYTES_MAX} bytes")
+        with self._master.store.snapshot() as txn:
+            newest = txn.state.sequence
+            known = operation_log.chain_at(txn, message.sequence)
+            if message.sequence > newest or known not in (None, message.chain):
+                return LogPage(0, cluster, other_history=True), b""
+            rows = operation_log.read(txn, message.sequence + 1, BATCH_BYTES)
+            if known is None or (not rows and message.sequence < newest):
+                return LogPage(0, cluster, trimmed=True), b""
+            self._shadows.backed_up(message.name, message.sequence)
+            reached = message.sequence + len(rows) == newest
+            return LogPage(0, cluster, _encode(txn.state) if reached else b""), _encode(rows)
+
     # --- copies --------------------------------------------------------------------------
 
     def _read_copy(self, message: ReadCopy) -> tuple[Message, bytes]:
@@ -542,7 +584,7 @@ class ShadowSession:
         self._nursery.start_soon(self._watch_copy)
 
     async def _watch_copy(self) -> None:
-        """A snapshot that is not read must not hold its pages for ever."""
+        """End a snapshot that is not read, which would keep its pages from reuse."""
         while self._snapshot is not None:
             await self._master.clock.sleep(1.0)
             late = self._master.now - self._asked_at > COPY_SECONDS
@@ -569,6 +611,6 @@ class ShadowSession:
         try:
             reply.id = message.id
             rpc.send(reply)
-            await self._master.clock.sleep(0.1)  # let it leave before the connection ends
+            await self._master.clock.sleep(0.1)  # let it be sent before the connection ends
         finally:
             self._shadows.retired.set()

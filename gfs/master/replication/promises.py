@@ -1,10 +1,11 @@
-"""What a shadow master promises to another one that is to be promoted.
+"""The promises of a shadow master to another one that is to be promoted.
 
-It follows no master of a lower term from then on, durably, so it acknowledges nothing
-any more that the other one does not know of (:mod:`gfs.master.replication.quorum`). Until the
-term begins or not, the cluster may lack a shadow that it waits for; so a promise is
-kept no longer than it has to be: until that term is in this shadow's own log, or the
-shadow that it was made to says that it is not about to begin that term and did not.
+It promises, durably, to follow no master of a lower term from then on, so it
+acknowledges nothing any more that the other one does not know of
+(:mod:`gfs.master.replication.quorum`). Until it is known whether the term begins, the
+master may lack a shadow master that it waits for; so a promise ends as early as
+possible: when that term is in this shadow master's own log, or when the one that it was
+made to answers that it did not begin that term and is not about to.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import trio
 
 from gfs.errors import Busy, DiskFull, GfsError, ProtocolError, StaleVersion
 from gfs.io import World
-from gfs.master.metadata import terms
-from gfs.master.metadata.store import Promise, Store
+from gfs.master.metadata import Promise, Store, terms
 from gfs.master.replication.log_sender import position
 from gfs.protocol import handshake
 from gfs.protocol.messages import Bind, Position, PositionReply
@@ -25,15 +25,15 @@ from gfs.protocol.rpc import Rpc
 
 log = logging.getLogger(__name__)
 
-#: How often it is asked whether a promise is still to be kept.
+#: How often the others are asked whether a promise has ended.
 WATCH_SECONDS = 0.5
 ASK_SECONDS = 3.0
-#: Promises to shadows that cannot be asked.
+#: The most promises to shadow masters that do not answer.
 PROMISES_MAX = 16
 
 
 class Promises:
-    """A shadow's own. ``watch`` must be running."""
+    """The promises of one shadow master. ``watch`` must be running."""
 
     def __init__(self, world: World, store: Store, identity: handshake.Identity) -> None:
         self._world = world
@@ -47,27 +47,27 @@ class Promises:
 
     @property
     def outstanding(self) -> list[Promise]:
-        """What may have come about without this shadow knowing."""
+        """The promises that were made and have not ended."""
         store = self._store
         return [each for each in store.standing.promises if each.term > store.state.term]
 
     @property
     def highest(self) -> int:
-        """No master of a lower term is to be followed. Ahead of the disk: a promise that
-        is being written down is kept already."""
+        """The term below which no master may be followed. It includes promises that are
+        still being written."""
         return max(self._highest, *(each.term for each in self.outstanding), 0)
 
     def check(self, rpc: Rpc) -> None:
-        """Raises ConnectionResetError if this master is not to be followed."""
+        """Raises ConnectionResetError if this master must not be followed."""
         if rpc.peer_term < self.highest:
-            raise ConnectionResetError("another shadow may have taken over from it")
+            raise ConnectionResetError("another shadow master may have taken over from it")
 
     async def make(self, request: Bind) -> PositionReply:
-        """As the message says; for one that follows no lower term just now. Raises Busy,
-        StaleVersion or DiskFull, and nothing is promised then.
+        """Carry out Bind for a shadow master that follows no lower term now. Raises
+        Busy, StaleVersion or DiskFull; then nothing is promised.
 
-        The position in the reply was read after the promise is on the disk, behind all that
-        was being applied.
+        The position in the reply is read after the promise is on the disk, and after
+        all rows that were being applied.
         """
         async with self.lock:
             before = self.outstanding
@@ -85,12 +85,12 @@ class Promises:
             return self.position(before)
 
     def position(self, promises: list[Promise]) -> PositionReply:
-        """Where this shadow is, and what it promised."""
+        """The position of this shadow master, and its promises."""
         store = self._store
         with store.snapshot() as txn:
             reply = position(txn, "shadow")
         if store.standing.ended == reply.term:
-            reply.heir = store.standing.heir
+            reply.successor = store.standing.successor
         reply.promised = max((each.term for each in promises), default=0)
         reply.promised_to = [each.address for each in promises]
         return reply
@@ -100,7 +100,7 @@ class Promises:
         await self._world.run_blocking(self._store.set_standing, standing, limiter=self.limiter)
 
     async def watch(self) -> None:
-        """Give up what need not be kept any more, until cancelled."""
+        """Remove promises that have ended, until cancelled."""
         while True:
             await self._world.clock.sleep(WATCH_SECONDS)
             for promise in self.outstanding:
@@ -114,13 +114,13 @@ class Promises:
             if promise not in self._warned_of:
                 self._warned_of.add(promise)
                 log.warning(
-                    "this shadow follows no master until the shadow master at %s says whether it "
+                    "this shadow master follows no master until the one at %s answers whether it "
                     "was promoted (%s). If it is lost for good: gfs promote --force another one",
                     promise.address,
                     error,
                 )
             return False
-        # One that copies may have begun the term and lost it.
+        # One that fetches a copy may have begun the term and lost it.
         began = reply.role == "copying" or reply.term >= promise.term
         return not began and reply.beginning != promise.term
 
@@ -129,7 +129,7 @@ class Promises:
             try:
                 await self._write([each for each in self.outstanding if each != promise])
             except DiskFull as error:
-                log.warning("a promise cannot be given up yet: %s", error)
+                log.warning("a promise cannot be removed yet: %s", error)
                 return
         log.info("the shadow master at %s was not promoted", promise.address)
 
@@ -137,7 +137,7 @@ class Promises:
 async def ask(
     world: World, address: str, identity: handshake.Identity, request: Position | Bind
 ) -> PositionReply:
-    """Another shadow, or a master. Raises ConnectionError or GfsError."""
+    """Send a request to another shadow master or a master. Raises ConnectionError or GfsError."""
     rpc = Rpc(await handshake.connect(world, address, identity))
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

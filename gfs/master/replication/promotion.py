@@ -1,26 +1,33 @@
-"""Promoting a shadow: what is asked before, and in which order.
+"""Promoting a shadow master: the checks, and their order.
 
-*Planned*: the shadow follows a master that lives. The master ends first: it takes
-nothing more, waits until the shadow has all it ever acknowledged, writes down
-that it is a shadow now and whose turn it is, and says so. Nothing is lost.
+*Planned*: the shadow master follows a live master. The master ends first: it refuses
+new mutations, waits until the shadow master has everything that it ever acknowledged,
+records that it is a shadow master now and who its successor is, and answers. Nothing is
+lost.
 
-*After a death*: the master does not answer. What it acknowledged may not be here.
-It is for sure, if it waits for n shadows before it acknowledges
-(``replicas_before_ack``), fewer than n of those that count cannot be asked, and this
-one has no less than those that can: see :mod:`gfs.master.replication.quorum`. Otherwise it takes
-the operator's word, and the refusal says what may be lost.
+*After a death*: the master does not answer. This shadow master may lack operations that
+it acknowledged. It certainly has them all if the master waits for n shadow masters
+before it acknowledges (``replicas_before_ack``), fewer than n of those that count do
+not answer, and this one's log is at least as long as those of the others: see
+:mod:`gfs.master.replication.quorum`. Otherwise the operator must force the promotion,
+and the refusal says what may be lost.
 
-In both cases the others are asked for a promise before this is decided: to follow no
-master of a lower term any more (:mod:`gfs.master.replication.promises`). After a death it is that
-which keeps a master that only seems to be dead from acknowledging more through one of
-them. In the planned case the shadow knows what there is, and only has to keep out others
-that were promoted without it: as many have to promise as there are witnesses of every
-promotion, and none of them may have promised another shadow before.
+In both cases the others are first asked to promise that they follow no master of a
+lower term any more (:mod:`gfs.master.replication.promises`). After a death these
+promises prevent a master that only seems to be dead from acknowledging more through one
+of them. In the planned case this shadow master has everything, and must only exclude
+that another one was promoted without it: so many have to promise that any two
+promotions have a common witness, and none of them may have promised to another shadow
+master before.
 
-What refuses a promotion is mostly known by looking, so that is done first, and changes
-nothing. Promises to a shadow that is not promoted after all are given up within a second.
+Most reasons for a refusal can be found without changing anything, so that is done
+first. Promises to a shadow master that is not promoted after all end within a second.
 
 Then the term begins, in one commit, and is announced (:mod:`.term_announcer`).
+
+*Elected*: this process has the hold (:mod:`gfs.master.election`), so the master before it has
+none, although it may be connected still: a process that is stopped looks like that. It is as after
+a death, never with force, and the others leave that master. Only those that count are waited for.
 """
 
 from __future__ import annotations
@@ -43,15 +50,20 @@ from gfs.protocol.messages import Bind, Position, PositionReply, Promote, Promot
 
 log = logging.getLogger(__name__)
 
-#: A shadow whose connection to its master just broke tries for so long.
+#: How long a shadow master whose connection to its master just broke tries to connect again.
 RECONNECT_SECONDS = 1.5
 
 Answers = dict[str, PositionReply]
 
 
+def _never(answers: Answers) -> bool:
+    return False
+
+
 class Promotion:
-    """``begin`` starts the term, durably, once no master is followed any more; it gets
-    the master before it, if that is a shadow now."""
+    """``begin`` starts the term, durably, once no master is followed any more; its
+    argument is the master before it, if that is a shadow master now. ``check`` raises the
+    reason for which an operator's choice cannot be carried out now."""
 
     def __init__(
         self,
@@ -63,6 +75,7 @@ class Promotion:
         address: str,
         others: Callable[[], list[str]],
         begin: Callable[[int, str], Awaitable[None]],
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._world = world
         self._shadow = shadow
@@ -72,10 +85,13 @@ class Promotion:
         self._address = address
         self._others = others
         self._begin = begin
+        self._may_begin = check
         self._running = False
+        #: Whether the promotion that is running, or is done, is no operator's.
+        self.elected = False
         #: The term that may be about to begin.
         self._beginning = 0
-        #: Why others could not be asked.
+        #: Why others did not answer.
         self._reasons: dict[str, str] = {}
         self.done = trio.Event()
 
@@ -87,35 +103,42 @@ class Promotion:
         return reply
 
     async def bind(self, request: Bind) -> PositionReply:
-        """As the message says. Raises Busy, StaleVersion or DiskFull."""
+        """Carry out Bind. Raises Busy, StaleVersion or DiskFull."""
         if self._running or self.done.is_set():
             raise Busy("it is being promoted itself")
         return await self._following.bind(request)
 
     # --- asked by an operator --------------------------------------------------------------
 
-    async def promote(self, request: Promote) -> PromoteReply:
+    @property
+    def is_running(self) -> bool:
+        return self._running
+
+    async def promote(self, request: Promote, *, elected: bool = False) -> PromoteReply:
         """Raises StaleVersion if something may be lost, Busy if it runs already."""
         if self._running:
             raise Busy("this shadow master is being promoted already")
-        self._running = True
+        self._running, self.elected = True, elected
         try:
-            # Whoever asked may hang up.
+            # The operator may disconnect.
             with trio.CancelScope(shield=True):
-                reply = await self._promote(request.force)
+                reply = await self._promote(request.force, elected)
         finally:
-            # Not before it is known that the term does not begin any more, or did.
+            # Only when it is known whether the term has begun.
             self._beginning = 0
             self._running = False
         return reply
 
-    async def _promote(self, force: bool) -> PromoteReply:
+    async def _promote(self, force: bool, elected: bool) -> PromoteReply:
         self._reasons.clear()
-        await self._wait_for_master()
-        if self._following.rpc is not None:
+        if not elected:
+            if self._may_begin is not None:
+                await self._may_begin()
+            await self._wait_for_master()
+        if self._following.rpc is not None and not elected:
             term, before, message = await self._planned(force)
         else:
-            term, before, message = await self._after_a_death(force)
+            term, before, message = await self._after_a_death(force, elected)
         await self._begin(term, before)
         sequence = self._shadow.tables.store.state.sequence
         log.warning(
@@ -133,7 +156,7 @@ class Promotion:
                 await self._world.clock.sleep(0.05)
 
     def _choose_term(self, answers: Answers) -> int:
-        """From now on it may be about to begin."""
+        """Choose the term, which may be about to begin from now on."""
         known = [self._shadow.tables.store.state.term, self._identity.term, self._promises.highest]
         known += [max(reply.term, reply.promised) for reply in answers.values()]
         self._beginning = terms.next_term(max(known), self._world.random.getrandbits(32))
@@ -153,7 +176,7 @@ class Promotion:
             if not force:
                 raise StaleVersion(
                     f"the master could not hand over: {error}. See gfs status of both; "
-                    "--force goes on without it"
+                    "--force continues without it"
                 ) from error
             master, message = "", f"the master before it could not hand over ({error})"
         request = Bind(0, term, self._address, leave=True)
@@ -164,8 +187,8 @@ class Promotion:
         missing = self._missing_witnesses(answers)
         if missing and not force:
             raise StaleVersion(
-                f"another shadow may have been promoted without this one: "
-                f"{self._named(missing)} must say that it was not. --force goes on without it"
+                f"another shadow master may have been promoted without this one: "
+                f"{self._named(missing)} must answer that it was not. --force continues without it"
             )
 
     def _has_witnesses(self, answers: Answers) -> bool:
@@ -178,7 +201,9 @@ class Promotion:
             for address, reply in answers.items()
             if reply.role == "shadow"
             and reply.term <= term
-            and set(reply.promised_to) <= {self._address}
+            # What was promised for a term below this one's own binds nobody to another any more:
+            # this one's was begun with everything of that term.
+            and (reply.promised <= term or set(reply.promised_to) <= {self._address})
         }
         if all(promise.address == self._address for promise in self._promises.outstanding):
             free.add(self._address)
@@ -186,39 +211,52 @@ class Promotion:
 
     # --- it does not -------------------------------------------------------------------------
 
-    async def _after_a_death(self, force: bool) -> tuple[int, str, str]:
-        answers = await self._ask([*self._counted(), *self._others()], Position(id=0))
-        self._check(answers, force)
+    async def _after_a_death(self, force: bool, elected: bool = False) -> tuple[int, str, str]:
+        is_enough = self._suffice if elected else _never
+        everyone = [*self._counted(), *self._others()]
+        answers = await self._ask(everyone, Position(id=0), is_enough)
+        self._check(answers, force, elected)
         term = self._choose_term(answers)
-        request = Bind(0, term, self._address, leave=force)
+        request = Bind(0, term, self._address, leave=force or elected)
         shadows = [address for address, reply in answers.items() if reply.role == "shadow"]
-        bound = await self._ask(shadows, request)
+        bound = await self._ask(shadows, request, is_enough)
         masters = {address: r for address, r in answers.items() if r.role == "master"}
-        before, doubts = self._check({**masters, **bound}, force)
-        message = "all that was acknowledged is here"
+        before, doubts = self._check({**masters, **bound}, force, elected)
+        message = "it has everything that was acknowledged"
         if before:
             message = "the master before it has ended, and follows this one now; nothing is lost"
             if before == self._address:
-                before, message = "", "it was the master before as well; nothing is lost"
+                before, message = "", "it was also the master before; nothing is lost"
         return term, before, doubts or message
 
-    def _check(self, answers: Answers, force: bool) -> tuple[str, str]:
-        """Which master handed over to this one (or to another, and is this one), and what
-        may be lost. Raises StaleVersion if something may be, without ``force``."""
+    def _suffice(self, answers: Answers) -> bool:
+        """Whether nobody else has to be asked, as far as these go."""
+        asked = {address for address, reply in answers.items() if reply.role == "shadow"}
+        state = self._shadow.tables.store.state
+        if quorum.missing(state, asked | {self._address}) == []:
+            return True
+        return bool(self._handed_over(answers)) and self._has_witnesses(answers)
+
+    def _check(self, answers: Answers, force: bool, elected: bool) -> tuple[str, str]:
+        """The master that handed over to this one (or this one, if it handed over to
+        another), and what may be lost. Raises StaleVersion if something may be, without
+        ``force``."""
         answers = {address: r for address, r in answers.items() if r.role != "copying"}
         state = self._shadow.tables.store.state
         before = self._handed_over(answers)
         doubts = [
-            f"{address} has {reply.sequence - state.sequence} operations more: promote that one"
+            f"{address} has {reply.sequence - state.sequence} more operations: promote that one"
             if reply.term == state.term
             else f"{address} is of a newer term: promote that one"
             for address, reply in answers.items()
             if (reply.term, reply.sequence) > (state.term, state.sequence)
+            # What only a former master has, was not acknowledged.
+            and (not elected or reply.term > state.term or address in self._counted())
         ]
         doubts += [
-            f"{address} follows the master at {reply.follows}, which lives: promote that one"
+            f"{address} follows the master at {reply.follows}, which is alive: promote that one"
             for address, reply in answers.items()
-            if reply.follows
+            if reply.follows and not elected
         ]
         doubts += [
             f"the master at {address} answers, and is not followed yet: try again"
@@ -228,8 +266,8 @@ class Promotion:
         if before:
             if missing := self._missing_witnesses(answers):
                 doubts.append(
-                    "another shadow may have been promoted without this one: "
-                    f"{self._named(missing)} must say that it was not"
+                    "another shadow master may have been promoted without this one: "
+                    f"{self._named(missing)} must answer that it was not"
                 )
         else:
             asked = {a for a, reply in answers.items() if reply.role == "shadow"}
@@ -241,32 +279,37 @@ class Promotion:
         return before, "; ".join(doubts)
 
     def _handed_over(self, answers: Answers) -> str:
-        """The master that ended with what is here, to be followed by this one; empty if
-        that is not known. It can be this one: then the heir must have made nothing of it."""
+        """The master that handed over to this one, or to nobody, with exactly the operations
+        that are here; empty if there is none. It can be this one itself, if its successor
+        has not been promoted."""
         store = self._shadow.tables.store
         with store.snapshot() as txn:
             state, chain = txn.state, operation_log.chain(txn)
         standing = store.standing
-        if standing.heir and standing.ended == state.term:
-            heir = answers.get(standing.heir)
-            return self._address if heir is not None and heir.role == "shadow" else ""
+        # One that counts as a shadow master was not the master of this term, whatever it says.
+        counted = self._counted()
+        if standing.successor and standing.ended == state.term and self._address not in counted:
+            if standing.successor == self._address:
+                return self._address
+            successor = answers.get(standing.successor)
+            return self._address if successor is not None and successor.role == "shadow" else ""
         for address, reply in answers.items():
             level = (reply.term, reply.sequence, reply.chain) == (state.term, state.sequence, chain)
-            if reply.heir == self._address and level:
+            if reply.successor in (self._address, address) and level and address not in counted:
                 return address
         return ""
 
     def _unknown(self, silent: list[str]) -> str:
         heard_at, now = self._following.heard_at, self._world.clock.monotonic()
-        heard = "was not heard from" if heard_at is None else (
-            f"was last heard from {now - heard_at:.1f} s ago"
+        heard = "has not been connected" if heard_at is None else (
+            f"last sent a message {now - heard_at:.1f} s ago"
         )  # fmt: skip
-        others = f": {self._named(silent)} may have it, and cannot be asked" if silent else ""
+        others = f": {self._named(silent)} may have it, but does not answer" if silent else ""
         missing = self._shadow.behind_operations
         known = f", {missing} of which are known to be missing" if missing else ""
         sequence = self._shadow.tables.store.state.sequence
         return (
-            f"this shadow has the operations up to {sequence}; the master "
+            f"this shadow master has the operations up to {sequence}; the master "
             f"does not answer and {heard}: what it acknowledged since may be lost{known}{others}"
         )
 
@@ -277,7 +320,7 @@ class Promotion:
         return [address for each in in_force for address in each.addresses]
 
     def _named(self, addresses: Iterable[str]) -> str:
-        """With what kept them from answering."""
+        """Their addresses, with the reasons why they did not answer."""
         return ", ".join(
             f"{each} ({self._reasons[each]})" if each in self._reasons else each
             for each in addresses
@@ -287,9 +330,9 @@ class Promotion:
         self,
         addresses: list[str],
         request: Position | Bind,
-        is_enough: Callable[[Answers], bool] = lambda answers: False,
+        is_enough: Callable[[Answers], bool] = _never,
     ) -> Answers:
-        """All of them at once; those whose answers came until it was enough."""
+        """Send to all of them at once; returns those whose answers came until they were enough."""
         answers: Answers = {}
         if is_enough(answers):
             return answers

@@ -1,5 +1,5 @@
 """A shadow master's process: fetch a copy if it needs one, follow, serve reads, and
-become the master when an operator says so (the paper, 5.1.3).
+become the master when an operator promotes it (the paper, 5.1.3).
 """
 
 from __future__ import annotations
@@ -15,30 +15,33 @@ import trio
 
 from gfs.blocks import block_sum
 from gfs.config import MasterSettings, split_addresses
-from gfs.errors import Busy, DiskFailed, GfsError, ProtocolError, innermost
+from gfs.errors import Busy, DiskFailed, GfsError, ProtocolError, StartupError, innermost
 from gfs.io import Listener, World
-from gfs.master.leases.granting import Grants
-from gfs.master.metadata import operation_log, terms
+from gfs.master.election import Candidate, EngineAway
+from gfs.master.leases import Grants
+from gfs.master.metadata import Standing, Store, Txn, open_only, operation_log, terms
 from gfs.master.metadata.operation_log import Diverged
 from gfs.master.metadata.operations import TermBegun
-from gfs.master.metadata.store import Standing, Store, Txn, open_only
 from gfs.master.replication import store_copy
 from gfs.master.replication.log_receiver import Following, connect_master, log_failure
 from gfs.master.replication.promises import Promises
 from gfs.master.replication.promotion import Promotion
-from gfs.master.replication.read_only_master import (
-    ShadowChunkserverSession,
-    ShadowClientSession,
-    ShadowMaster,
-)
-from gfs.master.service.background import Upkeep, guarded
-from gfs.master.service.client_session import send_failure
-from gfs.master.service.metrics import families
+from gfs.master.replication.read_only_master import ShadowAnswers, ShadowMaster
+from gfs.master.service import ChunkserverSession, ClientSession, families, send_failure
+from gfs.master.upkeep import Passes, TrashCounts, guarded, watch_space
 from gfs.metrics import Source
 from gfs.protocol.bulk import BulkConnection
 from gfs.protocol.credentials import Credentials
 from gfs.protocol.handshake import Identity
-from gfs.protocol.messages import Bind, CopyPiece, Message, Position, PositionReply, ReadCopy
+from gfs.protocol.messages import (
+    Bind,
+    CopyPiece,
+    Message,
+    Position,
+    PositionReply,
+    Promote,
+    ReadCopy,
+)
 from gfs.protocol.rpc import Rpc, refuse_all
 from gfs.protocol.server import serve
 
@@ -51,8 +54,14 @@ PIECE_SECONDS = 20.0
 WRITE_BYTES = 8 * 1024 * 1024
 TICK_SECONDS = 0.5
 LEAVE_SECONDS = 0.2
+#: Mutations wait until a new master is followed, and which one it is is known.
+RECONNECT_SECONDS_ELECTED = 0.2
+#: How long a promotion waits for the hold, which another process may have to give up first.
+HOLD_SECONDS = 5.0
+#: After a refusal it leaves the hold to others for so long, as shares of ``hold_seconds``.
+REFUSED_SHARES = (0.2, 0.6)
 INCOMING = "incoming"
-#: What a copy took the place of, where that was a master's own.
+#: The name of a former master's store that a copy has replaced.
 KEPT_NAME = "data.mdb.before-term-{}"
 
 
@@ -69,6 +78,7 @@ class Shadow:
         listener: Listener,
         metrics: Source,
         started: Callable[[], None],
+        candidate: Candidate | None = None,
     ) -> None:
         self._world = world
         self._settings = settings
@@ -77,15 +87,18 @@ class Shadow:
         self._listener = listener
         self._metrics = metrics
         self._started = started
+        self._candidate = candidate
         self._address = listener.address
         self._identity = Identity("shadow", "shadow", key, store.cluster, store.state.term)
         self._peers: list[str] = list(store.standing.follows)
         self._promises = Promises(world, store, self._identity)
 
     async def run(self) -> None:
-        """Returns when this is to be the master; the store says so then."""
+        """Run until promoted; the store then records that this is the master."""
         while True:
             if not self._store.cluster or self._store.standing.diverged:
+                if self._candidate is not None:
+                    await self._candidate.release()  # whom it is to copy may be waiting for it
                 await self._fetch_until_done()
             try:
                 await self._serve()
@@ -98,15 +111,18 @@ class Shadow:
                 return
 
     def _candidates(self) -> list[str]:
-        """Where the master may be."""
+        """The addresses at which the master may be."""
         named = split_addresses(self._settings.shadow_of)
         promised_to = [promise.address for promise in self._promises.outstanding]
-        found = dict.fromkeys([*named, *promised_to, *self._peers])
+        claim = None if self._candidate is None else self._candidate.view.claim
+        holder = [] if claim is None else [claim.address]
+        found = dict.fromkeys([*named, *holder, *promised_to, *self._peers])
         found.pop(self._address, None)
         return list(found)
 
     def _peers_changed(self, peers: list[str]) -> None:
-        """The master has sent where its other shadows are: one may be the next master."""
+        """Store the addresses of the other shadow masters that the master has sent: one
+        may be the next master."""
         known = list(dict.fromkeys([*peers, *self._peers]))[:32]
         if set(known) != set(self._peers):
             self._peers = known
@@ -117,6 +133,8 @@ class Shadow:
         """Follow and answer. Returns when promoted; raises Diverged (in a group)."""
         shadow = ShadowMaster(self._world, self._settings, self._store)
         shadow.tables.certificate_until_ns = lambda: self._identity.certificate_until_ns
+        if self._candidate is not None:
+            shadow.tables.election = self._candidate.status
         self._metrics.collect = partial(
             families, shadow.tables, lambda: (shadow.behind_operations, shadow.behind_seconds)
         )
@@ -128,6 +146,7 @@ class Shadow:
             self._address,
             self._candidates,
             self._peers_changed,
+            *([] if self._candidate is None else [RECONNECT_SECONDS_ELECTED]),
         )
         async with trio.open_nursery() as nursery:
             follow = trio.CancelScope()
@@ -148,6 +167,8 @@ class Shadow:
                     gone.set()
 
             async def begin(term: int, before: str) -> None:
+                if self._candidate is not None:
+                    await _wait_for_hold(self._candidate)
                 follow.cancel()
                 await gone.wait()
                 if diverged:
@@ -167,13 +188,16 @@ class Shadow:
                 self._address,
                 self._candidates,
                 begin,
+                None if self._candidate is None else self._candidate.check,
             )
-            upkeep = Upkeep(shadow.tables, self._directory, nursery, Grants(shadow.tables))
+            passes = Passes(self._world.clock, nursery)
             nursery.start_soon(follow_on)
+            if self._candidate is not None:
+                nursery.start_soon(self._campaign, self._candidate, promotion)
             nursery.start_soon(self._promises.watch)
-            nursery.start_soon(self._tick, shadow, upkeep)
-            nursery.start_soon(upkeep.watch_space)
-            connection = partial(self._connection, shadow, promotion, upkeep)
+            nursery.start_soon(self._tick, shadow, passes)
+            nursery.start_soon(watch_space, shadow.tables, self._directory)
+            connection = partial(self._connection, shadow, promotion, passes)
             nursery.start_soon(
                 serve,
                 self._world,
@@ -185,39 +209,51 @@ class Shadow:
             log.info("shadow master of cluster %s at %s", self._store.cluster, self._address)
             self._started()
             await promotion.done.wait()
-            await self._world.clock.sleep(LEAVE_SECONDS)  # for the answer to get away
+            if not promotion.elected:
+                await self._world.clock.sleep(LEAVE_SECONDS)  # so that the answer is sent
             nursery.cancel_scope.cancel()
 
-    async def _tick(self, shadow: ShadowMaster, upkeep: Upkeep) -> None:
+    async def _tick(self, shadow: ShadowMaster, passes: Passes) -> None:
         tables = shadow.tables
-        upkeep.start_pass(tables.trash.load())
+        counts = TrashCounts(tables.trash, passes)
+        counts.load()
         while True:
             await self._world.clock.sleep(TICK_SECONDS)
-            upkeep.start_counting()
+            counts.start()
             for server in tables.servers.tick(tables.now, tables.uptime.now_ns()):
                 if server.rpc is not None:
                     server.rpc.close()
-                died = partial(tables.registration.server_died, server)
-                upkeep.start_pass(guarded(died, iter(())))
+                died = partial(tables.membership.server_died, server)
+                passes.start(guarded(died, iter(())))
             guarded(shadow.forget_servers, None)
 
     async def _connection(
         self,
         shadow: ShadowMaster,
         promotion: Promotion,
-        upkeep: Upkeep,
+        passes: Passes,
         connection: BulkConnection,
     ) -> None:
         async with trio.open_nursery() as nursery:
             if connection.peer_role == "chunkserver":
-                session = ShadowChunkserverSession(shadow, upkeep.start_pass)
+                session = ChunkserverSession(
+                    shadow.tables, passes.start, shadow.reports, lambda: shadow.heartbeat_ms
+                )
                 rpc = Rpc(connection, session.handle)
                 try:
                     await rpc.run()
                 finally:
                     session.ended(rpc)
             elif connection.peer_role == "client":
-                reader = ShadowClientSession(shadow, promotion.promote, nursery, connection.peer_id)
+                answers = ShadowAnswers(shadow, promotion.promote, nursery)
+                reader = ClientSession(
+                    shadow.tables,
+                    Grants(shadow.tables),
+                    nursery,
+                    connection.peer_id,
+                    answers=answers.by_type,
+                    refusal=lambda message: shadow.refusal(),
+                )
                 await Rpc(connection, reader.handle).run()
             elif connection.peer_role == "shadow":
                 answer = partial(self._answer_shadow, promotion, nursery)
@@ -252,11 +288,46 @@ class Shadow:
             reply.id = message.id
             rpc.send(reply)
 
+    # --- elected -------------------------------------------------------------------------------
+
+    async def _campaign(self, candidate: Candidate, promotion: Promotion) -> None:
+        """Try to become the master whenever this process has the hold."""
+        while not promotion.done.is_set():
+            await candidate.acquire()
+            if promotion.is_running:
+                await self._world.clock.sleep(TICK_SECONDS / 10)  # it wants the hold itself
+                continue
+            try:
+                await self._check_cluster(candidate)
+                await promotion.promote(Promote(id=0, force=False), elected=True)
+            except GfsError as error:
+                if isinstance(error, DiskFailed | StartupError):
+                    raise
+                log.warning("this shadow master has the hold, and is not promoted: %s", error)
+                await candidate.release()
+                await self._world.clock.sleep(
+                    self._world.random.uniform(*REFUSED_SHARES) * self._settings.hold_seconds
+                )
+
+    async def _check_cluster(self, candidate: Candidate) -> None:
+        """Raises StartupError if the engine elects the masters of another cluster."""
+        try:
+            recorded = await candidate.record(self._store.cluster)
+        except EngineAway as error:
+            raise Busy(f"{candidate.engine_name} does not answer: {error}") from None
+        if recorded != self._store.cluster:
+            await candidate.release()
+            raise StartupError(
+                f"{candidate.engine_name} elects the masters of cluster {recorded}, and this "
+                f"directory has the metadata of cluster {self._store.cluster}: give this cluster "
+                "another NAME (--elect), or this master an empty state directory"
+            )
+
     # --- the beginning of a term ----------------------------------------------------------------
 
     async def _begin_term(self, term: int, before: str) -> None:
-        """Durably: this store is a master's from now on. Raises Busy if a higher term was
-        promised or followed meanwhile."""
+        """Begin the term, durably: from now on this store is a master's. Raises Busy if
+        a higher term was promised or followed meanwhile."""
         async with self._promises.lock:
             if term <= max(self._store.state.term, self._promises.highest):
                 raise Busy("another shadow master is being promoted, or was: try again")
@@ -267,7 +338,7 @@ class Shadow:
     # --- copies --------------------------------------------------------------------------------
 
     async def _fetch_until_done(self) -> None:
-        """Until there is a copy, requests are answered Busy."""
+        """Fetch a copy; until it is there, requests are answered with Busy."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._promises.watch)
             nursery.start_soon(
@@ -303,7 +374,7 @@ class Shadow:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(rpc.run)
-                    async with self._promises.lock:  # they are carried over
+                    async with self._promises.lock:  # the promises are kept
                         done = await self._fetch(rpc, address)
                     rpc.close()
                     nursery.cancel_scope.cancel()
@@ -314,7 +385,7 @@ class Shadow:
         return False
 
     async def _fetch(self, rpc: Rpc, address: str) -> bool:
-        """Fetch a copy and put it in the place of what is here."""
+        """Fetch a copy and replace the present store by it."""
         incoming = os.path.join(self._directory, INCOMING)
         started = self._world.clock.monotonic()
         copy: Store | None = None
@@ -327,7 +398,9 @@ class Shadow:
             await self._world.run_blocking(
                 store_copy.finish, copy, ending.sums, ending.cluster, ending.state
             )
-            standing = Standing(follows=self._candidates(), promises=self._store.standing.promises)
+            # Never empty, whatever is known by now: it is a shadow master after a restart, too.
+            follows = list(dict.fromkeys([address, *self._candidates()]))
+            standing = Standing(follows=follows, promises=self._store.standing.promises)
             await self._world.run_blocking(copy.set_standing, standing)
             await self._world.run_blocking(copy.sync)
         except (ConnectionError, GfsError, ValueError, msgspec.DecodeError) as error:
@@ -364,15 +437,28 @@ class Shadow:
             if piece.last:
                 return piece
             if block_sum(body) != piece.sums:
-                raise ValueError(f"piece {number} was damaged on its way")
+                raise ValueError(f"piece {number} was damaged in transit")
             database = piece.database
             bodies.append(body)
             held += len(body)
             number += 1
 
 
+async def _wait_for_hold(candidate: Candidate) -> None:
+    """Raises Busy if it does not come."""
+    with trio.move_on_after(HOLD_SECONDS):
+        await candidate.acquire()
+    if not candidate.holds:
+        claim = candidate.view.claim
+        whose = f"{claim.address} has it" if claim else candidate.status().reason
+        raise Busy(
+            f"this shadow master did not get the hold of {candidate.engine_name} within "
+            f"{HOLD_SECONDS:g} s: {whose or 'nobody has it'}"
+        )
+
+
 def begin_term(store: Store, operation: TermBegun, standing: Standing) -> None:
-    """In one commit: the log says that a term begins, the store that it is a master's."""
+    """Record, in one commit, that the term begins and that the store is a master's."""
 
     def work(txn: Txn) -> None:
         operation_log.carry_out(txn, operation.time_ns, "", 0, operation, operation_log.chain(txn))

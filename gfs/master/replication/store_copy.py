@@ -1,17 +1,15 @@
-"""A whole store, in pieces: how a shadow master begins.
+"""A copy of a whole store, in pieces, with which a shadow master begins.
 
-The sender reads it in one LMDB read transaction, which is the snapshot; the
-master goes on serving and committing. Such a long reader keeps old pages from
-reuse, so the file grows by what is changed meanwhile: a copy that is not asked
-for its next piece in time is given up, and there are few at once.
+The sender reads it in one LMDB read transaction, which is the snapshot; the master
+continues to serve and commit. Such a long reader keeps old pages from reuse, so the
+file grows by the changes made meanwhile: a copy whose next piece is not requested in
+time is given up, and the number of copies at once is small.
 
 A piece is a msgpack array of keys and values in turn, in the order of the rows;
-where it ends depends on the rows alone. So both sides can compute the same
-checksum over all pieces, the receiver from what it reads back from its own
-files before it trusts them.
+where it ends depends only on the rows. So both sides compute the same checksum over all
+pieces, the receiver from what it reads back from its own files before it uses them.
 
-Memory at both sides: one piece (some 256 KiB, or one row if that is larger),
-and as many as are on their way.
+Memory on both sides: one piece (some 256 KiB, or one row if that is larger), and those in transit.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from typing import NamedTuple
 import msgspec
 
 from gfs.blocks import FileDigest, block_sum
-from gfs.master.metadata.store import Databases, State, Store, Txn
+from gfs.master.metadata import Databases, State, Store, Txn
 
 PIECE_BYTES = 256 * 1024
-#: Of the databases; ``meta`` is each store's own, apart from what CopyPiece carries.
+#: The databases that are copied; ``meta`` is each store's own, apart from the parts in CopyPiece.
 COPIED = tuple(name for name in Databases._fields if name != "meta")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -71,7 +69,7 @@ def _bodies(txn: Txn, name: str) -> Iterator[bytes]:
 def write(store: Store, database: str, bodies: list[bytes]) -> None:
     """Put pieces of one database into an empty store, in their order. Blocks.
 
-    Raises ValueError for what no master sends.
+    Raises ValueError for pieces that no master sends.
     """
 
     def work(txn: Txn) -> None:
@@ -90,9 +88,9 @@ def write(store: Store, database: str, bodies: list[bytes]) -> None:
 
 
 def finish(store: Store, sums: bytes, cluster: str, state: bytes) -> None:
-    """Read all of it back, compare, and make it a store. Blocks.
+    """Read the copy back, compare its checksum, and complete the store. Blocks.
 
-    Raises ValueError if it is not what was sent.
+    Raises ValueError if it differs from what was sent.
     """
     found = b""
     with store.read() as txn:
@@ -100,6 +98,6 @@ def finish(store: Store, sums: bytes, cluster: str, state: bytes) -> None:
             if isinstance(piece, Ending):
                 found = piece.sums
     if found != sums:
-        raise ValueError("what was written is not what was sent")
+        raise ValueError("the data that was written differs from what was sent")
     store.put_copied(cluster, msgspec.msgpack.decode(state, type=State))
     store.sync()

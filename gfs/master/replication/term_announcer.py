@@ -1,10 +1,11 @@
-"""The present term, announced to peers that may not know it and learnt from those that do.
+"""Announces the present term to peers that may not know it, and learns a higher one
+from those that do.
 
-In a handshake both sides send their terms, so a connection is all it takes.
-A master that was promoted calls on the master before it and on the shadows it
-does not see, for as long as they are away: one that comes back with an old term
-hears of the new one within seconds, even if no client or chunkserver of the new
-one ever speaks to it. A master that starts asks first whether it was replaced.
+In a handshake both sides send their terms, so a connection is enough. A promoted master
+connects to the master before it and to the shadow masters that do not follow it, for as
+long as they are away: one that comes back with an old term gets the new one within
+seconds, even if no client or chunkserver of the new one ever connects to it. A master
+that starts asks first whether it was replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gfs.protocol import handshake
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 2.0
-#: A start waits so long for shadows that may know of another master.
+#: How long a start waits for shadow masters that may know of another master.
 ASK_SECONDS = 1.0
 
 
@@ -36,12 +37,12 @@ class TermAnnouncer:
         self._world = world
         self._identity = identity
         self._address = address
-        #: The higher term that was heard of, or 0.
+        #: A higher term that a peer sent, or 0.
         self.higher = 0
         self.deposed = trio.Event()
 
     def met(self, term: int, peer: str) -> None:
-        """Raises ConnectionResetError if this master's term is over."""
+        """Take a peer's term. Raises ConnectionResetError if this master's term is over."""
         if term > max(self._identity.term, self.higher):
             log.error(
                 "%s knows a master of term %d, this one's is %d: it stops serving",
@@ -56,23 +57,23 @@ class TermAnnouncer:
             raise ConnectionResetError("this master's term is over")
 
     async def ask(self, addresses: Iterable[str]) -> None:
-        """Is there a higher term? Those that do not answer are not waited for."""
+        """Whether there is a higher term. Processes that do not answer are not waited for."""
         with trio.move_on_after(ASK_SECONDS):
             async with trio.open_nursery() as nursery:
                 for address in addresses:
                     if address != self._address:
-                        nursery.start_soon(partial(self._call_on, address))
+                        nursery.start_soon(partial(self._connect_to, address))
 
     async def announce(self, addresses: Callable[[], list[str]]) -> None:
-        """Call on them for as long as this runs."""
+        """Connect to them regularly for as long as this runs."""
         while True:
             await self._world.clock.sleep(ANNOUNCE_SECONDS)
             async with trio.open_nursery() as nursery:
                 for address in addresses():
                     if address != self._address:
-                        nursery.start_soon(partial(self._call_on, address))
+                        nursery.start_soon(partial(self._connect_to, address))
 
-    async def _call_on(self, address: str) -> None:
+    async def _connect_to(self, address: str) -> None:
         try:
             connection = await handshake.connect(self._world, address, self._identity)
         except (ConnectionError, GfsError) as error:

@@ -1,7 +1,7 @@
 """One chunkserver's connection: registration, reports, heartbeats.
 
-Everything is answered on the spot, from memory and one read transaction. What
-an order needs to be safe is decided in :mod:`gfs.master.replicas`.
+Everything is answered at once, from memory and one read transaction. Whether an order
+is safe is decided in :mod:`gfs.master.replicas`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any, Protocol
 from gfs.diagnostics import event
 from gfs.errors import GfsError, ProtocolError, StaleVersion
 from gfs.master.master import Master
-from gfs.master.metadata.committer import Outcome
+from gfs.master.metadata import Outcome, Txn
 from gfs.master.metadata.namespace import Planned, inode_row, plan_note_append
 from gfs.master.metadata.operations import ServerForgotten, ServerRemembered
 from gfs.master.metadata.rows import FLAG_TRASHED
-from gfs.master.metadata.store import Txn
-from gfs.master.replicas.servers import Server
 from gfs.master.service.client_session import send_failure
+from gfs.master.tables import Server
 from gfs.protocol.messages import (
     AppendedChunk,
     BadReplica,
@@ -42,7 +41,7 @@ LEASES_EXTENDED_MAX = 4096
 
 
 class TakesReports(Protocol):
-    """What becomes of a report, see :class:`gfs.master.replicas.reports.Reports`."""
+    """Takes reports, see :class:`gfs.master.replicas.reports.Reports`."""
 
     def take_report(self, server: Server, body: bytes) -> None: ...
 
@@ -52,24 +51,26 @@ class TakesReports(Protocol):
 
 
 class ChunkserverSession:
-    """``start_pass`` runs a pass over all chunks in the background."""
-
-    #: New chunkservers are written down: a shadow master reads of them in the log.
-    remembers = True
+    """``start_pass`` runs a pass over all chunks in the background. ``reports`` are a master's
+    own or a shadow master's. A shadow master gives ``heartbeat_ms``, the interval that its
+    master wants. It records no chunkserver, since it gets them from the log, and refuses
+    none that has seen later operations, since it may be behind."""
 
     def __init__(
         self,
         master: Master,
         start_pass: Callable[[Iterator[None]], None],
-        reports: TakesReports | None = None,
+        reports: TakesReports,
+        heartbeat_ms: Callable[[], int] | None = None,
     ) -> None:
         self._master = master
-        self._reports: TakesReports = master.reports if reports is None else reports
+        self._reports = reports
+        self._shadow_heartbeat_ms = heartbeat_ms
         self._start_pass = start_pass
         self.server: Server | None = None
 
     def handle(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
-        """Answer a batch. Never raises."""
+        """Answer a batch of requests. Never raises."""
         for message, body in batch:
             try:
                 answer = self._answer(rpc, message, body)
@@ -96,7 +97,7 @@ class ChunkserverSession:
         return known(self, server, message, body)
 
     def ended(self, rpc: Rpc) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
         if self.server is not None and self._master.servers.disconnected(self.server, rpc):
             log.info(
                 "chunkserver %s disconnected",
@@ -110,7 +111,9 @@ class ChunkserverSession:
         master = self._master
         if not 0 < len(message.server.encode()) <= SERVER_ID_BYTES_MAX:
             raise ProtocolError(f"a chunkserver id has 1 to {SERVER_ID_BYTES_MAX} bytes")
-        self._check_memory(message)
+        shadow_heartbeat_ms = self._shadow_heartbeat_ms
+        if shadow_heartbeat_ms is None:
+            self._check_memory(message)
         server, changed = master.servers.register(
             message.server,
             message.incarnation,
@@ -127,7 +130,10 @@ class ChunkserverSession:
             sequence=master.committer.sequence,
             heartbeat_ms=int(master.settings.heartbeat_seconds * 1000),
         )
-        if not (changed and self.remembers):
+        if shadow_heartbeat_ms is not None:
+            reply.heartbeat_ms = shadow_heartbeat_ms()
+            return reply
+        if not changed:
             return reply
         master.committer.submit(
             "",
@@ -138,21 +144,22 @@ class ChunkserverSession:
         return None
 
     def _check_memory(self, message: Register) -> None:
-        """lizardfs#416: orders from a younger memory would delete live data. In a new
-        term the operations that were not on the promoted shadow are given up."""
+        """Refuse a chunkserver that has seen a later operation of this term: orders
+        from older metadata would delete live data (lizardfs#416). In a new term the
+        operations that the promoted shadow master lacked are given up."""
         sequence, term = self._master.committer.sequence, self._master.store.state.term
         if message.term != term or message.sequence <= sequence:
             return
         log.error(
-            "chunkserver %s has seen operation %d, this master's metadata ends at %d: an "
-            "old copy of the metadata? It is refused",
+            "chunkserver %s has seen operation %d, but this master's metadata ends at %d and may "
+            "be an old copy: the chunkserver is refused",
             message.server,
             message.sequence,
             sequence,
         )
         raise StaleVersion(
-            f"this master's metadata (up to operation {sequence}) is older than what this "
-            f"chunkserver has seen ({message.sequence}): restore newer metadata"
+            f"this master's metadata ends at operation {sequence}, but this chunkserver has seen "
+            f"operation {message.sequence}: restore newer metadata"
         )
 
     def _report(self, server: Server, message: ReportReplicas, body: bytes) -> Message:
@@ -161,14 +168,14 @@ class ChunkserverSession:
         else:
             self._reports.take_report(server, body)
         if message.complete:
-            self._start_pass(self._master.registration.finish_registration(server))
+            self._start_pass(self._master.membership.finish_registration(server))
         return self._orders(server, [])
 
     # --- heartbeats --------------------------------------------------------------------------
 
     def _heartbeat(self, server: Server, message: Heartbeat, body: bytes) -> Message:
         master = self._master
-        master.registration.set_disks(server, message.disks)
+        master.membership.set_disks(server, message.disks)
         server.chunks = message.chunks
         server.scrub = message.scrub
         server.certificate_until_ns = message.certificate_until_ns
@@ -180,8 +187,8 @@ class ChunkserverSession:
         return self._orders(server, message.leases[:LEASES_EXTENDED_MAX])
 
     def _note_append(self, appended: AppendedChunk) -> None:
-        """So that a listing is not far behind, and a replica that lost what every other
-        has is found out."""
+        """Take the length after an append, so that listings are up to date, and a
+        replica that has lost bytes which every other has is detected."""
         plan = partial(plan_note_append, appended=appended, time_ns=self._master.clock.time_ns())
         self._master.committer.submit("", 0, plan, lambda _: None)
 
@@ -201,8 +208,8 @@ class ChunkserverSession:
         return self._master.store.standing.peers
 
     def _extend(self, server: Server, handle: int) -> bool:
-        """Its primary mutated the chunk lately: let it go on, unless the file
-        was deleted, the chunk waits to be copied, or a snapshot to be made."""
+        """Extend the lease of a primary that has mutated the chunk lately, unless the
+        file was deleted, or the chunk waits for a copy or a snapshot."""
         master = self._master
         lease = master.leases.current(handle, master.now)
         if lease is None or handle in master.leases.to_revoke or handle in master.leases.revoking:
@@ -218,7 +225,7 @@ class ChunkserverSession:
 
 
 def _remember(txn: Txn, server: Server) -> Planned:
-    """After a restart the master waits for this chunkserver."""
+    """Record the chunkserver, for which a restarted master waits."""
     return ServerRemembered(server.id, server.address, server.rack), Done(id=0)
 
 

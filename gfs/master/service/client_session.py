@@ -1,17 +1,17 @@
 """One client's connection: its requests and their handlers.
 
-Look-ups are answered on the spot, a whole batch from one read transaction.
-Mutations go to the committer with a callback. Only what has to wait for other
-servers, or walks a tree, gets a task of its own, a bounded number at a time.
+Look-ups are answered at once, a batch from one read transaction.
+Mutations go to the committer with a callback. Only requests that wait for other
+servers, or walk a tree, get a task of their own, a bounded number at a time.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import trio
 
@@ -26,10 +26,9 @@ from gfs.errors import (
     NotTheMaster,
     ProtocolError,
 )
-from gfs.master.leases.granting import Grants
+from gfs.master.leases import Grants
 from gfs.master.master import Master
-from gfs.master.metadata import lookups, trash
-from gfs.master.metadata.committer import CHUNKS_PER_WEIGHT, Callback, Outcome, Plan
+from gfs.master.metadata import CHUNKS_PER_WEIGHT, Callback, Outcome, Plan, Txn, lookups, trash
 from gfs.master.metadata.namespace import (
     Planned,
     entry_of,
@@ -37,20 +36,21 @@ from gfs.master.metadata.namespace import (
     plan_make_directory,
     plan_publish,
     plan_rename,
+    plan_set_attributes,
     plan_set_length,
     plan_set_replication,
 )
 from gfs.master.metadata.paths import parse
 from gfs.master.metadata.rows import CLIENT_BYTES_MAX, KIND_DIRECTORY, KIND_FILE
-from gfs.master.metadata.store import Txn
-from gfs.master.replicas.addresses import AddressBook
-from gfs.master.replicas.servers import Server
 from gfs.master.service import drain_command, operator_commands, uploads
 from gfs.master.service.fsck import WALK_SLICE, FsckWalk
+from gfs.master.service.held_answers import HELD, HeldAnswers
 from gfs.master.service.snapshots import Snapshots
 from gfs.master.service.status import status_reply
+from gfs.master.tables import AddressBook, Server
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
+    AcceptRestore,
     AcquireLease,
     ChunkLocation,
     Delete,
@@ -59,6 +59,7 @@ from gfs.protocol.messages import (
     DiskUsageReply,
     Done,
     Drain,
+    Election,
     EmptyTrash,
     ForgetServer,
     ForgetShadow,
@@ -86,6 +87,7 @@ from gfs.protocol.messages import (
     Repair,
     ReportReplica,
     Reserve,
+    SetAttributes,
     SetLength,
     SetReplication,
     Snapshot,
@@ -99,20 +101,23 @@ from gfs.protocol.rpc import Rpc
 
 log = logging.getLogger(__name__)
 
-#: Requests of one connection that wait or walk, at a time.
+#: The most requests of one connection that wait or walk at a time.
 TASKS_MAX = 256
 GARBAGE_PAGE_MAX = 500
 U64_MAX = 2**64 - 1
 
 
-_Answer = Callable[[Any, Rpc, Any, bytes, Txn], Message | None]
+Answer = Callable[[Any, Rpc, Any, bytes, Txn], Message | None]
+
+
+def _not_for_clients(message: Message) -> GfsError:
+    return ProtocolError(f"{type(message).__name__} is not for the master from a client")
 
 
 class ClientSession:
-    """``nursery`` runs what takes longer, and ends with the connection."""
-
-    #: What is served: a shadow master serves less.
-    answers: ClassVar[dict[type[Message], _Answer]]
+    """``nursery`` runs the longer requests, and ends with the connection. ``answers`` are the
+    requests that are served, by default all of :data:`ANSWERS`: a shadow master serves fewer.
+    All others get the error ``refusal``."""
 
     def __init__(
         self,
@@ -121,13 +126,19 @@ class ClientSession:
         nursery: trio.Nursery,
         peer: str,
         snapshots: Snapshots | None = None,
+        answers: Mapping[type[Message], Answer] | None = None,
+        refusal: Callable[[Message], GfsError] = _not_for_clients,
     ) -> None:
         self._master = master
         self._grants = grants
         self._snapshots = snapshots
         self._nursery = nursery
         self._peer = peer
+        self._answers = ANSWERS if answers is None else answers
+        self._refusal = refusal
         self._tasks = 0
+        #: If nothing is answered that may still be lost with this master.
+        self._held: HeldAnswers | None = None
 
     def handle(self, rpc: Rpc, batch: list[tuple[Message, bytes]]) -> None:
         """Answer a batch, or have it answered later. Never raises."""
@@ -135,37 +146,40 @@ class ClientSession:
         began = master.now
         answered: list[Message] = []
         master.reservations.heard(self._peer, began)
-        with master.store.read() as txn:
+        held = self._held
+        if held is None and master.settings.elect:
+            held = self._held = HeldAnswers(rpc, master.committer.watermark)
+        with master.store.read() if held is None else master.store.snapshot() as txn:
             for message, body in batch:
+                to = held if held is not None and type(message) in HELD else rpc
                 try:
-                    known = self.answers[type(message)]
+                    known = self._answers[type(message)]
                     if isinstance(message, Mutation) and self._is_retry(rpc, message):
                         continue
                     answer = known(self, rpc, message, body, txn)
                 except KeyError:
-                    self._refuse(rpc, message)
+                    to.send_error(message.id, self._refusal(message))
                 except Exception as error:
-                    failure = send_failure(rpc, message.id, error)
+                    failure = send_failure(to, message.id, error)
                     took = master.now - began
                     master.operations.done(type(message), message.id, took, failure)
                 else:
                     if answer is not None:
                         answer.id = message.id
-                        rpc.send(answer)
+                        to.send(answer)
                         answered.append(message)
-        # They leave together, so that is how long each has taken.
+        if held is not None:
+            held.release_after(txn.state.sequence)
+        # They are sent together, so each has taken this long.
         master.operations.all_done(answered, master.now - began)
 
     def _is_retry(self, rpc: Rpc, message: Mutation) -> bool:
-        """Whether it is answered as it was the first time. That is looked for before all
-        else: what was done then may be what refuses it now, or others were there since."""
+        """Whether this is a retry, which gets the first answer. This is checked before
+        anything else: the first attempt, or a later request, may have changed what the
+        retry would find."""
         self._check_client(message.client, message.sequence)
         answer = self._answerer(rpc, message)
         return self._master.committer.join(message.client, message.sequence, answer)
-
-    def _refuse(self, rpc: Rpc, message: Message) -> None:
-        name = type(message).__name__
-        rpc.send_error(message.id, ProtocolError(f"{name} is not for the master from a client"))
 
     # --- look-ups ------------------------------------------------------------------------
 
@@ -187,7 +201,7 @@ class ClientSession:
         return ListTrashReply(0, entries, cursor)
 
     def _locate(self, rpc: Rpc, message: Locate, body: bytes, txn: Txn) -> Message:
-        """Fewer chunks than asked for if the reply would be too large, never none."""
+        """The reply has fewer chunks than requested if it would be too large, but at least one."""
         if message.first < 0 or message.count < 0:
             raise InvalidArgument(
                 f"{message.count} chunks from chunk {message.first} on cannot be located"
@@ -208,9 +222,9 @@ class ClientSession:
         return LocateReply(0, entry, book.servers, chunks)
 
     def _readers_order(self, handle: int, version: int) -> list[Server]:
-        """Replicas in the order to try them: live ones first, and begun at a
-        random one, so that readers spread. Of one that has only damaged ones, these: most
-        of its blocks are good, and readers verify each."""
+        """The replicas in the order to try them: live ones first, starting with a
+        random one, to spread the readers. If there are only damaged ones, these: most
+        of their blocks are good, and readers verify each."""
         master = self._master
         holders = master.locations.get(handle)
         if not holders and handle in master.salvage.handles:
@@ -225,6 +239,9 @@ class ClientSession:
 
     def _status(self, rpc: Rpc, message: Status, body: bytes, txn: Txn) -> Message:
         return status_reply(self._master, txn, message.after)
+
+    def _election(self, rpc: Rpc, message: Election, body: bytes, txn: Txn) -> Message:
+        return self._master.election()
 
     def _promote(self, rpc: Rpc, message: Promote, body: bytes, txn: Txn) -> Message:
         raise InvalidArgument("this is the master already: name a shadow master")
@@ -272,6 +289,7 @@ class ClientSession:
     def _publish(self, rpc: Rpc, message: Publish, body: bytes, txn: Txn) -> None:
         answer = self._answerer(rpc, message)
         master = self._master
+        _check_u64(message.modified_ns)
         self._check_growth()
         upload = uploads.check_publish(master, message, body)
         handles = [chunk.handle for chunk in upload.chunks]
@@ -329,6 +347,13 @@ class ClientSession:
             1 + chunks // CHUNKS_PER_WEIGHT,
         )
 
+    def _set_attributes(self, rpc: Rpc, message: SetAttributes, body: bytes, txn: Txn) -> None:
+        _check_u64(message.modified_ns)
+        self._check_growth()
+        plan = partial(plan_set_attributes, request=message)
+        answer = self._answerer(rpc, message)
+        self._master.committer.submit(message.client, message.sequence, plan, answer)
+
     def _set_length(self, rpc: Rpc, message: SetLength, body: bytes, txn: Txn) -> None:
         _check_u64(message.inode)
         if self._master.leases.is_held(message.inode):
@@ -367,8 +392,8 @@ class ClientSession:
             self._master.reservations.heard(client, self._master.now)
 
     def _check_growth(self) -> None:
-        """What adds rows is refused early when their disk is nearly full, so
-        that deleting goes on."""
+        """Refuse mutations that add rows when the disk is nearly full, so that
+        deletions remain possible."""
         if self._master.disk_low:
             raise DiskFull("the master's metadata disk is nearly full: free some space there")
 
@@ -406,15 +431,18 @@ class ClientSession:
     def _forget_shadow(self, rpc: Rpc, message: ForgetShadow, body: bytes, txn: Txn) -> None:
         self._start(rpc, message, self._master.forget_shadow(message))
 
+    def _accept_restore(self, rpc: Rpc, message: AcceptRestore, body: bytes, txn: Txn) -> None:
+        self._start(rpc, message, operator_commands.accept_restore(self._master))
+
     def _report_replica(self, rpc: Rpc, message: ReportReplica, body: bytes, txn: Txn) -> Message:
-        """Answered at once; the check follows."""
+        """Answer at once; the replica is verified afterwards."""
         _check_u64(message.handle)
         master = self._master
         server = master.servers.by_id.get(message.server)
         if server is None:
             raise NotFound(f"there is no chunkserver {message.server}")
         if txn.get(message.handle.to_bytes(8, "big"), None, txn.db.chunks) is not None:
-            master.reports.reported_bad(server, message.handle)
+            master.goals.reported_bad(server, message.handle)
         return Done(id=0)
 
     def _start(self, rpc: Rpc, message: Message, work: Awaitable[Message]) -> None:
@@ -439,7 +467,7 @@ class ClientSession:
         self._master.operations.done(type(message), request_id, self._master.now - began, failure)
 
     async def _add_up(self, path: str) -> DiskUsageReply:
-        """In slices: others are answered in between."""
+        """Sum up in slices, so that other requests are answered in between."""
         master = self._master
         usage = DiskUsageReply(0, 0, 0, 0, 0)
         cursor = lookups.Cursor()
@@ -471,7 +499,7 @@ class ClientSession:
 
 
 def _count_deleted(usage: DiskUsageReply, entry: TrashEntry) -> None:
-    """Of a directory that is not counted yet nothing is known."""
+    """Add a deleted directory, if it is counted already."""
     usage.trash_files += max(0, entry.files)
     usage.trash_bytes += max(0, entry.length)
 
@@ -489,9 +517,9 @@ def _count(txn: Txn, usage: DiskUsageReply, visit: lookups.Visit) -> None:
         usage.shared_replicated_bytes += chunk * visit.row.replication
 
 
-def send_failure(rpc: Rpc, request_id: int, error: Exception) -> GfsError:
-    """Answer any exception, with what is returned. One that is no GfsError is a bug
-    here, or a number outside its field's range."""
+def send_failure(rpc: Rpc | HeldAnswers, request_id: int, error: Exception) -> GfsError:
+    """Answer with an exception; returns the error that was sent. An exception other
+    than a GfsError is a bug, or a number outside its field's range."""
     if isinstance(error, GfsError):
         failure = error
     elif isinstance(error, (struct.error, OverflowError)):
@@ -511,7 +539,7 @@ def _check_u64(value: int) -> None:
         raise InvalidArgument(f"a number of {value} is out of range")
 
 
-_ANSWERS: dict[type[Message], _Answer] = {
+ANSWERS: dict[type[Message], Answer] = {
     Ping: ClientSession._ping,
     Stat: ClientSession._stat,
     List: ClientSession._list,
@@ -533,15 +561,17 @@ _ANSWERS: dict[type[Message], _Answer] = {
     EmptyTrash: ClientSession._empty_trash,
     SetLength: ClientSession._set_length,
     SetReplication: ClientSession._set_replication,
+    SetAttributes: ClientSession._set_attributes,
     Snapshot: ClientSession._snapshot,
     AcquireLease: ClientSession._acquire_lease,
     Drain: ClientSession._drain,
     DiskOrder: ClientSession._disk_order,
     ReportReplica: ClientSession._report_replica,
     Promote: ClientSession._promote,
+    Election: ClientSession._election,
     ForgetShadow: ClientSession._forget_shadow,
     ForgetServer: ClientSession._forget_server,
     Maintenance: ClientSession._maintain,
     Repair: ClientSession._repair,
+    AcceptRestore: ClientSession._accept_restore,
 }
-ClientSession.answers = _ANSWERS

@@ -1,5 +1,5 @@
-"""Carrying out ``gfs drain``: see :mod:`gfs.master.replicas.drain` for what it means; and handing
-what is asked of one disk on to its chunkserver."""
+"""``gfs drain``, if :mod:`gfs.master.rules.drain_admission` allows it; and ``gfs
+disk``, which is forwarded to the chunkserver."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import trio
 
 from gfs.errors import Busy, DrainRefused, ProtocolError, ReplicaUnavailable
 from gfs.master.master import Master
+from gfs.master.metadata import Txn
 from gfs.master.metadata.namespace import Planned
 from gfs.master.metadata.operations import DrainSet
-from gfs.master.metadata.rows import unpack_chunk, unpack_u64
-from gfs.master.metadata.store import Txn
-from gfs.master.replicas.drain import DRAINING, NO, Needs, Remaining, why_not
-from gfs.master.replicas.goals import SLICE
-from gfs.master.replicas.servers import LIVE, Server
+from gfs.master.metadata.rows import DRAINING, NOT_DRAINING, unpack_chunk, unpack_u64
+from gfs.master.replicas import SLICE
+from gfs.master.rules.drain_admission import Needs, Remaining, why_not
+from gfs.master.tables import LIVE, Server
 from gfs.protocol.messages import DiskOrder, DiskOrderReply, Done, Drain, DrainReply
 
 #: Reading a disk of a million replicas takes minutes.
@@ -24,23 +24,24 @@ DISK_ORDER_SECONDS = 600.0
 
 
 async def drain(master: Master, request: Drain) -> DrainReply:
-    """As the message says; the order to drain is durable when this returns.
+    """Carry out Drain; it is durable when this returns.
 
-    Raises NotFound, DrainRefused, or Busy while the master does not know yet where
-    everything is. When it is cancelled, it may be carried out all the same.
+    Raises NotFound, DrainRefused, or Busy while the master is in safe mode. Cancelled,
+    it may still be carried out.
     """
     server = master.replica_map.find_server(request.server)
     if request.cancel:
-        await _set(master, server, NO)
+        await _set(master, server, NOT_DRAINING)
     else:
         await _drain(master, server, request.fewer_racks)
     return DrainReply(id=0, server=master.server_status(server))
 
 
 async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
-    """Have the chunkserver carry it out; what it says to that is returned, or raised.
+    """Have the chunkserver carry out the order; returns its reply or raises its error.
 
-    Raises NotFound, ReplicaUnavailable if the server is not connected, DeadlineExceeded.
+    Raises NotFound, DeadlineExceeded, ReplicaUnavailable if the server is not connected, or
+    loses its connection meanwhile: then it may have carried the order out.
     """
     server = master.replica_map.find_server(request.server)
     if server.rpc is None:
@@ -48,10 +49,17 @@ async def order_disk(master: Master, request: DiskOrder) -> DiskOrderReply:
             f"chunkserver {server.id} is {server.state}: it reads all its disks when it is started"
         )
     order = DiskOrder(0, server.id, request.path, request.action)
-    reply, _ = await server.rpc.call(order, seconds=DISK_ORDER_SECONDS)
+    try:
+        reply, _ = await server.rpc.call(order, seconds=DISK_ORDER_SECONDS)
+    except ConnectionError as error:
+        raise ReplicaUnavailable(
+            f"no answer from chunkserver {server.id}, which may have carried out the order: "
+            f"{error}; look at gfs status --disks before you repeat it",
+            server.id,
+        ) from error
     if not isinstance(reply, DiskOrderReply):
         raise ProtocolError(f"{type(reply).__name__} as the answer to an order")
-    master.registration.set_disks(server, reply.disks)
+    master.membership.set_disks(server, reply.disks)
     return DiskOrderReply(id=0, disks=reply.disks)
 
 
@@ -74,12 +82,13 @@ async def _set(master: Master, server: Server, draining: int) -> None:
 
 
 def plan_drain(txn: Txn, server_id: str, draining: int) -> Planned:
-    """Also for a server in that state already, or removed meanwhile."""
+    """Plan the change of state. The server may have that state already, or may have
+    been removed."""
     return DrainSet(server_id, draining), Done(id=0)
 
 
 async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
-    """Raise unless everything can be at its goal without ``server``."""
+    """Raise unless all chunks can be at their goal without ``server``."""
     if master.replica_map.in_safe_mode:
         raise Busy("the master is in safe mode and does not know all replicas yet: try again")
     if server.state != LIVE or not server.registered:
@@ -97,9 +106,9 @@ async def _check(master: Master, server: Server, fewer_racks: bool) -> None:
         for handle, goal, length in part:
             needs.add(goal, length, master.locations.get(handle))
         await trio.lowlevel.checkpoint()
-    keepers = [Remaining(each.index, each.rack, each.free_bytes) for each in staying]
+    remaining = [Remaining(each.index, each.rack, each.free_bytes) for each in staying]
     new_goal = master.settings.replication
-    reason = why_not(needs, keepers, server.rack, new_goal, fewer_racks=fewer_racks)
+    reason = why_not(needs, remaining, server.rack, new_goal, fewer_racks=fewer_racks)
     if reason:
         raise DrainRefused(f"chunkserver {server.id} cannot be drained: {reason}")
 
@@ -122,7 +131,7 @@ def _all_chunks(master: Master) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def drained(master: Master) -> list[Server]:
-    """Servers that have come to be empty."""
+    """The draining servers that have become empty."""
     if not master.servers.draining:
         return []
     draining = [server for server in master.servers.all() if server.draining == DRAINING]

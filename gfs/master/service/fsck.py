@@ -1,7 +1,7 @@
 """Pages of a walk over files and their chunks, for ``gfs fsck`` and ``locate``.
 
-The walk is in constant memory: all it needs to go on is in the cursor, which
-the client holds. A page is bounded in chunks, in bytes, and in entries met.
+The walk needs constant memory: its whole state is in the cursor, which the client
+keeps. A page is bounded in chunks, in bytes, and in visited entries.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import msgspec
 
 from gfs.errors import InvalidArgument
 from gfs.master.master import Master
-from gfs.master.metadata import lookups
+from gfs.master.metadata import Txn, lookups
 from gfs.master.metadata.namespace import find, inode_row
 from gfs.master.metadata.paths import join, parse
 from gfs.master.metadata.rows import KIND_FILE
-from gfs.master.metadata.store import Txn
-from gfs.master.replicas.addresses import AddressBook
+from gfs.master.tables import AddressBook
 from gfs.protocol.messages import FsckChunk, FsckPage, FsckPageReply
 
-#: Entries met in one slice of a walk: a few milliseconds.
+#: Entries visited in one slice of a walk: a few milliseconds.
 WALK_SLICE = 500
 
 
@@ -76,7 +75,8 @@ class FsckWalk:
         return self._reply(None)
 
     def _go_on_with_file(self) -> bool:
-        """The file the last page ended in; False if this one does as well."""
+        """Continue with the file in which the last page ended; False if this page ends
+        in it, too."""
         segments = self._root + self._cursor.segments
         found = find(self._txn, segments)
         row = None if found is None else inode_row(self._txn, found[0])
@@ -88,7 +88,7 @@ class FsckWalk:
         return self._cursor.chunk < 0
 
     def _take_file(self, segments: list[bytes], inode: int, length: int, first: int) -> int:
-        """Take chunks while there is room: the first one left, or -1."""
+        """Take chunks while there is room; returns the first that was not taken, or -1."""
         path = join(segments)
         for chunk in lookups.file_chunks(self._txn, inode, length, first):
             if self._is_full():

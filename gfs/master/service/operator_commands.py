@@ -1,15 +1,14 @@
-"""What an operator does to repair and to chunkservers while the cluster runs: pause
-repair, change its limits, see how far it is; spare a server's replicas for a while;
-forget a server.
+"""Commands of an operator: pause and limit repair, show its progress; begin and end
+maintenance of a chunkserver; forget a chunkserver.
 
-All of these settings are rows, or counters, of the store: they outlive the master.
+All of these settings are stored in rows or counters: they survive the master.
 
-*Maintenance.* A server that is away for maintenance is not dead: its replicas count,
-nothing is copied for want of them, and nothing new is placed there. That ends by itself
-after a time, counted as the trash's is (:mod:`gfs.master.metadata.uptime`). A master that
-was started meanwhile does not know what the server holds. It does not wait for it either,
-and leaves chunks alone that lack no more replicas than such servers may have
-(:attr:`~gfs.master.replicas.servers.ServerTable.spared`).
+*Maintenance.* A server that is away for maintenance is not declared dead: its replicas
+count, its chunks are not re-replicated, and it gets no new ones. Maintenance ends by
+itself after a time in the masters' uptime (:mod:`gfs.master.metadata.uptime`). A master
+that was started meanwhile does not know the server's replicas. It does not wait for the
+server, and does not re-replicate chunks that lack no more replicas than such servers
+may have (:attr:`~gfs.master.tables.servers.ServerTable.spared`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,16 @@ from gfs.blocks import MIB
 from gfs.config import CLONES_PER_SERVER_MAX
 from gfs.errors import Busy, InvalidArgument
 from gfs.master.master import Master
+from gfs.master.metadata import Txn
 from gfs.master.metadata.namespace import Planned, chunk_row
-from gfs.master.metadata.operations import MaintenanceSet, RepairSet, ServerForgotten
-from gfs.master.metadata.store import Txn
-from gfs.master.replicas.drain import DRAINED
-from gfs.master.replicas.servers import DEAD, LIVE, Server
+from gfs.master.metadata.operations import (
+    MaintenanceSet,
+    RepairSet,
+    RestoreAccepted,
+    ServerForgotten,
+)
+from gfs.master.metadata.rows import DRAINED
+from gfs.master.tables import DEAD, LIVE, Server
 from gfs.protocol.messages import (
     Done,
     ForgetServer,
@@ -36,8 +40,8 @@ from gfs.protocol.messages import (
     RepairReply,
 )
 
-#: What can be set, from where to where; -1: as the settings say. A rate that was mistyped
-#: without its M would stop all copying.
+#: The limits of repair and their ranges; -1: the process's own setting. The lower limit
+#: of the rate is high because a rate without its M would stop all copying.
 BOUNDS = {
     "clones_per_server": (1, CLONES_PER_SERVER_MAX),
     "clones_total": (1, 10_000),
@@ -45,12 +49,12 @@ BOUNDS = {
     "bytes_per_second": (MIB, 1024 * 1024 * MIB),
 }
 MAINTENANCE_SECONDS_MAX = 7 * 24 * 3600
-#: Chunks of a rank whose lengths are looked up; of more the sum is estimated.
+#: Chunks of a rank whose lengths are looked up; with more chunks the sum is estimated.
 LENGTHS_MAX = 2_000
 
 
 async def repair(master: Master, request: Repair) -> RepairReply:
-    """As the message says; what was set is durable when this returns."""
+    """Carry out Repair; changed settings are durable when this returns."""
     if request.settings or request.paused is not None:
         for name, value in request.settings.items():
             if name not in BOUNDS:
@@ -101,6 +105,22 @@ def _repair_reply(master: Master) -> RepairReply:
     )
 
 
+async def accept_restore(master: Master) -> Done:
+    """As the message says; durable when this returns. The chunkservers report all their
+    replicas again, so that those that were kept are found."""
+    if not master.store.state.kept_below:
+        return Done(id=0)
+    await master.committer.perform(_plan_accept_restore)
+    for server in master.servers.all():
+        if server.rpc is not None:
+            server.rpc.close()
+    return Done(id=0)
+
+
+def _plan_accept_restore(txn: Txn) -> Planned:
+    return (RestoreAccepted() if txn.state.kept_below else None), Done(id=0)
+
+
 async def maintain(master: Master, request: Maintenance) -> Done:
     """As the message says; durable when this returns."""
     server = master.replica_map.find_server(request.server)
@@ -145,8 +165,8 @@ def _check_forgettable(master: Master, server: Server) -> None:
     is_away = server.state == DEAD or (server.draining == DRAINED and server.state != LIVE)
     if not is_away and master.uptime.now_ns() < server.maintenance_until_ns:
         raise InvalidArgument(
-            f"chunkserver {server.id} is under maintenance: gfs maintenance {server.id} off; when "
-            "it is gone for good it is dead soon after, and can be forgotten then"
+            f"chunkserver {server.id} is under maintenance: gfs maintenance {server.id} off; if "
+            "it is gone for good it is declared dead soon after, and can be forgotten then"
         )
     if not is_away:
         raise InvalidArgument(

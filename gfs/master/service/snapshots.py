@@ -4,27 +4,27 @@
 No byte of data is copied: the copy's files have the same chunks, each of which
 counts who has it (:mod:`gfs.master.metadata.shared_chunks`). The rows of the names are copied, in
 pieces, each a mutation of its own, so that others are served in between (100,000
-files take seconds). Meanwhile the copy has no name: readers see nothing of it until
-the last mutation gives it one.
+files take seconds). Meanwhile the copy has no name: it is invisible until the last
+mutation gives it one.
 
-What is copied stands still until then, so that it does not matter when each piece
-was copied; what is there in the end is the source as it was at the instant of that
-last mutation:
+The source does not change until then, so that it does not matter when each piece was
+copied; the copy is the source at the instant of that last mutation:
 
 * names: everything that would change an entry at or below the source, or move or
   delete it or a directory above it, is answered Busy, by the plans of
-  :mod:`gfs.master.metadata.namespace`. What is under way is in the store's counters for that.
+  :mod:`gfs.master.metadata.namespace`. For that the store's counters have the snapshots under way.
 * bytes: before a file is copied nobody gets a new lease of its chunks, or sets its
-  length (:attr:`~gfs.master.leases.table.LeaseTable.held`), and the leases there are revoked: a
-  write under way may end, those after it ask for a lease, and wait.
+  length (:attr:`~gfs.master.tables.leases.LeaseTable.held`), and existing leases are
+  revoked: a write under way may end; later ones need a lease, and wait.
 
 Afterwards a write finds that its chunk is shared, and gets a copy of it
 (:mod:`gfs.master.leases.copy_on_write`).
 
-A master that dies leaves a copy without a name. The next one finds out by comparing it with
-the source how far it is, lets no client write meanwhile, and goes on from there when the client
-asks again; so a snapshot ends also if masters die all the time. If its client does not ask
-within ``OLD_SECONDS``, it is given up, and the trash's reaper counts its chunks out again.
+A master that dies leaves a copy without a name. The next one compares it with the
+source to find out how far it is, lets no client write meanwhile, and continues when the
+client repeats its request; so a snapshot completes even if masters die repeatedly. If
+its client does not ask within ``OLD_SECONDS``, the copy is given up and reclaimed like
+a row of the trash.
 
 Rejected: copying directories when they are first changed, in constant time. It
 would make every look-up and every inode number depend on which part of which tree
@@ -50,11 +50,9 @@ from gfs.errors import (
     NotFound,
     invariant,
 )
-from gfs.master.leases.granting import Grants
-from gfs.master.leases.table import FIRST_LEASED_VERSION, Lease
+from gfs.master.leases import Grants
 from gfs.master.master import Master
-from gfs.master.metadata import lookups, shared_chunks
-from gfs.master.metadata.committer import Outcome
+from gfs.master.metadata import Outcome, Store, Txn, UnderWay, lookups, shared_chunks
 from gfs.master.metadata.namespace import (
     Place,
     Planned,
@@ -80,29 +78,28 @@ from gfs.master.metadata.rows import (
     unpack_entry,
     unpack_u64,
 )
-from gfs.master.metadata.store import Store, Txn, UnderWay
+from gfs.master.tables import FIRST_LEASED_VERSION, Lease
 from gfs.protocol.messages import Done, RevokeLease, Snapshot, SnapshotReply
 
 log = logging.getLogger(__name__)
 
 #: Entries and chunks copied in one mutation: some 5 ms.
 PIECE = 256
-#: Snapshots asked for at a time; they are made one after another.
+#: The most requested snapshots; they are made one after another.
 RUNS_MAX = 64
 #: The client gets an interim answer after this.
 ANSWER_SECONDS = 2.0
-#: A write under way may take so long to end, before it is cut off and begun anew.
+#: How long a write under way may take, before it is cut off and must be repeated.
 PATIENCE_SECONDS = 1.0
 REVOKE_SECONDS = 5.0
 REVOKES_AT_ONCE = 32
-#: Leases of a piece are ended, and grants under way have ended, within this, or the
-#: snapshot is given up.
+#: A snapshot is given up unless the leases and grants of a piece end within this.
 QUIET_SECONDS = 20.0
 POLL_SECONDS = 0.02
 ABANDON_REST_SECONDS = 0.5
 #: A snapshot that the previous master began is given up when its client has not asked again.
 OLD_SECONDS = 10.0
-#: Entries of a copy looked at in one slice.
+#: Entries of a copy that are compared in one slice.
 LOOK_SLICE = 1000
 
 
@@ -139,7 +136,7 @@ def plan_begin(txn: Txn, request: Snapshot, time_ns: int) -> tuple[SnapshotBegun
 
 
 def plan_copy(txn: Txn, pieces: list[Copied], time_ns: int) -> Planned:
-    """``pieces`` that make something get the next inode numbers."""
+    """``pieces`` that make an inode get the next inode numbers."""
     number = txn.state.next_inode
     numbered = []
     for piece in pieces:
@@ -173,7 +170,7 @@ def plan_abandon(txn: Txn, copy: int, time_ns: int) -> Planned:
 
 
 class _Chunks(NamedTuple):
-    """What is left of a file's chunks to be shared."""
+    """The chunks of a file that are not shared yet."""
 
     source: int
     copy: int
@@ -188,8 +185,8 @@ class _Directory(NamedTuple):
 
 
 class Walk:
-    """What is to be copied, piece by piece, while nothing of it changes. Holds the
-    directories it has not been in."""
+    """The entries to be copied, piece by piece, while nothing of the source changes. It
+    keeps the directories that it has not visited."""
 
     def __init__(self, source: int, copy: int, kind: int, chunks: int, piece: int = PIECE) -> None:
         self._piece = piece
@@ -206,7 +203,7 @@ class Walk:
         return not (self._chunks or self._directories)
 
     def next(self, txn: Txn) -> list[Copied]:
-        """What to copy next. Does not move on: see :meth:`copied`."""
+        """The next pieces to copy. The walk advances only with :meth:`copied`."""
         if self._chunks:
             left = self._chunks[0]
             count = min(self._piece, left.end - left.first)
@@ -225,7 +222,7 @@ class Walk:
         return pieces
 
     def copied(self, txn: Txn, pieces: list[Copied]) -> None:
-        """These were, as the operation has them."""
+        """Advance past the pieces that the operation has copied."""
         if self._chunks:
             self._more_chunks(pieces[0])
             return
@@ -235,7 +232,7 @@ class Walk:
         for piece in pieces:
             row = inode_row(txn, piece.source)
             if row is None:
-                raise AssertionError("what is copied stays")
+                raise AssertionError("the source of a snapshot does not change")
             if row.kind == KIND_DIRECTORY:
                 self.reply.directories += 1
                 self._directories.append(_Directory(piece.source, piece.copy, b""))
@@ -246,8 +243,9 @@ class Walk:
                     self._chunks.append(_Chunks(piece.source, piece.copy, piece.count, row.chunks))
 
     def resume(self, store: Store) -> Iterator[list[int]]:
-        """Go on behind what the copy has by now, as no row of the source has changed since.
-        In slices: of each, the inodes of the source that were copied."""
+        """Advance past what the copy has already, which is possible because no row of
+        the source has changed since. In slices: yields the inodes of the source that
+        were copied."""
         pending = list(self._directories)
         for left in list(self._chunks):
             with store.read() as txn:
@@ -268,7 +266,7 @@ class Walk:
                 with store.read() as txn:
                     row = inode_row(txn, of_source)
                 if row is None:
-                    raise AssertionError("what is copied stays")
+                    raise AssertionError("the source of a snapshot does not change")
                 if kind == KIND_DIRECTORY:
                     self.reply.directories += 1
                     pending.append(_Directory(of_source, of_copy, b""))
@@ -310,20 +308,20 @@ def _handles(txn: Txn, pieces: list[Copied]) -> Iterator[int]:
 
 
 class _Run:
-    """One snapshot that was asked for."""
+    """One requested snapshot."""
 
     def __init__(self, request: Snapshot) -> None:
         self.request = request
         self.reply = SnapshotReply(0, False, 0, 0, 0)
         self.outcome: Outcome | None = None
         self.ended = trio.Event()
-        #: The outcome was returned to its client.
+        #: Whether the outcome was returned to its client.
         self.is_answered = False
 
 
 class Snapshots:
-    """All snapshots of a master: one at a time, each in a task of ``nursery``, so
-    that it goes on when its client's connection does not."""
+    """All snapshots of a master: one at a time, each in a task of ``nursery``, so that
+    it continues when its client's connection ends."""
 
     def __init__(self, master: Master, grants: Grants, nursery: trio.Nursery) -> None:
         self._master = master
@@ -338,7 +336,7 @@ class Snapshots:
             nursery.start_soon(self._take_up_old)
 
     async def ask(self, request: Snapshot) -> SnapshotReply:
-        """Begin it, or look how far it is. Raises what refuses it."""
+        """Begin the snapshot, or return its progress. Raises the error that refuses it."""
         key = (request.client, request.sequence)
         run = self._runs.get(key)
         if run is None:
@@ -350,7 +348,7 @@ class Snapshots:
             return SnapshotReply(0, False, reply.files, reply.directories, reply.bytes)
         run.is_answered = True
         if isinstance(run.outcome, GfsError):
-            self._runs.pop(key, None)  # asked again, it is tried again
+            self._runs.pop(key, None)  # a repeated request tries again
             raise run.outcome
         invariant(isinstance(run.outcome, SnapshotReply), "a snapshot is answered as such")
         reply = run.outcome  # type: ignore[assignment]
@@ -404,7 +402,7 @@ class Snapshots:
             await master.committer.perform(begin)
             made = True
         finally:
-            # It may have begun also when that raised, because shadow masters lack it.
+            # It may have begun although this raised, if only shadow masters lacked it.
             if begun is not None and not made:
                 await self._abandon(begun.copy)
         if begun is None:
@@ -412,13 +410,13 @@ class Snapshots:
         return await self._make_whole(run, UnderWay(begun.source, begun.copy, begun.above), None)
 
     def _old_of(self, request: Snapshot) -> int | None:
-        """The source of what is there of this snapshot, if anything is."""
+        """The source of this snapshot's copy, if a former master has begun one."""
         with self._master.store.read() as txn:
             found = find(txn, parse(request.source)) if self._old else None
         return found[0] if found is not None and found[0] in self._old else None
 
     async def _make_whole(self, run: _Run, under_way: UnderWay, walk: Walk | None) -> Outcome:
-        """Copy what is not copied yet, and give it its name; or give it up."""
+        """Copy the rest and give the copy its name; or give it up."""
         finished = False
         try:
             await self._copy(run, under_way, walk)
@@ -434,7 +432,7 @@ class Snapshots:
         with self._master.store.read() as txn:
             row = inode_row(txn, under_way.source)
         if row is None:
-            raise AssertionError("what is copied stays")
+            raise AssertionError("the source of a snapshot does not change")
         return Walk(under_way.source, under_way.copy, row.kind, row.chunks)
 
     async def _copy(self, run: _Run, under_way: UnderWay, walk: Walk | None) -> None:
@@ -442,9 +440,9 @@ class Snapshots:
         with master.store.read() as txn:
             row = inode_row(txn, under_way.source)
         if row is None:
-            raise AssertionError("what is copied stays")
+            raise AssertionError("the source of a snapshot does not change")
         if row.kind == KIND_FILE:
-            # Its chunks are counted when nobody can add one any more.
+            # Its chunks are counted when none can be added any more.
             await self._hold([under_way.source])
             with master.store.read() as txn:
                 row = inode_row(txn, under_way.source) or row
@@ -485,8 +483,7 @@ class Snapshots:
     # --- standing still ----------------------------------------------------------------
 
     async def _hold(self, inodes: list[int]) -> bool:
-        """Nobody gets a lease of these files' chunks any more when this returns; True
-        if somebody just did."""
+        """Prevent new leases of these files' chunks; True if one was granted just now."""
         held = self._master.leases.held
         held.update(inodes)
         waited = False
@@ -499,8 +496,8 @@ class Snapshots:
         return waited
 
     async def _end_old_leases(self, pieces: list[Copied]) -> None:
-        """Who has those of a master before this one is not known, so replicas get a version
-        that no lease is for; or these leases run out."""
+        """End leases of a former master. Their primaries are not known, so the replicas
+        get a version without a lease; or the leases expire."""
         master = self._master
         fenced: set[int] = set()
         while master.now < master.leases.old_until:
@@ -555,8 +552,9 @@ class Snapshots:
             raise Busy("a lease of a file to be copied could not be revoked: try again")
 
     async def _end_lease(self, handle: int, lease: Lease, slots: trio.CapacityLimiter) -> None:
-        """Revoked; or, if its primary does not answer, worthless: the other replicas
-        have a higher version then. If there is no other, it has to run out."""
+        """Revoke a lease; or, if its primary does not answer, raise the version of the
+        other replicas, which makes the lease useless. If there is no other, it has to
+        expire."""
         master = self._master
         master.leases.revoking.add(handle)
         try:
@@ -582,10 +580,10 @@ class Snapshots:
     # --- giving up ---------------------------------------------------------------------
 
     async def _abandon(self, copy: int) -> None:
-        """Until this is done, the source stands still."""
+        """Give the copy up. Until this is done, the source cannot change."""
         master = self._master
         while True:
-            # Nobody waits for an answer, so it waits for no shadow master.
+            # Nobody waits for an answer, so it does not wait for shadow masters.
             plan = partial(plan_abandon, copy=copy, time_ns=master.clock.time_ns())
             outcome = await master.committer.ask("", 0, plan)
             if not isinstance(outcome, GfsError):
@@ -594,7 +592,7 @@ class Snapshots:
             await master.clock.sleep(ABANDON_REST_SECONDS)
 
     async def _take_up_old(self) -> None:
-        """What a master before this one began: its client asks again."""
+        """Continue snapshots that a former master began, when their clients ask again."""
         master = self._master
         async with self._turn:
             for under_way in master.store.state.snapshots:

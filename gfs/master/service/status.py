@@ -1,22 +1,21 @@
-"""The cluster at a glance, as a master or a shadow master knows it."""
+"""The state of the cluster, as a master or a shadow master knows it."""
 
 from __future__ import annotations
 
 import msgspec
 
 from gfs.master.master import Master
-from gfs.master.metadata import trash
-from gfs.master.metadata.store import Txn
-from gfs.master.replicas import trash_purge
-from gfs.master.replicas.garbage import CORRUPT
+from gfs.master.metadata import Txn, trash
+from gfs.master.rules import trash_purge
+from gfs.master.tables import CORRUPT
 from gfs.protocol.messages import ClusterTotals, MetadataSpace, ServerStatus, StatusReply
 
-#: Of a head, for the servers with their disks: some 250 disks, more if nothing is wrong.
+#: The part of a head for servers with their disks: some 250 disks, more if all are good.
 SERVERS_BYTES = 40_000
 
 
 def all_totals(master: Master, txn: Txn) -> ClusterTotals:
-    """As the operator sees them."""
+    """The totals for operators."""
     totals = cluster_totals(master, txn.count(txn.db.chunks))
     totals.trash_oldest_ns, due_ns = trash.oldest(txn, master.uptime.now_ns())
     totals.trash_until_ns = master.uptime.wall_ns(due_ns) if due_ns else 0
@@ -56,7 +55,8 @@ def cluster_totals(master: Master, chunks: int) -> ClusterTotals:
         salvages=len(master.salvage.handles) - master.salvage.hopeless,
         beyond_repair=master.salvage.hopeless,
         corrupt_kept=sum(
-            len(master.garbage.of_kind(handle, CORRUPT)) for handle in master.repair.lost
+            len(master.garbage.of_kind(handle, CORRUPT))
+            for handle in master.garbage.among(master.repair.lost)
         ),
         trash_purged=book.purged,
         trash_purged_bytes=book.purged_bytes,
@@ -89,7 +89,7 @@ def _page(master: Master, after: list[str]) -> tuple[list[ServerStatus], bool]:
 
 
 def status_reply(master: Master, txn: Txn, after: list[str]) -> StatusReply:
-    """As a master returns it."""
+    """The reply of a master."""
     servers, more = _page(master, after)
     return StatusReply(
         id=0,
@@ -107,4 +107,5 @@ def status_reply(master: Master, txn: Txn, after: list[str]) -> StatusReply:
         certificate_until_ns=master.certificate_until_ns(),
         more=more,
         trash_ms=int(master.settings.trash_seconds * 1000),
+        restored=master.store.state.kept_below > 0,
     )

@@ -1,9 +1,9 @@
 """New files: reserve, recover, reclaim, release, publish.
 
-A new file's chunks exist on chunkservers before the namespace knows of them
-(publish on close, design section 5). Until then they live in the reservation
-table. :func:`check_publish` decides whether the chunks a client wants to
-publish are where it says; the namespace decides the rest in the commit.
+A new file's chunks exist on chunkservers before the file is in the namespace. Until it
+is published they are in the reservation table. :func:`check_publish` decides whether
+the chunks that a client publishes are on the servers that it names; the namespace
+decides the rest in the commit.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ from gfs.errors import (
     ProtocolError,
     StaleVersion,
 )
-from gfs.master.leases.table import FIRST_VERSION
+from gfs.failures import plural
 from gfs.master.master import Master
 from gfs.master.metadata.namespace import check_chunk_lengths, chunk_row
 from gfs.master.metadata.operations import NewChunk
-from gfs.master.replicas.addresses import AddressBook
-from gfs.master.replicas.garbage import ORPHANED
-from gfs.master.replicas.locations import Reservation
-from gfs.master.replicas.servers import DEAD, LIVE, Server
+from gfs.master.tables import DEAD, FIRST_VERSION, LIVE, ORPHANED, AddressBook, Reservation, Server
 from gfs.protocol.attributes import check_attributes, check_digest
 from gfs.protocol.messages import (
     LOCATE_CHUNKS_MAX,
@@ -54,13 +51,13 @@ def check_replication(asked: int, default: int) -> int:
     if asked == 0:
         return default
     if not 1 <= asked <= REPLICATION_MAX:
-        raise InvalidArgument(f"a replication of {asked}: 1 to {REPLICATION_MAX} are possible")
+        raise InvalidArgument(f"a replication of {asked}: it must be 1 to {REPLICATION_MAX}")
     return asked
 
 
 def reserve(master: Master, request: Reserve) -> ReserveReply:
-    """Handles and servers for new chunks; fewer than asked for if the reply
-    would be too large otherwise, never none."""
+    """Handles and servers for new chunks; fewer than requested if the reply would
+    otherwise be too large, but at least one."""
     if not 1 <= request.count <= LOCATE_CHUNKS_MAX:
         raise InvalidArgument(f"{request.count} chunks at once: 1 to {LOCATE_CHUNKS_MAX}")
     replication = check_replication(request.replication, master.settings.replication)
@@ -68,9 +65,13 @@ def reserve(master: Master, request: Reserve) -> ReserveReply:
     avoid = frozenset(request.avoid)
     book = AddressBook()
     chunks: list[ChunkLocation] = []
+    chosen: list[Server] = []
     while len(chunks) < request.count and (not chunks or book.room > 0):
         try:
-            chosen = master.new_chunks.place(replication, avoid, "a new chunk")
+            if chosen and request.together:
+                master.new_chunks.place_beside(chosen)
+            else:
+                chosen = master.new_chunks.place(replication, avoid, "a new chunk")
             handle = master.reservations.new_handle()
         except (Busy, NotEnoughChunkservers):
             if chunks:
@@ -136,17 +137,17 @@ def _without(
         # Kept as orphans for the grace: their servers may come back with them.
         master.collector.give_up_reservation(request.handle, at_once=False)
         raise ChunkUnavailable(
-            f"no chunkserver that holds chunk {request.handle:x} can be reached: "
+            f"no chunkserver that has chunk {request.handle:x} can be reached: "
             "write this part again"
         )
     version = max(request.version, reservation.version) + 1
-    # A server that acknowledges a write of the new version has the replica for sure.
+    # A server that acknowledges a write of the new version certainly has the replica.
     nobody: frozenset[int] = frozenset()
     return reservation._replace(version=version, servers=left, doubted=nobody, absent=nobody)
 
 
 def release(master: Master, request: Release) -> None:
-    """Handles of others, or that are none of the client's any more, are passed over."""
+    """Release reservations of the client; other handles are ignored."""
     for handle in request.handles:
         reservation = master.reservations.get(handle)
         if (
@@ -162,7 +163,7 @@ def decode_chunks(body: bytes, servers: list[str]) -> list[PublishedChunk]:
     try:
         chunks = _chunks.decode(body) if body else []
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ProtocolError(f"the list of chunks cannot be read: {error}") from None
+        raise ProtocolError(f"the list of chunks cannot be decoded: {error}") from None
     count = len(servers)
     for chunk in chunks:
         if not (0 < chunk.version <= VERSION_MAX and chunk.length >= 0):
@@ -174,11 +175,12 @@ def decode_chunks(body: bytes, servers: list[str]) -> list[PublishedChunk]:
 
 
 def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
-    """Make reservations again that a master before this one gave.
+    """Restore reservations of a former master.
 
-    What was published, released or reserved by another meanwhile stays so. The
-    client may have been away for long and its replicas collected: only those
-    that were reported, and not ordered deleted since, are not doubted.
+    Chunks that were published, released or reserved by another client meanwhile are
+    left as they are. The client may have been away for long and its replicas collected:
+    all replicas are doubted, except those that were reported and not ordered deleted
+    since.
     """
     now = master.now
     chunks = decode_chunks(body, request.servers)
@@ -202,7 +204,7 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
                 and not master.garbage.was_ordered(server.index, handle, now)
             ]
             if not servers:
-                continue  # collected everywhere, or just about to be
+                continue  # collected everywhere, or about to be
             doubted = frozenset(i for i in servers if master.garbage.at(i, handle) is None)
             for index in servers:
                 master.garbage.drop(index, handle)
@@ -217,21 +219,21 @@ def reclaim(master: Master, request: Reclaim, body: bytes) -> None:
 
 
 class Upload:
-    """Chunks about to be published: checked, and not yet committed."""
+    """Chunks that are to be published: checked, and not yet committed."""
 
     def __init__(self, replication: int) -> None:
         self.replication = replication
         self.chunks: list[NewChunk] = []
-        #: Who holds them, in the same order.
+        #: The holders of each, in the same order.
         self.holders: list[tuple[int, ...]] = []
 
 
 def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
-    """May these chunks become a file?
+    """Check that these chunks may become a file.
 
-    Raises ProtocolError or InvalidArgument for what can never be published,
-    Busy while a restarted master still has to hear of them or asks for them,
-    and ChunkUnavailable if they are gone.
+    Raises ProtocolError or InvalidArgument for chunks that can never be published, Busy
+    while a restarted master waits for reports of them or has them verified, and
+    ChunkUnavailable if they are gone.
     """
     check_digest(request.digest)
     check_attributes(request.attributes)
@@ -249,15 +251,16 @@ def check_publish(master: Master, request: Publish, body: bytes) -> Upload:
             server.index: server for at in chunk.servers if (server := named[at]) is not None
         }
         if not chunk.servers:
-            raise InvalidArgument(f"chunk {chunk.handle:x} was acknowledged by no chunkserver")
+            raise InvalidArgument(f"chunk {chunk.handle:x} was not acknowledged by any chunkserver")
         upload.holders.append(_holders(master, request.client, chunk, claimed))
         upload.chunks.append(NewChunk(chunk.handle, chunk.version, chunk.length))
     return upload
 
 
 def _resolve_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
-    """Have the servers asked for what is doubted. Raises Busy until they answered;
-    one that cannot be asked is not waited for, and does not count as a holder."""
+    """Have the servers asked for doubted replicas. Raises Busy until they have
+    answered; a server that is not connected is not waited for, and does not count as a
+    holder."""
     waiting = 0
     for chunk in chunks:
         reservation = master.reservations.get(chunk.handle)
@@ -268,14 +271,15 @@ def _resolve_doubts(master: Master, chunks: list[PublishedChunk]) -> None:
                 waiting += 1
     if waiting:
         raise Busy(
-            f"{waiting} replicas are being verified, as their chunkservers restarted: try again"
+            f"{plural(waiting, 'replica')} must be verified after a restart of a chunkserver: "
+            "try again"
         )
 
 
 def _holders(
     master: Master, client: str, chunk: PublishedChunk, claimed: dict[int, Server]
 ) -> tuple[int, ...]:
-    """Which of the claimed servers hold the chunk, as far as can be known."""
+    """The named servers that have the chunk, as far as is known."""
     handle = chunk.handle
     master.reservations.check_handle(handle)
     reservation = master.reservations.get(handle)
@@ -287,7 +291,7 @@ def _holders(
                 f"chunk {handle:x} was recovered meanwhile, to version {reservation.version}"
             )
         excluded = reservation.doubted | reservation.absent
-        # Of those named when it was brought back, only these may still have it.
+        # Of the servers named when it was reclaimed, only these may still have it.
         holders = tuple(
             index
             for index in reservation.servers
@@ -307,25 +311,25 @@ def _holders(
     if master.replica_map.in_safe_mode:
         raise Busy(f"the master is in safe mode: chunk {handle:x} is not reported yet: try again")
     raise ChunkUnavailable(
-        f"chunk {handle:x} is on no chunkserver that can be reached: write this part again"
+        f"no chunkserver that has chunk {handle:x} can be reached: write this part again"
     )
 
 
 def is_published(master: Master, upload: Upload) -> bool:
-    """Its commit was made, though it is not acknowledged."""
+    """Whether its commit was made, although it is not acknowledged."""
     with master.store.read() as txn:
         return bool(upload.chunks) and chunk_row(txn, upload.chunks[0].handle) is not None
 
 
 def published(master: Master, upload: Upload) -> None:
-    """The file is in the namespace: what held its chunks are locations now."""
+    """After the commit: the holders of the chunks become locations."""
     for new, holders in zip(upload.chunks, upload.holders, strict=True):
         handle = new.handle
         reservation = master.reservations.pop(handle)
         for index in holders:
             server = master.servers.get(index)
             master.garbage.drop(index, handle)
-            # It died while this was committed, or came back without the replica.
+            # The server died during the commit, or came back without the replica.
             if server.state == DEAD or (reservation is not None and index in reservation.absent):
                 continue
             untold = server.reported is not None and handle not in server.reported
@@ -337,6 +341,8 @@ def published(master: Master, upload: Upload) -> None:
         if (
             len(master.locations.get(handle)) != upload.replication
             or handle in master.garbage.replicas
+            # A server may have reported its replica before, while shadow masters were waited for.
+            or master.repair.is_known(handle)
             # A server may have been drained since the chunk was placed.
             or not master.servers.draining.isdisjoint(holders)
         ):

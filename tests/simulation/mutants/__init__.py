@@ -33,7 +33,8 @@ PATIENCE_SECONDS = 3600
 #: How a run that failed may have failed: see ``..run`` (which cannot be imported here, since
 #: it makes everything small).
 CATCHING = ("a promise is broken", "no end")
-_SKIPPED = shutil.ignore_patterns("__pycache__", ".*", "mutants")
+#: Not what is compiled: that is good for all files but those that a patch makes newer.
+_SKIPPED = shutil.ignore_patterns(".*", "mutants", "test_mutants.py")
 
 
 class NotJudged(Exception):
@@ -87,7 +88,13 @@ def copy_source(tree: Path) -> None:
     """What the simulation consists of, to be changed."""
     shutil.copytree(ROOT / "gfs", tree / "gfs", ignore=_SKIPPED)
     shutil.copytree(ROOT / "tests" / "simulation", tree / "tests" / "simulation", ignore=_SKIPPED)
+    shutil.copy(ROOT / "tests" / "share.py", tree / "tests")
     shutil.copy(ROOT / "pyproject.toml", tree)
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """That of a command which runs what is in ``tree``."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([f"{tree}", f"{tree / 'tests'}"])}
 
 
 def judge(mutant: Mutant, tree: Path, seeds: int, jobs: int) -> Verdict:
@@ -120,7 +127,7 @@ def _run(command: list[str], tree: Path, more: dict[str, str] | None = None) -> 
         done = subprocess.run(
             [sys.executable, *command],
             cwd=tree,
-            env={**os.environ, **(more or {}), "PYTHONPATH": str(tree)},
+            env=environment(tree) | (more or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,20 +1,20 @@
-"""Kubernetes' API: every call that is made of it, with the ``kubernetes`` client.
+"""The calls of Kubernetes' API, with the ``kubernetes`` client.
 
-The client blocks, so its calls run in threads: so many at once, each with a deadline. A
-caller that is cancelled, or whose deadline has come, goes on at once; the thread is left
-behind until the client's own timeouts end it, and counts for as long. What a call that
-was left has done is not known; all of them may be repeated.
+The client blocks, so its calls run in threads, a limited number at once, each with a
+deadline. A caller that is cancelled, or whose deadline has passed, goes on at once; its
+thread is abandoned until the client's own timeouts end it, and counts until then. Whether
+an abandoned call took effect is not known; all of them may be repeated.
 
 Objects are sent as manifests, by server-side apply: the same call makes an object and
-corrects one, takes away what is not desired any more, and leaves alone what others add
+changes one, removes fields that are not desired any more, and keeps fields of others
 (a Service's node ports, a controller's annotations). They are decoded from the answers'
 bytes into :mod:`control.compute.kubernetes.shapes`: the client's own models would cost
 ten times the time and memory.
 
-What streams (exec, logs, watches) is in :mod:`control.compute.kubernetes.client.streams`.
+Streams (exec, logs, watches) are in :mod:`control.compute.kubernetes.client.streams`.
 
-Raises, all of it: Refused for an answer that is an error, BackendUnavailable when there
-is none.
+All calls raise Refused if the answer is an error, and BackendUnavailable if there is no
+answer.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ __all__ = ["ANSWER_BYTES_MAX", "Api", "Endpoint"]
 FIELD_MANAGER = "gfs-control"
 APPLY = "application/apply-patch+yaml"
 THREADS = 16
-#: A call from first to last, reading credentials again included.
+#: How long a call may take, including reading the credentials again.
 SECONDS = 30.0
 CONNECT_SECONDS = 10.0
-#: Credentials that are refused are read again so often.
+#: How often refused credentials are read again.
 RELOAD_SECONDS = 10.0
 #: 500 pods are about 3 MiB.
 PAGE_ITEMS = 500
@@ -69,20 +69,20 @@ ItemT = TypeVar("ItemT", Namespace, Node, Pod, Service)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where and how a stream is opened."""
+    """Where and how to open a stream."""
 
     host: str
     port: int
-    #: In front of every path; for clusters behind somebody's gateway.
+    #: A prefix of every path, for clusters behind a gateway.
     prefix: str
     #: None: without TLS.
     tls: ssl.SSLContext | None
-    #: Whom the certificate must be of.
+    #: The host name that the certificate must have.
     server_name: str
     authorization: str
-    #: "": none; else its address.
+    #: The address of the proxy; "" for none.
     proxy: str
-    #: Whose credentials these are, for ``Api.renew``.
+    #: The client that has these credentials, for ``Api.renew``.
     client: object
 
 
@@ -93,12 +93,12 @@ class _Client:
         from kubernetes import client
         from urllib3 import make_headers
 
-        # One attempt: who calls us decides whether there is another.
+        # One attempt: our caller decides whether there is another.
         configuration.retries = 0
         configuration.connection_pool_maxsize = THREADS
         self.proxy = _proxy(configuration)
         if password := urlsplit(self.proxy).password:
-            # The client leaves what is in the address to us.
+            # The client does not read the user and password in the address.
             who = f"{unquote(urlsplit(self.proxy).username or '')}:{unquote(password)}"
             configuration.proxy_headers = make_headers(proxy_basic_auth=who)
         self.configuration = configuration
@@ -130,10 +130,10 @@ class _Client:
 
 
 class Api:
-    """Calls. The client is made, and credentials are read, at the first."""
+    """The calls. The first one creates the client and reads the credentials."""
 
     def __init__(self, find: Callable[[], Source]) -> None:
-        """``find`` says where credentials are; it is asked again when they are refused."""
+        """``find`` returns where the credentials are; it is called again when they are refused."""
         self._find = find
         self._limiter = trio.CapacityLimiter(THREADS)
         self._connecting = trio.Lock()
@@ -146,11 +146,11 @@ class Api:
             self._client.close()
             self._client = None
 
-    # --- what we may --------------------------------------------------------------------
+    # --- rights -------------------------------------------------------------------------
 
     async def rights(self, namespace: str) -> Rights:
-        """What we are allowed in a namespace, which need not exist: as much of it as the
-        cluster can list."""
+        """Our rights in a namespace, which need not exist, as far as the cluster can list
+        them."""
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectRulesReview",
@@ -162,7 +162,8 @@ class Api:
         return _decode(answer, RulesReview).status
 
     async def may(self, group: str, resource: str, verb: str) -> bool:
-        """In all namespaces. ``resource`` may be ``resource/subresource``."""
+        """Whether we have a right in all namespaces. ``resource`` may be
+        ``resource/subresource``."""
         name, _, subresource = resource.partition("/")
         asked = {"group": group, "resource": name, "subresource": subresource, "verb": verb}
         body = {
@@ -197,18 +198,18 @@ class Api:
         await self._ask(lambda client: client.core.patch_namespace(name, manifest, **_APPLIED))
 
     async def delete_namespace(self, name: str, uid: str) -> None:
-        """Begin to delete that very one."""
+        """Begin to delete the namespace with this uid."""
         body = {"preconditions": {"uid": uid}}
         with _or_none():
             await self._ask(lambda client: client.core.delete_namespace(name, body=body, **_RAW))
 
-    # --- what is in them ----------------------------------------------------------------
+    # --- objects ------------------------------------------------------------------------
 
     async def apply(self, manifest: Manifest) -> None:
         await self._apply(manifest)
 
     async def rehearse(self, workload: Manifest) -> Workload:
-        """What a workload would be if it were applied."""
+        """The workload that an apply would create, without creating it."""
         return _decode(await self._apply(workload, dry_run="All"), Workload)
 
     async def _apply(self, manifest: Manifest, **more: str) -> bytes:
@@ -239,7 +240,7 @@ class Api:
         return False
 
     async def warnings(self, namespace: str) -> list[Event]:
-        """Some of what Kubernetes complained about lately in a namespace."""
+        """Recent warnings of Kubernetes in a namespace."""
         answer = await self._ask(
             lambda client: client.core.list_namespaced_event(
                 namespace, field_selector="type=Warning", limit=EVENTS_MAX, **_RAW
@@ -248,7 +249,7 @@ class Api:
         return [_decode(item, Event) for item in _decode(answer, Page).items]
 
     async def metrics(self, namespace: str, pod: str) -> PodMetrics | None:
-        """None where there is no metrics server, or it knows nothing of it yet."""
+        """The metrics of a pod; None if there is no metrics server or it has none yet."""
         with _or_none():
             answer = await self._ask(
                 lambda client: client.custom.get_namespaced_custom_object(
@@ -261,9 +262,9 @@ class Api:
     async def list(
         self, kind: type[ItemT], labels: str, page_items: int = PAGE_ITEMS
     ) -> tuple[list[ItemT], str]:
-        """All that have these labels, page by page, and the version to watch from.
+        """All objects with these labels, page by page, and the version to watch from.
 
-        Raises Refused with 410 if it took so long that the next page is not known any more.
+        Raises Refused with 410 if it took so long that the next page has expired.
         """
         found: list[ItemT] = []
         where: dict[str, Any] = {"label_selector": labels, "limit": page_items, **_RAW}
@@ -293,8 +294,8 @@ class Api:
         )
 
     async def renew(self, refused: object) -> bool:
-        """Credentials (``Endpoint.client``) were refused: read them again. False if that
-        was done a moment ago."""
+        """Read credentials again after those of ``refused`` (``Endpoint.client``) were refused.
+        Returns False if that was done a moment ago."""
         async with self._connecting:
             if self._client is not refused:
                 return True
@@ -303,7 +304,7 @@ class Api:
             await self._load()
             return True
 
-    # --- how ----------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------
 
     async def _ask(self, call: Callable[[_Client], Any]) -> bytes:
         try:
@@ -328,7 +329,7 @@ class Api:
         return self._client
 
     async def _load(self) -> None:
-        """The caller holds the lock. Calls under way keep the client they have."""
+        """Read the credentials. The caller holds the lock; calls under way keep their client."""
         source = self._find()
         self._loaded_at = trio.current_time()
         client = await self._in_thread(lambda: _Client(load(source)))
@@ -339,7 +340,7 @@ class Api:
         return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
 
 
-#: The answer itself, not a model made of it.
+#: The options that make the client return the bytes of an answer instead of a model.
 _RAW: dict[str, Any] = {
     "_preload_content": False,
     "_request_timeout": (CONNECT_SECONDS, SECONDS),
@@ -353,7 +354,7 @@ _APPLIED: dict[str, Any] = {
 
 
 def _answer(client: _Client, call: Callable[[_Client], Any]) -> bytes:
-    """The body of an answer. In a thread."""
+    """The body of an answer. Runs in a thread."""
     import urllib3
     from kubernetes.client import ApiException
 
@@ -379,7 +380,7 @@ def _answer(client: _Client, call: Callable[[_Client], Any]) -> bytes:
 
 
 def _short(error: object) -> str:
-    """Without the objects that urllib3 puts in front."""
+    """The error without the objects that urllib3 puts before it."""
     text = " ".join(str(error).split())
     return text.rpartition("object at 0x")[2].partition(">: ")[2] or text
 
@@ -388,8 +389,8 @@ def _connections(configuration: Configuration) -> Any:
     from kubernetes import client
 
     class Connections(client.ApiClient):
-        """Writes YAML where it is wanted; the client would write any JSON, as if all of that
-        were YAML."""
+        """Writes YAML where it is required; the client would write JSON, not all of which is
+        YAML."""
 
         def call_api(
             self,
@@ -408,7 +409,7 @@ def _connections(configuration: Configuration) -> Any:
 
 
 def _tls(configuration: Configuration) -> ssl.SSLContext:
-    """The same trust as that of the client's calls."""
+    """The same TLS settings as those of the client's calls."""
     from urllib3.util.ssl_ import create_urllib3_context
 
     context = create_urllib3_context(
@@ -428,7 +429,7 @@ def _tls(configuration: Configuration) -> ssl.SSLContext:
 
 
 def _proxy(configuration: Configuration) -> str:
-    """The same as that of the client's calls."""
+    """The same proxy as that of the client's calls."""
     from kubernetes.client.rest import should_bypass_proxies
 
     if not configuration.proxy or should_bypass_proxies(
@@ -442,12 +443,12 @@ def _decode(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.DecodeError as error:
-        raise BackendUnavailable(f"the cluster's answer makes no sense: {error}") from None
+        raise BackendUnavailable(f"the cluster's answer cannot be read: {error}") from None
 
 
 @contextlib.contextmanager
 def _or_none() -> Iterator[None]:
-    """What is not there is no error."""
+    """Ignore the error that an object does not exist."""
     try:
         yield
     except Refused as refused:

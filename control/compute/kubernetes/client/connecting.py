@@ -1,5 +1,5 @@
-"""A connection to the API server, straight or through a proxy, with TLS where it is asked
-for: what :mod:`control.compute.kubernetes.client.streams` speaks over."""
+"""Connections to the API server, direct or through a proxy, with TLS if it is configured,
+for :mod:`control.compute.kubernetes.client.streams`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["Connection", "connect"]
 
 Connection = trio.SocketStream | trio.SSLStream[trio.abc.Stream]
 
-#: How much the system keeps of what we have not read; with the same at the other end, what
-#: a command prints ahead of its reader.
+#: The socket's receive buffer. With the one at the other end it is how much a command
+#: prints ahead of its reader.
 SYSTEM_BYTES = 128 * 1024
 #: Seconds of silence, between probes, and how many probes.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -69,7 +69,7 @@ async def _secure(
 
 
 async def _tunnel(proxy: SplitResult, authority: str) -> Connection:
-    """Through an HTTP proxy: CONNECT, and from then on as if it were not there."""
+    """Connect through an HTTP proxy, with CONNECT."""
     host = proxy.hostname or ""
     if proxy.scheme not in ("http", "https"):
         raise BackendUnavailable(f"terminals cannot go through a proxy of type {proxy.scheme}")
@@ -85,7 +85,7 @@ async def _tunnel(proxy: SplitResult, authority: str) -> Connection:
         raise
     if not 200 <= status < 300:
         await trio.aclose_forcefully(connection)
-        raise BackendUnavailable(f"the proxy {host} does not connect us: status {status}")
+        raise BackendUnavailable(f"the proxy {host} refused to connect: status {status}")
     return connection
 
 

@@ -1,14 +1,14 @@
-"""Where the cluster is, and who we are there.
+"""The address of the cluster and our credentials.
 
-Looking for credentials takes a few file names and no import, so a machine that has none
-pays nothing for it; reading them is left to the ``kubernetes`` client, which knows
-tokens, certificates, plug-ins and what a pod is given. Files are found in the order that
-the client itself has: the setting, ``KUBECONFIG``, ``~/.kube/config``, what a pod has.
+Looking for credentials checks a few file names and imports nothing, so it costs a machine
+without any nothing; the ``kubernetes`` client reads them, which knows
+tokens, certificates, plug-ins and the token of a pod. They are looked for in the client's
+own order: the setting, ``KUBECONFIG``, ``~/.kube/config``, the token of a pod.
 
-Credentials get old. A pod's token is read again every minute, and a plug-in's when it
-says so: by the client's own hook, before each request. Everything else (a file with
-another token, a renewed certificate) is read again when the cluster no longer accepts
-what we have, see :mod:`control.compute.kubernetes.client.api`.
+Credentials expire. A pod's token is read again every minute, and a plug-in's when the
+plug-in says so, by the client's own hook before each request. Other credentials (a file with
+another token, a renewed certificate) are read again when the cluster no longer accepts the
+old ones, see :mod:`control.compute.kubernetes.client.api`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ HOW = (
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where credentials are. ``str()`` is for messages."""
+    """Where the credentials are. ``str()`` is for messages."""
 
     #: Names of files, as ``KUBECONFIG`` has them; "" in a pod.
     files: str
-    #: Of the file; "": the one that it calls current.
+    #: The context in the file; "": the current one.
     context: str = ""
 
     def __str__(self) -> str:
@@ -50,7 +50,8 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def find(kubeconfig: str, context: str, environ: Mapping[str, str] = os.environ) -> Source:
-    """Raises BackendUnavailable, in words that say what to do, if there are none."""
+    """Find the credentials. If there are none, raises BackendUnavailable, which says what to
+    do."""
     if kubeconfig:
         if not _exists(kubeconfig):
             raise BackendUnavailable(f"there is no file {kubeconfig}: {HOW}")
@@ -59,15 +60,16 @@ def find(kubeconfig: str, context: str, environ: Mapping[str, str] = os.environ)
         if _exists(files):
             return Source(files, context)
     if context:
-        raise BackendUnavailable(f"context {context}, but no kubeconfig file that has it: {HOW}")
+        raise BackendUnavailable(f"no kubeconfig file has the context {context}: {HOW}")
     if environ.get(HOST) and TOKEN.is_file():
         return Source("")
     raise BackendUnavailable(f"there are no credentials of a cluster: {HOW}")
 
 
 def load(source: Source) -> Configuration:
-    """Read them. Blocks: files, and plug-ins that are programs. Raises BackendUnavailable."""
-    # Only here: it takes half a second and 30 MB.
+    """Read the credentials. Blocks on files, and on plug-ins that are programs. Raises
+    BackendUnavailable."""
+    # Imported only here, since it takes half a second and 30 MB.
     from kubernetes import client, config
 
     loading: Any = config
@@ -83,15 +85,15 @@ def load(source: Source) -> Configuration:
         else:
             loading.load_incluster_config(client_configuration=found)
     except Exception as error:
-        # Whatever is wrong with a file: the loader looks into it without checking it.
+        # Any exception may come, since the loader does not check the file.
         said = " ".join(str(error).split()) or type(error).__name__
         raise BackendUnavailable(f"{source} cannot be used: {said}") from error
     return found
 
 
 def authorization(configuration: Any) -> str:
-    """The header, "" for none (a client certificate is enough). Blocks: it may be time to
-    read a token again. Raises what ``load`` does."""
+    """The header; "" if there is none (a client certificate is enough). Blocks, since it may
+    read a token again. Raises BackendUnavailable."""
     try:
         for setting in configuration.auth_settings().values():
             if setting["in"] == "header" and setting["value"]:

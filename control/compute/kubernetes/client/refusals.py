@@ -1,15 +1,15 @@
-"""Refusals of the API server, and what follows from each.
+"""Refusals of the API server, and their consequences.
 
 =============================  ========================================================
-answer                         what follows
+answer                         consequence
 =============================  ========================================================
-401                            read the credentials again, once; then try later
-403 by RBAC                    try later: the message says what to grant
-403 in a namespace that ends   try later
-403 by a quota or a policy     it is impossible, and the user reads why
-404, 409                       try later, where the caller did not expect it
+401                            read the credentials again, once; then retry later
+403 by RBAC                    retry later: the message says what to grant
+403 in a namespace that ends   retry later
+403 by a quota or a policy     it is impossible, and the user gets the reason
+404, 409                       retry later, unless the caller expects it
 400, 405, 406, 415, 422 …      it is impossible
-408, 429, 5xx, no answer       try later
+408, 429, 5xx, no answer       retry later
 =============================  ========================================================
 """
 
@@ -29,14 +29,14 @@ __all__ = ["Refused", "translated"]
 
 TEXT_LENGTH_MAX = 500
 GRANT = "grant the roles of control/compute/kubernetes/rbac.yaml"
-#: What the authorizers say: User "x" cannot create resource "pods" in API group "" …, or
-#: nothing, where an apply would have made the object.
+#: The text of authorizers: User "x" cannot create resource "pods" in API group "" …; it ends
+#: early where an apply would have created the object.
 _RIGHTS = re.compile(r'cannot \w+ (resource|path) "|is forbidden:$')
 _LATER = {404, 408, 409, 410, 429}
 
 
 class Refused(Exception):
-    """The API server answered with an error. ``str()`` is what it said, in one line."""
+    """The API server answered with an error. ``str()`` is its message, in one line."""
 
     def __init__(self, status: int, problem: Problem) -> None:
         super().__init__(problem.message or f"status {status}")

@@ -1,11 +1,11 @@
 """WebSockets to the API server: for exec, for logs, and for watches.
 
-All that streams is read by trio itself: so it can be cancelled at any moment, costs no
-thread, and a reader that is slow slows the sender through TCP, with no more in between
-than a message or two. Kubernetes serves each of its streams as a WebSocket too.
+Trio reads all streams, so they can be cancelled at any moment and need no
+thread, and a slow reader slows down the sender through TCP, with no more in between
+than a message or two. Kubernetes serves each of its streams as a WebSocket, too.
 
-A peer that is gone without a word shows by the system's keep-alive within half a minute;
-watches also ask by pings.
+The kernel's keep-alive detects a peer that vanished within half a minute; watches also
+send pings.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ async def open_stream(
     """A WebSocket at ``path``.
 
     Args:
-        protocols: Of which one is chosen; the best first.
-        messages: How many are kept unread.
+        protocols: The subprotocols to choose from, the best first.
+        messages: How many unread messages are kept.
 
     Raises:
-        Refused: The API server says no.
-        BackendUnavailable: It does not answer in :data:`OPEN_SECONDS`.
+        Refused: The API server refuses it.
+        BackendUnavailable: The server does not answer within :data:`OPEN_SECONDS`.
     """
     target = f"{path}?{urlencode(list(query))}"
     offered = list(protocols)
@@ -72,8 +72,8 @@ async def open_stream(
 
 
 class _Noticing:
-    """A stream that announces its end: who waits for an answer to the opening would not
-    notice otherwise."""
+    """A stream that reports its end: a task that waits for the answer to the handshake would
+    not notice it otherwise."""
 
     def __init__(self, stream: trio.abc.Stream, ended: Callable[[], None]) -> None:
         self._stream = stream
@@ -93,7 +93,7 @@ class _Noticing:
 
 
 async def _endpoint(api: Api) -> Endpoint:
-    # The first time it loads the client, and credentials may come from a plug-in.
+    # The first call loads the client, and credentials may come from a plug-in.
     with _deadline(SECONDS):
         return await api.endpoint()
 
@@ -149,8 +149,8 @@ def _deadline(seconds: float = OPEN_SECONDS) -> Iterator[None]:
 
 
 def _the_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure that counts. What the caller raised, or how the connection broke: the
-    rest was only cancelled because of it."""
+    """The cause of the failure: the caller's own error, or that of the connection; the other
+    tasks were cancelled because of it."""
     leaves = list(_leaves(group))
     chosen = next((each for each in leaves if not isinstance(each, trio.Cancelled)), leaves[0])
     if isinstance(chosen, trio_websocket.ConnectionRejected):

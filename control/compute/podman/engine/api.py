@@ -1,4 +1,4 @@
-"""The calls of Podman's REST API that we need, with types. One call each, no decisions."""
+"""The calls of Podman's REST API that we need, with types. They make no decisions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import msgspec
 import trio
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER, BackendUnavailable
+from control.compute.podman.engine.answers import Inspected, Labelled, Volume
 from control.compute.podman.engine.http import SECONDS, Body, Client, Refused
-from control.compute.podman.shapes import Inspected, Labelled, Volume
 
 __all__ = ["KINDS", "Api", "Execution"]
 
 Kind = Literal["containers", "volumes", "networks"]
 KINDS: tuple[Kind, ...] = ("containers", "volumes", "networks")
 
-#: Starting and ending wait for the kernel, and for a container's own good-bye.
+#: For calls that start or end a container, which wait for the kernel and its processes.
 LONG_SECONDS = 60.0
 
 
@@ -30,7 +30,7 @@ class _Id(msgspec.Struct, rename="pascal"):
 
 
 class _Named(Labelled, rename="pascal"):
-    """What a list says of a container ("Id"), a volume ("Name") or a network ("name")."""
+    """An item of a list: a container ("Id"), a volume ("Name") or a network ("name")."""
 
     id: str = ""
     name: str = ""
@@ -56,7 +56,7 @@ class _Removed(msgspec.Struct, rename="pascal"):
 
 
 class Execution(msgspec.Struct, rename="pascal"):
-    """A command in a container. ``pid`` is the machine's, 0 before it runs."""
+    """A command in a container. ``pid`` is the machine's; 0 before it runs."""
 
     running: bool = False
     exit_code: int = 0
@@ -64,7 +64,7 @@ class Execution(msgspec.Struct, rename="pascal"):
 
 
 class Api:
-    """Raises Refused and BackendUnavailable."""
+    """The calls. They raise Refused and BackendUnavailable."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -75,7 +75,7 @@ class Api:
     async def find(
         self, kind: Kind, cluster: str, container_id: str = "", seconds: float = SECONDS
     ) -> list[Found]:
-        """All of our own, or all of one container."""
+        """All objects of this installation, or of one container."""
         wanted = [f"{LABEL_CLUSTER}={cluster}"]
         if container_id:
             wanted.append(f"{LABEL_CONTAINER}={container_id}")
@@ -111,7 +111,7 @@ class Api:
         """The root file system of a container, as a directory of this machine."""
         answer = await self._client.ask("POST", f"/containers/{name}/mount")
         try:
-            # The path alone, or (its documentation says) as JSON.
+            # The path alone; as JSON according to the documentation.
             yield Path(os.fsdecode(answer.body).strip().strip('"'))
         finally:
             with trio.CancelScope(shield=True):
@@ -121,7 +121,7 @@ class Api:
         await self._client.ask("POST", f"/containers/{name}/start", seconds=LONG_SECONDS)
 
     async def stop(self, name: str, seconds: int) -> None:
-        """SIGTERM, and SIGKILL after ``seconds``. It may be gone or stopped already."""
+        """Send SIGTERM, and SIGKILL after ``seconds``. It may be gone or stopped already."""
         with _missing_is_fine():
             query = {"timeout": str(seconds)}
             await self._client.ask(
@@ -129,7 +129,7 @@ class Api:
             )
 
     async def remove_container(self, name: str) -> None:
-        """With SIGKILL, if it runs."""
+        """Remove it, with SIGKILL if it runs."""
         query = {"force": "true", "timeout": "0", "v": "true"}
         with _missing_is_fine():
             answer = await self._client.ask(
@@ -196,7 +196,7 @@ class Api:
                 "tail": str(tail),
                 "follow": "true" if follow else "false",
             },
-            # Of a silent container nothing comes until it says something.
+            # A silent container sends nothing until it prints something.
             seconds=float("inf") if follow else LONG_SECONDS,
         )
 
@@ -235,8 +235,8 @@ class Api:
         return msgspec.json.decode(answer.body, type=Execution)
 
     async def remove_exec(self, exec_id: str) -> bool:
-        """Whether Podman knows nothing of it any more, and never will: what it is in the
-        middle of starting is waited for, and what runs is not removed."""
+        """Make Podman forget a command. Returns False if it runs, since then it is not removed;
+        waits if Podman is just starting it."""
         try:
             path = f"/exec/{exec_id}/remove"
             await self._client.ask("POST", path, json={"Force": False}, seconds=LONG_SECONDS)

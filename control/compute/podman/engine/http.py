@@ -1,13 +1,13 @@
-"""HTTP/1.1 over Podman's unix socket: one connection a request.
+"""HTTP/1.1 over Podman's unix socket: one connection for each request.
 
-A connection to a unix socket costs a tenth of a millisecond, so nothing is pooled:
-what was cut off half way leaves no connection in an unknown state behind. A request
-whose caller is cancelled is cut off; Podman may have done what it asked all the same.
+A connection to a unix socket costs a tenth of a millisecond, so none is pooled, and a
+request that was interrupted leaves no connection in an unknown state. A request
+whose caller is cancelled is interrupted; Podman may have carried it out nevertheless.
 
-Of httpx or httpcore we would use no more than the lines around h11 that are below, at 1.5 to
-2.5 times the processor time (``python -m bench.podman_http``). And whoever leaves a body that
-has not ended, as readers of followed logs do, leaves their generators to the garbage collector,
-of which Trio warns.
+httpx or httpcore would replace only the lines around h11 below, at 1.5 to
+2.5 times the processor time (``python -m bench.podman_http``). And a caller that stops reading
+a body before its end, as readers of followed logs do, would leave their generators to the
+garbage collector, about which Trio warns.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from control.compute.backend import BackendUnavailable
 
 __all__ = ["Answer", "Body", "Client", "Refused"]
 
-#: Of an answer that is read whole: a thousand containers are described in about 2 MiB.
+#: The largest answer that is read whole: a thousand containers take about 2 MiB.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
-#: Until an answer begins, unless a caller knows better.
+#: How long an answer may take to begin, unless the caller sets another time.
 SECONDS = 30.0
 
 
 class Refused(Exception):
-    """Podman answered with an error. ``str()`` is what it said, in one line."""
+    """Podman answered with an error. ``str()`` is its message, in one line."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -48,14 +48,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Body:
-    """The body of an answer, as it comes."""
+    """The body of an answer, read as it arrives."""
 
     def __init__(self, stream: trio.SocketStream, connection: h11.Connection) -> None:
         self._stream = stream
         self._connection = connection
 
     async def receive(self) -> bytes:
-        """The next bytes; b"" at the end. Raises BackendUnavailable when it is cut short."""
+        """The next bytes; b"" at the end. Raises BackendUnavailable if the body is cut short."""
         while True:
             event = await _next_event(self._stream, self._connection)
             if isinstance(event, h11.Data):
@@ -65,7 +65,7 @@ class Body:
 
 
 class Client:
-    """Asks Podman at ``directory/name``, however long that path is."""
+    """Sends requests to the socket ``directory/name``, however long that path is."""
 
     def __init__(self, directory: str, name: str) -> None:
         self._directory = directory
@@ -81,11 +81,11 @@ class Client:
         body: bytes | None = None,
         seconds: float = SECONDS,
     ) -> Answer:
-        """A request and its whole answer.
+        """Send a request, and return the whole answer.
 
         Raises:
             Refused: The answer is an error (status 400 or more).
-            BackendUnavailable: Nobody listens, or no whole answer came in ``seconds``.
+            BackendUnavailable: Nothing listens, or no whole answer came within ``seconds``.
         """
         target = _target(path, query)
         with _deadline(seconds, f"{method} {path}"):
@@ -97,7 +97,7 @@ class Client:
     async def stream(
         self, path: str, query: dict[str, str] | None = None, *, seconds: float = SECONDS
     ) -> AsyncGenerator[Body, None]:
-        """GET an answer that is read as it comes. ``seconds`` is until it begins."""
+        """GET an answer that is read as it arrives, and begins within ``seconds``."""
         async with self.connected() as stream:
             with _deadline(seconds, path):
                 connection, answer = await _ask(stream, "GET", _target(path, query), None, None)
@@ -109,7 +109,7 @@ class Client:
     async def hijack(
         self, path: str, json: object, *, seconds: float
     ) -> AsyncGenerator[tuple[trio.SocketStream, bytes], None]:
-        """POST, then a raw stream both ways, with the first bytes that came on it."""
+        """POST, then a raw stream in both directions, with the first bytes that came on it."""
         async with self.connected() as stream:
             with _deadline(seconds, path):
                 connection, answer = await _ask(
@@ -123,7 +123,7 @@ class Client:
     @asynccontextmanager
     async def connected(self) -> AsyncGenerator[trio.SocketStream, None]:
         # A unix socket's path has at most 107 bytes; through the directory's descriptor
-        # it is short wherever the directory is.
+        # it is always short enough.
         try:
             directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

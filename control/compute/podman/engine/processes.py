@@ -1,5 +1,5 @@
-"""Processes that are not our children, held by descriptors: a number may be another's by
-the time a signal is sent to it."""
+"""Processes that are not our children. They are held by descriptors, since a process id may
+belong to another process by the time a signal is sent."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import trio
 
 __all__ = ["children", "end", "has_ended", "held", "listeners", "running"]
 
-#: Of a socket, in the kernel's table: it listens.
+#: The state of a listening socket in the kernel's table.
 _LISTEN = "0A"
-#: A line has 150; a thousand sockets that listen.
+#: A line has 150 bytes, so this is over a thousand sockets.
 TABLE_BYTES_MAX = 256 * 1024
 
 
 def held(pid: int) -> int | None:
-    """A descriptor of the process; None if it has ended. The caller closes it, or :func:`end`."""
+    """A descriptor of the process; None if it has ended. The caller or :func:`end` closes it."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -31,7 +31,7 @@ def held(pid: int) -> int | None:
 
 
 def has_ended(pid: int) -> bool:
-    """Also if nobody has asked yet how."""
+    """Whether the process has ended, also if its parent has not waited for it yet."""
     descriptor = held(pid)
     if descriptor is None:
         return True
@@ -44,12 +44,12 @@ def has_ended(pid: int) -> bool:
 
 
 def listeners(process: int | str) -> set[tuple[str, int]]:
-    """Address and port of all that listens on TCP in the network that the process is in.
+    """The addresses and ports of all TCP listeners in the network namespace of a process.
 
-    For a thread: who is in that network chooses how long the tables are. Of a container's the
-    first :data:`TABLE_BYTES_MAX` are read; of our own ("self") all that listen, since what we
-    listen on ourselves must not hide other services. The kernel has those that listen first.
-    An address of IPv4 in IPv6's words is reported as the one of IPv4.
+    Call it in a thread, since the processes in that namespace determine how long the tables
+    are. Of a container's tables only the first :data:`TABLE_BYTES_MAX` are read; of our own
+    ("self") all listeners, since our own must not hide other services. The kernel puts
+    listeners first. An IPv4 address that is mapped to IPv6 is returned as IPv4.
     """
     found = set()
     for table in ("tcp", "tcp6"):
@@ -68,7 +68,7 @@ def listeners(process: int | str) -> set[tuple[str, int]]:
 
 
 def _address(text: str) -> str:
-    """Of the kernel's table: words of 32 bits, each in the machine's byte order."""
+    """An address of the kernel's table: words of 32 bits in the machine's byte order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     address = ipaddress.ip_address(packed)
@@ -76,7 +76,7 @@ def _address(text: str) -> str:
 
 
 def running(program: str, word: str) -> list[int]:
-    """Processes of this machine that run ``program`` with ``word`` as an argument."""
+    """The processes of this machine that run ``program`` with ``word`` as an argument."""
     wanted = word.encode()
     found = []
     for pid in _all():
@@ -92,7 +92,7 @@ def children(parent: int) -> list[int]:
     found = []
     for pid in _all():
         with contextlib.suppress(OSError):
-            # The name before it may have spaces and brackets.
+            # The program's name may have spaces and brackets.
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             if int(state[1]) == parent:
                 found.append(pid)
@@ -104,8 +104,8 @@ def _all() -> list[int]:
 
 
 async def end(descriptor: int, gently: signal.Signals, seconds: float) -> None:
-    """Send ``gently``, and SIGKILL to one that is still there after ``seconds``. Closes
-    the descriptor. Cannot be cancelled; takes twice ``seconds`` at most."""
+    """Send ``gently``, and SIGKILL if the process still runs after ``seconds``. Closes the
+    descriptor. Cannot be cancelled; takes at most twice ``seconds``."""
     try:
         for number in (gently, signal.SIGKILL):
             try:

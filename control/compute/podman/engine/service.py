@@ -1,14 +1,14 @@
-"""Podman's REST service, run by us and for us alone.
+"""Podman's REST service, which we run for ourselves alone.
 
 ``podman system service`` is a child of the process that drives this machine's
-containers; its socket, in a directory only we can enter, serves the other worker
-processes too. Why not run ``podman`` for each thing: a command takes 60 to 180 ms and
-40 MB, the same call to the service 10 ms. Why not the system's own socket: there is
-none on many machines, and ours can have the settings that we need.
+containers; its socket, in a directory that only we can enter, serves the other worker
+processes, too. It is used instead of the command ``podman`` since a command takes 60 to
+180 ms and 40 MB, and the same call to the service 10 ms; and instead of the system's own
+socket since many machines have none, and ours can have the settings that we need.
 
-Nothing of a container is lost with the service: whenever it is gone it is started
-again. One whose starter was killed ends by itself soon after nobody is connected any
-more; while it answers it is used, and ended as if it was ours.
+Containers do not depend on the service: if it ends it is started again. A service whose
+parent was killed ends by itself soon after its last connection; while it answers, it is
+used, and later ended, like our own.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ __all__ = ["Service", "environment", "run_podman"]
 SOCKET = "podman.sock"
 LOG = "podman-service.log"
 CONF = "containers.conf"
-#: Without a connection it ends by itself after this. The watch always holds one.
+#: After this time without a connection it ends by itself. The watch always has one.
 IDLE_SECONDS = 30
 START_SECONDS = 20.0
 PING_SECONDS = 5.0
 STOP_SECONDS = 5.0
 COMMAND_SECONDS = 60.0
-#: Of what the service says: it has a line for many a call that it refuses.
+#: The size of its log, which has a line for many calls that it refuses.
 LOG_BYTES_MAX = 1024 * 1024
 LOG_BYTES_KEPT = 64 * 1024
 
 #: The kernel's struct ucred: pid, uid, gid.
 _UCRED = struct.Struct("3i")
 
-# Ctrl-P and Ctrl-Q belong to the program in a terminal. How a command in a container has
-# ended is asked for at once; a process remembers it for so long (five minutes, by default).
+# Ctrl-P and Ctrl-Q belong to the program in a terminal. A process remembers for this many
+# seconds (by default five minutes) how a command has ended; we ask at once.
 _CONF = """\
 [engine]
 detach_keys = ""
@@ -55,17 +55,17 @@ exit_command_delay = 3
 
 
 class Service:
-    """The service at ``directory``, which must exist and be ours alone (mode 0700)."""
+    """The service in ``directory``, which must exist and be ours alone (mode 0700)."""
 
     def __init__(self, directory: str, podman: str, runtime: str) -> None:
         self._directory = Path(directory)
         self._command = [podman, *(["--runtime", runtime] if runtime else [])]
         self.client = Client(directory, SOCKET)
         self._child: trio.Process | None = None
-        #: The descriptor of one that somebody before us has started.
+        #: The descriptor of a service that an earlier process has started.
         self._found: int | None = None
         self._tried = trio.Event()
-        #: Why it could not be started when that was tried last.
+        #: Why the last start failed; "": it did not.
         self._failure = ""
 
     async def answers(self) -> bool:
@@ -76,9 +76,10 @@ class Service:
         return True
 
     async def ensure(self) -> None:
-        """Return when it answers; start it if it does not. Only the driver may.
+        """Return when the service answers; start it if it does not. Only the driver may call
+        this.
 
-        Raises BackendUnavailable when it cannot be started.
+        Raises BackendUnavailable if the service cannot be started.
         """
         try:
             await self._ensure()
@@ -90,8 +91,8 @@ class Service:
             self._tried.set()
 
     async def begun(self) -> None:
-        """Return when :meth:`ensure` has come to an end once. Raises BackendUnavailable,
-        with the reason, if there is no service since it cannot be started."""
+        """Return when :meth:`ensure` has ended once. Raises BackendUnavailable, with the
+        reason, if the service could not be started."""
         with trio.move_on_after(START_SECONDS):
             await self._tried.wait()
         if self._failure:
@@ -117,19 +118,19 @@ class Service:
         )
 
     def trim_log(self) -> None:
-        """To be called now and then: keep the log within its bound."""
+        """Truncate the log if it is too long. To be called now and then."""
         with (self._directory / LOG).open("a+b") as log:
             size = log.seek(0, os.SEEK_END)
             if size <= LOG_BYTES_MAX:
                 return
             log.seek(size - LOG_BYTES_KEPT)
             kept = log.read(LOG_BYTES_KEPT)
-            # The service writes at the end too, wherever that is.
+            # The service appends, too, so its next line goes to the new end.
             log.truncate(0)
             log.write(kept.partition(b"\n")[2])
 
     async def close(self) -> None:
-        """End it, if we started it or took it over."""
+        """End the service, if we started it or took it over."""
         found, self._found = self._found, None
         if found is not None:
             await end(found, signal.SIGTERM, STOP_SECONDS)
@@ -145,7 +146,7 @@ class Service:
 
     async def _start(self) -> trio.Process:
         arguments = ["system", "service", "--time", str(IDLE_SECONDS)]
-        # From its own directory, since a socket's path must be short.
+        # It starts in its own directory, since a socket's path must be short.
         where = f"unix:///proc/self/cwd/{SOCKET}"
         (self._directory / LOG).write_bytes(b"")
         with (self._directory / LOG).open("ab") as log:
@@ -157,7 +158,7 @@ class Service:
                     stderr=log,
                     cwd=self._directory,
                     env=environment({"CONTAINERS_CONF_OVERRIDE": str(self._directory / CONF)}),
-                    # Ctrl-C in our terminal is ours to handle.
+                    # Ctrl-C in our terminal must not end it before us.
                     start_new_session=True,
                 )
             except OSError as error:
@@ -169,18 +170,20 @@ class Service:
         with contextlib.suppress(BackendUnavailable):
             async with self.client.connected() as stream:
                 credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-                # Whoever listens there does so for us: nobody else can enter the directory.
+                # Its listener is ours: nobody else can enter the directory.
                 self._found = held(_UCRED.unpack(credentials)[0])
 
     def _last_words(self) -> str:
         lines = (self._directory / LOG).read_bytes()[-2000:].decode("utf-8", "replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+        return next(
+            (line.strip() for line in reversed(lines) if line.strip()), "it printed nothing"
+        )
 
 
 async def run_podman(podman: str, runtime: str, *arguments: str) -> tuple[int, str]:
-    """A command's exit code and the last line of what it said.
+    """Run a command; returns its exit code and the last line of its output.
 
-    Raises BackendUnavailable when it cannot be run or does not end.
+    Raises BackendUnavailable if it cannot be run or does not end.
     """
     command = [podman, *(["--runtime", runtime] if runtime else []), *arguments]
     try:
@@ -197,9 +200,9 @@ async def run_podman(podman: str, runtime: str, *arguments: str) -> tuple[int, s
 
 
 def environment(more: dict[str, str]) -> dict[str, str]:
-    """Ours, without our settings: there are passwords among them."""
+    """Our environment without our settings, which may contain passwords."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GFS_")}
-    # Podman says on every start that cgroups v1 are old; that is not our user's concern.
+    # Podman warns at every start that cgroups v1 are old, which does not concern our users.
     return {**kept, "PODMAN_IGNORE_CGROUPSV1_WARNING": "1", **more}
 
 

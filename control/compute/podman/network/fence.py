@@ -1,16 +1,15 @@
 """The firewall: addresses that this machine reaches and its containers must not.
 
-At link-local and some other addresses clouds give a machine its secrets, and whoever asks
-from it is believed; in private networks services trust their neighbours; and this machine
-has services that were not meant for tenants. So from a container's network a table of
-nftables' of our own lets through what is for the internet, and drops the rest: everything
-for this machine and the networks that it is in, and everything for addresses that are not the
-internet's. Let through in
-any case are DNS, for the resolvers that this machine uses, and what an operator has named in
-``open_networks``. Connections from here into containers are not affected.
+Clouds give a machine its secrets at link-local and some other addresses, and trust every
+process on it; services in private networks trust their neighbours; and services of this
+machine may not be meant for tenants. So a table of our own in nftables accepts packets
+from a container's network to the internet and drops all others: those to this machine, to
+the networks that it is in, and to addresses that are not the internet's. It also accepts
+DNS to the resolvers that this machine uses, and packets to the networks in the setting
+``open_networks``. Connections from this machine to containers are not affected.
 
-The table is called like the interfaces that it is for, and may stay when everything of ours
-is gone: ``nft delete table inet gfs_<4 digits>``.
+The table has the name of its interfaces. It may stay when everything of ours is removed:
+``nft delete table inet gfs_<4 digits>`` deletes it.
 """
 
 from __future__ import annotations
@@ -24,27 +23,26 @@ from pathlib import Path
 
 import trio
 
-from control.compute.backend import BackendUnavailable
-from control.compute.backend.networks import INTERNET_6, REFUSED_4, REFUSED_6, Network
-from control.compute.podman.engine.service import environment
+from control.compute.backend import INTERNET_6, REFUSED_4, REFUSED_6, BackendUnavailable, Network
+from control.compute.podman.engine import environment
 from control.compute.podman.shapes import interface_prefix
 
 __all__ = ["Fence", "resolvers", "table_name"]
 
 log = logging.getLogger("control.compute")
 
-#: How soon it is back where somebody has flushed all tables.
+#: How often it is loaded again, in case somebody has flushed all tables.
 AGAIN_SECONDS = 60.0
 COMMAND_SECONDS = 20.0
-#: Of one container, at a time: this machine follows each, and all of them together have
-#: room for some hundred thousands (``nf_conntrack_max``).
+#: How many connections one container has at a time: this machine tracks each, and has room
+#: for some hundred thousands in all (``nf_conntrack_max``).
 CONNECTIONS_MAX = 4096
-#: What this machine asks for names. Podman gives containers the same ones: not those on
-#: loopback, for which the second file has what is behind.
+#: The files with this machine's resolvers. Podman gives containers the same ones, but not
+#: those on loopback; the second file has the servers behind these.
 RESOLVERS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
-#: The kernel's, of IPv4.
+#: The kernel's table of IPv4 routes.
 ROUTES = Path("/proc/net/route")
-#: A shorter one stands for the internet, which a VPN may say in halves.
+#: A route with a shorter prefix is to the internet, of which a VPN may have two halves.
 NEIGHBOURS_PREFIX_MIN = 8
 
 
@@ -54,7 +52,7 @@ def rules(
     resolvers: Iterable[str],
     neighbours: Iterable[Network],
 ) -> str:
-    """For nft: in one transaction, so the table is never away, nor what was counted."""
+    """The input of nft. It is one transaction, so the table and its counts never vanish."""
     refused = "\n        ".join(f"{_to(network)} drop" for network in neighbours)
     table, interface = table_name(cluster), interface_prefix(cluster)
     through = [f"{_to(address)} meta l4proto {{ tcp, udp }} th dport 53" for address in resolvers]
@@ -71,7 +69,7 @@ table inet {table} {{
 flush table inet {table}
 table inet {table} {{
     chain exceptions {{
-        # Answers alone: what a container began while the table was away ends here.
+        # Only replies: connections that a container began without the table are cut.
         ct state established,related ct direction reply accept
         {exceptions}
     }}
@@ -97,7 +95,7 @@ table inet {table} {{
         drop
     }}
 }}
-# Of an older version, which kept less from containers, and DNS from none.
+# The table of an older version, which dropped less, and no DNS.
 table inet gfs_containers
 delete table inet gfs_containers
 """
@@ -112,8 +110,8 @@ def table_name(cluster: str) -> str:
 
 
 def neighbours() -> list[Network]:
-    """The networks that this machine is in, by IPv4: their addresses may be the internet's.
-    Containers have no other."""
+    """The IPv4 networks that this machine is in: their addresses may be public. Containers
+    have no IPv6."""
     found: list[Network] = []
     with contextlib.suppress(OSError):
         for line in ROUTES.read_text().splitlines()[1:]:
@@ -125,12 +123,12 @@ def neighbours() -> list[Network]:
 
 
 def _address(text: str) -> str:
-    """A word of the kernel's table, in the machine's byte order."""
+    """An address of the kernel's table: a word in the machine's byte order."""
     return str(ipaddress.IPv4Address(int(text, 16).to_bytes(4, sys.byteorder)))
 
 
 def resolvers() -> list[str]:
-    """Those of this machine that a container can ask; may be none."""
+    """The resolvers of this machine that a container can reach; there may be none."""
     found: list[str] = []
     for path in RESOLVERS:
         with contextlib.suppress(OSError):
@@ -145,10 +143,11 @@ def resolvers() -> list[str]:
 
 
 class Fence:
-    """
+    """The firewall of one installation.
+
     Args:
-        cluster: Whose containers.
-        opened: Networks that they reach although they are not the internet.
+        cluster: The id of the installation whose containers it is for.
+        opened: Networks that they may reach besides the internet.
     """
 
     def __init__(self, cluster: str, opened: Sequence[Network]) -> None:
@@ -157,7 +156,7 @@ class Fence:
         self._lock = trio.Lock()
 
     async def ensure(self) -> None:
-        """Return when it stands. Raises BackendUnavailable, in words that say what to do."""
+        """Load the table. Raises BackendUnavailable, which says what to do."""
         try:
             async with self._lock:
                 with trio.fail_after(COMMAND_SECONDS):
@@ -177,7 +176,7 @@ class Fence:
             raise _no_fence("nft does not end") from None
         if done.returncode != 0:
             answer = done.stderr.decode("utf-8", "replace").split("\n")[0]
-            raise _no_fence(f"nft says: {answer[:300]}")
+            raise _no_fence(f"nft failed: {answer[:300]}")
 
     async def keep(self) -> None:
         while True:
@@ -190,6 +189,6 @@ class Fence:
 
 def _no_fence(why: str) -> BackendUnavailable:
     return BackendUnavailable(
-        f"Containers cannot be kept from this machine and its private networks, so none is "
-        f"started: {why}. Install nftables."
+        f"The firewall between containers and private networks cannot be set up, so no container "
+        f"is started: {why}. Install nftables."
     )

@@ -1,15 +1,16 @@
-"""Which ports other services of this machine have, or have had.
+"""The ports that other services of this machine have, or have had.
 
-Tenants choose their ports, so a service that is restarted could find its own taken, and
-the tenant receive its logins. So a port that somebody else was ever seen to listen on,
-where containers' ports or their SSH are opened, is never a container's: not while that service is
-down, nor after a restart of the machine. ``foreign-ports`` has them, one a line; whoever
-takes a line out gives the port to containers, from the next start of the control plane.
+Tenants choose their ports, so a service that is restarted could find its port taken, and
+the tenant would receive its logins. So if another service was ever seen to listen on a port
+of an address where containers' ports are opened, no container gets that port: not while the
+service is down, nor after a restart of the machine. ``foreign-ports`` has these ports, one on
+each line; an operator who removes a line gives the port to containers, from the next start
+of the control plane.
 
-It is looked every :data:`LOOK_SECONDS`. Where we could not listen a connection of somebody's
-may have the port for a while, or a service that is just starting: containers do not get it
-until :data:`LOOKS` looks have found no service there. What remains: a service that was never
-up while the control plane looked.
+The listeners are read every :data:`LOOK_SECONDS`. A port on which we could not listen may
+belong to a connection for a while, or to a service that is just starting: containers do not
+get it until :data:`LOOKS` reads have found no service there. A service that never ran while
+the control plane did is not protected.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import trio
 
 from control.compute.names import PORTS
-from control.compute.podman.engine.processes import listeners
+from control.compute.podman.engine import listeners
 from control.compute.podman.network.gateway import Address
 
 __all__ = ["ForeignPorts"]
@@ -39,9 +40,9 @@ class ForeignPorts:
     """See :class:`control.compute.podman.network.gateway.Foreign`.
 
     Args:
-        directory: Where the file is.
+        directory: The directory of the file.
         host: The address where containers' ports are opened; "": each has its own.
-        ssh_host, ssh_ports: Where their SSH is.
+        ssh_host, ssh_ports: The address and the ports of their SSH.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class ForeignPorts:
         self._host = host
         self._ssh_host, self._ssh_ports = ssh_host, ssh_ports
         self._ports: set[int] = set()
-        #: Of these, what the file does not have yet.
+        #: Those that the file does not have yet.
         self._unwritten: set[int] = set()
-        #: Ports that we could not listen on -> how many looks found no service there.
+        #: Ports on which we could not listen -> how many reads found no service there.
         self._suspected: dict[int, int] = {}
         self.read()
 
     def read(self) -> None:
-        """What other processes of ours have written since."""
+        """Read the ports that other processes of ours have written since."""
         with contextlib.suppress(FileNotFoundError):
             words = self._path.read_text().split()
             self._ports |= {int(word) for word in words if word.isdecimal()}
@@ -73,7 +74,7 @@ class ForeignPorts:
         if port not in self._ports:
             self._ports.add(port)
             self._unwritten.add(port)
-            log.warning("podman: port %d is another service's: containers never get it", port)
+            log.warning("podman: another service has port %d: containers never get it", port)
             self._write()
 
     def _write(self) -> None:
@@ -82,10 +83,10 @@ class ForeignPorts:
                 file.write("".join(f"{port}\n" for port in sorted(self._unwritten)))
             self._unwritten.clear()
         except OSError as error:
-            log.warning("podman: %s cannot be written, and is tried again: %s", self._path, error)
+            log.warning("podman: %s cannot be written, it is tried again: %s", self._path, error)
 
     async def watch(self, own: Callable[[], set[Address]]) -> None:
-        """Look for ever. ``own`` returns where we listen ourselves."""
+        """Check until cancelled. ``own`` returns the addresses on which we listen ourselves."""
         while True:
             await self.look(own)
             await trio.sleep(LOOK_SECONDS)
@@ -106,5 +107,5 @@ class ForeignPorts:
 
 
 def _overlap(host: str, own: str) -> bool:
-    """Whether one cannot listen at both: one is every address, or they are the same."""
+    """Whether the addresses overlap: they are the same, or one stands for every address."""
     return ipaddress.ip_address(host).is_unspecified or own in (host, "0.0.0.0", "::")

@@ -1,19 +1,19 @@
-"""A TCP gateway: a port of this machine leads to a port of a container.
+"""A TCP gateway: it forwards ports of this machine to ports of containers.
 
-Whoever runs containers on one machine cannot publish ports of a running one, so they
-are served from here, and can be added and removed at any time. Bytes pass unread.
+Podman cannot publish ports of a running container, so this gateway serves them; they can
+be added and removed at any time. It does not read the bytes that pass.
 
-Guarantees: one piece (:data:`PIECE_BYTES`) each way is held for a connection, so a slow
-reader slows its sender and nobody else; the end of one direction is passed on and the
-other goes on; a connection that broke on one side is reset on the other, so nobody
-takes what was cut short for the whole; what a rule had let in ends with the rule.
-A port that another service of this machine has is reported, and not tried again
-(:class:`Foreign`): that service may only be restarting, and whoever got its port in
-between would get its logins. What is refused for other reasons (no such address yet, no
-descriptors) is tried at every change of its owner's and every :data:`RETRY_SECONDS`. A
-change costs what its owner's rules cost, however many others there are.
+Guarantees: it buffers one piece (:data:`PIECE_BYTES`) in each direction of a connection, so
+a slow reader slows down its sender and no other connection; the end of one direction is
+passed on while the other continues; a connection that broke on one side is reset on the
+other, so that a cut stream never looks complete; the connections of a rule end with the
+rule. A port that another service of this machine has is reported, and not tried again
+(:class:`Foreign`): that service may only be restarting, and a container that got its port
+in between would get its logins. A port that is refused for other reasons (no such address
+yet, no descriptors) is tried at every change of its owner's rules and every
+:data:`RETRY_SECONDS`. The cost of a change depends on its owner's rules alone.
 
-It hides who connects: a container sees the gateway's address.
+Containers do not see the client's address, but that of the gateway.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ __all__ = ["Address", "Connect", "Foreign", "Gateway", "Target"]
 
 log = logging.getLogger("control.compute")
 
-#: For each direction of each connection, beside the kernel's own buffers.
+#: The buffer of each direction of a connection, beside the kernel's own.
 PIECE_BYTES = 64 * 1024
 #: Two descriptors each; a quarter of what the process may open is the other bound.
 CONNECTIONS_MAX = 4096
-#: Of one container: its owner cannot take all of them.
+#: How many connections one container has, so that its owner cannot take all.
 CONNECTIONS_OF_ONE_MAX = 256
-#: Of one owner: the rules that a container can have, and SSH. Of all: a quarter of what the
-#: process may open.
+#: How many ports one container has: its rules, and SSH. All containers together have a
+#: quarter of the descriptors that the process may open.
 LISTENERS_OF_ONE_MAX = 33
 CONNECT_SECONDS = 10.0
-#: Nothing in either direction. SSH clients and our SSH server ask each other more often.
+#: How long a connection may be silent in both directions. SSH's keep-alive is more frequent.
 IDLE_SECONDS = 2 * 3600.0
-#: After one side has said all it has to say.
+#: The same after one side has ended.
 IDLE_HALF_CLOSED_SECONDS = 600.0
 BACKLOG = 128
 RETRY_SECONDS = 5.0
 OTHERS = "another service of this machine has it, so containers never get it"
 
 Address = tuple[str, int]
-#: Where a connection shall lead now; None: nowhere, the container does not run.
+#: Returns where a connection leads; None if the container does not run.
 Target = Callable[[], Address | None]
 Connect = Callable[[str, int], Awaitable[trio.SocketStream]]
 
 
 class _Rule(msgspec.Struct):
-    """An address that is listened on."""
+    """An address on which the gateway listens."""
 
     owner: str
     target: Target
@@ -73,11 +73,11 @@ class Foreign(Protocol):
     def has(self, port: int) -> bool: ...
 
     def add(self, port: int) -> None:
-        """We could not listen on it: others have it. Raises nothing."""
+        """Record that we could not listen on a port, since others have it. Raises nothing."""
 
 
 class _Remembered(set[int]):
-    """For as long as this process lives."""
+    """The ports of others, as long as this process lives."""
 
     has = set.__contains__
 
@@ -91,13 +91,13 @@ async def connect_tcp(host: str, port: int) -> trio.SocketStream:
 
 
 class Gateway:
-    """Plain calls change what is listened on; :meth:`run` serves it.
+    """Synchronous calls change the rules; :meth:`run` serves them.
 
     Args:
-        connect: Opens the connection to where a rule leads.
-        changed: Called with an owner when other ports of his are refused than before.
-        foreign: Which ports are never listened on, since others have them. Left out: what
-            is found out while it runs.
+        connect: Opens the connection to the target of a rule.
+        changed: Called with an owner when the set of its refused ports has changed.
+        foreign: The ports of other services, on which it never listens. By default those
+            that it finds while it runs.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class Gateway:
             self._nursery = nursery
             try:
                 for owner in list(self._wanted):
-                    self._settle(nursery, owner)
+                    self._open_ports(nursery, owner)
                     await trio.lowlevel.checkpoint()
                 task_status.started()
                 while True:
                     await trio.sleep(self._retry_seconds)
                     for owner in list(self._refused):
-                        self._settle(nursery, owner)
+                        self._open_ports(nursery, owner)
                         await trio.lowlevel.checkpoint()
             finally:
                 self._nursery = None
@@ -142,8 +142,7 @@ class Gateway:
                     self._close(address)
 
     def set_rules(self, owner: str, rules: Mapping[Address, Target]) -> None:
-        """Let these in for ``owner``, and nothing else. Takes effect at once, or when
-        :meth:`run` begins."""
+        """Replace the rules of ``owner``. Takes effect at once, or when :meth:`run` begins."""
         before = self._wanted.pop(owner, {})
         if rules:
             self._wanted[owner] = dict(rules)
@@ -152,33 +151,33 @@ class Gateway:
         freed = {each for each in before.keys() - rules.keys() if self._has(owner, each)}
         for address in freed:
             self._close(address)
-        self._settle(self._nursery, owner)
+        self._open_ports(self._nursery, owner)
         for other, refused in list(self._refused.items()):
             if taken := freed & refused.keys():
                 freed -= taken
-                self._settle(self._nursery, other)
+                self._open_ports(self._nursery, other)
 
     def refused(self, owner: str) -> dict[Address, str]:
-        """Address -> why it cannot be listened on now."""
+        """Address -> why the gateway cannot listen on it now."""
         return dict(self._refused.get(owner, {}))
 
     def listening(self, owner: str = "") -> set[Address]:
-        """Where connections are taken, for ``owner`` or for anybody."""
+        """The addresses on which it listens, for ``owner`` or for all."""
         return {address for address, rule in self._open.items() if owner in ("", rule.owner)}
 
     def _has(self, owner: str, address: Address) -> bool:
         rule = self._open.get(address)
         return rule is not None and rule.owner == owner
 
-    def _settle(self, nursery: trio.Nursery, owner: str) -> None:
-        """Listen where ``owner`` wants it and does not yet, as far as that is possible."""
+    def _open_ports(self, nursery: trio.Nursery, owner: str) -> None:
+        """Listen on the addresses of ``owner``'s rules that are not open yet, where possible."""
         rules = self._wanted.get(owner, {})
         count = sum(self._has(owner, address) for address in rules)
         refused: dict[Address, str] = {}
         for address, target in rules.items():
             holder = self._open.get(address)
             if holder is None and count >= LISTENERS_OF_ONE_MAX:
-                reason = f"a container has {LISTENERS_OF_ONE_MAX} ports and no more"
+                reason = f"a container has at most {LISTENERS_OF_ONE_MAX} ports"
             elif holder is None:
                 reason = self._listen(nursery, owner, address, target)
                 count += not reason
@@ -202,7 +201,7 @@ class Gateway:
             return OTHERS
         if len(self._open) >= self._listeners_max:
             return (
-                f"containers have {len(self._open)} ports and no more (see RLIMIT_NOFILE); "
+                f"containers have the maximum of {len(self._open)} ports (see RLIMIT_NOFILE); "
                 f"it is opened when another is closed"
             )
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -226,7 +225,7 @@ class Gateway:
     def _close(self, address: Address) -> None:
         rule = self._open.pop(address)
         rule.scope.cancel()
-        # Now, not when its task is run: the next to want the port gets it.
+        # At once, not when its task runs, so that another container can get the port.
         rule.listener.close()
 
     async def _serve(self, rule: _Rule) -> None:
@@ -238,7 +237,7 @@ class Gateway:
                     except OSError as error:
                         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                             await trio.sleep(0.1)
-                        # Otherwise the client was gone before it was accepted.
+                        # In other cases the client was gone before it was accepted.
                         continue
                     if not self._has_room(rule.owner):
                         client.close()
@@ -290,9 +289,10 @@ class Gateway:
 
 
 async def _both_ways(client: trio.SocketStream, server: trio.SocketStream) -> bool:
-    """Pass bytes until both have ended. False: it broke, or nothing passed for too long."""
+    """Pass bytes until both sides have ended. Returns False if the connection broke, or
+    nothing passed for too long."""
     broken = False
-    #: Who has said all it has to say.
+    #: The sides that have ended.
     ended: set[trio.SocketStream] = set()
     idle = trio.CancelScope()
 
@@ -313,8 +313,8 @@ async def _both_ways(client: trio.SocketStream, server: trio.SocketStream) -> bo
                 awake()
                 if await _sent(target, b""):
                     return
-            # Whoever wants to hear no more has often said everything, and that is on its
-            # way to the other, who must not lose it to a reset.
+            # A side that does not read any more may have ended before, and its last bytes are
+            # on their way to the other side, which must not lose them to a reset.
             broken |= target not in ended
         except trio.BrokenResourceError:
             broken = True

@@ -1,10 +1,10 @@
-"""A number for each container, for as long as it exists: its SSH port, its own address.
+"""A number for each container as long as it exists: it determines its SSH port and address.
 
-``ports.json`` holds them. Every worker process may ask, since each shows containers to
-users, so a file lock is held while it is changed, and it is replaced as a whole. Numbers
-go round before one is given again: an SSH client that knew the host behind a port would
-refuse another one there. The file is a convenience, not a memory: without it containers
-get other numbers.
+``ports.json`` has the numbers. Every worker process may need one, since each shows
+containers to users, so a file lock is held while the file is changed, and it is replaced as
+a whole. All numbers are used before one is used again, since an SSH client that knows the
+host behind a port refuses another one there. The file may be deleted: then containers get
+other numbers.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from control.compute.backend import BackendUnavailable
 
 __all__ = ["SLOT_BITS", "Slots", "ssh_ports"]
 
-#: Of a number plus 1.
+#: How many bits a number plus 1 has.
 SLOT_BITS = 12
 SLOTS_MAX = 4000
-#: One that was given a number and is not seen for so long does not exist.
+#: A container that was not seen for this time does not exist, and its number is freed.
 FORGOTTEN_AFTER_SECONDS = 3600.0
-#: How many ports in a row may be found taken by somebody else.
+#: How many ports in a row that others have are skipped.
 PORTS_TRIED = 256
 
 
 def ssh_ports(base: int) -> range:
-    """One for each number."""
+    """The SSH ports, one for each number."""
     return range(base, min(base + SLOTS_MAX, 65536))
 
 
@@ -48,13 +48,13 @@ class _File(msgspec.Struct):
 
 
 class Slots:
-    """Of the containers of one installation.
+    """The numbers of the containers of one installation.
 
     Args:
-        directory: Where the file is.
-        host: Where the ports will be listened on.
+        directory: The directory of the file.
+        host: The address of the SSH ports.
         port_base: The port of number 0.
-        is_foreign: Whether a port is another service's, also while that is down.
+        is_foreign: Whether a port belongs to another service, also while that is down.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Slots:
         self._version: tuple[int, int] = (0, 0)
 
     def number(self, container_id: str) -> int:
-        """Its number; the same for as long as it exists."""
+        """The container's number, which stays the same as long as it exists."""
         self._look()
         slot = self._known.slots.get(container_id)
         return slot.number if slot else self._give(container_id)
@@ -88,7 +88,7 @@ class Slots:
                 file.slots.pop(container_id, None)
 
     def keep(self, present: Collection[str]) -> None:
-        """Free the numbers of those that have not been present for long."""
+        """Free the numbers of containers that have been absent for long."""
         self._look()
         before = time.time() - FORGOTTEN_AFTER_SECONDS
         gone = [
@@ -149,7 +149,7 @@ class Slots:
     def _changed(self) -> Iterator[_File]:
         lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # Held by others for a fraction of a millisecond.
+            # Other processes hold it for a fraction of a millisecond.
             fcntl.flock(lock, fcntl.LOCK_EX)
             file = self._read()
             yield file

@@ -1,24 +1,24 @@
 """A disk for each container: a file of its ``storage_gb``, with a file system on it.
 
-Podman can hold containers to a size on XFS with project quotas alone. So the root file
-system and all volumes of a container are on a loop device of its own, wherever
-the file is: what it writes, and however many files, no other can miss. The file's
-blocks are allocated when it is made, so what was granted is there, and a machine that
-has not got it says so before there is a container.
+Podman can limit the size of containers only on XFS with project quotas. So the root file
+system and all volumes of a container are on a loop device of its own, on any file
+system: its files, however many, take no space from other containers. The file's
+blocks are allocated when it is created, so the granted space exists, and a machine
+without enough space refuses before the container is created.
 
 ``disks/<id>.<number>.ext4`` is the file, ``disks/<id>`` where it is mounted::
 
-    run/diff, run/work   what its run has written; made anew for each
+    run/diff, run/work   the files that its run has written; new for each run
     keys/                authorized_keys, which the container can only read, and the file that
-                         becomes the next one
-    etc/                 files of a container's network, for which Podman has some of this
-                         machine's, where a container would fill a file system of it
-    volumes/<hash>       a mount path: the same path, the same directory
-    begun/<hash>         it has got what the image has there
+                         replaces it next
+    etc/                 resolv.conf and the like; Podman's own ones would be on a file system
+                         of this machine, which a container could fill
+    volumes/<hash>       a mount path; the same path always has the same directory
+    begun/<hash>         exists once the files of the image are in it
 
-The number says which users of this machine the container's users are: 65,536 from
-``uid_base`` + 65,536 times the number on. It is unique as long as the disk exists; two
-installations on one machine begin to count at different places.
+The number determines the users of this machine that the container's users are: 65,536 from
+``uid_base`` + 65,536 times the number. It is unique as long as the disk exists; two
+installations on one machine begin to count at different numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import TypeVar
 import trio
 
 from control.compute.backend import BackendUnavailable
-from control.compute.podman.engine.service import environment
+from control.compute.podman.engine import environment
 
 __all__ = ["ETC", "USERS", "Disk", "Disks"]
 
@@ -44,22 +44,22 @@ T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 GIB = 1024**3
-#: Of each container, beginning with its root.
+#: How many users each container has, beginning with its root.
 USERS = 65536
-#: Up to where systemd has users for other purposes.
+#: From here on systemd uses user ids for other purposes.
 UID_END = 0x7FFE0000
 SUFFIX = ".ext4"
 UNFINISHED = ".new"
-#: File in ``etc`` of a disk -> where a container has it.
+#: A file in ``etc`` of a disk -> its path in a container.
 ETC = {
     "hosts": "/etc/hosts",
     "hostname": "/etc/hostname",
     "resolv.conf": "/etc/resolv.conf",
     "containerenv": "/run/.containerenv",
 }
-#: As many as the driver's calls at once, and those who ask what is used.
+#: As many as calls of the driver and readers of usage at once.
 THREADS = 24
-#: Where ext4 has the label of a file system.
+#: The offset of a file system's label in ext4.
 LABEL_AT = 1024 + 0x78
 #: linux/fcntl.h, linux/fs.h
 AT_FDCWD = -100
@@ -67,36 +67,36 @@ RENAME_EXCHANGE = 2
 #: $0 is the file, $1 the directory.
 MOUNT_ONCE = 'mountpoint -q "$1" || exec mount -o loop,nosuid,nodev,noinit_itable "$0" "$1"'
 COMMAND_SECONDS = 60.0
-#: Of what a volume without a disk held.
+#: How long copying the volumes of an older version may take.
 COPY_SECONDS = 3600.0
-#: A tenth more than what is to be copied, for names and the file system's own.
+#: The space for a copy: a tenth more, for names and the file system itself.
 COPY_SHARE = 1.1
 
 
 class Disk:
-    """One that is mounted. Its calls are for a thread: whoever writes to it says how long
-    they take."""
+    """A mounted disk. Call its methods in a thread, since the tenant who writes to it
+    determines how long they take."""
 
     def __init__(self, file: Path, mounted: Path, uid: int) -> None:
         self.file = file
         self.path = mounted
-        #: Which user of this machine its root is.
+        #: The user of this machine that its root is.
         self.uid = uid
 
     @property
     def keys(self) -> Path:
-        """The directory of authorized_keys, for a mount that the container cannot write to."""
+        """The directory of authorized_keys, which is mounted read-only."""
         return self.path / "keys"
 
     def etc(self, name: str) -> Path:
-        """One of :data:`ETC`."""
+        """The path of one of :data:`ETC`."""
         return self.path / "etc" / name
 
     def volume(self, name: str) -> Path:
         return self.path / "volumes" / name
 
     def begin(self, names: Iterable[str]) -> list[str]:
-        """Make the directories of volumes; those that have not got what the image has."""
+        """Create the directories of volumes. Returns those without the image's files yet."""
         new = []
         for name in names:
             if not self.volume(name).exists():
@@ -109,10 +109,10 @@ class Disk:
         (self.path / "begun" / name).touch()
 
     def write_keys(self, lines: Sequence[str]) -> None:
-        """Whoever reads them sees the old or the new; they are written with every start.
+        """Replace the keys in one step; this happens at every start.
 
-        Two files take turns, so that a container that has made all files its disk can have
-        still loses a key that is deleted.
+        Two files take turns, so that a deleted key is also withdrawn from a container that
+        has used up all files of its disk.
         """
         if not self.keys.exists():
             self._make(self.keys)
@@ -125,7 +125,7 @@ class Disk:
         new.write_text("")
 
     def write_etc(self, hostname: str, resolvers: Sequence[str]) -> None:
-        """For a run that is about to begin: its user may write to them."""
+        """Write the files before a run begins; its user may change them."""
         texts = {
             "hosts": f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n",
             "hostname": f"{hostname}\n",
@@ -138,37 +138,38 @@ class Disk:
             os.chown(self.etc(name), self.uid, self.uid)
 
     def _make(self, path: Path) -> None:
-        """A directory that is the container's root's."""
+        """Create a directory that belongs to root of the container."""
         path.mkdir(mode=0o755)
         os.chown(path, self.uid, self.uid)
 
 
 class Disks:
-    """All calls for one container come one after the other.
+    """The disks. The calls for one container come one after the other.
 
     Args:
-        directory: Where they are; made if it is not there.
-        cluster: Whose they are. Each begins to count users at a place of its own.
-        uid_base: The first user of this machine that is a container's.
-        reserve_gb: What is left free of the file system that they are on.
+        directory: Their directory, which is created if it does not exist.
+        cluster: The id of the installation. Each begins to count users at its own number.
+        uid_base: The first user of this machine for containers.
+        reserve_gb: How much space stays free in the file system of the directory.
     """
 
     def __init__(self, directory: Path, cluster: str, uid_base: int, reserve_gb: int) -> None:
         self._directory = directory
         self._cluster = cluster
-        #: Of each file system; ext4 has 16 bytes for it.
+        #: The label of each file system; ext4 has 16 bytes for it.
         self._label = f"gfs-{cluster[:12]}"
         self._uid_base = uid_base
         self._reserve_bytes = reserve_gb * GIB
         self._threads = trio.CapacityLimiter(THREADS)
 
     async def in_thread(self, call: Callable[..., T], *words: object, leave: bool = False) -> T:
-        """Not among everybody's threads, since these may wait for a tenant's disk.
+        """Run ``call`` in a thread that is not one of the common ones, since it may wait for a
+        tenant's disk.
 
         Args:
-            leave: Whoever is cancelled does not wait for the end: for what only looks.
+            leave: A cancellation abandons the thread; for calls that only read.
 
-        Raises BackendUnavailable: also in the place of an OSError.
+        Raises BackendUnavailable, also instead of an OSError.
         """
         try:
             return await trio.to_thread.run_sync(
@@ -181,7 +182,7 @@ class Disks:
         return await self.in_thread(self.owners)
 
     async def used_bytes(self, container_id: str) -> int | None:
-        """None if it is not mounted."""
+        """How much of the disk is used; None if it is not mounted."""
         mounted = self._directory / container_id
 
         def look() -> int | None:
@@ -193,21 +194,22 @@ class Disks:
         return await self.in_thread(look, leave=True)
 
     def room_gb(self) -> int:
-        """What all disks together may take: those there are, and what is free."""
+        """How much all disks together may take: the existing ones, and the free space."""
         self._make_directory()
         status = os.statvfs(self._directory)
         free = status.f_bavail * status.f_frsize - self._reserve_bytes
         taken = 0
         for file, _, _ in self._files():
-            with contextlib.suppress(FileNotFoundError):  # It is deleted just now.
+            with contextlib.suppress(FileNotFoundError):  # It was just deleted.
                 taken += file.stat().st_blocks * 512
         return max(0, free + taken) // GIB
 
     async def open(self, container_id: str, gb: int, bytes_to_copy: int = 0) -> Disk:
-        """The container's disk, mounted; made if there is none. Raises BackendUnavailable.
+        """The container's disk, mounted. It is created if there is none. Raises
+        BackendUnavailable.
 
         Args:
-            gb: Its size, in GiB, unless ``bytes_to_copy`` to it need more.
+            gb: Its size in GiB, unless ``bytes_to_copy`` need more.
         """
         found = self._find(container_id)
         if found is None:
@@ -216,8 +218,8 @@ class Disks:
         return await self._mounted(container_id, *found)
 
     async def find(self, container_id: str) -> Disk | None:
-        """The container's disk, mounted; None if there is none. A control plane that was
-        started again may see none of its predecessor's mounts (systemd's sandboxes)."""
+        """The container's disk, mounted; None if there is none. After a restart the control
+        plane may not see its earlier mounts (in systemd's sandboxes)."""
         found = self._find(container_id)
         return None if found is None else await self._mounted(container_id, *found)
 
@@ -225,14 +227,14 @@ class Disks:
         mounted = self._directory / container_id
         if not await self.in_thread(mounted.is_mount):
             mounted.mkdir(mode=0o700, exist_ok=True)
-            # Once only: also a mount that a process of ours left half done when it was killed
-            # has ended by now. A loop device that has this file already is used again.
+            # The lock makes this happen once, also beside a mount that a killed process of
+            # ours has left running. A loop device that has this file is used again.
             await self._run("sh", "-c", MOUNT_ONCE, file, mounted, lock=file)
         await self.in_thread(_make_parts, mounted)
         return Disk(file, mounted, self._uid(number))
 
     async def close(self, container_id: str) -> None:
-        """Unmount it; what uses it nevertheless can go on until it has ended."""
+        """Unmount the disk. Processes that use it nevertheless can go on until they end."""
         mounted = self._directory / container_id
         if await self.in_thread(mounted.is_mount):
             found = self._find(container_id)
@@ -247,10 +249,10 @@ class Disks:
                 await self._delete(file)
 
     async def hold_run(self, disk: Disk, *directories: Path) -> None:
-        """From here on what is written to these is on the disk, and nothing of the last run
-        any more: links take their place."""
+        """Replace ``directories`` by links to new directories on the disk, and delete the files
+        of the last run."""
         run = disk.path / "run"
-        # However deep its user has made it.
+        # rm handles directories of any depth.
         await self._run("rm", "-rf", run, lock=disk.file, seconds=COPY_SECONDS)
         await self.in_thread(run.mkdir, 0o700)
         for directory in directories:
@@ -259,13 +261,13 @@ class Disks:
             directory.symlink_to(run / directory.name)
 
     async def sizes(self, directories: Sequence[Path]) -> int:
-        """What they take with all that is in them, in bytes."""
+        """The size of directories with everything in them, in bytes."""
         said = await self._run("du", "-s", "-B", "1", *directories, seconds=COPY_SECONDS)
         return sum(int(line.split()[0]) for line in said.splitlines())
 
     async def move_in(self, source: Path, target: Path, disk: Disk) -> None:
-        """Make ``target``, on ``disk``, a copy of ``source``, where the users are this
-        machine's: there they are the container's."""
+        """Copy ``source`` to ``target`` on ``disk``. The owners in ``source`` are users of this
+        machine; in the copy they are those of the container."""
         seen_as = disk.path / "source"
         await self._run("mkdir", "-p", seen_as)
         shift = f"0:{disk.uid}:{USERS}"
@@ -278,7 +280,8 @@ class Disks:
                 await self._run("umount", "--lazy", seen_as)
 
     async def copy(self, source: Path, target: Path, disk: Disk) -> None:
-        """``target`` may be there, if it is empty. It is filled when all is there."""
+        """Copy ``source`` to ``target``, which may exist if it is empty. It gets all files in
+        one step."""
         unfinished = Path(f"{target}{UNFINISHED}")
         await self._run("rm", "-rf", unfinished, lock=disk.file, seconds=COPY_SECONDS)
         await self._run("cp", "-a", source, unfinished, lock=disk.file, seconds=COPY_SECONDS)
@@ -292,7 +295,7 @@ class Disks:
         number = self._free_number()
         file = self._directory / f"{container_id}.{number}{SUFFIX}"
         unfinished = Path(f"{file}{UNFINISHED}")
-        # From here on the number is taken.
+        # From now on the number is taken.
         descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -304,7 +307,7 @@ class Disks:
                 raise BackendUnavailable(f"{no_room(size)} ({error.strerror or error})") from None
             finally:
                 os.close(descriptor)
-            # Reserved for this machine's root: a container whose disk is full can start.
+            # Reserve 1 % for this machine's root, so that a container with a full disk can start.
             options: tuple[str, ...] = ("-q", "-F", "-m", "1", "-E", "nodiscard,lazy_itable_init=1")
             options += ("-L", self._label)
             await self._run("mkfs.ext4", *options, unfinished)
@@ -316,14 +319,14 @@ class Disks:
         return file, number
 
     async def _delete(self, file: Path) -> None:
-        """The blocks of many gigabytes are given back for as long as a second."""
+        """Delete a disk. Freeing many gigabytes may take a second."""
         await self.in_thread(partial(file.unlink, missing_ok=True))
 
     def _make_directory(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _files(self) -> list[tuple[Path, str, int]]:
-        """Each with whose it is and its number; also those that are being made."""
+        """The files, each with its container and number; also those that are being created."""
         found = []
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._directory):
@@ -334,8 +337,9 @@ class Disks:
         return found
 
     def owners(self) -> set[str]:
-        """Containers whose disks this installation has made, for a thread. Those of an older
-        version do not say whose they are: another's may be in the same directory."""
+        """The containers whose disks this installation has created; call it in a thread. Disks
+        of an older version do not name their installation, and another installation's may
+        be in the same directory."""
         found = set()
         for file, owner, _ in self._files():
             with contextlib.suppress(FileNotFoundError), file.open("rb") as opened:
@@ -366,11 +370,11 @@ class Disks:
     async def _run(
         self, *command: str | Path, lock: Path | None = None, seconds: float = COMMAND_SECONDS
     ) -> str:
-        """What it prints.
+        """Run a command; returns its output.
 
         Args:
-            lock: A disk's file, that it locks as long as it runs: it outlives us if we are
-                killed, and must not meet the same command of our successor.
+            lock: The file of a disk, which the command locks while it runs: it outlives us
+                if we are killed, and must not run beside that of the next process.
         """
         name = command[0]
         if lock is not None:
@@ -392,12 +396,12 @@ class Disks:
             raise BackendUnavailable(f"{name} does not end.") from None
         if done.returncode != 0:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
-            raise BackendUnavailable(f"{name} says: {said[0][:300]}")
+            raise BackendUnavailable(f"{name} failed: {said[0][:300]}")
         return done.stdout.decode()
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Both at once; Linux's alone."""
+    """Exchange two paths in one step; only Linux can."""
     words = os.fsencode(one), os.fsencode(other)
     if _libc.renameat2(AT_FDCWD, words[0], AT_FDCWD, words[1], RENAME_EXCHANGE) != 0:
         code = ctypes.get_errno()
@@ -407,8 +411,8 @@ def _exchange(one: Path, other: Path) -> None:
 def _cannot_use(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return (
-            "Its disk has no room for another file, which a new mount path takes: start it "
-            "without, and delete files in it."
+            "Its disk has no room for another file, which a new mount path needs: start it "
+            "without the path, and delete files in it."
         )
     return f"Its disk cannot be used: {error.strerror or error}."
 

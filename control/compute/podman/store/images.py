@@ -1,15 +1,15 @@
-"""The image that containers start from: built or pulled the first time it is needed.
+"""The image of containers. It is built or pulled the first time it is needed.
 
-The default one is in no registry: it is built here, from :data:`RECIPE`, so that whoever
-has just installed Podman can create a container without having heard of images. Any other
-is pulled, unless its name says that it is this machine's own (``localhost/…``). Either may
-take minutes and needs the network, so nobody is held up by it: a container that waits for
-its image says so, and what went wrong.
+The default image is in no registry: it is built here, from :data:`RECIPE`, so that a user who
+has just installed Podman can create a container without knowing images. Any other image
+is pulled, unless its name is local (``localhost/…``). Either may
+take minutes and needs the network, so no call waits for it: a container that waits for
+its image shows that, and why it failed.
 
-Podman must not be stopped in the middle of a build: it would leave the containers that it
-builds in, and what runs in them. So it is nobody's child and ends by itself, and whoever
-is there by then has the image. Its output goes to a file, which is locked for as long as
-it has it open: that shows that it is under way, also to a process that was started since.
+Podman must not be stopped in the middle of a build: it would leave the containers in which
+it builds, and their processes. So a build is not our child and ends by itself, also after
+we have ended. Its output goes to a file that it locks as long as it runs: so another
+process sees that it is under way.
 """
 
 from __future__ import annotations
@@ -25,35 +25,34 @@ import trio
 
 from control.compute.backend import BackendUnavailable
 from control.compute.podman.background import Background
-from control.compute.podman.engine.http import Refused
-from control.compute.podman.engine.service import environment
-from gfs.io.filelock import try_flock
+from control.compute.podman.engine import Refused, environment
+from gfs.io import try_flock
 
 __all__ = ["Images"]
 
-#: What we build ourselves, with any tag.
+#: The image that we build ourselves, with any tag.
 OWN = "localhost/gfs-compute"
 RECIPE = Path(__file__).parents[2] / "image"
 LOG = "podman-image.log"
-#: After this it is called a failure, whatever becomes of it.
+#: After this time it counts as failed, even if it goes on.
 GET_SECONDS = 1800.0
 LOOK_SECONDS = 0.2
-#: A start waits so long, then it is refused and asks again later.
+#: How long a start waits; then it is refused and repeated later.
 WAIT_SECONDS = 5.0
-#: A failure is answered to all who ask within this, and tried again after it.
+#: How long a failure is reported without another attempt.
 AGAIN_SECONDS = 30.0
-#: Characters of a reason that a container shows, and of Podman's own words in any case.
-STORY_LENGTH = 300
+#: How many characters the reason of a failure has that a container shows.
+REASON_LENGTH = 300
 SAID_LENGTH_MIN = 80
 
 
 class Images:
-    """Builds and pulls them in the background.
+    """Builds and pulls images in the background.
 
     Args:
-        directory: Where the log is.
-        podman, runtime: The command, and the OCI runtime it is to use.
-        base: What the default image is built on; "": what its recipe says.
+        directory: The directory of the log.
+        podman, runtime: The command, and the OCI runtime that it is to use.
+        base: The base of the default image; "": the one in its recipe.
         exists: Whether this machine has an image.
     """
 
@@ -71,23 +70,25 @@ class Images:
         self._base = base
         self._exists = exists
         self._background = background
-        #: When it failed last, by trio's clock, and why.
+        #: Image -> the time of its last failure, by trio's clock, and the reason.
         self._failed: dict[str, tuple[float, str]] = {}
 
     async def need(self, image: str) -> None:
-        """Return if it is there. Raises BackendUnavailable while it is built or pulled, and
-        after that failed."""
+        """Return if the image exists. Raises BackendUnavailable while it is built or pulled, and
+        after that has failed."""
         if await self._exists(image):
             self._failed.pop(image, None)
             return
         self.check_missing(image)
         verb = "built" if _is_own(image) else "pulled"
         busy = f"Its image {image} is being {verb}, which takes some minutes, once."
-        await self._background.do(f"image {image}", partial(self._get, image), WAIT_SECONDS, busy)
+        idle = f"There is no image {image} yet."
+        get = partial(self._get, image)
+        await self._background.do(f"image {image}", get, WAIT_SECONDS, busy=busy, idle=idle)
 
     def check_missing(self, image: str) -> None:
-        """Raise BackendUnavailable, saying what to do, if an image that is not there cannot
-        be built or pulled, as far as is known."""
+        """Raise BackendUnavailable, which says what to do, if an image does not exist and, as far
+        as is known, cannot be built or pulled."""
         if image.startswith("localhost/") and not _is_own(image):
             raise BackendUnavailable(f"There is no image {image}: podman build -t {image} {RECIPE}")
         failed_at, why = self._failed.get(image, (-float("inf"), ""))
@@ -97,7 +98,7 @@ class Images:
     async def _get(self, image: str) -> None:
         try:
             with trio.fail_after(GET_SECONDS):
-                # One at a time, and what another process began may be this very one.
+                # One at a time; and another process may already be getting this image.
                 await self._until_idle()
                 if not await self._exists(image):
                     await self._begin(self._build(image) if _is_own(image) else ["pull", image])
@@ -112,10 +113,10 @@ class Images:
             raise self._failure(image, str(error)) from error
 
     def _failure(self, image: str, said: str) -> BackendUnavailable:
-        """The error, which is kept for those who ask for the image soon."""
-        story = _cannot(image, said)
-        self._failed[image] = (trio.current_time(), story)
-        return BackendUnavailable(story)
+        """The error, which is kept for the next calls."""
+        reason = _cannot(image, said)
+        self._failed[image] = (trio.current_time(), reason)
+        return BackendUnavailable(reason)
 
     async def _begin(self, arguments: list[str]) -> None:
         with self._log.open("ab") as log:
@@ -150,7 +151,7 @@ class Images:
     def _build(self, image: str) -> list[str]:
         options = []
         for word, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
-            # Podman asks for more than a root of few capabilities may have.
+            # Podman sets higher limits than a root with few capabilities may.
             hard = resource.getrlimit(number)[1]
             if hard != resource.RLIM_INFINITY:
                 options += ["--ulimit", f"{word}={hard}:{hard}"]
@@ -165,12 +166,12 @@ def _is_own(image: str) -> bool:
 
 
 def _cannot(image: str, said: str) -> str:
-    story = f"Its image {image} cannot be pulled (see compute.image). Podman says: "
+    reason = f"Its image {image} cannot be pulled (see compute.image). Podman says: "
     if _is_own(image):
-        story = (
+        reason = (
             f"Its image cannot be built (see compute.image and compute.image_base; by hand: "
             f"podman build -t {image} {RECIPE}). Podman says: "
         )
-    room = max(STORY_LENGTH - len(story), SAID_LENGTH_MIN)
-    # The last words of Podman's error have the cause.
-    return story + (said if len(said) <= room else f"…{said[1 - room :]}")
+    room = max(REASON_LENGTH - len(reason), SAID_LENGTH_MIN)
+    # The end of Podman's error has the cause.
+    return reason + (said if len(said) <= room else f"…{said[1 - room :]}")

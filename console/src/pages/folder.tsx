@@ -1,0 +1,89 @@
+// A folder of a storage namespace; or, of one that is private to another user, where its files are.
+import { useEffect, useState } from "preact/hooks";
+import { get, session, useLoad } from "../api";
+import { bytes } from "../format";
+import { link, place } from "../router";
+import { useStore } from "../store";
+import { T } from "../texts";
+import { ask, Button, Empty, Head, Rows, Wait } from "../ui";
+import { Crumbs, Files, type Entry } from "./files";
+import { Locate } from "./locate";
+import { isClosed, loadSpaces } from "./spaces";
+
+const FILES = 500;
+
+export function Folder() {
+  const user = useStore(session);
+  return user?.is_admin ? <OfAny /> : <Files />;
+}
+
+function OfAny() {
+  const user = useStore(session);
+  const { path } = useStore(place);
+  const spaces = useLoad("spaces", loadSpaces);
+  const space = spaces.data?.find(({ name }) => name === path[1]);
+  if (!spaces.data && !spaces.error) return <p class="loading">{T.common.loading}</p>;
+  return space && isClosed(user, space) ? <Closed key={space.name} space={space.name} /> : <Files />;
+}
+
+function Closed({ space }: { space: string }) {
+  const [typed, setTyped] = useState("");
+  const [prefix, setPrefix] = useState("");
+  useEffect(() => {
+    const timer = setTimeout(() => setPrefix(typed), 250);
+    return () => clearTimeout(timer);
+  }, [typed]);
+  const files = useLoad(`files ${space} ${prefix}`, (signal) =>
+    get<Entry[]>("/admin/files", { namespace: space, prefix, limit: FILES }, signal),
+  );
+  const trail = [
+    { text: T.spaces.title, to: link("files") },
+    { text: space, to: link("files", space) },
+  ];
+  return (
+    <>
+      <Head title={space} crumbs={<Crumbs trail={trail} />} />
+      <p class="about">{T.spaces.closedAbout}</p>
+      <div class="filter">
+        <input
+          type="search"
+          aria-label={T.spaces.prefix}
+          placeholder={T.spaces.prefix}
+          value={typed}
+          onInput={(event) => setTyped(event.currentTarget.value)}
+        />
+      </div>
+      <Wait on={files}>
+        {(rows) =>
+          rows.length ? (
+            <>
+              <Rows
+                label={space}
+                rows={rows}
+                id={(row) => row.path}
+                columns={[
+                  { head: T.common.name, kind: "wrap", cell: (row) => row.path },
+                  { head: T.common.size, kind: "number", cell: (row) => bytes(row.size) },
+                  { head: T.files.modified, kind: "later", at: (row) => row.modified_at },
+                  {
+                    cell: (entry) => (
+                      <Button
+                        icon="disk"
+                        look="quiet"
+                        label={`${T.files.locate}: ${entry.path}`}
+                        onClick={() => ask((close) => <Locate {...{ space, entry, close }} />)}
+                      />
+                    ),
+                  },
+                ]}
+              />
+              {rows.length === FILES && <p class="hint">{T.spaces.first(FILES)}</p>}
+            </>
+          ) : (
+            <Empty icon="folder" title={prefix ? T.spaces.noFiles : T.files.empty} />
+          )
+        }
+      </Wait>
+    </>
+  );
+}

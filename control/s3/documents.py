@@ -1,0 +1,98 @@
+"""The XML of requests and answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from control.s3.errors import S3Error
+
+DECLARATION = b'<?xml version="1.0" encoding="UTF-8"?>\n'
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+CONTENT_TYPE = "application/xml"
+#: A request's document: 10,000 parts, or 1,000 keys.
+BYTES_MAX = 2 * 1024 * 1024
+
+#: What no document can have, however it is escaped: a message may repeat it.
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+#: A child: its name (and attributes) and its text, a number, a truth, its own children, or None
+#: to leave it out.
+Child = tuple[str, Any]
+
+
+def document(root: str, children: Iterable[Child], *, is_error: bool = False) -> bytes:
+    text = "".join(_elements(children))
+    if not is_error:
+        return around(root, text)
+    return DECLARATION + f"<{root}>{text}</{root}>".encode()
+
+
+def _elements(children: Iterable[Child]) -> Iterator[str]:
+    for name, value in children:
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, list):
+            text = "".join(_elements(value))
+        else:
+            text = escape(_NO_XML.sub("\ufffd", str(value)))
+        yield f"<{name}>{text}</{name.partition(' ')[0]}>"
+
+
+def inside(root: ElementTree.Element) -> str:
+    """What is in a document's root, to be stored, and sent back by :func:`around`. Raises
+    S3Error."""
+    try:
+        return "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+    except RecursionError:
+        raise S3Error("MalformedXML", "the document is too deep") from None
+
+
+def around(root: str, text: str) -> bytes:
+    return DECLARATION + f'<{root} xmlns="{NAMESPACE}">{text}</{root}>'.encode()
+
+
+def time_of(ns: int) -> str:
+    """As S3 has times: in milliseconds, UTC."""
+    at = datetime.fromtimestamp(ns // 10**9, UTC)
+    return f"{at:%Y-%m-%dT%H:%M:%S}.{ns // 10**6 % 1000:03d}Z"
+
+
+def url_encoded(text: str, is_asked: bool) -> str:
+    return quote(text, safe="/") if is_asked else text
+
+
+def parse(data: bytes, root: str) -> ElementTree.Element:
+    """The root element of a request's document. No entities, no document type.
+
+    Raises S3Error.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        if "<!" in text:  # entities could be a bomb, or name files of this machine
+            raise ValueError
+        found = ElementTree.fromstring(text)
+    except (ValueError, ElementTree.ParseError):
+        raise S3Error("MalformedXML", "the body is not the document that S3 has here") from None
+    for element in found.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    if found.tag != root:
+        raise S3Error("MalformedXML", f"the document is {found.tag:.80}, and should be {root}")
+    return found
+
+
+def text_of(element: ElementTree.Element, name: str) -> str:
+    """The text of a child; empty if there is none."""
+    return (element.findtext(name) or "").strip()
+
+
+def error_document(error: S3Error, resource: str, request_id: str | None = None) -> bytes:
+    said: list[Child] = [("Code", error.code), ("Message", str(error)), ("Resource", resource)]
+    return document("Error", [*said, ("RequestId", request_id)], is_error=True)

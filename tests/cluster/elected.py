@@ -1,0 +1,198 @@
+"""Three masters that an etcd of their own elects, each a process with a state directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import ssl
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import forks
+import trio
+from harness import BUSY, wait_for
+from lifeline import Lifeline
+from processes import Processes, free_port
+
+import gfs
+from gfs.config import ClientSettings
+from gfs.errors import GfsError
+
+NAMES = ("a", "b", "c")
+
+
+class ElectionEngine(Protocol):
+    #: As ``--elect`` has it.
+    elect: str
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class EtcdServer:
+    """A real one, or a member of a cluster of them (``peers``: name → URL). ``tls`` is a directory
+    with the certificates of the server, which its clients need, too."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        tls: Path | None = None,
+        name: str = "default",
+        peers: dict[str, str] | None = None,
+    ) -> None:
+        self._directory = directory
+        directory.mkdir()
+        self._options = options
+        self._tls = tls
+        self.trust: ssl.SSLContext | None = None
+        if tls is not None:
+            self.trust = ssl.create_default_context(cafile=str(tls / "ca.pem"))
+            self.trust.check_hostname = False
+            self.trust.load_cert_chain(tls / "cert.pem", tls / "key.pem")
+        self._name = name
+        self._peers = peers or {name: f"http://127.0.0.1:{free_port()}"}
+        self.port = free_port()
+        self.elect = f"etcd://127.0.0.1:{self.port}/test"
+        self.begin()
+        if peers is None:
+            self.wait()
+
+    @classmethod
+    def three(cls, directory: Path) -> list[EtcdServer]:
+        peers = {f"m{n}": f"http://127.0.0.1:{free_port()}" for n in range(3)}
+        members = [cls(directory / name, name=name, peers=peers) for name in peers]
+        for member in members:
+            member.wait()
+        return members
+
+    @property
+    def url(self) -> str:
+        return f"http{'' if self._tls is None else 's'}://127.0.0.1:{self.port}"
+
+    def begin(self) -> None:
+        client, peer = self.url, self._peers[self._name]
+        options = [*self._options]
+        if (tls := self._tls) is not None:
+            options += [
+                *("--cert-file", str(tls / "cert.pem"), "--key-file", str(tls / "key.pem")),
+                *("--trusted-ca-file", str(tls / "ca.pem"), "--client-cert-auth"),
+            ]
+        all_peers = ",".join(f"{name}={url}" for name, url in self._peers.items())
+        self.process = Lifeline(
+            [
+                *(shutil.which("etcd") or "etcd", "--data-dir", str(self._directory / "data")),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                *("--name", self._name, "--initial-cluster", all_peers, "--log-level", "warn"),
+                *("--unsafe-no-fsync", *options),
+            ],
+            log=self._directory / "log",
+            directory=self._directory,
+        )
+
+    def wait(self) -> None:
+        wait_for(self._answers, 30, "etcd")
+
+    def _answers(self) -> bool:
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"{self.url}/health", timeout=5, context=self.trust) as reply,
+        ):
+            return bool(json.load(reply)["health"] == "true")
+        return False
+
+    def freeze(self) -> None:
+        self.process.freeze()
+
+    def thaw(self) -> None:
+        self.process.thaw()
+
+    def stop(self) -> None:
+        self.process.kill()
+
+
+class Elected(Processes):
+    def __init__(self, directory: Path, chunkservers: int = 3, **settings: str) -> None:
+        directory.mkdir(exist_ok=True)
+        self.engine = self.start_engine(directory / "etcd")
+        self.addresses = {name: f"127.0.0.1:{free_port()}" for name in NAMES}
+        self.directory = directory
+        super().__init__(directory, chunkservers, 3.0, **settings)
+
+    def start_master(self) -> None:
+        self.master_address = ",".join(self.addresses.values())
+        for name in NAMES:
+            self.start_one(name)
+
+    def start_one(self, name: str) -> None:
+        self._start(
+            name, "master", "--state", str(self.directory / name), "--address",
+            self.addresses[name], "--elect", self.engine.elect,
+            "--key-file", str(self.state / "cluster.key"),
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        super().stop()
+        self.engine.stop()
+
+    def start_engine(self, directory: Path) -> ElectionEngine:
+        return EtcdServer(directory)
+
+    def connect(self, *names: str, **settings: Any) -> Any:
+        addresses = [self.addresses[name] for name in names or NAMES]
+        return gfs.connect(",".join(addresses), key=self.key, settings=ClientSettings(**settings))
+
+    async def role(self, name: str, seconds: float = 1.0) -> str:
+        """What this process answers to be now; empty: it does not answer."""
+        with trio.move_on_after(seconds), suppress(GfsError):
+            async with self.connect(name, retry_seconds=0.1) as fs:
+                return str((await fs.status()).role)
+        return ""
+
+    async def holder(self, seconds: float = 30.0) -> str:
+        """The name of the one that serves as the master."""
+        with trio.move_on_after(BUSY * seconds):
+            while True:
+                for name in NAMES:
+                    if name in self.processes and await self.role(name) == "master":
+                        return name
+                await trio.sleep(0.02)
+        raise AssertionError(f"no master within {BUSY * seconds:g} s")
+
+    async def wait_followed(self, count: int = 2, seconds: float = 30.0) -> None:
+        """So many shadow masters follow and count, and have everything."""
+        with trio.move_on_after(BUSY * seconds):
+            while True:
+                with suppress(GfsError):
+                    async with self.connect() as fs:
+                        status = await fs.status()
+                    level = [s for s in status.shadows if s.state == "following"]
+                    if len(level) >= count and all(s.sequence == status.sequence for s in level):
+                        return
+                await trio.sleep(0.05)
+        raise AssertionError(f"not followed by {count} within {BUSY * seconds:g} s")
+
+    def gfs(self, *arguments: str, code: int = 0, master: str = "") -> str:
+        command, *more = arguments
+        done = forks.run(
+            [command, *more, "--key-file", str(self.state / "cluster.key"),
+             "--master", master or self.master_address],
+            env=self.environment,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        return str(done.stdout if code == 0 else done.stderr)
+
+    def freeze(self, name: str) -> None:
+        os.kill(self.processes[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        os.kill(self.processes[name].pid, signal.SIGCONT)

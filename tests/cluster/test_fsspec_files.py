@@ -1,0 +1,1069 @@
+"""What ``gfs://`` promises beyond fsspec's own tests: whole files or none, listings and times
+that are true, errors with paths, one connection for each process."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import trio
+from fsspec.callbacks import Callback
+from fsspec.transaction import Transaction
+from harness import Cluster, wait_for
+from interrupts import interrupted
+
+from gfs.client import Client, ExistingFile, NewFile, sync
+from gfs.errors import DiskFull, FileChanged, GfsError
+from gfs.fsspec import GfsFileSystem
+from gfs.fsspec import connections as fsspec_connections
+from gfs.fsspec import files as fsspec_files
+from gfs.fsspec import system as fsspec_system
+
+
+@pytest.fixture(scope="module")
+def shared(cluster: Cluster) -> Iterator[GfsFileSystem]:
+    fs = GfsFileSystem(state=cluster.state, skip_instance_cache=True)
+    yield fs
+    fs.close()
+
+
+@pytest.fixture
+def here(request: pytest.FixtureRequest) -> str:
+    """A directory of this test alone, whose name is no pattern."""
+    return "/" + re.sub(r"\W", "-", request.node.name)
+
+
+@pytest.fixture
+def fs(shared: GfsFileSystem, here: str) -> GfsFileSystem:
+    shared.makedirs(here, exist_ok=True)
+    return shared
+
+
+# --- where ------------------------------------------------------------------------------
+
+
+def test_a_url_with_the_address_and_a_file_with_the_key(cluster: Cluster, here: str) -> None:
+    address = cluster.ready["master"]["address"]
+    options: dict[str, Any] = {"key": str(cluster.state / "cluster.key"), "replication": 1}
+    url = f"gfs://{address},127.0.0.1:1{here}/x"
+    with fsspec.open(url, "wb", **options) as file:
+        file.write(b"there")
+    with fsspec.open(url, "rb", **options) as file:
+        assert file.read() == b"there"
+    fs, path = fsspec.url_to_fs(url, **options)
+    assert fs.info(path)["replication"] == 1
+    assert fs.fsid == f"gfs_{fs.client.status().cluster}"
+    fs.close()
+
+
+def test_a_cluster_with_tls(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster("--tls").start()
+    address, key = cluster.ready["master"]["address"], cluster.state / "cluster.key"
+    fs = GfsFileSystem(address, key=key, tls=cluster.state / "tls", skip_instance_cache=True)
+    fs.pipe("/x", b"encrypted")
+    assert fs.cat("/x") == b"encrypted"
+    fs.close()
+
+
+def test_all_threads_and_copies_of_a_process_share_a_connection(
+    shared: GfsFileSystem, cluster: Cluster
+) -> None:
+    shared.exists("/")
+    before = len(fsspec_connections._clients)
+    found = []
+
+    def connect() -> None:
+        fs = GfsFileSystem(state=cluster.state)
+        fs.exists("/")
+        found.append(fs.client)
+
+    threads = [threading.Thread(target=connect) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    again = pickle.loads(pickle.dumps(shared))
+    assert {id(client) for client in [*found, again.client]} == {id(shared.client)}
+    assert len(fsspec_connections._clients) == before
+    shared.close()
+    assert shared.client is not found[0]
+
+
+PROCESSES = """
+import multiprocessing, os, pickle, sys, warnings
+from concurrent.futures import ProcessPoolExecutor
+import fsspec
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+fs = fsspec.filesystem("gfs", state=sys.argv[1])
+
+def work(item):
+    there, number = item
+    there.pipe(f"/processes/{number}", str(number).encode())
+    return fs.cat(f"/processes/{number}"), os.getpid()  # ours, inherited or imported
+
+def feed(there, asked, answers):
+    while (batch := asked.get()) is not None:
+        answers.put(there.cat([f"/processes/{n}" for n in batch]))
+
+if __name__ == "__main__":
+    fs.pipe("/processes/begin", b"")  # connected before it is forked
+    file = fs.open("/processes/begin")
+    for method in ("fork", "spawn", "forkserver"):
+        context = multiprocessing.get_context(method)
+        with ProcessPoolExecutor(2, mp_context=context) as pool:
+            found = list(pool.map(work, [(fs, n) for n in range(20)], timeout=100))
+        assert [data for data, _ in found] == [str(n).encode() for n in range(20)], found
+        assert os.getpid() not in {pid for _, pid in found}
+        asked, answers = context.Queue(), context.Queue()
+        workers = [context.Process(target=feed, args=(fs, asked, answers)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for n in range(10):
+            asked.put([n, n + 10])
+        got = [answers.get(timeout=100) for n in range(10)]
+        assert sorted(len(one) for one in got) == [2] * 10
+        for worker in workers:
+            asked.put(None)
+        for worker in workers:
+            worker.join(100)
+            assert worker.exitcode == 0
+    assert file.read() == b""
+"""
+
+
+def test_forked_and_spawned_processes(cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    done = subprocess.run(
+        [sys.executable, script, cluster.state], capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert not done.stderr
+
+
+def test_a_program_that_forgets_its_files_ends(cluster: Cluster) -> None:
+    code = (
+        "import fsspec, sys; fs = fsspec.filesystem('gfs', state=sys.argv[1]);"
+        "fs.pipe('/forgotten', b'old'); keep = fs.open('/forgotten', 'wb'); keep.write(b'new');"
+        "reader = fs.open('/forgotten'); reader.read(1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, cluster.state], capture_output=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert sync.connect(state=cluster.state).get("/forgotten") in (b"old", b"new")
+
+
+# --- files ------------------------------------------------------------------------------
+
+
+def test_modes(fs: GfsFileSystem, here: str) -> None:
+    path = f"{here}/x"
+    with fs.open(path, "xb") as file:
+        assert file.write(b"first") == 5
+        assert file.tell() == 5
+        assert not file.seekable()
+        assert not fs.exists(path)
+    with pytest.raises(FileExistsError, match=path):
+        fs.open(path, "xb")
+    with fs.open(path, "ab") as file:
+        assert file.tell() == 5
+        file.write(b" second")
+        file.flush()
+        assert fs.cat(path) == b"first second"
+        file.write(b" third")
+    with fs.open(f"{here}/new", "ab") as file:
+        file.write(b"made")
+    assert fs.cat(f"{here}/new") == b"made"
+    with fs.open(path, "r+b") as file:
+        assert (file.read(5), file.size) == (b"first", 18)
+        assert file.seek(-5, os.SEEK_END) == 13
+        file.write(b"THIRD and more")
+        file.seek(0)
+        file.write(b"FIRST")
+        assert file.read() == b" second THIRD and more"
+    assert fs.cat(path) == b"FIRST second THIRD and more"
+    with fs.open(path, "r+b") as file, pytest.raises(io.UnsupportedOperation):
+        file.truncate(3)
+    with fs.open(path, "ab") as file:  # as Python's own, wherever it is sought to
+        file.write(b", then")
+        assert file.seek(2) == 2
+        file.write(b" the end")
+        file.flush()
+        assert file.tell() == fs.size(path) == 41
+    assert fs.cat(path) == b"FIRST second THIRD and more, then the end"
+    with fs.open(path, "wb") as file:
+        file.write(b"whole")
+    assert fs.cat(path) == b"whole"
+    with fs.open(f"{here}/text", "w", encoding="latin-1", newline="\r\n") as text:
+        text.write("Größe\n")
+    assert fs.cat(f"{here}/text").decode("latin-1") == "Größe\r\n"
+    with fs.open(f"{here}/text", "r", encoding="latin-1") as text:
+        assert text.read() == "Größe\n"
+    with fs.open(f"{here}/x.gz", "wb", compression="infer") as file:
+        file.write(b"z" * 10_000)
+    assert fs.size(f"{here}/x.gz") < 200
+    with fs.open(f"{here}/x.gz", compression="infer") as file:
+        assert file.read() == b"z" * 10_000
+    for mode in ("w+b", "a+b", "x+b", "q"):
+        with pytest.raises(ValueError, match="there are rb, wb"):
+            fs.open(path, mode)
+    with pytest.raises(FileNotFoundError, match="/none"):
+        fs.open(f"{here}/none", "r+b")
+    with pytest.raises(TypeError, match="open has no option 'replicas'"):
+        fs.open(path, replicas=2)
+
+
+@pytest.mark.parametrize("mode", ["wb", "w", "xb"])
+def test_a_block_that_raises_leaves_the_path_as_it_was(
+    fs: GfsFileSystem, here: str, mode: str
+) -> None:
+    path = f"{here}/x"
+    if "x" not in mode:
+        fs.pipe(path, b"old")
+
+    def fails() -> None:
+        with fs.open(path, mode) as file:
+            file.write("new" if mode == "w" else b"new" * 1_000_000)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert fs.exists(path) == ("x" not in mode)
+    assert "x" in mode or fs.cat(path) == b"old"
+    file = fs.open(path, "wb")
+    file.write(b"newer")
+    file.discard()
+    assert file.closed
+    assert fs.exists(path) == ("x" not in mode)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}])
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_block_of_fsspec_s_own_open_that_raises_publishes_nothing(
+    fs: GfsFileSystem, here: str, cluster: Cluster, mode: str, options: dict[str, Any]
+) -> None:
+    options = {**options, "state": str(cluster.state)}
+    data: Any = "new" if mode == "w" else b"new"
+
+    def fails(url: str) -> None:
+        with fsspec.open(url, mode, **options) as file:
+            file.write(data * 1_000_000)
+            raise ZeroDivisionError
+
+    def fails_with_several() -> None:
+        with fsspec.open_files(f"gfs://{here}/*", mode, num=2, **options) as files:
+            for file in files:
+                file.write(data)
+            raise ZeroDivisionError
+
+    fs.pipe(f"{here}/old", b"old")
+    for url in (f"gfs://{here}/old", f"gfs://{here}/new"):
+        with pytest.raises(ZeroDivisionError):
+            fails(url)
+    with pytest.raises(ZeroDivisionError):
+        fails_with_several()
+    assert fs.cat(here, recursive=True) == {f"{here}/old": b"old"}
+    # An exception that was there before, or that is handled, is no reason.
+    try:
+        raise KeyError
+    except KeyError:
+        with fsspec.open(f"gfs://{here}/new", mode, **options) as file:
+            file.write(data)
+        plain = fs.open(f"{here}/plain", "wb")
+        plain.write(b"closed")
+        plain.close()
+        opened = fsspec.open(f"gfs://{here}/opened", mode, **options)
+        opened.open().write(data)
+        opened.close()
+    with fsspec.open(f"gfs://{here}/new", mode.replace("w", "r"), **options) as file:
+        assert file.read() == data
+    assert fs.cat(f"{here}/plain") == b"closed"
+    assert fs.exists(f"{here}/opened")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bz2", "xz", "zip"])
+@pytest.mark.parametrize("mode", ["wb", "w"])
+def test_a_compressed_file_appears_whole_or_not_at_all(
+    fs: GfsFileSystem, here: str, mode: str, compression: str
+) -> None:
+    path, data = f"{here}/x", "new" if mode == "w" else b"new"
+    fs.pipe(path, b"old")
+
+    def fails(change: Callable[[], object]) -> None:
+        with fs.open(path, mode.replace("w", "x"), compression=compression) as file:
+            file.write(data)
+            change()
+
+    def raises() -> None:
+        with fs.open(path, mode, compression=compression) as file:
+            file.write(data)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        raises()
+    assert fs.cat(path) == b"old"
+    fs.rm(path)
+    # What goes wrong when it is closed is not lost either.
+    with pytest.raises(FileExistsError, match=path):
+        fails(lambda: fs.pipe(path, b"another's"))
+    assert fs.cat(path) == b"another's"
+    file = fs.open(path, mode, compression=compression)
+    file.write(data)
+    file.close()
+    with fs.open(path, mode.replace("w", "r"), compression=compression) as read:
+        assert read.read() == data
+
+
+def test_an_open_that_fails_leaves_the_path_as_it_was(fs: GfsFileSystem, here: str) -> None:
+    fs.pipe(f"{here}/x", b"old")
+    with pytest.raises(LookupError):
+        fs.open(f"{here}/x", "w", encoding="no such one")
+    with pytest.raises(ValueError, match="best"):
+        fs.open(f"{here}/x", "wb", compression="best")
+    gc.collect()
+    assert fs.cat(f"{here}/x") == b"old"
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab", "r+b"])
+def test_after_a_write_that_failed_nothing_is_said_to_be_stored(
+    fs: GfsFileSystem, here: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, large = f"{here}/x", b"new" * 1_000_000
+    fs.pipe(path, b"old")
+
+    def no_room(*_: object) -> int:
+        raise DiskFull("no space")
+
+    def fails(file: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for method in ("write", "pwrite"):
+                patch.setattr(sync.SyncFile, method, no_room)
+            with pytest.raises(DiskFull):
+                file.write(large)
+        return file
+
+    with pytest.raises(OSError, match=f"{path}: lost, since a write failed: .*no space"):
+        fails(fs.open(path, mode)).write(large)
+    with pytest.raises(OSError, match=f"{path}: lost"), fs.open(path, mode) as file:
+        fails(file)
+    with pytest.raises(OSError, match=f"{path}: lost"):
+        fails(fs.open(path, mode)).close()
+    if mode == "wb":
+        with pytest.raises(OSError, match=f"{path}: lost"), fs.transaction:
+            fails(fs.open(path, mode))
+    assert fs.cat(path) == b"old"
+
+
+@pytest.mark.parametrize("when", ["before it is sent", "before its caller knows of it"])
+def test_a_call_that_is_interrupted_as_it_begins_does_not_go_on(
+    fs: GfsFileSystem, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = fs.client._current()
+    start = running.portal.start_task_soon
+    state = ["not begun"]
+    begun = threading.Event()
+
+    async def call() -> None:
+        state[0] = "begun"
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            state[0] = "ended"
+
+    def interrupt(task: Any) -> Any:
+        monkeypatch.setattr(running.portal, "start_task_soon", start)
+        if when == "before its caller knows of it":
+            start(task)
+            assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.portal, "start_task_soon", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        running.call(call)
+    assert state[0] == ("ended" if begun.is_set() else "not begun")
+
+
+def test_an_interrupted_call_has_ended_when_its_caller_goes_on(
+    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Or it would be aborted while it goes on, and the servers be blamed for what fails then."""
+    main = threading.main_thread().ident
+    assert main is not None
+    done: list[str] = []
+    # Where the tests run in the background, the shell has SIGINT ignored.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    async def write(self: NewFile, data: bytes) -> int:
+        await trio.sleep(0.5)  # by then the caller waits
+        signal.pthread_kill(main, signal.SIGINT)
+        try:
+            await trio.sleep(60)
+        finally:
+            done.append("write")
+        raise AssertionError
+
+    async def abort(self: NewFile) -> None:
+        self.closed = True
+        done.append("abort")
+
+    monkeypatch.setattr(NewFile, "write", write)
+    monkeypatch.setattr(NewFile, "abort", abort)
+    with pytest.raises(KeyboardInterrupt), fs.open(f"{here}/x", "wb") as file:
+        file.write(b"x" * 2_000_000)
+    assert done[:2] == ["write", "abort"]
+    assert not fs.exists(f"{here}/x")
+
+
+@pytest.mark.parametrize(("mode", "name"), [("wb", "x"), ("xb", "y"), ("w", "x"), ("wb", "x.gz")])
+def test_a_file_that_nobody_closed_is_not_published(
+    fs: GfsFileSystem, here: str, mode: str, name: str
+) -> None:
+    path = f"{here}/{name}"
+    fs.pipe({f"{here}/x": b"old", f"{here}/x.gz": b"old"})
+    before = {each: fs.cat(each) for each in fs.find(here)}
+
+    def forgotten() -> sync.SyncFile:
+        file = fs.open(path, mode, compression="infer")
+        data = os.urandom(3_000_000)
+        file.write(data.hex() if mode == "w" else data)
+        raw = file if mode != "w" else file.buffer
+        inner: sync.SyncFile = (raw if name != "x.gz" else raw._file).raw.file
+        return inner
+
+    def in_a_cycle() -> sync.SyncFile:
+        cycle: list[Any] = []
+        cycle += [cycle, file := fs.open(path, mode, compression="infer")]
+        file.write("new" if mode == "w" else b"new")
+        raw = file if mode != "w" else file.buffer
+        inner: sync.SyncFile = (raw if name != "x.gz" else raw._file).raw.file
+        return inner
+
+    with pytest.warns(ResourceWarning, match=f"{path} was not closed"):
+        inner = forgotten()
+    gc.disable()
+    try:
+        others = [in_a_cycle(), in_a_cycle()]
+        running = fs.client._running
+        assert running is not None
+        with pytest.warns(ResourceWarning, match=f"{path} was not closed"):
+            running.portal.call(gc.collect)  # it may come by in any thread, the client's too
+    finally:
+        gc.enable()
+    for each in [inner, *others]:
+        wait_for(lambda each=each: each.closed, 10.0, "end of the upload")  # type: ignore[misc]
+    assert {each: fs.cat(each) for each in fs.find(here)} == before
+
+
+def test_what_nobody_closed_of_a_file_that_is_changed_in_place_is_written(
+    fs: GfsFileSystem, here: str
+) -> None:
+    fs.pipe(f"{here}/x", b"old")
+    fs.open(f"{here}/x", "ab").write(b" and new")
+    gc.collect()
+    fs.open(f"{here}/x", "r+b").write(b"O")
+    gc.collect()
+    assert fs.cat(f"{here}/x") == b"Old and new"
+
+
+@pytest.mark.parametrize("way", ["plain", "closed", "text", "packed", "transaction"])
+def test_a_file_whose_writer_is_interrupted_anywhere_is_whole_or_as_it_was(
+    fs: GfsFileSystem, here: str, way: str
+) -> None:
+    path, data = f"{here}/x", b"new" * 400_000
+    # A program that catches the exception and calls close publishes what was written until then.
+    fine = (data, b"") if way == "closed" else (data,)
+
+    def write() -> None:
+        if way == "transaction":
+            with fs.transaction, fs.open(path, "wb") as file:
+                file.write(data)
+        elif way == "text":
+            with fs.open(path, "w") as file:
+                file.write(data.decode())
+        elif way == "packed":
+            with fs.open(path, "wb", compression="gzip") as file:
+                file.write(data)
+        elif way == "closed":
+            file = fs.open(path, "wb")
+            try:
+                file.write(data)
+            finally:
+                file.close()
+        else:
+            with fs.open(path, "wb") as file:
+                file.write(data[:9])
+                file.write(data[9:])
+
+    def read() -> bytes:
+        with fs.open(path, compression="gzip" if way == "packed" else None) as file:
+            return bytes(file.read())
+
+    step = 0
+    while True:
+        fs.rm(path) if fs.exists(path) else None
+        with (
+            warnings.catch_warnings(),
+            interrupted(step, fsspec_files, fsspec_system, sync) as where,
+            suppress(KeyboardInterrupt, *([OSError] if way == "closed" else [])),
+        ):
+            warnings.simplefilter("ignore", ResourceWarning)
+            write()
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()
+        if not where:
+            break
+        if fs.exists(path):
+            assert read() in fine, f"step {step}: {where}"
+        step += 1
+    assert read() == data
+    assert step > 20
+
+
+def test_a_copy_that_is_interrupted_leaves_nothing_beside_it(
+    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs.pipe({f"{here}/x": b"x", f"{here}/y": b"y"})
+    snapshot = sync.SyncClient.snapshot
+
+    def interrupted_then(client: sync.SyncClient, *arguments: Any, **options: Any) -> None:
+        snapshot(client, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sync.SyncClient, "snapshot", interrupted_then)
+    with pytest.raises(KeyboardInterrupt):
+        fs.cp_file(f"{here}/x", f"{here}/y")
+    monkeypatch.undo()
+    assert fs.cat(here, recursive=True) == {f"{here}/x": b"x", f"{here}/y": b"y"}
+
+
+#: fsspec does not close its local copies of blocks.
+blocks_left_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@blocks_left_open
+def test_large_files_in_order_and_out_of_it(fs: GfsFileSystem, here: str, tmp_path: Path) -> None:
+    data = os.urandom(9_000_000)
+    path = f"{here}/x"
+    with fs.open(path, "wb") as file:
+        for at in range(0, len(data), 700_001):
+            file.write(data[at : at + 700_001])
+    for cache in (None, "readahead", "bytes", "none", "background", "mmap"):
+        with fs.open(path, cache_type=cache) as file:
+            assert file.read(1_000_000) + file.read() == data
+            file.seek(4_000_000)
+            assert file.read(10) == data[4_000_000:4_000_010]
+            again = pickle.loads(pickle.dumps(file))
+            assert again.read(10) == data[4_000_010:4_000_020]
+            again.close()
+    with pytest.raises(ValueError, match="cache_type='best' is unknown"):
+        fs.open(path, cache_type="best")
+    slices = [(None, 5), (-5, None), (3, -3), (10, 5), (8_999_999, 99_999_999), (64 << 10, 1 << 20)]
+    for start, end in slices:
+        assert fs.cat_file(path, start, end) == data[start:end]
+    found = fs.cat_ranges([path] * len(slices), *map(list, zip(*slices, strict=True)))
+    assert found == [data[start:end] for start, end in slices]
+    moved: list[int] = []
+    callback = Callback(hooks={"sizes": lambda size, value, **_: moved.append(value)})
+    fs.get_file(path, tmp_path / "deep" / "x", callback=callback)
+    assert (tmp_path / "deep" / "x").read_bytes() == data
+    assert (moved[-1], callback.size) == (len(data), len(data))
+    fs.get_file(path, os.devnull)
+    assert not os.path.isfile(os.devnull)
+    fs.put_file(tmp_path / "deep" / "x", f"{here}/made/parents/x")
+    assert fs.cat(f"{here}/made/parents/x") == data
+    with pytest.raises(FileExistsError, match="parents/x"):
+        fs.put_file(tmp_path / "deep" / "x", f"{here}/made/parents/x", mode="create")
+    out = io.BytesIO()
+    fs.get_file(path, out)
+    assert out.getvalue() == data
+
+
+def test_a_transaction_publishes_at_its_end(fs: GfsFileSystem, here: str) -> None:
+    fs.pipe(f"{here}/a", b"old")
+    with fs.transaction:
+        for name in "ab":
+            with fs.open(f"{here}/{name}", "wb") as file:
+                file.write(name.encode() * 3_000_000)
+        assert (fs.cat(f"{here}/a"), fs.exists(f"{here}/b")) == (b"old", False)
+        with pytest.raises(ValueError, match="a transaction cannot delay"):
+            fs.open(f"{here}/a", "ab")
+    assert (fs.size(f"{here}/a"), fs.size(f"{here}/b")) == (3_000_000, 3_000_000)
+
+    # What is still in a buffer is part of the file, also if nobody closes it.
+    with fs.transaction:
+        with fs.open(f"{here}/x.gz", "wb", compression="infer") as file:
+            file.write(b"packed")
+        kept = [
+            fs.open(f"{here}/{name}", mode, compression="infer")
+            for name, mode in (("plain", "wb"), ("text", "w"), ("text.gz", "wt"))
+        ]
+        for file in kept:
+            file.write("kept" if isinstance(file, io.TextIOWrapper) else b"kept")
+        assert fs.find(here) == [f"{here}/a", f"{here}/b"]
+    for name in ("plain", "text", "text.gz", "x.gz"):
+        with fs.open(f"{here}/{name}", compression="infer") as file:
+            assert file.read() == (b"packed" if name == "x.gz" else b"kept")
+
+    def fails() -> None:
+        with fs.transaction, fs.open(f"{here}/c", "wb") as file:
+            file.write(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert not fs.exists(f"{here}/c")
+    fs.pipe(f"{here}/c", b"at once")
+    assert fs.cat(f"{here}/c") == b"at once"
+
+
+def as_in_fsspec_2025_2(transaction: Transaction, commit: bool = True) -> None:
+    while transaction.files:
+        file = transaction.files.popleft()
+        if commit:
+            file.commit()
+        else:
+            file.discard()
+    transaction.fs._intrans = False
+    transaction.fs._transaction = None
+    transaction.fs = None
+
+
+def test_a_transaction_whose_commit_fails_has_ended(
+    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Transaction, "complete", as_in_fsspec_2025_2)
+    names = [f"{here}/{name}" for name in "abc"]
+
+    def fails(write: Callable[[str, bytes], object]) -> None:
+        for name in names:
+            write(name, b"delayed")
+        fs.client.put(b"another's", names[1])
+
+    def create(name: str, data: bytes) -> None:
+        fs.pipe(name, data, mode="create")
+
+    def with_a_block() -> None:
+        with fs.transaction:
+            fails(create)
+
+    def with_two_calls() -> None:
+        fs.start_transaction()
+        fails(create)
+        fs.end_transaction()
+
+    for way in (with_a_block, with_two_calls):
+        with pytest.raises(FileExistsError, match=names[1]):
+            way()
+        assert fs.cat(here, recursive=True) == {names[0]: b"delayed", names[1]: b"another's"}
+        fs.pipe(names[2], b"at once")
+        assert fs.cat(names[2]) == b"at once"
+        fs.rm(names)
+
+
+def test_all_that_is_written_in_a_transaction_is_published_at_its_end(
+    fs: GfsFileSystem, here: str, tmp_path: Path
+) -> None:
+    """Whichever way it is written."""
+    (tmp_path / "d").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "d" / name).write_bytes(name.encode())
+    fs.pipe(f"{here}/piped", b"old")
+
+    def write() -> None:
+        fs.pipe(f"{here}/piped", b"new")
+        fs.pipe({f"{here}/many/{number}": b"%d" % number for number in range(100)})
+        fs.put_file(tmp_path / "d" / "one", f"{here}/one")
+        fs.put_file(io.BytesIO(b"two"), f"{here}/two")
+        fs.put(f"{tmp_path}/d/", f"{here}/put", recursive=True)
+        fs.touch(f"{here}/empty")
+
+    def fails() -> None:
+        with fs.transaction:
+            write()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert fs.cat(here, recursive=True) == {f"{here}/piped": b"old"}
+    with fs.transaction:
+        write()
+        assert fs.cat(here, recursive=True) == {f"{here}/piped": b"old"}
+        with pytest.raises(FileExistsError, match="/piped"):
+            fs.pipe(f"{here}/piped", b"", mode="create")
+    found = fs.cat(here, recursive=True)
+    assert found.pop(f"{here}/piped") == b"new"
+    assert found.pop(f"{here}/empty") == b""
+    for name in ("one", "two"):
+        assert found.pop(f"{here}/{name}") == found.pop(f"{here}/put/{name}") == name.encode()
+    assert found == {f"{here}/many/{number}": b"%d" % number for number in range(100)}
+
+
+# --- the tree ---------------------------------------------------------------------------
+
+
+def test_listings_are_those_of_now(fs: GfsFileSystem, here: str, cluster: Cluster) -> None:
+    with sync.connect(state=cluster.state) as other:
+        for change, names in (
+            (lambda: fs.pipe(f"{here}/a", b""), ["a"]),
+            (lambda: other.put(b"", f"{here}/b"), ["a", "b"]),
+            (lambda: other.rename(f"{here}/a", f"{here}/c"), ["b", "c"]),
+            (lambda: fs.rm(f"{here}/b"), ["c"]),
+            (lambda: other.delete(f"{here}/c"), []),
+        ):
+            change()
+            expected = [f"{here}/{name}" for name in names]
+            assert fs.ls(here, detail=False) == fs.find(here) == expected
+            assert fs.glob(f"{here}/*") == expected
+            assert [name for _, _, files in fs.walk(here) for name in files] == names
+    assert fs.ls("/", detail=False) == [each["name"] for each in fs.ls("")]
+    assert fs.find(f"{here}/none") == []
+
+
+def test_times_and_sums_are_true(fs: GfsFileSystem, here: str) -> None:
+    path = f"{here}/x"
+    began = datetime.now(UTC)
+    fs.pipe(path, b"one")
+    seen = [(fs.ukey(path), fs.checksum(path))]
+    created = fs.created(path)
+    assert abs((created - began).total_seconds()) < 60
+    assert fs.modified(path) >= created
+    assert fs.info(path)["mtime"] == pytest.approx(fs.modified(path).timestamp())
+    with fs.open(path, "r+b") as file:
+        file.write(b"two")
+    seen.append((fs.ukey(path), fs.checksum(path)))
+    with fs.open(path, "ab") as file:
+        file.write(b"!")
+    seen.append((fs.ukey(path), fs.checksum(path)))
+    fs.pipe(path, b"one")
+    seen.append((fs.ukey(path), fs.checksum(path)))
+    changed = fs.modified(path)
+    fs.touch(path, truncate=False)
+    assert fs.modified(path) >= changed
+    assert fs.cat(path) == b"one"
+    seen.append((fs.ukey(path), fs.checksum(path)))
+    assert len(set(seen)) == 5
+    fs.touch(f"{here}/touched", truncate=False)
+    assert fs.cat(f"{here}/touched") == b""
+    fs.mv(path, f"{here}/y")
+    assert (fs.ukey(f"{here}/y"), fs.checksum(f"{here}/y")) == seen[-1]
+
+
+def test_each_change_in_place_is_one_for_who_asks(
+    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{here}/x"
+    fs.pipe(path, b"nil" * 100_000)
+    seen: list[Any] = []
+
+    def differs() -> None:
+        now = fs.ukey(path), fs.checksum(path), fs.modified(path)
+        assert all(now[n] not in {each[n] for each in seen} for n in range(3))
+        assert not seen or now[2] > seen[-1][2]
+        seen.append(now)
+
+    differs()
+    for data in (b"one", b"two"):
+        with fs.open(path, "r+b") as file:
+            file.write(data)
+        differs()
+    with fs.open(path, "r+") as text:
+        for line in ("six\n", "ten\n"):
+            text.write(line)
+            text.flush()
+            differs()
+        text.seek(0)
+    assert fs.ukey(path) == seen[-1][0]
+
+    def leave_by(error: Exception) -> None:
+        with fs.open(path, "r+b") as file:
+            file.write(b"more" * 50_000)  # than what is collected
+            raise error
+
+    with pytest.raises(ZeroDivisionError):
+        leave_by(ZeroDivisionError())
+    differs()
+
+    def fails(file: sync.SyncFile, offset: int, data: bytes) -> int:
+        write(file, offset, data)
+        raise DiskFull("no space")
+
+    write = sync.SyncFile.pwrite
+    with monkeypatch.context() as patch, suppress(DiskFull), fs.open(path, "r+b") as file:
+        patch.setattr(sync.SyncFile, "pwrite", fails)
+        file.write(b"less" * 50_000)
+    differs()
+    # By another name, or none.
+    with fs.open(path, "r+b") as file:
+        file.write(b"new")
+        fs.mv(path, f"{here}/y")
+    path = f"{here}/y"
+    differs()
+    with fs.open(path, "r+b") as file:
+        file.write(b"new")
+        file.flush()
+        file.write(b"lost")
+        fs.client.delete(path, now=True)
+        with suppress(FileNotFoundError):
+            file.close()
+
+
+def test_mv_is_a_rename(fs: GfsFileSystem, here: str) -> None:
+    fs.pipe({f"{here}/d/{n}": b"%d" % n for n in range(3)})
+    inode = fs.info(f"{here}/d")["ino"]
+    fs.mv(f"{here}/d", f"{here}/e", recursive=True)
+    assert fs.info(f"{here}/e")["ino"] == inode
+    file = fs.info(f"{here}/e/0")["ino"]
+    fs.mv(f"{here}/e/0", f"{here}/e/1")
+    assert (fs.info(f"{here}/e/1")["ino"], fs.exists(f"{here}/e/0")) == (file, False)
+    fs.mkdir(f"{here}/into")
+    fs.mv(f"{here}/e/1", f"{here}/into")
+    fs.mv(f"{here}/e/2", f"{here}/made/")
+    assert fs.find(here) == [f"{here}/into/1", f"{here}/made/2"]
+    fs.mv(f"{here}/into/*", f"{here}/glob")
+    fs.mv([f"{here}/glob/1", f"{here}/made/2"], [f"{here}/p", f"{here}/q"])
+    fs.mv(f"{here}/p", f"{here}/p")
+    assert fs.find(here) == [f"{here}/p", f"{here}/q"]
+    assert fs.cat(f"{here}/p") == b"0"
+
+
+def test_many_files_at_once(fs: GfsFileSystem, here: str, tmp_path: Path) -> None:
+    files = {f"{here}/many/{n:03}": os.urandom(n * 100) for n in range(300)}
+    files[f"{here}/many/large"] = os.urandom(5_000_000)
+    calls: list[str] = []
+    method = sync.SyncClient._method
+
+    def counted(self: sync.SyncClient, name: str, *arguments: Any, **options: Any) -> Any:
+        calls.append(name)
+        return method(self, name, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sync.SyncClient, "_method", counted)
+        fs.pipe(files)
+        assert fs.cat(list(files)) == files
+        assert fs.cat(f"{here}/many", recursive=True) == files
+        fs.get(f"{here}/many", str(tmp_path / "got"), recursive=True)
+        fs.put(str(tmp_path / "got"), f"{here}/back", recursive=True)
+        fs.rm(f"{here}/many", recursive=True)
+    assert len(calls) < 40, calls
+    assert not fs.exists(f"{here}/many")
+    got = {path.name: path.read_bytes() for path in (tmp_path / "got").iterdir()}
+    assert got == {path.rpartition("/")[2]: data for path, data in files.items()}
+    back = fs.cat(f"{here}/back", recursive=True)
+    assert list(back.values()) == list(files.values())
+    some = [f"{here}/back/001", f"{here}/none"]
+    assert list(fs.cat(some, on_error="omit")) == some[:1]
+    assert isinstance(fs.cat(some, on_error="return")[some[1]], FileNotFoundError)
+    with pytest.raises(FileNotFoundError, match="/none"):
+        fs.cat(some)
+    first, second = fs.cat_ranges(some, 5, 10)
+    assert (first, type(second).__bases__[1]) == (back[some[0]][5:10], FileNotFoundError)
+    with pytest.raises(FileExistsError, match="/back/001"):
+        fs.pipe({some[0]: b"", f"{here}/back/new": b""}, mode="create")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sync.SyncClient, "_method", counted)
+        calls.clear()
+        mixed = [f"{here}/back/large", f"{here}/back/003", f"{here}/back/large", f"{here}/none"]
+        ranges = fs.cat_ranges(mixed, [0, 5, -10, 0], [100, None, None, 1])
+        assert ranges[:3] == [
+            files[f"{here}/many/large"][:100],
+            files[f"{here}/many/003"][5:],
+            files[f"{here}/many/large"][-10:],
+        ]
+        assert isinstance(ranges[3], FileNotFoundError)
+        assert calls == ["get_ranges"]
+        with pytest.raises(FileNotFoundError, match="/none"):
+            fs.cat_ranges(mixed, 0, 1, on_error="raise")
+        assert fs.cat_file(mixed[0], -7) == files[f"{here}/many/large"][-7:]
+        calls.clear()
+        fs.rm([f"{here}/back/{n:03}" for n in range(100, 200)])
+        assert calls.count("delete_many") == 1
+        assert "delete" not in calls
+        assert len(calls) < 8, calls
+        assert len(fs.find(f"{here}/back")) == 202
+    with pytest.raises(IsADirectoryError, match=here):
+        fs.rm([here, f"{here}/back/large"])
+    assert not fs.exists(f"{here}/back/large")
+    fs.rm([f"{here}/back/001", f"{here}/back/002"])
+    fs.rm(f"{here}/back/01*")
+    assert len(fs.find(f"{here}/back")) == 301 - 12 + 1 - 101
+    with pytest.raises(FileNotFoundError, match="/back/001"):
+        fs.rm(f"{here}/back/001")
+
+
+def test_a_copy_shares_no_later_change(fs: GfsFileSystem, here: str) -> None:
+    fs.pipe(f"{here}/a", b"one")
+    fs.cp(f"{here}/a", f"{here}/b")
+    with fs.open(f"{here}/b", "r+b") as file:
+        file.write(b"two")
+    assert (fs.cat(f"{here}/a"), fs.cat(f"{here}/b")) == (b"one", b"two")
+    fs.cp(f"{here}/a", f"{here}/b")
+    fs.cp(f"{here}/a", f"{here}/a")
+    assert fs.cat([f"{here}/a", f"{here}/b"]) == {f"{here}/{n}": b"one" for n in "ab"}
+    assert fs.ls(here, detail=False) == [f"{here}/a", f"{here}/b"]
+
+
+ERRNOS: dict[type[Exception], int] = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+    OSError: errno.ENOTEMPTY,
+}
+
+
+def test_what_is_no_built_in_error_is_caught_as_one(
+    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [f"{here}/a", f"{here}/b"]
+    fs.pipe(dict.fromkeys(paths, b"old"))
+
+    async def changed(*_: object, **__: object) -> Any:
+        raise FileChanged("it was replaced")
+
+    async def changed_each(client: Client, asked: list[str]) -> list[GfsError]:
+        return [FileChanged(f"{path}: replaced") for path in asked]
+
+    with fs.open(paths[0]) as file:
+        monkeypatch.setattr(ExistingFile, "pread", changed)
+        monkeypatch.setattr(Client, "stat", changed)
+        monkeypatch.setattr(Client, "list", changed)
+        monkeypatch.setattr(Client, "get_many", changed_each)
+        calls: list[Callable[[], object]] = [file.read, lambda: fs.info(here)]
+        for call in (*calls, lambda: fs.cat(paths), lambda: list(fs.walk(here))):
+            with pytest.raises(OSError, match="replaced") as caught:
+                call()
+            assert isinstance(caught.value, FileChanged)
+            assert caught.value.errno == errno.ESTALE
+        values = fs.cat(paths, on_error="return").values()
+        assert all(isinstance(each, OSError) for each in values)
+
+
+def test_errors_are_the_built_in_ones_with_the_path(fs: GfsFileSystem, here: str) -> None:
+    fs.pipe(f"{here}/file", b"")
+    fs.pipe(f"{here}/full/file", b"")
+    cases: list[tuple[Callable[[str], object], str, type[Exception]]] = [
+        (fs.open, "none", FileNotFoundError),
+        (fs.info, "none", FileNotFoundError),
+        (fs.ls, "none", FileNotFoundError),
+        (fs.cat, "none", FileNotFoundError),
+        (fs.rm, "none", FileNotFoundError),
+        (fs.rmdir, "none", FileNotFoundError),
+        (fs.modified, "none", FileNotFoundError),
+        (fs.ukey, "none", FileNotFoundError),
+        (lambda path: fs.mv(path, f"{path}-moved"), "none", FileNotFoundError),
+        (lambda path: fs.cp(path, f"{path}-copied"), "none", FileNotFoundError),
+        (lambda path: fs.get_file(path, "/nowhere"), "none", FileNotFoundError),
+        (lambda path: fs.mkdir(path, create_parents=False), "none/deep", FileNotFoundError),
+        (fs.open, "full", IsADirectoryError),
+        (fs.cat, "full", IsADirectoryError),
+        (fs.rm, "full", IsADirectoryError),
+        (lambda path: fs.open(path, "wb"), "full", IsADirectoryError),
+        (lambda path: fs.open(path, "ab"), "full", IsADirectoryError),
+        (lambda path: fs.pipe(path, b""), "full", IsADirectoryError),
+        (fs.mkdir, "file", FileExistsError),
+        (fs.mkdir, "full", FileExistsError),
+        (fs.makedirs, "full", FileExistsError),
+        (lambda path: fs.makedirs(path, exist_ok=True), "file", FileExistsError),
+        (fs.ls, "file/below", NotADirectoryError),
+        (lambda path: fs.pipe(path, b""), "file/below", NotADirectoryError),
+        (fs.rmdir, "file", NotADirectoryError),
+        (fs.rmdir, "full", OSError),
+        (fs.open, "../outside", ValueError),
+        (lambda path: fs.pipe(path, b""), "a/../../../outside", ValueError),
+        (fs.touch, "file/below", NotADirectoryError),
+    ]
+    for call, name, kind in cases:
+        with pytest.raises(kind, match=name.partition("/")[0]) as caught:
+            call(f"{here}/{name}")
+        assert getattr(caught.value, "errno", 0) == ERRNOS.get(kind, 0), name
+    assert not fs.exists(f"{here}/../outside")
+    assert not fs.exists(f"{here}/file/below")
+    assert fs.find(here) == [f"{here}/file", f"{here}/full/file"]
+
+
+# --- what fsspec builds on a file system ------------------------------------------------
+
+
+def test_a_mapper(fs: GfsFileSystem, here: str) -> None:
+    mapper = fs.get_mapper(here)
+    mapper["a/b"] = b"one"
+    mapper.setitems({"c": b"two", "d": b"three"})
+    assert dict(mapper) == {"a/b": b"one", "c": b"two", "d": b"three"}
+    assert mapper.getitems(["a/b", "none"], on_error="omit") == {"a/b": b"one"}
+    with pytest.raises(KeyError):
+        mapper["none"]
+    del mapper["c"]
+    mapper.delitems(["d"])
+    assert list(mapper) == ["a/b"]
+    again = pickle.loads(pickle.dumps(mapper))
+    assert again["a/b"] == b"one"
+    mapper.clear()
+    assert not list(mapper)
+
+
+@blocks_left_open
+@pytest.mark.parametrize("protocol", ["simplecache", "filecache", "blockcache"])
+def test_local_caches(
+    fs: GfsFileSystem, here: str, protocol: str, tmp_path: Path, cluster: Cluster
+) -> None:
+    path = f"{here}/x"
+    fs.pipe(path, b"one" * 100_000)
+    options: dict[str, Any] = {
+        "gfs": {"state": str(cluster.state)},
+        protocol: {"cache_storage": str(tmp_path)},
+    }
+    if protocol != "simplecache":
+        options[protocol]["check_files"] = True
+    cached, _ = fsspec.url_to_fs(f"{protocol}::gfs://{path}", skip_instance_cache=True, **options)
+    for _ in range(2):
+        assert cached.cat_file(path) == b"one" * 100_000
+        with cached.open(path) as file:
+            file.seek(150_000)
+            assert file.read(3) == b"one"
+    fs.pipe(path, b"two" * 100_000)
+    if protocol != "simplecache":
+        with cached.open(path) as file:
+            assert file.read(3) == b"two"
+
+
+def test_copies_between_file_systems(fs: GfsFileSystem, here: str, tmp_path: Path) -> None:
+    from fsspec.generic import GenericFileSystem, rsync, set_generic_fs
+
+    set_generic_fs("file")
+    set_generic_fs("gfs", state=fs.storage_options["state"])
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "x").write_bytes(b"one")
+    (tmp_path / "a" / "deep" / "y").write_bytes(b"two" * 100_000)
+    generic = GenericFileSystem(default_method="generic", skip_instance_cache=True)
+    rsync(f"file://{tmp_path}/a", f"gfs://{here}/a", fs=generic)
+    assert fs.cat(f"{here}/a", recursive=True) == {
+        f"{here}/a/deep/y": b"two" * 100_000,
+        f"{here}/a/x": b"one",
+    }
+    fs.pipe(f"{here}/a/x", b"changed")
+    rsync(f"gfs://{here}/a", f"file://{tmp_path}/back", fs=generic)
+    assert (tmp_path / "back" / "x").read_bytes() == b"changed"
+    inside = fsspec.filesystem("dir", path=here, fs=fs)
+    assert inside.cat("a/x") == b"changed"
+    assert inside.find("") == ["a/deep/y", "a/x"]

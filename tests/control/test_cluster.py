@@ -1,0 +1,383 @@
+"""The cluster over REST: what administrators see of it, and what they order."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from checks import make_token, ok, put, refused, wait_for
+from cloud import Cloud
+from msgspec.structs import replace
+
+from control.cluster import ClusterModule, series
+from control.cluster.events import (
+    EVENTS,
+    EVENTS_MAX,
+    LAST,
+    Facts,
+    Happened,
+    Server,
+    add,
+    between,
+    events,
+)
+from control.cluster.module import advice_of
+from control.cluster.series import counters_of, rates
+from control.installed import discover
+from control.records import Records, Txn
+from control.testing import make_app
+from control.volatile import Volatile
+
+BASE = "/admin/cluster"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """A cloud that is drained and whose disks come and go."""
+    made = Cloud(tmp_path_factory.mktemp("cluster"), chunkservers=4)
+    try:
+        made.start()
+        wait_for(lambda: _is_watched(made), 60, "the first look")
+        yield made
+    finally:
+        made.stop()
+
+
+def _is_watched(cloud: Cloud) -> bool:
+    return 4.0 in ok(cloud.admin.get(f"{BASE}/series"))["values"]["servers_live"]
+
+
+def servers(cloud: Cloud) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ok(cloud.admin.get(f"{BASE}/servers"))["servers"]
+    return found
+
+
+def commands(cloud: Cloud) -> list[str]:
+    warnings = ok(cloud.admin.get(BASE))["warnings"]
+    return [command for each in warnings for command in each["commands"]]
+
+
+def kinds(cloud: Cloud) -> list[str]:
+    return [each["kind"] for each in ok(cloud.admin.get(f"{BASE}/events"))["events"]]
+
+
+def test_the_cluster_at_a_glance_is_what_gfs_status_shows(own: Cloud) -> None:
+    put(own.admin, "default", "glance", b"x" * 5000)
+    seen = ok(own.admin.get(BASE))
+    status = own.cluster.json("status")
+    assert seen["cluster"] == status["cluster"]
+    assert (seen["files"], seen["bytes"]) == (
+        status["totals"]["files"], status["totals"]["bytes"],
+    )  # fmt: skip
+    assert seen["servers"] == {"total": 4, "live": 4}
+    assert seen["total_bytes"] == seen["used_bytes"] + seen["free_bytes"] > 0
+    assert (seen["lost"], seen["corrupt"], seen["role"]) == (0, 0, "master")
+    assert seen["trash"]["kept_seconds"] > 0
+    assert seen["repair"]["bytes_left"] == 0 == seen["repair"]["seconds_left"]
+    assert abs(seen["now"] - time.time()) < 600
+
+
+def test_servers_have_racks_and_disks(own: Cloud) -> None:
+    found = servers(own)
+    assert len({each["id"] for each in found}) == 4
+    for each in found:
+        assert (each["state"], each["drain"], each["maintenance_seconds"]) == ("live", "", 0)
+        assert each["rack"]
+        assert each["heartbeat_seconds"] < 60
+        assert [disk["state"] for disk in each["disks"]] == ["ok"]
+
+
+def test_repair_is_paused_and_resumed(own: Cloud) -> None:
+    assert ok(own.admin.put(f"{BASE}/repair", json={"paused": True}))["paused"]
+    assert "gfs repair resume" in commands(own)
+    body = {"paused": False, "settings": {"clones_total": 3}}
+    changed = ok(own.admin.put(f"{BASE}/repair", json=body))
+    assert (changed["paused"], changed["settings"]["clones_total"]) == (False, 3)
+    assert "gfs repair resume" not in commands(own)
+    ok(own.admin.put(f"{BASE}/repair", json={"settings": {"clones_total": -1}}))
+    refused(own.admin.put(f"{BASE}/repair", json={"settings": {"speed": 1}}), 400)
+    refused(own.admin.put(f"{BASE}/repair", json={"paused": "yes"}), 400, "paused")
+
+
+def test_a_server_is_drained_and_comes_back(own: Cloud) -> None:
+    first, second, *_ = servers(own)
+    drain = f"{BASE}/servers/{first['id']}/drain"
+    assert ok(own.admin.post(drain, json={}))["drain"] in ("draining", "drained")
+    wait_for(lambda: servers(own)[0]["drain"] == "drained", 60, "the drain")
+    text = refused(own.admin.post(f"{BASE}/servers/{second['address']}/drain", json={}), 409)
+    assert "chunkserver" in text
+    assert f"gfs drain --cancel {first['id']}" in commands(own)
+    refused(own.admin.delete(f"{BASE}/servers/{first['id']}"), 409)
+    wait_for(lambda: kinds(own)[:1] == ["drain"], 60, "the event")
+    before = len(kinds(own))
+    assert ok(own.admin.post(drain, json={"cancel": True}))["drain"] == ""
+    wait_for(lambda: len(kinds(own)) > before, 60, "the event")
+    for what in ("drain", "maintenance"):
+        body: dict[str, Any] = {"seconds": 60} if what == "maintenance" else {}
+        refused(own.admin.post(f"{BASE}/servers/nothing/{what}", json=body), 404, "nothing")
+    refused(own.admin.delete(f"{BASE}/servers/nothing"), 404)
+
+
+def test_maintenance_has_an_end(own: Cloud) -> None:
+    name = servers(own)[0]["id"]
+    path = f"{BASE}/servers/{name}/maintenance"
+    assert 0 < ok(own.admin.post(path, json={"seconds": 600}))["maintenance_seconds"] <= 600
+    assert f"gfs maintenance {name} off" in commands(own)
+    assert ok(own.admin.post(path, json={"seconds": 0}))["maintenance_seconds"] == 0
+    for wrong in ({}, {"seconds": -1}, {"seconds": 8 * 86400}):
+        refused(own.admin.post(path, json=wrong), 400, "seconds")
+
+
+def test_a_disk_comes_and_goes(own: Cloud, tmp_path: Path) -> None:
+    name = servers(own)[0]["id"]
+    path, disk = f"{BASE}/servers/{name}/disks", str(tmp_path / "disk")
+
+    def order(action: str) -> httpx.Response:
+        return own.admin.post(path, json={"path": disk, "action": action})
+
+    assert len(ok(order("add"))["disks"]) == 2
+    refused(order("add"), 409)
+    found = ok(order("drain"))["disks"]
+    assert [each["state"] for each in found if each["path"] == disk] == ["draining"]
+    wait_for(lambda: order("remove").status_code == 200, 30, "the removal")
+    refused(order("remove"), (404, 409))
+    refused(own.admin.post(path, json={"path": disk, "action": "format"}), 400, "action")
+    refused(
+        own.admin.post(f"{BASE}/servers/nothing/disks", json={"path": disk, "action": "add"}), 404
+    )
+
+
+def test_masters(own: Cloud) -> None:
+    found = ok(own.admin.get(f"{BASE}/masters"))
+    assert (found["role"], found["shadows"], found["election"]) == ("master", [], None)
+    assert found["sequence"] > 0
+    refused(own.admin.post(f"{BASE}/failover", json={}), 409, "gfs promote")
+    refused(own.admin.delete(f"{BASE}/masters/127.0.0.1:1"), 404)
+
+
+def test_numbers_of_the_last_hour(own: Cloud) -> None:
+    def measured() -> bool:
+        put(own.admin, "default", "series", b"x" * 100_000, overwrite="true")
+        values = ok(own.admin.get(f"{BASE}/series"))["values"]
+        assert set(values) == set(series.NAMES)
+        return any(values["upload_bytes_per_second"]) and any(values["request_seconds_p99"])
+
+    wait_for(measured, 60, "two points")
+    found = ok(own.admin.get(f"{BASE}/series"))
+    assert len(found["at"]) == 360
+    assert {b - a for a, b in zip(found["at"], found["at"][1:], strict=False)} == {10}
+    assert {len(values) for values in found["values"].values()} == {360}
+    assert 4 in found["values"]["servers_live"]
+    assert all(0 < each < 60 for each in found["values"]["master_seconds"] if each is not None)
+
+
+def test_pages_of_events(own: Cloud) -> None:
+    everything = ok(own.admin.get(f"{BASE}/events"))["events"]
+    assert len(everything) >= 2, "those of the drain"
+    page = ok(own.admin.get(f"{BASE}/events", params={"limit": 1}))
+    rest = ok(own.admin.get(f"{BASE}/events", params={"before": page["next"], "limit": 1000}))
+    assert [*page["events"], *rest["events"]][-len(everything) :] == everything
+    assert rest["next"] is None
+    refused(own.admin.get(f"{BASE}/events", params={"before": "x"}), 400, "before")
+
+
+def test_only_administrators_may(own: Cloud, tmp_path: Path) -> None:
+    user, _ = own.make_user()
+    admin_id = ok(own.admin.get("/api/session"))["user_id"]
+    actions = ["create", "read", "update", "delete"]
+    made = make_token(own.admin, {f"storage.{admin_id}": actions})
+    token, nobody = own.client(made["token"]), own.client()
+    user_id = ok(user.get("/api/session"))["user_id"]
+    users = make_token(user, {f"cluster.{user_id}": ["read", "update", "delete"]})
+    in_vain = own.client(users["token"])
+    routes = [
+        route for module, route in make_app(tmp_path, *discover().values()).table
+        if module == "cluster"
+    ]  # fmt: skip
+    assert len(routes) == 12
+    for route in routes:
+        path = route.path.format(server="x", address="x")
+        for client, status in ((nobody, 401), (user, 403), (token, 403), (in_vain, 403)):
+            refused(client.request(route.method, path, json={}), status)
+
+
+def test_a_script_has_an_administrators_token(own: Cloud) -> None:
+    admin_id = ok(own.admin.get("/api/session"))["user_id"]
+
+    def client(scope: str, *actions: str) -> httpx.Client:
+        return own.client(make_token(own.admin, {scope: list(actions)})["token"])
+
+    reader = client(f"cluster.{admin_id}", "read")
+    operator = client(f"cluster.{admin_id}.servers", "update")
+    for path in ("", "/servers", "/masters", "/events", "/series"):
+        ok(reader.get(f"{BASE}{path}"))
+        refused(operator.get(f"{BASE}{path}"), 403, "cluster")
+    (server, *_) = ok(reader.get(f"{BASE}/servers"))["servers"]
+    path = f"{BASE}/servers/{server['id']}/maintenance"
+    refused(reader.post(path, json={"seconds": 60}), 403, "cluster")
+    for seconds in (60, 0):
+        ok(operator.post(path, json={"seconds": seconds}))
+    refused(operator.delete(f"{BASE}/servers/{server['id']}"), 403, "cluster")
+    refused(operator.put(f"{BASE}/repair", json={"paused": True}), 403, "cluster")
+
+
+def test_without_a_master_it_says_so_soon(own: Cloud) -> None:
+    own.cluster.kill("master", signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        answer = own.admin.get(BASE)
+        took = time.monotonic() - began
+        assert ok(own.admin.get(f"{BASE}/events"))["events"]
+    finally:
+        own.cluster.kill("master", signal.SIGCONT)
+    refused(answer, 503)
+    assert answer.headers["Retry-After"]
+    assert took < 25, "it is to give up after 10 s"
+    ok(own.admin.get(BASE))
+
+
+# --- events -------------------------------------------------------------------------------
+
+CALM = Facts(
+    LAST,
+    {"s1": Server("a:1", "live", "", False, {"/d": "ok"})},
+    {"m2:1": "following"},
+    term=1, lost=0, corrupt=0, below_goal=0, is_paused=False, purged=0,
+)  # fmt: skip
+
+
+def server(**changes: Any) -> dict[str, Server]:
+    return {"s1": replace(CALM.servers["s1"], **changes)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"servers": {}}, "info", "s1 (a:1) is forgotten"),
+        ({"servers": server(state="dead")}, "warning", "s1 (a:1) is dead"),
+        ({"servers": server(state="stopped")}, "info", "is stopped"),
+        ({"servers": server(drain="draining")}, "info", "is being drained"),
+        ({"servers": server(drain="drained")}, "info", "can be stopped"),
+        ({"servers": server(is_maintained=True)}, "info", "is under maintenance"),
+        ({"servers": server(disks={"/d": "failed"})}, "warning", "/d of chunkserver s1"),
+        ({"servers": server(disks={})}, "info", "is removed"),
+        ({"servers": server(disks={"/d": "ok", "/e": "ok"})}, "info", "/e of chunkserver"),
+        ({"shadows": {"m2:1": "away"}}, "warning", "m2:1 is away"),
+        ({"shadows": {}}, "info", "m2:1 is forgotten"),
+        ({"term": 2}, "warning", "term 2"),
+        ({"lost": 2}, "warning", "2 chunks without any good replica"),
+        ({"corrupt": 1}, "warning", "1 chunk with a corrupt replica"),
+        ({"below_goal": 5}, "warning", "5 chunks below the replication goal"),
+        ({"is_paused": True}, "warning", "repair is paused"),
+        ({"purged": 3}, "warning", "3 deletions purged early"),
+    ],
+)
+def test_what_happened_between_two_looks(changes: dict[str, Any], level: str, words: str) -> None:
+    after = replace(CALM, **changes)
+    (event,) = between(CALM, after)
+    assert event.level == level
+    assert words in event.text
+    assert list(between(after, after)) == []
+
+
+def test_an_end_of_trouble_is_an_event() -> None:
+    bad = replace(CALM, lost=2, below_goal=9, is_away=True, servers=server(state="dead"))
+    texts = [event.text for event in between(bad, CALM)]
+    assert len(texts) == 4
+    assert all("lost" not in text for text in texts)
+    assert list(between(replace(CALM, below_goal=3), replace(CALM, below_goal=7))) == []
+    (more,) = between(replace(CALM, lost=1), replace(CALM, lost=2))
+    assert more.level == "warning"
+
+
+async def test_events_are_kept_for_days_and_are_not_too_many(tmp_path: Path) -> None:
+    records = Records.open(tmp_path, [EVENTS], sync=False)
+    day = 86400 * 10**9
+
+    def fill(txn: Txn) -> None:
+        add(txn, CALM, [Happened("k", "info", "old")], 100 * day)
+        add(txn, CALM, [Happened("k", "info", f"{n}") for n in range(EVENTS_MAX)], 106 * day)
+        assert events.count(txn) == EVENTS_MAX
+        add(txn, CALM, [Happened("k", "info", "new")], 114 * day)
+        assert [row.text for row in events.scan(txn)] == ["new"]
+
+    await records.write(fill)
+    records.close()
+
+
+# --- series and advice --------------------------------------------------------------------
+
+METRICS = """\
+# HELP gfs_control_requests_total Requests answered
+gfs_control_requests_total{{method="GET",route="/a",status="200",worker="1"}} {n}.0
+gfs_control_request_seconds_bucket{{le="0.1",route="/a",worker="1"}} {fast}.0
+gfs_control_request_seconds_bucket{{le="1.0",route="/a",worker="1"}} {n}.0
+gfs_control_request_seconds_bucket{{le="+Inf",route="/a",worker="1"}} {n}.0
+gfs_control_request_seconds_count{{route="/a",worker="1"}} {n}.0
+gfs_control_request_seconds_sum{{route="/a",worker="1"}} {seconds}
+gfs_control_file_bytes_total{{direction="upload",worker="1"}} {upload}
+gfs_control_file_bytes_total{{direction="upload",worker="2"}} 1e3
+process_open_fds 7
+"""
+
+
+def test_rates_are_of_what_was_counted_meanwhile() -> None:
+    before = counters_of(METRICS.format(n=10, fast=10, seconds=1.0, upload=5000))
+    now = counters_of(METRICS.format(n=30, fast=29, seconds=5.0, upload=45000))
+    assert rates(before, now, 10.0) == {
+        "upload_bytes_per_second": 4000.0,
+        "download_bytes_per_second": 0.0,
+        "requests_per_second": 2.0,
+        "request_seconds_mean": 0.2,
+        "request_seconds_p99": 1.0,
+    }
+    assert rates(now, before, 10.0) == {}, "a process that ended took its counts along"
+    assert "request_seconds_mean" not in rates(now, now, 10.0)
+
+
+def test_a_series_is_an_hour_long(tmp_path: Path) -> None:
+    volatile = Volatile.open(tmp_path)
+    for number in range(400):
+        series.add(volatile, {"lost": float(number)}, 1_000_000.0 + 10 * number)
+    at, values = series.read(volatile, 1_000_000.0 + 3995)
+    assert (len(at), at[-1]) == (360, 1_003_990)
+    assert values["lost"] == [float(number) for number in range(40, 400)]
+    assert set(values["files"]) == {None}
+    volatile.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "commands"),
+    [
+        ("WARNING: repair is paused: nothing is copied: gfs repair resume", "warning",
+         ["gfs repair resume"]),
+        ("note: no chunkserver has: the master was promoted a moment ago: gfs status again", "note",
+         ["gfs status"]),
+        ("s1 (a:1) is being drained: 1 chunk left; it must not be stopped yet: gfs status; gfs "
+         "drain --cancel", "info", ["gfs status", "gfs drain --cancel"]),
+        ("WARNING: no chunkserver is live: start some: gfs up, or gfs chunkserver", "warning",
+         ["gfs up", "gfs chunkserver"]),
+        ("WARNING: s2 (h:9) is dead: start it: gfs chunkserver (gfs up does so by itself); if it "
+         "never comes back: gfs forget s2", "warning",
+         ["gfs chunkserver", "gfs up", "gfs forget s2"]),
+        ("WARNING: one is away: gfs master --shadow-of 10.0.0.1:9400; if it is lost for good: "
+         "gfs forget 10.0.0.2:9400", "warning",
+         ["gfs master --shadow-of 10.0.0.1:9400", "gfs forget 10.0.0.2:9400"]),
+        ("WARNING: the certificate of x ends in 3 days: put a new one in place (docs/keys.md)",
+         "warning", []),
+    ],
+)  # fmt: skip
+def test_advice_names_its_commands(line: str, level: str, commands: list[str]) -> None:
+    found = advice_of(line)
+    assert (found.level, found.commands) == (level, commands)
+    assert not found.text.startswith(("WARNING", "note"))
+
+
+def test_the_module_needs_nothing_else(tmp_path: Path) -> None:
+    app = make_app(tmp_path, ClusterModule)
+    assert {module for module, _ in app.table} >= {"cluster"}

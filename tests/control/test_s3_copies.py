@@ -1,0 +1,294 @@
+"""Copies over S3: the servers share the bytes, and everything else is as for a new object."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from checks import PLAIN, get, ok, paths, unique
+from cloud import Cloud
+from s3_client import XMLNS, S3Client, begin, client_of, complete, done, failed, new_key, xml
+
+MIB = 1024 * 1024
+DATA = os.urandom(3 * MIB)
+ETAG = f'"{hashlib.md5(DATA).hexdigest()}"'
+
+
+@pytest.fixture(scope="module")
+def metered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """A cloud whose chunkservers count."""
+    made = Cloud(tmp_path_factory.mktemp("metered"), "--metrics")
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def writer(metered: Cloud) -> tuple[httpx.Client, str]:
+    return metered.make_user()
+
+
+@pytest.fixture(scope="module")
+def here(metered: Cloud, writer: tuple[httpx.Client, str]) -> Iterator[S3Client]:
+    key = new_key(*writer, ["create", "read", "delete"])
+    with client_of(metered, key) as made:
+        yield made
+
+
+@pytest.fixture
+def place(here: S3Client) -> str:
+    name = unique("bucket")
+    here.put(name)
+    return name
+
+
+@contextlib.contextmanager
+def no_bytes_written(cloud: Cloud) -> Iterator[None]:
+    def written() -> float:
+        servers = cloud.cluster.ready["chunkservers"]
+        texts = [httpx.get(server["metrics"], **PLAIN).text for server in servers]
+        counted = re.findall(r'^gfs_chunkserver_bytes_total{direction="written"} (\S+)$',
+                             "\n".join(texts), re.MULTILINE)  # fmt: skip
+        assert len(counted) == len(servers)
+        return sum(map(float, counted))
+
+    before = written()
+    yield
+    assert written() == before
+
+
+def copy(s3: S3Client, source: str, target: str, **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return s3.call("PUT", target, headers={"x-amz-copy-source": f"/{source}", **named})
+
+
+def used(user: httpx.Client) -> tuple[int, int]:
+    quota = ok(user.get("/api/quota"))
+    return quota["files"]["used"], quota["bytes"]["used"]
+
+
+def test_no_byte_moves(
+    metered: Cloud, here: S3Client, writer: tuple[httpx.Client, str], place: str
+) -> None:
+    user, _ = writer
+    done(here.call("PUT", f"{place}/a/one", body=DATA, headers={
+        "x-amz-meta-colour": "blue", "x-amz-tagging": "k=v", "content-type": "a/b",
+        "x-amz-checksum-algorithm": "CRC32",
+    }))  # fmt: skip
+    other = unique("bucket")
+    here.put(other)
+    before = used(user)
+    with no_bytes_written(metered):
+        answer = done(copy(here, f"{place}/a/one", f"{place}/b/c/two"))
+        assert xml(answer).findtext(f"{XMLNS}ETag") == ETAG
+        done(copy(here, f"{place}/a/one", f"{other}/three", x_amz_metadata_directive="REPLACE",
+                  x_amz_meta_size="large", x_amz_tagging="n=1",
+                  x_amz_tagging_directive="REPLACE"))  # fmt: skip
+        done(copy(here, f"{other}/three", f"{other}/three", x_amz_meta_size="small",
+                  x_amz_metadata_directive="REPLACE"))  # fmt: skip
+    files, length = used(user)
+    assert (files - before[0], length - before[1]) == (2, 2 * len(DATA))
+    two = here.get(f"{place}/b/c/two", x_amz_checksum_mode="ENABLED")
+    one = here.get(f"{place}/a/one", x_amz_checksum_mode="ENABLED")
+    assert two.content == DATA
+    for name in ("etag", "content-type", "x-amz-meta-colour", "x-amz-tagging-count",
+                 "x-amz-checksum-crc32"):  # fmt: skip
+        assert two.headers[name] == one.headers[name], name
+    three = here.get(f"{other}/three")
+    assert (three.content, three.headers["etag"]) == (DATA, ETAG)
+    assert three.headers["x-amz-meta-size"] == "small"
+    assert "x-amz-meta-colour" not in three.headers
+    tags = xml(here.call("GET", f"{other}/three", {"tagging": ""}))
+    assert [each.text for each in tags.iter(f"{XMLNS}Key")] == ["n"]
+    # The source goes, the copy stays.
+    done(here.call("DELETE", f"{place}/a/one"))
+    assert get(user, place, "b/c/two") == DATA
+    assert paths(user, place) == ["b/c/two"]
+    assert metered.cluster.json("ls", "/storage-copies") == []
+
+
+def test_a_copy_is_as_new_as_it_is(here: S3Client, place: str) -> None:
+    here.put(f"{place}/old", DATA)
+    before = here.get(f"{place}/old").headers["last-modified"]
+    time.sleep(1.1)  # what is compared are seconds
+    done(copy(here, f"{place}/old", f"{place}/new"))
+    assert here.get(f"{place}/new").headers["last-modified"] != before
+    done(copy(here, f"{place}/old", f"{place}/old", x_amz_metadata_directive="REPLACE"))
+    assert here.get(f"{place}/old").headers["last-modified"] != before
+
+
+def test_an_object_that_is_there_is_replaced(
+    here: S3Client, writer: tuple[httpx.Client, str], place: str
+) -> None:
+    before = used(writer[0])
+    here.put(f"{place}/source", DATA)
+    here.put(f"{place}/target", b"x")
+    done(copy(here, f"{place}/source", f"{place}/target"))
+    assert here.get(f"{place}/target").content == DATA
+    files, length = used(writer[0])
+    assert (files - before[0], length - before[1]) == (2, 2 * len(DATA))
+    failed(copy(here, f"{place}/source", f"{place}/target/below"), "InvalidRequest")
+    failed(copy(here, f"{place}/gone", f"{place}/x"), "NoSuchKey")
+    failed(copy(here, f"{place}/source", f"{unique('gone')}/x"), "NoSuchBucket")
+
+
+def test_conditions_of_copies(here: S3Client, place: str) -> None:
+    here.put(f"{place}/source", DATA)
+    target = f"{place}/target"
+    failed(copy(here, f"{place}/source", target, if_match=ETAG), "NoSuchKey")
+    done(copy(here, f"{place}/source", target, if_none_match="*"))
+    failed(copy(here, f"{place}/source", target, if_none_match="*"), "PreconditionFailed")
+    done(copy(here, f"{place}/source", target, if_match=ETAG))
+    itself = {"x_amz_metadata_directive": "REPLACE"}
+    failed(copy(here, target, target, if_match='"x"', **itself), "PreconditionFailed")
+    done(copy(here, target, target, if_match=ETAG, **itself))
+    for name, value in (("if_match", '"x"'), ("if_none_match", ETAG)):
+        header = {f"x_amz_copy_source_{name}": value}
+        failed(copy(here, f"{place}/source", f"{place}/x", **header), "PreconditionFailed")
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(
+            lambda _: copy(here, f"{place}/source", f"{place}/race", if_none_match="*"), range(4)
+        )
+        assert sorted(answer.status_code for answer in answers) == [200] + [412] * 3
+
+
+def test_a_copy_that_the_quota_has_no_room_for(metered: Cloud) -> None:
+    user, user_id = metered.make_user()
+    limits = {"bytes": 5 * MIB}
+    ok(metered.admin.put("/admin/quotas", params={"id": user_id}, json=limits))
+    key = new_key(user, user_id, ["create", "read"])
+    with client_of(metered, key) as s3:
+        bucket = unique("bucket")
+        s3.put(bucket)
+        s3.put(f"{bucket}/a", DATA)
+        failed(copy(s3, f"{bucket}/a", f"{bucket}/b"), "QuotaExceeded")
+        assert s3.keys(bucket) == ["a"]
+        assert used(user) == (1, len(DATA))
+        # Who may not delete may not replace metadata, either.
+        answer = copy(s3, f"{bucket}/a", f"{bucket}/a", x_amz_metadata_directive="REPLACE")
+        failed(answer, "AccessDenied")
+
+
+def test_a_whole_object_is_a_part_and_a_single_part_an_object(
+    metered: Cloud, here: S3Client, place: str
+) -> None:
+    here.put(f"{place}/source", DATA)
+    path = f"{place}/joined"
+    upload = begin(here, path, x_amz_meta_a="b")
+    query = {"uploadId": upload, "partNumber": "5"}
+    source = {"x-amz-copy-source": f"{place}/source"}
+    with no_bytes_written(metered):
+        part = done(here.call("PUT", path, query, headers=source))
+        etag = str(xml(part).findtext(f"{XMLNS}ETag"))
+        assert etag == ETAG
+        done(complete(here, path, upload, [(5, etag)]))
+    answer = here.get(path)
+    assert (answer.content, answer.headers["x-amz-meta-a"]) == (DATA, "b")
+    joined = hashlib.md5(hashlib.md5(DATA).digest()).hexdigest()
+    assert answer.headers["etag"] == f'"{joined}-1"'
+    # A range of it is copied.
+    upload = begin(here, path)
+    ranged = {**source, "x-amz-copy-source-range": "bytes=10-99"}
+    query = {"uploadId": upload, "partNumber": "1"}
+    part = done(here.call("PUT", path, query, headers=ranged))
+    etag = f'"{hashlib.md5(DATA[10:100]).hexdigest()}"'
+    assert xml(part).findtext(f"{XMLNS}ETag") == etag
+    done(complete(here, path, upload, [(1, etag)]))
+    assert here.get(path).content == DATA[10:100]
+
+
+def test_what_was_known_of_bytes_that_were_written_in_place_is_not_said(
+    metered: Cloud, here: S3Client, place: str
+) -> None:
+    path = f"{place}/f"
+    upload = begin(here, path, x_amz_checksum_algorithm="CRC32")
+    data = b"old bytes"
+    query = {"uploadId": upload, "partNumber": "1"}
+    headers = {"x-amz-checksum-crc32": checksum(data)}
+    etag = done(here.call("PUT", path, query, data, headers)).headers["etag"]
+    done(complete(here, path, upload, [(1, etag)]))
+    asked = {"x-amz-checksum-mode": "ENABLED"}
+    before = done(here.call("GET", path, headers=asked)).headers
+    assert "x-amz-checksum-crc32" in before
+    found = metered.cluster.gfs("ls", "/storage").stdout.decode()
+    [full] = re.findall(rf"{place}\.[0-9a-f]+", found)
+    for content in (b"new bytes", b"NEW BYTES"):
+        write_in_place(metered, f"/storage/{full}/f", content)
+        answer = done(here.call("GET", path, {"partNumber": "1"}, headers=asked))
+        assert answer.content == content
+        assert not [name for name in answer.headers if name.startswith("x-amz-checksum")]
+        assert answer.headers["etag"] != before["etag"]
+        assert here.get(path, if_none_match=answer.headers["etag"]).content == content
+        part = here.get(path, range="bytes=0-2", if_range=answer.headers["etag"])
+        assert (part.status_code, part.content) == (200, content)
+        assert here.get(path, range="bytes=0-2").content == content[:3]
+
+
+def checksum(data: bytes) -> str:
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
+def write_in_place(cloud: Cloud, path: str, data: bytes) -> None:
+    program = (
+        "import sys\n"
+        "from gfs.client import sync\n"
+        "with sync.connect() as fs, fs.open(sys.argv[1], 'r+b') as file:\n"
+        "    file.write(sys.argv[2].encode())\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, path, data.decode()],
+        env={**cloud.cluster.environment, "GFS_STATE": str(cloud.cluster.state)},
+        check=True,
+        timeout=60,
+    )
+
+
+def test_a_copy_cannot_have_another_list_than_its_bucket(here: S3Client, place: str) -> None:
+    here.put(f"{place}/f", DATA)
+    for target in ("f", "g"):  # of itself, and one that shares the bytes
+        answer = copy(here, f"{place}/f", f"{place}/{target}", x_amz_acl="public-read",
+                      x_amz_metadata_directive="REPLACE")  # fmt: skip
+        failed(answer, "NotImplemented")
+    done(copy(here, f"{place}/f", f"{place}/g", x_amz_acl="private"))
+
+
+def test_a_copy_has_the_checksum_that_is_asked_for(here: S3Client, place: str) -> None:
+    for name, data in (("short", b"data"), ("long", DATA)):
+        sums = {
+            "crc32": zlib.crc32(data).to_bytes(4, "big"),
+            "sha256": hashlib.sha256(data).digest(),
+            "sha1": hashlib.sha1(data).digest(),
+        }
+        here.put(f"{place}/{name}", data, x_amz_checksum_crc32=text(sums["crc32"]))
+        for algorithm, value in sums.items():
+            for target in (f"{name}.copy", name):  # to itself, too
+                headers = {
+                    "x-amz-copy-source": f"{place}/{name}",
+                    "x-amz-checksum-algorithm": algorithm.upper(),
+                    "x-amz-metadata-directive": "REPLACE",
+                }
+                answer = xml(done(here.call("PUT", f"{place}/{target}", headers=headers)))
+                assert answer.findtext(f"{XMLNS}Checksum{algorithm.upper()}") == text(value)
+                there = here.call(
+                    "HEAD", f"{place}/{target}", headers={"x-amz-checksum-mode": "ENABLED"}
+                )
+                assert there.headers[f"x-amz-checksum-{algorithm}"] == text(value)
+        assert here.get(f"{place}/{name}.copy").content == data
+    headers["x-amz-checksum-algorithm"] = "MD5"
+    failed(here.call("PUT", f"{place}/x", headers=headers), "InvalidRequest")
+
+
+def text(value: bytes) -> str:
+    return base64.b64encode(value).decode()

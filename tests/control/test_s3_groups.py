@@ -1,0 +1,103 @@
+"""Common prefixes of a list: as many keys as one has, few of them are read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control.s3 import buckets
+from control.s3.buckets import Buckets, Wanted
+from control.storage import Space
+
+KEYS = st.sets(st.text("a-/\U0010ffff", min_size=1, max_size=6), max_size=40)
+
+
+class Listed:
+    """A bucket's keys, instead of the file system's, and how many were read."""
+
+    def __init__(self, keys: set[str]) -> None:
+        # In the order of UTF-8, which is that of the code points.
+        self._keys = sorted(keys)
+        self.read = 0
+        self.buckets = Buckets.__new__(Buckets)
+        self.buckets._cluster = cast(Any, SimpleNamespace(fs=None))
+        self.buckets.versions = cast(Any, self)
+
+    async def all_keys(
+        self, fs: None, directory: str, prefix: str, by_folder: bool = False, after: str = ""
+    ) -> AsyncGenerator[tuple[str, Any]]:
+        for key in self._keys:
+            if key > after and key.startswith(prefix):
+                self.read += 1
+                yield key, key
+
+    async def files(self, *_: object, **__: object) -> AsyncGenerator[tuple[str, Any]]:
+        for each in ():
+            yield each
+
+    async def all(
+        self, currents: AsyncGenerator[tuple[str, Any]], older: object, before: str
+    ) -> AsyncGenerator[Any]:
+        async for key, _ in currents:
+            for number in range(2):
+                yield SimpleNamespace(key=key, number=number)
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch, skipped_max: int) -> None:
+        monkeypatch.setattr(buckets, "all_keys", self.all_keys)
+        monkeypatch.setattr(buckets.listing, "files", self.files)
+        monkeypatch.setattr(buckets, "SKIPPED_MAX", skipped_max)
+
+
+def expected(keys: set[str], prefix: str, delimiter: str, after: str) -> list[str]:
+    found = set()
+    for key in keys:
+        if key > after and key.startswith(prefix):
+            cut = key.find(delimiter, len(prefix)) if delimiter else -1
+            group = key if cut < 0 else key[: cut + len(delimiter)]
+            if cut < 0 or group > after:
+                found.add(group)
+    return sorted(found)
+
+
+SPACE = cast(Space, SimpleNamespace(directory="/d"))
+
+
+@given(
+    KEYS,
+    st.sampled_from(["", "a", "a-", "-"]),
+    st.sampled_from(["", "-", "/", "a", "--"]),
+    st.text("a-/", max_size=3),
+    st.integers(0, 2),
+)
+async def test_a_list_is_the_same_however_much_is_skipped(
+    keys: set[str], prefix: str, delimiter: str, after: str, skipped_max: int
+) -> None:
+    listed = Listed(keys)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        listed.patch(monkeypatch, skipped_max)
+        found = [key async for key, _ in listed.buckets._found(SPACE, prefix, delimiter, after)]
+        wanted = Wanted(prefix, delimiter, 1000, False)
+        versions = [
+            (key, each and each.number)
+            async for key, each in listed.buckets._versions(SPACE, wanted, "", "")
+        ]
+    assert found == expected(keys, prefix, delimiter, after)
+    each_twice = []
+    for key in expected(keys, prefix, delimiter, ""):
+        is_group = bool(delimiter) and key.find(delimiter, len(prefix)) >= 0
+        each_twice += [(key, None)] if is_group else [(key, 0), (key, 1)]
+    assert versions == each_twice
+
+
+async def test_a_common_prefix_of_many_keys_is_read_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = Listed({f"a-{number}" for number in range(50_000)} | {"b"})
+    listed.patch(monkeypatch, buckets.SKIPPED_MAX)
+    assert [key async for key, _ in listed.buckets._found(SPACE, "", "-", "")] == ["a-", "b"]
+    assert listed.read < 2000

@@ -1,0 +1,757 @@
+"""Pages of folders and of the trash; moving, copying, deleting and undeleting as a page does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import trio.testing
+from checks import (
+    bearer,
+    get,
+    make_namespace,
+    make_token,
+    ok,
+    paths,
+    put,
+    refused,
+    unique,
+    wait_for,
+    with_token,
+)
+from cloud import Cloud
+
+from control.storage.folders import WHOLE_AT_ONCE, EntryPage, EntryQuery, FolderRoutes
+from control.storage.paging import cursor_of
+from control.storage.trees import TREES_AT_ONCE, Trees
+
+#: Names that a shell, a URL, HTML or a terminal would take for something else.
+HOSTILE = [
+    "a b",
+    "%2e%2e%2f",
+    "?x=1&y#z",
+    "';DROP TABLE files;--",
+    "<img src=x onerror=alert(1)>",
+    "日本語 \u202egnp.exe",
+    "e\u0301 and é",
+    "~!$&'()*+,;=:@",
+    "-rf",
+]
+Who = tuple[httpx.Client, str]
+
+
+@pytest.fixture(scope="module")
+def ada(cloud: Cloud) -> Who:
+    return cloud.make_user()
+
+
+@pytest.fixture(scope="module")
+def bob(cloud: Cloud) -> Who:
+    return cloud.make_user()
+
+
+@pytest.fixture
+def space(ada: Who) -> str:
+    return make_namespace(ada[0], "tree")
+
+
+def at(space: str, what: str) -> str:
+    return f"/storage/namespaces/{space}/{what}"
+
+
+def entries(client: httpx.Client, space: str, **query: Any) -> list[dict[str, Any]]:
+    """All pages."""
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        page = ok(client.get(at(space, "entries"), params={**query, "after": after}))
+        found += page["entries"]
+        if page["next"] is None:
+            return found
+        assert page["entries"], "an empty page that is not the last one"
+        after = page["next"]
+
+
+def trash(client: httpx.Client, space: str, **query: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ok(client.get(at(space, "trash"), params=query))["entries"]
+    return found
+
+
+def used(client: httpx.Client) -> tuple[int, int]:
+    quota = ok(client.get("/api/quota"))
+    return quota["files"]["used"], quota["bytes"]["used"]
+
+
+def post(client: httpx.Client, space: str, what: str, **body: Any) -> dict[str, Any]:
+    found: dict[str, Any] = ok(client.post(at(space, what), json=body))
+    return found
+
+
+def remove(client: httpx.Client, space: str, path: str) -> None:
+    ok(client.delete("/storage/delete", params={"namespace": space, "name": path}))
+
+
+# --- pages --------------------------------------------------------------------------------
+
+
+def fill(client: httpx.Client, space: str) -> None:
+    for number, name in enumerate(["b", "a", "e", "c"]):
+        put(client, space, name, b"x" * (10 - number))
+    put(client, space, "d/inner", b"1")
+    put(client, space, "D/x/y", b"2")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ({}, ["D", "a", "b", "c", "d", "e"]),
+        ({"order": "desc"}, ["e", "d", "c", "b", "a", "D"]),
+        ({"sort": "size"}, ["D", "d", "c", "e", "a", "b"]),
+        ({"sort": "size", "order": "desc"}, ["b", "a", "e", "c", "d", "D"]),
+        ({"match": "d"}, ["D", "d"]),
+        ({"folder": "d"}, ["inner"]),
+        ({"folder": "/D/"}, ["x"]),
+        ({"folder": "nothing"}, []),
+        ({"folder": "a"}, []),
+        ({"folder": ".s3-versions"}, []),
+    ],
+)
+def test_pages_of_a_folder(
+    ada: Who, filled: str, query: dict[str, str], names: list[str], limit: int
+) -> None:
+    found = entries(ada[0], filled, limit=limit, **query)
+    assert [each["name"] for each in found] == names
+
+
+@pytest.fixture(scope="module")
+def filled(ada: Who) -> str:
+    space = make_namespace(ada[0], "filled")
+    fill(ada[0], space)
+    return space
+
+
+def test_by_time_the_newest_first(ada: Who, space: str) -> None:
+    for name in ("z", "a", "m"):
+        put(ada[0], space, name, b"")
+    found = entries(ada[0], space, sort="modified", order="desc", limit=2)
+    assert [each["name"] for each in found] == ["m", "a", "z"]
+
+
+def test_an_entry_has_what_a_list_of_files_has(ada: Who, filled: str) -> None:
+    (folder,) = entries(ada[0], filled, folder="D")
+    (file,) = entries(ada[0], filled, folder="D/x")
+    assert (folder["kind"], folder["path"], folder["size"]) == ("folder", "D/x", 0)
+    assert (file["kind"], file["path"], file["size"]) == ("file", "D/x/y", 1)
+    assert abs(file["modified_at"] - time.time()) < 3600
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_come_back_as_they_are(ada: Who, space: str, name: str) -> None:
+    client = ada[0]
+    put(client, space, f"in/{name}", b"data")
+    assert [each["path"] for each in entries(client, space, folder="in")] == [f"in/{name}"]
+    post(client, space, "move", source=f"in/{name}", target=f"{name}/{name}")
+    post(client, space, "copy", source=f"{name}/{name}", target=f"{name}.copy")
+    remove(client, space, f"{name}/{name}")
+    (deleted,) = trash(client, space)
+    assert (deleted["path"], deleted["name"]) == (f"{name}/{name}", name)
+    post(client, space, "undelete", path=deleted["path"], id=deleted["id"])
+    assert get(client, space, f"{name}/{name}") == get(client, space, f"{name}.copy") == b"data"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": 0},
+        {"limit": 1001},
+        {"sort": "owner"},
+        {"after": "not one"},
+        {"after": "kQE"},
+        {"folder": "../x"},
+        {"folder": "a\nb"},
+        {"sort": "size", "after": "kqFhoA"},
+    ],
+)
+def test_a_page_that_nobody_can_ask_for(ada: Who, filled: str, query: dict[str, Any]) -> None:
+    refused(ada[0].get(at(filled, "entries"), params=query), 400)
+
+
+@pytest.mark.parametrize("query", [{"sort": "size"}, {"order": "desc"}, {"match": "a"}])
+def test_nobody_unknown_has_whole_folders_read(
+    cloud: Cloud, ada: Who, query: dict[str, str]
+) -> None:
+    space = make_namespace(ada[0], "public", visibility=2)
+    put(ada[0], space, "a", b"1")
+    nobody = cloud.client()
+    assert [each["name"] for each in entries(nobody, space)] == ["a"]
+    refused(nobody.get(at(space, "entries"), params=query), 401, "log in")
+    assert [each["name"] for each in entries(ada[0], space, **query)] == ["a"]
+
+
+@pytest.mark.parametrize("after", ["a/b", "..", "\0", "x" * 1400, "\n", 2**63])
+def test_a_made_up_place_is_none_or_a_place(ada: Who, filled: str, after: str | int) -> None:
+    cursor = cursor_of((after, ""))
+    answer = ada[0].get(at(filled, "entries"), params={"after": cursor})
+    assert answer.status_code in (200, 400), answer.text
+
+
+# --- the trash ----------------------------------------------------------------------------
+
+
+def test_what_was_deleted_comes_back(ada: Who, space: str) -> None:
+    client = ada[0]
+    put(client, space, "a/b", b"first")
+    files = used(client)
+    remove(client, space, "a/b")
+    assert used(client) == (files[0] - 1, files[1] - 5)
+    page = ok(client.get(at(space, "trash")))
+    (deleted,) = page["entries"]
+    assert (deleted["kind"], deleted["path"], deleted["size"]) == ("file", "a/b", 5)
+    assert deleted["until"] - deleted["deleted_at"] == page["kept_seconds"] > 0
+    found = post(client, space, "undelete", path="a/b")
+    assert found == {
+        "name": "b", "path": "a/b", "kind": "file", "files": 1, "size": 5, "status": "ok",
+    }  # fmt: skip
+    assert get(client, space, "a/b") == b"first"
+    assert used(client) == files
+    assert trash(client, space) == []
+    refused(client.post(at(space, "undelete"), json={"path": "a/b"}), 404, "a/b")
+
+
+def test_each_deletion_of_a_path_can_be_undeleted(ada: Who, space: str) -> None:
+    client = ada[0]
+    for data in (b"1", b"22", b"333"):
+        put(client, space, "f", data)
+        remove(client, space, "f")
+    found = trash(client, space)
+    assert [each["size"] for each in found] == [3, 2, 1]
+    assert [each["size"] for each in trash(client, space, sort="size", order="asc")] == [1, 2, 3]
+    post(client, space, "undelete", path="f", id=found[2]["id"], target="old/f")
+    post(client, space, "undelete", path="f")
+    assert (get(client, space, "old/f"), get(client, space, "f")) == (b"1", b"333")
+    refused(client.post(at(space, "undelete"), json={"path": "f"}), 409, "f exists")
+    assert [each["size"] for each in trash(client, space)] == [2]
+    ok(client.delete(at(space, "trash"), params={"path": "f", "id": found[1]["id"]}))
+    assert trash(client, space) == []
+    refused(client.delete(at(space, "trash"), params={"path": "f"}), 404)
+
+
+def test_pages_of_the_trash(ada: Who, space: str) -> None:
+    client = ada[0]
+    for number in range(5):
+        put(client, space, f"{number}", b"x" * number)
+        remove(client, space, f"{number}")
+    for sort, order in (("path", "asc"), ("size", "asc"), ("deleted", "asc"), ("path", "desc")):
+        found, after = [], ""
+        while after is not None:
+            query: dict[str, Any] = {"sort": sort, "order": order, "limit": 2, "after": after}
+            page = ok(client.get(at(space, "trash"), params=query))
+            found += [each["path"] for each in page["entries"]]
+            after = page["next"]
+        assert found == sorted("01234", reverse=order == "desc")
+
+
+def test_a_folder_is_deleted_and_undeleted_with_its_files(ada: Who, space: str) -> None:
+    client = ada[0]
+    for path in ("a/1", "a/b/2", "a/b/c/3", "other"):
+        put(client, space, path, b"data")
+    files = used(client)
+    gone = ok(client.delete(at(space, "folder"), params={"path": "a"}))
+    assert (gone["files"], gone["size"], gone["kind"]) == (3, 12, "folder")
+    assert paths(client, space) == ["other"]
+    assert used(client) == (files[0] - 3, files[1] - 12)
+    refused(client.delete(at(space, "folder"), params={"path": "a"}), 404)
+    refused(client.delete(at(space, "folder"), params={"path": "other"}), 404, "no folder")
+    (deleted,) = trash(client, space)
+    assert (deleted["kind"], deleted["path"]) == ("folder", "a")
+    found = undelete_folder(client, space, "a", target="back/a")
+    assert (found["files"], found["size"]) == (3, 12)
+    assert paths(client, space) == ["back/a/1", "back/a/b/2", "back/a/b/c/3", "other"]
+    assert used(client) == files
+
+
+def test_an_empty_folder_can_be_deleted(cloud: Cloud, ada: Who, space: str) -> None:
+    client = ada[0]
+    put(client, space, "f", b"")
+    cluster = cloud.cluster
+    (directory,) = [
+        each["path"]
+        for each in cluster.json("ls", "/storage")
+        if each["path"].startswith(f"/storage/{space}.")
+    ]
+    cluster.gfs("mkdir", "-p", f"{directory}/empty/within")
+    assert ok(client.delete(at(space, "folder"), params={"path": "empty"}))["files"] == 0
+    assert [each["name"] for each in entries(client, space)] == ["f"]
+
+
+def undelete_folder(client: httpx.Client, space: str, path: str, **more: str) -> dict[str, Any]:
+    until = time.monotonic() + 30
+    while True:
+        answer = client.post(at(space, "undelete"), json={"path": path, **more})
+        if answer.status_code != 503 or time.monotonic() > until:
+            found: dict[str, Any] = ok(answer)
+            return found
+        refused(answer, 503, "counted")
+        assert answer.headers["Retry-After"]
+        time.sleep(0.2)
+
+
+def test_what_another_namespace_of_that_name_had_stays_gone(ada: Who, space: str) -> None:
+    client = ada[0]
+    put(client, space, "f", b"old")
+    remove(client, space, "f")
+    ok(client.delete(f"/storage/namespaces/{space}"))
+    ok(client.post("/storage/namespaces", json={"name": space}))
+    assert trash(client, space) == []
+    refused(client.post(at(space, "undelete"), json={"path": "f"}), 404)
+
+
+def test_undeleting_counts_towards_the_quota(cloud: Cloud) -> None:
+    client, user_id = cloud.make_user()
+    space = make_namespace(client, "full")
+    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+    put(client, space, "big", b"x" * 80)
+    remove(client, space, "big")
+    put(client, space, "now", b"y" * 60)
+    refused(client.post(at(space, "undelete"), json={"path": "big"}), 507)
+    refused(client.post(at(space, "copy"), json={"source": "now", "target": "more"}), 507)
+    assert used(client) == (1, 60)
+    assert [each["path"] for each in trash(client, space)] == ["big"]
+    remove(client, space, "now")
+    post(client, space, "undelete", path="big")
+    assert get(client, space, "big") == b"x" * 80
+    assert used(client) == (1, 80)
+
+
+def test_a_deletion_says_whether_the_trash_has_it(cloud: Cloud) -> None:
+    client, user_id = cloud.make_user()
+    space = make_namespace(client, "full")
+    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+    kept_seconds = ok(client.get(at(space, "trash")))["kept_seconds"]
+
+    def ask(kind: str, path: str) -> httpx.Response:
+        if kind == "path":
+            return client.delete(f"/storage/{space}/{path}")
+        if kind == "folder":
+            return client.delete(at(space, "folder"), params={"path": path})
+        return client.delete("/storage/delete", params={"namespace": space, "name": path})
+
+    for number, kind in enumerate(("query", "path", "folder") * 2):
+        path = f"{number}" if kind == "folder" else f"{number}/f"
+        put(client, space, f"{number}/f", b"x" * 30)
+        before = time.time()
+        answer = ask(kind, path)
+        is_kept, until = ok(answer).get("kept"), ok(answer).get("until")
+        if kind != "folder":
+            is_kept = {"true": True, "false": False}[answer.headers["X-Kept"]]
+            until = int(answer.headers["X-Kept-Until"]) if is_kept else None
+        there = trash(client, space, folder=path)
+        assert (is_kept, len(there)) == ((True, 1) if number < 3 else (False, 0))
+        if number < 3:
+            assert -1 <= until - before - kept_seconds <= 10
+            assert abs(until - there[0]["until"]) <= 10
+        else:
+            assert until is None
+
+
+def test_what_was_undeleted_leaves_room_in_the_trash(cloud: Cloud) -> None:
+    client, user_id = cloud.make_user()
+    space = make_namespace(client, "full")
+    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+    put(client, space, "f", b"x" * 80)
+    for _ in range(3):  # the trash of a user has room for 100 bytes, too
+        remove(client, space, "f")
+        post(client, space, "undelete", path="f")
+    assert get(client, space, "f") == b"x" * 80
+
+
+@pytest.mark.parametrize(("name", "path"), [("f", "f"), ("in/f", "in")])
+def test_what_was_purged_leaves_room_in_the_trash(cloud: Cloud, name: str, path: str) -> None:
+    client, user_id = cloud.make_user()
+    space = make_namespace(client, "full")
+    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+    for _ in range(3):  # the trash of a user has room for 100 bytes, too
+        put(client, space, name, b"x" * 80)
+        if name == path:
+            remove(client, space, name)
+        else:
+            ok(client.delete(at(space, "folder"), params={"path": path}))
+        wait_for(lambda: trash(client, space)[0]["size"] == 80, 10, "the folder to be counted")
+        ok(client.delete(at(space, "trash"), params={"path": path}))
+        assert trash(client, space) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_purged_leaves_room_to_its_uploaders(cloud: Cloud, kind: str) -> None:
+    """Also in a storage namespace without an owner: to each user the room of his files."""
+    admin, folder = cloud.admin, unique("d")
+    users = [cloud.make_user() for _ in range(2)]
+    for _, user_id in users:
+        ok(admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 100}))
+    path, size = (f"{folder}/0", 80) if kind == "file" else (folder, 150)
+    for _ in range(3):  # the trash of a user has room for 100 bytes, too
+        put(users[0][0], "default", f"{folder}/0", b"x" * 80)
+        if kind == "file":
+            remove(users[0][0], "default", path)
+        else:
+            put(users[1][0], "default", f"{folder}/in/1", b"x" * 70)
+            ok(admin.delete(at("default", "folder"), params={"path": path}))
+
+        def sizes() -> list[int]:
+            return [each["size"] for each in trash(admin, "default", folder=path)]
+
+        assert len(sizes()) == 1, "it was not kept"
+        wait_for(lambda: sizes() == [size], 10, "the folder to be counted")
+        ok(admin.delete(at("default", "trash"), params={"path": path}))
+        assert sizes() == []
+    assert cloud.cluster.json("ls", "/storage-copies") == []
+
+
+async def test_one_user_has_two_folders_read_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    none: Any = None
+    routes = FolderRoutes(none, none, none, none)
+    ada: Any = SimpleNamespace(user=SimpleNamespace(user_id="ada"))
+    bob: Any = SimpleNamespace(user=SimpleNamespace(user_id="bob"))
+    under_way: list[str] = []
+
+    async def page(directory: str, query: EntryQuery) -> EntryPage:
+        under_way.append(directory)
+        await trio.sleep(1)
+        assert directory == "short" or under_way.count(directory) <= WHOLE_AT_ONCE
+        under_way.remove(directory)
+        return EntryPage("", [], None)
+
+    routes._page = page  # type: ignore[method-assign]
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * WHOLE_AT_ONCE):
+            nursery.start_soon(routes.page, ada, "ada's", EntryQuery(sort="size"))
+            nursery.start_soon(routes.page, bob, "bob's", EntryQuery(match="x"))
+            nursery.start_soon(routes.page, none, "short", EntryQuery())
+    assert trio.current_time() - began == 2
+    assert not routes._turns
+
+
+# --- moving and copying -------------------------------------------------------------------
+
+
+def test_a_file_and_a_folder_move(ada: Who, space: str) -> None:
+    client = ada[0]
+    for path in ("a/1", "a/b/2", "c"):
+        put(client, space, path, path.encode())
+    files = used(client)
+    assert post(client, space, "move", source="c", target="x/y/z")["path"] == "x/y/z"
+    found = post(client, space, "move", source="a", target="x/a")
+    assert (found["kind"], found["files"]) == ("folder", 2)
+    assert paths(client, space) == ["x/a/1", "x/a/b/2", "x/y/z"]
+    assert get(client, space, "x/a/b/2") == b"a/b/2"
+    assert used(client) == files
+    assert [each["name"] for each in entries(client, space)] == ["x"]
+
+
+def test_moves_that_are_refused_change_nothing(ada: Who, space: str) -> None:
+    client = ada[0]
+    for path in ("a/1", "b", "c"):
+        put(client, space, path, path.encode())
+    for source, target, status in (
+        ("nothing", "d", 404),
+        ("b", "c", 409),
+        ("b", "a", 409),
+        ("a", "b", 409),
+        ("a", "a/x/y", 409),
+        ("b", "c/d", 409),
+        ("b", "b", 400),
+        ("b", "../b", 400),
+        ("b", "", 400),
+        ("", "b", 400),
+        ("b", ".s3-versions/b", 400),
+        (".s3-versions/x", "d", 400),
+        ("a", "/".join(["d"] * 64), 400),
+    ):
+        for what in ("move", "copy"):
+            if (what, source) == ("copy", ".s3-versions/x"):
+                continue
+            answer = client.post(at(space, what), json={"source": source, "target": target})
+            refused(answer, status)
+    assert paths(client, space) == ["a/1", "b", "c"]
+    assert [each["name"] for each in entries(client, space)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("what", ["move", "copy"])
+def test_what_is_overwritten_is_in_the_trash(ada: Who, space: str, what: str) -> None:
+    client = ada[0]
+    put(client, space, "new", b"new")
+    put(client, space, "old", b"old")
+    post(client, space, what, source="new", target="old", overwrite=True)
+    assert get(client, space, "old") == b"new"
+    assert paths(client, space) == (["old"] if what == "move" else ["new", "old"])
+    assert [each["path"] for each in trash(client, space)] == ["old"]
+    put(client, space, "folder/f", b"")
+    body = {"source": "old", "target": "folder", "overwrite": True}
+    refused(client.post(at(space, what), json=body), 409, "folder")
+
+
+def test_a_copy_that_is_refused_leaves_what_is_at_its_target(cloud: Cloud) -> None:
+    client, user_id = cloud.make_user()
+    space = make_namespace(client, "full")
+    put(client, space, "old", b"o" * 30)
+    put(client, space, "new", b"n" * 50)
+    snapshot = post(client, space, "snapshots")["id"]
+    ok(cloud.admin.put("/admin/quotas", params={"id": user_id}, json={"bytes": 170}))
+    copy = {"source": "new", "target": "old", "overwrite": True}
+    restore = {"path": "new", "target": "old", "overwrite": True}
+    refused(client.post(at(space, "copy"), json=copy), 507)
+    refused(client.post(at(space, f"snapshots/{snapshot}/restore"), json=restore), 507)
+    assert get(client, space, "old") == b"o" * 30
+    assert trash(client, space) == []
+    assert used(client) == (4, 160)
+
+
+def test_a_token_copies_to_where_it_may_create(cloud: Cloud, ada: Who) -> None:
+    client, user_id = ada
+    source, target = make_namespace(client, "source"), make_namespace(client, "target")
+    put(client, source, "f", b"1")
+    files = f"storage.{user_id}.files"
+    token = make_token(client, {f"{files}.{source}": ["read"], f"{files}.{target}": ["create"]})
+    with with_token(cloud.url, token["token"]) as copier:
+        post(copier, source, "copy", source="f", target="f", namespace=target)
+        body = {"source": "f", "target": "g"}
+        refused(copier.post(at(source, "copy"), json=body), 403)
+    assert get(client, target, "f") == b"1"
+
+
+def test_a_copy_is_the_copiers_and_counts_as_files_do(ada: Who, bob: Who) -> None:
+    source = make_namespace(ada[0], "public", visibility=2)
+    target = make_namespace(bob[0], "own")
+    for path in ("a/1", "a/b/2"):
+        put(ada[0], source, path, b"data")
+    of_ada, of_bob = used(ada[0]), used(bob[0])
+    found = post(bob[0], source, "copy", source="a", target="in/a", namespace=target)
+    assert (found["files"], found["size"]) == (2, 8)
+    assert paths(bob[0], target) == ["in/a/1", "in/a/b/2"]
+    assert used(bob[0]) == (of_bob[0] + 2, of_bob[1] + 8)
+    assert used(ada[0]) == of_ada
+    put(ada[0], source, "a/1", b"changed", overwrite="true")
+    assert get(bob[0], target, "in/a/1") == b"data"
+    body = {"source": "in/a/1", "target": "x", "namespace": source}
+    refused(bob[0].post(at(target, "copy"), json=body), 403)
+
+
+def test_a_large_file_is_copied_without_moving_a_byte(ada: Who, space: str) -> None:
+    data = bytes(range(256)) * 16 * 1024
+    put(ada[0], space, "big", data)
+    post(ada[0], space, "copy", source="big", target="copy")
+    remove(ada[0], space, "big")
+    assert get(ada[0], space, "copy") == data
+
+
+def test_a_recount_finds_the_same(cloud: Cloud, ada: Who, space: str) -> None:
+    client = ada[0]
+    for number in range(8):
+        put(client, space, f"d/{number}", b"x" * number)
+    post(client, space, "copy", source="d", target="e")
+    post(client, space, "move", source="d", target="a/d")
+    ok(client.delete(at(space, "folder"), params={"path": "e"}))
+    undelete_folder(client, space, "e")
+    remove(client, space, "a/d/3")
+    post(client, space, "undelete", path="a/d/3")
+    before = used(client)
+    assert "nothing has changed" in cloud.cluster.gfs("control", "recount").stdout.decode()
+    assert used(client) == before
+
+
+async def test_one_user_has_two_trees_changed_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    none: Any = None
+    trees = Trees(none, none, none)
+    under_way: list[str] = []
+
+    async def change(who: str, kind: str) -> None:
+        call: Any = SimpleNamespace(user=SimpleNamespace(user_id=who))
+        async with trees._turn(call, kind):
+            under_way.append(who + kind)
+            await trio.sleep(1)
+            assert kind == "file" or under_way.count(who + kind) <= TREES_AT_ONCE
+            under_way.remove(who + kind)
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for who in ("ada", "bob"):
+            for _ in range(2 * TREES_AT_ONCE):
+                nursery.start_soon(change, who, "directory")
+                nursery.start_soon(change, who, "file")
+    assert trio.current_time() - began == 2
+    assert not trees._turns
+
+
+# --- who may ------------------------------------------------------------------------------
+
+#: What each is answered about a private, a public and the default storage namespace.
+ACCESS = """
+                      owner  other  admin  nobody  token  reader  stranger
+private entries         200    403    403     401    200     200       403
+private trash           200    403    403     401    200     200       403
+private purge           200    403    403     401    200     403       403
+private undelete        200    403    403     401    200     403       403
+private folder          200    403    403     401    200     403       403
+private move            200    403    403     401    200     403       403
+private copy            200    403    403     401    200     403       403
+public  entries         200    200    200     200    200     200       200
+public  trash           200    403    403     401    200     200       403
+public  purge           200    403    403     401    200     403       403
+public  undelete        200    403    403     401    200     403       403
+public  folder          200    403    403     401    200     403       403
+public  move            200    403    403     401    200     403       403
+public  copy            200    403    403     401    200     403       403
+default entries         200    200    200     200    200     200       200
+default trash           403    403    200     401    403     403       403
+default purge           403    403    200     401    403     403       403
+default undelete        403    403    200     401    403     403       403
+default folder          403    403    200     401    403     403       403
+default move            200    403    200     401    200     403       403
+default copy            200    200    200     401    200     403       200
+"""
+
+
+@pytest.fixture(scope="module")
+def people(cloud: Cloud, ada: Who, bob: Who) -> Iterator[dict[str, httpx.Client]]:
+    actions = ["create", "read", "update", "delete"]
+    (owner, owner_id), (other, other_id) = ada, bob
+    tokens = {
+        "token": make_token(owner, {f"storage.{owner_id}": actions}),
+        "reader": make_token(owner, {f"storage.{owner_id}": ["read"]}),
+        "stranger": make_token(other, {f"storage.{other_id}": actions}),
+    }
+    made = {name: with_token(cloud.url, token["token"]) for name, token in tokens.items()}
+    yield {
+        "owner": owner, "other": other, "admin": cloud.admin, "nobody": cloud.client(), **made
+    }  # fmt: skip
+    for client in made.values():
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "row", [line.split() for line in ACCESS.strip().splitlines()[1:]], ids=lambda r: "-".join(r[:2])
+)
+def test_who_may_what(people: dict[str, httpx.Client], row: list[str]) -> None:
+    kind, what, *cells = row
+    owner = people["owner"]
+    for who, cell in zip(ACCESS.split("\n")[1].split(), cells, strict=True):
+        space = "default"
+        if kind != "default":
+            space = make_namespace(owner, kind, visibility={"private": 0, "public": 2}[kind])
+        name = unique("f")
+        put(owner, space, f"{name}/deleted", b"1")
+        remove(owner, space, f"{name}/deleted")
+        put(owner, space, f"{name}/file", b"2")
+        answer = ask(people[who], space, what, name)
+        assert answer.status_code == int(cell), f"{who}: {answer.text}"
+        if answer.status_code != 200:
+            refused(answer, int(cell))
+            assert name not in str(answer.json()) or what in ("move", "copy")
+            assert get(owner, space, f"{name}/file") == b"2"
+
+
+def ask(client: httpx.Client, space: str, what: str, name: str) -> httpx.Response:
+    deleted = {"path": f"{name}/deleted"}
+    moved = {"source": f"{name}/file", "target": f"{name}/target"}
+    if what in ("entries", "trash"):
+        return client.get(at(space, what), params={"folder": name})
+    if what == "purge":
+        return client.delete(at(space, "trash"), params=deleted)
+    if what == "folder":
+        return client.delete(at(space, "folder"), params={"path": name})
+    return client.post(at(space, what), json=deleted if what == "undelete" else moved)
+
+
+def test_an_unknown_namespace(ada: Who) -> None:
+    for what in ("entries", "trash"):
+        refused(ada[0].get(at("nothing-like-it", what)), 404)
+
+
+# --- a master that is away ----------------------------------------------------------------
+
+
+def test_a_look_does_not_wait_long_for_a_master(cloud: Cloud, ada: Who, space: str) -> None:
+    cloud.cluster.kill("master", signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        answer = ada[0].get(at(space, "entries"))
+        took = time.monotonic() - began
+    finally:
+        cloud.cluster.kill("master", signal.SIGCONT)
+    refused(answer, 503)
+    assert answer.headers["Retry-After"]
+    assert took < 25, "it is to give up after 10 s"
+    assert entries(ada[0], space) == []
+
+
+# --- kills --------------------------------------------------------------------------------
+
+
+def test_counts_are_right_after_kills_in_the_middle(tmp_path: Path) -> None:
+    """Whatever was under way: it is carried out or not, and is counted as what it is."""
+    cloud = Cloud(tmp_path, chunkservers=1)
+    try:
+        cloud.start()
+        client, _ = cloud.make_user()
+        space = make_namespace(client, "kills")
+        for number in range(20):
+            put(client, space, f"d/{number}", b"x" * number)
+        stop = threading.Event()
+        workers = [
+            threading.Thread(target=_churn, args=(cloud, bearer(client), space, name, stop))
+            for name in "abc"
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            for _ in range(4):
+                time.sleep(1.5)
+                cloud.cluster.wait_restarted("control", cloud.cluster.kill("control"))
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join()
+
+        def is_right() -> bool:
+            listed = ok(client.get("/storage/files", params={"namespace": space}))
+            kept = ok(client.get(at(space, "snapshots")))["snapshots"]
+            files = len(listed) + sum(each["files"] for each in kept)
+            size = sum(e["size"] for e in listed) + sum(e["size"] for e in kept)
+            return used(client) == (files, size)
+
+        wait_for(is_right, 60, "the counts of what is there")
+        assert set(paths(client, space)) >= {f"d/{number}" for number in range(20)}
+        assert trash(client, space), "nothing was deleted"
+        assert ok(client.get(at(space, "snapshots")))["snapshots"], "no snapshot was made"
+    finally:
+        cloud.stop()
+
+
+def _churn(cloud: Cloud, token: str, space: str, name: str, stop: threading.Event) -> None:
+    """Copy, move, delete, undelete and snapshot in folders of its own, whatever is answered."""
+    with with_token(cloud.url, token) as client:
+        while not stop.is_set():
+            for method, what, body in (
+                ("POST", "copy", {"source": "d", "target": f"{name}/d"}),
+                ("POST", "move", {"source": f"{name}/d", "target": f"{name}/m"}),
+                ("DELETE", f"folder?path={name}", None),
+                ("POST", "undelete", {"path": name}),
+                ("POST", "snapshots", {"folder": name}),
+                ("DELETE", f"folder?path={name}", None),
+            ):
+                with contextlib.suppress(httpx.TransportError):
+                    client.request(method, at(space, what), json=body)

@@ -1,0 +1,30 @@
+"""Every block of docs/python.md, as a user runs it whose cluster is where ``gfs up`` keeps it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import Cluster
+from needs import need_modules
+from readme import ROOT, blocks, python_step
+from test_python_foreign import NEEDED
+
+
+def test_the_page_shows_what_happens(cluster: Cluster, tmp_path: Path) -> None:
+    need_modules(*NEEDED, install="make test-python")
+    for number, (language, text) in enumerate(blocks(ROOT / "docs" / "python.md")):
+        assert language == "python"
+        script = tmp_path / f"block-{number}.py"
+        step = python_step(script, text)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", script],
+            env={**cluster.environment, "GFS_STATE": str(cluster.state)},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stderr[-3000:]}"
+        assert done.stdout.splitlines() == step.printed, text

@@ -1,0 +1,607 @@
+"""Masters that an engine elects, in the simulator: whatever the engine does, nothing that was
+acknowledged is lost; and while it does not lie, nothing old is read."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Awaitable
+from contextlib import closing, suppress
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from gfs.client import Client
+from gfs.config import ClientSettings, MasterSettings
+from gfs.errors import (
+    Busy,
+    GfsError,
+    MasterUnavailable,
+    NotFound,
+    StaleVersion,
+    WrongClusterKey,
+)
+from gfs.io import World
+from gfs.master import run_master
+from gfs.master.election import View
+from gfs.master.metadata import Standing
+from gfs.master.metadata.store import open_store
+from gfs.master.replication import Shadow
+from gfs.protocol.rpc import Rpc
+
+from .elected import HOLD_SECONDS, MASTER, ElectedCluster, Unkindness, address
+from .linear import Event, explain, find_order
+from .names_model import DIRECTORY, OK, Call, Delete, List, MakeDirectory, Rename
+from .seeds import over_seeds
+from .test_master_deaths import Acknowledged
+
+
+@over_seeds(6)
+async def test_another_one_takes_over_from_a_master_that_dies(
+    seed: int, chance: random.Random
+) -> None:
+    work = Acknowledged(chance)
+    async with ElectedCluster(seed) as cluster, cluster.client() as one, cluster.client() as other:
+        first = await cluster.followed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work.write, one, "one")
+            nursery.start_soon(work.write, other, "other")
+            await trio.sleep(chance.uniform(0, 0.4))
+            await cluster.crash(first)
+            died = trio.current_time()
+            await one.mkdir("/after")
+            assert trio.current_time() - died < HOLD_SECONDS + 2
+            nursery.cancel_scope.cancel()
+        await trio.sleep(chance.choice([0, 10]))
+        await cluster.start(first)
+        assert await cluster.followed() != first
+        await work.check(one)
+
+
+@over_seeds(6)
+async def test_nothing_acknowledged_is_lost_whatever_the_engine_does(
+    seed: int, chance: random.Random
+) -> None:
+    """It is late, loses requests and answers, is cut off from some or all, and gives the hold
+    to another one although it has not ended; masters die meanwhile."""
+    work = Acknowledged(chance)
+    async with ElectedCluster(seed) as cluster, cluster.client() as one, cluster.client() as other:
+        await cluster.followed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work.write, one, "one")
+            nursery.start_soon(work.write, other, "other")
+            for _ in range(6):
+                cluster.engine.unkind = Unkindness(
+                    late=chance.choice([0.01, 0.3, 2.0]),
+                    lost=chance.choice([0.0, 0.1, 0.4]),
+                    early=chance.choice([1.0, 1.0, 0.3]),
+                )
+                cut = chance.choice([0, 1, 1, 3])
+                cluster.engine.away = set(chance.sample(cluster.masters, cut))
+                await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
+                if chance.random() < 0.4:
+                    victim = chance.choice(cluster.masters)
+                    await cluster.crash(victim)
+                    await trio.sleep(chance.choice([0, 1, 6]))
+                    cluster.begin(victim)
+            nursery.cancel_scope.cancel()
+        cluster.engine.unkind, cluster.engine.away = Unkindness(), set()
+        await cluster.followed()
+        await work.check(one)
+
+
+@over_seeds(8)
+async def test_a_master_whose_machine_was_suspended_answers_nothing(
+    seed: int, chance: random.Random
+) -> None:
+    """Its tasks go on in any order after that; a look-up may come before the end of its hold
+    is noticed."""
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        holder = await cluster.followed()
+        await fs.mkdir("/a")
+        quick = ClientSettings(retry_seconds=0.05)
+        async with cluster._connected([holder, "nobody"], "alone", quick) as alone:
+            await alone.stat("/a")
+            await trio.sleep(chance.uniform(0, HOLD_SECONDS))
+            cluster.machine(holder).time.suspended_seconds += chance.choice([HOLD_SECONDS, 3600])
+            answers = []
+            with suppress(GfsError):
+                answers.append(await alone.stat("/a"))
+            assert not answers
+        await cluster.followed()
+        await fs.mkdir("/b")
+
+
+@over_seeds(8)
+async def test_no_read_is_older_than_what_was_acknowledged(
+    seed: int, chance: random.Random
+) -> None:
+    """A counter is a chain of names; readers look how far it is, at any master that says that
+    it is one. While the engine does not lie, they never see less than was acknowledged before
+    they asked, and never less than another one saw before."""
+    made = seen = -1
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        await cluster.followed()
+
+        async def count() -> None:
+            nonlocal made
+            for number in range(10_000):
+                with suppress(GfsError):
+                    await fs.mkdir(f"/{number}")
+                    made = number
+                await trio.sleep(chance.uniform(0, 0.1))
+
+        async def read(name: str) -> None:
+            quick = ClientSettings(retry_seconds=0.2)
+            while True:
+                await trio.sleep(chance.uniform(0, 0.05))
+                with suppress(GfsError):
+                    async with cluster._connected([name, "nobody"], None, quick) as reader:
+                        while True:
+                            await look(reader)
+
+        async def look(reader: Client) -> None:
+            nonlocal seen
+            least = max(made, seen)
+            found = [int(entry.path[1:]) for entry in await reader.list("/")]
+            assert max(found, default=-1) >= least
+            seen = max(seen, *found)
+            await trio.sleep(chance.uniform(0, 0.05))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for name in cluster.masters:
+                nursery.start_soon(read, name)
+            for _ in range(4):
+                await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
+                await _fail(cluster, chance)
+            nursery.cancel_scope.cancel()
+        assert made >= 0
+        await cluster.followed()
+
+
+@over_seeds(8)
+async def test_names_are_linearizable_over_failovers(seed: int, chance: random.Random) -> None:
+    """There is an order of all calls that explains what every caller saw, whichever master
+    answered it, those included that ask one master alone. The engine is late, loses requests and
+    answers and is cut off, but does not lie."""
+    history: list[Event] = []
+    async with ElectedCluster(seed) as cluster:
+        await cluster.followed()
+        async with (
+            cluster.client() as one,
+            cluster.client() as other,
+            trio.open_nursery() as nursery,
+        ):
+            for name, fs in (("one", one), ("other", other)):
+                nursery.start_soon(_change_names, fs, name, chance, history)
+            for name in cluster.masters:
+                nursery.start_soon(_look_at, cluster, name, chance, history)
+            for _ in range(3):
+                cluster.engine.unkind = Unkindness(
+                    late=chance.choice([0.01, 0.3, 0.7]), lost=chance.choice([0.0, 0.1, 0.3])
+                )
+                await trio.sleep(chance.uniform(0, 2 * HOLD_SECONDS))
+                await _fail(cluster, chance)
+            nursery.cancel_scope.cancel()
+        cluster.engine.unkind = Unkindness()
+        with trio.move_on_after(60) as wait:
+            await cluster.holder(seconds=3600)
+        assert not wait.cancelled_caught, "nobody is elected any more"
+        if find_order(history) is None:
+            raise AssertionError(explain(history))
+
+
+#: Calls that fail with these have changed nothing, because of the names that were there.
+REFUSALS = ("not_found", "already_exists", "directory_not_empty", "not_a_directory")
+NAMES = ("a", "b", "c")
+
+
+async def _record(history: list[Event], who: str, call: Call, work: Awaitable[object]) -> None:
+    event = Event(who, call, trio.current_time())
+    history.append(event)
+    try:
+        seen = await work
+    except GfsError as error:
+        if error.code in REFUSALS:
+            event.ended, event.outcome = trio.current_time(), error.code
+    else:
+        event.ended, event.outcome, event.seen = trio.current_time(), OK, seen
+
+
+async def _change_names(fs: Client, who: str, chance: random.Random, history: list[Event]) -> None:
+    while True:
+        number = len(history) + 1
+        name, target = chance.sample(NAMES, 2)
+        match chance.choice(["mkdir", "mkdir", "delete", "rename", "list"]):
+            case "mkdir":
+                await _record(history, who, MakeDirectory(number, (name,)), fs.mkdir(f"/{name}"))
+            case "delete":
+                await _record(history, who, Delete(number, (name,)), fs.delete(f"/{name}"))
+            case "rename":
+                call = Rename(number, (name,), (target,))
+                await _record(history, who, call, fs.rename(f"/{name}", f"/{target}"))
+            case "list":
+                await _record(history, who, List(number, ()), _names(fs))
+        await trio.sleep(chance.uniform(0, 0.4))
+
+
+async def _names(fs: Client) -> dict[str, int]:
+    return {entry.path[1:]: DIRECTORY for entry in await fs.list("/")}
+
+
+async def _look_at(
+    cluster: ElectedCluster, name: str, chance: random.Random, history: list[Event]
+) -> None:
+    """Ask this master alone, whether it is one or not."""
+    quick = ClientSettings(retry_seconds=0.2)
+    while True:
+        await trio.sleep(chance.uniform(0, 0.1))
+        with suppress(GfsError):
+            async with cluster._connected([name, "nobody"], None, quick) as reader:
+                while True:
+                    await _record(history, name, List(len(history) + 1, ()), _names(reader))
+                    await trio.sleep(chance.uniform(0, 0.4))
+
+
+async def _fail(cluster: ElectedCluster, chance: random.Random) -> None:
+    """Something happens to the holder, and passes."""
+    holder = await cluster.holder()
+    match chance.choice(["dies", "engine", "network", "suspended"]):
+        case "dies":
+            await cluster.crash(holder)
+            await trio.sleep(chance.choice([0, 1, 6]))
+            cluster.begin(holder)
+        case "engine":
+            cluster.engine.away = {holder}
+            await trio.sleep(chance.uniform(0, 3 * HOLD_SECONDS))
+            cluster.engine.away = set()
+        case "network":
+            others = [name for name in cluster.names if name != holder]
+            cluster.engine.away = {holder}
+            cluster.network.partition([holder], others)
+            await trio.sleep(chance.uniform(0, 3 * HOLD_SECONDS))
+            cluster.network.heal()
+            cluster.engine.away = set()
+        case "suspended":
+            cluster.machine(holder).time.suspended_seconds += chance.uniform(0, 10)
+
+
+@over_seeds(4)
+async def test_one_that_may_lack_something_is_not_elected(seed: int, chance: random.Random) -> None:
+    """The master dies, one shadow master is cut off, and the other has missed what was
+    acknowledged last: nobody serves until the two meet."""
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        behind, ahead = chance.sample([name for name in cluster.masters if name != first], 2)
+        cluster.network.partition([behind], [first, ahead])
+        for number in range(20):
+            await fs.mkdir(f"/{number}")
+        await cluster.crash(first)
+        cluster.engine.away = {ahead}
+        taken = cluster.engine.taken
+        await trio.sleep(4 * HOLD_SECONDS)
+        assert cluster.engine.taken > taken, "it had the chance"
+        assert not await cluster.serving()
+        cluster.network.heal()
+        cluster.engine.away = set()
+        await cluster.followed(count=1)
+        assert len(await fs.list("/")) == 20
+
+
+@over_seeds(4)
+async def test_a_former_master_goes_on_with_one_witness(seed: int, chance: random.Random) -> None:
+    """The engine was away for longer than a hold, and a shadow master is lost meanwhile: of the
+    two that are left the former master has everything, and the other one, if it is level."""
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        await fs.mkdir("/before")
+        cluster.engine.away = set(cluster.masters)
+        await trio.sleep(HOLD_SECONDS)
+        assert not await cluster.serving()
+        await cluster.crash(chance.choice([name for name in cluster.masters if name != first]))
+        cluster.engine.away = set()
+        await fs.mkdir("/after")
+        await cluster.followed(count=1)
+
+
+@over_seeds(2)
+async def test_a_cluster_that_lost_all_its_directories_is_not_begun_again(
+    seed: int, chance: random.Random
+) -> None:
+    async with ElectedCluster(seed) as cluster:
+        await cluster.followed()
+        for name in cluster.masters:
+            await cluster.crash(name)
+            shutil.rmtree(cluster.metadata(name))
+            cluster.begin(name)
+        await trio.sleep(4 * HOLD_SECONDS)
+        assert not await cluster.serving()
+
+
+@over_seeds(6)
+async def test_a_master_that_lost_its_directory_leaves_the_hold_to_others(
+    seed: int, chance: random.Random
+) -> None:
+    """All start at once, and it is the first to ask."""
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        cluster.engine.unkind = Unkindness(late=chance.choice([0.0, 0.01, 0.3]))
+        await cluster.followed()
+        await fs.mkdir("/before")
+        for name in cluster.masters:
+            await cluster.crash(name)
+        lost = chance.choice(cluster.masters)
+        shutil.rmtree(cluster.metadata(lost))
+        await trio.sleep(2 * HOLD_SECONDS)
+        for name in [lost, *(each for each in cluster.masters if each != lost)]:
+            cluster.begin(name)
+            await trio.sleep(chance.choice([0, 0.1, 1]))
+        assert await cluster.followed() != lost
+        await fs.stat("/before")
+
+
+@over_seeds(4)
+async def test_an_operator_moves_the_master(seed: int, chance: random.Random) -> None:
+    """It is the one that was asked which is the master then, in the next term, and calls that
+    are under way wait for it."""
+    work = Acknowledged(chance)
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work.write, fs, "one")
+            await trio.sleep(chance.uniform(0, 0.4))
+            chosen = chance.choice([name for name in cluster.masters if name != first])
+            reply = await cluster.promote(chosen)
+            assert reply.term >> 32 == 2
+            assert await cluster.holder() == chosen
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        assert await cluster.followed() == chosen
+        await work.check(fs)
+
+
+@over_seeds(4)
+async def test_who_holds_is_answered_while_a_master_is_elected(
+    seed: int, chance: random.Random
+) -> None:
+    """As every other call: with the same deadline, and one error at its end."""
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        await fs.election()
+        await cluster.crash(first)
+        await trio.sleep(chance.uniform(0, 0.5))
+        assert (await fs.election()).engine == "the engine"
+        with pytest.raises(NotFound):
+            await fs.order_disk("no-server", "/d", "status")
+        for name in cluster.masters:
+            if name != first:
+                await cluster.crash(name)
+        began = trio.current_time()
+        with pytest.raises(MasterUnavailable, match="no answer from the master at"):
+            await fs.election()
+        assert trio.current_time() - began > cluster.client_settings.retry_seconds - 1
+
+
+@over_seeds(4)
+async def test_nothing_is_handed_over_while_nobody_can_be_elected(
+    seed: int, chance: random.Random
+) -> None:
+    """The engine is away, for all or for the master alone: the order is refused, and the master
+    serves for as long as it may."""
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        chosen = chance.choice([name for name in cluster.masters if name != first])
+        is_everybody = chance.random() < 0.5
+
+        async def promote() -> None:
+            with pytest.raises((Busy, StaleVersion)) as caught:
+                await cluster.promote(chosen)
+            if is_everybody:
+                assert "the engine does not answer" in str(caught.value)
+                assert "nothing was changed" in str(caught.value)
+
+        await trio.sleep(chance.uniform(0, 1))
+        cluster.engine.away = set(cluster.masters) if is_everybody else {first}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(promote)
+            if is_everybody:
+                await trio.sleep(1.0)
+                with trio.fail_after(0.5):
+                    await fs.mkdir("/meanwhile")
+        cluster.engine.away = set()
+        await fs.mkdir("/after")
+        await cluster.followed()
+
+
+class Unrecorded(ElectedCluster):
+    """Its first master has begun a cluster, and died before that was recorded."""
+
+    def _make_nodes(self) -> None:
+        store = open_store(self.metadata(MASTER), 1 << 28, False, "feed" * 4, 1)
+        store.set_standing(Standing(successor=address(MASTER)))
+        store.close()
+        super()._make_nodes()
+
+    async def start_all(self) -> None:
+        pass
+
+
+@over_seeds(6)
+async def test_a_founder_that_died_founds_or_joins(seed: int, chance: random.Random) -> None:
+    """There is never a second cluster, and nobody has to empty a directory."""
+    async with Unrecorded(seed) as cluster:
+        which = chance.choice(["alone", "later", "together"])
+        others = [name for name in cluster.masters if name != MASTER]
+        for name in {"alone": [MASTER], "later": others}.get(which, []):
+            cluster.begin(name)
+        await trio.sleep(chance.choice([0, 20]) if which == "together" else 20)
+        for name in cluster.names:
+            if not cluster.node(name).running:
+                cluster.begin(name)
+        await cluster.followed()
+        recorded = cluster.engine.view().cluster
+        assert which != "alone" or recorded == "feed" * 4
+        assert which != "later" or recorded != "feed" * 4
+        async with cluster.client() as fs:
+            await fs.put(b"x", "/x")
+            assert (await fs.status()).cluster == recorded
+
+
+@over_seeds(6)
+async def test_an_empty_founder_leaves_the_hold_to_the_one_with_the_metadata(
+    seed: int, chance: random.Random
+) -> None:
+    """All start at once, and the one that died as it began a cluster records it while another
+    one gets the hold to begin one."""
+    async with Unrecorded(seed) as cluster:
+        cluster.engine.unkind = Unkindness(late=chance.choice([0.01, 0.3, 0.6]))
+        for name in chance.sample(cluster.names, len(cluster.names)):
+            cluster.begin(name)
+        await cluster.followed()
+
+
+@over_seeds(6)
+async def test_one_that_is_to_copy_leaves_the_hold_to_others(
+    seed: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A master comes back with operations that were not acknowledged, and finds out that it is
+    to follow another one right after it got the hold, because the engine lied. That one dies
+    before it is copied."""
+    fetch = Shadow._fetch_from_any
+
+    async def fetch_slowly(shadow: Shadow) -> bool:
+        await trio.sleep(1)
+        return await fetch(shadow)
+
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        others = [name for name in cluster.masters if name != first]
+        cluster.network.partition([first], others)
+        with trio.move_on_after(0.5):
+            await fs.mkdir("/not-acknowledged")
+        await cluster.crash(first)
+        second = await cluster.holder()
+        monkeypatch.setattr(Shadow, "_fetch_from_any", fetch_slowly)
+        cluster.engine.unkind = Unkindness(late=0.6, early=0.3)
+        await trio.sleep(HOLD_SECONDS / 2)
+        cluster.engine.unkind = Unkindness(late=0.6)
+        cluster.engine.away = set(others)
+        cluster.begin(first)
+
+        async def has_hold() -> bool:
+            claim = cluster.engine.view().claim
+            return claim is not None and claim.address == address(first)
+
+        await cluster.wait_until(has_hold, 20, "its hold")
+        await trio.sleep(chance.uniform(0, 0.5))
+        cluster.network.heal()
+        await trio.sleep(0.5)
+        await cluster.crash(second)
+        await trio.sleep(1)
+        cluster.begin(second)
+        cluster.engine.unkind, cluster.engine.away = Unkindness(), set()
+        await cluster.followed()
+
+
+@pytest.mark.parametrize("why", ["it copied from a master that was ending", "it errs"])
+@over_seeds(4)
+async def test_a_shadow_is_never_taken_for_the_ended_master(
+    seed: int, chance: random.Random, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine was replaced and keeps its address, so that it counts. It lacks what only the
+    other shadow master acknowledged, and must ask that one."""
+    fetch = Shadow._fetch
+
+    async def fetch_unseen(shadow: Shadow, rpc: Rpc, where: str) -> bool:
+        assert shadow._candidate is not None
+        cluster.engine.away, shadow._candidate.view = {new}, View()
+        try:
+            return await fetch(shadow, rpc, where)
+        finally:
+            cluster.engine.away = set()
+
+    async with ElectedCluster(seed) as cluster, cluster.client() as fs:
+        first = await cluster.followed()
+        await fs.mkdir("/before")
+        new, other = chance.sample([name for name in cluster.masters if name != first], 2)
+        await cluster.crash(new)
+        shutil.rmtree(cluster.metadata(new))
+        if why != "it errs":
+            monkeypatch.setattr(Shadow, "_fetch", fetch_unseen)
+        cluster.begin(new)
+        await cluster.followed()
+        await cluster.crash(new)
+        with closing(open_store(cluster.metadata(new), 1 << 28, False, "", 1)) as store:
+            standing = store.standing
+            assert standing.follows
+            if why == "it errs":
+                ended = {"ended": store.state.term, "successor": address(new)}
+                store.set_standing(msgspec.structs.replace(standing, **ended))
+        cluster.network.partition([new], [first, other])
+        cluster.engine.away = {other}
+        cluster.begin(new)
+        await fs.mkdir("/after")
+        await trio.sleep(chance.uniform(0, 1))
+        await cluster.crash(first)
+        taken = cluster.engine.taken
+        await trio.sleep(3 * HOLD_SECONDS)
+        assert cluster.engine.taken > taken, "it had the chance"
+        assert not await cluster.serving()
+        cluster.network.heal()
+        cluster.engine.away = set()
+        await cluster.followed(count=1)
+        await fs.stat("/after")
+
+
+@over_seeds(2)
+async def test_a_master_without_shadows_that_lost_its_hold_is_a_shadow_after_a_restart(
+    seed: int, chance: random.Random
+) -> None:
+    async with Unrecorded(seed) as cluster:
+        cluster.begin(MASTER)
+        await cluster.holder()
+        cluster.engine.away = {MASTER}
+        await trio.sleep(HOLD_SECONDS + 1)
+        await cluster.crash(MASTER)
+        with closing(open_store(cluster.metadata(MASTER), 1 << 28, False, "", 1)) as store:
+            assert store.standing.follows == [address(MASTER)]
+        cluster.engine.away = set()
+        cluster.begin(MASTER)
+        await cluster.holder()
+
+
+class WithStranger(ElectedCluster):
+    """Where one of the masters was there is one of another cluster, with another key."""
+
+    def _make_nodes(self) -> None:
+        super()._make_nodes()
+        self._add("stranger", self._stranger)
+
+    async def _stranger(self, world: World, task_status: trio.TaskStatus[Any]) -> None:
+        settings = MasterSettings(address=address("stranger"), **self.settings)
+        await run_master(
+            world, settings, self.metadata("stranger"), b"x" * 32, task_status=task_status
+        )
+
+
+@over_seeds(2)
+async def test_an_address_of_another_cluster_does_not_hide_the_master(
+    seed: int, chance: random.Random
+) -> None:
+    async with WithStranger(seed) as cluster:
+        await cluster.start("stranger")
+        first = await cluster.followed()
+        addresses = [first, "stranger", *(name for name in cluster.masters if name != first)]
+        async with cluster._connected(addresses, None, None) as fs:
+            await fs.mkdir("/a")
+            await cluster.crash(first)
+            await fs.mkdir("/b")
+        quick = ClientSettings(retry_seconds=1)
+        with pytest.raises(WrongClusterKey):
+            async with cluster._connected(["stranger"], None, quick):
+                pass
+        with pytest.raises(MasterUnavailable, match="another cluster key"):
+            async with cluster._connected(["stranger", first], None, quick):
+                pass

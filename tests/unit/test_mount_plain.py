@@ -1,0 +1,152 @@
+"""What of a mount needs no FUSE: ranges of written bytes, and errors."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfs.blocks import MIB
+from gfs.errors import (
+    CorruptReplica,
+    DeadlineExceeded,
+    DirectoryNotEmpty,
+    FileChanged,
+    GfsError,
+    MasterUnavailable,
+    NotFound,
+    SettingsError,
+)
+from gfs.mount.contents import Contents, Open, Stream
+from gfs.mount.errnos import errno_of
+from gfs.mount.extents import Extents
+from gfs.mount.nodes import Node
+from gfs.mount.posix import Posix, posix_of
+from gfs.protocol.messages import Entry
+
+LENGTH = 64
+NOTHING: Any = None
+ENTRY = Entry("/f", 7, "file", 0, 3, 1, 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, LENGTH - 1), st.integers(0, 20)), max_size=20), st.data())
+def test_the_newest_bytes_of_every_place_are_kept(
+    writes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    extents, model = Extents(), [-1] * (2 * LENGTH)
+    for number, (at, count) in enumerate(writes, 1):
+        extents.add(at, bytes([number]) * count)
+        model[at : at + count] = [number] * count
+    start = data.draw(st.integers(0, LENGTH))
+    end = data.draw(st.integers(start + 1, LENGTH + 20))
+    part = model[start:end]
+    assert extents.overlaps(start, end) == any(byte >= 0 for byte in part)
+    assert extents.inside(start, end) == (bytes(part) if min(part) >= 0 else None)
+    assert extents.bytes == sum(byte >= 0 for byte in model)
+    seen, before = [-1] * (2 * LENGTH), -1
+    while (first := extents.first()) is not None:
+        at, held = first
+        assert at > before, "they neither overlap nor touch"
+        seen[at : at + len(held)] = held
+        before = at + len(held)
+        extents.drop_first()
+    assert (seen, extents.bytes, len(extents)) == (model, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (NotFound("x"), errno.ENOENT),
+        (DirectoryNotEmpty("x"), errno.ENOTEMPTY),
+        (FileChanged("x"), errno.ESTALE),
+        (MasterUnavailable("x"), errno.ETIMEDOUT),
+        (CorruptReplica("x"), errno.EIO),
+        (SettingsError("x"), errno.EIO),
+        (GfsError("x"), errno.EIO),
+        (OSError(errno.EXDEV, "x"), errno.EXDEV),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_has_the_errno_that_fits(error: Exception, number: int) -> None:
+    assert errno_of(error) == number
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "posix"),
+    [
+        ("file", "4751 12 34 5 6", Posix(0o4751, 12, 34, 5, 6)),
+        ("file", None, Posix(0o644, 1, 2)),
+        ("directory", None, Posix(0o755, 1, 2)),
+        ("file", "999 12 34 5 6", Posix(0o644, 1, 2)),
+        ("file", "644 12 34 5", Posix(0o644, 1, 2)),
+    ],
+)
+def test_what_attributes_say_of_an_inode(kind: str, text: str | None, posix: Posix) -> None:
+    entry = Entry("/f", 7, kind, 0, 3, 1, 2, attributes={} if text is None else {"posix": text})
+    assert posix_of(entry, 1, 2) == posix
+    assert text is None or posix.mode == 0o644 or posix.text() == text
+
+
+async def test_a_file_whose_bytes_are_lost_keeps_no_room_from_others() -> None:
+    shared: Any = SimpleNamespace(client=None)
+    node: Any = SimpleNamespace()
+    lost = Contents(shared, node, None)
+    lost._whole, lost._lost = bytearray(MIB), FileChanged("it was replaced")
+    lost._extents.add(2 * MIB, b"x")
+    await lost.leave_memory()
+    assert lost.memory == 0
+    with pytest.raises(FileChanged):
+        await lost.read(0, 1)
+
+
+class Upload:
+    """A new file that is sent, as a mount has it."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    async def write(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def flush(self) -> None:
+        await trio.sleep_forever()
+
+    async def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_a_stream_that_nobody_waits_for_ends_with_its_file(autojump_clock: object) -> None:
+    """Of one that was replaced on this machine while it was written, for example."""
+    upload: Any = Upload()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            files, node = Open(NOTHING, NOTHING, nursery), Node(7, ENTRY, Posix(0o644, 1, 2))
+            contents = files.add(node, None)
+            contents.stream = Stream(nursery, upload)
+            await contents.stream.write(b"x")
+            await files.remove(node)
+    assert upload.aborted
+
+
+async def test_a_stream_that_is_not_stored_in_time_is_lost_and_says_so(
+    autojump_clock: object,
+) -> None:
+    upload: Any = Upload()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            node = Node(7, ENTRY, Posix(0o644, 1, 2))
+            contents = Open(NOTHING, NOTHING, nursery).add(node, None)
+            contents._whole, contents.stream = None, Stream(nursery, upload)
+            await contents.stream.write(b"x")
+            contents.length = 1
+            with trio.move_on_after(5):
+                await contents.store()
+            for call in (contents.store(), contents.read(0, 1), contents.write(0, b"y")):
+                with pytest.raises(DeadlineExceeded, match="inode 7 was not stored in time"):
+                    await call
+    assert upload.aborted
