@@ -35,9 +35,10 @@ FIRST ?= $(shell date +%s)000
 SHARE ?= 10
 TURN ?= 0
 
-# Twice as many processes as cores, since many tests wait. Files in the order of
-# tests/conftest.py: by the number of their tests, which is the default, the slowest come last.
-SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+# As many processes as cores. Files in the order of tests/conftest.py: by the number of their
+# tests, which is the default, the slowest come last. A worker that died has a reason.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+PYTEST := $(BIN)/python tests/runner.py
 
 # Without __pycache__ each process that a test starts compiles all of ours, and each of
 # pytest's rewrites the assertions of every test, which is most of what collecting them takes.
@@ -101,41 +102,41 @@ lint: install
 
 # pytest comes last and has the last word: its summary line ends the output.
 test: lint
-	@GFS_TEST_SHARE=$(SHARE) GFS_TEST_TURN=$(TURN) $(BIN)/python -m pytest $(SPREAD) -m "not extra" \
+	@GFS_TEST_SHARE=$(SHARE) GFS_TEST_TURN=$(TURN) $(PYTEST) $(SPREAD) -m "thin or not real" \
 		tests/unit tests/simulation tests/cluster tests/control $(ARGS)
 
 # What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: the next seven add it.
 test-all: install
-	@GFS_TEST_SHARE=$(SHARE) $(BIN)/python -m pytest $(SPREAD) -m extra tests $(ARGS)
+	@GFS_TEST_SHARE=$(SHARE) $(PYTEST) $(SPREAD) -m "real and not thin" tests $(ARGS)
 
 test-kubernetes: install
 	@$(BIN)/python tests/kubernetes/binaries.py --install
 	@$(BIN)/python tests/kubernetes/policies.py || true
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/kubernetes $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) $(SPREAD) tests/kubernetes $(ARGS)
 
 test-browser: install
 	@$(BIN)/python tests/podman/podman_image.py --install
 	@$(BIN)/python tests/browser/browser_files.py --install
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) tests/browser $(ARGS)
 
 test-podman: install
 	@$(BIN)/python tests/podman/podman_image.py --install
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/podman $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) $(SPREAD) tests/podman $(ARGS)
 
 test-python: install-foreign
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/python $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) tests/python $(ARGS)
 
 test-s3: install-s3
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/s3 $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) tests/s3 $(ARGS)
 
 test-deploy: install
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/deploy $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) tests/deploy $(ARGS)
 
 test-disks: install
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest $(SPREAD) tests/disks $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) $(SPREAD) tests/disks $(ARGS)
 
 test-mount: install-mount
-	@GFS_TEST_REQUIRE=1 $(BIN)/python -m pytest tests/mount $(ARGS)
+	@GFS_TEST_REQUIRE=1 $(PYTEST) tests/mount $(ARGS)
 
 soak: install
 	@$(BIN)/python -m tests.simulation --time $(SECONDS) --first $(FIRST) --keep-going $(ARGS)
@@ -144,7 +145,7 @@ storm: install
 	@$(BIN)/python -m tests.storm --seconds $(SECONDS) $(ARGS)
 
 explore: install
-	@$(BIN)/python -m pytest $(SPREAD) --hypothesis-profile=default -m hypothesis $(ARGS)
+	@PYTHONHASHSEED=random $(PYTEST) $(SPREAD) --hypothesis-profile=default -m hypothesis $(ARGS)
 
 audit: install
 	@PYTHON="$(PYTHON)" tools/audit.sh $(VENV) $(ARGS)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import random
+import signal
 from pathlib import Path
 
 import pytest
+import tiers
+import trio
 from hypothesis import HealthCheck, settings
-from needs import FOLDERS, need_programs
+from needs import need_programs
 from progress import Progress
 from share import share
 
@@ -23,6 +27,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("fixed")
+
+# A run under nohup ignores SIGHUP, and what it starts would do so, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HERE = Path(__file__).parent
 #: Files of half a minute and more, the longest first. With several processes, each of which
@@ -74,12 +81,14 @@ def pytest_configure(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")
     if config.option.verbose == 0 and not is_worker and not config.option.collectonly:
         config.pluginmanager.register(Progress(config))
+    if not is_worker:
+        config.pluginmanager.register(tiers.Failures())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More than cores: tests of real processes wait more than they work."""
-    return 2 * (os.cpu_count() or 1)
+    """As many as cores: a test with real processes brings four to nine of them."""
+    return os.cpu_count() or 1
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -89,8 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"{__file__}: LONGEST names what is not there: {gone}")
     items.sort(key=lambda item: _PLACES.get(item.path, len(_PLACES)))
     for item in items:
-        if item.path.parent.name in FOLDERS:
-            item.add_marker("extra")
+        tiers.mark(item)
 
 
 def pytest_collection_finish() -> None:
@@ -102,3 +110,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     need_programs(item)
+    tiers.enter(item)
+    if settings.get_current_profile_name() == "fixed":
+        # Trio runs tasks that are ready in an order of chance: the same one each time.
+        trio._core._run._r.seed(item.nodeid)
+        random.seed(item.nodeid)

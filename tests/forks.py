@@ -50,6 +50,8 @@ STARTER = "forks-children"
 PR_SET_NAME = 15
 CLONE_PARENT = 0x8000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+#: Why the test that runs may start no process (tests/tiers.py).
+refused = ""
 #: None of our processes has so many descriptors when it begins.
 DESCRIPTOR_MIN = 200
 
@@ -69,6 +71,8 @@ class Command:
         pass_fds: Sequence[int] = (),
     ) -> None:
         """The descriptors stay the caller's. Without ``stdin`` there is none to be read."""
+        if refused:
+            raise AssertionError(refused)
         self.returncode: int | None = None
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, open(os.devnull, "rb") as nothing:

@@ -30,6 +30,7 @@ import browser_files
 import trio
 from checks import wait_for
 from lifeline import Lifeline
+from limits import HANG_SECONDS
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 #: Of anything that is sure to come.
@@ -89,7 +90,7 @@ class Chromium:
         answer = await page.call("Page.navigate", url=url)
         if "errorText" in answer:
             raise Failed(f"{url}: {answer['errorText']}")
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             await page.loaded.wait()
         return page
 
@@ -101,7 +102,7 @@ class Chromium:
         sender, receiver = trio.open_memory_channel[dict[str, Any]](1)
         self._waiting[number] = sender
         try:
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 await self._connection.send_message(json.dumps(message))
                 answer = await receiver.receive()
         finally:
@@ -268,13 +269,13 @@ def running(directory: Path) -> Iterator[tuple[str, Network]]:
         return ""
 
     try:
-        found = wait_for(address, SECONDS, "the browser") or ""
+        found = wait_for(address, "the browser") or ""
         yield found, Network(keeper.pid if alone else 0)
     finally:
         keeper.kill()
         # Its other processes end when they miss the first.
-        wait_for(lambda: not _processes(profile), SECONDS, "end of the browser")
-        wait_for(lambda: _removed(profile), SECONDS, "end of the browser's files")
+        wait_for(lambda: not _processes(profile), "end of the browser")
+        wait_for(lambda: _removed(profile), "end of the browser's files")
 
 
 def _removed(directory: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 
@@ -13,6 +12,7 @@ from chromium import Chromium
 from cloud import PASSWORD, Cloud
 from console_page import Console, missing
 from needs import need
+from signals import send
 
 PUBLIC_KEY = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ me@laptop"
@@ -49,7 +49,7 @@ async def ended(cloud: Cloud, token: str) -> None:
         def look() -> bool:
             return client.get("/api/session").status_code == 401
 
-        await trio.to_thread.run_sync(lambda: wait_for(look, 30, "end of the session"))
+        await trio.to_thread.run_sync(lambda: wait_for(look, "end of the session"))
 
 
 async def test_one_logs_in_and_out(browser: Chromium, cloud: Cloud) -> None:
@@ -454,7 +454,7 @@ async def test_one_leaves_and_is_told_so_while_the_server_hangs(
         " timeout.call(AbortSignal, ms === 15000 ? 500 : ms))(AbortSignal.timeout)"
     )
     pid = cloud.cluster.pid("control")
-    os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     try:
         await console.press("Log out")
         await console.until("document.querySelector('.login')")
@@ -464,7 +464,7 @@ async def test_one_leaves_and_is_told_so_while_the_server_hangs(
         await console.press("Log in")
         await console.sees("The server does not answer. Try again in a moment.")
     finally:
-        os.kill(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
     await console.login(name, PASSWORD)
     await console.sees("default")
     assert await console.evaluate(f"{session}.token") != token

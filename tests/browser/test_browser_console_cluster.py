@@ -14,6 +14,7 @@ from cloud import PASSWORD, Cloud
 from console_page import Console, missing
 from elected import EtcdServer
 from needs import need
+from signals import send
 
 TILE = (
     "[...document.querySelectorAll('.tile')]"
@@ -93,7 +94,7 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
     await console.press("Pause repair")
     await console.sees("Paused: nothing is repaired")
     victim = cloud.cluster.pid("chunkserver-1")
-    os.kill(victim, signal.SIGSTOP)
+    send(victim, signal.SIGSTOP)
     try:
         await console.until(f"({TILE.format('Chunkservers')}) === '3 of 4 live'")
         # What to do next is named, with the command.
@@ -126,7 +127,7 @@ async def test_a_server_dies_and_the_repair_is_seen(browser: Chromium, cloud: Cl
         assert places == sorted(places), shown
         await console.picture("events")
     finally:
-        os.kill(victim, signal.SIGCONT)
+        send(victim, signal.SIGCONT)
 
     await console.go("#/servers")
     live = "[...document.querySelectorAll('.server > header .good')]"
@@ -203,7 +204,7 @@ async def test_a_server_is_maintained_has_other_disks_and_is_forgotten(
     await console.press("Remove", "dialog")
     await console.until(f"({disk}) === undefined")
 
-    os.kill(process["pid"], signal.SIGSTOP)
+    send(process["pid"], signal.SIGSTOP)
     try:
         await console.until(f"({state}).includes('dead')")
         await console.go("#/cluster")
@@ -216,7 +217,7 @@ async def test_a_server_is_maintained_has_other_disks_and_is_forgotten(
         )
         await told(f"{name} is forgotten")
     finally:
-        os.kill(process["pid"], signal.SIGCONT)
+        send(process["pid"], signal.SIGCONT)
     console.check_manners()
 
 
@@ -250,7 +251,7 @@ async def test_another_master_takes_over_from_the_page_and_a_shadow_is_forgotten
     await console.go("#/masters")
     await console.until("document.querySelector('tbody th')")
     gone = await console.evaluate("document.querySelector('tbody th').innerText")
-    os.kill(processes[gone], signal.SIGSTOP)
+    send(processes[gone], signal.SIGSTOP)
     try:
         await console.until("document.querySelector('tbody .badge.bad')?.innerText === 'away'")
         await console.press("Forget…", "tbody tr:has(.badge.bad)")
@@ -261,6 +262,6 @@ async def test_another_master_takes_over_from_the_page_and_a_shadow_is_forgotten
         await console.picture("masters-engine-away")
     finally:
         etcd.thaw()
-        os.kill(processes[gone], signal.SIGCONT)
+        send(processes[gone], signal.SIGCONT)
     await console.misses("has not answered for")
     console.page.complaints.clear()  # the browser's own of each 503

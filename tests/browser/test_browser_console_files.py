@@ -19,6 +19,7 @@ from chromium import Chromium, Page
 from cloud import PASSWORD, Cloud
 from console_page import Console, missing
 from needs import need
+from signals import send
 
 import gfs
 
@@ -141,14 +142,14 @@ async def wait_files(owner: httpx.Client, count: int) -> None:
     def look() -> bool:
         return bool(owner.get("/api/quota").json()["files"]["used"] == count)
 
-    await trio.to_thread.run_sync(lambda: wait_for(look, 30, "deletion of the parts"))
+    await trio.to_thread.run_sync(lambda: wait_for(look, "deletion of the parts"))
 
 
 async def downloaded(there: Path, data: bytes) -> None:
     def look() -> bool:
         return there.exists() and there.read_bytes() == data
 
-    await trio.to_thread.run_sync(lambda: wait_for(look, 30, "download"))
+    await trio.to_thread.run_sync(lambda: wait_for(look, "download"))
 
 
 def anybody(address: str) -> httpx.Response:
@@ -198,7 +199,7 @@ async def test_files_and_folders_are_uploaded_and_downloaded(
     def is_refused() -> bool:
         return anybody(addresses[0]).status_code == 401
 
-    await trio.to_thread.run_sync(lambda: wait_for(is_refused, 30, "end of the session"))
+    await trio.to_thread.run_sync(lambda: wait_for(is_refused, "end of the session"))
 
 
 async def test_names_that_are_taken_are_replaced_kept_or_skipped(
@@ -395,13 +396,13 @@ async def test_the_address_of_a_pdf_has_no_token(console: Console, owner: httpx.
         await console.key("Escape")
         await console.until("!document.querySelector('dialog')")
         # The link ends with the dialog.
-        wait_for(lambda url=address: anybody(url).status_code == 404, 10, "the link's end")
+        wait_for(lambda url=address: anybody(url).status_code == 404, "the link's end")
 
 
 async def test_the_page_goes_on_when_the_server_is_back(console: Console, cloud: Cloud) -> None:
     space = await console.evaluate("location.hash")
     pid = cloud.cluster.ready["control"]["pid"]
-    os.kill(pid, 9)
+    send(pid, 9)
     await console.go("#/files")
     await console.until("document.querySelector('.card, .banner')")
     await console.sees("default")
@@ -775,14 +776,14 @@ async def test_what_the_browser_cannot_read_fails_and_the_others_are_uploaded(
         })()"""
     )
     control = cloud.cluster.ready["control"]["pid"]
-    os.kill(control, signal.SIGSTOP)
+    send(control, signal.SIGSTOP)
     try:
         await console.evaluate("window.release()")
         await console.until("document.querySelectorAll('[data-state=failed]').length === 3")
         await console.sees("The file has changed, or cannot be read")
         await console.until("document.querySelector('[data-state=interrupted]')")
     finally:
-        os.kill(control, signal.SIGCONT)
+        send(control, signal.SIGCONT)
     await console.evaluate("window.usual()")
     await console.until("document.querySelector('[data-state=done]')")
     assert names(owner) == ["well.bin"]
@@ -850,18 +851,18 @@ async def test_without_a_master_lists_say_that_they_are_from_before(
     await console.login("admin", PASSWORD)
     await console.until("document.querySelector('.tile')")
     master = cloud.cluster.pid("master")
-    os.kill(master, signal.SIGSTOP)
+    send(master, signal.SIGSTOP)
     try:
         await console.sees("What you see is from before")
         await console.accessible()
         await console.until("document.querySelector('.tile')")
     finally:
-        os.kill(master, signal.SIGCONT)
+        send(master, signal.SIGCONT)
     await console.misses("What you see is from before")
 
     await console.go("#/files/default/before")
     await console.until(f"{ROWS}.join() === 'a.txt,in'")
-    os.kill(master, signal.SIGSTOP)
+    send(master, signal.SIGSTOP)
     try:
         await console.press("Name", "thead")
         await console.sees("What you see is from before")
@@ -869,7 +870,7 @@ async def test_without_a_master_lists_say_that_they_are_from_before(
         await console.press("in")
         await console.until("document.querySelector('main .problem')")
     finally:
-        os.kill(master, signal.SIGCONT)
+        send(master, signal.SIGCONT)
     await console.until(f"{ROWS}.join() === 'b.txt'")
     assert not await console.evaluate("document.querySelector('main .problem')")
     console.page.complaints.clear()  # the browser's own of each 503

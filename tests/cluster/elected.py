@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import ssl
@@ -14,9 +13,10 @@ from typing import Any, Protocol
 
 import forks
 import trio
-from harness import BUSY, wait_for
 from lifeline import Lifeline
+from limits import HANG_SECONDS, wait_for
 from processes import Processes, free_port
+from signals import send
 
 import gfs
 from gfs.config import ClientSettings
@@ -99,12 +99,14 @@ class EtcdServer:
         )
 
     def wait(self) -> None:
-        wait_for(self._answers, 30, "etcd")
+        wait_for(self._answers, "etcd")
 
     def _answers(self) -> bool:
         with (
             suppress(OSError),
-            urllib.request.urlopen(f"{self.url}/health", timeout=5, context=self.trust) as reply,
+            urllib.request.urlopen(
+                f"{self.url}/health", timeout=HANG_SECONDS, context=self.trust
+            ) as reply,
         ):
             return bool(json.load(reply)["health"] == "true")
         return False
@@ -157,19 +159,19 @@ class Elected(Processes):
                 return str((await fs.status()).role)
         return ""
 
-    async def holder(self, seconds: float = 30.0) -> str:
+    async def holder(self) -> str:
         """The name of the one that serves as the master."""
-        with trio.move_on_after(BUSY * seconds):
+        with trio.move_on_after(HANG_SECONDS):
             while True:
                 for name in NAMES:
                     if name in self.processes and await self.role(name) == "master":
                         return name
                 await trio.sleep(0.02)
-        raise AssertionError(f"no master within {BUSY * seconds:g} s")
+        raise AssertionError(f"no master within {HANG_SECONDS:g} s")
 
-    async def wait_followed(self, count: int = 2, seconds: float = 30.0) -> None:
+    async def wait_followed(self, count: int = 2) -> None:
         """So many shadow masters follow and count, and have everything."""
-        with trio.move_on_after(BUSY * seconds):
+        with trio.move_on_after(HANG_SECONDS):
             while True:
                 with suppress(GfsError):
                     async with self.connect() as fs:
@@ -178,7 +180,7 @@ class Elected(Processes):
                     if len(level) >= count and all(s.sequence == status.sequence for s in level):
                         return
                 await trio.sleep(0.05)
-        raise AssertionError(f"not followed by {count} within {BUSY * seconds:g} s")
+        raise AssertionError(f"not followed by {count} within {HANG_SECONDS:g} s")
 
     def gfs(self, *arguments: str, code: int = 0, master: str = "") -> str:
         command, *more = arguments
@@ -192,7 +194,7 @@ class Elected(Processes):
         return str(done.stdout if code == 0 else done.stderr)
 
     def freeze(self, name: str) -> None:
-        os.kill(self.processes[name].pid, signal.SIGSTOP)
+        send(self.processes[name].pid, signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
-        os.kill(self.processes[name].pid, signal.SIGCONT)
+        send(self.processes[name].pid, signal.SIGCONT)

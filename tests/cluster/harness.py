@@ -7,37 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import forks
-
-T = TypeVar("T")
+from limits import HANG_SECONDS, wait_for
+from signals import send
 
 GFS = [sys.executable, "-m", "gfs.cli"]
-#: What waits are multiplied by: others run tests, and work, on this machine as well.
-BUSY = 3
-START_SECONDS = 60.0
-STOP_SECONDS = 30.0
-#: Many a look is a command, and who waits long need not look so often.
-POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.02, 0.5
-POLL_SHARE = 0.1
-
-
-def wait_for(condition: Callable[[], T], seconds: float, what: str) -> T:
-    """What ``condition`` returns, soon after that is true; it fails after what ``seconds`` of
-    an idle machine may be on a busy one."""
-    began = time.monotonic()
-    deadline = began + BUSY * seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"no {what} within {BUSY * seconds:g} s"
-        pause = POLL_SHARE * (time.monotonic() - began)
-        time.sleep(min(max(pause, POLL_SECONDS_MIN), POLL_SECONDS_MAX))
 
 
 def runs(pid: int) -> bool:
@@ -96,7 +73,7 @@ class Cluster:
             assert self.process.poll() is None, f"gfs up ended: {self.output.read_text()}"
             return self.ready_file.exists()
 
-        wait_for(is_up, START_SECONDS, "ready file")
+        wait_for(is_up, "ready file")
         return self
 
     def launch(self) -> None:
@@ -143,17 +120,17 @@ class Cluster:
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal; returns the pid it went to."""
         pid = self.pid(name)
-        os.kill(pid, number)
+        send(pid, number)
         return pid
 
-    def wait_restarted(self, name: str, old_pid: int, seconds: float = 20.0) -> int:
+    def wait_restarted(self, name: str, old_pid: int) -> int:
         """Wait until another process than ``old_pid`` serves as ``name``; its pid."""
 
         def restarted() -> int | None:
             pid = self.pid(name)
             return pid if pid != old_pid else None
 
-        pid = wait_for(restarted, seconds, f"restart of {name}")
+        pid = wait_for(restarted, f"restart of {name}")
         assert pid is not None
         return pid
 
@@ -170,7 +147,7 @@ class Cluster:
             input=b"" if input is None else input,
             env={**self.environment, "GFS_STATE": str(self.state)},
             cwd=cwd,
-            timeout=BUSY * START_SECONDS,
+            timeout=HANG_SECONDS,
         )
         assert code is None or done.returncode == code, (
             f"gfs {' '.join(map(str, arguments))}: exit code {done.returncode}, not {code}\n"
@@ -186,9 +163,9 @@ class Cluster:
         assert self.process is not None
         pids = [self.process.pid, *self.pids()]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
         self.process.wait()
-        wait_for(lambda: not any(map(runs, pids)), STOP_SECONDS, "end of all processes")
+        wait_for(lambda: not any(map(runs, pids)), "end of all processes")
 
     def stop(self) -> int:
         """Stop cleanly; the exit code of ``gfs up``. Leaves no process, come what may."""
@@ -200,14 +177,14 @@ class Cluster:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            return process.wait(BUSY * STOP_SECONDS)
+            return process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
         finally:
             # Children of a supervisor that was killed end by themselves.
-            wait_for(lambda: not any(map(runs, self._seen)), STOP_SECONDS, "end of the children")
+            wait_for(lambda: not any(map(runs, self._seen)), "end of the children")
 
 
 def _pids(facts: dict[str, Any]) -> list[int]:

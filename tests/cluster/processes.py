@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -11,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import pytest
-import trio
+import limits
 from forks import Command
-from harness import BUSY, START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+from harness import environment, runs
+from limits import HANG_SECONDS, wait_for
+from signals import send
 
 from gfs.client import Client
 from gfs.errors import GfsError
@@ -91,28 +91,27 @@ class Processes:
 
     def stop(self) -> None:
         for process in self.processes.values():
-            os.kill(process.pid, signal.SIGCONT)
+            send(process.pid, signal.SIGCONT)
             process.terminate()
         for process in self.processes.values():
             try:
-                process.wait(BUSY * STOP_SECONDS)
+                process.wait(HANG_SECONDS)
             finally:
                 process.kill()
                 process.wait()
-        wait_for(
-            lambda: not any(runs(p.pid) for p in self.processes.values()), STOP_SECONDS, "the end"
-        )
+        wait_for(lambda: not any(runs(p.pid) for p in self.processes.values()), "the end")
         self.log.close()
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
-    with trio.move_on_after(BUSY * seconds):
-        while True:
-            with suppress(GfsError):
-                if await condition():
-                    return
-            await trio.sleep(0.01)
-    pytest.fail(f"no {what} within {BUSY * seconds:g} s")
+async def wait_until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """As :func:`limits.wait_until`; a cluster that does not answer yet is waited for, too."""
+
+    async def is_met() -> bool:
+        with suppress(GfsError):
+            return await condition()
+        return False
+
+    await limits.wait_until(is_met, what)
 
 
 async def wait_live(fs: Client, count: int) -> None:
@@ -121,7 +120,7 @@ async def wait_live(fs: Client, count: int) -> None:
     async def live() -> bool:
         return sum(server.state == "live" for server in (await fs.status()).servers) >= count
 
-    await wait_until(live, START_SECONDS, f"{count} live chunkservers")
+    await wait_until(live, f"{count} live chunkservers")
 
 
 async def wait_whole(fs: Client, seconds: float) -> None:
@@ -130,4 +129,4 @@ async def wait_whole(fs: Client, seconds: float) -> None:
     async def whole() -> bool:
         return not (await fs.fsck()).damaged
 
-    await wait_until(whole, seconds, "clean fsck")
+    await wait_until(whole, "clean fsck")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import trio
 from harness import Cluster
+from limits import HANG_SECONDS
 
 import gfs
 from gfs.blocks import CHUNK_BYTES, MIB
@@ -54,7 +55,7 @@ def test_sixteen_writers_lose_no_record_when_chunkservers_die(
         by_id = {server["id"]: server["pid"] for server in cluster.ready["chunkservers"]}
         for victim in (primary, secondary):
             before = min(done)
-            with trio.fail_after(60):
+            with trio.fail_after(HANG_SECONDS):
                 await trio.to_thread.run_sync(
                     cluster.kill, _name(cluster, by_id[victim]), signal.SIGKILL
                 )
@@ -63,7 +64,7 @@ def test_sixteen_writers_lose_no_record_when_chunkservers_die(
 
     async def everything() -> None:
         killed = trio.Event()
-        with trio.fail_after(150):
+        with trio.fail_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 for number in range(WRITERS):
                     nursery.start_soon(write, number, killed)

@@ -14,7 +14,7 @@ import forks
 import on_disk
 import pytest
 import trio
-from harness import BUSY
+from limits import HANG_SECONDS
 from processes import Processes, wait_live, wait_until, wait_whole
 
 import gfs
@@ -101,7 +101,7 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
         async def collected() -> bool:
             return doomed not in await in_thread(backed.replicas)
 
-        await wait_until(collected, SECONDS, "end of the deleted file's replicas")
+        await wait_until(collected, "end of the deleted file's replicas")
 
         # Not where a master's directory is.
         assert "is not empty" in await in_thread(partial(backed.restore, code=1))
@@ -124,7 +124,7 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
         async def only_the_doomed_one() -> bool:
             return {p.path for p in (await fs.fsck()).problems} == {"/old/doomed"}
 
-        await wait_until(only_the_doomed_one, SECONDS, "sound files but for one")
+        await wait_until(only_the_doomed_one, "sound files but for one")
         await fs.delete("/old/doomed")
         await wait_whole(fs, SECONDS)
         # New files do not take the numbers of those that were made after the backup.
@@ -139,7 +139,7 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
         async def newer_is_collected() -> bool:
             return gone not in await in_thread(backed.replicas)
 
-        await wait_until(newer_is_collected, SECONDS, "end of a file's replicas")
+        await wait_until(newer_is_collected, "end of a file's replicas")
         assert new in backed.replicas()
         status = partial(backed.gfs, "status", "--master", backed.master_address)
         assert "gfs restore --accept" in await in_thread(status)
@@ -149,7 +149,7 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
         async def new_is_collected() -> bool:
             return new not in await in_thread(backed.replicas)
 
-        await wait_until(new_is_collected, SECONDS, "end of the unknown replicas")
+        await wait_until(new_is_collected, "end of the unknown replicas")
         assert "gfs restore --accept" not in await in_thread(status)
         assert await fs.get("/old/second") == content("second")
 
@@ -166,7 +166,7 @@ async def test_a_backup_is_restored_on_a_cluster_that_has_moved_on(
         (backed.state / "master-before").rename(backed.state / "master")
         backed.start_master()
         old = backed.processes.pop("master")
-        with trio.fail_after(BUSY * SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             await in_thread(old.wait)
         assert old.returncode == 2
 

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.lowlevel
 from harness import Cluster
+from limits import HANG_SECONDS
 
 import gfs
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB
@@ -213,7 +214,7 @@ async def test_four_hundred_writers_at_once(cluster: Cluster) -> None:
                     await file.write(data[at : at + 50_000])
                     await trio.lowlevel.checkpoint()
 
-        with trio.fail_after(100):
+        with trio.fail_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 for number in range(400):
                     nursery.start_soon(one, number)
@@ -282,7 +283,7 @@ def test_the_blocking_client_from_many_threads(cluster: Cluster, tmp_path: Path)
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(HANG_SECONDS)
         assert not failures
         assert [e.path for e in fs.scan("/threads")] == [f"/threads/{n}" for n in range(8)]
         assert [e.path for e in fs.scan("/threads", after="5")] == ["/threads/6", "/threads/7"]
@@ -357,7 +358,7 @@ def test_the_blocking_client_starts_again_after_a_fork(cluster: Cluster, script:
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(cluster.state)],
         capture_output=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
@@ -372,7 +373,7 @@ import gfs, gfs.client.sync, gfs.fsspec
 assert gfs.connect and gfs.Client and gfs.fsspec.GfsFileSystem
 assert not {"gfs.master", "gfs.chunkserver", "gfs.cluster", "control"} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_SECONDS)
 
 
 async def test_paths_that_cannot_be_are_refused_at_once(cluster: Cluster) -> None:

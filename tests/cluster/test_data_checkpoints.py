@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 from harness import Cluster
+from limits import HANG_SECONDS
+from signals import send
 
 import gfs.data
 from gfs.client import sync
@@ -212,7 +213,7 @@ class Writer:
 
     def end(self) -> tuple[int, str]:
         """How it ended, after the line that it may be waiting for."""
-        _, errors = self.process.communicate("\n", timeout=100)
+        _, errors = self.process.communicate("\n", timeout=HANG_SECONDS)
         return self.process.returncode, errors
 
 
@@ -279,11 +280,11 @@ def test_a_writer_that_slept_too_long_publishes_nothing(
     client: sync.SyncClient, runs: str, start: Callable[..., Writer]
 ) -> None:
     writer = start(f"{runs}/1", 0, 1, "asleep", 1, "wait").half()
-    os.kill(writer.process.pid, signal.SIGSTOP)
+    send(writer.process.pid, signal.SIGSTOP)
     time.sleep(2)
     write(client, f"{runs}/2", silence_seconds=1)
     assert names(client, runs) == ["2"]
-    os.kill(writer.process.pid, signal.SIGCONT)
+    send(writer.process.pid, signal.SIGCONT)
     # What it writes now makes the directory again, without its first half.
     code, errors = writer.end()
     assert code == 1
@@ -391,7 +392,7 @@ def test_a_forked_process_that_leaves_the_block_ends_nothing(
         [sys.executable, "-c", FORKS, cluster.state, runs],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

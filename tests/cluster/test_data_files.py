@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from harness import Cluster
+from limits import HANG_SECONDS
 
 import gfs.data
 from gfs.client import sync
@@ -267,7 +268,10 @@ def test_forked_and_spawned_processes(
     script = tmp_path / "loader.py"
     script.write_text(LOADER)
     done = subprocess.run(
-        [sys.executable, script, cluster.state], capture_output=True, timeout=300, check=False
+        [sys.executable, script, cluster.state],
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert not done.stderr
@@ -296,7 +300,7 @@ def test_a_program_that_leaves_its_batches_ends(
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, cluster.state, str(ahead_bytes), error],
         capture_output=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     said = done.stderr.decode()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from harness import Cluster, wait_for
+from harness import Cluster
+from limits import HANG_SECONDS, wait_for
 
 import gfs
 from gfs.blocks import CHUNK_BYTES
@@ -50,7 +51,6 @@ def test_a_request_is_followed_from_the_client_through_all_servers(
         """It is logged once it is over, which is after the client knows."""
         wait_for(
             lambda: request in {one["request"] for one in of_kind(name, "WriteChunk")},
-            20,
             f"word of the write from {name}",
         )
 
@@ -105,7 +105,6 @@ async def test_what_is_read_step_by_step_is_one_request(
 
         wait_for(
             lambda: sum(map(Counter.total, fresh().values())) >= 2 * sum(expected.values()),
-            20,
             f"{expected} in {fresh()}",
         )
         assert list(fresh().values()) == [expected, expected]
@@ -151,21 +150,21 @@ def test_the_significant_events_are_reported(make_cluster: Callable[..., Cluster
     def seen(event: str) -> Line | None:
         return next(iter(events(cluster, "master", event)), None)
 
-    found = wait_for(lambda: seen("corruption_found"), 30, "word of the damage")
+    found = wait_for(lambda: seen("corruption_found"), "word of the damage")
     assert found is not None
     assert (found["server"], found["level"]) == (holder, "warning")
     assert events(cluster, directory.name, "corruption_found")
-    copied = wait_for(lambda: seen("replica_copied"), 30, "word of the copy")
+    copied = wait_for(lambda: seen("replica_copied"), "word of the copy")
     assert copied is not None
     assert copied["chunk"] == found["chunk"]
-    repaired = wait_for(lambda: seen("corruption_repaired"), 30, "word of the repair")
+    repaired = wait_for(lambda: seen("corruption_repaired"), "word of the repair")
     assert repaired is not None
     assert (repaired["server"], repaired["chunk"]) == (holder, found["chunk"])
 
     def reported() -> list[Line]:
         return events(cluster, directory.name, "corruption_repaired")
 
-    [own] = wait_for(reported, 30, "its server's word of it") or []
+    [own] = wait_for(reported, "its server's word of it") or []
     assert (own["chunk"], own["how"]) == (found["chunk"], repaired["how"])
     asked = [
         one for n in range(1, 5) for one in events(cluster, f"chunkserver-{n}", "replica_copied")
@@ -175,12 +174,12 @@ def test_the_significant_events_are_reported(make_cluster: Callable[..., Cluster
     # A process that is stopped is dead to the master, until it runs again.
     cluster.kill("chunkserver-2", signal.SIGSTOP)
     try:
-        dead = wait_for(lambda: seen("chunkserver_dead"), 30, "word of the death")
+        dead = wait_for(lambda: seen("chunkserver_dead"), "word of the death")
     finally:
         cluster.kill("chunkserver-2", signal.SIGCONT)
     assert dead is not None
     assert _directory(cluster, dead["server"]).name == "chunkserver-2"
-    wait_for(lambda: len(events(cluster, "master", "chunkserver_up")) > 4, 30, "word of the return")
+    wait_for(lambda: len(events(cluster, "master", "chunkserver_up")) > 4, "word of the return")
 
 
 def _directory(cluster: Cluster, server: str) -> Path:
@@ -237,7 +236,7 @@ def test_a_request_to_the_rest_api_is_followed_into_the_cluster(
     }
     cluster.start()
     url = cluster.ready["control"]["storage"]
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url, timeout=HANG_SECONDS) as http:
         login = http.post("/api/login", json={"username": "admin", "password": "open sesame"})
         http.headers["Authorization"] = f"Bearer {login.json()['token']}"
         made = http.post("/storage/namespaces", json={"name": "plays"})

@@ -18,7 +18,8 @@ import forks
 import on_disk
 import pytest
 import trio
-from harness import environment, runs, wait_for
+from harness import environment, runs
+from limits import HANG_SECONDS, wait_for
 from needs import need
 from processes import Processes
 
@@ -64,7 +65,7 @@ class Disks(Processes):
     def stop_chunkserver(self, name: str) -> None:
         process = self.processes.pop(name)
         process.terminate()
-        process.wait(90)
+        process.wait(HANG_SECONDS)
 
     def chunk_files(self, directory: Path) -> list[Path]:
         return sorted(directory.glob("chunks/*/*.chunk"))
@@ -91,7 +92,6 @@ class Disks(Processes):
     def wait_live(self, count: int = 3, seconds: float = 30.0) -> None:
         wait_for(
             lambda: [s["state"] for s in self.status()["servers"]].count("live") == count,
-            seconds,
             f"{count} live chunkservers",
         )
 
@@ -103,7 +103,7 @@ class Disks(Processes):
             report = json.loads(done.stdout) if done.stdout else {}
             return done.returncode == 0 and report["chunks"] > 0 and not report["damaged"]
 
-        wait_for(is_well, seconds, "repair")
+        wait_for(is_well, "repair")
 
     def all_run(self) -> bool:
         return all(runs(process.pid) for process in self.processes.values())
@@ -367,7 +367,6 @@ async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
         await fs.delete("/old")
         wait_for(
             lambda: not any(disks.replicas(d) for name in NAMES for d in disks.directories(name)),
-            30.0,
             "space of a deleted file",
         )
         await fs.put(data, "/again")
@@ -456,7 +455,7 @@ async def test_a_state_of_chunk_files_goes_on_with_packed_replicas_and_there_is_
     disks.gfs("disk", "drain", disks.id(NAMES[0]), str(disks.directories(NAMES[0])[0]))
     drained, other = disks.directories(NAMES[0])
     before = set(on_disk.replicas(other))
-    wait_for(lambda: not on_disk.replicas(drained), 60, "empty disk")
+    wait_for(lambda: not on_disk.replicas(drained), "empty disk")
     now = on_disk.replicas(other)
     assert not any(now[handle].is_packed for handle in now.keys() - before)
     async with disks.connect() as fs:
@@ -478,13 +477,13 @@ async def test_a_disk_that_lost_the_index_of_its_packs_is_left_out_until_that_is
         [server] = [s for s in disks.status()["servers"] if s["id"] == disks.id(NAMES[0])]
         return next(str(d["state"]) for d in server["disks"] if d["path"] == str(path))
 
-    wait_for(lambda: state() == "failed", 30, "failed disk")
+    wait_for(lambda: state() == "failed", "failed disk")
     disks.wait_well()
     refused = disks.gfs("disk", "retry", disks.id(NAMES[0]), str(path), code=None)
     assert b"packs.index is gone" in refused.stderr + disks.gfs("status", "--disks").stdout
     (tmp_path / "kept").rename(index)
     disks.gfs("disk", "retry", disks.id(NAMES[0]), str(path))
-    wait_for(lambda: state() == "ok", 30, "disk in use")
+    wait_for(lambda: state() == "ok", "disk in use")
     disks.wait_well()
     async with disks.connect() as fs:
         for name, data in model.items():

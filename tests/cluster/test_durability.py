@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from limits import HANG_SECONDS
 from processes import Processes, wait_live
 
 import gfs
@@ -54,7 +55,7 @@ class Watched:
     def stop(self) -> list[tuple[str, str]]:
         """(call, the file's name) in the order in which they were begun."""
         self._strace.terminate()
-        self._strace.wait(90)
+        self._strace.wait(HANG_SECONDS)
         calls = re.findall(
             r"(pwrite64|fdatasync|fsync)\(\d+<([^>]*)>(?:, \"([^\"]*))?", self.out.read_text()
         )

@@ -19,6 +19,7 @@ import pytest
 import trio
 from certificates import Authority
 from elected import EtcdServer
+from limits import HANG_SECONDS
 from processes import free_port, wait_until
 
 from gfs.config import MasterSettings
@@ -46,7 +47,7 @@ def ask(server: EtcdServer, path: str, token: str = "", **body: object) -> Any:
     request = urllib.request.Request(
         f"{server.url}/v3/{path}", data=json.dumps(body).encode(), headers=headers
     )
-    with urllib.request.urlopen(request, timeout=30, context=server.trust) as reply:
+    with urllib.request.urlopen(request, timeout=HANG_SECONDS, context=server.trust) as reply:
         return json.load(reply)
 
 
@@ -117,7 +118,7 @@ async def test_a_hold_ends_that_is_not_renewed_or_whose_key_was_deleted(
         async def is_free() -> bool:
             return (await one.view()).claim is None
 
-        await wait_until(is_free, 10.0, "end of the hold")
+        await wait_until(is_free, "end of the hold")
         assert not await one.renew(hold)
         hold = await one.take(Claim("a:1", 7), await one.view())
         ask(server, "kv/deleterange", key=base64.b64encode(b"gfs/two/master").decode())
@@ -282,7 +283,7 @@ async def test_a_member_that_is_cut_off_renews_nothing(tmp_path: Path) -> None:
                 return 200, b'{"result": {"TTL": "2"}}'
             url = f"{members[0].url}{path}"
             try:
-                with urllib.request.urlopen(url, data=body, timeout=5) as reply:
+                with urllib.request.urlopen(url, data=body, timeout=HANG_SECONDS) as reply:
                     return reply.status, reply.read()
             except urllib.error.HTTPError as error:
                 return error.code, error.read()

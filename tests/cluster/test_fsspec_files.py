@@ -26,8 +26,9 @@ import pytest
 import trio
 from fsspec.callbacks import Callback
 from fsspec.transaction import Transaction
-from harness import Cluster, wait_for
+from harness import Cluster
 from interrupts import interrupted
+from limits import HANG_SECONDS, wait_for
 
 from gfs.client import Client, ExistingFile, NewFile, sync
 from gfs.errors import DiskFull, FileChanged, GfsError
@@ -153,7 +154,10 @@ def test_forked_and_spawned_processes(cluster: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES)
     done = subprocess.run(
-        [sys.executable, script, cluster.state], capture_output=True, timeout=300, check=False
+        [sys.executable, script, cluster.state],
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert not done.stderr
@@ -166,7 +170,10 @@ def test_a_program_that_forgets_its_files_ends(cluster: Cluster) -> None:
         "reader = fs.open('/forgotten'); reader.read(1)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, cluster.state], capture_output=True, timeout=100, check=False
+        [sys.executable, "-c", code, cluster.state],
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert sync.connect(state=cluster.state).get("/forgotten") in (b"old", b"new")
@@ -394,7 +401,7 @@ def test_a_call_that_is_interrupted_as_it_begins_does_not_go_on(
         monkeypatch.setattr(running.portal, "start_task_soon", start)
         if when == "before its caller knows of it":
             start(task)
-            assert begun.wait(10)
+            assert begun.wait(HANG_SECONDS)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running.portal, "start_task_soon", interrupt)
@@ -471,7 +478,7 @@ def test_a_file_that_nobody_closed_is_not_published(
     finally:
         gc.enable()
     for each in [inner, *others]:
-        wait_for(lambda each=each: each.closed, 10.0, "end of the upload")  # type: ignore[misc]
+        wait_for(lambda each=each: each.closed, "end of the upload")  # type: ignore[misc]
     assert {each: fs.cat(each) for each in fs.find(here)} == before
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Cluster, wait_for
+from harness import Cluster
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import HANG_SECONDS, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 from gfs.cluster.scrape import answer
@@ -24,7 +25,7 @@ Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def fetch(url: str) -> tuple[dict[str, str], Numbers]:
     """The kind of each metric, and all samples by name and labels."""
-    with urllib.request.urlopen(url, timeout=60) as response:
+    with urllib.request.urlopen(url, timeout=HANG_SECONDS) as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(response.read().decode()))
     kinds = {one.name: one.type for one in families}
@@ -104,7 +105,7 @@ def test_metrics_move_with_what_is_done(make_cluster: Callable[..., Cluster]) ->
         reported = [fetch(url)[1] for url in servers]
         return all(one["gfs_chunkserver_scrubs_total", ()] >= 1 for one in reported)
 
-    wait_for(scrubbed, 60, "scrub of all servers")
+    wait_for(scrubbed, "scrub of all servers")
     assert total("gfs_chunkserver_scrubbed_bytes_total") >= 600_000
 
     # A spoiled replica is counted where it lies, and by the master for ever.
@@ -115,10 +116,9 @@ def test_metrics_move_with_what_is_done(make_cluster: Callable[..., Cluster]) ->
         file.write(b"spoiled")
     wait_for(
         lambda: fetch(servers[0])[1]["gfs_chunkserver_bad_replicas_found_total", ()] >= 1,
-        60,
         "discovery of the damage",
     )
-    wait_for(lambda: fetch(master)[1]["gfs_master_corruptions_total", ()] >= 1, 60, "word of it")
+    wait_for(lambda: fetch(master)[1]["gfs_master_corruptions_total", ()] >= 1, "word of it")
     # Each is documented as what it is; of a shadow master there are two more.
     shadow = {"gfs_shadow_behind_operations": "gauge", "gfs_shadow_behind_seconds": "gauge"}
     names = {

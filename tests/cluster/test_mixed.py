@@ -14,7 +14,7 @@ from typing import BinaryIO
 import forks
 import pytest
 import releases
-from harness import BUSY, START_SECONDS, wait_for
+from limits import HANG_SECONDS, wait_for
 from processes import Processes, free_port
 
 pytestmark = pytest.mark.extra("git")
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.extra("git")
 LOAD = Path(__file__).with_name("mixed_load.py")
 MASTERS = ("a", "b", "c")
 CHUNKSERVERS = ("chunkserver-1", "chunkserver-2", "chunkserver-3", "chunkserver-4")
-WHOLE_SECONDS = 60.0
 
 
 class Mixed(Processes):
@@ -106,12 +105,12 @@ class Mixed(Processes):
     def replace(self, name: str, release: str, number: int = signal.SIGTERM) -> None:
         """End a process and start that release in its place; returns when all is whole."""
         self.processes[name].send_signal(number)
-        self.processes[name].wait(BUSY * START_SECONDS)
+        self.processes[name].wait(HANG_SECONDS)
         self.of[name] = release
         began = time.monotonic()
         self.start_one(name)
         if name in CHUNKSERVERS:
-            wait_for(lambda: self.is_heard_of(name, since=began), START_SECONDS, f"new {name}")
+            wait_for(lambda: self.is_heard_of(name, since=began), f"new {name}")
         self.wait_whole("--with", self.addresses[name])
 
     def promote(self, name: str) -> None:
@@ -140,7 +139,7 @@ class Mixed(Processes):
             return not lacks
 
         try:
-            wait_for(whole, WHOLE_SECONDS, "whole cluster")
+            wait_for(whole, "whole cluster")
         except AssertionError as error:
             raise AssertionError(f"{error}: {lacks}") from None
 
@@ -148,7 +147,7 @@ class Mixed(Processes):
         with open(self.output(release), "ab") as log:
             arguments = [str(LOAD), self.master_address, self.key_file, release]
             self.loads[release] = self._run(release, arguments, log)
-        wait_for(lambda: b"ready" in self.output(release).read_bytes(), START_SECONDS, "load")
+        wait_for(lambda: b"ready" in self.output(release).read_bytes(), "load")
 
     def output(self, release: str) -> Path:
         return self.directory / f"{release}.load"
@@ -161,7 +160,7 @@ class Mixed(Processes):
         self.check_loads()
         for release, load in self.loads.items():
             load.terminate()
-            assert load.wait(BUSY * WHOLE_SECONDS) == 0, self.output(release).read_text()[-3000:]
+            assert load.wait(HANG_SECONDS) == 0, self.output(release).read_text()[-3000:]
             assert "done" in self.output(release).read_text()
         self.loads.clear()
 

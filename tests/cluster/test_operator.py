@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,8 +12,10 @@ from pathlib import Path
 import forks
 import on_disk
 import pytest
-from harness import GFS, Cluster, environment, wait_for
+from harness import GFS, Cluster, environment
+from limits import HANG_SECONDS, wait_for
 from processes import free_port
+from signals import send
 
 
 def gfs(
@@ -69,12 +70,11 @@ def test_a_chunkserver_finds_the_master_in_the_environment(
         try:
             wait_for(
                 lambda: len(json.loads(cluster.gfs("status", "--json").stdout)["servers"]) > before,
-                60,
                 "chunkserver that registers",
             )
         finally:
             process.terminate()
-            assert process.wait(90) == 0
+            assert process.wait(HANG_SECONDS) == 0
 
 
 # --- commands that cannot do all --------------------------------------------------------
@@ -194,7 +194,7 @@ def test_status_knows_when_every_certificate_ends(
                 servers = [status, *status["servers"], *status["shadows"]]
                 return [one["certificate_until_ns"] for one in servers]
 
-            wait_for(lambda: len(all_ends()) == 3 and all(all_ends()), 60, "all certificates")
+            wait_for(lambda: len(all_ends()) == 3 and all(all_ends()), "all certificates")
             assert b"certificates: the first to end" in cluster.gfs("status").stdout
         finally:
             process.terminate()
@@ -206,7 +206,7 @@ def test_status_answers_when_no_master_does(cluster: Cluster) -> None:
     try:
         done = cluster.gfs("status", "--timeout", "2", code=3)
     finally:
-        os.kill(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
     address = cluster.ready["master"]["address"]
     [line] = done.stderr.decode().splitlines()
     assert line.startswith(f"gfs: no answer from the master at {address} within 2 s: ")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from limits import HANG_SECONDS
 from processes import Processes, wait_live, wait_until, wait_whole
 
 import gfs
@@ -129,7 +130,7 @@ async def test_a_put_survives_a_chunkserver_that_hangs(processes: Processes) -> 
                 processes.kill("chunkserver-2", signal.SIGSTOP)
             await trio.lowlevel.checkpoint()
 
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             await fs.put(pieces(data, pace), "/hang")
         processes.kill("chunkserver-2", signal.SIGCONT)
         assert await fs.get("/hang") == data
@@ -160,7 +161,7 @@ async def _more(acknowledged: dict[str, bytes]) -> None:
     async def reached() -> bool:
         return len(acknowledged) >= enough
 
-    await wait_until(reached, 60, "progress")
+    await wait_until(reached, "progress")
 
 
 async def _check_acknowledged(
@@ -274,7 +275,7 @@ async def test_a_file_outlives_damage_in_another_block_of_each_replica(
             raw[16 * 1024 + number * 9 * 65536] ^= 1
             file.write_bytes(raw)
         await fs.fsck()
-        await wait_until(lambda: found(fs, 3), 30, "word of the damage")
+        await wait_until(lambda: found(fs, 3), "word of the damage")
         await wait_whole(fs, REPAIR_SECONDS)
         assert await fs.get("/file") == data
 
@@ -296,7 +297,7 @@ async def test_damage_nobody_reads_is_found_and_repaired(processes: Processes) -
             raw = file.read_bytes()
             return raw[16 * 1024 :] == data
 
-        await wait_until(repaired, 40, "repair by the scrubber")
+        await wait_until(repaired, "repair by the scrubber")
 
 
 @pytest.mark.parametrize("processes", [3], indirect=True)
@@ -341,7 +342,7 @@ async def test_hostile_peers_cost_nothing_but_their_connection(processes: Proces
             with pytest.raises(GfsError, match="key"):
                 async with gfs.connect(processes.master_address, key=bytes(32)):
                     pass
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_SECONDS):
                 for peer in peers:
                     await trio.to_thread.run_sync(_wait_hung_up, peer)
         finally:
@@ -351,7 +352,7 @@ async def test_hostile_peers_cost_nothing_but_their_connection(processes: Proces
 
 
 def _wait_hung_up(peer: socket.socket) -> None:
-    peer.settimeout(9)
+    peer.settimeout(HANG_SECONDS)
     try:
         while peer.recv(4096):
             pass

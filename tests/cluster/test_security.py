@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from forks import Command
-from harness import BUSY, START_SECONDS, STOP_SECONDS, Cluster, environment, wait_for
+from harness import Cluster, environment
+from limits import HANG_SECONDS, wait_for
 from processes import Processes, free_port
 
 from gfs.client import sync
@@ -33,13 +34,13 @@ def test_a_master_has_the_key_that_the_environment_names(tmp_path: Path) -> None
             env=variables,
         )
     try:
-        wait_for((state / "master" / "data.mdb").exists, START_SECONDS, "metadata")
+        wait_for((state / "master" / "data.mdb").exists, "metadata")
         with sync.connect(address, key=made) as fs:
             assert fs.status().role == "master"
         assert not (state / "cluster.key").exists()
     finally:
         master.terminate()
-        assert master.wait(BUSY * STOP_SECONDS) == 0
+        assert master.wait(HANG_SECONDS) == 0
 
 
 def test_a_cluster_with_tls(make_cluster: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -150,12 +151,12 @@ class Load:
                 raise self.failure
             return all(now >= then + rounds for now, then in zip(self.done, before, strict=True))
 
-        wait_for(further, 60, f"progress: {self.done} after {before}")
+        wait_for(further, f"progress: {self.done} after {before}")
 
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(STOP_SECONDS)
+            thread.join(HANG_SECONDS)
         if self.failure is not None:
             raise self.failure
 
@@ -219,4 +220,4 @@ def test_connections_made_with_a_retired_key_end(machines: Processes, tmp_path: 
                 return True
             return False
 
-        wait_for(is_refused, 20, "end of the thief's connection")
+        wait_for(is_refused, "end of the thief's connection")

@@ -13,14 +13,12 @@ from typing import Any
 import forks
 import pytest
 import trio
-from harness import BUSY
+from limits import HANG_SECONDS
 from processes import Processes, free_port
 
 import gfs
 from gfs.client import Client
 from gfs.errors import GfsError, NotFound, NotTheMaster
-
-SHADOW_SECONDS = 30.0
 
 
 class Shadowed(Processes):
@@ -79,7 +77,7 @@ def shadowed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shadowe
 
 async def level(shadowed: Shadowed, name: str) -> None:
     """The shadow has everything, and hears from all chunkservers."""
-    with trio.move_on_after(BUSY * SHADOW_SECONDS):
+    with trio.move_on_after(HANG_SECONDS):
         while True:
             try:
                 async with gfs.connect(shadowed.addresses[name], key=shadowed.key) as fs:
@@ -90,22 +88,22 @@ async def level(shadowed: Shadowed, name: str) -> None:
             except GfsError:
                 pass
             await trio.sleep(0.05)
-    pytest.fail(f"{name} is not level within {BUSY * SHADOW_SECONDS:g} s")
+    pytest.fail(f"{name} is not level within {HANG_SECONDS:g} s")
 
 
 async def wait_until(condition: Callable[[], bool], what: str) -> None:
-    with trio.move_on_after(BUSY * 60):
+    with trio.move_on_after(HANG_SECONDS):
         while True:
             if condition():
                 return
             await trio.sleep(0.01)
-    pytest.fail(f"no {what} within {BUSY * 60} s")
+    pytest.fail(f"no {what} within {HANG_SECONDS} s")
 
 
 async def whole(fs: Client) -> None:
     """Every file at its goal, every replica good, soon."""
     problems: list[Any] = []
-    with trio.move_on_after(BUSY * 60):
+    with trio.move_on_after(HANG_SECONDS):
         while True:
             report = await fs.fsck()
             if not report.damaged:

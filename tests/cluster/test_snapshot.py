@@ -65,7 +65,7 @@ class Counter:
         async def reached() -> bool:
             return self.acknowledged[-1] >= until
 
-        await wait_until(reached, 60, "progress")
+        await wait_until(reached, "progress")
 
 
 async def numbers(fs: Client, path: str) -> list[int]:

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import pytest
 from forks import Command
-from harness import BUSY, START_SECONDS, STOP_SECONDS, environment, wait_for
+from harness import environment
 from lifeline import Lifeline
+from limits import HANG_SECONDS, wait_for
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 UNITS = ROOT / "deploy" / "systemd"
 LOAD = Path(__file__).with_name("mixed_load.py")
-STEP_SECONDS = 120.0
 #: The number of the user gfs here.
 UNITS_USER = 10001
 #: Directories of a machine.
@@ -136,7 +136,7 @@ class Machines:
             capture_output=True,
             text=True,
             check=False,
-            timeout=BUSY * STEP_SECONDS,
+            timeout=HANG_SECONDS,
             env={**environment(), "PATH": path},
             cwd=self.directory / machine,
         )
@@ -153,7 +153,7 @@ class Machines:
         if verb in ("stop", "restart"):
             process = self._units.pop(key)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(BUSY * STOP_SECONDS) == 0
+            assert process.wait(HANG_SECONDS) == 0
             # It would have written as its user.
             own = "srv/gfs" if "chunkserver" in unit else "var/lib/gfs"
             give(self.directory / machine / own, recursively=True)
@@ -207,7 +207,7 @@ class Machines:
             process.terminate()
         for process in self._units.values():
             try:
-                process.wait(BUSY * STOP_SECONDS)
+                process.wait(HANG_SECONDS)
             finally:
                 process.kill()
                 process.wait()
@@ -238,7 +238,7 @@ class DayLoad:
         """All that was acknowledged is read again."""
         self.check()
         self._process.terminate()
-        assert self._process.wait(BUSY * START_SECONDS) == 0, self._output.read_text()[-3000:]
+        assert self._process.wait(HANG_SECONDS) == 0, self._output.read_text()[-3000:]
         assert "done" in self._output.read_text()
 
     def kill(self) -> None:
@@ -276,10 +276,10 @@ def test_the_day_is_as_the_page_has_it(machines: Machines) -> None:
     try:
         for heading in ("Add a disk", "Add a machine"):
             run(heading)
-        wait_for(lambda: at_work(4), START_SECONDS, "fourth chunkserver")
+        wait_for(lambda: at_work(4), "fourth chunkserver")
         machines.burn("c")
         run("Lose a machine")
-        wait_for(lambda: at_work(4), START_SECONDS, "fourth chunkserver")
+        wait_for(lambda: at_work(4), "fourth chunkserver")
         run("Drain")
         for heading in ("Upgrade", "Move the masters"):
             run(heading)
@@ -296,7 +296,7 @@ def test_the_day_is_as_the_page_has_it(machines: Machines) -> None:
         machines.type(line)
     machines.shell("a", "gfs mv /kept /moved && echo later > file && gfs put file /later")
     machines.shell("a", "gfs rm --now /gone")
-    wait_for(is_collected, BUSY * START_SECONDS, "deletion of the replicas of /gone")
+    wait_for(is_collected, "deletion of the replicas of /gone")
     for line in after:
         if line == "a$ gfs fsck /":
             line = "a$ ! gfs fsck / > report && grep -q /gone report"

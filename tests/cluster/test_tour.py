@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import Cluster, environment
+from limits import HANG_SECONDS
 from readme import README, ROOT, TOUR, blocks, follow
 
 
@@ -56,7 +57,7 @@ def test_make_up_starts_what_the_tour_runs_on() -> None:
         capture_output=True,
         cwd=ROOT,
         env=variables,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
     )
     # Before it, whether the console is built is looked at.

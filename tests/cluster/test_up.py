@@ -14,7 +14,8 @@ from typing import Any
 import forks
 import pytest
 import trio
-from harness import BUSY, STOP_SECONDS, Cluster, environment, runs, wait_for
+from harness import Cluster, environment, runs
+from limits import HANG_SECONDS, wait_for
 
 from gfs.cluster import supervisor
 
@@ -123,7 +124,7 @@ def test_a_signal_stops_everything(make_cluster: MakeCluster, number: int) -> No
     pids = cluster.pids()
     cluster.kill("supervisor", number)
     assert cluster.process is not None
-    assert cluster.process.wait(BUSY * STOP_SECONDS) == 0
+    assert cluster.process.wait(HANG_SECONDS) == 0
     assert not any(map(runs, pids))
     assert not cluster.ready_file.exists()
     assert not (cluster.state / "cluster.json").exists()
@@ -132,10 +133,10 @@ def test_a_signal_stops_everything(make_cluster: MakeCluster, number: int) -> No
 def test_a_signal_during_the_start_stops_what_was_started(make_cluster: MakeCluster) -> None:
     cluster = small(make_cluster)
     cluster.launch()
-    wait_for((cluster.state / "log" / "master.log").exists, 20, "first process")
+    wait_for((cluster.state / "log" / "master.log").exists, "first process")
     cluster.kill("supervisor", signal.SIGTERM)
     assert cluster.process is not None
-    assert cluster.process.wait(BUSY * STOP_SECONDS) == 0
+    assert cluster.process.wait(HANG_SECONDS) == 0
     assert processes_of(cluster.state) == []
 
 
@@ -147,7 +148,7 @@ def test_the_state_stays(make_cluster: MakeCluster) -> None:
     assert cluster.gfs("cat", "/a/b").stdout == b"kept"
     assert b"stopped" in cluster.gfs("down").stdout
     assert cluster.process is not None
-    assert cluster.process.wait(BUSY * STOP_SECONDS) == 0
+    assert cluster.process.wait(HANG_SECONDS) == 0
 
 
 def test_after_kill_9_of_everything_it_starts_again(make_cluster: MakeCluster) -> None:
@@ -184,10 +185,10 @@ def test_a_child_that_hangs_is_killed_in_the_end(make_cluster: MakeCluster) -> N
     cluster.kill("chunkserver-1", signal.SIGSTOP)
     cluster.kill("supervisor", signal.SIGTERM)
     pids = cluster.pids()
-    wait_for(lambda: not runs(pids[0]), 10, "end of the master")
+    wait_for(lambda: not runs(pids[0]), "end of the master")
     cluster.kill("supervisor", signal.SIGINT)  # hastens
     assert cluster.process is not None
-    assert cluster.process.wait(8) == 0  # less than it would be waited for
+    assert cluster.process.wait(HANG_SECONDS) == 0  # less than it would be waited for
     assert not any(map(runs, pids))
 
 

@@ -20,7 +20,8 @@ from typing import IO
 from unittest.mock import patch
 
 import pytest
-from harness import GFS, Cluster, wait_for
+from harness import GFS, Cluster
+from limits import HANG_SECONDS, wait_for
 
 from gfs.cli import command
 
@@ -464,10 +465,10 @@ def test_ctrl_c_leaves_nothing_half_done(cluster: Cluster, top: str) -> None:
                 return os.write(process.stdin.fileno(), bytes(65536)) == 65536  # type: ignore[union-attr]
             return False
 
-        wait_for(is_read, 20, "reading of stdin")
+        wait_for(is_read, "reading of stdin")
         process.send_signal(signal.SIGINT)
         reported = process.stderr.read()
-        assert process.wait(20) == 130
+        assert process.wait(HANG_SECONDS) == 130
     assert reported == b"gfs: interrupted\n"
     assert cluster.gfs("ls", top).stdout == b""
 
@@ -492,7 +493,7 @@ def test_a_terminal_sees_progress(cluster: Cluster, top: str) -> None:
         with contextlib.suppress(OSError):  # EIO: the terminal was closed
             while more := os.read(leader, 4096):
                 shown += more
-        assert process.wait(20) == 0
+        assert process.wait(HANG_SECONDS) == 0
     os.close(leader)
     assert b"/s" in shown
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from elected import EtcdServer
-from harness import START_SECONDS, Cluster, wait_for
+from harness import Cluster
+from limits import HANG_SECONDS, wait_for
+from signals import send
 
 pytestmark = pytest.mark.extra("etcd")
 
@@ -48,14 +49,13 @@ def test_one_of_three_masters_serves_whichever_is_killed(cluster: Cluster) -> No
     assert len(masters) == 3
     cluster.gfs("put", "-", "/before", input=b"before")
     first = holder()
-    os.kill(masters[first], signal.SIGKILL)
+    send(masters[first], signal.SIGKILL)
     cluster.gfs("put", "-", "/after", input=b"after")
     # Whichever gets it: the killed one is started again sooner than a hold ends.
-    wait_for(lambda: holder() in masters, START_SECONDS, "a holder")
+    wait_for(lambda: holder() in masters, "a holder")
     assert int(str(status()["term"])) >= 2
     wait_for(
-        lambda: [each["state"] for each in status()["shadows"]] == ["following"] * 2,  # type: ignore[attr-defined]
-        START_SECONDS,
+        lambda: [each["state"] for each in status()["shadows"]] == ["following"] * 2,
         "two followers",
     )
     cluster.stop()
@@ -89,7 +89,7 @@ def test_several_masters_need_an_engine(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, "--masters", "3")
     cluster.launch()
     assert cluster.process is not None
-    assert cluster.process.wait(START_SECONDS) == 2
+    assert cluster.process.wait(HANG_SECONDS) == 2
     assert "--masters 3 needs an engine" in cluster.output.read_text()
     cluster.process = None
     assert not cluster.state.exists()

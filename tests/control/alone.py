@@ -9,9 +9,7 @@ from typing import Self
 from checks import wait_for
 from cloud import Cloud
 from forks import Command
-from harness import START_SECONDS
-
-STOP_SECONDS = 60.0
+from limits import HANG_SECONDS
 
 
 class Alone(Cloud):
@@ -32,7 +30,7 @@ class Alone(Cloud):
                 stderr=output.fileno(),
                 env=self.cluster.environment,
             )
-        wait_for(self._is_up, START_SECONDS, "server")
+        wait_for(self._is_up, "server")
         return self
 
     def _is_up(self) -> bool:
@@ -58,7 +56,7 @@ class Alone(Cloud):
         if process is not None:
             process.send_signal(number)
             try:
-                process.wait(STOP_SECONDS)
+                process.wait(HANG_SECONDS)
             finally:
                 process.kill()
                 process.wait()

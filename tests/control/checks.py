@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from forks import STARTER
 from harness import wait_for as wait_for
+from limits import HANG_SECONDS
 
 _numbers = itertools.count(1)
 
@@ -85,12 +86,12 @@ def bearer(client: httpx.Client) -> str:
 def with_token(url: str, token: str) -> httpx.Client:
     """A client that sends ``token`` with every request."""
     return httpx.Client(
-        base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=90.0, **PLAIN
+        base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=HANG_SECONDS, **PLAIN
     )
 
 
 def anonymous(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=90.0, **PLAIN)
+    return httpx.Client(base_url=url, timeout=HANG_SECONDS, **PLAIN)
 
 
 def make_namespace(client: httpx.Client, prefix: str, visibility: int = 0) -> str:

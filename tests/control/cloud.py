@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from checks import PLAIN
 from harness import Cluster
+from limits import HANG_SECONDS
 
 PASSWORD = "correct horse battery staple"
 #: No request of a test takes longer, on the busiest machine.
@@ -103,14 +104,14 @@ class Cloud:
         """A client with ``token`` as its bearer; anonymous without one."""
         headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
         made = httpx.Client(
-            base_url=self.url, headers=headers, timeout=HTTP_SECONDS, **PLAIN, **options
+            base_url=self.url, headers=headers, timeout=HANG_SECONDS, **PLAIN, **options
         )
         self._clients.append(made)
         return made
 
     def token(self, username: str, password: str = PASSWORD) -> str:
         """Of a fresh session."""
-        with httpx.Client(base_url=self.url, timeout=HTTP_SECONDS, **PLAIN) as client:
+        with httpx.Client(base_url=self.url, timeout=HANG_SECONDS, **PLAIN) as client:
             answer = client.post(
                 "/api/login", json={"username": username, "password": password}
             ).raise_for_status()

@@ -12,7 +12,6 @@ from cloud import Cloud
 from outside import World
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsAJxWLa5hrJRLBCTNBWqZBmqVKsbdLQWZYAhZVWSbC"
-SECONDS = 30.0
 
 
 class ComputeCloud(Cloud):
@@ -57,8 +56,8 @@ class ComputeCloud(Cloud):
             found: dict[str, Any] = ok(client.get(f"/compute/containers/{container_id}"))
             return found if found["status"] == status else None
 
-        return wait_for(look, SECONDS, f"{status} container {container_id}")
+        return wait_for(look, f"{status} container {container_id}")
 
     def until_gone(self, container_id: str) -> None:
         """Until nothing of it is left in the world."""
-        wait_for(lambda: self.world.thing(container_id) is None, SECONDS, f"end of {container_id}")
+        wait_for(lambda: self.world.thing(container_id) is None, f"end of {container_id}")

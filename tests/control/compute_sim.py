@@ -20,6 +20,7 @@ from unittest import mock
 
 import trio
 import trio.testing
+from limits import HANG_SECONDS
 from scripted import Thing
 
 from control.compute.backend import (
@@ -60,7 +61,6 @@ from control.records.writer import Job
 IMAGE = "an-image"
 USERS = ("ada", "bob")
 POLL_SECONDS = 5.0
-COMMAND_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -473,10 +473,10 @@ class Stepped:
         if not self._has_failed:
             self._commands.put(None)
             self._answer()
-        self._thread.join(COMMAND_SECONDS)
+        self._thread.join(HANG_SECONDS)
 
     def _answer(self) -> Any:
-        result, error = self._answers.get(timeout=COMMAND_SECONDS)
+        result, error = self._answers.get(timeout=HANG_SECONDS)
         if error is not None:
             self._has_failed = True
             raise error

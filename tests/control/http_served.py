@@ -13,6 +13,7 @@ from typing import Any
 import trio
 import trio.testing
 from certificates import Authority
+from limits import HANG_SECONDS
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
@@ -29,7 +30,6 @@ from control.http.forwarded import Proxies
 MIB = 1024 * 1024
 MUCH_PIECES = 128
 PIECE = 32 * 1024
-PATIENCE = 20
 """Seconds after which a test fails instead of hanging; no promise depends on it."""
 
 
@@ -202,7 +202,7 @@ async def running(
     notes = Notes()
     sockets = listen("127.0.0.1:0")
     port = sockets[0].getsockname()[1]
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
 
             async def run(task_status: trio.TaskStatus[None]) -> None:

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from limits import HANG_SECONDS
+from signals import send
+
 START_SECONDS = 60.0
 #: It refuses to run as root.
 USER = "postgres"
@@ -88,17 +91,17 @@ class PostgreSQL:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         for pid in (self._process.pid, *map(int, children.read_text().split())):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                send(pid, number)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         assert self._process is not None
-        self._process.wait(START_SECONDS)
+        self._process.wait(HANG_SECONDS)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(START_SECONDS)
+            self._process.wait(HANG_SECONDS)
 
     def _run(self, name: str, *arguments: str) -> None:
         program = programs()
@@ -109,7 +112,7 @@ class PostgreSQL:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
             **self._as_user,
         )

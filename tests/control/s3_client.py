@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import httpx
 from checks import PLAIN, ok
 from cloud import Cloud
+from limits import HANG_SECONDS
 
 from control.s3.payload import SIGNED_CHUNKS
 from control.s3.signature import ALGORITHM, UNSIGNED, Key, Signed, canonical, parse_query
@@ -27,7 +28,7 @@ class S3Client:
         self._id, self._secret = access_key_id, secret
         self.url = url
         self._host = urlsplit(url).netloc
-        self._client = httpx.Client(base_url=url, timeout=60, **PLAIN)
+        self._client = httpx.Client(base_url=url, timeout=HANG_SECONDS, **PLAIN)
 
     def __enter__(self) -> S3Client:
         return self

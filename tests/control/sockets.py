@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+from limits import HANG_SECONDS
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import (
@@ -21,8 +22,6 @@ from wsproto.events import (
     Request,
     TextMessage,
 )
-
-SECONDS = 30.0
 
 
 class Refused(Exception):
@@ -79,7 +78,7 @@ class Client:
 
     async def event(self, *, pings: bool = False) -> Event:
         """The next event; those that are pings are answered, and returned if ``pings``."""
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while True:
                 for event in self.protocol.events():
                     if not isinstance(event, Ping):

@@ -19,11 +19,9 @@ import httpx
 from checks import PLAIN, wait_for
 from cloud import Cloud
 from compute_cloud import ComputeCloud
+from limits import HANG_SECONDS
 from postgresql import PostgreSQL
 from processes import free_port
-
-START_SECONDS = 120.0
-STOP_SECONDS = 60.0
 
 
 class Proxy:
@@ -64,7 +62,7 @@ class Proxy:
             # A client that reads slowly must slow its control plane, and not fill this proxy:
             # the kernel would let a receive buffer that sizes itself grow to 32 MiB.
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-            server.settimeout(10)
+            server.settimeout(HANG_SECONDS)
             try:
                 server.connect(address)
             except OSError:
@@ -122,7 +120,7 @@ class Plane:
             assert self.process.poll() is None, self.log()
             return self.answers("/readyz")
 
-        wait_for(is_up, START_SECONDS, "control plane")
+        wait_for(is_up, "control plane")
 
     def answers(self, path: str) -> bool:
         with contextlib.suppress(httpx.TransportError), httpx.Client(**PLAIN) as client:
@@ -135,12 +133,12 @@ class Plane:
     def kill(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(STOP_SECONDS)
+        self.process.wait(HANG_SECONDS)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(HANG_SECONDS)
 
 
 class SpreadCloud(Cloud):

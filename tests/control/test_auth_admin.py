@@ -14,6 +14,7 @@ import jwt
 import pytest
 from auth_server import PASSWORD, CheapAuth, Server, running
 from checks import ok, refused
+from limits import HANG_SECONDS
 
 from control.api import Module, UserDeletion
 from control.auth import take_first_password
@@ -291,7 +292,7 @@ def test_processes_that_start_at_once_make_one_administrator(tmp_path: Path) -> 
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    reported = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    reported = sorted(process.communicate(timeout=HANG_SECONDS)[0].strip() for process in processes)
     assert reported == ["False", "False", "True"]
     records = Records.open(tmp_path / "records", [IDENTITY], sync=False)
     with records.read() as txn:

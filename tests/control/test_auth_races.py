@@ -18,6 +18,7 @@ from argon2 import PasswordHasher
 from auth_server import PASSWORD, CheapAuth, running
 from checks import ok
 from computing import ED25519, Computing, Who, computing
+from limits import HANG_SECONDS
 
 from control.compute.rows import containers, keys
 from control.identity import users as people
@@ -41,7 +42,7 @@ class Gated(PasswordHasher):
     def _wait(self, password: str | bytes) -> None:
         if password == SLOW:
             self.entered.set()
-            assert self.gate.wait(SECONDS)
+            assert self.gate.wait(HANG_SECONDS)
 
     def verify(self, hash: str | bytes, password: str | bytes) -> Any:
         self._wait(password)
@@ -198,7 +199,7 @@ async def test_a_session_that_ends_before_its_change_is_written_changes_nothing(
             else:
                 sessions.delete(txn, claims["jti"])
             held.set()
-            assert go.wait(SECONDS)
+            assert go.wait(HANG_SECONDS)
 
         statuses: dict[tuple[str, str], int] = {}
 

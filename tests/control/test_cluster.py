@@ -42,7 +42,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     made = Cloud(tmp_path_factory.mktemp("cluster"), chunkservers=4)
     try:
         made.start()
-        wait_for(lambda: _is_watched(made), 60, "the first look")
+        wait_for(lambda: _is_watched(made), "the first look")
         yield made
     finally:
         made.stop()
@@ -108,15 +108,15 @@ def test_a_server_is_drained_and_comes_back(own: Cloud) -> None:
     first, second, *_ = servers(own)
     drain = f"{BASE}/servers/{first['id']}/drain"
     assert ok(own.admin.post(drain, json={}))["drain"] in ("draining", "drained")
-    wait_for(lambda: servers(own)[0]["drain"] == "drained", 60, "the drain")
+    wait_for(lambda: servers(own)[0]["drain"] == "drained", "the drain")
     text = refused(own.admin.post(f"{BASE}/servers/{second['address']}/drain", json={}), 409)
     assert "chunkserver" in text
     assert f"gfs drain --cancel {first['id']}" in commands(own)
     refused(own.admin.delete(f"{BASE}/servers/{first['id']}"), 409)
-    wait_for(lambda: kinds(own)[:1] == ["drain"], 60, "the event")
+    wait_for(lambda: kinds(own)[:1] == ["drain"], "the event")
     before = len(kinds(own))
     assert ok(own.admin.post(drain, json={"cancel": True}))["drain"] == ""
-    wait_for(lambda: len(kinds(own)) > before, 60, "the event")
+    wait_for(lambda: len(kinds(own)) > before, "the event")
     for what in ("drain", "maintenance"):
         body: dict[str, Any] = {"seconds": 60} if what == "maintenance" else {}
         refused(own.admin.post(f"{BASE}/servers/nothing/{what}", json=body), 404, "nothing")
@@ -144,7 +144,7 @@ def test_a_disk_comes_and_goes(own: Cloud, tmp_path: Path) -> None:
     refused(order("add"), 409)
     found = ok(order("drain"))["disks"]
     assert [each["state"] for each in found if each["path"] == disk] == ["draining"]
-    wait_for(lambda: order("remove").status_code == 200, 30, "the removal")
+    wait_for(lambda: order("remove").status_code == 200, "the removal")
     refused(order("remove"), (404, 409))
     refused(own.admin.post(path, json={"path": disk, "action": "format"}), 400, "action")
     refused(
@@ -167,7 +167,7 @@ def test_numbers_of_the_last_hour(own: Cloud) -> None:
         assert set(values) == set(series.NAMES)
         return any(values["upload_bytes_per_second"]) and any(values["request_seconds_p99"])
 
-    wait_for(measured, 60, "two points")
+    wait_for(measured, "two points")
     found = ok(own.admin.get(f"{BASE}/series"))
     assert len(found["at"]) == 360
     assert {b - a for a, b in zip(found["at"], found["at"][1:], strict=False)} == {10}

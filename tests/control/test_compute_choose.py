@@ -18,6 +18,7 @@ import trio.testing
 from auth_server import CheapAuth, running
 from checks import ok, refused
 from compute_cloud import ED25519
+from limits import HANG_SECONDS
 from postgresql import PostgreSQL
 
 from control.compute import Compute
@@ -241,7 +242,7 @@ def test_nothing_heavy_is_loaded_until_it_is_used() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
         env=dict(os.environ),
     )
@@ -319,7 +320,7 @@ async def test_events_of_another_machine_are_announced_and_not_polled_for(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(changes.run)
             for number in range(3):
-                with trio.fail_after(30):
+                with trio.fail_after(HANG_SECONDS):
                     async with trio.open_nursery() as both:
                         both.start_soon(changes.after, number)
                         await trio.testing.wait_all_tasks_blocked()

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from checks import ok, refused, wait_for
-from compute_cloud import SECONDS, ComputeCloud
+from compute_cloud import ComputeCloud
 from outside import IP
 
 from control.compute.names import INSTANCE_TYPES
@@ -304,7 +304,7 @@ def test_from_its_creation_to_its_end(computing: ComputeCloud, user: httpx.Clien
     check_container(stopped)
     assert stopped["status"] == "stopped"
     assert ok(user.post(f"{path}/stop"))["status"] == "stopped"
-    wait_for(lambda: thing_phase(computing, made["id"]) == "stopped", SECONDS, "stop")
+    wait_for(lambda: thing_phase(computing, made["id"]) == "stopped", "stop")
 
     started = ok(user.post(f"{path}/start"))
     check_container(started)

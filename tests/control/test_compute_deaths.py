@@ -7,7 +7,6 @@ what was begun, or undoes it.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +16,10 @@ import pytest
 import trio
 from alone import Alone
 from checks import PLAIN, bearer, ok, refused, wait_for, with_token
-from compute_cloud import SECONDS, ComputeCloud
+from compute_cloud import ComputeCloud
+from limits import HANG_SECONDS
 from outside import PLACES
+from signals import send
 
 from control.compute.rows import KEYS_MAX
 from control.quota import Limits
@@ -65,7 +66,7 @@ ACTS: dict[str, Act] = {
 def clean(cloud: ComputeCloud, client: httpx.Client) -> None:
     for each in ok(client.get("/compute/containers"))["containers"]:
         ok(client.delete(f"/compute/containers/{each['id']}"))
-    wait_for(lambda: not cloud.world.things(), SECONDS, "empty world")
+    wait_for(lambda: not cloud.world.things(), "empty world")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -79,7 +80,7 @@ def test_killed_while_a_container_is_made(
     die(mortal, f"{step}-{place}")
     with with_token(mortal.url, token) as client:
         mortal.until(client, made["id"], "running")
-        thing = wait_for(lambda: exposed(mortal, made["id"]), SECONDS, "SSH")
+        thing = wait_for(lambda: exposed(mortal, made["id"]), "SSH")
         assert (thing.parts, thing.generation) == (2, 1)
         assert list(mortal.world.things()) == [made["id"]]
         clean(mortal, client)
@@ -93,7 +94,7 @@ def test_killed_while_a_container_is_changed(
     with with_token(mortal.url, token) as client:
         made = mortal.running(client)
         # What its creation leads to is over: what is held up is what follows now.
-        wait_for(lambda: exposed(mortal, made["id"], ssh_enabled=False), SECONDS, "its rules")
+        wait_for(lambda: exposed(mortal, made["id"], ssh_enabled=False), "its rules")
         mortal.world.hold(f"{step}-{place}")
         ok(ACTS[step](client, f"/compute/containers/{made['id']}"))
     die(mortal, f"{step}-{place}")
@@ -102,13 +103,13 @@ def test_killed_while_a_container_is_changed(
             mortal.until_gone(made["id"])
             assert ok(client.get("/compute/containers"))["containers"] == []
         elif step == "stop":
-            wait_for(lambda: phase(mortal, made["id"]) == "stopped", SECONDS, "stop")
+            wait_for(lambda: phase(mortal, made["id"]) == "stopped", "stop")
             assert ok(client.get(f"/compute/containers/{made['id']}"))["status"] == "stopped"
         else:
-            wait_for(lambda: phase(mortal, made["id"]) == "running", SECONDS, "start")
+            wait_for(lambda: phase(mortal, made["id"]) == "running", "start")
             mortal.until(client, made["id"], "running")
             thing = wait_for(
-                lambda: exposed(mortal, made["id"], ssh_enabled=step == "expose"), SECONDS, "SSH"
+                lambda: exposed(mortal, made["id"], ssh_enabled=step == "expose"), "SSH"
             )
             expected = ("/srv",) if step == "start" else ("/root",)
             assert thing.spec.mount_paths == expected
@@ -177,9 +178,9 @@ def test_another_worker_takes_over_from_the_one_that_leads(several: ComputeCloud
     several.world.hold("stop-half")
     ok(client.post(f"/compute/containers/{first['id']}/stop"))
     assert several.world.wait_held("stop-half") == leader
-    os.kill(leader, signal.SIGKILL)
+    send(leader, signal.SIGKILL)
     several.world.let_go("stop-half")
-    wait_for(lambda: phase(several, first["id"]) == "stopped", SECONDS, "stop by another")
+    wait_for(lambda: phase(several, first["id"]) == "stopped", "stop by another")
     calls = several.world.calls()
     assert calls[-1][2] != leader
     assert len({pid for _, _, pid in calls}) == 2
@@ -201,7 +202,7 @@ async def test_limits_hold_for_requests_at_once(several: ComputeCloud, kind: str
     headers = {"Authorization": f"Bearer {bearer(client)}"}
 
     async def ask() -> None:
-        async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS, **PLAIN) as own:
+        async with httpx.AsyncClient(base_url=several.url, timeout=HANG_SECONDS, **PLAIN) as own:
             statuses.append((await own.post(path, json=body, headers=headers)).status_code)
 
     async with trio.open_nursery() as nursery:
@@ -226,7 +227,9 @@ async def test_quotas_hold_for_requests_at_once(several: ComputeCloud) -> None:
         answers: list[httpx.Response] = []
 
         async def ask(path: str) -> None:
-            async with httpx.AsyncClient(base_url=several.url, timeout=SECONDS, **PLAIN) as own:
+            async with httpx.AsyncClient(
+                base_url=several.url, timeout=HANG_SECONDS, **PLAIN
+            ) as own:
                 answers.append(await own.post(path, json=body, headers=headers))
 
         async with trio.open_nursery() as nursery:

@@ -17,12 +17,12 @@ import trio
 from descriptors import none_left, open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 from share import share
 
 from control.compute.podman.network import gateway as module
 from control.compute.podman.network.gateway import Address, Gateway
 
-SECONDS = 20.0
 KIB = 1024
 MIB = 1024 * KIB
 HOST = "127.0.0.1"
@@ -76,7 +76,7 @@ async def setting(retry_seconds: float = 600.0) -> AsyncIterator[Setting]:
     gateway = Gateway(changed=reported.append, retry_seconds=retry_seconds)
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
     made = Setting(gateway, listener.socket.getsockname()[:2], reported)
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.run)
             nursery.start_soon(trio.serve_listeners, made.take, [listener])
@@ -162,7 +162,7 @@ async def test_rules_from_before_it_runs_are_not_refused_and_are_opened() -> Non
     gateway, address = Gateway(changed=reported.append), free_address()
     gateway.set_rules("one", {address: lambda: None})
     assert (gateway.refused("one"), reported) == ({}, [])
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         for _ in range(2):  # it may end, and begin anew
             async with trio.open_nursery() as nursery:
                 await nursery.start(gateway.run)
@@ -395,7 +395,7 @@ async def test_rules_are_kept_until_the_gateway_runs_and_run_again() -> None:
     gateway = Gateway()
     address = free_address()
     gateway.set_rules("one", {address: lambda: None})
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         for _ in range(2):
             await expect_refused(address)
             async with trio.open_nursery() as nursery:
@@ -559,7 +559,7 @@ async def test_a_container_that_does_not_take_the_connection_is_given_up(
     gateway = Gateway(connect)
     address = free_address()
     gateway.set_rules("one", {address: lambda: ("192.0.2.1", 22)})
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.run)
             async with await trio.open_tcp_stream(*address) as client:

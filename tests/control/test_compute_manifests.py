@@ -20,6 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes_validate import utils
+from limits import HANG_SECONDS
 
 from control.compute.backend import (
     LABEL_CLUSTER,
@@ -562,7 +563,9 @@ def test_no_mount_path_has_the_volume_in_it() -> None:
 def prepare(volume: Path, *mounts: Path) -> subprocess.CompletedProcess[str]:
     pairs = [text for path in mounts for text in (str(path), manifests.sub_path(str(path)))]
     command = ["/bin/sh", "-c", manifests.PREPARE, "prepare", str(volume), *pairs]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+    )
 
 
 def test_a_volume_begins_with_what_the_image_had(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from checks import ok, refused, unique, wait_for
-from compute_cloud import ED25519, SECONDS, ComputeCloud
+from compute_cloud import ED25519, ComputeCloud
 from compute_inputs import BAD_MOUNTS, GOOD_MOUNTS, TYPES, blob, new_key
 from outside import Thing
 
@@ -92,11 +92,11 @@ def test_a_deleted_key_is_withdrawn_from_running_and_stopped_containers(
     # The same line was added twice, and the other is left.
     ok(user.delete(f"/compute/ssh-keys/{ids[2]}"))
     ok(user.delete(f"/compute/ssh-keys/{ids[1]}"))
-    wait_for(lambda: lets_in((lines[0],)), SECONDS, "key that is withdrawn live")
+    wait_for(lambda: lets_in((lines[0],)), "key that is withdrawn live")
     ok(user.delete(f"/compute/ssh-keys/{ids[0]}"))
-    wait_for(lambda: lets_in(()), SECONDS, "last key that is withdrawn live")
+    wait_for(lambda: lets_in(()), "last key that is withdrawn live")
     ok(user.post(f"/compute/containers/{rests['id']}/start"))
-    started = wait_for(lambda: generation(computing, rests["id"], 2), SECONDS, "start")
+    started = wait_for(lambda: generation(computing, rests["id"], 2), "start")
     assert started.spec.ssh_keys == ()
 
 
@@ -197,7 +197,6 @@ def until_exposed(
 ) -> None:
     wait_for(
         lambda: exposed(computing, container_id) == (ssh_enabled, ports),
-        SECONDS,
         f"{ssh_enabled}, {ports}; there is {exposed(computing, container_id)}",
     )
 
@@ -275,7 +274,7 @@ def test_a_stopped_container_opens_its_ports_when_it_is_started(
     ok(user.post(f"{path}/stop"))
     ok(user.post(f"{path}/ingress", json={"port": 80}))
     ok(user.put(f"{path}/ssh", json={"ssh_enabled": True}))
-    wait_for(lambda: exposed(computing, made["id"]) is None, SECONDS, "stop")
+    wait_for(lambda: exposed(computing, made["id"]) is None, "stop")
     ok(user.post(f"{path}/start"))
     until_exposed(computing, made["id"], True, Port(80, 80))
 
@@ -314,7 +313,7 @@ def test_new_mount_paths_restart_what_runs(computing: ComputeCloud, user: httpx.
     wanted = ["/root", "/var/data", "/opt/app"]
     answer = ok(user.put(f"{path}/mounts", json={"mount_paths": wanted}))
     assert answer == {"mount_paths": wanted, "restarted": True}
-    restarted = wait_for(lambda: generation(computing, made["id"], 2), SECONDS, "restart")
+    restarted = wait_for(lambda: generation(computing, made["id"], 2), "restart")
     assert restarted.spec.mount_paths == tuple(wanted)
     computing.until(user, made["id"], "running")
 
@@ -336,7 +335,7 @@ def test_new_mount_paths_restart_what_is_initializing(
         assert answer == {"mount_paths": ["/opt"], "restarted": False}
     finally:
         computing.world.let_go("start-before")
-    restarted = wait_for(lambda: generation(computing, made["id"], 3), SECONDS, "restart")
+    restarted = wait_for(lambda: generation(computing, made["id"], 3), "restart")
     assert restarted.spec.mount_paths == ("/opt",)
     computing.until(user, made["id"], "running")
 
@@ -351,7 +350,7 @@ def test_new_mount_paths_wait_for_the_start_of_what_does_not_run(
     assert answer == {"mount_paths": ["/srv"], "restarted": False}
     assert ok(user.get(path))["status"] == "stopped"
     ok(user.post(f"{path}/start"))
-    restarted = wait_for(lambda: generation(computing, made["id"], 2), SECONDS, "restart")
+    restarted = wait_for(lambda: generation(computing, made["id"], 2), "restart")
     assert restarted.spec.mount_paths == ("/srv",)
 
 

@@ -20,6 +20,7 @@ from checks import bearer, ok, refused
 from compute_cloud import ComputeCloud
 from computing import Computing
 from computing import computing as in_process
+from limits import HANG_SECONDS
 from sockets import Client, Refused, websocket
 from wsproto.events import Ping
 
@@ -36,7 +37,6 @@ from control.compute.streams.terminal import TERMINALS_MAX
 from gfs.cluster.process import allow_descriptors
 
 MIB = 1024 * 1024
-SECONDS = 30.0
 
 
 @pytest.fixture
@@ -176,13 +176,13 @@ async def test_one_that_lags_holds_up_nobody_and_gets_the_present_state(c: Compu
                 await c.until(c.ada, kept["id"], "running")
             ok(await c.call("DELETE", f"/compute/containers/{lost['id']}", c.ada))
             gone = {"type": "container_deleted", "data": {"container_id": lost["id"]}}
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 while quick.taken[-1] != gone:
                     await c.module.changes.after(c.module.changes.number() - 1)
                     await trio.testing.wait_all_tasks_blocked()
             assert len(slow.taken) == 1
             slow.takes.set()
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 while gone not in slow.taken:
                     await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
@@ -252,7 +252,7 @@ async def test_two_hundred_listeners_cost_little_and_all_hear(computing: Compute
         async with websocket(port, "/compute/ws", token, small=True):
             await finished.wait()
 
-    with trio.fail_after(120):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stall)
             for _ in range(LISTENERS):
@@ -302,7 +302,7 @@ async def test_a_client_that_leaves_ends_its_shell(c: Computing) -> None:
 
 async def until_closed(c: Computing) -> None:
     """Until all shells are over."""
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         for shell in c.world.terminals:
             await shell.closed.wait()
 
@@ -394,7 +394,7 @@ async def test_a_terminal_that_nobody_reads_ends_with_its_credential(c: Computin
         ok(await c.call("POST", "/api/logout", c.ada))
         await look(c)
         await until_closed(c)
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             received = sum([len(piece) async for piece in terminal.stream])
     assert received < FLOOD
 

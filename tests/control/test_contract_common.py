@@ -287,7 +287,7 @@ def test_not_ready_without_the_master(make_cloud: Callable[..., Cloud]) -> None:
             ok(client.get("/healthz"))
         finally:
             cloud.cluster.kill("master", 18)
-        wait_for(lambda: client.get("/readyz").status_code == 200, 30, "readiness")
+        wait_for(lambda: client.get("/readyz").status_code == 200, "readiness")
 
 
 SAMPLE = re.compile(

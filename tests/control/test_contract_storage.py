@@ -37,6 +37,7 @@ from checks import (
     with_token,
 )
 from cloud import Cloud
+from limits import HANG_SECONDS
 from raw import FORM_END, FORM_TYPE, Closed, Connection, form_part, head
 
 MIB = 1024 * 1024
@@ -652,7 +653,7 @@ def test_readers_see_the_old_or_the_new_whole(user: httpx.Client, cloud: Cloud) 
     finally:
         done.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(HANG_SECONDS)
     assert failures == []
 
 
@@ -668,7 +669,7 @@ def test_a_reader_in_the_middle_gets_the_old_file_whole(
     """He is in the first of four chunks when it happens, and asks for the rest later."""
     old = random.Random(7).randbytes(MIB)
     pieces = 200
-    ok(user.put(url_of(fresh, "f"), content=iter([old] * pieces), timeout=120))
+    ok(user.put(url_of(fresh, "f"), content=iter([old] * pieces), timeout=HANG_SECONDS))
     with Connection(cloud.url, receive_bytes=64 * 1024) as connection:
         connection.request("GET", url_of(fresh, "f"), {"Authorization": f"Bearer {bearer(user)}"})
         assert connection.answer_head().status == 200
@@ -680,7 +681,7 @@ def test_a_reader_in_the_middle_gets_the_old_file_whole(
             ok(user.delete(url_of(fresh, "f")))
         # The collector may come and take them, as it does within seconds if it ever does.
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: stored_replicas(cloud) < before, 3, "collection")
+            wait_for(lambda: stored_replicas(cloud) < before, "collection")
         for number in range(1, pieces):
             try:
                 data = connection.read(MIB)
@@ -703,7 +704,7 @@ def test_of_two_uploads_at_once_one_wins(user: httpx.Client, cloud: Cloud, fresh
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     assert sorted(statuses) == [200, 409, 409, 409]
     data = get(user, fresh, "race")
     assert len(data) == MIB
@@ -1165,7 +1166,7 @@ def test_a_range_across_chunks_and_blocks(user: httpx.Client, space: str) -> Non
     size = 65 * MIB + 12345
     data = random.Random(64).randbytes(MIB) * 66
     data = data[:size]
-    ok(user.put(url_of(space, "chunks"), content=data, timeout=120))
+    ok(user.put(url_of(space, "chunks"), content=data, timeout=HANG_SECONDS))
     edge = 64 * MIB
     for first, last in ((edge - 1, edge), (edge - 70000, edge + 70000), (size - 5, size - 1)):
         headers = {"Range": f"bytes={first}-{last}"}
@@ -1187,7 +1188,7 @@ def curl(*arguments: str | Path, stdin: bytes = b"") -> bytes:
         env={**os.environ, "no_proxy": "*"},
         input=stdin,
         capture_output=True,
-        timeout=90,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
@@ -1658,7 +1659,7 @@ def test_the_status_of_the_cluster(cloud: Cloud, nobody: httpx.Client) -> None:
         assert type(status["total_servers"]) is int
         return bool(status["chunkserver_count"] == status["total_servers"] == 3)
 
-    wait_for(all_there, 30, "three chunkservers")
+    wait_for(all_there, "three chunkservers")
 
 
 def test_storage_namespaces_are_directories_of_the_file_system(

@@ -21,8 +21,10 @@ import jwt
 import pytest
 from certificates import Authority
 from checks import PLAIN, children
-from cloud import HTTP_SECONDS, PASSWORD, Cloud
-from harness import START_SECONDS, STOP_SECONDS, environment, runs, wait_for
+from cloud import PASSWORD, Cloud
+from harness import environment, runs
+from limits import HANG_SECONDS, wait_for
+from signals import send
 
 from control.cli.serving import CONSOLE
 
@@ -48,7 +50,7 @@ class Server:
                 env=environment(**variables),
             )
         try:
-            wait_for(self._is_up, START_SECONDS, "server")
+            wait_for(self._is_up, "server")
         except BaseException:
             self.stop()
             raise
@@ -74,14 +76,14 @@ class Server:
     def get(self, path: str, token: str = "", **options: object) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx.get(
-            self.url + path, headers=headers, timeout=HTTP_SECONDS, **{**PLAIN, **options}
+            self.url + path, headers=headers, timeout=HANG_SECONDS, **{**PLAIN, **options}
         )
 
     def login(self, password: str, username: str = "admin") -> httpx.Response:
         return httpx.post(
             f"{self.url}/api/login",
             json={"username": username, "password": password},
-            timeout=HTTP_SECONDS,
+            timeout=HANG_SECONDS,
             **PLAIN,
         )
 
@@ -92,7 +94,7 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(STOP_SECONDS)
+            return self.process.wait(HANG_SECONDS)
         finally:
             self.process.kill()
             self.process.wait()
@@ -166,7 +168,11 @@ def test_the_printed_curl_line_logs_in(make_server: MakeServer) -> None:
     server = make_server(GFS_CONTROL_ADMIN_USERNAME="o'brien")
     [line] = [line for line in server.said.splitlines() if line.startswith("  curl ")]
     done = subprocess.run(
-        ["bash", "-c", line], capture_output=True, env=environment(), timeout=60, check=True
+        ["bash", "-c", line],
+        capture_output=True,
+        env=environment(),
+        timeout=HANG_SECONDS,
+        check=True,
     )
     assert json.loads(done.stdout)["username"] == "o'brien"
 
@@ -223,7 +229,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert_refused(done, "quart", 'pip install "gfs-control-plane[server]"')
@@ -268,9 +274,9 @@ def test_any_worker_reports_what_all_have_counted(make_server: MakeServer) -> No
         text = server.get("/metrics").text
         return set(re.findall(r'requests_total\{.*worker="(\d+)"', text)) == pids
 
-    wait_for(everybody_counted, 30, "both workers in one answer")
-    os.kill(int(min(pids)), signal.SIGKILL)
-    wait_for(lambda: min(pids) not in server.get("/metrics").text, 30, "end of its counts")
+    wait_for(everybody_counted, "both workers in one answer")
+    send(int(min(pids)), signal.SIGKILL)
+    wait_for(lambda: min(pids) not in server.get("/metrics").text, "end of its counts")
     assert server.stop() == 0
     assert not list(server.state.glob("control/metrics-*"))
 
@@ -278,7 +284,7 @@ def test_any_worker_reports_what_all_have_counted(make_server: MakeServer) -> No
 def test_a_killed_worker_is_replaced_while_others_serve(make_server: MakeServer) -> None:
     server = make_server("--workers", "2")
     victim, other = server.workers()
-    os.kill(victim, signal.SIGKILL)
+    send(victim, signal.SIGKILL)
 
     def is_replaced() -> bool:
         # Somebody serves at any time, and nobody is refused.
@@ -286,7 +292,7 @@ def test_a_killed_worker_is_replaced_while_others_serve(make_server: MakeServer)
         now = server.workers()
         return len(now) == 2 and victim not in now and other in now
 
-    wait_for(is_replaced, 30, "new worker")
+    wait_for(is_replaced, "new worker")
 
 
 def test_workers_end_with_a_killed_parent_and_free_the_port(make_server: MakeServer) -> None:
@@ -295,7 +301,7 @@ def test_workers_end_with_a_killed_parent_and_free_the_port(make_server: MakeSer
     assert len(pids) == 2
     server.process.kill()
     server.process.wait()
-    wait_for(lambda: not any(map(runs, pids)), 20, "end of the workers")
+    wait_for(lambda: not any(map(runs, pids)), "end of the workers")
     again = make_server("--workers", "2", "--bind", f"127.0.0.1:{port}")
     assert again.get("/healthz").status_code == 200
 
@@ -322,7 +328,7 @@ def test_a_rotated_key_is_noticed_and_ends_no_session(make_server: MakeServer) -
         new: str = server.login(PASSWORD).json()["token"]
         return new if key_id(new) != key_id(old) else None
 
-    new = wait_for(is_noticed, 30, "session of the new key")
+    new = wait_for(is_noticed, "session of the new key")
     assert new is not None
     for token in (old, new):
         for _ in range(6):  # more than one connection, so more than one worker
@@ -330,8 +336,8 @@ def test_a_rotated_key_is_noticed_and_ends_no_session(make_server: MakeServer) -
 
     # The key was stolen: what it signed is worth nothing any more.
     assert run_control("rotate-key", "--now", "--state", str(server.state)).returncode == 0
-    wait_for(lambda: server.get("/api/session", new).status_code == 401, 30, "end of sessions")
-    wait_for(lambda: server.login(PASSWORD).status_code == 200, 30, "new session")
+    wait_for(lambda: server.get("/api/session", new).status_code == 401, "end of sessions")
+    wait_for(lambda: server.login(PASSWORD).status_code == 200, "new session")
 
 
 def test_a_lost_password_is_replaced_and_ends_sessions(make_server: MakeServer) -> None:
@@ -344,7 +350,7 @@ def test_a_lost_password_is_replaced_and_ends_sessions(make_server: MakeServer) 
     assert "a new one" not in done.stdout + done.stderr
     assert server.login(found[1]).status_code == 401
     assert server.login("a new one").status_code == 200
-    wait_for(lambda: server.get("/api/session", token).status_code == 401, 30, "end of session")
+    wait_for(lambda: server.get("/api/session", token).status_code == 401, "end of session")
 
 
 def test_a_password_for_nobody_or_none_is_refused(make_server: MakeServer) -> None:
@@ -390,14 +396,14 @@ def test_a_killed_one_comes_back_where_it_was(make_cloud: MakeCloud) -> None:
     workers = children(cloud.cluster.pid("control"))
     assert len(workers) == 2
     old = cloud.cluster.kill("control")
-    assert cloud.cluster.wait_restarted("control", old, 60) != old
-    wait_for(lambda: not any(map(runs, workers)), 20, "end of the old workers")
+    assert cloud.cluster.wait_restarted("control", old) != old
+    wait_for(lambda: not any(map(runs, workers)), "end of the old workers")
     assert cloud.url == url
     # On a new connection, with the session of before.
     again = httpx.get(
         f"{url}/api/session",
         headers=cloud.admin.headers,
-        timeout=HTTP_SECONDS,
+        timeout=HANG_SECONDS,
         **PLAIN,
     )
     assert again.json() == admin
@@ -425,7 +431,7 @@ def test_nothing_outlives_a_killed_supervisor(make_cloud: MakeCloud) -> None:
     pids = [*cloud.cluster.pids(), *children(cloud.cluster.pid("control"))]
     assert len(pids) == 5
     cloud.cluster.kill("supervisor")
-    wait_for(lambda: not any(map(runs, pids)), 30, "end of all processes")
+    wait_for(lambda: not any(map(runs, pids)), "end of all processes")
 
 
 def test_its_port_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
@@ -459,7 +465,7 @@ def test_the_first_password_is_printed_by_up_alone(make_cloud: MakeCloud) -> Non
     del cloud.cluster.environment["GFS_ADMIN_PASSWORD"]
     cloud.start()
     output = cloud.cluster.output
-    wait_for(lambda: "Stop it" in output.read_text(), 20, "summary")
+    wait_for(lambda: "Stop it" in output.read_text(), "summary")
     [password] = SAID_PASSWORD.findall(output.read_text())
     assert cloud.login("admin", password).get("/api/session").status_code == 200
     for path in (cloud.cluster.state / "log").iterdir():
@@ -467,7 +473,7 @@ def test_the_first_password_is_printed_by_up_alone(make_cloud: MakeCloud) -> Non
     assert not (cloud.cluster.state / "control" / "first-password").exists()
     cloud.stop()
     cloud.start()
-    wait_for(lambda: output.read_text().count("Stop it") == 2, 20, "summary")
+    wait_for(lambda: output.read_text().count("Stop it") == 2, "summary")
     assert SAID_PASSWORD.findall(output.read_text()) == [password]
 
 
@@ -486,7 +492,7 @@ def test_in_the_background_it_is_printed_by_the_command_that_starts_it(tmp_path:
             answer = httpx.post(
                 f"{url}/api/login",
                 json={"username": "admin", "password": reported[0]},
-                timeout=HTTP_SECONDS,
+                timeout=HANG_SECONDS,
                 **PLAIN,
             )
             assert answer.status_code == 200

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import random
 import signal
 from collections.abc import Iterator
@@ -34,14 +33,13 @@ from checks import (
 )
 from cloud import Cloud
 from raw import FORM_END, FORM_TYPE, Answer, Connection, form_part, head
+from signals import send
 
 MIB = 1024 * 1024
 #: A chunk of 64 MiB and one that is not full.
 PIECES = 80
 #: More than a chunk of it.
 MOST = 70
-#: Anything: repair, collection, restart. Only a hang takes longer.
-SETTLE_SECONDS = 90.0
 #: A transfer waits for a process that is gone no longer than this.
 TRANSFER_SECONDS = 120.0
 
@@ -122,7 +120,7 @@ def settle(cloud: Cloud) -> None:
         )  # fmt: skip
 
     try:
-        wait_for(is_settled, SETTLE_SECONDS, "settled cluster")
+        wait_for(is_settled, "settled cluster")
     except AssertionError as error:
         error.add_note(f"status: {json.dumps(totals(cloud))}")
         raise
@@ -136,7 +134,7 @@ def surplus(cloud: Cloud) -> int:
 
 
 def wait_for_collection(cloud: Cloud) -> None:
-    wait_for(lambda: surplus(cloud) == 0, SETTLE_SECONDS, "collection of what is no file's")
+    wait_for(lambda: surplus(cloud) == 0, "collection of what is no file's")
 
 
 class Upload:
@@ -307,7 +305,7 @@ def test_nothing_is_left_of_uploads_whose_server_was_killed(
     uploads = [Upload(mortal, user, space, *kind) for kind, space in spaces.items()]
     for upload in uploads:
         assert upload.send(MOST)
-    wait_for(lambda: surplus(mortal) > 0, SETTLE_SECONDS, "chunks of the uploads")
+    wait_for(lambda: surplus(mortal) > 0, "chunks of the uploads")
     old = mortal.cluster.kill("control")
     for upload in uploads:
         upload.send(1)
@@ -363,7 +361,7 @@ def test_a_request_that_is_under_way_ends_when_the_server_stops(mortal: Cloud) -
     old = mortal.cluster.pid("control")
     with Connection(mortal.url) as connection:
         assert connection.exchange("GET", "/healthz").status == 200
-        os.kill(old, signal.SIGTERM)
+        send(old, signal.SIGTERM)
         assert connection.is_closed()
     mortal.cluster.wait_restarted("control", old)
     with with_token(mortal.url, "x") as client:
@@ -385,13 +383,13 @@ def test_a_client_that_leaves_an_upload_leaves_nothing(
     wait_for_collection(mortal)
     upload = Upload(mortal, user, space, kind, "")
     assert upload.send(MOST)
-    wait_for(lambda: surplus(mortal) > 0, SETTLE_SECONDS, "chunks of the upload")
+    wait_for(lambda: surplus(mortal) > 0, "chunks of the upload")
     assert active(mortal) == 1
     if reset:
         linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
         upload.connection.socket.setsockopt(1, 13, linger)  # SO_LINGER of 0: a reset
     upload.connection.close()
-    wait_for(lambda: active(mortal) == 0, SETTLE_SECONDS, "end of the transfer")
+    wait_for(lambda: active(mortal) == 0, "end of the transfer")
     assert paths(user, space) == []
 
     wait_for_collection(mortal)
@@ -413,5 +411,5 @@ def test_a_client_that_leaves_a_download_frees_its_place(
     assert active(mortal) == 5
     for connection in opened:
         connection.close()
-    wait_for(lambda: active(mortal) == 0, SETTLE_SECONDS, "end of the transfers")
+    wait_for(lambda: active(mortal) == 0, "end of the transfers")
     assert download(user, space) == digest_of()

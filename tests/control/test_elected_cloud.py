@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 from checks import get, make_namespace, ok, put
 from cloud import Cloud
 from elected import EtcdServer
-from harness import START_SECONDS, wait_for
+from limits import wait_for
 from s3_client import S3Client, client_of, done, new_key
+from signals import send
 
 pytestmark = pytest.mark.extra("etcd")
 
@@ -49,12 +49,12 @@ def test_requests_find_the_new_master(cloud: Cloud) -> None:
         assert get(user, bucket, f"{name}-s3") == data
 
     with client_of(cloud, new_key(user, user_id)) as s3:
-        wait_for(is_whole, START_SECONDS, "two followers")
+        wait_for(is_whole, "two followers")
         store(s3, "before")
         processes = {each["address"]: each["pid"] for each in cloud.cluster.ready["masters"]}
-        os.kill(processes[masters()["election"]["holder"]], signal.SIGKILL)
+        send(processes[masters()["election"]["holder"]], signal.SIGKILL)
         store(s3, "killed")
-        wait_for(is_whole, START_SECONDS, "two followers")
+        wait_for(is_whole, "two followers")
         before = masters()
         after = ok(cloud.admin.post("/admin/cluster/failover", json={}))
         store(s3, "moved")

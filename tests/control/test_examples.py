@@ -26,11 +26,11 @@ import trio
 from argon2 import PasswordHasher
 from checks import PLAIN, ok
 from cloud import PASSWORD, Cloud
+from limits import HANG_SECONDS
 
 from control.identity.rows import IDENTITY, users
 from control.records import Records, Txn
 
-SECONDS = 60
 SIZE = 1048576
 REPORT = random.Random(1).randbytes(SIZE)
 
@@ -54,7 +54,7 @@ class Shell:
             cwd=self.directory,
             env=self.variables,
             capture_output=True,
-            timeout=SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
@@ -476,7 +476,7 @@ def test_an_event_source_follows_an_upload(
     url = f"{cloud.url}/sse/progress"
     query = {"id": "transfer-1", "token": user["token"]}
     with (
-        httpx.Client(timeout=SECONDS, **PLAIN) as client,
+        httpx.Client(timeout=HANG_SECONDS, **PLAIN) as client,
         client.stream(
             "GET", url, params=query, headers={"Accept": "text/event-stream"}
         ) as response,

@@ -23,13 +23,13 @@ import trio
 from checks import PLAIN, bearer, ok, refused, unique
 from cloud import PASSWORD
 from compute_cloud import ED25519, ComputeCloud
+from limits import HANG_SECONDS
 from raw import Connection
 from sockets import websocket
 
 T = TypeVar("T")
 
 MIB = 1024 * 1024
-SECONDS = 30.0
 #: Of the page that a dashboard is served from.
 ORIGIN = "https://dashboard.test"
 
@@ -448,13 +448,13 @@ async def test_the_terminal_in_the_page(page: Dashboard, computing: ComputeCloud
         heard = b""
         for typed in ("Grüße, ", "Grüße, ".encode()):
             await socket.send(typed)
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while heard.count("Grüße, ".encode()) < 2:
                 piece = await socket.receive()
                 assert isinstance(piece, bytes), "frames are binary"
                 heard += piece
         ok(page.http.post(f"/compute/containers/{box['id']}/stop"))
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while await socket.receive() is not None:
                 pass
         # So the page says that the connection was closed, and not that the shell ended.
@@ -553,7 +553,7 @@ class CommandLine:
             "Accept-Encoding": "gzip",
             **options.pop("headers", {}),
         }
-        with httpx.Client(base_url=self._url, timeout=SECONDS, **PLAIN) as client:
+        with httpx.Client(base_url=self._url, timeout=HANG_SECONDS, **PLAIN) as client:
             return client.request(method, path, headers=headers, **options)
 
 

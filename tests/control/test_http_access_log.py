@@ -16,6 +16,7 @@ import httpx
 import pytest
 import trio
 from http_served import connected, get, post, running
+from limits import HANG_SECONDS
 
 from control.http.access_log import FORMATS, LINES_MAX, Access, AccessLog, open_access_log
 from control.http.forwarded import Proxies
@@ -129,7 +130,7 @@ class Stuck(io.StringIO):
         self.reads = threading.Event()
 
     def write(self, text: str) -> int:
-        assert self.reads.wait(60)
+        assert self.reads.wait(HANG_SECONDS)
         return super().write(text)
 
 
@@ -145,7 +146,7 @@ def test_a_log_that_cannot_be_written_holds_up_nobody(caplog: pytest.LogCaptureF
         pass
     log.note(SECRETS)
     log.stop()
-    writer.join(60)
+    writer.join(HANG_SECONDS)
     assert "lacks" in caplog.text
     assert LINES_MAX <= stream.getvalue().count("\n") <= LINES_MAX + 2
 

@@ -19,11 +19,11 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 
 from control.http import HttpLimits, listen, serve
 from control.http.heads import Refusal, read_head, refuse_loose_lines
 
-PATIENCE = 20
 LIMITS = HttpLimits(graceful_seconds=0)
 UNREAD = "/unread"
 """The path for which the application answers without reading the body."""
@@ -195,7 +195,7 @@ async def converse(pieces: list[bytes], verdict: Verdict) -> tuple[Seen, bytes]:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             sockets = listen("127.0.0.1:0")
             place = sockets[0].getsockname()

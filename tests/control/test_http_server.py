@@ -22,7 +22,6 @@ import trio.testing
 from http_served import (
     MIB,
     MUCH_PIECES,
-    PATIENCE,
     PIECE,
     Client,
     Notes,
@@ -34,6 +33,7 @@ from http_served import (
     running,
     running_tls,
 )
+from limits import HANG_SECONDS
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -736,7 +736,7 @@ async def test_stopping_lets_requests_under_way_end() -> None:
     async def after() -> None:
         ended.set()
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(_serving, app, HttpLimits(), stop)
             async with connected(port) as idle, connected(port) as client:
@@ -758,7 +758,7 @@ async def test_stopping_lets_requests_under_way_end() -> None:
 async def test_stopping_cancels_what_does_not_end() -> None:
     limits = HttpLimits(graceful_seconds=0.1)
     notes, stop = Notes(), trio.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(_serving, make_app(notes), limits, stop)
             async with connected(port) as client:
@@ -770,7 +770,7 @@ async def test_stopping_cancels_what_does_not_end() -> None:
 
 async def test_stopping_is_announced_to_websockets() -> None:
     stop = trio.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(_serving, make_app(Notes()), HttpLimits(), stop)
             async with connected(port) as client:
@@ -805,7 +805,7 @@ async def test_an_application_that_loses_its_lifespan_ends_the_server() -> None:
     async def before() -> None:
         app.nursery.start_soon(background)
 
-    with trio.fail_after(PATIENCE), pytest.RaisesGroup(StartupError):
+    with trio.fail_after(HANG_SECONDS), pytest.RaisesGroup(StartupError):
         await serve(app, listen("127.0.0.1:0"))
 
 
@@ -818,7 +818,7 @@ async def test_an_application_without_lifespan_is_served() -> None:
         assert (await receive())["type"] == "http.disconnect"
 
     stop = trio.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(_serving, app, HttpLimits(), stop)
             async with connected(port) as client:
@@ -839,7 +839,7 @@ async def test_context_variables_do_not_pass_from_request_to_request() -> None:
         return before
 
     stop = trio.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(_serving, app, HttpLimits(), stop)
             async with connected(port) as client:
@@ -855,7 +855,7 @@ async def test_a_handler_that_fails_is_answered_500_in_json() -> None:
         raise RuntimeError("broken on purpose")
 
     stop = trio.Event()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(_serving, app, HttpLimits(), stop)
             async with connected(port) as client:
@@ -868,7 +868,7 @@ async def test_servers_share_a_socket() -> None:
     [shared] = listen("127.0.0.1:0")
     port = shared.getsockname()[1]
     limits = HttpLimits(graceful_seconds=0)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             for sock in (shared, shared.dup()):
 

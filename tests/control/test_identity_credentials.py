@@ -18,6 +18,7 @@ import trio.testing
 from auth_server import Hands
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 
 from control.errors import Unauthorized
 from control.identity import users as people
@@ -425,7 +426,7 @@ async def test_another_process_sees_everything_with_its_next_look(tmp_path: Path
             answer += await process.stdout.receive_some()
         return answer.decode().strip()
 
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         try:
             session, token = await house.session(seconds=DAY), await house.token()
             assert await ask(session) == await ask(token) == "AdaAda"

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 from auth_server import Hands
+from limits import HANG_SECONDS
 
 from control.identity.keys import KEY_BYTES, LOOK_SECONDS, NOTICE_SECONDS, SigningKeys, rotate_keys
 from control.identity.secretfiles import locked, make_private_directory
@@ -54,7 +55,7 @@ def test_processes_that_start_at_once_get_the_same_keys(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    reported = [process.communicate(timeout=60)[0] for process in processes]
+    reported = [process.communicate(timeout=HANG_SECONDS)[0] for process in processes]
     assert len(set(reported)) == 1
     assert reported[0]
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 from argon2 import PasswordHasher, Type
+from limits import HANG_SECONDS
 
 from control.errors import BadRequest, Unavailable
 from control.identity.passwords import Passwords, check_password, make_hasher
@@ -44,7 +45,7 @@ class Stuck(PasswordHasher):
         with self._lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        assert self.go.wait(60)
+        assert self.go.wait(HANG_SECONDS)
         with self._lock:
             self.at_once -= 1
         return super().hash(password, **more)
@@ -184,7 +185,7 @@ async def test_addresses_are_served_in_turn() -> None:
         await passwords.hash("x", address)
         served.append(address)
 
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             for address in "aaaaaabbc":
                 nursery.start_soon(one, address)
@@ -203,7 +204,7 @@ async def test_no_turn_is_lost_with_who_leaves_as_it_comes() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         passwords._pass_on()
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         await passwords._turn("c")
     assert not passwords._waiting
 

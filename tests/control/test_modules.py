@@ -25,7 +25,8 @@ import pytest
 import trio
 from checks import PLAIN, ok, refused, wait_for
 from cloud import PASSWORD
-from harness import STOP_SECONDS, environment
+from harness import environment
+from limits import HANG_SECONDS
 from wheels import install, make_wheel
 
 from control import api
@@ -54,7 +55,6 @@ from gfs.errors import GfsError
 from gfs.failures import the_one
 
 ROOT = Path(__file__).parents[2]
-DELIVERY_SECONDS = 30.0
 BOARD = Path(noticeboard.__file__)
 
 
@@ -103,7 +103,7 @@ class Served:
 
     def client(self, token: str = "") -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **PLAIN)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=HANG_SECONDS, **PLAIN)
 
     def login(self, username: str) -> dict[str, Any]:
         with self.client() as client:
@@ -114,7 +114,7 @@ class Served:
     def stop(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(HANG_SECONDS)
         finally:
             self.process.kill()
             self.process.wait()
@@ -164,7 +164,6 @@ def test_its_background_task_works(server: Served, session: dict[str, Any]) -> N
     assert not card["is_delivered"]
     wait_for(
         lambda: ok(get(server, session["token"], card["id"]))["is_delivered"],
-        DELIVERY_SECONDS,
         "delivery of the card",
     )
 
@@ -324,7 +323,7 @@ def test_mypy_finds_an_authors_mistakes(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_SECONDS,
     )
     found: dict[str, list[str]] = {path.name: [] for path in [*files, BOARD]}
     for line in done.stdout.splitlines():
@@ -634,7 +633,7 @@ async def test_a_module_that_does_not_end_is_named_and_the_process_ends(
 
     app, settings = make_app(tmp_path, second(run=run)), ControlSettings(graceful_seconds=0.0)
     start = serving_processes.alone(app, listen("127.0.0.1:0"), settings, None, "text")
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             await nursery.start(start)
             nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from limits import HANG_SECONDS
 
 from control.errors import QuotaReached
 from control.quota import QUOTA, Change, Claim, Ledger, Limits, Tally, floors, usage
@@ -286,7 +287,7 @@ async def test_the_usage_of_all_users_is_saved_page_by_page(
         async with ledger.claim(name, "s") as claim:
             await claim.publish(1, length, LIMITS)
             await claim.record([Change(length, name, length, came=True)], yes)
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         await Recounts(records, ledger).save_floors()
     with records.read() as txn:
         assert {row.user_id: row.bytes for row in floors.scan(txn)} == users

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import select
@@ -20,7 +19,9 @@ import pytest
 import trio
 from checks import PLAIN, bearer, ok, refused, unique, wait_for
 from cloud import HTTP_SECONDS, Cloud
+from limits import HANG_SECONDS
 from raw import FORM_TYPE, Connection, head
+from signals import send
 
 import gfs
 from control.storage.rows import ROOT
@@ -28,8 +29,6 @@ from control.storage.rows import ROOT
 KIB = 1024
 MIB = 1024 * KIB
 WORKERS = 3
-#: A worker is started again, its death is noticed, and the files are counted.
-SETTLE_SECONDS = 60.0
 STORM_SECONDS = 12.0
 
 
@@ -78,7 +77,7 @@ def put(client: httpx.Client, space: str, path: str, size: int, **query: str) ->
 # --- many at once -----------------------------------------------------------------------
 
 
-async def send(url: str, token: str, kind: str, space: str, size: int) -> httpx.Response:
+async def store(url: str, token: str, kind: str, space: str, size: int) -> httpx.Response:
     """An upload over a connection of its own, so that all workers get some."""
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -88,7 +87,7 @@ async def send(url: str, token: str, kind: str, space: str, size: int) -> httpx.
     headers = {"Authorization": f"Bearer {token}"}
     path = unique("f")
     async with httpx.AsyncClient(
-        base_url=url, timeout=HTTP_SECONDS, headers=headers, **PLAIN
+        base_url=url, timeout=HANG_SECONDS, headers=headers, **PLAIN
     ) as own:
         if kind == "form":
             files = {"file": (path, bytes(size))}
@@ -104,10 +103,10 @@ async def send_many(
     token, rng = bearer(client), random.Random(7)
 
     async def one(kind: str, size: int) -> None:
-        answer = await send(cloud.url, token, kind, space, size)
+        answer = await store(cloud.url, token, kind, space, size)
         while answer.status_code == 429:
             await trio.sleep(float(answer.headers["Retry-After"]))
-            answer = await send(cloud.url, token, kind, space, size)
+            answer = await store(cloud.url, token, kind, space, size)
         statuses[answer.status_code] += 1
         if answer.status_code != 200:
             refused(answer, 507, "quota")
@@ -162,7 +161,7 @@ async def test_storage_namespaces_at_once_are_no_more_than_the_quota(
     headers = {"Authorization": f"Bearer {bearer(client)}"}
 
     async def make() -> None:
-        async with httpx.AsyncClient(base_url=several.url, timeout=HTTP_SECONDS, **PLAIN) as own:
+        async with httpx.AsyncClient(base_url=several.url, timeout=HANG_SECONDS, **PLAIN) as own:
             body = {"name": unique("quota")}
             answer = await own.post("/storage/namespaces", json=body, headers=headers)
         statuses[answer.status_code] += 1
@@ -227,7 +226,7 @@ def test_only_one_upload_at_a_time_has_the_room_of_the_file_that_it_replaces(
 
         for upload in uploads:
             upload.send(head("PUT", target, upload.host, headers) + bytes(50))
-        wait_for(all_but_one_were_refused, HTTP_SECONDS, "refusal of seven")
+        wait_for(all_but_one_were_refused, "refusal of seven")
         answered = select.select([u.socket for u in uploads], [], [], 0)[0]
         [last] = [upload for upload in uploads if upload.socket not in answered]
         for upload in uploads:
@@ -469,7 +468,7 @@ class Storm:
             time.sleep(self.rng.uniform(0.1, 0.6))
             pids = worker_pids(self.cloud)
             if pids:
-                os.kill(self.rng.choice(pids), signal.SIGKILL)
+                send(self.rng.choice(pids), signal.SIGKILL)
                 self.statuses["kills"] += 1
 
 
@@ -492,14 +491,13 @@ def test_after_a_storm_of_kills_all_is_counted_again(
                 return False
 
     try:
-        wait_for(is_right, SETTLE_SECONDS, "right count")
+        wait_for(is_right, "right count")
         # And nothing stays reserved: all of the rest can be had.
         with several.client(token) as own:
             files, length = used(own)
             allow(several, user_id, bytes=length + 1000, files=files + 1)
             wait_for(
                 lambda: put(own, spaces[1], "rest", 1000).status_code == 200,
-                SETTLE_SECONDS,
                 "room for the rest",
             )
             assert used(own) == truth(several)[user_id] == (files + 1, length + 1000)
@@ -528,9 +526,7 @@ def test_what_a_killed_cluster_and_another_boot_leave_is_counted(
     cloud.cluster.ready_file.unlink()
 
     cloud.start()
-    wait_for(
-        lambda: used(cloud.login("ada")) == truth(cloud)[user_id], SETTLE_SECONDS, "right count"
-    )
+    wait_for(lambda: used(cloud.login("ada")) == truth(cloud)[user_id], "right count")
     there = truth(cloud)[user_id]
     cloud.stop()
     # What a machine that is booted again finds.

@@ -32,6 +32,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from limits import HANG_SECONDS
 from postgresql import PostgreSQL
 
 from control.records import (
@@ -555,7 +556,7 @@ def start(directory: Path, *what: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Let it go on, and what it printed until it ended by itself."""
-    output, _ = process.communicate(timeout=WAIT_SECONDS)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0
     return output
 
@@ -567,7 +568,7 @@ def test_processes_share_a_counter_and_a_unique_index(tmp_path: Path, place: str
         assert process.stdin is not None
         process.stdin.close()
         process.stdin = None
-    won = [int(process.communicate(timeout=WAIT_SECONDS)[0]) for process in processes]
+    won = [int(process.communicate(timeout=HANG_SECONDS)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     records = open_records(tmp_path / "records", SCHEMA)
     with records.read() as txn:
@@ -596,7 +597,7 @@ def test_kill_9_of_writers_loses_nothing_acknowledged(tmp_path: Path, place: str
             process.send_signal(signal.SIGKILL)
             lines += process.stdout.read().splitlines(keepends=True)
             process.stdout.close()
-            process.wait(WAIT_SECONDS)
+            process.wait(HANG_SECONDS)
             reported = {line.strip() for line in lines if line.endswith("\n")}
             acknowledged += len(reported)
             trio.run(records.fresh)
@@ -621,7 +622,7 @@ async def test_the_lock_of_a_killed_process_is_freed(tmp_path: Path, place: str)
             )
             await trio.testing.wait_all_tasks_blocked()
             holder.kill()
-        holder.communicate(timeout=WAIT_SECONDS)
+        holder.communicate(timeout=HANG_SECONDS)
         with records.read() as txn:
             # Not what the holder had written without committing.
             assert [row.name for row in PEOPLE.scan(txn)] == ["mine"]

@@ -8,7 +8,6 @@ in the records can announce the first of it.
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -35,6 +34,7 @@ from checks import (
 )
 from cloud import PASSWORD
 from compute_cloud import ComputeCloud
+from signals import send
 from sockets import Client, websocket
 
 from control.app.watch import Watch
@@ -66,13 +66,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComputeCloud]:
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """``pid`` does nothing meanwhile: whoever connects gets another worker."""
-    os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     try:
         stat = Path(f"/proc/{pid}/stat")
-        wait_for(lambda: stat.read_text().rpartition(") ")[2][0] == "T", SECONDS, "stop")
+        wait_for(lambda: stat.read_text().rpartition(") ")[2][0] == "T", "stop")
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
 
 
 class Person:
@@ -248,7 +248,7 @@ class Streams:
 
 def _wait_for_no_transfer(url: str) -> None:
     name = "gfs_control_transfers_active"
-    wait_for(lambda: metric(url, name) == 0, SECONDS, "end of the transfers")
+    wait_for(lambda: metric(url, name) == 0, "end of the transfers")
 
 
 async def _rest(stream: trio.SocketStream) -> bytes:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from checks import PLAIN, ok, paths
 from cloud import Cloud
+from limits import HANG_SECONDS
 from s3_client import XMLNS, S3Client, client_of, done, failed, new_key, put_below, xml
 
 from control.s3.signature import Key
@@ -465,7 +466,7 @@ class Form:
     def send(self, fields: dict[str, str], data: bytes = b"data") -> httpx.Response:
         files: list[Any] = [(name, (None, value)) for name, value in fields.items()]
         files.append(("file", ("f.txt", data)))
-        return httpx.post(f"{self.url}/{self.bucket}", files=files, timeout=60, **PLAIN)
+        return httpx.post(f"{self.url}/{self.bucket}", files=files, timeout=HANG_SECONDS, **PLAIN)
 
 
 def test_forms_upload_what_their_policy_allows(
@@ -543,7 +544,7 @@ def test_forms_that_their_policy_does_not_allow_store_nothing(
         (form.fields(x__ignore__a="x" * 70_000), b"data", "InvalidArgument"),
     ):
         failed(form.send(fields, data), code)
-    answer = httpx.post(f"{form.url}/{bucket}", content=b"x", timeout=60, **PLAIN)
+    answer = httpx.post(f"{form.url}/{bucket}", content=b"x", timeout=HANG_SECONDS, **PLAIN)
     failed(answer, "NotImplemented")
     assert paths(owner[0], bucket) == []
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from checks import PLAIN, get, ok, paths, unique
 from cloud import Cloud
+from limits import HANG_SECONDS
 from s3_client import XMLNS, S3Client, begin, client_of, complete, done, failed, new_key, xml
 
 MIB = 1024 * 1024
@@ -251,7 +252,7 @@ def write_in_place(cloud: Cloud, path: str, data: bytes) -> None:
         [sys.executable, "-c", program, path, data.decode()],
         env={**cloud.cluster.environment, "GFS_STATE": str(cloud.cluster.state)},
         check=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
 
 

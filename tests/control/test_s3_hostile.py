@@ -124,7 +124,7 @@ def test_a_client_that_stops_in_the_middle(cloud: Cloud, rogue: S3Client, place:
     def is_over() -> bool:
         return len(list(control.iterdir())) <= before
 
-    wait_for(is_over, 60, "end of the broken uploads")
+    wait_for(is_over, "end of the broken uploads")
     assert list(xml(done(rogue.call("GET", path, {"uploadId": upload}))).iter(f"{XMLNS}Part")) == []
     done(rogue.call("DELETE", path, {"uploadId": upload}))
 

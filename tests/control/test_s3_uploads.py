@@ -15,6 +15,7 @@ import httpx
 import pytest
 from checks import ok, paths, unique, wait_for
 from cloud import Cloud
+from limits import HANG_SECONDS
 from raw import Connection
 from s3_client import (
     XMLNS,
@@ -211,7 +212,7 @@ def test_old_uploads_are_aborted(make_cloud: Callable[..., Cloud]) -> None:
         upload = begin(s3, path)
         put_part(s3, path, upload, 1, b"x" * 1000)
         s3.put("bucket/stays", b"y")
-        wait_for(lambda: used(user) == (1, 1), 60, "expiry of the upload")
+        wait_for(lambda: used(user) == (1, 1), "expiry of the upload")
         failed(s3.call("GET", path, {"uploadId": upload}), "NoSuchUpload")
         assert paths(user, "bucket") == ["stays"]
 
@@ -235,10 +236,10 @@ def test_a_control_plane_killed_while_it_completes(make_cloud: Callable[..., Clo
             old = cloud.cluster.kill("control")
             with contextlib.suppress(httpx.HTTPError):
                 answer.result()
-        cloud.cluster.wait_restarted("control", old, 60)
+        cloud.cluster.wait_restarted("control", old)
         s3.close()
         s3 = client_of(cloud, key)
-        wait_for(partial(_serves, s3), 60, "the control plane")
+        wait_for(partial(_serves, s3), "the control plane")
         is_there = s3.call("HEAD", path).status_code == 200
         if not is_there:
             listed = xml(done(s3.call("GET", path, {"uploadId": upload})))
@@ -257,7 +258,7 @@ def test_a_control_plane_killed_while_it_completes(make_cloud: Callable[..., Clo
             quota = ok(admin.get("/admin/quotas", params=limits))
             return bool(quota["bytes"]["used"] == total)
 
-        wait_for(is_counted, 60, "recount")
+        wait_for(is_counted, "recount")
 
 
 def _serves(s3: S3Client) -> bool:
@@ -333,7 +334,7 @@ def test_what_is_begun_has_room_for_its_etag_and_checksum(mine: S3Client, place:
     connection = Connection(mine.url)
     try:
         connection.socket.sendall(head)
-        connection.socket.settimeout(60)
+        connection.socket.settimeout(HANG_SECONDS)
         assert b"MetadataTooLarge" in connection.socket.recv(65536)
     finally:
         connection.socket.close()

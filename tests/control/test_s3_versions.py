@@ -471,7 +471,7 @@ def test_rules_end_old_versions_and_markers_that_are_alone(
             return [each[0] for each in listed(s3, "bucket")]
 
         expected = ["none/f"] * 4 + ["old/f"] + ["some/f"] * 3
-        wait_for(lambda: names() == expected, 120, "end of the old versions")
+        wait_for(lambda: names() == expected, "end of the old versions")
         for name in ("none/f", "old/f", "some/f"):
             assert s3.get(f"bucket/{name}").content == b"3"
 
@@ -512,7 +512,7 @@ def test_a_control_plane_that_is_killed_loses_no_version(make_cloud: Callable[..
         for _ in range(4):
             time.sleep(1.5)
             old = cloud.cluster.kill("control")
-            cloud.cluster.wait_restarted("control", old, 60)
+            cloud.cluster.wait_restarted("control", old)
         time.sleep(1)
     finally:
         is_over.set()
@@ -532,7 +532,7 @@ def test_a_control_plane_that_is_killed_loses_no_version(make_cloud: Callable[..
         def is_counted() -> bool:
             return bool(ok(user[0].get("/api/quota"))["files"]["used"] == 0)
 
-        wait_for(is_counted, 60, "count of no files")
+        wait_for(is_counted, "count of no files")
 
 
 def test_a_version_is_read_and_tagged_while_it_is_replaced(

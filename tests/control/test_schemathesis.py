@@ -27,6 +27,7 @@ import pytest
 from checks import bearer, ok
 from cloud import PASSWORD, Cloud
 from computing import ED25519
+from limits import HANG_SECONDS
 from share import share
 
 from control.console.module import BUILT
@@ -34,7 +35,6 @@ from control.console.module import BUILT
 SEED = "20260114"
 #: For each operation, in the part that is left to chance.
 EXAMPLES = 8
-SECONDS = 240
 CHECKS = [
     "not_a_server_error",
     "status_code_conformance",
@@ -116,7 +116,7 @@ def run(
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

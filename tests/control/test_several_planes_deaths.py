@@ -16,12 +16,12 @@ import httpx
 import pytest
 from checks import PLAIN, unique, wait_for
 from cloud import HTTP_SECONDS, PASSWORD
+from limits import HANG_SECONDS
 from postgresql import PostgreSQL, running
 from s3_client import S3Client, begin, complete, done, new_key, put_part, switch
 from spread import Plane, Proxy, SpreadCloud, a_connection_for_each_request
 
 pytestmark = pytest.mark.extra
-SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def cloud(server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def at(url: str, token: str | None = None, **options: Any) -> httpx.Client:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=HTTP_SECONDS, **PLAIN, **options)
+    return httpx.Client(base_url=url, headers=headers, timeout=HANG_SECONDS, **PLAIN, **options)
 
 
 def test_completions_at_several_make_one_version(cloud: SpreadCloud) -> None:
@@ -128,7 +128,6 @@ def test_failed_logins_count_everywhere(cloud: SpreadCloud) -> None:
         with at(url) as client:
             wait_for(
                 lambda client=client: client.post("/api/login", json=right).status_code == 429,
-                SECONDS,
                 "refusal",
             )
 
@@ -189,7 +188,7 @@ class Load:
 
     def wait_for_more(self) -> None:
         count = len(self.acknowledged)
-        wait_for(lambda: len(self.acknowledged) > count + 5, SECONDS, "more")
+        wait_for(lambda: len(self.acknowledged) > count + 5, "more")
 
     def all_of_them(self, url: str) -> set[str]:
         with at(url, str(self._client.headers["Authorization"]).removeprefix("Bearer ")) as client:
@@ -205,7 +204,7 @@ def test_kill_9_of_postgresql_and_of_a_control_plane(
             for load in loads:
                 load.wait_for_more()
             server.kill()
-            wait_for(lambda: all(load.refused for load in loads), SECONDS, "refusals")
+            wait_for(lambda: all(load.refused for load in loads), "refusals")
             with at(cloud.urls[turn]) as client:
                 assert client.get("/healthz").status_code == 200
                 refusal = client.get("/readyz")
@@ -267,7 +266,7 @@ def test_a_control_plane_that_is_cut_off_from_postgresql_refuses_and_waits_for_n
         plane.start()
         with concurrent.futures.ThreadPoolExecutor() as threads:
             under_way = threads.submit(ask, "upload", "POST", "/storage/upload", **upload)
-            assert begun.wait(SECONDS)
+            assert begun.wait(HANG_SECONDS)
             line.flows.clear()
             asked = [
                 threads.submit(ask, "list", "GET", "/storage/namespaces"),
@@ -282,7 +281,7 @@ def test_a_control_plane_that_is_cut_off_from_postgresql_refuses_and_waits_for_n
             assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
         assert len(answers) == 3
         line.flows.set()
-        wait_for(lambda: plane.answers("/readyz"), SECONDS, "control plane")
+        wait_for(lambda: plane.answers("/readyz"), "control plane")
         with at(plane.url, token) as back:
             assert name in {each["name"] for each in back.get("/storage/namespaces").json()}
             assert back.get("/storage/files", params={"namespace": space}).json() == []

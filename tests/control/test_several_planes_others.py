@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from checks import bearer, ok, wait_for, with_token
-from compute_cloud import SECONDS
 from postgresql import PostgreSQL
+from signals import send
 from spread import Plane, Proxy, SpreadComputeCloud, a_connection_for_each_request
 from test_compute_contract import *  # noqa: F403
 from test_s3 import *  # noqa: F403
@@ -63,14 +62,14 @@ def test_one_at_a_time_drives_containers_whichever_dies_or_is_cut_off(
             world.hold("stop-half")
             ok(client.post(f"{path}/stop"))
         assert world.wait_held("stop-half") == first
-        os.kill(supervisor, signal.SIGSTOP)  # it would start the control plane again
-        os.kill(first, signal.SIGKILL)
+        send(supervisor, signal.SIGSTOP)  # it would start the control plane again
+        send(first, signal.SIGKILL)
         second = _next_to_be_held(cloud, "stop-half", first)
         assert plane.process is not None
         assert second == plane.process.pid
         world.let_go("stop-half")
-        os.kill(supervisor, signal.SIGCONT)
-        third = cloud.cluster.wait_restarted("control", first, SECONDS)
+        send(supervisor, signal.SIGCONT)
+        third = cloud.cluster.wait_restarted("control", first)
 
         with with_token(cloud.urls[0], token) as client:
             container_id = path.rpartition("/")[2]
@@ -83,9 +82,7 @@ def test_one_at_a_time_drives_containers_whichever_dies_or_is_cut_off(
             assert world.wait_held("stop-half") == second
             line.flows.clear()
             cut = time.monotonic()
-            wait_for(
-                lambda: time.monotonic() > cut + CUT_OFF_SECONDS, SECONDS, "end of the session"
-            )
+            wait_for(lambda: time.monotonic() > cut + CUT_OFF_SECONDS, "end of the session")
             # If it still drove containers, it would go on with this one.
             world.let_go("stop-half")
             with psycopg.connect(server.url) as operator:
@@ -97,7 +94,7 @@ def test_one_at_a_time_drives_containers_whichever_dies_or_is_cut_off(
             assert world.wait_held("stop-after") == third
             world.let_go("stop-after")
             line.flows.set()
-            wait_for(lambda: plane.answers("/readyz"), SECONDS, "control plane")
+            wait_for(lambda: plane.answers("/readyz"), "control plane")
             ok(client.post(f"{path}/start"))
             cloud.until(client, container_id, "running")
             ok(client.delete(path))
@@ -105,7 +102,7 @@ def test_one_at_a_time_drives_containers_whichever_dies_or_is_cut_off(
         callers = [pid for _, _, pid in world.calls()[before:]]
         assert [pid for pid, _ in itertools.groupby(callers)] == [first, second, third]
     finally:
-        os.kill(supervisor, signal.SIGCONT)
+        send(supervisor, signal.SIGCONT)
         line.flows.set()
         plane.stop()
         line.close()
@@ -115,5 +112,5 @@ def test_one_at_a_time_drives_containers_whichever_dies_or_is_cut_off(
 
 def _next_to_be_held(cloud: SpreadComputeCloud, place: str, before: int) -> int:
     """The process whose call comes to ``place`` after that of ``before``."""
-    wait_for(lambda: cloud.world.wait_held(place) != before, SECONDS, "another's call")
+    wait_for(lambda: cloud.world.wait_held(place) != before, "another's call")
     return cloud.world.wait_held(place)

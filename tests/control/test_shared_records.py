@@ -19,6 +19,7 @@ import msgspec
 import psycopg
 import pytest
 import trio
+from limits import HANG_SECONDS
 from postgresql import PostgreSQL
 from postgresql import running as running_server
 from psycopg import sql
@@ -74,7 +75,7 @@ def add(name: str, visits: int = 0) -> Callable[[Txn], None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         while not condition():  # noqa: ASYNC110 (it is of another thread)
             await trio.sleep(0.02)
 
@@ -87,7 +88,7 @@ async def ask_for_ever(records: Records) -> None:
 
 async def back(records: Records) -> None:
     """Wait until PostgreSQL answers again."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         while True:
             try:
                 await records.fresh()
@@ -273,7 +274,7 @@ async def test_kill_9_of_postgresql_loses_nothing_acknowledged(
             count = len(acknowledged)
             server.kill()
             # Whoever asks is refused, and waits for nobody.
-            with pytest.raises(RecordsAway), trio.fail_after(30):
+            with pytest.raises(RecordsAway), trio.fail_after(HANG_SECONDS):
                 await ask_for_ever(one)
             await trio.to_thread.run_sync(server.start)
             await until(lambda count=count: len(acknowledged) >= count + 20)
@@ -297,7 +298,7 @@ async def test_a_server_that_is_stopped_holds_nobody_for_long(
     await records.write(add("a"))
     server.signal(signal.SIGSTOP)
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             with pytest.raises(RecordsAway):
                 await ask_for_ever(records)
             with pytest.raises(RecordsBusy):
@@ -305,7 +306,7 @@ async def test_a_server_that_is_stopped_holds_nobody_for_long(
             assert names(records) == ["a"]
     finally:
         server.signal(signal.SIGCONT)
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         while True:
             try:
                 await records.write(add("c"))
@@ -323,7 +324,7 @@ async def test_a_writer_that_is_stopped_lets_others_go_on(
     records = opening(postgresql, "stopped")
     with psycopg.connect(postgresql.url, options="-c idle_in_transaction_session_timeout=5s") as db:
         db.execute("SELECT FROM gfs.stores WHERE store = 'stopped' FOR UPDATE")
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             await records.write(add("a"), seconds=30)
         with pytest.raises(psycopg.Error):
             db.execute("SELECT 1")
@@ -529,7 +530,7 @@ async def test_a_process_that_connects_again_is_known_to_be_there(
             operator.execute("SELECT pg_terminate_backend(%s)", [holder])
         await until(lambda: not took.is_alive() and shared.session > 1)
         await back(one)
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         while not await other.is_connected(one.writer):  # noqa: ASYNC110 (it is of another thread)
             await trio.sleep(0.05)
 
@@ -621,7 +622,7 @@ async def test_as_many_commits_as_were_lost_do_not_hide_the_loss(
         await back(other)
         assert names(other) == ["kept", "lost-0", "lost-1", "lost-2", "token"]
         server.stop()
-        with pytest.raises(RecordsAway), trio.fail_after(30):
+        with pytest.raises(RecordsAway), trio.fail_after(HANG_SECONDS):
             await ask_for_ever(other)
         line.flows.clear()
         shutil.rmtree(data)

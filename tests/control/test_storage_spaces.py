@@ -17,6 +17,7 @@ import trio
 import trio.testing
 from auth_server import CheapAuth, Server, running
 from harness import Cluster
+from limits import HANG_SECONDS
 from msgspec.structs import replace
 
 import control.storage.listing
@@ -321,7 +322,7 @@ async def test_what_is_unfinished_is_swept_without_s3(
         monkeypatch.setattr(control.storage.unfinished, "LEFT_SECONDS", 0.0)
         left = f"/storage-copies/{secrets.token_hex(16)}"
         await fs.put(b"x", left, parents=True)
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             for path in (uploads, left):
                 while await fs.exists(path):  # noqa: ASYNC110
                     await trio.sleep(0.1)
@@ -393,7 +394,7 @@ async def test_an_upload_whose_end_is_asked_for_again_is_put_together_once(
             answers.append(ok(await server.http.put(at, content=content, headers=headers)))
 
         answers: list[Any] = []
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask, 4, b" last")
                 while not joined:  # noqa: ASYNC110 - it is in another request

@@ -385,7 +385,7 @@ def test_what_was_purged_leaves_room_in_the_trash(cloud: Cloud, name: str, path:
             remove(client, space, name)
         else:
             ok(client.delete(at(space, "folder"), params={"path": path}))
-        wait_for(lambda: trash(client, space)[0]["size"] == 80, 10, "the folder to be counted")
+        wait_for(lambda: trash(client, space)[0]["size"] == 80, "the folder to be counted")
         ok(client.delete(at(space, "trash"), params={"path": path}))
         assert trash(client, space) == []
 
@@ -410,7 +410,7 @@ def test_what_was_purged_leaves_room_to_its_uploaders(cloud: Cloud, kind: str) -
             return [each["size"] for each in trash(admin, "default", folder=path)]
 
         assert len(sizes()) == 1, "it was not kept"
-        wait_for(lambda: sizes() == [size], 10, "the folder to be counted")
+        wait_for(lambda: sizes() == [size], "the folder to be counted")
         ok(admin.delete(at("default", "trash"), params={"path": path}))
         assert sizes() == []
     assert cloud.cluster.json("ls", "/storage-copies") == []
@@ -733,7 +733,7 @@ def test_counts_are_right_after_kills_in_the_middle(tmp_path: Path) -> None:
             size = sum(e["size"] for e in listed) + sum(e["size"] for e in kept)
             return used(client) == (files, size)
 
-        wait_for(is_right, 60, "the counts of what is there")
+        wait_for(is_right, "the counts of what is there")
         assert set(paths(client, space)) >= {f"d/{number}" for number in range(20)}
         assert trash(client, space), "nothing was deleted"
         assert ok(client.get(at(space, "snapshots")))["snapshots"], "no snapshot was made"

@@ -15,6 +15,7 @@ import pytest
 import trio
 from auth_server import CheapAuth, Server, running
 from harness import Cluster
+from limits import HANG_SECONDS
 from msgspec.structs import replace
 
 import gfs
@@ -312,7 +313,7 @@ async def test_who_changes_a_key_holds_up_no_other_key(cluster: Cluster) -> None
         place = await place_of(server, storage)
         locked = place.versions.locked
         async with locked(place.space, "f"):
-            with trio.fail_after(20):
+            with trio.fail_after(HANG_SECONDS):
                 for number in range(500):
                     async with locked(place.space, f"f{number}"):
                         pass
@@ -493,7 +494,7 @@ async def recounted(
         patch.setattr(Client, "scan", watched)
         await recounts.count(storage.cluster.fs, [space.id])
     assert is_done
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_SECONDS):
         while True:
             with control.ledger.read() as txn:
                 is_due = space.id in usage.due(txn)

@@ -16,6 +16,7 @@ import pytest
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 from share import share
 
 from control import volatile as volatile_module
@@ -146,7 +147,7 @@ class Other:
         return self.pipe.recv()
 
     def end(self) -> None:
-        self.process.join(WAIT_SECONDS)
+        self.process.join(HANG_SECONDS)
         assert self.process.exitcode == 0
         self.process.close()
         self.pipe.close()
@@ -198,7 +199,7 @@ def test_facts_outlive_a_killed_process(tmp_path: Path) -> None:
         for _ in range(chance.randrange(1, 2000)):
             number = other.hear()
         other.process.kill()
-        other.process.join(WAIT_SECONDS)
+        other.process.join(HANG_SECONDS)
         while other.pipe.poll():
             try:
                 number = other.pipe.recv()

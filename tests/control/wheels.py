@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from limits import HANG_SECONDS
+
 
 def make_wheel(directory: Path, project_file: str, modules: Mapping[str, str]) -> Path:
     """A wheel of the project that ``project_file`` (pyproject.toml) describes."""
@@ -43,5 +45,5 @@ def install(target: Path, wheel: Path) -> None:
             *("--no-index", "--no-deps", "--no-cache-dir", "--target", str(target), str(wheel)),
         ],
         check=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from deployed import DEPLOY
-from harness import BUSY, START_SECONDS, environment
+from harness import environment
+from limits import HANG_SECONDS
 
 import gfs
 
 REPOSITORY = DEPLOY.parent
 CONTAINERFILE = DEPLOY / "container" / "Containerfile"
-INSTALL_SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shell=True,
         capture_output=True,
         text=True,
-        timeout=INSTALL_SECONDS * BUSY,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def test_what_the_image_has_runs_a_cluster(program: Path, tmp_path: Path) -> Non
             [program, *arguments],
             capture_output=True,
             text=True,
-            timeout=BUSY * START_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
             cwd=tmp_path,
             env=environment(GFS_STATE=str(tmp_path / "state"), HOME=os.devnull),

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from deployed import DEPLOY, run
-from harness import STOP_SECONDS, Cluster, wait_for
+from harness import Cluster
+from limits import HANG_SECONDS, wait_for
 from processes import free_port
 
 from gfs.cli.command import SECTIONS
@@ -114,7 +115,9 @@ class Prometheus:
         """The result; nothing while it does not answer."""
         with suppress(OSError):
             asked = urllib.parse.urlencode({"query": query})
-            with urllib.request.urlopen(f"{self.url}/api/v1/query?{asked}", timeout=20) as answer:
+            with urllib.request.urlopen(
+                f"{self.url}/api/v1/query?{asked}", timeout=HANG_SECONDS
+            ) as answer:
                 found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
                 return found
         return []
@@ -122,7 +125,7 @@ class Prometheus:
     def stop(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(HANG_SECONDS)
         finally:
             self._process.kill()
             self._process.wait()
@@ -153,7 +156,7 @@ def test_every_query_of_the_dashboard_has_an_answer(
     for query in queries():
         # Of rates over the last minute; in Grafana it is at least four scrapes.
         found = query.replace("$__rate_interval", "1m")
-        wait_for(lambda asked=found: prometheus.ask(asked), 60, f"answer to {found}")
+        wait_for(lambda asked=found: prometheus.ask(asked), f"answer to {found}")
 
 
 def test_a_cluster_that_is_well_sets_no_alarm_off_and_a_dead_server_does(
@@ -161,11 +164,9 @@ def test_a_cluster_that_is_well_sets_no_alarm_off_and_a_dead_server_does(
 ) -> None:
     cluster, prometheus = watched
     cluster.gfs("put", "-", "/other", input=b"x" * 100_000)
-    wait_for(lambda: prometheus.ask('up{job="gfs-chunkserver"} == 1'), 60, "first answers")
+    wait_for(lambda: prometheus.ask('up{job="gfs-chunkserver"} == 1'), "first answers")
     firing = prometheus.ask('ALERTS{alertname!="GfsSpaceLow"}')
     assert firing == []
     cluster.kill("chunkserver-2")
     # It is started again on another port: Prometheus asks the old one in vain.
-    wait_for(
-        lambda: prometheus.ask('ALERTS{alertname="GfsTargetDown"}'), 60, "alarm of a dead server"
-    )
+    wait_for(lambda: prometheus.ask('ALERTS{alertname="GfsTargetDown"}'), "alarm of a dead server")

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 from deployed import DEPLOY, run
-from harness import GFS, START_SECONDS, STOP_SECONDS, environment, wait_for
+from harness import GFS, environment
+from limits import HANG_SECONDS, wait_for
 from processes import free_port
+from signals import send
 
 from gfs.state import make_key
 
@@ -166,10 +168,10 @@ class Machine:
             # strace passes no signal on: the server gets it, as from systemd.
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             for child in children:
-                os.kill(int(child), signal.SIGTERM)
+                send(int(child), signal.SIGTERM)
         try:
             for process in self.processes:
-                assert process.wait(STOP_SECONDS) == 0, self.logs()
+                assert process.wait(HANG_SECONDS) == 0, self.logs()
         finally:
             for process in self.processes:
                 with suppress(ProcessLookupError):
@@ -233,7 +235,7 @@ def test_what_they_start_serves_a_cluster_within_its_bounds(tmp_path: Path) -> N
             reported = gfs("status").stdout.decode()
             return reported.count(" live ") == 2 and f"shadow {shadow}: following" in reported
 
-        wait_for(serves, 2 * START_SECONDS, "cluster with a shadow master")
+        wait_for(serves, "cluster with a shadow master")
         data = os.urandom(3_000_000)
         assert gfs("put", "-", "/file", input=data).returncode == 0
         assert gfs("get", "/file", "-").stdout == data
@@ -244,7 +246,7 @@ def test_what_they_start_serves_a_cluster_within_its_bounds(tmp_path: Path) -> N
                 return urllib.request.urlopen(f"http://{control}/readyz").status == 200
             return False
 
-        wait_for(answers, START_SECONDS, "REST API")
+        wait_for(answers, "REST API")
         assert len(list(here.directory.glob("srv/gfs/*/*/chunks"))) == 4
     for made in (here, there):
         for trace, filters in made.traces.items():

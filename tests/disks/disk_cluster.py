@@ -16,7 +16,8 @@ from typing import Any
 import forks
 import pytest
 from disk_load import STANDING, standing
-from harness import environment, wait_for
+from harness import environment
+from limits import HANG_SECONDS, wait_for
 from processes import Processes, free_port
 from real_disks import CACHED, UNCACHED, RealDisk, real_disks
 
@@ -29,11 +30,9 @@ LOADS = 2
 CALL_SECONDS = 5.0
 #: A disk that failed is named within this time.
 NAMED_SECONDS = 10.0
-#: Time for some 60 replicas to be made anew, beside clients, on a busy machine.
-WHOLE_SECONDS = 60.0
 #: How long a call may hang before its disk has failed: longer than clients wait, and sooner
 #: than by default (8 s), so that a busy machine names it in time.
-HANG_SECONDS = 6.0
+DISK_HANG_SECONDS = 6.0
 
 SETTINGS = {
     "GFS_LOG_FORMAT": "json",
@@ -43,7 +42,7 @@ SETTINGS = {
     "GFS_CHUNKSERVER_RESERVE_BYTES": str(48 * MIB),
     "GFS_CHUNKSERVER_SCAN_SECONDS": "2",
     "GFS_CHUNKSERVER_SCRUB_SECONDS": "20",
-    "GFS_CHUNKSERVER_DISK_HANG_SECONDS": str(HANG_SECONDS),
+    "GFS_CHUNKSERVER_DISK_HANG_SECONDS": str(DISK_HANG_SECONDS),
 }
 
 
@@ -109,7 +108,7 @@ class DiskCluster(Processes):
     def stop_chunkserver(self, name: str) -> None:
         process = self.processes.pop(name)
         process.terminate()
-        process.wait(30)
+        process.wait(HANG_SECONDS)
 
     def gfs(self, *arguments: str, code: int | None = 0) -> str:
         cluster = environment(GFS_MASTER=self.master_address, GFS_STATE=str(self.state))
@@ -122,7 +121,7 @@ class DiskCluster(Processes):
             states = [server.state for server in self.client.status().servers]
             return states.count("live") == len(self.disks)
 
-        wait_for(live, 60.0, "live chunkservers")
+        wait_for(live, "live chunkservers")
 
     # --- what is said of the disks ------------------------------------------------------
 
@@ -147,7 +146,7 @@ class DiskCluster(Processes):
             return seen[-1] == state
 
         try:
-            wait_for(is_reported, seconds, f"{disk.path} that is {state}")
+            wait_for(is_reported, f"{disk.path} that is {state}")
         except AssertionError as error:
             raise AssertionError(f"{error}; it was {list(dict.fromkeys(seen))}") from None
         return self.heard()[str(disk.path)]
@@ -159,7 +158,9 @@ class DiskCluster(Processes):
 
     def metric(self, name: str, metric: str) -> dict[str, float]:
         """Of a chunkserver, by the labels as they are written."""
-        with urllib.request.urlopen(f"http://{self.metrics[name]}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(
+            f"http://{self.metrics[name]}/metrics", timeout=HANG_SECONDS
+        ) as reply:
             text = reply.read().decode()
         found = re.findall(rf"^{metric}{{(.*)}} (\S+)$", text, re.MULTILINE)
         return {labels: float(value) for labels, value in found}
@@ -168,7 +169,7 @@ class DiskCluster(Processes):
 
     def wait_whole(self, path: str) -> None:
         """Until every replica at and below ``path`` has been read and is good."""
-        wait_for(lambda: not self.client.fsck(path).damaged, WHOLE_SECONDS, f"repair of {path}")
+        wait_for(lambda: not self.client.fsck(path).damaged, f"repair of {path}")
 
     def check_totals(self) -> None:
         """``status`` says what ``fsck`` counts. Nothing may be written meanwhile."""
@@ -179,7 +180,7 @@ class DiskCluster(Processes):
                 counts.get(kind, 0) for kind in ("below_goal", "corrupt", "lost", "orphaned")
             )
 
-        wait_for(agree, WHOLE_SECONDS, "agreement of status and fsck")
+        wait_for(agree, "agreement of status and fsck")
 
     # --- clients ------------------------------------------------------------------------
 
@@ -209,7 +210,9 @@ class DiskCluster(Processes):
             finally:
                 for client in clients:
                     client.send_signal(signal.SIGTERM)
-                reports = [json.loads(client.communicate(timeout=60)[0]) for client in clients]
+                reports = [
+                    json.loads(client.communicate(timeout=HANG_SECONDS)[0]) for client in clients
+                ]
                 print(*map(json.dumps, reports), sep="\n")
         finally:
             for client in clients:

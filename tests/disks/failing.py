@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from disk_cluster import NAMED_SECONDS, WHOLE_SECONDS, DiskCluster
-from harness import wait_for
+from disk_cluster import NAMED_SECONDS, DiskCluster
+from limits import wait_for
 from real_disks import RealDisk
 
 
@@ -49,7 +49,7 @@ def check(cluster: DiskCluster, failure: Failure, *, at_start: bool = False) -> 
     before = cluster.reported()
     with cluster.load(failure.name):
         # Chunks that are made together are on the same servers, which may be others at first.
-        wait_for(disk.replicas, WHOLE_SECONDS, "chunk there")
+        wait_for(disk.replicas, "chunk there")
         if at_start:
             cluster.stop_chunkserver(server)
         failure.do(disk)
@@ -67,7 +67,7 @@ def check(cluster: DiskCluster, failure: Failure, *, at_start: bool = False) -> 
             cluster.gfs("disk", failure.command, heard["server"], str(disk.path))
         cluster.wait_reported(disk, "ok", NAMED_SECONDS)
         held = disk.replicas()
-        wait_for(lambda: disk.replicas() - held, WHOLE_SECONDS, "new chunk there")
+        wait_for(lambda: disk.replicas() - held, "new chunk there")
     cluster.wait_whole("/")
     cluster.check_totals()
     after = cluster.reported()

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import on_disk
-from harness import wait_for
+from limits import wait_for
 
 from gfs.blocks import MIB
 
@@ -34,8 +34,6 @@ PROGRAMS = ("mount", "losetup", "fsfreeze", "mkfs.ext4", "bindfs", "fusermount3"
 #: The caches of a FUSE file system may answer in the place of its server, or not.
 UNCACHED = "direct_io,attr_timeout=0,entry_timeout=0,negative_timeout=0"
 CACHED = "kernel_cache,attr_timeout=3600,entry_timeout=3600"
-#: A disk can be unmounted so long after it failed: nobody holds anything of it open.
-RELEASE_SECONDS = 10.0
 EMPTYING_SECONDS = 2.0
 #: ext4's ioctl that ends all access, as the kernel does itself after some errors:
 #: _IOR('X', 125, __u32), and "without writing the log".
@@ -92,7 +90,7 @@ class RealDisk:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            wait_for(self.fuse_mount.is_mount, 10.0, "FUSE mount")
+            wait_for(self.fuse_mount.is_mount, "FUSE mount")
         if self.below:
             self.path.mkdir(exist_ok=True)
 
@@ -106,7 +104,7 @@ class RealDisk:
             return not self.mount.is_mount() and not run("losetup", "--associated", self.image)
 
         try:
-            wait_for(released, RELEASE_SECONDS, "release")
+            wait_for(released, "release")
         except AssertionError:
             raise AssertionError(f"{self.mount} is held: {self._holders()}") from None
 

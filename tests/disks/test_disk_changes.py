@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import failing
 import pytest
-from disk_cluster import NAMED_SECONDS, WHOLE_SECONDS, Shared
+from disk_cluster import NAMED_SECONDS, Shared
 from disk_load import STANDING
 from failing import Failure
-from harness import wait_for
+from limits import wait_for
 from real_disks import RealDisk
 
 #: What is acknowledged is on the disks: with redo journals, and a sync for each write.
@@ -36,7 +36,7 @@ def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
         with cluster.load("changes"):
             cluster.gfs("disk", "add", server, str(new.path))
             cluster.wait_reported(new, "ok", NAMED_SECONDS)
-            wait_for(new.replicas, WHOLE_SECONDS, "chunk on the new disk")
+            wait_for(new.replicas, "chunk on the new disk")
 
             cluster.gfs("disk", "remove", server, str(old.path), code=1)
             cluster.gfs("disk", "drain", server, str(old.path))
@@ -55,7 +55,7 @@ def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
 
             cluster.gfs("disk", "add", server, str(old.path))
             cluster.wait_reported(old, "ok", NAMED_SECONDS)
-            wait_for(old.replicas, WHOLE_SECONDS, "chunk on the old disk")
+            wait_for(old.replicas, "chunk on the old disk")
         cluster.wait_whole("/")
         cluster.check_totals()
 
@@ -70,7 +70,6 @@ def test_status_counts_what_fsck_counts_while_replicas_are_missing(shared: Share
             disk.detach()
         wait_for(
             lambda: cluster.client.status().totals.under_replicated == STANDING,
-            NAMED_SECONDS,
             "sight of the missing replicas",
         )
         cluster.check_totals()

@@ -27,6 +27,7 @@ import binaries
 import httpx
 from authority import Authority, write_private
 from lifeline import Lifeline
+from limits import HANG_SECONDS
 
 #: How long the API server may take until it is ready. Seconds are normal.
 READY_SECONDS_MAX = 120.0
@@ -76,7 +77,7 @@ class Identity:
             base_url=self.server,
             headers={"Authorization": f"Bearer {self.token}"},
             verify=self.tls(),
-            timeout=REQUEST_SECONDS_MAX,
+            timeout=HANG_SECONDS,
             trust_env=False,
         )
 
@@ -342,7 +343,7 @@ class Server:
                 if program.ended:
                     break
                 try:
-                    if client.get("/readyz", timeout=5.0).status_code == 200:
+                    if client.get("/readyz", timeout=HANG_SECONDS).status_code == 200:
                         return
                 except httpx.TransportError:
                     pass
@@ -362,7 +363,7 @@ class Server:
 
     def _etcd_call(self, path: str, body: dict[str, object]) -> dict[str, dict[str, str]]:
         url = f"http://127.0.0.1:{self._etcd_port}/v3/{path}"
-        answer = httpx.post(url, json=body, timeout=REQUEST_SECONDS_MAX, trust_env=False)
+        answer = httpx.post(url, json=body, timeout=HANG_SECONDS, trust_env=False)
         found: dict[str, dict[str, str]] = answer.raise_for_status().json()
         return found
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import trio
 from apiserver import REQUEST_SECONDS_MAX, Identity
+from limits import HANG_SECONDS
 
 Object = dict[str, Any]
 
@@ -42,7 +43,7 @@ class Api:
             base_url=identity.server,
             headers={"Authorization": f"Bearer {identity.token}"},
             verify=identity.tls(),
-            timeout=REQUEST_SECONDS_MAX,
+            timeout=HANG_SECONDS,
             limits=httpx.Limits(max_connections=200),
             trust_env=False,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 from apiserver import Identity
 from kube_api import WAIT_SECONDS_MAX, Api
+from limits import HANG_SECONDS
 
 from control.compute.backend import Installation, Port, Sighting, Spec
 from control.compute.kubernetes import Kubernetes, make
@@ -147,7 +148,7 @@ async def running(
     backend = made(identity, installation, **settings)
     seen = Seen()
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(WAIT_SECONDS_MAX):
+        with trio.fail_after(HANG_SECONDS):
             await nursery.start(lambda task_status: backend.run(seen, task_status=task_status))
         yield Running(backend, seen)
         nursery.cancel_scope.cancel()

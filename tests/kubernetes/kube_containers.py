@@ -25,6 +25,7 @@ from pathlib import Path
 import trio
 from kube_api import Object
 from lifeline import Lifeline
+from signals import send
 
 REPOSITORY = Path(__file__).parents[2]
 #: What a container of the image has, and more: programs and Python.
@@ -148,7 +149,7 @@ class Container:
 
     def terminate(self) -> None:
         if not self.ended:
-            os.kill(self._process.pid, signal.SIGTERM)
+            send(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         self._process.kill()

@@ -14,18 +14,17 @@ from typing import Any
 
 import httpx
 from apiserver import Identity
+from limits import HANG_SECONDS
 
 HERE = Path(__file__).parent
 for neighbour in ("", "cluster", "control"):
     sys.path.append(str(HERE.parent / neighbour))
 
 from checks import ok, wait_for  # noqa: E402
-from harness import GFS, START_SECONDS, environment  # noqa: E402
+from harness import GFS, environment  # noqa: E402
 
 PASSWORD = "correct horse battery staple"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsAJxWLa5hrJRLBCTNBWqZBmqVKsbdLQWZYAhZVWSbC"
-#: For a busy machine: some steps begin with the start of a process.
-SECONDS = 180.0
 
 
 class Control:
@@ -60,7 +59,7 @@ class Control:
                 stderr=output,
                 env=self._environment,
             )
-        wait_for(self._is_up, START_SECONDS, "server")
+        wait_for(self._is_up, "server")
 
     def _is_up(self) -> bool:
         assert self._process is not None
@@ -76,13 +75,13 @@ class Control:
     def end(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(SECONDS)
+            self._process.wait(HANG_SECONDS)
             self._process = None
 
     def die(self, place: str, then: str = "") -> None:
         """Kill it when it has come to ``place``, and start it again; hold it at ``then``."""
         held = self.holds / f"held-{place}"
-        wait_for(held.exists, SECONDS, f"call held at {place}")
+        wait_for(held.exists, f"call held at {place}")
         self.end()
         for file in self.holds.iterdir():
             file.unlink()
@@ -99,7 +98,7 @@ class Control:
             return self._token
         url = f"http://127.0.0.1:{self.port}/api/login"
         body = {"username": "admin", "password": PASSWORD}
-        answer = httpx.post(url, json=body, timeout=SECONDS, trust_env=False)
+        answer = httpx.post(url, json=body, timeout=HANG_SECONDS, trust_env=False)
         self._token = str(ok(answer)["token"])
         return self._token
 
@@ -108,7 +107,7 @@ class Control:
         with httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Authorization": f"Bearer {self.token()}"},
-            timeout=SECONDS,
+            timeout=HANG_SECONDS,
             trust_env=False,
         ) as http:
             yield Client(http, self)
@@ -134,7 +133,7 @@ class Client:
             answer = self.http.post("/compute/containers", json=body)
             return answer if answer.status_code != 503 else None
 
-        return str(ok(wait_for(ask, SECONDS, "answer but 503"))["id"])
+        return str(ok(wait_for(ask, "answer but 503"))["id"])
 
     def make_room(self) -> None:
         """A test that failed may have left containers."""
@@ -159,7 +158,7 @@ class Client:
             return found if found["status"] == status else None
 
         try:
-            return wait_for(look, SECONDS, f"{status} container")
+            return wait_for(look, f"{status} container")
         except AssertionError as error:
             said = self._control.output.read_text()[-3000:]
             raise AssertionError(f"{error}: {self.get(container_id)}\n{said}") from None

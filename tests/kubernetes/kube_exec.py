@@ -11,6 +11,7 @@ import trio
 from apiserver import Identity
 from kube_api import WAIT_SECONDS_MAX, Object
 from kubelet_exec import CLOSE, RESIZE, STATUS, STDIN, STDOUT
+from limits import HANG_SECONDS
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
@@ -61,7 +62,7 @@ class Exec:
         assert not scope.cancelled_caught, f"no {text!r} in {self.output!r}"
 
     async def end(self) -> None:
-        with trio.fail_after(WAIT_SECONDS_MAX):
+        with trio.fail_after(HANG_SECONDS):
             while await self._receive():
                 pass
 

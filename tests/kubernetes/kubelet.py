@@ -35,10 +35,10 @@ from kube_acts import Act
 from kube_api import Api, Object, insist
 from kube_cloud import Cloud
 from kubelet_server import KubeletServer, Pod
+from limits import HANG_SECONDS
 
 NODES = {"amd64": "node-amd64", "arm64": "node-arm64"}
 HEARTBEAT_SECONDS = 10.0
-START_SECONDS_MAX = 60.0
 
 Where = Callable[[Object], bool]
 
@@ -71,14 +71,14 @@ class Kubelet:
     def start(self) -> None:
         """Returns when both nodes are Ready."""
         self._thread.start()
-        if not self._started.wait(START_SECONDS_MAX) or self._failure is not None:
+        if not self._started.wait(HANG_SECONDS) or self._failure is not None:
             raise RuntimeError("the stand-in kubelet did not start") from self._failure
 
     def stop(self) -> None:
         """Returns when nothing of it runs any more, and no files of it are left."""
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._scope.cancel)
-        self._thread.join(START_SECONDS_MAX)
+        self._thread.join(HANG_SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
         self.check()
 
@@ -173,7 +173,7 @@ class Kubelet:
 
         # Not trio's own way into another thread: that refuses callers with a loop.
         self._token.run_sync_soon(run)
-        done.result(START_SECONDS_MAX)
+        done.result(HANG_SECONDS)
 
     def _main(self) -> None:
         try:

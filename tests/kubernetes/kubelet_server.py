@@ -23,10 +23,10 @@ import trio
 from kube_acts import Run
 from kube_api import Object
 from kubelet_exec import PROTOCOLS, READ_BYTES, Command, Socket
+from limits import HANG_SECONDS
 from wsproto.utilities import RemoteProtocolError
 
 CONNECTIONS_MAX = 256
-REQUEST_SECONDS_MAX = 30.0
 #: Lines kept of each pod's log.
 LOG_LINES_MAX = 10_000
 #: Orders of a test that a pod has not carried out yet.
@@ -149,7 +149,7 @@ class KubeletServer:
     async def _serve_one(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         """One request a connection: the API server does not mind."""
         connection = h11.Connection(h11.SERVER)
-        with trio.fail_after(REQUEST_SECONDS_MAX):
+        with trio.fail_after(HANG_SECONDS):
             request = await _read_request(stream, connection)
         target = urlsplit(request.target.decode())
         parts = [unquote(part) for part in target.path.strip("/").split("/")]

@@ -14,9 +14,10 @@ import pytest
 import trio
 from checks import ok, wait_for
 from kube_acts import PullFails
-from kube_control import SECONDS, Control
+from kube_control import Control
 from kube_here import Kubernetes
 from kube_rights import account_of_file
+from limits import HANG_SECONDS
 from sockets import websocket
 
 from control.compute.kubernetes.manifests import namespace_name
@@ -92,7 +93,7 @@ class Cluster:
         self.http.post("/api/v1/namespaces", json=body).raise_for_status()
 
     def until_gone(self, container_id: str) -> None:
-        wait_for(lambda: not self.of(container_id), SECONDS, "end of the namespace")
+        wait_for(lambda: not self.of(container_id), "end of the namespace")
 
     def ports(self, container_id: str) -> set[int]:
         services = self.of(container_id, "/api/v1/services")
@@ -102,7 +103,7 @@ class Cluster:
 async def statuses(listener: Any, until: str) -> list[dict[str, Any]]:
     """What is reported of a container's status, up to this one."""
     reported: list[dict[str, Any]] = []
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         while not reported or reported[-1]["status"] != until:
             message = await listener.json()
             assert message["type"] == "container_status", message
@@ -116,7 +117,7 @@ async def typed(port: int, container_id: str, token: str, line: str, answer: byt
     async with websocket(port, path, token) as terminal:
         await terminal.send(f"{line}\n".encode())
         shown = b""
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while answer not in shown:
                 output = await terminal.receive()
                 assert isinstance(output, bytes), (shown, output)
@@ -152,12 +153,11 @@ async def test_the_whole_life_of_a_container(
                 == f"{kube_control.KEY}\n".encode()
             )
 
-            address = wait_for(lambda: user.get(one).get("ssh_command"), SECONDS, "SSH command")
+            address = wait_for(lambda: user.get(one).get("ssh_command"), "SSH command")
             service = cluster.of(one, "/api/v1/services")[0]
             external_ip = service["status"]["loadBalancer"]["ingress"][0]["ip"]
             wait_for(
                 lambda: user.get(one)["ssh_command"] == f"ssh root@{external_ip}",
-                SECONDS,
                 f"address in {address}",
             )
 
@@ -168,12 +168,10 @@ async def test_the_whole_life_of_a_container(
             assert "started 0" in logs.text
 
             user.http.put(f"{about}/ssh", json={"ssh_enabled": False}).raise_for_status()
-            wait_for(lambda: cluster.ports(one) == set(), SECONDS, "closed SSH")
+            wait_for(lambda: cluster.ports(one) == set(), "closed SSH")
             rule = {"port": 443, "target_port": 8443}
             user.http.post(f"{about}/ingress", json=rule).raise_for_status()
-            (ingress,) = wait_for(
-                lambda: cluster.of(one, f"{NETWORK}/ingresses"), SECONDS, "Ingress"
-            )
+            (ingress,) = wait_for(lambda: cluster.of(one, f"{NETWORK}/ingresses"), "Ingress")
             assert ingress["spec"]["tls"] == [{"hosts": [f"{one}.compute.example.org"]}]
             assert user.get(one)["https_enabled"] is True
 
@@ -192,7 +190,7 @@ async def test_the_whole_life_of_a_container(
 
             user.post(one, "stop")
             assert [each["status"] for each in await statuses(listener, "stopped")] == ["stopped"]
-            wait_for(lambda: not cluster.of(one, "/api/v1/pods"), SECONDS, "end of the pod")
+            wait_for(lambda: not cluster.of(one, "/api/v1/pods"), "end of the pod")
             assert cluster.of(one, "/api/v1/persistentvolumeclaims")
             user.post(one, "start")
             await statuses(listener, "running")
@@ -216,7 +214,7 @@ async def test_how_a_terminal_ended_is_reported(
         async with websocket(shared.port, path, shared.token()) as terminal:
             shown = b""
             await terminal.send(b"echo $((6*7))\n")
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 while b"42\r\n" not in shown:
                     output = await terminal.receive()
                     assert isinstance(output, bytes), (shown, output)
@@ -229,7 +227,7 @@ async def test_how_a_terminal_ended_is_reported(
                     cluster.http.delete(pod).raise_for_status()
                 case "connection":
                     await in_thread(kubernetes.kubelet.drop_connections)
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 while await terminal.receive() is not None:
                     pass
             assert terminal.close_code == code
@@ -280,7 +278,7 @@ def test_what_keeps_a_container_apart_and_lets_users_in_comes_back(
             f"/api/v1/namespaces/{name}/services/container",
         ):
             cluster.http.delete(path).raise_for_status()
-        wait_for(lambda: cluster.ports(one) == {22}, SECONDS, "Service")
+        wait_for(lambda: cluster.ports(one) == {22}, "Service")
         assert cluster.of(one, policies)
         user.delete(one)
         cluster.until_gone(one)
@@ -385,7 +383,7 @@ def test_killed_at_every_step_of_a_containers_life(
                     assert len(cluster.of(one, "/api/v1/pods")) == 1
                 else:
                     assert user.get(one)["status"] == "stopped"
-                    wait_for(lambda: not cluster.of(one, "/api/v1/pods"), SECONDS, "end of it")
+                    wait_for(lambda: not cluster.of(one, "/api/v1/pods"), "end of it")
     (after,) = cluster.of(one, "/api/v1/persistentvolumeclaims")
     assert after["metadata"]["uid"] == claim["metadata"]["uid"]
 
@@ -405,7 +403,7 @@ def test_killed_while_a_container_is_made_that_is_not_wanted_any_more(
     mortal.hold(place)
     with mortal.client() as user:
         one = user.create()
-        wait_for((mortal.holds / f"held-{place}").exists, SECONDS, "held call")
+        wait_for((mortal.holds / f"held-{place}").exists, "held call")
         user.delete(one)
     mortal.die(place)
     cluster.until_gone(one)
@@ -424,7 +422,7 @@ def test_a_state_that_is_desired_while_the_api_server_is_away_is_reached(
         user.until(starting, "running")
         neighbour.until(deleting, "running")
         user.post(starting, "stop")
-        wait_for(lambda: not cluster.of(starting, "/api/v1/pods"), SECONDS, "end of the pod")
+        wait_for(lambda: not cluster.of(starting, "/api/v1/pods"), "end of the pod")
         creating = user.create()
         kubernetes.server.kill()
         user.post(stopping, "stop")
@@ -445,7 +443,7 @@ def test_a_state_that_is_desired_while_the_api_server_is_away_is_reached(
         new = neighbour.create()
         for who, each in ((user, creating), (user, starting), (neighbour, new)):
             who.until(each, "running")
-        wait_for(lambda: not cluster.of(stopping, "/api/v1/pods"), SECONDS, "end of the pod")
+        wait_for(lambda: not cluster.of(stopping, "/api/v1/pods"), "end of the pod")
         for who, each in ((user, creating), (user, starting), (user, stopping), (neighbour, new)):
             who.delete(each)
             cluster.until_gone(each)

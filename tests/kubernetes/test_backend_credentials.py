@@ -18,6 +18,7 @@ import yaml
 from authority import Authority
 from kube_backend import spec
 from kube_here import Kubernetes
+from limits import HANG_SECONDS
 
 from control.compute.backend import BackendUnavailable, Installation
 from control.compute.kubernetes import Kubernetes as Backend
@@ -47,7 +48,7 @@ async def is_accepted(one: Backend) -> None:
     await one.check()
     path = "/api/v1/namespaces"
     async with open_stream(one._api, path, [("watch", "true")], message_bytes_max=2**20) as stream:
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             await stream.get_message()
 
 
@@ -69,7 +70,7 @@ assert not {"kubernetes", "urllib3", "yaml"} & set(sys.modules), "the client was
         env={"HOME": str(tmp_path), "PATH": "/usr/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -331,7 +332,7 @@ async def test_calls_and_streams_go_through_the_proxy_of_the_file(
                 await one.namespace("default")
         else:
             async with stream as opened:
-                with trio.fail_after(30):
+                with trio.fail_after(HANG_SECONDS):
                     await opened.get_message()
             assert proxy.connected == 1
             assert await one.namespace("default") is not None

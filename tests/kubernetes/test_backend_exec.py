@@ -12,6 +12,7 @@ import trio
 from kube_api import WAIT_SECONDS_MAX
 from kube_backend import SHELL, made, name_of, running, spec
 from kube_here import Kubernetes
+from limits import HANG_SECONDS
 
 from control.compute.backend import BackendUnavailable, Impossible, Spec, Terminal
 from control.compute.kubernetes import Kubernetes as Backend
@@ -51,7 +52,7 @@ def closed(backend: Backend) -> object:
 async def rest_of(terminal: Terminal) -> bytes:
     """All it prints until it ends."""
     printed = bytearray()
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(HANG_SECONDS):
         while output := await terminal.receive():
             printed += output
     return bytes(printed)
@@ -59,7 +60,7 @@ async def rest_of(terminal: Terminal) -> bytes:
 
 async def until(terminal: Terminal, text: bytes) -> None:
     printed = b""
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(HANG_SECONDS):
         while text not in printed:
             output = await terminal.receive()
             assert output, f"it ended after {printed!r}"
@@ -70,7 +71,7 @@ async def settled(count: Callable[[], int]) -> int:
     """What something counts up to, once it stands still. It may be taken to stand still
     when it is only slow: what follows from that must be right all the same."""
     before, same = -1, 0
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(HANG_SECONDS):
         while same < 20:
             await trio.sleep(0.05)
             now = count()
@@ -258,7 +259,7 @@ async def test_logs_have_times_and_begin_where_they_are_asked_to(
 async def test_logs_are_followed(kubernetes: Kubernetes, backend: Backend, one: Spec) -> None:
     kubelet = kubernetes.kubelet
     kubelet.write_log(name_of(one), POD, "before")
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(HANG_SECONDS):
         async with aclosing(backend.logs(one, 1, follow=True)) as lines:
             assert (await anext(lines)).endswith(" before")
             for number in range(3):
@@ -270,7 +271,7 @@ async def test_logs_that_are_followed_end_with_the_run(kubernetes: Kubernetes) -
     one = spec()
     async with running(kubernetes.admin) as here:
         await here.start(one)
-        with trio.fail_after(WAIT_SECONDS_MAX):
+        with trio.fail_after(HANG_SECONDS):
             async with aclosing(here.backend.logs(one, 10, follow=True)) as lines:
                 await anext(lines)
                 await here.backend.stop(one)
@@ -297,7 +298,7 @@ async def test_logs_that_are_cut_off_say_so(
     kubernetes: Kubernetes, backend: Backend, one: Spec
 ) -> None:
     kubernetes.kubelet.write_log(name_of(one), POD, "before")
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(HANG_SECONDS):
         async with aclosing(backend.logs(one, 1, follow=True)) as lines:
             await anext(lines)
             await trio.to_thread.run_sync(kubernetes.server.kill)

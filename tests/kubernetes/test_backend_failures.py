@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import trio
 from kube_acts import CrashLoops, Held, PullFails
-from kube_api import WAIT_SECONDS_MAX, Api
+from kube_api import Api
 from kube_backend import name_of, path_of, running, spec
 from kube_here import Kubernetes
 from kubelet import in_namespace
+from limits import HANG_SECONDS
 from msgspec.structs import replace
 
 from control.compute.backend import BackendUnavailable, Impossible, Port
@@ -145,7 +146,7 @@ async def test_a_warning_about_an_earlier_start_is_not_reported_for_a_later_one(
             await here.backend.start(again)
             await here.seen.phase(again, "initializing")
             monkeypatch.setattr(here.backend._api, "warnings", looking)
-            with trio.fail_after(WAIT_SECONDS_MAX):
+            with trio.fail_after(HANG_SECONDS):
                 await looked.wait()
             # Of its own there may be some: a busy API server asks to try again.
             reported = [each.reason for each in here.seen.all if each.generation == 2]

@@ -12,6 +12,7 @@ from kube_api import Api, Refused
 from kube_backend import KEY, SHELL, Running, labelled, name_of, path_of, running, spec
 from kube_here import Kubernetes
 from kubelet import in_namespace
+from limits import HANG_SECONDS
 from msgspec.structs import replace
 
 from control.compute.backend import BackendUnavailable, Impossible, Port, Spec
@@ -47,7 +48,7 @@ async def test_a_container_comes_up_step_by_step_and_leaves_nothing(
         assert here.seen.phases(one) == ["stopped", "pending", "initializing", "running"]
         for kind in KINDS:
             assert await labelled(kube, kind, one), kind
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             await here.backend.delete(one.id, one.user_id)
         await here.seen.until(lambda: one.id in here.seen.was_gone)
     for kind in KINDS:
@@ -344,7 +345,7 @@ async def test_a_remark_about_the_previous_run_is_not_reported_for_a_new_one(
 
         monkeypatch.setattr(here.backend._api, "has_workload", late)
         await kube.delete(path_of(one, "/statefulsets/container", api=APPS))
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             await answered.wait()
         again = replace(one, generation=2)
         with kubernetes.kubelet.acting(Held(), in_namespace(name_of(one))):

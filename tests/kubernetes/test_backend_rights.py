@@ -11,6 +11,7 @@ from kube_api import Api
 from kube_backend import SHELL, Running, made, path_of, running, spec
 from kube_here import Kubernetes
 from kube_rights import Rules, account_of_file, rules_of_file
+from limits import HANG_SECONDS
 from msgspec.structs import replace
 
 from control.compute.backend import BackendUnavailable, Port, Spec
@@ -224,7 +225,7 @@ async def test_memory_is_reported_where_there_is_a_metrics_server(
             "metadata": {"name": "container-0"},
             "containers": containers,
         }
-        with trio.fail_after(30):
+        with trio.fail_after(HANG_SECONDS):
             await kube.create(metrics, body)
         assert (await backend.usage(one)).memory_mb == 127
         assert (await backend.usage(spec())).memory_mb is None

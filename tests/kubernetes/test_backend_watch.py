@@ -13,6 +13,7 @@ import trio
 from kube_api import Api
 from kube_backend import Running, made, path_of, running, spec
 from kube_here import Kubernetes
+from limits import HANG_SECONDS
 
 from control.compute.backend import Spec
 from control.compute.kubernetes import mirror, watching
@@ -84,7 +85,7 @@ class Heard(logging.Handler):
             self._heard.set()
 
     async def wait(self) -> None:
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             await self._heard.wait()
 
 
@@ -273,7 +274,7 @@ async def test_it_outlives_410_gone(kubernetes: Kubernetes, kube: Api, one: Spec
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follower.run)
                 await heard.wait()
-                with trio.fail_after(SECONDS):
+                with trio.fail_after(HANG_SECONDS):
                     await lists.wait()
                 nursery.cancel_scope.cancel()
         await here.seen.until(lambda: len(here.seen.syncs) > syncs)

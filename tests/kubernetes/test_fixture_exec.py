@@ -11,6 +11,7 @@ from kube_exec import V4, V5, executing
 from kube_here import Kubernetes
 from kube_pods import pods_in, start
 from kubelet_exec import STDERR, STDOUT
+from limits import HANG_SECONDS
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
 
@@ -108,7 +109,7 @@ async def test_a_client_that_does_not_read_stops_the_command(
         at = kubernetes.server.directory / "nodes/pods" / pod["metadata"]["uid"] / "at"
         before = ""
         # Until it stands still, as seen over a while that is long for the system.
-        with trio.fail_after(WAIT_SECONDS_MAX):
+        with trio.fail_after(HANG_SECONDS):
             while not at.exists() or at.read_text() != before:
                 before = at.read_text() if at.exists() else ""
                 await trio.sleep(0.5)
@@ -164,7 +165,7 @@ async def test_logs_are_followed_until_the_container_ends(
     kubernetes.kubelet.write_log(namespace, "one", "before")
     path = f"{pods_in(namespace)}/one/log"
     seen: list[str] = []
-    with trio.fail_after(WAIT_SECONDS_MAX):
+    with trio.fail_after(HANG_SECONDS):
         async for line in kube.lines(path, tailLines="1", follow="true"):
             seen.append(line)
             if line == "before":

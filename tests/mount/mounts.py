@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from forks import Command
-from harness import BUSY, STOP_SECONDS, wait_for
+from limits import HANG_SECONDS, wait_for
 
 PROGRAMS = ("fusermount3", "mountpoint")
 
@@ -35,7 +35,7 @@ def sh(command: str, where: Path, *, code: int = 0, seconds: float = 120.0) -> s
         cwd=where,
         capture_output=True,
         text=True,
-        timeout=BUSY * seconds,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
@@ -67,7 +67,7 @@ class Mount:
             assert self.process.poll() is None, f"it ended: {self.output.read_text()}"
             return subprocess.run(["mountpoint", "-q", self.path], check=False).returncode == 0
 
-        wait_for(is_there, 20.0, "mount")
+        wait_for(is_there, "mount")
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -78,7 +78,7 @@ class Mount:
 
     def ended(self) -> int:
         assert self.process is not None
-        code = self.process.wait(BUSY * STOP_SECONDS)
+        code = self.process.wait(HANG_SECONDS)
         self.process = None
         return int(code)
 

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import GFS, Cluster, wait_for
+from harness import GFS, Cluster
+from limits import wait_for
 from mounts import Mount, mounted, sh
 
 from gfs.client.sync import SyncClient
@@ -142,7 +143,7 @@ def wait_for_no_hidden(client: SyncClient) -> None:
     def are_gone() -> bool:
         return not [e.path for e in client.list("/") if e.path.startswith("/.gfs-unlinked-")]
 
-    wait_for(are_gone, 20.0, "what was deleted while it was open is gone")
+    wait_for(are_gone, "what was deleted while it was open is gone")
 
 
 def test_a_directory_that_is_read_again_is_listed_again(here: Path, client: SyncClient) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from checks import bearer, ok, unique, wait_for
 from cloud import Cloud
+from limits import HANG_SECONDS
 from neighbours import place
 from podman_image import RUNTIME, image, podman
 
@@ -78,7 +79,6 @@ class Here:
                 container not in self.recorded()
                 and not [thing for thing in left_of(LABEL_CONTAINER, container) if name in thing]
             ),
-            SECONDS,
             f"end of container {container}",
         )
 
@@ -148,7 +148,7 @@ class User:
             assert found["status"] != "failed" or status == "failed", found
             return found if found["status"] == status else None
 
-        found = wait_for(has_it, SECONDS, f"container {container} that is {status}: {seen}")
+        found = wait_for(has_it, f"container {container} that is {status}: {seen}")
         assert found is not None
         return found
 
@@ -182,7 +182,7 @@ class User:
             input=input,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
 
@@ -191,7 +191,7 @@ def make_key(path: Path) -> None:
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)],
         check=True,
-        timeout=SECONDS,
+        timeout=HANG_SECONDS,
     )
 
 
@@ -201,7 +201,7 @@ def fetch(address: str, port: int) -> subprocess.CompletedProcess[str]:
         ["curl", "-sS", "--noproxy", "*", "--max-time", "20", f"http://{address}:{port}/"],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=HANG_SECONDS,
         check=False,
     )
 
@@ -236,7 +236,7 @@ def remove_fence(cluster: str) -> None:
     subprocess.run(
         ["nft", "delete", "table", "inet", table_name(cluster)],
         stderr=subprocess.DEVNULL,
-        timeout=SECONDS,
+        timeout=HANG_SECONDS,
         check=False,
     )
 
@@ -247,7 +247,7 @@ def unmount_disks(directory: Path) -> list[str]:
     mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     found = [path for path in mounted if path.startswith(below)]
     for path in reversed(found):
-        subprocess.run(["umount", "--lazy", path], check=True, timeout=SECONDS)
+        subprocess.run(["umount", "--lazy", path], check=True, timeout=HANG_SECONDS)
     return found
 
 
@@ -331,9 +331,9 @@ def nothing_left(here: Here) -> Iterator[None]:
     remove(left)
     left += unmount_disks(here.directory)
     assert not left, f"left behind: {left}"
-    wait_for(lambda: not here.service(), SECONDS, "end of Podman's service")
+    wait_for(lambda: not here.service(), "end of Podman's service")
     prefix = f"gfs-{installation[:12]}"
-    wait_for(lambda: not processes_naming(prefix), SECONDS, "end of what ran containers")
+    wait_for(lambda: not processes_naming(prefix), "end of what ran containers")
 
 
 @contextmanager

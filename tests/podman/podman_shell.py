@@ -11,7 +11,8 @@ from typing import Any
 
 import sockets
 import trio
-from podman_here import SECONDS, Here, User
+from limits import HANG_SECONDS
+from podman_here import Here, User
 
 _NUMBERS = itertools.count(1)
 
@@ -34,7 +35,7 @@ class Shell:
     async def until(self, sign: str) -> str:
         """Everything up to ``sign``."""
         wanted, looked_at = sign.encode(), 0
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while (at := self.printed.find(wanted, looked_at)) < 0:
                 looked_at = max(0, len(self.printed) - len(wanted))
                 data = await self.client.receive()
@@ -67,7 +68,7 @@ class Reports:
     async def statuses(self, container: str, last: str) -> list[str]:
         """The next ones of a container, up to ``last``."""
         found: list[str] = []
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while last not in found:
                 data = await self._next("container_status")
                 if data["container_id"] == container:
@@ -77,7 +78,7 @@ class Reports:
         return found
 
     async def deleted(self, container: str) -> None:
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while (await self._next("container_deleted"))["container_id"] != container:
                 pass
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from limits import HANG_SECONDS, wait_until
 from podman_here import SECONDS, left_of, remove, remove_fence, service_in, unmount_disks
 from podman_image import RUNTIME, image
 
@@ -122,19 +123,27 @@ class Stage:
 
     async def execute(self, spec: Spec, command: list[str]) -> tuple[str, int | None]:
         output = b""
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             async with self.backend.exec(spec, command) as terminal:
                 while piece := await terminal.receive():
                     output += piece
         return output.decode().replace("\r\n", "\n"), terminal.exit_code
 
-    def service(self) -> int:
-        return service_in(self.directory)
+    async def service(self) -> int:
+        """The process id of Podman's service, which may just be started again."""
+        found: list[int] = []
+
+        async def runs() -> bool:
+            found[:] = [service_in(self.directory)]
+            return found != [0]
+
+        await wait_until(runs, "service of Podman's")
+        return found[0]
 
 
 async def _delete(backend: Podman, container_id: str) -> None:
     """As the driver does: what looks after a run cleans up as well, and one is too late."""
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         while True:
             with contextlib.suppress(BackendUnavailable):
                 return await backend.delete(container_id, USER)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from limits import HANG_SECONDS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
@@ -64,7 +65,7 @@ for port in (80, 53):
 
 
 def run(*command: str) -> None:
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=HANG_SECONDS)
 
 
 @contextlib.contextmanager

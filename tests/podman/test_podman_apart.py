@@ -19,8 +19,9 @@ import msgspec
 import pytest
 import trio
 from checks import unique, wait_for
+from limits import HANG_SECONDS
 from neighbours import place
-from podman_here import SECONDS, Here, User, inspect, left_of, name_of, remove
+from podman_here import Here, User, inspect, left_of, name_of, remove
 from podman_image import image, podman
 from podman_stage import Stage, stage
 
@@ -63,7 +64,7 @@ def page_on(host: str) -> Iterator[int]:
             yield listener.getsockname()[1]
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            server.join(SECONDS)
+            server.join(HANG_SECONDS)
 
 
 async def fetched(here: Stage, spec: Spec, *urls: str) -> list[str]:
@@ -171,7 +172,7 @@ while True:
 
 
 def run(*command: str) -> None:
-    subprocess.run(command, check=True, timeout=SECONDS)
+    subprocess.run(command, check=True, timeout=HANG_SECONDS)
 
 
 async def test_secrets_that_a_cloud_gives_this_machine_do_not_reach_containers(
@@ -289,7 +290,7 @@ CAPABILITIES = {
 
 def test_the_socket_is_ours_alone_and_podman_gets_none_of_our_settings(here: Here) -> None:
     directory = here.control / "compute"
-    wait_for((directory / "podman.sock").exists, SECONDS, "service of Podman's")
+    wait_for((directory / "podman.sock").exists, "service of Podman's")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert stat.S_ISSOCK((directory / "podman.sock").stat().st_mode)
     names = {
@@ -364,9 +365,7 @@ def test_only_what_is_ours_and_in_no_record_is_removed(here: Here, user: User) -
         make_things(ours, "0badcafe", f"gfs-{ours[:12]}-0badcafe")
         make_things(ours, "0badf00d", "by-another-name")
         for orphan in ("0badcafe", "0badf00d"):
-            wait_for(
-                lambda orphan=orphan: not left_of(LABEL_CONTAINER, orphan), SECONDS, "end of it"
-            )
+            wait_for(lambda orphan=orphan: not left_of(LABEL_CONTAINER, orphan), "end of it")
         user.act(made, "stop")
         user.delete(made)
         assert sorted(left_of(LABEL_CLUSTER, foreign)) == sorted(kept)
@@ -448,7 +447,7 @@ async def test_two_installations_on_one_machine_have_addresses_of_their_own(tmp_
 
 
 async def page_of(host: str, port: int) -> str:
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         async with await trio.open_tcp_stream(host, port) as stream:
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             answer = b""
@@ -497,7 +496,7 @@ async def test_a_container_whose_ssh_port_another_service_took_gets_another(
             assert (await here.seen.phase(spec, "running")).reason == ""
         command = here.backend.ssh_command(spec)
         assert f"-p {port} " not in command
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             async with await trio.open_tcp_stream("127.0.0.1", int(command.split()[2])) as stream:
                 assert (await stream.receive_some()).startswith(b"SSH-")
 

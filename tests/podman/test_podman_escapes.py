@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from escapes import ESCAPES, PERMITTED, PUBLIC, Escape
+from limits import HANG_SECONDS
 
 from control.compute.podman.network import fence
 
 pytestmark = pytest.mark.usefixtures("containers_work")
 
-SECONDS = 300.0
 PRISON = Path(__file__).parent / "prison.py"
 GIB = 1024**3
 
@@ -25,7 +25,9 @@ def story(containers_work: None, tmp_path_factory: pytest.TempPathFactory) -> di
     """What became of the prisoner."""
     directory = tmp_path_factory.mktemp("prison")
     command = [sys.executable, str(PRISON), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+    )
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stderr[-5000:]}"
     reported: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return reported

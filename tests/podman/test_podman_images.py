@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from limits import HANG_SECONDS
 from podman_here import SECONDS, processes
 from podman_image import image, podman
 from podman_stage import Stage, stage
@@ -35,7 +36,7 @@ def own_image() -> Iterator[str]:
 async def until_started(here: Stage, spec: Spec) -> set[str]:
     """Start it, as the driver does, until it is; what was said meanwhile."""
     said = set()
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         while True:
             try:
                 await here.backend.start(spec)
@@ -111,7 +112,7 @@ async def test_a_build_outlives_who_asked_for_it_and_serves_the_next(
         async with stage(directory, installed=name, image_base=image()) as here:
             with pytest.raises(BackendUnavailable, match="is being built"):
                 await here.backend.start(here.spec(image=name))
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 while not (builds := builds_of(name)):  # noqa: ASYNC110
                     await trio.sleep(0.01)
         assert builds_of(name) == builds

@@ -22,4 +22,4 @@ def test_the_page_leads_to_a_shell_in_a_container(containers_work: None, tmp_pat
         usual.symlink_to(here.directory / "state")
         follow([CONTAINERS], home, here.cloud.url)
         # The page deletes it; that takes a moment longer than the page.
-        wait_for(lambda: not here.recorded(), podman_here.SECONDS, "end of the page's container")
+        wait_for(lambda: not here.recorded(), "end of the page's container")

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 from checks import unique
+from limits import HANG_SECONDS
 from podman_here import SECONDS, inspect, name_of, processes_naming
 from podman_image import RUNTIME, build_image, image, podman
 from podman_stage import Stage, stage
+from signals import send
 
 from control.compute.backend import BackendUnavailable, Spec
 from control.compute.podman import backend, shapes, watching
@@ -82,7 +84,7 @@ async def test_what_a_container_uses_is_counted(tmp_path: Path) -> None:
         # It holds the line that does not end, and waits for more.
         holds = ["/bin/sh", "-c", "(head -c 60M /dev/zero; echo >&2 all; sleep 999) | tail -n 1"]
         async with here.backend.exec(busy, holds) as terminal:
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 assert b"all" in await terminal.receive()
             idle_usage = await here.backend.usage(idle)
             busy_usage = await here.backend.usage(busy)
@@ -108,7 +110,7 @@ async def test_the_log_of_podman_has_a_bound_and_goes_on(
     async with stage(tmp_path / "stage") as here:
         with log.open("ab") as file:
             file.write(b"old line\n" * 2000)
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while log.stat().st_size > 10_000:  # noqa: ASYNC110
                 await trio.sleep(0.02)
         assert set(log.read_bytes().splitlines()) == {b"old line"}
@@ -196,7 +198,7 @@ async def test_what_a_container_prints_is_reported_from_any_line_on(tmp_path: Pa
             assert await lines(2) == ["299", "300"]
             assert await lines(0) == []
 
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 async with aclosing(here.backend.logs(spec, 1, follow=True)) as following:
                     assert STAMP.sub("", await anext(following)) == "300"
                     await here.shell(spec, "kill -USR1 1")
@@ -299,7 +301,7 @@ async def test_a_container_whose_first_process_dies_runs_again(tmp_path: Path) -
         for _ in range(2):
             pid = inspect(spec.id)["State"]["Pid"]
             reported = len(here.seen.story)
-            os.kill(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
             await here.seen.until(
                 lambda reported=reported: (
                     [each.phase for each in here.seen.story[reported:]][-1:] == ["running"]
@@ -346,8 +348,8 @@ async def test_one_that_nobody_looks_after_any_more_is_seen_to_end(
         spec = await here.run()
         pid = inspect(spec.id)["State"]["Pid"]
         (conmon,) = processes_naming(f"-n\0{name_of(spec.id)}\0")
-        os.kill(conmon, signal.SIGKILL)
-        os.kill(pid, signal.SIGKILL)
+        send(conmon, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
         await here.seen.until(
             lambda: here.seen.sightings[spec.id].phase in ("stopped", "failed"), "its end"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from checks import ok, refused, wait_for
-from podman_here import SECONDS, Here, User, fetch, left_of, processes_naming, running
+from podman_here import Here, User, fetch, left_of, processes_naming, running
 from podman_shell import listening, listens, prints, shell
 
 from control.compute.backend import LABEL_CLUSTER, LABEL_CONTAINER
@@ -44,16 +44,16 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
                 f"/compute/containers/{made}/ingress", json={"port": port, "target_port": 3000}
             )
         )
-        page = wait_for(lambda: fetch(address, port).stdout, SECONDS, "page")
+        page = wait_for(lambda: fetch(address, port).stdout, "page")
         assert page == "a page\n"
         ok(user.client.delete(f"/compute/containers/{made}/ingress/{port}"))
-        wait_for(lambda: fetch(address, port).returncode == 7, SECONDS, "closed port")
+        wait_for(lambda: fetch(address, port).returncode == 7, "closed port")
 
         user.act(made, "stop")
         assert await reported.statuses(made, "stopped") == ["stopped"]
         refused(user.client.get(f"/compute/containers/{made}/terminal"), (400, 426))
         ssh_port = int(info["ssh_command"].split()[2])
-        wait_for(lambda: not listens(ssh_port), SECONDS, "closed SSH port")
+        wait_for(lambda: not listens(ssh_port), "closed SSH port")
 
         assert user.act(made, "start")["status"] == "pending"
         assert await reported.statuses(made, "running") == ["pending", "initializing", "running"]
@@ -65,17 +65,17 @@ async def test_the_whole_life_of_a_container(here: Here, user: User) -> None:
         ok(user.client.delete(f"/compute/containers/{made}"))
         await reported.deleted(made)
         refused(user.client.get(f"/compute/containers/{made}"), 404)
-        wait_for(lambda: made not in here.recorded(), SECONDS, "end of the record")
+        wait_for(lambda: made not in here.recorded(), "end of the record")
         assert left_of(LABEL_CONTAINER, made) == []
         assert not listens(ssh_port)
-        wait_for(lambda: not processes_naming(made), SECONDS, "end of its processes")
+        wait_for(lambda: not processes_naming(made), "end of its processes")
 
 
 async def test_a_deleted_key_lets_nobody_in_any_more(here: Here, user: User) -> None:
     made = user.run(ssh_enabled=True)
     assert user.ssh(made, "whoami") == "root\n"
     ok(user.client.delete(f"/compute/ssh-keys/{user.key_id}"))
-    wait_for(lambda: user.try_ssh(made, "true").returncode == 255, SECONDS, "locked door")
+    wait_for(lambda: user.try_ssh(made, "true").returncode == 255, "locked door")
     assert "Permission denied" in user.try_ssh(made, "true").stderr
 
 

@@ -13,9 +13,11 @@ import pytest
 import sockets
 import trio
 from checks import wait_for
+from limits import HANG_SECONDS
 from podman_here import SECONDS, Here, User, processes, runs_in
 from podman_shell import Shell, prints, shell
 from podman_stage import Stage, stage
+from signals import send
 
 from control.compute.backend import BackendUnavailable, Impossible, Spec
 from control.compute.podman import terminal
@@ -34,7 +36,7 @@ async def test_a_command_has_a_terminal_of_the_size_one_gives_it(tmp_path: Path)
         shows = "stty size; kill $!; exit 7"
         script = f"trap '{shows}' WINCH; stty size; echo $TERM; sleep 999 & wait"
         command = ["/bin/sh", "-c", script]
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             async with here.backend.exec(spec, command, columns=91, rows=17) as terminal:
                 output = b""
                 while b"xterm-256color" not in output:
@@ -57,7 +59,7 @@ async def test_every_byte_typed_arrives_and_none_means_anything_to_us(tmp_path: 
     command = ["/bin/sh", "-c", f"stty raw -echo; echo ready; head -c {len(typed)} | sha256sum"]
     async with stage(tmp_path / "stage") as here:
         spec = await here.run()
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             async with here.backend.exec(spec, command) as terminal:
                 output = b""
                 while b"ready" not in output:
@@ -74,7 +76,7 @@ async def test_a_command_ends_with_its_terminal_however_it_is_left(tmp_path: Pat
     async with stage(tmp_path / "stage") as here:
         spec = await here.run()
         for command in ("echo ready; exec sleep 4321", deaf):
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 async with here.backend.exec(spec, ["/bin/sh", "-c", command]) as terminal:
                     await terminal.receive()
                 listed = await here.shell(spec, "ps -o args= -e")
@@ -84,7 +86,7 @@ async def test_a_command_ends_with_its_terminal_however_it_is_left(tmp_path: Pat
             with trio.move_on_after(seconds):
                 async with here.backend.exec(spec, ["sleep", "5432"]) as terminal:
                     await trio.sleep_forever()
-        wait_for(lambda: not runs_in(spec.id, "sleep\0005432"), SECONDS, "end of the commands")
+        wait_for(lambda: not runs_in(spec.id, "sleep\0005432"), "end of the commands")
 
 
 @pytest.mark.usefixtures("containers_work")
@@ -112,7 +114,7 @@ async def test_twenty_at_once_all_open_and_leave_nothing(tmp_path: Path) -> None
                 leave.set()
         assert not runs_in(spec.id, "sh\0-c\0echo on")
         assert held(here) == []
-        wait_for(lambda: not conmons_of_commands(spec.id), SECONDS, "end of what ran them")
+        wait_for(lambda: not conmons_of_commands(spec.id), "end of what ran them")
 
 
 @pytest.mark.usefixtures("containers_work")
@@ -127,7 +129,7 @@ async def test_a_command_that_podman_lost_sight_of_is_ended(
             with contextlib.suppress(BackendUnavailable):
                 async with here.backend.exec(spec, ["sleep", "8765"]):
                     pass
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while held(here) or runs_in(spec.id, "sleep\0008765"):  # noqa: ASYNC110
                 await trio.sleep(0.1)
         monkeypatch.undo()
@@ -185,7 +187,7 @@ async def test_a_terminal_ends_when_its_container_does_or_podman_dies(tmp_path: 
     async with stage(tmp_path / "stage") as here:
         spec = await here.run()
         for end in ("stop", "service"):
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(HANG_SECONDS):
                 async with here.backend.exec(spec, ["sh", "-c", "echo on; sleep 99"]) as terminal:
                     assert b"on" in await terminal.receive()
                     times = here.seen.times_synced
@@ -193,7 +195,7 @@ async def test_a_terminal_ends_when_its_container_does_or_podman_dies(tmp_path: 
                         await here.backend.stop(spec)
                         await here.backend.start(spec)
                     else:
-                        os.kill(here.service(), signal.SIGKILL)
+                        send(await here.service(), signal.SIGKILL)
                     while await terminal.receive():
                         pass
             await here.seen.phase(spec, "running")
@@ -225,7 +227,7 @@ async def test_a_shell_ends_with_its_browser(here: Here, user: User) -> None:
     async with shell(here, user, made) as terminal:
         await terminal.run("(sleep 6543 &)")
         assert runs_in(made, "sleep\0006543")
-    wait_for(lambda: not runs_in(made, "bash"), SECONDS, "end of the shell")
+    wait_for(lambda: not runs_in(made, "bash"), "end of the shell")
 
 
 async def test_much_output_for_a_slow_reader_is_held_back_and_arrives_whole(
@@ -262,7 +264,7 @@ def resident(here: Here) -> int:
 
 
 async def only_process(container: str, command: str) -> int:
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         while not (found := runs_in(container, command)):  # noqa: ASYNC110
             await trio.sleep(0.01)
     (pid,) = found
@@ -272,7 +274,7 @@ async def only_process(container: str, command: str) -> int:
 async def until_it_rests(pid: int) -> int:
     """How much a process has written when it sleeps and has written no more meanwhile."""
     before = -1
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(HANG_SECONDS):
         while True:
             state, written = written_by(pid)
             if state == "S" and written == before:
@@ -304,7 +306,7 @@ async def test_a_terminal_whose_container_is_stopped_says_so(here: Here, user: U
     async with sockets.websocket(here.port, path, user.token) as client:
         await Shell(client).run("true")
         user.act(made, "stop")
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while await client.receive() is not None:
                 pass
         assert client.close_code == 1011
@@ -317,7 +319,7 @@ async def test_a_shell_that_ends_by_itself_is_closed_as_usual(here: Here, user: 
     async with sockets.websocket(here.port, path, user.token) as client:
         await Shell(client).run("true")
         await client.send("exit 3\n")
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while await client.receive() is not None:
                 pass
         assert client.close_code == 1000

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from harness import Cluster
+from limits import HANG_SECONDS
 from needs import need_modules
 from readme import ROOT, blocks, python_step
 from test_python_foreign import NEEDED
@@ -23,7 +24,7 @@ def test_the_page_shows_what_happens(cluster: Cluster, tmp_path: Path) -> None:
             env={**cluster.environment, "GFS_STATE": str(cluster.state)},
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert done.returncode == 0, f"{text}\n{done.stderr[-3000:]}"

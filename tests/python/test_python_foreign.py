@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from limits import HANG_SECONDS
 from needs import need_modules
 
 from gfs.client.sync import SyncFile
@@ -195,7 +196,7 @@ def test_dask_by_processes(url: str, options: dict[str, str], context: str, tmp_
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, url, options["key"], context],
         capture_output=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
@@ -243,7 +244,7 @@ def test_zarr_s_own_tests(url: str, options: dict[str, str], tmp_path: Path) -> 
         env={**os.environ, "ZARR_URL": url, "ZARR_KEY": options["key"]},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]

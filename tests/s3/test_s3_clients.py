@@ -19,6 +19,7 @@ from time import strptime
 from urllib.parse import quote, urlsplit
 
 import pytest
+from limits import HANG_SECONDS
 from needs import need
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
@@ -29,7 +30,6 @@ from control.s3.signature import Key, check_time, find, parse_query, verify
 
 HERE = Path(__file__).parent
 CLIENTS = HERE.parents[1] / ".venv-s3" / "bin"
-SECONDS = 300
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +94,7 @@ class Shell:
             input=input,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert done.returncode == 0, (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import signal
 import time
@@ -22,6 +21,7 @@ from typing import TextIO
 import on_disk
 import trio
 from harness import Cluster
+from signals import send
 
 from gfs.client import Client
 from gfs.errors import GfsError
@@ -31,7 +31,6 @@ from .model import museum
 CHUNKSERVERS = ["chunkserver-1", "chunkserver-2", "chunkserver-3"]
 STOP_SECONDS_MAX = 20.0
 REST_SECONDS_MAX = 4.0
-RESTART_SECONDS = 60.0
 REPAIR_SECONDS = 120.0
 
 
@@ -118,7 +117,7 @@ class Storm:
     async def _kill(self, who: str, fault: Fault) -> None:
         began = time.monotonic()
         pid = self._cluster.kill(who)
-        await trio.to_thread.run_sync(self._cluster.wait_restarted, who, pid, RESTART_SECONDS)
+        await trio.to_thread.run_sync(self._cluster.wait_restarted, who, pid)
         self._was_away(who, fault, began)
 
     async def _stop(self, who: str, fault: Fault) -> None:
@@ -127,7 +126,7 @@ class Storm:
         try:
             await trio.sleep(fault.seconds)
         finally:
-            os.kill(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
         self._was_away(who, fault, began)
 
     def _was_away(self, who: str, fault: Fault, began: float) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import trio
 from harness import Cluster, environment
+from limits import HANG_SECONDS
 
 import gfs
 from gfs.errors import GfsError
@@ -48,7 +49,7 @@ async def _storm(
 ) -> list[str]:
     url = cluster.ready["control"]["storage"]
     logs = {number: directory / f"client-{number}.log" for number in range(1, clients + 1)}
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url, timeout=HANG_SECONDS) as http:
         token = await trio.to_thread.run_sync(_log_in, http, password)
         async with gfs.connect(state=cluster.state) as fs:
             await _until_whole(cluster)

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import httpx
 import trio
+from limits import HANG_SECONDS
 
 import gfs
 from gfs.client import Client
@@ -39,7 +40,6 @@ from .model import (
 
 SPACE = "storm"
 PATHS = 30
-REST_SECONDS = 60.0
 PAUSE_SECONDS_MAX = 0.05
 #: Blocks of the shared file: near, far, over the ends of chunks and past them.
 BLOCKS = [*range(40), *range(4_000, 4_020), *range(16_370, 16_400), *range(33_000, 33_010)]
@@ -296,7 +296,7 @@ async def work(options: argparse.Namespace) -> None:
             if isinstance(worker, RestWorker):
                 token = {"Authorization": f"Bearer {os.environ['STORM_TOKEN']}"}
                 async with httpx.AsyncClient(
-                    base_url=options.rest, headers=token, timeout=REST_SECONDS
+                    base_url=options.rest, headers=token, timeout=HANG_SECONDS
                 ) as http:
                     await _until(stop, worker, lambda: worker.step(http))
             else:

@@ -19,6 +19,7 @@ import trio.testing
 from descriptors import none_left
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 
 from gfs.blocks import BLOCK_BYTES, block_sum, block_sums, packet_sums
 from gfs.chunkserver.copies.copy_on_write import copy
@@ -131,7 +132,7 @@ async def test_the_state_of_a_disk_is_known_though_its_own_record_is_older(
         else:
             for action in ("drain", "remove"):
                 await node.disk_orders.order(DiskOrder(0, "", disk.path, action))
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             await disk.closed.wait()
         nursery.cancel_scope.cancel()
     await node.close()
@@ -273,7 +274,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
         nursery.start_soon(node.disk_orders.run, [])
         await trio.testing.wait_all_tasks_blocked()
         disk.fail("failed", "a test")
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             await disk.closed.wait()
         with pytest.raises(StartupError, match="no disk left"):
             await node.disk_opening.save()
@@ -294,7 +295,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
             assert report.id == disk.id
             if way == "full":
                 break
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_SECONDS):
                 await node.store.disks.down[disk.path].closed.wait()
             assert not node.disk_opening.watched
         if way == "away":
@@ -302,7 +303,7 @@ async def test_an_order_that_cannot_use_a_disk_leaves_nothing_open(
         await node.disk_orders.order(retry)
         [disk] = node.store.disks.used.values()
         disk.fail("failed", "again")
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             await disk.closed.wait()  # somebody tended it
         nursery.cancel_scope.cancel()
     await node.close()
@@ -460,7 +461,7 @@ async def test_of_many_replicas_to_delete_each_is_looked_at(
     names = [ReplicaName(number, 2) for number in range(200)]
     names[3].version, names[7].version = 0, 1
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             async with node.store.open_chunks.using(9):
                 await delete_all(node, [*names, ReplicaName(1000, 1)])
         assert [number for number, path in paths.items() if path.exists()] == [5, 7]
@@ -771,7 +772,7 @@ async def test_a_file_that_is_opened_is_replaced_after_that(tmp_path: Path) -> N
     def slow_open(*args: object) -> ChunkFile:
         file = real_open(*args)  # type: ignore[arg-type]
         opened.set()
-        go_on.wait(60)
+        go_on.wait(HANG_SECONDS)
         return file
 
     async def read() -> None:
@@ -940,7 +941,7 @@ async def test_a_file_is_deleted_only_after_it_was_saved(tmp_path: Path) -> None
 
         def slow_sync() -> None:
             saves.set()
-            go_on.wait(60)
+            go_on.wait(HANG_SECONDS)
             sync()
             done.append("saved")
 
@@ -979,7 +980,7 @@ async def test_one_that_a_full_disk_does_not_save_holds_up_no_others(tmp_path: P
                 raise OSError(errno.ENOSPC, "full")
             save()
 
-        with pytest.MonkeyPatch.context() as patch, trio.fail_after(30):
+        with pytest.MonkeyPatch.context() as patch, trio.fail_after(HANG_SECONDS):
             patch.setattr(chunk.file, "save", save_if_it_can)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(node.store.durability.keep_saving, disk)
@@ -1017,7 +1018,7 @@ async def test_a_half_made_replica_that_a_disk_keeps_is_deleted_later(
             await give_up_half()
         await node.store.remove_leftovers()
         assert half_made()
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scan, node)
             while half_made():
@@ -1087,7 +1088,7 @@ async def test_a_disk_that_failed_can_be_unmounted_when_the_last_reader_is_done(
     make_chunk(node, 5, 1, b"data")
     node = await reopened(node)
     disk = node.store.disks.used[0]
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disk_orders.run, ())
             async with node.store.open_chunks.using(5):
@@ -1148,7 +1149,7 @@ async def test_what_was_damaged_is_remembered_when_its_disk_comes_back(
     node = await reopened(node)
     disk = node.store.disks.used[0]
     node.store.inventory.mark_bad(5)
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disk_orders.run, ())
             disk.fail(FAILED, "its cable is loose")
@@ -1199,14 +1200,14 @@ async def test_a_call_that_hung_and_fails_in_the_end_does_not_count(tmp_path: Pa
 
     def refused_late() -> None:
         begun.set()
-        go_on.wait(60)
+        go_on.wait(HANG_SECONDS)
         raise OSError(errno.EIO, "lost")
 
     async def sync() -> None:
         with pytest.raises(DiskFailed):
             await disk.run(refused_late)
 
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sync)
             await trio.to_thread.run_sync(begun.wait)
@@ -1250,7 +1251,7 @@ async def test_a_disk_that_could_not_be_added_again_is_still_known(tmp_path: Pat
     node = await node_in(tmp_path / "a", tmp_path / "b")
     disk = node.store.disks.used[0]
     known = node.disk_opening._server.at(disk.path)
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.disk_orders.run, ())
             disk.fail(FAILED, "its cable is loose")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 import trio.testing
+from limits import HANG_SECONDS
 from outcome import Value
 
 from gfs.errors import (
@@ -118,7 +119,7 @@ def on_a_simulated_wire(scenario: Scenario, seed: int = 1) -> None:
     async def main() -> None:
         universe = Universe(seed)
         client, server = (universe.machine(name).start_process().world for name in "cs")
-        with trio.fail_after(1000):
+        with trio.fail_after(HANG_SECONDS):
             await scenario(Wire(client, server, "s:1", universe))
 
     run_simulated(seed, main)
@@ -126,7 +127,7 @@ def on_a_simulated_wire(scenario: Scenario, seed: int = 1) -> None:
 
 def on_a_real_wire(scenario: Scenario) -> None:
     async def main() -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             await scenario(Wire(real_world(), real_world(), "127.0.0.1:0"))
 
     trio.run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from limits import HANG_SECONDS
 
 from gfs.io.real import RealClock
 from gfs.master.election.candidate import Candidate
@@ -83,7 +84,7 @@ async def test_a_release_does_not_make_those_who_wait_miss_the_hold() -> None:
         await trio.testing.wait_all_tasks_blocked()
         await candidate.release()
         nursery.start_soon(candidate.run)
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_SECONDS):
             await candidate.acquire()
         await trio.testing.wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 1, "only the renewals go on"

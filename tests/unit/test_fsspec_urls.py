@@ -19,6 +19,7 @@ import fsspec
 import pytest
 from fsspec.core import split_protocol
 from interrupts import interrupted
+from limits import HANG_SECONDS
 
 from gfs.errors import (
     GfsError,
@@ -138,7 +139,7 @@ def test_all_threads_that_wait_for_a_connection_have_its_error(
     def connect(place: connections.Place) -> Any:
         tried.append(place)
         begun.set()
-        assert down.wait(60)
+        assert down.wait(HANG_SECONDS)
         raise MasterUnavailable("no answer from 127.0.0.1:1")
 
     def call() -> None:
@@ -165,12 +166,12 @@ def test_all_threads_that_wait_for_a_connection_have_its_error(
     threads = [threading.Thread(target=call) for _ in range(8)]
     for thread in threads:
         thread.start()
-    assert begun.wait(60)
+    assert begun.wait(HANG_SECONDS)
     for _ in threads:
-        assert waiting.acquire(timeout=60)
+        assert waiting.acquire(timeout=HANG_SECONDS)
     down.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_SECONDS)
     assert (len(tried), len(errors)) == (1, 8)
     # The next call tries again.
     call()
@@ -196,7 +197,7 @@ def test_a_connection_that_is_interrupted_anywhere_keeps_no_other_thread_waiting
             connections.client_of(place)
         other = threading.Thread(target=call, daemon=True)
         other.start()
-        other.join(60)
+        other.join(HANG_SECONDS)
         assert found == [connections._clients.pop(place)], f"step {step}"
         if not was:
             break
@@ -245,7 +246,7 @@ def test_a_service_that_is_no_master_is_named_within_the_deadline(
         with pytest.raises(kind, match=said.format(address=re.escape(address))):
             fs.exists("/x")
         server.shutdown(socket.SHUT_RDWR)
-        thread.join(60)
+        thread.join(HANG_SECONDS)
         assert not thread.is_alive()
 
 

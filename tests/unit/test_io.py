@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 from descriptors import none_left
+from limits import HANG_SECONDS
 
 from gfs.io import Listener, Stream, World, real_world
 from gfs.io.real import RealFile, RealStream, split_address
@@ -37,7 +38,7 @@ async def connected(world: World) -> AsyncIterator[tuple[Stream, Stream]]:
     near = await world.network.connect(listener.address)
     far = await listener.accept()
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_SECONDS):
             yield near, far
     finally:
         for each in (near, far, listener):
@@ -181,7 +182,7 @@ async def test_close_under_a_thread_that_sends_keeps_the_descriptor(
 
     def slow(sock: socket.socket, *args: int) -> int:
         started.set()
-        go_on.wait(20)
+        go_on.wait(HANG_SECONDS)
         return send(sock, *args)
 
     monkeypatch.setattr(real, "_send_file_some", slow)
@@ -216,7 +217,7 @@ async def test_a_file_whose_disk_hangs_is_given_up(
 
     def hang(sock: socket.socket, number: int, *args: int) -> int:
         started.set()
-        go_on.wait(20)
+        go_on.wait(HANG_SECONDS)
         sent.append(os.fstat(number).st_ino)
         try:
             return send(sock, number, *args)
@@ -441,7 +442,7 @@ async def test_a_call_that_is_abandoned_keeps_its_place_until_it_ends(world: Wor
 
     def work() -> None:
         started.set()
-        go_on.wait(20)
+        go_on.wait(HANG_SECONDS)
         raise OSError("nobody hears of it")
 
     limiter = trio.CapacityLimiter(1)
@@ -473,7 +474,7 @@ async def test_a_file_closed_under_a_call_stays_what_it_was(
     def write(number: int, *args: Any) -> int:
         numbers.append(number)
         started.set()
-        go_on.wait(20)
+        go_on.wait(HANG_SECONDS)
         return pwrite(number, *args)
 
     monkeypatch.setattr(os, "pwrite", write)
@@ -563,7 +564,7 @@ async def test_a_blocking_call_is_over_when_it_returns(world: World) -> None:
 
     def work() -> None:
         started.set()
-        done.wait(20)
+        done.wait(HANG_SECONDS)
 
     finished = False
 

@@ -18,6 +18,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 from share import share
 
 from gfs.blocks import BLOCK_BYTES, packet_sums
@@ -652,7 +653,7 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
     def slow(record: Redo) -> bytes:
         if record.handle == 3:
             drawn.set()
-            go_on.wait(60)
+            go_on.wait(HANG_SECONDS)
         return encode(record)
 
     with pytest.MonkeyPatch.context() as patch, made._flushing:
@@ -661,9 +662,9 @@ def test_a_record_drawn_while_the_full_file_is_released_counts() -> None:
         releasing = threading.Thread(target=made.release)
         appending = threading.Thread(target=made.append, args=(redo(3, 0, b"x"), 0, Kept(3)))
         releasing.start()
-        assert looked.wait(60)
+        assert looked.wait(HANG_SECONDS)
         appending.start()
-        assert drawn.wait(60)
+        assert drawn.wait(HANG_SECONDS)
         made._flushing.release()
         releasing.join()
         made._flushing.acquire()

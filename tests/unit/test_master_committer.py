@@ -11,6 +11,7 @@ from pathlib import Path
 import lmdb
 import pytest
 import trio
+from limits import HANG_SECONDS
 
 from gfs.errors import AlreadyExists, Busy, DiskFailed, DiskFull, GfsError, StartupError
 from gfs.io import World, real_world
@@ -85,7 +86,7 @@ class Answers:
             self.all.set()
 
     async def wait(self) -> list[Outcome]:
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_SECONDS):
             await self.all.wait()
         return self.got
 
@@ -237,7 +238,7 @@ async def test_a_broken_store_ends_the_committer(store: Store) -> None:
     committer = Committer(WORLD, store, 120.0, lambda _: None)
     store._environment = Broken()  # type: ignore[assignment]
     committer.submit("c", 1, mkdir("/a"), lambda _: None)
-    with pytest.raises(DiskFailed, match="start it again"), trio.fail_after(10):
+    with pytest.raises(DiskFailed, match="start it again"), trio.fail_after(HANG_SECONDS):
         await committer.run()
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 import trio
+from limits import HANG_SECONDS
 
 from gfs.client import connect
 from gfs.config import MasterSettings
@@ -220,7 +221,7 @@ async def running(directory: Path, **changes: object) -> AsyncIterator[Cluster]:
         async with trio.open_nursery() as nursery:
             cluster = Cluster(directory, nursery, settings)
             await cluster.start()
-            with trio.fail_after(60):
+            with trio.fail_after(HANG_SECONDS):
                 yield cluster
             nursery.cancel_scope.cancel()
 
@@ -436,7 +437,7 @@ class Client:
 
     async def patiently(self, message: Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
         """As a real client: what is retryable is tried again."""
-        with trio.fail_after(WAIT_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while True:
                 try:
                     return await self.call(message, kind, body)
@@ -875,7 +876,7 @@ async def test_an_upload_whose_client_is_gone_is_collected(tmp_path: Path) -> No
         kept = (await alive.reserve()).chunks[0].handle
         for server in servers:
             server.replicas = {lost: (1, 5), kept: (1, 5)}
-        with trio.fail_after(WAIT_SECONDS):
+        with trio.fail_after(HANG_SECONDS):
             while any((lost, 1) not in server.deleted for server in servers):
                 await alive.call(Ping(0), Done)
                 await trio.sleep(0.02)

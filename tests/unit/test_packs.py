@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 
 from gfs.blocks import BLOCK_BYTES, KIB, PAGE_BYTES, Buffer, block_sum
 from gfs.chunkserver.disks import loading
@@ -356,7 +357,7 @@ def test_nobody_waits_for_a_hole_that_is_being_punched(
     def punch(offset: int, count: int) -> None:
         other = threading.Thread(target=packs.put, args=([made(9, contents(9, 5000))], True))
         other.start()
-        other.join(30)
+        other.join(HANG_SECONDS)
         assert not other.is_alive()
 
     assert packs._data is not None

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 
 from control.api import RecordsFailed
 from control.s3.checksums import AHEAD_BYTES_MAX, Sums
@@ -330,7 +331,7 @@ async def test_a_bound_of_bytes_waits_for_the_thread_that_sums() -> None:
 
     class Slow:
         def update(self, data: bytes, /) -> None:
-            gate.wait(60)
+            gate.wait(HANG_SECONDS)
 
         def digest(self) -> bytes:
             return b""

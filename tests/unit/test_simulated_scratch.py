@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from limits import HANG_SECONDS
+
 from gfs.testing.scratch import make_scratch, remove_left
 
 CHILD = """
@@ -28,11 +30,11 @@ def test_only_what_the_dead_left_is_removed() -> None:
         remove_left(other.parent)
         assert other.is_dir()
         child.send_signal(signal.SIGKILL)
-        child.wait(60)
+        child.wait(HANG_SECONDS)
         remove_left(other.parent)
         assert not other.exists()
         assert own.is_dir()
     finally:
         child.kill()
-        child.communicate(timeout=60)
+        child.communicate(timeout=HANG_SECONDS)
         shutil.rmtree(own)

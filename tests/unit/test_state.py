@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from limits import HANG_SECONDS
 
 from gfs.errors import SettingsError
 from gfs.io import others_can_read
@@ -114,7 +115,7 @@ def test_processes_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> Non
     racers = [context.Process(target=_make, args=arguments) for _ in range(4)]
     for racer in racers:
         racer.start()
-    keys = {results.get(timeout=60) for _ in racers}
+    keys = {results.get(timeout=HANG_SECONDS) for _ in racers}
     for racer in racers:
         racer.join()
     assert keys == set(read_keys(tmp_path / KEY_NAME))

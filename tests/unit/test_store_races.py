@@ -20,6 +20,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 from share import share
 
 from gfs.blocks import BLOCK_BYTES, block_sums, packet_sums
@@ -336,7 +337,7 @@ class Server:
         known.done.append(done)
         try:
             # An order never hangs: what it waits for has a deadline.
-            with trio.fail_after(60):
+            with trio.fail_after(HANG_SECONDS):
                 done.acked = await action() and self.process.alive
         except (GfsError, OSError):
             if op.kind == "delete" and trio.current_time() > done.began + 5:

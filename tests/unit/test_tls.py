@@ -16,6 +16,7 @@ from certificates import Authority
 from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import HANG_SECONDS
 from share import share
 
 from gfs.errors import GfsError, SettingsError, TlsRefused, WrongClusterKey
@@ -57,7 +58,7 @@ async def served(
     server: Identity, client: Identity, work: Callable[[BulkConnection], Awaitable[None]]
 ) -> None:
     world = real_world()
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         listener = await world.network.listen("127.0.0.1:0")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, world, listener, server, pong)
@@ -126,7 +127,7 @@ async def test_the_server_says_whom_it_could_not_convince(
     stranger = Authority().write(tmp_path / "stranger", "127.0.0.1")
     world = real_world()
     listener = await world.network.listen("127.0.0.1:0")
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, world, listener, member("master", stranger), pong)
             with pytest.raises(TlsRefused):
@@ -232,7 +233,7 @@ def test_what_is_no_tls_costs_one_connection_and_is_answered(made: Path, noise: 
             stream = await world.network.connect(listener.address)
             await stream.send_all(noise)
             answer = memoryview(bytearray(4096))
-            with trio.fail_after(10):
+            with trio.fail_after(HANG_SECONDS):
                 # An incomplete hello is waited for; then the peer is let go.
                 if noise[0] not in (0x15, 0x16):
                     assert await stream.receive_into(answer)
@@ -341,7 +342,7 @@ async def test_files_are_sent_through_it(made: Path, tmp_path: Path) -> None:
         assert await _receive(stream, 600_000, [65536]) == data[1000:601_000]
         stream.close()
 
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(near)
             stream = await tls.accept(await listener.accept(), world.run_blocking)
