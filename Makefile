@@ -1,6 +1,8 @@
 # make up      a whole cluster on this machine, in the foreground (ARGS="--port 9500")
-# make test    linters, types, import direction, and all tests that need only Python (SHARE=100: all seeds)
-# make test-all  the tests that need root, containers, an API server, a browser or another program
+# make test    for everybody, all the time: linters, types, and what needs only Python (SHARE=100: all seeds)
+# .ci/run      for every change: make test SHARE=100, and one smoke test of each outside part
+# make test-all  before a release, and each night: everything that is real, with a second try for what failed
+# make smoke   one test of each outside part, where that part is there
 # make test-kubernetes  tests with a real Kubernetes; the first time it builds one, in minutes
 # make test-browser  tests with a real browser, and real containers; as root
 # make test-podman  tests with real containers; as root, since it adds Debian's packages
@@ -46,10 +48,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install up test test-all test-kubernetes test-browser test-podman test-python test-deploy test-disks test-mount install-foreign install-s3 test-s3 install-mount console soak storm explore mutants coverage mutants-code lint audit bench bench-peers bench-links bench-growth clean
+.PHONY: help install up test smoke test-all test-kubernetes test-browser test-podman test-python test-deploy test-disks test-mount install-foreign install-s3 test-s3 install-mount console soak storm explore mutants coverage mutants-code lint audit bench bench-peers bench-links bench-growth clean
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@sed -n 's/^# \(make .*\|\.ci.*\)/\1/p' Makefile
 
 install: $(VENV)/.installed $(VENV)/.console
 
@@ -104,6 +106,11 @@ lint: install
 test: lint
 	@GFS_TEST_SHARE=$(SHARE) GFS_TEST_TURN=$(TURN) $(PYTEST) $(SPREAD) -m "thin or not real" \
 		tests/unit tests/simulation tests/cluster tests/control $(ARGS)
+
+# One of each outside part: podman, an API server, a browser, a disk that fails, a client of S3,
+# PostgreSQL, etcd.
+smoke: install
+	@$(PYTEST) -m smoke tests $(ARGS)
 
 # What is not there is skipped, or fails with GFS_TEST_REQUIRE=1: the next seven add it.
 test-all: install

@@ -372,6 +372,9 @@ def say(text: str) -> None:
 def main() -> int:
     # To stop as after Ctrl-C: what was started ends, and what was written goes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if "--missing" in sys.argv[1:]:
+        print(missing())
+        return 1 if missing() else 0
     try:
         if "--install" in sys.argv[1:]:
             install()
