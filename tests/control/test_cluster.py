@@ -37,7 +37,7 @@ BASE = "/admin/cluster"
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """A cloud that is drained and whose disks come and go."""
     made = Cloud(tmp_path_factory.mktemp("cluster"), chunkservers=4)
     try:
@@ -66,10 +66,10 @@ def kinds(cloud: Cloud) -> list[str]:
     return [each["kind"] for each in ok(cloud.admin.get(f"{BASE}/events"))["events"]]
 
 
-def test_the_cluster_at_a_glance_is_what_gfs_status_shows(own: Cloud) -> None:
-    put(own.admin, "default", "glance", b"x" * 5000)
-    seen = ok(own.admin.get(BASE))
-    status = own.cluster.json("status")
+def test_the_cluster_at_a_glance_is_what_gfs_status_shows(cloud: Cloud) -> None:
+    put(cloud.admin, "default", "glance", b"x" * 5000)
+    seen = ok(cloud.admin.get(BASE))
+    status = cloud.cluster.json("status")
     assert seen["cluster"] == status["cluster"]
     assert (seen["files"], seen["bytes"]) == (
         status["totals"]["files"], status["totals"]["bytes"],
@@ -82,8 +82,8 @@ def test_the_cluster_at_a_glance_is_what_gfs_status_shows(own: Cloud) -> None:
     assert abs(seen["now"] - time.time()) < 600
 
 
-def test_servers_have_racks_and_disks(own: Cloud) -> None:
-    found = servers(own)
+def test_servers_have_racks_and_disks(cloud: Cloud) -> None:
+    found = servers(cloud)
     assert len({each["id"] for each in found}) == 4
     for each in found:
         assert (each["state"], each["drain"], each["maintenance_seconds"]) == ("live", "", 0)
@@ -92,53 +92,53 @@ def test_servers_have_racks_and_disks(own: Cloud) -> None:
         assert [disk["state"] for disk in each["disks"]] == ["ok"]
 
 
-def test_repair_is_paused_and_resumed(own: Cloud) -> None:
-    assert ok(own.admin.put(f"{BASE}/repair", json={"paused": True}))["paused"]
-    assert "gfs repair resume" in commands(own)
+def test_repair_is_paused_and_resumed(cloud: Cloud) -> None:
+    assert ok(cloud.admin.put(f"{BASE}/repair", json={"paused": True}))["paused"]
+    assert "gfs repair resume" in commands(cloud)
     body = {"paused": False, "settings": {"clones_total": 3}}
-    changed = ok(own.admin.put(f"{BASE}/repair", json=body))
+    changed = ok(cloud.admin.put(f"{BASE}/repair", json=body))
     assert (changed["paused"], changed["settings"]["clones_total"]) == (False, 3)
-    assert "gfs repair resume" not in commands(own)
-    ok(own.admin.put(f"{BASE}/repair", json={"settings": {"clones_total": -1}}))
-    refused(own.admin.put(f"{BASE}/repair", json={"settings": {"speed": 1}}), 400)
-    refused(own.admin.put(f"{BASE}/repair", json={"paused": "yes"}), 400, "paused")
+    assert "gfs repair resume" not in commands(cloud)
+    ok(cloud.admin.put(f"{BASE}/repair", json={"settings": {"clones_total": -1}}))
+    refused(cloud.admin.put(f"{BASE}/repair", json={"settings": {"speed": 1}}), 400)
+    refused(cloud.admin.put(f"{BASE}/repair", json={"paused": "yes"}), 400, "paused")
 
 
-def test_a_server_is_drained_and_comes_back(own: Cloud) -> None:
-    first, second, *_ = servers(own)
+def test_a_server_is_drained_and_comes_back(cloud: Cloud) -> None:
+    first, second, *_ = servers(cloud)
     drain = f"{BASE}/servers/{first['id']}/drain"
-    assert ok(own.admin.post(drain, json={}))["drain"] in ("draining", "drained")
-    wait_for(lambda: servers(own)[0]["drain"] == "drained", "the drain")
-    text = refused(own.admin.post(f"{BASE}/servers/{second['address']}/drain", json={}), 409)
+    assert ok(cloud.admin.post(drain, json={}))["drain"] in ("draining", "drained")
+    wait_for(lambda: servers(cloud)[0]["drain"] == "drained", "the drain")
+    text = refused(cloud.admin.post(f"{BASE}/servers/{second['address']}/drain", json={}), 409)
     assert "chunkserver" in text
-    assert f"gfs drain --cancel {first['id']}" in commands(own)
-    refused(own.admin.delete(f"{BASE}/servers/{first['id']}"), 409)
-    wait_for(lambda: kinds(own)[:1] == ["drain"], "the event")
-    before = len(kinds(own))
-    assert ok(own.admin.post(drain, json={"cancel": True}))["drain"] == ""
-    wait_for(lambda: len(kinds(own)) > before, "the event")
+    assert f"gfs drain --cancel {first['id']}" in commands(cloud)
+    refused(cloud.admin.delete(f"{BASE}/servers/{first['id']}"), 409)
+    wait_for(lambda: kinds(cloud)[:1] == ["drain"], "the event")
+    before = len(kinds(cloud))
+    assert ok(cloud.admin.post(drain, json={"cancel": True}))["drain"] == ""
+    wait_for(lambda: len(kinds(cloud)) > before, "the event")
     for what in ("drain", "maintenance"):
         body: dict[str, Any] = {"seconds": 60} if what == "maintenance" else {}
-        refused(own.admin.post(f"{BASE}/servers/nothing/{what}", json=body), 404, "nothing")
-    refused(own.admin.delete(f"{BASE}/servers/nothing"), 404)
+        refused(cloud.admin.post(f"{BASE}/servers/nothing/{what}", json=body), 404, "nothing")
+    refused(cloud.admin.delete(f"{BASE}/servers/nothing"), 404)
 
 
-def test_maintenance_has_an_end(own: Cloud) -> None:
-    name = servers(own)[0]["id"]
+def test_maintenance_has_an_end(cloud: Cloud) -> None:
+    name = servers(cloud)[0]["id"]
     path = f"{BASE}/servers/{name}/maintenance"
-    assert 0 < ok(own.admin.post(path, json={"seconds": 600}))["maintenance_seconds"] <= 600
-    assert f"gfs maintenance {name} off" in commands(own)
-    assert ok(own.admin.post(path, json={"seconds": 0}))["maintenance_seconds"] == 0
+    assert 0 < ok(cloud.admin.post(path, json={"seconds": 600}))["maintenance_seconds"] <= 600
+    assert f"gfs maintenance {name} off" in commands(cloud)
+    assert ok(cloud.admin.post(path, json={"seconds": 0}))["maintenance_seconds"] == 0
     for wrong in ({}, {"seconds": -1}, {"seconds": 8 * 86400}):
-        refused(own.admin.post(path, json=wrong), 400, "seconds")
+        refused(cloud.admin.post(path, json=wrong), 400, "seconds")
 
 
-def test_a_disk_comes_and_goes(own: Cloud, tmp_path: Path) -> None:
-    name = servers(own)[0]["id"]
+def test_a_disk_comes_and_goes(cloud: Cloud, tmp_path: Path) -> None:
+    name = servers(cloud)[0]["id"]
     path, disk = f"{BASE}/servers/{name}/disks", str(tmp_path / "disk")
 
     def order(action: str) -> httpx.Response:
-        return own.admin.post(path, json={"path": disk, "action": action})
+        return cloud.admin.post(path, json={"path": disk, "action": action})
 
     assert len(ok(order("add"))["disks"]) == 2
     refused(order("add"), 409)
@@ -146,29 +146,29 @@ def test_a_disk_comes_and_goes(own: Cloud, tmp_path: Path) -> None:
     assert [each["state"] for each in found if each["path"] == disk] == ["draining"]
     wait_for(lambda: order("remove").status_code == 200, "the removal")
     refused(order("remove"), (404, 409))
-    refused(own.admin.post(path, json={"path": disk, "action": "format"}), 400, "action")
+    refused(cloud.admin.post(path, json={"path": disk, "action": "format"}), 400, "action")
     refused(
-        own.admin.post(f"{BASE}/servers/nothing/disks", json={"path": disk, "action": "add"}), 404
+        cloud.admin.post(f"{BASE}/servers/nothing/disks", json={"path": disk, "action": "add"}), 404
     )
 
 
-def test_masters(own: Cloud) -> None:
-    found = ok(own.admin.get(f"{BASE}/masters"))
+def test_masters(cloud: Cloud) -> None:
+    found = ok(cloud.admin.get(f"{BASE}/masters"))
     assert (found["role"], found["shadows"], found["election"]) == ("master", [], None)
     assert found["sequence"] > 0
-    refused(own.admin.post(f"{BASE}/failover", json={}), 409, "gfs promote")
-    refused(own.admin.delete(f"{BASE}/masters/127.0.0.1:1"), 404)
+    refused(cloud.admin.post(f"{BASE}/failover", json={}), 409, "gfs promote")
+    refused(cloud.admin.delete(f"{BASE}/masters/127.0.0.1:1"), 404)
 
 
-def test_numbers_of_the_last_hour(own: Cloud) -> None:
+def test_numbers_of_the_last_hour(cloud: Cloud) -> None:
     def measured() -> bool:
-        put(own.admin, "default", "series", b"x" * 100_000, overwrite="true")
-        values = ok(own.admin.get(f"{BASE}/series"))["values"]
+        put(cloud.admin, "default", "series", b"x" * 100_000, overwrite="true")
+        values = ok(cloud.admin.get(f"{BASE}/series"))["values"]
         assert set(values) == set(series.NAMES)
         return any(values["upload_bytes_per_second"]) and any(values["request_seconds_p99"])
 
     wait_for(measured, "two points")
-    found = ok(own.admin.get(f"{BASE}/series"))
+    found = ok(cloud.admin.get(f"{BASE}/series"))
     assert len(found["at"]) == 360
     assert {b - a for a, b in zip(found["at"], found["at"][1:], strict=False)} == {10}
     assert {len(values) for values in found["values"].values()} == {360}
@@ -176,25 +176,25 @@ def test_numbers_of_the_last_hour(own: Cloud) -> None:
     assert all(0 < each < 60 for each in found["values"]["master_seconds"] if each is not None)
 
 
-def test_pages_of_events(own: Cloud) -> None:
-    everything = ok(own.admin.get(f"{BASE}/events"))["events"]
+def test_pages_of_events(cloud: Cloud) -> None:
+    everything = ok(cloud.admin.get(f"{BASE}/events"))["events"]
     assert len(everything) >= 2, "those of the drain"
-    page = ok(own.admin.get(f"{BASE}/events", params={"limit": 1}))
-    rest = ok(own.admin.get(f"{BASE}/events", params={"before": page["next"], "limit": 1000}))
+    page = ok(cloud.admin.get(f"{BASE}/events", params={"limit": 1}))
+    rest = ok(cloud.admin.get(f"{BASE}/events", params={"before": page["next"], "limit": 1000}))
     assert [*page["events"], *rest["events"]][-len(everything) :] == everything
     assert rest["next"] is None
-    refused(own.admin.get(f"{BASE}/events", params={"before": "x"}), 400, "before")
+    refused(cloud.admin.get(f"{BASE}/events", params={"before": "x"}), 400, "before")
 
 
-def test_only_administrators_may(own: Cloud, tmp_path: Path) -> None:
-    user, _ = own.make_user()
-    admin_id = ok(own.admin.get("/api/session"))["user_id"]
+def test_only_administrators_may(cloud: Cloud, tmp_path: Path) -> None:
+    user, _ = cloud.make_user()
+    admin_id = ok(cloud.admin.get("/api/session"))["user_id"]
     actions = ["create", "read", "update", "delete"]
-    made = make_token(own.admin, {f"storage.{admin_id}": actions})
-    token, nobody = own.client(made["token"]), own.client()
+    made = make_token(cloud.admin, {f"storage.{admin_id}": actions})
+    token, nobody = cloud.client(made["token"]), cloud.client()
     user_id = ok(user.get("/api/session"))["user_id"]
     users = make_token(user, {f"cluster.{user_id}": ["read", "update", "delete"]})
-    in_vain = own.client(users["token"])
+    in_vain = cloud.client(users["token"])
     routes = [
         route for module, route in make_app(tmp_path, *discover().values()).table
         if module == "cluster"
@@ -206,11 +206,11 @@ def test_only_administrators_may(own: Cloud, tmp_path: Path) -> None:
             refused(client.request(route.method, path, json={}), status)
 
 
-def test_a_script_has_an_administrators_token(own: Cloud) -> None:
-    admin_id = ok(own.admin.get("/api/session"))["user_id"]
+def test_a_script_has_an_administrators_token(cloud: Cloud) -> None:
+    admin_id = ok(cloud.admin.get("/api/session"))["user_id"]
 
     def client(scope: str, *actions: str) -> httpx.Client:
-        return own.client(make_token(own.admin, {scope: list(actions)})["token"])
+        return cloud.client(make_token(cloud.admin, {scope: list(actions)})["token"])
 
     reader = client(f"cluster.{admin_id}", "read")
     operator = client(f"cluster.{admin_id}.servers", "update")
@@ -226,19 +226,19 @@ def test_a_script_has_an_administrators_token(own: Cloud) -> None:
     refused(operator.put(f"{BASE}/repair", json={"paused": True}), 403, "cluster")
 
 
-def test_without_a_master_it_says_so_soon(own: Cloud) -> None:
-    own.cluster.kill("master", signal.SIGSTOP)
+def test_without_a_master_it_says_so_soon(cloud: Cloud) -> None:
+    cloud.cluster.kill("master", signal.SIGSTOP)
     try:
         began = time.monotonic()
-        answer = own.admin.get(BASE)
+        answer = cloud.admin.get(BASE)
         took = time.monotonic() - began
-        assert ok(own.admin.get(f"{BASE}/events"))["events"]
+        assert ok(cloud.admin.get(f"{BASE}/events"))["events"]
     finally:
-        own.cluster.kill("master", signal.SIGCONT)
+        cloud.cluster.kill("master", signal.SIGCONT)
     refused(answer, 503)
     assert answer.headers["Retry-After"]
     assert took < 25, "it is to give up after 10 s"
-    ok(own.admin.get(BASE))
+    ok(cloud.admin.get(BASE))
 
 
 # --- events -------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from signals import send
 from control.compute.rows import KEYS_MAX
 from control.quota import Limits
 
+pytestmark = pytest.mark.real
+
 
 class Mortal(Alone, ComputeCloud):
     """With containers that are files."""

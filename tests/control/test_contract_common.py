@@ -13,6 +13,8 @@ from checks import anonymous, bearer, make_namespace, ok, put, refused, unique, 
 from cloud import Cloud
 from raw import Connection
 
+pytestmark = pytest.mark.real
+
 MIB = 1024 * 1024
 
 

@@ -28,6 +28,8 @@ from signals import send
 
 from control.cli.serving import CONSOLE
 
+pytestmark = pytest.mark.real
+
 MakeCloud = Callable[..., Cloud]
 #: In /proc/net/tcp.
 LISTENING = "0A"

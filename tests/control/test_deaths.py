@@ -35,6 +35,8 @@ from cloud import Cloud
 from raw import FORM_END, FORM_TYPE, Answer, Connection, form_part, head
 from signals import send
 
+pytestmark = pytest.mark.real
+
 MIB = 1024 * 1024
 #: A chunk of 64 MiB and one that is not full.
 PIECES = 80

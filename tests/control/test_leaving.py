@@ -13,6 +13,8 @@ import pytest
 from checks import bearer, ok
 from compute_cloud import ComputeCloud
 
+pytestmark = pytest.mark.real
+
 UPGRADE = (
     "Connection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"

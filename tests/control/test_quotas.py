@@ -26,6 +26,8 @@ from signals import send
 import gfs
 from control.storage.rows import ROOT
 
+pytestmark = pytest.mark.real
+
 KIB = 1024
 MIB = 1024 * KIB
 WORKERS = 3

@@ -300,6 +300,7 @@ async def test_an_end_is_noticed_within_the_time_promised(
     assert max(late) + CLOSE_SECONDS <= PROMISED_SECONDS
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_what_is_open_ends_with_its_credential(pair: ComputeCloud, way: Way) -> None:
     person = Person(pair)

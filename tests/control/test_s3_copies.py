@@ -21,6 +21,8 @@ from cloud import Cloud
 from limits import HANG_SECONDS
 from s3_client import XMLNS, S3Client, begin, client_of, complete, done, failed, new_key, xml
 
+pytestmark = pytest.mark.real
+
 MIB = 1024 * 1024
 DATA = os.urandom(3 * MIB)
 ETAG = f'"{hashlib.md5(DATA).hexdigest()}"'

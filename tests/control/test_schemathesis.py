@@ -32,6 +32,8 @@ from share import share
 
 from control.console.module import BUILT
 
+pytestmark = pytest.mark.real
+
 SEED = "20260114"
 #: For each operation, in the part that is left to chance.
 EXAMPLES = 8

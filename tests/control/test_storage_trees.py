@@ -701,6 +701,7 @@ def test_a_look_does_not_wait_long_for_a_master(cloud: Cloud, ada: Who, space: s
 # --- kills --------------------------------------------------------------------------------
 
 
+@pytest.mark.real
 def test_counts_are_right_after_kills_in_the_middle(tmp_path: Path) -> None:
     """Whatever was under way: it is carried out or not, and is counted as what it is."""
     cloud = Cloud(tmp_path, chunkservers=1)
