@@ -14,8 +14,7 @@ access and metrics). Three servers are compared:
 - *Hypercorn, plain Quart*: the same with Quart's own classes, as anybody would start it. The
   control plane needs ours.
 
-Over TLS, curl uploads and downloads with HTTP/1.1 and with HTTP/2 (the certificate is made
-with ``openssl``).
+Over TLS, curl uploads and downloads (the certificate is made with ``openssl``).
 
 The servers take turns, round by round, and the medians are shown: what else the machine does
 meets all of them. The client is this process, which looks at no more of an answer than its
@@ -76,10 +75,8 @@ ROWS = {
     "upload_cpu_s_per_gib": ("upload", "s of CPU a GiB", 2),
     "download_mib_s": ("download", "MiB/s", 0),
     "download_cpu_s_per_gib": ("download", "s of CPU a GiB", 2),
-    "tls_upload_mib_s": ("upload, TLS and HTTP/1.1", "MiB/s", 0),
-    "tls_download_mib_s": ("download, TLS and HTTP/1.1", "MiB/s", 0),
-    "h2_upload_mib_s": ("upload, TLS and HTTP/2", "MiB/s", 0),
-    "h2_download_mib_s": ("download, TLS and HTTP/2", "MiB/s", 0),
+    "tls_upload_mib_s": ("upload over TLS", "MiB/s", 0),
+    "tls_download_mib_s": ("download over TLS", "MiB/s", 0),
     "idle_kib": (f"{IDLE:,} idle connections", "KiB each", 1),
 }
 
@@ -277,14 +274,14 @@ def idle(server: Server) -> Figures:
     return {"idle_kib": grown * KIB / IDLE}
 
 
-def over_tls(server: Server, version: str, name: str, source: Path) -> Figures:
+def over_tls(server: Server, source: Path) -> Figures:
     """curl, one file each way."""
     url = f"https://127.0.0.1:{server.address[1]}"
-    options = ["-k", f"--http{version}", "-o", os.devnull, "--retry", "9", "--retry-connrefused"]
+    options = ["-k", "--http1.1", "-o", os.devnull, "--retry", "9", "--retry-connrefused"]
     size = source.stat().st_size
     sent = rest.curl(*options, "-X", "POST", "-T", str(source), f"{url}/upload")
     got = rest.curl(*options, f"{url}/download/{size}")
-    return {f"{name}_upload_mib_s": size / MIB / sent, f"{name}_download_mib_s": size / MIB / got}
+    return {"tls_upload_mib_s": size / MIB / sent, "tls_download_mib_s": size / MIB / got}
 
 
 def make_certificate(directory: Path) -> str:
@@ -323,9 +320,8 @@ def measure(rounds: int, seconds: float, mib: int) -> dict[str, dict[str, list[f
         source.write_bytes(bytes(mib * MIB))
         with started("small", make_certificate(Path(scratch))) as servers:
             for _ in range(rounds):
-                for version, name in (("1.1", "tls"), ("2", "h2")):
-                    for kind, server in servers.items():
-                        note(kind, over_tls(server, version, name, source))
+                for kind, server in servers.items():
+                    note(kind, over_tls(server, source))
     with started("control") as servers:
         for _ in range(rounds):
             for kind, server in servers.items():

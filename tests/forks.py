@@ -41,7 +41,7 @@ IMPORTED = [
 ]
 #: What the control plane is built on, and that itself.
 BELOW_CONTROL = [
-    *("argon2", "cryptography.hazmat.primitives.asymmetric.ec", "cryptography.x509", "h2.events"),
+    *("argon2", "cryptography.hazmat.primitives.asymmetric.ec", "cryptography.x509"),
     *("hypercorn.trio", "jwt", "multipart", "quart", "quart_trio", "wsproto"),
 ]
 CONTROL = ["control.auth", "control.cli.serving", "control.compute", "control.storage"]

@@ -1,12 +1,13 @@
 """The HTTP server of the control plane.
 
 :func:`serve` runs one ASGI application on sockets made by :func:`listen`, within the
-bounds of :class:`HttpLimits`: HTTP/1.1, and HTTP/2 over TLS. A Quart application uses all
+bounds of :class:`HttpLimits`: HTTP/1.1 and WebSockets, with or without TLS. A proxy in front
+may speak HTTP/2 to its clients. A Quart application uses all
 of it with ``app.asgi_http_class = HttpConnection`` and ``app.request_class =
 StreamingRequest``. Other rooms use the names below, and the closing codes in ``socket``.
 From the sockets inwards: ``server`` accepts, ``admission`` and ``slots`` decide who is
-served, ``connection`` moves the bytes of one client, ``http1`` and ``http2`` speak the
-protocols (with ``h11`` and ``h2``), ``exchange`` runs the application for one request and
+served, ``connection`` moves the bytes of one client, ``http1`` speaks the
+protocol (with ``h11``), ``exchange`` runs the application for one request and
 ``websocket`` for one WebSocket, ``asgi`` and ``socket`` are the interface of handlers.
 
 It is written for a store of large files whose users need not trust one another: the
@@ -22,7 +23,7 @@ h11 accepts some of it. An answer that cannot be finished never ends like a whol
 lacks bytes of its length or its last chunk, or ends with a reset, and over TLS without
 ``close_notify``.
 
-One case is not noticed: an HTTP/1.1 client that leaves while the kernel's buffers are
+One case is not noticed: a client that leaves while the kernel's buffers are
 full of a body that the application does not read. The end is queued behind those bytes, so
 the application sees it only when it reads on.
 """

@@ -1,7 +1,6 @@
-"""Which connections and requests the server admits, and which end to make room.
+"""Which connections the server admits, and which end to make room.
 
-``slots.py`` decides; this module carries the decision out. A connection holds a slot, and
-so does each request on an HTTP/2 connection, where many share one socket.
+``slots.py`` decides; this module carries the decision out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One client's connection: its bytes, its slot, and how it ends.
 
-One task serves a connection, with the protocol that was negotiated. Bytes are read only
+One task serves a connection. Bytes are read only
 when the handler asks for them; the server's watch (see ``hangups.py``) notices a client
 that leaves meanwhile, and calls :meth:`Connection.hang_up`.
 """
@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ TOO_MANY = Refusal(429, "too many connections of your address; end some, or wait
 
 
 class Handler(Protocol):
-    """Speaks one protocol on one connection."""
+    """Speaks HTTP on one connection."""
 
     @property
     def held_by_client(self) -> bool:
@@ -115,13 +115,12 @@ class Connection:
         self.admission.remove(self)
         self._hang_ups.remove(self.wire.sock.fileno())
 
-    async def run(self, handlers: Mapping[str, Callable[[Connection], Handler]]) -> None:
-        """Serve the client to the end, with one of *handlers*, which are named as in ALPN."""
+    async def run(self, handler: Callable[[Connection], Handler]) -> None:
+        """Serve the client to the end, with what *handler* makes for this connection."""
         try:
             with self._scope:
-                protocol = await self._shake_hands()
-                if protocol is not None:
-                    self._handler = handlers[protocol](self)
+                if await self._shake_hands():
+                    self._handler = handler(self)
                     await self._handler.serve()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has left, or reads nothing
@@ -132,16 +131,15 @@ class Connection:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await self._close()
 
-    async def _shake_hands(self) -> str | None:
-        """Negotiate the protocol; None if the handshake failed."""
-        if not isinstance(self.stream, trio.SSLStream):
-            return "http/1.1"
-        try:
-            with trio.fail_after(self.limits.header_seconds):
-                await self.stream.do_handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError):
-            return None
-        return self.stream.selected_alpn_protocol() or "http/1.1"
+    async def _shake_hands(self) -> bool:
+        """Begin TLS, where it is used; False if that failed."""
+        if isinstance(self.stream, trio.SSLStream):
+            try:
+                with trio.fail_after(self.limits.header_seconds):
+                    await self.stream.do_handshake()
+            except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError):
+                return False
+        return True
 
     # -- moving bytes ----------------------------------------------------------------
 
@@ -156,11 +154,6 @@ class Connection:
         with trio.CancelScope(deadline=deadline) as self._reading:
             return bytes(await self.stream.receive_some(bytes_max))
         raise trio.TooSlowError
-
-    def limit_wait(self, deadline: float) -> None:
-        """Let a wait in :meth:`receive` that is under way end at *deadline* at the latest."""
-        if self._reading is not None and deadline < self._reading.deadline:
-            self._reading.deadline = deadline
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Send *buffers* in order; see :meth:`Wire.send_buffers` for the contract.
@@ -197,24 +190,17 @@ class Connection:
                 self.admission.move(self, self.address)
             self.admission.note_progress(self, idle=idle and self._served)
 
-    def mark_served(self) -> None:
-        """Record that a request has come: from now on the connection may be kept idle."""
-        self._served = True
-
-    def client_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The address of the client that sent a request with *headers*."""
-        return self.admission.proxies.client(self.address, headers)
-
     def begin_request(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The same for a request that has the connection to itself.
+        """The address of the client that sent a request with *headers*.
 
-        Behind a proxy the slot counts for that client while the request is served.
+        Behind a proxy the slot counts for that client while the request is served. From now on
+        the connection may be kept idle.
 
         Raises:
             Refusal: That client has too many slots.
         """
-        self.mark_served()
-        client = self.client_of(headers)
+        self._served = True
+        client = self.admission.proxies.client(self.address, headers)
         if client != self._client:
             if not self.admission.move(self, client):
                 raise TOO_MANY

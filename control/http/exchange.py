@@ -1,6 +1,6 @@
 """One request and its answer, as the application sees them through ASGI.
 
-An HTTP/1.1 connection or a stream of HTTP/2 carries them: it is a :class:`Carrier`.
+An HTTP/1.1 connection carries them: to an exchange it is a :class:`Carrier`.
 """
 
 from __future__ import annotations

@@ -53,8 +53,6 @@ class HttpLimits:
             so that the peer sees the answer instead of a reset; and again, if it has
             read a part of the answer meanwhile.
         linger_bytes: How much of it is read and dropped.
-        streams_max: Requests under way on one HTTP/2 connection. Each has a slot like a
-            connection's, so ``per_address_max`` bounds them as well.
         graceful_seconds: How long requests under way may take to end when the server stops.
         websocket_message_bytes_max: The largest WebSocket message that is accepted.
         websocket_ping_seconds: How often a WebSocket peer is pinged, apart from pings
@@ -72,7 +70,6 @@ class HttpLimits:
     send_stall_seconds: float = 60.0
     linger_seconds: float = 2.0
     linger_bytes: int = 32 * MIB
-    streams_max: int = 100
     graceful_seconds: float = 5.0
     websocket_message_bytes_max: int = 1 * MIB
     websocket_ping_seconds: float = 20.0

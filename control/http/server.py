@@ -16,19 +16,18 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
 from control.http.access_log import Note
 from control.http.admission import Admission
-from control.http.connection import TOO_MANY, Connection, Handler
+from control.http.connection import TOO_MANY, Connection
 from control.http.exchange import Application, Service
 from control.http.forwarded import Proxies
 from control.http.hangups import HangUps
 from control.http.heads import error_answer, in_json
 from control.http.http1 import Http1
-from control.http.http2 import Http2
 from control.http.lifespan import Lifespan
 from control.http.limits import HttpLimits
 from control.http.listening import advice
@@ -43,8 +42,6 @@ BEGUN_AT_ONCE = 8
 REFUSAL_SECONDS = 0.005
 """How often at most a refused client gets the reason; others are only closed."""
 OUT_OF_DESCRIPTORS_SECONDS = 0.1
-HANDLERS: dict[str, Callable[[Connection], Handler]] = {"h2": Http2, "http/1.1": Http1}
-"""The handlers by the protocol's name in ALPN, the best first."""
 TURNED_AWAY = error_answer(TOO_MANY.status, in_json(TOO_MANY))
 
 
@@ -79,8 +76,7 @@ async def serve(
     shut down.
     """
     if tls is not None:
-        # The client chooses one of them in the handshake.
-        tls.set_alpn_protocols(list(HANDLERS))
+        tls.set_alpn_protocols(["http/1.1"])
     server = _Server(app, limits or HttpLimits(), tls, proxies or Proxies(), note)
     try:
         async with trio.open_nursery() as nursery:
@@ -222,6 +218,6 @@ class _Server:
     async def _run(self, connection: Connection) -> None:
         self._connections.add(connection)
         try:
-            await connection.run(HANDLERS)
+            await connection.run(Http1)
         finally:
             self._connections.discard(connection)

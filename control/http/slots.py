@@ -1,10 +1,9 @@
 """Which connections are admitted, and which are closed when there are too many.
 
-A connection has a slot until it is closed; over HTTP/2 each request under way has one, too.
-The slots of an address are limited. When it has them all, its own slowest connection is closed for
-a new one, or the new one is refused. A client that holds thousands of connections without
-sending anything, or that sends or reads a byte now and then, therefore obstructs no other
-address.
+A connection has a slot until it is closed. The slots of an address are limited. When it has
+them all, its own slowest connection is closed for a new one, or the new one is refused. A client
+that holds thousands of connections without sending anything, or that sends or reads a byte now
+and then, therefore obstructs no other address.
 
 The slowest connection is the one without progress for the longest time. Progress is a
 request that begins or ends, or 64 KiB moved. A connection is closed for another only if it

@@ -77,7 +77,7 @@ def of_request(headers: Mapping[str, str]) -> Metadata:
     kept = {name: _sent(value) for name, value in kept.items()}
     found = Metadata(type=_sent(headers.get("content-type", "")), headers=kept, user=user)
     if not all(map(is_value, (*user, *user.values(), *kept.values(), found.type))):
-        # HTTP/2 lets them through.
+        # Not every server in front is as strict as ours.
         raise S3Error("InvalidArgument", "a header has control characters")
     attributes(found)
     return found

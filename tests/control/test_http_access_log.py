@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
-import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trio
 from http_served import connected, get, post, running
@@ -100,18 +97,7 @@ async def test_a_request_whose_client_leaves_is_logged_as_unanswered() -> None:
         assert '" 499 0 "' in FORMATS["text"](left, 0.0)
 
 
-async def test_http_2_and_websockets_are_logged(certificate: Path) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-    trust = ssl.create_default_context(cafile=certificate)
-    async with noted(tls=context) as (port, found):
-        url = f"https://localhost:{port}"
-        async with httpx.AsyncClient(http2=True, verify=trust) as client:
-            assert (await client.get(f"{url}/hello")).status_code == 200
-            assert (await client.get(f"{url}/%")).status_code == 400
-        for status in (200, 400):
-            each = await found.receive()
-            assert (each.protocol, each.status) == ("HTTP/2", status)
+async def test_websockets_are_logged() -> None:
     async with noted() as (port, found):
         async with connected(port) as client:
             headers = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")

@@ -16,8 +16,6 @@ ROOT = Path(__file__).parents[2]
 #: The first version without the holes that are known, and the newest of these.
 FIRST_WITHOUT = {
     "h11": ("0.16", "CVE-2025-43859: requests smuggled in chunks"),
-    "h2": ("4.4.1", "CVE-2026-71554: several Host headers"),
-    "hpack": ("4.2", "CVE-2026-59980: quadratic decoding"),
     "hypercorn": ("0.16", "a denial of service"),
     "multipart": ("1.3.1", "CVE-2026-28356: exponential parsing of part headers"),
     "pyjwt": ("2.15", "CVE-2026-101917 and before: checks of a token left out"),

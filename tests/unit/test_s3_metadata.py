@@ -21,7 +21,7 @@ from control.s3.metadata import BYTES_MAX, Metadata, attributes, check_room, of_
     ],
 )
 def test_what_would_break_an_answer_is_refused(headers: dict[str, str]) -> None:
-    """HTTP/1.1 has no such headers. HTTP/2 has bytes."""
+    """Our server refuses such heads before; what they would do is not left to it."""
     with pytest.raises(S3Error, match="control characters") as refusal:
         of_request(headers)
     assert refusal.value.code == "InvalidArgument"
