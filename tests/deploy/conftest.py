@@ -10,6 +10,7 @@ import pytest
 
 # The clusters are those of the tests with real processes.
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from deployed import PACKAGES
 from needs import need

@@ -14,6 +14,8 @@ PACKAGES = {
     "strace": "strace",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "nginx": "nginx-light",
+    "curl": "curl",
 }
 
 
