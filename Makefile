@@ -37,9 +37,9 @@ FIRST ?= $(shell date +%s)000
 SHARE ?= 10
 TURN ?= 0
 
-# As many processes as cores. Files in the order of tests/conftest.py: by the number of their
-# tests, which is the default, the slowest come last. A worker that died has a reason.
-SPREAD := -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+# As many processes as cores, each of which takes over from the other when it is through. A
+# worker that died has a reason, which is not to be lost in what follows.
+SPREAD := -n auto --dist worksteal --max-worker-restart=0
 PYTEST := $(BIN)/python tests/runner.py
 
 # Without __pycache__ each process that a test starts compiles all of ours, and each of
