@@ -25,8 +25,6 @@ from gfs.errors import GfsError, StartupError
 
 RESTART_SECONDS_MIN = 0.1
 RESTART_SECONDS_MAX = 10.0
-#: A process that ran this long counts as healthy: after its next death the delay starts again.
-HEALTHY_SECONDS = 30.0
 #: A start is given up after so many deaths without a reason before the child first serves.
 FIRST_STARTS_MAX = 3
 #: The time between SIGTERM and SIGKILL.
@@ -84,10 +82,11 @@ class ChildRunner:
         Raises StartupError if it never serves.
         """
         backoff = Backoff()
-        served = False
+        served = serves = False
 
         def note_serving(report: dict[str, Any]) -> None:
-            nonlocal served
+            nonlocal served, serves
+            serves = True
             child.facts.update(report)
             self._note_serving(child, report)
             if not served:
@@ -95,11 +94,11 @@ class ChildRunner:
                 task_status.started()
 
         while True:
-            began = trio.current_time()
+            serves = False
             end = await self._run_once(child, note_serving)
             if not served:
                 _judge_first_start(child, end, backoff.deaths)
-            delay = backoff.after(trio.current_time() - began)
+            delay = backoff.after(served=serves)
             self._say(f"{child.name} {end}; starting it again in {delay:g} s")
             await trio.sleep(delay)
 
@@ -217,13 +216,15 @@ def how_it_ended(returncode: int | None) -> str:
 
 
 class Backoff:
-    """How long to wait before a process that died is started again."""
+    """How long to wait before a process that died is started again: at once if it had served,
+    since whoever kills it from outside must not keep its clients waiting, and longer each time
+    that it ends before."""
 
     def __init__(self) -> None:
         self.deaths = 0
 
-    def after(self, ran_seconds: float) -> float:
-        if ran_seconds >= HEALTHY_SECONDS:
+    def after(self, *, served: bool) -> float:
+        if served:
             self.deaths = 0
         # The exponent is bounded too, for a process that dies for weeks.
         delay = RESTART_SECONDS_MIN * 2.0 ** min(self.deaths, 16)

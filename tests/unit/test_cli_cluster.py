@@ -52,12 +52,12 @@ def test_those_that_hold_data_always_run(
     assert choose_numbers(existing, wanted) == chosen
 
 
-def test_backoff_doubles_to_its_bound_and_forgets_after_health() -> None:
+def test_backoff_doubles_to_its_bound_and_ends_with_a_process_that_serves() -> None:
     backoff = Backoff()
-    delays = [backoff.after(0.0) for _ in range(100)]
+    delays = [backoff.after(served=False) for _ in range(100)]
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == RESTART_SECONDS_MAX
-    assert backoff.after(31.0) == 0.1
+    assert [backoff.after(served=True) for _ in range(9)] == [0.1] * 9
 
 
 def test_ends_are_described() -> None:
