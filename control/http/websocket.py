@@ -1,9 +1,9 @@
 """One WebSocket on a connection: ``wsproto`` reads and writes the frames.
 
-The application runs in a task of its own beside the reader and the pings. What the
-client sends waits in a short queue, so a client that sends faster than the application
-reads is slowed down by TCP. The only extension, compression, is never accepted: 64 KiB of
-it may be 64 MiB of a message.
+The application runs in a task of its own beside the reader and the pings. What the client
+sends waits for the application, one message at a time, so a client that sends faster than the
+application reads is slowed down by TCP. The only extension, compression, is never accepted:
+64 KiB of it may be 64 MiB of a message.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ log = logging.getLogger("control.http")
 
 END_SECONDS = 1.0
 """How long the application may take to end after the WebSocket has ended."""
-MESSAGES_MAX = 10
-"""How many messages wait for the application."""
 READ_BYTES = 2 * 1024
 """How much is decoded at once: up to 340 frames, of 15 µs each."""
 PINGS_UNANSWERED_MAX = 3
@@ -94,7 +92,7 @@ class WebSocket:
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        self._to_app, self._messages = trio.open_memory_channel[dict[str, Any]](MESSAGES_MAX)
+        self._to_app, self._messages = trio.open_memory_channel[dict[str, Any]](1)
         self._pieces: list[Any] = []
         self._pieces_size = 0
         self._refusal: Any = None
@@ -289,7 +287,7 @@ class WebSocket:
     async def _handle_frames(self) -> None:
         for event in self._frames.events():
             if isinstance(event, Message):
-                self._pieces_size += len(event.data)
+                self._pieces_size += _bytes_of(event.data)
                 if self._pieces_size > self._limits.websocket_message_bytes_max:
                     await self._break_off(CloseReason.MESSAGE_TOO_BIG)
                     return
@@ -326,8 +324,9 @@ class WebSocket:
             return
         await self._send_bytes([data])
         if isinstance(event, Message):
-            self._bytes_since_ping += len(event.data)
-            self.sent_bytes += len(event.data)
+            size = _bytes_of(event.data)
+            self._bytes_since_ping += size
+            self.sent_bytes += size
             if self._bytes_since_ping >= PING_BYTES:
                 await self._send(Ping())
         elif isinstance(event, Ping):
@@ -344,3 +343,7 @@ class WebSocket:
         while not self._ended:
             await self._send(Ping())
             await trio.sleep(self._ping_seconds)
+
+
+def _bytes_of(data: str | bytes) -> int:
+    return len(data.encode()) if isinstance(data, str) else len(data)
