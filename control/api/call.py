@@ -170,4 +170,7 @@ def field_message(error: msgspec.ValidationError) -> str:
     if what.startswith("object missing required field "):
         field = what.rpartition(" ")[2]
         return f"{path + '.' if path else ''}{field}: is required"
+    if what.startswith("object contains unknown field "):
+        field = what.rpartition(" ")[2]
+        return f"{path + '.' if path else ''}{field}: there is no such field"
     return f"{path}: {what}" if path else f"the body: {what}"

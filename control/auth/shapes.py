@@ -211,7 +211,7 @@ class UserQuotaInfo(QuotaInfo, kw_only=True):
 Limit = Annotated[int, Meta(ge=0, le=LIMIT_MAX)] | None | UnsetType
 
 
-class NewLimits(msgspec.Struct):
+class NewLimits(msgspec.Struct, forbid_unknown_fields=True):
     bytes: Limit = UNSET
     files: Limit = UNSET
     namespaces: Limit = UNSET

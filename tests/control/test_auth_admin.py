@@ -387,3 +387,12 @@ async def test_an_old_process_is_not_ready_and_refuses_changes_for_now(tmp_path:
         answer = await server.call("GET", "/readyz")
         refused(answer, 503, "another release has changed the tables of 'identity'")
         ok(await server.call("GET", "/admin/users", server.admin))
+
+
+async def test_a_limit_that_there_is_not_is_refused_by_name(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        path = f"/admin/quotas?id={server.admin['user_id']}"
+        before = ok(await server.call("GET", path, server.admin))
+        answer = await server.call("PUT", path, server.admin, files=1, flies=2)
+        refused(answer, 400, "flies", "no such field")
+        assert ok(await server.call("GET", path, server.admin)) == before
