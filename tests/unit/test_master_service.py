@@ -1,8 +1,8 @@
-"""A real master on loopback, a scripted chunkserver, and a bare client.
+"""A master, a scripted chunkserver, and a bare client, on one simulated machine.
 
 The chunkserver here keeps its replicas in a dict and does what it is asked,
 unless the test says otherwise; what the real one does with bytes is tested
-elsewhere. Waiting is polling with a deadline.
+elsewhere. Waiting is polling with a deadline, in virtual time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 import trio
-from limits import HANG_SECONDS
+from clocks import virtual_time  # noqa: F401 - a fixture
 
 from gfs.client import connect
 from gfs.config import MasterSettings
@@ -38,7 +38,7 @@ from gfs.errors import (
     StartupError,
     WrongClusterKey,
 )
-from gfs.io import DiskSpace, real_world
+from gfs.io import DiskSpace
 from gfs.master import MasterStarted, run_master
 from gfs.protocol import handshake
 from gfs.protocol.handshake import Identity
@@ -106,11 +106,10 @@ from gfs.protocol.messages import (
     VerifyReply,
 )
 from gfs.protocol.rpc import Rpc
+from gfs.testing import Universe
 
 KEY = bytes(range(32))
 CHUNK = 64 * 1024 * 1024
-WORLD = real_world()
-#: Fast enough for a test, slow enough for a loaded machine.
 SETTINGS = MasterSettings(
     address="127.0.0.1:0",
     heartbeat_seconds=0.1,
@@ -125,6 +124,7 @@ SETTINGS = MasterSettings(
 )
 WAIT_SECONDS = 20.0
 
+pytestmark = pytest.mark.usefixtures("virtual_time")
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 
@@ -163,7 +163,15 @@ def only_error() -> Iterator[None]:
 class Cluster:
     """A master in this process that can be stopped and started again."""
 
-    def __init__(self, directory: Path, nursery: trio.Nursery, settings: MasterSettings) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        nursery: trio.Nursery,
+        settings: MasterSettings,
+        files: Files | None,
+    ) -> None:
+        world = Universe(1).machine("master").start_process().world
+        self.world = replace(world, files=files) if files else world  # type: ignore[arg-type]
         self.directory = str(directory)
         self.settings = settings
         self.nursery = nursery
@@ -183,7 +191,7 @@ class Cluster:
             try:
                 with scope:
                     await run_master(
-                        WORLD, self.settings, self.directory, KEY, task_status=task_status
+                        self.world, self.settings, self.directory, KEY, task_status=task_status
                     )
             finally:
                 stopped.set()
@@ -208,21 +216,22 @@ class Cluster:
 
     async def client(self, name: str = "client-1") -> Client:
         identity = Identity("client", name, KEY, self.cluster)
-        connection = await handshake.connect(WORLD, self.address, identity)
+        connection = await handshake.connect(self.world, self.address, identity)
         rpc = Rpc(connection)
         self.nursery.start_soon(rpc.run)
         return Client(name, rpc)
 
 
 @asynccontextmanager
-async def running(directory: Path, **changes: object) -> AsyncIterator[Cluster]:
+async def running(
+    directory: Path, files: Files | None = None, **changes: object
+) -> AsyncIterator[Cluster]:
     settings = msgspec.structs.replace(SETTINGS, **changes)
     with only_error():
         async with trio.open_nursery() as nursery:
-            cluster = Cluster(directory, nursery, settings)
+            cluster = Cluster(directory, nursery, settings, files)
             await cluster.start()
-            with trio.fail_after(HANG_SECONDS):
-                yield cluster
+            yield cluster
             nursery.cancel_scope.cancel()
 
 
@@ -302,7 +311,7 @@ class FakeServer:
 
     async def _session(self, task_status: trio.TaskStatus[None]) -> None:
         identity = Identity("chunkserver", self.id, KEY, self.cluster.cluster)
-        connection = await handshake.connect(WORLD, self.cluster.address, identity)
+        connection = await handshake.connect(self.cluster.world, self.cluster.address, identity)
         self._rpc = rpc = Rpc(connection, self._obey)
         failed: list[Exception] = []
         async with trio.open_nursery() as nursery:
@@ -437,7 +446,7 @@ class Client:
 
     async def patiently(self, message: Message, kind: type[ReplyT], body: bytes = b"") -> ReplyT:
         """As a real client: what is retryable is tried again."""
-        with trio.fail_after(HANG_SECONDS):
+        with trio.fail_after(WAIT_SECONDS):
             while True:
                 try:
                     return await self.call(message, kind, body)
@@ -629,11 +638,12 @@ MUTATIONS: dict[type[Mutation], tuple[object, ...]] = {
 
 @pytest.mark.parametrize("kind", Mutation.__subclasses__(), ids=lambda kind: kind.__name__)
 async def test_a_retry_gets_the_first_answer_whatever_has_changed_since(
-    tmp_path: Path, files: Files, kind: type[Mutation]
+    tmp_path: Path, kind: type[Mutation]
 ) -> None:
     """Its answer was lost; others have deleted all there was, and have put other things in
     its place; the disk of the metadata is full, and the master a new one."""
-    async with running(tmp_path, trash_seconds=300.0) as cluster:
+    files = Files()
+    async with running(tmp_path, files, trash_seconds=300.0) as cluster:
         servers = await start_servers(cluster, 3)
         client, other = await cluster.client(), await cluster.client("client-2")
         await client.put("/directory/in it", servers)
@@ -811,7 +821,7 @@ async def test_all_disks_of_very_many_servers_are_reported(cluster: Cluster) -> 
     for number in range(40):
         server = await cluster.server(f"s{number:031}", rack=f"r{number % 3}")
         server.disks = disks
-    async with connect(cluster.address, key=KEY) as fs:
+    async with connect(cluster.address, key=KEY, world=cluster.world) as fs:
 
         async def all_reported() -> bool:
             servers = (await fs.status()).servers
@@ -876,7 +886,7 @@ async def test_an_upload_whose_client_is_gone_is_collected(tmp_path: Path) -> No
         kept = (await alive.reserve()).chunks[0].handle
         for server in servers:
             server.replicas = {lost: (1, 5), kept: (1, 5)}
-        with trio.fail_after(HANG_SECONDS):
+        with trio.fail_after(WAIT_SECONDS):
             while any((lost, 1) not in server.deleted for server in servers):
                 await alive.call(Ping(0), Done)
                 await trio.sleep(0.02)
@@ -1395,7 +1405,7 @@ async def test_an_older_process_of_a_server_is_refused(cluster: Cluster) -> None
 async def test_a_copy_for_a_shadow_master_ends_with_its_last_piece(cluster: Cluster) -> None:
     """Another may be begun."""
     identity = Identity("shadow", "shadow", KEY, cluster.cluster)
-    rpc = Rpc(await handshake.connect(WORLD, cluster.address, identity))
+    rpc = Rpc(await handshake.connect(cluster.world, cluster.address, identity))
     cluster.nursery.start_soon(rpc.run)
     for _ in range(2):
         for number in itertools.count():
@@ -1410,7 +1420,7 @@ async def test_each_role_has_its_own_requests(cluster: Cluster) -> None:
     with pytest.raises(ProtocolError, match="Heartbeat is not for the master from a client"):
         await client.call(Heartbeat(0, [], 0, [], []), Orders)
     identity = Identity("chunkserver", "x", KEY, cluster.cluster)
-    connection = await handshake.connect(WORLD, cluster.address, identity)
+    connection = await handshake.connect(cluster.world, cluster.address, identity)
     rpc = Rpc(connection)
     cluster.nursery.start_soon(rpc.run)
     server = Client("x", rpc)
@@ -1466,12 +1476,12 @@ async def test_senseless_requests_are_refused_one_by_one(
 
 async def test_a_wrong_key_is_refused(cluster: Cluster) -> None:
     with pytest.raises(WrongClusterKey):
-        await handshake.connect(WORLD, cluster.address, Identity("client", "c", bytes(32)))
+        await handshake.connect(cluster.world, cluster.address, Identity("client", "c", bytes(32)))
 
 
 async def test_a_taken_address_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="cannot listen at") as caught:
-        await run_master(WORLD, cluster.settings, str(tmp_path / "other"), KEY)
+        await run_master(cluster.world, cluster.settings, str(tmp_path / "other"), KEY)
     assert caught.value.exit_code == 2
 
 
@@ -1484,20 +1494,10 @@ class Files:
         return DiskSpace(10**12, self.free)
 
 
-@pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Files:
-    """Of the masters in this test."""
-    made = Files()
-    monkeypatch.setattr("gfs.master.upkeep.metadata_disk.SPACE_SECONDS", 0.05)
-    monkeypatch.setitem(globals(), "WORLD", replace(WORLD, files=made))  # type: ignore[arg-type]
-    return made
-
-
-async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(
-    tmp_path: Path, files: Files
-) -> None:
+async def test_a_full_metadata_disk_refuses_growth_and_nothing_else(tmp_path: Path) -> None:
+    files = Files()
     files.free = 0
-    async with running(tmp_path) as cluster:
+    async with running(tmp_path, files) as cluster:
         client = await cluster.client()
         numbers = itertools.count(1)
 
