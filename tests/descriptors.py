@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from limits import HANG_SECONDS
 
-#: What is not left open for good is closed by then.
-PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
 Descriptors = set[tuple[str, str]]
@@ -56,7 +55,7 @@ def none_left() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "__init__", noted)
         yield
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while still := left():
         assert time.monotonic() < deadline, f"left open: {still}"
         time.sleep(POLL_SECONDS)

@@ -34,6 +34,11 @@ from gfs.cluster.supervisor import Plan, UpOptions, choose_numbers, make_plan
 from gfs.errors import GfsError, SettingsError, StartupError
 
 
+@pytest.fixture(autouse=True)
+def whatever_others_listen_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "check_port", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("existing", "wanted", "chosen"),
     [
@@ -145,7 +150,6 @@ def test_its_settings_are_found_where_its_own_process_finds_them(
     config.write_text('[control]\nbind = "127.0.0.1:79"\nadmin_username = "root"\n')
     options = UpOptions(state, config=config)
     monkeypatch.delenv("GFS_CONTROL_BIND", raising=False)
-    monkeypatch.setattr(supervisor, "check_port", lambda *_: None)
     plan = make_plan(options, StateDirectory(state))
     assert control_bind(plan) == "127.0.0.1:79"
     assert plan.admin == "root"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import forks
 import pytest
 
 import gfs
@@ -215,29 +213,30 @@ def test_debug_shows_the_traceback(
         (["ls", "--config", "/nowhere/gfs.toml"], ["/nowhere/gfs.toml"]),
     ],
 )
-def test_what_cannot_work_is_one_line(arguments: list[str], words: list[str]) -> None:
-    done = forks.run(arguments, text=True, env=os.environ)
-    assert done.returncode in (1, 2)
-    assert done.stdout == ""
-    assert done.stderr.startswith("gfs: ")
-    assert done.stderr.count("\n") == 1, done.stderr
+def test_what_cannot_work_is_one_line(
+    arguments: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run(arguments) in (1, 2)
+    printed, reported = capfd.readouterr()
+    assert printed == ""
+    assert reported.startswith("gfs: ")
+    assert reported.count("\n") == 1, reported
     for word in words:
-        assert word in done.stderr
+        assert word in reported
 
 
-def test_a_disk_is_named_by_its_absolute_path(tmp_path: Path) -> None:
+def test_a_disk_is_named_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """As the orders of gfs disk name it."""
     (tmp_path / "key").write_text(bytes(32).hex())
     (tmp_path / "key").chmod(0o600)
     (tmp_path / "file").touch()
-    done = forks.run(
-        ["chunkserver", "--dir", "file", "--key-file", "key", "--address", "127.0.0.1:0"],
-        cwd=tmp_path,
-        text=True,
-        env=os.environ,
+    monkeypatch.chdir(tmp_path)
+    assert command.run(
+        ["chunkserver", "--dir", "file", "--key-file", "key", "--address", "127.0.0.1:0"]
     )
-    assert done.returncode
-    assert f"{tmp_path}/file: " in done.stderr
+    assert f"{tmp_path}/file: " in capfd.readouterr().err
 
 
 def test_a_setting_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 import trio.testing
+from clocks import SLOW, run_slowly
 from limits import HANG_SECONDS
 from outcome import Value
 
@@ -127,10 +128,10 @@ def on_a_simulated_wire(scenario: Scenario, seed: int = 1) -> None:
 
 def on_a_real_wire(scenario: Scenario) -> None:
     async def main() -> None:
-        with trio.fail_after(HANG_SECONDS):
+        with trio.fail_after(HANG_SECONDS * SLOW):
             await scenario(Wire(real_world(), real_world(), "127.0.0.1:0"))
 
-    trio.run(main)
+    run_slowly(main)
 
 
 def on_both_wires(scenario: Scenario) -> Callable[[str], None]:
@@ -780,7 +781,7 @@ async def test_callers_queue_above_the_bound(wire: Wire) -> None:
                 caller.close()
 
 
-@on_both_wires
+@in_virtual_time
 async def test_requests_that_are_sent_together_have_their_replies_in_order(wire: Wire) -> None:
     batches: list[int] = []
 

@@ -30,6 +30,7 @@ from gfs.errors import (
 )
 from gfs.fsspec import GfsFileSystem, connections
 from gfs.fsspec.files import Ahead, Reader
+from gfs.protocol import handshake
 
 
 def test_fsspec_finds_it_by_its_entry_point() -> None:
@@ -217,15 +218,21 @@ def test_a_client_that_was_closed_is_replaced(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "said"),
+    ("answer", "seconds", "kind", "said"),
     [
-        (b"", MasterUnavailable, "no answer from the master at {address}: no hello from {address}"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "^{address}: .*not a gfs peer"),
+        (b"", 0.1, MasterUnavailable, "the master at {address}: no hello from {address}"),
+        (b"HTTP/1.1 400 No\r\n\r\n", HANG_SECONDS, ProtocolError, "^{address}: .*not a gfs peer"),
     ],
 )
 def test_a_service_that_is_no_master_is_named_within_the_deadline(
-    tmp_path: Path, answer: bytes, kind: type[Exception], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+    seconds: float,
+    kind: type[Exception],
+    said: str,
 ) -> None:
+    monkeypatch.setattr(handshake, "HANDSHAKE_SECONDS", seconds)
     key = tmp_path / "key"
     key.write_text("ab" * 32)
     key.chmod(0o600)

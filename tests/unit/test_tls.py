@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 from certificates import Authority
+from clocks import SLOW, run_slowly, slow_time  # noqa: F401 - a fixture
 from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,8 @@ from gfs.testing import Universe, run_simulated
 
 KEY = bytes(range(32))
 SIMULATED_HOST = "s"
+
+pytestmark = pytest.mark.usefixtures("slow_time")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ async def served(
     server: Identity, client: Identity, work: Callable[[BulkConnection], Awaitable[None]]
 ) -> None:
     world = real_world()
-    with trio.fail_after(HANG_SECONDS):
+    with trio.fail_after(HANG_SECONDS * SLOW):
         listener = await world.network.listen("127.0.0.1:0")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, world, listener, server, pong)
@@ -127,7 +130,7 @@ async def test_the_server_says_whom_it_could_not_convince(
     stranger = Authority().write(tmp_path / "stranger", "127.0.0.1")
     world = real_world()
     listener = await world.network.listen("127.0.0.1:0")
-    with trio.fail_after(HANG_SECONDS):
+    with trio.fail_after(HANG_SECONDS * SLOW):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, world, listener, member("master", stranger), pong)
             with pytest.raises(TlsRefused):
@@ -233,7 +236,7 @@ def test_what_is_no_tls_costs_one_connection_and_is_answered(made: Path, noise: 
             stream = await world.network.connect(listener.address)
             await stream.send_all(noise)
             answer = memoryview(bytearray(4096))
-            with trio.fail_after(HANG_SECONDS):
+            with trio.fail_after(HANG_SECONDS * SLOW):
                 # An incomplete hello is waited for; then the peer is let go.
                 if noise[0] not in (0x15, 0x16):
                     assert await stream.receive_into(answer)
@@ -244,7 +247,7 @@ def test_what_is_no_tls_costs_one_connection_and_is_answered(made: Path, noise: 
             nursery.cancel_scope.cancel()
         listener.close()
 
-    trio.run(main)
+    run_slowly(main)
 
 
 # --- bytes, both ways at once, on the simulated network ------------------------------
@@ -342,7 +345,7 @@ async def test_files_are_sent_through_it(made: Path, tmp_path: Path) -> None:
         assert await _receive(stream, 600_000, [65536]) == data[1000:601_000]
         stream.close()
 
-    with trio.fail_after(HANG_SECONDS):
+    with trio.fail_after(HANG_SECONDS * SLOW):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(near)
             stream = await tls.accept(await listener.accept(), world.run_blocking)
@@ -378,4 +381,4 @@ def test_any_two_that_share_a_key_get_on_and_no_others(
         else:
             await fails(server, client, WrongClusterKey, "another cluster key")
 
-    trio.run(main)
+    run_slowly(main)
