@@ -27,8 +27,10 @@ settings.register_profile(
 )
 settings.load_profile("fixed")
 
-# A run under nohup ignores SIGHUP, and what it starts would do so, too.
+# A run under nohup ignores SIGHUP, one in the background of a shell SIGINT, and what it starts
+# would do so, too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,6 +32,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from limits import HANG_SECONDS
+from signals import send
+
 MESSAGE_BYTES_MAX = 128 * 1024
 GFS_CLI = Path(__file__).parents[1] / "gfs" / "cli"
 IMPORTED = [
@@ -109,7 +112,8 @@ class Command:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                send(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -124,7 +128,7 @@ def run(
     env: Mapping[str, str],
     input: bytes = b"",
     cwd: str | os.PathLike[str] | None = None,
-    timeout: float = 180.0,
+    timeout: float = HANG_SECONDS,
     text: bool = False,
 ) -> subprocess.CompletedProcess[Any]:
     """As :func:`subprocess.run` does with captured output."""

@@ -15,7 +15,7 @@ import forks
 import trio
 from lifeline import Lifeline
 from limits import HANG_SECONDS, wait_for
-from processes import Processes, free_port
+from processes import Processes, free_port, wait_until
 from signals import send
 
 import gfs
@@ -150,37 +150,37 @@ class Elected(Processes):
 
     def connect(self, *names: str, **settings: Any) -> Any:
         addresses = [self.addresses[name] for name in names or NAMES]
+        settings = {"retry_seconds": HANG_SECONDS, **settings}
         return gfs.connect(",".join(addresses), key=self.key, settings=ClientSettings(**settings))
 
-    async def role(self, name: str, seconds: float = 1.0) -> str:
+    async def role(self, name: str) -> str:
         """What this process answers to be now; empty: it does not answer."""
-        with trio.move_on_after(seconds), suppress(GfsError):
+        with trio.move_on_after(10.0), suppress(GfsError):
             async with self.connect(name, retry_seconds=0.1) as fs:
                 return str((await fs.status()).role)
         return ""
 
     async def holder(self) -> str:
         """The name of the one that serves as the master."""
-        with trio.move_on_after(HANG_SECONDS):
-            while True:
-                for name in NAMES:
-                    if name in self.processes and await self.role(name) == "master":
-                        return name
-                await trio.sleep(0.02)
-        raise AssertionError(f"no master within {HANG_SECONDS:g} s")
+
+        async def found() -> str:
+            for name in NAMES:
+                if name in self.processes and await self.role(name) == "master":
+                    return name
+            return ""
+
+        return await wait_until(found, "master")
 
     async def wait_followed(self, count: int = 2) -> None:
         """So many shadow masters follow and count, and have everything."""
-        with trio.move_on_after(HANG_SECONDS):
-            while True:
-                with suppress(GfsError):
-                    async with self.connect() as fs:
-                        status = await fs.status()
-                    level = [s for s in status.shadows if s.state == "following"]
-                    if len(level) >= count and all(s.sequence == status.sequence for s in level):
-                        return
-                await trio.sleep(0.05)
-        raise AssertionError(f"not followed by {count} within {HANG_SECONDS:g} s")
+
+        async def is_followed() -> bool:
+            async with self.connect() as fs:
+                status = await fs.status()
+            level = [s for s in status.shadows if s.state == "following"]
+            return len(level) >= count and all(s.sequence == status.sequence for s in level)
+
+        await wait_until(is_followed, f"{count} followers")
 
     def gfs(self, *arguments: str, code: int = 0, master: str = "") -> str:
         command, *more = arguments

@@ -8,17 +8,18 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import limits
 from forks import Command
-from harness import environment, runs
+from harness import PATIENT, environment, runs
 from limits import HANG_SECONDS, wait_for
-from signals import send
 
 from gfs.client import Client
 from gfs.errors import GfsError
 from gfs.state import make_key
+
+T = TypeVar("T")
 
 #: Not that of a test which has a seed: two runs of it at once would want the same ports.
 _ANY = random.SystemRandom()
@@ -47,7 +48,7 @@ class Processes:
             # A restarted master copies no chunk that may be under an older lease.
             "GFS_MASTER_LEASE_SECONDS": "10",
         }
-        self.environment = environment(**(defaults | settings))
+        self.environment = environment(**(PATIENT | defaults | settings))
         self.state = directory / "state"
         self.state.mkdir(parents=True)
         self.key = make_key(self.state / "cluster.key")
@@ -91,7 +92,7 @@ class Processes:
 
     def stop(self) -> None:
         for process in self.processes.values():
-            send(process.pid, signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)
             process.terminate()
         for process in self.processes.values():
             try:
@@ -103,15 +104,17 @@ class Processes:
         self.log.close()
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+async def wait_until(condition: Callable[[], Awaitable[T]], what: str) -> T:
     """As :func:`limits.wait_until`; a cluster that does not answer yet is waited for, too."""
 
-    async def is_met() -> bool:
+    async def met() -> T | None:
         with suppress(GfsError):
             return await condition()
-        return False
+        return None
 
-    await limits.wait_until(is_met, what)
+    found = await limits.wait_until(met, what)
+    assert found is not None
+    return found
 
 
 async def wait_live(fs: Client, count: int) -> None:
@@ -123,7 +126,7 @@ async def wait_live(fs: Client, count: int) -> None:
     await wait_until(live, f"{count} live chunkservers")
 
 
-async def wait_whole(fs: Client, seconds: float) -> None:
+async def wait_whole(fs: Client) -> None:
     """Every file at its goal, every replica good."""
 
     async def whole() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from disk_cluster import NAMED_SECONDS, DiskCluster
+from disk_cluster import DiskCluster
 from limits import wait_for
 from real_disks import RealDisk
 
@@ -57,15 +57,16 @@ def check(cluster: DiskCluster, failure: Failure, *, at_start: bool = False) -> 
             cluster.start_chunkserver(server)
             cluster.wait_live()
         processes = {name: process.pid for name, process in cluster.processes.items()}
-        heard = cluster.wait_reported(disk, failure.state, NAMED_SECONDS)
+        heard = cluster.wait_reported(disk, failure.state)
         check_named(cluster, server, disk, heard)
         cluster.wait_whole("/standing")
         if not disk.mount.is_mount():
             assert not list(disk.mount.iterdir()), "made below the mount, on another disk"
         failure.undo(disk)
         if failure.command:
-            cluster.gfs("disk", failure.command, heard["server"], str(disk.path))
-        cluster.wait_reported(disk, "ok", NAMED_SECONDS)
+            order = ("disk", failure.command, heard["server"], str(disk.path))
+            wait_for(lambda: cluster.is_obeyed(*order), "use of the disk")
+        cluster.wait_reported(disk, "ok")
         held = disk.replicas()
         wait_for(lambda: disk.replicas() - held, "new chunk there")
     cluster.wait_whole("/")
@@ -87,6 +88,14 @@ def check_named(cluster: DiskCluster, server: str, disk: RealDisk, heard: dict[s
     }
     if state in ("failed", "missing"):
         assert heard["reason"]
-        events = [e for e in cluster.events(server) if e.get("event") == "disk_failed"]
-        assert (events[-1]["server"], events[-1]["disk"]) == (heard["server"], str(disk.path))
-        assert f"gfs disk retry {heard['server']} {disk.path}" in events[-1]["message"]
+
+        def is_logged() -> bool:
+            events = [e for e in cluster.events(server) if e.get("event") == "disk_failed"]
+            order = f"gfs disk retry {heard['server']} {disk.path}"
+            return any(
+                (event["server"], event["disk"]) == (heard["server"], str(disk.path))
+                and order in event["message"]
+                for event in events
+            )
+
+        wait_for(is_logged, "event of the disk")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import failing
 import pytest
-from disk_cluster import NAMED_SECONDS, Shared
+from disk_cluster import Shared
 from disk_load import STANDING
 from failing import Failure
 from limits import wait_for
@@ -35,14 +35,14 @@ def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
         new = cluster.make_disk("s1/c")
         with cluster.load("changes"):
             cluster.gfs("disk", "add", server, str(new.path))
-            cluster.wait_reported(new, "ok", NAMED_SECONDS)
+            cluster.wait_reported(new, "ok")
             wait_for(new.replicas, "chunk on the new disk")
 
             cluster.gfs("disk", "remove", server, str(old.path), code=1)
             cluster.gfs("disk", "drain", server, str(old.path))
-            assert not old.replicas()
+            wait_for(lambda: not old.replicas(), "empty disk")
             cluster.gfs("disk", "remove", server, str(old.path))
-            assert str(old.path) not in cluster.heard()
+            wait_for(lambda: str(old.path) not in cluster.heard(), "word of the removal")
             old.release()
 
             # As they are now, though its command names the old disk and not the new one.
@@ -50,11 +50,11 @@ def test_disks_are_added_drained_and_removed_under_load(shared: Shared) -> None:
             cluster.stop_chunkserver(name)
             cluster.start_chunkserver(name)
             cluster.wait_live()
-            cluster.wait_reported(new, "ok", NAMED_SECONDS)
+            cluster.wait_reported(new, "ok")
             assert str(old.path) not in cluster.heard()
 
             cluster.gfs("disk", "add", server, str(old.path))
-            cluster.wait_reported(old, "ok", NAMED_SECONDS)
+            cluster.wait_reported(old, "ok")
             wait_for(old.replicas, "chunk on the old disk")
         cluster.wait_whole("/")
         cluster.check_totals()

@@ -23,7 +23,13 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(each, id=each.name, marks=[pytest.mark.smoke] * (each.name == "unmounted"))
+        for each in FAILURES
+    ],
+)
 def test_a_disk_that_is(failure: Failure, shared: Shared) -> None:
     with shared.cluster() as cluster:
         failing.check(cluster, failure)
