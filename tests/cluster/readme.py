@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import environment
+from limits import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TOUR = ROOT / "docs" / "tour.md"
 CONTAINERS = ROOT / "docs" / "containers.md"
-SECONDS_MAX = 300
 
 VARIES = [
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d",  # when it was made
@@ -48,8 +48,8 @@ VARIES = [
 ANY_OF_THEM = re.compile("|".join(f"({rule})" for rule in VARIES))
 API = "http://127.0.0.1:8080"
 #: A busy disk may have cost a replica, which the page's reader sees repaired.
-AT_REST = """timeout 60 bash -c "until gfs status 2>&1 | grep -q '^chunks: 0 under-replicated'
-do sleep 0.2; done" < /dev/null"""
+AT_REST = f"""timeout {HANG_SECONDS:g} bash -c "until
+gfs status 2>&1 | grep -q '^chunks: 0 under-replicated'; do sleep 0.2; done" < /dev/null"""
 MARK = "@@ command %d ended with "
 
 
@@ -111,7 +111,7 @@ def bash_script(steps: list[Step], complaints: Path) -> str:
     lines: list[str] = []
     for number, step in enumerate(steps):
         mark = MARK % number
-        if step.command.startswith("gfs status"):
+        if step.command.startswith(("gfs status", "gfs locate", "gfs fsck")):
             lines.append(AT_REST)
         lines += [
             f"{{ {step.command}",
@@ -171,7 +171,7 @@ def follow(pages: Sequence[Path], home: Path, api: str) -> None:
         stderr=subprocess.STDOUT,
         cwd=home,
         env=variables,
-        timeout=SECONDS_MAX * len(pages),
+        timeout=HANG_SECONDS * len(pages),
         check=False,
     )
     output = done.stdout.decode(errors="replace")

@@ -153,7 +153,7 @@ def test_wrong_arguments(
 
 def test_a_cluster_that_is_down_has_no_latest(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster().start()
-    fs = GfsFileSystem(state=cluster.state, retry_seconds=0.5, skip_instance_cache=True)
+    fs = GfsFileSystem(state=cluster.state, retry_seconds=3, skip_instance_cache=True)
     write(fs.client, "/runs/1")
     address = cluster.ready["master"]["address"]
     cluster.stop()
@@ -245,10 +245,10 @@ def whole(client: sync.SyncClient, path: str, writers: int) -> str:
 def test_what_a_killed_writer_leaves_is_removed_later(
     client: sync.SyncClient, runs: str, start: Callable[..., Writer]
 ) -> None:
-    slow = start(f"{runs}/1", 0, 1, "slow", 8, "wait").half()
+    slow = start(f"{runs}/1", 0, 1, "slow", 2, "wait").half()
     dead = start(f"{runs}/1", 0, 1, "dead", 8, "wait").half()
     dead.kill()
-    write(client, f"{runs}/2", silence_seconds=8)
+    write(client, f"{runs}/2", silence_seconds=HANG_SECONDS)
     assert names(client, f"{runs}/{checkpointing.ASIDE}") == ["1@dead", "1@slow"]
     time.sleep(9)  # the slow one renews its mark meanwhile
     assert gfs.data.checkpoints(client, runs) == [f"{runs}/2"]
@@ -293,12 +293,12 @@ def test_a_writer_that_slept_too_long_publishes_nothing(
 
 
 def test_several_writers(client: sync.SyncClient, runs: str, start: Callable[..., Writer]) -> None:
-    others = [start(f"{runs}/1", n, 3, "a", 60, "go") for n in (0, 2)]
-    late = start(f"{runs}/1", 1, 3, "a", 60, "wait").half()
+    others = [start(f"{runs}/1", n, 3, "a", HANG_SECONDS, "go") for n in (0, 2)]
+    late = start(f"{runs}/1", 1, 3, "a", HANG_SECONDS, "wait").half()
     time.sleep(1)
     assert gfs.data.latest(client, runs) is None
     assert [writer.process.poll() for writer in others] == [None, None]
-    again = start(f"{runs}/1", 1, 3, "a", 60, "go").end()
+    again = start(f"{runs}/1", 1, 3, "a", HANG_SECONDS, "go").end()
     assert again[0] == 1
     assert "writer 1 of this attempt has begun already" in again[1]
     assert late.end() == (0, "")
@@ -318,19 +318,20 @@ def test_several_writers(client: sync.SyncClient, runs: str, start: Callable[...
 def test_one_of_several_writers_dies(
     client: sync.SyncClient, runs: str, start: Callable[..., Writer], how: str, said: str
 ) -> None:
-    others = [start(f"{runs}/1", n, 3, "a", 10, "go") for n in (0, 2)]
+    silence = HANG_SECONDS if how == "raise" else 10
+    others = [start(f"{runs}/1", n, 3, "a", silence, "go") for n in (0, 2)]
+    for writer in others:
+        writer.half()  # it takes none of the others for silent
     if how == "kill":
         start(f"{runs}/1", 1, 3, "a", 10, "wait").half().kill()
     elif how == "raise":
-        for writer in others:
-            writer.half()
-        assert "ZeroDivisionError" in start(f"{runs}/1", 1, 3, "a", 10, "raise").end()[1]
+        assert "ZeroDivisionError" in start(f"{runs}/1", 1, 3, "a", silence, "raise").end()[1]
     ended = [writer.end() for writer in others]
     assert [code for code, _ in ended] == [1, 1]
     assert any(said in errors for _, errors in ended), ended
     assert client.list(runs) == []
     # A later try with its own name for it has nothing of the first.
-    again = [start(f"{runs}/1", n, 3, "b", 60, "go") for n in range(3)]
+    again = [start(f"{runs}/1", n, 3, "b", HANG_SECONDS, "go") for n in range(3)]
     assert [writer.end() for writer in again] == [(0, "")] * 3
     assert whole(client, f"{runs}/1", 3) == "b"
 
@@ -342,8 +343,11 @@ def test_killed_at_any_moment_and_with_one_name(
     found = 0
     for number in range(3):
         path = f"{runs}/{number}"
+        silence = 6 if number else HANG_SECONDS  # in the first round nobody is killed
         writers = [
-            start(path, n, 2, f"{number}-{attempt}", 6, "go") for attempt in "ab" for n in range(2)
+            start(path, n, 2, f"{number}-{attempt}", silence, "go")
+            for attempt in "ab"
+            for n in range(2)
         ]
         time.sleep(rng.uniform(0.3, 1.5))
         for writer in rng.sample(writers, number % 3):

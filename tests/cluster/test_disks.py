@@ -18,7 +18,7 @@ import forks
 import on_disk
 import pytest
 import trio
-from harness import environment, runs
+from harness import runs
 from limits import HANG_SECONDS, wait_for
 from needs import need
 from processes import Processes
@@ -80,8 +80,8 @@ class Disks(Processes):
         return str(record["id"])
 
     def gfs(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
-        cluster = environment(GFS_MASTER=self.master_address, GFS_STATE=str(self.state))
-        done = forks.run(arguments, env=cluster)
+        variables = {"GFS_MASTER": self.master_address, "GFS_STATE": str(self.state)}
+        done = forks.run(arguments, env=self.environment | variables)
         assert code is None or done.returncode == code, done.stderr.decode(errors="replace")
         return done
 
@@ -89,13 +89,13 @@ class Disks(Processes):
         found: dict[str, Any] = json.loads(self.gfs("status", "--json").stdout)
         return found
 
-    def wait_live(self, count: int = 3, seconds: float = 30.0) -> None:
+    def wait_live(self) -> None:
         wait_for(
-            lambda: [s["state"] for s in self.status()["servers"]].count("live") == count,
-            f"{count} live chunkservers",
+            lambda: [s["state"] for s in self.status()["servers"]].count("live") == len(NAMES),
+            "live chunkservers",
         )
 
-    def wait_well(self, seconds: float = 60.0) -> None:
+    def wait_well(self) -> None:
         """Wait until every replica of every file is there and good."""
 
         def is_well() -> bool:
@@ -108,8 +108,25 @@ class Disks(Processes):
     def all_run(self) -> bool:
         return all(runs(process.pid) for process in self.processes.values())
 
-    def connect(self, **settings: float) -> Any:
-        return gfs.connect(self.master_address, key=self.key, settings=ClientSettings(**settings))
+    def connect(self, retry_seconds: float = HANG_SECONDS) -> Any:
+        settings = ClientSettings(retry_seconds=retry_seconds)
+        return gfs.connect(self.master_address, key=self.key, settings=settings)
+
+    def count(self, name: str) -> int:
+        """Of the replicas that a server has."""
+        return sum(len(self.replicas(directory)) for directory in self.directories(name))
+
+    def wait_file(self, name: str, length: int) -> Path:
+        """The one chunk file of a server, when all replicas are good and this long."""
+        self.wait_well()
+
+        def found() -> Path | None:
+            paths = [path for d in self.directories(name) for path in self.chunk_files(d)]
+            return paths[0] if len(paths) == 1 and paths[0].stat().st_size >= length else None
+
+        path = wait_for(found, f"one chunk file of {name}")
+        assert path is not None
+        return path
 
 
 @pytest.fixture
@@ -168,6 +185,7 @@ def make_small_disks(small_disks: Path) -> Iterator[Callable[..., Disks]]:
 # --- several disks -----------------------------------------------------------------------
 
 
+@pytest.mark.thin
 async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empty(
     make_disks: Callable[..., Disks],
 ) -> None:
@@ -176,9 +194,10 @@ async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empt
     async with disks.connect() as fs:
         for path, data in files.items():
             await fs.put(data, path)
+    disks.wait_well()
     reported = disks.status()["servers"]
+    wait_for(lambda: {*map(disks.count, NAMES)} == {len(files)}, "replica of each on each")
     for name in NAMES:
-        assert sum(len(disks.replicas(d)) for d in disks.directories(name)) == len(files)
         server = next(s for s in reported if s["id"] == disks.id(name))
         assert [d["path"] for d in server["disks"]] == [str(d) for d in disks.directories(name)]
 
@@ -193,6 +212,9 @@ async def test_a_server_uses_all_its_disks_and_outlives_one_that_comes_back_empt
     assert not list(lost.iterdir()), "it may be where another file system is to be mounted"
     disks.gfs("disk", "add", before, str(lost))
     assert json.loads((lost / "server.json").read_bytes())["id"] == before
+    [kept] = {*disks.directories(NAMES[0])} - {lost}
+    disks.gfs("disk", "drain", before, str(kept))
+    wait_for(lambda: not disks.replicas(kept), "empty disk")
     async with disks.connect() as fs:
         for path, data in files.items():
             assert await fs.get(path) == data
@@ -211,10 +233,11 @@ async def test_a_server_whose_disks_are_all_empty_is_a_new_one(
         for path in sorted(directory.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     disks.start_chunkserver(NAMES[0])
-    disks.wait_live()
+    wait_for((disks.directories(NAMES[0])[0] / "server.json").exists, "new identity")
     assert disks.id(NAMES[0]) != before
+    disks.wait_live()
     disks.wait_well()
-    assert sum(len(disks.replicas(d)) for d in disks.directories(NAMES[0])) == 1
+    wait_for(lambda: disks.count(NAMES[0]) == 1, "replica on the new server")
     async with disks.connect() as fs:
         assert await fs.get("/f") == data
 
@@ -226,7 +249,7 @@ def test_a_chunk_that_two_disks_hold_is_kept_once(
     large = tmp_path / "large"
     large.write_bytes(content(1, 100_000))
     disks.gfs("put", large, "/f")
-    (path,) = [p for d in disks.directories(NAMES[0]) for p in disks.chunk_files(d)]
+    path = disks.wait_file(NAMES[0], 100_000)
     disks.stop_chunkserver(NAMES[0])
     first, second = disks.directories(NAMES[0])
     other = second if path.is_relative_to(first) else first
@@ -261,14 +284,12 @@ async def test_a_replica_that_fell_back_to_an_older_state_is_replaced(
             await file.pwrite(100_000 + 1000 * number, content(number, 1000))
         await file.close()
         whole = await fs.get("/f")
-    (path,) = [p for d in disks.directories(NAMES[0]) for p in disks.chunk_files(d)]
+    path = disks.wait_file(NAMES[0], HEAD_BYTES + len(whole))
     disks.stop_chunkserver(NAMES[0])
     lose_newest_state(path)
     disks.start_chunkserver(NAMES[0])
     disks.wait_live()
-    disks.wait_well(30.0)
-    (path,) = [p for d in disks.directories(NAMES[0]) for p in disks.chunk_files(d)]
-    assert path.stat().st_size >= HEAD_BYTES + len(whole)
+    disks.wait_file(NAMES[0], HEAD_BYTES + len(whole))
     async with disks.connect() as fs:
         assert await fs.get("/f") == whole
 
@@ -304,11 +325,11 @@ async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
     )
     kept = content(1, 20 * MIB)
     extended = content(2, 3 * MIB + 5)
-    async with disks.connect(retry_seconds=RETRY_SECONDS) as fs:
+    async with disks.connect() as fs, disks.connect(RETRY_SECONDS) as refused_one:
         await fs.put(kept, "/kept")
         await fs.put(extended, "/extended")
         with pytest.raises((DiskFull, NotEnoughChunkservers)):
-            await fs.put(content(3, 3 * DISK_BYTES), "/toomuch")
+            await refused_one.put(content(3, 3 * DISK_BYTES), "/toomuch")
         assert not await fs.exists("/toomuch")
         assert await fs.get("/kept") == kept
 
@@ -316,7 +337,7 @@ async def test_a_full_disk_is_an_error_to_the_writer_and_never_a_damaged_chunk(
         acknowledged = len(extended)
         overfill(disks)
         refused: Exception | None = None
-        file = await fs.open("/extended", "r+")
+        file = await refused_one.open("/extended", "r+")
         for _ in range(64):
             try:
                 await file.pwrite(acknowledged, bytes(MIB))
@@ -344,14 +365,14 @@ async def test_servers_outlive_full_disks_and_write_again_when_there_is_room(
         GFS_MASTER_CLIENT_SILENCE_SECONDS="2",
     )
     data = content(1, 20 * MIB)
-    async with disks.connect(retry_seconds=RETRY_SECONDS) as fs:
+    async with disks.connect() as fs, disks.connect(RETRY_SECONDS) as refused_one:
         await fs.put(data, "/old")
         overfill(disks)
         # Longer than a server goes without writing what it remembers.
         for number in range(2):
             await fs.mkdir(f"/d{number}")
             with pytest.raises((DiskFull, NotEnoughChunkservers)):
-                await fs.put(content(number, 2 * MIB), f"/d{number}/new")
+                await refused_one.put(content(number, 2 * MIB), f"/d{number}/new")
         assert disks.all_run(), "a full disk ended a chunkserver"
         assert await fs.get("/old") == data
     disks.gfs("fsck", "/old")
@@ -381,14 +402,14 @@ async def test_many_writers_at_once_do_not_use_up_the_reserve(
     """A disk that had room for each of them by itself has no room for all."""
     reserve = 8 * MIB
     disks = make_small_disks(GFS_CHUNKSERVER_RESERVE_BYTES=str(reserve))
-    async with disks.connect(retry_seconds=RETRY_SECONDS) as fs:
+    async with disks.connect() as fs, disks.connect(RETRY_SECONDS) as refused_one:
         acknowledged: dict[str, bytes] = {}
         failures: list[Exception] = []
 
         async def write(number: int) -> None:
             data = content(number, 9 * MIB)
             try:
-                await fs.put(data, f"/f{number}")
+                await refused_one.put(data, f"/f{number}")
             except (DiskFull, NotEnoughChunkservers) as error:
                 failures.append(error)
             else:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import random
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from limits import HANG_SECONDS
-from processes import Processes, wait_live
+from limits import HANG_SECONDS, wait_for
+from processes import Processes, wait_live, wait_whole
 
 import gfs
 from gfs.blocks import MIB
@@ -46,11 +45,13 @@ class Watched:
             ],
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        until = time.monotonic() + 30
-        while not all("TracerPid:\t0" not in (t / "status").read_text() for t in tasks):
+
+        def is_attached() -> bool:
             assert self._strace.poll() is None, "strace ended: may this user trace processes?"
-            assert time.monotonic() < until, "strace does not attach"
+            tasks = Path(f"/proc/{pid}/task").glob("*/status")
+            return all("TracerPid:\t0" not in task.read_text() for task in tasks)
+
+        wait_for(is_attached, "strace")
 
     def stop(self) -> list[tuple[str, str]]:
         """(call, the file's name) in the order in which they were begun."""
@@ -75,6 +76,7 @@ async def test_an_overwrite_is_in_the_synced_journal_before_it_is_in_its_place(
     async with gfs.connect(synced.master_address, key=synced.key) as fs:
         await wait_live(fs, len(SERVERS))
         await fs.put(bytes(3 * MIB), "/file")
+        await wait_whole(fs)
         async with await fs.open("/file", "r+") as file:
             await file.pwrite(0, b"the lease is granted")
             watched = [
@@ -94,6 +96,7 @@ async def test_an_overwrite_is_in_the_synced_journal_before_it_is_in_its_place(
         assert ("fdatasync", journal[0]) in made[record:data], f"{name}: {made}"
 
 
+@pytest.mark.thin
 async def test_all_killed_at_once_lose_nothing_that_only_the_journal_has(
     synced: Processes,
 ) -> None:

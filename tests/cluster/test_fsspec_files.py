@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,32 +119,15 @@ def work(item):
     there.pipe(f"/processes/{number}", str(number).encode())
     return fs.cat(f"/processes/{number}"), os.getpid()  # ours, inherited or imported
 
-def feed(there, asked, answers):
-    while (batch := asked.get()) is not None:
-        answers.put(there.cat([f"/processes/{n}" for n in batch]))
-
 if __name__ == "__main__":
     fs.pipe("/processes/begin", b"")  # connected before it is forked
     file = fs.open("/processes/begin")
     for method in ("fork", "spawn", "forkserver"):
         context = multiprocessing.get_context(method)
         with ProcessPoolExecutor(2, mp_context=context) as pool:
-            found = list(pool.map(work, [(fs, n) for n in range(20)], timeout=100))
+            found = list(pool.map(work, [(fs, n) for n in range(20)]))
         assert [data for data, _ in found] == [str(n).encode() for n in range(20)], found
         assert os.getpid() not in {pid for _, pid in found}
-        asked, answers = context.Queue(), context.Queue()
-        workers = [context.Process(target=feed, args=(fs, asked, answers)) for _ in range(2)]
-        for worker in workers:
-            worker.start()
-        for n in range(10):
-            asked.put([n, n + 10])
-        got = [answers.get(timeout=100) for n in range(10)]
-        assert sorted(len(one) for one in got) == [2] * 10
-        for worker in workers:
-            asked.put(None)
-        for worker in workers:
-            worker.join(100)
-            assert worker.exitcode == 0
     assert file.read() == b""
 """
 
@@ -182,6 +164,7 @@ def test_a_program_that_forgets_its_files_ends(cluster: Cluster) -> None:
 # --- files ------------------------------------------------------------------------------
 
 
+@pytest.mark.thin
 def test_modes(fs: GfsFileSystem, here: str) -> None:
     path = f"{here}/x"
     with fs.open(path, "xb") as file:
@@ -411,21 +394,18 @@ def test_a_call_that_is_interrupted_as_it_begins_does_not_go_on(
 
 
 def test_an_interrupted_call_has_ended_when_its_caller_goes_on(
-    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    fs: GfsFileSystem, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would be aborted while it goes on, and the servers be blamed for what fails then."""
     main = threading.main_thread().ident
     assert main is not None
     done: list[str] = []
-    # Where the tests run in the background, the shell has SIGINT ignored.
-    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     async def write(self: NewFile, data: bytes) -> int:
         await trio.sleep(0.5)  # by then the caller waits
         signal.pthread_kill(main, signal.SIGINT)
         try:
-            await trio.sleep(60)
+            await trio.sleep_forever()
         finally:
             done.append("write")
         raise AssertionError
@@ -753,7 +733,7 @@ def test_times_and_sums_are_true(fs: GfsFileSystem, here: str) -> None:
     fs.pipe(path, b"one")
     seen = [(fs.ukey(path), fs.checksum(path))]
     created = fs.created(path)
-    assert abs((created - began).total_seconds()) < 60
+    assert abs((created - began).total_seconds()) < HANG_SECONDS
     assert fs.modified(path) >= created
     assert fs.info(path)["mtime"] == pytest.approx(fs.modified(path).timestamp())
     with fs.open(path, "r+b") as file:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import forks
 import pytest
 import releases
+from harness import PATIENT
 from limits import HANG_SECONDS, wait_for
 from processes import Processes, free_port
 
@@ -36,6 +37,11 @@ class Mixed(Processes):
         self.directory = directory
         self.loads: dict[str, subprocess.Popen[bytes]] = {}
         super().__init__(directory, len(CHUNKSERVERS), 5.0, GFS_MASTER_REPLICAS_BEFORE_ACK="1")
+
+    @property
+    def old_environment(self) -> dict[str, str]:
+        """Without settings that it may not know."""
+        return {n: value for n, value in self.environment.items() if n not in PATIENT}
 
     @property
     def key_file(self) -> str:
@@ -72,16 +78,16 @@ class Mixed(Processes):
         self, release: str, arguments: Sequence[str], log: BinaryIO
     ) -> subprocess.Popen[bytes]:
         directory = self.releases[release]
-        return releases.start(directory, *arguments, log=log, environment=self.environment)
+        return releases.start(directory, *arguments, log=log, environment=self.old_environment)
 
     def gfs(self, release: str, *arguments: str, code: int | None = 0) -> str:
         """What a command of that release prints."""
         words = [*arguments, "--key-file", self.key_file]
-        env = {**self.environment, "GFS_MASTER": self.master_address}
+        where = {"GFS_MASTER": self.master_address}
         if release == "new":
             # Most of them ask again and again whether all is whole: new interpreters would take
             # from the cluster what it needs to become it.
-            done = forks.run(words, env=env, text=True)
+            done = forks.run(words, env=self.environment | where, text=True)
         else:
             directory = self.releases[release]
             done = subprocess.run(
@@ -90,7 +96,7 @@ class Mixed(Processes):
                 text=True,
                 check=False,
                 cwd=directory,
-                env={**env, "PYTHONPATH": str(directory)},
+                env=self.old_environment | where | {"PYTHONPATH": str(directory)},
             )
         if code is not None:
             assert done.returncode == code, (release, arguments, done.stdout, done.stderr)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from harness import Cluster
+from limits import wait_for
 
 import gfs
 from gfs.blocks import BLOCK_BYTES, CHUNK_BYTES, MIB
 from gfs.client import Rescued, sync
+from gfs.config import ClientSettings
 from gfs.errors import GfsError, InvalidArgument
 
 #: A whole chunk, one that is lost, and a short one.
@@ -26,6 +28,9 @@ HOLES = [
     (15 * BLOCK_BYTES, 2 * BLOCK_BYTES),
     (1023 * BLOCK_BYTES, BLOCK_BYTES + CHUNK_BYTES),
 ]
+#: How long who is to find that a part is lost tries to read it.
+RETRY_SECONDS = 3.0
+HEDGE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +41,14 @@ def data() -> bytes:
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    cluster.environment["GFS_CLIENT_RETRY_SECONDS"] = "3"
+    # A busy server has not lost what it takes its time to send.
+    cluster.environment["GFS_CLIENT_HEDGE_SECONDS"] = f"{HEDGE_SECONDS:g}"
     try:
         cluster.start()
         cluster.gfs("put", "-", "/file", input=data)
         cluster.gfs("put", "-", "/good", input=data[:100_000])
         with sync.connect(state=cluster.state) as fs:
+            wait_for(lambda: not fs.fsck("/").damaged, "all replicas")
             first, second, _ = (chunk.handle for chunk in fs.locate("/file").chunks)
         for number, blocks in enumerate(DAMAGED, 1):
             flip(chunk_file(cluster, number, first), blocks)
@@ -77,9 +84,9 @@ def test_what_is_left_of_a_file_is_fetched_and_the_holes_are_reported(
     damaged: Cluster, data: bytes, tmp_path: Path
 ) -> None:
     target = tmp_path / "file"
-    damaged.gfs("get", "/file", target, code=1)
+    damaged.gfs("get", "/file", target, code=1, retry_seconds=RETRY_SECONDS)
     assert not target.exists()
-    done = damaged.gfs("get", "--partial", "/file", target, code=4)
+    done = damaged.gfs("get", "--partial", "/file", target, code=4, retry_seconds=RETRY_SECONDS)
     assert target.read_bytes() == with_holes(data)
     assert target.stat().st_blocks * 512 < LENGTH - CHUNK_BYTES + MIB, "holes take no space"
     reported = [line for line in done.stderr.decode().splitlines() if "lost" in line]
@@ -89,7 +96,8 @@ def test_what_is_left_of_a_file_is_fetched_and_the_holes_are_reported(
 
 
 def test_the_holes_are_reported_as_json(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
-    done = damaged.gfs("get", "--partial", "--json", "/file", "/good", f"{tmp_path}/", code=4)
+    arguments = ("get", "--partial", "--json", "/file", "/good", f"{tmp_path}/")
+    done = damaged.gfs(*arguments, code=4, retry_seconds=RETRY_SECONDS)
     files = {each["path"]: each["holes"] for each in json.loads(done.stdout)["files"]}
     assert files == {
         "/file": [{"offset": offset, "bytes": count} for offset, count in HOLES],
@@ -105,7 +113,7 @@ def test_the_holes_are_reported_as_json(damaged: Cluster, data: bytes, tmp_path:
 
 
 async def test_the_library_returns_the_holes(damaged: Cluster, data: bytes, tmp_path: Path) -> None:
-    settings = gfs.config.ClientSettings(retry_seconds=3.0)
+    settings = ClientSettings(retry_seconds=RETRY_SECONDS, hedge_seconds=HEDGE_SECONDS)
     async with gfs.connect(state=damaged.state, settings=settings) as fs:
         with pytest.raises(GfsError):
             await fs.get("/file")

@@ -6,19 +6,19 @@ import json
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import forks
 import pytest
 import trio
-from limits import HANG_SECONDS
-from processes import Processes, free_port
+from limits import HANG_SECONDS, wait_for
+from processes import Processes, free_port, wait_until, wait_whole
 
 import gfs
 from gfs.client import Client
-from gfs.errors import GfsError, NotFound, NotTheMaster
+from gfs.errors import NotFound, NotTheMaster
 
 
 class Shadowed(Processes):
@@ -77,39 +77,14 @@ def shadowed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shadowe
 
 async def level(shadowed: Shadowed, name: str) -> None:
     """The shadow has everything, and hears from all chunkservers."""
-    with trio.move_on_after(HANG_SECONDS):
-        while True:
-            try:
-                async with gfs.connect(shadowed.addresses[name], key=shadowed.key) as fs:
-                    status = await fs.status()
-                live = sum(server.state == "live" for server in status.servers)
-                if status.role == "shadow" and not status.behind_operations and live == 3:
-                    return
-            except GfsError:
-                pass
-            await trio.sleep(0.05)
-    pytest.fail(f"{name} is not level within {HANG_SECONDS:g} s")
 
+    async def is_level() -> bool:
+        async with gfs.connect(shadowed.addresses[name], key=shadowed.key) as fs:
+            status = await fs.status()
+        live = sum(server.state == "live" for server in status.servers)
+        return status.role == "shadow" and not status.behind_operations and live == 3
 
-async def wait_until(condition: Callable[[], bool], what: str) -> None:
-    with trio.move_on_after(HANG_SECONDS):
-        while True:
-            if condition():
-                return
-            await trio.sleep(0.01)
-    pytest.fail(f"no {what} within {HANG_SECONDS} s")
-
-
-async def whole(fs: Client) -> None:
-    """Every file at its goal, every replica good, soon."""
-    problems: list[Any] = []
-    with trio.move_on_after(HANG_SECONDS):
-        while True:
-            report = await fs.fsck()
-            if not report.damaged:
-                return
-            problems = report.problems
-    pytest.fail(f"still damaged after a minute: {problems}")
+    await wait_until(is_level, f"{name} that is level")
 
 
 class Load:
@@ -140,9 +115,14 @@ class Load:
 
     async def wait_for_more(self, count: int) -> None:
         wanted = len(self.done) + count
-        await wait_until(lambda: len(self.done) >= wanted, f"{count} more files")
+
+        async def are_done() -> bool:
+            return len(self.done) >= wanted
+
+        await wait_until(are_done, f"{count} more files")
 
 
+@pytest.mark.thin
 async def test_the_masters_machine_burns_under_load(shadowed: Shadowed, tmp_path: Path) -> None:
     """Everything acknowledged is there, and clients and chunkservers go on."""
     await level(shadowed, "shadow")
@@ -164,7 +144,7 @@ async def test_the_masters_machine_burns_under_load(shadowed: Shadowed, tmp_path
             await load.wait_for_more(50)
             nursery.cancel_scope.cancel()
         await load.check(fs)
-        await whole(fs)
+        await wait_whole(fs)
         await level(shadowed, "another")
     async with gfs.connect(shadowed.addresses["another"], key=shadowed.key) as reader:
         await load.check(reader)
@@ -216,15 +196,17 @@ async def test_they_change_places_and_the_old_one_is_fenced(shadowed: Shadowed) 
         # Without that command it has nothing to follow, and says what to do.
         shadowed.start_master()
         old = shadowed.processes.pop("master")
-        await wait_until(lambda: old.poll() is not None, "end of the old master")
-        assert old.returncode == 2
+        assert await trio.to_thread.run_sync(old.wait, HANG_SECONDS) == 2
         assert "gfs master --shadow-of ADDRESS" in (shadowed.directory / "log").read_text()
 
 
 def test_what_status_says(shadowed: Shadowed) -> None:
     trio.run(level, shadowed, "shadow")
     assert shadowed.status("shadow")["role"] == "shadow"
-    assert [s["state"] for s in shadowed.status("master")["shadows"]] == ["following"]
+    wait_for(
+        lambda: [s["state"] for s in shadowed.status("master")["shadows"]] == ["following"],
+        "a follower",
+    )
     reported = shadowed.gfs("shadow", "status").stdout
     assert f"the master is at {shadowed.addresses['master']}" in reported
     assert "1 shadow must have it" in shadowed.gfs("master", "status").stdout

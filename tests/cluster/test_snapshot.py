@@ -108,7 +108,7 @@ async def test_a_tree_that_is_being_written(processes: Processes) -> None:
             nursery.cancel_scope.cancel()
         processes.start_chunkserver("chunkserver-1")
         await wait_live(fs, 4)
-        await wait_whole(fs, 90)
+        await wait_whole(fs)
         for number, (before, after) in enumerate(taken):
             # What a write that was cut off left is on some replicas: it may come and go.
             assert_within(await numbers(fs, f"/copy{number}"), before, after)
@@ -141,7 +141,7 @@ async def test_a_chunkserver_is_killed_in_the_copy(processes: Processes) -> None
         assert await fs.get("/source") == data
         processes.start_chunkserver(victim)
         await wait_live(fs, 4)
-        await wait_whole(fs, 90)
+        await wait_whole(fs)
         assert not list((processes.state / victim).rglob("*.clone*"))
         assert await fs.get("/source") == data
         assert await fs.get(f"/copy{attempts}") == changed
@@ -157,6 +157,7 @@ def _kill_copying(
             hit.set()
 
 
+@pytest.mark.thin
 def test_the_command(processes: Processes, tmp_path: Path) -> None:
     def run(*arguments: str, code: int = 0) -> str:
         done = forks.run(

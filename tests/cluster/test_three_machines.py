@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from forks import Command
-from harness import environment
+from harness import PATIENT, environment
 from lifeline import Lifeline
 from limits import HANG_SECONDS, wait_for
 
@@ -137,7 +137,7 @@ class Machines:
             text=True,
             check=False,
             timeout=HANG_SECONDS,
-            env={**environment(), "PATH": path},
+            env={**environment(**PATIENT), "PATH": path},
             cwd=self.directory / machine,
         )
         assert done.returncode == 0, (machine, command, done.stdout, done.stderr)
@@ -171,7 +171,7 @@ class Machines:
                 arguments,
                 stdout=self.log.fileno(),
                 stderr=self.log.fileno(),
-                env=environment(**variables),
+                env=environment(**(PATIENT | variables)),
             )
 
     def _check_disk(self, path: Path) -> None:
@@ -228,7 +228,7 @@ class DayLoad:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env=environment(**PATIENT),
             )
 
     def check(self) -> None:

@@ -37,7 +37,9 @@ class Quick(Cluster):
         input: bytes | None = None,
         code: int | None = 0,
         cwd: Path | None = None,
+        retry_seconds: float | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
+        assert retry_seconds is None
         with contextlib.ExitStack() as stack:
             stack.enter_context(patch.dict(os.environ, {"GFS_STATE": str(self.state)}))
             stack.enter_context(contextlib.chdir(cwd or "."))
@@ -358,7 +360,7 @@ def test_what_was_deleted_can_be_had_back(cluster: Cluster, top: str) -> None:
     assert [(entry["path"], entry["length"]) for entry in listed] == [(f"{top}/f", 1)]
     # What is left of it in the master's own time, which is not the wall clock's.
     kept_ns = listed[0]["until_ns"] - listed[0]["deleted_ns"]
-    assert abs(kept_ns - 3 * 24 * 3600 * 10**9) < 60 * 10**9
+    assert abs(kept_ns - 3 * 24 * 3600 * 10**9) < HANG_SECONDS * 10**9
     assert "trash:" in cluster.gfs("status").stdout.decode()
     assert cluster.json("du", top)["trash_files"] >= 1
     assert "; deleted: " in cluster.gfs("du", top).stdout.decode()
@@ -395,10 +397,12 @@ def test_setrep(cluster: Cluster, top: str) -> None:
 
 
 def test_status(cluster: Cluster) -> None:
+    def are_live() -> bool:
+        return [server["state"] for server in cluster.json("status")["servers"]] == ["live"] * 3
+
+    wait_for(are_live, "three live servers")
     status = cluster.json("status")
-    assert len(status["servers"]) == 3
     server = status["servers"][0]
-    assert server["state"] == "live"
     assert {"address", "rack", "heartbeat_age_ms", "chunks", "disks"} <= set(server)
     assert {"total_bytes", "free_bytes"} <= set(server["disks"][0])
     assert {"files", "chunks", "under_replicated", "corrupt", "lost"} <= set(status["totals"])
@@ -414,6 +418,7 @@ def test_status(cluster: Cluster) -> None:
 
 def test_locate_and_fsck(cluster: Cluster, top: str) -> None:
     cluster.gfs("put", "-", f"{top}/file", input=b"x" * 1000)
+    wait_for(lambda: b"all is well" in cluster.gfs("fsck", top, code=None).stdout, "all replicas")
     located = cluster.json("locate", f"{top}/file")
     [chunk] = located["chunks"]
     assert (chunk["index"], chunk["length"], len(chunk["replicas"])) == (0, 1000, 3)
@@ -422,7 +427,6 @@ def test_locate_and_fsck(cluster: Cluster, top: str) -> None:
     assert f"{chunk['handle']:x}" in reported
     report = cluster.json("fsck", top)
     assert (report["files"], report["chunks"], report["damaged"]) == (1, 1, [])
-    assert b"all is well" in cluster.gfs("fsck", top).stdout
 
 
 # --- manners ----------------------------------------------------------------------
@@ -516,6 +520,7 @@ def test_the_master_can_be_named(cluster: Cluster, top: str, tmp_path: Path) -> 
         assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.thin
 def test_a_wrong_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("00" * 32)
     (tmp_path / "key").chmod(0o600)

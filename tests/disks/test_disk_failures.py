@@ -12,7 +12,9 @@ FAILURES = [
     Failure("shut-down", RealDisk.shut_down, attach_again),
     Failure("device-gone", RealDisk.lose_device, replace, command="add"),
     Failure("read-only", RealDisk.find_error, attach_again),
-    Failure("unmounted", RealDisk.detach, RealDisk.attach, "missing"),
+    pytest.param(
+        Failure("unmounted", RealDisk.detach, RealDisk.attach, "missing"), marks=pytest.mark.smoke
+    ),
     Failure("unmounted-above", RealDisk.detach, RealDisk.attach, "missing", "directory"),
     Failure("emptied", RealDisk.empty, nothing, "missing", command="add"),
     Failure("a-file", RealDisk.replace_by_file, RealDisk.put_back, "missing", "directory"),
@@ -23,13 +25,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [
-        pytest.param(each, id=each.name, marks=[pytest.mark.smoke] * (each.name == "unmounted"))
-        for each in FAILURES
-    ],
-)
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
 def test_a_disk_that_is(failure: Failure, shared: Shared) -> None:
     with shared.cluster() as cluster:
         failing.check(cluster, failure)

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
-from harness import Cluster
+from harness import PATIENT, Cluster
 from mounts import Mount, missing, mounted
 from needs import need, need_modules
 from processes import free_port
@@ -24,6 +24,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     need_modules("pyfuse3", install="make install-mount")
     # At the same address when it is started again.
     made = Cluster(tmp_path_factory.mktemp("cluster"), "--port", str(free_port()))
+    made.environment |= PATIENT
     try:
         yield made.start()
     finally:
@@ -34,6 +35,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def environment(cluster: Cluster) -> dict[str, str]:
     """In which ``gfs`` finds the cluster."""
     return {**cluster.environment, "GFS_STATE": str(cluster.state)}
+
+
+@pytest.fixture(autouse=True)
+def no_bug(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Is reported by any mount, those that are shared included."""
+    yield
+    shared = tmp_path_factory.getbasetemp().glob("mounts*/*.out")
+    for output in (*tmp_path.glob("*.out"), *shared):
+        assert "bug" not in output.read_text(), output.read_text()
 
 
 @pytest.fixture(scope="module")

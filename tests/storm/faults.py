@@ -21,6 +21,7 @@ from typing import TextIO
 import on_disk
 import trio
 from harness import Cluster
+from limits import HANG_SECONDS
 from signals import send
 
 from gfs.client import Client
@@ -31,7 +32,6 @@ from .model import museum
 CHUNKSERVERS = ["chunkserver-1", "chunkserver-2", "chunkserver-3"]
 STOP_SECONDS_MAX = 20.0
 REST_SECONDS_MAX = 4.0
-REPAIR_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Storm:
             self.problems.append(f"{fault.path} was not made good again")
 
     async def _is_whole(self, path: str) -> bool:
-        with trio.move_on_after(REPAIR_SECONDS):
+        with trio.move_on_after(HANG_SECONDS):
             while True:
                 try:
                     if not (await self._fs.fsck(path)).damaged:

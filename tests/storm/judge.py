@@ -48,7 +48,12 @@ def aways(path: Path) -> list[Away]:
 
 
 class Judge:
-    def __init__(self, logs: dict[int, Path], faults: Path) -> None:
+    """``slowness`` is how many times as long all may take on this machine."""
+
+    def __init__(self, logs: dict[int, Path], faults: Path, slowness: float = 1.0) -> None:
+        self._call_seconds_max = slowness * CALL_SECONDS_MAX
+        self._return_seconds = slowness * RETURN_SECONDS
+        self._repair_seconds = slowness * REPAIR_SECONDS
         self.calls: list[Call] = []
         self.reported: dict[int, list[dict[str, Any]]] = {}
         self.models: dict[int, Model] = {}
@@ -68,13 +73,12 @@ class Judge:
         needed = ["master", "control"] if call.op.startswith("rest") else ["master"]
         points = {call.began, call.ended}
         for away in self._aways:
-            points |= {away.began, away.ended + RETURN_SECONDS}
+            points |= {away.began, away.ended + self._return_seconds}
         inside = sorted(point for point in points if call.began <= point <= call.ended)
         found = []
         for left, right in itertools.pairwise(inside):
-            absences = [
-                a for a in self._aways if a.began <= left and right <= a.ended + RETURN_SECONDS
-            ]
+            back = right - self._return_seconds
+            absences = [a for a in self._aways if a.began <= left and back <= a.ended]
             gone = {a.who for a in absences}
             if (
                 gone.intersection(needed)
@@ -92,7 +96,7 @@ class Judge:
         first, second = ([a for a in self._aways if a.who == who] for who in others)
         return any(
             max(a.began, b.began) < min(a.ended, b.ended)
-            and 0 <= absence.began - min(a.ended, b.ended) <= REPAIR_SECONDS
+            and 0 <= absence.began - min(a.ended, b.ended) <= self._repair_seconds
             for a in first
             for b in second
         )
@@ -111,7 +115,7 @@ class Judge:
                 self.problems.append(
                     f"{call}: failed after {call.seconds:.1f} s: {call.result}: {call.text}"
                 )
-            elif self.seconds(call) > CALL_SECONDS_MAX:
+            elif self.seconds(call) > self._call_seconds_max:
                 self.problems.append(f"{call}: took {self.seconds(call):.1f} s")
 
     def longest(self) -> list[str]:
@@ -123,7 +127,7 @@ class Judge:
             events = [
                 (a.began, f"{a.who}: {a.kind} (for {a.ended - a.began:.1f} s)")
                 for a in self._aways
-                if a.began < call.ended and call.began < a.ended + RETURN_SECONDS
+                if a.began < call.ended and call.began < a.ended + self._return_seconds
             ]
             events += [
                 (line["at"], line["log"])

@@ -15,6 +15,7 @@ from harness import Cluster, environment
 from limits import HANG_SECONDS
 
 import gfs
+from gfs.config import ClientSettings
 from gfs.errors import GfsError
 
 from .faults import Storm, of_chunkservers, of_others
@@ -22,19 +23,20 @@ from .judge import Judge
 from .model import LOG, SHARED, content, museum
 from .work import SPACE
 
-END_SECONDS = 120.0
-CALM_SECONDS = 180.0
+CLIENT_RETRY_SECONDS = 30.0
 
 
-def run(directory: Path, seed: str, seconds: float, clients: int = 4) -> list[str]:
-    """Returns what was wrong; prints all there is to know."""
+def run(
+    directory: Path, seed: str, seconds: float, clients: int = 4, slowness: float = 1.0
+) -> list[str]:
+    """Returns what was wrong; prints all there is to know. ``slowness`` as for Judge."""
     cluster = Cluster(directory, control=True)
     password = secrets.token_urlsafe(12)
     cluster.environment["GFS_ADMIN_PASSWORD"] = password
     began = time.monotonic()
     try:
         cluster.start()
-        problems = trio.run(_storm, cluster, directory, seed, seconds, clients, password)
+        problems = trio.run(_storm, cluster, directory, seed, seconds, clients, slowness, password)
     finally:
         cluster.stop()
     print(f"{time.monotonic() - began:.0f} s in all; seed {seed}; again:")
@@ -45,20 +47,26 @@ def run(directory: Path, seed: str, seconds: float, clients: int = 4) -> list[st
 
 
 async def _storm(
-    cluster: Cluster, directory: Path, seed: str, seconds: float, clients: int, password: str
-) -> list[str]:
+    cluster: Cluster, directory: Path, seed: str, seconds: float, clients: int, slowness: float,
+    password: str,
+) -> list[str]:  # fmt: skip
     url = cluster.ready["control"]["storage"]
     logs = {number: directory / f"client-{number}.log" for number in range(1, clients + 1)}
     with httpx.Client(base_url=url, timeout=HANG_SECONDS) as http:
-        token = await trio.to_thread.run_sync(_log_in, http, password)
-        async with gfs.connect(state=cluster.state) as fs:
+        variables = {
+            "STORM_TOKEN": await trio.to_thread.run_sync(_log_in, http, password),
+            "GFS_CLIENT_RETRY_SECONDS": f"{slowness * CLIENT_RETRY_SECONDS:g}",
+            "PATH": os.environ["PATH"],
+        }
+        settings = ClientSettings(retry_seconds=HANG_SECONDS)
+        async with gfs.connect(state=cluster.state, settings=settings) as fs:
             await _until_whole(cluster)
             for path, what in museum().items():
                 await fs.put(content(0, *what), path)
             await fs.put(b"", SHARED)
             await fs.put(b"", LOG)
             workers = [
-                _start(cluster, seed, number, clients, log, url if number == clients else "", token)
+                _start(cluster, seed, number, clients, log, url * (number == clients), variables)
                 for number, log in logs.items()
             ]
             try:
@@ -70,12 +78,12 @@ async def _storm(
                         nursery.start_soon(storm.run, of_others(seed), until)
                         await _watch(workers, until)
                 for worker in workers:
-                    await trio.to_thread.run_sync(worker.communicate, None, END_SECONDS)
+                    await trio.to_thread.run_sync(worker.communicate, None, HANG_SECONDS)
             finally:
                 for worker in workers:
                     worker.kill()
                     worker.wait()
-        judge = Judge(logs, directory / "faults.log")
+        judge = Judge(logs, directory / "faults.log", slowness)
         judge.problems += storm.problems
         judge.judge_calls()
         if not await _until_whole(cluster):
@@ -106,7 +114,13 @@ def _log_in(http: httpx.Client, password: str) -> str:
 
 
 def _start(
-    cluster: Cluster, seed: str, number: int, clients: int, log: Path, rest: str, token: str
+    cluster: Cluster,
+    seed: str,
+    number: int,
+    clients: int,
+    log: Path,
+    rest: str,
+    variables: dict[str, str],
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
@@ -116,13 +130,13 @@ def _start(
         ],
         stdin=subprocess.PIPE,
         cwd=Path(__file__).parent.parent.parent,
-        env=environment(STORM_TOKEN=token if rest else "", PATH=os.environ["PATH"]),
+        env=environment(**variables),
     )  # fmt: skip
 
 
 async def _until_whole(cluster: Cluster) -> bool:
     """Until all chunkservers are live and every replica is good."""
-    with trio.move_on_after(CALM_SECONDS):
+    with trio.move_on_after(HANG_SECONDS):
         while True:
             try:
                 async with gfs.connect(state=cluster.state) as fs:
